@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Usage: ./run_all.sh [--profile smoke|laptop] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
+#        ./run_all.sh test [pytest arguments]
+# Runs the notebooks in order and leaves figures/ and artifacts/<profile>/, or runs the test suite.
+# Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+
+case "${1:-}" in
+  -h | --help)
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+esac
+
+# Relative folders are meant from where the command was typed.
+absolute() {
+  case "$1" in
+    /* | "~"*) printf '%s' "$1" ;;
+    *) printf '%s/%s' "$PWD" "$1" ;;
+  esac
+}
+if [[ -n "${SAERL_HOME:-}" ]]; then SAERL_HOME="$(absolute "$SAERL_HOME")"; export SAERL_HOME; fi
+if [[ -n "${SAERL_DATA_DIR:-}" ]]; then SAERL_DATA_DIR="$(absolute "$SAERL_DATA_DIR")"; export SAERL_DATA_DIR; fi
+cd "$ROOT"
+
+passes() {
+  [[ -n "$1" ]] && "$1" saerl_lib/envcheck.py >/dev/null 2>&1
+}
+
+active_python() {
+  if [[ -n "${VIRTUAL_ENV:-}" ]]; then
+    printf '%s' "$VIRTUAL_ENV/bin/python"
+  elif [[ -n "${CONDA_PREFIX:-}" ]]; then
+    printf '%s' "$CONDA_PREFIX/bin/python"
+  else
+    command -v python3 || true
+  fi
+}
+
+is_recent() {
+  "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+base_python() {
+  local name
+  for name in python3.11 python3.12 python3.13 python3 python; do
+    if is_recent "$name"; then
+      printf '%s' "$name"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer with venv was found; install one or activate the conda environment" >&2
+  return 1
+}
+
+install() {
+  local base
+  if ! is_recent .venv/bin/python; then
+    base="$(base_python)"
+    echo "environment: making .venv with $base"
+    "$base" -m venv --clear .venv
+  fi
+  echo "environment: installing requirements.lock into .venv (some minutes) ..."
+  .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.lock
+  echo "environment: installed in $SECONDS s"
+  if ! .venv/bin/python saerl_lib/envcheck.py; then
+    echo "error: .venv does not agree with requirements.lock after installing; remove .venv and try again" >&2
+    return 1
+  fi
+}
+
+PYTHON="$(active_python)"
+if passes "$PYTHON"; then
+  echo "environment: active, $PYTHON"
+else
+  PYTHON="$ROOT/.venv/bin/python"
+  if ! passes "$PYTHON"; then install; fi
+  echo "environment: .venv, $PYTHON"
+fi
+
+export PYTHONHASHSEED="${PYTHONHASHSEED:-0}"
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1779753600}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+export MPLBACKEND="${MPLBACKEND:-Agg}"
+export PYDEVD_DISABLE_FILE_VALIDATION="${PYDEVD_DISABLE_FILE_VALIDATION:-1}"
+export JUPYTER_PREFER_ENV_PATH=1
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+if [[ "${1:-}" == "test" ]]; then
+  shift
+  exec "$PYTHON" -m pytest "$@"
+fi
+exec "$PYTHON" -m saerl_lib run "$@"

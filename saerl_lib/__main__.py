@@ -1,0 +1,93 @@
+"""`python -m saerl_lib`: run the notebooks, check or rebuild the embedded world, measure speed.
+
+Expected errors are printed as one message with exit code 1; `--debug` keeps the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.notebooks import UserError
+
+EXPECTED = (UserError, ArtifactError, ValueError, OSError)
+"""Errors whose message is written for the caller; FileNotFoundError is an OSError."""
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors end with exit code 1, as all bad input does here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.format_usage()}error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `python -m saerl_lib`."""
+    parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,world,bench}")
+    run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
+    run.add_argument("--profile", default="laptop", help="smoke or laptop (default: laptop)")
+    run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
+    run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
+    run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
+    run.add_argument("--seeds", type=int, metavar="N", help="number of matched training seeds (default: the profile's)")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
+    world = commands.add_parser("world", parents=[common], help="check or rebuild the embedded world")
+    action = world.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
+    action.add_argument("--rebuild", action="store_true", help="train the shipped policy and encoder anew")
+    bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
+    bench.add_argument("name", choices=("encode", "grpo"))
+    job = commands.add_parser("train-job", parents=[common])
+    job.add_argument("path")
+    return parser
+
+
+def dispatch(arguments: argparse.Namespace) -> int:
+    """Run the chosen command and return its exit code; imports are local so that `--help` stays quick."""
+    if arguments.command == "run":
+        from saerl_lib.runner import RunOptions, run
+
+        run(
+            RunOptions(
+                profile=arguments.profile, seed=arguments.seed, seeds=arguments.seeds,
+                start=arguments.start, only=arguments.only, force=arguments.force,
+            )
+        )  # fmt: skip
+        return 0
+    if arguments.command == "world":
+        from saerl_lib.world_command import run_world
+
+        return int(run_world(arguments.check, arguments.rebuild) or 0)
+    if arguments.command == "bench":
+        from saerl_lib.bench import run_bench
+
+        return int(run_bench(arguments.name) or 0)
+    from saerl_lib.rl.job import run_job
+
+    return int(run_job(arguments.path) or 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` and run the command; returns 0, 1 for an expected error, or 130 when interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return dispatch(arguments)
+    except EXPECTED as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""Expensive step -> files -> cheap step: get-or-compute by content hash, manifest last.
+
+A stage is done only when its `manifest.json` lies in its folder, holds the key that the caller computed
+(configuration, keys of the stages it read, hash of the code of its room and of the rooms before it) and every
+output still has the recorded SHA-256. Outputs are written to a sibling folder that is renamed into place, so a
+killed or failed stage leaves nothing that a later run would trust.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from saerl_lib import paths
+from saerl_lib.config import Profile, content_hash
+
+MANIFEST = "manifest.json"
+ROOMS = ("data", "encode", "properties", "plan", "rl", "report")
+"""Rooms in the order in which data flow; imports only point backwards."""
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is missing, stale or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its name, folder and key."""
+
+    name: str
+    folder: Path
+    key: str
+    computed: bool
+    """True when this call computed it, False when it was found."""
+
+    def path(self, name: str) -> Path:
+        """Absolute path of one output."""
+        return self.folder / name
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@functools.cache
+def code_hash(room: str) -> str:
+    """Hash of the Python sources and weights of `room` and of all rooms before it."""
+    package = paths.ROOT / "saerl_lib"
+    digest = hashlib.sha256()
+    for name in ROOMS[: ROOMS.index(room) + 1]:
+        for path in sorted((package / name).rglob("*")):
+            if path.suffix in (".py", ".safetensors", ".json"):
+                digest.update(str(path.relative_to(package)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Commit, versions and machine, written into every manifest."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
+    packages = ("torch", "transformers", "trl", "sae-lens", "scikit-learn", "numpy")
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: metadata.version(name) for name in packages},
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a temporary sibling is renamed into place.
+
+    Raises ArtifactError when the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        if path.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or set SAERL_HOME to a writable folder") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a stage folder, or None when it is missing or unreadable."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def is_complete(folder: Path, key: str) -> bool:
+    """Whether `folder` holds a manifest with `key` and every output with its recorded hash."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.get("key") != key:
+        return False
+    outputs: Mapping[str, str] = manifest["outputs"]
+    return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
+
+
+def stage_key(name: str, room: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
+    """Content hash of all that decides a stage's outputs."""
+    return content_hash(
+        {"stage": name, "config": dict(config), "inputs": {s.name: s.key for s in inputs}, "code": code_hash(room)}
+    )
+
+
+def finish(folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> None:
+    """Write the manifest of a folder whose outputs are complete."""
+    outputs = {
+        str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
+    }
+    if not outputs:
+        raise ArtifactError(f"stage {name} wrote no output into {folder}")
+    write_json(
+        folder / MANIFEST,
+        {
+            "stage": name,
+            "key": key,
+            "config": dict(config),
+            "inputs": {s.name: s.key for s in inputs},
+            "outputs": outputs,
+            "provenance": provenance(),
+        },
+    )
+
+
+def get_or_compute(
+    profile: Profile,
+    name: str,
+    room: str,
+    config: Mapping[str, Any],
+    compute: Callable[[Path], None],
+    inputs: tuple[Stage, ...] = (),
+) -> Stage:
+    """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
+
+    `compute(folder)` writes all outputs into `folder`. Raises ArtifactError when the disk is full or not writable;
+    an exception of `compute` propagates and leaves no folder behind.
+    """
+    folder = paths.profile_dir(profile.name) / name
+    key = stage_key(name, room, config, inputs)
+    if is_complete(folder, key):
+        return Stage(name, folder, key, computed=False)
+    partial = folder.with_name(f".{name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        compute(partial)
+        finish(partial, name, key, config, inputs)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ArtifactError(f"stage {name} cannot write {folder}: {error}; free space or set SAERL_HOME to a writable folder") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Stage(name, folder, key, computed=True)

@@ -1,0 +1,294 @@
+"""Profiles: every choice of a run in one frozen record.
+
+A field says where its value comes from: "paper, section X" or "not stated in the paper; ours".
+`get_profile` is the only dial; a bad combination raises with the fix in the message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+WORLD_VERSION = "1"
+"""Version of the embedded world; raised whenever a generated sample may change."""
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How many samples each split of the embedded world holds (ours; sizes follow the paper where it states them)."""
+
+    seed: int = 2605
+    """Base seed of every generated split."""
+    labelled_samples: int = 3000
+    """Difficulty-labelled subset L (paper, section 4: 3,000); disjoint from the RL pool."""
+    test_samples: int = 2000
+    """Held-out target-source samples for the in-domain probes."""
+    noisy_pool_samples: int = 6528
+    """Target plus parent samples before the quality filter."""
+    target_share: float = 103_022 / 210_043
+    """Share of the target source in the noisy pool (paper, Table 6)."""
+    contest_train_samples: int = 800
+    """Extra labels of the third source in the adapted regime (paper, Table 2)."""
+    contest_test_samples: int = 2000
+    """Third-source test samples (the paper has 10,000)."""
+    step_labelled_samples: int = 4000
+    """Solutions with step labels for the quality regression (Table 3); 3/4 train, 1/4 test."""
+    rated_prompts: int = 1000
+    """Pool prompts whose base pass rate is measured."""
+    rated_attempts: int = 32
+    """Attempts of the base policy at each of them."""
+    eval_problems_small: int = 64
+    """Problems of each evaluation set used during training."""
+    eval_problems_full: int = 200
+    """Problems of each evaluation set at the first and the last step."""
+
+    def __post_init__(self) -> None:
+        if self.eval_problems_small > self.eval_problems_full:
+            raise ValueError(
+                f"eval_problems_small={self.eval_problems_small} exceeds eval_problems_full={self.eval_problems_full}: "
+                "the small sets are the first problems of the full ones; lower eval_problems_small"
+            )
+        if not 0.0 < self.target_share < 1.0:
+            raise ValueError(f"target_share={self.target_share} must lie strictly between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The model and the SAE that read the data; the policy never passes through it (paper, section 3.1)."""
+
+    hook_layer: int = 3
+    """Residual stream after this many blocks (paper: layer 27 of 28; ours: 3 of 4)."""
+    sae_latents: int = 2048
+    """Width F of the SAE (paper: 131,072)."""
+    sae_k: int = 32
+    """Active latents a token, TopK (not stated in the paper; ours)."""
+    sae_vectors: int = 400_000
+    """Distinct activation vectors collected for the SAE, from the encoder's own corpus (ours)."""
+    sae_heldout_vectors: int = 50_000
+    """Further vectors that measure explained variance, L0 and dead share."""
+    sae_training_tokens: int = 2_400_000
+    """Activation vectors the SAE is trained on, over several epochs (ours)."""
+    sae_learning_rate: float = 1e-3
+    """Adam learning rate of the SAE (not stated in the paper; ours)."""
+    min_explained_variance: float = 0.8
+    """The run stops below this."""
+    max_dead_share: float = 0.2
+    """The run stops above this share of latents that never fire on held-out tokens."""
+    retained_latents: int = 240
+    """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
+    frequency_band: tuple[float, float] = (0.01, 0.9)
+    """Shares of samples a retained latent may fire on (not stated in the paper; ours)."""
+    tokens_per_batch: int = 16_384
+    """Padded tokens of one encoding batch; bounds the memory."""
+
+    def __post_init__(self) -> None:
+        if self.retained_latents > self.sae_latents:
+            raise ValueError(
+                f"retained_latents={self.retained_latents} exceeds sae_latents={self.sae_latents}: retain fewer or widen the SAE"
+            )
+        if self.sae_k > self.sae_latents:
+            raise ValueError(f"sae_k={self.sae_k} exceeds sae_latents={self.sae_latents}")
+
+
+@dataclass(frozen=True)
+class PropertyConfig:
+    """Probes, clusters and difficulty."""
+
+    clusters: int = 10
+    """K of MiniBatchKMeans (paper, section 4)."""
+    elastic_net_l1_ratios: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Grid of l1_ratio, chosen by cross-validation on L (not stated in the paper; ours)."""
+    elastic_net_alphas: int = 20
+    """Length of the alpha path, chosen by cross-validation on L (not stated in the paper; ours)."""
+    cv_folds: int = 3
+    """Folds of every cross-validation (ours)."""
+    calibration: str = "isotonic"
+    """Form of the global map g: isotonic or linear (not stated in the paper; ours)."""
+    shrinkage_tau: float = 50.0
+    """tau_sh of equation 10, in labelled samples (not stated in the paper; ours)."""
+    bootstrap_samples: int = 500
+    """Resamples of every probe interval (ours)."""
+
+    def __post_init__(self) -> None:
+        if self.calibration not in ("isotonic", "linear"):
+            raise ValueError(f"calibration={self.calibration!r}: choose 'isotonic' or 'linear'")
+        if self.shrinkage_tau <= 0:
+            raise ValueError(f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The batch plan (paper, section 4)."""
+
+    prompts_per_step: int = 8
+    """b, prompts of one optimiser step (paper: 128)."""
+    swapped_per_batch: int = 1
+    """h, samples at the end of a batch exchanged with a partner (paper: 8 of 128 is best)."""
+    window_batches: int = 20
+    """Partner candidates are at most this many batches away (not stated in the paper; ours)."""
+    difficulty_tolerance: float = 0.75
+    """Largest difference of mean ranking scores between partners, in label units (not stated in the paper; ours)."""
+    length_tolerance: float = 0.35
+    """Largest relative difference of mean sequence lengths between partners (not stated in the paper; ours)."""
+    rest: str = "pool"
+    """What fills no batch of its own cluster: 'pool' sorts all rests together into closing batches (not stated in the paper; ours)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.swapped_per_batch < self.prompts_per_step:
+            raise ValueError(
+                f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and below prompts_per_step={self.prompts_per_step}"
+            )
+        if self.rest != "pool":
+            raise ValueError(f"rest={self.rest!r}: only 'pool' is known")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """GRPO with TRL."""
+
+    seeds: int = 3
+    """Matched seeds; seed i fixes rollouts and evaluation of every arm."""
+    rollouts_per_prompt: int = 8
+    """G, completions of one group (paper, section C.2)."""
+    learning_rate: float = 4e-5
+    """Constant: a decaying rate would confound order (the paper: 1e-6 on 1.5B parameters)."""
+    temperature: float = 1.0
+    """Rollout temperature (paper: 0.6)."""
+    max_completion_tokens: int = 80
+    """Longest completion (paper: 3,072)."""
+    clip_epsilon: float = 0.2
+    """PPO clip (not stated in the paper; TRL's default)."""
+    kl_beta: float = 0.0
+    """Weight of the KL term (not stated in the paper; ours)."""
+    max_grad_norm: float = 1.0
+    """Gradient clip (not stated in the paper; ours)."""
+    checkpoint_every_steps: int = 50
+    """A killed run resumes from the last checkpoint."""
+    eval_every_steps: int = 20
+    """Small evaluations during training (the paper's step counts are multiples of 20)."""
+    eval_samples_small: int = 2
+    """Completions a problem during training."""
+    eval_samples_full: int = 8
+    """Completions a problem at the first and the last step (paper: Avg@8, Pass@8)."""
+
+    def __post_init__(self) -> None:
+        if self.rollouts_per_prompt < 2:
+            raise ValueError("rollouts_per_prompt must be at least 2: a group of one has no advantage")
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One dial: the name decides everything."""
+
+    name: str
+    seed: int = 0
+    """Base seed of fits, plans and training; `WorldConfig.seed` is separate."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    properties: PropertyConfig = field(default_factory=PropertyConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pool_samples: int = 3200
+    """Prompts kept by the quality filter and planned once: steps x prompts_per_step."""
+
+    def __post_init__(self) -> None:
+        if self.pool_samples % self.plan.prompts_per_step:
+            raise ValueError(
+                f"pool_samples={self.pool_samples} is no multiple of prompts_per_step={self.plan.prompts_per_step}: "
+                "the last step would be short"
+            )
+        if self.pool_samples > self.world.noisy_pool_samples:
+            raise ValueError(f"pool_samples={self.pool_samples} exceeds noisy_pool_samples={self.world.noisy_pool_samples}")
+        if self.properties.clusters > self.pool_samples:
+            raise ValueError(
+                f"clusters={self.properties.clusters} exceeds pool_samples={self.pool_samples}: ask for fewer clusters"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one pass over the kept pool."""
+        return self.pool_samples // self.plan.prompts_per_step
+
+
+SMOKE = Profile(
+    name="smoke",
+    world=WorldConfig(
+        labelled_samples=240,
+        test_samples=160,
+        noisy_pool_samples=196,
+        contest_train_samples=60,
+        contest_test_samples=120,
+        step_labelled_samples=240,
+        rated_prompts=48,
+        rated_attempts=8,
+        eval_problems_small=8,
+        eval_problems_full=8,
+    ),
+    encoder=EncoderConfig(
+        sae_latents=512, retained_latents=32, sae_vectors=20_000, sae_heldout_vectors=5_000, sae_training_tokens=200_000, min_explained_variance=0.5, max_dead_share=0.9
+    ),
+    properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
+    plan=PlanConfig(prompts_per_step=8, window_batches=6),
+    train=TrainConfig(
+        seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2
+    ),
+    pool_samples=96,
+)
+
+LAPTOP = Profile(name="laptop")
+
+PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP}
+"""Profiles that run here. `paper` is described in the README; it needs hub models and GPUs."""
+
+
+class UnknownProfileError(ValueError):
+    """The profile does not exist."""
+
+
+def get_profile(name: str, seeds: int | None = None, seed: int | None = None) -> Profile:
+    """Return the profile `name`, optionally with another number of matched seeds or another base seed.
+
+    >>> get_profile("smoke").steps
+    12
+
+    Raises UnknownProfileError for a name that is not in `PROFILES`.
+    """
+    if name == "paper":
+        raise UnknownProfileError(
+            "profile 'paper' needs models and data from the Hugging Face Hub and GPUs and is not part of this version; "
+            "use --profile laptop or --profile smoke"
+        )
+    if name not in PROFILES:
+        raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    if seeds is not None:
+        profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, seeds=seeds))
+    if seed is not None:
+        profile = dataclasses.replace(profile, seed=seed)
+    return profile
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON-ready values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def content_hash(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sub_seed(base: int, label: str) -> int:
+    """A 31-bit seed derived from a base seed and a label, the same on every machine.
+
+    >>> sub_seed(0, "plan") == sub_seed(0, "plan"), sub_seed(0, "plan") == sub_seed(1, "plan")
+    (True, False)
+    """
+    digest = hashlib.sha256(f"{base}:{label}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF

@@ -1,0 +1,46 @@
+"""Every path of the project, absolute from this file; `SAERL_HOME` moves the large outputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+FIGURES = ROOT / "figures"
+WEIGHTS = ROOT / "saerl_lib" / "data" / "weights"
+"""The pre-trained policy and encoder of the embedded world, as safetensors."""
+
+
+def artifacts_root() -> Path:
+    """Folder of large outputs: `$SAERL_HOME`, else `artifacts/` beside the package."""
+    return Path(os.environ.get("SAERL_HOME") or ROOT / "artifacts").expanduser().resolve()
+
+
+def profile_dir(profile: str) -> Path:
+    """Stage outputs, executed notebooks and HTML of one profile."""
+    return artifacts_root() / profile
+
+
+def figures_dir(profile: str) -> Path:
+    """`figures/` for `laptop`; a folder of its own for any other profile, so that a smoke run never replaces a result."""
+    return FIGURES if profile == "laptop" else profile_dir(profile) / "figures"
+
+
+def figure_data_dir(profile: str) -> Path:
+    """The CSV files that the figures of `profile` are drawn from."""
+    return figures_dir(profile) / "data"
+
+
+def shared_data_dir() -> Path | None:
+    """Folder of real labelled mathematics named by `SAERL_DATA_DIR`, or None when it is not set.
+
+    Raises FileNotFoundError when the variable names no folder.
+    """
+    value = os.environ.get("SAERL_DATA_DIR")
+    if not value:
+        return None
+    path = Path(value).expanduser().resolve()
+    if not path.is_dir():
+        raise FileNotFoundError(f"SAERL_DATA_DIR={value}: no such folder; unset it or point it at the data")
+    return path

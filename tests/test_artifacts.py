@@ -1,0 +1,144 @@
+"""Get-or-compute: a stage is trusted only when its key and every output agree with the manifest written last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saerl_lib.artifacts import (
+    ArtifactError,
+    Stage,
+    code_hash,
+    file_sha256,
+    get_or_compute,
+    is_complete,
+    read_manifest,
+    write_json,
+)
+from saerl_lib.config import get_profile
+
+SMOKE = get_profile("smoke")
+
+
+class Counter:
+    """A compute function that counts its calls and writes one text."""
+
+    def __init__(self, text: str = "12") -> None:
+        self.text = text
+        self.calls = 0
+
+    def __call__(self, folder: Path) -> None:
+        self.calls += 1
+        (folder / "deep").mkdir()
+        (folder / "deep" / "value.txt").write_text(self.text)
+
+
+def compute(counter: Callable[[Path], None], config: dict[str, int] | None = None, inputs: tuple[Stage, ...] = ()) -> Stage:
+    return get_or_compute(SMOKE, "thing", "data", config or {"size": 1}, counter, inputs)
+
+
+def test_second_call_computes_nothing(saerl_home: Path) -> None:
+    counter = Counter()
+    first, second = compute(counter), compute(counter)
+    assert counter.calls == 1
+    assert (first.computed, second.computed) == (True, False)
+    assert first.key == second.key
+    assert second.path("deep/value.txt").read_text() == "12"
+    assert first.folder == saerl_home / "smoke" / "thing"
+
+
+def test_manifest_holds_config_outputs_and_provenance(saerl_home: Path) -> None:
+    stage = compute(Counter())
+    manifest = read_manifest(stage.folder)
+    assert manifest is not None
+    assert manifest["config"] == {"size": 1}
+    assert manifest["outputs"] == {"deep/value.txt": file_sha256(stage.path("deep/value.txt"))}
+    assert {"commit", "python", "versions"} <= set(manifest["provenance"])
+
+
+def test_changed_config_computes_again(saerl_home: Path) -> None:
+    counter = Counter()
+    compute(counter)
+    assert compute(counter, {"size": 2}).computed
+    assert counter.calls == 2
+
+
+def test_changed_input_computes_again(saerl_home: Path) -> None:
+    counter = Counter()
+    keys = [compute(counter, inputs=(Stage("before", saerl_home, key, False),)).key for key in ("a", "a", "b")]
+    assert keys[0] == keys[1] != keys[2]
+    assert counter.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["tamper", "delete", "manifest"])
+def test_damaged_output_is_computed_again(saerl_home: Path, damage: str) -> None:
+    counter = Counter()
+    stage = compute(counter)
+    if damage == "tamper":
+        stage.path("deep/value.txt").write_text("13")
+    elif damage == "delete":
+        stage.path("deep/value.txt").unlink()
+    else:
+        stage.path("manifest.json").write_text("{half")
+    assert compute(counter).computed
+    assert stage.path("deep/value.txt").read_text() == "12"
+
+
+def test_failing_compute_leaves_nothing(saerl_home: Path) -> None:
+    def broken(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(ZeroDivisionError):
+        compute(broken)
+    assert list((saerl_home / "smoke").iterdir()) == []
+
+
+def test_failing_recompute_keeps_the_finished_stage(saerl_home: Path) -> None:
+    stage = compute(Counter())
+
+    def broken(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute(broken, {"size": 2})
+    assert is_complete(stage.folder, stage.key)
+
+
+def test_compute_without_output_is_an_error(saerl_home: Path) -> None:
+    with pytest.raises(ArtifactError, match="stage thing wrote no output"):
+        compute(lambda folder: None)
+
+
+def test_leftover_of_a_killed_stage_is_dropped(saerl_home: Path) -> None:
+    leftover = saerl_home / "smoke" / ".thing.partial"
+    leftover.mkdir(parents=True)
+    (leftover / "old.txt").write_text("old")
+    stage = compute(Counter())
+    assert not stage.path("old.txt").exists()
+    assert not leftover.exists()
+
+
+def test_unwritable_folder_names_path_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SAERL_HOME", str(tmp_path / "file"))
+    with pytest.raises(ArtifactError, match=r"stage thing cannot write .*file/smoke/thing.*SAERL_HOME"):
+        compute(Counter())
+
+
+def test_write_json_is_atomic_and_names_an_unwritable_path(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "a.json", {"b": 1, "a": 2})
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"a": 2, "b": 1}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write .*file/a.json"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_code_hash_of_a_later_room_covers_more() -> None:
+    assert code_hash("data") != code_hash("encode")
+    with pytest.raises(ValueError):
+        code_hash("cellar")

@@ -1,0 +1,117 @@
+"""Profiles: what they hold, what they reject, and hashes that do not move."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from saerl_lib import config, paths
+from saerl_lib.config import (
+    LAPTOP,
+    PROFILES,
+    PlanConfig,
+    Profile,
+    TrainConfig,
+    UnknownProfileError,
+    content_hash,
+    get_profile,
+    sub_seed,
+    to_dict,
+)
+
+
+def test_profiles_have_their_own_name() -> None:
+    assert set(PROFILES) == {"smoke", "laptop"}
+    assert all(name == profile.name for name, profile in PROFILES.items())
+
+
+def test_laptop_encodes_240_latents_and_trains_400_steps() -> None:
+    assert LAPTOP.encoder.retained_latents == 240
+    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 400
+
+
+@pytest.mark.parametrize("name", ["", "Laptop", "huge"])
+def test_unknown_profile_names_the_choices(name: str) -> None:
+    with pytest.raises(UnknownProfileError, match="smoke, laptop"):
+        get_profile(name)
+
+
+def test_paper_profile_says_what_it_needs() -> None:
+    with pytest.raises(UnknownProfileError, match="Hugging Face Hub.*--profile laptop"):
+        get_profile("paper")
+
+
+def test_seeds_and_seed_change_nothing_else() -> None:
+    changed = get_profile("smoke", seeds=5, seed=7)
+    assert (changed.train.seeds, changed.seed) == (5, 7)
+    back = dataclasses.replace(changed, seed=0, train=dataclasses.replace(changed.train, seeds=2))
+    assert back == get_profile("smoke")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: get_profile("smoke", seeds=0), "seeds=0"),
+        (lambda: TrainConfig(rollouts_per_prompt=1), "rollouts_per_prompt"),
+        (lambda: PlanConfig(prompts_per_step=4, swapped_per_batch=4), "swapped_per_batch=4"),
+        (lambda: Profile("x", pool_samples=3201), "pool_samples=3201"),
+        (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
+        (lambda: config.EncoderConfig(retained_latents=4096), "retained_latents=4096"),
+        (lambda: config.PropertyConfig(calibration="spline"), "'isotonic' or 'linear'"),
+        (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
+    ],
+)
+def test_bad_combination_names_the_field(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_profile("smoke").seed = 1  # type: ignore[misc]
+
+
+def test_content_hash_ignores_key_order_and_sees_values() -> None:
+    assert content_hash({"a": 1, "b": [2.5]}) == content_hash({"b": [2.5], "a": 1})
+    assert content_hash({"a": 1}) != content_hash({"a": 2})
+    assert content_hash([]) == "4f53cda18c2baa0c"  # sha256 of "[]"
+
+
+def test_content_hash_rejects_nan() -> None:
+    with pytest.raises(ValueError):
+        content_hash({"a": float("nan")})
+
+
+def test_profile_hash_is_the_same_in_another_process_with_another_hash_seed() -> None:
+    code = "from saerl_lib.config import *; print(content_hash(to_dict(get_profile('laptop'))), sub_seed(3, 'plan'))"
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(paths.ROOT)}
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.split() == [content_hash(to_dict(LAPTOP)), str(sub_seed(3, "plan"))]
+
+
+def test_sub_seed_depends_on_base_and_label() -> None:
+    seeds = {sub_seed(base, label) for base in (0, 1, 2) for label in ("plan", "train", "evaluation")}
+    assert len(seeds) == 9
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_smoke_figures_never_replace_those_of_laptop(saerl_home: Path) -> None:
+    assert paths.figures_dir("laptop") == paths.ROOT / "figures"
+    assert paths.figure_data_dir("smoke") == saerl_home / "smoke" / "figures" / "data"
+
+
+def test_empty_saerl_home_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAERL_HOME", "")
+    assert paths.artifacts_root() == paths.ROOT / "artifacts"
+
+
+def test_missing_data_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAERL_DATA_DIR", str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError, match="SAERL_DATA_DIR=.*absent"):
+        paths.shared_data_dir()

@@ -1,0 +1,241 @@
+"""One source of truth for versions, and `run_all.sh` finds or makes an environment that holds them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from saerl_lib import envcheck
+from saerl_lib.execution import ENVIRONMENT
+from saerl_lib.paths import ROOT
+
+LOCK = ROOT / "requirements.lock"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "sae_lens": "sae-lens", "yaml": "PyYAML"}
+"""Distribution by import name, where the two differ."""
+
+
+def direct_requirements() -> list[Requirement]:
+    project = PROJECT["project"]
+    return [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
+
+
+# The check that decides whether an environment may be used.
+
+
+def test_this_environment_holds_the_lock(capsys: pytest.CaptureFixture[str]) -> None:
+    assert envcheck.main([]) == 0, capsys.readouterr().out
+
+
+def test_missing_and_other_versions_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text("# comment\n\nNumPy==0.0.1\n" + "".join(f"saerl-absent-{i}==1.0\n" for i in range(7)))
+    assert envcheck.main([str(lock)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"numpy is [\d.]+, locked is 0.0.1", lines[0])
+    assert lines[1] == "saerl-absent-0 1.0 is not installed"
+    assert lines[-1] == "and 3 more"
+
+
+def test_local_suffix_is_ignored_and_other_versions_are_not() -> None:
+    locked = {"torch": "2.13.0", "a": "1.0"}
+    assert envcheck.differences(locked, {"torch": "2.13.0+cpu", "a": "1.0"}) == []
+    assert envcheck.differences(locked, {"torch": "2.13.1", "a": "1.0"}) == ["torch is 2.13.1, locked is 2.13.0"]
+
+
+@pytest.mark.parametrize("line", ["numpy>=2", "numpy", "-r other.txt", "numpy == 2.4.6"])
+def test_lock_line_that_pins_nothing_is_an_error(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lock").write_text(f"a==1\n{line}\n")
+    assert envcheck.main([str(tmp_path / "lock")]) == 1
+    assert f"lock line 2: {line!r}" in capsys.readouterr().out
+
+
+def test_missing_lock_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert envcheck.main([str(tmp_path / "absent.lock")]) == 1
+    assert "absent.lock" in capsys.readouterr().out
+
+
+def test_old_python_is_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(envcheck, "MINIMUM_PYTHON", (99, 0))
+    assert envcheck.main([]) == 1
+    assert "older than 99.0" in capsys.readouterr().out
+
+
+# pyproject.toml, requirements.lock and environment.yml agree.
+
+
+def test_lock_satisfies_every_direct_dependency() -> None:
+    locked = envcheck.read_lock(LOCK)
+    for requirement in direct_requirements():
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name} of pyproject.toml is not in requirements.lock"
+        assert requirement.specifier.contains(locked[name]), f"{name} {locked[name]} does not satisfy {requirement}"
+        assert requirement.specifier, f"{name} has no version range in pyproject.toml"
+
+
+def test_lock_is_sorted_without_duplicates() -> None:
+    names = [line.split("==")[0].lower() for line in LOCK.read_text().splitlines()]
+    assert len(names) == len(set(names)) == len(envcheck.read_lock(LOCK))
+
+
+def test_conda_environment_refers_to_the_lock() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.lock"]
+    assert environment["name"] == PROJECT["project"]["name"]
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    assert PROJECT["project"]["requires-python"] == f">={python.removeprefix('python=')}"
+    assert python.removeprefix("python=") == ".".join(map(str, envcheck.MINIMUM_PYTHON))
+
+
+def test_every_import_is_a_direct_dependency() -> None:
+    declared = {canonicalize_name(requirement.name) for requirement in direct_requirements()}
+    for path in sorted([*(ROOT / "saerl_lib").rglob("*.py"), *(ROOT / "tests").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            for top in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names):
+                name = canonicalize_name(DISTRIBUTIONS.get(top, top))
+                assert top in ("saerl_lib", "tests") or name in declared, f"{path.name} imports {top}, not in pyproject.toml"
+
+
+def test_weights_travel_with_the_package() -> None:
+    data = PROJECT["tool"]["setuptools"]["package-data"]["saerl_lib.data"]
+    assert "weights/**" in data
+    for path in (ROOT / "saerl_lib").rglob("*.json"):
+        assert any(path.relative_to(ROOT / "saerl_lib" / "data").match(pattern.replace("**", "*")) or "weights" in path.parts
+                   for pattern in data), f"{path} is not package data"  # fmt: skip
+
+
+def test_licence_and_citation() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License\n" in text and "Copyright 2026 The SAERL authors" in text
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["license"], citation["version"]) == ("Apache-2.0", PROJECT["project"]["version"])
+    assert citation["references"][0]["url"].endswith("2605.27354")
+
+
+# run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
+
+
+def stub_project(folder: Path, lock: str) -> Path:
+    """A project whose `python -m saerl_lib run ...` prints interpreter, arguments, and environment."""
+    project = folder / "project"
+    (project / "saerl_lib").mkdir(parents=True)
+    (project / ".ci").mkdir()
+    for name in ("run_all.sh", ".ci/run", "saerl_lib/envcheck.py"):
+        shutil.copy(ROOT / name, project / name)
+    (project / "requirements.lock").write_text(lock)
+    (project / "saerl_lib" / "__init__.py").write_text("")
+    (project / "saerl_lib" / "__main__.py").write_text(
+        "import os, sys\nprint('prefix', sys.prefix)\nprint('arguments', sys.argv[1:])\nprint('cwd', os.getcwd())\n"
+        "for name in sorted(os.environ):\n    print(name + '=' + os.environ[name])\n"
+    )
+    return project
+
+
+def call(script: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the stub project without any environment that the caller has activated."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX", *ENVIRONMENT)}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    kept = {name: value for name, value in kept.items() if not name.startswith(("SAERL_", "PYTHON"))}
+    return subprocess.run([str(script), *arguments], cwd=cwd, env=kept | environment, capture_output=True, text=True)
+
+
+def fake_python(prefix: Path, body: str) -> None:
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "python").write_text(f"#!/bin/sh\n{body}\n")
+    (prefix / "bin" / "python").chmod(0o755)
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_active_environment_is_used_when_it_passes(tmp_path: Path, variable: str) -> None:
+    project = stub_project(tmp_path, "")
+    fake_python(tmp_path / "active", f'echo "through active"; exec {sys.executable} "$@"')
+    result = call(
+        project / "run_all.sh", "--profile", "smoke", "--only", "07", cwd=tmp_path,
+        SAERL_HOME="out", SAERL_DATA_DIR="/data", **{variable: str(tmp_path / "active")},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"environment: active, {tmp_path / 'active' / 'bin' / 'python'}"
+    assert "arguments ['run', '--profile', 'smoke', '--only', '07']" in lines
+    assert f"cwd {project}" in lines
+    assert f"SAERL_HOME={tmp_path / 'out'}" in lines and "SAERL_DATA_DIR=/data" in lines
+    assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(lines)
+    assert not (project / ".venv").exists()
+
+
+def test_own_venv_is_used_when_the_active_one_lacks_packages(tmp_path: Path) -> None:
+    project = stub_project(tmp_path, "")
+    fake_python(tmp_path / "active", "exit 1")
+    fake_python(project / ".venv", f'exec {sys.executable} "$@"')
+    result = call(project / "run_all.sh", cwd=tmp_path, VIRTUAL_ENV=str(tmp_path / "active"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"environment: .venv, {project}/.venv/bin/python\n")
+
+
+def make_wheel(folder: Path, name: str, version: str) -> None:
+    """An installable package with one empty module."""
+    folder.mkdir()
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def test_venv_is_made_once_from_the_lock(tmp_path: Path) -> None:
+    project = stub_project(tmp_path, "saerl_probe==1.0\n")
+    make_wheel(tmp_path / "wheels", "saerl_probe", "1.0")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    first = call(project / "run_all.sh", "--seeds", "2", cwd=tmp_path, **offline)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"environment: installed in \d+ s\n", first.stdout)
+    assert f"prefix {project / '.venv'}\n" in first.stdout
+    second = call(project / "run_all.sh", cwd=tmp_path, **offline)
+    assert second.returncode == 0
+    assert "install" not in second.stdout.split("prefix")[0]
+
+
+def test_failed_install_stops_with_an_error(tmp_path: Path) -> None:
+    project = stub_project(tmp_path, "saerl_probe==1.0\n")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    result = call(project / "run_all.sh", cwd=tmp_path, **offline)
+    assert result.returncode != 0
+    assert "saerl_probe==1.0" in result.stderr
+    assert "prefix" not in result.stdout
+
+
+def test_ci_runs_the_tests_with_the_data_beside_the_checkout(tmp_path: Path) -> None:
+    project = stub_project(tmp_path, "")
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    (project / "test_data.py").write_text("import os\ndef test_data():\n    assert 0, os.environ['SAERL_DATA_DIR']\n")
+    active = {"VIRTUAL_ENV": sys.prefix}
+    found = call(project / ".ci" / "run", "-p", "no:cacheprovider", cwd=tmp_path, **active)
+    assert found.returncode == 1
+    assert f"AssertionError: {tmp_path / 'shared' / 'data'}\n" in found.stdout
+    given = call(project / ".ci" / "run", "-p", "no:cacheprovider", cwd=tmp_path, SAERL_DATA_DIR="/elsewhere", **active)
+    assert "AssertionError: /elsewhere\n" in given.stdout
+
+
+def test_help_needs_no_environment(tmp_path: Path) -> None:
+    project = stub_project(tmp_path, "saerl_probe==1.0\n")
+    result = call(project / "run_all.sh", "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "--profile smoke|laptop" in result.stdout
+    assert not (project / ".venv").exists()
