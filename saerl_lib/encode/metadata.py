@@ -1,0 +1,80 @@
+"""The 26 shallow metadata features m (paper, section 3.1 and B.1; the paper names three kinds, the list is ours)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saerl_lib.data.schema import Sample
+
+
+def _share(text: str, pattern: str) -> float:
+    return len(re.findall(pattern, text)) / max(1, len(text))
+
+
+def _count(text: str, pattern: str) -> float:
+    return float(len(re.findall(pattern, text)))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(v[:15]) for v in re.findall(r"\d+", text)]
+
+
+def _log_max(text: str) -> float:
+    return math.log10(1 + max(_numbers(text), default=0))
+
+
+def _log_mean(text: str) -> float:
+    values = _numbers(text)
+    return math.log10(1 + sum(values) / max(1, len(values)))
+
+
+def _distinct_words(text: str) -> float:
+    words = re.findall(r"\w+", text.lower())
+    return len(set(words)) / max(1, len(words))
+
+
+TEX = r"\\[a-zA-Z]+|[${}^_]"
+OPERATORS = r"[-+*/%:]"
+
+_BOTH: dict[str, Callable[[str], float]] = {
+    "characters": lambda t: float(len(t)),
+    "words": lambda t: _count(t, r"\S+"),
+    "numbers": lambda t: _count(t, r"\d+"),
+    "digit_ratio": lambda t: _share(t, r"\d"),
+    "tex_ratio": lambda t: _share(t, TEX),
+    "operators": lambda t: _count(t, OPERATORS),
+    "punctuation_ratio": lambda t: _share(t, r"[.,;!?]"),
+    "log10_largest_number": _log_max,
+    "log10_mean_number": _log_mean,
+    "distinct_word_share": _distinct_words,
+    "brackets": lambda t: _count(t, r"[()\[\]]"),
+}
+_PROMPT: dict[str, Callable[[str], float]] = {
+    "question_marks": lambda t: _count(t, r"\?"),
+    "upper_case_ratio": lambda t: _share(t, r"[A-Z]"),
+}
+_SOLUTION: dict[str, Callable[[str], float]] = {"lines": lambda t: _count(t, r"\n") + 1.0}
+
+FEATURES: tuple[str, ...] = (
+    *(f"prompt_{name}" for name in (*_BOTH, *_PROMPT)),
+    *(f"solution_{name}" for name in (*_BOTH, *_SOLUTION)),
+    "solution_to_prompt_length",
+)
+"""Names of the 26 features, in column order."""
+
+
+def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
+    """[N, 26] metadata of the samples, unscaled, columns as in `FEATURES`."""
+    rows = []
+    for sample in samples:
+        prompt, solution = sample.prompt, sample.solution
+        row = [f(prompt) for f in (*_BOTH.values(), *_PROMPT.values())]
+        row += [f(solution) for f in (*_BOTH.values(), *_SOLUTION.values())]
+        row.append(len(solution) / len(prompt))
+        rows.append(row)
+    return np.asarray(rows, dtype=np.float32).reshape(len(samples), len(FEATURES))

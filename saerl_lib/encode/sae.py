@@ -1,0 +1,122 @@
+"""The sparse autoencoder: trained and held by SAELens, checked by gates on every load (paper, sections 2 and C.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from saerl_lib.config import EncoderConfig
+
+VECTORS_PER_STEP = 4096
+"""Activation vectors of one SAE optimiser step."""
+
+
+class SAEGateError(RuntimeError):
+    """The SAE does not fit the model or misses a stated bound."""
+
+
+@dataclass(frozen=True)
+class SAEQuality:
+    """Reconstruction quality on held-out tokens."""
+
+    explained_variance: float
+    """1 - squared error / variance about the mean vector, over all dimensions."""
+    l0: float
+    """Active latents a token, measured."""
+    dead_share: float
+    """Share of latents that fire on no held-out token."""
+    n_tokens: int
+
+
+def shuffled_vectors(vectors: Tensor, seed: int) -> Iterator[Tensor]:
+    """Endless batches of [VECTORS_PER_STEP, D] in a fresh order each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(VECTORS_PER_STEP, len(vectors))
+    while True:
+        order = torch.randperm(len(vectors), generator=generator)
+        for start in range(0, len(order) - size + 1, size):
+            yield vectors[order[start : start + size]]
+
+
+def train_sae(vectors: Tensor, config: EncoderConfig, seed: int, folder: Path) -> None:
+    """Train a TopK SAE on activations [n, D] with SAELens and save it for inference under `folder`."""
+    torch.manual_seed(seed)
+    sae = TopKTrainingSAE(
+        TopKTrainingSAEConfig(
+            d_in=vectors.shape[1], d_sae=config.sae_latents, k=config.sae_k, normalize_activations="expected_average_only_in"
+        )
+    )
+    with torch.no_grad():
+        sae.b_dec.copy_(torch.zeros_like(sae.b_dec))
+    size = min(VECTORS_PER_STEP, len(vectors))
+    steps = max(1, config.sae_training_tokens // size)
+    trainer = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * size,
+            train_batch_size_samples=size,
+            lr=config.sae_learning_rate,
+            lr_end=config.sae_learning_rate / 10,
+            lr_decay_steps=steps // 3,
+            dead_feature_window=max(10, steps // 8),
+            n_batches_for_norm_estimate=10,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=sae,
+        data_provider=shuffled_vectors(vectors, seed),
+    )
+    trainer.fit().save_inference_model(str(folder))
+
+
+def load_sae(folder: Path, width: int) -> SAE:
+    """An SAE from disk, in float32; raises SAEGateError when its input width is not the model's `width`."""
+    sae = SAE.load_from_disk(folder, device="cpu")
+    if sae.cfg.d_in != width:
+        raise SAEGateError(
+            f"{folder}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "
+            "choose the SAE that was trained on this model and layer"
+        )
+    return sae.eval()
+
+
+@torch.inference_mode()
+def measure_sae(sae: SAE, batches: Sequence[Tensor]) -> SAEQuality:
+    """Explained variance, L0 and dead share of `sae` on held-out activations [n, D]."""
+    mean = torch.cat(list(batches)).double().mean(dim=0)
+    error = variance = active = 0.0
+    tokens = 0
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
+    for vectors in batches:
+        latents = sae.encode(vectors)
+        error += (sae.decode(latents).double() - vectors.double()).square().sum().item()
+        variance += (vectors.double() - mean).square().sum().item()
+        active += (latents > 0).sum().item()
+        fired |= (latents > 0).any(dim=0)
+        tokens += len(vectors)
+    return SAEQuality(1 - error / variance, active / tokens, 1 - fired.float().mean().item(), tokens)
+
+
+def check_sae(quality: SAEQuality, config: EncoderConfig) -> None:
+    """Raise SAEGateError when a bound of `config` is missed."""
+    if quality.explained_variance < config.min_explained_variance:
+        raise SAEGateError(
+            f"explained variance {quality.explained_variance:.3f} is below min_explained_variance={config.min_explained_variance}; "
+            "train longer (sae_training_tokens) or raise sae_k"
+        )
+    if quality.dead_share > config.max_dead_share:
+        raise SAEGateError(
+            f"dead share {quality.dead_share:.3f} is above max_dead_share={config.max_dead_share}; train longer or lower sae_latents"
+        )
+
+
+def write_quality(quality: SAEQuality, path: Path) -> None:
+    """Store the measured quality as JSON."""
+    path.write_text(json.dumps(asdict(quality), indent=1) + "\n", encoding="utf-8")

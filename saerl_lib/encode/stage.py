@@ -1,0 +1,121 @@
+"""Stages `sae` and `features`: the SAE of the encoder, and phi of every split."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
+from saerl_lib.data.schema import Sample
+from saerl_lib.data.stage import load_split
+from saerl_lib.encode.activations import token_vectors, truncate
+from saerl_lib.encode.encoder import ENCODER, draw_corpus_text, encoder_families, load_encoder
+from saerl_lib.encode.features import FeatureTable, encode_samples, load_features, save_features
+from saerl_lib.encode.pooling import Encoder, choose_retained
+from saerl_lib.encode.sae import SAEQuality, check_sae, load_sae, measure_sae, train_sae, write_quality
+
+SPLITS = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
+"""Splits that are encoded."""
+
+
+def corpus_samples(all_families: bool, seed: int) -> Iterator[Sample]:
+    """Endless texts of the encoder's own corpus, from a seed that its pre-training did not use."""
+    rng = random.Random(seed)
+    families = encoder_families(all_families)
+    while True:
+        prompt, solution = draw_corpus_text(rng, families)
+        *steps, last = solution.split("\n")
+        yield Sample("corpus", prompt, tuple(steps), last.removeprefix("Answer: "))
+
+
+def collect_vectors(config: EncoderConfig, all_families: bool, seed: int) -> torch.Tensor:
+    """[sae_vectors + sae_heldout_vectors, D] activations of corpus tokens; the held-out ones lie at the end."""
+    model, tokenizer = load_encoder(all_families)
+    decoder = truncate(model, config.hook_layer)
+    wanted = config.sae_vectors + config.sae_heldout_vectors
+    stream, parts, count = corpus_samples(all_families, seed), [], 0
+    while count < wanted:
+        samples = [next(stream) for _ in range(2000)]
+        batches = list(token_vectors(samples, decoder, tokenizer, config.tokens_per_batch))
+        parts += batches
+        count += sum(map(len, batches))
+    return torch.cat(parts)[:wanted]
+
+
+def sae_stage(profile: Profile, all_families: bool = False) -> Stage:
+    """Train the SAE with SAELens, load it back and check its gates: the folder holds the SAE and quality.json.
+
+    Raises SAEGateError when explained variance or dead share miss their bounds.
+    """
+    config = profile.encoder
+    name = "sae_all_families" if all_families else "sae"
+
+    def compute(folder: Path) -> None:
+        vectors = collect_vectors(config, all_families, sub_seed(profile.seed, f"sae-corpus-{all_families}"))
+        train_sae(vectors[: config.sae_vectors], config, sub_seed(profile.seed, "sae"), folder / "sae")
+        held_out = vectors[config.sae_vectors :]
+        quality = measure_sae(load_sae(folder / "sae", ENCODER.width), held_out.split(8192))
+        write_quality(quality, folder / "quality.json")
+        check_sae(quality, config)
+
+    return get_or_compute(profile, name, "encode", {**to_dict(config), "seed": profile.seed}, compute)
+
+
+def quality_table(stages: dict[str, Stage], config: EncoderConfig) -> pd.DataFrame:
+    """Rows of sae_quality.csv for some SAE stages by encoder name."""
+    rows = []
+    for name, stage in stages.items():
+        quality = SAEQuality(**json.loads(stage.path("quality.json").read_text(encoding="utf-8")))
+        for quantity, value, low, high in (
+            ("explained variance", quality.explained_variance, config.min_explained_variance, 1.0),
+            ("dead share", quality.dead_share, 0.0, config.max_dead_share),
+            ("L0", quality.l0, None, None),
+        ):
+            met = None if low is None else low <= value <= high
+            rows.append((name, quantity, value, low, high, met, quality.n_tokens))
+    return pd.DataFrame(rows, columns=["encoder", "quantity", "value", "low", "high", "met", "n_tokens"])
+
+
+def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> Encoder:
+    """The encoder cut at its hook, with the SAE of a stage."""
+    model, tokenizer = load_encoder(all_families)
+    return Encoder(
+        truncate(model, profile.encoder.hook_layer),
+        tokenizer,
+        load_sae(sae.path("sae"), ENCODER.width),
+        profile.encoder.tokens_per_batch,
+    )
+
+
+def features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
+    """Encode every split: retained.safetensors, then <split>.safetensors with z and metadata.
+
+    The retained set is chosen on L without its labels; evaluation sets are never encoded.
+    """
+
+    def compute(folder: Path) -> None:
+        encoder = open_encoder(profile, sae)
+        retained = choose_retained(load_split(world, "labelled"), encoder, profile.encoder)
+        save_file({"retained": retained}, folder / "retained.safetensors")
+        for name in SPLITS:
+            save_features(encode_samples(load_split(world, name), encoder, retained), folder / f"{name}.safetensors")
+
+    return get_or_compute(profile, "features", "encode", to_dict(profile.encoder), compute, (world, sae))
+
+
+def load_split_features(features: Stage, name: str) -> FeatureTable:
+    """The feature table of one split."""
+    return load_features(features.path(f"{name}.safetensors"))
+
+
+def retained_latents(features: Stage) -> np.ndarray:
+    """Indices of the retained latents."""
+    return load_file(features.path("retained.safetensors"))["retained"]
