@@ -1,0 +1,164 @@
+"""The quality filter: a linear source classifier on z, and the rules that cut the pool (paper, equation 6, section B.4, Table 6).
+
+The positive class is membership of the target source, so "quality" is a source label. It is trained on a labelled
+split of its own, never on the pool that it filters. Scaling, penalty and averaging are not stated in the paper; ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from sklearn.linear_model import SGDClassifier
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from saerl_lib.config import PropertyConfig
+from saerl_lib.properties import bootstrap_interval, require_finite, require_rows
+from saerl_lib.properties.probes import ProbeRow, mean_squared_row_norm
+
+PENALTY = 1e-4
+"""alpha of SGDClassifier, for rows of mean squared norm 1 (scikit-learn's default; not stated in the paper; ours)."""
+PERCENTILES = {"p95": 95.0, "p99": 99.0}
+"""Threshold rules of Table 6, read as percentiles of the scores of held-out negatives (paper: "of which distribution" open)."""
+PAPER_TABLE_6 = {
+    "full": (0.4905, 1.0),
+    "p95": (0.9537, 0.9546),
+    "p99": (0.9898, 0.8422),
+    "top_50k_share": (0.9992, 0.4850),
+    "top_90k_share": (0.9873, 0.8625),
+}
+"""rule -> (purity, recall) in the paper, as shares."""
+PAPER_POOL = 210_043
+"""Samples of the paper's noisy pool."""
+
+
+@dataclass(frozen=True)
+class SourceClassifier:
+    """s = sigmoid(w.z + b) on standardised z (paper, equation 6).
+
+    Standardised rows are divided by `norm`, else the steps of SGD are too long and scores saturate at exactly 0 and 1.
+    """
+
+    scaler: StandardScaler
+    norm: float
+    """Root mean squared norm of a standardised training row."""
+    classifier: SGDClassifier
+
+    def score(self, z: np.ndarray) -> np.ndarray:
+        """Scores in [0, 1] of z [N, D], larger is more like the target. Raises ValueError for non-finite z."""
+        require_finite("z", z)
+        points = self.scaler.transform(np.asarray(z, dtype=np.float64)) / self.norm
+        return expit(self.classifier.decision_function(points))
+
+
+def fit_source_classifier(z: np.ndarray, is_target: np.ndarray, seed: int) -> SourceClassifier:
+    """Logistic SGD with averaged weights on z [N, D] against is_target [N].
+
+    Raises ValueError for non-finite z, unequal rows or a single class.
+    """
+    require_rows(z=z, is_target=is_target)
+    require_finite("z", z)
+    is_target = np.asarray(is_target, dtype=bool)
+    if is_target.all() or not is_target.any():
+        raise ValueError("is_target holds a single class: the source classifier needs target and parent samples")
+    scaler = StandardScaler()
+    points = scaler.fit_transform(np.asarray(z, dtype=np.float64))
+    norm = mean_squared_row_norm(points) ** 0.5
+    classifier = SGDClassifier(loss="log_loss", alpha=PENALTY, average=True, random_state=seed)
+    return SourceClassifier(scaler, norm, classifier.fit(points / norm, is_target))
+
+
+def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
+    """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id.
+
+    >>> keep_top_k(np.array([0.5, 0.9, 0.5]), ["b", "c", "a"], 2).tolist()
+    [False, True, True]
+
+    Raises ValueError for k outside 1..N, non-finite scores or repeated ids.
+    """
+    require_rows(scores=scores, ids=ids)
+    require_finite("scores", scores)
+    names = np.asarray(ids, dtype=str)
+    if not 1 <= k <= len(names):
+        raise ValueError(
+            f"k={k} must lie between 1 and the {len(names)} samples of the pool: lower pool_samples or enlarge the pool"
+        )
+    if len(np.unique(names)) < len(names):
+        raise ValueError("ids holds repeated values: give every sample its own id")
+    keep = np.zeros(len(names), dtype=bool)
+    keep[np.lexsort((names, -np.asarray(scores, dtype=float)))[:k]] = True
+    return keep
+
+
+def negative_thresholds(negative_scores: np.ndarray) -> dict[str, float]:
+    """rule -> threshold: the percentile of the scores of held-out parent samples (ours; see `PERCENTILES`)."""
+    require_finite("negative_scores", negative_scores)
+    return {rule: float(np.percentile(negative_scores, percentile)) for rule, percentile in PERCENTILES.items()}
+
+
+def filter_table(
+    scores: np.ndarray, ids: Sequence[str], is_target: np.ndarray, negative_scores: np.ndarray, top_k: Mapping[str, int]
+) -> pd.DataFrame:
+    """Rows of `filter.csv`: rule, kept, n_pool, target_kept, purity, recall, paper_purity, paper_recall (shares in [0, 1]).
+
+    Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`.
+    Purity is NaN when a rule keeps nothing; the paper's columns are NaN for a rule that it does not have.
+    """
+    require_rows(scores=scores, ids=ids, is_target=is_target)
+    scores, is_target = np.asarray(scores, dtype=float), np.asarray(is_target, dtype=bool)
+    if not is_target.any():
+        raise ValueError("is_target marks no sample of the pool: recall is undefined")
+    masks = {"full": np.ones(len(scores), dtype=bool)}
+    masks |= {rule: scores >= threshold for rule, threshold in negative_thresholds(negative_scores).items()}
+    masks |= {rule: keep_top_k(scores, ids, k) for rule, k in top_k.items()}
+    rows = []
+    for rule, keep in masks.items():
+        kept, target_kept = int(keep.sum()), int((keep & is_target).sum())
+        purity = target_kept / kept if kept else np.nan
+        recall = target_kept / int(is_target.sum())
+        rows.append((rule, kept, len(scores), target_kept, purity, recall, *PAPER_TABLE_6.get(rule, (np.nan, np.nan))))
+    columns = ["rule", "kept", "n_pool", "target_kept", "purity", "recall", "paper_purity", "paper_recall"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def paper_share_k(n_pool: int) -> dict[str, int]:
+    """The paper's top 50k and top 90k as the same shares of a pool of n_pool samples.
+
+    >>> paper_share_k(2100)
+    {'top_50k_share': 500, 'top_90k_share': 900}
+    """
+    return {f"top_{k}k_share": max(1, round(n_pool * k * 1000 / PAPER_POOL)) for k in (50, 90)}
+
+
+def source_separation(
+    scores: np.ndarray, is_target: np.ndarray, *, n_train: int, dataset: str, features: str, config: PropertyConfig, seed: int
+) -> list[ProbeRow]:
+    """ROC-AUC and average precision of scores [N], with intervals (paper: 0.9911 and 0.9910)."""
+    require_rows(scores=scores, is_target=is_target)
+    scores, is_target = np.asarray(scores, dtype=float), np.asarray(is_target, dtype=bool)
+    if is_target.all() or not is_target.any():
+        raise ValueError("is_target holds a single class: ROC-AUC is undefined; pass target and parent samples")
+    rows = []
+    for name, metric in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
+
+        def statistic(index: np.ndarray, metric: Callable[..., float] = metric) -> float:
+            return float(metric(is_target[index], scores[index])) if 0 < is_target[index].sum() < len(index) else np.nan
+
+        interval = bootstrap_interval(statistic, len(scores), config.bootstrap_samples, seed)
+        value = statistic(np.arange(len(scores)))
+        rows.append(ProbeRow(dataset, "source", name, features, value, interval.low, interval.high, n_train, len(scores)))
+    return rows
+
+
+def score_histogram(scores: np.ndarray, sources: np.ndarray, bins: int = 20) -> pd.DataFrame:
+    """Rows of `filter_scores.csv`: source, bin_low, bin_high, share (of that source), n; bins of equal width on [0, 1]."""
+    require_rows(scores=scores, sources=sources)
+    scores, sources, rows = np.asarray(scores, dtype=float), np.asarray(sources), []
+    for source in np.unique(sources):
+        counts, edges = np.histogram(scores[sources == source], bins=bins, range=(0.0, 1.0))
+        rows += [(str(source), edges[i], edges[i + 1], counts[i] / counts.sum(), int(counts[i])) for i in range(bins)]
+    return pd.DataFrame(rows, columns=["source", "bin_low", "bin_high", "share", "n"])

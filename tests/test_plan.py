@@ -1,0 +1,247 @@
+"""Curriculum, tail swap, orders and the plan record."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saerl_lib.config import PlanConfig
+from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, plan_hash, read_plan, validate, write_plan
+from saerl_lib.plan import diversity, orders
+from saerl_lib.plan.batch_plan import COLUMNS
+from saerl_lib.plan.curriculum import Batch, cluster_first
+from saerl_lib.plan.mixing import mix_tails
+
+
+def config(b: int, h: int = 0, window: int = 100, difficulty: float = 1e9, length: float = 1.0) -> PlanConfig:
+    """A PlanConfig whose swap conditions are open unless narrowed."""
+    return PlanConfig(b, h, window, difficulty_tolerance=difficulty, length_tolerance=length)
+
+
+def dozen() -> dict[str, np.ndarray]:
+    """Cluster 0 has six samples, cluster 1 five, cluster 2 one; batches of two."""
+    clusters = np.array([0] * 6 + [1] * 5 + [2])
+    ranking = np.array([6.0, 5, 4, 3, 2, 1, 1.4, 2.4, 3.4, 4.4, 9.0, 2.2])
+    return {"ids": np.array([f"s{i:02d}" for i in range(12)]), "clusters": clusters, "ranking": ranking, "raw": ranking * 2}
+
+
+def test_curriculum_of_a_dozen_by_hand() -> None:
+    batches = cluster_first(**dozen(), config=config(2))
+    found = [(batch.stage, batch.rows.tolist()) for batch in batches]
+    # stage means: (1, 2, 1.4, 2.4) -> 1.7; (3, 4, 3.4, 4.4) -> 3.7; (5, 6) -> 5.5; rests s11 (2.2) and s10 (9.0) -> 5.6
+    assert found == [(0, [5, 4]), (0, [6, 7]), (1, [3, 2]), (1, [8, 9]), (2, [1, 0]), (3, [11, 10])]
+
+
+def test_rest_batch_goes_before_the_first_harder_stage() -> None:
+    samples = dozen()
+    samples["ranking"][10] = 4.5  # the rest batch now has mean 3.35: before stage 1 (mean 3.7)
+    found = [(batch.stage, batch.rows.tolist()) for batch in cluster_first(**samples, config=config(2))]
+    assert found == [(0, [5, 4]), (0, [6, 7]), (1, [11, 10]), (2, [3, 2]), (2, [8, 9]), (3, [1, 0])]
+
+
+def test_ties_of_the_score_go_by_raw_then_by_id() -> None:
+    batches = cluster_first(
+        ids=["b", "a", "c", "d"], clusters=np.zeros(4), ranking=np.ones(4), raw=np.array([2.0, 2.0, 1.0, 3.0]), config=config(4)
+    )
+    assert batches[0].rows.tolist() == [2, 1, 0, 3]
+
+
+def test_swap_by_hand_changes_tails_only() -> None:
+    batches = [Batch(0, np.array([0, 1, 2])), Batch(0, np.array([3, 4, 5]))]
+    mixed = mix_tails(batches, np.array([0, 0, 0, 1, 1, 1]), np.arange(6.0), np.ones(6), config(3, h=2))
+    assert [batch.rows.tolist() for batch in mixed.batches] == [[0, 4, 5], [3, 1, 2]]
+    assert mixed.partner.tolist() == [1, 0]
+    assert mixed.unpaired_share == 0.0
+    assert batches[0].rows.tolist() == [0, 1, 2]  # the input is untouched
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "clusters", "stages", "swaps"),
+    [
+        ({}, [0, 0, 1, 1], (0, 0), True),
+        ({"difficulty": 1.0}, [0, 0, 1, 1], (0, 0), True),
+        ({"difficulty": 0.9}, [0, 0, 1, 1], (0, 0), False),
+        ({"length": 0.5}, [0, 0, 1, 1], (0, 0), True),
+        ({"length": 0.4}, [0, 0, 1, 1], (0, 0), False),
+        ({"h": 0}, [0, 0, 1, 1], (0, 0), False),
+        ({"window": 0}, [0, 0, 1, 1], (0, 0), False),
+        ({}, [0, 0, 0, 0], (0, 0), False),
+        ({}, [0, 1, 0, 2], (0, 0), False),  # both dominated by 0, the lowest number among equals
+        ({}, [0, 0, 1, 1], (0, 1), False),
+    ],
+)
+def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int, int], swaps: bool) -> None:
+    batches = [Batch(stages[0], np.array([0, 1])), Batch(stages[1], np.array([2, 3]))]
+    ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
+    mixed = mix_tails(batches, np.array(clusters), ranking, lengths, config(2, **({"h": 1} | narrowed)))
+    assert mixed.partner.tolist() == ([1, 0] if swaps else [-1, -1])
+    assert mixed.batches[0].rows.tolist() == ([0, 3] if swaps else [0, 1])
+
+
+def test_closest_partner_wins_and_each_batch_swaps_once() -> None:
+    batches = [Batch(0, np.array([2 * i, 2 * i + 1])) for i in range(4)]
+    clusters, ranking = np.repeat([0, 1, 2, 3], 2), np.repeat([1.0, 3.0, 2.0, 0.0], 2)
+    # batch 0 finds 2 and 3 equally close: the earlier wins; 1 and 3 remain for each other, or not
+    assert mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1)).partner.tolist() == [2, 3, 0, 1]
+    assert mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1, difficulty=1.0)).partner.tolist() == [2, -1, 0, -1]
+    mixed = mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1, window=1))
+    assert mixed.partner.tolist() == [1, 0, 3, 2]
+
+
+def test_plan_table_records_the_path_of_a_sample() -> None:
+    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
+    assert plan.ids[:4] == ["s05", "s07", "s06", "s04"]
+    assert list(plan.table.columns) == list(COLUMNS)
+    assert plan.table["swapped_with"].tolist()[:4] == [-1, 1, -1, 0]
+    assert plan.table.loc[1].to_dict() == {
+        "position": 1, "step": 0, "slot": 1, "sample_id": "s07", "cluster": 1,
+        "raw_difficulty": 4.8, "ranking_score": 2.4, "swapped_with": 1,
+    }
+    assert plan.unpaired_share == pytest.approx(2 / 6)
+    before = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1), order="saerl_before_mixing")
+    assert before.unpaired_share == 1.0
+    assert before.ids[:4] == ["s05", "s04", "s06", "s07"]
+
+
+pools = st.integers(2, 6).flatmap(
+    lambda b: st.tuples(
+        st.just(b),
+        st.integers(0, b - 1),
+        st.integers(1, 12).flatmap(
+            lambda t: st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(1, 9)), min_size=b * t, max_size=b * t)
+        ),
+        st.integers(0, 5),
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pools, st.sampled_from(ORDERS), st.randoms(use_true_random=False))
+def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: str, random) -> None:
+    b, h, samples, window = pool
+    clusters, ranking, lengths = (np.array(column) for column in zip(*samples, strict=True))
+    ids = np.array([f"id{i}" for i in range(len(samples))])
+    settings_ = config(b, h, window, difficulty=2.0, length=0.5)
+
+    def plan_of(rows: np.ndarray) -> BatchPlan:
+        scores = {"ranking": ranking[rows], "raw": ranking[rows] % 3, "lengths": lengths[rows], "labels": ranking[rows]}
+        return build_plan(ids=ids[rows], clusters=clusters[rows], config=settings_, order=order, seed=7, **scores)
+
+    plan = plan_of(np.arange(len(ids)))
+    assert sorted(plan.ids) == sorted(ids)
+    validate(plan, ids, b)
+    table = plan.table
+    for step, other in table.loc[table["swapped_with"] >= 0, ["step", "swapped_with"]].to_numpy():
+        tail = table[table["step"] == other]["swapped_with"]
+        assert step != other and set(tail[-h:]) == {step} and set(tail[:-h]) <= {-1}
+    rows = list(range(len(ids)))
+    random.shuffle(rows)
+    assert plan_hash(plan) == plan_hash(plan_of(np.array(rows)))
+    pd.testing.assert_frame_equal(plan.table, plan_of(np.arange(len(ids))).table)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools)
+def test_full_batches_hold_one_cluster_and_ascend(pool) -> None:
+    b, _, samples, _ = pool
+    clusters, ranking, _ = (np.array(column) for column in zip(*samples, strict=True))
+    batches = cluster_first([str(i) for i in range(len(samples))], clusters, ranking, ranking, config(b))
+    pure = sum(len(set(clusters[batch.rows])) == 1 for batch in batches)
+    assert pure >= sum(np.bincount(clusters) // b)
+    assert all((np.diff(ranking[batch.rows]) >= 0).all() for batch in batches)
+    assert (np.diff([batch.stage for batch in batches]) >= 0).all()
+
+
+def test_saerl_with_h_0_is_the_curriculum() -> None:
+    unmixed = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=0))
+    before = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1), order="saerl_before_mixing")
+    assert plan_hash(unmixed) == plan_hash(before)
+    assert plan_hash(unmixed) != plan_hash(build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1)))
+
+
+def test_baseline_orders() -> None:
+    ids = ["a", "b", "c", "d"]
+    labels = np.array([2.0, 1.0, 2.0, 0.0])
+    assert orders.by_difficulty(ids, labels).tolist() == [3, 1, 0, 2]
+    assert orders.by_difficulty(ids, labels, descending=True).tolist() == [0, 2, 1, 3]
+    many = [f"{i:03d}" for i in range(100)]
+    assert orders.random_order(many, 0).tolist() == orders.random_order(many, 0).tolist()
+    assert orders.random_order(many, 0).tolist() != orders.random_order(many, 1).tolist()
+    assert sorted(orders.random_order(many, 0)) == list(range(100))
+
+
+def test_parquet_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
+    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
+    write_plan(plan, tmp_path / "a.parquet")
+    write_plan(plan, tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    again = read_plan(tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(again.table, plan.table)
+    assert (again.order, again.prompts_per_step, again.swapped_per_batch) == ("saerl", 2, 1)
+    pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(PlanError, match="is no batch plan"):
+        read_plan(tmp_path / "c.parquet")
+
+
+def test_validate_names_missing_doubled_and_unknown_ids() -> None:
+    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
+    table = plan.table.copy()
+    table.loc[0, "sample_id"] = "s07"
+    with pytest.raises(PlanError, match=r"1 missing ids, first \['s05'\]; 1 doubled ids, first \['s07'\]"):
+        validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
+    table.loc[0, "sample_id"] = "stranger"
+    with pytest.raises(PlanError, match=r"1 unknown ids, first \['stranger'\]"):
+        validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
+    with pytest.raises(PlanError, match="column step"):
+        validate(plan, dozen()["ids"], 3)
+    with pytest.raises(PlanError, match="no multiple of prompts_per_step=5"):
+        validate(plan, dozen()["ids"], 5)
+    with pytest.raises(PlanError, match="has columns"):
+        validate(dataclasses.replace(plan, table=plan.table.drop(columns="slot")), dozen()["ids"], 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": config(5)}, "12 samples are no multiple of prompts_per_step=5: keep 10"),
+        ({"order": "zigzag"}, "order='zigzag' does not exist; choose one of saerl"),
+        ({"order": "ascending"}, "pass labels"),
+        ({"order": "descending", "labels": np.full(12, np.nan)}, "labels must hold 12 finite"),
+        ({"ids": ["x"] * 12}, "1 repeated ids, first \\['x'\\]"),
+        ({"ranking": np.full(12, np.nan)}, "ranking holds non-finite"),
+        ({"lengths": np.zeros(12)}, "lengths holds values of 0"),
+        ({"lengths": np.ones(11)}, "row counts"),
+    ],
+)
+def test_bad_input(change: dict, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        build_plan(**({**dozen(), "lengths": np.ones(12), "config": config(2)} | change))
+
+
+def test_diversity_by_hand_and_rows() -> None:
+    points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
+    # pairs (0, 1) and (2, 3): distances 5 and 1
+    assert diversity.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
+    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
+    line = np.arange(12.0)[:, None]
+    rows = diversity.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
+    assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
+    assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
+    assert diversity.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
+
+
+def test_composition_rows_by_hand() -> None:
+    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
+    rows = diversity.composition_rows(plan, dozen()["ids"], np.arange(12.0))
+    assert rows.loc[0].to_dict() == {
+        "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
+        "mean_ranking_score": pytest.approx(1.7), "mean_prompt_tokens": 6.0,
+    }
+    with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
+        diversity.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
