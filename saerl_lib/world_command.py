@@ -1,0 +1,62 @@
+"""`python -m saerl_lib world`: measure every gate of the world, or rebuild what it ships."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from saerl_lib import paths
+from saerl_lib.artifacts import provenance, write_json
+from saerl_lib.config import WORLD_VERSION, Profile, get_profile
+from saerl_lib.data.stage import world_stage
+from saerl_lib.encode.encoder import encoder_folder, rebuild_encoder
+from saerl_lib.report.figures import draw, write_csv
+from saerl_lib.report.statistics import minimum_detectable_effect
+from saerl_lib.rl.base_rates import base_rates_stage
+from saerl_lib.rl.calibrate import rebuild_mixture
+from saerl_lib.rl.gates import TRAINED_RECORD, gate_table
+from saerl_lib.rl.policy import FOLDER, rebuild_policy
+from saerl_lib.rl.reserved import mean_accuracy, order_evaluations, order_gates, reserved_world, transfer_gate
+
+
+def check_world(profile: Profile) -> bool:
+    """Measure all gates, store those of training runs, print the table; True when every gate is met."""
+    reserved = reserved_world(profile)
+    curves = mean_accuracy(order_evaluations(profile, reserved), profile.world.eval_problems_small)
+    gates = order_gates(curves, minimum_detectable_effect)
+    gates["transfer: other domains' gain / own gain"] = transfer_gate(profile, reserved)
+    write_json(TRAINED_RECORD, {"world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates})
+    world = world_stage(profile)
+    table = gate_table(profile, world, base_rates_stage(profile, world))
+    folder = paths.profile_dir(profile.name) / "world_check"
+    write_csv(table, "world_gates", folder)
+    draw("world_gates", folder, folder)
+    print(table[["gate", "value", "low", "high", "met", "n"]].to_string(index=False))
+    print(f"table and figure: {folder}")
+    return bool(table["met"].all())
+
+
+def rebuild_world(profile: Profile) -> None:
+    """Pre-train policy and encoders from scratch and fit the mixture; needs no network."""
+
+    def report(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"step {step}: {loss:.4f} nats a token", flush=True)
+
+    print("policy")
+    rebuild_policy(report=report)
+    for all_families in (False, True):
+        print("encoder that saw all families" if all_families else "encoder")
+        rebuild_encoder(encoder_folder(all_families), all_families, report=report)
+    print(f"mixture: total variation {rebuild_mixture(profile.train):.4f} on the pilot")
+    machine = {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()}
+    write_json(FOLDER.parent / "provenance.json", {**provenance(), **machine, "command": "python -m saerl_lib world --rebuild"})
+
+
+def run_world(check: bool, rebuild: bool) -> int:
+    """Entry of the command; exit code 1 when a gate is missed."""
+    profile = get_profile("laptop")
+    if rebuild:
+        rebuild_world(profile)
+    return 0 if not check or check_world(profile) else 1
