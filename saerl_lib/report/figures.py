@@ -1,0 +1,52 @@
+"""The figures by name: which tables each is drawn from, and drawing them from `figures/data/*.csv` alone.
+
+Needs no model, no GPU and no download; the same tables give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from saerl_lib.report import plots_filter, plots_plan, plots_properties, plots_training, plots_world, style
+from saerl_lib.report.schemas import SCHEMAS, TableError, read_table, write_csv
+
+__all__ = ["FIGURES", "SCHEMAS", "TableError", "draw", "draw_all", "read_table", "write_csv"]
+
+FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "world_gates": (("world_gates",), plots_world.world_gates),
+    "pass_rates": (("pass_rates",), plots_world.pass_rates),
+    "difficulty_vs_pass_rate": (("difficulty_vs_pass_rate",), plots_world.difficulty_vs_pass_rate),
+    "sae_quality": (("sae_quality",), plots_properties.sae_quality),
+    "sae_map": (("sae_map",), plots_properties.sae_map),
+    "probe_ladder": (("probe_ladder",), plots_properties.probe_ladder),
+    "calibration": (("calibration",), plots_properties.calibration),
+    "cluster_topics": (("cluster_topics",), plots_properties.cluster_topics),
+    "filter": (("filter", "filter_scores"), plots_filter.filter_rules),
+    "batch_composition": (("batch_composition",), plots_plan.batch_composition),
+    "inbatch_diversity": (("inbatch_diversity",), plots_plan.inbatch_diversity),
+    "training_curves": (("training_curves",), plots_training.training_curves),
+    "learning_curves": (("learning_curves",), plots_training.learning_curves),
+    "paired_difference": (("paired_difference",), plots_training.paired_difference),
+}
+"""Figure name -> (names of its tables, function of these tables)."""
+
+
+def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
+    """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it.
+
+    Raises TableError for an unknown figure, a missing table or a missing column (naming the notebook that writes it),
+    ArtifactError when the folder cannot be written.
+    """
+    if name not in FIGURES:
+        raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
+    tables, function = FIGURES[name]
+    figure = function(*(read_table(table, data_folder) for table in tables))
+    return style.save(figure, name, figure_folder)
+
+
+def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
+    """Draw every figure of the registry, in its order; raises as `draw` does."""
+    return [draw(name, data_folder, figure_folder) for name in FIGURES]

@@ -1,0 +1,88 @@
+"""Markdown tables for the README, and putting them between their markers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from saerl_lib.report.schemas import is_true, write_atomic
+
+EMPTY = "-"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
+        return EMPTY
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A GitHub Markdown table; numbers with four significant digits, empty cells as "-".
+
+    >>> print(markdown_table(["a", "b"], [["x|y", 1.23456], ["", float("nan")]]))
+    | a | b |
+    | --- | --- |
+    | x\\|y | 1.235 |
+    | - | - |
+    """
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bounds(low: Any, high: Any) -> str:
+    if pd.isna(low) or pd.isna(high):
+        return ""
+    return f"{float(low):.3g} to {float(high):.3g}"
+
+
+def _count(value: Any) -> str:
+    return "" if pd.isna(value) else f"{int(value):,}"
+
+
+def claims_markdown(frame: pd.DataFrame) -> str:
+    """`claims.csv` as a Markdown table: claim, the paper's value, ours with its interval, seeds, verdict, where to look."""
+    rows = []
+    for row in frame.to_dict("records"):
+        where = "" if pd.isna(row["figure"]) or not str(row["figure"]) else f"[figure]({row['figure']})"
+        command = "" if pd.isna(row["command"]) or not str(row["command"]) else f"`{row['command']}`"
+        interval = _bounds(row["ci_low"], row["ci_high"])
+        seeds = _count(row["n_seeds"]) if row["verdict"] != "not run" else ""
+        rows.append(
+            [row["claim"], row["paper_value"], row["our_value"], interval, seeds, f"**{row['verdict']}**", where, command]
+        )
+    return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
+
+
+def gates_markdown(frame: pd.DataFrame) -> str:
+    """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
+    rows = []
+    for row, met in zip(frame.to_dict("records"), is_true(frame["met"])):
+        low, high = row["low"], row["high"]
+        allowed = _bounds(low, high) or (
+            f"at most {high:.3g}" if pd.notna(high) else f"at least {low:.3g}" if pd.notna(low) else "reported"
+        )
+        unit = "" if pd.isna(row["unit"]) else str(row["unit"])
+        rows.append([row["gate"], f"{row['value']:.3g} {unit}", allowed, "yes" if met else "**no**", _count(row["n"])])
+    return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
+
+
+def update_readme(readme_path: Path, marker: str, text: str) -> bool:
+    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
+
+    Raises ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written.
+    """
+    begin, end = f"<!-- begin {marker} -->", f"<!-- end {marker} -->"
+    old = readme_path.read_text(encoding="utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise ValueError(f"{readme_path} must hold {begin!r} and then {end!r}, each once: add the two lines")
+    head, tail = old[: old.index(begin) + len(begin)], old[old.index(end) :]
+    new = f"{head}\n{text.strip()}\n{tail}"
+    if new != old:
+        write_atomic(readme_path, new.encode("utf-8"))
+    return new != old
