@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.notebooks import UserError
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,world,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,world,bench,readme}")
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
     run.add_argument("--profile", default="laptop", help="smoke or laptop (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument("--rebuild", action="store_true", help="train the shipped policy and encoder anew")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
     bench.add_argument("name", choices=("encode", "grpo"))
+    commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
     job = commands.add_parser("train-job", parents=[common])
     job.add_argument("path")
     return parser
@@ -69,6 +71,11 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.bench import run_bench
 
         return int(run_bench(arguments.name) or 0)
+    if arguments.command == "readme":
+        from saerl_lib.report.tables import write_readme_tables
+
+        write_readme_tables(paths.ROOT / "README.md", paths.FIGURES / "data")
+        return 0
     from saerl_lib.rl.job import run_job
 
     return int(run_job(arguments.path) or 0)

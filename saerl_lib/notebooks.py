@@ -61,28 +61,28 @@ def _redraw(stem: str, title: str, written: tuple[Notebook, ...]) -> Notebook:
 _COMPUTED = (
     _notebook(
         "00_data", "The data and its gates", "",
-        "stage:world csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
+        "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
         "world_gates pass_rates difficulty_vs_pass_rate",
     ),
     _notebook(
-        "01_policy_and_sae", "The policy and the SAE", "00",
-        "stage:policy_rates stage:sae csv:sae_quality",
+        "01_policy_and_sae", "The encoder and its SAE", "",
+        "stage:sae stage:sae_all_families csv:sae_quality",
         "sae_quality",
     ),
     _notebook("02_sae_representation", "Samples in SAE space", "00 01", "stage:features csv:sae_map", "sae_map"),
-    _notebook("03_data_properties", "What the features know", "00 02", "csv:probe_ladder", "probe_ladder"),
+    _notebook("03_data_properties", "What the features know", "00 02", "stage:probes csv:probe_ladder", "probe_ladder"),
     _notebook(
         "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 02",
         "stage:difficulty csv:calibration csv:cluster_topics csv:cluster_summary",
         "calibration cluster_topics",
     ),
-    _notebook("05_quality_filter", "The quality filter", "00 02 04", "stage:filter csv:filter csv:filter_scores", "filter"),
+    _notebook("05_quality_filter", "The quality filter", "00 02", "stage:filter csv:filter csv:filter_scores", "filter"),
     _notebook(
-        "06_batch_plans", "The batch plans", "00 02 04 05",
+        "06_batch_plans", "The batch plans", "02 04 05",
         "stage:plans csv:batch_composition csv:inbatch_diversity",
         "batch_composition inbatch_diversity",
     ),
-    _notebook("07_grpo_training", "GRPO training", "00 01 06", "stage:train csv:training_curves", "training_curves"),
+    _notebook("07_grpo_training", "GRPO training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
         "08_evaluation", "Evaluation and claims", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:claims",

@@ -122,7 +122,7 @@ class Solver:
 def difficulty(solver: Solver) -> float:
     """Difficulty label of a gold solution: steps, operand size and the skills it needs (ours).
 
-    1 + 0.1 (lines - 1) + 0.3 log10(largest value) + sum of school weights of the distinct skills used.
+    1 + 0.04 (lines - 1) + 0.1 log10(largest value) + sum of school weights of the distinct skills used.
     """
     skills = sum(SCHOOL_WEIGHT[name] for name in sorted(set(solver.used)))
-    return round(1.0 + 0.1 * (len(solver.lines) - 1) + 0.3 * math.log10(solver.largest) + skills, 3)
+    return round(1.0 + 0.04 * (len(solver.lines) - 1) + 0.1 * math.log10(solver.largest) + skills, 3)

@@ -7,8 +7,8 @@ difference to a baseline), turned so that the paper's direction is positive, wit
   undecided       neither, or there is no interval (one seed, a missing bound);
   not run         this project did not run it.
 "Reproduced" speaks of the direction in the embedded world, not of the paper's size; both sizes stand side by side.
-Claims on the order of prompts (accuracy, steps to target) are "undecided" when the gate `ORDER_GATE` is not met: an
-instrument that cannot separate orders decides nothing about them. How each effect is computed stands in `effects`.
+Claims on the order of prompts are "undecided" when the world cannot separate orders: accuracy under the gate
+`ORDER_GATE`, steps to target under `SPEED_GATE`. How each effect is computed stands in `effects`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ INPUTS = (
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
+SPEED_GATE = "sensitivity of speed: order effect / minimum detectable effect"
 SMALLEST = {
     "accuracy points": 0.5,
     "fewer steps percent": 5.0,
@@ -88,27 +89,27 @@ def not_run_claims() -> list[dict[str, Any]]:
     return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in NOT_RUN]
 
 
-def order_gate_met(gates: pd.DataFrame) -> bool:
-    """Whether `world_gates.csv` holds `ORDER_GATE` as met; a missing gate counts as not met."""
-    return bool((is_true(gates["met"]) & (gates["gate"] == ORDER_GATE)).any())
+def order_gate_met(gates: pd.DataFrame, gate: str = ORDER_GATE) -> bool:
+    """Whether `world_gates.csv` holds `gate` as met; a missing gate counts as not met."""
+    return bool((is_true(gates["met"]) & (gates["gate"] == gate)).any())
 
 
 def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFrame:
     """All rows of `claims.csv` from the other tables in `data_folder`.
 
-    `gate_met` overrides what `world_gates.csv` says about `ORDER_GATE`. Raises TableError for a missing table or row.
+    `gate_met` overrides what `world_gates.csv` says about both gates. Raises TableError for a missing table or row.
     """
     tables = {name: read_table(name, data_folder) for name in INPUTS}
     curves = tables["learning_curves"]
-    met = order_gate_met(tables["world_gates"]) if gate_met is None else gate_met
-    on_order = [
-        *effects.accuracy_effects(curves),
-        effects.steps_effect(tables["steps_to_target"], int(curves["step"].max())),
-    ]
+    gates = (ORDER_GATE, SPEED_GATE)
+    final, speed = (order_gate_met(tables["world_gates"], g) if gate_met is None else gate_met for g in gates)
+    on_order = [claim_row(effect, decidable=final) for effect in effects.accuracy_effects(curves)]
+    steps = effects.steps_effect(tables["steps_to_target"], int(curves["step"].max()))
+    on_order.append(claim_row(steps, decidable=speed))
     on_data = [
         *effects.probe_effects(tables["probe_ladder"]),
         *effects.filter_effects(tables["filter"], tables["filter_scores"]),
         *effects.diversity_effects(tables["inbatch_diversity"]),
     ]
-    rows = [claim_row(effect, decidable=met) for effect in on_order] + [claim_row(effect) for effect in on_data]
+    rows = on_order + [claim_row(effect) for effect in on_data]
     return pd.DataFrame(rows + not_run_claims(), columns=list(SCHEMAS["claims"].columns))

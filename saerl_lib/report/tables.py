@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from saerl_lib.report.schemas import is_true, write_atomic
+from saerl_lib.report.schemas import is_true, read_table, write_atomic
 
 EMPTY = "-"
 
@@ -86,3 +86,10 @@ def update_readme(readme_path: Path, marker: str, text: str) -> bool:
     if new != old:
         write_atomic(readme_path, new.encode("utf-8"))
     return new != old
+
+
+def write_readme_tables(readme_path: Path, data_folder: Path) -> bool:
+    """Bring the README's tables of claims and gates up to date with `figures/data`; True when the file changed."""
+    claims = update_readme(readme_path, "claims", claims_markdown(read_table("claims", data_folder)))
+    gates = update_readme(readme_path, "gates", gates_markdown(read_table("world_gates", data_folder)))
+    return claims or gates

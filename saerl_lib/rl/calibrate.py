@@ -26,7 +26,7 @@ from saerl_lib.rl.policy import load_policy
 
 RESERVED_SEED = 90_001
 PROMPTS_PER_CELL, ATTEMPTS = 24, 32
-LOWEST, HIGHEST = 0.3, 3.0
+LOWEST, HIGHEST = 0.4, 2.5
 
 
 def pilot_histograms(train: TrainConfig) -> dict[Cell, NDArray[np.float64]]:

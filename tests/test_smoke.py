@@ -1,0 +1,90 @@
+"""The smoke profile of all notebooks, as a user runs it: complete, repeatable, quick when nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from saerl_lib import paths
+from saerl_lib.notebooks import NOTEBOOKS
+from saerl_lib.plan.batch_plan import read_plan, validate
+
+pytestmark = pytest.mark.slow
+
+
+def run_smoke(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """One command in a clean artifacts folder."""
+    environment = dict(os.environ, SAERL_HOME=str(home), PYTHONHASHSEED="0")
+    command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke", *options]
+    return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def digests(folder: Path, pattern: str) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob(pattern))}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    done = run_smoke(folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_every_notebook_leaves_a_copy_and_html(home: Path) -> None:
+    folder = home / "smoke" / "notebooks"
+    for notebook in NOTEBOOKS:
+        assert (folder / f"{notebook.stem}.ipynb").is_file() and (folder / f"{notebook.stem}.html").is_file()
+
+
+def test_rollouts_lie_in_parquet(home: Path) -> None:
+    rollouts = pd.read_parquet(home / "smoke" / "train" / "rollouts.parquet")
+    assert {"sample_id", "step", "reward", "completion_tokens", "completion"} <= set(rollouts.columns)
+    assert set(rollouts["arm"]) == {"grpo", "saerl"} and rollouts["seed"].nunique() == 2
+
+
+def test_plan_is_a_permutation_of_the_kept_pool_and_of_the_log(home: Path) -> None:
+    plan = read_plan(home / "smoke" / "plans" / "saerl.parquet")
+    kept = pd.read_parquet(home / "smoke" / "filter" / "kept.parquet")
+    ids = kept.loc[kept["kept"], "sample_id"].tolist()
+    validate(plan, ids, plan.prompts_per_step)
+    rollouts = pd.read_parquet(home / "smoke" / "train" / "rollouts.parquet")
+    run = rollouts[(rollouts["arm"] == "saerl") & (rollouts["seed"] == rollouts["seed"].min())]
+    assert run.drop_duplicates(["step", "sample_id"])["sample_id"].tolist() == list(plan.ids)
+
+
+def test_a_second_run_recomputes_nothing(home: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (home / "smoke").rglob("manifest.json")}
+    done = run_smoke(home)
+    assert done.returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in (home / "smoke").rglob("manifest.json")} == before
+    assert "first time" not in done.stdout
+
+
+def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp_path: Path) -> None:
+    figures = home / "smoke" / "figures"
+    before = digests(figures, "*.p[nd][gf]")
+    assert len(before) == 2 * len(NOTEBOOKS[-1].outputs)
+    shutil.copytree(figures / "data", tmp_path / "smoke" / "figures" / "data")
+    done = run_smoke(tmp_path, "--only", "09")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert digests(tmp_path / "smoke" / "figures", "*.p[nd][gf]") == before
+
+
+def test_same_seed_same_tables_another_seed_others(home: Path, tmp_path: Path) -> None:
+    for name, options in (("same", ()), ("other", ("--seed", "1"))):
+        done = run_smoke(tmp_path / name, *options)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    tables, same, other = (digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other"))
+    assert same == tables
+    plans = [digests(f / "smoke" / "plans", "saerl.parquet") for f in (home, tmp_path / "same", tmp_path / "other")]
+    assert plans[0] == plans[1] != plans[2]
+    assert other["learning_curves.csv"] != tables["learning_curves.csv"]
+    assert other["batch_composition.csv"] != tables["batch_composition.csv"]

@@ -1,0 +1,186 @@
+"""The embedded world: families, skills, splits, planted errors, the guard of the frozen version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saerl_lib.config import WORLD_VERSION, WorldConfig, get_profile
+from saerl_lib.data.answers import equivalent, read_answer, reward
+from saerl_lib.data.families import FAMILIES
+from saerl_lib.data.families.base import LEVELS
+from saerl_lib.data.gates import guess_rate, met, single_token_accuracy
+from saerl_lib.data.schema import DataError, Sample, load_jsonl, normalise, read_samples, write_samples
+from saerl_lib.data.skills import SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, learner_rates
+from saerl_lib.data.splits import EVAL_SETS, draw_world
+from saerl_lib.data.world import draw_sample, source_weights, step_labels
+
+FROZEN = "c7b0c37682361e3e"
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Sample]]:
+    return draw_world(get_profile("smoke").world)
+
+
+def fingerprint(splits: dict[str, list[Sample]]) -> str:
+    rows = [(s.id, s.prompt, s.steps, s.answer, s.difficulty, s.flaw) for name in sorted(splits) for s in splits[name]]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def test_world_is_frozen_under_its_version(splits: dict[str, list[Sample]]) -> None:
+    assert (WORLD_VERSION, fingerprint(splits)) == ("1", FROZEN), "a sample changed: raise WORLD_VERSION and measure the gates again"
+
+
+def test_another_seed_draws_another_world(splits: dict[str, list[Sample]]) -> None:
+    small = WorldConfig(**{**vars(get_profile("smoke").world), "seed": 1})
+    assert fingerprint(draw_world(small)) != fingerprint(splits)
+    assert fingerprint(draw_world(small)) == fingerprint(draw_world(small))
+
+
+def test_content_requirements() -> None:
+    assert len(FAMILIES) >= 16
+    assert len({family.path[0] for family in FAMILIES.values()}) >= 5
+    assert all(len(family.topic.split(" -> ")) == 3 for family in FAMILIES.values())
+    assert set(SLIP_RATE) == set(SCHOOL_WEIGHT)
+
+
+def test_no_normalised_prompt_occurs_twice(splits: dict[str, list[Sample]]) -> None:
+    prompts = [normalise(s.prompt) for samples in splits.values() for s in samples]
+    assert len(prompts) == len(set(prompts))
+    ids = [s.id for samples in splits.values() for s in samples]
+    assert len(ids) == len(set(ids))
+
+
+def test_six_evaluation_sets_are_sound(splits: dict[str, list[Sample]]) -> None:
+    assert len(EVAL_SETS) == 6
+    assert [spec.metric for spec in EVAL_SETS].count("pass_at_k") == 1
+    assert not any(s.flaw for spec in EVAL_SETS for s in splits[f"eval_{spec.name}"])
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(LEVELS), st.integers(0, 10_000))
+@settings(max_examples=150, deadline=None)
+def test_gold_solutions_are_true(name: str, level: int, seed: int) -> None:
+    """Every 'left=right' line of plain arithmetic holds, and the answer can be read back."""
+    sample = draw_sample(name, level, "target", random.Random(seed), "x")
+    for line in sample.steps:
+        left, _, right = line.partition("=")
+        for sign in "+-*":
+            parts = left.split(sign)
+            if len(parts) == 2 and all(p.isdigit() for p in parts) and right.isdigit():
+                a, b = map(int, parts)
+                assert {"+": a + b, "-": a - b, "*": a * b}[sign] == int(right), line
+    assert read_answer(sample.solution) == sample.answer
+    assert set(sample.step_labels) == {1}
+
+
+def test_fraction_sum_against_exact_arithmetic() -> None:
+    for seed in range(50):
+        task = FAMILIES["fraction_sum"].draw(random.Random(seed), 3)
+        a, b = task.symbolic[0].split("+")
+        solver = Solver()
+        top, bottom = str(task.solve(solver)).split("/")
+        assert Fraction(int(top), int(bottom)) == Fraction(a) + Fraction(b)
+
+
+@pytest.mark.parametrize(
+    ("call", "right", "skill", "wrong"),
+    [
+        (lambda s: s.add(47, 38), 85, "carry", 75),
+        (lambda s: s.sub(52, 38), 14, "borrow", 26),
+        (lambda s: s.mul(7, 8), 56, "table", 49),
+        (lambda s: s.lowest_terms(6, 8), "3/4", "reduce", "6/8"),
+    ],
+)
+def test_each_shared_skill_has_one_wrong_procedure(call, right, skill, wrong) -> None:
+    assert call(Solver()) == right
+    assert call(Solver(forced=frozenset({skill}))) == wrong
+
+
+def test_difficulty_formula_by_hand() -> None:
+    solver = Solver()
+    solver.add(47, 38)
+    assert difficulty(solver) == pytest.approx(1 + 0.1 * 1.9294189 + SCHOOL_WEIGHT["carry"], abs=1e-3)
+
+
+def test_learner_rates_rise_with_the_level() -> None:
+    assert learner_rates(3)["wrap"] == pytest.approx(SLIP_RATE["wrap"])
+    assert learner_rates(1)["wrap"] < learner_rates(3)["wrap"] < learner_rates(5)["wrap"] < 1
+
+
+def test_step_labels_follow_the_first_slip() -> None:
+    solver = Solver(forced=frozenset({"precedence"}))
+    solver.write("1+1=2")
+    solver.holds("precedence")
+    solver.write("2*3=5")
+    solver.write("5+1=6")
+    assert step_labels(solver) == (1, -1, 0, 0)
+
+
+def test_planted_errors_are_of_known_kinds(splits: dict[str, list[Sample]]) -> None:
+    flaws = {s.flaw for s in splits["pool"]} - {""}
+    assert flaws <= {"wrong_answer", "missing_premise", "contradiction", "truncated_solution", "wrong_step"}
+    assert flaws and all(s.source == "parent" for s in splits["pool"] if s.flaw)
+
+
+def test_source_weights_are_distributions() -> None:
+    for source in ("target", "parent", "contest"):
+        assert sum(source_weights(source).values()) == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(ValueError, match="choose target, parent or contest"):
+        source_weights("other")
+
+
+def test_rewards_need_the_canonical_form() -> None:
+    assert reward("6/8\nAnswer: 3/4", "3/4") == 1.0
+    assert reward("Answer: 6/8", "3/4") == 0.0
+    assert reward("no answer", "3/4") == 0.0
+    assert read_answer("Answer: 1\nAnswer: 2") == "2"
+
+
+def test_real_answers_are_compared_by_meaning() -> None:
+    assert equivalent(r"\frac{1}{2}", "0.5")
+    assert not equivalent("1/2", "2")
+
+
+def test_samples_survive_the_disk(splits: dict[str, list[Sample]], tmp_path) -> None:
+    write_samples(splits["pool"], tmp_path / "pool.parquet")
+    assert read_samples(tmp_path / "pool.parquet") == splits["pool"]
+
+
+GOOD = '{"id": "a", "question": "1+1?", "answer": "2"}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["not json"], "line 1: not JSON"),
+        (["[1]"], "expected a JSON object"),
+        (['{"id": "a", "question": "q"}'], "field 'answer' is missing"),
+        (['{"id": "a", "question": "  ", "answer": "2"}'], "field 'question' is empty"),
+        ([GOOD, GOOD], "line 2: id 'a' was already used in line 1"),
+        (['{"id": "a", "question": "q", "answer": 2}'], "field 'answer' is a int, not a string"),
+        ([], "no row"),
+    ],
+)
+def test_malformed_rows_name_place_and_fix(lines: list[str], message: str) -> None:
+    with pytest.raises(DataError, match="my.jsonl") as error:
+        load_jsonl(lines, "my.jsonl")
+    assert message in str(error.value)
+
+
+def _sample(prompt: str, answer: str, topic: str) -> Sample:
+    return Sample("i", prompt, (), answer, topic)
+
+
+def test_gate_measures_by_hand() -> None:
+    train = [_sample("red one", "1", "A"), _sample("red two", "1", "A"), _sample("blue one", "2", "B")]
+    test = [_sample("red x", "1", "A"), _sample("blue x", "3", "B")]
+    assert guess_rate(train, test) == 0.5
+    assert single_token_accuracy(train, test) == 1.0
+    assert met(0.5, (None, 0.5)) and not met(0.5, (0.6, None))
