@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.notebooks import UserError
 
-EXPECTED = (UserError, ArtifactError, ValueError, OSError)
+EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
 INTERRUPTED = 130
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,world,bench,readme}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,readme}")
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
     run.add_argument("--profile", default="laptop", help="smoke or laptop (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
     run.add_argument("--seeds", type=int, metavar="N", help="number of matched training seeds (default: the profile's)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
+    data = commands.add_parser("data", parents=[common], help="check a JSON-lines file of problems, row by row")
+    data.add_argument("file", type=Path)
     world = commands.add_parser("world", parents=[common], help="check or rebuild the embedded world")
     action = world.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
@@ -62,6 +65,12 @@ def dispatch(arguments: argparse.Namespace) -> int:
                 start=arguments.start, only=arguments.only, force=arguments.force,
             )
         )  # fmt: skip
+        return 0
+    if arguments.command == "data":
+        from saerl_lib.data.schema import load_jsonl
+
+        samples = load_jsonl(arguments.file.read_text(encoding="utf-8").split("\n"), arguments.file.name)
+        print(f"{len(samples)} problems, {sum(bool(s.steps) for s in samples)} with a worked solution")
         return 0
     if arguments.command == "world":
         from saerl_lib.world_command import run_world

@@ -8,6 +8,7 @@ killed or failed stage leaves nothing that a later run would trust.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -22,11 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.config import Profile, content_hash
+from saerl_lib.config import Profile, content_hash, to_dict
 
 MANIFEST = "manifest.json"
+TRAINED_GATES = "trained_gates.json"
+"""A record of measurements beside the sources of `data/`; no stage depends on it, so it is no part of the code hash."""
 ROOMS = ("data", "encode", "properties", "plan", "rl", "report")
 """Rooms in the order in which data flow; imports only point backwards."""
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+"""System errors that mean the output folder is full or cannot be written."""
 
 
 class ArtifactError(RuntimeError):
@@ -61,7 +68,7 @@ def code_hash(room: str) -> str:
     digest = hashlib.sha256()
     for name in ROOMS[: ROOMS.index(room) + 1]:
         for path in sorted((package / name).rglob("*")):
-            if path.suffix in (".py", ".safetensors", ".json"):
+            if path.suffix in (".py", ".safetensors", ".json") and path.name != TRAINED_GATES:
                 digest.update(str(path.relative_to(package)).encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -70,10 +77,14 @@ def code_hash(room: str) -> str:
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine, written into every manifest."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
+        commit = answer.stdout.strip()
+    except FileNotFoundError:
+        commit = ""
     packages = ("torch", "transformers", "trl", "sae-lens", "scikit-learn", "numpy")
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {name: metadata.version(name) for name in packages},
@@ -120,7 +131,31 @@ def stage_key(name: str, room: str, config: Mapping[str, Any], inputs: tuple[Sta
     )
 
 
-def finish(folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> None:
+def settings_hash(profile: Profile) -> str:
+    """Hash of a profile but for its number of matched seeds, which only adds runs."""
+    settings = to_dict(profile)
+    settings["train"].pop("seeds")
+    return content_hash(settings)
+
+
+def load_stage(profile: Profile, name: str) -> Stage:
+    """A finished stage by name, for a notebook that only reads it.
+
+    Raises ArtifactError when the stage is missing or was computed with another seed or other settings.
+    """
+    folder = paths.profile_dir(profile.name) / name
+    manifest = read_manifest(folder)
+    fix = f"run ./run_all.sh --profile {profile.name} with the same options, without --only or --from"
+    if manifest is None:
+        raise ArtifactError(f"{folder}: stage {name} is missing; {fix}")
+    if manifest["settings"] != settings_hash(profile):
+        raise ArtifactError(f"{folder}: stage {name} was computed with another seed or other settings; {fix}")
+    return Stage(name, folder, manifest["key"], computed=False)
+
+
+def finish(
+    folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...], profile: Profile
+) -> None:
     """Write the manifest of a folder whose outputs are complete."""
     outputs = {
         str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
@@ -132,6 +167,7 @@ def finish(folder: Path, name: str, key: str, config: Mapping[str, Any], inputs:
         {
             "stage": name,
             "key": key,
+            "settings": settings_hash(profile),
             "config": dict(config),
             "inputs": {s.name: s.key for s in inputs},
             "outputs": outputs,
@@ -162,11 +198,13 @@ def get_or_compute(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         compute(partial)
-        finish(partial, name, key, config, inputs)
+        finish(partial, name, key, config, inputs, profile)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in UNWRITABLE:
+            raise
         raise ArtifactError(f"stage {name} cannot write {folder}: {error}; free space or set SAERL_HOME to a writable folder") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

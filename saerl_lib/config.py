@@ -26,7 +26,7 @@ class WorldConfig:
     """Difficulty-labelled subset L (paper, section 4: 3,000); disjoint from the RL pool."""
     test_samples: int = 2000
     """Held-out target-source samples for the in-domain probes."""
-    noisy_pool_samples: int = 6528
+    noisy_pool_samples: int = 3920
     """Target plus parent samples before the quality filter."""
     target_share: float = 103_022 / 210_043
     """Share of the target source in the noisy pool (paper, Table 6)."""
@@ -63,14 +63,14 @@ class EncoderConfig:
     """Residual stream after this many blocks (paper: layer 27 of 28; ours: 3 of 4)."""
     sae_latents: int = 2048
     """Width F of the SAE (paper: 131,072)."""
-    sae_k: int = 32
+    sae_k: int = 64
     """Active latents a token, TopK (not stated in the paper; ours)."""
-    sae_vectors: int = 400_000
+    sae_vectors: int = 300_000
     """Distinct activation vectors collected for the SAE, from the encoder's own corpus (ours)."""
-    sae_heldout_vectors: int = 50_000
+    sae_heldout_vectors: int = 100_000
     """Further vectors that measure explained variance, L0 and dead share."""
-    sae_training_tokens: int = 2_400_000
-    """Activation vectors the SAE is trained on, over several epochs (ours)."""
+    sae_training_tokens: int = 300_000
+    """Activation vectors the SAE is trained on (ours; longer training lets more latents die here)."""
     sae_learning_rate: float = 1e-3
     """Adam learning rate of the SAE (not stated in the paper; ours)."""
     min_explained_variance: float = 0.8
@@ -193,7 +193,7 @@ class Profile:
     properties: PropertyConfig = field(default_factory=PropertyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    pool_samples: int = 3200
+    pool_samples: int = 1920
     """Prompts kept by the quality filter and planned once: steps x prompts_per_step."""
 
     def __post_init__(self) -> None:

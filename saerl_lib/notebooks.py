@@ -70,10 +70,10 @@ _COMPUTED = (
         "sae_quality",
     ),
     _notebook("02_sae_representation", "Samples in SAE space", "00 01", "stage:features csv:sae_map", "sae_map"),
-    _notebook("03_data_properties", "What the features know", "00 02", "stage:probes csv:probe_ladder", "probe_ladder"),
+    _notebook("03_data_properties", "What the features know", "00 01 02", "stage:features_all_families stage:probes csv:probe_ladder", "probe_ladder"),
     _notebook(
         "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 02",
-        "stage:difficulty csv:calibration csv:cluster_topics csv:cluster_summary",
+        "stage:difficulty csv:calibration csv:cluster_topics csv:cluster_summary csv:cluster_agreement",
         "calibration cluster_topics",
     ),
     _notebook("05_quality_filter", "The quality filter", "00 02", "stage:filter csv:filter csv:filter_scores", "filter"),

@@ -12,21 +12,20 @@ from saerl_lib.config import WORLD_VERSION, Profile, get_profile
 from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.encoder import encoder_folder, rebuild_encoder
 from saerl_lib.report.figures import draw, write_csv
-from saerl_lib.report.statistics import minimum_detectable_effect
 from saerl_lib.rl.base_rates import base_rates_stage
 from saerl_lib.rl.calibrate import rebuild_mixture
-from saerl_lib.rl.gates import TRAINED_RECORD, gate_table
+from saerl_lib.rl.gates import TRAINED_RECORD, gate_table, trained_settings
 from saerl_lib.rl.policy import FOLDER, rebuild_policy
-from saerl_lib.rl.reserved import mean_accuracy, order_evaluations, order_gates, reserved_world, transfer_gate
+from saerl_lib.rl.reserved import order_evaluations, order_gates, reserved_world, transfer_gate
 
 
 def check_world(profile: Profile) -> bool:
     """Measure all gates, store those of training runs, print the table; True when every gate is met."""
     reserved = reserved_world(profile)
-    curves = mean_accuracy(order_evaluations(profile, reserved), profile.world.eval_problems_small)
-    gates = order_gates(curves, minimum_detectable_effect)
+    evaluations = order_evaluations(profile, reserved)
+    gates = order_gates(evaluations, profile.world.eval_problems_small, profile.train.seeds)
     gates["transfer: other domains' gain / own gain"] = transfer_gate(profile, reserved)
-    write_json(TRAINED_RECORD, {"world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates})
+    write_json(TRAINED_RECORD, {"settings": trained_settings(), "world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates})
     world = world_stage(profile)
     table = gate_table(profile, world, base_rates_stage(profile, world))
     folder = paths.profile_dir(profile.name) / "world_check"

@@ -241,7 +241,7 @@ def test_composition_rows_by_hand() -> None:
     rows = diversity.composition_rows(plan, dozen()["ids"], np.arange(12.0))
     assert rows.loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
-        "mean_ranking_score": pytest.approx(1.7), "mean_prompt_tokens": 6.0,
+        "mean_ranking_score": pytest.approx(1.7), "mean_sequence_words": 6.0,
     }
     with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
         diversity.composition_rows(plan, dozen()["ids"][1:], np.ones(11))

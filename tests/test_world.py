@@ -21,7 +21,7 @@ from saerl_lib.data.skills import SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, 
 from saerl_lib.data.splits import EVAL_SETS, draw_world
 from saerl_lib.data.world import draw_sample, source_weights, step_labels
 
-FROZEN = "c7b0c37682361e3e"
+FROZEN = "f68dd83a253e5815"
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,8 @@ GOOD = '{"id": "a", "question": "1+1?", "answer": "2"}'
         (['{"id": "a", "question": "  ", "answer": "2"}'], "field 'question' is empty"),
         ([GOOD, GOOD], "line 2: id 'a' was already used in line 1"),
         (['{"id": "a", "question": "q", "answer": 2}'], "field 'answer' is a int, not a string"),
+        (['{"id": "a", "question": "q", "answer": "2", "level": "Level 5"}'], "field 'level' is 'Level 5', not a number"),
+        (['{"id": "a", "question": "q", "answer": "2", "solution": 3}'], "field 'solution' is a int, not a string"),
         ([], "no row"),
     ],
 )

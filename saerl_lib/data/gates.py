@@ -1,4 +1,4 @@
-"""Gates of the world that its texts and labels alone decide (issue of the instrument: it must not be trivially readable).
+"""Gates of the world that its texts and labels alone decide: neither topic, difficulty nor source may be read off trivially.
 
 Each function returns one number; bounds lie in `TEXT_BOUNDS`. Gates that need the policy are in `saerl_lib.rl.gates`.
 """

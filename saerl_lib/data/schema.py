@@ -91,13 +91,15 @@ def _row(record: object, where: str, fields: dict[str, str]) -> Sample:
             raise DataError(f"{where}: field {fields[name]!r} is a {found}, not a string; write it in quotes")
     if not record[fields["prompt"]].strip():
         raise DataError(f"{where}: field {fields['prompt']!r} is empty; remove the row or fill it in")
-    steps = record.get(fields["steps"]) or ""
-    lines = tuple(line for line in steps.splitlines() if line.strip()) if isinstance(steps, str) else tuple(steps)
-    level = record.get(fields["difficulty"])
+    steps, level = record.get(fields["steps"]) or "", record.get(fields["difficulty"])
+    if not isinstance(steps, str):
+        raise DataError(f"{where}: field {fields['steps']!r} is a {type(steps).__name__}, not a string; write one line a step")
+    if level is not None and (isinstance(level, bool) or not isinstance(level, int | float)):
+        raise DataError(f"{where}: field {fields['difficulty']!r} is {level!r}, not a number; leave it out when unknown")
     return Sample(
         id=record[fields["id"]],
         prompt=record[fields["prompt"]],
-        steps=lines,
+        steps=tuple(line for line in steps.split("\n") if line.strip()),
         answer=record[fields["answer"]],
         topic=str(record.get(fields["topic"]) or ""),
         difficulty=float("nan") if level is None else float(level),
@@ -118,6 +120,8 @@ def load_jsonl(lines: Iterable[str], name: str, fields: dict[str, str] = FIELDS)
     samples: list[Sample] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         where = f"{name}, line {number}"
         try:
             record = json.loads(line)

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from saerl_lib.config import WorldConfig, sub_seed
+from saerl_lib.data.corpus import encoder_prompts
 from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.world import STEP_SLIPS, Cell, draw_split, source_weights, uniform_weights
@@ -21,8 +22,6 @@ class EvalSpec:
     source: str
     metric: str
     """avg_at_k or pass_at_k."""
-    share: float = 1.0
-    """Share of the profile's number of problems."""
 
 
 ALL = ("Arithmetic", "Ratios", "Algebra", "Number theory", "Statistics", "Geometry")
@@ -32,9 +31,9 @@ EVAL_SETS = (
     EvalSpec("mid_a", ("Arithmetic", "Ratios", "Geometry"), (3,), "target", "avg_at_k"),
     EvalSpec("mid_b", ("Algebra", "Number theory", "Statistics"), (3,), "parent", "avg_at_k"),
     EvalSpec("hard", ALL, (4, 5), "target", "avg_at_k"),
-    EvalSpec("hardest", ALL, (5,), "contest", "pass_at_k", 0.32),
+    EvalSpec("hardest", ALL, (5,), "contest", "pass_at_k"),
 )
-"""Two easy, two middle, one hard and one small and hardest set, after the paper's six benchmarks (section C.3)."""
+"""Two easy, two middle, one hard and the hardest set (scored by Pass@k), after the paper's six benchmarks (section C.3)."""
 
 
 def eval_cells(spec: EvalSpec) -> dict[Cell, float]:
@@ -47,7 +46,7 @@ def draw_eval_sets(config: WorldConfig, taken: set[str]) -> dict[str, list[Sampl
     """The six sets at full size; during training their first problems are used. Gold answers are always sound."""
     sets: dict[str, list[Sample]] = {}
     for spec in EVAL_SETS:
-        count = max(config.eval_problems_small, round(spec.share * config.eval_problems_full))
+        count = config.eval_problems_full
         drawn = draw_split(f"eval-{spec.name}", 3 * count, eval_cells(spec), spec.source, config.seed, taken)
         sets[spec.name] = [s for s in drawn if not s.flaw][:count]
     return sets
@@ -57,9 +56,10 @@ def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     """All splits: evaluation sets first, then labelled data, then the noisy pool.
 
     `labelled` is L, disjoint from `pool`; `filter_negatives` are parent samples that train and place the quality
-    filter; `pool` mixes target and parent in the paper's proportion (Table 6).
+    filter; `pool` mixes target and parent in the paper's proportion (Table 6). No prompt that the encoder was
+    pre-trained on occurs in any split.
     """
-    taken: set[str] = set()
+    taken = encoder_prompts()
     splits = {f"eval_{name}": samples for name, samples in draw_eval_sets(config, taken).items()}
     target, parent, contest = (source_weights(name) for name in ("target", "parent", "contest"))
     seed = config.seed

@@ -17,13 +17,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from saerl_lib.data.corpus import Text, batches
+
 logging.disable_progress_bar()
 PAD, EOS = "<pad>", "<eos>"
 SEPARATOR = "\n"
 """Between prompt and solution."""
-
-Text = tuple[str, str]
-"""A prompt and its solution."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +100,6 @@ def batch_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text
     hidden = model.model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state[:, :-1]
     counted = labels[:, 1:] != -100
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[counted]), labels[:, 1:][counted])
-
-
-def batches(rng: random.Random, draw: Callable[[random.Random], Text], size: int, buffered: int = 8) -> Iterator[list[Text]]:
-    """Endless batches of texts of similar length: `buffered` batches are drawn, sorted by length and shuffled as batches."""
-    while True:
-        texts = sorted((draw(rng) for _ in range(size * buffered)), key=lambda text: len(text[0]) + len(text[1]))
-        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-        rng.shuffle(groups)
-        yield from groups
 
 
 def pretrain(

@@ -1,4 +1,4 @@
-"""The sparse autoencoder: trained and held by SAELens, checked by gates on every load (paper, sections 2 and C.1)."""
+"""The sparse autoencoder: trained and held by SAELens, checked against stated bounds after training (paper, sections 2 and C.1)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import EncoderConfig
 
 VECTORS_PER_STEP = 4096
 """Activation vectors of one SAE optimiser step."""
 
 
-class SAEGateError(RuntimeError):
+class SAEGateError(ArtifactError):
     """The SAE does not fit the model or misses a stated bound."""
 
 
@@ -55,8 +56,8 @@ def train_sae(vectors: Tensor, config: EncoderConfig, seed: int, folder: Path) -
             d_in=vectors.shape[1], d_sae=config.sae_latents, k=config.sae_k, normalize_activations="expected_average_only_in"
         )
     )
-    with torch.no_grad():
-        sae.b_dec.copy_(torch.zeros_like(sae.b_dec))
+    with torch.no_grad():  # start at the mean, in SAELens' scale; from zero a fifth of the latents never fires
+        sae.b_dec.copy_(vectors.mean(dim=0) * vectors.shape[1] ** 0.5 / vectors.norm(dim=1).mean())
     size = min(VECTORS_PER_STEP, len(vectors))
     steps = max(1, config.sae_training_tokens // size)
     trainer = SAETrainer(
@@ -66,7 +67,7 @@ def train_sae(vectors: Tensor, config: EncoderConfig, seed: int, folder: Path) -
             lr=config.sae_learning_rate,
             lr_end=config.sae_learning_rate / 10,
             lr_decay_steps=steps // 3,
-            dead_feature_window=max(10, steps // 8),
+            dead_feature_window=max(5, steps // 30),
             n_batches_for_norm_estimate=10,
             logger=LoggingConfig(log_to_wandb=False),
         ),

@@ -17,7 +17,8 @@ from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import token_vectors, truncate
-from saerl_lib.encode.encoder import ENCODER, draw_corpus_text, encoder_families, load_encoder
+from saerl_lib.data.corpus import draw_corpus_text, encoder_families
+from saerl_lib.encode.encoder import ENCODER, load_encoder
 from saerl_lib.encode.features import FeatureTable, encode_samples, load_features, save_features
 from saerl_lib.encode.pooling import Encoder, choose_retained
 from saerl_lib.encode.sae import SAEQuality, check_sae, load_sae, measure_sae, train_sae, write_quality
@@ -109,6 +110,18 @@ def features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
             save_features(encode_samples(load_split(world, name), encoder, retained), folder / f"{name}.safetensors")
 
     return get_or_compute(profile, "features", "encode", to_dict(profile.encoder), compute, (world, sae))
+
+
+def control_features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
+    """L and the test split under the control encoder that saw every family, with its own retained latents."""
+
+    def compute(folder: Path) -> None:
+        encoder = open_encoder(profile, sae, all_families=True)
+        retained = choose_retained(load_split(world, "labelled"), encoder, profile.encoder)
+        for name in ("labelled", "test"):
+            save_features(encode_samples(load_split(world, name), encoder, retained), folder / f"{name}.safetensors")
+
+    return get_or_compute(profile, "features_all_families", "encode", to_dict(profile.encoder), compute, (world, sae))
 
 
 def load_split_features(features: Stage, name: str) -> FeatureTable:

@@ -73,7 +73,7 @@ def diversity_rows(
 def composition_rows(plan: BatchPlan, ids: Sequence[str], prompt_tokens: np.ndarray) -> pd.DataFrame:
     """Rows of `batch_composition.csv`, one a step; prompt_tokens [N] in the order of ids [N].
 
-    Columns: order, step, dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_prompt_tokens.
+    Columns: order, step, dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words.
     """
     tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)]
     rows = []
@@ -88,7 +88,7 @@ def composition_rows(plan: BatchPlan, ids: Sequence[str], prompt_tokens: np.ndar
                 "dominant_share": float((clusters == dominant).mean()),
                 "n_clusters": len(np.unique(clusters)),
                 "mean_ranking_score": float(batch["ranking_score"].mean()),
-                "mean_prompt_tokens": float(tokens[batch["position"].to_numpy()].mean()),
+                "mean_sequence_words": float(tokens[batch["position"].to_numpy()].mean()),
             }
         )
     return pd.DataFrame(rows)

@@ -129,7 +129,22 @@ def quality_rows(train: _Side, test: _Side, profile: Profile) -> list[ProbeRow]:
     return rows + quality_regression(train.z, mixed, test.z, truth, features="shuffled_labels", **common)
 
 
-def probe_rows(profile: Profile, world: Stage, features: Stage) -> list[dict[str, Any]]:
+def control_rows(train: _Side, test: _Side, profile: Profile) -> list[ProbeRow]:
+    """SAE features of the encoder that saw every family, beside those of the encoder that did not."""
+    rows = []
+    for target, depth in TOPIC_TARGETS.items():
+        y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in side.samples]) for side in (train, test))
+        common = {"dataset": "world", "target": target, "config": profile.properties, "seed": sub_seed(profile.seed, "topic")}
+        rows.append(topic_probe(train.prompt_z, y, test.prompt_z, truth, features="sae_all_families", **common))
+    common = {"dataset": "world", "target": "difficulty_in_domain", "config": profile.properties}
+    seed = sub_seed(profile.seed, "difficulty")
+    row = difficulty_probe(
+        train.z, train.difficulty, test.z, test.difficulty, features="sae_all_families", seed=seed, **common
+    )
+    return [*rows, row]
+
+
+def probe_rows(profile: Profile, world: Stage, features: Stage, control: Stage) -> list[dict[str, Any]]:
     """Every row of the ladder; all fits see training splits alone."""
     labelled, test = _Side(world, features, "labelled"), _Side(world, features, "test")
     contest = _Side(world, features, "contest_test")
@@ -137,6 +152,7 @@ def probe_rows(profile: Profile, world: Stage, features: Stage) -> list[dict[str
     steps = _Side(world, features, "step_labelled")
     cut = 3 * len(steps.samples) // 4
     rows = topic_rows(labelled, test, profile)
+    rows += control_rows(_Side(world, control, "labelled"), _Side(world, control, "test"), profile)
     rows += difficulty_rows(labelled, test, "difficulty_in_domain", profile)
     rows += difficulty_rows(labelled, contest, "difficulty_out_of_domain", profile)
     rows += difficulty_rows(adapted, contest, "difficulty_adapted", profile)

@@ -8,11 +8,13 @@ intervals are not stated in the paper; ours. The intervals resample test samples
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, ElasticNetCV, LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, train_test_split
 from sklearn.pipeline import Pipeline
@@ -99,11 +101,14 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
     alpha, l1_ratio = 1.0, 0.5
     if np.ptp(y) > 0 and abs(scaled).max() > 0:  # otherwise the alpha path is undefined and the mean is the best prediction
         search = ElasticNetCV(
-            l1_ratio=list(config.elastic_net_l1_ratios), alphas=config.elastic_net_alphas, eps=1e-2, max_iter=3000,
+            l1_ratio=list(config.elastic_net_l1_ratios), alphas=config.elastic_net_alphas, eps=1e-2, max_iter=300, tol=1e-3,
             cv=_folds(x, config, seed),
-        ).fit(scaled, y)
+        )  # fmt: skip
+        with warnings.catch_warnings():  # ranking the penalties needs fewer digits than the probe itself
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            search.fit(scaled, y)
         alpha, l1_ratio = float(search.alpha_), float(search.l1_ratio_)
-    probe = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, max_iter=3000).fit(scaled, y)
+    probe = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, max_iter=5000).fit(scaled, y)
     return Pipeline([("scale", scaler), ("probe", probe)])
 
 

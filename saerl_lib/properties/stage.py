@@ -14,7 +14,7 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.stage import load_split_features
-from saerl_lib.properties.clusters import Clusters, cluster_topics, fit_clusters, topic_summary
+from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, fit_clusters, topic_summary
 from saerl_lib.properties.difficulty import DifficultyModel, fit_difficulty, reliability_table
 from saerl_lib.properties.ladder import probe_rows
 from saerl_lib.properties.quality import (
@@ -26,26 +26,38 @@ from saerl_lib.properties.quality import (
     source_separation,
 )
 
+PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
+"""Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
+
 
 def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
     """Topic paths cut to `depth` levels: 1 domain, 2 subfield, 3 leaf."""
     return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
 
 
-def solution_tokens(metadata: np.ndarray) -> np.ndarray:
-    """Words and numbers of prompt and solution, the sequence length that the tail swap compares, [N]."""
-    columns = [FEATURES.index(f"{side}_{kind}") for side in ("prompt", "solution") for kind in ("words", "numbers")]
-    return metadata[:, columns].sum(axis=1)
+def sequence_words(metadata: np.ndarray) -> np.ndarray:
+    """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
+    return metadata[:, [FEATURES.index(f"{side}_words") for side in ("prompt", "solution")]].sum(axis=1)
 
 
-def probes_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """The probe ladder: ladder.parquet with the rows of probe_ladder.csv."""
+def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
+    """Rows of cluster_agreement.csv: clusters against topics at each level; the paper gives its leaf topics' values."""
+    rows = []
+    for depth, name in enumerate(("domain", "subfield", "leaf"), start=1):
+        found = agreement(label, topics_at(samples, depth))
+        paper = PAPER_AGREEMENT if name == "leaf" else (np.nan,) * 3
+        rows.append((name, len(label), found.purity, found.nmi, found.ari, *paper))
+    return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
+
+
+def probes_stage(profile: Profile, world: Stage, features: Stage, control: Stage) -> Stage:
+    """The probe ladder: ladder.parquet with the rows of probe_ladder.csv; `control` is the encoder that saw every family."""
 
     def compute(folder: Path) -> None:
-        pd.DataFrame(probe_rows(profile, world, features)).to_parquet(folder / "ladder.parquet", index=False)
+        pd.DataFrame(probe_rows(profile, world, features, control)).to_parquet(folder / "ladder.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "probes", "properties", config, compute, (world, features))
+    return get_or_compute(profile, "probes", "properties", config, compute, (world, features, control))
 
 
 def fit_properties(profile: Profile, world: Stage, features: Stage) -> tuple[Clusters, DifficultyModel]:
@@ -74,7 +86,7 @@ def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
                 "raw": scores.raw,
                 "calibrated": scores.calibrated_global,
                 "ranking": scores.ranking,
-                "length": solution_tokens(pool.metadata),
+                "length": sequence_words(pool.metadata),
             }
         )
         frame.to_parquet(folder / "scores.parquet", index=False)
@@ -84,6 +96,7 @@ def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         named = {"raw": held_out.raw, "global": held_out.calibrated_global, "ranking": held_out.ranking}
         tables = [reliability_table(name, values, labels) for name, values in named.items()]
         pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
+        agreement_table(assigned.label, pool_samples).to_parquet(folder / "agreement.parquet", index=False)
         cluster_topics(assigned.label, topics_at(pool_samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
         summary = _summary(frame, pool_samples, pool.metadata, model)
         summary.to_parquet(folder / "clusters.parquet", index=False)
@@ -113,7 +126,7 @@ def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarr
 def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept).
 
-    Half of L and of the labelled parent samples train the classifier, the other half of the parent places the
+    L and half of the labelled parent samples train the classifier, the other half of the parent places the
     percentile thresholds; the run keeps the top `pool_samples`, one of the paper's two rules.
     """
 

@@ -48,6 +48,9 @@ SCHEMAS: dict[str, Schema] = {
     "probe_ladder": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
     "calibration": _schema("04", "score,bin,n,predicted_mean,label_mean,ci_low,ci_high", "ci_low ci_high"),
     "cluster_topics": _schema("04", "cluster,domain,n"),
+    "cluster_agreement": _schema(
+        "04", "level,n,purity,nmi,ari,paper_purity,paper_nmi,paper_ari", "paper_purity paper_nmi paper_ari", "purity"
+    ),
     "cluster_summary": _schema(
         "04",
         "cluster,n_pool,n_labelled,residual,shrinkage,difficulty_mean,topic_entropy_bits,top_topic,top_share,"
@@ -64,8 +67,8 @@ SCHEMAS: dict[str, Schema] = {
     "filter_scores": _schema("05", "source,bin_low,bin_high,share,n", "", "share"),
     "batch_composition": _schema(
         "06",
-        "order,step,dominant_cluster,dominant_share,n_clusters,mean_ranking_score,mean_prompt_tokens",
-        "mean_prompt_tokens",
+        "order,step,dominant_cluster,dominant_share,n_clusters,mean_ranking_score,mean_sequence_words",
+        "mean_sequence_words",
         "dominant_share",
     ),
     "inbatch_diversity": _schema("06", "order,swapped_per_batch,space,value,ci_low,ci_high,n_batches", "ci_low ci_high"),

@@ -44,11 +44,14 @@ def paired_differences(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def steps_to_targets(curves: pd.DataFrame) -> pd.DataFrame:
+def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
     """Rows of steps_to_target.csv: the target is the lowest final accuracy among the arms, mean over seeds (paper, section 5).
 
-    A run reaches it at its first evaluation at or above it; empty when none is.
+    A run reaches it at its first evaluation at or above it; empty when none is. Every evaluation counts on the first
+    `problems` problems of a set, those of the small evaluations, so that target and curve speak of the same problems.
     """
+    keys = ["arm", "seed", "step", "eval_set"]
+    curves = learning_curves(evaluations.groupby(keys, sort=False).head(problems))
     values = curves[curves["metric"] == "avg_at_k"]
     final = values[values["step"] == values["step"].max()]
     rows = []

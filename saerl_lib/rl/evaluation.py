@@ -28,7 +28,7 @@ def evaluate(
     """One row a problem: step, eval_set, full, sample_id, attempts, correct.
 
     The evaluation's seed depends on the matched seed, the step and the set, not on the arm, so arms are compared on
-    the same problems with the same random numbers.
+    the same problems from the same seed (the streams part once completions differ).
     """
     attempts = train.eval_samples_full if full else train.eval_samples_small
     rows: list[dict[str, Any]] = []

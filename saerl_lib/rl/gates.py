@@ -13,20 +13,21 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage
-from saerl_lib.config import Profile
+from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256
+from saerl_lib.config import WORLD_VERSION, Profile, content_hash, get_profile, to_dict
 from saerl_lib.data.gates import TEXT_BOUNDS, Bounds, met, text_gates
 from saerl_lib.data.stage import load_split
+from saerl_lib.data.world import MIXTURE_PATH
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, histogram
 
-TRAINED_RECORD = paths.ROOT / "saerl_lib" / "trained_gates.json"
+TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
 POLICY_BOUNDS: dict[str, Bounds] = {
     "total variation from published pass rates": (None, 0.10),
     "rho(difficulty, pass rate)": (-0.7, -0.4),
 }
 TRAINED_BOUNDS: dict[str, Bounds] = {
     "transfer: other domains' gain / own gain": (None, 0.5),
-    "grpo: gain in the last quarter, points": (0.0, None),
+    "grpo: gain in the last quarter, points": (0.5, None),
     "sensitivity: order effect / minimum detectable effect": (1.0, None),
     "sensitivity of speed: order effect / minimum detectable effect": (1.0, None),
 }
@@ -43,10 +44,22 @@ def policy_gates(rates: pd.DataFrame) -> dict[str, tuple[float, int]]:
 
 
 def trained_gates() -> dict[str, dict[str, Any]]:
-    """The recorded gates of training runs: gate -> value, n and note; empty before the first `world --check`."""
+    """The recorded gates of training runs: gate -> value, n and note; empty before the first `world --check`.
+
+    A record of another version of the world or of other training settings is not used: its gates count as not met.
+    """
     if not TRAINED_RECORD.exists():
         return {}
-    return json.loads(TRAINED_RECORD.read_text(encoding="utf-8"))["gates"]
+    record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8"))
+    return record["gates"] if record["settings"] == trained_settings() else {}
+
+
+def trained_settings() -> str:
+    """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training and plan."""
+    laptop = get_profile("laptop")
+    train = {name: value for name, value in to_dict(laptop.train).items() if name != "seeds"}
+    parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, to_dict(laptop.plan), laptop.pool_samples, to_dict(laptop.world)]
+    return content_hash(parts)
 
 
 def gate_row(name: str, value: float, bounds: Bounds, n: int, note: str) -> dict[str, Any]:
@@ -58,7 +71,7 @@ def gate_row(name: str, value: float, bounds: Bounds, n: int, note: str) -> dict
         "high": bounds[1],
         "met": met(value, bounds),
         "n": n,
-        "unit": "runs" if name in TRAINED_BOUNDS else "samples",
+        "unit": "",
         "note": note,
     }
 

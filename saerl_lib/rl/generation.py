@@ -23,26 +23,28 @@ def sample_tokens(
 ) -> torch.Tensor:
     """[B, max_new] sampled token ids, padded after the end-of-sequence token; prompts [B, T] are padded on the left.
 
-    Rows that have ended are dropped from the batch, so that the time follows the mean completion, not the longest.
+    Rows that have ended are dropped from the batch once they are 15 % of it, so that the time follows the mean completion.
     """
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     out = torch.full((len(ids), max_new), pad)
-    live = torch.arange(len(ids))
+    live, ended = torch.arange(len(ids)), torch.zeros(len(ids), dtype=torch.bool)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     state = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     cache, logits, place = state.past_key_values, state.logits[:, -1], positions[:, -1]
     for t in range(max_new):
         odds = torch.softmax(logits.float() / temperature, dim=-1)
         chosen = torch.multinomial(odds, 1, generator=generator).squeeze(1)
+        chosen[ended] = pad
         out[live, t] = chosen
-        going = chosen != end
+        ended = ended | (chosen == end)
+        going = ~ended
         if not going.any() or t == max_new - 1:
             break
         place, mask = place + 1, torch.cat([mask, torch.ones(len(live), 1, dtype=mask.dtype)], dim=1)
         if going.float().mean() < 0.85:
             keep = going.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            live, chosen, place, mask = live[keep], chosen[keep], place[keep], mask[keep]
+            live, chosen, place, mask, ended = live[keep], chosen[keep], place[keep], mask[keep], ended[keep]
         state = model(
             input_ids=chosen.unsqueeze(1), attention_mask=mask, position_ids=place.unsqueeze(1), past_key_values=cache, use_cache=True
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             return path
         except (OSError, json.JSONDecodeError):
-            path.rename(path.with_name(f"broken-{path.name}"))
+            shutil.rmtree(path)
     return None
 
 
@@ -115,7 +116,10 @@ def prepare(job: Job, folder: Path, checkpoints: Path) -> Any:
     steps = int(plan["step"].max()) + 1
 
     def evaluate_at(step: int, full: bool) -> None:
-        rows = evaluate(model, tokenizer, sets, job.train, job.world, job.seed, step, full)
+        rows: list[dict[str, Any]] = []
+        for name in sets:
+            rows += evaluate(model, tokenizer, {name: sets[name]}, job.train, job.world, job.seed, step, full)
+            callback.stop_when_orphaned()
         append_rows(folder / "evaluations.jsonl", rows)
 
     def progress(step: int) -> None:

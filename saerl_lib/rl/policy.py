@@ -19,7 +19,8 @@ from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.skills import learner_rates
 from saerl_lib.data.wording import HABITS
 from saerl_lib.data.world import draw_sample
-from saerl_lib.encode.language_model import LanguageModelConfig, Text, load_model, pretrain, save_model, train_tokenizer
+from saerl_lib.data.corpus import Text
+from saerl_lib.encode.language_model import LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
 
 POLICY = LanguageModelConfig(
     seed=11, vocabulary=640, width=128, layers=4, heads=4, feed_forward=384, steps=4000, sequences_per_step=96

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.families import FAMILIES
-from saerl_lib.data.schema import Sample, read_samples, write_samples
-from saerl_lib.data.splits import ALL, draw_eval_sets
+from saerl_lib.data.schema import Sample, normalise, read_samples, write_samples
+from saerl_lib.data.splits import ALL, draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights, uniform_weights
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.plan.batch_plan import write_plan
@@ -29,11 +30,11 @@ from saerl_lib.rl.policy import load_policy
 from saerl_lib.rl.runner import PlannedRun, prepare_jobs, run_jobs
 
 RESERVED_SEED = 90_002
-MATCHED_SEEDS = (100, 101, 102)
+MATCHED_SEEDS = (100, 101)
 ORDERS = ("random", "ascending", "descending")
 TRANSFER_DOMAINS = ("Algebra", "Number theory")
 """Domains trained alone, fixed beforehand: the first two by name among those of exactly three families."""
-TRANSFER_STEPS = 200
+TRANSFER_STEPS = 160
 PROBLEMS_PER_DOMAIN, ATTEMPTS = 60, 8
 
 
@@ -50,7 +51,7 @@ def reserved_world(profile: Profile) -> Stage:
     """Pools, plans and evaluation sets from the reserved seed."""
 
     def compute(folder: Path) -> None:
-        taken: set[str] = set()
+        taken = {normalise(s.prompt) for split in draw_world(profile.world).values() for s in split}
         world = dataclasses.replace(profile.world, seed=RESERVED_SEED)
         sets = draw_eval_sets(world, taken)
         for domain in ALL:
@@ -76,7 +77,8 @@ def reserved_world(profile: Profile) -> Stage:
         for name, samples in sets.items():
             write_samples(samples, folder / "orders" / f"eval_{name}.parquet")
 
-    return get_or_compute(profile, "reserved_world", "plan", {**to_dict(profile.world), **to_dict(profile.plan)}, compute)
+    config = {**to_dict(profile.world), **to_dict(profile.plan), "pool": profile.pool_samples, "seeds": MATCHED_SEEDS}
+    return get_or_compute(profile, "reserved_world", "rl", config, compute)
 
 
 def order_evaluations(profile: Profile, world: Stage) -> pd.DataFrame:
@@ -92,41 +94,50 @@ def order_evaluations(profile: Profile, world: Stage) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(folder / "evaluations.parquet") for folder in folders])
 
 
-def mean_accuracy(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
-    """[step x (arm, seed)] mean over sets of Avg@k on the first `problems` of each set, in percent."""
+def mean_accuracy(evaluations: pd.DataFrame, problems: int | None = None) -> pd.DataFrame:
+    """[step x (arm, seed)] mean over sets of Avg@k in percent, on the first `problems` of each set or on all."""
     frame = evaluations.assign(rate=100 * evaluations["correct"] / evaluations["attempts"])
-    frame = frame.groupby(["arm", "seed", "step", "eval_set"]).head(problems)
+    if problems is not None:
+        frame = frame.groupby(["arm", "seed", "step", "eval_set"]).head(problems)
     sets = frame.groupby(["arm", "seed", "step", "eval_set"])["rate"].mean()
     return sets.groupby(["step", "arm", "seed"]).mean().unstack(["arm", "seed"])
 
 
-def order_gates(curves: pd.DataFrame, detectable: Any) -> dict[str, dict[str, Any]]:
-    """Gates from the reserved runs; `detectable(differences)` is the minimum detectable effect of paired differences.
+def order_effect(outcome: pd.Series, seeds: int) -> tuple[float, float, str]:
+    """(largest difference between orders, minimum detectable effect of a study of `seeds` seeds, note), in points.
 
-    Final accuracy is the mean of the last three evaluations, speed the mean of all of them.
+    `outcome` has one value an (arm, seed). The deviation of paired differences is pooled over the pairs of orders.
     """
-    outcomes = {"sensitivity": curves.iloc[-3:].mean(), "sensitivity of speed": curves.iloc[1:].mean()}
+    table = outcome.unstack("arm")
+    pairs = [(a, b) for i, a in enumerate(ORDERS) for b in ORDERS[i + 1 :]]
+    effects = {pair: (table[pair[0]] - table[pair[1]]).to_numpy() for pair in pairs}
+    effect = max(abs(float(values.mean())) for values in effects.values())
+    spread = np.concatenate([values - values.mean() for values in effects.values()])
+    deviation = float(np.sqrt((spread**2).sum() / (len(spread) - len(effects))))
+    quantiles = student.ppf(0.975, seeds - 1) + student.ppf(0.8, seeds - 1)
+    detectable = float(quantiles * deviation / np.sqrt(seeds))
+    means = ", ".join(f"{order} {table[order].mean():.2f}" for order in ORDERS)
+    return effect, detectable, f"means in percent: {means}; largest difference {effect:.2f}, detectable {detectable:.2f} points"
+
+
+def order_gates(evaluations: pd.DataFrame, problems: int, seeds: int) -> dict[str, dict[str, Any]]:
+    """Gates from the reserved runs, for a study of `seeds` matched seeds.
+
+    Final accuracy: the full evaluation after the last step, the estimator of the accuracy claims. Speed: the mean of
+    the learning curve. Both average the sets' Avg@k. `problems` is the size of the small evaluations.
+    """
+    curves = mean_accuracy(evaluations, problems)
+    outcomes = {"sensitivity": mean_accuracy(evaluations).iloc[-1], "sensitivity of speed": curves.iloc[1:].mean()}
     gates: dict[str, dict[str, Any]] = {}
     for name, outcome in outcomes.items():
-        table = outcome.unstack("arm")
-        pairs = [(a, b) for i, a in enumerate(ORDERS) for b in ORDERS[i + 1 :]]
-        effects = {pair: (table[pair[0]] - table[pair[1]]).to_numpy() for pair in pairs}
-        largest = max(effects, key=lambda pair: abs(effects[pair].mean()))
-        spread = np.concatenate([values - values.mean() for values in effects.values()])
-        scale = np.sqrt((spread**2).sum() / (len(spread) - len(effects)))
-        unit = detectable(np.array([-1.0, 0.0, 1.0]) * scale)
-        effect = abs(float(effects[largest].mean()))
-        means = ", ".join(f"{order} {table[order].mean():.2f}" for order in ORDERS)
-        note = f"means in percent: {means}; largest difference {effect:.2f} points, minimum detectable effect {unit:.2f}"
-        gates[f"{name}: order effect / minimum detectable effect"] = {"value": effect / unit, "n": curves.shape[1], "note": note}
-    random = curves["random"].mean(axis=1)
-    quarter = len(random) - 1 - (len(random) - 1) // 4
-    gain = float(random.iloc[-3:].mean() - random.iloc[quarter - 2 : quarter + 1].mean())
-    gates["grpo: gain in the last quarter, points"] = {
-        "value": gain,
-        "n": len(MATCHED_SEEDS),
-        "note": f"random order, {random.iloc[0]:.1f} % at the start, {random.iloc[-3:].mean():.1f} % at the end",
-    }
+        effect, detectable, note = order_effect(outcome, seeds)
+        gates[f"{name}: order effect / minimum detectable effect"] = {"value": effect / detectable, "n": curves.shape[1], "note": note}
+    plain = curves["random"]
+    start = len(plain) - 1 - (len(plain) - 1) // 4
+    gains = plain.iloc[-3:].mean() - plain.iloc[start - 2 : start + 1].mean()
+    by_seed = ", ".join(f"{gain:+.2f}" for gain in gains)
+    note = f"random order, {plain.iloc[0].mean():.1f} % at the start, {plain.iloc[-3:].mean().mean():.1f} % at the end; by seed {by_seed}"
+    gates["grpo: gain in the last quarter, points"] = {"value": float(gains.mean()), "n": plain.shape[1], "note": note}
     return gates
 
 
@@ -146,7 +157,7 @@ def transfer_gate(profile: Profile, world: Stage) -> dict[str, Any]:
         after = _domain_rates(profile, world, (load_model(folder / "final")[0], load_policy()[1]))
         gains = {name: after[name] - before[name] for name in ALL}
         others = float(np.mean([gains[name] for name in ALL if name != domain]))
-        ratios.append(others / gains[domain])
+        ratios.append(others / gains[domain] if gains[domain] > 0 else float(np.finfo(np.float32).max))
         notes.append(f"{domain} alone: own {100 * gains[domain]:+.1f} points, others {100 * others:+.1f}")
     return {"value": max(ratios), "n": len(folders), "note": "; ".join(notes)}
 

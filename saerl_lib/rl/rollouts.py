@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from saerl_lib.artifacts import ArtifactError
 
-class PlanMismatchError(RuntimeError):
+
+class PlanMismatchError(ArtifactError):
     """The trainer did not see the samples of the plan in the plan's order."""
 
 

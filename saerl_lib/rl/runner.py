@@ -53,7 +53,9 @@ def job_key(run: PlannedRun, profile: Profile, pool: Path, evaluation: Sequence[
             "plan": plan_hash(read_plan(run.plan)),
             "pool": file_sha256(pool),
             "evaluation": [file_sha256(path) for path in evaluation],
-            "policy": file_sha256(POLICY_FOLDER / "model.safetensors"),
+            "prompts_per_step": profile.plan.prompts_per_step,
+            "policy": [file_sha256(POLICY_FOLDER / name) for name in ("model.safetensors", "tokenizer.json", "config.json")],
+            "lock": file_sha256(paths.ROOT / "requirements.lock"),
             "train": to_dict(train),
             "small": profile.world.eval_problems_small,
             "code": [file_sha256(package / name) for name in JOB_CODE],
@@ -121,7 +123,7 @@ def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) 
     """
     waiting = [folder for folder in folders if not is_done(folder)]
     finished = len(folders) - len(waiting)
-    limit = processes or os.cpu_count() or 1
+    limit = processes or len(os.sched_getaffinity(0))
     running: dict[Path, subprocess.Popen[bytes]] = {}
     bar = tqdm(total=steps * len(folders), desc="training", unit="step", initial=steps * finished, mininterval=10, file=sys.stdout)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, get_or_compute, read_manifest
+from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import Profile, to_dict
 from saerl_lib.rl.runner import PlannedRun, prepare_jobs, run_jobs
 
@@ -32,7 +32,11 @@ def train_stage(profile: Profile, world: Stage, plans: Stage) -> Stage:
     home = paths.profile_dir(profile.name) / "jobs"
 
     def compute(folder: Path) -> None:
-        folders = prepare_jobs(planned_runs(profile, plans), profile, world.folder, home)
+        runs = planned_runs(profile, plans)
+        missing = [run.plan.name for run in runs if not run.plan.exists()]
+        if missing:
+            raise ArtifactError(f"{plans.folder}: plan {missing[0]} is missing; run notebook 06 with the same --seeds first")
+        folders = prepare_jobs(runs, profile, world.folder, home)
         run_jobs(folders, profile.steps)
         for name in ("rollouts", "curve", "evaluations"):
             pd.concat([pd.read_parquet(f / f"{name}.parquet") for f in folders]).to_parquet(
@@ -66,15 +70,3 @@ def runs_table(train: Stage) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def load_stage(profile: Profile, name: str) -> Stage:
-    """A finished stage by name, for a notebook that only reads it.
-
-    Raises FileNotFoundError that names the stage when it was not computed.
-    """
-    folder = paths.profile_dir(profile.name) / name
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise FileNotFoundError(f"{folder}: stage {name} is missing; run ./run_all.sh --profile {profile.name}")
-    return Stage(name, folder, manifest["key"], computed=False)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
@@ -99,7 +100,7 @@ def grpo_arguments(config: TrainConfig, prompts_per_step: int, steps: int, seed:
     )
 
 
-class Orphaned(RuntimeError):
+class Orphaned(ArtifactError):
     """The process that started this job is gone."""
 
 
@@ -123,6 +124,10 @@ class EvaluationCallback(TrainerCallback):
         elif step % self.every == 0:
             self.evaluate(step, False)
         self.progress(step)
+        self.stop_when_orphaned()
+
+    def stop_when_orphaned(self) -> None:
+        """Raise Orphaned when the parent process has died, so that no two processes train one run."""
         if os.getppid() != self.parent:
             raise Orphaned("the process that started this job is gone; run the same command again to resume")
 
