@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from saerl_lib import paths
 from saerl_lib.config import Profile, content_hash, to_dict
 
@@ -104,7 +106,9 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as error:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or set SAERL_HOME to a writable folder") from error
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror}; free space or set SAERL_HOME to a writable folder"
+        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -153,9 +157,7 @@ def load_stage(profile: Profile, name: str) -> Stage:
     return Stage(name, folder, manifest["key"], computed=False)
 
 
-def finish(
-    folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...], profile: Profile
-) -> None:
+def finish(folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...], profile: Profile) -> None:
     """Write the manifest of a folder whose outputs are complete."""
     outputs = {
         str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
@@ -176,6 +178,13 @@ def finish(
     )
 
 
+def _renew_settings(folder: Path, profile: Profile) -> None:
+    """Note that a stage also belongs to these settings: another base seed may share an upstream stage."""
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest["settings"] != settings_hash(profile):
+        write_json(folder / MANIFEST, {**manifest, "settings": settings_hash(profile)})
+
+
 def get_or_compute(
     profile: Profile,
     name: str,
@@ -192,6 +201,7 @@ def get_or_compute(
     folder = paths.profile_dir(profile.name) / name
     key = stage_key(name, room, config, inputs)
     if is_complete(folder, key):
+        _renew_settings(folder, profile)
         return Stage(name, folder, key, computed=False)
     partial = folder.with_name(f".{name}.partial")
     try:
@@ -201,11 +211,13 @@ def get_or_compute(
         finish(partial, name, key, config, inputs, profile)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno not in UNWRITABLE:
+        if getattr(error, "errno", None) not in UNWRITABLE and "os error" not in str(error):
             raise
-        raise ArtifactError(f"stage {name} cannot write {folder}: {error}; free space or set SAERL_HOME to a writable folder") from error
+        raise ArtifactError(
+            f"stage {name} cannot write {folder}: {error}; free space or set SAERL_HOME to a writable folder"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -105,7 +105,9 @@ def bench_grpo(profile: Profile, world: Stage) -> int:
             logged = _trainer(profile, samples, folder / f"ours{i}", logging_reward(folder / f"rollouts{i}.jsonl"))
             ours.append(seconds(logged.train) / GRPO_STEPS)
     trl_s, step_s = float(np.median(plain)), float(np.median(ours))
-    return report({"trl_step_s": trl_s, "artifact_step_s": step_s, "ratio_artifact_to_trl": step_s / trl_s, "steps": 3 * GRPO_STEPS})
+    return report(
+        {"trl_step_s": trl_s, "artifact_step_s": step_s, "ratio_artifact_to_trl": step_s / trl_s, "steps": 3 * GRPO_STEPS}
+    )
 
 
 def run_bench(name: str) -> int:

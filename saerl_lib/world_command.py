@@ -25,7 +25,10 @@ def check_world(profile: Profile) -> bool:
     evaluations = order_evaluations(profile, reserved)
     gates = order_gates(evaluations, profile.world.eval_problems_small, profile.train.seeds)
     gates["transfer: other domains' gain / own gain"] = transfer_gate(profile, reserved)
-    write_json(TRAINED_RECORD, {"settings": trained_settings(), "world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates})
+    write_json(
+        TRAINED_RECORD,
+        {"settings": trained_settings(), "world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates},
+    )
     world = world_stage(profile)
     table = gate_table(profile, world, base_rates_stage(profile, world))
     folder = paths.profile_dir(profile.name) / "world_check"

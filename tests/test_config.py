@@ -31,9 +31,9 @@ def test_profiles_have_their_own_name() -> None:
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
-def test_laptop_encodes_240_latents_and_trains_400_steps() -> None:
+def test_laptop_encodes_240_latents_and_trains_240_steps() -> None:
     assert LAPTOP.encoder.retained_latents == 240
-    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 400
+    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 240
 
 
 @pytest.mark.parametrize("name", ["", "Laptop", "huge"])

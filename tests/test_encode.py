@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from saerl_lib.config import get_profile
+from saerl_lib.data.corpus import HELD_OUT, encoder_families
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.data.splits import draw_world
 from saerl_lib.encode.activations import activations, token_batches, token_vectors, truncate
-from saerl_lib.data.corpus import HELD_OUT, encoder_families
 from saerl_lib.encode.encoder import encoder_folder, load_encoder, rebuild_encoder
 from saerl_lib.encode.features import encode_samples, load_features, save_features
 from saerl_lib.encode.language_model import SEPARATOR

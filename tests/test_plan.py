@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, plan_hash, read_plan, validate, write_plan
-from saerl_lib.plan import diversity, orders
+from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, diversity, orders, plan_hash, read_plan, validate, write_plan
 from saerl_lib.plan.batch_plan import COLUMNS
 from saerl_lib.plan.curriculum import Batch, cluster_first
 from saerl_lib.plan.mixing import mix_tails

@@ -130,7 +130,9 @@ def test_more_matched_seeds_keep_finished_jobs(world: Path, tmp_path: Path) -> N
 
 
 def _log(*ids: str) -> pd.DataFrame:
-    return pd.DataFrame({"step": [1 + i // 4 for i in range(len(ids))], "row": [i % 4 for i in range(len(ids))], "sample_id": ids})
+    return pd.DataFrame(
+        {"step": [1 + i // 4 for i in range(len(ids))], "row": [i % 4 for i in range(len(ids))], "sample_id": ids}
+    )
 
 
 PLAN = pd.DataFrame({"step": [0, 0, 1, 1], "slot": [0, 1, 0, 1], "sample_id": list("abcd")})

@@ -82,7 +82,9 @@ def test_same_seed_same_tables_another_seed_others(home: Path, tmp_path: Path) -
     for name, options in (("same", ()), ("other", ("--seed", "1"))):
         done = run_smoke(tmp_path / name, *options)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    tables, same, other = (digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other"))
+    tables, same, other = (
+        digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other")
+    )
     assert same == tables
     plans = [digests(f / "smoke" / "plans", "saerl.parquet") for f in (home, tmp_path / "same", tmp_path / "other")]
     assert plans[0] == plans[1] != plans[2]

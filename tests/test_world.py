@@ -35,7 +35,9 @@ def fingerprint(splits: dict[str, list[Sample]]) -> str:
 
 
 def test_world_is_frozen_under_its_version(splits: dict[str, list[Sample]]) -> None:
-    assert (WORLD_VERSION, fingerprint(splits)) == ("1", FROZEN), "a sample changed: raise WORLD_VERSION and measure the gates again"
+    assert (WORLD_VERSION, fingerprint(splits)) == ("1", FROZEN), (
+        "a sample changed: raise WORLD_VERSION and measure the gates again"
+    )
 
 
 def test_another_seed_draws_another_world(splits: dict[str, list[Sample]]) -> None:

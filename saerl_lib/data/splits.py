@@ -68,7 +68,9 @@ def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     splits["filter_negatives"] = draw_split("parent", config.labelled_samples, parent, "parent", seed, taken)
     splits["contest_train"] = draw_split("contest-train", config.contest_train_samples, contest, "contest", seed, taken)
     splits["contest_test"] = draw_split("contest-test", config.contest_test_samples, contest, "contest", seed, taken)
-    splits["step_labelled"] = draw_split("steps", config.step_labelled_samples, uniform_weights(), "target", seed, taken, STEP_SLIPS)
+    splits["step_labelled"] = draw_split(
+        "steps", config.step_labelled_samples, uniform_weights(), "target", seed, taken, STEP_SLIPS
+    )
     inside = round(config.noisy_pool_samples * config.target_share)
     pool = draw_split("pool-target", inside, target, "target", seed, taken)
     pool += draw_split("pool-parent", config.noisy_pool_samples - inside, parent, "parent", seed, taken)

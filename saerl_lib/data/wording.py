@@ -41,7 +41,9 @@ class Habits:
 
 HABITS = {
     "target": Habits(("", "", "", "Question: ", "Now: "), ("", "", "Give it exactly.", "Show each step."), 0.35, 1.0),
-    "parent": Habits(("", "", "", "Problem: ", "Now: "), ("", "", "Explain it.", "Show each step.", "State the result."), 0.45, 0.7),
+    "parent": Habits(
+        ("", "", "", "Problem: ", "Now: "), ("", "", "Explain it.", "Show each step.", "State the result."), 0.45, 0.7
+    ),
     "contest": Habits(("", "Round {n}: ", "Now: "), ("", "Prove it.", "Give it exactly."), 0.45, 0.9),
 }
 """Habits by source; they overlap, so that no phrase settles the source alone."""

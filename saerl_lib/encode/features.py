@@ -29,7 +29,9 @@ class FeatureTable:
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.z) == len(self.metadata):
-            raise ValueError(f"{len(self.ids)} ids, {len(self.z)} rows of z and {len(self.metadata)} of metadata: lengths must agree")
+            raise ValueError(
+                f"{len(self.ids)} ids, {len(self.z)} rows of z and {len(self.metadata)} of metadata: lengths must agree"
+            )
 
     @property
     def phi(self) -> NDArray[np.float32]:

@@ -85,7 +85,9 @@ def build_model(config: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast)
     return LlamaForCausalLM(architecture)
 
 
-def batch_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text], solution_only: bool) -> torch.Tensor:
+def batch_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text], solution_only: bool
+) -> torch.Tensor:
     """Mean cross-entropy in nats over the tokens that count."""
     prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
     solutions = tokenizer([s for _, s in texts])["input_ids"]

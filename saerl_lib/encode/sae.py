@@ -1,4 +1,4 @@
-"""The sparse autoencoder: trained and held by SAELens, checked against stated bounds after training (paper, sections 2 and C.1)."""
+"""The sparse autoencoder: trained and held by SAELens, checked against stated bounds (paper, sections 2 and C.1)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,12 @@ def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: S
         pd.concat(composition).to_parquet(folder / "composition.parquet", index=False)
         _diversity(profile, features, pool, plans).to_parquet(folder / "diversity.parquet", index=False)
 
-    config = {**to_dict(profile.plan), "seeds": profile.train.seeds, "seed": profile.seed, "bootstrap": profile.properties.bootstrap_samples}
+    config = {
+        **to_dict(profile.plan),
+        "seeds": profile.train.seeds,
+        "seed": profile.seed,
+        "bootstrap": profile.properties.bootstrap_samples,
+    }
     return get_or_compute(profile, "plans", "plan", config, compute, (features, difficulty, quality))
 
 

@@ -120,7 +120,12 @@ def difficulty_rows(train: _Side, test: _Side, target: str, profile: Profile) ->
 
 def quality_rows(train: _Side, test: _Side, profile: Profile) -> list[ProbeRow]:
     """Table 3: mean step score of a solution."""
-    common = {"dataset": "world", "target": "solution_quality", "config": profile.properties, "seed": sub_seed(profile.seed, "quality")}
+    common = {
+        "dataset": "world",
+        "target": "solution_quality",
+        "config": profile.properties,
+        "seed": sub_seed(profile.seed, "quality"),
+    }
     y, truth = (np.array([solution_quality(s) for s in side.samples]) for side in (train, test))
     rows = mean_baseline(y, truth, **common)
     for name, (a, b) in _sets(train, test).items():
@@ -138,9 +143,7 @@ def control_rows(train: _Side, test: _Side, profile: Profile) -> list[ProbeRow]:
         rows.append(topic_probe(train.prompt_z, y, test.prompt_z, truth, features="sae_all_families", **common))
     common = {"dataset": "world", "target": "difficulty_in_domain", "config": profile.properties}
     seed = sub_seed(profile.seed, "difficulty")
-    row = difficulty_probe(
-        train.z, train.difficulty, test.z, test.difficulty, features="sae_all_families", seed=seed, **common
-    )
+    row = difficulty_probe(train.z, train.difficulty, test.z, test.difficulty, features="sae_all_families", seed=seed, **common)
     return [*rows, row]
 
 

@@ -143,7 +143,13 @@ def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         filter_table(scores, pool.ids, sources == "target", held_out, rules).to_parquet(folder / "table.parquet", index=False)
         score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
         rows = source_separation(
-            scores, sources == "target", n_train=len(train), dataset="world", features="sae", config=profile.properties, seed=profile.seed
+            scores,
+            sources == "target",
+            n_train=len(train),
+            dataset="world",
+            features="sae",
+            config=profile.properties,
+            seed=profile.seed,
         )
         pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
         kept = keep_top_k(scores, pool.ids, profile.pool_samples)

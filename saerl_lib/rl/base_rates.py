@@ -44,7 +44,12 @@ def rated_prompts(pool: Sequence[Sample], count: int) -> list[Sample]:
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     """Attempts of the base policy on pool prompts: pass_rates.parquet with sample_id, domain, difficulty, pass_rate, attempts."""
     config = profile.world
-    wanted = {"prompts": config.rated_prompts, "attempts": config.rated_attempts, "train": to_dict(profile.train), "seed": profile.seed}
+    wanted = {
+        "prompts": config.rated_prompts,
+        "attempts": config.rated_attempts,
+        "train": to_dict(profile.train),
+        "seed": profile.seed,
+    }
 
     def compute(folder: Path) -> None:
         samples = rated_prompts(load_split(world, "pool"), config.rated_prompts)

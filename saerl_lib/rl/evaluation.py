@@ -63,7 +63,9 @@ def evaluation_stage(profile: Profile, train: Stage) -> Stage:
         first = next(iter(seen))
         for run, problems in seen.items():
             if problems != seen[first]:
-                raise ArtifactError(f"runs {first} and {run} were evaluated on different problems; delete their jobs and train again")
+                raise ArtifactError(
+                    f"runs {first} and {run} were evaluated on different problems; delete their jobs and train again"
+                )
         if frame.duplicated(["arm", "seed", *keys]).any():
             raise ArtifactError("a problem was evaluated twice at one step; delete the jobs and train again")
         frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")

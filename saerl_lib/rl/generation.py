@@ -46,7 +46,11 @@ def sample_tokens(
             cache.batch_select_indices(keep)
             live, chosen, place, mask, ended = live[keep], chosen[keep], place[keep], mask[keep], ended[keep]
         state = model(
-            input_ids=chosen.unsqueeze(1), attention_mask=mask, position_ids=place.unsqueeze(1), past_key_values=cache, use_cache=True
+            input_ids=chosen.unsqueeze(1),
+            attention_mask=mask,
+            position_ids=place.unsqueeze(1),
+            past_key_values=cache,
+            use_cache=True,
         )
         cache, logits = state.past_key_values, state.logits[:, -1]
     return out
@@ -77,7 +81,9 @@ def sample_completions(
             ids[b, longest - len(encoded[i]) :] = torch.tensor(encoded[i])
             mask[b, longest - len(encoded[i]) :] = 1
         tokens = sample_tokens(model, ids, mask, max_new, temperature, generator)
-        for i, text in zip(rows, tokenizer.batch_decode(_cut(tokens, model.config.eos_token_id, tokenizer.pad_token_id)), strict=True):
+        for i, text in zip(
+            rows, tokenizer.batch_decode(_cut(tokens, model.config.eos_token_id, tokenizer.pad_token_id)), strict=True
+        ):
             texts[i] = text
         progress(len(rows))
     model.train(was_training)

@@ -1,6 +1,7 @@
 """The base policy of the embedded world: a small model pre-trained on a learner's solutions.
 
-Every skill slips at its own rate (`saerl_lib.data.skills.SLIP_RATE`), more often at higher levels, so that RL has skills to mend one by one.
+Every skill slips at its own rate (`saerl_lib.data.skills.SLIP_RATE`), more often at higher levels, so that RL has
+skills to mend one by one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.config import sub_seed
+from saerl_lib.data.corpus import Text
 from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.skills import learner_rates
 from saerl_lib.data.wording import HABITS
 from saerl_lib.data.world import draw_sample
-from saerl_lib.data.corpus import Text
 from saerl_lib.encode.language_model import LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
 
 POLICY = LanguageModelConfig(

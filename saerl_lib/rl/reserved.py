@@ -56,7 +56,9 @@ def reserved_world(profile: Profile) -> Stage:
         sets = draw_eval_sets(world, taken)
         for domain in ALL:
             families = tuple(name for name, family in FAMILIES.items() if family.path[0] == domain)
-            sample = draw_split(f"domain-{domain}", PROBLEMS_PER_DOMAIN, uniform_weights((2, 3, 4), families), "target", RESERVED_SEED, taken)
+            sample = draw_split(
+                f"domain-{domain}", PROBLEMS_PER_DOMAIN, uniform_weights((2, 3, 4), families), "target", RESERVED_SEED, taken
+            )
             write_samples(sample, folder / f"domain-{domain}.parquet")
         pool = draw_split("pool", profile.pool_samples, target_weights(), "target", RESERVED_SEED, taken)
         (folder / "orders").mkdir()
@@ -131,7 +133,11 @@ def order_gates(evaluations: pd.DataFrame, problems: int, seeds: int) -> dict[st
     gates: dict[str, dict[str, Any]] = {}
     for name, outcome in outcomes.items():
         effect, detectable, note = order_effect(outcome, seeds)
-        gates[f"{name}: order effect / minimum detectable effect"] = {"value": effect / detectable, "n": curves.shape[1], "note": note}
+        gates[f"{name}: order effect / minimum detectable effect"] = {
+            "value": effect / detectable,
+            "n": curves.shape[1],
+            "note": note,
+        }
     plain = curves["random"]
     start = len(plain) - 1 - (len(plain) - 1) // 4
     gains = plain.iloc[-3:].mean() - plain.iloc[start - 2 : start + 1].mean()
@@ -167,7 +173,12 @@ def _domain_rates(profile: Profile, world: Stage, policy: Any) -> dict[str, floa
     for domain in ALL:
         samples = read_samples(world.path(f"domain-{domain}.parquet"))
         marks = correct_attempts(
-            *policy, samples, ATTEMPTS, profile.train.max_completion_tokens, profile.train.temperature, sub_seed(RESERVED_SEED, domain)
+            *policy,
+            samples,
+            ATTEMPTS,
+            profile.train.max_completion_tokens,
+            profile.train.temperature,
+            sub_seed(RESERVED_SEED, domain),
         )
         rates[domain] = float(marks.mean())
     return rates

@@ -51,7 +51,9 @@ def compare_with_plan(rollouts: pd.DataFrame, plan: pd.DataFrame, rollouts_per_p
         expected = [i for i in group.sort_values("slot")["sample_id"] for _ in range(rollouts_per_prompt)]
         seen = logged.pop(step + 1, [])
         if seen != expected:
-            where = next((i for i, (a, b) in enumerate(zip(seen, expected, strict=False)) if a != b), min(len(seen), len(expected)))
+            where = next(
+                (i for i, (a, b) in enumerate(zip(seen, expected, strict=False)) if a != b), min(len(seen), len(expected))
+            )
             raise PlanMismatchError(
                 f"step {step + 1}, rollout {where}: the plan says {expected[where] if where < len(expected) else 'nothing'}, "
                 f"the trainer saw {seen[where] if where < len(seen) else 'nothing'}; keep shuffle_dataset=False and one "

@@ -125,7 +125,9 @@ def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) 
     finished = len(folders) - len(waiting)
     limit = processes or len(os.sched_getaffinity(0))
     running: dict[Path, subprocess.Popen[bytes]] = {}
-    bar = tqdm(total=steps * len(folders), desc="training", unit="step", initial=steps * finished, mininterval=10, file=sys.stdout)
+    bar = tqdm(
+        total=steps * len(folders), desc="training", unit="step", initial=steps * finished, mininterval=10, file=sys.stdout
+    )
     try:
         while waiting or running:
             while waiting and len(running) < limit:

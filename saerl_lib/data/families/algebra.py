@@ -18,7 +18,10 @@ def linear_equation(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"x/{a}+{b}={c}", f"{b}+x/{a}={c}, x"),
-        (f"A heap is cut in {a}, then {b} come in and {c} are there. How many in the heap", f"Which x cut in {a} plus {b} makes {c}"),
+        (
+            f"A heap is cut in {a}, then {b} come in and {c} are there. How many in the heap",
+            f"Which x cut in {a} plus {b} makes {c}",
+        ),
         solve,
     )
 
@@ -34,7 +37,10 @@ def sequence(rng: random.Random, level: int) -> Task:
     second = first + step
     return Task(
         (f"{first},{second},{second + step},..., term {n}", f"term {n}: {first},{second},{second + step},..."),
-        (f"Row 1 has {first} beads, each row {step} more. How many in row {n}", f"Begin with {first}, each term {step} more. Which is term {n}"),
+        (
+            f"Row 1 has {first} beads, each row {step} more. How many in row {n}",
+            f"Begin with {first}, each term {step} more. Which is term {n}",
+        ),
         solve,
     )
 

@@ -27,7 +27,11 @@ def chain(rng: random.Random, level: int) -> Task:
         f"{term} {'come in' if sign == '+' else 'go out'}" for sign, term in zip(signs, terms[1:], strict=True)
     )
     talk = ", then ".join(f"{'add' if sign == '+' else 'take away'} {term}" for sign, term in zip(signs, terms[1:], strict=True))
-    return Task((f"{bare}", f"the value of {bare}"), (f"A box holds {terms[0]} beads; {moves}. How many are left", f"Begin with {terms[0]}, {talk}"), solve)
+    return Task(
+        (f"{bare}", f"the value of {bare}"),
+        (f"A box holds {terms[0]} beads; {moves}. How many are left", f"Begin with {terms[0]}, {talk}"),
+        solve,
+    )
 
 
 def precedence(rng: random.Random, level: int) -> Task:
@@ -58,7 +62,10 @@ def brackets(rng: random.Random, level: int) -> Task:
     gone = f"{c} {'go out' if minus else 'come in'}"
     return Task(
         (f"{a}*({b}{sign}{c})", f"the value of ({b}{sign}{c})*{a}"),
-        (f"Each of {a} bags holds {b} beads; then {gone} of each. How many in all", f"Work out {b} {word} {c}, all of it times {a}"),
+        (
+            f"Each of {a} bags holds {b} beads; then {gone} of each. How many in all",
+            f"Work out {b} {word} {c}, all of it times {a}",
+        ),
         solve,
     )
 

@@ -33,7 +33,10 @@ def triangle_area(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"T({base}x{height})", f"the value of T: {base}x{height}"),
-        (f"A field with three sides has base {base} and height {height}. How much land is it", f"Area of a triangle, {base} by {height}"),
+        (
+            f"A field with three sides has base {base} and height {height}. How much land is it",
+            f"Area of a triangle, {base} by {height}",
+        ),
         solve,
     )
 
@@ -67,7 +70,10 @@ def clock(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"{hour}:{minute:02d}+{span}", f"the value of {hour}:{minute:02d}+0:{span}"),
-        (f"A game begins at {hour}:{minute:02d} and takes {span}. When is it over", f"It is {hour}:{minute:02d}. What time in {span} more"),
+        (
+            f"A game begins at {hour}:{minute:02d} and takes {span}. When is it over",
+            f"It is {hour}:{minute:02d}. What time in {span} more",
+        ),
         solve,
     )
 
@@ -83,7 +89,10 @@ def lengths(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"{metres}m{extra}+{more}", f"the value of {more}+{metres}m{extra}"),
-        (f"A field is {metres} m and {extra} cm long and {more} cm come in. How long is it then", f"Work out {metres} m {extra} plus {more} in cm"),
+        (
+            f"A field is {metres} m and {extra} cm long and {more} cm come in. How long is it then",
+            f"Work out {metres} m {extra} plus {more} in cm",
+        ),
         solve,
     )
 

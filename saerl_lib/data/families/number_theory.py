@@ -23,7 +23,10 @@ def remainder(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"{a}:{b}, r", f"{a} r {b}"),
-        (f"{a} beads go into bags of {b}. How many bags and how many are left", f"Cut {a} in {b} equal heaps. How many in each and what is left"),
+        (
+            f"{a} beads go into bags of {b}. How many bags and how many are left",
+            f"Cut {a} in {b} equal heaps. How many in each and what is left",
+        ),
         solve,
     )
 
@@ -47,7 +50,10 @@ def common_multiple(rng: random.Random, level: int) -> Task:
     assert math.gcd(a, b) == common
     return Task(
         (f"({a},{b}), [{a},{b}]", f"[{a},{b}] and ({a},{b})"),
-        (f"Greatest shared divisor and least shared multiple of {a} and {b}", f"Bags of {a} and bags of {b}: the largest equal heaps, and when both meet"),
+        (
+            f"Greatest shared divisor and least shared multiple of {a} and {b}",
+            f"Bags of {a} and bags of {b}: the largest equal heaps, and when both meet",
+        ),
         solve,
     )
 
@@ -68,7 +74,10 @@ def congruence(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"x>{bound}, x%{m}={rest}", f"x%{m}={rest}, x>{bound}"),
-        (f"Bags of {m}, {rest} are left, more than {bound} beads. How many at least", f"Least number above {bound} with {rest} left when cut in {m}"),
+        (
+            f"Bags of {m}, {rest} are left, more than {bound} beads. How many at least",
+            f"Least number above {bound} with {rest} left when cut in {m}",
+        ),
         solve,
     )
 

@@ -47,7 +47,10 @@ def part_of_amount(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"{amount}*{p}/{q}", f"{p}/{q} of {amount}"),
-        (f"{p}/{q} of {amount} beads go out. How many are those", f"A bag of {amount} is cut in {q} equal heaps. How many in {p} heaps"),
+        (
+            f"{p}/{q} of {amount} beads go out. How many are those",
+            f"A bag of {amount} is cut in {q} equal heaps. How many in {p} heaps",
+        ),
         solve,
     )
 

@@ -18,7 +18,10 @@ def pairs(rng: random.Random, level: int) -> Task:
 
     return Task(
         (f"C({n},2)+{extra}", f"{extra}+C({n},2)"),
-        (f"Each two of {n} teams meet once, and {extra} more games come in. How many in all", f"How many heaps of two from {n} beads, plus {extra}"),
+        (
+            f"Each two of {n} teams meet once, and {extra} more games come in. How many in all",
+            f"How many heaps of two from {n} beads, plus {extra}",
+        ),
         solve,
     )
 
@@ -55,7 +58,10 @@ def median(rng: random.Random, level: int) -> Task:
     row = ",".join(map(str, values))
     return Task(
         (f"M({row}), R({row})", f"M and R of {row}"),
-        (f"Heaps of {row} beads stand in order of size. Which is in the middle, and by how much do the ends differ", f"What are the median and the range of {row}"),
+        (
+            f"Heaps of {row} beads stand in order of size. Which is in the middle, and by how much do the ends differ",
+            f"What are the median and the range of {row}",
+        ),
         solve,
     )
 
