@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
 }
 """What every notebook runs under; `run_all.sh` exports the same values."""
 

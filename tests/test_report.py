@@ -292,7 +292,10 @@ def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Pat
     met, unmet = claims.build_claims(data_folder), claims.build_claims(data_folder, gate_met=False)
     order = met["claim"].str.startswith(("Accuracy gain", "Fewer steps"))
     assert order.sum() == 4
-    assert set(met.loc[order, "verdict"]) == {"reproduced"}
+    steps = met["claim"].str.startswith("Fewer steps")  # decided by the gate of speed, which this table does not hold
+    assert set(met.loc[order & ~steps, "verdict"]) == {"reproduced"}
+    assert set(met.loc[steps, "verdict"]) == {"undecided"}
+    assert set(claims.build_claims(data_folder, gate_met=True).loc[order, "verdict"]) == {"reproduced"}
     assert set(unmet.loc[order, "verdict"]) == {"undecided"}
     assert unmet.loc[~order, "verdict"].tolist() == met.loc[~order, "verdict"].tolist()
     gates = read_table("world_gates", data_folder)
