@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import t as student
+from transformers import LlamaForCausalLM
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
@@ -22,7 +24,6 @@ from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.schema import Sample, normalise, read_samples, write_samples
 from saerl_lib.data.splits import ALL, draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights, uniform_weights
-from saerl_lib.encode.language_model import load_model
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.generation import correct_attempts
@@ -160,12 +161,17 @@ def transfer_gate(profile: Profile, world: Stage) -> dict[str, Any]:
     before = _domain_rates(profile, world, load_policy())
     ratios, notes = [], []
     for domain, folder in zip(TRANSFER_DOMAINS, folders, strict=True):
-        after = _domain_rates(profile, world, (load_model(folder / "final")[0], load_policy()[1]))
+        after = _domain_rates(profile, world, (load_trained(folder), load_policy()[1]))
         gains = {name: after[name] - before[name] for name in ALL}
         others = float(np.mean([gains[name] for name in ALL if name != domain]))
         ratios.append(others / gains[domain] if gains[domain] > 0 else float(np.finfo(np.float32).max))
         notes.append(f"{domain} alone: own {100 * gains[domain]:+.1f} points, others {100 * others:+.1f}")
     return {"value": max(ratios), "n": len(folders), "note": "; ".join(notes)}
+
+
+def load_trained(folder: Path) -> LlamaForCausalLM:
+    """The policy that a finished job trained, in float32."""
+    return LlamaForCausalLM.from_pretrained(folder / "final", dtype=torch.float32, local_files_only=True).eval()
 
 
 def _domain_rates(profile: Profile, world: Stage, policy: Any) -> dict[str, float]:
