@@ -86,11 +86,14 @@ def tfidf_source_auc(train: Sequence[Sample], test: Sequence[Sample]) -> float:
 def text_gates(
     labelled: Sequence[Sample], test: Sequence[Sample], negatives: Sequence[Sample], pool: Sequence[Sample]
 ) -> dict[str, tuple[float, int]]:
-    """gate -> (value, n): fitted on `labelled` (and `negatives`), measured on `test` (and on `pool` for the source)."""
+    """gate -> (value, n), fitted on `labelled` (and `negatives`).
+
+    Measured on `test`; the source on `pool`; guessing, a rare event, on both.
+    """
     difficulty = [s.difficulty for s in test]
     n = len(test)
     return {
-        "guess rate": (guess_rate(labelled, test), n),
+        "guess rate": (guess_rate(labelled, [*test, *pool]), n + len(pool)),
         "rho(difficulty, prompt length)": (float(spearmanr(difficulty, [len(s.prompt) for s in test])[0]), n),
         "rho(difficulty, solution length)": (float(spearmanr(difficulty, [len(s.solution) for s in test])[0]), n),
         "best single-token leaf accuracy": (single_token_accuracy(labelled, test), n),
