@@ -25,6 +25,7 @@ TEXT_BOUNDS: dict[str, Bounds] = {
     "rho(difficulty, solution length)": (None, 0.6),
     "best single-token leaf accuracy": (None, 0.5),
     "TF-IDF leaf accuracy": (0.4, 0.8),
+    "TF-IDF leaf accuracy, signs as tokens": (0.4, 0.8),
     "TF-IDF AUC target vs parent": (0.7, 0.95),
 }
 """Allowed ranges, fixed before any SAERL arm was trained."""
@@ -63,13 +64,19 @@ def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> fl
     return float(np.mean([(with_it if best in tokens(s.prompt) else without) == s.topic for s in test]))
 
 
-def _tfidf(texts: Sequence[str]) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2)).fit(texts)
+WORDS = r"(?u)\b\w\w+\b"
+"""scikit-learn's default tokens: words and numbers of two characters or more."""
+SIGNS = r"\w+|[^\w\s]"
+"""Every word, number and sign: the stronger reader of bare notation, and that of the probe ladder."""
 
 
-def tfidf_leaf_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """Accuracy of a logistic regression on 1-2-grams of the prompt."""
-    vectors = _tfidf([s.prompt for s in train])
+def _tfidf(texts: Sequence[str], pattern: str = WORDS) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern).fit(texts)
+
+
+def tfidf_leaf_accuracy(train: Sequence[Sample], test: Sequence[Sample], pattern: str = WORDS) -> float:
+    """Accuracy of a logistic regression on 1-2-grams of the prompt; `pattern` says what a token is."""
+    vectors = _tfidf([s.prompt for s in train], pattern)
     model = LogisticRegression(C=10.0, max_iter=1000).fit(vectors.transform([s.prompt for s in train]), [s.topic for s in train])
     return float(model.score(vectors.transform([s.prompt for s in test]), [s.topic for s in test]))
 
@@ -98,6 +105,7 @@ def text_gates(
         "rho(difficulty, solution length)": (float(spearmanr(difficulty, [len(s.solution) for s in test])[0]), n),
         "best single-token leaf accuracy": (single_token_accuracy(labelled, test), n),
         "TF-IDF leaf accuracy": (tfidf_leaf_accuracy(labelled, test), n),
+        "TF-IDF leaf accuracy, signs as tokens": (tfidf_leaf_accuracy(labelled, test, SIGNS), n),
         "TF-IDF AUC target vs parent": (tfidf_source_auc([*labelled, *negatives], pool), len(pool)),
     }
 
