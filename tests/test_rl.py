@@ -177,10 +177,10 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:
     prompts = ["31+47", "Find 90-13.", "31+47"]
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = sample_completions(model, tokenizer, prompts, 24, 1.0, seed=1)
+    first = sample_completions(model, tokenizer, prompts, 24, 2.0, seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert first == sample_completions(model, tokenizer, prompts, 24, 1.0, seed=1)
-    assert first != sample_completions(model, tokenizer, prompts, 24, 1.0, seed=2)
+    assert first == sample_completions(model, tokenizer, prompts, 24, 2.0, seed=1)
+    assert first != sample_completions(model, tokenizer, prompts, 24, 2.0, seed=2)
 
 
 def test_near_greedy_sampling_equals_generate() -> None:
