@@ -22,7 +22,8 @@ from saerl_lib.encode.pooling import Encoder, choose_retained, pool_samples, poo
 from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
 
 CONFIG = replace(
-    get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=40_000, tokens_per_batch=512
+    get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=200_000,
+    sae_learning_rate=5e-3, tokens_per_batch=512
 )
 
 
