@@ -194,11 +194,7 @@ class Profile:
     plan: PlanConfig = field(default_factory=PlanConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     pool_samples: int = 1920
-    """Prompts kept by the quality filter and planned once: steps x prompts_per_step.
-
-    Not stated in the paper at this scale; 240 steps, because plain GRPO still gained there on reserved seeds and had
-    levelled off at 400.
-    """
+    """Prompts kept by the filter and planned once (ours: 240 steps, where plain GRPO still gained on reserved seeds; not at 400)."""
 
     def __post_init__(self) -> None:
         if self.pool_samples % self.plan.prompts_per_step:
