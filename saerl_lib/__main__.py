@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
     action.add_argument("--rebuild", action="store_true", help="train the shipped policy and encoder anew")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
-    bench.add_argument("name", choices=("encode", "grpo"))
+    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo"))
+    bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
     job = commands.add_parser("train-job", parents=[common])
     job.add_argument("path")
@@ -79,7 +80,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.command == "bench":
         from saerl_lib.bench import run_bench
 
-        return int(run_bench(arguments.name) or 0)
+        return int(run_bench(arguments.name, arguments.samples) or 0)
     if arguments.command == "readme":
         from saerl_lib.report.tables import write_readme_tables
 
