@@ -32,9 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,readme}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,ladder,audit,plan,readme}")
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
-    run.add_argument("--profile", default="laptop", help="smoke or laptop (default: laptop)")
+    run.add_argument("--profile", default="laptop", help="smoke, laptop or method (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
     run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
@@ -49,6 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
     bench.add_argument("name", choices=("encode", "memory", "plan", "grpo"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
+    ladder = commands.add_parser("ladder", parents=[common], help="the control ladder on a labelled JSON-lines file")
+    ladder.add_argument("file", type=Path)
+    ladder.add_argument("--profile", default="method", help="method, or smoke to try it in small (default: method)")
+    audit = commands.add_parser("audit", parents=[common], help="why one sample stands where it stands in the plan")
+    audit.add_argument("sample_id", metavar="SAMPLE_ID", help="id of a sample of the pool, such as pool-target-00001")
+    audit.add_argument("--profile", default="laptop", help="smoke or laptop, already run (default: laptop)")
+    audit.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
+    audit.add_argument("--json", action="store_true", help="print the record as JSON")
+    plan = commands.add_parser("plan", help="compare two stored plans")
+    diff = plan.add_subparsers(dest="action", required=True, metavar="{diff}").add_parser(
+        "diff", parents=[common], help="how far samples move and how much of their company they keep"
+    )
+    diff.add_argument("first", type=Path, metavar="A", help="a plan, such as artifacts/laptop/plans/saerl.parquet")
+    diff.add_argument("second", type=Path, metavar="B", help="another plan")
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
     job = commands.add_parser("train-job", parents=[common])
     job.add_argument("path")
@@ -81,6 +95,18 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.bench import run_bench
 
         return int(run_bench(arguments.name, arguments.samples) or 0)
+    if arguments.command == "ladder":
+        from saerl_lib.ladder_command import run_ladder
+
+        return run_ladder(arguments.file, arguments.profile)
+    if arguments.command == "audit":
+        from saerl_lib.audit_command import run_audit
+
+        return run_audit(arguments.sample_id, arguments.profile, arguments.seed, arguments.json)
+    if arguments.command == "plan":
+        from saerl_lib.plan.compare import run_plan_diff
+
+        return run_plan_diff(arguments.first, arguments.second)
     if arguments.command == "readme":
         from saerl_lib.report.tables import write_readme_tables
 

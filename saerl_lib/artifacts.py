@@ -64,10 +64,18 @@ def file_sha256(path: Path) -> str:
 
 
 @functools.cache
-def code_hash(room: str) -> str:
-    """Hash of the Python sources and weights of `room` and of all rooms before it."""
+def code_hash(room: str | tuple[str, ...]) -> str:
+    """Hash of the Python sources and weights of `room` and of all rooms before it, or of some files of `saerl_lib` alone.
+
+    A stage that takes long and reads little names its files, so that work elsewhere does not repeat it.
+    """
     package = paths.ROOT / "saerl_lib"
     digest = hashlib.sha256()
+    if isinstance(room, tuple):
+        for name in sorted(room):
+            digest.update(name.encode())
+            digest.update((package / name).read_bytes())
+        return digest.hexdigest()[:16]
     for name in ROOMS[: ROOMS.index(room) + 1]:
         for path in sorted((package / name).rglob("*")):
             if path.suffix in (".py", ".safetensors", ".json") and path.name != TRAINED_GATES:
@@ -128,7 +136,7 @@ def is_complete(folder: Path, key: str) -> bool:
     return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
 
 
-def stage_key(name: str, room: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
+def stage_key(name: str, room: str | tuple[str, ...], config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
     """Content hash of all that decides a stage's outputs."""
     return content_hash(
         {"stage": name, "config": dict(config), "inputs": {s.name: s.key for s in inputs}, "code": code_hash(room)}
@@ -188,14 +196,15 @@ def _renew_settings(folder: Path, profile: Profile) -> None:
 def get_or_compute(
     profile: Profile,
     name: str,
-    room: str,
+    room: str | tuple[str, ...],
     config: Mapping[str, Any],
     compute: Callable[[Path], None],
     inputs: tuple[Stage, ...] = (),
 ) -> Stage:
     """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
 
-    `compute(folder)` writes all outputs into `folder`. Raises ArtifactError when the disk is full or not writable;
+    `room` is the room whose code decides the result, or the tuple of files that do. `compute(folder)` writes all outputs
+    into `folder`. Raises ArtifactError when the disk is full or not writable;
     an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name

@@ -63,8 +63,10 @@ class EncoderConfig:
     """Residual stream after this many blocks (paper: layer 27 of 28; ours: 3 of 4)."""
     sae_latents: int = 2048
     """Width F of the SAE (paper: 131,072)."""
+    sae_architecture: str = "topk"
+    """topk, batchtopk or jumprelu, as SAELens trains them (not stated in the paper; ours)."""
     sae_k: int = 64
-    """Active latents a token, TopK (not stated in the paper; ours)."""
+    """Active latents a token (not stated in the paper; ours)."""
     sae_vectors: int = 300_000
     """Distinct activation vectors collected for the SAE, from the encoder's own corpus (ours)."""
     sae_heldout_vectors: int = 100_000
@@ -79,6 +81,8 @@ class EncoderConfig:
     """The run stops above this share of latents that never fire on held-out tokens."""
     retained_latents: int = 240
     """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
+    retained_rule: str = "frequency_variance"
+    """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.retain.RULES`."""
     frequency_band: tuple[float, float] = (0.01, 0.9)
     """Shares of samples a retained latent may fire on (not stated in the paper; ours)."""
     tokens_per_batch: int = 16_384
@@ -89,8 +93,36 @@ class EncoderConfig:
             raise ValueError(
                 f"retained_latents={self.retained_latents} exceeds sae_latents={self.sae_latents}: retain fewer or widen the SAE"
             )
+        if self.sae_architecture not in ("topk", "batchtopk", "jumprelu"):
+            raise ValueError(f"sae_architecture={self.sae_architecture!r}: choose 'topk', 'batchtopk' or 'jumprelu'")
         if self.sae_k > self.sae_latents:
             raise ValueError(f"sae_k={self.sae_k} exceeds sae_latents={self.sae_latents}")
+
+
+@dataclass(frozen=True)
+class TextModelConfig:
+    """The small LM that reads real mathematics offline (ours; the paper reads Qwen3-1.7B)."""
+
+    seed: int = 27354
+    """Seed of weights and order."""
+    vocabulary: int = 4096
+    """Byte-level BPE tokens."""
+    width: int = 128
+    """Model width D."""
+    layers: int = 4
+    """Blocks."""
+    heads: int = 4
+    """Attention heads."""
+    feed_forward: int = 352
+    """Inner width of a block."""
+    row_tokens: int = 256
+    """Tokens of a training row; texts are joined and cut, so there is no padding."""
+    rows_per_step: int = 32
+    """Rows of one optimiser step."""
+    learning_rate: float = 2e-3
+    """Peak of a cosine schedule with 50 warm-up steps, AdamW."""
+    max_rows: int = 16_000
+    """Training rows, each read once: a seeded sample of the corpus (4.1 million tokens)."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +131,10 @@ class PropertyConfig:
 
     clusters: int = 10
     """K of MiniBatchKMeans (paper, section 4)."""
+    cluster_fit_rows: int = 10_000
+    """Largest number of samples that k-means is fitted on; of more, a seeded subsample (not stated in the paper; ours)."""
+    smallest_cluster: int = 1
+    """A cluster of fewer samples is merged into its neighbours; 1 only drops empty ones (not stated in the paper; ours)."""
     elastic_net_l1_ratios: tuple[float, ...] = (0.1, 0.5, 0.9)
     """Grid of l1_ratio, chosen by cross-validation on L (not stated in the paper; ours)."""
     elastic_net_alphas: int = 20
@@ -117,6 +153,23 @@ class PropertyConfig:
             raise ValueError(f"calibration={self.calibration!r}: choose 'isotonic' or 'linear'")
         if self.shrinkage_tau <= 0:
             raise ValueError(f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
+        if self.smallest_cluster < 1:
+            raise ValueError(f"smallest_cluster={self.smallest_cluster} must be at least 1: 1 merges nothing")
+        if self.cluster_fit_rows < self.clusters:
+            raise ValueError(
+                f"cluster_fit_rows={self.cluster_fit_rows} is below clusters={self.clusters}: fit k-means on more samples"
+            )
+
+
+REST = ("pool", "pool_easiest", "append")
+"""pool: the hardest of each cluster are left over, sorted together into mixed batches, each before the first harder stage.
+pool_easiest: the easiest are left over instead. append: as pool, but all mixed batches come at the end."""
+UNEQUAL = ("front", "stretch", "back")
+"""front: stage t holds the t-th batch of every cluster that still has one. stretch: the batches of a small cluster are
+spread evenly over the run. back: small clusters begin late, so that all end together."""
+SECOND_EPOCH = ("same", "reshuffle_within_cluster", "random")
+"""same: the first pass again. reshuffle_within_cluster: the samples of a cluster are dealt to its batches at random, the
+stages stay. random: no curriculum any more."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +187,24 @@ class PlanConfig:
     length_tolerance: float = 0.35
     """Largest relative difference of mean sequence lengths between partners (not stated in the paper; ours)."""
     rest: str = "pool"
-    """What fills no batch of its own cluster: 'pool' sorts all rests together into closing batches (not stated in the paper; ours)."""
+    """What fills no batch of its own cluster (not stated in the paper; ours), one of `REST`."""
+    unequal: str = "front"
+    """In which stages a cluster with few batches takes part (not stated in the paper; ours), one of `UNEQUAL`."""
+    epochs: int = 1
+    """Passes over the pool that are planned (paper: 1.12; training here follows the first)."""
+    second_epoch: str = "same"
+    """Order of every pass after the first (not stated in the paper; ours), one of `SECOND_EPOCH`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.swapped_per_batch < self.prompts_per_step:
             raise ValueError(
                 f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and below prompts_per_step={self.prompts_per_step}"
             )
-        if self.rest != "pool":
-            raise ValueError(f"rest={self.rest!r}: only 'pool' is known")
+        for name, known in (("rest", REST), ("unequal", UNEQUAL), ("second_epoch", SECOND_EPOCH)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -182,6 +244,54 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class GradientConfig:
+    """Gradient coherence at the base policy; the paper measures no gradient (ours)."""
+
+    prompts: int = 320
+    """Prompts of the kept pool, two groups of `TrainConfig.rollouts_per_prompt` each (not stated in the paper; ours)."""
+    bootstrap_samples: int = 500
+    """Resamples of prompts behind every interval (ours)."""
+    neighbours: int = 5
+    """Nearest samples of a space that are compared with all others (ours)."""
+
+    def __post_init__(self) -> None:
+        if self.prompts < 4:
+            raise ValueError(f"prompts={self.prompts} must be at least 4: products between prompts need pairs")
+        if not 1 <= self.neighbours < self.prompts:
+            raise ValueError(f"neighbours={self.neighbours} must be at least 1 and below prompts={self.prompts}")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The full control ladder, on the embedded world and on real labelled mathematics (profile `method`)."""
+
+    text_model: TextModelConfig = field(default_factory=TextModelConfig)
+    """The LM that reads real text."""
+    text_sae: EncoderConfig = field(
+        default_factory=lambda: EncoderConfig(sae_k=32, max_dead_share=0.5, tokens_per_batch=8192)
+    )
+    """Its SAE; the dead share is reported, and bounded loosely, since few tokens are to be had offline (ours)."""
+    max_text_tokens: int = 480
+    """Longer problems are cut at the end and counted; the LM's positions end at 512."""
+    sae_seeds: int = 3
+    """SAEs of each kind that differ in their seed alone; intervals cover them."""
+    decoder_cosine: float = 0.8
+    """The soft-frozen decoder stays at least this close to where it began (arXiv 2602.14111)."""
+    real_data: str = "required"
+    """required: an error without `SAERL_DATA_DIR`; if_present: the world alone then."""
+    official_split: bool = True
+    """MATH keeps its 7,500 training and 5,000 test problems; otherwise `max_train` and `max_test` bound it too."""
+    max_train: int = 3000
+    """Labels that a probe is trained on (paper, Table 2: 3,000)."""
+    max_test: int = 5000
+    """Test problems of one probe (the paper: up to 10,000)."""
+    adapted_labels: int = 800
+    """Labels of the other source in the adapted regime (paper, Table 2)."""
+    workers: int = 2
+    """Processes side by side, one thread each."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """One dial: the name decides everything."""
 
@@ -193,6 +303,11 @@ class Profile:
     properties: PropertyConfig = field(default_factory=PropertyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    gradients: GradientConfig = field(default_factory=GradientConfig)
+    method: MethodConfig | None = None
+    """The full ladder; None: this profile shows the committed one."""
+    trains: bool = True
+    """Whether notebooks 07 and 08 (GRPO and its evaluation) belong to the profile."""
     pool_samples: int = 1920
     """Prompts kept by the filter and planned once (ours: 240 steps, where plain GRPO still gained on reserved seeds; not at 400)."""
 
@@ -241,12 +356,29 @@ SMOKE = Profile(
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
+    gradients=GradientConfig(prompts=24, bootstrap_samples=50),
+    method=MethodConfig(
+        text_model=TextModelConfig(vocabulary=512, width=32, layers=2, heads=2, feed_forward=64, rows_per_step=8, max_rows=160),
+        text_sae=EncoderConfig(
+            hook_layer=2, sae_latents=128, sae_k=8, retained_latents=32, sae_vectors=8_000, sae_heldout_vectors=2_000,
+            sae_training_tokens=20_000, tokens_per_batch=8192,
+        ),
+        sae_seeds=1,
+        real_data="if_present",
+        official_split=False,
+        max_train=150,
+        max_test=100,
+        adapted_labels=50,
+    ),
     pool_samples=96,
 )
 
 LAPTOP = Profile(name="laptop")
 
-PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP}
+METHOD = Profile(name="method", method=MethodConfig(), trains=False)
+"""The world of `laptop` without training, every control of the ladder, and the same on real data."""
+
+PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "method": METHOD}
 """Profiles that run here. `paper` is described in the README; it needs hub models and GPUs."""
 
 

@@ -41,13 +41,16 @@ class Notebook:
     """What it reads: when that changes, the notebook is no longer up to date."""
     parameters: tuple[str, ...] = PARAMETERS
     """Names that its `parameters` cell must define."""
+    trains: bool = False
+    """Left out by a profile that does not train."""
     tables_only: bool = False
     """Reads CSV files alone: configuration and the code outside `report/` do not matter to it."""
 
 
 def _notebook(stem: str, title: str, inputs: str, outputs: str, figures: str) -> Notebook:
     declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
-    return Notebook(stem[:2], stem, title, declared, tuple(f"notebook:{number}" for number in inputs.split()))
+    reads = tuple(f"notebook:{number}" for number in inputs.split())
+    return Notebook(stem[:2], stem, title, declared, reads, trains=stem[:2] in ("07", "08"))
 
 
 def _redraw(stem: str, title: str, written: tuple[Notebook, ...]) -> Notebook:
@@ -69,18 +72,35 @@ _COMPUTED = (
         "stage:sae stage:sae_all_families csv:sae_quality",
         "sae_quality",
     ),
-    _notebook("02_sae_representation", "Samples in SAE space", "00 01", "stage:features csv:sae_map", "sae_map"),
-    _notebook("03_data_properties", "What the features know", "00 01 02", "stage:features_all_families stage:probes csv:probe_ladder", "probe_ladder"),
     _notebook(
-        "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 02",
-        "stage:difficulty csv:calibration csv:cluster_topics csv:cluster_summary csv:cluster_agreement",
-        "calibration cluster_topics",
+        "02_sae_representation", "Samples in SAE space", "00 01",
+        "stage:store stage:features stage:representation csv:sae_map csv:representation",
+        "sae_map representation",
     ),
-    _notebook("05_quality_filter", "The quality filter", "00 02", "stage:filter csv:filter csv:filter_scores", "filter"),
     _notebook(
-        "06_batch_plans", "The batch plans", "02 04 05",
-        "stage:plans csv:batch_composition csv:inbatch_diversity",
-        "batch_composition inbatch_diversity",
+        "03_data_properties", "What the features know", "00 01 02",
+        "stage:store_all_families stage:features_all_families stage:probes csv:world_probes csv:probe_ladder",
+        "world_probes probe_ladder_world probe_ladder",
+    ),
+    _notebook(
+        "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 01 02",
+        "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics csv:cluster_summary "
+        "csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups csv:top_latents "
+        "csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
+        "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
+        "real_feature_groups",
+    ),
+    _notebook(
+        "05_quality_filter", "The quality filter", "00 02",
+        "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
+        "csv:real_separation csv:real_flaws csv:real_selfreg",
+        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg",
+    ),
+    _notebook(
+        "06_batch_plans", "The batch plans", "00 01 02 04 05",
+        "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
+        "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
+        "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
     ),
     _notebook("07_grpo_training", "GRPO training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(

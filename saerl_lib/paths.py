@@ -23,8 +23,9 @@ def profile_dir(profile: str) -> Path:
 
 
 def figures_dir(profile: str) -> Path:
-    """`figures/` for `laptop`; a folder of its own for any other profile, so that a smoke run never replaces a result."""
-    return FIGURES if profile == "laptop" else profile_dir(profile) / "figures"
+    """`figures/` for `laptop` and `method`, whose results are committed; else a folder of its own, so that a smoke run never
+    replaces a result."""
+    return FIGURES if profile in ("laptop", "method") else profile_dir(profile) / "figures"
 
 
 def figure_data_dir(profile: str) -> Path:

@@ -204,7 +204,9 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
     """
     profile: Profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
-    chosen = select(registry, options.start, options.only)
+    chosen = tuple(n for n in select(registry, options.start, options.only) if profile.trains or not n.trains)
+    if not chosen:
+        raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
     prepare_folders(profile.name)
     known = definitions(registry, profile, folder)
     started, executed = time.monotonic(), 0

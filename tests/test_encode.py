@@ -11,14 +11,17 @@ import torch
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.corpus import HELD_OUT, encoder_families
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.schema import Sample
 from saerl_lib.data.splits import draw_world
-from saerl_lib.encode.activations import activations, token_batches, token_vectors, truncate
+from saerl_lib.encode.activations import activations, token_vectors, truncate
 from saerl_lib.encode.encoder import encoder_folder, load_encoder, rebuild_encoder
 from saerl_lib.encode.features import encode_samples, load_features, save_features
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.metadata import FEATURES, metadata_features
-from saerl_lib.encode.pooling import Encoder, choose_retained, pool_samples, pool_span
+from saerl_lib.encode.pooling import Encoder, pool_samples
+from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.spans import token_batches
+from saerl_lib.encode.store import write_store
 from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
 
 CONFIG = replace(
@@ -59,7 +62,7 @@ def test_spans_decode_to_prompt_and_solution(samples: list[Sample], encoder: Enc
 
 
 def test_pooling_equals_a_slow_loop(samples: list[Sample], encoder: Encoder) -> None:
-    retained = choose_retained(samples, encoder, CONFIG)
+    retained = np.array([3, 17, 40, 41, 99, 127])
     z = pool_samples(samples, encoder, retained)
     for i in (0, 7, 31):
         (batch,) = token_batches([samples[i]], encoder.tokenizer, 4096)
@@ -79,16 +82,10 @@ def test_padding_changes_no_activation(samples: list[Sample], encoder: Encoder) 
     torch.testing.assert_close(values, activations(encoder.decoder, alone)[0, :n], rtol=1e-4, atol=1e-4)
 
 
-def test_pool_span_by_hand() -> None:
-    latents = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
-    mask = torch.tensor([[True, True, False]])
-    assert pool_span(latents, mask).tolist() == [[2.0, 1.0, 3.0, 2.0]]
-
-
-def test_retained_set_is_label_free_and_fixed(samples: list[Sample], encoder: Encoder) -> None:
-    first = choose_retained(samples, encoder, CONFIG)
-    relabelled = [replace(s, difficulty=0.0, topic="") for s in samples]
-    assert first.tolist() == choose_retained(relabelled, encoder, CONFIG).tolist()
+def test_default_retained_set_is_label_free_and_fixed(samples: list[Sample], encoder: Encoder, tmp_path) -> None:
+    store = write_store(samples, encoder, tmp_path)
+    first = choose_retained(store, CONFIG.retained_latents)
+    assert first.tolist() == choose_retained(store, CONFIG.retained_latents, labels=np.arange(40.0)).tolist()
     assert len(set(first.tolist())) == CONFIG.retained_latents
 
 
@@ -148,14 +145,6 @@ def test_non_finite_activations_name_the_sample(samples: list[Sample]) -> None:
         model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="sample labelled-"):
         list(token_vectors(samples, truncate(model, 3), tokenizer, 512))
-
-
-def test_missing_solution_is_refused(encoder: Encoder) -> None:
-    class Bare(Sample):
-        solution = ""
-
-    with pytest.raises(DataError, match="sample bare: no solution text"):
-        list(token_batches([Bare("bare", "1+1?", (), "")], encoder.tokenizer, 512))
 
 
 def test_encoder_leaves_out_four_families() -> None:

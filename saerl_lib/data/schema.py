@@ -37,11 +37,13 @@ class Sample:
     """Kind of a planted error, '' when the sample is sound."""
     step_labels: tuple[int, ...] = ()
     """+1 / 0 / -1 for each step and for the answer line, as PRM800K has them."""
+    solved: bool = True
+    """False when the source has no worked solution: then there is no solution span, and the answer alone is none."""
 
     @property
     def solution(self) -> str:
-        """The solution span: one line a step, then the answer line."""
-        return "\n".join((*self.steps, f"Answer: {self.answer}"))
+        """The solution span: one line a step, then the answer line; '' without a worked solution."""
+        return "\n".join((*self.steps, f"Answer: {self.answer}")) if self.solved else ""
 
 
 def normalise(text: str) -> str:
@@ -54,9 +56,10 @@ def normalise(text: str) -> str:
 
 
 def to_frame(samples: Sequence[Sample]) -> pd.DataFrame:
-    """A table with the columns of `COLUMNS`, one row a sample."""
+    """A table with the columns of `COLUMNS`, one row a sample; `solved` joins them when a sample has no solution."""
     rows = [dataclasses.asdict(s) for s in samples]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    optional = [] if all(s.solved for s in samples) else ["solved"]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *optional])
     frame["steps"] = [list(s.steps) for s in samples]
     frame["step_labels"] = [list(s.step_labels) for s in samples]
     return frame
@@ -73,7 +76,7 @@ def read_samples(path: Path) -> list[Sample]:
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise DataError(f"{path}: column {missing[0]!r} is missing; write the file with write_samples")
-    records = frame[list(COLUMNS)].to_dict("records")
+    records = frame[[*COLUMNS, *(name for name in ("solved",) if name in frame.columns)]].to_dict("records")
     return [
         Sample(**{**r, "steps": tuple(r["steps"]), "step_labels": tuple(int(v) for v in r["step_labels"])}) for r in records
     ]
@@ -100,6 +103,7 @@ def _row(record: object, where: str, fields: dict[str, str]) -> Sample:
         id=record[fields["id"]],
         prompt=record[fields["prompt"]],
         steps=tuple(line for line in steps.split("\n") if line.strip()),
+        solved=bool(steps.strip()),
         answer=record[fields["answer"]],
         topic=str(record.get(fields["topic"]) or ""),
         difficulty=float("nan") if level is None else float(level),

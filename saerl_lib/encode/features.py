@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.pooling import Encoder, pool_samples
 
 
@@ -23,9 +23,9 @@ class FeatureTable:
 
     ids: tuple[str, ...]
     z: NDArray[np.float32]
-    """[N, 4 S] pooled SAE features."""
+    """[N, 4 S] pooled SAE features; the solution blocks are NaN for a sample without a worked solution."""
     metadata: NDArray[np.float32]
-    """[N, 26] metadata features."""
+    """[N, 26] metadata features; those of the solution are NaN for a sample without one."""
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.z) == len(self.metadata):
@@ -37,6 +37,29 @@ class FeatureTable:
     def phi(self) -> NDArray[np.float32]:
         """[N, 4 S + 26], phi = [z ; m] (paper, section 3.1)."""
         return np.concatenate([self.z, self.metadata], axis=1)
+
+    @property
+    def solved(self) -> NDArray[np.bool_]:
+        """[N] whether the sample has a solution span."""
+        return np.isfinite(self.z[:, self.z.shape[1] // 2 :]).all(axis=1)
+
+    @property
+    def prompt_phi(self) -> NDArray[np.float32]:
+        """[N, 2 S + 13], the prompt-only representation: prompt blocks and prompt metadata, for pools without solutions."""
+        return np.concatenate([self.prompt_z, self.metadata[:, PROMPT_COLUMNS]], axis=1)
+
+    def complete(self, reference: FeatureTable | None = None) -> FeatureTable:
+        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN.
+
+        The mean says "no information" to a standardised linear model and to k-means; zeros would say "nothing fires".
+        Raises ValueError when no sample of the reference has a solution: use `prompt_phi` then.
+        """
+        source = reference or self
+        if not source.solved.any():
+            raise ValueError("no sample has a worked solution; use the prompt-only features (prompt_z, prompt_phi)")
+        filled = [np.where(np.isnan(own), np.nanmean(given[source.solved], axis=0), own).astype(np.float32)
+                  for own, given in ((self.z, source.z), (self.metadata, source.metadata))]  # fmt: skip
+        return FeatureTable(self.ids, *filled)
 
     @property
     def prompt_z(self) -> NDArray[np.float32]:

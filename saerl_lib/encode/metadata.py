@@ -66,15 +66,48 @@ FEATURES: tuple[str, ...] = (
     "solution_to_prompt_length",
 )
 """Names of the 26 features, in column order."""
+PROMPT_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("prompt_")]
+"""Columns that need no solution."""
+FORMULAS: dict[str, str] = {
+    "characters": "number of characters",
+    "words": "number of runs without white space",
+    "numbers": "number of digit runs",
+    "digit_ratio": "digits / characters",
+    "tex_ratio": r"TeX commands and the signs $ { } ^ _ / characters",
+    "operators": "number of the signs - + * / % :",
+    "punctuation_ratio": "signs . , ; ! ? / characters",
+    "log10_largest_number": "log10(1 + largest digit run as a number), 15 digits at the most",
+    "log10_mean_number": "log10(1 + mean of the digit runs as numbers)",
+    "distinct_word_share": "distinct words / words, lower case",
+    "brackets": "number of ( ) [ ]",
+    "question_marks": "number of ?",
+    "upper_case_ratio": "capital letters A-Z / characters",
+    "lines": "number of lines",
+    "solution_to_prompt_length": "characters of the solution / characters of the prompt",
+}
+"""What each feature computes, by its name without `prompt_` or `solution_`."""
+
+
+def formula_table() -> list[tuple[str, str, str]]:
+    """(feature, span, formula) of the 26 features, in column order."""
+    rows = []
+    for name in FEATURES:
+        span, _, rest = name.partition("_")
+        both = name == "solution_to_prompt_length"
+        rows.append((name, "prompt and solution" if both else span, FORMULAS[name if both else rest]))
+    return rows
 
 
 def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
-    """[N, 26] metadata of the samples, unscaled, columns as in `FEATURES`."""
+    """[N, 26] metadata of the samples, unscaled, columns as in `FEATURES`; NaN where a feature needs a missing solution."""
     rows = []
     for sample in samples:
         prompt, solution = sample.prompt, sample.solution
         row = [f(prompt) for f in (*_BOTH.values(), *_PROMPT.values())]
-        row += [f(solution) for f in (*_BOTH.values(), *_SOLUTION.values())]
-        row.append(len(solution) / len(prompt))
+        if sample.solved:
+            row += [f(solution) for f in (*_BOTH.values(), *_SOLUTION.values())]
+            row.append(len(solution) / len(prompt))
+        else:
+            row += [math.nan] * (len(FEATURES) - len(row))
         rows.append(row)
     return np.asarray(rows, dtype=np.float32).reshape(len(samples), len(FEATURES))

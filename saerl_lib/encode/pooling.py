@@ -1,24 +1,25 @@
-"""Streaming pooling of SAE latents over the prompt and the solution span (paper, sections 3.1 and B.1).
+"""Pooling SAE latents over the prompt and the solution span (paper, section 3.1): z = [mean_p ; max_p ; mean_s ; max_s].
 
-z = [mean_p ; max_p ; mean_s ; max_s] over the retained latents. Samples pass batch by batch; tokens x latents is never
-held for more than one batch, so memory is bounded by the batch. Axes: N samples, F latents, S retained.
+The array samples x tokens x latents never exists: a batch is encoded in chunks, kept as triples and reduced to one
+entry a (span, latent) that fired, so memory is bounded by the batch. Axes: N samples, F latents, S retained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
 
-from saerl_lib.config import EncoderConfig
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.activations import TokenBatch, activations, check_finite, token_batches
+from saerl_lib.encode.activations import CutModel, activations, check_finite
+from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained
+from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 
 BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 """Blocks of z, in order."""
@@ -26,65 +27,105 @@ BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 
 @dataclass(frozen=True)
 class Encoder:
-    """A decoder cut at the hook, its tokenizer and its SAE."""
+    """A model cut at the hook, its tokenizer and its SAE."""
 
-    decoder: nn.Module
-    tokenizer: PreTrainedTokenizerFast
+    decoder: CutModel
+    tokenizer: Any
     sae: SAE
     tokens_per_batch: int
+    layout: Layout = field(default_factory=Layout)
 
 
-def pool_span(latents: Tensor, mask: Tensor) -> Tensor:
-    """[B, 2 S] mean and max over the tokens where `mask` [B, T] holds; `latents` is [B, T, S], non-negative.
+@dataclass(frozen=True)
+class Pooled:
+    """Pooled latents of the spans of one batch, one entry a (sample, span, latent) that fired, in that order."""
 
-    >>> pool_span(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
-    tensor([[2., 3.]])
+    row: NDArray[np.int64]
+    """Position of the sample in the input sequence, [nnz]."""
+    span: NDArray[np.int64]
+    """0 prompt, 1 solution, [nnz]."""
+    latent: NDArray[np.int64]
+    """Latent number, [nnz]."""
+    mean: NDArray[np.float32]
+    """Sum over the span's tokens by their number, zeros included, [nnz]."""
+    peak: NDArray[np.float32]
+    """Largest activation in the span, [nnz]."""
+
+
+def pool_triples(found: SparseLatents, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
+    """Reduce triples by group: token t belongs to `group[t]` = 2 * row + span, which has `group_tokens[group]` tokens.
+
+    >>> found = SparseLatents(np.array([0, 1, 1]), np.array([7, 3, 7]), np.array([2.0, 1.0, 4.0], dtype=np.float32))
+    >>> pooled = pool_triples(found, np.array([0, 0]), np.array([2, 0]), width=8)
+    >>> pooled.latent.tolist(), pooled.mean.tolist(), pooled.peak.tolist()
+    ([3, 7], [0.5, 3.0], [1.0, 4.0])
     """
-    kept = latents * mask.unsqueeze(-1)
-    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.cat([kept.sum(dim=1) / count, kept.amax(dim=1)], dim=1)
+    key = group[found.token] * width + found.latent
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], found.value[order]
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    if not len(starts):
+        empty = np.empty(0, dtype=np.int64)
+        return Pooled(empty, empty, empty, np.empty(0, np.float32), np.empty(0, np.float32))
+    groups, latent = np.divmod(key[starts], width)
+    total = np.add.reduceat(value.astype(np.float64), starts)
+    mean = (total / group_tokens[groups]).astype(np.float32)
+    return Pooled(groups // 2, groups % 2, latent, mean, np.maximum.reduceat(value, starts))
+
+
+Encode = Callable[[SAE, Tensor], SparseLatents]
+
+
+@torch.inference_mode()
+def pool_batch(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample], encode: Encode, width: int) -> Pooled:
+    """Pooled latents of one batch; rows are positions in `samples`."""
+    values = activations(encoder.decoder, batch)
+    check_finite(values, batch, samples)
+    keep = batch.prompt | batch.solution
+    group = (2 * torch.arange(len(batch.rows)).unsqueeze(1) + batch.solution.long())[keep].numpy()
+    vectors = values[keep]
+    del values
+    tokens = np.bincount(group, minlength=2 * len(batch.rows))
+    pooled = pool_triples(encode(encoder.sae, vectors), group, tokens, width)
+    return Pooled(np.asarray(batch.rows)[pooled.row], pooled.span, pooled.latent, pooled.mean, pooled.peak)
+
+
+def pooled_batches(samples: Sequence[Sample], encoder: Encoder) -> Iterator[tuple[TokenBatch, Pooled]]:
+    """All latents of one batch of samples after another."""
+    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
+        yield batch, pool_batch(encoder, batch, samples, encode_all, encoder.sae.cfg.d_sae)
+
+
+def fill_z(z: NDArray[np.float32], pooled: Pooled, columns: int) -> None:
+    """Write pooled latents, numbered by column of the retained set, into z [N, 4 S]."""
+    z[pooled.row, (2 * pooled.span) * columns + pooled.latent] = pooled.mean
+    z[pooled.row, (2 * pooled.span + 1) * columns + pooled.latent] = pooled.peak
+
+
+def pool_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[N, 4 S] pooled features z in the order of `samples`; solution blocks are NaN where there is no solution span.
+
+    Only the retained latents are encoded where the SAE allows it.
+    """
+    columns = len(retained)
+    z = np.zeros((len(samples), len(BLOCKS) * columns), dtype=np.float32)
+
+    def encode(sae: SAE, vectors: Tensor) -> SparseLatents:
+        return encode_retained(sae, vectors, retained)
+
+    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
+        fill_z(z, pool_batch(encoder, batch, samples, encode, columns), columns)
+        unsolved = ~batch.solution.any(dim=1).numpy()
+        z[np.asarray(batch.rows)[unsolved], 2 * columns :] = np.nan
+    return z
 
 
 @torch.inference_mode()
 def batch_latents(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]) -> Tensor:
-    """[B, T, F] latents of one batch, zero on masked tokens."""
+    """[B, T, F] latents of one small batch, zero on masked tokens: for looking at tokens, never for a whole data set."""
     values = activations(encoder.decoder, batch)
     check_finite(values, batch, samples)
     keep = batch.prompt | batch.solution
     latents = torch.zeros(*keep.shape, encoder.sae.cfg.d_sae)
     latents[keep] = encoder.sae.encode(values[keep])
     return latents
-
-
-@torch.inference_mode()
-def pool_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[N, 4 S] pooled features z in the order of `samples`."""
-    columns = torch.from_numpy(retained)
-    z = np.empty((len(samples), len(BLOCKS) * len(retained)), dtype=np.float32)
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch):
-        latents = batch_latents(encoder, batch, samples)[:, :, columns]
-        pooled = torch.cat([pool_span(latents, batch.prompt), pool_span(latents, batch.solution)], dim=1)
-        z[list(batch.rows)] = pooled.numpy()
-    return z
-
-
-@torch.inference_mode()
-def choose_retained(samples: Sequence[Sample], encoder: Encoder, config: EncoderConfig) -> NDArray[np.int64]:
-    """Indices of the retained latents, ascending, chosen without labels (not stated in the paper; ours).
-
-    Of the latents that fire on a share of `samples` inside `frequency_band`, those whose per-sample maximum varies
-    most; when the band holds too few, the rest follows by the same variance.
-    """
-    fired = torch.zeros(encoder.sae.cfg.d_sae, dtype=torch.float64)
-    total, squares = torch.zeros_like(fired), torch.zeros_like(fired)
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch):
-        peak = batch_latents(encoder, batch, samples).amax(dim=1).double()
-        fired += (peak > 0).sum(dim=0)
-        total += peak.sum(dim=0)
-        squares += peak.square().sum(dim=0)
-    share = (fired / len(samples)).numpy()
-    variance = (squares / len(samples) - (total / len(samples)).square()).numpy()
-    low, high = config.frequency_band
-    inside = (share >= low) & (share <= high)
-    order = np.lexsort((np.arange(len(share)), -variance, ~inside))
-    return np.sort(order[: config.retained_latents]).astype(np.int64)

@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -17,6 +20,8 @@ from torch import Tensor
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import EncoderConfig
 
+KINDS = ("trained", "untrained", "frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+"""The SAE and its controls: weights as drawn, decoder never updated, decoder kept near its start, encoder never updated."""
 VECTORS_PER_STEP = 4096
 """Activation vectors of one SAE optimiser step."""
 
@@ -48,21 +53,53 @@ def shuffled_vectors(vectors: Tensor, seed: int) -> Iterator[Tensor]:
             yield vectors[order[start : start + size]]
 
 
-def train_sae(vectors: Tensor, config: EncoderConfig, seed: int, folder: Path) -> None:
-    """Train a TopK SAE on activations [n, D] with SAELens and save it for inference under `folder`."""
+def build_sae(width: int, config: EncoderConfig) -> TrainingSAE:
+    """A training SAE of SAELens for vectors of `width`: TopK, BatchTopK (saved as JumpReLU) or JumpReLU.
+
+    JumpReLU gets SAELens' quadratic loss with `sae_k` as its target L0, so that the three are comparable.
+    """
+    shape = {"d_in": width, "d_sae": config.sae_latents, "normalize_activations": "expected_average_only_in"}
+    if config.sae_architecture == "topk":
+        return TopKTrainingSAE(TopKTrainingSAEConfig(k=config.sae_k, **shape))
+    if config.sae_architecture == "batchtopk":
+        return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=float(config.sae_k), **shape))
+    loss = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(config.sae_k), "jumprelu_bandwidth": 0.5}
+    return JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(l0_coefficient=1.0, jumprelu_init_threshold=0.1, **loss, **shape))
+
+
+def _keep_decoder_near(sae: TrainingSAE, start: Tensor, cosine: float) -> None:
+    """Turn each decoder row back to at least `cosine` with its row of `start` [F, D] (unit rows), at its own norm."""
+    with torch.no_grad():
+        norm = sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        unit = sae.W_dec / norm
+        along = (unit * start).sum(dim=1, keepdim=True)
+        across = unit - along * start
+        across = across / across.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        turned = cosine * start + (1 - cosine**2) ** 0.5 * across
+        sae.W_dec.copy_(norm * torch.where(along < cosine, turned, unit))
+
+
+def train_sae(
+    vectors: Tensor, config: EncoderConfig, seed: int, folder: Path, kind: str = "trained", cosine: float = 0.8
+) -> None:
+    """Train an SAE on activations [n, D] with SAELens and save it for inference under `folder`.
+
+    `kind` is one of `KINDS`: the controls of arXiv 2602.14111 share initialisation, order of the data and
+    hyperparameters with the trained one. Raises ValueError for another kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
     torch.manual_seed(seed)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(
-            d_in=vectors.shape[1], d_sae=config.sae_latents, k=config.sae_k, normalize_activations="expected_average_only_in"
-        )
-    )
+    sae = build_sae(vectors.shape[1], config)
     with torch.no_grad():  # start at the mean, in SAELens' scale; from zero a fifth of the latents never fires
         sae.b_dec.copy_(vectors.mean(dim=0) * vectors.shape[1] ** 0.5 / vectors.norm(dim=1).mean())
     size = min(VECTORS_PER_STEP, len(vectors))
     steps = max(1, config.sae_training_tokens // size)
+    sae.W_dec.requires_grad_(kind != "frozen_decoder")
+    sae.W_enc.requires_grad_(kind != "frozen_encoder")
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
-            total_training_samples=steps * size,
+            total_training_samples=0 if kind == "untrained" else steps * size,
             train_batch_size_samples=size,
             lr=config.sae_learning_rate,
             lr_end=config.sae_learning_rate / 10,
@@ -74,6 +111,9 @@ def train_sae(vectors: Tensor, config: EncoderConfig, seed: int, folder: Path) -
         sae=sae,
         data_provider=shuffled_vectors(vectors, seed),
     )
+    if kind == "soft_frozen_decoder":
+        start = torch.nn.functional.normalize(sae.W_dec.detach().clone(), dim=1)
+        trainer.optimizer.register_step_post_hook(lambda *_: _keep_decoder_near(sae, start, cosine))
     trainer.fit().save_inference_model(str(folder))
 
 

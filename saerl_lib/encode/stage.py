@@ -1,16 +1,17 @@
-"""Stages `sae` and `features`: the SAE of the encoder, and phi of every split."""
+"""Stages `sae`, `store` and `features`: the SAE of the encoder, all pooled latents, and phi of every split."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
@@ -19,9 +20,12 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, load_encoder
-from saerl_lib.encode.features import FeatureTable, encode_samples, load_features, save_features
-from saerl_lib.encode.pooling import Encoder, choose_retained
+from saerl_lib.encode.features import FeatureTable, load_features, save_features
+from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.retain import choose_retained
 from saerl_lib.encode.sae import SAEQuality, check_sae, load_sae, measure_sae, train_sae, write_quality
+from saerl_lib.encode.store import Store, write_store
 
 SPLITS = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are encoded."""
@@ -96,32 +100,47 @@ def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> En
     )
 
 
-def features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
-    """Encode every split: retained.safetensors, then <split>.safetensors with z and metadata.
+def retained_of(store: Store, samples: Sequence[Sample], config: EncoderConfig) -> np.ndarray:
+    """The retained set of a profile, chosen on the store of L."""
+    labels = np.array([s.difficulty for s in samples])
+    return choose_retained(store, config.retained_latents, rule=config.retained_rule, band=config.frequency_band, labels=labels)
 
-    The retained set is chosen on L without its labels; evaluation sets are never encoded.
+
+def store_stage(profile: Profile, world: Stage, sae: Stage, all_families: bool = False) -> Stage:
+    """Encode every split once: <split>/shard-*.safetensors with the pooled statistics of all latents, sparse.
+
+    Evaluation sets are never encoded. The control encoder (`all_families`) reads L and the test split alone.
     """
+    splits = ("labelled", "test") if all_families else SPLITS
 
     def compute(folder: Path) -> None:
-        encoder = open_encoder(profile, sae)
-        retained = choose_retained(load_split(world, "labelled"), encoder, profile.encoder)
+        encoder = open_encoder(profile, sae, all_families)
+        for name in tqdm(splits, desc="encoding", unit="split"):
+            write_store(load_split(world, name), encoder, folder / name)
+
+    name = "store_all_families" if all_families else "store"
+    return get_or_compute(profile, name, "encode", {"tokens": profile.encoder.tokens_per_batch}, compute, (world, sae))
+
+
+def features_stage(profile: Profile, world: Stage, store: Stage, all_families: bool = False) -> Stage:
+    """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is encoded again.
+
+    The retained set is chosen on L by `EncoderConfig.retained_rule`, by default without its labels.
+    """
+    splits = ("labelled", "test") if all_families else SPLITS
+    width = profile.encoder.sae_latents
+
+    def compute(folder: Path) -> None:
+        retained = retained_of(Store(store.path("labelled"), width), load_split(world, "labelled"), profile.encoder)
         save_file({"retained": retained}, folder / "retained.safetensors")
-        for name in SPLITS:
-            save_features(encode_samples(load_split(world, name), encoder, retained), folder / f"{name}.safetensors")
+        for name in splits:
+            samples = load_split(world, name)
+            z = Store(store.path(name), width).select(retained)
+            table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
+            save_features(table, folder / f"{name}.safetensors")
 
-    return get_or_compute(profile, "features", "encode", to_dict(profile.encoder), compute, (world, sae))
-
-
-def control_features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
-    """L and the test split under the control encoder that saw every family, with its own retained latents."""
-
-    def compute(folder: Path) -> None:
-        encoder = open_encoder(profile, sae, all_families=True)
-        retained = choose_retained(load_split(world, "labelled"), encoder, profile.encoder)
-        for name in ("labelled", "test"):
-            save_features(encode_samples(load_split(world, name), encoder, retained), folder / f"{name}.safetensors")
-
-    return get_or_compute(profile, "features_all_families", "encode", to_dict(profile.encoder), compute, (world, sae))
+    name = "features_all_families" if all_families else "features"
+    return get_or_compute(profile, name, "encode", to_dict(profile.encoder), compute, (world, store))
 
 
 def load_split_features(features: Stage, name: str) -> FeatureTable:

@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import Profile, sub_seed
+from saerl_lib.config import Profile
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.diversity import projection_2d
-from saerl_lib.properties.clusters import fit_clusters
+from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.stage import topics_at
 
 
 def sae_map_table(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:
     """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage (same seed, same phi)."""
     samples, table = load_split(world, "pool"), load_split_features(features, "pool")
-    clusters = fit_clusters(table.phi, profile.properties.clusters, sub_seed(profile.seed, "clusters"))
+    clusters = pool_clusters(table.phi, profile.properties, profile.seed)
     points = projection_2d(table.z)
     return pd.DataFrame(
         {

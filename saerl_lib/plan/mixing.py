@@ -42,6 +42,18 @@ def dominant_cluster(clusters: np.ndarray) -> int:
     return int(labels[counts.argmax()])
 
 
+def dominant_clusters(clusters: np.ndarray) -> list[int]:
+    """`dominant_cluster` of each row of clusters [T, b].
+
+    >>> dominant_clusters(np.array([[4, 2, 4, 2, 7], [7, 7, 2, 2, 7]]))
+    [2, 7]
+    """
+    names, number = np.unique(clusters, return_inverse=True)
+    number = number.reshape(clusters.shape) + len(names) * np.arange(len(clusters))[:, None]
+    counts = np.bincount(number.ravel(), minlength=len(clusters) * len(names)).reshape(len(clusters), len(names))
+    return names[counts.argmax(axis=1)].tolist()
+
+
 def mix_tails(
     batches: Sequence[Batch], clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
 ) -> Mixed:
@@ -71,9 +83,9 @@ def relative_difference(first: float, second: float) -> float:
 def _find_partners(
     batches: Sequence[Batch], clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
 ) -> np.ndarray:
-    mean_ranking = [float(np.mean(ranking[batch.rows])) for batch in batches]
-    mean_length = [float(np.mean(lengths[batch.rows])) for batch in batches]
-    dominant = [dominant_cluster(clusters[batch.rows]) for batch in batches]
+    rows = np.stack([batch.rows for batch in batches])
+    mean_ranking, mean_length = ranking[rows].mean(axis=1).tolist(), lengths[rows].mean(axis=1).tolist()
+    dominant = dominant_clusters(clusters[rows])
     partner = np.full(len(batches), -1, dtype=np.int64)
 
     def admissible(i: int, j: int) -> bool:

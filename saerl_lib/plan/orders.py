@@ -34,12 +34,13 @@ def by_difficulty(ids: Sequence[str], labels: np.ndarray, descending: bool = Fal
 
 def build_plan(
     ids: Sequence[str], clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray, config: PlanConfig,
-    *, order: str = "saerl", seed: int = 0, labels: np.ndarray | None = None,
+    *, order: str = "saerl", seed: int = 0, labels: np.ndarray | None = None, within: np.ndarray | None = None,
 ) -> BatchPlan:
     """The validated plan of a pool of N samples under one of `ORDERS`.
 
     ids str [N], clusters int [N], ranking and raw float [N] (label units, larger is harder), lengths [N] in tokens.
-    `seed` matters for `random` only; `labels` [N] are needed for `ascending` and `descending`.
+    `seed` matters for `random` only; `labels` [N] are needed for `ascending` and `descending`; `within`, row numbers [N],
+    replaces easy to hard inside the clusters of the two curriculum orders.
     Raises PlanError for an unknown order, missing labels, N no multiple of `prompts_per_step`, repeated ids,
     non-finite scores or lengths of 0.
     """
@@ -55,7 +56,7 @@ def build_plan(
     elif order in ("ascending", "descending"):
         rows = by_difficulty(pool.ids, labels, descending=order == "descending")
     else:
-        batches = cluster_first(pool.ids, pool.clusters, pool.ranking, pool.raw, config)
+        batches = cluster_first(pool.ids, pool.clusters, pool.ranking, pool.raw, config, within)
         if order == "saerl":
             h = config.swapped_per_batch
             mixed = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)

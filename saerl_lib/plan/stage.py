@@ -12,7 +12,7 @@ from saerl_lib.config import PlanConfig, Profile, sub_seed, to_dict
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, read_plan, validate, write_plan
 from saerl_lib.plan.diversity import composition_rows, diversity_rows, projection_2d, standardised_space
-from saerl_lib.plan.orders import build_plan
+from saerl_lib.plan.epochs import epoch_plan
 
 
 def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
@@ -22,15 +22,16 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     return scores.merge(kept[kept["kept"]][["sample_id"]], on="sample_id", validate="one_to_one")
 
 
-def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0) -> BatchPlan:
-    """A validated plan of the kept pool."""
+def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0, epoch: int = 0) -> BatchPlan:
+    """A validated plan of the kept pool for one pass over it."""
     arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "length"))
-    return build_plan(pool["sample_id"].tolist(), *arrays, config, order=order, seed=seed)
+    return epoch_plan(epoch, pool["sample_id"].tolist(), *arrays, config, order=order, seed=seed)
 
 
 def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """Write saerl.parquet, saerl_before_mixing.parquet and one random-<seed>.parquet a matched seed, with two tables.
 
+    Passes after the first, if the profile has any, are saerl-epoch2.parquet and so on.
     composition.parquet and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv.
     """
 
@@ -41,6 +42,8 @@ def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: S
         for seed in range(profile.train.seeds):
             shuffle = sub_seed(profile.seed, f"random-order-{seed}")
             plans[f"random-{seed}"] = order_pool(pool, profile.plan, "random", shuffle)
+        for epoch in range(1, profile.plan.epochs):
+            plans[f"saerl-epoch{epoch + 1}"] = order_pool(pool, profile.plan, "saerl", sub_seed(profile.seed, "epochs"), epoch)
         for name, plan in plans.items():
             validate(plan, ids, profile.plan.prompts_per_step)
             write_plan(plan, folder / f"{name}.parquet")

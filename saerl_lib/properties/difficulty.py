@@ -9,7 +9,7 @@ Delta_c too small (not stated in the paper; ours). An isotonic g is flat in plac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from sklearn.pipeline import Pipeline
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import require_finite, require_rows
 from saerl_lib.properties.probes import fit_elastic_net
+from saerl_lib.properties.rows import by_chunks
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class DifficultyModel:
     """Scores of L itself, d_hat predicted by folds that did not see the sample."""
 
     def predict(self, phi: np.ndarray, clusters: np.ndarray) -> Scores:
-        """Scores of phi [N, D] whose clusters are [N]. Raises ValueError for non-finite phi or an unknown cluster."""
+        """Scores of phi [N, D], read by chunks, whose clusters are [N].
+
+        Raises ValueError for non-finite phi or an unknown cluster.
+        """
         require_rows(phi=phi, clusters=clusters)
-        require_finite("phi", phi)
-        raw = self.predictor.predict(np.asarray(phi, dtype=np.float64))
+        raw = by_chunks("phi", phi, self.predictor.predict)
         return rank(raw, _apply(self.calibration, raw), clusters, self.corrections)
 
 
@@ -89,15 +92,21 @@ def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, correcti
 
 
 def fit_difficulty(
-    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
+    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int,
+    tuned: Pipeline | None = None,
 ) -> DifficultyModel:
     """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
 
+    `tuned` is a pipeline of `fit_elastic_net` whose penalties are taken over and fitted anew; without it they are tuned.
     Raises ValueError for non-finite phi or labels, unequal rows, an unknown cluster or fewer samples than folds.
     """
     require_rows(phi=phi, labels=labels, clusters=clusters)
     labels = np.asarray(labels, dtype=np.float64)
-    predictor = fit_elastic_net(phi, labels, config, seed)
+    if tuned is None:
+        predictor = fit_elastic_net(phi, labels, config, seed)
+    else:
+        require_finite("phi", phi)
+        predictor = clone(tuned).fit(np.asarray(phi, dtype=np.float64), labels)
     folds = KFold(config.cv_folds, shuffle=True, random_state=seed)
     raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
     calibration = IsotonicRegression(out_of_bounds="clip") if config.calibration == "isotonic" else LinearRegression()
@@ -105,6 +114,17 @@ def fit_difficulty(
     calibrated = _apply(calibration, raw)
     corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
     return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
+
+
+def with_clusters(model: DifficultyModel, labels: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> DifficultyModel:
+    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L.
+
+    d_hat and g do not depend on the clusters, so nothing else is fitted again.
+    """
+    found = model.out_of_fold
+    corrections = cluster_corrections(np.asarray(labels, dtype=float) - found.calibrated_global, clusters, k, tau)
+    scores = rank(found.raw, found.calibrated_global, clusters, corrections)
+    return replace(model, corrections=corrections, out_of_fold=scores)
 
 
 def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:

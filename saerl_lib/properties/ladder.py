@@ -1,4 +1,6 @@
-"""The probe ladder on the embedded world: each property from each feature set, same splits, same tuning budget.
+"""Probes on the embedded world: each property from the main feature sets, same splits, same tuning budget.
+
+The whole ladder of controls, with SAE seeds and real data, is that of profile `method` (`ladder_stage`).
 
 Targets follow the paper's Tables 1 to 3. The paper's L2, L3 and leaf topics are domain, subfield and leaf here.
 """
@@ -27,20 +29,13 @@ from saerl_lib.properties.probes import (
     shuffled,
     topic_probe,
 )
+from saerl_lib.properties.tasks import solution_quality
 from saerl_lib.properties.text import fit_tfidf
 
 TOPIC_TARGETS = {"topic_l2": 1, "topic_l3": 2, "topic_leaf": 3}
 """Target name -> levels of the topic path."""
-STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
-"""Step label -> share of correctness (paper, Table 3)."""
-
 Matrices = dict[str, tuple[Any, Any]]
 """feature set -> (train, test)."""
-
-
-def solution_quality(sample: Sample) -> float:
-    """Mean step score of a solution (paper, Table 3)."""
-    return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
 
 
 def _length_columns() -> list[int]:
@@ -164,5 +159,5 @@ def probe_rows(profile: Profile, world: Stage, features: Stage, control: Stage) 
 
 
 def ladder_table(probes: Stage) -> pd.DataFrame:
-    """Rows of probe_ladder.csv."""
+    """Rows of world_probes.csv."""
     return pd.read_parquet(probes.path("ladder.parquet"))

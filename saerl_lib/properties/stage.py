@@ -14,7 +14,7 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.stage import load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, fit_clusters, topic_summary
+from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
 from saerl_lib.properties.difficulty import DifficultyModel, fit_difficulty, reliability_table
 from saerl_lib.properties.ladder import probe_rows
 from saerl_lib.properties.quality import (
@@ -51,7 +51,7 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
 
 
 def probes_stage(profile: Profile, world: Stage, features: Stage, control: Stage) -> Stage:
-    """The probe ladder: ladder.parquet with the rows of probe_ladder.csv; `control` is the encoder that saw every family."""
+    """The probe ladder: ladder.parquet with the rows of world_probes.csv; `control` is the encoder that saw every family."""
 
     def compute(folder: Path) -> None:
         pd.DataFrame(probe_rows(profile, world, features, control)).to_parquet(folder / "ladder.parquet", index=False)
@@ -64,7 +64,7 @@ def fit_properties(profile: Profile, world: Stage, features: Stage) -> tuple[Clu
     """Clusters of the pool's phi and the difficulty model fitted on L."""
     pool, labelled = load_split_features(features, "pool"), load_split_features(features, "labelled")
     labels = np.array([s.difficulty for s in load_split(world, "labelled")])
-    clusters = fit_clusters(pool.phi, profile.properties.clusters, sub_seed(profile.seed, "clusters"))
+    clusters = pool_clusters(pool.phi, profile.properties, profile.seed)
     assigned = clusters.assign(labelled.phi).label
     seed = sub_seed(profile.seed, "difficulty")
     return clusters, fit_difficulty(labelled.phi, labels, assigned, clusters.k, profile.properties, seed)

@@ -104,7 +104,7 @@ def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
     """
     table = ladder[ladder["dataset"] == dataset]
     if table.empty:
-        raise TableError(f"probe_ladder: no rows of dataset {dataset!r}; it holds {sorted(ladder['dataset'].unique())}")
+        raise TableError(f"world_probes: no rows of dataset {dataset!r}; it holds {sorted(ladder['dataset'].unique())}")
     rows = []
     for target, label, paper in (("topic_l2", "L2", 22.8), ("topic_l3", "L3", 20.5), ("topic_leaf", "leaf", 19.1)):
         sae, majority = _probe(table, target, "accuracy", "sae"), _probe(table, target, "accuracy", "majority", "majority|mean")
@@ -126,7 +126,7 @@ def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
     if sae and metadata:
         effect = difference_interval(sae, metadata)
         rows.append(("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, effect, "correlation"))
-    return [Effect(*row, 1, "03_data_properties", "probe_ladder") for row in rows]
+    return [Effect(*row, 1, "03_data_properties", "world_probes") for row in rows]
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:

@@ -10,7 +10,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from saerl_lib.report import plots_filter, plots_plan, plots_properties, plots_training, plots_world, style
+from saerl_lib.report import (
+    plots_audit,
+    plots_filter,
+    plots_flaws,
+    plots_gradients,
+    plots_ladder,
+    plots_plan,
+    plots_properties,
+    plots_real,
+    plots_study,
+    plots_training,
+    plots_world,
+    style,
+)
 from saerl_lib.report.schemas import SCHEMAS, TableError, read_table, write_csv
 
 __all__ = ["FIGURES", "SCHEMAS", "TableError", "draw", "draw_all", "read_table", "write_csv"]
@@ -21,12 +34,30 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "difficulty_vs_pass_rate": (("difficulty_vs_pass_rate",), plots_world.difficulty_vs_pass_rate),
     "sae_quality": (("sae_quality",), plots_properties.sae_quality),
     "sae_map": (("sae_map",), plots_properties.sae_map),
-    "probe_ladder": (("probe_ladder",), plots_properties.probe_ladder),
+    "representation": (("representation",), plots_ladder.representation),
+    "world_probes": (("world_probes",), plots_properties.probe_ladder),
+    "probe_ladder_world": (("probe_ladder",), plots_ladder.probe_ladder_world),
+    "probe_ladder": (("probe_ladder",), plots_ladder.probe_ladder),
     "calibration": (("calibration",), plots_properties.calibration),
     "cluster_topics": (("cluster_topics",), plots_properties.cluster_topics),
+    "cluster_audit": (("cluster_audit",), plots_audit.cluster_audit),
+    "feature_groups": (("feature_groups",), plots_audit.feature_groups),
     "filter": (("filter", "filter_scores"), plots_filter.filter_rules),
+    "filter_flaws": (("filter_flaws",), plots_flaws.filter_flaws),
+    "filter_selfreg": (("filter_selfreg",), plots_flaws.filter_selfreg),
+    "real_clusters": (("real_clusters",), plots_real.real_clusters),
+    "real_cluster_audit": (("real_cluster_audit",), plots_real.real_cluster_audit),
+    "real_feature_groups": (("real_feature_groups",), plots_real.real_feature_groups),
+    "real_filter": (("real_filter", "real_separation"), plots_real.real_filter),
+    "real_flaws": (("real_flaws",), plots_real.real_flaws),
+    "real_selfreg": (("real_selfreg",), plots_real.real_selfreg),
     "batch_composition": (("batch_composition",), plots_plan.batch_composition),
     "inbatch_diversity": (("inbatch_diversity",), plots_plan.inbatch_diversity),
+    "sample_audit": (("sample_audit",), plots_audit.sample_audit),
+    "label_curve": (("label_curve",), plots_study.label_curve),
+    "plan_sensitivity": (("plan_sensitivity",), plots_study.plan_sensitivity),
+    "gradient_coherence": (("gradient_coherence",), plots_gradients.gradient_coherence),
+    "mixing_theory": (("mixing_theory", "mixing_curve"), plots_gradients.mixing_theory),
     "training_curves": (("training_curves",), plots_training.training_curves),
     "learning_curves": (("learning_curves",), plots_training.learning_curves),
     "paired_difference": (("paired_difference",), plots_training.paired_difference),

@@ -45,6 +45,10 @@ SCHEMAS: dict[str, Schema] = {
     "difficulty_vs_pass_rate": _schema("00", "sample_id,domain,difficulty,pass_rate,attempts", "", "pass_rate"),
     "sae_quality": _schema("01", "encoder,quantity,value,low,high,met,n_tokens", "low high met n_tokens"),
     "sae_map": _schema("02", "sample_id,x,y,domain,cluster,difficulty", "difficulty"),
+    "representation": _schema(
+        "02", "choice,option,target,metric,value,ci_low,ci_high,n_train,n_test,shared_with_default", "", "shared_with_default"
+    ),
+    "world_probes": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
     "probe_ladder": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
     "calibration": _schema("04", "score,bin,n,predicted_mean,label_mean,ci_low,ci_high", "ci_low ci_high"),
     "cluster_topics": _schema("04", "cluster,domain,n"),
@@ -58,6 +62,25 @@ SCHEMAS: dict[str, Schema] = {
         "difficulty_mean topic_entropy_bits top_topic top_share prompt_words_mean solution_words_mean",
         "shrinkage top_share",
     ),
+    "cluster_audit": _schema(
+        "04",
+        "cluster,n,label,top_topics,topic_entropy_bits,difficulty_mean,difficulty_q25,difficulty_median,difficulty_q75,n_difficulty,"
+        "prompt_words_mean,solution_words_mean,representatives,top_latents",
+        "top_topics difficulty_mean difficulty_q25 difficulty_median difficulty_q75 top_latents",
+    ),
+    "feature_groups": _schema(
+        "04",
+        "group,n_features,gain_share,ci_low,ci_high,top_20,top_100,paper_top_20,paper_top_100,n",
+        "gain_share ci_low ci_high",
+        "gain_share ci_low ci_high",
+    ),
+    "top_latents": _schema(
+        "04",
+        "feature,block,latent,gain,topic,necessity,sufficiency,base_rate,lift,frc,ci_low,ci_high,control,n,n_active,n_topic,"
+        "example_id,example_text",
+        "topic necessity sufficiency base_rate lift frc ci_low ci_high control example_text",
+        "gain necessity sufficiency base_rate frc ci_low ci_high control",
+    ),
     "filter": _schema(
         "05",
         "rule,kept,n_pool,target_kept,purity,recall,paper_purity,paper_recall",
@@ -65,6 +88,47 @@ SCHEMAS: dict[str, Schema] = {
         "purity recall paper_purity paper_recall",
     ),
     "filter_scores": _schema("05", "source,bin_low,bin_high,share,n", "", "share"),
+    "filter_flaws": _schema(
+        "05", "dataset,pool,flaw,score,metric,value,ci_low,ci_high,n_flawed,n_sound", "ci_low ci_high", "value"
+    ),
+    "filter_selfreg": _schema("05", "dataset,target,variant,metric,value,ci_low,ci_high,n_test", "ci_low ci_high"),
+    "cluster_stability": _schema("04", "varied,pairs,ari_mean,ari_low,ari_high,n"),
+    "real_counts": _schema("04", "part,source,what,n"),
+    "real_clusters": _schema("04", "dataset,features,quantity,value,ci_low,ci_high,paper_value,n", "ci_low ci_high paper_value"),
+    "real_cluster_audit": _schema(
+        "04",
+        "cluster,n,label,top_topics,topic_entropy_bits,difficulty_mean,difficulty_q25,difficulty_median,difficulty_q75,n_difficulty,"
+        "prompt_words_mean,solution_words_mean,representatives,top_latents",
+        "top_topics difficulty_mean difficulty_q25 difficulty_median difficulty_q75 top_latents",
+    ),
+    "real_feature_groups": _schema(
+        "04",
+        "group,n_features,gain_share,ci_low,ci_high,top_20,top_100,paper_top_20,paper_top_100,n",
+        "gain_share ci_low ci_high",
+        "gain_share ci_low ci_high",
+    ),
+    "real_top_latents": _schema(
+        "04",
+        "feature,block,latent,gain,topic,necessity,sufficiency,base_rate,lift,frc,ci_low,ci_high,control,n,n_active,n_topic,"
+        "example_id,example_text",
+        "topic necessity sufficiency base_rate lift frc ci_low ci_high control example_text",
+        "gain necessity sufficiency base_rate frc ci_low ci_high control",
+    ),
+    "real_filter": _schema(
+        "05",
+        "features,rule,kept,n_pool,target_kept,purity,recall,paper_purity,paper_recall",
+        "purity paper_purity paper_recall",
+        "purity recall paper_purity paper_recall",
+    ),
+    "real_separation": _schema(
+        "05", "dataset,metric,features,value,ci_low,ci_high,paper_value,n_train,n_test", "paper_value", "value ci_low ci_high"
+    ),
+    "real_flaws": _schema(
+        "05", "dataset,pool,flaw,score,metric,value,ci_low,ci_high,n_flawed,n_sound", "ci_low ci_high", "value"
+    ),
+    "real_selfreg": _schema("05", "dataset,target,variant,metric,value,ci_low,ci_high,n_test", "ci_low ci_high"),
+    "label_curve": _schema("04", "features,n_labels,value,ci_low,ci_high,n_subsets,n_test"),
+    "plan_sensitivity": _schema("06", "varied,setting,default,share_moved,mean_step_shift,n", "", "share_moved"),
     "batch_composition": _schema(
         "06",
         "order,step,dominant_cluster,dominant_share,n_clusters,mean_ranking_score,mean_sequence_words",
@@ -72,6 +136,19 @@ SCHEMAS: dict[str, Schema] = {
         "dominant_share",
     ),
     "inbatch_diversity": _schema("06", "order,swapped_per_batch,space,value,ci_low,ci_high,n_batches", "ci_low ci_high"),
+    "sample_audit": _schema(
+        "06", "sample_id,part,item,value,low,high,cluster,slot,n,note", "value low high cluster slot n note"
+    ),
+    "gradient_coherence": _schema("06", "grouping,level,relation,value,ci_low,ci_high,n,n_zero", "value ci_low ci_high"),
+    "gradient_distance": _schema("06", "space,measure,spearman,ci_low,ci_high,n_pairs,n_prompts", "spearman ci_low ci_high"),
+    "mixing_theory": _schema(
+        "06",
+        "cluster_c,cluster_d,n_c,n_d,bias2,variance,A,A_low,A_high,C,C_low,C_high,rho_star,ci_low,ci_high,rho_h,mse_change_at_h,"
+        "change_low,change_high,random_change,random_low,random_high",
+        "A A_low A_high C C_low C_high rho_star ci_low ci_high change_low change_high random_low random_high",
+        "rho_star",
+    ),
+    "mixing_curve": _schema("06", "cluster_c,rho,mse_change,ci_low,ci_high,n_prompts", "ci_low ci_high", "rho"),
     "training_curves": _schema(
         "07",
         "arm,seed,step,reward_mean,zero_variance_share,entropy,grad_norm,completion_tokens",

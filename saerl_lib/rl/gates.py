@@ -55,10 +55,11 @@ def trained_gates() -> dict[str, dict[str, Any]]:
 
 
 def trained_settings() -> str:
-    """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training and plan."""
+    """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training."""
     laptop = get_profile("laptop")
     train = {name: value for name, value in to_dict(laptop.train).items() if name != "seeds"}
-    parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, to_dict(laptop.plan), laptop.pool_samples, to_dict(laptop.world)]
+    batch = laptop.plan.prompts_per_step  # all that reserved orders take of the plan's settings
+    parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, batch, laptop.pool_samples, to_dict(laptop.world)]
     return content_hash(parts)
 
 

@@ -80,7 +80,8 @@ def reserved_world(profile: Profile) -> Stage:
         for name, samples in sets.items():
             write_samples(samples, folder / "orders" / f"eval_{name}.parquet")
 
-    config = {**to_dict(profile.world), **to_dict(profile.plan), "pool": profile.pool_samples, "seeds": MATCHED_SEEDS}
+    sizes = {"prompts_per_step": profile.plan.prompts_per_step, "pool": profile.pool_samples}
+    config = {**to_dict(profile.world), **sizes, "seeds": MATCHED_SEEDS}
     return get_or_compute(profile, "reserved_world", "rl", config, compute)
 
 

@@ -1,0 +1,104 @@
+"""Stages `saes_world` and `saes_text`: the SAE and its controls, several seeds of each, on one residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
+from saerl_lib.data.real import hash_order, load_labelled, without
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.activations import token_vectors, truncate
+from saerl_lib.encode.encoder import ENCODER, encoder_folder
+from saerl_lib.encode.language_model import load_model
+from saerl_lib.encode.readers import Reader
+from saerl_lib.encode.real_stage import CORPUS_FILES, data_file, held_out_keys
+from saerl_lib.encode.sae import KINDS, load_sae, measure_sae, train_sae
+from saerl_lib.encode.spans import Layout
+from saerl_lib.encode.stage import collect_vectors
+
+LADDER_NAMES = {
+    "trained": "sae", "untrained": "sae_untrained", "frozen_decoder": "sae_frozen_decoder",
+    "soft_frozen_decoder": "sae_soft_frozen_decoder", "frozen_encoder": "sae_frozen_encoder",
+}  # fmt: skip
+"""Kind of an SAE -> its name in the ladder."""
+
+
+def collect_text_vectors(profile: Profile, model_folder: Path, layer: int) -> Tensor:
+    """[n, D] activations of training texts of the LM, questions and solutions, in an order by hash; held-out ones last."""
+    config = profile.method.text_sae
+    held_out, samples = held_out_keys(), []
+    for name in CORPUS_FILES:
+        data = without(load_labelled(data_file(name)), held_out)
+        samples += [data.samples[i] for i in hash_order(data)[: config.sae_vectors // 100]]
+    order = np.random.default_rng(sub_seed(profile.seed, "text-vectors")).permutation(len(samples))
+    model, tokenizer = load_model(model_folder)
+    decoder, wanted = truncate(model, layer), config.sae_vectors + config.sae_heldout_vectors
+    layout = Layout(max_tokens=profile.method.max_text_tokens)
+    parts, count = [], 0
+    for start in range(0, len(order), 500):
+        chosen: Sequence[Sample] = [samples[i] for i in order[start : start + 500]]
+        found = torch.cat(list(token_vectors(chosen, decoder, tokenizer, config.tokens_per_batch, layout)))
+        parts.append(found)
+        count += len(found)
+        if count >= wanted:
+            break
+    return torch.cat(parts)[:wanted]
+
+
+def _train(vectors: Tensor, held_out: Tensor, config: EncoderConfig, kind: str, seed: int, folder: Path, cosine: float) -> dict:
+    torch.set_num_threads(1)
+    train_sae(vectors, config, seed, folder, kind, cosine)
+    return asdict(measure_sae(load_sae(folder, vectors.shape[1]), held_out.split(8192)))
+
+
+def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> Stage:
+    """`<ladder name>#<seed>/` for every kind and seed, and quality.parquet; `text_model` None: the world's encoder."""
+    method = profile.method
+    config = method.text_sae if text_model else profile.encoder
+
+    def compute(folder: Path) -> None:
+        if text_model:
+            vectors = collect_text_vectors(profile, text_model.path("model"), config.hook_layer)
+        else:
+            vectors = collect_vectors(config, False, sub_seed(profile.seed, "sae-corpus-False"))
+        cut = min(config.sae_vectors, int(0.8 * len(vectors)))
+        jobs = [(kind, seed) for kind in KINDS for seed in range(method.sae_seeds)]
+        done = Parallel(n_jobs=method.workers, verbose=0)(
+            delayed(_train)(
+                vectors[:cut], vectors[cut:], config, kind, sub_seed(profile.seed, "sae" if seed == 0 else f"sae-{seed}"),
+                folder / f"{LADDER_NAMES[kind]}#{seed}", method.decoder_cosine,
+            )
+            for kind, seed in jobs
+        )  # fmt: skip
+        rows = [{"features": LADDER_NAMES[k], "seed": s, **quality} for (k, s), quality in zip(jobs, done, strict=True)]
+        pd.DataFrame(rows).to_parquet(folder / "quality.parquet", index=False)
+
+    inputs = (text_model,) if text_model else ()
+    settings = {**to_dict(config), "seeds": method.sae_seeds, "cosine": method.decoder_cosine, "seed": profile.seed}
+    return get_or_compute(profile, f"saes_{name}", SAE_CODE, settings, compute, inputs)
+
+
+SAE_CODE = (
+    "data/corpus.py", "data/real.py", "data/schema.py", "encode/activations.py", "encode/kinds_stage.py",
+    "encode/language_model.py", "encode/sae.py", "encode/spans.py",
+)  # fmt: skip
+"""Files that decide what an SAE is."""
+
+
+def ladder_reader(profile: Profile, saes: Stage, text_model: Stage | None) -> Reader:
+    """The reader of every SAE of a stage."""
+    config = profile.method.text_sae if text_model else profile.encoder
+    folders = {path.name: path for path in sorted(saes.folder.iterdir()) if path.is_dir()}
+    model = text_model.path("model") if text_model else encoder_folder()
+    width = profile.method.text_model.width if text_model else ENCODER.width
+    layout = Layout(max_tokens=profile.method.max_text_tokens) if text_model else Layout()
+    return Reader(model, config.hook_layer, folders, config.tokens_per_batch, layout, width)

@@ -1,0 +1,147 @@
+"""One forward pass, many readers: pooled features of several SAEs and of the dense activations of the same layer.
+
+The control ladder compares what different SAEs keep of one residual stream, so the model runs once a batch and every SAE
+encodes the same vectors. Axes: N samples, D model width, S retained latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sae_lens import SAE
+from torch import Tensor
+
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
+from saerl_lib.encode.language_model import load_model
+from saerl_lib.encode.pooling import fill_z, pool_triples
+from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.sparse import encode_all, encode_retained
+from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
+
+DENSE = "dense"
+"""Name of the features that are the activations themselves."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model on disk, its hook, and SAEs on disk by name: everything a worker process needs."""
+
+    model: Path
+    """Folder in Hugging Face format."""
+    layer: int
+    saes: Mapping[str, Path]
+    tokens_per_batch: int
+    layout: Layout
+    attention_width: int
+    """D, checked against each SAE."""
+
+    def open(self) -> tuple[CutModel, object, dict[str, SAE]]:
+        """Model cut at the hook, tokenizer and SAEs."""
+        model, tokenizer = load_model(self.model)
+        return truncate(model, self.layer), tokenizer, {n: load_sae(f, self.attention_width) for n, f in self.saes.items()}
+
+
+@dataclass(frozen=True)
+class PooledVectors:
+    """Features of N samples by reader name, each as [prompt mean, prompt max, solution mean, solution max]."""
+
+    features: dict[str, NDArray[np.float32]]
+    """[N, 4 S] for an SAE, [N, 4 D] for `dense`; solution blocks are NaN without a solution."""
+    truncated: int
+    """Samples whose text was cut."""
+
+
+def _group(batch: TokenBatch) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+    keep = batch.prompt | batch.solution
+    group = (2 * torch.arange(len(batch.rows)).unsqueeze(1) + batch.solution.long())[keep].numpy()
+    return keep, group, np.bincount(group, minlength=2 * len(batch.rows))
+
+
+def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int) -> NDArray[np.float32]:
+    """[rows, 4 D] mean and max of token vectors [n, D] over the groups 2 * row + span; `group` is ascending, gaps are NaN."""
+    out = np.full((rows * 2, 2, vectors.shape[1]), np.nan, dtype=np.float32)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    if len(starts):
+        found = group[starts]
+        counts = np.diff(np.append(starts, len(group)))[:, None]
+        out[found, 0] = np.add.reduceat(vectors.astype(np.float64), starts, axis=0) / counts
+        out[found, 1] = np.maximum.reduceat(vectors, starts, axis=0)
+    return out.reshape(rows, -1)
+
+
+@torch.inference_mode()
+def _vectors(
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: object, reader: Reader
+) -> Iterator[tuple[TokenBatch, Tensor, NDArray[np.int64], NDArray[np.int64]]]:
+    for batch in token_batches(samples, tokenizer, reader.tokens_per_batch, reader.layout):
+        values = activations(decoder, batch)
+        check_finite(values, batch, samples)
+        keep, group, tokens = _group(batch)
+        yield batch, values[keep], group, tokens
+
+
+def peak_statistics(samples: Sequence[Sample], reader: Reader) -> dict[str, tuple[NDArray, NDArray]]:
+    """SAE name -> (share of samples a latent fires on, variance of its per-sample peak), [F] each."""
+    torch.set_num_threads(1)
+    decoder, tokenizer, saes = reader.open()
+    sums = {name: np.zeros((3, sae.cfg.d_sae)) for name, sae in saes.items()}
+    for batch, vectors, group, _ in _vectors(samples, decoder, tokenizer, reader):
+        row = group // 2
+        for name, sae in saes.items():
+            width = sae.cfg.d_sae
+            pooled = pool_triples(encode_all(sae, vectors), 2 * row, np.ones(2 * len(batch.rows)), width)
+            for i, values in enumerate((np.ones_like(pooled.peak), pooled.peak, pooled.peak.astype(np.float64) ** 2)):
+                sums[name][i] += np.bincount(pooled.latent, weights=values, minlength=width)
+    n = len(samples)
+    return {name: (fired / n, squares / n - (total / n) ** 2) for name, (fired, total, squares) in sums.items()}
+
+
+def retained_sets(
+    samples: Sequence[Sample], reader: Reader, count: int, band: tuple[float, float]
+) -> dict[str, NDArray[np.int64]]:
+    """SAE name -> ascending indices of the latents that the default rule retains, from training samples without labels."""
+    chosen = {}
+    for name, (share, variance) in peak_statistics(samples, reader).items():
+        inside = (share >= band[0]) & (share <= band[1])
+        order = np.lexsort((np.arange(len(share)), -variance, ~inside))
+        chosen[name] = np.sort(order[:count]).astype(np.int64)
+    return chosen
+
+
+def _encode_part(samples: Sequence[Sample], reader: Reader, retained: Mapping[str, NDArray[np.int64]]) -> PooledVectors:
+    torch.set_num_threads(1)
+    decoder, tokenizer, saes = reader.open()
+    n = len(samples)
+    features = {name: np.zeros((n, 4 * len(retained[name])), dtype=np.float32) for name in saes}
+    features[DENSE] = np.empty((n, 4 * reader.attention_width), dtype=np.float32)
+    longest = 0
+    for batch, vectors, group, tokens in _vectors(samples, decoder, tokenizer, reader):
+        rows = np.asarray(batch.rows)
+        features[DENSE][rows] = pool_dense(vectors.numpy(), group, len(rows))
+        unsolved = rows[~batch.solution.any(dim=1).numpy()]
+        for name, sae in saes.items():
+            columns = len(retained[name])
+            pooled = pool_triples(encode_retained(sae, vectors, retained[name]), group, tokens, columns)
+            pooled.row[:] = rows[pooled.row]
+            fill_z(features[name], pooled, columns)
+            features[name][unsolved, 2 * columns :] = np.nan
+        if reader.layout.max_tokens:
+            longest += int((batch.real.sum(dim=1) >= reader.layout.max_tokens).sum())
+    return PooledVectors(features, longest)
+
+
+def read_all(
+    samples: Sequence[Sample], reader: Reader, retained: Mapping[str, NDArray[np.int64]], workers: int, part: int = 1000
+) -> PooledVectors:
+    """Features of every reader for N samples, parts of `part` samples spread over `workers` processes of one thread."""
+    parts = [samples[start : start + part] for start in range(0, len(samples), part)]
+    done = Parallel(n_jobs=workers)(delayed(_encode_part)(p, reader, retained) for p in parts)
+    names = done[0].features
+    return PooledVectors({n: np.concatenate([d.features[n] for d in done]) for n in names}, sum(d.truncated for d in done))

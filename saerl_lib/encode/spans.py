@@ -1,0 +1,150 @@
+"""Prompt and solution token spans, and batches of samples of similar length (paper, section 3.1).
+
+Two layouts. Plain (the default): prompt, separator and solution are tokenised apart, so the border is exact by
+construction. Chat: the model's own template is applied and the spans are found by character offsets; tokens of the template
+belong to neither span. Special tokens, the first token (an attention sink) and padding are masked in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.encode.language_model import SEPARATOR
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded token ids of some samples."""
+
+    rows: tuple[int, ...]
+    """Positions of the samples in the input sequence."""
+    ids: Tensor
+    """[B, T] token ids, padded on the right."""
+    prompt: Tensor
+    """[B, T] True on prompt tokens; the first token and special tokens are masked."""
+    solution: Tensor
+    """[B, T] True on solution tokens; all False for a sample without a worked solution."""
+    real: Tensor
+    """[B, T] True where there is a token, False on padding."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a sample becomes one token sequence."""
+
+    chat: bool = False
+    """Apply the tokenizer's chat template (not stated in the paper; ours: plain text)."""
+    max_tokens: int | None = None
+    """Longer sequences are cut at the end; how many were is reported by `Spans.truncated`."""
+    prompt_only: bool = False
+    """Leave solutions out even where they exist."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Token sequence of one sample with its two spans; plain lists, since most samples are short."""
+
+    ids: list[int]
+    prompt: list[bool]
+    solution: list[bool]
+    truncated: bool
+
+
+def _plain(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
+    prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
+    solution = [] if layout.prompt_only or not sample.solved else tokenizer(sample.solution, add_special_tokens=False)["input_ids"]
+    ids, special = prompt + solution, set(tokenizer.all_special_ids)
+    inside = [position > 0 and token not in special for position, token in enumerate(ids)]
+    border = len(prompt)
+    return Spans(
+        ids, [keep and i < border for i, keep in enumerate(inside)], [keep and i >= border for i, keep in enumerate(inside)], False
+    )
+
+
+def _chat(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
+    with_solution = sample.solved and not layout.prompt_only
+    messages = [{"role": "user", "content": sample.prompt}]
+    if with_solution:
+        messages.append({"role": "assistant", "content": sample.solution})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_solution)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    start = _find(text, sample.prompt, 0, sample.id)
+    borders = [(start, start + len(sample.prompt))]
+    if with_solution:
+        start = _find(text, sample.solution, borders[0][1], sample.id)
+        borders.append((start, start + len(sample.solution)))
+    special = set(tokenizer.all_special_ids)
+
+    def inside(span: tuple[int, int]) -> list[bool]:
+        # a token that only touches the border by one character of the content counts: no content is lost
+        return [
+            token not in special and low < span[1] and high > span[0] and high > low
+            for token, (low, high) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
+    masks = [inside(span) for span in borders]
+    return Spans(encoded["input_ids"], masks[0], masks[1] if with_solution else [False] * len(masks[0]), False)
+
+
+def _find(text: str, content: str, start: int, name: str) -> int:
+    for candidate in (content, content.strip()):
+        place = text.find(candidate, start)
+        if candidate and place >= 0:
+            return place
+    raise DataError(f"sample {name}: the chat template changes its text, so its span cannot be found; use the plain layout")
+
+
+def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:  # noqa: B008 (frozen)
+    """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
+    spans = _chat(sample, tokenizer, layout) if layout.chat else _plain(sample, tokenizer, layout)
+    if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
+        cut = slice(0, layout.max_tokens)
+        spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
+    if not any(spans.prompt):
+        raise DataError(f"sample {sample.id}: no prompt token is left to read; the prompt is one token or max_tokens is too small")
+    return spans
+
+
+def pack(lengths: Sequence[int], tokens_per_batch: int) -> list[tuple[int, ...]]:
+    """Rows in batches of similar length with at most `tokens_per_batch` padded tokens (a longer row gets its own).
+
+    >>> pack([5, 2, 5, 2], 10)
+    [(1, 3), (0, 2)]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batches, start = [], 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= tokens_per_batch:
+            stop += 1
+        batches.append(tuple(order[start:stop]))
+        start = stop
+    return batches
+
+
+def token_batches(
+    samples: Sequence[Sample], tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()  # noqa: B008 (frozen)
+) -> Iterator[TokenBatch]:
+    """Batches of samples of similar length with at most `tokens_per_batch` padded tokens, in a fixed order."""
+    spans = [sample_spans(s, tokenizer, layout) for s in samples]
+    for rows in pack([len(s.ids) for s in spans], tokens_per_batch):
+        yield pad(rows, spans, tokenizer.pad_token_id or 0)
+
+
+def pad(rows: tuple[int, ...], spans: Sequence[Spans], pad_id: int) -> TokenBatch:
+    """The padded batch of some rows."""
+    shape = (len(rows), max(len(spans[i].ids) for i in rows))
+    ids = torch.full(shape, pad_id)
+    prompt, solution, real = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    for b, i in enumerate(rows):
+        n = len(spans[i].ids)
+        ids[b, :n] = torch.tensor(spans[i].ids)
+        prompt[b, :n] = torch.tensor(spans[i].prompt)
+        solution[b, :n] = torch.tensor(spans[i].solution)
+        real[b, :n] = True
+    return TokenBatch(rows, ids, prompt, solution, real)

@@ -1,0 +1,422 @@
+"""Reading the plan: clusters, features, intervals, and the decision path of one sample."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.config import PlanConfig
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.features import FeatureTable
+from saerl_lib.plan import audit_view, partners
+from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
+from saerl_lib.plan.orders import build_plan
+from saerl_lib.properties import cluster_audit, confidence, conformal, decision, feature_audit, feature_names, highlights
+from saerl_lib.properties.cluster_audit import PoolFacts, cluster_audit_table
+from saerl_lib.properties.clusters import Assignment, Clusters
+from saerl_lib.properties.conformal import HalfWidths
+from saerl_lib.properties.decision import DecisionModel, LinearReader, load_decision, save_decision
+from saerl_lib.report import plots_audit
+from saerl_lib.report.schemas import SCHEMAS, read_table, write_csv
+
+
+@pytest.mark.parametrize(
+    "module", [cluster_audit, confidence, conformal, decision, feature_audit, feature_names, highlights], ids=lambda m: m.__name__
+)
+def test_docstring_examples(module) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+# Confidence of a latent for a label.
+
+
+def test_frc_by_hand() -> None:
+    active = np.array([1, 1, 1, 1, 0, 0, 0, 0], dtype=bool)
+    label = np.array([1, 1, 1, 0, 1, 0, 0, 0], dtype=bool)
+    found = confidence.confidence(active, label)
+    assert (found.necessity, found.sufficiency, found.base_rate, found.lift) == (0.75, 0.75, 0.5, 1.5)
+    assert (found.frc, found.n, found.n_active, found.n_label) == (0.75, 8, 4, 4)
+    perfect = confidence.confidence(label, label)
+    assert (perfect.necessity, perfect.sufficiency, perfect.frc, perfect.lift) == (1.0, 1.0, 1.0, 2.0)
+    never = confidence.confidence(np.zeros(8), label)
+    assert (never.necessity, never.sufficiency, never.frc) == (0.0, 0.0, 0.0)
+
+
+def test_frc_matrix_agrees_with_one_pair_at_a_time_and_the_best_label_wins() -> None:
+    rng = np.random.default_rng(0)
+    active, labels = rng.random((60, 5)) < 0.4, rng.choice(["a", "b", "c"], 60)
+    one_hot = labels[:, None] == np.array(["a", "b", "c"])
+    slow = [[confidence.confidence(active[:, j], one_hot[:, c]).frc for c in range(3)] for j in range(5)]
+    np.testing.assert_allclose(confidence.frc_matrix(active, one_hot), slow)
+    assert confidence.best_labels(active, labels).tolist() == [["a", "b", "c"][i] for i in np.argmax(slow, axis=1)]
+
+
+def test_a_real_relation_lies_above_its_shuffled_control() -> None:
+    labels = np.repeat(["a", "b", "c", "d"], 50)
+    active = np.column_stack([labels == "b", np.arange(200) % 2 == 0])
+    control = confidence.best_label_control(active, labels, 20, seed=1)
+    interval = confidence.confidence_interval(active[:, 0], labels == "b", 200, seed=1)
+    assert interval.low == interval.high == 1.0 > control[0] + 0.5
+    even = confidence.confidence_interval(active[:, 1], labels == "a", 200, seed=1)
+    assert even.low < confidence.confidence(active[:, 1], labels == "a").frc < even.high
+    assert even.low < control[1]
+    np.testing.assert_array_equal(control, confidence.best_label_control(active, labels, 20, seed=1))
+    assert not np.array_equal(control, confidence.best_label_control(active, labels, 20, seed=2))
+
+
+# Cluster audit.
+
+
+def dozen() -> tuple[np.ndarray, Assignment, PoolFacts]:
+    """Twelve samples in clusters 0 (6, mostly topic A -> x) and 1 (6, topic B -> y or none); column 0 separates them."""
+    label = np.repeat([0, 1], 6)
+    phi = np.column_stack([np.where(label == 0, 2.0, 0.0), np.arange(12) % 2, np.full(12, 7.0)])
+    topics = np.array(["A -> x"] * 4 + ["B -> y"] * 2 + ["B -> y"] * 3 + [""] * 3)
+    difficulty = np.array([1.0, 2, 3, 4, 5, 6, 9, 9, 9, 9, 9, np.nan])
+    distance = np.array([3.0, 1, 2, 6, 5, 4, 1, 1, 1, 2, 2, 2])
+    facts = PoolFacts([f"s{i:02d}" for i in range(12)], topics, difficulty, np.arange(12.0), 2 * np.arange(12.0))
+    return phi, Assignment(label, distance), facts
+
+
+def test_cluster_audit_of_a_dozen_samples_by_hand() -> None:
+    phi, assigned, facts = dozen()
+    table = cluster_audit_table(phi, ["sol_mean/5", "prompt_max/8", "metadata/words"], assigned, facts)
+    first, second = table.to_dict("records")
+    assert (first["label"], first["top_topics"], first["n"]) == ("x, y", "A -> x (67%); B -> y (33%)", 6)
+    assert first["topic_entropy_bits"] == pytest.approx(0.9183, abs=1e-4)
+    assert [first[f"difficulty_{name}"] for name in ("mean", "q25", "median", "q75")] == [3.5, 2.25, 3.5, 4.75]
+    assert (first["prompt_words_mean"], first["solution_words_mean"]) == (2.5, 5.0)
+    assert first["representatives"] == "s01; s02; s00"
+    assert first["top_latents"] == "sol_mean/5 (+2.0)"  # the metadata column is no latent, the other does not differ
+    assert (second["label"], second["topic_entropy_bits"], second["n_difficulty"]) == ("y", 0.0, 5)
+    assert second["representatives"] == "s06; s07; s08"  # equal distances: by id
+
+
+def test_cluster_audit_without_topics_difficulty_or_a_second_cluster(tmp_path) -> None:
+    phi, assigned, facts = dozen()
+    bare = replace(facts, topics=np.full(12, ""), difficulty=np.full(12, np.nan))
+    names, one = ["sol_mean/5", "prompt_max/8", "metadata/words"], Assignment(np.zeros(12, int), assigned.distance)
+    table = cluster_audit_table(phi, names, one, bare)
+    assert table[["label", "topic_entropy_bits", "top_latents", "n_difficulty"]].values.tolist() == [["unlabelled", 0.0, "", 0]]
+    assert table["difficulty_mean"].isna().all()
+    write_csv(table, "cluster_audit", tmp_path)
+    assert plots_audit.cluster_audit(read_table("cluster_audit", tmp_path)).axes
+    with pytest.raises(ValueError, match="2 names for 3 columns"):
+        cluster_audit_table(phi, ["a/1", "b/2"], assigned, facts)
+
+
+# Feature audit.
+
+
+def groups(n: int = 200) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Two noisy classes that sol_mean/4 tells apart, one of them rare."""
+    rng = np.random.default_rng(3)
+    labels = (np.arange(n) % 8 == 0).astype(int)
+    phi = np.abs(rng.normal(size=(n, 10))).astype(np.float32)
+    names = feature_names.feature_names([4, 9], ["words", "lines"])
+    phi[:, names.index("sol_mean/4")] += 3 * labels
+    return phi, labels, names
+
+
+def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
+    phi, labels, names = groups()
+    gain = feature_audit.feature_gain(phi, labels, seed=0)
+    assert names[int(gain.argmax())] == "sol_mean/4"
+    np.testing.assert_array_equal(gain, feature_audit.feature_gain(phi, labels, seed=0))
+    table = feature_audit.feature_groups_table(gain, feature_audit.resampled_gains(phi, labels, 0, 3), names, len(phi))
+    assert table["group"].tolist() == list(feature_names.GROUPS)
+    assert table["gain_share"].sum() == pytest.approx(1.0)
+    row = table.set_index("group").loc["sol_mean"]
+    assert row["gain_share"] > 0.8
+    assert 0 <= row["ci_low"] <= row["gain_share"] <= row["ci_high"] <= 1
+    assert (row["paper_top_20"], row["paper_top_100"], row["n_features"]) == (10, 36, 2)
+
+
+def test_one_class_and_a_class_of_one_do_not_crash(tmp_path) -> None:
+    phi, _, names = groups(40)
+    alone = np.zeros(40, dtype=int)
+    nothing = feature_audit.feature_groups_table(
+        feature_audit.feature_gain(phi, alone, 0), feature_audit.resampled_gains(phi, alone, 0, 2), names, 40
+    )
+    assert nothing[["gain_share", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert (nothing[["top_20", "top_100"]] == 0).all(axis=None)
+    write_csv(nothing, "feature_groups", tmp_path)
+    assert plots_audit.feature_groups(read_table("feature_groups", tmp_path)).axes
+    alone[7] = 4
+    assert feature_audit.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
+
+
+def test_top_latents_name_the_topic_they_stand_for_with_and_without_topics() -> None:
+    phi, labels, names = groups()
+    phi[:, names.index("sol_mean/4")] *= labels  # fires on the rare class alone
+    gain = feature_audit.feature_gain(phi, labels, seed=0)
+    topics = np.where(labels == 1, "rare", "common")
+    top = feature_audit.top_latents_table(gain, names, phi, topics, bootstrap_samples=50, seed=0, shown=3)
+    first = top.iloc[0]
+    assert (first["feature"], first["block"], first["latent"], first["topic"]) == ("sol_mean/4", "sol_mean", 4, "rare")
+    assert (first["necessity"], first["sufficiency"], first["frc"], first["lift"]) == (1.0, 1.0, 1.0, 8.0)
+    assert first["control"] < 0.6
+    assert not top["feature"].str.startswith("metadata").any()
+    none = feature_audit.top_latents_table(gain, names, phi, np.full(len(phi), ""), bootstrap_samples=50, seed=0, shown=3)
+    assert none["topic"].tolist() == [""] * len(none)
+    assert none["frc"].isna().all()
+    ids = [f"s{i:03d}" for i in range(len(phi))]
+    best = feature_audit.highest_activating(phi, ids, names.index("sol_mean/4"), 3)
+    assert best == np.argsort(-phi[:, names.index("sol_mean/4")], kind="stable")[:3].tolist()
+
+
+# Highlights.
+
+
+def test_highlights_escape_html_and_read_without_colour() -> None:
+    tokens, activations = ("if ", "x<", "y>", " &", "\n"), (0.0, 4.0, 2.0, 1.0, 0.0)
+    item = highlights.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
+    html = item._repr_html_()
+    assert "sol_max/&lt;3&gt;" in html
+    assert "a&amp;b" in html
+    assert "x&lt;</span>" in html
+    assert "<3>" not in html
+    assert html.count("font-weight:bold") == 2  # from half the maximum on
+    assert html.count("underline") == 1
+    assert item.text() == "if «x<»y> & |"
+    assert item.text(context=0) == "...«x<»..."
+    silent = highlights.TokenHighlights("sol_max/3", "a", "solution", ("x", "y"), (0.0, 0.0))
+    assert silent.text() == "xy"
+    assert "span" not in silent._repr_html_()
+    page = highlights.HighlightPage((item, silent))
+    assert highlights.from_records(json.loads(json.dumps(highlights.to_records(page)))) == page
+    assert page.of("sol_max/3").items == (silent,)
+    with pytest.raises(ValueError, match="2 tokens, 1 activations"):
+        highlights.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
+
+
+def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample("p", "", (), ""), Sample("q", "", (), "")]
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    batch = SimpleNamespace(rows=(1, 0), ids=torch.tensor([[5, 6, 7], [8, 9, 0]]), prompt=mask, solution=~mask)
+    values = torch.arange(12.0).reshape(2, 3, 2)
+    encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9)
+    monkeypatch.setattr(highlights, "token_batches", lambda *_: [batch])
+    monkeypatch.setattr(highlights, "batch_latents", lambda *_: values)
+    wanted = [
+        highlights.Wanted("sol_max/1", 1, "solution", samples[0]),
+        highlights.Wanted("prompt_max/0", 0, "prompt", samples[1]),
+    ]
+    first, second = highlights.token_highlights(wanted, encoder).items
+    assert (first.sample_id, first.tokens, first.activations) == ("p", ("<9>", "<0>"), (9.0, 11.0))
+    assert (second.sample_id, second.tokens, second.activations) == ("q", ("<5>", "<6>"), (0.0, 2.0))
+
+
+# Intervals of the difficulty.
+
+
+def test_conformal_half_width_by_hand() -> None:
+    residuals = np.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8, 0.9])
+    assert conformal.conformal_half_width(residuals, level=0.8) == 0.8  # the 8th of 9, ceil(10 * 0.8)
+    assert conformal.conformal_half_width(residuals, level=0.95) == np.inf
+    with pytest.raises(ValueError, match="level=1.0"):
+        conformal.conformal_half_width(residuals, level=1.0)
+
+
+def test_the_interval_covers_new_samples_and_small_clusters_borrow() -> None:
+    rng = np.random.default_rng(5)
+    spread = np.array([0.5, 2.0, 9.0])
+    train, test = rng.choice(3, 1500, p=[0.6, 0.38, 0.02]), rng.choice(2, 4000)
+    widths = conformal.cluster_half_widths(rng.normal(size=1500) * spread[train], train, 4)
+    assert widths.own.tolist() == [True, True, False, False]
+    assert widths.width[2] == widths.width[3] > widths.width[0]
+    assert widths.n[3] == 1500
+    truth = rng.normal(size=4000)
+    table = conformal.coverage_table(truth + rng.normal(size=4000) * spread[test], truth, test, widths)
+    assert table["cluster"].tolist() == ["0", "1", "all"]
+    assert table["coverage"].between(0.93, 0.97).all()
+    assert (table["ci_low"] < 0.95).all()
+    assert (table["ci_high"] > 0.95).all()
+
+
+# The decision path of one sample.
+
+CONFIG = PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=3, difficulty_tolerance=0.5, length_tolerance=0.5)
+
+
+def world(config: PlanConfig = CONFIG) -> Evidence:
+    """40 samples, 32 kept: clusters 0 and 1 share easy stages and swap, cluster 2 is alone in the last stages."""
+    rng = np.random.default_rng(0)
+    names = feature_names.feature_names([3, 7], ["words"])
+    cluster = np.concatenate([np.zeros(12, int), np.ones(12, int), np.full(16, 2)])
+    z = rng.random((40, 8)).astype(np.float32)
+    z[:, 0] += 5 * cluster
+    table = FeatureTable(tuple(f"item-{i:02d}" for i in range(40)), z, (4 + rng.random((40, 1))).astype(np.float32))
+    centroids = np.array([[first] + [0.0] * 8 for first in (-4.5, 0.5, 4.5)])  # within the clip at 5 deviations
+    space = Clusters(np.array([5.0, *[0.0] * 8]), np.ones(9), centroids, 0)
+    assigned = space.assign(table.phi)
+    difficulty = LinearReader(np.zeros(9), np.ones(9), np.array([0, 1.0, 0, -0.5, 0, 0, 0, 0, 0.2]), 1.0)
+    quality = LinearReader(np.zeros(8), np.full(8, 2.0), np.array([0, 0, 2.0, 0, -1.0, 0, 0, 0]), 0.1)
+    raw = difficulty.intercept + difficulty.contributions(table.phi).sum(axis=1)
+    score = 1 / (1 + np.exp(-(quality.intercept + quality.contributions(z).sum(axis=1))))
+    corrections = pd.DataFrame(
+        {"label": ["easy", "odd", "alone"], "n_labelled": [60, 10, 0], "residual": [0.1, -0.2, 0.0], "shrinkage": [0.5, 0.2, 0.0]}
+    )
+    kept = np.ones(40, dtype=bool)
+    kept[np.argsort(score)[:8]] = False
+    ranking = raw + (corrections["residual"] * corrections["shrinkage"]).to_numpy()[assigned.label]
+    scores = pd.DataFrame({"sample_id": table.ids, "cluster": assigned.label, "distance": assigned.distance, "raw": raw,
+                           "calibrated": raw, "ranking": ranking, "length": 5.0, "score": score, "kept": kept})  # fmt: skip
+    pool = scores[scores["kept"]]
+    arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "length"))
+    plan = build_plan(pool["sample_id"].tolist(), *arrays, config)
+    samples = [Sample(i, f"What is {i}?", ("1+1=2",), "2", "A -> B", 2.0, "target") for i in table.ids]
+    widths = HalfWidths(np.array([0.5, 0.75, np.inf]), np.array([60, 70, 5]), np.array([True, False, False]))
+    return gather(samples, table, names, scores, corrections, DecisionModel(space, difficulty, quality, widths), plan, config)
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    return world()
+
+
+def pick(evidence: Evidence, condition) -> str:
+    """The first planned sample whose audit meets a condition."""
+    return next(i for i in evidence.plan.ids if condition(audit(i, evidence).swap))
+
+
+def test_every_audit_adds_up_and_agrees_with_the_plan(evidence: Evidence) -> None:
+    place = evidence.plan.table.set_index("sample_id")
+    for row in evidence.scores.itertuples():
+        record = audit(row.sample_id, evidence)
+        assert record.difficulty.parts.total == pytest.approx(row.raw)
+        expected = record.difficulty.calibrated + record.difficulty.shrinkage * record.difficulty.residual
+        assert record.difficulty.ranking == pytest.approx(expected)
+        assert record.cluster.distance < record.cluster.second_distance
+        assert (record.batch is None) == (not row.kept)
+        if record.batch:
+            planned = place.loc[row.sample_id]
+            assert (record.batch.step, record.batch.slot, record.batch.position) == (planned.step, planned.slot, planned.position)
+            assert record.batch.batch[record.batch.slot].sample_id == row.sample_id
+            assert record.swap.swapped == (planned.swapped_with >= 0)
+            assert record.swap.swapped == (record.swap.home_step != record.batch.step)
+        json.dumps(record.to_dict(), allow_nan=False)
+        assert record.text()
+
+
+def test_a_swapped_sample_names_its_partner(evidence: Evidence) -> None:
+    record = audit(pick(evidence, lambda swap: swap.swapped), evidence)
+    assert record.swap.partner == record.batch.step
+    assert record.swap.candidates[0].failed == ()
+    assert f"exchanged from step {record.swap.home_step} to step {record.batch.step}" in record.text()
+    assert "of another dominant cluster" in record.text()
+
+
+def test_an_unswapped_tail_says_which_conditions_failed(evidence: Evidence) -> None:
+    record = audit(pick(evidence, lambda swap: swap.in_tail and not swap.swapped), evidence)
+    assert record.swap.partner is None
+    assert all(candidate.failed for candidate in record.swap.candidates)
+    assert "found no partner" in record.text()
+    head = audit(pick(evidence, lambda swap: not swap.in_tail), evidence)
+    assert "stays: only the last 1 of a batch are exchanged" in head.text()
+
+
+def test_partner_conditions_by_hand() -> None:
+    facts = [
+        partners.BatchFacts(0, 0, 1.0, 10.0, 4, 1),
+        partners.BatchFacts(1, 0, 1.2, 30.0, 4, 1),
+        partners.BatchFacts(2, 0, 2.0, 10.0, 5, 1),
+        partners.BatchFacts(3, 1, 1.0, 10.0, 5, 1),
+        partners.BatchFacts(4, 0, 1.0, 10.0, 5, 1),
+    ]
+    found = partners.candidates(0, facts, np.array([-1, -1, 9, -1, -1]), CONFIG)
+    assert [(c.step, c.failed) for c in found] == [
+        (1, (partners.LENGTH, partners.CLUSTER)), (2, (partners.DIFFICULTY, partners.TAKEN))
+    ]  # fmt: skip
+    assert found[0].ranking_difference == pytest.approx(0.2)
+    assert found[0].length_difference == pytest.approx(2 / 3)
+
+
+def test_a_dropped_sample_has_no_batch(evidence: Evidence) -> None:
+    dropped = evidence.scores[~evidence.scores["kept"]].sort_values("score").iloc[0]
+    record = audit(dropped["sample_id"], evidence)
+    assert (record.batch, record.swap, record.quality.rank, record.quality.kept) == (None, None, 40, False)
+    assert record.quality.score < record.quality.threshold
+    assert "dropped by the filter and is never trained on" in record.text()
+    assert record.to_dict()["batch"] is None
+
+
+def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:
+    own, borrowed, short = (audit(i, evidence).difficulty for i in ("item-00", "item-12", "item-24"))
+    assert own.high - own.low == pytest.approx(1.0)
+    assert (own.interval_of_cluster, borrowed.interval_of_cluster) == (True, False)
+    assert "labelled samples of all clusters" in audit("item-12", evidence).text()
+    assert short.high == np.inf
+    assert "too few labels for a 95 % interval" in audit("item-24", evidence).text()
+    assert audit("item-24", evidence).to_dict()["difficulty"]["high"] is None
+    pool = evidence.scores["ranking"].to_numpy()
+    assert own.percentile == pytest.approx(100 * ((pool < own.ranking).sum() + 0.5) / 40)
+
+
+def test_an_unknown_id_names_near_ones(evidence: Evidence) -> None:
+    with pytest.raises(UnknownSampleError, match="'item-0' is not in the pool; near: item-"):
+        audit("item-0", evidence)
+    with pytest.raises(UnknownSampleError, match="the pool holds 40 ids such as item-00"):
+        audit("zzz", evidence)
+
+
+def test_stages_of_different_runs_are_refused(evidence: Evidence) -> None:
+    other = replace(evidence, scores=evidence.scores.assign(raw=evidence.scores["raw"] + 0.1))
+    with pytest.raises(ArtifactError, match="raw difficulty: stored .* different runs"):
+        audit("item-00", other)
+    parts = (evidence.features, evidence.names, evidence.scores, evidence.clusters, evidence.decision)
+    with pytest.raises(ArtifactError, match="different pools"):
+        gather(evidence.samples[::-1], *parts, evidence.plan, evidence.config)
+    shuffled = replace(evidence.plan, table=evidence.plan.table.assign(sample_id=evidence.plan.ids[::-1]))
+    with pytest.raises(ArtifactError, match="not the saerl plan of this pool"):
+        gather(evidence.samples, *parts, shuffled, evidence.config)
+
+
+def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp_path) -> None:
+    dropped = evidence.scores.loc[~evidence.scores["kept"], "sample_id"].iloc[0]
+    for sample_id in (evidence.plan.ids[3], dropped):
+        table = audit_view.audit_table(audit(sample_id, evidence), evidence)
+        assert tuple(table.columns) == SCHEMAS["sample_audit"].columns
+        assert table.loc[table["part"] == "pool", "value"].sum() == pytest.approx(1.0)
+        raw = table.loc[table["part"] == "difficulty", "value"].sum()
+        assert raw == pytest.approx(evidence.scores.set_index("sample_id").loc[sample_id, "raw"])
+        assert (table["part"] == "batch").sum() == (0 if sample_id == dropped else 4)
+        write_csv(table, "sample_audit", tmp_path)
+        figure = plots_audit.sample_audit(read_table("sample_audit", tmp_path))
+        texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and hasattr(artist, "get_text"))
+        assert min(t.get_fontsize() for t in texts if t.get_text()) >= 7
+
+
+def test_a_plan_without_mixing_says_so() -> None:
+    still = world(replace(CONFIG, swapped_per_batch=0))
+    assert "stays: this plan exchanges nothing" in audit(still.plan.ids[0], still).text()
+
+
+def test_the_models_survive_the_disk(evidence: Evidence, tmp_path) -> None:
+    save_decision(evidence.decision, tmp_path / "d.safetensors")
+    again = replace(evidence, decision=load_decision(tmp_path / "d.safetensors"))
+    assert audit("item-05", again) == audit("item-05", evidence)
+
+
+def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from saerl_lib import __main__, audit_command
+
+    monkeypatch.setattr(audit_command, "load_stage", lambda *_: None)
+    monkeypatch.setattr(audit_command, "audit_stage", lambda *_: None)
+    monkeypatch.setattr(audit_command, "open_evidence", lambda *_: evidence)
+    assert __main__.main(["audit", "item-03", "--profile", "smoke"]) == 0
+    assert capsys.readouterr().out.startswith("Sample item-03 (target source, A -> B, difficulty label 2.00).")
+    assert __main__.main(["audit", "item-03", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sample_id"] == "item-03"
+    assert __main__.main(["audit", "item-3"]) == 1
+    assert "near: item-" in capsys.readouterr().err

@@ -1,0 +1,247 @@
+"""Real labelled sets: the loader's errors, splits by hash, tasks, and the ladder's arithmetic; real files where they lie."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saerl_lib import paths
+from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
+from saerl_lib.data.real import (
+    LabelledSet,
+    corpus_texts,
+    evaluation_keys,
+    hash_order,
+    learnability,
+    load_labelled,
+    unique,
+    without,
+)
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.properties.controls import FeatureSet, block_sets, predict, text_sets
+from saerl_lib.properties.scores import baseline, interval, metric, task_rows
+from saerl_lib.properties.tasks import Task, labelled_task, split_by_hash, tasks_of_file, world_tasks
+
+REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return path
+
+
+def problems(n: int, **labels: object) -> list[dict]:
+    return [
+        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
+        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
+        for i in range(n)
+    ]
+
+
+def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
+    rows = problems(3, level=lambda i: [2, -1, 5][i], subject=lambda i: ["a", "", "b"][i], valid=lambda i: i > 0)
+    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
+    data = load_labelled(write(tmp_path / "x.jsonl", rows))
+    assert data.name == "x" and len(data) == 3
+    assert data.has_label("level").tolist() == [True, False, True]
+    assert data.has_label("subject").tolist() == [True, False, True]
+    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0] and data.overlap[0] == ("math500",)
+    assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
+
+
+def test_gzip_and_plain_files_are_the_same(tmp_path: Path) -> None:
+    plain = write(tmp_path / "a.jsonl", problems(4, level=3))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_labelled(plain).samples == load_labelled(tmp_path / "b.jsonl.gz").samples
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "x.jsonl, line 2: not JSON"),
+        ([1], "line 2: expected a JSON object"),
+        ({"id": "b", "question": " "}, "line 2: field 'question' is empty"),
+        ({"id": "p0", "question": "q"}, "line 2: id 'p0' was already used"),
+        ({"id": "b", "question": "q", "level": "hard"}, "line 2: field 'level' is 'hard', not a number"),
+        ({"id": "b", "question": "q", "pass_rate": 40}, "line 2: field 'pass_rate' is 40, not a share"),
+        ({"id": "b", "question": "q", "valid": "yes"}, "line 2: field 'valid' is 'yes'; write true, false"),
+        ({"id": "b", "question": "q", "meta": 3}, "line 2: field 'meta' is no object"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
+    second = row if isinstance(row, str) else json.dumps(row)
+    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n" + second, encoding="utf-8")
+    with pytest.raises(DataError, match=message.replace("(", r"\(")):
+        load_labelled(tmp_path / "x.jsonl")
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
+        load_labelled(tmp_path / "none.jsonl.gz")
+    (tmp_path / "x.jsonl.gz").write_bytes(b"plain text")
+    with pytest.raises(DataError, match="x.jsonl.gz: cannot be read"):
+        load_labelled(tmp_path / "x.jsonl.gz")
+
+
+def test_learnability_by_hand() -> None:
+    # means 0.5, 0.75; sample 0: 1 - (0.25 + 0.0625) / (0.25 + 0.0625) = 0
+    scores = learnability([[0.0, 0.5], [1.0, 1.0], None])
+    np.testing.assert_allclose(scores[:2], [0.0, 0.0], atol=1e-12)
+    assert np.isnan(scores[2])
+
+
+def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
+    rows = problems(200, level=lambda i: i % 5)
+    rows.append({**rows[7], "id": "again"})
+    first = load_labelled(write(tmp_path / "a.jsonl", rows))
+    second = load_labelled(write(tmp_path / "b.jsonl", rows[::-1]))
+    train, test = split_by_hash(first, 100, 50)
+    again, _ = split_by_hash(second, 100, 50)
+    assert sorted(train.keys) == sorted(again.keys) and not set(train.keys) & set(test.keys)
+    assert len(train) == 100 and len(test) == 50 and len(unique(first)) == 200
+    left = without(first, set(train.keys))
+    assert not set(left.keys) & set(train.keys) and len(set(left.keys)) == 100
+    assert sorted(hash_order(first).tolist()) == list(range(201))
+
+
+def test_the_corpus_holds_no_held_out_question(tmp_path: Path) -> None:
+    data = load_labelled(write(tmp_path / "a.jsonl", problems(5, solution="s")))
+    texts = list(corpus_texts([data], set(data.keys[:2])))
+    assert len(texts) == 3 and all("\n" in t for t in texts)
+
+
+def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:
+    rows = problems(120, level=lambda i: i % 4, subject=lambda i: "ab"[i % 2], pass_rate=lambda i: (i % 9) / 8, solution="x")
+    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    tasks = tasks_of_file(data, MethodConfig(), held_out=set(data.keys[:3]))
+    assert [t.target for t in tasks] == [
+        "subject", "difficulty_level", "difficulty_level_with_solution", "difficulty_by_pass_rate",
+    ]  # fmt: skip
+    assert all(not {s.prompt for s in t.train} & {s.prompt for s in t.test} for t in tasks)
+    assert all(not {s.id for s in t.train} & {"p0", "p1", "p2"} for t in tasks)
+    assert (tasks[-1].y_train <= 0).all()
+    with pytest.raises(ValueError, match="no label with two values"):
+        tasks_of_file(load_labelled(write(tmp_path / "bare.jsonl", problems(60, level=2))), MethodConfig(), set())
+
+
+def task(kind: str = "rank", n: int = 80) -> Task:
+    rng = np.random.default_rng(0)
+    samples = tuple(Sample(f"s{i}", f"Find {i} times {rng.integers(99)}.", ("a",), "1", topic="t") for i in range(n))
+    y = np.array([["a", "b"][i % 2] for i in range(n)]) if kind == "topic" else rng.random(n).round(2)
+    y = (y > 0.5).astype(float) if kind == "binary" else y
+    half = n // 2
+    return Task("d", "t", kind, samples[:half], samples[half:], y[:half], y[half:], True)
+
+
+def test_metrics_by_hand() -> None:
+    assert metric("topic", np.array(["a", "b"]), np.array(["a", "a"])) == 0.5
+    assert metric("rank", np.array([1.0, 5.0, 9.0]), np.array([2.0, 3.0, 70.0])) == pytest.approx(1.0)
+    assert metric("binary", np.array([0.1, 0.9, 0.4]), np.array([0.0, 1.0, 1.0])) == 1.0
+    assert metric("rank", np.ones(3), np.arange(3.0)) == 0.0
+
+
+def test_intervals_cover_seeds_as_well() -> None:
+    truth = np.arange(200.0)
+    good, bad = truth.copy(), np.random.default_rng(0).permutation(truth)
+    value, low, high = interval("rank", [good, good], truth, 200, 0)
+    assert value == low == high == pytest.approx(1.0)
+    _, low, high = interval("rank", [good, bad], truth, 200, 0)
+    assert low < 0.2 and high > 0.9
+
+
+@pytest.mark.parametrize("kind", ["topic", "rank", "binary", "quality"])
+def test_rows_of_a_task_hold_its_baseline_and_every_set(kind: str) -> None:
+    t = task(kind)
+    config = get_profile("smoke").properties
+    sets = [s for s in text_sets(t) if s.name != "tfidf"]
+    found = {(s.name, s.seed): predict(t, s, config, 0) for s in sets}
+    rows = task_rows(t, found, 30, 0)
+    names = {r.features for r in rows}
+    assert {"length", "metadata", baseline(t)[0]} <= names
+    assert {r.metric for r in rows} == ({"pearson", "rmse", "mae"} if kind == "quality" else {metric_name(kind)})
+    assert all(r.ci_low <= r.value + 1e-9 and r.value <= r.ci_high + 1e-9 for r in rows if r.features != "length")
+
+
+def metric_name(kind: str) -> str:
+    return {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc"}[kind]
+
+
+def test_a_planted_signal_is_found_and_shuffled_labels_are_at_chance() -> None:
+    rng = np.random.default_rng(1)
+    n = 600
+    samples = tuple(Sample(f"s{i}", f"Find {i}.", ("a",), "1") for i in range(n))
+    x = rng.random((n, 24)).astype(np.float32)
+    y = x[:, 0] + x[:, 7] + 0.1 * rng.standard_normal(n)
+    t = Task("d", "t", "rank", samples[:400], samples[400:], y[:400], y[400:], True)
+    sets = block_sets(t, {"sae#0": (x[:400], x[400:]), "dense": (x[:400], x[400:])}, 12, 0)
+    config = PropertyConfig(elastic_net_alphas=8)
+    scores = {(s.name, s.seed): metric("rank", predict(t, s, config, 0), t.y_test) for s in sets}
+    assert scores["sae", 0] > 0.9 and scores["dense", 0] > 0.9
+    mixed = [v for (name, _), v in scores.items() if name == "shuffled_labels"]
+    assert len(mixed) == 5 and abs(np.mean(mixed)) < 0.2
+    assert {name for name, _ in scores} >= {"sae+metadata", "dense_pca", "dense_random_projection"}
+
+
+def test_prompt_tasks_read_no_solution() -> None:
+    t = task()
+    object.__setattr__(t, "with_solution", False)
+    x = np.hstack([np.zeros((40, 4)), np.full((40, 4), np.nan)])
+    (found,) = (s for s in block_sets(t, {"sae_untrained#1": (x, x)}, 4, 0))
+    assert found.train.shape == (40, 4) and np.isfinite(found.train).all() and found.seed == 1
+    assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="too few; label at least 30 and 10"):
+        task(n=40)
+
+
+def test_world_tasks_follow_the_papers_tables() -> None:
+    from saerl_lib.data.splits import draw_world
+
+    tasks = world_tasks(draw_world(get_profile("smoke").world))
+    assert [t.target for t in tasks] == [
+        "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",
+        "solution_quality",
+    ]  # fmt: skip
+    assert not any(t.with_solution for t in tasks[:3]) and all(t.with_solution for t in tasks[3:])
+
+
+def labelled_set(name: str, n: int) -> LabelledSet:
+    samples = tuple(Sample(f"{name}{i}", f"{name} {i}", (), "", solved=False) for i in range(n))
+    return LabelledSet(name, samples, {"level": np.arange(float(n))}, ((),) * n)
+
+
+def test_a_pass_rate_becomes_difficulty_by_its_sign() -> None:
+    made = labelled_task(labelled_set("a", 40), labelled_set("b", 20), "level", "t", "rank", sign=-1.0)
+    assert made.y_train[3] == -3.0 and made.y_test[5] == -5.0
+
+
+@REAL
+def test_every_shared_file_loads_and_its_counts_are_those_of_its_readme() -> None:
+    folder = paths.shared_data_dir()
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        assert len(load_labelled(path)) > 0
+    deepmath = load_labelled(folder / "deepmath_18k.jsonl.gz")
+    assert len(deepmath) == 18_329 and int(deepmath.has_label("level").sum()) == 4_997  # one row is -1
+    assert len(evaluation_keys(folder)) == 5
+
+
+@REAL
+def test_tfidf_meets_the_known_numbers() -> None:
+    """MATH subject 0.75, MATH level 0.55, ValiMath 0.72, from the question alone."""
+    folder = paths.shared_data_dir()
+    train, test = (load_labelled(folder / f"math_{part}.jsonl.gz") for part in ("train", "test"))
+    flawed = split_by_hash(load_labelled(folder / "quality_valimath.jsonl.gz"), 3000, 5000)
+    config = PropertyConfig(elastic_net_alphas=10, elastic_net_l1_ratios=(0.5,))
+    for made, low in (
+        (labelled_task(train, test, "subject", "subject", "topic"), 0.74),
+        (labelled_task(train, test, "level", "level", "rank"), 0.54),
+        (labelled_task(*flawed, "valid", "valid", "binary"), 0.69),
+    ):
+        (words,) = (s for s in text_sets(made) if s.name == "tfidf")
+        assert metric(made.kind, predict(made, FeatureSet("tfidf", words.train, words.test), config, 0), made.y_test) > low

@@ -1,0 +1,339 @@
+"""Representation: sparse encoding against SAELens, the store against encoding again, spans, retained sets, SAE sources."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors.torch import save_file
+from transformers import BertConfig, BertModel
+
+from saerl_lib.config import get_profile
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.splits import draw_world
+from saerl_lib.encode.activations import activations, truncate
+from saerl_lib.encode.encoder import ENCODER, load_encoder
+from saerl_lib.encode.features import encode_samples
+from saerl_lib.encode.influence import hooked_gradient
+from saerl_lib.encode.metadata import FEATURES, FORMULAS, formula_table, metadata_features
+from saerl_lib.encode.pooling import Encoder, pool_samples
+from saerl_lib.encode.readers import pool_dense
+from saerl_lib.encode.retain import RULES, choose_retained, latent_statistics
+from saerl_lib.encode.sae import KINDS, SAEGateError, load_sae, train_sae
+from saerl_lib.encode.sources import load_opensae, open_sae_source
+from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained, topk_entries
+from saerl_lib.encode.spans import Layout, pack, sample_spans, token_batches
+from saerl_lib.encode.store import Store, write_store
+
+WIDTH = ENCODER.width
+
+
+def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | StandardSAE:
+    torch.manual_seed(3)
+    shape = {"d_in": WIDTH, "d_sae": latents}
+    if kind == "topk":
+        sae = TopKSAE(TopKSAEConfig(k=12, rescale_acts_by_decoder_norm=True, **shape))
+    elif kind == "jumprelu":
+        sae = JumpReLUSAE(JumpReLUSAEConfig(**shape))
+    else:
+        sae = StandardSAE(StandardSAEConfig(**shape))
+    with torch.no_grad():
+        sae.W_enc.normal_(std=0.1)
+        sae.b_enc.normal_(std=0.1)
+        sae.W_dec.normal_()
+        if kind == "jumprelu":
+            sae.threshold.uniform_(0.5, 1.5)
+    return sae.eval()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return draw_world(get_profile("smoke").world)["labelled"][:30]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    model, tokenizer = load_encoder()
+    return Encoder(truncate(model, 3), tokenizer, random_sae("jumprelu"), 600)
+
+
+def dense(found: SparseLatents, shape: tuple[int, int]) -> torch.Tensor:
+    out = torch.zeros(shape)
+    out[torch.from_numpy(found.token), torch.from_numpy(found.latent)] = torch.from_numpy(found.value)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
+def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
+    sae, vectors = random_sae(kind), torch.randn(70, WIDTH, generator=torch.Generator().manual_seed(1))
+    expected = sae.encode(vectors).detach()
+    for elements in (512, 512 * 7, 2**25):
+        torch.testing.assert_close(dense(encode_all(sae, vectors, elements), expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
+def test_retained_latents_alone_equal_the_full_encoding(kind: str) -> None:
+    sae, vectors = random_sae(kind), torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
+    retained = np.array([0, 5, 77, 300, 511])
+    found = dense(encode_retained(sae, vectors, retained), (40, 5))
+    torch.testing.assert_close(found, sae.encode(vectors).detach()[:, retained], rtol=1e-5, atol=1e-6)
+    assert (found > 0).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([256, 1024, 4096]))
+def test_topk_by_groups_equals_a_sort(k: int, seed: int, width: int) -> None:
+    hidden = torch.randn(5, width, generator=torch.Generator().manual_seed(seed)).round(decimals=2)
+    rows, columns, values = topk_entries(hidden, k)
+    for row in range(5):
+        expected = hidden[row].sort(descending=True).values[:k]
+        assert sorted(values[rows == row].tolist(), reverse=True) == expected[expected > 0].tolist()
+        torch.testing.assert_close(hidden[row, columns[rows == row]], values[rows == row])
+
+
+def test_the_store_gives_what_encoding_again_gives(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+    mixed = [replace(s, solved=i % 3 > 0) for i, s in enumerate(samples)]
+    store = write_store(mixed, encoder, tmp_path)
+    retained = np.array([1, 50, 200, 400])
+    z = pool_samples(mixed, encoder, retained)
+    np.testing.assert_allclose(store.select(retained), z, rtol=1e-5, atol=1e-6)
+    assert np.isnan(z[0, 8:]).all() and np.isfinite(z[1]).all() and np.isfinite(z[0, :8]).all()
+    assert store.ids == tuple(s.id for s in mixed)
+    peaks = np.nan_to_num(z.reshape(len(z), 4, 4))[:, [1, 3]].max(axis=1)
+    np.testing.assert_allclose(store.peaks()[:, retained].toarray(), peaks, rtol=1e-5)
+    np.testing.assert_allclose(latent_statistics(store).variance[retained], peaks.astype(float).var(axis=0), rtol=1e-4)
+
+
+def test_order_and_batch_size_change_nothing(samples: list[Sample], encoder: Encoder) -> None:
+    retained = np.arange(0, 512, 16)
+    first = pool_samples(samples, encoder, retained)
+    small = replace(encoder, tokens_per_batch=120)
+    np.testing.assert_allclose(pool_samples(samples[::-1], small, retained)[::-1], first, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_pooling_by_hand() -> None:
+    vectors = np.array([[1.0], [3.0], [8.0]], dtype=np.float32)
+    found = pool_dense(vectors, np.array([0, 0, 3]), 2)
+    np.testing.assert_array_equal(found, [[2.0, 3.0, np.nan, np.nan], [np.nan, np.nan, 8.0, 8.0]])
+
+
+def test_samples_without_solution_are_nan_and_can_be_completed(samples: list[Sample], encoder: Encoder) -> None:
+    mixed = [replace(samples[0], solved=False), *samples[1:4]]
+    table = encode_samples(mixed, encoder, np.arange(0, 512, 8))
+    assert table.solved.tolist() == [False, True, True, True]
+    whole = table.complete()
+    assert np.isfinite(whole.phi).all()
+    np.testing.assert_allclose(whole.z[0, 128:], table.z[1:, 128:].mean(axis=0), rtol=1e-5, atol=1e-7)
+    assert table.prompt_phi.shape == (4, 128 + 13) and np.isfinite(table.prompt_phi).all()
+    with pytest.raises(ValueError, match="no sample has a worked solution"):
+        table.rows(np.array([0])).complete()
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_chat_spans_are_exact(samples: list[Sample]) -> None:
+    _, tokenizer = load_encoder()
+    tokenizer.chat_template = CHAT
+    sample = replace(samples[0], prompt="Add 12 and 30.", steps=("12 + 30 = 42",), answer="42")
+    spans = sample_spans(sample, tokenizer, Layout(chat=True))
+    prompt = tokenizer.decode([t for t, keep in zip(spans.ids, spans.prompt, strict=True) if keep])
+    solution = tokenizer.decode([t for t, keep in zip(spans.ids, spans.solution, strict=True) if keep])
+    assert prompt.strip() == sample.prompt and solution.strip() == sample.solution
+    assert not any(a and b for a, b in zip(spans.prompt, spans.solution, strict=True))
+    alone = sample_spans(replace(sample, solved=False), tokenizer, Layout(chat=True))
+    assert any(alone.prompt) and not any(alone.solution)
+
+
+def test_a_template_that_rewrites_the_text_is_refused(samples: list[Sample]) -> None:
+    _, tokenizer = load_encoder()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    with pytest.raises(DataError, match=f"sample {samples[0].id}: the chat template changes its text"):
+        sample_spans(samples[0], tokenizer, Layout(chat=True))
+
+
+def test_long_texts_are_cut_and_counted(samples: list[Sample]) -> None:
+    _, tokenizer = load_encoder()
+    spans = [sample_spans(s, tokenizer, Layout(max_tokens=20)) for s in samples]
+    assert all(len(s.ids) <= 20 for s in spans) and sum(s.truncated for s in spans) > 0
+    with pytest.raises(DataError, match="no prompt token is left"):
+        sample_spans(samples[0], tokenizer, Layout(max_tokens=1))
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_packing_loses_and_doubles_nothing(lengths: list[int], bound: int) -> None:
+    batches = pack(lengths, bound)
+    assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
+    assert all(len(rows) * max(lengths[i] for i in rows) <= bound or len(rows) == 1 for rows in batches)
+
+
+def test_bidirectional_models_mask_their_padding(samples: list[Sample]) -> None:
+    torch.manual_seed(0)
+    model = truncate(BertModel(BertConfig(vocab_size=1000, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+                                          intermediate_size=64)), 2)  # fmt: skip
+    _, tokenizer = load_encoder()
+    (alone,) = token_batches(samples[:1], tokenizer, 4096)
+    (together,) = token_batches(samples[:6], tokenizer, 100_000)
+    row, n = together.rows.index(0), alone.ids.shape[1]
+    assert together.ids.shape[1] > n
+    torch.testing.assert_close(activations(model, together)[row, :n], activations(model, alone)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+    store = write_store(samples, encoder, tmp_path)
+    peaks = store.peaks().toarray()
+    best = int(peaks.var(axis=0).argmax())
+    labels = peaks[:, best] * 2.0 + 1.0
+    for rule in RULES:
+        chosen = choose_retained(store, 10, rule=rule, labels=labels, influence=lambda: np.arange(512.0))
+        assert len(set(chosen.tolist())) == 10 and sorted(chosen) == chosen.tolist()
+    assert best in choose_retained(store, 1, rule="anova", labels=labels)
+    assert best in choose_retained(store, 1, rule="elastic_net", labels=labels)
+    assert best in choose_retained(store, 1, rule="variance")
+    fires = np.flatnonzero((peaks > 0).any(axis=0))
+    assert choose_retained(store, 3, rule="gradient", influence=lambda: np.arange(512.0)).tolist() == fires[-3:].tolist()
+    one, other = (choose_retained(store, 10, rule="random", seed=s).tolist() for s in (0, 1))
+    assert one == choose_retained(store, 10, rule="random", seed=0).tolist() != other
+    with pytest.raises(ValueError, match="needs a finite label"):
+        choose_retained(store, 10, rule="anova")
+    with pytest.raises(ValueError, match="rule 'best' does not exist"):
+        choose_retained(store, 10, rule="best")
+
+
+def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sample]) -> None:
+    model, tokenizer = load_encoder()
+    model = model.double()
+    (batch,) = token_batches(samples[:1], tokenizer, 4096)
+    states, gradient = hooked_gradient(model, 2, batch)
+    direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(step: float) -> float:
+        def shift(_m: object, _i: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+            moved = (output[0] if isinstance(output, tuple) else output) + step * direction
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        handle = model.model.layers[1].register_forward_hook(shift)
+        with torch.no_grad():
+            logits = model(input_ids=batch.ids).logits[0, :-1]
+        handle.remove()
+        counted = batch.solution[0, 1:]
+        return float(torch.nn.functional.cross_entropy(logits[counted], batch.ids[0, 1:][counted]))
+
+    slope = (loss(2e-3) - loss(-2e-3)) / 4e-3  # the norms of the model compute in float32
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=5e-3)
+
+
+def write_opensae(folder: Path, **config: object) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(5)
+    tensors = {
+        "encoder.weight": torch.randn(64, 16, generator=g), "encoder.bias": torch.randn(64, generator=g),
+        "W_dec": torch.randn(64, 16, generator=g), "b_dec": torch.randn(16, generator=g),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    values = {"hidden_size": 16, "feature_size": 64, "input_normalize": True, "input_normalize_eps": 1e-5, "activation": "topk",
+              "k": 7, **config}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return tensors
+
+
+def test_opensae_checkpoints_give_the_latents_of_their_own_formula(tmp_path: Path) -> None:
+    tensors = write_opensae(tmp_path)
+    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(6)) * 3 + 1
+    centred = x - x.mean(dim=-1, keepdim=True)
+    standard = centred / (centred.std(dim=-1, keepdim=True) + 1e-5)
+    hidden = torch.relu((standard - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
+    values, columns = hidden.topk(7)
+    expected = torch.zeros_like(hidden).scatter(1, columns, values)
+    sae = open_sae_source(f"opensae:{tmp_path}", 16)
+    torch.testing.assert_close(sae.encode(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(encode_all(sae, x), (9, 64)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 4}, "mixture of experts"),
+        ({"input_normalize_eps": 1e-3}, "input_normalize_eps"),
+        ({"activation": "gelu"}, "activation 'gelu' is not known"),
+        ({"feature_size": 65}, "the download is damaged"),
+    ],
+)
+def test_opensae_checkpoints_that_cannot_be_converted_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    write_opensae(tmp_path, **change)
+    with pytest.raises(SAEGateError, match=message):
+        load_opensae(tmp_path)
+
+
+def test_a_source_that_does_not_exist_or_fit_is_refused(tmp_path: Path) -> None:
+    write_opensae(tmp_path / "o")
+    with pytest.raises(SAEGateError, match="width 16, the model's residual stream has width 96"):
+        open_sae_source(f"opensae:{tmp_path / 'o'}", 96)
+    with pytest.raises(SAEGateError, match="no cfg.json"):
+        open_sae_source(str(tmp_path), 16)
+
+
+def train(kind: str, folder: Path, architecture: str = "topk") -> torch.nn.Module:
+    config = replace(
+        get_profile("smoke").encoder, sae_architecture=architecture, sae_latents=64, sae_k=6, retained_latents=8,
+        sae_training_tokens=12_000,
+    )  # fmt: skip
+    vectors = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    train_sae(vectors, config, 0, folder, kind, cosine=0.999)
+    return load_sae(folder, 16)
+
+
+def directions(sae: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+
+
+def test_controls_move_only_what_they_may(tmp_path: Path) -> None:
+    saes = {kind: train(kind, tmp_path / kind) for kind in KINDS}
+    start = saes["untrained"]
+    cosine = {kind: (directions(sae) * directions(start)).sum(dim=1).min().item() for kind, sae in saes.items()}
+    assert cosine["frozen_decoder"] == pytest.approx(1.0, abs=1e-5)
+    assert cosine["trained"] < cosine["soft_frozen_decoder"]
+    assert cosine["soft_frozen_decoder"] >= 0.999 - 1e-5
+    assert cosine["frozen_encoder"] < 0.9999
+    encoders = {kind: torch.nn.functional.normalize(sae.W_enc.detach(), dim=0) for kind, sae in saes.items()}
+    torch.testing.assert_close(encoders["frozen_encoder"], encoders["untrained"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoders["trained"], encoders["untrained"], atol=1e-2)
+    with pytest.raises(ValueError, match="kind='half'"):
+        train("half", tmp_path / "half")
+
+
+@pytest.mark.parametrize(("architecture", "saved"), [("batchtopk", "jumprelu"), ("jumprelu", "jumprelu")])
+def test_other_architectures_train_and_can_be_encoded_by_retained_latents(tmp_path: Path, architecture: str, saved: str) -> None:
+    sae = train("trained", tmp_path, architecture)
+    assert sae.cfg.architecture() == saved
+    vectors = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    found = dense(encode_retained(sae, vectors, np.arange(0, 64, 4)), (50, 16))
+    torch.testing.assert_close(found, sae.encode(vectors).detach()[:, ::4], rtol=1e-5, atol=1e-6)
+
+
+def test_every_metadata_feature_has_a_formula() -> None:
+    rows = formula_table()
+    assert [name for name, _, _ in rows] == list(FEATURES) and all(text for _, _, text in rows)
+    assert set(FORMULAS) == {n if n == "solution_to_prompt_length" else n.split("_", 1)[1] for n in FEATURES}
+
+
+def test_metadata_of_a_missing_solution_is_nan_not_zero() -> None:
+    row = metadata_features([Sample("a", "Add 1 and 2?", (), "3", solved=False)])[0]
+    assert np.isfinite(row[:13]).all() and np.isnan(row[13:]).all()
+
+
+def test_a_store_without_shards_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no shard"):
+        Store(tmp_path, 8).select(np.array([0]))
