@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from saerl_lib import paths
 from saerl_lib.report import claims
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 
@@ -58,6 +60,9 @@ def property_tables() -> dict[str, pd.DataFrame]:
             ("top_k used", 40, 100, 38, 0.95, 0.76, nan, nan)]  # fmt: skip
     scores = [(s, i / 4, (i + 1) / 4, share, 50) for s, shares in (("target", (0, 0.1, 0.3, 0.6)), ("parent", (0.6, 0.3, 0.1, 0)))
               for i, share in enumerate(shares)]  # fmt: skip
+    clusters = [(c, 20, f"Topic {c}", "A -> B (50%)", 1.5, 2.1, 1.5, 2.0, 2.5, 20, 9.0, 5.0, "s1; s2", "sol_max/3 (+1.2)")
+                for c in range(3)]  # fmt: skip
+    groups = [(g, 4, 0.2, 0.1, 0.3, 4, 20, 5, 26, 90) for g in ("prompt_mean", "prompt_max", "sol_mean", "sol_max", "metadata")]
     return {
         "sae_quality": frame("sae_quality", quality),
         "sae_map": frame("sae_map", [(f"s{i}", i % 5, i % 7, "ab"[i % 2], i % 4, float(i)) for i in range(40)]),
@@ -67,6 +72,8 @@ def property_tables() -> dict[str, pd.DataFrame]:
         "calibration": frame("calibration", bins),
         "cluster_topics": frame("cluster_topics", [(c, d, 3 + c) for c in range(4) for d in "abc"]),
         "cluster_summary": frame("cluster_summary", [(c, 20, 5, 0.1, 0.3, 2.0, 1.5, "a", 0.5, 30.0, 40.0) for c in range(4)]),
+        "cluster_audit": frame("cluster_audit", clusters),
+        "feature_groups": frame("feature_groups", groups),
         "filter": frame("filter", kept),
         "filter_scores": frame("filter_scores", scores),
     }
@@ -96,7 +103,15 @@ def run_tables(seeds: int) -> dict[str, pd.DataFrame]:
                 curves.append((arm, seed, step, "all", "avg_at_k", 0.4, 24, 2))
     paired = [(n, "pass_at_k" if n == "hardest" else "avg_at_k", 2.0, 0.5, 3.5, seeds, 8, 1.1) for n in (*SETS, "all")]
     steps = [(n, 0.5, a, s, None if (n, a) == ("hard", "grpo") else 2.0) for n in SETS for a in gain for s in range(seeds)]
+    nan = float("nan")
+    path = [("s1", "path", n, nan, nan, nan, nan, nan, nan, "a line") for n in ("cluster", "difficulty", "filter", "batch", "swap")]
+    parts = [("s1", p, i, v, nan, nan, nan, nan, 3, "") for p in ("difficulty", "quality")
+             for i, v in (("intercept", 2.0), ("sol_max/3", 0.4), ("metadata/words", -0.2), ("others", 0.1))]  # fmt: skip
+    place = [("s1", "pool", "r", 0.5, b, b + 1.0, nan, nan, 40, "") for b in (1.0, 2.0)]
+    place += [("s1", "score", "r", 2.3, 1.8, 2.8, nan, nan, 60, "95 %")]
+    batch = [("s1", "batch", f"s{i}", 2.0 + i / 9, nan, nan, i % 2, i, 5, "this sample" if i == 1 else "") for i in range(4)]
     return {
+        "sample_audit": frame("sample_audit", path + parts + place + batch),
         "batch_composition": frame("batch_composition", batches),
         "inbatch_diversity": frame("inbatch_diversity", diversity),
         "training_curves": frame("training_curves", training),
@@ -107,6 +122,12 @@ def run_tables(seeds: int) -> dict[str, pd.DataFrame]:
 
 
 def write_tables(folder: Path, seeds: int = 2) -> Path:
-    for name, frame in (world_tables() | property_tables() | run_tables(seeds)).items():
-        write_csv(frame, name, folder)
+    """Every table: the synthetic ones, and the committed ones of those that have no synthetic rows here."""
+    made = world_tables() | property_tables() | run_tables(seeds)
+    for name in SCHEMAS:
+        frame_of = made.get(name)
+        if frame_of is not None:
+            write_csv(frame_of, name, folder)
+        elif (paths.FIGURES / "data" / f"{name}.csv").is_file():
+            shutil.copyfile(paths.FIGURES / "data" / f"{name}.csv", folder / f"{name}.csv")
     return folder

@@ -103,8 +103,8 @@ def test_missing_table_column_and_figure_are_named(data_folder: Path, tmp_path: 
 
 def test_write_csv_has_a_fixed_form(tmp_path: Path) -> None:
     rows = [("a", 1 / 3, np.nan, 12345678.0, True, 1000, "rho", None), ("b", 2, 0.1, 3, False, np.nan, "", "n")]
-    frame = frame("world_gates", rows)
-    path = write_csv(frame[list(reversed(frame.columns))], "world_gates", tmp_path)
+    table = frame("world_gates", rows)
+    path = write_csv(table[list(reversed(table.columns))], "world_gates", tmp_path)
     assert path.read_bytes() == (
         b"gate,value,low,high,met,n,unit,note\na,0.333333,,1.23457e+07,true,1000,rho,\nb,2,0.1,3,false,,,n\n"
     )
@@ -113,8 +113,8 @@ def test_write_csv_has_a_fixed_form(tmp_path: Path) -> None:
 
 
 def test_mixed_columns_keep_the_form(tmp_path: Path) -> None:
-    frame = frame("sae_quality", [("e", "q", 1 / 3, None, None, None, 5), ("e", "r", 0.5, None, 2 / 3, True, 5)])
-    text = write_csv(frame, "sae_quality", tmp_path).read_text()
+    table = frame("sae_quality", [("e", "q", 1 / 3, None, None, None, 5), ("e", "r", 0.5, None, 2 / 3, True, 5)])
+    text = write_csv(table, "sae_quality", tmp_path).read_text()
     assert text.splitlines()[1:] == ["e,q,0.333333,,,,5", "e,r,0.5,,0.666667,true,5"]
 
 

@@ -111,7 +111,7 @@ def _curve_panel(axis: Axes, curve: pd.DataFrame, mean: pd.Series) -> None:
     axis.set_xlabel(r"Share of the partner, $\rho$")
     axis.set_ylabel("Change of the error (%)")
     axis.set_title("All clusters")
-    axis.legend(loc="best", fontsize=6.5)
+    axis.legend(loc="best", fontsize=7)
     style.light_grid(axis, "y")
 
 

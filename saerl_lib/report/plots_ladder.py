@@ -54,16 +54,16 @@ def _ladder(table: pd.DataFrame, columns: int = 3) -> Figure:
     names = style.ordered(table["shown"], SETS)
     tasks = list(dict.fromkeys(zip(table["dataset"], table["target"], table["metric"], strict=True)))
     rows = -(-len(tasks) // columns)
-    figure, axes = style.panels(style.FULL_WIDTH, 1.0 + rows * (0.6 + 0.125 * len(names)), rows, columns, sharey=True)
+    figure, axes = style.panels(style.FULL_WIDTH, 1.0 + rows * (0.6 + 0.14 * len(names)), rows, columns, sharey=True)
     for axis, (dataset, target, metric) in zip(axes.ravel(), tasks, strict=False):
         part = table[(table["dataset"] == dataset) & (table["target"] == target) & (table["metric"] == metric)]
         _panel(axis, part, names)
         label = style.readable(target)
         axis.set_title(label if dataset == "world" else f"{TITLES.get(dataset, style.readable(dataset))}: {label}", fontsize=7)
-        axis.set_xlabel(f"{MAIN[metric]} (train {int(part['n_train'].max()):,}, test {int(part['n_test'].max()):,})", fontsize=6.5)
+        axis.set_xlabel(f"{MAIN[metric]} (train {int(part['n_train'].max()):,}, test {int(part['n_test'].max()):,})", fontsize=7)
     style.hide_unused(axes, len(tasks))
     for row in axes:
-        row[0].set_yticks(range(len(names)), [style.readable(name) for name in names], fontsize=6)
+        row[0].set_yticks(range(len(names)), [style.readable(name) for name in names], fontsize=7)
     axes[0, 0].set_ylim(-0.7, len(names) - 0.3)
     handles = [axes[0, 0].plot([], [], marker, color=colour, label=label)[0] for colour, marker, label in RUNGS.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
@@ -102,10 +102,10 @@ def representation(table: pd.DataFrame) -> Figure:
         axis.errorbar(part["value"], y, xerr=lengths, linestyle="none", color=style.BLUE, marker="o")
         labels = [style.readable(n) + (f"\n({s:.0%} shared)" if choice == "retained set" else "")
                   for n, s in zip(part["option"], part["shared_with_default"], strict=True)]  # fmt: skip
-        axis.set_yticks(y, labels, fontsize=6.5)
+        axis.set_yticks(y, labels, fontsize=7)
         axis.set_ylim(-0.6, len(part) - 0.4)
-        axis.set_title(f"{choice}: {style.readable(target)}", fontsize=7.5)
-        axis.set_xlabel(f"{MAIN.get(metric, metric)} (n = {int(part['n_test'].max()):,})")
+        axis.set_title(f"{style.readable(target)}\nby {choice}", fontsize=7.5)
+        axis.set_xlabel(f"{MAIN.get(metric, metric)}\n(n = {int(part['n_test'].max()):,})")
         axis.locator_params(axis="x", nbins=4)
         style.light_grid(axis, "x")
     style.caption(figure, "Bars: 95 % bootstrap over test samples. Shared: part of the default's retained latents.")
