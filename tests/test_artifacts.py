@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from saerl_lib.artifacts import (
     ArtifactError,
@@ -142,3 +143,29 @@ def test_code_hash_of_a_later_room_covers_more() -> None:
     assert code_hash("data") != code_hash("encode")
     with pytest.raises(ValueError):
         code_hash("cellar")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_message_and_leaves_nothing(saerl_home: Path) -> None:
+    def text(folder: Path) -> None:
+        (folder / "half.txt").write_text("begun")
+        with open("/dev/full", "w", encoding="utf-8") as device:  # the kernel answers every write with "no space left"
+            device.write("x" * 100_000)
+
+    with pytest.raises(ArtifactError, match="stage a cannot write .*No space left on device.*free space or set SAERL_HOME"):
+        get_or_compute(SMOKE, "a", "data", {}, text)
+    assert not list((saerl_home / "smoke").glob("*a*"))
+
+
+def test_a_full_disk_under_a_tensor_file_is_the_same_message(saerl_home: Path) -> None:
+    def tensors(folder: Path) -> None:  # safetensors reports the system's error in words of its own
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(ArtifactError, match="os error 28.*free space or set SAERL_HOME"):
+        get_or_compute(SMOKE, "b", "data", {}, tensors)
+    assert not list((saerl_home / "smoke").glob("*b*"))
+
+
+def test_a_stage_may_name_the_files_it_depends_on() -> None:
+    one, two = (code_hash(files) for files in (("config.py",), ("config.py", "paths.py")))
+    assert one != two and one == code_hash(("config.py",)) and two == code_hash(("paths.py", "config.py"))
