@@ -242,6 +242,14 @@ def test_markdown_tables(data_folder: Path) -> None:
     assert len({line.count(" | ") for line in gates.splitlines()}) == 1
 
 
+def test_the_ladder_has_a_row_a_task_and_shows_the_saes_interval(data_folder: Path) -> None:
+    table = read_table("probe_ladder", data_folder)
+    lines = tables.ladder_markdown(table).splitlines()
+    tasks = table[table["metric"].isin(tables.LADDER_METRICS)][["dataset", "target"]].drop_duplicates()
+    assert len(lines) == 2 + len(tasks)
+    assert any("math test: subject" in line and "**0.550** (0.530 to 0.570)" in line for line in lines)
+
+
 def test_update_readme_replaces_between_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")

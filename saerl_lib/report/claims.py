@@ -24,7 +24,7 @@ from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
 INPUTS = (
-    "world_gates", "world_probes", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "steps_to_target",
+    "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "steps_to_target",
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
@@ -108,6 +108,7 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
     on_order.append(claim_row(steps, decidable=speed))
     on_data = [
         *effects.probe_effects(tables["world_probes"]),
+        *effects.real_probe_effects(tables["probe_ladder"]),
         *effects.filter_effects(tables["filter"], tables["filter_scores"]),
         *effects.diversity_effects(tables["inbatch_diversity"]),
     ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from saerl_lib.config import MethodConfig
 from saerl_lib.report.intervals import auc_interval, difference_interval, histogram_auc, wilson_interval
 from saerl_lib.report.schemas import TableError
 from saerl_lib.report.statistics import Interval, paired_t_interval
@@ -127,6 +128,30 @@ def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
         effect = difference_interval(sae, metadata)
         rows.append(("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, effect, "correlation"))
     return [Effect(*row, 1, "03_data_properties", "world_probes") for row in rows]
+
+
+def real_probe_effects(ladder: pd.DataFrame) -> list[Effect]:
+    """Tables 1 and 2 on real data, read by a small LM: MATH subjects, DeepMath difficulty, and its transfer to DeepScaleR.
+
+    Questions alone. Differences get the interval of two separate estimates. A ladder without real data gives no effect.
+    """
+    math, deepmath, scaler = (ladder[ladder["dataset"] == n] for n in ("math_test", "deepmath_18k", "deepscaler_pass_rate"))
+    rows = []
+    sae, majority = _probe(math, "subject", "accuracy", "sae"), _probe(math, "subject", "accuracy", "majority")
+    if sae and majority:
+        effect = Interval(*(100 * x for x in difference_interval(sae, majority)))
+        rows.append(("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, effect, "probe points"))
+    inside = _probe(deepmath, "difficulty_level", "spearman", "sae")
+    outside, adapted = (_probe(scaler, f"difficulty_{n}", "spearman", "sae") for n in ("out_of_domain", "adapted"))
+    if inside:
+        rows.append(("DeepMath difficulty from 3,000 labels, in-domain: Spearman rho", 0.749, inside, "correlation"))
+    if inside and outside:
+        effect = difference_interval(inside, outside)
+        rows.append(("DeepMath to DeepScaleR: fall of Spearman rho (0.749 to 0.135)", 0.614, effect, "correlation"))
+    if outside and adapted:
+        effect = difference_interval(adapted, outside)
+        rows.append(("DeepMath to DeepScaleR, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, effect, "correlation"))
+    return [Effect(*row, MethodConfig().sae_seeds, "03_data_properties", "probe_ladder") for row in rows]
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:

@@ -72,6 +72,33 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
 
 
+LADDER_COLUMNS = {
+    "length": "length", "tfidf": "TF-IDF", "sentence_embedding": "sentence", "dense": "dense", "sae_untrained": "untrained SAE",
+    "sae": "SAE", "shuffled_labels": "shuffled",
+}  # fmt: skip
+"""Feature sets of the README's ladder -> their heading; the others stand in the CSV."""
+LADDER_METRICS = ("accuracy", "spearman", "roc_auc", "pearson")
+
+
+def ladder_markdown(frame: pd.DataFrame) -> str:
+    """`probe_ladder.csv` as a Markdown table: a row a task, a column a feature set, the SAE with its interval."""
+    frame = frame[frame["metric"].isin(LADDER_METRICS)]
+    rows = []
+    for (dataset, target, metric), part in frame.groupby(["dataset", "target", "metric"], sort=False):
+        values = part.drop_duplicates("features").set_index("features")
+        cells = []
+        for name in LADDER_COLUMNS:
+            if name not in values.index:
+                cells.append("")
+            elif name == "sae":
+                row = values.loc[name]
+                cells.append(f"**{row['value']:.3f}** ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
+            else:
+                cells.append(f"{values.loc[name, 'value']:.3f}")
+        rows.append([f"{dataset}: {target}".replace("_", " "), metric.replace("_", " "), *cells, _count(part["n_test"].max())])
+    return markdown_table(["Data and label", "Metric", *LADDER_COLUMNS.values(), "n test"], rows)
+
+
 def update_readme(readme_path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
@@ -89,7 +116,8 @@ def update_readme(readme_path: Path, marker: str, text: str) -> bool:
 
 
 def write_readme_tables(readme_path: Path, data_folder: Path) -> bool:
-    """Bring the README's tables of claims and gates up to date with `figures/data`; True when the file changed."""
+    """Bring the README's tables of claims, gates and ladder up to date with `figures/data`; True when the file changed."""
     claims = update_readme(readme_path, "claims", claims_markdown(read_table("claims", data_folder)))
     gates = update_readme(readme_path, "gates", gates_markdown(read_table("world_gates", data_folder)))
-    return claims or gates
+    ladder = update_readme(readme_path, "ladder", ladder_markdown(read_table("probe_ladder", data_folder)))
+    return claims or gates or ladder
