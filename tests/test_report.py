@@ -178,7 +178,7 @@ def test_claims_by_hand(data_folder: Path) -> None:
     assert (topic["verdict"], topic["paper_value"]) == ("reproduced", 22.8)
     quality = table.loc["Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)"]
     assert (quality["our_value"], quality["verdict"]) == (pytest.approx(-0.05), "not reproduced")
-    assert table.loc["Difficulty, adapted: gain of Spearman rho (0.135 to 0.286)", "verdict"] == "undecided"
+    assert table.loc["Difficulty from SAE features, adapted: gain of Spearman rho (0.135 to 0.286)", "verdict"] == "undecided"
     purity = table.loc["Filter at p95: purity above the pool's, points (95.37 against 49.05)"]
     assert (purity["our_value"], purity["verdict"]) == (pytest.approx(40.0), "reproduced")
     auc = table.loc["Source probe: ROC-AUC above chance (0.9911 - 0.5)", "our_value"]
@@ -187,6 +187,18 @@ def test_claims_by_hand(data_folder: Path) -> None:
     assert (swap["our_value"], swap["verdict"]) == (pytest.approx(50.0), "reproduced")
     accuracy = table.loc["Accuracy gain over GRPO, points (2 sets, without the Pass@k set)"]
     assert (accuracy["our_value"], accuracy["n_seeds"]) == (pytest.approx(4.1), 2)
+
+
+def test_claims_on_real_data_by_hand() -> None:
+    rows = [("math_test", "subject", "accuracy", "sae", 0.6, 0.58, 0.62, 700, 300),
+            ("math_test", "subject", "accuracy", "majority", 0.2, 0.18, 0.22, 700, 300),
+            ("deepmath_18k", "difficulty_level", "spearman", "sae", 0.5, 0.45, 0.55, 300, 100),
+            ("deepscaler_pass_rate", "difficulty_out_of_domain", "spearman", "sae", 0.2, 0.17, 0.23, 300, 100),
+            ("deepscaler_pass_rate", "difficulty_adapted", "spearman", "sae", 0.3, 0.26, 0.34, 380, 100)]  # fmt: skip
+    found = effects.real_probe_effects(frame("probe_ladder", rows))
+    assert [round(e.interval.value, 6) for e in found] == [40.0, 0.5, 0.3, 0.1]
+    assert found[3].interval.low == pytest.approx(0.1 - (0.04**2 + 0.03**2) ** 0.5)
+    assert effects.real_probe_effects(frame("probe_ladder", rows[:0])) == []
 
 
 def test_claims_are_written_and_read_back(data_folder: Path, tmp_path: Path) -> None:

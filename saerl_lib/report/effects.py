@@ -97,6 +97,20 @@ def _probe(ladder: pd.DataFrame, target: str, metric: str, *features: str) -> In
     return Interval(*(float(rows[column].iloc[0]) for column in ("value", "ci_low", "ci_high")))
 
 
+def _regime_rows(label: str, inside: Interval | None, outside: Interval | None, adapted: Interval | None) -> list[tuple]:
+    """Claims of Table 2: rho in-domain, its fall out of domain, and what some labels of the other source bring back."""
+    rows = []
+    if inside:
+        rows.append((f"{label}, in-domain: Spearman rho", 0.749, inside, "correlation"))
+    if inside and outside:
+        effect = difference_interval(inside, outside)
+        rows.append((f"{label}, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, effect, "correlation"))
+    if outside and adapted:
+        effect = difference_interval(adapted, outside)
+        rows.append((f"{label}, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, effect, "correlation"))
+    return rows
+
+
 def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
     """Topic, difficulty and solution quality read from SAE features (Tables 1 to 3), on the rows of one data set.
 
@@ -112,17 +126,8 @@ def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
         if sae and majority:
             effect = Interval(*(100 * x for x in difference_interval(sae, majority)))
             rows.append((f"{label} topic from SAE features: accuracy above majority, points", paper, effect, "probe points"))
-    inside, outside, adapted = (
-        _probe(table, f"difficulty_{name}", "spearman", "sae") for name in ("in_domain", "out_of_domain", "adapted")
-    )
-    if inside:
-        rows.append(("Difficulty from SAE features, in-domain: Spearman rho", 0.749, inside, "correlation"))
-    if inside and outside:
-        effect = difference_interval(inside, outside)
-        rows.append(("Difficulty, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, effect, "correlation"))
-    if outside and adapted:
-        effect = difference_interval(adapted, outside)
-        rows.append(("Difficulty, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, effect, "correlation"))
+    regimes = [_probe(table, f"difficulty_{name}", "spearman", "sae") for name in ("in_domain", "out_of_domain", "adapted")]
+    rows += _regime_rows("Difficulty from SAE features", *regimes)
     sae, metadata = (_probe(table, "solution_quality", "pearson", name) for name in ("sae", "metadata"))
     if sae and metadata:
         effect = difference_interval(sae, metadata)
@@ -143,14 +148,7 @@ def real_probe_effects(ladder: pd.DataFrame) -> list[Effect]:
         rows.append(("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, effect, "probe points"))
     inside = _probe(deepmath, "difficulty_level", "spearman", "sae")
     outside, adapted = (_probe(scaler, f"difficulty_{n}", "spearman", "sae") for n in ("out_of_domain", "adapted"))
-    if inside:
-        rows.append(("DeepMath difficulty from 3,000 labels, in-domain: Spearman rho", 0.749, inside, "correlation"))
-    if inside and outside:
-        effect = difference_interval(inside, outside)
-        rows.append(("DeepMath to DeepScaleR: fall of Spearman rho (0.749 to 0.135)", 0.614, effect, "correlation"))
-    if outside and adapted:
-        effect = difference_interval(adapted, outside)
-        rows.append(("DeepMath to DeepScaleR, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, effect, "correlation"))
+    rows += _regime_rows("DeepMath difficulty, then DeepScaleR", inside, outside, adapted)
     return [Effect(*row, MethodConfig().sae_seeds, "03_data_properties", "probe_ladder") for row in rows]
 
 
