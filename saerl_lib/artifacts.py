@@ -8,6 +8,7 @@ killed or failed stage leaves nothing that a later run would trust.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -16,7 +17,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -193,6 +195,18 @@ def _renew_settings(folder: Path, profile: Profile) -> None:
         write_json(folder / MANIFEST, {**manifest, "settings": settings_hash(profile)})
 
 
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Restore torch's thread count, which decides last digits, so that what a stage sets does not leak into the next."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
+
+
 def get_or_compute(
     profile: Profile,
     name: str,
@@ -216,7 +230,8 @@ def get_or_compute(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        compute(partial)
+        with _own_threads():
+            compute(partial)
         finish(partial, name, key, config, inputs, profile)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
