@@ -54,13 +54,13 @@ def _ladder(table: pd.DataFrame, columns: int = 3) -> Figure:
     names = style.ordered(table["shown"], SETS)
     tasks = list(dict.fromkeys(zip(table["dataset"], table["target"], table["metric"], strict=True)))
     rows = -(-len(tasks) // columns)
-    figure, axes = style.panels(style.FULL_WIDTH, 1.0 + rows * (0.6 + 0.14 * len(names)), rows, columns, sharey=True)
+    figure, axes = style.panels(style.FULL_WIDTH, 1.0 + rows * (0.75 + 0.14 * len(names)), rows, columns, sharey=True)
     for axis, (dataset, target, metric) in zip(axes.ravel(), tasks, strict=False):
         part = table[(table["dataset"] == dataset) & (table["target"] == target) & (table["metric"] == metric)]
         _panel(axis, part, names)
         label = style.readable(target)
         axis.set_title(label if dataset == "world" else f"{TITLES.get(dataset, style.readable(dataset))}: {label}", fontsize=7)
-        axis.set_xlabel(f"{MAIN[metric]} (train {int(part['n_train'].max()):,}, test {int(part['n_test'].max()):,})", fontsize=7)
+        axis.set_xlabel(f"{MAIN[metric]}\n(train {int(part['n_train'].max()):,}, test {int(part['n_test'].max()):,})", fontsize=7)
     style.hide_unused(axes, len(tasks))
     for row in axes:
         row[0].set_yticks(range(len(names)), [style.readable(name) for name in names], fontsize=7)
