@@ -37,8 +37,8 @@ def _forest(axis: Axes, part: pd.DataFrame, names: Sequence[str]) -> None:
         row = part[part["features"] == name]
         colour = style.BLUE if name.startswith("sae") and "untrained" not in name and "shuffled" not in name else style.GREY
         bars = style.error_lengths(row["value"], row["ci_low"], row["ci_high"])
-        axis.plot(row["paper_value"], [y] * len(row), "s", color=style.ORANGE, markerfacecolor="none", markersize=7, clip_on=False)
-        axis.errorbar(row["value"], [y] * len(row), xerr=bars, fmt="o", color=colour, markersize=3.6, elinewidth=1, clip_on=False)
+        axis.plot(row["paper_value"], [y] * len(row), "s", color=style.ORANGE, markerfacecolor="none", markersize=7)
+        axis.errorbar(row["value"], [y] * len(row), xerr=bars, fmt="o", color=colour, markersize=3.6, elinewidth=1)
     axis.set_ylim(len(names) - 0.5, -0.5)
     style.light_grid(axis, "x")
 
@@ -52,19 +52,18 @@ def real_clusters(frame: pd.DataFrame) -> Figure:
     """Agreement of clusters with subjects by features, and of clusters with clusters under other seeds."""
     part = frame[frame["quantity"].isin(QUANTITIES)]
     names = style.ordered(part["features"], FEATURES)
-    figure, axes = style.panels(style.FULL_WIDTH, 1.3 + 0.24 * len(names), 1, 4)
-    for axis, (quantity, title) in zip(axes[0], QUANTITIES.items()):
+    figure, axes = style.panels(style.FULL_WIDTH, 2.2 + 0.4 * len(names), 2, 2)
+    for axis, (quantity, title) in zip(axes.ravel(), QUANTITIES.items()):
         _forest(axis, part[part["quantity"] == quantity], names)
-        axis.set_yticks(range(len(names)), [""] * len(names))
         axis.set_xlim(left=min(0.0, float(part.loc[part["quantity"] == quantity, "ci_low"].min())))
         axis.set_title(f"{title} with subject")
-    _named(axes[0, 0], names)
+        _named(axis, names)
     stable = frame[frame["quantity"].isin(STABILITY)].assign(features=frame["quantity"])
     rows = style.ordered(stable["features"], STABILITY)
-    _forest(axes[0, 3], stable, rows)
-    axes[0, 3].set_yticks(range(len(rows)), [STABILITY[name].replace(" of ", "\nof ") for name in rows])
-    axes[0, 3].set_xlim(0, 1)
-    axes[0, 3].set_title("ARI of two fits")
+    _forest(axes[1, 1], stable, rows)
+    axes[1, 1].set_yticks(range(len(rows)), [STABILITY[name].replace("seeds of ", "").replace("the ", "") + "\nseeds" for name in rows])
+    axes[1, 1].set_xlim(0, 1)
+    axes[1, 1].set_title("ARI of two fits")
     style.caption(
         figure,
         f"n = {int(frame['n'].max()):,} problems of MATH with solutions. Bars: 95 % bootstrap over problems, clusters fixed; shuffled "
