@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,ladder,audit,plan,readme}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,ladder,audit,plan,grid,seeds-needed,readme}")
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
     run.add_argument("--profile", default="laptop", help="smoke, laptop or method (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
@@ -63,6 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("first", type=Path, metavar="A", help="a plan, such as artifacts/laptop/plans/saerl.parquet")
     diff.add_argument("second", type=Path, metavar="B", help="another plan")
+    grid = commands.add_parser("grid", parents=[common], help="run a part of the RL study: arms x matched seeds")
+    grid.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="names of arms (default: all)")
+    grid.add_argument("--seeds", nargs="*", type=int, metavar="N", help="matched seeds (default: the study's)")
+    grid.add_argument("--hours", type=float, metavar="H", help="start no further run after H hours")
+    grid.add_argument("--arms-from", type=Path, metavar="FILE", help="Python file with arms of your own in a tuple ARMS")
+    grid.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
+    grid.add_argument("--list", action="store_true", help="print the arms and stop")
+    needed = commands.add_parser("seeds-needed", parents=[common], help="the pilot: learning rate and number of matched seeds")
+    needed.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
     job = commands.add_parser("train-job", parents=[common])
     job.add_argument("path")
@@ -107,6 +116,16 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.plan.compare import run_plan_diff
 
         return run_plan_diff(arguments.first, arguments.second)
+    if arguments.command == "grid":
+        from saerl_lib.grid_command import list_arms, run_grid_command
+
+        if arguments.list:
+            return list_arms(arguments.arms_from)
+        return run_grid_command(arguments.arms, arguments.seeds, arguments.hours, arguments.arms_from, arguments.profile)
+    if arguments.command == "seeds-needed":
+        from saerl_lib.grid_command import run_seeds_needed
+
+        return run_seeds_needed(arguments.profile)
     if arguments.command == "readme":
         from saerl_lib.report.tables import write_readme_tables
 

@@ -222,7 +222,15 @@ class TrainConfig:
     max_completion_tokens: int = 80
     """Longest completion (paper: 3,072)."""
     clip_epsilon: float = 0.2
-    """PPO clip (not stated in the paper; TRL's default)."""
+    """PPO clip (not stated in the paper; TRL's default). With one update a batch, as here, the ratio is 1 and no clip acts."""
+    loss_type: str = "grpo"
+    """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch."""
+    clip_epsilon_high: float | None = None
+    """Upper clip; None: the same as `clip_epsilon` (DAPO: 0.28)."""
+    dynamic_sampling: bool = False
+    """DAPO: draw prompts until every group of the step has a gradient; all rollouts count."""
+    dynamic_round_prompts: int = 8
+    """Prompts that dynamic sampling draws at a time (not stated in the paper; ours: few, so that little is drawn in vain)."""
     kl_beta: float = 0.0
     """Weight of the KL term (not stated in the paper; ours)."""
     max_grad_norm: float = 1.0
@@ -241,6 +249,8 @@ class TrainConfig:
             raise ValueError("rollouts_per_prompt must be at least 2: a group of one has no advantage")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
+        if self.loss_type not in ("grpo", "dapo"):
+            raise ValueError(f"loss_type={self.loss_type!r}: choose 'grpo' or 'dapo'")
 
 
 @dataclass(frozen=True)
@@ -292,6 +302,36 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """The RL study: arms x matched seeds (profile `study`)."""
+
+    learning_rates: tuple[float, ...] = (2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4)
+    """Grid of the pilot, on `grpo` alone, doubled until the best lies inside; the best outcome wins, ties go to the smaller (ours)."""
+    pilot_seeds: tuple[int, ...] = (200, 201, 202)
+    """Reserved matched seeds of the pilot; its pool and its problems are reserved too."""
+    grid_seeds: int = 2
+    """Pilot seeds of each learning rate."""
+    detectable_points: float = 1.0
+    """Paired difference of the main arms that the study must be able to detect, with power 0.8 at alpha 0.05."""
+    main_seeds: tuple[int, int] = (8, 32)
+    """Fewest and most matched seeds of the paper's arms."""
+    seeds: int = 8
+    """Matched seeds of the paper's arms, as `python -m saerl_lib seeds-needed` found them."""
+    other_seeds: int = 5
+    """Matched seeds of all other arms."""
+    smallest_effect_points: float = 0.5
+    """Smallest effect of interest: an interval wholly below it says "not reproduced" (ours)."""
+    difficulty_attempts: int = 16
+    """Attempts a prompt behind measured pass rates (paper: Avg@16 for ADARFT)."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.main_seeds[0] <= self.main_seeds[1]:
+            raise ValueError(f"main_seeds={self.main_seeds} must rise and start at 2 or more: differences are paired over seeds")
+        if not 1 <= self.grid_seeds <= len(self.pilot_seeds):
+            raise ValueError(f"grid_seeds={self.grid_seeds} must lie in 1..{len(self.pilot_seeds)}, the number of pilot_seeds")
+
+
+@dataclass(frozen=True)
 class Profile:
     """One dial: the name decides everything."""
 
@@ -306,6 +346,8 @@ class Profile:
     gradients: GradientConfig = field(default_factory=GradientConfig)
     method: MethodConfig | None = None
     """The full ladder; None: this profile shows the committed one."""
+    study: StudyConfig | None = None
+    """The full study; None: this profile trains `grpo` and `saerl` and shows the committed study."""
     trains: bool = True
     """Whether notebooks 07 and 08 (GRPO and its evaluation) belong to the profile."""
     pool_samples: int = 1920
@@ -378,7 +420,17 @@ LAPTOP = Profile(name="laptop")
 METHOD = Profile(name="method", method=MethodConfig(), trains=False)
 """The world of `laptop` without training, every control of the ladder, and the same on real data."""
 
-PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "method": METHOD}
+STUDY = Profile(
+    name="study",
+    world=WorldConfig(noisy_pool_samples=6530),
+    plan=PlanConfig(prompts_per_step=32, swapped_per_batch=2, window_batches=10),
+    train=TrainConfig(eval_every_steps=10, checkpoint_every_steps=10),
+    pool_samples=3200,
+    study=StudyConfig(),
+)
+"""25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128."""
+
+PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "method": METHOD, "study": STUDY}
 """Profiles that run here. `paper` is described in the README; it needs hub models and GPUs."""
 
 

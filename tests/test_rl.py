@@ -27,11 +27,12 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, reference_shares
 from saerl_lib.rl.calibrate import fit_weights
-from saerl_lib.rl.generation import correct_attempts, sample_completions
-from saerl_lib.rl.job import Job
+from saerl_lib.rl.generation import correct_attempts, sample_groups
+from saerl_lib.rl.job import ROLLOUT_COLUMNS, Job
 from saerl_lib.rl.policy import FOLDER, load_policy, rebuild_policy
 from saerl_lib.rl.rollouts import PlanMismatchError, append_rows, compare_with_plan, cut_back, read_rows
-from saerl_lib.rl.runner import PlannedRun, is_done, prepare_jobs, run_jobs
+from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
+from saerl_lib.rl.runner import is_done, run_jobs
 
 PROFILE = replace(
     get_profile("smoke"),
@@ -82,7 +83,7 @@ def test_a_run_follows_the_plan_and_logs_every_rollout(undisturbed: Path, world:
     seen = rollouts.drop_duplicates(["step", "sample_id"])["sample_id"].tolist()
     assert seen == plan.sort_values("position")["sample_id"].tolist()
     assert len(rollouts) == PROFILE.pool_samples * PROFILE.train.rollouts_per_prompt
-    assert set(rollouts.columns) == {"arm", "seed", "step", "row", "sample_id", "reward", "completion_tokens", "completion"}
+    assert set(rollouts.columns) == {"arm", "seed", *ROLLOUT_COLUMNS}
     assert curve["step"].tolist() == list(range(1, PROFILE.steps + 1))
     assert sorted(evaluations["step"].unique()) == [0, 2, 4, 6, 8]
     assert rollouts.groupby("step")["reward"].mean().tolist() == pytest.approx(curve["reward_mean"].tolist())
@@ -177,10 +178,10 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:
     prompts = ["31+47", "Find 90-13.", "31+47"]
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first = sample_completions(model, tokenizer, prompts, 24, 2.0, seed=1)
+    first = sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
     assert torch.equal(before, torch.random.get_rng_state())
-    assert first == sample_completions(model, tokenizer, prompts, 24, 2.0, seed=1)
-    assert first != sample_completions(model, tokenizer, prompts, 24, 2.0, seed=2)
+    assert first == sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
+    assert first != sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=2).texts
 
 
 def test_near_greedy_sampling_equals_generate() -> None:
@@ -191,8 +192,10 @@ def test_near_greedy_sampling_equals_generate() -> None:
     batch.pop("token_type_ids", None)
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)
     expected = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    ours = sample_completions(model, tokenizer, [p.rstrip("\n") for p in prompts], 40, 1e-4, seed=0)
-    assert ours == expected
+    stripped = [p.rstrip("\n") for p in prompts]
+    for group in (1, 3):
+        ours = sample_groups(model, tokenizer, stripped, group, 40, 1e-4, seed=0).texts
+        assert ours == [text for text in expected for _ in range(group)]
 
 
 def test_base_policy_solves_easy_and_fails_on_hidden_skills() -> None:
@@ -242,6 +245,6 @@ def test_job_record_survives_the_disk(world: Path, tmp_path: Path) -> None:
 
     (folder,) = jobs(PROFILE, world, tmp_path)
     job = read_job(folder)
-    assert isinstance(job, Job) and job.train == PROFILE.train
+    assert isinstance(job, Job) and job.train == replace(PROFILE.train, seeds=1)
     write_json(folder / "again.json", to_dict(job))
     assert json.loads((folder / "again.json").read_text()) == json.loads((folder / "job.json").read_text())

@@ -21,8 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.rl.generation import ROWS_PER_BATCH, sample_tokens
+from saerl_lib.rl.generation import encode_prompts, sample_groups
 
 HALVES = 2
 """Independent groups a prompt: products between them carry no rollout noise (ours)."""
@@ -74,36 +73,15 @@ def draw_rollouts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> list[Rollouts]:
     """Two groups of `train.rollouts_per_prompt` completions of every sample, in their order, from a stream of their own."""
-    generator = torch.Generator().manual_seed(seed)
-    encoded = tokenizer([s.prompt + SEPARATOR for s in samples])["input_ids"]
-    order = sorted(range(len(samples)), key=lambda i: (len(encoded[i]), samples[i].id))
     rows = HALVES * train.rollouts_per_prompt
-    at_once = max(1, ROWS_PER_BATCH // rows)
-    found: dict[int, Rollouts] = {}
+    prompts = [s.prompt for s in samples]
     with tqdm(total=len(samples) * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
-        for start in range(0, len(order), at_once):
-            chosen = order[start : start + at_once]
-            batch = tokenizer.pad({"input_ids": [encoded[i] for i in chosen for _ in range(rows)]}, return_tensors="pt")
-            tokens = sample_tokens(
-                model, batch["input_ids"], batch["attention_mask"], train.max_completion_tokens, train.temperature, generator
-            ).tolist()
-            for place, i in enumerate(chosen):
-                completions = [_until_end(row, tokenizer) for row in tokens[place * rows : (place + 1) * rows]]
-                texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-                marks = np.array([reward(text, samples[i].answer) for text in texts])
-                found[i] = Rollouts(encoded[i], completions, marks.reshape(HALVES, -1))
-            bar.update(len(chosen) * rows)
-    return [found[i] for i in range(len(samples))]
-
-
-def _until_end(row: list[int], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens up to and with the end of the sequence, which the loss counts; a truncated row has none."""
-    for place, token in enumerate(row):
-        if token == tokenizer.eos_token_id:
-            return row[: place + 1]
-        if token == tokenizer.pad_token_id:
-            return row[:place]
-    return row
+        found = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed, bar.update)
+    marks = np.array([reward(text, samples[i // rows].answer) for i, text in enumerate(found.texts)])
+    return [
+        Rollouts(tokens, found.ids[i * rows : (i + 1) * rows], marks[i * rows : (i + 1) * rows].reshape(HALVES, -1))
+        for i, tokens in enumerate(encode_prompts(tokenizer, prompts))
+    ]
 
 
 def group_loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,13 +20,18 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from saerl_lib.artifacts import ArtifactError, write_json
-from saerl_lib.config import TrainConfig, WorldConfig
+from saerl_lib.rl.environment import environment
+from saerl_lib.arms import find_arm
+from saerl_lib.arms.base import ArmPool, ArmSetting, InOrder, Selector
+from saerl_lib.config import PlanConfig, TrainConfig, WorldConfig, sub_seed
 from saerl_lib.data.schema import read_samples
 from saerl_lib.data.splits import EVAL_SETS
 from saerl_lib.encode.language_model import load_model
+from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.rl.evaluation import evaluate
+from saerl_lib.rl.feed import Feed
 from saerl_lib.rl.rollouts import append_rows, compare_with_plan, cut_back, read_rows
-from saerl_lib.rl.training import EvaluationCallback, build_trainer, grpo_arguments, logging_reward, plan_dataset
+from saerl_lib.rl.training import EvaluationCallback, build_trainer, grpo_arguments, plan_dataset, prompt_dataset
 
 CURVE_COLUMNS = {
     "reward": "reward_mean",
@@ -35,6 +41,10 @@ CURVE_COLUMNS = {
     "completions/mean_length": "completion_tokens",
 }
 """TRL's log names against ours."""
+
+
+ROLLOUT_COLUMNS = ["step", "round", "row", "sample_id", "used", "reward", "completion_tokens", "completion"]
+"""`used` is False for rollouts that dynamic sampling dropped."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +57,28 @@ class Job:
     """Content hash of everything that decides the run."""
     policy: str
     plan: str
+    """Parquet of the batch plan; '' when the arm's selector decides during training."""
     pool: str
     evaluation: str
     """Folder with one eval_<name>.parquet a set."""
     prompts_per_step: int
     train: TrainConfig
     world: WorldConfig
+    steps: int = 0
+    """Evaluation steps of the run; one stands for `rollouts_per_step` rollouts."""
+    rollouts_per_step: int = 0
+    initial: str = ""
+    """Evaluation of the initial weights, which all arms of a matched seed share; '' evaluates anew."""
+    table: str = ""
+    """Parquet that a selector reads (`ArmPool.table`)."""
+    arms: str = ""
+    """File with the user's own arms, '' for none."""
 
 
 def read_job(folder: Path) -> Job:
     """The job record of a folder."""
     record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    record.pop("environment", None)
     train, world = TrainConfig(**record.pop("train")), WorldConfig(**record.pop("world"))
     return Job(**record, train=train, world=world)
 
@@ -98,53 +119,104 @@ def run_job(path: str) -> int:
     checkpoints.mkdir(exist_ok=True)
     resume = last_complete_checkpoint(checkpoints)
     start = int(resume.name.split("-")[1]) if resume else -1
-    for name in ("rollouts.jsonl", "evaluations.jsonl"):
-        cut_back(folder / name, start)
-    trainer = prepare(job, folder, checkpoints)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    cut_back(folder / "rollouts.jsonl", start)
+    cut_back(folder / "evaluations.jsonl", start, "update")
+    started, evaluating = time.monotonic(), Stopwatch()
+    trainer = prepare(job, folder, checkpoints, evaluating)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        append_rows(folder / "times.jsonl", [{"total": time.monotonic() - started, "evaluation": evaluating.seconds}])
     finish(job, folder, trainer)
     lock.close()
     return 0
 
 
-def prepare(job: Job, folder: Path, checkpoints: Path) -> Any:
-    """The TRL trainer of a job with its logging reward and evaluations."""
-    model, tokenizer = load_model(Path(job.policy))
-    plan = pd.read_parquet(job.plan)
-    samples = {s.id: s for s in read_samples(Path(job.pool))}
-    sets = {spec.name: read_samples(Path(job.evaluation) / f"eval_{spec.name}.parquet") for spec in EVAL_SETS}
-    steps = int(plan["step"].max()) + 1
+@dataclass
+class Stopwatch:
+    """Seconds spent on evaluations."""
 
-    def evaluate_at(step: int, full: bool) -> None:
-        rows: list[dict[str, Any]] = []
-        for name in sets:
-            rows += evaluate(model, tokenizer, {name: sets[name]}, job.train, job.world, job.seed, step, full)
-            callback.stop_when_orphaned()
-        append_rows(folder / "evaluations.jsonl", rows)
+    seconds: float = 0.0
+
+
+def prepare(job: Job, folder: Path, checkpoints: Path, evaluating: Stopwatch) -> Any:
+    """The TRL trainer of a job with its feed and evaluations, where the logs in the folder end."""
+    model, tokenizer = load_model(Path(job.policy))
+    pool = read_samples(Path(job.pool))
+    sets = {spec.name: read_samples(Path(job.evaluation) / f"eval_{spec.name}.parquet") for spec in EVAL_SETS}
+    budget = job.steps * job.rollouts_per_step
+    feed = Feed(
+        (model, tokenizer), pool, _selector(job), job.train, job.prompts_per_step, budget, job.seed, folder / "rollouts.jsonl"
+    )
+    feed.replay(read_rows(folder / "rollouts.jsonl"))
+
+    def evaluate_at(step: int, update: int, full: bool) -> None:
+        started = time.monotonic()
+        known = Path(job.initial) if job.initial and step == 0 else None
+        if known is not None and known.exists():
+            rows = pd.read_parquet(known).to_dict("records")
+        else:
+            rows = []
+            for name in sets:
+                rows += evaluate(model, tokenizer, {name: sets[name]}, job.train, job.world, job.seed, step, full)
+                callback.stop_when_orphaned()
+        if known is not None and not known.exists():
+            write_table(pd.DataFrame(rows), known)
+        append_rows(folder / "evaluations.jsonl", [{**row, "update": update, "rollouts": feed.generated} for row in rows])
+        evaluating.seconds += time.monotonic() - started
 
     def progress(step: int) -> None:
-        write_json(folder / "progress.json", {"step": step, "steps": steps})
+        write_json(folder / "progress.json", {"step": step, "steps": job.steps})
 
-    arguments = grpo_arguments(job.train, job.prompts_per_step, steps, job.seed, checkpoints)
-    callback = EvaluationCallback(evaluate_at, job.train.eval_every_steps, steps, progress)
-    reward_function = logging_reward(folder / "rollouts.jsonl")
-    return build_trainer(model, tokenizer, plan_dataset(plan, samples), arguments, reward_function, [callback])
+    updates = -(-budget // (job.prompts_per_step * job.train.rollouts_per_prompt))
+    arguments = grpo_arguments(job.train, job.prompts_per_step, updates, job.seed, checkpoints)
+    callback = EvaluationCallback(
+        evaluate_at, lambda: feed.generated, job.rollouts_per_step, job.train.eval_every_steps, job.steps, progress
+    )
+    if job.plan:
+        dataset = plan_dataset(pd.read_parquet(job.plan), {s.id: s for s in pool})
+    else:
+        dataset = prompt_dataset(pool)
+    return build_trainer(model, tokenizer, dataset, arguments, feed, [callback])
+
+
+def _selector(job: Job) -> Selector | None:
+    """What decides the prompts: None leaves it to the data set in plan order."""
+    if job.plan and not job.train.dynamic_sampling:
+        return None
+    if job.plan:
+        row_of = {s.id: i for i, s in enumerate(read_samples(Path(job.pool)))}
+        return InOrder([row_of[i] for i in read_plan(Path(job.plan)).ids])
+    arm = find_arm(job.arm, Path(job.arms) if job.arms else None)
+    setting = ArmSetting(PlanConfig(prompts_per_step=job.prompts_per_step), job.steps, sub_seed(job.seed, f"arm-{arm.name}"))
+    return arm.policy(ArmPool(pd.read_parquet(job.table)), setting)
 
 
 def finish(job: Job, folder: Path, trainer: Any) -> None:
     """Compare the log with the plan, write the Parquet tables and, last, done.json."""
     rollouts = pd.DataFrame(read_rows(folder / "rollouts.jsonl"))
-    compare_with_plan(rollouts, pd.read_parquet(job.plan), job.train.rollouts_per_prompt)
+    if job.plan and not job.train.dynamic_sampling:
+        compare_with_plan(rollouts, pd.read_parquet(job.plan), job.train.rollouts_per_prompt)
     curve = pd.DataFrame([row for row in trainer.state.log_history if "reward" in row])
     curve = curve.rename(columns=CURVE_COLUMNS)[["step", *CURVE_COLUMNS.values()]]
-    tables = {
-        "rollouts": rollouts[["step", "row", "sample_id", "reward", "completion_tokens", "completion"]],
-        "evaluations": pd.DataFrame(read_rows(folder / "evaluations.jsonl")),
-        "curve": curve,
-    }
+    tables = {"rollouts": rollouts[ROLLOUT_COLUMNS], "evaluations": pd.DataFrame(read_rows(folder / "evaluations.jsonl")), "curve": curve}
     for name, table in tables.items():
         table.insert(0, "seed", job.seed)
         table.insert(0, "arm", job.arm)
-        table.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
+        write_table(table, folder / f"{name}.parquet")
     trainer.model.save_pretrained(folder / "final", safe_serialization=True)
-    write_json(folder / "done.json", {"key": job.key, "steps": int(curve["step"].max())})
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("rollouts.jsonl", "evaluations.jsonl"):
+        (folder / name).unlink()
+    times = pd.DataFrame(read_rows(folder / "times.jsonl")).sum()
+    seconds = {"training": round(float(times["total"] - times["evaluation"]), 1), "evaluation": round(float(times["evaluation"]), 1)}
+    record = {"key": job.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": environment()}
+    write_json(folder / "done.json", record)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write Parquet atomically: two jobs may write the same table."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(partial, index=False, compression="zstd")
+    partial.replace(path)

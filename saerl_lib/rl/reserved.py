@@ -28,7 +28,8 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.generation import correct_attempts
 from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.runner import PlannedRun, prepare_jobs, run_jobs
+from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
+from saerl_lib.rl.runner import run_jobs
 
 RESERVED_SEED = 90_002
 MATCHED_SEEDS = (100, 101)

@@ -30,9 +30,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Keep only rows up to and including `step`: a resumed run writes the later ones again."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
+def cut_back(path: Path, step: int, field: str = "step") -> None:
+    """Keep only rows whose `field` is at most `step`: a resumed run writes the later ones again."""
+    rows = [row for row in read_rows(path) if row[field] <= step]
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     append_rows(partial, rows)

@@ -2,94 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, file_sha256, write_json
-from saerl_lib.config import Profile, content_hash, to_dict
-from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.rl.job import Job
-from saerl_lib.rl.policy import FOLDER as POLICY_FOLDER
-
-JOB_CODE = (
-    "rl/generation.py", "rl/rollouts.py", "rl/evaluation.py", "rl/training.py", "rl/job.py",
-    "data/answers.py", "data/schema.py", "encode/language_model.py",
-)  # fmt: skip
-"""Sources that decide the outcome of a job whose plan and samples are given."""
+from saerl_lib.artifacts import ArtifactError
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 """glibc keeps freed memory instead of returning it after every step."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """An arm, its plan and a matched seed."""
-
-    arm: str
-    seed: int
-    plan: Path
-    """Parquet of the batch plan."""
-
-
-def job_key(run: PlannedRun, profile: Profile, pool: Path, evaluation: Sequence[Path]) -> str:
-    """Content hash of all that decides a run; it does not depend on the number of seeds."""
-    train = dataclasses.replace(profile.train, seeds=1)
-    package = paths.ROOT / "saerl_lib"
-    return content_hash(
-        {
-            "arm": run.arm,
-            "seed": [profile.seed, run.seed],
-            "plan": plan_hash(read_plan(run.plan)),
-            "pool": file_sha256(pool),
-            "evaluation": [file_sha256(path) for path in evaluation],
-            "prompts_per_step": profile.plan.prompts_per_step,
-            "policy": [file_sha256(POLICY_FOLDER / name) for name in ("model.safetensors", "tokenizer.json", "config.json")],
-            "lock": file_sha256(paths.ROOT / "requirements.lock"),
-            "train": to_dict(train),
-            "small": profile.world.eval_problems_small,
-            "code": [file_sha256(package / name) for name in JOB_CODE],
-        }
-    )
-
-
-def prepare_jobs(runs: Sequence[PlannedRun], profile: Profile, world: Path, home: Path) -> list[Path]:
-    """Job folders under `home`, one a run; an earlier folder of the same name with another key is removed."""
-    evaluation = sorted(world.glob("eval_*.parquet"))
-    pool = world / "pool.parquet"
-    folders = []
-    for run in runs:
-        key = job_key(run, profile, pool, evaluation)
-        folder = home / f"{run.arm}-seed{run.seed}"
-        record = folder / "job.json"
-        if record.exists() and json.loads(record.read_text(encoding="utf-8"))["key"] != key:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        job = Job(
-            arm=run.arm,
-            seed=1000 * profile.seed + run.seed,
-            key=key,
-            policy=str(POLICY_FOLDER),
-            plan=str(run.plan),
-            pool=str(pool),
-            evaluation=str(world),
-            prompts_per_step=profile.plan.prompts_per_step,
-            train=profile.train,
-            world=profile.world,
-        )
-        write_json(record, to_dict(job))
-        folders.append(folder)
-    return folders
 
 
 def is_done(folder: Path) -> bool:
@@ -116,11 +43,17 @@ def _step(folder: Path) -> int:
         return 0
 
 
-def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) -> None:
+def run_jobs(
+    folders: Sequence[Path], steps: int, processes: int | None = None, keep_going: bool = False, seconds: float | None = None
+) -> dict[Path, str]:
     """Run the unfinished jobs, `processes` at a time (default: one a core), with one progress bar over all steps.
 
     Raises ArtifactError with the end of the log when a job fails; the other running jobs are stopped and resume later.
+    With `keep_going` the rest is run first and the failures are returned, message by folder. After `seconds` no further
+    job is started.
     """
+    deadline = time.monotonic() + seconds if seconds is not None else None
+    failed: dict[Path, str] = {}
     waiting = [folder for folder in folders if not is_done(folder)]
     finished = len(folders) - len(waiting)
     limit = processes or len(os.sched_getaffinity(0))
@@ -130,6 +63,8 @@ def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) 
     )
     try:
         while waiting or running:
+            if deadline is not None and time.monotonic() > deadline:
+                waiting = []
             while waiting and len(running) < limit:
                 folder = waiting.pop(0)
                 running[folder] = _start(folder)
@@ -138,7 +73,10 @@ def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) 
                 process = running.pop(folder)
                 if process.returncode != 0 or not is_done(folder):
                     tail = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise ArtifactError(f"training run {folder.name} failed with exit code {process.returncode}:\n{tail}")
+                    failed[folder] = f"training run {folder.name} failed with exit code {process.returncode}:\n{tail}"
+                    if not keep_going:
+                        raise ArtifactError(failed[folder])
+                    continue
                 finished += 1
             bar.n = steps * finished + sum(_step(folder) for folder in running)
             bar.refresh() if not running else bar.update(0)
@@ -148,3 +86,4 @@ def run_jobs(folders: Sequence[Path], steps: int, processes: int | None = None) 
         for process in running.values():
             process.wait()
         bar.close()
+    return failed

@@ -9,7 +9,8 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import Profile, to_dict
-from saerl_lib.rl.runner import PlannedRun, prepare_jobs, run_jobs
+from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
+from saerl_lib.rl.runner import run_jobs
 
 ARMS = ("grpo", "saerl")
 """Arms of this profile: GRPO on a random order, GRPO on the SAERL plan (paper, section 4.1)."""

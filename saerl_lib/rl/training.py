@@ -1,4 +1,4 @@
-"""GRPO by TRL on a batch plan: the trainer, its reward and its callbacks (paper, section 4.1; settings in `TrainConfig`).
+"""GRPO by TRL on a batch plan: its settings and its callbacks (paper, section 4.1; settings in `TrainConfig`).
 
 The order of the plan survives because the data set lies in plan order, `shuffle_dataset` is off and one generation
 batch is one optimiser step.
@@ -14,51 +14,23 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
-from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.rl.rollouts import append_rows
+from saerl_lib.rl.feed import Feed
+from saerl_lib.rl.trainer import FeedTrainer
+
+
+def prompt_dataset(samples: Sequence[Sample]) -> Dataset:
+    """Prompts in the given order with columns prompt and sample_id."""
+    return Dataset.from_dict({"prompt": [s.prompt for s in samples], "sample_id": [s.id for s in samples]})
 
 
 def plan_dataset(plan: pd.DataFrame, samples: Mapping[str, Sample]) -> Dataset:
-    """The prompts in plan order with columns prompt, sample_id and answer."""
-    ids = plan.sort_values("position")["sample_id"].tolist()
-    return Dataset.from_dict(
-        {
-            "prompt": [samples[i].prompt + SEPARATOR for i in ids],
-            "sample_id": ids,
-            "answer": [samples[i].answer for i in ids],
-        }
-    )
-
-
-def logging_reward(path: Path) -> Callable[..., list[float]]:
-    """A reward function that appends every rollout to `path`: step, row, sample id, reward, length, completion."""
-
-    def exact_answer(
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]],
-        sample_id: Sequence[str],
-        answer: Sequence[str],
-        trainer_state: Any,
-        **_: Any,
-    ) -> list[float]:
-        rewards = [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
-        step = trainer_state.global_step + 1
-        append_rows(
-            path,
-            [
-                {"step": step, "row": i, "sample_id": s, "reward": r, "completion_tokens": len(ids), "completion": text}
-                for i, (s, r, ids, text) in enumerate(zip(sample_id, rewards, completion_ids, completions, strict=True))
-            ],
-        )
-        return rewards
-
-    return exact_answer
+    """The prompts in plan order."""
+    return prompt_dataset([samples[i] for i in plan.sort_values("position")["sample_id"]])
 
 
 def grpo_arguments(config: TrainConfig, prompts_per_step: int, steps: int, seed: int, folder: Path) -> GRPOConfig:
@@ -77,9 +49,10 @@ def grpo_arguments(config: TrainConfig, prompts_per_step: int, steps: int, seed:
         warmup_steps=0,
         weight_decay=0.0,
         max_grad_norm=config.max_grad_norm,
-        loss_type="grpo",
+        loss_type=config.loss_type,
         beta=config.kl_beta,
         epsilon=config.clip_epsilon,
+        epsilon_high=config.clip_epsilon_high,
         scale_rewards="group",
         temperature=config.temperature,
         top_p=1.0,
@@ -105,25 +78,36 @@ class Orphaned(ArtifactError):
 
 
 class EvaluationCallback(TrainerCallback):
-    """Evaluates before the first step, every few steps and after the last, and stops when the parent has died."""
+    """Evaluates at equal numbers of generated rollouts, ends the run with its budget, stops when the parent has died.
 
-    def __init__(self, evaluate: Callable[[int, bool], None], every: int, last: int, progress: Callable[[int], None]) -> None:
-        self.evaluate, self.every, self.last, self.progress = evaluate, every, last, progress
-        self.parent = os.getppid()
+    Step t of the evaluations stands for t * `rollouts_per_step` generated rollouts, whatever the arm's batch.
+    """
+
+    def __init__(
+        self, evaluate: Callable[[int, int, bool], None], generated: Callable[[], int], rollouts_per_step: int, every: int,
+        last: int, progress: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        """`evaluate` takes evaluation step, optimiser step and whether the sets are full; `last` is the final step."""
+        self.evaluate, self.generated, self.rollouts_per_step = evaluate, generated, rollouts_per_step
+        self.every, self.last, self.progress = every, last, progress
+        self.parent, self.done = os.getppid(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Full evaluation of the initial weights, once."""
+        self.done = self.generated() // self.rollouts_per_step
         if state.global_step == 0:
-            self.evaluate(0, True)
+            self.evaluate(0, 0, True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Small evaluation every few steps, the full one at the end."""
-        step = state.global_step
-        if step == self.last:
-            self.evaluate(step, True)
-        elif step % self.every == 0:
-            self.evaluate(step, False)
-        self.progress(step)
+        """Small evaluation every few steps, the full one when the budget is spent."""
+        now = self.generated() // self.rollouts_per_step
+        if now >= self.last:
+            self.evaluate(self.last, state.global_step, True)
+            control.should_training_stop = True
+        elif now // self.every > self.done // self.every:
+            self.evaluate(now // self.every * self.every, state.global_step, False)
+        self.done = now
+        self.progress(min(now, self.last))
         self.stop_when_orphaned()
 
     def stop_when_orphaned(self) -> None:
@@ -137,15 +121,10 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerFast,
     dataset: Dataset,
     arguments: GRPOConfig,
-    reward_function: Callable[..., list[float]],
+    feed: Feed,
     callbacks: list[TrainerCallback],
-) -> GRPOTrainer:
-    """TRL's trainer, unchanged."""
-    return GRPOTrainer(
-        model=model,
-        reward_funcs=reward_function,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
+) -> FeedTrainer:
+    """TRL's trainer on the rollouts of `feed`."""
+    return FeedTrainer(
+        feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=callbacks
     )

@@ -1,0 +1,89 @@
+"""`python -m saerl_lib grid` and `seeds-needed`: run parts of the RL study, and the pilot that fixes its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saerl_lib import paths
+from saerl_lib.arms.base import Arm
+from saerl_lib.artifacts import ArtifactError, Stage
+from saerl_lib.config import Profile, get_profile
+from saerl_lib.data.stage import world_stage
+from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
+from saerl_lib.notebooks import UserError
+from saerl_lib.properties.alternatives import alternatives_stage
+from saerl_lib.properties.stage import difficulty_stage, filter_stage
+from saerl_lib.report.schemas import write_csv
+from saerl_lib.rl.arm_pool import arm_pool_stage
+from saerl_lib.rl.grid import chosen_arms, finished, grid, run_grid
+from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
+
+
+def study_profile(name: str = "study") -> Profile:
+    """A profile with a study. Raises UserError for one without."""
+    profile = get_profile(name)
+    if profile.study is None:
+        raise UserError(f"profile {name!r} has no study; use --profile study")
+    return profile
+
+
+def study_stages(profile: Profile) -> tuple[Stage, Stage]:
+    """World and arm pool with everything they need, computed where missing."""
+    world = world_stage(profile)
+    features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
+    difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
+    alternatives = alternatives_stage(profile, world, features)
+    return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+
+
+def run_grid_command(
+    names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study"
+) -> int:
+    """Run what is unfinished of the chosen arms and seeds; exit code 1 when a run failed."""
+    profile = study_profile(profile_name)
+    world, pools = study_stages(profile)
+    arms = chosen_arms(names, arms_file)
+    cells = study_cells(profile, arms, seeds)
+    failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours else None)
+    done = finished(profile, cells)
+    print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
+    for run, log in failed.items():
+        print(f"\n{run}\n{log}")
+    if failed:
+        raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
+    return 0
+
+
+def study_cells(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:
+    """The cells of the grid, of all matched seeds or of the given ones."""
+    if seeds is None:
+        return grid(profile, profile.study.seeds, arms)
+    return [(arm, seed) for seed in seeds for arm in arms]
+
+
+def run_seeds_needed(profile_name: str = "study") -> int:
+    """The pilot: learning rate on `grpo` alone, then the number of seeds; writes study_pilot.csv."""
+    profile = study_profile(profile_name)
+    world = pilot_world(profile)
+    rates = learning_rate_pilot(profile, world)
+    rate = chosen_rate(rates)
+    runs = seeds_pilot(profile, world, rate)
+    deviation = paired_deviation(runs)
+    needed = seeds_needed(deviation, profile.study)
+    table = pd.concat([
+        rates.assign(part="learning rate", arm="grpo"), runs.assign(part="seeds", learning_rate=rate)
+    ])[["part", "arm", "learning_rate", "seed", "outcome"]]  # fmt: skip
+    write_csv(table, "study_pilot", paths.figure_data_dir(profile.name))
+    print(rates.groupby("learning_rate")["outcome"].mean().round(2).to_string())
+    print(f"learning rate {rate:g}; paired standard deviation {deviation:.2f} points; seeds needed: {needed}")
+    return 0
+
+
+def list_arms(arms_file: Path | None) -> int:
+    """Print every arm with its group and title."""
+    for arm in chosen_arms([], arms_file):
+        print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
+    return 0

@@ -1,0 +1,138 @@
+"""From the results of the grid to study_runs.csv and study_summary.csv (columns in `schemas`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from saerl_lib.arms.base import Arm
+from saerl_lib.report.arm_effects import Comparison, compare, outcome_values, outcomes
+from saerl_lib.report.statistics import area_under_curve, pass_at_k, steps_to_target
+
+PASS_SET = "hardest"
+"""The set that the paper's way of averaging scores by Pass@k, as AIME24."""
+BASELINE, PAPER = "grpo", "paper"
+RUN = ["arm", "seed"]
+
+
+def set_rates(evaluations: pd.DataFrame, problems: int | None = None) -> pd.DataFrame:
+    """Percent by arm, seed, step and set: columns avg (Avg@k) and passed (Pass@k), of the first `problems` or of all."""
+    frame = evaluations
+    if problems is not None:
+        frame = frame.groupby([*RUN, "step", "eval_set"]).head(problems)
+    passed = np.concatenate([pass_at_k(int(k), part["correct"].to_numpy(), int(k)) for k, part in frame.groupby("attempts")])
+    index = np.concatenate([part.index.to_numpy() for _, part in frame.groupby("attempts")])
+    frame = frame.assign(avg=100 * frame["correct"] / frame["attempts"], passed=pd.Series(100 * passed, index=index))
+    return frame.groupby([*RUN, "step", "eval_set"])[["avg", "passed"]].mean().reset_index()
+
+
+def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """Rows of study_runs.csv: one an arm, seed and evaluation step."""
+    evaluations = evaluations.reset_index(drop=True)
+    rates = set_rates(evaluations)
+    wide = rates.pivot(index=[*RUN, "step"], columns="eval_set", values="avg")
+    scored = rates.assign(value=rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"]))
+    table = wide.add_prefix("avg_").assign(
+        mean_avg=wide.mean(axis=1),
+        mean_with_pass=scored.groupby([*RUN, "step"])["value"].mean(),
+        mean_without_pass_set=wide.drop(columns=PASS_SET).mean(axis=1),
+    )
+    table[f"pass_{PASS_SET}"] = rates[rates["eval_set"] == PASS_SET].set_index([*RUN, "step"])["passed"]
+    facts = evaluations.groupby([*RUN, "step"]).agg(
+        update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"), completions=("attempts", "sum")
+    )
+    return facts.join(table).join(_training(facts, curve)).reset_index()
+
+
+def _training(facts: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """Means over the updates since the evaluation before: zero-variance share, entropy, gradient norm."""
+    names = ["zero_variance_share", "entropy", "grad_norm"]
+    rows = {}
+    for run, part in facts.groupby(level=RUN):
+        own = curve[(curve["arm"] == run[0]) & (curve["seed"] == run[1])]
+        before = 0
+        for (arm, seed, step), update in part["update"].items():
+            inside = own[(own["step"] > before) & (own["step"] <= update)]
+            rows[arm, seed, step] = inside[names].mean()
+            before = update
+    return pd.DataFrame(rows).T.rename_axis([*RUN, "step"])
+
+
+def target_steps(evaluations: pd.DataFrame, arms: Sequence[str], problems: int, budget: int) -> pd.DataFrame:
+    """Steps to target of every run and set: arm, seed, eval_set, target, steps, reached.
+
+    A set's target is the lowest final accuracy among `arms`, the paper's, each averaged over its seeds (paper, section
+    5). All curves are of the first `problems` of a set. A run that never reaches it counts with the budget.
+    """
+    rates = set_rates(evaluations.reset_index(drop=True), problems)
+    final = rates[(rates["step"] == rates["step"].max()) & rates["arm"].isin(arms)]
+    target = final.groupby(["eval_set", "arm"])["avg"].mean().groupby("eval_set").min()
+    rows = []
+    for (arm, seed, name), part in rates.groupby([*RUN, "eval_set"]):
+        part = part.sort_values("step")
+        found = steps_to_target(part["step"].tolist(), part["avg"].tolist(), target[name])
+        rows.append((arm, seed, name, target[name], budget if found is None else found, found is not None))
+    return pd.DataFrame(rows, columns=[*RUN, "eval_set", "target", "steps", "reached"])
+
+
+def families(arms: Mapping[str, Arm], present: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Comparisons by family; Holm's correction holds within one. Every arm against `grpo`, one family a group of arms."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in present:
+        if name != BASELINE:
+            found.setdefault(arms[name].group, []).append((name, BASELINE))
+    return found
+
+
+def summary_table(
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, seed: int = 0
+) -> pd.DataFrame:
+    """Rows of study_summary.csv: one an arm, in the order of `arms`."""
+    evaluations = results["evaluations"].reset_index(drop=True)
+    values = outcome_values(evaluations)
+    outcome, present = outcomes(values), [name for name in arms if name in set(evaluations["arm"])]
+    against: dict[str, Comparison] = {}
+    for pairs in families(arms, present).values():
+        against |= {c.arm: c for c in compare(values, pairs, seed=seed)}
+    runs = runs_table(evaluations, results["curve"])
+    paper = [name for name in present if arms[name].group == PAPER]
+    steps = target_steps(evaluations, paper, problems, budget)
+    rows = []
+    for name in present:
+        own = outcome.loc[name]
+        row = {"arm": name, "title": arms[name].title, "group": arms[name].group, "n_seeds": len(own)}
+        row |= {"outcome": own.mean(), "outcome_sd": own.std(ddof=1)} | _difference(against.get(name))
+        rows.append(row | _final(runs, name) | _speed(runs, steps, name) | _budget(results, name))
+    return pd.DataFrame(rows)
+
+
+def _difference(found: Comparison | None) -> dict[str, float]:
+    names = ("difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm", "detectable")
+    if found is None:
+        return dict.fromkeys(names, np.nan)
+    plain, corrected = found.interval, found.corrected
+    numbers = (plain.value, plain.low, plain.high, corrected.low, corrected.high, found.p_value, found.p_holm, found.detectable)
+    return dict(zip(names, numbers, strict=True))
+
+
+def _final(runs: pd.DataFrame, name: str) -> dict[str, float]:
+    last = runs[(runs["arm"] == name) & (runs["step"] == runs["step"].max())]
+    columns = [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
+    return {f"final_{c}": last[c].mean() for c in columns}
+
+
+def _speed(runs: pd.DataFrame, steps: pd.DataFrame, name: str) -> dict[str, float]:
+    own, part = runs[runs["arm"] == name], steps[steps["arm"] == name]
+    areas = [area_under_curve(r["step"].to_numpy(), r["mean_avg"].to_numpy()) for _, r in own.groupby("seed")]
+    training = own[own["step"] > 0][["zero_variance_share", "entropy", "grad_norm"]].mean()
+    found = {"steps_to_target": part["steps"].mean(), "targets_reached": part["reached"].mean(), "area": float(np.mean(areas))}
+    return found | training.to_dict()
+
+
+def _budget(results: Mapping[str, pd.DataFrame], name: str) -> dict[str, float]:
+    spent = results["budget"][results["budget"]["arm"] == name]
+    columns = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
+    made = results["provenance"][results["provenance"]["arm"] == name]
+    return spent[columns].mean().to_dict() | made[["training_s", "evaluation_s"]].mean().to_dict()

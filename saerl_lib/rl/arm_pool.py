@@ -1,0 +1,104 @@
+"""Stage `arm_pool`: everything that any arm may read of the kept and of the unfiltered pool, and what preparing it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+from sklearn.cluster import KMeans
+
+from saerl_lib.arms.base import ArmPool
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import Profile, sub_seed, to_dict
+from saerl_lib.data.schema import Sample, write_samples
+from saerl_lib.data.stage import load_split
+from saerl_lib.encode.stage import load_split_features
+from saerl_lib.rl.policy import load_policy
+from saerl_lib.rl.policy_features import angle_concentration, pass_rates, solution_shift
+
+MOTIFS = 32
+"""Groups of retained latents for the IRDS-style arm (not public; ours)."""
+POOLS = ("kept", "unfiltered")
+CODE = ("rl/arm_pool.py", "rl/policy_features.py", "rl/generation.py", "rl/group_attention.py")
+
+
+def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
+    """[N, motifs] mean activation of groups of latents; latents that fire on the same samples share a group.
+
+    z [N, 4 S] is pooled; the four statistics of a latent are averaged, its profile over samples is scaled to norm 1.
+    """
+    latents = z.reshape(len(z), 4, -1).mean(axis=1)
+    profiles = latents.T / np.maximum(np.linalg.norm(latents, axis=0)[:, None], 1e-12)
+    groups = KMeans(min(motifs, len(profiles)), n_init=4, random_state=seed).fit(profiles).labels_
+    return np.stack([latents[:, groups == g].mean(axis=1) for g in range(groups.max() + 1)], axis=1)
+
+
+def base_table(scores: pd.DataFrame, samples: Sequence[Sample], alternatives: pd.DataFrame) -> pd.DataFrame:
+    """The standard columns and those of the alternatives, one row a sample of the noisy pool."""
+    labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
+    columns = ["sample_id", "cluster", "ranking", "raw", "length"]
+    table = scores[columns].merge(labels, on="sample_id", validate="one_to_one")
+    return table.merge(alternatives, on="sample_id", validate="one_to_one")
+
+
+def unfiltered_rows(n: int, size: int, seed: int) -> np.ndarray:
+    """`size` of n rows in ascending order, drawn without repetition."""
+    return np.sort(np.random.default_rng(sub_seed(seed, "unfiltered")).choice(n, size, replace=False))
+
+
+def _timed(costs: list[dict], item: str, rollouts: int, prompts: int, work: Callable[[], np.ndarray]) -> np.ndarray:
+    started = time.perf_counter()
+    found = work()
+    costs.append({"item": item, "prompts": prompts, "rollouts": rollouts, "seconds": time.perf_counter() - started})
+    return found
+
+
+def arm_pool_stage(
+    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, alternatives: Stage
+) -> Stage:
+    """<pool>.parquet (samples), <pool>_table.parquet, features.safetensors (kept pool) and costs.parquet."""
+
+    def compute(folder: Path) -> None:
+        samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
+        scores = pd.read_parquet(difficulty.path("scores.parquet"))
+        table = base_table(scores, samples, pd.read_parquet(alternatives.path("scores.parquet")))
+        keep = pd.read_parquet(quality.path("kept.parquet"))["kept"].to_numpy()
+        rows = {
+            "kept": np.flatnonzero(keep),
+            "unfiltered": unfiltered_rows(len(samples), int(keep.sum()), profile.seed),
+        }
+        for name, chosen in rows.items():
+            write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
+        kept = [samples[i] for i in rows["kept"]]
+        model, tokenizer = load_policy()
+        train, attempts, costs = profile.train, profile.study.difficulty_attempts, list[dict]()
+        n, seed = len(kept), sub_seed(profile.seed, "arm-pool")
+        extra = {
+            "pass_rate": _timed(costs, f"rollouts_{attempts}", n * attempts, n,
+                                lambda: pass_rates(model, tokenizer, kept, attempts, train, seed)),
+            "angle_concentration": _timed(costs, "policy_forward", 0, n, lambda: angle_concentration(model, tokenizer, kept)),
+        }  # fmt: skip
+        matrices = {
+            "solution_shift": _timed(costs, "rollouts_1", n, n, lambda: solution_shift(model, tokenizer, kept, train, seed)),
+            "motifs": motif_activations(z[rows["kept"]], MOTIFS, seed),
+        }
+        save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in matrices.items()}, folder / "features.safetensors")
+        table.iloc[rows["kept"]].assign(**extra).to_parquet(folder / "kept_table.parquet", index=False)
+        table.iloc[rows["unfiltered"]].to_parquet(folder / "unfiltered_table.parquet", index=False)
+        pd.DataFrame(costs).to_parquet(folder / "costs.parquet", index=False)
+
+    config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
+    config |= {"attempts": profile.study.difficulty_attempts, "pool": to_dict(profile.world)}
+    inputs = (world, features, difficulty, quality, alternatives)
+    return get_or_compute(profile, "arm_pool", CODE, config, compute, inputs)
+
+
+def load_arm_pool(stage: Stage, name: str) -> ArmPool:
+    """One pool of the stage; the feature matrices belong to the kept one."""
+    table = pd.read_parquet(stage.path(f"{name}_table.parquet"))
+    features = load_file(stage.path("features.safetensors")) if name == "kept" else {}
+    return ArmPool(table, {k: v.astype(np.float64) for k, v in features.items()})

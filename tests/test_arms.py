@@ -1,0 +1,191 @@
+"""Every arm's order or update rule by hand; the interface that a user's own arm goes through."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saerl_lib.arms import adarft, all_arms, e2h, find_arm, gainrl, mopps, sec, subsets
+from saerl_lib.arms.base import Arm, ArmError, ArmPool, ArmSetting, InOrder
+from saerl_lib.arms.saerl import curriculum, difficulty_alone, scaled
+from saerl_lib.config import PlanConfig
+from saerl_lib.plan.batch_plan import BatchPlan
+
+SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
+
+
+def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"s{i:02d}" for i in range(n)],
+            "cluster": np.arange(n) % 3,
+            "ranking": rng.permutation(n).astype(float),
+            "raw": rng.normal(size=n),
+            "length": np.full(n, 10.0),
+            "label": rng.permutation(n).astype(float),
+        }
+    )
+    return ArmPool(table.assign(**columns))
+
+
+def test_adarft_target_and_nearest_unused_prompts() -> None:
+    values = np.array([0.0, 30.0, 60.0, 100.0])
+    selector = adarft.AdaptiveTarget(values)
+    assert selector.next(2).tolist() == [0, 1]
+    selector.told(np.array([0, 1]), np.array([[1.0, 1.0], [1.0, 1.0]]))
+    assert selector.target == pytest.approx(50 * np.tanh(1.0))
+    assert selector.next(2).tolist() == [2, 3]
+    selector.told(np.array([2, 3]), np.zeros((2, 2)))
+    assert selector.target == pytest.approx(0.0)
+    assert selector.next(1).tolist() == [0], "a new pass begins when all are used"
+    assert adarft.difficulty(np.array([0.25])).tolist() == [75.0]
+
+
+def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
+    scores = np.linspace(0, 1, 2000)
+    selector = gainrl.MovingGaussian(scores, seed=0)
+    first = selector.next(64)
+    ranks = np.searchsorted(-scores[selector.ranked], -scores[first])
+    assert len(set(first.tolist())) == 64 and ranks.max() < 5 * 100
+    selector.told(first, np.full((64, 4), 0.5))
+    expected = 32 * np.tanh(2 * scores[first].mean())
+    assert selector.mean == pytest.approx(expected)
+    selector.mean = 1500.0
+    assert np.abs(np.searchsorted(-scores[selector.ranked], -scores[selector.next(64)]) - 1500).mean() < 150
+
+
+def test_e2h_moves_from_easy_to_hard_bins() -> None:
+    hard = pool(200)
+    rows = e2h.order(hard, replace(SETTING, steps=50))
+    labels = hard.column("label")[rows].reshape(50, 4).mean(axis=1)
+    assert len(rows) == 200 and labels[:10].mean() < labels[-10:].mean()
+    assert np.array_equal(rows, e2h.order(hard, replace(SETTING, steps=50)))
+    assert not np.array_equal(rows, e2h.order(hard, replace(SETTING, steps=50, seed=4)))
+
+
+def test_mopps_posterior_by_hand() -> None:
+    selector = mopps.PosteriorSampling(3, seed=0)
+    selector.told(np.array([1]), np.array([[1.0, 1.0, 1.0, 0.0]]))
+    assert selector.a.tolist() == [1.0, 4.0, 1.0] and selector.b.tolist() == [1.0, 2.0, 1.0]
+    selector.told(np.array([1]), np.array([[0.0, 0.0, 0.0, 0.0]]))
+    assert selector.a[1] == pytest.approx(0.5 * 4 + 0.5) and selector.b[1] == pytest.approx(0.5 * 2 + 0.5 + 4)
+    selector.a[:], selector.b[:] = [9000, 5000, 1], [1000, 5000, 9000]
+    assert selector.next(1).tolist() == [1]
+
+
+def test_sec_learns_which_cluster_has_gradient() -> None:
+    clusters = np.repeat([0, 1], 50)
+    selector = sec.ClusterBandit(clusters, seed=0)
+    rows = np.array([0, 50])
+    selector.told(rows, np.array([[1.0, 0.0], [1.0, 1.0]]))
+    assert selector.value.tolist() == pytest.approx([0.5 * np.sqrt(0.5), 0.0])
+    for _ in range(30):
+        selector.told(rows, np.array([[1.0, 0.0], [1.0, 1.0]]))
+    selector.value *= 20
+    assert (clusters[selector.next(40)] == 0).mean() > 0.9
+
+
+def log_det(points: np.ndarray, weights: np.ndarray, rows: tuple[int, ...]) -> float:
+    part = points[list(rows)]
+    return float(np.linalg.slogdet(np.eye(points.shape[1]) + (part.T * weights[list(rows)]) @ part)[1])
+
+
+def test_greedy_log_det_equals_brute_force_on_ten_samples() -> None:
+    rng = np.random.default_rng(1)
+    points, weights = rng.normal(size=(10, 4)), rng.random(10)
+    chosen: tuple[int, ...] = ()
+    for _ in range(5):
+        chosen += (max((i for i in range(10) if i not in chosen), key=lambda i: log_det(points, weights, (*chosen, i))),)
+    assert tuple(subsets.greedy_log_det(points, weights, 5)) == chosen
+    best = max(log_det(points, weights, rows) for rows in itertools.combinations(range(10), 5))
+    assert log_det(points, weights, chosen) >= (1 - 1 / np.e) * best
+
+
+def test_irds_weights_and_shift_subset_by_hand() -> None:
+    motifs, rate = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([0.5, 1.0])
+    assert subsets.motif_weights(motifs, rate).tolist() == pytest.approx([0.25 * 0.25, 0.0])
+    table = pool(8)
+    shifted = ArmPool(table.table, {"solution_shift": np.random.default_rng(0).normal(size=(8, 6))})
+    rows = subsets.twice(subsets.shift_rows)(shifted, replace(SETTING, steps=2))
+    assert len(rows) == 8 and len(set(rows.tolist())) == 4 and set(rows[:4]) == set(rows[4:])
+
+
+def test_saerl_ablations_change_one_thing_each() -> None:
+    data = pool(48)
+    full, unmixed = curriculum()(data, SETTING), curriculum(False)(data, SETTING)
+    assert isinstance(full, BatchPlan) and full.swapped_per_batch == 1 and unmixed.swapped_per_batch == 0
+    assert (unmixed.table.groupby("step")["cluster"].nunique() == 1).all()
+    unsorted = curriculum(sorting=False, mixing=False)(data, SETTING)
+    assert (unsorted.table.groupby("step")["cluster"].nunique() == 1).all() and unsorted.ids != unmixed.ids
+    ranks = data.column("ranking")[difficulty_alone(data, SETTING)]
+    assert (np.diff(ranks) > 0).all()
+    assert curriculum(swapped=0.5)(data, SETTING).swapped_per_batch == 2
+    config = scaled(SETTING.plan, 4)
+    assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
+
+
+def test_another_encoder_needs_its_columns() -> None:
+    with pytest.raises(ArmError, match="'ranking@tfidf'"):
+        curriculum(features="tfidf")(pool(), SETTING)
+    other = pool(**{"cluster@tfidf": np.zeros(24, int), "ranking@tfidf": np.arange(24.0), "raw@tfidf": np.arange(24.0)})
+    assert curriculum(False, features="tfidf")(other, SETTING).ids == other.ids
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(n for n, a in all_arms().items() if a.policy)), st.integers(0, 5))
+def test_selectors_repeat_themselves_and_stay_in_the_pool(name: str, seed: int) -> None:
+    data = pool(40, pass_rate=np.linspace(0, 1, 40), angle_concentration=np.linspace(0, 1, 40))
+
+    def walk() -> list[list[int]]:
+        selector, out = all_arms()[name].policy(data, replace(SETTING, seed=seed)), []
+        for step in range(6):
+            rows = selector.next(4)
+            selector.told(rows, np.random.default_rng(step).integers(0, 2, (4, 8)).astype(float))
+            out.append(rows.tolist())
+        return out
+
+    first = walk()
+    assert first == walk() and all(0 <= r < 40 for step in first for r in step) and all(len(step) == 4 for step in first)
+
+
+def test_in_order_begins_again_when_it_ends() -> None:
+    selector = InOrder([5, 6, 7])
+    assert selector.next(2).tolist() == [5, 6] and selector.next(2).tolist() == [7, 5]
+
+
+def test_a_users_arm_is_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\nfrom saerl_lib.arms.base import Arm\n"
+        "def backwards(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n"
+        "ARMS = (Arm('backwards', 'last first', order=backwards),)\n"
+    )
+    assert find_arm("backwards", file).order(pool(3), SETTING).tolist() == [2, 1, 0]
+    assert "backwards" not in all_arms()
+    file.write_text("ARMS = ('grpo',)\n")
+    all_arms.cache_clear()
+    with pytest.raises(ArmError, match="ARMS holds a str"):
+        find_arm("grpo", file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": None}, "exactly one of order and policy"),
+        ({"group": "best"}, "must be one of paper"),
+        ({"name": "a/b"}, "letters, digits"),
+    ],
+)
+def test_malformed_arms(change: dict, message: str) -> None:
+    with pytest.raises(ArmError, match=message):
+        Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
+    with pytest.raises(ArmError, match="does not exist"):
+        find_arm("nothing")

@@ -1,0 +1,146 @@
+"""Rollouts, the packed loss and dynamic sampling against slow twins and TRL's own loss."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from trl import GRPOTrainer
+
+from saerl_lib.arms.base import InOrder
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.config import TrainConfig
+from saerl_lib.data.world import draw_split, target_weights
+from saerl_lib.rl.feed import Feed, Group
+from saerl_lib.rl.generation import draw, sample_groups
+from saerl_lib.rl.packing import groups_of, log_probabilities, pack, pieces
+from saerl_lib.rl.policy import load_policy
+from saerl_lib.rl.rollouts import cut_back, read_rows
+from saerl_lib.rl.training import build_trainer, grpo_arguments, prompt_dataset
+
+TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
+PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")
+SAMPLES = [replace(s, id=f"p{i}") for i, s in enumerate(draw_split("feed", 16, target_weights(), "target", 7, set()))]
+
+
+@pytest.fixture(scope="module")
+def policy() -> tuple[Any, Any]:
+    return load_policy()
+
+
+def feed(policy: tuple[Any, Any], log: Path, train: TrainConfig = TRAIN, **changes: Any) -> Feed:
+    options = {"selector": None, "prompts_per_step": 2, "budget": 10_000, "seed": 1, **changes}
+    return Feed(policy, SAMPLES, train=train, log=log, **options)
+
+
+def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any]) -> None:
+    model, _ = policy
+    prompts, completions = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]], [[10, 11], [12, 13, 14], [15], [16, 17, 18, 1]]
+    with torch.no_grad():
+        found = log_probabilities(model, prompts, completions, temperature=0.7)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0] / 0.7
+            expected = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
+            torch.testing.assert_close(found[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)
+            assert (found[row, len(completion) :] == 0).all()
+        torch.testing.assert_close(log_probabilities(model, prompts, completions, 0.7, limit=1), found, atol=1e-4, rtol=1e-4)
+
+
+def test_pack_by_hand() -> None:
+    packed = pack([[1, 2], [1, 2]], [[3, 4], [5]], [[0, 1]])
+    assert packed.ids.tolist() == [[1, 2, 3, 4, 5]] and packed.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert packed.visible[0, 0, 4].tolist() == [True, True, False, False, True]
+    assert packed.sources.tolist() == [1, 2, 1] and packed.rows.tolist() == [0, 0, 1] and packed.columns.tolist() == [0, 1, 0]
+    assert groups_of([[1], [2], [1]]) == [[0, 2], [1]]
+    assert [len(p) for p in pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10)] == [2, 1]
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo"])
+def test_loss_and_gradient_equal_those_of_trl(policy: tuple[Any, Any], tmp_path: Path, loss: str) -> None:
+    train = replace(TRAIN, loss_type=loss, temperature=0.9)
+    model, tokenizer = policy
+    arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
+    trainer = build_trainer(model, tokenizer, prompt_dataset(SAMPLES), arguments, feed(policy, tmp_path / "r.jsonl", train), [])
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [{"prompt": s.prompt, "sample_id": s.id} for s in SAMPLES for _ in range(4)]
+    model.train()
+    inputs = trainer._generate_and_score_completions(rows)
+    active = inputs["advantages"] != 0
+    assert active.any() and not active.all(), "the case needs groups with and without a gradient"
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        if plain:
+            trainer._get_per_token_logps_and_entropies = types.MethodType(
+                GRPOTrainer._get_per_token_logps_and_entropies, trainer
+            )
+        value = GRPOTrainer._compute_loss(trainer, model, inputs) if plain else trainer._compute_loss(model, inputs)
+        value.backward()
+        found.append((value.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    model.zero_grad()
+    model.eval()
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-3)
+    assert found[1][1].abs().max() > 1e-4
+
+
+def test_draw_follows_the_distribution() -> None:
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(20_000, 1)
+    chosen, entropy = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    shares = torch.bincount(chosen, minlength=3) / len(chosen)
+    assert torch.allclose(shares, torch.tensor([0.2, 0.5, 0.3]), atol=0.015)
+    assert entropy[0].item() == pytest.approx(-sum(p * np.log(p) for p in (0.2, 0.5, 0.3)), abs=1e-5)
+
+
+def test_groups_follow_their_prompts_in_any_batch(policy: tuple[Any, Any]) -> None:
+    greedy = sample_groups(*policy, PROMPTS, 3, 40, 1e-4, seed=0)
+    alone = [sample_groups(*policy, [p], 1, 40, 1e-4, seed=0).texts[0] for p in PROMPTS]
+    assert greedy.texts == [text for text in alone for _ in range(3)]
+    assert all(len(ids) <= 40 for ids in greedy.ids) and (greedy.entropy >= 0).all()
+
+
+def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(policy: tuple[Any, Any], tmp_path: Path) -> None:
+    train = replace(TRAIN, dynamic_sampling=True, dynamic_round_prompts=3)
+    log = tmp_path / "r.jsonl"
+    source = feed(policy, log, train, selector=InOrder(range(6)))
+    records = source.step(1, [])
+    assert len(source.used) == 2 and all(g.informative for g in source.used) and len(records) == 8
+    rows = read_rows(log)
+    assert source.generated == len(rows) and sum(r["used"] for r in rows) == 8 and source.generated > 8
+    assert [r["sample_id"] for r in rows[:12:4]] == ["p0", "p1", "p2"]
+
+
+def test_dynamic_sampling_stops_at_the_budget(policy: tuple[Any, Any], tmp_path: Path) -> None:
+    train = replace(TRAIN, dynamic_sampling=True, dynamic_round_prompts=4)
+    source = feed(policy, tmp_path / "r.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
+    source.step(1, [])
+    assert source.generated == 20
+    with pytest.raises(ArtifactError, match="selector"):
+        feed(policy, tmp_path / "s.jsonl", train).step(1, ["p0"])
+
+
+def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -> None:
+    log = tmp_path / "r.jsonl"
+    first = feed(policy, log, selector=InOrder(range(6)))
+    for step in (1, 2, 3):
+        first.step(step, [])
+    expected = [g.sample.id for g in first.used]
+    cut_back(log, 2)
+    second = feed(policy, log, selector=InOrder(range(6)))
+    second.replay(read_rows(log))
+    second.step(3, [])
+    assert [g.sample.id for g in second.used] == expected and second.generated == first.generated
+    assert [g.texts for g in second.used] == [g.texts for g in first.used]
+    wrong = feed(policy, log, selector=InOrder([5, 4, 3, 2, 1, 0]))
+    with pytest.raises(ArtifactError, match="cannot be replayed"):
+        wrong.replay(read_rows(log))
+
+
+def test_a_group_without_spread_is_not_informative() -> None:
+    group = Group(SAMPLES[0], [[1]] * 2, ["", ""], [1.0, 1.0], [0.0, 0.0])
+    assert not group.informative and replace(group, rewards=[0.0, 1.0]).informative
