@@ -20,6 +20,7 @@ from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, run_grid
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
+from saerl_lib.study_results import collect_study
 
 
 def study_profile(name: str = "study") -> Profile:
@@ -50,6 +51,7 @@ def run_grid_command(
     failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours else None)
     done = finished(profile, cells)
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
+    collect_study(profile, study_cells(profile, chosen_arms([], arms_file)), paths.study_data_dir(profile.name))
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
     if failed:
@@ -76,7 +78,7 @@ def run_seeds_needed(profile_name: str = "study") -> int:
     table = pd.concat([
         rates.assign(part="learning rate", arm="grpo"), runs.assign(part="seeds", learning_rate=rate)
     ])[["part", "arm", "learning_rate", "seed", "outcome"]]  # fmt: skip
-    write_csv(table, "study_pilot", paths.figure_data_dir(profile.name))
+    write_csv(table, "study_pilot", paths.study_data_dir(profile.name))
     print(rates.groupby("learning_rate")["outcome"].mean().round(2).to_string())
     print(f"learning rate {rate:g}; paired standard deviation {deviation:.2f} points; seeds needed: {needed}")
     return 0

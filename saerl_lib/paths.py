@@ -33,6 +33,11 @@ def figure_data_dir(profile: str) -> Path:
     return figures_dir(profile) / "data"
 
 
+def study_data_dir(profile: str) -> Path:
+    """Where the RL study's tables go: `figures/data` for `study`, whose results are committed, else with the profile's own."""
+    return FIGURES / "data" if profile == "study" else figure_data_dir(profile)
+
+
 def shared_data_dir() -> Path | None:
     """Folder of real labelled mathematics named by `SAERL_DATA_DIR`, or None when it is not set.
 

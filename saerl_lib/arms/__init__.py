@@ -8,12 +8,12 @@ import importlib.util
 import pkgutil
 from pathlib import Path
 
-from saerl_lib.arms.base import Arm, ArmError
+from saerl_lib.arms.base import GROUPS, Arm, ArmError
 
 
 @functools.cache
 def all_arms(extra: Path | None = None) -> dict[str, Arm]:
-    """Every arm by name, those of the user's file `extra` included. Raises ArmError for a doubled or malformed arm."""
+    """Every arm by name, grouped, the baseline first; those of the user's file `extra` included. Raises ArmError for a doubled or malformed arm."""
     modules = [importlib.import_module(f"{__name__}.{m.name}") for m in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name)]
     found: dict[str, Arm] = {}
     tuples = [(module.__name__, getattr(module, "ARMS", ())) for module in modules]
@@ -26,7 +26,7 @@ def all_arms(extra: Path | None = None) -> dict[str, Arm]:
             if arm.name in found:
                 raise ArmError(f"{where}: an arm named {arm.name!r} exists already; choose another name")
             found[arm.name] = arm
-    return found
+    return dict(sorted(found.items(), key=lambda item: (GROUPS.index(item[1].group), item[0] != "grpo")))
 
 
 def _load(path: Path) -> tuple[Arm, ...]:

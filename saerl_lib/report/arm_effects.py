@@ -58,6 +58,17 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST) -> dict[str, pd.
     return out
 
 
+def final_values(evaluations: pd.DataFrame, passed: str = "") -> dict[str, pd.DataFrame]:
+    """As `outcome_values`, of the last evaluation alone; the set named `passed` counts by Pass@k, the others by Avg@k."""
+    frame = evaluations[evaluations["step"] == evaluations["step"].max()]
+    rate = frame["correct"] / frame["attempts"]
+    rate = rate.where(frame["eval_set"] != passed, (frame["correct"] > 0).astype(float))
+    out = {}
+    for name, part in frame.assign(rate=100 * rate).groupby("eval_set"):
+        out[str(name)] = part.pivot(index=["arm", "seed"], columns="sample_id", values="rate")
+    return out
+
+
 def outcomes(values: Mapping[str, pd.DataFrame]) -> pd.Series:
     """(arm, seed) -> outcome in percent, the mean over sets."""
     return pd.concat([table.mean(axis=1) for table in values.values()], axis=1).mean(axis=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from saerl_lib.report import (
+    plots_arms,
     plots_audit,
     plots_filter,
     plots_flaws,
@@ -61,6 +62,10 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "training_curves": (("training_curves",), plots_training.training_curves),
     "learning_curves": (("learning_curves",), plots_training.learning_curves),
     "paired_difference": (("paired_difference",), plots_training.paired_difference),
+    "study_pilot": (("study_pilot",), plots_arms.study_pilot),
+    "study_effects": (("study_comparisons",), plots_arms.study_effects),
+    "study_curves": (("study_runs",), plots_arms.study_curves),
+    "study_mixing": (("study_summary",), plots_arms.study_mixing),
 }
 """Figure name -> (names of its tables, function of these tables)."""
 

@@ -1,0 +1,131 @@
+"""Which arms of the study are compared, in families that Holm's correction holds within, and the rows of study_comparisons.csv.
+
+Fixed before the arms were trained. A difference is arm minus baseline, so that a positive one speaks for the arm; for
+`steps` it is the percentage of the baseline's steps to target that the arm saves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from saerl_lib.report.arm_effects import Comparison, compare, final_values, holm_levels, outcome_values
+from saerl_lib.report.statistics import Interval, minimum_detectable_effect, paired_t_interval
+
+PASS_SET = "hardest"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison, and the paper's claim that it answers."""
+
+    arm: str
+    baseline: str
+    claim: str = ""
+    paper_value: float = math.nan
+    """In points, of the paper's own tables."""
+
+
+FAMILIES: dict[str, tuple[Pair, ...]] = {
+    "paper": (
+        Pair("saerl_grpo", "grpo", "SAERL on GRPO against GRPO: accuracy gain, points (Table 4)", 3.0),
+        Pair("saerl_dapo", "dapo", "SAERL on DAPO against DAPO: accuracy gain, points (Table 4)", 1.05),
+        Pair("dapo", "grpo", "DAPO against GRPO: accuracy gain, points (Table 4)", 2.1),
+        Pair("diff", "grpo", "DIFF against GRPO: accuracy gain, points (Table 4)", 1.1),
+        Pair("adarft", "grpo", "ADARFT against GRPO: accuracy gain, points (Table 4)", 0.5),
+        Pair("gainrl", "grpo", "GAINRL against GRPO: accuracy gain, points (Table 4)", 0.0),
+        Pair("saerl_grpo", "diff", "SAERL on GRPO against DIFF: accuracy gain, points (Table 4)", 1.9),
+    ),
+    "ablation": (
+        Pair("saerl_grpo", "minus_diff", "Ablation without difficulty sorting: accuracy lost, points (Table 7)", 2.7),
+        Pair("saerl_grpo", "minus_diff_mix", "Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)", 2.3),
+        Pair("saerl_grpo", "minus_clus_mix", "Ablation without clusters and mixing: accuracy lost, points (Table 7)", 1.6),
+        Pair("saerl_grpo", "minus_mix", "Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)", 1.9),
+        Pair("minus_diff_mix", "minus_diff", "Mixing without difficulty sorting does not help: accuracy lost by it, points (Table 7)", 0.4),
+    ),
+    "mixing": (
+        Pair("mix_1", "minus_mix", "", 1.05),
+        Pair("saerl_grpo", "mix_4", "Mixing study: accuracy gain of h = 8 of 128 over h = 16, points (Figure 3)", 1.1),
+        Pair("saerl_grpo", "mix_8", "Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)", 1.65),
+    ),
+    "batch": (Pair("saerl_4b", "grpo_4b", "512 prompts a step: Avg@8 gain over GRPO, points (Table 8)", 1.82),),
+    "filter": (
+        Pair("grpo", "grpo_unfiltered"),
+        Pair("saerl_grpo", "saerl_unfiltered"),
+    ),
+    "features": (
+        Pair("saerl_grpo", "saerl_tfidf"), Pair("saerl_grpo", "saerl_dense"), Pair("saerl_grpo", "saerl_frozen"),
+        Pair("saerl_grpo", "saerl_shuffled"), Pair("saerl_true", "saerl_grpo"),
+    ),
+    "order": (
+        Pair("grpo_shuffle_b", "grpo"), Pair("grpo_shuffle_c", "grpo"), Pair("hard_to_easy", "grpo"),
+        Pair("short_to_long", "grpo"), Pair("pass_rate_order", "grpo"),
+    ),
+    "rival": (
+        Pair("shift", "grpo"), Pair("irds", "grpo"), Pair("e2h", "grpo"), Pair("mopps", "grpo"), Pair("sec", "grpo"),
+    ),
+    "transfer": (Pair("saerl_large", "grpo_large", "7B policy: accuracy gain over GRPO, points (Table 4)", 2.0),),
+}  # fmt: skip
+
+
+def family_pairs(present: Sequence[str], extra: Sequence[str] = ()) -> dict[str, list[Pair]]:
+    """Comparisons whose two arms are present; arms of the user, `extra`, are compared with `grpo`."""
+    known = set(present)
+    families = {name: [p for p in pairs if {p.arm, p.baseline} <= known] for name, pairs in FAMILIES.items()}
+    families["user"] = [Pair(name, "grpo") for name in extra if {name, "grpo"} <= known]
+    return {name: pairs for name, pairs in families.items() if pairs}
+
+
+def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.DataFrame]]:
+    """Metric -> values by set: the study's outcome, and the last evaluation as the paper averages it, and without its Pass@8 set."""
+    final = final_values(evaluations, PASS_SET)
+    return {
+        "outcome": outcome_values(evaluations),
+        "final_with_pass": final,
+        "final_without_pass_set": {name: table for name, table in final.items() if name != PASS_SET},
+    }
+
+
+def compare_steps(steps: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+    """Percent of the baseline's steps to target saved, mean over sets, paired by seed with Student's t, corrected by Holm."""
+    means = steps.groupby(["arm", "seed"])["steps"].mean()
+    saved = []
+    for arm, baseline in pairs:
+        a, b = means.loc[arm], means.loc[baseline]
+        both = a.index.intersection(b.index)
+        saved.append((100 * (b.loc[both] - a.loc[both]) / b.loc[both].clip(lower=1.0)).to_numpy())
+    p_values = [float(stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and v.std() > 0 else 1.0 for v in saved]
+    levels, adjusted = holm_levels(p_values)
+    rows = []
+    for (arm, baseline), v, p, level, p_holm in zip(pairs, saved, p_values, levels, adjusted, strict=True):
+        few = Interval(float(v.mean()), math.nan, math.nan)
+        plain, corrected = (paired_t_interval(v, 1 - a) if len(v) > 1 else few for a in (0.05, level))
+        rows.append(Comparison(arm, baseline, len(v), plain, corrected, p, float(p_holm), minimum_detectable_effect(v)))
+    return rows
+
+
+def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = (), seed: int = 0) -> pd.DataFrame:
+    """Rows of study_comparisons.csv for all comparisons whose arms are there."""
+    rows, metrics = [], accuracy_metrics(evaluations)
+    for family, pairs in family_pairs(sorted(evaluations["arm"].unique()), extra).items():
+        names = [(p.arm, p.baseline) for p in pairs]
+        found = {metric: compare(values, names, seed=seed) for metric, values in metrics.items()}
+        found["steps"] = compare_steps(steps, names)
+        for metric, comparisons in found.items():
+            rows += [_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def _row(family: str, metric: str, pair: Pair, found: Comparison) -> dict[str, object]:
+    return {
+        "family": family, "metric": metric, "arm": pair.arm, "baseline": pair.baseline, "n_seeds": found.n_seeds,
+        "difference": found.interval.value, "ci_low": found.interval.low, "ci_high": found.interval.high,
+        "holm_low": found.corrected.low, "holm_high": found.corrected.high, "p_value": found.p_value,
+        "p_holm": found.p_holm, "detectable": found.detectable, "claim": pair.claim if metric == "outcome" else "",
+        "paper_value": pair.paper_value if metric == "outcome" else np.nan,
+    }  # fmt: skip

@@ -1,0 +1,131 @@
+"""Figures of the RL study: paired differences, learning curves, mixing, cost (notebook 08). Drawn from their tables alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from saerl_lib.report import style
+from saerl_lib.report.statistics import paired_t_interval
+
+PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
+FAMILY_TITLES = {
+    "paper": "Paper's arms", "ablation": "Ablations", "mixing": "Mixing", "batch": "Batch of 4b", "filter": "Filter",
+    "features": "Other features", "order": "Other orders", "rival": "Rivals", "transfer": "Larger policy", "user": "Your arms",
+}  # fmt: skip
+SWAPPED = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
+"""Arm -> samples of 32 that are swapped."""
+PAPER_MIXING = {0: 44.5, 1: 45.55, 2: 46.4, 4: 45.3, 8: 44.75}
+"""Samples of 32 -> mean@8 at step 800 in the paper's Figure 3 (h = 0, 4, 8, 16, 32 of 128; read off the plot)."""
+
+
+@style.styled
+def study_effects(comparisons: pd.DataFrame) -> Figure:
+    """Every comparison of the outcome in points: thick the 95 % interval, thin Holm's within its family."""
+    table = comparisons[comparisons["metric"] == "outcome"].reset_index(drop=True)
+    figure, axes = style.panels(style.FULL_WIDTH, 1.3 + 0.24 * (len(table) + table["family"].nunique()))
+    axis, y, places, labels = axes[0, 0], 0, [], []
+    for family, part in table.groupby("family", sort=False):
+        axis.text(0.005, y, FAMILY_TITLES.get(family, family), transform=axis.get_yaxis_transform(), fontsize=7.5,
+                  fontweight="bold", va="center", color=style.GREY)  # fmt: skip
+        y += 1
+        for row in part.itertuples():
+            colour = style.GREEN if row.holm_low > 0 else style.VERMILLION if row.holm_high < 0 else style.BLUE
+            axis.barh(y, 2 * np.nan_to_num(row.detectable), left=-np.nan_to_num(row.detectable), height=0.7, color="#EDEDED", zorder=0)
+            axis.plot([row.holm_low, row.holm_high], [y, y], color=colour, linewidth=0.8)
+            axis.plot([row.ci_low, row.ci_high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
+            axis.plot(row.difference, y, marker="o", markersize=4.5, color=colour, markeredgecolor="white", markeredgewidth=0.5)
+            if pd.notna(row.paper_value):
+                axis.plot(row.paper_value, y, marker="x", markersize=4.5, color=style.BLACK, linestyle="none")
+            places.append(y)
+            labels.append(f"{style.readable(row.arm)} - {style.readable(row.baseline)} (n = {row.n_seeds})")
+            y += 1
+    axis.axvline(0, color=style.BLACK, linewidth=0.8)
+    axis.set_yticks(places, labels, fontsize=7)
+    axis.set_ylim(y - 0.4, -0.8)
+    axis.set_xlabel("Difference of the mean of the last three evaluations (percent points)")
+    style.light_grid(axis, "x")
+    style.caption(
+        figure,
+        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / red: "
+        "the corrected interval excludes 0. Grey: below the minimum detectable effect (power 0.8). Cross: the paper's value.",
+    )
+    return figure
+
+
+def _band(part: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Mean and 95 % t interval over seeds by step."""
+    rows = {step: paired_t_interval(group[column].to_numpy()) for step, group in part.groupby("step")}
+    return pd.DataFrame(rows, index=["value", "low", "high"]).T
+
+
+@style.styled
+def study_curves(runs: pd.DataFrame) -> Figure:
+    """Accuracy, groups without a gradient, and entropy by generated rollouts, for the paper's arms."""
+    arms = [name for name in PAPER_ARMS if name in set(runs["arm"])]
+    palette, symbols = style.colours(arms, {"grpo": style.GREY}), style.markers(arms)
+    columns = {"mean_avg": "Mean Avg@k of six sets (%)", "zero_variance_share": "Groups without gradient", "entropy": "Entropy (nats a token)"}
+    figure, axes = style.panels(style.FULL_WIDTH, 3.1, 1, 3, sharex=True)
+    for axis, (column, label) in zip(axes[0], columns.items()):
+        for arm in arms:
+            part = runs[(runs["arm"] == arm) & runs[column].notna()]
+            band = _band(part, column)
+            rollouts = part.groupby("step")["rollouts"].mean().loc[band.index] / 1000
+            axis.fill_between(rollouts, band["low"], band["high"], color=palette[arm], alpha=0.13, linewidth=0)
+            axis.plot(rollouts, band["value"], color=palette[arm], marker=symbols[arm], markersize=3, linewidth=1.1,
+                      label=f"{style.readable(arm)} ({part['seed'].nunique()})")  # fmt: skip
+        axis.set_title(label, fontsize=7.5)
+        axis.set_xlabel("Rollouts generated (thousands)")
+        style.light_grid(axis)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(arms)))
+    style.caption(figure, "In brackets: matched seeds. Line: mean over seeds; band: 95 % t interval over seeds.")
+    return figure
+
+
+@style.styled
+def study_mixing(summary: pd.DataFrame) -> Figure:
+    """Outcome against h, the samples of a batch that are swapped, beside the paper's curve (Figure 3)."""
+    table = summary[summary["arm"].isin(SWAPPED)].assign(h=lambda t: t["arm"].map(SWAPPED)).sort_values("h")
+    figure, axes = style.panels(style.COLUMN_WIDTH, 2.6, 1, 1)
+    axis = axes[0, 0]
+    half = 1.96 * table["outcome_sd"] / np.sqrt(table["n_seeds"])
+    axis.errorbar(table["h"], table["outcome"], half, color=style.BLUE, marker="o", label="here")
+    right = axis.twinx()
+    right.plot(list(PAPER_MIXING), list(PAPER_MIXING.values()), color=style.ORANGE, marker="x", linestyle="--", label="paper, 1 run")
+    axis.set_xlabel("h, swapped samples of 32")
+    axis.set_ylabel("Outcome here (%)")
+    right.set_ylabel("Paper: mean@8 at step 800 (%)")
+    axis.set_xticks(sorted(PAPER_MIXING))
+    lines = [*axis.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    figure.legend(lines, ["here", "paper, one run"], loc="outside upper center", ncols=2)
+    n = ", ".join(str(int(v)) for v in table["n_seeds"])
+    style.caption(figure, f"Bars: 95 % over matched seeds (n = {n}), not paired; paired differences: study_effects.")
+    return figure
+
+
+@style.styled
+def study_pilot(pilot: pd.DataFrame) -> Figure:
+    """The pilot's learning rates, and the arms behind the number of seeds."""
+    figure, axes = style.panels(style.FULL_WIDTH, 2.5, 1, 2)
+    rates = pilot[pilot["part"] == "learning rate"]
+    axis = axes[0, 0]
+    axis.plot(rates["learning_rate"], rates["outcome"], "o", color=style.BLUE, markersize=4)
+    axis.plot(rates.groupby("learning_rate")["outcome"].mean(), color=style.BLUE)
+    axis.set_xscale("log")
+    axis.set_xlabel("Learning rate")
+    axis.set_ylabel("Outcome of grpo (%)")
+    axis.set_title("Learning rate, reserved seeds")
+    seeds = pilot[pilot["part"] == "seeds"].pivot(index="seed", columns="arm", values="outcome")
+    other = axes[0, 1]
+    for place, arm in enumerate([c for c in seeds if c != "grpo"]):
+        other.plot(np.full(len(seeds), place), seeds[arm] - seeds["grpo"], "o", color=style.CYCLE[place], markersize=4)
+    other.axhline(0, color=style.BLACK, linewidth=0.8)
+    other.set_xticks(range(seeds.shape[1] - 1), [c for c in seeds if c != "grpo"])
+    other.set_xlim(-0.5, seeds.shape[1] - 1.5)
+    other.set_ylabel("Difference to grpo (points)")
+    other.set_title("Paired differences")
+    for panel in axes[0]:
+        style.light_grid(panel)
+    style.caption(figure, f"Each point is a run; n = {rates['seed'].nunique()} seeds a rate, {len(seeds)} seeds a pair, none used by the study.")
+    return figure

@@ -1,0 +1,175 @@
+"""A small grid of real runs: fixed orders, a selector, DAPO and a user's arm; kill -9, parts, merging, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from saerl_lib import paths
+from saerl_lib.arms.base import ArmError
+from saerl_lib.artifacts import ArtifactError, Stage, write_json
+from saerl_lib.config import PlanConfig, Profile, StudyConfig, get_profile
+from saerl_lib.data.schema import read_samples, write_samples
+from saerl_lib.data.splits import draw_world
+from saerl_lib.rl import grid as grids
+from saerl_lib.rl.jobs import prepare_jobs
+from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
+from saerl_lib.rl.rollouts import read_rows
+from saerl_lib.rl.runner import is_done
+
+SMOKE = get_profile("smoke")
+PROFILE = replace(
+    SMOKE,
+    name="grid-test",
+    pool_samples=32,
+    plan=PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4),
+    train=replace(
+        SMOKE.train, rollouts_per_prompt=4, checkpoint_every_steps=2, eval_every_steps=2, eval_samples_full=1,
+        eval_samples_small=1, max_completion_tokens=32,
+    ),
+    world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
+    study=StudyConfig(main_seeds=(2, 4), seeds=2, other_seeds=1),
+)  # fmt: skip
+MINE = "import numpy as np\nfrom saerl_lib.arms.base import Arm\n\ndef last_first(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n\nARMS = (Arm('backwards', 'last first', order=last_first),)\n"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, Stage]:
+    world, pools = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("pools")
+    splits = draw_world(PROFILE.world)
+    for name, samples in splits.items():
+        if name.startswith("eval_"):
+            write_samples(samples, world / f"{name}.parquet")
+    kept, n = splits["pool"][: PROFILE.pool_samples], PROFILE.pool_samples
+    write_samples(kept, pools / "kept.parquet")
+    numbers = np.arange(n, dtype=float)
+    table = pd.DataFrame(
+        {"sample_id": [s.id for s in kept], "cluster": np.arange(n) % 3, "ranking": numbers, "raw": numbers,
+         "length": numbers + 1, "label": numbers, "pass_rate": np.linspace(1, 0, n)}
+    )  # fmt: skip
+    table.to_parquet(pools / "kept_table.parquet", index=False)
+    save_file({"motifs": np.ones((n, 2), np.float32)}, pools / "features.safetensors")
+    return Stage("world", world, "", True), Stage("arm_pool", pools, "", True)
+
+
+@pytest.fixture(scope="module")
+def arms_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mine") / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAERL_HOME", str(tmp_path))
+    return grids.jobs_home(PROFILE)
+
+
+@pytest.fixture(scope="module")
+def finished(stages: tuple[Stage, Stage], arms_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAERL_HOME", str(folder))
+        arms = grids.chosen_arms(["grpo", "adarft", "dapo", "grpo_4b", "backwards"], arms_file)
+        assert grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], arms_file) == {}
+    return folder / PROFILE.name / "jobs"
+
+
+def test_every_kind_of_arm_spends_the_same_rollouts(finished: Path) -> None:
+    tables = grids.results(sorted(p for p in finished.iterdir() if (p / "done.json").exists()))
+    budget = tables["budget"].set_index("arm")
+    assert (budget["rollouts"] == 32 * 4).all() and len(budget) == 5
+    assert budget.loc["grpo_4b", "updates"] == 2 and budget.loc["grpo", "updates"] == 8
+    assert budget.loc["dapo", "rollouts_used"] < budget.loc["dapo", "rollouts"]
+    assert budget.loc["adarft", "distinct_prompts"] == 32, "every prompt once a pass"
+    steps = tables["evaluations"].groupby("arm")["step"].unique()
+    assert all(sorted(found)[-1] == 8 and 0 in found for found in steps)
+    first = tables["evaluations"][tables["evaluations"]["step"] == 0]
+    assert first.groupby("sample_id")["correct"].nunique().max() == 1, "one evaluation of the initial weights for all arms"
+
+
+def test_a_users_order_is_followed(finished: Path, stages: tuple[Stage, Stage]) -> None:
+    ids = [s.id for s in read_samples(stages[1].path("kept.parquet"))]
+    rollouts = pd.read_parquet(finished / "backwards-seed0" / "rollouts.parquet")
+    assert rollouts["sample_id"].drop_duplicates().tolist() == ids[::-1]
+
+
+def test_results_of_other_versions_are_refused(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(finished / "grpo-seed0", folder)
+    record = json.loads((folders[1] / "done.json").read_text())
+    record["environment"]["versions"]["torch"] = "1.0"
+    write_json(folders[1] / "done.json", record)
+    with pytest.raises(ArtifactError, match="different versions are not merged"):
+        grids.results(folders)
+    assert set(grids.results(folders[:1])["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
+
+
+def test_kill_9_of_a_selector_run_and_resume(finished: Path, stages: tuple[Stage, Stage], home: Path) -> None:
+    (arm,) = grids.chosen_arms(["adarft"])
+    run = grids.planned_run(PROFILE, stages[1], arm, 0, home, None)
+    (folder,) = prepare_jobs([run], PROFILE, stages[0].folder, home)
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-m", "saerl_lib", "train-job", str(folder)]
+    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if len({row["step"] for row in read_rows(folder / "rollouts.jsonl")}) >= 4:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not is_done(folder) and (folder / "checkpoints" / "checkpoint-2").exists()
+    assert grids.run_grid(PROFILE, *stages, [(arm, 0)]) == {}
+    for name in ("rollouts", "evaluations", "curve"):
+        resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (folder, finished / "adarft-seed0"))
+        pd.testing.assert_frame_equal(resumed, straight)
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(stages: tuple[Stage, Stage], home: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "from saerl_lib.arms.base import Arm\n\ndef start(pool, setting):\n    raise RuntimeError('no prompts for you')\n\n"
+        "ARMS = (Arm('broken', 'fails', policy=start),)\n"
+    )
+    arms = grids.chosen_arms(["broken", "diff"], broken)
+    failed = grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
+    assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
+    assert [f.name for f in grids.finished(PROFILE, [(arm, 0) for arm in arms])] == ["diff-seed0"]
+
+
+def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
+    cells = grids.grid(PROFILE, 2, grids.chosen_arms(["grpo", "hard_to_easy", "diff"]))
+    assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
+
+
+def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:
+    file = tmp_path / "short.py"
+    file.write_text(MINE.replace("np.arange(len(pool.table))[::-1]", "np.arange(5)"))
+    (arm,) = grids.chosen_arms(["backwards"], file)
+    with pytest.raises(ArmError, match="must hold 32 row numbers in 0..31, got 5"):
+        grids.planned_run(PROFILE, stages[1], arm, 0, tmp_path, file)
+
+
+def test_pilot_rules_by_hand() -> None:
+    table = pd.DataFrame({"learning_rate": [1.0, 1.0, 2.0, 2.0, 4.0, 4.0], "seed": [0, 1] * 3, "outcome": [1, 3, 2, 2, 0, 1.0]})
+    assert chosen_rate(table) == 1.0, "ties go to the smaller"
+    runs = pd.DataFrame(
+        {"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]}
+    )
+    assert paired_deviation(runs) == pytest.approx(1.0)
+    assert seeds_needed(1.0, StudyConfig()) == 10
