@@ -8,19 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.arms.base import Arm
-from saerl_lib.artifacts import ArtifactError, Stage
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import Profile, get_profile
-from saerl_lib.data.stage import world_stage
-from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.notebooks import UserError
-from saerl_lib.properties.alternatives import alternatives_stage
-from saerl_lib.properties.stage import difficulty_stage, filter_stage
 from saerl_lib.report.schemas import write_csv
-from saerl_lib.rl.arm_pool import arm_pool_stage
-from saerl_lib.rl.grid import chosen_arms, finished, grid, run_grid
+from saerl_lib.rl.grid import chosen_arms, finished, run_grid
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
-from saerl_lib.study_results import collect_study
+from saerl_lib.study_results import collect_study, study_cells, study_stages
 
 
 def study_profile(name: str = "study") -> Profile:
@@ -29,15 +23,6 @@ def study_profile(name: str = "study") -> Profile:
     if profile.study is None:
         raise UserError(f"profile {name!r} has no study; use --profile study")
     return profile
-
-
-def study_stages(profile: Profile) -> tuple[Stage, Stage]:
-    """World and arm pool with everything they need, computed where missing."""
-    world = world_stage(profile)
-    features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
-    difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
-    alternatives = alternatives_stage(profile, world, features)
-    return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
 
 
 def run_grid_command(
@@ -57,13 +42,6 @@ def run_grid_command(
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0
-
-
-def study_cells(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:
-    """The cells of the grid, of all matched seeds or of the given ones."""
-    if seeds is None:
-        return grid(profile, profile.study.seeds, arms)
-    return [(arm, seed) for seed in seeds for arm in arms]
 
 
 def run_seeds_needed(profile_name: str = "study") -> int:

@@ -105,8 +105,9 @@ _COMPUTED = (
     _notebook("07_grpo_training", "GRPO training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
         "08_evaluation", "Evaluation and claims", "00 01 02 03 04 05 06 07",
-        "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:claims",
-        "learning_curves paired_difference",
+        "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
+        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:claims",
+        "learning_curves paired_difference study_pilot study_curves study_effects",
     ),
 )  # fmt: skip
 

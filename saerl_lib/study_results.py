@@ -13,15 +13,21 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.arms import all_arms
 from saerl_lib.arms.base import Arm
-from saerl_lib.artifacts import ArtifactError
+from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import Profile
+from saerl_lib.data.stage import world_stage
+from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
+from saerl_lib.properties.alternatives import alternatives_stage
+from saerl_lib.properties.stage import difficulty_stage, filter_stage
 from saerl_lib.report.arm_pairs import comparison_rows
 from saerl_lib.report.arm_tables import PAPER, runs_table, summary_table, target_steps
 from saerl_lib.report.schemas import read_table, write_csv
-from saerl_lib.rl.grid import finished, results
+from saerl_lib.rl.arm_pool import arm_pool_stage
+from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid
 from saerl_lib.rl.job import write_table
 
-TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_provenance")
+TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_provenance", "study_pilot")
+"""All are written by `collect_study` but the last, which the pilot writes."""
 PROBLEMS = "study_problems.parquet"
 COLUMNS = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct"]
 
@@ -71,6 +77,41 @@ def compact(evaluations: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({**kinds, "seed": "int16", "step": "int16", "update": "int16", "rollouts": "int32"})
 
 
-def committed_tables() -> dict[str, pd.DataFrame]:
-    """The study's tables as they lie in `figures/data`."""
-    return {name: read_table(name, paths.FIGURES / "data") for name in TABLES}
+def study_stages(profile: Profile) -> tuple[Stage, Stage]:
+    """World and arm pool with everything they need, computed where missing."""
+    world = world_stage(profile)
+    features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
+    difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
+    alternatives = alternatives_stage(profile, world, features)
+    return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+
+
+def study_cells(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:
+    """The cells of the grid, of all matched seeds or of the given ones."""
+    if seeds is None:
+        return grid(profile, profile.study.seeds, arms)
+    return [(arm, seed) for seed in seeds for arm in arms]
+
+
+def train_study(profile: Profile) -> pd.DataFrame:
+    """Runs by arm: finished runs, seconds and memory of each. A profile with a study first runs what is unfinished of it.
+
+    Raises ArtifactError when runs failed; the others are kept.
+    """
+    if profile.study is not None:
+        cells = study_cells(profile, chosen_arms([]))
+        failed = run_grid(profile, *study_stages(profile), cells)
+        collect_study(profile, cells, paths.study_data_dir(profile.name))
+        if failed:
+            raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
+    made = read_table("study_provenance", paths.FIGURES / "data").groupby("arm", sort=False)
+    columns = ["training_s", "evaluation_s", "peak_memory_mb"]
+    return made[columns].mean().round(0).assign(runs=made.size()).reset_index()
+
+
+def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
+    """The study's tables as they lie in `figures/data`, copied beside the profile's own so that figures are drawn from there."""
+    tables = {name: read_table(name, paths.FIGURES / "data") for name in TABLES}
+    for name, table in tables.items():
+        write_csv(table, name, paths.figure_data_dir(profile.name))
+    return tables

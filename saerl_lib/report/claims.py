@@ -14,17 +14,20 @@ Claims on the order of prompts are "undecided" when the world cannot separate or
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from saerl_lib.report import effects
+from saerl_lib.report.arm_pairs import FAMILIES
 from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
 INPUTS = (
     "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "steps_to_target",
+    "study_comparisons",
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
@@ -39,18 +42,20 @@ SMALLEST = {
     "diversity percent": 2.0,
 }
 """Smallest effects of interest, in the unit of the claim (ours)."""
-NOT_RUN: tuple[tuple[str, float], ...] = (
-    ("SAERL on DAPO instead of GRPO: accuracy gain, points (Table 4)", 1.05),
-    ("7B policy: accuracy gain over GRPO, points (Table 4)", 2.0),
+OTHERS_NOT_RUN: tuple[tuple[str, float], ...] = (
     ("One SAE serves policies of other sizes and families (section 5)", math.nan),
-    ("Ablation without difficulty sorting: accuracy lost, points (Table 7)", 2.7),
-    ("Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)", 2.3),
-    ("Ablation without clusters and mixing: accuracy lost, points (Table 7)", 1.6),
-    ("Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)", 1.9),
-    ("512 prompts a step: Avg@8 gain over GRPO, points (Table 8)", 1.82),
     ("Preparation cost: H100-hours of SAE encoding (ADARFT: 17.33)", 0.5),
 )
-"""Claims of the paper that this project did not run, with the paper's value."""
+"""Claims of the paper, with its value, that no comparison of the study speaks of."""
+HEADLINE = {
+    "outcome": ("all sets by Avg@k, mean of the last three evaluations", 1.4),
+    "final_with_pass": ("last evaluation, the hardest set by Pass@8", 3.0),
+    "final_without_pass_set": ("last evaluation, without the Pass@8 set", 1.6),
+}
+"""Metric of the study -> how it averages, and the paper's gain over GRPO averaged so (Tables 4 and 8)."""
+STEPS_CLAIM = "SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)"
+HEADLINE_PAIR = FAMILIES["paper"][0].claim
+"""The claim that the rows of `HEADLINE` stand for."""
 
 
 def verdict(effect: Interval, smallest: float) -> str:
@@ -82,11 +87,32 @@ def claim_row(effect: effects.Effect, decidable: bool = True) -> dict[str, Any]:
     }
 
 
-def not_run_claims() -> list[dict[str, Any]]:
-    """A row for each claim of `NOT_RUN`."""
+def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for each claim of the paper that no row answers; `present` are those that one does."""
+    claims = [(p.claim, p.paper_value) for pairs in FAMILIES.values() for p in pairs if p.claim]
     empty = dict.fromkeys(SCHEMAS["claims"].columns, "")
     numbers = {"our_value": math.nan, "ci_low": math.nan, "ci_high": math.nan, "n_seeds": 0, "verdict": "not run"}
-    return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in NOT_RUN]
+    missing = [c for c in (*claims, *OTHERS_NOT_RUN) if c[0] not in present]
+    return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in missing]
+
+
+def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family."""
+    rows = []
+    for row in comparisons.itertuples():
+        claim, value, kind = row.claim, row.paper_value, "accuracy points"
+        if (row.arm, row.baseline) == ("saerl_grpo", "grpo"):
+            if row.metric == "steps":
+                claim, value, kind = STEPS_CLAIM, 19.1, "fewer steps percent"
+            else:
+                how, value = HEADLINE[row.metric]
+                claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
+        if not isinstance(claim, str) or not claim:
+            continue
+        interval = Interval(row.difference, row.holm_low, row.holm_high)
+        effect = effects.Effect(claim, value, interval, kind, int(row.n_seeds), "08_evaluation", "study_effects")
+        rows.append(claim_row(effect) | {"command": "./run_all.sh --profile study"})
+    return rows
 
 
 def order_gate_met(gates: pd.DataFrame, gate: str = ORDER_GATE) -> bool:
@@ -112,5 +138,7 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
         *effects.filter_effects(tables["filter"], tables["filter_scores"]),
         *effects.diversity_effects(tables["inbatch_diversity"]),
     ]
-    rows = on_order + [claim_row(effect) for effect in on_data]
-    return pd.DataFrame(rows + not_run_claims(), columns=list(SCHEMAS["claims"].columns))
+    study = study_claims(tables["study_comparisons"])
+    rows = study + on_order + [claim_row(effect) for effect in on_data]
+    answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
+    return pd.DataFrame(rows + not_run_claims(answered), columns=list(SCHEMAS["claims"].columns))

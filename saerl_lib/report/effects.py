@@ -69,7 +69,7 @@ def accuracy_effects(curves: pd.DataFrame) -> list[Effect]:
         if not metrics or (text != variants[1][0] and "hardest" not in metrics):
             continue
         differences = final_differences(curves, metrics)
-        claim = f"Accuracy gain over GRPO, points ({text.format(n=len(metrics))})"
+        claim = f"Laptop runs: accuracy gain over GRPO, points ({text.format(n=len(metrics))})"
         effect = paired_t_interval(differences)
         rows.append(Effect(claim, value, effect, "accuracy points", len(differences), "08_evaluation", "paired_difference"))
     return rows
@@ -86,7 +86,7 @@ def steps_effect(steps: pd.DataFrame, budget: int) -> Effect:
     means = means[means["grpo"] > 0]
     saved = 100 * (means["grpo"] - means["saerl"]) / means["grpo"]
     effect = Interval(math.nan, math.nan, math.nan) if means.empty else paired_t_interval(saved)
-    claim = "Fewer steps to target than GRPO, percent (mean over sets)"
+    claim = "Laptop runs: fewer steps to target than GRPO, percent (mean over sets)"
     return Effect(claim, 19.1, effect, "fewer steps percent", len(means), "08_evaluation", "learning_curves")
 
 

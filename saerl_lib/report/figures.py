@@ -65,7 +65,6 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "study_pilot": (("study_pilot",), plots_arms.study_pilot),
     "study_effects": (("study_comparisons",), plots_arms.study_effects),
     "study_curves": (("study_runs",), plots_arms.study_curves),
-    "study_mixing": (("study_summary",), plots_arms.study_mixing),
 }
 """Figure name -> (names of its tables, function of these tables)."""
 

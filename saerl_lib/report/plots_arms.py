@@ -1,4 +1,4 @@
-"""Figures of the RL study: paired differences, learning curves, mixing, cost (notebook 08). Drawn from their tables alone."""
+"""Figures of the RL study: paired differences, learning curves, the pilot (notebook 08). Drawn from their tables alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ FAMILY_TITLES = {
     "paper": "Paper's arms", "ablation": "Ablations", "mixing": "Mixing", "batch": "Batch of 4b", "filter": "Filter",
     "features": "Other features", "order": "Other orders", "rival": "Rivals", "transfer": "Larger policy", "user": "Your arms",
 }  # fmt: skip
-SWAPPED = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
-"""Arm -> samples of 32 that are swapped."""
-PAPER_MIXING = {0: 44.5, 1: 45.55, 2: 46.4, 4: 45.3, 8: 44.75}
-"""Samples of 32 -> mean@8 at step 800 in the paper's Figure 3 (h = 0, 4, 8, 16, 32 of 128; read off the plot)."""
 
 
 @style.styled
@@ -80,27 +76,6 @@ def study_curves(runs: pd.DataFrame) -> Figure:
         style.light_grid(axis)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(arms)))
     style.caption(figure, "In brackets: matched seeds. Line: mean over seeds; band: 95 % t interval over seeds.")
-    return figure
-
-
-@style.styled
-def study_mixing(summary: pd.DataFrame) -> Figure:
-    """Outcome against h, the samples of a batch that are swapped, beside the paper's curve (Figure 3)."""
-    table = summary[summary["arm"].isin(SWAPPED)].assign(h=lambda t: t["arm"].map(SWAPPED)).sort_values("h")
-    figure, axes = style.panels(style.COLUMN_WIDTH, 2.6, 1, 1)
-    axis = axes[0, 0]
-    half = 1.96 * table["outcome_sd"] / np.sqrt(table["n_seeds"])
-    axis.errorbar(table["h"], table["outcome"], half, color=style.BLUE, marker="o", label="here")
-    right = axis.twinx()
-    right.plot(list(PAPER_MIXING), list(PAPER_MIXING.values()), color=style.ORANGE, marker="x", linestyle="--", label="paper, 1 run")
-    axis.set_xlabel("h, swapped samples of 32")
-    axis.set_ylabel("Outcome here (%)")
-    right.set_ylabel("Paper: mean@8 at step 800 (%)")
-    axis.set_xticks(sorted(PAPER_MIXING))
-    lines = [*axis.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    figure.legend(lines, ["here", "paper, one run"], loc="outside upper center", ncols=2)
-    n = ", ".join(str(int(v)) for v in table["n_seeds"])
-    style.caption(figure, f"Bars: 95 % over matched seeds (n = {n}), not paired; paired differences: study_effects.")
     return figure
 
 

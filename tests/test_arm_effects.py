@@ -1,0 +1,147 @@
+"""Statistics of the RL study on small tables that a hand can check."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saerl_lib.arms import all_arms
+from saerl_lib.report import arm_pairs, arm_tables
+from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values, outcome_values, outcomes, two_sided
+from saerl_lib.report.claims import not_run_claims, study_claims
+from saerl_lib.report.figures import draw
+from saerl_lib.report.schemas import SCHEMAS, write_csv
+from saerl_lib.rl.outcome import final_outcome
+from saerl_lib.study_results import TABLES, study_tables
+
+SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
+
+
+def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
+    """One row a run, step and problem: `gains` is added to the share of right answers after the first step."""
+    rng, rows = np.random.default_rng(0), []
+    for arm, gain in gains.items():
+        for seed in range(seeds):
+            for step in STEPS:
+                full = step in (0, STEPS[-1])
+                attempts, problems = (8, FULL) if full else (2, SMALL)
+                for name in SETS:
+                    rate = 0.4 + (gain + 0.004 * step + noise * rng.normal() / 10) * (step > 0)
+                    for i in range(problems):
+                        correct = int(rng.binomial(attempts, min(max(rate, 0), 1)))
+                        rows.append((arm, seed, step, step, step * 256, name, f"{name}-{i}", attempts, correct, full))
+    columns = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct", "full"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def results(gains: dict[str, float], seeds: int = 3) -> dict[str, pd.DataFrame]:
+    runs = [(arm, seed) for arm in gains for seed in range(seeds)]
+    curve = [(a, s, t, 0.5, 0.4, 0.05, 1.0, 30.0) for a, s in runs for t in range(1, 31)]
+    names = ["arm", "seed", "step", "reward_mean", "zero_variance_share", "entropy", "grad_norm", "completion_tokens"]
+    budget = [(a, s, 30, 960, 960, 7680, 7680, 240_000) for a, s in runs]
+    made = [(f"{a}-seed{s}", a, s, "k", 8e-5, "c", "cpu", 1, "torch=2", 100.0, 40.0, 900) for a, s in runs]
+    spent = ["arm", "seed", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
+    return {
+        "evaluations": evaluations(gains, seeds),
+        "curve": pd.DataFrame(curve, columns=names),
+        "budget": pd.DataFrame(budget, columns=spent),
+        "provenance": pd.DataFrame(made, columns=list(SCHEMAS["study_provenance"].columns)),
+    }
+
+
+def test_outcome_by_hand_and_by_both_ways() -> None:
+    """Two sets; the small evaluations hold problem a alone, the last one a and b."""
+    rows = [("x", 0, step, name, p, k, c) for name in ("s", "t") for step, p, k, c in
+            ((1, "a", 2, 1), (2, "a", 2, 2), (3, "a", 4, 4), (3, "b", 4, 0))]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    # steps: 50 %, 100 %, 50 %
+    assert outcomes(outcome_values(frame)).loc["x", 0] == pytest.approx(200 / 3)
+    assert final_outcome(frame)["outcome"].iloc[0] == pytest.approx(200 / 3)
+    full = evaluations({"grpo": 0.0, "diff": 0.1})
+    both = final_outcome(full).set_index(["arm", "seed"])["outcome"]
+    pd.testing.assert_series_equal(outcomes(outcome_values(full)).sort_index(), both.sort_index(), check_names=False)
+    with pytest.raises(ValueError, match="averages the last 3"):
+        final_outcome(frame[frame["step"] > 1])
+
+
+def test_the_pass_set_counts_a_problem_once() -> None:
+    frame = evaluations({"grpo": 0.0})
+    values = final_values(frame, "hardest")
+    assert set(np.unique(values["hardest"])) <= {0.0, 100.0}
+    assert len(np.unique(values["easy_a"])) > 2
+
+
+def test_bootstrap_width_on_a_known_case() -> None:
+    """With one problem the draws are means of resampled seeds: their deviation is s / sqrt(S) with the unbiased s."""
+    differences = np.array([[0.0], [2.0], [4.0], [2.0]])
+    draws = bootstrap_draws([differences], 40_000, seed=0)
+    assert draws.mean() == pytest.approx(2.0, abs=0.02)
+    assert draws.std() == pytest.approx(differences.std(ddof=1) / 2, rel=0.02)
+    assert two_sided(draws) < 0.05 and two_sided(draws - 2.0) > 0.9
+    np.testing.assert_array_equal(bootstrap_draws([differences], 10, 1), bootstrap_draws([differences], 10, 1))
+    assert not np.array_equal(bootstrap_draws([differences], 10, 1), bootstrap_draws([differences], 10, 2))
+
+
+def test_comparisons_pair_by_seed_and_correct_within_the_family() -> None:
+    values = outcome_values(evaluations({"grpo": 0.0, "diff": 0.3, "adarft": 0.0}, seeds=4))
+    found = compare(values, [("diff", "grpo"), ("adarft", "grpo")], resamples=4000)
+    assert found[0].interval.low > 15 and found[0].n_seeds == 4 and found[0].p_holm < 0.01
+    assert found[1].interval.low < 0 < found[1].interval.high
+    for c in found:
+        assert c.corrected.low <= c.interval.low and c.corrected.high >= c.interval.high and c.p_holm >= c.p_value
+    alone = compare(values, [("diff", "grpo")], resamples=4000)[0]
+    assert alone.corrected == alone.interval
+
+
+def test_one_seed_has_no_interval() -> None:
+    (found,) = compare(outcome_values(evaluations({"grpo": 0.0, "diff": 0.3}, seeds=1)), [("diff", "grpo")], 100)
+    assert math.isnan(found.interval.low) and math.isnan(found.detectable) and found.interval.value > 0
+
+
+def test_steps_to_target_by_hand() -> None:
+    rows = [(a, 0, t, "s", "p", 10, c) for a, counts in {"grpo": (1, 2, 6), "diff": (1, 6, 8), "slow": (1, 1, 1)}.items()
+            for t, c in zip((0, 10, 20), counts)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    steps = arm_tables.target_steps(frame, ["grpo", "diff"], problems=1, budget=20).set_index("arm")
+    assert steps["target"].tolist() == [60.0] * 3, "the lowest final accuracy of the paper's arms alone"
+    assert steps["steps"].to_dict() == {"grpo": 20, "diff": 10, "slow": 20}
+    assert not steps.loc["slow", "reached"]
+    three = pd.concat([steps.reset_index().assign(seed=s, steps=lambda t, s=s: t["steps"] + s) for s in range(3)])
+    (found,) = arm_pairs.compare_steps(three, [("diff", "grpo")])
+    assert found.interval.value == pytest.approx(np.mean([100 * 10 / (20 + s) for s in range(3)]))
+
+
+def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
+    gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
+    tables = study_tables(results(gains), problems=SMALL, budget=30)
+    for name in TABLES[:-1]:
+        write_csv(tables[name], name, tmp_path)
+    assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
+    assert len(tables["study_runs"]) == len(gains) * 3 * len(STEPS)
+    summary = tables["study_summary"].set_index("arm")
+    assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
+    assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
+    pairs = tables["study_comparisons"]
+    assert set(pairs["family"]) == {"paper", "ablation"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
+    for figure in ("study_effects", "study_curves"):
+        assert draw(figure, tmp_path, tmp_path).stat().st_size > 10_000
+
+
+def test_claims_of_the_study_follow_the_corrected_interval() -> None:
+    pairs = study_tables(results({"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}), SMALL, 30)["study_comparisons"]
+    rows = {row["claim"]: row for row in study_claims(pairs)}
+    gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
+    assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 3
+    assert rows["DIFF against GRPO: accuracy gain, points (Table 4)"]["verdict"] in ("undecided", "not reproduced")
+    left = {row["claim"] for row in not_run_claims(list(rows))}
+    assert not left & set(rows) and "SAERL on DAPO against DAPO: accuracy gain, points (Table 4)" in left
+
+
+def test_every_pair_names_arms_of_the_grid() -> None:
+    later = {"saerl_large", "grpo_large"}
+    named = {name for pairs in arm_pairs.FAMILIES.values() for p in pairs for name in (p.arm, p.baseline)}
+    assert named - later <= set(all_arms())
+    assert set(all_arms()) <= named, "an arm that nothing is compared with is trained in vain"
