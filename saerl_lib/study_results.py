@@ -20,7 +20,7 @@ from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.properties.alternatives import alternatives_stage
 from saerl_lib.properties.stage import difficulty_stage, filter_stage
 from saerl_lib.report.arm_pairs import comparison_rows
-from saerl_lib.report.arm_tables import PAPER, runs_table, summary_table, target_steps
+from saerl_lib.report.arm_tables import PAPER, Sizes, runs_table, summary_table, target_steps
 from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid
@@ -32,8 +32,15 @@ PROBLEMS = "study_problems.parquet"
 COLUMNS = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct"]
 
 
+def sizes_of(profile: Profile) -> Sizes:
+    """What the preparation of the arms is counted from."""
+    world = profile.world
+    encoded = world.noisy_pool_samples + 2 * world.labelled_samples
+    return Sizes(profile.pool_samples, world.labelled_samples, encoded, profile.study.difficulty_attempts)
+
+
 def study_tables(
-    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, arms: dict[str, Arm] | None = None
+    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, sizes: Sizes, arms: dict[str, Arm] | None = None
 ) -> dict[str, pd.DataFrame]:
     """Every table of `TABLES` from evaluations, curve, budget and provenance; `problems` is the size of the small sets."""
     known = arms or all_arms()
@@ -44,7 +51,7 @@ def study_tables(
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     return {
         "study_runs": runs_table(evaluations, results_by_name["curve"]),
-        "study_summary": summary_table(results_by_name, known, problems, budget),
+        "study_summary": summary_table(results_by_name, known, problems, budget, sizes),
         "study_comparisons": comparison_rows(evaluations, steps, own),
         "study_targets": steps,
         "study_provenance": results_by_name["provenance"],
@@ -63,7 +70,7 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     merged = results(folders)
-    tables = study_tables(merged, profile.world.eval_problems_small, profile.steps)
+    tables = study_tables(merged, profile.world.eval_problems_small, profile.steps, sizes_of(profile))
     for name, table in tables.items():
         write_csv(table, name, folder)
     write_table(compact(merged["evaluations"]), folder / PROBLEMS)

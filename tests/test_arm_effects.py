@@ -19,6 +19,8 @@ from saerl_lib.study_results import TABLES, study_tables
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
+SIZES = arm_tables.Sizes(pool=960, labelled=100, encoded=2000, attempts=16)
+
 
 def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
     """One row a run, step and problem: `gains` is added to the share of right answers after the first step."""
@@ -116,7 +118,7 @@ def test_steps_to_target_by_hand() -> None:
 
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
-    tables = study_tables(results(gains), problems=SMALL, budget=30)
+    tables = study_tables(results(gains), problems=SMALL, budget=30, sizes=SIZES)
     for name in TABLES[:-1]:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
@@ -124,6 +126,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     summary = tables["study_summary"].set_index("arm")
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
+    assert summary.loc["diff", "prep_labels"] == 960 and summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 2000]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
     for figure in ("study_effects", "study_curves"):
@@ -131,7 +134,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
-    pairs = study_tables(results({"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}), SMALL, 30)["study_comparisons"]
+    pairs = study_tables(results({"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}), SMALL, 30, SIZES)["study_comparisons"]
     rows = {row["claim"]: row for row in study_claims(pairs)}
     gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
     assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 3

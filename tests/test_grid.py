@@ -41,7 +41,14 @@ PROFILE = replace(
     world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
     study=StudyConfig(main_seeds=(2, 4), seeds=2, other_seeds=1),
 )  # fmt: skip
-MINE = "import numpy as np\nfrom saerl_lib.arms.base import Arm\n\ndef last_first(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n\nARMS = (Arm('backwards', 'last first', order=last_first),)\n"
+MINE = """import numpy as np
+from saerl_lib.arms.base import Arm
+
+def last_first(pool, setting):
+    return np.arange(len(pool.table))[::-1]
+
+ARMS = (Arm('backwards', 'last first', order=last_first),)
+"""
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,19 @@
-"""`bench grpo`: a step with the artifact's logging reward and plan, against the same TRL trainer with a bare reward."""
+"""`bench grpo`: a step of the artifact's trainer against TRL's own with its own generation, and where the time goes.
+
+Both train on the same plan with the same settings on one thread; the artifact's also logs every rollout.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from trl import GRPOTrainer
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.bench.timing import report, seconds
@@ -16,41 +21,87 @@ from saerl_lib.config import Profile, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
-from saerl_lib.plan.orders import build_plan
+from saerl_lib.encode.language_model import SEPARATOR
+from saerl_lib.rl.feed import Feed
 from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.training import build_trainer, grpo_arguments, logging_reward, plan_dataset
+from saerl_lib.rl.training import build_trainer, grpo_arguments, prompt_dataset
 
-GRPO_STEPS = 6
+GRPO_STEPS, REPEATS = 4, 3
+PROMPTS = 32
+"""Prompts of a step, as in profile `study`."""
+RUN_STEPS = 100
+"""Steps of a run of 25,600 rollouts at this size."""
 
 
-def _trainer(profile: Profile, samples: list[Sample], folder: Path, reward_function: Callable[..., list[float]]) -> Any:
+def _arguments(profile: Profile, folder: Path) -> Any:
+    return grpo_arguments(profile.train, PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
+
+
+def trl_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
+    """TRL's trainer as it comes, with the exact-answer reward."""
+    answers = {s.prompt + SEPARATOR: s.answer for s in samples}
+
+    def exact_answer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [reward(text, answers[prompt]) for prompt, text in zip(prompts, completions, strict=True)]
+
     model, tokenizer = load_policy()
-    labels = np.arange(len(samples), dtype=float)
-    ids = [s.id for s in samples]
-    plan = build_plan(ids, labels.astype(int) * 0, labels, labels, labels + 1, profile.plan, order="ascending", labels=labels)
-    dataset = plan_dataset(plan.table, {s.id: s for s in samples})
-    arguments = grpo_arguments(profile.train, profile.plan.prompts_per_step, GRPO_STEPS, sub_seed(0, "bench"), folder)
-    return build_trainer(model, tokenizer, dataset, arguments, reward_function, [])
+    dataset = prompt_dataset(samples).map(lambda row: {"prompt": row["prompt"] + SEPARATOR})
+    return GRPOTrainer(
+        model=model, reward_funcs=exact_answer, args=_arguments(profile, folder), train_dataset=dataset, processing_class=tokenizer
+    )
 
 
-def bare_reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """The same check without the log."""
-    return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
+def own_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
+    """The artifact's trainer with its log."""
+    policy = load_policy()
+    feed = Feed(policy, samples, None, profile.train, PROMPTS, 10**9, 0, folder / "rollouts.jsonl")
+    return build_trainer(*policy, prompt_dataset(samples), _arguments(profile, folder), feed, [])
+
+
+def timed_parts(trainer: Any) -> dict[str, float]:
+    """Total seconds of `train` and of its parts: rollouts, loss, backward; what is left is the optimiser and bookkeeping."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def watch(owner: Any, name: str, label: str) -> None:
+        work: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            box: list[Any] = []
+            spent[label] += seconds(lambda: box.append(work(*args, **kwargs)))
+            return box[0]
+
+        setattr(owner, name, timed)
+
+    watch(trainer.feed, "step", "rollouts")
+    watch(trainer, "_compute_loss", "loss")
+    watch(trainer.accelerator, "backward", "backward")
+    spent["total"] = seconds(trainer.train)
+    return dict(spent)
 
 
 def bench_grpo(profile: Profile, world: Stage) -> int:
-    """Median of three alternating runs of `GRPO_STEPS` steps on one thread."""
+    """Medians of alternating runs of `GRPO_STEPS` steps on one thread."""
     torch.set_num_threads(1)
-    samples = load_split(world, "pool")[: GRPO_STEPS * profile.plan.prompts_per_step]
+    samples = load_split(world, "pool")[: GRPO_STEPS * PROMPTS]
     plain, ours = [], []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for i in range(3):
-            bare = _trainer(profile, samples, folder / f"bare{i}", bare_reward)
-            plain.append(seconds(bare.train) / GRPO_STEPS)
-            logged = _trainer(profile, samples, folder / f"ours{i}", logging_reward(folder / f"rollouts{i}.jsonl"))
-            ours.append(seconds(logged.train) / GRPO_STEPS)
-    trl_s, step_s = float(np.median(plain)), float(np.median(ours))
+        for i in range(REPEATS):
+            folders = [Path(name) / f"{kind}{i}" for kind in ("trl", "own")]
+            for folder in folders:
+                folder.mkdir()
+            plain.append(seconds(trl_trainer(profile, samples, folders[0]).train) / GRPO_STEPS)
+            ours.append(timed_parts(own_trainer(profile, samples, folders[1])))
+    part = {k: float(np.median([run[k] for run in ours])) / GRPO_STEPS for k in ("rollouts", "loss", "backward", "total")}
+    trl_s = float(np.median(plain))
     return report(
-        {"trl_step_s": trl_s, "artifact_step_s": step_s, "ratio_artifact_to_trl": step_s / trl_s, "steps": 3 * GRPO_STEPS}
+        {
+            "trl_step_s": trl_s,
+            "artifact_step_s": part["total"],
+            "ratio_trl_to_artifact": trl_s / part["total"],
+            **{f"{k}_s": part[k] for k in ("rollouts", "loss", "backward")},
+            "other_s": part["total"] - part["rollouts"] - part["loss"] - part["backward"],
+            "run_of_25600_rollouts_s": RUN_STEPS * part["total"],
+            "prompts_per_step": PROMPTS,
+            "steps_timed": REPEATS * GRPO_STEPS,
+        }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -86,8 +87,45 @@ def families(arms: Mapping[str, Arm], present: Sequence[str]) -> dict[str, list[
     return found
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the preparation of an arm is counted from."""
+
+    pool: int
+    """Kept prompts N."""
+    labelled: int
+    """|L|."""
+    encoded: int
+    """Samples that the SAE reads: noisy pool, L and the filter's negatives."""
+    attempts: int
+    """Attempts a prompt behind a measured pass rate."""
+
+
+def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
+    """Labels, rollouts, encoded samples and forward passes before training, from an arm's `cost`.
+
+    >>> preparation(("encode", "label_subset"), Sizes(3200, 3000, 12_530, 16))["prep_labels"]
+    3000
+    """
+    known = {
+        "label_pool": ("prep_labels", sizes.pool),
+        "label_subset": ("prep_labels", sizes.labelled),
+        "rollouts_16": ("prep_rollouts", sizes.pool * sizes.attempts),
+        "rollouts_1": ("prep_rollouts", sizes.pool),
+        "encode": ("prep_encoded", sizes.encoded),
+        "policy_forward": ("prep_forward", sizes.pool),
+    }
+    found = dict.fromkeys(("prep_labels", "prep_rollouts", "prep_encoded", "prep_forward"), 0)
+    for item in cost:
+        if item not in known:
+            raise ValueError(f"cost item {item!r} is not known; choose from {', '.join(known)}")
+        name, amount = known[item]
+        found[name] += amount
+    return found
+
+
 def summary_table(
-    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, seed: int = 0
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, sizes: Sizes, seed: int = 0
 ) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`."""
     evaluations = results["evaluations"].reset_index(drop=True)
@@ -104,7 +142,8 @@ def summary_table(
         own = outcome.loc[name]
         row = {"arm": name, "title": arms[name].title, "group": arms[name].group, "n_seeds": len(own)}
         row |= {"outcome": own.mean(), "outcome_sd": own.std(ddof=1)} | _difference(against.get(name))
-        rows.append(row | _final(runs, name) | _speed(runs, steps, name) | _budget(results, name))
+        row |= _final(runs, name) | _speed(runs, steps, name) | _budget(results, name)
+        rows.append(row | preparation(arms[name].cost, sizes))
     return pd.DataFrame(rows)
 
 

@@ -168,15 +168,34 @@ SCHEMAS: dict[str, Schema] = {
         "paper_value our_value ci_low ci_high notebook figure command",
     ),
     "study_pilot": _schema("08", "part,arm,learning_rate,seed,outcome"),
-    "study_runs": _schema("08", "arm,seed,step,update,rollouts,problems,completions,avg_easy_a,avg_easy_b,avg_hard,avg_hardest,avg_mid_a,avg_mid_b,mean_avg,mean_with_pass,mean_without_pass_set,pass_hardest,zero_variance_share,entropy,grad_norm", "zero_variance_share entropy grad_norm"),
-    "study_summary": _schema("08", "arm,title,group,n_seeds,outcome,outcome_sd,difference,ci_low,ci_high,holm_low,holm_high,p_value,p_holm,detectable,final_avg_easy_a,final_avg_easy_b,final_avg_hard,final_avg_hardest,final_avg_mid_a,final_avg_mid_b,final_mean_avg,final_mean_with_pass,final_mean_without_pass_set,final_pass_hardest,steps_to_target,targets_reached,area,zero_variance_share,entropy,grad_norm,updates,prompts,distinct_prompts,rollouts,rollouts_used,tokens,training_s,evaluation_s", "outcome_sd difference ci_low ci_high holm_low holm_high p_value p_holm detectable"),
+    "study_runs": _schema(
+        "08",
+        "arm,seed,step,update,rollouts,problems,completions,avg_easy_a,avg_easy_b,avg_hard,avg_hardest,avg_mid_a,"
+        "avg_mid_b,mean_avg,mean_with_pass,mean_without_pass_set,pass_hardest,zero_variance_share,entropy,"
+        "grad_norm",
+        "zero_variance_share entropy grad_norm",
+    ),
+    "study_summary": _schema(
+        "08",
+        "arm,title,group,n_seeds,outcome,outcome_sd,difference,ci_low,ci_high,holm_low,holm_high,p_value,p_holm,"
+        "detectable,final_avg_easy_a,final_avg_easy_b,final_avg_hard,final_avg_hardest,final_avg_mid_a,"
+        "final_avg_mid_b,final_mean_avg,final_mean_with_pass,final_mean_without_pass_set,final_pass_hardest,"
+        "steps_to_target,targets_reached,area,zero_variance_share,entropy,grad_norm,updates,prompts,"
+        "distinct_prompts,rollouts,rollouts_used,tokens,training_s,evaluation_s,prep_labels,prep_rollouts,prep_encoded,"
+        "prep_forward",
+        "outcome_sd difference ci_low ci_high holm_low holm_high p_value p_holm detectable",
+    ),
     "study_comparisons": _schema(
         "08",
         "family,metric,arm,baseline,n_seeds,difference,ci_low,ci_high,holm_low,holm_high,p_value,p_holm,detectable,claim,paper_value",
         "ci_low ci_high holm_low holm_high detectable claim paper_value",
     ),
     "study_targets": _schema("08", "arm,seed,eval_set,target,steps,reached"),
-    "study_provenance": _schema("08", "run,arm,seed,config_hash,learning_rate,commit,cpu,threads,versions,training_s,evaluation_s,peak_memory_mb"),
+    "study_provenance": _schema(
+        "08",
+        "run,arm,seed,config_hash,learning_rate,commit,cpu,threads,versions,training_s,evaluation_s,"
+        "peak_memory_mb",
+    ),
 }
 """Every table of `figures/data`, by name."""
 
