@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from saerl_lib.arms.base import Arm
 from saerl_lib.report.arm_effects import Comparison, compare, outcome_values, outcomes
 from saerl_lib.report.statistics import area_under_curve, pass_at_k, steps_to_target
+
+if TYPE_CHECKING:
+    from saerl_lib.arms.base import Arm
 
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""

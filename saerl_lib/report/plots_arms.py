@@ -28,10 +28,11 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
         y += 1
         for row in part.itertuples():
             colour = style.GREEN if row.holm_low > 0 else style.VERMILLION if row.holm_high < 0 else style.BLUE
-            axis.barh(y, 2 * np.nan_to_num(row.detectable), left=-np.nan_to_num(row.detectable), height=0.7, color="#EDEDED", zorder=0)
+            missed = float(np.nan_to_num(row.detectable))
+            axis.barh(y, 2 * missed, left=-missed, height=0.7, color="#EDEDED", zorder=0)
             axis.plot([row.holm_low, row.holm_high], [y, y], color=colour, linewidth=0.8)
             axis.plot([row.ci_low, row.ci_high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
-            axis.plot(row.difference, y, marker="o", markersize=4.5, color=colour, markeredgecolor="white", markeredgewidth=0.5)
+            axis.plot(row.difference, y, marker="o", markersize=4.5, color=colour, markeredgecolor="white")
             if pd.notna(row.paper_value):
                 axis.plot(row.paper_value, y, marker="x", markersize=4.5, color=style.BLACK, linestyle="none")
             places.append(y)
@@ -61,7 +62,11 @@ def study_curves(runs: pd.DataFrame) -> Figure:
     """Accuracy, groups without a gradient, and entropy by generated rollouts, for the paper's arms."""
     arms = [name for name in PAPER_ARMS if name in set(runs["arm"])]
     palette, symbols = style.colours(arms, {"grpo": style.GREY}), style.markers(arms)
-    columns = {"mean_avg": "Mean Avg@k of six sets (%)", "zero_variance_share": "Groups without gradient", "entropy": "Entropy (nats a token)"}
+    columns = {
+        "mean_avg": "Mean Avg@k of six sets (%)",
+        "zero_variance_share": "Groups without gradient",
+        "entropy": "Entropy (nats a token)",
+    }
     figure, axes = style.panels(style.FULL_WIDTH, 3.1, 1, 3, sharex=True)
     for axis, (column, label) in zip(axes[0], columns.items()):
         for arm in arms:
@@ -88,6 +93,9 @@ def study_pilot(pilot: pd.DataFrame) -> Figure:
     axis.plot(rates["learning_rate"], rates["outcome"], "o", color=style.BLUE, markersize=4)
     axis.plot(rates.groupby("learning_rate")["outcome"].mean(), color=style.BLUE)
     axis.set_xscale("log")
+    values = sorted(rates["learning_rate"].unique())
+    axis.set_xticks(values, [f"{value:.1e}" for value in values])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("Learning rate")
     axis.set_ylabel("Outcome of grpo (%)")
     axis.set_title("Learning rate, reserved seeds")
@@ -102,5 +110,6 @@ def study_pilot(pilot: pd.DataFrame) -> Figure:
     other.set_title("Paired differences")
     for panel in axes[0]:
         style.light_grid(panel)
-    style.caption(figure, f"Each point is a run; n = {rates['seed'].nunique()} seeds a rate, {len(seeds)} seeds a pair, none used by the study.")
+    counts = f"n = {rates['seed'].nunique()} seeds a rate, {len(seeds)} seeds a pair"
+    style.caption(figure, f"Each point is a run; {counts}, none used by the study.")
     return figure
