@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: ./run_all.sh [--profile smoke|laptop|method] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
+# Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
 #        ./run_all.sh test [pytest arguments]
 # Runs the notebooks in order and leaves figures/ and artifacts/<profile>/, or runs the test suite.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.

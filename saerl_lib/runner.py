@@ -35,7 +35,7 @@ from saerl_lib.notebooks import (
     stage_is_whole,
 )
 
-TABLES_ONLY_CODE = ("report", "paths.py", "config.py", "artifacts.py")
+TABLES_ONLY_CODE = ("report", "paths.py", "config", "artifacts.py")
 """Code that a notebook which only draws tables can reach."""
 
 Parts = dict[str, Any]

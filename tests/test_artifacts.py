@@ -167,5 +167,5 @@ def test_a_full_disk_under_a_tensor_file_is_the_same_message(saerl_home: Path) -
 
 
 def test_a_stage_may_name_the_files_it_depends_on() -> None:
-    one, two = (code_hash(files) for files in (("config.py",), ("config.py", "paths.py")))
-    assert one != two and one == code_hash(("config.py",)) and two == code_hash(("paths.py", "config.py"))
+    one, two = (code_hash(files) for files in (("runner.py",), ("runner.py", "paths.py")))
+    assert one != two and one == code_hash(("runner.py",)) and two == code_hash(("paths.py", "runner.py"))

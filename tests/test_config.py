@@ -27,7 +27,7 @@ from saerl_lib.config import (
 
 
 def test_profiles_have_their_own_name() -> None:
-    assert set(PROFILES) == {"smoke", "laptop", "method"}
+    assert set(PROFILES) == {"smoke", "laptop", "method", "study"}
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.notebooks import NOTEBOOKS
 from saerl_lib.plan.batch_plan import read_plan, validate
+from saerl_lib.rl.rollouts import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +80,25 @@ def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp
     assert digests(tmp_path / "smoke" / "figures", "*.p[nd][gf]") == before
 
 
-def test_same_seed_same_tables_another_seed_others(home: Path, tmp_path: Path) -> None:
+def kill_in_training(home: Path) -> None:
+    """Start the command and kill it with SIGKILL when a run has trained past a checkpoint."""
+    environment = dict(os.environ, SAERL_HOME=str(home), PYTHONHASHSEED="0")
+    command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = (home / "smoke" / "jobs").glob("*/rollouts.jsonl")
+        if any(len({row["step"] for row in read_rows(log)}) > 5 for log in logs):
+            break
+        time.sleep(0.05)
+    assert process.poll() is None, "the command ended before it could be killed"
+    process.kill()
+    process.wait()
+    assert not (home / "smoke" / "train" / "manifest.json").exists()
+
+
+def test_same_seed_same_tables_after_kill_9_in_training_another_seed_others(home: Path, tmp_path: Path) -> None:
+    kill_in_training(tmp_path / "same")
     for name, options in (("same", ()), ("other", ("--seed", "1"))):
         done = run_smoke(tmp_path / name, *options)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
