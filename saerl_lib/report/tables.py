@@ -99,6 +99,27 @@ def ladder_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Data and label", "Metric", *LADDER_COLUMNS.values(), "n test"], rows)
 
 
+def study_markdown(frame: pd.DataFrame) -> str:
+    """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and what was spent before and during training."""
+    rows = []
+    for row in frame.to_dict("records"):
+        prepared = {"labels": row["prep_labels"], "rollouts": row["prep_rollouts"], "encoded": row["prep_encoded"]}
+        before = ", ".join(f"{int(count):,} {name}" for name, count in prepared.items() if count)
+        against = "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f}"
+        interval = _bounds(row["ci_low"], row["ci_high"])
+        rows.append(
+            [
+                f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval, f"{row['steps_to_target']:.0f}",
+                f"{row['final_mean_with_pass']:.1f}", _count(row["prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
+            ]
+        )  # fmt: skip
+    header = [
+        "Arm", "Seeds", "Outcome %", "To `grpo`", "95 %", "Steps to target", "Last, hardest by Pass@8 %", "Prompts", "Tokens, million",
+        "Before training",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
 def update_readme(readme_path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
@@ -116,8 +137,9 @@ def update_readme(readme_path: Path, marker: str, text: str) -> bool:
 
 
 def write_readme_tables(readme_path: Path, data_folder: Path) -> bool:
-    """Bring the README's tables of claims, gates and ladder up to date with `figures/data`; True when the file changed."""
+    """Bring the README's tables of claims, gates, ladder and study up to date with `figures/data`; True when the file changed."""
     claims = update_readme(readme_path, "claims", claims_markdown(read_table("claims", data_folder)))
     gates = update_readme(readme_path, "gates", gates_markdown(read_table("world_gates", data_folder)))
     ladder = update_readme(readme_path, "ladder", ladder_markdown(read_table("probe_ladder", data_folder)))
-    return claims or gates or ladder
+    study = update_readme(readme_path, "study", study_markdown(read_table("study_summary", data_folder)))
+    return claims or gates or ladder or study
