@@ -12,6 +12,9 @@ from itertools import groupby
 from saerl_lib.export.log import ConsumedLog, LogError
 from saerl_lib.plan.batch_plan import BatchPlan
 
+EPOCHS = 1000
+"""A log of more repetitions of the plan than this is taken for a mistake."""
+
 
 @dataclass(frozen=True)
 class Departure:
@@ -62,10 +65,12 @@ def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_s
     Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared
     step by step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G.
     `any_slot` compares the set of prompts of each step, for logs whose rollouts are not in prompt order.
-    Raises LogError when `rollouts` is below 1.
+    Raises LogError when `rollouts` is below 1 or the log's steps go beyond `EPOCHS` repetitions of the plan.
     """
     steps = consumed_steps(log, plan.prompts_per_step, rollouts, any_slot)
     count = max(steps) + 1
+    if count > EPOCHS * plan.steps:
+        raise LogError(f"the log reaches step {count - 1}, the plan has {plan.steps}: is its 'step' the optimiser step?")
     epochs = -(-count // plan.steps)
     planned = [plan.ids[i : i + plan.prompts_per_step] for i in range(0, len(plan.ids), plan.prompts_per_step)] * epochs
     found = [steps.get(step, []) for step in range(len(planned))]

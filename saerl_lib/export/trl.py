@@ -18,10 +18,11 @@ pip install "trl==1.16.*"
 trl grpo --config grpo.yaml --model_name_or_path "$MODEL"
 """,
     order="""
-`shuffle_dataset` is on by default in TRL and off here. One generation batch is one optimiser step: `steps_per_generation` is left
-at its default, `gradient_accumulation_steps`, and the number of processes x `per_device_train_batch_size` x
-`gradient_accumulation_steps` is the number of rollouts a step. `grpo.yaml` is written for one process; with P processes divide
-`gradient_accumulation_steps` by P, or the steps hold P times the plan's prompts. Every epoch repeats the same order.
+`shuffle_dataset` is on by default in TRL and off here. One generation batch is one optimiser step: `steps_per_generation` is
+left at its default, `gradient_accumulation_steps`, and processes x `per_device_train_batch_size` x `gradient_accumulation_steps`
+is the number of rollouts a step. `grpo.yaml` is written for one process; with P processes divide `gradient_accumulation_steps` by
+P, or the steps hold P times the plan's prompts. Every epoch repeats the same order. The prompts are chat messages, so the
+tokenizer needs a chat template.
 """,
     verify="""
 `reward.py` appends step and sample id of every rollout to `consumed.jsonl` (`SAERL_LOG` moves it):
@@ -33,7 +34,10 @@ python -m saerl_lib verify --plan PLAN --log consumed.jsonl
 With several processes the lines of a step arrive interleaved: add `--any-slot`. A run that was resumed from a checkpoint logs the
 repeated steps twice: cut the log back to the checkpoint first.
 """,
-    checked="`grpo.yaml` by TRL's own parser, the order by the data loader of its `GRPOTrainer`; TRL 1.16.0.",
+    checked="""
+With TRL 1.16.0: `grpo.yaml` by its own parser, the order by the data loader of its `GRPOTrainer`, and the log of a whole short
+run of that trainer in one process.
+""",
 )
 
 
