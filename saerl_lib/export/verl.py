@@ -38,8 +38,8 @@ python -m saerl_lib verify --plan PLAN --log consumed.jsonl --any-slot --rollout
 ```
 """,
     checked="""
-The Parquet file, batch by batch, through verl 0.9.1's `RLHFDataset`, its sampler and its collate function. The scorer's name and
-the settings were read in its source; no training run was made.
+With verl 0.9.1: the Parquet file, batch by batch, through its `RLHFDataset`, sampler and collate function; every setting against
+its configuration, in which an unknown one is an error; `reward.py` with its scorer. No training run was made.
 """,
 )
 
