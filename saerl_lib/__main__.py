@@ -1,4 +1,4 @@
-"""`python -m saerl_lib`: run the notebooks, check or rebuild the embedded world, measure speed.
+"""`python -m saerl_lib`: run the notebooks, check or rebuild the embedded world, measure speed, export plans.
 
 Expected errors are printed as one message with exit code 1; `--debug` keeps the traceback.
 """
@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,data,world,bench,ladder,audit,plan,grid,seeds-needed,readme}")
+    names = "{run,data,world,bench,ladder,audit,plan,export,verify,grid,seeds-needed,readme}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
     run.add_argument("--profile", default="laptop", help="smoke, laptop, method or study (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
@@ -63,6 +64,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     diff.add_argument("first", type=Path, metavar="A", help="a plan, such as artifacts/laptop/plans/saerl.parquet")
     diff.add_argument("second", type=Path, metavar="B", help="another plan")
+    export = commands.add_parser("export", parents=[common], help="write a plan as another trainer's data set and configuration")
+    export.add_argument("--plan", type=Path, required=True, metavar="P", help="a plan, such as plans/saerl.parquet")
+    export.add_argument("--samples", type=Path, required=True, metavar="FILE", help="its samples, as Parquet or JSON lines")
+    export.add_argument("--to", required=True, metavar="NAME", help="trl, verl, nemo-rl or prime-rl")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; it must not exist")
+    export.add_argument("--rollouts", type=int, default=8, metavar="G", help="rollouts a prompt (default: 8)")
+    verify = commands.add_parser("verify", parents=[common], help="whether a trainer followed a plan, from its log of sample ids")
+    verify.add_argument("--plan", type=Path, required=True, metavar="P", help="the plan")
+    verify.add_argument("--log", type=Path, required=True, metavar="L", help="JSON lines or Parquet with sample_id, or text")
+    verify.add_argument("--rollouts", type=int, metavar="G", help="rollouts a prompt, for logs without steps or prompt order")
+    verify.add_argument("--any-slot", action="store_true", help="accept any order inside a step")
     grid = commands.add_parser("grid", parents=[common], help="run a part of the RL study: arms x matched seeds")
     grid.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="names of arms (default: all)")
     grid.add_argument("--seeds", nargs="*", type=int, metavar="N", help="matched seeds (default: the study's)")
@@ -116,6 +128,14 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.plan.compare import run_plan_diff
 
         return run_plan_diff(arguments.first, arguments.second)
+    if arguments.command == "export":
+        from saerl_lib.export_command import run_export
+
+        return run_export(arguments.plan, arguments.samples, arguments.to, arguments.out, arguments.rollouts)
+    if arguments.command == "verify":
+        from saerl_lib.export_command import run_verify
+
+        return run_verify(arguments.plan, arguments.log, arguments.rollouts, arguments.any_slot)
     if arguments.command == "grid":
         from saerl_lib.grid_command import list_arms, run_grid_command
 

@@ -1,0 +1,479 @@
+"""Export of a plan for other trainers and the check of what they consumed; real readers where they are installed."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import load_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saerl_lib.__main__ import main
+from saerl_lib.data.schema import DataError, Sample, write_samples
+from saerl_lib.export import (
+    REFUSED, TARGETS, ConsumedLog, Export, ExportError, LogError, export_plan, follow, open_export, open_plan, read_log,
+)  # fmt: skip
+from saerl_lib.export.files import template, write_folder
+from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan
+
+STEPS, B, G = 5, 4, 3
+
+
+def small_plan(steps: int = STEPS, b: int = B) -> BatchPlan:
+    """A random order of samples s00, s01, ..."""
+    n = steps * b
+    ids = [f"s{i:02d}" for i in range(n)]
+    pool = make_pool(ids, np.zeros(n), np.arange(n), np.arange(n), np.ones(n))
+    return plan_of(pool, np.random.default_rng(3).permutation(n), np.full(n, -1), "random", b)
+
+
+def pool_samples(n: int = STEPS * B) -> list[Sample]:
+    """One sample an id and a stranger, in the order of ids; prompts hold quotes, line separators and other alphabets."""
+    odd = ("", ' "quoted"', " \u2028 two", " \u03c0 \\frac{1}{2}")
+    samples = [Sample(f"s{i:02d}", f"Find {i} + 1.{odd[i % 4]}", (f"{i}+1={i + 1}",), str(i + 1)) for i in range(n)]
+    return [*samples, Sample("stranger", "Find 1.", (), "1")]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A plan and its samples on disk."""
+    plan, samples = tmp_path / "plan.parquet", tmp_path / "samples.parquet"
+    write_plan(small_plan(), plan)
+    write_samples(pool_samples(), samples)
+    return plan, samples
+
+
+@pytest.fixture
+def export(files: tuple[Path, Path]) -> Export:
+    return open_export(*files, rollouts_per_prompt=G)
+
+
+def answers(export: Export) -> list[str]:
+    return [s.answer for s in export.samples]
+
+
+def test_samples_stand_in_plan_order(export: Export) -> None:
+    assert [s.id for s in export.samples] == export.plan.ids == small_plan().ids
+    assert export.rollouts_per_step == B * G and [export.step_of(i) for i in (0, 3, 4, 19)] == [0, 0, 1, 4]
+
+
+def test_samples_of_json_lines(files: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    rows = [{"id": s.id, "question": s.prompt, "answer": s.answer} for s in pool_samples()]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    found, expected = open_export(files[0], path), open_export(*files)
+    assert [(s.id, s.prompt, s.answer) for s in found.samples] == [(s.id, s.prompt, s.answer) for s in expected.samples]
+    path.write_text('{"id": "a"}\n')
+    with pytest.raises(DataError, match="question"):
+        open_export(files[0], path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda samples: samples[3:], "3 of 20 ids of the plan are missing"),
+        (lambda samples: [*samples, samples[0]], "1 of 20 ids of the plan are given twice"),
+        (lambda samples: [replace(samples[0], answer=" "), *samples[1:]], "1 of 20 ids of the plan have no answer"),
+    ],
+)
+def test_samples_that_do_not_fit_the_plan(files: tuple[Path, Path], change: Callable, message: str) -> None:
+    write_samples(change(pool_samples()), files[1])
+    with pytest.raises(ExportError, match=message):
+        open_export(*files)
+
+
+def test_files_that_are_no_input(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="missing"):
+        open_plan(tmp_path / "none.parquet")
+    with pytest.raises(PlanError, match="no batch plan"):
+        open_plan(files[1])
+    with pytest.raises(ExportError, match="missing"):
+        open_export(files[0], tmp_path / "none.jsonl")
+    with pytest.raises(ExportError, match="at least 2"):
+        open_export(*files, rollouts_per_prompt=1)
+    doubled = small_plan()
+    doubled.table.loc[1, "sample_id"] = doubled.table.loc[0, "sample_id"]
+    write_plan(doubled, files[0])
+    with pytest.raises(PlanError, match="doubled"):
+        open_plan(files[0])
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_export_is_deterministic_and_names_what_keeps_the_order(export: Export, target: str, tmp_path: Path) -> None:
+    first, second = TARGETS[target](export), TARGETS[target](export)
+    assert first == second
+    names = export_plan(export, target, tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
+    text = first["README.md"].decode()
+    assert export.hash in text and "## Launch" in text and "verify --plan" in text
+    assert "ROLLOUTS" not in text and str(tmp_path) not in "".join(c.decode("latin-1") for c in first.values())
+
+
+def test_refusals_say_why(export: Export, tmp_path: Path) -> None:
+    for target in REFUSED:
+        with pytest.raises(ExportError, match="cannot keep an order.*shuffle=True.*trl, verl, nemo-rl, prime-rl"):
+            export_plan(export, target, tmp_path / "out")
+    with pytest.raises(ExportError, match="choose one of trl"):
+        export_plan(export, "torch", tmp_path / "out")
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(TypeError):
+        write_folder({"a/b": b"1", "c": None}, out)  # type: ignore[dict-item]
+    assert list((tmp_path / "deep").iterdir()) == []
+    out.mkdir()
+    write_folder({"a/b": b"1"}, out)
+    assert (out / "a" / "b").read_bytes() == b"1" and [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
+    with pytest.raises(ExportError, match="already exists"):
+        write_folder({"a/b": b"2"}, out)
+    assert (out / "a" / "b").read_bytes() == b"1"
+
+
+def test_verl_schema(export: Export, tmp_path: Path) -> None:
+    export_plan(export, "verl", tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert set(rows[0]) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+    assert [row["extra_info"]["sample_id"] for row in rows] == export.plan.ids
+    assert rows[5]["extra_info"] == {"index": 5, "split": "train", "sample_id": export.plan.ids[5], "step": 1}
+    assert rows[5]["prompt"] == [{"role": "user", "content": export.samples[5].prompt}]
+    assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": a} for a in answers(export)]
+    settings = yaml.safe_load((tmp_path / "out" / "saerl_plan.yaml").read_text())
+    assert settings["data"]["shuffle"] is False and settings["data"]["train_batch_size"] == B
+    assert settings["actor_rollout_ref"]["rollout"] == {"n": G}
+    assert settings["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == B
+    assert settings["trainer"]["total_training_steps"] == STEPS
+
+
+def test_nemo_rl_schema(export: Export, tmp_path: Path) -> None:
+    export_plan(export, "nemo-rl", tmp_path / "out")
+    settings = yaml.safe_load((tmp_path / "out" / "saerl_plan.yaml").read_text())
+    train = settings["data"]["train"]
+    data = load_dataset("json", data_files=str(tmp_path / "out" / train["data_path"]), cache_dir=str(tmp_path / "cache"))
+    assert data[train["split"]][train["input_key"]] == [s.prompt for s in export.samples]
+    assert data[train["split"]][train["output_key"]] == answers(export)
+    assert settings["data"]["shuffle"] is False and train["split_validation_size"] == 0
+    assert settings["grpo"]["num_prompts_per_step"] == B and settings["grpo"]["num_generations_per_prompt"] == G
+    assert settings["policy"]["train_global_batch_size"] == B * G and settings["grpo"]["max_num_steps"] == STEPS
+
+
+@pytest.mark.slow
+def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl import DatasetMixtureConfig, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    from saerl_lib.rl.policy import load_policy
+
+    export_plan(export, "trl", tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    parser = TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig))
+    here = "--use_cpu true --bf16 false --report_to none --save_strategy no --max_completion_length 4 --disable_tqdm true".split()
+    script, arguments, _, _ = parser.parse_args_and_config(["--config", "grpo.yaml", *here])
+    assert arguments.generation_batch_size == B * G and arguments.steps_per_generation == arguments.gradient_accumulation_steps
+    assert arguments.max_steps == STEPS and script.reward_funcs == ["reward.correct"]
+    data = load_dataset(script.dataset_name, cache_dir=str(tmp_path / "cache"))[script.dataset_train_split]
+    namespace: dict = {}
+    exec((tmp_path / "out" / "reward.py").read_text(), namespace)
+    model, tokenizer = load_policy()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    trainer = GRPOTrainer(model, namespace["correct"], arguments, data, processing_class=tokenizer)
+    # One batch of the loader is generated once and taken in steps_per_generation parts, so it is repeated as often.
+    loaded = list(trainer.get_train_dataloader())[:: arguments.steps_per_generation]
+    assert len(loaded) == STEPS
+    for step, batch in enumerate(loaded):
+        planned = export.plan.ids[step * B : (step + 1) * B]
+        assert [row["sample_id"] for row in batch] == [name for name in planned for _ in range(G)]
+        assert {row["step"] for row in batch} == {step}
+    trainer.train()
+    assert read_log(Path("consumed.jsonl")).steps == tuple(i // (B * G) for i in range(STEPS * B * G))
+    assert main(["verify", "--plan", str(tmp_path / "plan.parquet"), "--log", "consumed.jsonl"]) == 0
+
+
+def test_the_reward_reads_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(template("trl_reward.py.txt").decode(), namespace)
+    said = [[{"role": "assistant", "content": f"so\nAnswer: {text}"}] for text in ("4", "5")]
+    state = SimpleNamespace(global_step=3)
+    assert namespace["correct"](said, solution=["4", "4"], sample_id=["a", "a"], trainer_state=state) == [1.0, 0.0]
+    assert read_log(tmp_path / "consumed.jsonl") == ConsumedLog(("a", "a"), (3, 3))
+    for name in ("trl_reward.py.txt", "prime_rl_taskset.py.txt"):
+        source = template(name).decode()
+        namespace: dict = {"re": __import__("re")}
+        pattern, function = source[source.index("ANSWER =") : source.index("LOG =")], source[source.index("def answer") :]
+        exec(pattern + function.split("\n\n\n")[0], namespace)
+        read = namespace["answer"]
+        assert read("Answer: 1\nAnswer: 13 r 4 ") == "13 r 4"
+        assert read("so \\boxed{9:05}.") == "9:05" and read("none") is None
+
+
+# What real packages read; each lives in an environment of its own, named by a variable.
+
+
+def run_elsewhere(variable: str, package: str, script: str, folder: Path, *arguments: str) -> str:
+    """Last line that `script` prints under the interpreter that the variable names; skips without it."""
+    python = os.environ.get(variable)
+    if not python:
+        pytest.skip(f"{variable} names no interpreter with {package}")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [python, "-c", script, str(folder), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().split("\n")[-1]
+
+
+VERL = """
+import json, os, sys
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.import_utils import load_extern_object
+folder = sys.argv[1]
+with initialize_config_module("verl.trainer.config", version_base=None):
+    base = compose("ppo_trainer")
+own = OmegaConf.load(folder + "/saerl_plan.yaml")
+del own["defaults"]
+OmegaConf.set_struct(base, True)
+config = OmegaConf.merge(base, own)  # a setting that verl does not know is an error here
+OmegaConf.set_struct(config, False)
+config.data.cache_dir = folder
+data = create_rl_dataset([folder + "/train.parquet"], config.data, None, None)
+loader = StatefulDataLoader(
+    data, batch_size=config.data.get("gen_batch_size", None) or config.data.train_batch_size, drop_last=True,
+    collate_fn=collate_fn, sampler=create_rl_sampler(config.data, data),
+)
+score = load_extern_object(folder + "/reward.py", config.reward.custom_reward_function.name)
+batches, scores = [], []
+for batch in loader:
+    rows = list(zip(batch["extra_info"], batch["reward_model"], batch["data_source"], batch["raw_prompt"]))
+    for info, truth, source, _ in reversed(rows):
+        for _ in range(config.actor_rollout_ref.rollout.n):
+            scores.append(score(source, "so\\nAnswer: " + truth["ground_truth"], truth["ground_truth"], info)["score"])
+    batches.append([(info["sample_id"], prompt[0]["content"], truth["ground_truth"]) for info, truth, _, prompt in rows])
+print(json.dumps([batches, scores, config.data.shuffle]))
+"""
+
+
+def test_verl_reads_the_batches_of_the_plan(export: Export, files: tuple[Path, Path], tmp_path: Path) -> None:
+    export_plan(export, "verl", tmp_path / "out")
+    said = run_elsewhere("SAERL_VERL_PYTHON", "verl 0.9.1", VERL, tmp_path / "out")
+    batches, scores, shuffle = json.loads(said)
+    rows = [[s.id, s.prompt, s.answer] for s in export.samples]
+    assert batches == [rows[i : i + B] for i in range(0, len(rows), B)]
+    assert scores == [1.0] * len(rows) * G and shuffle is False
+    log = ["verify", "--plan", str(files[0]), "--log", str(tmp_path / "out" / "consumed.jsonl")]
+    assert main([*log, "--any-slot", "--rollouts", str(G)]) == 0 and main(log) == 1
+
+
+VERIFIERS = """
+import asyncio, json, os, sys
+sys.path.insert(0, sys.argv[1])
+os.chdir(sys.argv[1])
+import verifiers.v1 as vf
+from verifiers.v1.utils.loaders import load_taskset
+source = json.loads(sys.argv[2])
+config = vf.SingleAgentEnvConfig.model_validate(source["env"])
+tasks = list(load_taskset(config.taskset).select(vf.SelectConfig()))
+class Trace:
+    def __init__(self, answer):
+        self.last_reply = "so\\nAnswer: " + answer
+rewards = [asyncio.run(task.hooks("reward")[0](Trace(task.data.answer))) for task in tasks]
+print(json.dumps([[(t.key, t.data.prompt_text, t.data.answer) for t in tasks], rewards, config.agent.harness.id]))
+"""
+
+
+def test_verifiers_reads_the_tasks_of_the_plan(export: Export, files: tuple[Path, Path], tmp_path: Path) -> None:
+    import tomllib
+
+    export_plan(export, "prime-rl", tmp_path / "out")
+    settings = tomllib.loads((tmp_path / "out" / "rl.toml").read_text())
+    (source,) = settings["orchestrator"]["train"]["source"]
+    assert settings["orchestrator"]["batch_size"] == B * G and source["group_size"] == G and settings["max_steps"] == STEPS
+    said = run_elsewhere("SAERL_VERIFIERS_PYTHON", "verifiers 0.4", VERIFIERS, tmp_path / "out", json.dumps(source))
+    tasks, rewards, harness = json.loads(said)
+    assert tasks == [[s.id, s.prompt, s.answer] for s in export.samples]
+    assert rewards == [1.0] * len(tasks) and harness == "null"
+    assert main(["verify", "--plan", str(files[0]), "--log", str(tmp_path / "out" / "consumed.jsonl")]) == 0
+
+
+# What was consumed.
+
+
+def rollouts_of(ids: list[str], g: int = G) -> list[str]:
+    return [name for name in ids for _ in range(g)]
+
+
+def write_log(path: Path, ids: list[str], steps: list[int] | None, kind: str) -> Path:
+    """The same log in one of the forms that read_log knows."""
+    path = path.with_suffix({"parquet": ".parquet", "jsonl": ".jsonl", "text": ".txt"}[kind])
+    columns = {"sample_id": ids} if steps is None else {"step": steps, "sample_id": ids}
+    if kind == "parquet":
+        pd.DataFrame(columns).to_parquet(path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in pd.DataFrame(columns).to_dict("records")))
+    else:
+        path.write_text("\n".join(ids) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "first_step"), [("parquet", 0), ("parquet", 1), ("jsonl", 0), ("jsonl", 1), ("jsonl", None), ("text", None)]
+)
+def test_a_followed_plan_in_every_form(tmp_path: Path, kind: str, first_step: int | None) -> None:
+    plan = small_plan()
+    steps = None if first_step is None else rollouts_of([i // B + first_step for i in range(STEPS * B)])  # type: ignore[arg-type]
+    report = follow(plan, read_log(write_log(tmp_path / "log", rollouts_of(plan.ids), steps, kind)))
+    assert report.followed and report.first is None and (report.epochs, report.steps_kept) == (1, STEPS)
+    assert report.dropped == report.repeated == report.unknown == ()
+
+
+def test_departures_by_hand() -> None:
+    plan = small_plan()
+    ids = plan.ids
+    swapped = [*ids[:6], ids[9], *ids[7:9], ids[6], *ids[10:]]
+    report = follow(plan, ConsumedLog(tuple(rollouts_of(swapped))))
+    assert not report.followed and not report.log_ended and report.steps_kept == 3
+    assert (report.first.step, report.first.slot, report.first.planned, report.first.consumed) == (1, 2, ids[6], ids[9])
+    assert report.dropped == report.repeated == report.unknown == ()
+    without = follow(plan, ConsumedLog(tuple([*ids[:7], *ids[8:]])))
+    assert (without.first.step, without.first.slot) == (1, 3) and without.dropped == (ids[7],) and without.steps_kept == 1
+    strange = follow(plan, ConsumedLog(tuple([*ids[:-1], "x"])))
+    assert strange.unknown == ("x",) and strange.dropped == (ids[-1],) and strange.first.step == STEPS - 1
+    again = follow(plan, ConsumedLog(tuple([*ids[:4], *ids[:4], *ids[8:]])))
+    assert again.repeated == tuple(ids[:4]) and again.dropped == tuple(ids[4:8])
+
+
+def test_a_log_that_ends_early_and_one_of_two_epochs() -> None:
+    plan = small_plan()
+    short = follow(plan, ConsumedLog(tuple(plan.ids[:10])))
+    assert not short.followed and short.log_ended and short.dropped == tuple(plan.ids[10:])
+    assert (short.first.step, short.first.slot, short.first.consumed) == (2, 2, None) and short.steps_kept == 2
+    twice = follow(plan, ConsumedLog(tuple(plan.ids * 2)))
+    assert twice.followed and twice.epochs == 2 and twice.repeated == ()
+    assert not follow(plan, ConsumedLog(tuple(plan.ids + plan.ids[:4]))).followed
+
+
+def test_order_inside_a_step_counts_unless_told_otherwise() -> None:
+    plan = small_plan()
+    mixed = [name for i in range(0, STEPS * B, B) for name in rollouts_of(plan.ids[i : i + B])[::-1]]
+    interleaved = [name for i in range(0, STEPS * B, B) for _ in range(G) for name in plan.ids[i : i + B]]
+    strict = follow(plan, ConsumedLog(tuple(mixed)))
+    assert not strict.followed and strict.only_order_inside_steps
+    assert follow(plan, ConsumedLog(tuple(mixed)), any_slot=True).followed
+    assert follow(plan, ConsumedLog(tuple(interleaved)), rollouts=G, any_slot=True).followed
+    steps = tuple(i // (B * G) for i in range(len(interleaved)))
+    assert follow(plan, ConsumedLog(tuple(interleaved), steps), any_slot=True).followed
+    moved = interleaved[: B * G - 1] + [plan.ids[B]] + interleaved[B * G :]
+    report = follow(plan, ConsumedLog(tuple(moved)), rollouts=G, any_slot=True)
+    assert (report.first.step, report.first.planned, report.first.consumed) == (0, None, plan.ids[B])
+    with pytest.raises(LogError, match="optimiser step"):
+        follow(plan, ConsumedLog(("s00",), (10**9,)))
+    with pytest.raises(LogError, match="at least 1"):
+        follow(plan, ConsumedLog(("s00",)), rollouts=0)
+
+
+def test_a_step_missing_from_the_log() -> None:
+    plan = small_plan()
+    kept = [(i // B, name) for i, name in enumerate(plan.ids) if i // B != 2]
+    report = follow(plan, ConsumedLog(tuple(name for _, name in kept), tuple(step for step, _ in kept)))
+    assert report.first.step == 2 and report.first.consumed is None and not report.log_ended
+    assert report.dropped == tuple(plan.ids[8:12]) and report.steps_kept == STEPS - 1
+
+
+@given(st.permutations(range(STEPS * B)), st.integers(1, 4))
+def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None:
+    plan = small_plan()
+    ids = [plan.ids[i] for i in order]
+    report = follow(plan, ConsumedLog(tuple(rollouts_of(ids, g))))
+    assert report.followed == (ids == plan.ids) and report.dropped == ()
+    batches = [set(plan.ids[i : i + B]) == set(ids[i : i + B]) for i in range(0, len(ids), B)]
+    assert report.steps_kept == sum(batches)
+    assert follow(plan, ConsumedLog(tuple(rollouts_of(ids, g))), any_slot=True).followed == all(batches)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no sample id"),
+        ("\n \n", "no sample id"),
+        ('{"sample_id": "a"}\n{"id": "b"}\n', "line 2: field 'sample_id' is missing"),
+        ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
+        ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
+        ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"),
+        ('{"sample_id": "a"}\n{"sample_\n{"sample_id": "b"}\n', "line 2: not JSON"),
+    ],
+)
+def test_malformed_logs(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(LogError, match=message):
+        read_log(path)
+
+
+def test_logs_that_are_cut_short_or_of_several_runs(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"sample_id": "a"}\n{"sample_')
+    assert read_log(path) == ConsumedLog(("a",))
+    table = tmp_path / "log.parquet"
+    pd.DataFrame({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}).to_parquet(table)
+    with pytest.raises(LogError, match="2 runs"):
+        read_log(table)
+    pd.DataFrame({"step": [1]}).to_parquet(table)
+    with pytest.raises(LogError, match="column 'sample_id' is missing"):
+        read_log(table)
+    table.write_text("no parquet")
+    with pytest.raises(LogError, match="no Parquet file"):
+        read_log(table)
+    with pytest.raises(LogError, match="missing"):
+        read_log(tmp_path / "none.txt")
+
+
+# The commands.
+
+
+def test_commands(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, samples = map(str, files)
+    out = tmp_path / "out"
+    arguments = ["export", "--plan", plan, "--samples", samples, "--out", str(out)]
+    assert main([*arguments, "--to", "verl", "--rollouts", str(G)]) == 0
+    assert "5 steps of 4 prompts" in capsys.readouterr().out and (out / "README.md").is_file()
+    assert main([*arguments, "--to", "openrlhf"]) == 1 and "cannot keep an order" in capsys.readouterr().err
+    assert main([*arguments, "--to", "trl"]) == 1 and "already exists" in capsys.readouterr().err
+    log = tmp_path / "log.txt"
+    log.write_text("\n".join(small_plan().ids))
+    assert main(["verify", "--plan", plan, "--log", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("the plan was followed: 5 steps\n")
+    log.write_text("\n".join(small_plan().ids[:-2]))
+    assert main(["verify", "--plan", plan, "--log", str(log)]) == 1
+    said = capsys.readouterr().out.strip().split("\n")
+    assert "NOT followed to its end" in said[0] and any(line.startswith("2 ids planned and never consumed") for line in said)
+    assert json.loads(said[-1])["dropped"] == 2
+    log.write_text("\n".join(small_plan().ids[::-1]))
+    assert main(["verify", "--plan", plan, "--log", str(log)]) == 1 and "it says" in capsys.readouterr().out
+    assert main(["verify", "--plan", samples, "--log", str(log)]) == 1 and "no batch plan" in capsys.readouterr().err
+
+
+def test_doctest_of_follow() -> None:
+    import importlib
+
+    result = doctest.testmod(importlib.import_module("saerl_lib.export.follow"))
+    assert result.attempted > 0 and result.failed == 0
