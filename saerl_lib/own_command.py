@@ -17,7 +17,11 @@ BARE = OwnConfig()
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """The options of `plan` beside its subcommand `diff`."""
     add = parser.add_argument
-    add("--data", metavar="FILE", help="JSON lines, CSV or Parquet (.gz allowed but for Parquet), or owner/name on the Hugging Face Hub")
+    add(
+        "--data",
+        metavar="FILE",
+        help="JSON lines, CSV or Parquet (.gz allowed but for Parquet), or owner/name on the Hugging Face Hub",
+    )
     add("--out", type=Path, metavar="DIR", help="new folder for plan.parquet, scores.csv, report.html and their neighbours")
     add("--force", action="store_true", help="replace an earlier plan at DIR")
     add("--labels", metavar="FIELD", help="field of difficulty labels, such as level or pass_rate (default: no labels)")
@@ -28,13 +32,29 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     for name, usual in DEFAULTS.items():
         add(f"--{name}-field", metavar="NAME", help=f"field of the {name} (default: {usual})")
     add("--split", default=BARE.split, help=f"split of a hub data set (default: {BARE.split})")
-    add("--encoder", default=BARE.encoder, metavar="MODEL", help="none, or a Hugging Face model: folder or hub name (default: none)")
+    add(
+        "--encoder",
+        default=BARE.encoder,
+        metavar="MODEL",
+        help="none, or a Hugging Face model: folder or hub name (default: none)",
+    )
     add("--layer", type=int, metavar="N", help="block whose residual stream the SAE reads, 1 is the first")
     add("--sae", metavar="SAE", help="FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
     add("--max-tokens", type=int, metavar="N", help="cut longer samples (default: the model's positions)")
     add("--clusters", type=int, metavar="K", help="number of clusters (default: 10, fewer for a small file)")
-    add("--prompts-per-step", type=int, default=BARE.prompts_per_step, metavar="B", help=f"batch size (default: {BARE.prompts_per_step})")
-    add("--rank-by", choices=("score", "label"), default=BARE.rank_by, help="rank labelled rows by score or label (default: score)")
+    add(
+        "--prompts-per-step",
+        type=int,
+        default=BARE.prompts_per_step,
+        metavar="B",
+        help=f"batch size (default: {BARE.prompts_per_step})",
+    )
+    add(
+        "--rank-by",
+        choices=("score", "label"),
+        default=BARE.rank_by,
+        help="rank labelled rows by score or label (default: score)",
+    )
     add("--without-labels", choices=("length", "random"), default=BARE.without_labels,
         help="order within a cluster without labels (default: length)")  # fmt: skip
     add("--skip-bad-rows", action="store_true", help="leave malformed rows out and list them, instead of stopping")
@@ -67,7 +87,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     for title in outcome.warnings:
         print(f"warning: {title}")
     for status, count in outcome.left_out.items():
-        print(f"not planned: {count} rows, {status} (not_planned.csv)")
+        print(f"not planned, {status}: {count} (not_planned.csv)")
     print(f"{outcome.planned} of {outcome.read} rows in {outcome.steps} steps; open {arguments.out / 'report.html'}")
     line = {"read": outcome.read, "planned": outcome.planned, "left_out": outcome.left_out, "steps": outcome.steps,
             "seconds": round(time.monotonic() - started, 1)}  # fmt: skip

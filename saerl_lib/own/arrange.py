@@ -49,9 +49,7 @@ class Arranged:
     """The same for a random order of the planned samples."""
 
 
-def rank_rows(
-    data: OwnData, found: Representation, difficulty: Difficulty | None, config: OwnConfig
-) -> Ranking:
+def rank_rows(data: OwnData, found: Representation, difficulty: Difficulty | None, config: OwnConfig) -> Ranking:
     """The order within clusters: difficulty, or its stand-in when there are no labels to learn from."""
     if difficulty is not None:
         own = config.rank_by == "label"
@@ -77,7 +75,11 @@ def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int
 
 
 def arrange(
-    data: OwnData, found: Representation, grouping: Grouping, difficulty: Difficulty | None, quality: Quality | None,
+    data: OwnData,
+    found: Representation,
+    grouping: Grouping,
+    difficulty: Difficulty | None,
+    quality: Quality | None,
     config: OwnConfig,
 ) -> Arranged:
     """Filter, cut to whole batches and plan.
@@ -92,7 +94,9 @@ def arrange(
     full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
     planned, ranking = rows[full], rank_rows(data, found, difficulty, config)
     dropped = [
-        Dropped(data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
+        Dropped(
+            data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}"
+        )
         for i in np.flatnonzero(~kept)
     ] + [Dropped(data.where[i], ids[i], "left over", f"fills no whole batch of {b}") for i in rows[~full]]
     settings = PlanConfig(

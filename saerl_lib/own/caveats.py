@@ -21,6 +21,14 @@ DOMINANT = 0.5
 UNPAIRED = 0.5
 """More batches without a swap partner than this are named (ours)."""
 
+STATUS_TEXT = {
+    "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
+    "no answer": "Set aside, since no reward could be computed.",
+    "filtered": "Below the share that --keep asks for.",
+    "left over": "They fill no whole batch; which ones is decided by the hash of the question.",
+}
+"""What became of rows that are not planned."""
+
 
 @dataclass(frozen=True)
 class Caveat:
@@ -33,8 +41,13 @@ class Caveat:
 
 
 def caveats(
-    data: OwnData, found: Representation, grouping: Grouping, difficulty: Difficulty | None, quality: Quality | None,
-    arranged: Arranged, config: OwnConfig,
+    data: OwnData,
+    found: Representation,
+    grouping: Grouping,
+    difficulty: Difficulty | None,
+    quality: Quality | None,
+    arranged: Arranged,
+    config: OwnConfig,
 ) -> list[Caveat]:
     """Warnings first, then notes."""
     listed = [
@@ -44,13 +57,24 @@ def caveats(
     return sorted(listed, key=lambda caveat: caveat.kind != "warning")
 
 
+def _count(n: int, what: str) -> str:
+    """A number with its noun.
+
+    >>> _count(1, "row"), _count(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig) -> list[Caveat]:
     known = int(np.isfinite(data.labels).sum())
     if difficulty is None:
         order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it",
                  "random": "random"}[config.without_labels]  # fmt: skip
-        text = (f"Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. "
-                f"Within a cluster the order is {order}. There is no difficulty score, no interval and no calibration.")  # fmt: skip
+        text = (
+            "Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. "
+            f"Within a cluster the order is {order}. There is no difficulty score, no interval and no calibration."
+        )
         if config.fields.labels is None:
             return [Caveat("warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty.")]
         if known < MIN_LABELS:
@@ -58,7 +82,9 @@ def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig)
         return [Caveat("warning", "All labels are equal", f"They order nothing. {text}")]
     out, gain = [], difficulty.gain
     if known < FEW_LABELS:
-        out.append(Caveat("warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."))
+        out.append(
+            Caveat("warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores.")
+        )
     if gain.low <= 0:
         out.append(Caveat(
             "warning", "The probe is no better than length",
@@ -67,10 +93,13 @@ def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig)
         ))  # fmt: skip
     if not np.isfinite(difficulty.high).all():
         out.append(Caveat("note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."))
-    used = "Labelled rows are ranked by their label." if config.rank_by == "label" else "--rank-by label would rank by the labels."
+    used = (
+        "Labelled rows are ranked by their label." if config.rank_by == "label" else "--rank-by label would rank by the labels."
+    )
     out.append(Caveat(
         "note", "How difficulty was read",
-        f"{known} of {len(data.samples)} rows have a label. A labelled row's score comes from a fit that did not see its label. {used}",
+        f"{known:,} of {len(data.samples):,} rows have a label. A labelled row's prediction comes from a fit that did not see "
+        f"its label; the calibration on top of it saw all labels. {used}",
     ))  # fmt: skip
     return out
 
@@ -78,7 +107,9 @@ def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig)
 def _clusters(grouping: Grouping, arranged: Arranged) -> list[Caveat]:
     sizes, out = np.bincount(grouping.assignment.label, minlength=grouping.clusters.k), []
     if grouping.clusters.k == 1:
-        out.append(Caveat("warning", "One cluster", "All rows are in one cluster: there is no company to choose and no tail to swap."))
+        out.append(
+            Caveat("warning", "One cluster", "All rows are in one cluster: there is no company to choose and no tail to swap.")
+        )
     elif sizes.max() > DOMINANT * sizes.sum():
         out.append(Caveat(
             "warning", "Dominant cluster",
@@ -102,7 +133,7 @@ def _quality(data: OwnData, quality: Quality | None, config: OwnConfig) -> list[
     if quality is None:
         known = int(np.isfinite(data.quality).sum())
         return [Caveat("warning", "Too few quality labels",
-                       f"{known} rows have one; at least {MIN_CLASS} of either kind are needed. No row was filtered.")]  # fmt: skip
+                       f"{known} rows have one; {MIN_CLASS} of either kind are needed. No row was filtered.")]  # fmt: skip
     out = []
     if quality.roc_auc <= quality.roc_auc_length:
         out.append(Caveat(
@@ -110,24 +141,33 @@ def _quality(data: OwnData, quality: Quality | None, config: OwnConfig) -> list[
             f"ROC-AUC {quality.roc_auc:.3f} from the features, {quality.roc_auc_length:.3f} from the length alone.",
         ))  # fmt: skip
     kept = "no row was filtered (--keep SHARE would)" if config.keep is None else f"the best {config.keep:.0%} were kept"
-    out.append(Caveat("note", "How quality was read",
-                      f"{quality.n_labels} labels, ROC-AUC {quality.roc_auc:.3f} on rows that a fit did not see; {kept}."))  # fmt: skip
+    text = f"{quality.n_labels} labels, ROC-AUC {quality.roc_auc:.3f} on rows that a fit did not see; {kept}."
+    out.append(Caveat("note", "How quality was read", text))
     return out
 
 
 def _rows(data: OwnData, found: Representation, arranged: Arranged) -> list[Caveat]:
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     out = [
-        Caveat("warning" if status == "malformed" else "note", f"{count} rows {words}", "They are listed in not_planned.csv.")
-        for status, words in (("malformed", "were malformed"), ("no answer", "have no answer"), ("filtered", "were filtered"),
-                              ("left over", "fill no whole batch")) if (count := counts[status])
+        Caveat(
+            "warning" if status == "malformed" else "note",
+            f"{_count(count, 'row')}: {status}",
+            f"{text} Listed in not_planned.csv.",
+        )
+        for status, text in STATUS_TEXT.items() if (count := counts[status])
     ]  # fmt: skip
     repeated = sum(count - 1 for count in Counter(normalise(s.prompt) for s in data.samples).values())
     if repeated:
-        out.append(Caveat("warning", f"{repeated} repeated questions", "They differ from an earlier row in case, space or punctuation "
-                          "at most. They stay in the plan and count twice."))  # fmt: skip
+        out.append(Caveat("warning", _count(repeated, "repeated question"), "Equal to an earlier row but for case, space or "
+                          "punctuation. They stay in the plan, so their question counts more than once."))  # fmt: skip
     if found.truncated:
-        out.append(Caveat("warning", f"{found.truncated} rows were cut", "They are longer than the model reads; --max-tokens sets where."))
+        out.append(
+            Caveat(
+                "warning",
+                f"{_count(found.truncated, 'row')} cut",
+                "Longer than the model reads; the end was not read. --max-tokens sets where.",
+            )
+        )
     return out + [Caveat("note", "Assumed", note) for note in data.notes]
 
 

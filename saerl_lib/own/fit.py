@@ -85,7 +85,9 @@ def group(found: Representation, settings: PropertyConfig, seed: int) -> Groupin
     clusters = fit_clusters(
         found.phi, settings.clusters, sub_seed(seed, "clusters"), settings.cluster_fit_rows, settings.smallest_cluster
     )
-    return Grouping(clusters, clusters.assign(found.phi), projection_2d(clusters.standardise(found.phi)))
+    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
+        points = projection_2d(clusters.standardise(found.phi))
+    return Grouping(clusters, clusters.assign(found.phi), points)
 
 
 def fit_scores(

@@ -45,9 +45,14 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
 
 
 def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
-    """The model cut at its layer, its tokenizer and the SAE; a folder is read without a network."""
+    """The model cut at its layer, its tokenizer and the SAE; a folder is read without a network. Errors as `represent_model`."""
     local = Path(config.encoder).is_dir()
-    settings = AutoConfig.from_pretrained(config.encoder, local_files_only=local)
+    try:
+        settings = AutoConfig.from_pretrained(config.encoder, local_files_only=local)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
+        raise ValueError(f"--encoder {config.encoder}: {what} ({reason})") from error
     width = getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
     sae = open_sae_source(config.sae, width)
     tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)

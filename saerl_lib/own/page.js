@@ -113,6 +113,12 @@ function hover(i, px, py) {
   tip.style.left = Math.max(4, Math.min(px + 14, s.width - tip.offsetWidth - 6)) + "px";
   tip.style.top = Math.max(4, py + 18 + tip.offsetHeight > s.height ? py - tip.offsetHeight - 12 : py + 18) + "px";
 }
+function centre(i) {
+  const s = scale(), [px, py] = place(i, s);
+  view.x += s.width / 2 - px;
+  view.y += s.height / 2 - py;
+  clamp();
+}
 function pin(i) {
   pinned = i;
   redraw();
@@ -193,7 +199,10 @@ byId("farther").addEventListener("click", () => zoomAt(canvas.clientWidth / 2, c
 byId("whole").addEventListener("click", () => { view.zoom = 1; view.x = view.y = 0; redraw(); });
 byId("colour").addEventListener("change", (event) => { colours = colourings[event.target.value](); redraw(); });
 for (const card of document.querySelectorAll(".card"))
-  card.querySelector("button").addEventListener("click", () => chooseCluster(Number(card.dataset.cluster)));
+  card.querySelector("button").addEventListener("click", () => {
+    chooseCluster(Number(card.dataset.cluster));
+    if (chosenCluster >= 0) canvas.scrollIntoView({ block: "center" });
+  });
 
 function cell(row, name, text, number) {
   const element = line(row, "td", text);
@@ -209,8 +218,8 @@ function refresh() {
     if (wanted && !data.id[i].toLowerCase().includes(wanted) && !data.prompt[i].toLowerCase().includes(wanted)) continue;
     shown.push(i);
   }
-  const last = (v) => (v === null || v < 0 ? Infinity : v);
-  if (order === "plan") shown.sort((a, b) => last(data.position[a]) - last(data.position[b]) || a - b);
+  const late = (position) => (position < 0 ? N : position);
+  if (order === "plan") shown.sort((a, b) => late(data.position[a]) - late(data.position[b]) || a - b);
   if (order === "rank") shown.sort((a, b) => data.rank[a] - data.rank[b] || a - b);
   if (order === "odd") shown.sort((a, b) => data.distance[b] - data.distance[a] || a - b);
   page = 0;
@@ -228,8 +237,9 @@ function table() {
     cell(row, "step", data.step[i] < 0 ? data.statuses[data.status[i]] : String(data.step[i]), true);
     cell(row, "prompt", data.prompt[i].slice(0, 140));
     cell(row, "why", data.reason[i]);
-    row.addEventListener("click", () => { pin(i); byId("panel").scrollIntoView({ block: "nearest" }); });
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") pin(i); });
+    const show = () => { centre(i); pin(i); byId("panel").scrollIntoView({ block: "nearest" }); };
+    row.addEventListener("click", show);
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(); });
     body.appendChild(row);
   }
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));

@@ -115,7 +115,9 @@ def _csv(data: bytes, name: str) -> RawData:
             raise DataError(f"{name}, line 1: a column name occurs twice; give every column its own name")
         return RawData(name, tuple(_csv_rows(reader, header)), text_only=True)
     except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: not CSV ({error}); quote cells that hold commas, quotes or line ends") from error
+        raise DataError(
+            f"{name}, line {reader.line_num}: not CSV ({error}); quote cells that hold commas, quotes or line ends"
+        ) from error
     finally:
         csv.field_size_limit(before)
 
@@ -146,7 +148,7 @@ def _hub(name: str, split: str) -> RawData:
 
     try:
         records = list(load_dataset(name, split=split))
-    except Exception as error:  # noqa: BLE001 (the library raises many kinds, each about name, split or network)
+    except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(f"{name}: no such file, and not readable from the Hugging Face Hub, split {split!r} ({reason}); "
                         "check the name, --split and the network") from error  # fmt: skip

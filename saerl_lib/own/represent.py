@@ -72,5 +72,6 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
     width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
     if width > 0:
-        out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
+        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+            out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
     return out

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -17,6 +18,9 @@ from saerl_lib.data.schema import DataError
 from saerl_lib.own.read import read_rows
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 from saerl_lib.own.validate import OwnData, validate
+
+if TYPE_CHECKING:
+    from saerl_lib.own.represent import Representation
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
@@ -44,7 +48,11 @@ def load_data(source: str, config: OwnConfig) -> OwnData:
 
 
 def plan_own_data(
-    source: str, out: Path, config: OwnConfig = OwnConfig(), force: bool = False, say: Callable[[str], None] = lambda text: None  # noqa: B008
+    source: str,
+    out: Path,
+    config: OwnConfig,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Plan `source` into the new folder `out`; `say` is told each step.
 
@@ -71,7 +79,7 @@ def plan_own_data(
 def _require_place(out: Path, force: bool) -> None:
     if not out.name:
         raise DataError(f"--out {out}: name a folder that does not exist yet")
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
         raise DataError(f"{out} exists; name another folder, or pass --force to replace an earlier plan")
@@ -85,13 +93,18 @@ def _put(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    partial.rename(out)
+    try:
+        partial.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _compute(data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None]) -> Outcome:
     from saerl_lib.encode.features import save_features
-    from saerl_lib.own import arrange, caveats, fit, report, tables
+    from saerl_lib.own import arrange, caveats, fit, report, sections, tables
     from saerl_lib.plan.batch_plan import plan_hash, write_plan
 
     found = _represent(data, folder, config)
@@ -114,7 +127,7 @@ def _compute(data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Cal
     counts = dict(sorted(Counter(rest["status"]).items()))
     outcome = Outcome(out, data.read, len(arranged.plan.ids), counts, arranged.plan.steps,
                       tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
-    page = report.Page(data, found, grouping, difficulty, arranged, listed, scores, cards, rest)
+    page = sections.Page(data, found, grouping, difficulty, arranged, listed, scores, cards, rest)
     (folder / "report.html").write_text(report.html(page), encoding="utf-8")
     record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": to_dict(config),
               "settings_hash": content_hash(to_dict(config)), "plan_hash": plan_hash(arranged.plan),
@@ -123,7 +136,7 @@ def _compute(data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Cal
     return outcome
 
 
-def _represent(data: OwnData, folder: Path, config: OwnConfig):  # noqa: ANN202 (imported below)
+def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation:
     if config.encoder == NO_ENCODER:
         from saerl_lib.own.represent import represent_text
 

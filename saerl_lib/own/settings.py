@@ -75,17 +75,27 @@ class OwnConfig:
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
         if self.encoder != NO_ENCODER and (self.layer is None or self.sae is None):
-            raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE")
+            raise ValueError(
+                f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE"
+            )
         if self.encoder == NO_ENCODER and (self.layer is not None or self.sae is not None):
             raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
         if self.encoder != NO_ENCODER and Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
             raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
-        for name, least in (("prompts_per_step", 2), ("retained_latents", 1), ("tokens_per_batch", 1), ("clusters", 1), ("max_tokens", 2)):
+        for name, least in (
+            ("prompts_per_step", 2),
+            ("retained_latents", 1),
+            ("tokens_per_batch", 1),
+            ("clusters", 1),
+            ("max_tokens", 2),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
-            raise ValueError(f"--label-range {self.label_range[0]:g} {self.label_range[1]:g}: the first number must be the smaller one")
+            raise ValueError(
+                f"--label-range {self.label_range[0]:g} {self.label_range[1]:g}: the first number must be the smaller one"
+            )
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
         if self.keep is not None and self.fields.quality is None:

@@ -24,7 +24,11 @@ TYPICAL = 3
 
 
 def score_table(
-    data: OwnData, found: Representation, grouping: Grouping, difficulty: Difficulty | None, quality: Quality | None,
+    data: OwnData,
+    found: Representation,
+    grouping: Grouping,
+    difficulty: Difficulty | None,
+    quality: Quality | None,
     arranged: Arranged,
 ) -> pd.DataFrame:
     """Rows of scores.csv, one a usable row in the order of the source; unknown numbers are NaN, step and slot -1 without a place.
@@ -71,12 +75,17 @@ def _reason(row: object, dropped: Dropped | None, leading: Sequence[int], arrang
     if row.swapped_with >= 0:
         place = f"tail exchanged with step {row.swapped_with}"
     else:
-        place = "with its own cluster" if home == row.cluster else f"among what filled no batch of its own cluster, with cluster {home}"
+        place = (
+            "with its own cluster"
+            if home == row.cluster
+            else f"among what filled no batch of its own cluster, with cluster {home}"
+        )
     return "; ".join([f"step {row.step}, slot {row.slot}: {place}", *parts])
 
 
 def cluster_table(data: OwnData, found: Representation, grouping: Grouping, scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms, typical.
+    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms,
+    typical.
 
     terms are words of the prompts that are frequent here and rare elsewhere; typical are the ids nearest to the centre.
     """
@@ -91,7 +100,8 @@ def cluster_table(data: OwnData, found: Representation, grouping: Grouping, scor
             "cluster": int(cluster), "n": len(inside), "share": len(inside) / len(scores),
             "planned": int((inside["status"] == "planned").sum()), "median_length": float(inside["length"].median()),
             "mean_difficulty": float(inside["difficulty"].mean()), "labels": int(inside["label"].notna().sum()),
-            "top_topic": str(names[top]) if top >= 0 else "", "topic_share": float(counts[top] / len(inside)) if top >= 0 else np.nan,
+            "top_topic": str(names[top]) if top >= 0 else "",
+            "topic_share": float(counts[top] / len(inside)) if top >= 0 else np.nan,
             "terms": " ".join(words[int(cluster)]), "typical": " ".join(nearest),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -99,7 +109,7 @@ def cluster_table(data: OwnData, found: Representation, grouping: Grouping, scor
 
 def _terms(prompts: Sequence[str], cluster: np.ndarray, k: int) -> list[list[str]]:
     """Words of each cluster by share inside x log of (share inside / share of all)."""
-    counter = CountVectorizer(token_pattern=WORD, binary=True, max_features=5000)
+    counter = CountVectorizer(token_pattern=WORD, binary=True, max_features=5000, stop_words="english")
     try:
         seen = counter.fit_transform(prompts).tocsr()
     except ValueError:  # no prompt holds a word
