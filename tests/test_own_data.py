@@ -9,6 +9,7 @@ import importlib
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -29,6 +30,7 @@ from saerl_lib.own.arrange import whole_batches
 from saerl_lib.own.fit import Quality, fit_quality, properties_of
 from saerl_lib.own.report import embedded
 from saerl_lib.own.represent import represent_text
+from saerl_lib.paths import ROOT
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.compare import plan_diff
 
@@ -575,3 +577,8 @@ def test_bad_commands_end_with_one_message(
 def test_docstring_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"saerl_lib.own.{name}"))
     assert found.failed == 0 and found.attempted > 0
+
+
+def test_style_and_script_belong_to_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["package-data"]["saerl_lib.own"] == ["*.css", "*.js"]

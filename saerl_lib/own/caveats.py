@@ -107,9 +107,11 @@ def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig)
 def _clusters(grouping: Grouping, arranged: Arranged) -> list[Caveat]:
     sizes, out = np.bincount(grouping.assignment.label, minlength=grouping.clusters.k), []
     if grouping.clusters.k == 1:
-        out.append(
-            Caveat("warning", "One cluster", "All rows are in one cluster: there is no company to choose and no tail to swap.")
-        )
+        out.append(Caveat(
+            "warning", "One cluster",
+            "All rows are in one cluster: there is no company to choose and no tail to swap. A small file has several when "
+            "batches are smaller (--prompts-per-step) or when --clusters asks for them.",
+        ))  # fmt: skip
     elif sizes.max() > DOMINANT * sizes.sum():
         out.append(Caveat(
             "warning", "Dominant cluster",
@@ -119,6 +121,11 @@ def _clusters(grouping: Grouping, arranged: Arranged) -> list[Caveat]:
     plan = arranged.plan
     if grouping.clusters.k > 1 and plan.unpaired_share > UNPAIRED:
         out.append(Caveat("note", "Few swaps", f"{plan.unpaired_share:.0%} of the batches found no partner for the tail swap."))
+    if grouping.clusters.n_merged:
+        out.append(Caveat(
+            "note", _count(grouping.clusters.n_merged, "small cluster") + " merged",
+            f"{_count(grouping.clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one.",
+        ))  # fmt: skip
     out.append(Caveat(
         "note", "How varied batches are",
         f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
