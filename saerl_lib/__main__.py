@@ -29,6 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `python -m saerl_lib`."""
+    from saerl_lib.own_command import add_plan_options
+
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -58,8 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     audit.add_argument("--profile", default="laptop", help="smoke or laptop, already run (default: laptop)")
     audit.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
     audit.add_argument("--json", action="store_true", help="print the record as JSON")
-    plan = commands.add_parser("plan", help="compare two stored plans")
-    diff = plan.add_subparsers(dest="action", required=True, metavar="{diff}").add_parser(
+    plan = commands.add_parser("plan", parents=[common], help="plan your own data, or compare two stored plans (plan diff A B)")
+    add_plan_options(plan)
+    diff = plan.add_subparsers(dest="action", metavar="{diff}").add_parser(
         "diff", parents=[common], help="how far samples move and how much of their company they keep"
     )
     diff.add_argument("first", type=Path, metavar="A", help="a plan, such as artifacts/laptop/plans/saerl.parquet")
@@ -124,6 +127,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.audit_command import run_audit
 
         return run_audit(arguments.sample_id, arguments.profile, arguments.seed, arguments.json)
+    if arguments.command == "plan" and arguments.action is None:
+        from saerl_lib.own_command import run_plan
+
+        return run_plan(arguments)
     if arguments.command == "plan":
         from saerl_lib.plan.compare import run_plan_diff
 

@@ -1,0 +1,79 @@
+"""SAE features of one's own rows: any Hugging Face model cut at a layer, and an SAE of its residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.activations import truncate
+from saerl_lib.encode.features import FeatureTable
+from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.sources import open_sae_source
+from saerl_lib.encode.spans import Layout, sample_spans
+from saerl_lib.encode.store import write_store
+from saerl_lib.own.represent import Representation, finish
+from saerl_lib.own.settings import OwnConfig
+
+PROBED = 20
+"""Prompts on which a tokenizer must keep the spaces."""
+
+
+def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
+    """SAE features and metadata of N samples; `work` is an empty folder for the store of all latents.
+
+    Raises OSError or ValueError for a model that cannot be read, SAEGateError for an SAE that does not fit it, and
+    FloatingPointError for non-finite activations.
+    """
+    encoder = open_model(config, samples)
+    spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
+    lengths, truncated = np.array([len(s.ids) for s in spans], dtype=float), sum(s.truncated for s in spans)
+    del spans
+    store = write_store(samples, encoder, work)
+    retained = choose_retained(store, min(config.retained_latents, store.width))
+    table = FeatureTable(tuple(s.id for s in samples), store.select(retained), metadata_features(samples))
+    name = f"{len(retained)} SAE latents of {Path(config.encoder).name}, layer {config.layer}, and metadata"
+    return finish(table, lengths, "tokens", name, truncated)
+
+
+def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
+    """The model cut at its layer, its tokenizer and the SAE; a folder is read without a network. Errors as `represent_model`."""
+    local = Path(config.encoder).is_dir()
+    try:
+        settings = AutoConfig.from_pretrained(config.encoder, local_files_only=local)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
+        raise ValueError(f"--encoder {config.encoder}: {what} ({reason})") from error
+    width = getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
+    sae = open_sae_source(config.sae, width)
+    tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)
+    model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=torch.float32, local_files_only=local)
+    layout = Layout(max_tokens=config.max_tokens or getattr(settings, "max_position_embeddings", None))
+    return Encoder(truncate(model.eval(), config.layer), tokenizer, sae, config.tokens_per_batch, layout)
+
+
+def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:
+    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds.
+
+    Raises ValueError when every class drops the spaces of `texts`.
+    """
+    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+        tokenizer = kind.from_pretrained(name, local_files_only=local, padding_side="right")
+        if _keeps_spaces(tokenizer, texts):
+            return tokenizer
+    raise ValueError(f"{name}: its tokenizer loses the spaces of the prompts; check the tokenizer files of the model")
+
+
+def _keeps_spaces(tokenizer: Any, texts: Sequence[str]) -> bool:
+    """Whether a round trip keeps at least half of the white space."""
+    decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
+    return 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text)
