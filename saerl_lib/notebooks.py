@@ -111,7 +111,11 @@ _COMPUTED = (
     ),
 )  # fmt: skip
 
-NOTEBOOKS: tuple[Notebook, ...] = (*_COMPUTED, _redraw("09_figures", "Every figure from the tables alone", _COMPUTED))
+NOTEBOOKS: tuple[Notebook, ...] = (
+    *_COMPUTED,
+    _redraw("09_figures", "Every figure from the tables alone", _COMPUTED),
+    _notebook("10_your_own_data", "The library on a file of one's own", "00", "csv:own_clusters", ""),
+)
 """All notebooks, in the order in which they run."""
 
 

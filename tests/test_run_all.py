@@ -300,7 +300,7 @@ def test_debug_keeps_the_traceback(saerl_home: Path) -> None:
 
 
 def test_select_from_and_only() -> None:
-    assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09"]
+    assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09", "10"]
     assert [n.stem for n in select(NOTEBOOKS, only="9")] == ["09_figures"]
     assert select(NOTEBOOKS) == NOTEBOOKS
     assert find("07") is find("7")

@@ -167,6 +167,12 @@ SCHEMAS: dict[str, Schema] = {
         "claim,paper_value,our_value,ci_low,ci_high,n_seeds,verdict,notebook,figure,command",
         "paper_value our_value ci_low ci_high notebook figure command",
     ),
+    "own_clusters": _schema(
+        "10",
+        "cluster,n,share,planned,median_length,mean_difficulty,labels,top_topic,topic_share,terms,typical",
+        "mean_difficulty top_topic topic_share terms",
+        "share topic_share",
+    ),
     "study_pilot": _schema("08", "part,arm,learning_rate,seed,outcome"),
     "study_runs": _schema(
         "08",
