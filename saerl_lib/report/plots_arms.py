@@ -46,7 +46,7 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
     style.caption(
         figure,
         "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / red: "
-        "the corrected interval excludes 0. Grey: below the minimum detectable effect (power 0.8). Cross: the paper's value.",
+        "the corrected interval excludes 0. Grey: below the minimum detectable effect (power 0.8). Cross: the paper's tables, whose averages count AIME24 by Pass@8.",
     )
     return figure
 
@@ -77,6 +77,8 @@ def study_curves(runs: pd.DataFrame) -> Figure:
             axis.plot(rollouts, band["value"], color=palette[arm], marker=symbols[arm], markersize=3, linewidth=1.1,
                       label=f"{style.readable(arm)} ({part['seed'].nunique()})")  # fmt: skip
         axis.set_title(label, fontsize=7.5)
+        if column == "zero_variance_share":
+            axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("Rollouts generated (thousands)")
         style.light_grid(axis)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(arms)))
