@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,data,world,bench,ladder,audit,plan,export,verify,grid,seeds-needed,readme}"
+    names = "{run,data,world,bench,ladder,audit,plan,export,verify,grid,seeds-needed,train,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
     run.add_argument("--profile", default="laptop", help="smoke, laptop, method or study (default: laptop)")
@@ -87,6 +87,19 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--list", action="store_true", help="print the arms and stop")
     needed = commands.add_parser("seeds-needed", parents=[common], help="the pilot: learning rate and number of matched seeds")
     needed.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
+    train = commands.add_parser("train", parents=[common], help="GRPO by TRL on a plan, also under accelerate launch or torchrun")
+    train.add_argument("--plan", type=Path, required=True, metavar="P", help="a plan, as written by the notebooks or by `plan`")
+    train.add_argument("--samples", type=Path, required=True, metavar="FILE", help="its samples, Parquet or JSON lines")
+    train.add_argument("--model", required=True, metavar="M", help="policy in Hugging Face format: folder or hub name")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints, logs and the trained policy")
+    train.add_argument("--rollouts", type=int, default=8, metavar="G", help="rollouts a prompt (default: 8)")
+    train.add_argument("--micro-batch", type=int, default=8, metavar="N", help="rollouts of one forward pass (default: 8)")
+    train.add_argument("--learning-rate", type=float, default=1e-6, metavar="X", help="constant (default: 1e-6)")
+    train.add_argument("--temperature", type=float, default=0.6, metavar="X", help="of the rollouts (default: 0.6)")
+    train.add_argument("--max-completion", type=int, default=3072, metavar="N", help="tokens of a completion (default: 3072)")
+    train.add_argument("--save-every", type=int, default=20, metavar="N", help="steps between checkpoints (default: 20)")
+    for flag, text in (("--vllm", "rollouts by vLLM"), ("--bf16", "mixed precision, on a GPU"), ("--chat", "chat messages")):
+        train.add_argument(flag, action="store_true", help=text)
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
     job = commands.add_parser("train-job", parents=[common])
     job.add_argument("path")
@@ -153,6 +166,14 @@ def dispatch(arguments: argparse.Namespace) -> int:
         from saerl_lib.grid_command import run_seeds_needed
 
         return run_seeds_needed(arguments.profile)
+    if arguments.command == "train":
+        from saerl_lib.train_command import TrainSettings, run_train
+
+        settings = TrainSettings(
+            arguments.rollouts, arguments.micro_batch, arguments.learning_rate, arguments.temperature, arguments.max_completion,
+            arguments.save_every, arguments.vllm, arguments.bf16, arguments.chat,
+        )  # fmt: skip
+        return run_train(arguments.plan, arguments.samples, arguments.model, arguments.out, settings)
     if arguments.command == "readme":
         from saerl_lib.report.tables import write_readme_tables
 

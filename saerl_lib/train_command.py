@@ -1,0 +1,136 @@
+"""`python -m saerl_lib train`: GRPO by TRL's own trainer on a plan, in one process or many (`accelerate launch`, `torchrun`).
+
+For policies that need GPUs; the RL study of the embedded world has a faster trainer of its own. Order: the data set lies
+in plan order, nothing shuffles, and one generation batch is one optimiser step, which the processes share. Every process
+logs the samples that it consumed; at the end the logs are joined and held against the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer
+
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.data.answers import equivalent, read_answer
+from saerl_lib.encode.language_model import SEPARATOR
+from saerl_lib.export.follow import FollowReport, follow
+from saerl_lib.export.log import ConsumedLog
+from saerl_lib.export.samples import Export, open_export
+from saerl_lib.own.model import open_tokenizer
+from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a launch decides beside the plan."""
+
+    rollouts_per_prompt: int = 8
+    """G (paper, section C.2)."""
+    micro_batch: int = 8
+    """Rollouts of one forward pass of one process."""
+    learning_rate: float = 1e-6
+    """Constant (paper: 1e-6)."""
+    temperature: float = 0.6
+    """Of the rollouts (paper: 0.6)."""
+    max_completion_tokens: int = 3072
+    """Longest completion (paper: 3,072)."""
+    save_every_steps: int = 20
+    """Checkpoints; a run that was stopped goes on from the last one, with its place in the plan."""
+    vllm: bool = False
+    """Rollouts by vLLM beside the trainer (TRL's `use_vllm`, colocated)."""
+    bf16: bool = False
+    """Mixed precision; needs a GPU."""
+    chat: bool = False
+    """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break."""
+    seed: int = 0
+
+
+def accumulation(export: Export, settings: TrainSettings, processes: int) -> int:
+    """Forward passes of a process in one step of the plan.
+
+    >>> class E: rollouts_per_step = 1024
+    >>> accumulation(E, TrainSettings(micro_batch=16), processes=8)
+    8
+
+    Raises ArtifactError when the plan's step does not divide into the processes' passes.
+    """
+    size = settings.micro_batch * processes
+    if export.rollouts_per_step % size:
+        raise ArtifactError(
+            f"a step of the plan has {export.rollouts_per_step} rollouts, which {processes} processes x {settings.micro_batch} do "
+            "not divide: choose another --micro-batch or number of processes"
+        )
+    return export.rollouts_per_step // size
+
+
+def arguments(export: Export, settings: TrainSettings, processes: int, folder: Path) -> GRPOConfig:
+    """TRL's settings; every default that would disturb the order is set by name."""
+    return GRPOConfig(
+        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation(export, settings, processes), num_generations=settings.rollouts_per_prompt,
+        num_iterations=1, shuffle_dataset=False, max_steps=export.plan.steps, learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, loss_type="grpo", beta=0.0, scale_rewards="group",
+        temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
+        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
+        seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
+    )  # fmt: skip
+
+
+def logging_reward(log: Path) -> Callable[..., list[float]]:
+    """1.0 where the completion's answer is the sample's, in canonical form or by math-verify; logs step and sample id."""
+
+    def correct(completions: list[Any], answer: list[str], sample_id: list[str], trainer_state: Any, **_: Any) -> list[float]:
+        append_rows(log, [{"step": trainer_state.global_step + 1, "sample_id": name} for name in sample_id])
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        found = [read_answer(text) for text in texts]
+        return [float(a is not None and (a == gold or equivalent(gold, a))) for a, gold in zip(found, answer, strict=True)]
+
+    return correct
+
+
+def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: TrainSettings) -> int:
+    """Train or resume; process 0 checks the joined log against the plan. Raises ArtifactError when it was not followed."""
+    export = open_export(plan, samples, settings.rollouts_per_prompt)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"consumed-{rank:03d}.jsonl"
+    resume = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    cut_back(log, int(resume.rsplit("-", 1)[1]) if resume else 0)
+    texts = [s.prompt for s in export.samples]
+    prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
+    rows = {"prompt": prompts, "sample_id": export.plan.ids, "answer": [s.answer for s in export.samples]}
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=logging_reward(log),
+        args=arguments(export, settings, processes, folder),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=open_tokenizer(model, texts[:20], Path(model).is_dir()),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model(str(folder / "final"))
+    trainer.accelerator.wait_for_everyone()
+    if rank == 0:
+        report = check_logs(export, folder, processes)
+        print(json.dumps({"followed": report.followed, "steps": report.steps_logged, "processes": processes}))
+    return 0
+
+
+def check_logs(export: Export, folder: Path, processes: int) -> FollowReport:
+    """The joined logs of all processes against the plan. Raises ArtifactError at the first departure."""
+    rows = [row for rank in range(processes) for row in read_rows(folder / f"consumed-{rank:03d}.jsonl")]
+    log = ConsumedLog(tuple(r["sample_id"] for r in rows), tuple(int(r["step"]) for r in rows))
+    report = follow(export.plan, log, any_slot=True)
+    if not report.followed:
+        raise ArtifactError(f"the trainer did not follow the plan, first at {report.first}")
+    return report

@@ -1,0 +1,98 @@
+"""TRL's own trainer on a plan in two processes: the union of their logs equals the plan, also after a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.config import PlanConfig
+from saerl_lib.data.schema import write_samples
+from saerl_lib.data.world import draw_split, target_weights
+from saerl_lib.export.samples import open_export
+from saerl_lib.plan.batch_plan import write_plan
+from saerl_lib.plan.orders import build_plan
+from saerl_lib.rl.policy import FOLDER
+from saerl_lib.rl.rollouts import append_rows, read_rows
+from saerl_lib.train_command import TrainSettings, accumulation, check_logs, logging_reward
+
+B, G, STEPS = 4, 4, 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    samples = draw_split("pool", B * STEPS, target_weights(), "target", 3, set())
+    numbers, ids = np.arange(len(samples), dtype=float), [s.id for s in samples]
+    plan = build_plan(
+        ids, np.zeros(len(ids), int), numbers, numbers, numbers + 1, PlanConfig(prompts_per_step=B), order="random", seed=1
+    )
+    write_plan(plan, folder / "plan.parquet")
+    write_samples(samples, folder / "samples.parquet")
+    return folder
+
+
+def launch(files: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes on the CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "saerl_lib", "train",
+        "--plan", str(files / "plan.parquet"), "--samples", str(files / "samples.parquet"), "--model", str(FOLDER), "--out", str(out),
+        "--rollouts", str(G), "--micro-batch", "4", "--max-completion", "24", "--temperature", "1.0", "--save-every", "1",
+    ]  # fmt: skip
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(paths.ROOT))
+    return subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_two_processes_see_exactly_the_plan_and_resume_in_it(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = launch(files, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"followed": true' in done.stdout
+    logs = [read_rows(out / f"consumed-{rank:03d}.jsonl") for rank in (0, 1)]
+    assert [len(rows) for rows in logs] == [B * G * STEPS // 2] * 2, "each process takes half of every step"
+    assert (out / "final" / "model.safetensors").is_file()
+    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
+    again = launch(files, out)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert '"followed": true' in again.stdout
+    resumed = [read_rows(out / f"consumed-{rank:03d}.jsonl") for rank in (0, 1)]
+    assert [[r["sample_id"] for r in rows] for rows in resumed] == [[r["sample_id"] for r in rows] for rows in logs]
+
+
+def test_a_departure_is_an_error(files: Path, tmp_path: Path) -> None:
+    export = open_export(files / "plan.parquet", files / "samples.parquet", G)
+    rows = [{"step": 1 + i // B, "sample_id": name} for i, name in enumerate(export.plan.ids)]
+    append_rows(tmp_path / "consumed-000.jsonl", rows)
+    assert check_logs(export, tmp_path, 1).followed
+    rows[0], rows[B] = {**rows[B], "step": 1}, {**rows[0], "step": 2}
+    (tmp_path / "consumed-000.jsonl").unlink()
+    append_rows(tmp_path / "consumed-000.jsonl", rows)
+    with pytest.raises(ArtifactError, match="did not follow the plan"):
+        check_logs(export, tmp_path, 1)
+
+
+def test_a_step_must_divide_into_passes(files: Path) -> None:
+    export = open_export(files / "plan.parquet", files / "samples.parquet", G)
+    assert accumulation(export, TrainSettings(micro_batch=4), 2) == 2
+    with pytest.raises(ArtifactError, match="--micro-batch"):
+        accumulation(export, TrainSettings(micro_batch=4), 3)
+
+
+def test_the_reward_reads_text_and_chat(tmp_path: Path) -> None:
+    reward = logging_reward(tmp_path / "log.jsonl")
+    state = type("State", (), {"global_step": 0})()
+    texts = ["Answer: 1/2", [{"role": "assistant", "content": "Answer: 0.5"}], "no answer"]
+    assert reward(texts, ["1/2", "1/2", "1"], ["a", "b", "c"], state) == [1.0, 1.0, 0.0]
+    assert [json.loads(line)["sample_id"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["a", "b", "c"]
