@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     names = "{run,data,world,bench,ladder,audit,plan,export,verify,grid,seeds-needed,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
-    run.add_argument("--profile", default="laptop", help="smoke, laptop, method, study, or paper with --plan-only (default: laptop)")
+    run.add_argument("--profile", default="laptop", help="smoke, laptop, method, study; paper with --plan-only (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
     run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")

@@ -5,20 +5,19 @@ Every figure is a pair: expected, and an upper one (the longest texts, dense ins
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from saerl_lib.paper.arithmetic import (
     decode_seconds_per_token,
     forward_flops_per_token,
     hours,
-    key_value_bytes_per_token,
     parameters,
     sae_parameters,
 )
 from saerl_lib.paper.assumptions import Assumptions
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.hub import HubModel
+from saerl_lib.paper.memory import generation_memory, training_memory
 
 
 @dataclass(frozen=True)
@@ -113,27 +112,6 @@ def run_hours(config: PaperConfig, given: Assumptions, model: HubModel, tokens: 
         "updates": hours(update, given.h100_peak_flops, given.train_utilisation),
         "evaluations": rollout_hours(model, answers, tokens, given),
     }
-
-
-def generation_memory(config: PaperConfig, given: Assumptions, model: HubModel) -> float:
-    """Bytes of GPU memory to generate: bf16 weights, the cache of all sequences at full length, working memory."""
-    longest = config.max_prompt_tokens + config.max_response_tokens
-    cache = given.decode_sequences * longest * key_value_bytes_per_token(model)
-    return 2 * parameters(model) + cache + given.working_bytes
-
-
-def training_memory(config: PaperConfig, given: Assumptions, model: HubModel) -> float:
-    """Bytes of GPU memory of one run: the training state beside what generates."""
-    return parameters(model) * given.train_bytes_per_parameter + generation_memory(config, given, model)
-
-
-def gpus(memory_bytes: float, given: Assumptions) -> int:
-    """GPUs whose memory holds `memory_bytes`.
-
-    >>> gpus(81e9, Assumptions())
-    2
-    """
-    return max(1, math.ceil(memory_bytes / given.gpu_memory_bytes))
 
 
 def _training_stage(config: PaperConfig, given: Assumptions, model: HubModel, runs: int) -> Stage:

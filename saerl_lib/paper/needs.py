@@ -5,8 +5,9 @@ from __future__ import annotations
 from saerl_lib.paper.arithmetic import parameters, sae_parameters
 from saerl_lib.paper.assumptions import Assumptions
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.estimate import gpus, stages
+from saerl_lib.paper.estimate import stages
 from saerl_lib.paper.machine import Machine
+from saerl_lib.paper.memory import gpus
 from saerl_lib.paper.text import size
 
 SHOWN_PACKAGES = 3
