@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import importlib
 import json
 import math
 import os
@@ -51,11 +53,16 @@ def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, cap
         assert data.repository in text
     for name in ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-7B", "Qwen3-1.7B-Base", "qwen-scope-3-1.7b-base-w32k-l50, layer27"):
         assert name in text
-    assert text.count("not pinned yet") >= 12
+    assert text.count("  not pinned yet") == 4
     for words in ("network:", "GPU: 3 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours"):
         assert words in text
     for item in (*dataclasses.fields(Assumptions), *dataclasses.fields(PaperConfig)[-10:]):
         assert re.search(rf"^  {item.name} .*({PAPER}|{OURS})", text, re.M), f"{item.name} is not printed with its origin"
+
+
+def test_too_little_main_memory_is_said() -> None:
+    small = dataclasses.replace(BARE, memory_bytes=2 * 10**9)
+    assert any(s.startswith("memory: 4.0 GB") for s in missing(PaperConfig(), Assumptions(), small))
 
 
 def test_full_machine_lacks_only_what_no_machine_has() -> None:
@@ -148,7 +155,9 @@ def test_bad_combination_is_rejected(change: dict[str, object]) -> None:
 def test_revision_is_a_whole_hash_or_none() -> None:
     with pytest.raises(ValueError, match="40-digit"):
         HubData("x", "a/b", "train", 1, 1, revision="main")
-    assert all(re.fullmatch(r"[0-9a-f]{40}", d.revision) for d in (*TRAINING_DATA, *BENCHMARKS) if d.revision)
+    config = PaperConfig()
+    pinned = [item.revision for item in (*TRAINING_DATA, *BENCHMARKS, *config.policies, config.encoder, config.reading_model)]
+    assert all(re.fullmatch(r"[0-9a-f]{40}", revision) for revision in pinned if revision)
 
 
 # The arithmetic.
@@ -196,6 +205,16 @@ def test_estimates_follow_their_inputs() -> None:
     assert sae_training_hours(config, slow)[0] == pytest.approx(2 * sae_training_hours(config, given)[0])
     for stage in stages(config, given):
         assert 0 <= stage.gpu_hours[0] <= stage.gpu_hours[1] and stage.disk_bytes > 0 and stage.how
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["paper.arithmetic", "paper.assumptions", "paper.memory", "paper.machine", "paper.text", "paper.steps", "paper.loading",
+     "data.checking"],
+)  # fmt: skip
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
+    assert result.attempted > 0 and result.failed == 0
 
 
 # The machine.
@@ -358,6 +377,20 @@ def test_hub_format_is_streamed_from_a_folder(name: str, tmp_path: Path, monkeyp
     assert [s.prompt for s in samples] == [READERS[name](ROWS[name], 0).prompt] * 2
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "olympiadbench"])
+def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
+    listed = [f"- config_name: {c}\n  data_files:\n  - split: {data.split}\n    path: {c}/*" for c in ("other", data.configuration)]
+    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *listed, "---", ""]))
+    for configuration, row in (("other", {"wrong": "row"}), (str(data.configuration), ROWS[name])):
+        (tmp_path / configuration).mkdir()
+        pandas.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
+    (sample,) = from_hub(data)
+    assert str(sample) == str(READERS[name](ROWS[name], 0))
+
+
 def test_prm800k_file_is_streamed_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = dataclasses.replace(SETS["prm800k"], repository=str(tmp_path), revision=None)
@@ -380,7 +413,7 @@ def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -
     assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
     assert "trust_remote_code" not in asked[0]
     with pytest.raises(DataError, match="not pinned yet"):
-        next(from_hub(SETS["math500"]))
+        next(from_hub(SETS["amc23"]))
     assert len(asked) == 1
 
 

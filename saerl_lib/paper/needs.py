@@ -37,6 +37,9 @@ def missing(config: PaperConfig, given: Assumptions, machine: Machine) -> list[s
     if len(have) < need:
         listed = ", ".join(f"{name} ({size(memory)})" for name, memory in machine.gpus) or "none found"
         found.append(f"GPU: {need} of {size(given.gpu_memory_bytes)} for the largest stage; here: {listed}")
+    memory = max(stage.memory_bytes for stage in stages(config, given) if not stage.gpu)
+    if 0 < machine.memory_bytes < memory:
+        found.append(f"memory: {size(memory)} of main memory, {size(machine.memory_bytes)} here")
     if machine.missing_packages:
         names, rest = machine.missing_packages[:SHOWN_PACKAGES], len(machine.missing_packages) - SHOWN_PACKAGES
         found.append("packages: " + "; ".join(names) + (f"; and {rest} more" if rest > 0 else "") + " (requirements.lock)")

@@ -13,6 +13,7 @@ from saerl_lib.paper.memory import gpus
 from saerl_lib.paper.needs import downloads, missing
 from saerl_lib.paper.text import number, size, table
 
+
 def _revision(revision: str | None) -> str:
     return revision or "not pinned yet"
 
@@ -52,7 +53,7 @@ def stage_lines(config: PaperConfig, given: Assumptions) -> Iterator[str]:
     total = [sum(stage.gpu_hours[i] for stage in found if stage.gpu == "H100") for i in (0, 1)]
     yield f"  All of it: {total[0]:,.0f} to {total[1]:,.0f} H100-hours, {size(sum(s.disk_bytes for s in found))} of results."
     if config.sae != "trained":
-        yield "  Instead of the published SAE, one trained with the paper's settings; an OpenSAE checkpoint costs nothing:"
+        yield "  An SAE trained with the paper's settings instead (a checkpoint on disk costs nothing):"
         yield from table([_stage_row(sae_training_stage(config, given), given)])
 
 
