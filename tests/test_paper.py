@@ -382,7 +382,8 @@ def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, m
     pandas = pytest.importorskip("pandas")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
-    listed = [f"- config_name: {c}\n  data_files:\n  - split: {data.split}\n    path: {c}/*" for c in ("other", data.configuration)]
+    entry = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/*"
+    listed = [entry.format(configuration, data.split) for configuration in ("other", data.configuration)]
     (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *listed, "---", ""]))
     for configuration, row in (("other", {"wrong": "row"}), (str(data.configuration), ROWS[name])):
         (tmp_path / configuration).mkdir()
