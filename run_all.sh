@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
+#        ./run_all.sh --profile paper --plan-only
 #        ./run_all.sh test [pytest arguments]
 # Runs the notebooks in order and leaves figures/ and artifacts/<profile>/, or runs the test suite.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
@@ -9,7 +10,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 
 case "${1:-}" in
   -h | --help)
-    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"
+    sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
     exit 0
     ;;
 esac
@@ -55,6 +56,14 @@ base_python() {
   return 1
 }
 
+wants_plan() {
+  local argument
+  for argument in "$@"; do
+    if [[ "$argument" == "--plan-only" ]]; then return 0; fi
+  done
+  return 1
+}
+
 install() {
   local base
   if ! is_recent .venv/bin/python; then
@@ -76,7 +85,11 @@ if passes "$PYTHON"; then
   echo "environment: active, $PYTHON"
 else
   PYTHON="$ROOT/.venv/bin/python"
-  if ! passes "$PYTHON"; then install; fi
+  if ! passes "$PYTHON"; then
+    # The plan of profile paper needs no package, so nothing is installed for it.
+    if wants_plan "$@"; then exec "$(base_python)" -m saerl_lib.paper "$@"; fi
+    install
+  fi
   echo "environment: .venv, $PYTHON"
 fi
 

@@ -37,12 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     names = "{run,data,world,bench,ladder,audit,plan,export,verify,grid,seeds-needed,train,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
-    run.add_argument("--profile", default="laptop", help="smoke, laptop, method or study (default: laptop)")
+    run.add_argument("--profile", default="laptop", help="smoke, laptop, method, study; paper with --plan-only (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
     run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
     run.add_argument("--seeds", type=int, metavar="N", help="number of matched training seeds (default: the profile's)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
+    run.add_argument("--plan-only", action="store_true", help="print what --profile paper would take, and download nothing")
     data = commands.add_parser("data", parents=[common], help="check a JSON-lines file of problems, row by row")
     data.add_argument("file", type=Path)
     world = commands.add_parser("world", parents=[common], help="check or rebuild the embedded world")
@@ -109,6 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
 def dispatch(arguments: argparse.Namespace) -> int:
     """Run the chosen command and return its exit code; imports are local so that `--help` stays quick."""
     if arguments.command == "run":
+        if arguments.plan_only:
+            from saerl_lib.paper.command import run_plan
+
+            given = {name: getattr(arguments, name) for name in ("only", "force", "seeds", "seed")} | {"from": arguments.start}
+            return run_plan(arguments.profile, [f"--{name}" for name, value in given.items() if value])
         from saerl_lib.runner import RunOptions, run
 
         run(
