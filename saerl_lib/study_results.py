@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.arms import all_arms
@@ -85,12 +87,14 @@ def compact(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def study_stages(profile: Profile) -> tuple[Stage, Stage]:
-    """World and arm pool with everything they need, computed where missing."""
-    world = world_stage(profile)
-    features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
-    difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
-    alternatives = alternatives_stage(profile, world, features)
-    return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+    """World and arm pool with everything they need, computed where missing, on one thread as the runs are."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        world = world_stage(profile)
+        features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
+        difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
+        alternatives = alternatives_stage(profile, world, features)
+        return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
 
 
 def study_cells(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:

@@ -11,7 +11,7 @@ import pytest
 from saerl_lib.arms import all_arms
 from saerl_lib.report import arm_pairs, arm_tables
 from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values, outcome_values, outcomes, two_sided
-from saerl_lib.report.claims import not_run_claims, study_claims
+from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 from saerl_lib.rl.outcome import final_outcome
@@ -134,10 +134,13 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
-    pairs = study_tables(results({"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}), SMALL, 30, SIZES)["study_comparisons"]
+    gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
+    pairs = study_tables(results(gains, seeds=planned_seeds("paper")), SMALL, 30, SIZES)["study_comparisons"]
     rows = {row["claim"]: row for row in study_claims(pairs)}
+    early = study_claims(pairs.assign(n_seeds=3))
+    assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"
     gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
-    assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 3
+    assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 8
     assert rows["DIFF against GRPO: accuracy gain, points (Table 4)"]["verdict"] in ("undecided", "not reproduced")
     left = {row["claim"] for row in not_run_claims(list(rows))}
     assert not left & set(rows) and "SAERL on DAPO against DAPO: accuracy gain, points (Table 4)" in left

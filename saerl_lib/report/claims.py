@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from saerl_lib.config import StudyConfig
 from saerl_lib.report import effects
 from saerl_lib.report.arm_pairs import FAMILIES
 from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
@@ -96,8 +97,17 @@ def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in missing]
 
 
+def planned_seeds(family: str) -> int:
+    """Matched seeds that the protocol gives to the arms of a family of comparisons."""
+    study = StudyConfig()
+    return study.seeds if family == "paper" else study.other_seeds
+
+
 def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family."""
+    """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
+
+    A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing.
+    """
     rows = []
     for row in comparisons.itertuples():
         claim, value, kind = row.claim, row.paper_value, "accuracy points"
@@ -111,7 +121,8 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         interval = Interval(row.difference, row.holm_low, row.holm_high)
         effect = effects.Effect(claim, value, interval, kind, int(row.n_seeds), "08_evaluation", "study_effects")
-        rows.append(claim_row(effect) | {"command": "./run_all.sh --profile study"})
+        complete = row.n_seeds >= planned_seeds(row.family)
+        rows.append(claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"})
     return rows
 
 

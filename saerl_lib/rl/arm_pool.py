@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.cluster import KMeans
 
@@ -74,6 +75,7 @@ def arm_pool_stage(
         for name, chosen in rows.items():
             write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
         kept = [samples[i] for i in rows["kept"]]
+        torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
         model, tokenizer = load_policy()
         train, attempts, costs = profile.train, profile.study.difficulty_attempts, list[dict]()
         n, seed = len(kept), sub_seed(profile.seed, "arm-pool")

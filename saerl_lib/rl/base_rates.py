@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -52,6 +53,7 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     }
 
     def compute(folder: Path) -> None:
+        torch.set_num_threads(1)  # these small products lose time on more, and the samples would depend on the machine
         samples = rated_prompts(load_split(world, "pool"), config.rated_prompts)
         model, tokenizer = load_policy()
         with tqdm(total=len(samples) * config.rated_attempts, desc="base attempts", file=sys.stdout, mininterval=10) as bar:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.numpy import save_file
 from scipy.spatial.distance import cdist
 
@@ -105,6 +106,7 @@ def compute_gradients(
     folder: Path, profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
 ) -> None:
     """Measure the gradients and write all outputs of the stage into `folder`."""
+    torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
     pool = kept_pool(difficulty, quality)
     chosen = gradient_sample(pool, profile.gradients.prompts, sub_seed(profile.seed, "gradient-sample"))
     by_id = {s.id: s for s in load_split(world, "pool")}
