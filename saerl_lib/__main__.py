@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--hours", type=float, metavar="H", help="start no further run after H hours")
     grid.add_argument("--arms-from", type=Path, metavar="FILE", help="Python file with arms of your own in a tuple ARMS")
     grid.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
+    grid.add_argument("--publish", action="store_true", help="write the tables to figures/data, where the committed ones lie")
     grid.add_argument("--list", action="store_true", help="print the arms and stop")
     needed = commands.add_parser("seeds-needed", parents=[common], help="the pilot: learning rate and number of matched seeds")
     needed.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
@@ -167,7 +168,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
 
         if arguments.list:
             return list_arms(arguments.arms_from)
-        return run_grid_command(arguments.arms, arguments.seeds, arguments.hours, arguments.arms_from, arguments.profile)
+        return run_grid_command(
+            arguments.arms, arguments.seeds, arguments.hours, arguments.arms_from, arguments.profile, arguments.publish
+        )
     if arguments.command == "seeds-needed":
         from saerl_lib.grid_command import run_seeds_needed
 

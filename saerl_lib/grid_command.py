@@ -26,9 +26,13 @@ def study_profile(name: str = "study") -> Profile:
 
 
 def run_grid_command(
-    names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study"
-) -> int:
-    """Run what is unfinished of the chosen arms and seeds; exit code 1 when a run failed."""
+    names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study",
+    publish: bool = False,
+) -> int:  # fmt: skip
+    """Run what is unfinished of the chosen arms and seeds; raises ArtifactError when a run failed.
+
+    The tables of all finished runs go to the profile's own folder, with `publish` to `figures/data`.
+    """
     profile = study_profile(profile_name)
     world, pools = study_stages(profile)
     arms = chosen_arms(names, arms_file)
@@ -36,9 +40,12 @@ def run_grid_command(
     failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours else None)
     done = finished(profile, cells)
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
-    collect_study(profile, study_cells(profile, chosen_arms([], arms_file)), paths.study_data_dir(profile.name))
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
+    folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    collect_study(profile, study_cells(profile, chosen_arms([], arms_file)), folder)
+    print(f"tables of all finished runs: {folder}")
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0

@@ -71,8 +71,8 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
         raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
-    merged = results(folders)
-    tables = study_tables(merged, profile.world.eval_problems_small, profile.steps, sizes_of(profile))
+    merged, arms = results(folders), {arm.name: arm for arm, _ in cells}
+    tables = study_tables(merged, profile.world.eval_problems_small, profile.steps, sizes_of(profile), arms)
     for name, table in tables.items():
         write_csv(table, name, folder)
     write_table(compact(merged["evaluations"]), folder / PROBLEMS)

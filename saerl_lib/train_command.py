@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
@@ -27,6 +26,7 @@ from saerl_lib.export.follow import FollowReport, follow
 from saerl_lib.export.log import ConsumedLog
 from saerl_lib.export.samples import Export, open_export
 from saerl_lib.own.model import open_tokenizer
+from saerl_lib.rl.job import last_complete_checkpoint
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
 
 
@@ -105,8 +105,9 @@ def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: Tra
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"consumed-{rank:03d}.jsonl"
-    resume = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
-    cut_back(log, int(resume.rsplit("-", 1)[1]) if resume else 0)
+    resume = last_complete_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    for path in sorted(folder.glob("consumed-*.jsonl")) if rank == 0 else ():
+        cut_back(path, int(resume.name.rsplit("-", 1)[1]) if resume else 0)
     texts = [s.prompt for s in export.samples]
     prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
     rows = {"prompt": prompts, "sample_id": export.plan.ids, "answer": [s.answer for s in export.samples]}
@@ -117,18 +118,19 @@ def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: Tra
         train_dataset=Dataset.from_dict(rows),
         processing_class=open_tokenizer(model, texts[:20], Path(model).is_dir()),
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_model(str(folder / "final"))
     trainer.accelerator.wait_for_everyone()
     if rank == 0:
-        report = check_logs(export, folder, processes)
+        report = check_logs(export, folder)
         print(json.dumps({"followed": report.followed, "steps": report.steps_logged, "processes": processes}))
     return 0
 
 
-def check_logs(export: Export, folder: Path, processes: int) -> FollowReport:
-    """The joined logs of all processes against the plan. Raises ArtifactError at the first departure."""
-    rows = [row for rank in range(processes) for row in read_rows(folder / f"consumed-{rank:03d}.jsonl")]
+def check_logs(export: Export, folder: Path) -> FollowReport:
+    """The joined logs of all processes, of an earlier number of them too, against the plan. Raises ArtifactError at the first departure."""
+    rows = [row for path in sorted(folder.glob("consumed-*.jsonl")) for row in read_rows(path)]
     log = ConsumedLog(tuple(r["sample_id"] for r in rows), tuple(int(r["step"]) for r in rows))
     report = follow(export.plan, log, any_slot=True)
     if not report.followed:

@@ -75,12 +75,12 @@ def test_a_departure_is_an_error(files: Path, tmp_path: Path) -> None:
     export = open_export(files / "plan.parquet", files / "samples.parquet", G)
     rows = [{"step": 1 + i // B, "sample_id": name} for i, name in enumerate(export.plan.ids)]
     append_rows(tmp_path / "consumed-000.jsonl", rows)
-    assert check_logs(export, tmp_path, 1).followed
+    assert check_logs(export, tmp_path).followed
     rows[0], rows[B] = {**rows[B], "step": 1}, {**rows[0], "step": 2}
     (tmp_path / "consumed-000.jsonl").unlink()
     append_rows(tmp_path / "consumed-000.jsonl", rows)
     with pytest.raises(ArtifactError, match="did not follow the plan"):
-        check_logs(export, tmp_path, 1)
+        check_logs(export, tmp_path)
 
 
 def test_a_step_must_divide_into_passes(files: Path) -> None:

@@ -15,11 +15,13 @@ COST = ("encode", "label_subset")
 
 
 def curriculum(
-    mixing: bool = True, sorting: bool = True, swapped: float | None = None, features: str = "", ranking: str = "ranking"
+    mixing: bool = True, sorting: bool = True, swapped: float | None = None, features: str = "", ranking: str = "ranking",
+    permuted: bool = False,
 ) -> Order:
     """Cluster-first curriculum. `swapped` is h as a share of the batch (None: the profile's); `features` names another encoder.
 
-    Without `sorting` the samples of a cluster come in random order, the same for every matched seed.
+    Without `sorting` the samples of a cluster come in random order, the same for every matched seed. `permuted` deals the
+    scores to other samples: a difficulty that knows nothing, with the same values.
     """
 
     def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
@@ -28,9 +30,12 @@ def curriculum(
         if swapped is not None:
             config = dataclasses.replace(config, swapped_per_batch=round(swapped * config.prompts_per_step))
         within = None if sorting else random_order(pool.ids, sub_seed(0, "within-cluster"))
-        score = pool.column(f"{ranking}{suffix}" if ranking == "ranking" else ranking)
+        score, raw = pool.column(f"{ranking}{suffix}" if ranking == "ranking" else ranking), pool.column(f"raw{suffix}")
+        if permuted:
+            other = np.random.default_rng(sub_seed(0, "permuted-scores")).permutation(len(score))
+            score, raw = score[other], raw[other]
         return build_plan(
-            pool.ids, pool.column(f"cluster{suffix}"), score, pool.column(f"raw{suffix}"), pool.column("length"), config,
+            pool.ids, pool.column(f"cluster{suffix}"), score, raw, pool.column("length"), config,
             order="saerl" if mixing else "saerl_before_mixing", within=within,
         )  # fmt: skip
 
@@ -79,6 +84,5 @@ ARMS = (
          baseline="saerl_grpo"),
     _arm("saerl_frozen", "SAERL with a frozen-decoder SAE", "control", curriculum(features="frozen"),
          needs=("cluster@frozen",), baseline="saerl_grpo"),
-    _arm("saerl_shuffled", "SAERL with difficulty from shuffled labels", "control", curriculum(features="shuffled"),
-         needs=("cluster@shuffled",), baseline="saerl_grpo"),
+    _arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", curriculum(permuted=True), baseline="saerl_grpo"),
 )  # fmt: skip

@@ -44,9 +44,13 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST) -> dict[str, pd.
     """Set name -> values [(arm, seed) x problem] in percent whose mean over problems is the run's outcome on that set.
 
     `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct.
+    Raises ValueError when a run lacks one of the last evaluations or was evaluated on other problems.
     """
     steps = np.sort(evaluations["step"].unique())[-last:]
     frame = evaluations[evaluations["step"].isin(steps)]
+    seen = frame.groupby(["arm", "seed", "step"])["sample_id"].nunique().unstack("step")
+    if seen.isna().to_numpy().any() or (seen.nunique() > 1).any():
+        raise ValueError(f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not")
     rate = 100 * frame["correct"] / frame["attempts"] / len(steps)
     out = {}
     for name, part in frame.assign(rate=rate).groupby("eval_set"):
@@ -107,17 +111,22 @@ def two_sided(draws: np.ndarray) -> float:
 def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Level of each interval, and Holm-adjusted p-values: the k-th smallest of m is held to alpha / (m - k + 1).
 
+    Holm steps down and stops at the first p-value above its level; all later ones keep that level.
+
     >>> [x.round(3).tolist() for x in holm_levels([0.01, 0.5, 0.02])]
     [[0.017, 0.05, 0.025], [0.03, 0.5, 0.04]]
+    >>> [x.round(3).tolist() for x in holm_levels([0.03, 0.04])]
+    [[0.025, 0.025], [0.06, 0.06]]
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     levels, adjusted = np.empty(len(p)), np.empty(len(p))
-    running = 0.0
+    running, level = 0.0, alpha / max(1, len(p))
     for place, i in enumerate(order):
         left = len(p) - place
+        level = alpha / left if running <= alpha else level
         running = max(running, min(1.0, left * p[i]))
-        levels[i], adjusted[i] = alpha / left, running
+        levels[i], adjusted[i] = level, running
     return levels, adjusted
 
 

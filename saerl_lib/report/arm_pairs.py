@@ -31,6 +31,9 @@ class Pair:
     """In points, of the paper's own tables."""
 
 
+NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
+"""The one claim that is reproduced by a gain below the smallest effect of interest."""
+
 FAMILIES: dict[str, tuple[Pair, ...]] = {
     "paper": (
         Pair("saerl_grpo", "grpo", "SAERL on GRPO against GRPO: accuracy gain, points (Table 4)", 3.0),
@@ -38,7 +41,7 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
         Pair("dapo", "grpo", "DAPO against GRPO: accuracy gain, points (Table 4)", 2.1),
         Pair("diff", "grpo", "DIFF against GRPO: accuracy gain, points (Table 4)", 1.1),
         Pair("adarft", "grpo", "ADARFT against GRPO: accuracy gain, points (Table 4)", 0.5),
-        Pair("gainrl", "grpo", "GAINRL against GRPO: accuracy gain, points (Table 4)", 0.0),
+        Pair("gainrl", "grpo", "", 0.0),
         Pair("saerl_grpo", "diff", "SAERL on GRPO against DIFF: accuracy gain, points (Table 4)", 1.9),
     ),
     "ablation": (
@@ -46,7 +49,7 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
         Pair("saerl_grpo", "minus_diff_mix", "Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)", 2.3),
         Pair("saerl_grpo", "minus_clus_mix", "Ablation without clusters and mixing: accuracy lost, points (Table 7)", 1.6),
         Pair("saerl_grpo", "minus_mix", "Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)", 1.9),
-        Pair("minus_diff_mix", "minus_diff", "Mixing without difficulty sorting does not help: accuracy lost by it, points (Table 7)", 0.4),
+        Pair("minus_diff", "minus_diff_mix", NO_GAIN, -0.4),
     ),
     "mixing": (
         Pair("mix_1", "minus_mix", "", 1.05),

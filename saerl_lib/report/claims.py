@@ -7,8 +7,8 @@ difference to a baseline), turned so that the paper's direction is positive, wit
   undecided       neither, or there is no interval (one seed, a missing bound);
   not run         this project did not run it.
 "Reproduced" speaks of the direction in the embedded world, not of the paper's size; both sizes stand side by side.
-Claims on the order of prompts are "undecided" when the world cannot separate orders: accuracy under the gate
-`ORDER_GATE`, steps to target under `SPEED_GATE`. How each effect is computed stands in `effects`.
+The laptop's own claims on the order of prompts are "undecided" when the world cannot separate orders: accuracy under the
+gate `ORDER_GATE`, steps to target under `SPEED_GATE`; the study carries its smallest detectable effect with each row. How each effect is computed stands in `effects`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report import effects
-from saerl_lib.report.arm_pairs import FAMILIES
+from saerl_lib.report.arm_pairs import FAMILIES, NO_GAIN
 from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
@@ -97,6 +97,19 @@ def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in missing]
 
 
+def no_gain_verdict(effect: Interval, smallest: float) -> str:
+    """The rule turned round for a claim that something does not help.
+
+    >>> [no_gain_verdict(Interval(0, low, high), 0.5) for low, high in ((-1, 0.4), (0.2, 2), (-1, 2))]
+    ['reproduced', 'not reproduced', 'undecided']
+    """
+    if math.isnan(effect.low) or math.isnan(effect.high):
+        return "undecided"
+    if effect.high < smallest:
+        return "reproduced"
+    return "not reproduced" if effect.low > 0 else "undecided"
+
+
 def planned_seeds(family: str) -> int:
     """Matched seeds that the protocol gives to the arms of a family of comparisons."""
     study = StudyConfig()
@@ -122,7 +135,10 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
         interval = Interval(row.difference, row.holm_low, row.holm_high)
         effect = effects.Effect(claim, value, interval, kind, int(row.n_seeds), "08_evaluation", "study_effects")
         complete = row.n_seeds >= planned_seeds(row.family)
-        rows.append(claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"})
+        made = claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"}
+        if claim == NO_GAIN and complete:
+            made["verdict"] = no_gain_verdict(interval, SMALLEST[kind])
+        rows.append(made)
     return rows
 
 

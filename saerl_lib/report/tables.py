@@ -103,19 +103,22 @@ def study_markdown(frame: pd.DataFrame) -> str:
     """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and what was spent before and during training."""
     rows = []
     for row in frame.to_dict("records"):
-        prepared = {"labels": row["prep_labels"], "rollouts": row["prep_rollouts"], "encoded": row["prep_encoded"]}
+        prepared = {
+            "labels": row["prep_labels"], "rollouts": row["prep_rollouts"], "samples encoded": row["prep_encoded"],
+            "prompts read": row["prep_forward"],
+        }  # fmt: skip
         before = ", ".join(f"{int(count):,} {name}" for name, count in prepared.items() if count)
         against = "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f}"
         interval = _bounds(row["ci_low"], row["ci_high"])
         rows.append(
             [
                 f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval, f"{row['steps_to_target']:.0f}",
-                f"{row['final_mean_with_pass']:.1f}", _count(row["prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
+                f"{row['final_mean_with_pass']:.1f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
             ]
         )  # fmt: skip
     header = [
-        "Arm", "Seeds", "Outcome %", "To `grpo`", "95 %", "Steps to target", "Last, hardest by Pass@8 %", "Prompts", "Tokens, million",
-        "Before training",
+        "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, uncorrected", "Steps to target",
+        "Last evaluation, hardest set by Pass@8, %", "Distinct prompts", "Generated tokens, million", "Before training",
     ]  # fmt: skip
     return markdown_table(header, rows)
 

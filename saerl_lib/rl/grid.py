@@ -90,18 +90,31 @@ def run_grid(
 def results(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """`evaluations`, `curve`, `budget` and `provenance` of finished runs, merged.
 
-    Raises ArtifactError when two runs were made with different versions of the packages or other code or settings.
+    The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
+    Raises ArtifactError when two runs were made with different versions of the packages or learning rates.
     """
     done = {folder: json.loads((folder / "done.json").read_text(encoding="utf-8")) for folder in folders}
     rows = [_provenance(folder, record) for folder, record in done.items()]
     for row in rows:
-        if row["versions"] != rows[0]["versions"]:
-            raise ArtifactError(
-                f"{row['run']} was made with {row['versions']}, {rows[0]['run']} with {rows[0]['versions']}: runs of different "
-                "versions are not merged; make them again with one"
-            )
-    tables = {n: pd.concat([pd.read_parquet(f / f"{n}.parquet") for f in folders]) for n in ("evaluations", "curve")}
+        for what in ("versions", "learning_rate"):
+            if row[what] != rows[0][what]:
+                raise ArtifactError(
+                    f"{row['run']} was made with {what} {row[what]}, {rows[0]['run']} with {rows[0][what]}: runs of different "
+                    f"{what.replace('_', ' ')} are not merged; make them again with one"
+                )
+    evaluations = pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders])
+    tables = {"evaluations": evaluations, "curve": pd.concat([_curve(f) for f in folders])}
     return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": pd.DataFrame(rows)}
+
+
+def _curve(folder: Path) -> pd.DataFrame:
+    """A run's curve with the share of groups without a gradient among all that were generated."""
+    size = json.loads((folder / "job.json").read_text(encoding="utf-8"))["train"]["rollouts_per_prompt"]
+    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=["step", "round", "row", "reward"])
+    groups = rollouts.groupby(["step", "round", rollouts["row"] // size])["reward"].nunique()
+    share = (groups == 1).groupby("step").mean().rename("zero_variance_share")
+    curve = pd.read_parquet(folder / "curve.parquet")
+    return curve.drop(columns="zero_variance_share").merge(share, left_on="step", right_index=True)[list(curve.columns)]
 
 
 def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
