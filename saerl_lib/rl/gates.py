@@ -54,10 +54,14 @@ def trained_gates() -> dict[str, dict[str, Any]]:
     return record["gates"] if record["settings"] == trained_settings() else {}
 
 
+UNUSED = ("seeds", "loss_type", "clip_epsilon_high", "dynamic_sampling", "dynamic_round_prompts")
+"""Fields of TrainConfig that reserved runs never use: they are GRPO, on seeds of their own."""
+
+
 def trained_settings() -> str:
     """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training."""
     laptop = get_profile("laptop")
-    train = {name: value for name, value in to_dict(laptop.train).items() if name != "seeds"}
+    train = {name: value for name, value in to_dict(laptop.train).items() if name not in UNUSED}
     batch = laptop.plan.prompts_per_step  # all that reserved orders take of the plan's settings
     parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, batch, laptop.pool_samples, to_dict(laptop.world)]
     return content_hash(parts)
