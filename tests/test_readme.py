@@ -8,9 +8,9 @@ import shlex
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.__main__ import build_parser
+from saerl_lib.command_line import build_parser
 from saerl_lib.report.schemas import read_table
-from saerl_lib.report.tables import claims_markdown, gates_markdown, ladder_markdown, study_markdown
+from saerl_lib.report.tables import claims_markdown, comparisons_markdown, gates_markdown, ladder_markdown, study_markdown
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^(?:\$ )?(\./run_all\.sh[^\n#`]*|python -m saerl_lib [^\n#`]*)", README, re.M)))
@@ -43,7 +43,7 @@ def test_the_readme_shows_commands_and_paths() -> None:
     ("table", "render"),
     [
         ("claims", claims_markdown), ("world_gates", gates_markdown), ("probe_ladder", ladder_markdown),
-        ("study_summary", study_markdown),
+        ("study_summary", study_markdown), ("study_comparisons", comparisons_markdown),
     ],
 )  # fmt: skip
 def test_tables_are_generated_from_the_csv(table: str, render) -> None:

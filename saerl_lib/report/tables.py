@@ -123,6 +123,19 @@ def study_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(header, rows)
 
 
+def comparisons_markdown(frame: pd.DataFrame) -> str:
+    """The outcome's rows of `study_comparisons.csv` as a Markdown table, with the interval corrected within the family."""
+    rows = []
+    for row in frame[frame["metric"] == "outcome"].to_dict("records"):
+        pair = f"`{row['arm']}` - `{row['baseline']}`"
+        bounds = f"{row['holm_low']:+.1f} to {row['holm_high']:+.1f}" if pd.notna(row["holm_low"]) else ""
+        detectable = "" if pd.isna(row["detectable"]) else f"{row['detectable']:.1f}"
+        paper = "" if pd.isna(row["paper_value"]) else f"{row['paper_value']:+.1f}"
+        rows.append([row["family"], pair, _count(row["n_seeds"]), f"{row['difference']:+.1f}", bounds, detectable, paper])
+    header = ["Family", "Pair", "Seeds", "Difference, points", "95 %, corrected by Holm", "Detectable", "Paper"]
+    return markdown_table(header, rows)
+
+
 def update_readme(readme_path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
@@ -145,4 +158,5 @@ def write_readme_tables(readme_path: Path, data_folder: Path) -> bool:
     gates = update_readme(readme_path, "gates", gates_markdown(read_table("world_gates", data_folder)))
     ladder = update_readme(readme_path, "ladder", ladder_markdown(read_table("probe_ladder", data_folder)))
     study = update_readme(readme_path, "study", study_markdown(read_table("study_summary", data_folder)))
-    return claims or gates or ladder or study
+    pairs = update_readme(readme_path, "comparisons", comparisons_markdown(read_table("study_comparisons", data_folder)))
+    return claims or gates or ladder or study or pairs

@@ -5,7 +5,6 @@ Seeds come first, arms second, so that a part that ends early holds whole seeds 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ from saerl_lib.arms.base import Arm, ArmError, ArmPool, ArmSetting
 from saerl_lib.arms.saerl import scaled
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import PlanConfig, Profile, sub_seed
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.rl.arm_pool import load_arm_pool
-from saerl_lib.rl.job import write_table
 from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
 from saerl_lib.rl.runner import is_done, run_jobs
 
@@ -150,20 +148,3 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
     """Arms by name; none named: all of them. Raises ArmError for an unknown one."""
     known = all_arms(arms_file)
     return [find_arm(name, arms_file) for name in names] if names else list(known.values())
-
-
-def plan_digest(profile: Profile, arm: Arm, pools: Stage, seed: int = 0) -> str:
-    """Hash of an arm's order: equal for two policies that train on the same plan."""
-    matched = sub_seed(profile.seed, f"arm-order-{seed}") if arm.seeded else 0
-    return plan_hash(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched))
-
-
-def with_rate(profile: Profile, rate: float) -> Profile:
-    """The profile at the learning rate that the pilot chose."""
-    return dataclasses.replace(profile, train=dataclasses.replace(profile.train, learning_rate=rate))
-
-
-def write_results(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as Parquet."""
-    for name, table in tables.items():
-        write_table(table, folder / f"{name}.parquet")
