@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from killing import kill_in_training
 from safetensors.numpy import save_file
 
-from saerl_lib import paths
 from saerl_lib.arms.base import ArmError
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, Profile, StudyConfig, get_profile
@@ -25,8 +20,6 @@ from saerl_lib.data.splits import draw_world
 from saerl_lib.rl import grid as grids
 from saerl_lib.rl.jobs import prepare_jobs
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
-from saerl_lib.rl.rollouts import read_rows
-from saerl_lib.rl.runner import is_done
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(
@@ -130,17 +123,8 @@ def test_kill_9_of_a_selector_run_and_resume(finished: Path, stages: tuple[Stage
     (arm,) = grids.chosen_arms(["adarft"])
     run = grids.planned_run(PROFILE, stages[1], arm, 0, home, None)
     (folder,) = prepare_jobs([run], PROFILE, stages[0].folder, home)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "saerl_lib", "train-job", str(folder)]
-    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if len({row["step"] for row in read_rows(folder / "rollouts.jsonl")}) >= 4:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not is_done(folder) and (folder / "checkpoints" / "checkpoint-2").exists()
+    kill_in_training(folder, steps=4)
+    assert (folder / "checkpoints" / "checkpoint-2").exists()
     assert grids.run_grid(PROFILE, *stages, [(arm, 0)]) == {}
     for name in ("rollouts", "evaluations", "curve"):
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (folder, finished / "adarft-seed0"))

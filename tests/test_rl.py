@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import kill_in_training
 
 from saerl_lib import paths
 from saerl_lib.artifacts import write_json
@@ -91,17 +87,7 @@ def test_a_run_follows_the_plan_and_logs_every_rollout(undisturbed: Path, world:
 
 def test_kill_9_and_resume_gives_the_same_metrics(undisturbed: Path, world: Path, tmp_path: Path) -> None:
     (folder,) = jobs(PROFILE, world, tmp_path)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "saerl_lib", "train-job", str(folder)]
-    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if len({row["step"] for row in read_rows(folder / "rollouts.jsonl")}) >= 5:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not is_done(folder)
+    kill_in_training(folder, steps=5)
     assert list((folder / "checkpoints").glob("checkpoint-3"))
     run_jobs([folder], PROFILE.steps)
     for resumed, straight in zip(tables(folder), tables(undisturbed), strict=True):
