@@ -31,7 +31,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
     action.add_argument("--rebuild", action="store_true", help="train the shipped policy and encoder anew")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
-    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo"))
+    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
 

@@ -18,7 +18,7 @@ from saerl_lib.config import content_hash
 
 PARAMETERS = ("profile", "seed", "seeds")
 """Every notebook's `parameters` cell; `seeds = 0` means the profile's own number."""
-CODE_SUFFIXES = (".py", ".safetensors", ".json")
+CODE_SUFFIXES = (".py", ".safetensors", ".json", ".csv")
 
 
 class UserError(RuntimeError):
@@ -106,8 +106,9 @@ _COMPUTED = (
     _notebook(
         "08_evaluation", "Evaluation and claims", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
-        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:claims",
-        "learning_curves paired_difference study_pilot study_curves study_effects",
+        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_final csv:study_paper_tables "
+        "csv:study_mixing csv:study_batch csv:preparation_cost csv:claims",
+        "learning_curves paired_difference study_pilot study_curves study_effects study_sets study_mixing preparation_cost",
     ),
 )  # fmt: skip
 

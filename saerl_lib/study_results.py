@@ -23,13 +23,20 @@ from saerl_lib.properties.alternatives import alternatives_stage
 from saerl_lib.properties.stage import difficulty_stage, filter_stage
 from saerl_lib.report.arm_pairs import comparison_rows
 from saerl_lib.report.arm_tables import PAPER, Sizes, runs_table, summary_table, target_steps
+from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
 from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid
 from saerl_lib.rl.job import write_table
+from saerl_lib.study_mixing import mixing_diversity
 
-TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_provenance", "study_pilot")
-"""All are written by `collect_study` but the last, which the pilot writes."""
+TABLES = (
+    "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing", "study_batch",
+    "study_provenance",
+)  # fmt: skip
+"""Tables that `collect_study` writes."""
+SHOWN = (*TABLES, "study_pilot", "preparation_cost")
+"""Tables that notebook 08 shows: the pilot's and the cost of preparation come from commands of their own."""
 PROBLEMS = "study_problems.parquet"
 COLUMNS = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct"]
 
@@ -42,20 +49,30 @@ def sizes_of(profile: Profile) -> Sizes:
 
 
 def study_tables(
-    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, sizes: Sizes, arms: dict[str, Arm] | None = None
-) -> dict[str, pd.DataFrame]:
-    """Every table of `TABLES` from evaluations, curve, budget and provenance; `problems` is the size of the small sets."""
+    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, sizes: Sizes, diversity: pd.DataFrame, prompts: int,
+    arms: dict[str, Arm] | None = None,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """Every table of `TABLES` from evaluations, curve, budget and provenance.
+
+    `problems` is the size of the small sets, `prompts` that of a step, `diversity` as `mixing_diversity` gives it.
+    """
     known = arms or all_arms()
     evaluations = results_by_name["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
     paper = [name for name, arm in known.items() if name in present and arm.group == PAPER]
     steps = target_steps(evaluations, paper, problems, budget)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
+    per_step = {name: arm.batch_factor * prompts for name, arm in known.items()}
+    final = last_rates(evaluations).rename(columns={"avg": "avg_at_k", "passed": "pass_at_k"})
     return {
         "study_runs": runs_table(evaluations, results_by_name["curve"]),
         "study_summary": summary_table(results_by_name, known, problems, budget, sizes),
         "study_comparisons": comparison_rows(evaluations, steps, own),
         "study_targets": steps,
+        "study_final": final,
+        "study_paper_tables": beside_paper(evaluations, steps),
+        "study_mixing": mixing_rows(evaluations, steps, diversity),
+        "study_batch": batch_readings(evaluations, per_step),
         "study_provenance": results_by_name["provenance"],
     }
 
@@ -72,9 +89,14 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     merged, arms = results(folders), {arm.name: arm for arm, _ in cells}
-    tables = study_tables(merged, profile.world.eval_problems_small, profile.steps, sizes_of(profile), arms)
+    problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step
+    tables = study_tables(merged, problems, profile.steps, sizes_of(profile), mixing_diversity(profile), prompts, arms)
     for name, table in tables.items():
-        write_csv(table, name, folder)
+        if table.empty:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+            print(f"{name} waits for arms that are not finished")
+        else:
+            write_csv(table, name, folder)
     write_table(compact(merged["evaluations"]), folder / PROBLEMS)
     return tables
 
@@ -122,7 +144,7 @@ def train_study(profile: Profile) -> pd.DataFrame:
 
 def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
     """The study's tables as they lie in `figures/data`, copied beside the profile's own so that figures are drawn from there."""
-    tables = {name: read_table(name, paths.FIGURES / "data") for name in TABLES}
+    tables = {name: read_table(name, paths.FIGURES / "data") for name in SHOWN}
     for name, table in tables.items():
         write_csv(table, name, paths.figure_data_dir(profile.name))
     return tables

@@ -13,12 +13,17 @@ from saerl_lib.report import arm_pairs, arm_tables
 from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values, outcome_values, outcomes, two_sided
 from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
+from saerl_lib.report.paper_tables import MIXING
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.study_results import TABLES, study_tables
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
+DIVERSITY = pd.DataFrame(
+    [(arm, h, space, 1.0 + h) for h, arm in enumerate(MIXING) for space in ("PCA 2-D", "full")],
+    columns=["arm", "swapped_per_batch", "space", "value"],
+)
 SIZES = arm_tables.Sizes(pool=960, labelled=100, encoded=2000, attempts=16)
 
 
@@ -118,8 +123,9 @@ def test_steps_to_target_by_hand() -> None:
 
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
-    tables = study_tables(results(gains), problems=SMALL, budget=30, sizes=SIZES)
-    for name in TABLES[:-1]:
+    gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, prompts=32)
+    for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
     assert len(tables["study_runs"]) == len(gains) * 3 * len(STEPS)
@@ -128,14 +134,14 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     assert summary.loc["diff", "prep_labels"] == 960 and summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 2000]
     pairs = tables["study_comparisons"]
-    assert set(pairs["family"]) == {"paper", "ablation"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
-    for figure in ("study_effects", "study_curves"):
+    assert set(pairs["family"]) == {"paper", "ablation", "batch"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
+    for figure in ("study_effects", "study_curves", "study_sets", "study_mixing"):
         assert draw(figure, tmp_path, tmp_path).stat().st_size > 10_000
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
-    pairs = study_tables(results(gains, seeds=planned_seeds("paper")), SMALL, 30, SIZES)["study_comparisons"]
+    pairs = study_tables(results(gains, seeds=planned_seeds("paper")), SMALL, 30, SIZES, DIVERSITY, 32)["study_comparisons"]
     rows = {row["claim"]: row for row in study_claims(pairs)}
     early = study_claims(pairs.assign(n_seeds=3))
     assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from saerl_lib.config import get_profile
 from saerl_lib.data.stage import world_stage
 
-NAMES = ("encode", "memory", "plan", "grpo")
+NAMES = ("encode", "memory", "plan", "grpo", "preparation")
 """Benchmarks by name."""
 
 
@@ -25,6 +25,10 @@ def run_bench(name: str, samples: int) -> int:
         from saerl_lib.bench.encode import bench_encode
 
         return bench_encode(profile, world)
+    if name == "preparation":
+        from saerl_lib.bench.preparation import bench_preparation
+
+        return bench_preparation(profile, world)
     from saerl_lib.bench.grpo import bench_grpo
 
     return bench_grpo(profile, world)

@@ -28,7 +28,7 @@ def set_rates(evaluations: pd.DataFrame, problems: int | None = None) -> pd.Data
         frame = frame.groupby([*RUN, "step", "eval_set"]).head(problems)
     passed = np.concatenate([pass_at_k(int(k), part["correct"].to_numpy(), int(k)) for k, part in frame.groupby("attempts")])
     index = np.concatenate([part.index.to_numpy() for _, part in frame.groupby("attempts")])
-    frame = frame.assign(avg=100 * frame["correct"] / frame["attempts"], passed=pd.Series(100 * passed, index=index))
+    frame = frame.assign(avg=100.0 * (frame["correct"] / frame["attempts"]), passed=pd.Series(100 * passed, index=index))
     return frame.groupby([*RUN, "step", "eval_set"])[["avg", "passed"]].mean().reset_index()
 
 

@@ -28,7 +28,7 @@ from saerl_lib.report.statistics import Interval
 
 INPUTS = (
     "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "steps_to_target",
-    "study_comparisons",
+    "study_comparisons", "preparation_cost",
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
@@ -41,11 +41,11 @@ SMALLEST = {
     "purity points": 5.0,
     "auc": 0.1,
     "diversity percent": 2.0,
+    "time percent": 5.0,
 }
 """Smallest effects of interest, in the unit of the claim (ours)."""
 OTHERS_NOT_RUN: tuple[tuple[str, float], ...] = (
     ("One SAE serves policies of other sizes and families (section 5)", math.nan),
-    ("Preparation cost: H100-hours of SAE encoding (ADARFT: 17.33)", 0.5),
 )
 """Claims of the paper, with its value, that no comparison of the study speaks of."""
 HEADLINE = {
@@ -165,7 +165,8 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
         *effects.filter_effects(tables["filter"], tables["filter_scores"]),
         *effects.diversity_effects(tables["inbatch_diversity"]),
     ]
+    costs = claim_row(effects.preparation_effect(tables["preparation_cost"])) | {"command": "python -m saerl_lib bench preparation"}
     study = study_claims(tables["study_comparisons"])
-    rows = study + on_order + [claim_row(effect) for effect in on_data]
+    rows = study + on_order + [claim_row(effect) for effect in on_data] + [costs]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
     return pd.DataFrame(rows + not_run_claims(answered), columns=list(SCHEMAS["claims"].columns))

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from saerl_lib.report import (
+    plots_arm_tables,
     plots_arms,
     plots_audit,
     plots_filter,
@@ -65,6 +66,9 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "study_pilot": (("study_pilot",), plots_arms.study_pilot),
     "study_effects": (("study_comparisons",), plots_arms.study_effects),
     "study_curves": (("study_runs",), plots_arms.study_curves),
+    "study_sets": (("study_paper_tables",), plots_arm_tables.study_sets),
+    "preparation_cost": (("preparation_cost",), plots_arm_tables.preparation_cost),
+    "study_mixing": (("study_mixing",), plots_arm_tables.study_mixing),
 }
 """Figure name -> (names of its tables, function of these tables)."""
 
