@@ -132,8 +132,8 @@ def _train_job(a: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder, "audit": _audit,
-    "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid, "seeds-needed": _seeds_needed, "readme": _readme,
-    "train-job": _train_job,
+    "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid, "seeds-needed": _seeds_needed,
+    "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 
 

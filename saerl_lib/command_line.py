@@ -33,9 +33,9 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
     bench.add_argument("name", choices=("encode", "memory", "plan", "grpo"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
-    scale = commands.add_parser("scale", parents=[common], help="what 100 million samples would take, and the out-of-core path measured")
-    scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="samples of the formulas (default: 100000000)")
-    scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="run it on N synthetic samples (1000000)")
+    scale = commands.add_parser("scale", parents=[common], help="100 million samples: by formula, and measured on fewer")
+    scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="of the formulas (default: 100000000)")
+    scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="plan N synthetic ones (1000000)")
     scale.add_argument("--write-docs", action="store_true", help="write the figures into docs/hundred_million.md")
     commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
 

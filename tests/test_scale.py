@@ -315,8 +315,9 @@ def bad_shard(what: str, path: Path) -> ShardedPool | None:
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("overflow", "z holds non-finite values or overflowed float16"), ("dtype", "z is float64"), ("empty id", "an id is empty"), ("cut", "z does not hold 4 rows: the file is cut short"),
-     ("other", "no feature shard"), ("nan", "1 rows hold non-finite features, first row 2")],
+    [("overflow", "z holds non-finite values or overflowed float16"), ("dtype", "z is float64"), ("empty id", "an id is empty"),
+     ("cut", "z does not hold 4 rows: the file is cut short"), ("other", "no feature shard"),
+     ("nan", "1 rows hold non-finite features, first row 2")],
 )  # fmt: skip
 def test_bad_shards_are_named(tmp_path: Path, what: str, message: str) -> None:
     path = tmp_path / "shard-00000.safetensors"
@@ -354,8 +355,8 @@ def test_steps_grow_with_the_samples_and_name_their_bound() -> None:
     assert large["encode"].bound == "GPU FLOPs" and large["assign_score"].bound == "memory bandwidth"
     tiny = {s.key: s for s in formula.plan_steps(10**5, CONFIG, GIVEN, ScaleConfig())}
     assert large["external_sort"].seconds > 1000 * tiny["external_sort"].seconds  # longer runs are more than linear
-    slow_disk = ScaleAssumptions(disk_bytes_per_second=1e7)
-    assert {s.key: s for s in formula.plan_steps(10**8, CONFIG, slow_disk, ScaleConfig())}["assign_score"].bound == "disk bandwidth"
+    slow = {s.key: s for s in formula.plan_steps(10**8, CONFIG, ScaleAssumptions(disk_bytes_per_second=1e7), ScaleConfig())}
+    assert slow["assign_score"].bound == "disk bandwidth"
     two = {s.key: s for s in formula.plan_steps(10**8, CONFIG, ScaleAssumptions(processes=2), ScaleConfig())}
     assert two["assign_score"].seconds == pytest.approx(large["assign_score"].seconds / 2)
 

@@ -1,4 +1,4 @@
-"""Features of any number of samples for `bench plan` and `scale`; `bench plan`'s are written chunk by chunk as `save_features` does.
+"""Features of any number of samples for `bench plan` and `scale`; here written chunk by chunk in the format of `save_features`.
 
 Sparse non-negative values with cluster structure: each of 12 groups fires some latents often and the rest seldom.
 """

@@ -17,7 +17,7 @@ class ScaleAssumptions(Assumptions):
 
     sae_k: int = ours(50, "latents/token", "TopK of the published SAE that PaperConfig names; the paper does not state k")
     distinct_share: float = ours(
-        0.6, "share", "of the distinct latents of a text whose tokens draw theirs at random; so measured on the world's pool (F = 2,048, k = 64)"
+        0.6, "share", "of the latents of a text whose tokens draw theirs at random; measured on the world's pool, F = 2,048"
     )
     store_entry_bytes: int = ours(12, "B", "column int32, mean and peak float32 (saerl_lib/encode/store.py)")
     z_bytes: int = ours(2, "B", "float16")
@@ -25,11 +25,11 @@ class ScaleAssumptions(Assumptions):
     id_bytes: int = ours(15, "B", "a prefix and ten digits, as the simulation draws")
     gpus: int = ours(8, "H100", "one node; encoding is divided by samples")
     gpu_batch_tokens: int = ours(65_536, "tokens", "of one forward pass: how often the weights are read")
-    processes: int = ours(1, "processes", "on one core each, as the simulation; passes over blocks divide by samples, a merge does not")
+    processes: int = ours(1, "processes", "on one core each, as simulated; passes over blocks divide, a merge does not")
     disk_bytes_per_second: float = ours(1e9, "B/s", "one NVMe volume, reading or writing in sequence")
     memory_bytes_per_second: float = ours(1e10, "B/s", "one core of a server CPU")
     core_flops: float = ours(2e10, "FLOP/s", "one core, float64 products of few columns")
-    fit_bytes_per_number: int = ours(98, "B", "arrays read and written by refine_clusters: 10 to load, 20 to convert, 48 to scale, 20 in k-means")
+    fit_bytes_per_number: int = ours(98, "B", "arrays of refine_clusters: 10 to load, 20 to convert, 48 to scale, 20 in k-means")
     score_bytes_per_number: int = ours(208, "B", "of score_blocks: 10 to load, 128 to assign (distances included), 70 to predict")
     elementwise_flops_per_number: int = ours(10, "FLOP", "scaling, clipping and checks of one number in one pass")
     compares_per_second: float = ours(1e8, "1/s", "keys of records, sorted by one core")

@@ -93,7 +93,8 @@ def run_scale(samples: int = SAMPLES, simulated: int | None = None, write_docs: 
     parts, found = formula_parts(samples), None
     if simulated is not None:
         found = simulate(simulated, config.prompts_per_step, scale)
-        _print(f"Measured on synthetic features, one process on one of {os.cpu_count()} cores", measured_rows(found, steps, samples))
+        title = f"Measured on {found.samples:,} synthetic samples, one process on one of {os.cpu_count()} cores"
+        _print(title, measured_rows(found, steps, samples))
         print("\n".join(["", *(f"- {sentence}" for sentence in measured_facts(found, steps, samples))]))
         parts["scale-measured"] = measured_part(found, steps, samples)
     if write_docs:

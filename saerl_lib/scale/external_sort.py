@@ -63,7 +63,8 @@ class _Reader:
     def fill(self, rows: int) -> None:
         """Read the next piece once the last one is used up."""
         if not len(self.held) and self.left:
-            self.held = np.fromfile(self.path, self.dtype, min(rows, self.rows - self.place), offset=self.place * self.dtype.itemsize)
+            count = min(rows, self.rows - self.place)
+            self.held = np.fromfile(self.path, self.dtype, count, offset=self.place * self.dtype.itemsize)
             self.place += len(self.held)
 
     def take(self, limit: np.ndarray | None) -> np.ndarray:

@@ -109,8 +109,10 @@ def encode_step(samples: int, config: PaperConfig, given: ScaleAssumptions) -> S
 def feature_steps(samples: int, config: PaperConfig, given: ScaleAssumptions) -> list[Step]:
     """Both forms of the features; they are written while the GPUs work."""
     dense, sparse = samples * phi_bytes(config, given), samples * store_bytes(config, given)[0]
-    names = (("store_features", f"store features, {columns(config)} wide", dense), ("store_sparse", "or all latents, sparse", sparse))
-    return [Step(key, name, "1, written", size, {"disk bandwidth": size / given.disk_bytes_per_second}) for key, name, size in names]
+    wide = f"store features, {columns(config)} wide"
+    forms = (("store_features", wide, dense), ("store_sparse", "or all latents, sparse", sparse))
+    disk = given.disk_bytes_per_second
+    return [Step(key, name, "1, written", size, {"disk bandwidth": size / disk}) for key, name, size in forms]
 
 
 def _feature_pass(samples: int, config: PaperConfig, given: ScaleAssumptions, bytes_per_number: int) -> dict[str, float]:
@@ -127,6 +129,7 @@ def plan_steps(samples: int, config: PaperConfig, given: ScaleAssumptions, scale
     record, n = record_dtype(given.id_bytes).itemsize, samples / given.processes
     merges = scale.merge_passes(samples)
     records, ids, disk = samples * record, samples * given.id_bytes, given.disk_bytes_per_second
+    merging = merges * samples / given.merge_rows_per_second
     run_compares = n * math.log2(min(scale.run_rows, samples)) / given.compares_per_second
     plan = samples * given.plan_row_bytes
     works = (
@@ -135,9 +138,9 @@ def plan_steps(samples: int, config: PaperConfig, given: ScaleAssumptions, scale
         ("assign_score", "assign and score", "1 over the features", 0.0,
          _feature_pass(samples, config, given, given.score_bytes_per_number)),
         ("external_sort", "external sort", f"{1 + merges} over the records", records,
-         {"disk bandwidth": (1 + 2 * merges) * records / disk, "CPU": run_compares + merges * samples / given.merge_rows_per_second}),
+         {"disk bandwidth": (1 + 2 * merges) * records / disk, "CPU": run_compares + merging}),
         ("unique_ids", "ids, each once", f"{1 + merges} over the ids", 0.0,
-         {"disk bandwidth": (3 + 2 * (merges - 1)) * ids / disk, "CPU": run_compares + merges * samples / given.merge_rows_per_second}),
+         {"disk bandwidth": (2 + 2 * merges) * ids / disk, "CPU": run_compares + merging}),
         ("swap", "stages and tail swap", "1 over the records", 0.0,
          {"disk bandwidth": records / disk, "CPU": samples / given.swap_rows_per_second}),
         ("export", "export", "1, written", plan,
@@ -154,7 +157,8 @@ def all_steps(samples: int, config: PaperConfig, given: ScaleAssumptions, scale:
     """Every step in order. Raises ValueError for fewer samples than a batch."""
     if samples < config.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {config.prompts_per_step}: pass --samples with more")
-    return [encode_step(samples, config, given), *feature_steps(samples, config, given), *plan_steps(samples, config, given, scale)]
+    reading = [encode_step(samples, config, given), *feature_steps(samples, config, given)]
+    return reading + plan_steps(samples, config, given, scale)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from saerl_lib.scale.curriculum import PlannedStages, SortedPool, planned_stages
 from saerl_lib.scale.external_sort import merged, write_runs
 from saerl_lib.scale.records import Scored, pack, record_dtype
 
+
 @dataclass(frozen=True)
 class Written:
     """What the out-of-core plan came to."""
@@ -131,7 +132,9 @@ def _export(
                 unpaired += int((frame["swapped_with"].to_numpy().reshape(-1, b).max(axis=1) < 0).sum())
                 done += len(frame)
         if done != samples or total % 2**64 != spill.checksum:
-            raise PlanError(f"the plan holds {done} of {samples} samples, or others than the pool: its work folder was changed, run it again")
+            raise PlanError(
+                f"the plan holds {done} of {samples} samples, or others than the pool: its work folder was changed, run it again"
+            )
         beside.replace(out)
     finally:
         beside.unlink(missing_ok=True)

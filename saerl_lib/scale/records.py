@@ -62,7 +62,10 @@ def float_of_key(key: np.ndarray) -> np.ndarray:
 
 
 def pack(rows: Scored, id_bytes: int) -> np.ndarray:
-    """Records [n] of `record_dtype`. Raises PlanError for non-finite scores, lengths of 0 or less, or a cluster outside uint16."""
+    """Records [n] of `record_dtype`.
+
+    Raises PlanError for non-finite scores, lengths of 0 or less, or a cluster outside uint16.
+    """
     for name in ("ranking", "raw", "length"):
         if not np.isfinite(getattr(rows, name)).all():
             raise PlanError(f"{name} holds non-finite values: score every sample before planning")

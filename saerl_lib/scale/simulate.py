@@ -20,6 +20,8 @@ from saerl_lib.scale.config import ScaleConfig
 
 SAMPLES = 1_000_000
 """Samples of `--simulate` without a number."""
+DISK_BYTES = 2_300
+"""Features, runs, sorted records and plan of one sample on disk, rounded up."""
 FIXED = ("cluster_start", "difficulty_fit")
 """Steps whose time does not depend on N."""
 NAMES = {
@@ -68,9 +70,10 @@ def simulate(samples: int, batch: int, config: ScaleConfig) -> Simulation:
     if whole < batch:
         raise UserError(f"--simulate {samples} fills no batch of {batch}: pass more")
     with tempfile.TemporaryDirectory(prefix="saerl-scale-") as name:
-        free, need = shutil.disk_usage(name).free, whole * 2_300
+        free, need = shutil.disk_usage(name).free, whole * DISK_BYTES
         if free < need:
-            raise UserError(f"--simulate {whole} needs about {need / 1e9:.0f} GB below {name}, {free / 1e9:.0f} GB are free: set TMPDIR")
+            shown = f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free below {name}"
+            raise UserError(f"--simulate {whole} needs about {shown}: point TMPDIR at a larger disk")
         _fresh(["draw", name, str(whole), str(config.shard_rows)])
         found = _fresh(["plan", name])
     return Simulation(samples=whole, **found)
@@ -108,9 +111,10 @@ def _plan(folder: Path) -> dict:
     pool = open_pool(folder / "pool")
     out = folder / "plan.parquet"
     written = plan_by_passes(pool, read_labelled(folder), out, work, PLAN, PropertyConfig(), ScaleConfig(), 0, clock)
+    wall, processor = ({name: times[name] for name in NAMES} for times in (clock.wall, clock.processor))
     return {
         "steps": written.steps, "unpaired_share": written.unpaired / written.steps,
-        "wall": {name: clock.wall[name] for name in NAMES}, "processor": {name: clock.processor[name] for name in NAMES}, "peak_bytes": _peak_bytes(), "start_bytes": start,
+        "wall": wall, "processor": processor, "peak_bytes": _peak_bytes(), "start_bytes": start,
         "feature_bytes": pool.disk_bytes, "sorted_bytes": written.sorted_bytes, "plan_bytes": written.plan_bytes,
     }  # fmt: skip
 

@@ -72,31 +72,33 @@ def facts(samples: int, config: PaperConfig, given: ScaleAssumptions, scale: Sca
     record = record_dtype(given.id_bytes).itemsize
     month = [size_bytes / 1e12 * given.usd_per_terabyte_month for size_bytes in (dense.left_bytes, sparse.left_bytes)]
     slowest = max(rest, key=lambda step: step.seconds)
+    weights, texts = (100 * bounds[name] / bounds["GPU FLOPs"] for name in ("GPU memory bandwidth", "disk bandwidth"))
+    rates = [step.left_bytes / encode.seconds / 1e6 for step in (dense, sparse)]
+    core_cost, merges = cores * given.usd_per_core_hour, scale.merge_passes(samples)
     return [
-        f"Encoding takes {low:,.0f} H100-hours with solutions cut at {config.max_response_tokens:,} tokens and {high:,.0f} with whole "
-        f"ones: {usd(*encode.usd(given))}. All that follows takes {cores:.1f} core-hours, {usd(cores * given.usd_per_core_hour, cores * given.usd_per_core_hour)}.",
-        f"Encoding is bound by the GPUs' FLOPs: reading the weights takes {100 * bounds['GPU memory bandwidth'] / bounds['GPU FLOPs']:.1g} % "
-        f"of that time, reading the texts {100 * bounds['disk bandwidth'] / bounds['GPU FLOPs']:.1g} %.",
-        f"The features of the retained latents take {size(dense.left_bytes)}, {usd(month[0], month[0])} a month; all latents as sparse pooled "
-        f"statistics {size(sparse.left_bytes)} ({size(upper)} if no latent fired twice in a text more often than by chance), "
-        f"{usd(month[1], month[1])} a month: {sparse.left_bytes / dense.left_bytes:.0f} times as much. Sparse is the larger form: "
-        "a long text fires most latents of the dictionary at least once.",
-        f"Choosing other latents later needs the sparse form or another encoding; keeping the sparse form costs as much as encoding "
-        f"again after {encode.usd(given)[0] / month[1]:.1f} months.",
-        f"Beside {given.gpus} GPUs that encode, the writer gets {dense.left_bytes / encode.seconds / 1e6:.2g} MB/s of retained features or "
-        f"{sparse.left_bytes / encode.seconds / 1e6:.2g} MB/s of sparse statistics; the disk takes "
-        f"{given.disk_bytes_per_second / 1e6:,.0f} MB/s.",
+        f"Encoding takes {low:,.0f} H100-hours with solutions cut at {config.max_response_tokens:,} tokens and {high:,.0f} with "
+        f"whole ones: {usd(*encode.usd(given))}. All that follows takes {cores:.1f} core-hours, {usd(core_cost, core_cost)}.",
+        f"Encoding is bound by the GPUs' FLOPs: reading the weights takes {weights:.1g} % of that time, "
+        f"reading the texts {texts:.1g} %.",
+        f"The features of the retained latents take {size(dense.left_bytes)}, {usd(month[0], month[0])} a month; all latents as "
+        f"sparse pooled statistics {size(sparse.left_bytes)} ({size(upper)} if tokens drew their latents at random), "
+        f"{usd(month[1], month[1])} a month: {sparse.left_bytes / dense.left_bytes:.0f} times as much.",
+        "Choosing other latents later needs the sparse form or another encoding; keeping the sparse form costs as much as "
+        f"encoding again after {encode.usd(given)[0] / month[1]:.1f} months.",
+        f"Beside {given.gpus} GPUs that encode, the writer gets {rates[0]:.2g} MB/s of retained features or {rates[1]:.2g} MB/s "
+        f"of sparse statistics; the disk takes {given.disk_bytes_per_second / 1e6:,.0f} MB/s.",
         f"After encoding the slowest step is `{slowest.name}`, bound by {slowest.bound} ({duration(slowest.seconds)} on "
         f"{given.processes} core); its disk would need {duration(slowest.seconds_by['disk bandwidth'])}.",
-        f"The sort holds {size(samples * record)} of records twice (runs and their merge) and {size(samples * given.id_bytes)} of ids twice; "
-        f"{-(-samples // scale.run_rows):,} runs are merged in {scale.merge_passes(samples)} pass.",
+        f"The sort holds {size(samples * record)} of records twice, as runs and merged, and {size(2 * samples * given.id_bytes)} "
+        f"of ids; {-(-samples // scale.run_rows):,} runs are merged in {merges} {'pass' if merges == 1 else 'passes'}.",
     ]
 
 
 def measured_rows(found: Simulation, steps: Sequence[Step], samples: int) -> Rows:
     """Measured seconds by step, the processor's extrapolated to `samples`, and the formula's figure."""
     formula = {step.key: step.seconds for step in steps}
-    rows: Rows = [("Step", "Wall clock", "Processor time", "Samples a processor second", f"Extrapolated to {samples:,}", "Formula")]
+    header = ("Step", "Wall clock", "Processor time", "Samples a processor second", f"Extrapolated to {samples:,}", "Formula")
+    rows: Rows = [header]
     there, rates = found.extrapolated(samples), found.rows_per_second
     for key, name in NAMES.items():
         shown = duration(formula[key]) if key in formula else "not modelled"
@@ -114,9 +116,9 @@ def measured_facts(found: Simulation, steps: Sequence[Step], samples: int) -> li
     scale = samples / found.samples
     pairs = (("features", found.feature_bytes, "store_features"), ("sorted records", found.sorted_bytes, "external_sort"),
              ("plan", found.plan_bytes, "export"))  # fmt: skip
-    disk = "; ".join(f"{name} {size(got)}, extrapolated {size(got * scale)} (formula {size(left[key])})" for name, got, key in pairs)
+    disk = "; ".join(f"{name} {size(got)}, there {size(got * scale)} (formula {size(left[key])})" for name, got, key in pairs)
     return [
         f"Peak memory {size(found.peak_bytes)}, of which {size(found.start_bytes)} are the loaded libraries.",
-        f"Disk: {disk}.",
-        f"{found.samples:,} samples, {found.steps:,} steps planned, {100 * found.unpaired_share:.1f} % of the batches without a partner for the tail swap.",
+        f"On disk, here and extrapolated: {disk}.",
+        f"{found.samples:,} samples in {found.steps:,} steps; {found.unpaired_share:.1%} of the batches found no partner.",
     ]
