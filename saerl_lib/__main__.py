@@ -53,6 +53,12 @@ def _bench(a: argparse.Namespace) -> int:
     return int(run_bench(a.name, a.samples) or 0)
 
 
+def _scale(a: argparse.Namespace) -> int:
+    from saerl_lib.scale.command import run_scale
+
+    return run_scale(a.samples, a.simulate, a.write_docs)
+
+
 def _ladder(a: argparse.Namespace) -> int:
     from saerl_lib.ladder_command import run_ladder
 
@@ -125,9 +131,9 @@ def _train_job(a: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "data": _data, "world": _world, "bench": _bench, "ladder": _ladder, "audit": _audit, "plan": _plan,
-    "export": _export, "verify": _verify, "train": _train, "grid": _grid, "seeds-needed": _seeds_needed, "readme": _readme,
-    "train-job": _train_job,
+    "run": _run, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder, "audit": _audit,
+    "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid, "seeds-needed": _seeds_needed,
+    "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 
 
