@@ -1,4 +1,4 @@
-"""The final answer of a completion in the words of any policy: behind `Answer:` or in a box (ours; the paper states no format)."""
+"""The final answer of a completion of any policy: behind `Answer:` or in a box (ours; the paper states no format)."""
 
 from __future__ import annotations
 

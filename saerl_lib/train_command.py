@@ -32,8 +32,8 @@ from saerl_lib.rl.job import last_complete_checkpoint
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
 
 LOSSES: dict[str, dict[str, Any]] = {"grpo": {"loss_type": "grpo"}, "dapo": {"loss_type": "dapo", "epsilon_high": 0.28}}
-"""TRL's settings by loss. dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476); its dynamic sampling draws
-prompts that no plan names, and TRL has none, so it is left out."""
+"""TRL's settings by loss. dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476). Its dynamic sampling is left
+out: it draws prompts that no plan names, and TRL has none."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ def arguments(export: Export, settings: TrainSettings, processes: int, folder: P
     return GRPOConfig(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation(export, settings, processes), num_generations=settings.rollouts_per_prompt,
-        num_iterations=1, shuffle_dataset=False, max_steps=settings.steps or export.plan.steps, learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, **LOSSES[settings.loss], beta=0.0, scale_rewards="group",
+        num_iterations=1, shuffle_dataset=False, max_steps=settings.steps or export.plan.steps,
+        learning_rate=settings.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=0.0,
+        scale_rewards="group", **LOSSES[settings.loss],
         temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
         use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
         seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
@@ -191,7 +192,7 @@ def _resume(folder: Path, total: int) -> Path | None:
     last = last_complete_checkpoint(folder / "checkpoints")
     if last is None or _step(last) < total or (folder / "final").is_dir():
         return last
-    earlier = [path for path in last.parent.glob("checkpoint-*") if _step(path) < total and (path / "trainer_state.json").is_file()]
+    earlier = [p for p in last.parent.glob("checkpoint-*") if _step(p) < total and (p / "trainer_state.json").is_file()]
     return max(earlier, key=_step, default=None)
 
 

@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from saerl_lib.paper.loading import SETS
 
@@ -25,14 +32,15 @@ TOPICS = ("Mathematics -> Algebra -> Sums", "Mathematics -> Number Theory -> Pro
 
 
 def deepmath_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of zwhe99/DeepMath-103K: sums and products, harder with larger numbers."""
+    """Rows of zwhe99/DeepMath-103K: remainders of sums and products, harder with larger numbers."""
     rows = []
     for i in range(count):
         a, b, product = 3 + 7 * i, 5 + 11 * i, i % 2
         value, sign, name = (a * b, "*", "product") if product else (a + b, "+", "sum")
         rows.append({
-            "question": f"Compute the {name} of $a = {a}$ and $b = {b}$.", "final_answer": str(value), "difficulty": 1.0 + i / 8 + product,
-            "topic": TOPICS[product], "r1_solution_1": f"Let me think.\n</think>\n\nWe need $a {sign} b$.\n{a} {sign} {b} = {value}.",
+            "question": f"Divide the {name} of $a = {a}$ and $b = {b}$ by 3. What remains?", "final_answer": str(value % 3),
+            "difficulty": 1.0 + i / 8 + product, "topic": TOPICS[product],
+            "r1_solution_1": f"Let me think.\n</think>\n\n{a} {sign} {b} = {value}.\nSo \\boxed{{{value % 3}}}.",
             "r1_solution_2": "b", "r1_solution_3": "c",
         })  # fmt: skip
     return rows
@@ -62,7 +70,7 @@ def deepscaler_rows(count: int) -> list[dict[str, Any]]:
 
 def benchmark_rows(name: str) -> list[dict[str, Any]]:
     """Two rows of an evaluation set, in its own schema."""
-    asked = [(f"What is {i + 1} plus {len(name)} in {name}?", str(i + 1 + len(name))) for i in range(2)]
+    asked = [(f"What remains of {i + 7} plus {len(name)} of {name} by 3?", str((i + 7 + len(name)) % 3)) for i in range(2)]
     if name == "gsm8k":
         return [{"question": q, "answer": f"Add.\n#### {a}"} for q, a in asked]
     if name == "olympiadbench":
@@ -112,6 +120,29 @@ def build_qwen(kind: str, texts: list[str], folder: Path) -> Path:
     model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8)) if kind == "qwen3" else Qwen2ForCausalLM(Qwen2Config(**shape))
     model.save_pretrained(folder)
     return folder
+
+
+def teach(folder: Path, prompts: list[str], steps: int = 60) -> None:
+    """Teach a stand-in to box a remainder at random, so that some attempts are right and groups differ."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(6)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        shown = [
+            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+            for prompt in prompts[step % 4 :: 4]
+        ]
+        answers = [f"\\boxed{{{digit}}}<|im_end|>" for digit in torch.randint(0, 3, (len(shown),)).tolist()]
+        rows = [tokenizer(text + answer)["input_ids"] for text, answer in zip(shown, answers, strict=True)]
+        length = max(map(len, rows))
+        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+        labels = ids.clone()
+        labels[:, : length - len(tokenizer(answers[0])["input_ids"])] = -100
+        model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder)
 
 
 def build_saelens(folder: Path) -> Path:

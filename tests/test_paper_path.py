@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import doctest
+import importlib
 import io
 import json
+import os
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from saerl_lib import train_command
 from saerl_lib.__main__ import main
+from saerl_lib.command_line import build_parser
 from saerl_lib.data.schema import DataError, read_samples
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
@@ -24,7 +31,7 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
 from saerl_lib.paper.path import encode, evaluate, places, train
 from saerl_lib.paper.path.home import STEPS
-from saerl_lib.paper.path.options import config_of
+from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.report.schemas import read_table
@@ -57,7 +64,8 @@ class Place:
 
 def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place:
     rows, others = build.deepmath_rows(TARGET), build.numina_rows(PARENT)
-    rows += [rows[0], {**rows[1], "question": build.benchmark_rows("aime24")[0]["problem"].upper()}, {**rows[2], "question": "Compute $1+0$.", "difficulty": -1.0}]  # fmt: skip
+    asked = build.benchmark_rows("aime24")[0]["problem"].upper()
+    rows += [rows[0], {**rows[1], "question": asked}, {**rows[2], "question": "What is $1+0$?", "difficulty": -1.0}]
     sources = root / "sources"
     build.write_set(sources, "deepmath", rows)
     build.write_set(sources, "numinamath", others)
@@ -67,12 +75,14 @@ def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place
         build.write_set(sources, "deepscaler", build.deepscaler_rows(outside))
     texts = [r["question"] + "\n" + r["r1_solution_1"] for r in rows] + [r["problem"] + "\n" + r["solution"] for r in others]
     build.build_qwen(encoder, texts, root / "encoder")
-    build.build_qwen(policy, texts, root / "policy")
+    build.teach(build.build_qwen(policy, texts, root / "policy"), [r["question"] for r in rows])
     named = str(build.build_saelens(root / "sae")) if sae == "saelens" else f"opensae:{build.build_opensae(root / 'sae')}"
     options = [
-        "--sources", str(sources), "--encoder", str(root / "encoder"), "--layer", "2", "--sae", named, "--policy", str(root / "policy"),
-        "--labelled", "32", "--source-labels", "12", "--clusters", "3", "--retained", "8", "--prompts-per-step", str(B),
-        "--rollouts", str(G), "--micro-batch", "8", "--max-completion", "8", "--eval-every", "1", "--attempts", str(ATTEMPTS),
+        "--sources", str(sources), "--encoder", str(root / "encoder"), "--layer", "2", "--sae", named,
+        "--policy", str(root / "policy"), "--labelled", "32",
+        "--source-labels", "12", "--clusters", "3", "--retained", "8", "--prompts-per-step", str(B),
+        "--rollouts", str(G), "--micro-batch", "8", "--max-completion", "8", "--learning-rate", "1e-3",
+        "--eval-every", "1", "--attempts", str(ATTEMPTS),
     ]  # fmt: skip
     return Place(root, options)
 
@@ -167,7 +177,13 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     for frame in attempts:
         assert frame.groupby("eval_set").size().to_dict() == dict.fromkeys(evaluate.SETS, 2 * ATTEMPTS)
         assert not frame.duplicated(["eval_set", "sample_id", "attempt"]).any()
+    everything = pd.concat(attempts)
+    assert 0.1 < everything["correct"].mean() < 0.7 and set(everything["outcome"]) <= {"same", "compared", "no answer"}
     runs = pd.read_csv(place.out / "tables" / "runs.csv")
+    initial = pd.read_parquet(place.out / "evaluation-initial-seed0" / "attempts.parquet")
+    first = initial.groupby("eval_set")["correct"].mean().mean()
+    start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"].tolist()
+    assert start == pytest.approx([100 * first] * 2, rel=1e-4), "both arms start at the same evaluation"
     assert len(runs) == 4 * 3 and set(runs["completions"]) == {12 * ATTEMPTS}
     assert {f"avg_{name}" for name in evaluate.SETS} | {"pass_aime24", "mean_with_pass", "mean_avg"} <= set(runs)
     assert runs[runs["step"] == 0]["entropy"].isna().all() and runs[runs["step"] > 0]["entropy"].gt(0).all()
@@ -186,6 +202,9 @@ def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
     steps = [load_file(run / "policies" / f"step-{step:05d}" / "model.safetensors") for step in (1, 2)]
     final = load_file(run / "final" / "model.safetensors")
     assert all(final[name].equal(steps[1][name]) for name in final)
+    base = load_file(place.root / "policy" / "model.safetensors")
+    for before, after in ((base, steps[0]), (steps[0], steps[1])):
+        assert not all(after[name].equal(before[name]) for name in base)
     assert not (run / "policies" / ".partial").exists() and not list(run.rglob("policies/*/training_args.bin"))
 
 
@@ -227,6 +246,12 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
     assert stepwise.run("paper", "plan")[0] == 0
     code, out, _ = stepwise.run("paper", "train", "--commands")
     assert code == 0 and len(out.splitlines()) == 2 and "--loss dapo" in out.splitlines()[1]
+    asked: list[tuple] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
+        assert [main(shlex.split(line)[3:]) for line in out.splitlines()] == [0, 0]
+    config = config_of(given(build_parser().parse_args(["paper", "train", *stepwise.options])))
+    assert [words[-1] for words in asked] == [train.settings_of(config, arm, 0) for arm in config.arms]
     with monkeypatch.context() as patch:
         patch.setattr(train, "run_train", dies_second(train.run_train))
         assert stepwise.run("paper", "train")[0] == 130
@@ -256,8 +281,29 @@ def test_the_filtered_pool_holds_what_the_classifier_kept(stepwise: Place) -> No
     assert regimes["n_test"].tolist() == [TARGET - 32, 36, 36] and regimes["value"].notna().all()
 
 
+@pytest.mark.slow
+def test_processes_under_a_launcher_share_the_plan(stepwise: Place, tmp_path: Path) -> None:
+    """Two processes on the CPU by torch's own launcher; a launcher that starts nothing is an error."""
+    shutil.copytree(stepwise.root / "home", tmp_path / "home")
+    shutil.rmtree(tmp_path / "home" / "paper" / "runs")
+    words = [*stepwise.options, "--arms", "saerl_dapo", "--steps", "1"]
+    assert Place(tmp_path, words).run("paper", "plan")[0] == 0
+    code, _, error = Place(tmp_path, [*words, "--launch", "true"]).run("paper", "train")
+    assert code == 1 and "left no final weights" in error
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        code, _, error = Place(tmp_path, [*words, "--launch", launcher]).run("paper", "train")
+    assert code == 0, error
+    (run,) = (tmp_path / "home" / "paper" / "runs").iterdir()
+    logs = [read_log(path) for path in sorted(run.glob("consumed-*.jsonl"))]
+    plan = read_plan(tmp_path / "home" / "paper" / "plans" / "saerl_dapo-seed0.parquet")
+    assert [len(log.ids) for log in logs] == [B * G // 2] * 2 and {i for log in logs for i in log.ids} == set(plan.ids[:B])
+
+
 def test_other_options_make_other_stages_and_keep_earlier_runs(stepwise: Place) -> None:
-    code, _, error = stepwise.run("paper", "report", "--learning-rate", "1e-5")
+    code, _, error = Place(stepwise.root, [*stepwise.options, "--learning-rate", "1e-5"]).run("paper", "report")
     assert code == 1 and "run `python -m saerl_lib paper train`" in error
     assert len(list((stepwise.out / "runs").iterdir())) == 2
 
@@ -300,7 +346,12 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
     import huggingface_hub
 
     asked: list[dict] = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **rest: asked.append({"name": name, **rest}) or str(tmp_path))
+
+    def snapshot(name: str, **rest: object) -> str:
+        asked.append({"name": name, **rest})
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     config = PaperConfig(policy="Qwen/Qwen2.5-Math-7B")
     assert places.model_folder(places.policy_model(config), "--policy") == tmp_path
     assert asked[0]["name"] == config.policy and len(asked[0]["revision"]) == 40
@@ -344,6 +395,7 @@ def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tm
         (["run", "--profile", "paper", "--plan-only", "--policy", "x"], "leave out --policy"),
         (["paper", "data", "--arms", "best"], "name each of grpo"),
         (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
+        (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
         (["paper", "data", "--steps", "2", "--to", "openrlhf"], "exports=openrlhf"),
         (["paper", "data", "--commands"], "--commands belongs to step train"),
     ],
@@ -351,6 +403,20 @@ def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tm
 def test_options_that_do_not_fit_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 1
     assert message in capsys.readouterr().err
+
+
+def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sae").mkdir()
+    monkeypatch.setenv("SAERL_CALLED_FROM", str(tmp_path))
+    config = config_of({"sae_source": "opensae:sae", "policy": "Qwen/Qwen2.5-Math-7B", "encoder_folder": "sae"})
+    assert (config.sae_source, config.encoder_folder) == (f"opensae:{tmp_path / 'sae'}", str(tmp_path / "sae"))
+    assert config.policy == "Qwen/Qwen2.5-Math-7B"
+
+
+@pytest.mark.parametrize("name", ["final_answer", "paper.path.home"])
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
+    assert result.attempted > 0 and result.failed == 0
 
 
 # Answers.
@@ -379,7 +445,8 @@ def test_the_papers_values_are_the_defaults() -> None:
     config = config_of({})
     assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
     settings = train.settings_of(config, "saerl_dapo", 0)
-    assert (settings.learning_rate, settings.rollouts_per_prompt, settings.max_completion_tokens, settings.loss) == (1e-6, 8, 3072, "dapo")
+    assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
+    assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
     assert train.settings_of(config, "grpo", 0).seed == settings.seed != train.settings_of(config, "grpo", 1).seed
     assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
     assert set(evaluate.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))

@@ -1,4 +1,4 @@
-"""The command behind `--profile paper`: the plan for this machine, and whether the machine can run it; the standard library alone."""
+"""The command behind `--profile paper`: the plan for this machine, and whether it can be run; the standard library alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def require_machine(config: PaperConfig, say: Callable[[str], None]) -> None:
     if not absent:
         return
     chosen = tuple(model for model in config.policies if model.repository == config.policy) or config.policies[:1]
-    wanted, given, machine = replace(config, policies=chosen, runs_per_policy=(len(config.arms) * config.seeds,)), Assumptions(), look()
+    wanted = replace(config, policies=chosen, runs_per_policy=(len(config.arms) * config.seeds,))
+    given, machine = Assumptions(), look()
     lacks = blocking(wanted, given, machine)
     if not lacks:
         say(plan_text(wanted, given, machine))

@@ -49,7 +49,7 @@ class Replacements:
     exports: tuple[str, ...] = ("verl",)
     """Other trainers that every plan is exported for (paper: verl)."""
     encode_max_tokens: int = 4096
-    """Longer samples are cut at the end and counted: prompt and response as long as the policy's (not stated in the paper; ours)."""
+    """Longer samples are cut at the end and counted: the policy's prompt and response (not stated in the paper; ours)."""
     tokens_per_batch: int = 8192
     """Padded tokens of one encoding batch."""
     micro_batch: int = 8

@@ -26,7 +26,10 @@ from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import data_identity, data_set, sets_to_read
 from saerl_lib.paper.rows import READERS, Reader, deepmath
 
-CODE = code_of("paper/path/data.py", "paper/path/places.py", "paper/rows.py", "paper/steps.py", "paper/loading.py", "data/schema.py")
+CODE = code_of(
+    "paper/path/data.py", "paper/path/places.py", "paper/rows.py", "paper/steps.py", "paper/loading.py", "data/schema.py",
+    "data/real.py",
+)  # fmt: skip
 SETS = tuple(data.name for data in BENCHMARKS)
 """The six evaluation sets."""
 GROUPS = ("labelled", "target", "parent", "outside")
@@ -138,7 +141,7 @@ def _labelled(target: list[Sample], count: int) -> list[Sample]:
     """L: the first `count` labelled samples in hash order (paper, section 3.3: 3,000)."""
     with_label = [sample for sample in target if math.isfinite(sample.difficulty)]
     if len(with_label) < count:
-        raise DataError(f"deepmath: {len(with_label)} rows carry a difficulty, fewer than labelled_samples={count}: pass --labelled")
+        raise DataError(f"deepmath: {len(with_label)} rows carry a difficulty, fewer than --labelled {count}: lower it")
     return with_label[:count]
 
 

@@ -24,7 +24,10 @@ from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
 from saerl_lib.paper.path.train import Run
 
-CODE = code_of("paper/path/evaluate.py", "paper/path/generate.py", "data/checking.py", "data/answers.py", "final_answer.py")
+CODE = code_of(
+    "paper/path/evaluate.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py", "data/checking.py",
+    "data/answers.py", "final_answer.py",
+)  # fmt: skip
 
 
 def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
@@ -36,40 +39,42 @@ def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
         stages.append(_stage(home, data, f"initial-seed{seed}", folder, model_identity(base), seed, 0))
     for run in runs:
         for step, folder in run.policies(config).items():
-            stages.append(_stage(home, data, f"{run.arm}-seed{run.seed}-{step:05d}", folder, f"{run.key}@{step}", run.seed, step))
+            name = f"{run.arm}-seed{run.seed}-{step:05d}"
+            stages.append(_stage(home, data, name, folder, f"{run.key}@{step}", run.seed, step))
     return stages
 
 
 def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: int, step: int) -> Stage:
     config, sets = home.config, {set_name: group(data, f"eval_{set_name}") for set_name in SETS}
     settings = {
-        "policy": policy, "sets": {key: samples_digest(samples) for key, samples in sets.items()}, "attempts": config.eval_samples,
-        "max_tokens": config.max_response_tokens, "temperature": config.eval_temperature, "chat": config.chat,
+        "policy": policy, "sets": {key: samples_digest(samples) for key, samples in sets.items()},
+        "attempts": config.eval_samples, "max_tokens": config.max_response_tokens, "temperature": config.eval_temperature,
+        "chat": config.chat,
         "seconds": config.answer_seconds, "bf16": config.bf16, "sequences": config.eval_sequences,
         "seed": sub_seed(config.seed, f"evaluation-{seed}-{step}"),
     }  # fmt: skip
 
     def compute(out: Path) -> None:
         found = Policy(folder, config.bf16)
-        rows = [evaluate_set(found, key, samples, config, settings["seed"]) for key, samples in sets.items()]
-        pd.concat(rows).assign(step=step).to_parquet(out / "attempts.parquet", index=False)
+        answers = [attempted(found, key, samples, config, settings["seed"]) for key, samples in sets.items()]
+        rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
+        rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)
 
     return home.stage("evaluate", f"evaluation-{name}", CODE, settings, compute)
 
 
-def evaluate_set(policy: Policy, name: str, samples: Sequence[Sample], config: PaperConfig, seed: int) -> pd.DataFrame:
-    """One row an attempt: eval_set, sample_id, attempt, answer ('' when none was read), correct, outcome of the comparison."""
+def attempted(policy: Policy, name: str, samples: Sequence[Sample], config: PaperConfig, seed: int) -> pd.DataFrame:
+    """One row an attempt at a set: eval_set, sample_id, attempt, answer ('' when none was read), gold."""
     completions = policy.complete(
-        [s.prompt for s in samples], config.eval_samples, config.max_response_tokens, config.eval_temperature, config.eval_sequences,
-        sub_seed(seed, name), config.chat,
+        [s.prompt for s in samples], config.eval_samples, config.max_response_tokens, config.eval_temperature,
+        config.eval_sequences, sub_seed(seed, name), config.chat,
     )  # fmt: skip
     rows = [
         (name, sample.id, attempt, read_final_answer(text) or "", sample.answer)
         for sample, texts in zip(samples, completions, strict=True)
         for attempt, text in enumerate(texts)
     ]
-    frame = pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
-    return judged(frame, config.answer_seconds).drop(columns="gold")
+    return pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
 
 
 def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:

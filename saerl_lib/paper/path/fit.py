@@ -73,7 +73,7 @@ def source_scores(
         rows = np.flatnonzero(is_target == source)[: config.source_labels]
         if len(rows) < MIN_CLASS:
             name = "deepmath" if source else "numinamath"
-            raise DataError(f"{name}: {len(rows)} samples are too few for the source classifier, it needs {MIN_CLASS} of each source")
+            raise DataError(f"{name}: {len(rows)} samples are too few, the source classifier needs {MIN_CLASS} of each source")
         quality[rows] = float(source)
     table = found.table
     z = table.complete().z if found.with_solution else table.prompt_z

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from saerl_lib.own.model import open_tokenizer
-from saerl_lib.paper.path.plan import shown_prompts
+from saerl_lib.paper.path.prompts import shown_prompts
 
 
 class Policy:

@@ -51,7 +51,8 @@ class Home:
 
 def missing(step: str, what: str) -> ArtifactError:
     """The error for something that an earlier step leaves."""
-    return ArtifactError(f"{what} is missing or was made with other options: run `python -m saerl_lib paper {step}` with the same ones")
+    fix = f"run `python -m saerl_lib paper {step}` with the same ones"
+    return ArtifactError(f"{what} is missing or was made with other options: {fix}")
 
 
 def code_of(*names: str) -> tuple[str, ...]:
@@ -61,5 +62,7 @@ def code_of(*names: str) -> tuple[str, ...]:
     True
     """
     package = paths.ROOT / "saerl_lib"
-    files = [f for name in names for f in (sorted((package / name).rglob("*.py")) if (package / name).is_dir() else [package / name])]
-    return tuple(sorted({str(f.relative_to(package)) for f in files}))
+    files: set[Path] = set()
+    for name in names:
+        files |= set((package / name).rglob("*.py")) if (package / name).is_dir() else {package / name}
+    return tuple(sorted(str(f.relative_to(package)) for f in files))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.replacements import ORDERS, POOLS
+from saerl_lib.paper.replacements import ORDERS, POOLS, TARGETS
 
 PREFIX = "paper_"
 """Of the options' places in the parsed arguments, apart from those of other commands."""
@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser, shared: bool = True) -> None:
         shown = "" if "default:" in text or default == "" else f" (default: {default})"
         group.add_argument(option, dest=PREFIX + name, type=TYPES.get(kinds[name], str), metavar=placeholder, help=text + shown)
     group.add_argument("--arms", dest=PREFIX + "arms", nargs="+", metavar="ARM", help=f"of {', '.join(ORDERS)}")
-    group.add_argument("--to", dest=PREFIX + "exports", nargs="*", metavar="NAME", help="export plans to trl, verl, nemo-rl, prime-rl")
+    group.add_argument("--to", dest=PREFIX + "exports", nargs="*", metavar="NAME", help=f"export plans to {', '.join(TARGETS)}")
     group.add_argument("--train-on", dest=PREFIX + "train_on", choices=POOLS, help="DeepMath alone, or what the filter keeps")
     group.add_argument(
         "--revision", dest=PREFIX + "revisions", action="append", metavar="SET=HASH", help="pin a data set, such as amc23=..."
@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser, shared: bool = True) -> None:
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, by field; `plain` besides."""
     found = {name.removeprefix(PREFIX): value for name, value in vars(arguments).items() if name.startswith(PREFIX)}
-    return {name: value for name, value in found.items() if value not in (None, False)}
+    return {name: value for name, value in found.items() if value is not None and value is not False}
 
 
 def option_names(arguments: argparse.Namespace) -> list[str]:

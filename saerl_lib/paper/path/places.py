@@ -47,7 +47,7 @@ def sets_to_read(config: PaperConfig) -> tuple[str, ...]:
         return (*REQUIRED, *OPTIONAL)
     absent = [SETS[name].repository for name in REQUIRED if not Path(data_set(config, name).repository).is_dir()]
     if absent:
-        raise DataError(f"--sources {config.sources}: no folder {', '.join(absent)}; put every set there as OWNER/NAME, as on the hub")
+        raise DataError(f"--sources {config.sources}: no folder {', '.join(absent)}; put every set there as OWNER/NAME")
     return (*REQUIRED, *(name for name in OPTIONAL if Path(data_set(config, name).repository).is_dir()))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,21 +15,22 @@ import pandas as pd
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PlanConfig, sub_seed
 from saerl_lib.data.schema import DataError, Sample, normalise, write_samples
-from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.export.samples import open_export
 from saerl_lib.export.targets import export_plan
 from saerl_lib.own.arrange import TOLERANCE, whole_batches
-from saerl_lib.own.model import open_tokenizer
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.fit import POOL
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
+from saerl_lib.paper.path.prompts import prompt_lengths
 from saerl_lib.paper.replacements import ORDERS
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 
-CODE = code_of("paper/path/plan.py", "own/arrange.py", "own/model.py", "plan", "export", "data/schema.py")
+CODE = code_of(
+    "paper/path/plan.py", "paper/path/prompts.py", "own/arrange.py", "own/model.py", "plan", "export", "data/schema.py"
+)
 
 
 def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
@@ -40,8 +40,9 @@ def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
     """
     config, model = home.config, policy_model(home.config)
     settings = {
-        "arms": list(config.arms), "seeds": config.seeds, "seed": config.seed, "exports": list(config.exports), "chat": config.chat,
-        "prompts": config.prompts_per_step, "swapped": config.swapped_per_batch, "rollouts": config.rollouts_per_prompt,
+        "arms": list(config.arms), "seeds": config.seeds, "seed": config.seed, "exports": list(config.exports),
+        "chat": config.chat, "prompts": config.prompts_per_step, "swapped": config.swapped_per_batch,
+        "rollouts": config.rollouts_per_prompt,
         "max_prompt": config.max_prompt_tokens, "policy": model_identity(model),
     }  # fmt: skip
 
@@ -67,27 +68,6 @@ def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
 def plan_name(arm: str, seed: int) -> str:
     """File of a plan without its suffix."""
     return f"{arm}-seed{seed}"
-
-
-def prompt_lengths(samples: Sequence[Sample], folder: Path, chat: bool) -> list[int]:
-    """Tokens of each prompt as the policy gets it."""
-    tokenizer = open_tokenizer(str(folder), [s.prompt for s in samples[:20]], local=True)
-    return [len(ids) for ids in tokenizer(shown_prompts(tokenizer, [s.prompt for s in samples], chat), add_special_tokens=not chat)["input_ids"]]
-
-
-def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
-    """Prompts as text for the policy: its chat template with the assistant's turn opened, or a line break behind them.
-
-    Raises DataError when the tokenizer has no chat template.
-    """
-    if not chat:
-        return [prompt + SEPARATOR for prompt in prompts]
-    if not tokenizer.chat_template:
-        raise DataError("the policy's tokenizer has no chat template: pass --plain for prompts as plain text")
-    return [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-        for prompt in prompts
-    ]
 
 
 def left_out(pool: pd.DataFrame, samples: Sequence[Sample], config: PaperConfig) -> np.ndarray:

@@ -56,7 +56,8 @@ def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], eval
                 if stage.name == name:
                     shutil.copyfile(stage.path(file), folder / file)
 
-    settings = {"runs": [run.key for run in runs], "arms": list(home.config.arms), "steps": home.config.steps, "seed": home.config.seed}
+    config = home.config
+    settings = {"runs": [run.key for run in runs], "arms": list(config.arms), "steps": config.steps, "seed": config.seed}
     return home.stage("report", "tables", CODE, settings, compute, (*earlier, *evaluated))
 
 
@@ -66,7 +67,8 @@ def training_curve(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         state = json.loads((run.folder / "checkpoints" / "trainer_state.json").read_text(encoding="utf-8"))
         logged = [entry for entry in state["log_history"] if "reward" in entry]
-        rows += [{"arm": run.arm, "seed": run.seed, "step": e["step"], **{CURVE[k]: e.get(k, np.nan) for k in CURVE}} for e in logged]
+        named = {"arm": run.arm, "seed": run.seed}
+        rows += [{**named, "step": e["step"], **{ours: e.get(own, np.nan) for own, ours in CURVE.items()}} for e in logged]
     return pd.DataFrame(rows)
 
 
@@ -77,16 +79,17 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     wide = rates.pivot(index=key, columns="eval_set", values="avg")
     passed = rates[rates["eval_set"] == PASS_SET].set_index(key)["passed"]
     others = wide.drop(columns=PASS_SET)
-    table = evaluations.groupby(key).agg(problems=("sample_id", "size"), completions=("attempts", "sum")).join(wide.add_prefix("avg_"))
+    table = evaluations.groupby(key).agg(problems=("sample_id", "size"), completions=("attempts", "sum"))
+    table = table.join(wide.add_prefix("avg_"))
     table[f"pass_{PASS_SET}"] = passed
     table["mean_avg"], table["mean_without_pass_set"] = wide.mean(axis=1), others.mean(axis=1)
     table["mean_with_pass"] = pd.concat([others, passed], axis=1).mean(axis=1)
     table = table.reset_index().sort_values(key)
     before = table.groupby(RUN)["step"].shift(fill_value=-1)
-    trained = [
-        curve[(curve["arm"] == row.arm) & (curve["seed"] == row.seed) & curve["step"].between(low + 1, row.step)][list(CURVE.values())].mean()
-        for row, low in zip(table.itertuples(), before, strict=True)
-    ]
+    trained = []
+    for row, low in zip(table.itertuples(), before, strict=True):
+        own = (curve["arm"] == row.arm) & (curve["seed"] == row.seed) & curve["step"].between(low + 1, row.step)
+        trained.append(curve[own][list(CURVE.values())].mean())
     return pd.concat([table.reset_index(drop=True), pd.DataFrame(trained).reset_index(drop=True)], axis=1)
 
 

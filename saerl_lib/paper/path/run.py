@@ -25,7 +25,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     named = {"--from": arguments.start, "--only": arguments.only, "--force": arguments.force}
     wrong = [name for name, value in named.items() if value]
     if wrong:
-        raise UserError(f"{', '.join(wrong)}: profile paper has steps, not notebooks; `python -m saerl_lib paper STEP` runs one of them")
+        raise UserError(f"{', '.join(wrong)}: profile paper has steps, not notebooks; `python -m saerl_lib paper STEP` runs one")
     values = given(arguments) | {"seed": arguments.seed} | ({"seeds": arguments.seeds} if arguments.seeds is not None else {})
     config = config_of(values)
     require_stand_ins(config)

@@ -19,12 +19,13 @@ from pathlib import Path
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, code_hash, file_sha256, provenance, write_json
 from saerl_lib.config import content_hash, sub_seed
+from saerl_lib.export.samples import open_export
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.home import Home, missing
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
 from saerl_lib.paper.path.plan import plan_name
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.train_command import TrainSettings, policy_at, run_train
+from saerl_lib.train_command import TrainSettings, check_logs, policy_at, run_train
 
 CODE = ("train_command.py", "final_answer.py", "data/answers.py")
 RECORD = "trained.json"
@@ -104,13 +105,16 @@ def train_run(run: Run, config: PaperConfig) -> None:
     """Train or resume one run."""
     if config.launch:
         path = os.pathsep.join(filter(None, (str(paths.ROOT), os.environ.get("PYTHONPATH"))))
-        done = subprocess.run(launch_command(run, config), env={**os.environ, "PYTHONPATH": path})
-        if done.returncode:
-            raise ArtifactError(f"run {run.folder.name} ended with exit code {done.returncode}; the same command goes on from its checkpoint")
+        code = subprocess.run(launch_command(run, config), env={**os.environ, "PYTHONPATH": path}).returncode
+        if code:
+            raise ArtifactError(f"run {run.folder.name} ended with exit code {code}; the same command continues it")
     else:
         folder = model_folder(policy_model(config), "--policy")
         run_train(run.plan, run.samples, str(folder), run.folder, run.settings)
         _free()
+    if not (run.folder / "final").is_dir():
+        raise ArtifactError(f"run {run.folder.name} left no final weights; does --launch start the command that follows it?")
+    check_logs(open_export(run.plan, run.samples, config.rollouts_per_prompt), run.folder, config.steps)
     record = {"key": run.key, "arm": run.arm, "seed": run.seed, "settings": dataclasses.asdict(run.settings)}
     write_json(run.folder / RECORD, {**record, "provenance": provenance()})
 
@@ -119,8 +123,9 @@ def launch_command(run: Run, config: PaperConfig) -> list[str]:
     """The command of one run under `config.launch`, for a job script too."""
     s = run.settings
     words = [
-        "--plan", run.plan, "--samples", run.samples, "--model", model_folder(policy_model(config), "--policy"), "--out", run.folder,
-        "--rollouts", s.rollouts_per_prompt, "--micro-batch", s.micro_batch, "--learning-rate", s.learning_rate,
+        "--plan", run.plan, "--samples", run.samples, "--out", run.folder,
+        "--model", model_folder(policy_model(config), "--policy"), "--rollouts", s.rollouts_per_prompt,
+        "--micro-batch", s.micro_batch, "--learning-rate", s.learning_rate,
         "--temperature", s.temperature, "--max-completion", s.max_completion_tokens, "--save-every", s.save_every_steps,
         "--loss", s.loss, "--steps", s.steps, "--keep-every", s.keep_every_steps, "--seed", s.seed,
     ]  # fmt: skip
