@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
-#        ./run_all.sh --profile paper --plan-only
+#        ./run_all.sh --profile paper --plan-only | --profile paper [options of python -m saerl_lib paper]
 #        ./run_all.sh test [pytest arguments]
 # Runs the notebooks in order and leaves figures/ and artifacts/<profile>/, or runs the test suite.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
@@ -24,6 +24,7 @@ absolute() {
 }
 if [[ -n "${SAERL_HOME:-}" ]]; then SAERL_HOME="$(absolute "$SAERL_HOME")"; export SAERL_HOME; fi
 if [[ -n "${SAERL_DATA_DIR:-}" ]]; then SAERL_DATA_DIR="$(absolute "$SAERL_DATA_DIR")"; export SAERL_DATA_DIR; fi
+export SAERL_CALLED_FROM="$PWD"
 cd "$ROOT"
 
 passes() {

@@ -22,15 +22,29 @@ INTERRUPTED = 130
 
 
 def _run(a: argparse.Namespace) -> int:
+    from saerl_lib.paper.path.options import option_names
+
     if a.plan_only:
         from saerl_lib.paper.command import run_plan
 
         given = {name: getattr(a, name) for name in ("only", "force", "seeds", "seed")} | {"from": a.start}
-        return run_plan(a.profile, [f"--{name}" for name, value in given.items() if value])
+        return run_plan(a.profile, [f"--{name}" for name, value in given.items() if value] + option_names(a))
+    if a.profile == "paper":
+        from saerl_lib.paper.path.run import run_profile
+
+        return run_profile(a)
+    if option_names(a):
+        raise UserError(f"{', '.join(option_names(a))}: only profile paper takes this; add --profile paper or leave it out")
     from saerl_lib.runner import RunOptions, run
 
     run(RunOptions(profile=a.profile, seed=a.seed, seeds=a.seeds, start=a.start, only=a.only, force=a.force))
     return 0
+
+
+def _paper(a: argparse.Namespace) -> int:
+    from saerl_lib.paper.path.run import run_command
+
+    return run_command(a)
 
 
 def _data(a: argparse.Namespace) -> int:
@@ -99,6 +113,7 @@ def _train(a: argparse.Namespace) -> int:
     settings = TrainSettings(
         rollouts_per_prompt=a.rollouts, micro_batch=a.micro_batch, learning_rate=a.learning_rate, temperature=a.temperature,
         max_completion_tokens=a.max_completion, save_every_steps=a.save_every, vllm=a.vllm, bf16=a.bf16, chat=a.chat,
+        loss=a.loss, steps=a.steps, keep_every_steps=a.keep_every, seed=a.seed,
     )  # fmt: skip
     return run_train(a.plan, a.samples, a.model, a.out, settings)
 
@@ -131,9 +146,9 @@ def _train_job(a: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder, "audit": _audit,
-    "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid, "seeds-needed": _seeds_needed,
-    "readme": _readme, "train-job": _train_job,
+    "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder,
+    "audit": _audit, "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid,
+    "seeds-needed": _seeds_needed, "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 
 

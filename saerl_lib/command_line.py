@@ -16,14 +16,22 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     """Running the artifact, checking its data and its speed."""
+    from saerl_lib.paper.path.options import add_options
+
     run = commands.add_parser("run", parents=[common], help="execute the notebooks in order")
-    run.add_argument("--profile", default="laptop", help="smoke, laptop, method, study; paper with --plan-only (default: laptop)")
+    run.add_argument("--profile", default="laptop", help="smoke, laptop, method, study or paper (default: laptop)")
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
     run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
     run.add_argument("--seeds", type=int, metavar="N", help="number of matched training seeds (default: the profile's)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
     run.add_argument("--plan-only", action="store_true", help="print what --profile paper would take, and download nothing")
+    add_options(run, shared=False)
+    paper = commands.add_parser("paper", parents=[common], help="one step of profile paper, or all of them")
+    paper.add_argument("step", choices=("data", "encode", "plan", "train", "evaluate", "report", "all"), metavar="STEP",
+                       help="data, encode, plan, train, evaluate, report or all")  # fmt: skip
+    paper.add_argument("--commands", action="store_true", help="with step train: print the command of every run and stop")
+    add_options(paper)
     data = commands.add_parser("data", parents=[common], help="check a JSON-lines file of problems, row by row")
     data.add_argument("file", type=Path)
     world = commands.add_parser("world", parents=[common], help="check or rebuild the embedded world")
@@ -85,6 +93,10 @@ def _add_trainers(commands: Any, common: argparse.ArgumentParser) -> None:
     train.add_argument("--temperature", type=float, default=0.6, metavar="X", help="of the rollouts (default: 0.6)")
     train.add_argument("--max-completion", type=int, default=3072, metavar="N", help="tokens of a completion (default: 3072)")
     train.add_argument("--save-every", type=int, default=20, metavar="N", help="steps between checkpoints (default: 20)")
+    train.add_argument("--loss", choices=("grpo", "dapo"), default="grpo", help="grpo, or dapo's loss and clip (default: grpo)")
+    train.add_argument("--steps", type=int, metavar="N", help="optimiser steps; a plan's end starts it again (default: one pass)")
+    train.add_argument("--keep-every", type=int, metavar="N", help="keep the weights of every N-th step, to evaluate them")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of the rollouts (default: 0)")
     for flag, text in (("--vllm", "rollouts by vLLM"), ("--bf16", "mixed precision, on a GPU"), ("--chat", "chat messages")):
         train.add_argument(flag, action="store_true", help=text)
 
@@ -110,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,data,world,bench,scale,ladder,audit,plan,export,verify,train,grid,seeds-needed,readme}"
+    names = "{run,paper,data,world,bench,scale,ladder,audit,plan,export,verify,train,grid,seeds-needed,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for add in (_add_notebooks, _add_reading, _add_trainers, _add_study):
         add(commands, common)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,23 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.answers import equivalent, read_answer
+from saerl_lib.data.answers import equivalent
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.export.follow import FollowReport, follow
 from saerl_lib.export.log import ConsumedLog
 from saerl_lib.export.samples import Export, open_export
+from saerl_lib.final_answer import read_final_answer
 from saerl_lib.own.model import open_tokenizer
 from saerl_lib.rl.job import last_complete_checkpoint
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
+
+LOSSES: dict[str, dict[str, Any]] = {"grpo": {"loss_type": "grpo"}, "dapo": {"loss_type": "dapo", "epsilon_high": 0.28}}
+"""TRL's settings by loss. dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476). Its dynamic sampling is left
+out: it draws prompts that no plan names, and TRL has none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,20 @@ class TrainSettings:
     """Mixed precision; needs a GPU."""
     chat: bool = False
     """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break."""
+    loss: str = "grpo"
+    """One of `LOSSES`."""
+    steps: int | None = None
+    """Optimiser steps; beyond the plan's end it starts again in the same order. None: one pass over the plan."""
+    keep_every_steps: int | None = None
+    """Keep the weights of every such step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"--loss {self.loss}: choose {' or '.join(LOSSES)}")
+        for name in ("steps", "keep_every_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def accumulation(export: Export, settings: TrainSettings, processes: int) -> int:
@@ -78,8 +97,9 @@ def arguments(export: Export, settings: TrainSettings, processes: int, folder: P
     return GRPOConfig(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation(export, settings, processes), num_generations=settings.rollouts_per_prompt,
-        num_iterations=1, shuffle_dataset=False, max_steps=export.plan.steps, learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, loss_type="grpo", beta=0.0, scale_rewards="group",
+        num_iterations=1, shuffle_dataset=False, max_steps=settings.steps or export.plan.steps,
+        learning_rate=settings.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=0.0,
+        scale_rewards="group", **LOSSES[settings.loss],
         temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
         use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
         seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
@@ -93,10 +113,35 @@ def logging_reward(log: Path) -> Callable[..., list[float]]:
     def correct(completions: list[Any], answer: list[str], sample_id: list[str], trainer_state: Any, **_: Any) -> list[float]:
         append_rows(log, [{"step": trainer_state.global_step + 1, "sample_id": name} for name in sample_id])
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        found = [read_answer(text) for text in texts]
+        found = [read_final_answer(text) for text in texts]
         return [float(a is not None and (a == gold or equivalent(gold, a))) for a, gold in zip(found, answer, strict=True)]
 
     return correct
+
+
+class KeepPolicies(TrainerCallback):
+    """Saves the weights of some steps beside the checkpoints, which keep only the last; all processes take part."""
+
+    def __init__(self, trainer: GRPOTrainer, folder: Path, every: int) -> None:
+        self.trainer, self.folder, self.every = trainer, folder, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer before its own checkpoint, so that a step with a checkpoint has its weights."""
+        step = state.global_step
+        if step % self.every and step != state.max_steps:
+            return
+        place, partial = policy_at(self.folder, step), self.folder / "policies" / ".partial"
+        self.trainer.save_model(str(partial))
+        self.trainer.accelerator.wait_for_everyone()
+        if self.trainer.accelerator.is_main_process:
+            (partial / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            partial.rename(place)
+
+
+def policy_at(folder: Path, step: int) -> Path:
+    """Where the weights of a kept step lie."""
+    return folder / "policies" / f"step-{step:05d}"
 
 
 def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: TrainSettings) -> int:
@@ -105,9 +150,13 @@ def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: Tra
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"consumed-{rank:03d}.jsonl"
-    resume = last_complete_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    resume, total = _resume(folder, settings.steps or export.plan.steps), settings.steps or export.plan.steps
+    if resume is not None and _step(resume) >= total:
+        if rank == 0:
+            _conclude(export, folder, settings, processes)
+        return 0
     for path in sorted(folder.glob("consumed-*.jsonl")) if rank == 0 else ():
-        cut_back(path, int(resume.name.rsplit("-", 1)[1]) if resume else 0)
+        cut_back(path, _step(resume) if resume else 0)
     texts = [s.prompt for s in export.samples]
     prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
     rows = {"prompt": prompts, "sample_id": export.plan.ids, "answer": [s.answer for s in export.samples]}
@@ -118,21 +167,50 @@ def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: Tra
         train_dataset=Dataset.from_dict(rows),
         processing_class=open_tokenizer(model, texts[:20], Path(model).is_dir()),
     )
+    if settings.keep_every_steps:
+        trainer.add_callback(KeepPolicies(trainer, folder, settings.keep_every_steps))
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_model(str(folder / "final"))
+    trainer.save_state()
+    trainer.save_model(str(folder / ".final.partial"))
     trainer.accelerator.wait_for_everyone()
     if rank == 0:
-        report = check_logs(export, folder)
-        print(json.dumps({"followed": report.followed, "steps": report.steps_logged, "processes": processes}))
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        (folder / ".final.partial").rename(folder / "final")
+        _conclude(export, folder, settings, processes)
     return 0
 
 
-def check_logs(export: Export, folder: Path) -> FollowReport:
-    """The joined logs of all processes, of an earlier number of them too, against the plan. Raises ArtifactError at the first departure."""
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _resume(folder: Path, total: int) -> Path | None:
+    """The last checkpoint, None without one; that of the last step counts only where the final weights were written too."""
+    if not (folder / "checkpoints").is_dir():
+        return None
+    last = last_complete_checkpoint(folder / "checkpoints")
+    if last is None or _step(last) < total or (folder / "final").is_dir():
+        return last
+    earlier = [p for p in last.parent.glob("checkpoint-*") if _step(p) < total and (p / "trainer_state.json").is_file()]
+    return max(earlier, key=_step, default=None)
+
+
+def _conclude(export: Export, folder: Path, settings: TrainSettings, processes: int) -> None:
+    report = check_logs(export, folder, settings.steps)
+    print(json.dumps({"followed": True, "steps": report.steps_logged, "processes": processes}), flush=True)
+
+
+def check_logs(export: Export, folder: Path, steps: int | None = None) -> FollowReport:
+    """The joined logs of all processes, of an earlier number of them too, against the plan.
+
+    With `steps` the log may end there, in the middle of a pass over the plan. Raises ArtifactError at the first departure.
+    """
     rows = [row for path in sorted(folder.glob("consumed-*.jsonl")) for row in read_rows(path)]
     log = ConsumedLog(tuple(r["sample_id"] for r in rows), tuple(int(r["step"]) for r in rows))
     report = follow(export.plan, log, any_slot=True)
-    if not report.followed:
+    # a log that ends where it should, in the middle of a pass, agrees with the plan as far as it goes
+    whole = report.followed or report.log_ended
+    if not (report.followed if steps is None else whole and report.steps_logged == report.steps_kept == steps):
         raise ArtifactError(f"the trainer did not follow the plan, first at {report.first}")
     return report

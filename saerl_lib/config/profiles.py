@@ -159,8 +159,9 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     """
     if name == "paper":
         raise UnknownProfileError(
-            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs; training at that scale is not "
-            "part of this version yet. --profile paper --plan-only prints what it would take; --profile laptop runs here"
+            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and notebooks at that scale are not "
+            "part of this version yet. ./run_all.sh --profile paper runs its steps (--plan-only: what they take); "
+            "--profile laptop runs here"
         )
     if name not in PROFILES:
         raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}")

@@ -1,14 +1,16 @@
-"""The command behind `--profile paper`: the plan for this machine, and a refusal of everything else."""
+"""The command behind `--profile paper`: the plan for this machine, and whether it can be run; the standard library alone."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from saerl_lib.paper.assumptions import Assumptions
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.machine import look
+from saerl_lib.paper.needs import blocking
 from saerl_lib.paper.plan import plan_text
 
 
@@ -17,7 +19,7 @@ def check_request(profile: str, plan_only: bool, rest: Sequence[str] = ()) -> No
     if profile != "paper":
         raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
     if not plan_only:
-        raise ValueError("training with profile 'paper' is not part of this version yet; add --plan-only")
+        raise ValueError("profile 'paper' runs in an environment with the locked packages alone; add --plan-only for its plan")
     if rest:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
 
@@ -30,6 +32,28 @@ def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
     check_request(profile, True, rest)
     print(plan_text(PaperConfig(), Assumptions(), look()))
     return 0
+
+
+def require_machine(config: PaperConfig, say: Callable[[str], None]) -> None:
+    """Let a run pass whose models, SAE and data are all local, or whose plan this machine can hold; the plan is shown then.
+
+    Else `say` is told what is missing, and ValueError is raised.
+    """
+    absent = [option for option, there in config.stand_ins.items() if not there]
+    if not absent:
+        return
+    chosen = tuple(model for model in config.policies if model.repository == config.policy) or config.policies[:1]
+    wanted = replace(config, policies=chosen, runs_per_policy=(len(config.arms) * config.seeds,))
+    given, machine = Assumptions(), look()
+    lacks = blocking(wanted, given, machine)
+    if not lacks:
+        say(plan_text(wanted, given, machine))
+        return
+    say("\n".join(["Missing here:", *(f"  - {item}" for item in lacks)]))
+    raise ValueError(
+        "profile 'paper' takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks what is listed above "
+        f"(--plan-only prints the whole plan). On local stand-ins it runs anywhere; not given: {', '.join(absent)}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The paper's run in one frozen record: models, SAE, data, and the hyperparameters that the paper states (its Table 9).
 
-Each field says "paper, section X" or "not stated in the paper; ours". Nothing here is trained by this version.
+Each field says "paper, section X" or "not stated in the paper; ours". What may stand in for hub models and data, and how a
+run is split, are the fields of `replacements`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from saerl_lib.paper.hub import (
     HubData,
     HubModel,
 )
+from saerl_lib.paper.replacements import Replacements
 
 SAE_CHOICES = ("published", "trained", "opensae")
 
 
 @dataclass(frozen=True)
-class PaperConfig:
+class PaperConfig(Replacements):
     """Models, data and settings of the paper's experiments."""
 
     policies: tuple[HubModel, ...] = (QWEN25_MATH_15B, QWEN25_MATH_7B)
@@ -91,6 +93,7 @@ class PaperConfig:
     """Rollouts a prompt that ADARFT estimates difficulty with, Avg@16 (paper, section C.3)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sae not in SAE_CHOICES:
             raise ValueError(f"sae={self.sae!r}: choose one of {', '.join(SAE_CHOICES)}")
         if self.sae == "opensae" and self.opensae_folder is None:

@@ -68,11 +68,11 @@ def from_folder(data: HubData, folder: Path, limit: int | None = None) -> Iterat
         yield READERS[data.name](as_published(data, record), index)
 
 
-def from_hub(data: HubData, limit: int | None = None) -> Iterator[Sample]:
-    """Samples streamed from the hub at the pinned revision, without remote code, the first `limit` of them.
+def published_rows(data: HubData, limit: int | None = None) -> Iterator[Row]:
+    """Rows streamed from the hub at the pinned revision, without remote code, the first `limit` of them.
 
     `data.repository` may name a folder on disk in the same format, which needs no revision.
-    Raises DataError when the revision is not pinned, what `datasets.load_dataset` raises, and what the reader raises.
+    Raises DataError when the revision is not pinned, and what `datasets.load_dataset` raises.
     """
     if data.revision is None and not Path(data.repository).is_dir():
         raise DataError(
@@ -85,5 +85,10 @@ def from_hub(data: HubData, limit: int | None = None) -> Iterator[Sample]:
         data.repository, name=data.configuration, data_files=data.data_file, split=data.split,
         revision=data.revision, streaming=True,
     )  # fmt: skip
-    for index, row in enumerate(itertools.islice(stream, limit)):
+    return itertools.islice(stream, limit)
+
+
+def from_hub(data: HubData, limit: int | None = None) -> Iterator[Sample]:
+    """Samples of `published_rows`. Raises what that and the set's reader raise."""
+    for index, row in enumerate(published_rows(data, limit)):
         yield READERS[data.name](row, index)

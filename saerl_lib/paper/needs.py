@@ -12,6 +12,11 @@ from saerl_lib.paper.text import size
 
 SHOWN_PACKAGES = 3
 """Missing packages that are named before the rest is counted."""
+NOT_LOCKED = (
+    "packages: vLLM, without which rollouts and evaluations are several times slower; it is not locked here "
+    "(`--vllm` uses it in training; `export --to verl` writes a plan for a trainer that brings its own)"
+)
+"""What no locked environment holds; the path runs without it."""
 
 
 def downloads(config: PaperConfig) -> list[tuple[str, float, str | None]]:
@@ -43,7 +48,7 @@ def missing(config: PaperConfig, given: Assumptions, machine: Machine) -> list[s
     if machine.missing_packages:
         names, rest = machine.missing_packages[:SHOWN_PACKAGES], len(machine.missing_packages) - SHOWN_PACKAGES
         found.append("packages: " + "; ".join(names) + (f"; and {rest} more" if rest > 0 else "") + " (requirements.lock)")
-    found.append("packages: verl or another RL trainer for several GPUs; none is locked here (`export --to verl` writes a plan)")
+    found.append(NOT_LOCKED)
     fetched, left = sum(row[1] for row in downloads(config)), sum(stage.disk_bytes for stage in stages(config, given))
     if machine.cache_disk_bytes < fetched:
         found.append(f"disk: {size(fetched)} of downloads, {size(machine.cache_disk_bytes)} free in the cache")
@@ -53,3 +58,11 @@ def missing(config: PaperConfig, given: Assumptions, machine: Machine) -> list[s
     if unpinned:
         found.append(f"revisions: {unpinned} repositories are not pinned yet")
     return found
+
+
+def blocking(config: PaperConfig, given: Assumptions, machine: Machine) -> list[str]:
+    """Those sentences of `missing` without which the path cannot run on hub models and data."""
+    pinned = dict(config.revisions)
+    bare = [d.name for d in (*config.training_data, *config.benchmarks) if d.revision is None and d.name not in pinned]
+    found = [item for item in missing(config, given, machine) if item != NOT_LOCKED and not item.startswith("revisions:")]
+    return found + ([f"revisions: pass --revision SET=HASH for {', '.join(bare)}"] if bare and config.sources is None else [])

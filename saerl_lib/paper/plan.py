@@ -95,7 +95,7 @@ def plan_text(config: PaperConfig, given: Assumptions, machine: Machine) -> str:
     """The whole plan."""
     sae = {"published": f"{config.sae_release}, {config.sae_id}", "trained": "trained with the paper's settings"}
     lines = [
-        "Profile paper: a plan of arXiv 2605.27354's own experiments. Training at that scale is not part of this version yet.",
+        "Profile paper: a plan of arXiv 2605.27354's own experiments, none of which was run at this scale.",
         f"Policies: {', '.join(m.repository for m in config.policies)}. "
         f"Encoder: {config.reading_model.repository}, SAE: {sae.get(config.sae, f'OpenSAE, {config.opensae_folder}')}.",
     ]

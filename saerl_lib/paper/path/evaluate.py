@@ -1,0 +1,114 @@
+"""Step `evaluate`: kept policies on the six benchmarks, several attempts a problem (paper, section 4.1: Avg@8, Pass@8 on AIME24).
+
+An answer counts when it is the gold one to the letter or by math-verify within its time, in a process that is killed when the
+time is up. Each policy is a stage of its own; the first evaluation, of the policy before training, is shared by the arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from saerl_lib.artifacts import Stage
+from saerl_lib.config import sub_seed
+from saerl_lib.data.checking import check_answers
+from saerl_lib.data.schema import Sample
+from saerl_lib.final_answer import read_final_answer
+from saerl_lib.paper.config import PaperConfig
+from saerl_lib.paper.path.data import SETS, group
+from saerl_lib.paper.path.generate import Policy
+from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
+from saerl_lib.paper.path.train import Run
+
+CODE = code_of(
+    "paper/path/evaluate.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py", "data/checking.py",
+    "data/answers.py", "final_answer.py",
+)  # fmt: skip
+
+
+def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
+    """One stage a seed for the policy before training, one a run and kept step after it: attempts.parquet."""
+    config, base = home.config, policy_model(home.config)
+    stages = []
+    for seed in range(config.seeds):
+        folder = model_folder(base, "--policy")
+        stages.append(_stage(home, data, f"initial-seed{seed}", folder, model_identity(base), seed, 0))
+    for run in runs:
+        for step, folder in run.policies(config).items():
+            name = f"{run.arm}-seed{run.seed}-{step:05d}"
+            stages.append(_stage(home, data, name, folder, f"{run.key}@{step}", run.seed, step))
+    return stages
+
+
+def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: int, step: int) -> Stage:
+    config, sets = home.config, {set_name: group(data, f"eval_{set_name}") for set_name in SETS}
+    settings = {
+        "policy": policy, "sets": {key: samples_digest(samples) for key, samples in sets.items()},
+        "attempts": config.eval_samples, "max_tokens": config.max_response_tokens, "temperature": config.eval_temperature,
+        "chat": config.chat,
+        "seconds": config.answer_seconds, "bf16": config.bf16, "sequences": config.eval_sequences,
+        "seed": sub_seed(config.seed, f"evaluation-{seed}-{step}"),
+    }  # fmt: skip
+
+    def compute(out: Path) -> None:
+        found = Policy(folder, config.bf16)
+        answers = [attempted(found, key, samples, config, settings["seed"]) for key, samples in sets.items()]
+        rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
+        rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)
+
+    return home.stage("evaluate", f"evaluation-{name}", CODE, settings, compute)
+
+
+def attempted(policy: Policy, name: str, samples: Sequence[Sample], config: PaperConfig, seed: int) -> pd.DataFrame:
+    """One row an attempt at a set: eval_set, sample_id, attempt, answer ('' when none was read), gold."""
+    completions = policy.complete(
+        [s.prompt for s in samples], config.eval_samples, config.max_response_tokens, config.eval_temperature,
+        config.eval_sequences, sub_seed(seed, name), config.chat,
+    )  # fmt: skip
+    rows = [
+        (name, sample.id, attempt, read_final_answer(text) or "", sample.answer)
+        for sample, texts in zip(samples, completions, strict=True)
+        for attempt, text in enumerate(texts)
+    ]
+    return pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
+
+
+def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    """With columns correct and outcome: same, no answer, compared, overran or crashed. Equal pairs are compared once."""
+    same, empty = frame["answer"] == frame["gold"], frame["answer"] == ""
+    pairs = sorted(set(zip(frame.loc[~same & ~empty, "gold"], frame.loc[~same & ~empty, "answer"], strict=True)))
+    checked = dict(zip(pairs, check_answers(pairs, seconds), strict=True))
+
+    def verdict(gold: str, answer: str) -> tuple[bool, str]:
+        if not answer:
+            return False, "no answer"
+        return (True, "same") if gold == answer else (checked[gold, answer].equal, checked[gold, answer].outcome)
+
+    verdicts = [verdict(gold, answer) for gold, answer in zip(frame["gold"], frame["answer"], strict=True)]
+    return frame.assign(correct=[v for v, _ in verdicts], outcome=[o for _, o in verdicts])
+
+
+def evaluations(stages: Sequence[Stage], runs: Sequence[Run], config: PaperConfig) -> pd.DataFrame:
+    """One row a run, step and problem, in the study's columns: arm, seed, step, eval_set, sample_id, attempts, correct.
+
+    The evaluation before training stands in every arm of its seed. Stages are those of `evaluate_runs`.
+    """
+
+    @cache
+    def counted(place: int) -> pd.DataFrame:
+        frame = pd.read_parquet(stages[place].path("attempts.parquet"))
+        grouped = frame.groupby(["step", "eval_set", "sample_id"], sort=False)["correct"]
+        return grouped.agg(attempts="size", correct="sum").reset_index()
+
+    parts, place = [], config.seeds
+    for run in runs:
+        own = [counted(run.seed)]
+        for _ in run.policies(config):
+            own.append(counted(place))
+            place += 1
+        parts.append(pd.concat(own).assign(arm=run.arm, seed=run.seed))
+    return pd.concat(parts, ignore_index=True).astype({"correct": int})

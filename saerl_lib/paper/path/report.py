@@ -1,0 +1,122 @@
+"""Step `report`: the tables of the trained arms, in the schema of the study's tables where it fits.
+
+runs.csv (one row a run and evaluation), summary.csv (one an arm), study_targets.csv, training_curves.csv and, with several seeds,
+study_comparisons.csv; beside them what the earlier steps counted and measured. Percent, AIME24 by Pass@k where a name says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from saerl_lib.artifacts import Stage
+from saerl_lib.paper.path.evaluate import evaluations
+from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.train import Run
+from saerl_lib.report.arm_effects import compare, final_values, outcomes
+from saerl_lib.report.arm_pairs import FAMILIES
+from saerl_lib.report.arm_tables import RUN, set_rates, target_steps
+from saerl_lib.report.schemas import write_csv
+
+CODE = code_of("paper/path/report.py", "paper/path/evaluate.py", "report")
+PASS_SET = "aime24"
+"""Scored by Pass@8, the others by Avg@8 (paper, section 4.1)."""
+KEPT = (("data", "counts.csv"), ("data", "malformed.csv"), ("scores", "difficulty.csv"), ("scores", "filter.csv"),
+        ("scores", "separation.csv"), ("scores", "clusters.csv"), ("plans", "left_out.csv"))  # fmt: skip
+"""(stage, file) of the earlier steps' tables."""
+CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
+         "completions/mean_length": "completion_tokens"}  # fmt: skip
+"""TRL's name -> the study's."""
+
+
+def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], evaluated: Sequence[Stage]) -> Stage:
+    """The folder of tables; `earlier` are the stages named in `KEPT`."""
+
+    def compute(folder: Path) -> None:
+        frame, curve = evaluations(evaluated, runs, home.config), training_curve(runs)
+        frame.to_parquet(folder / "evaluations.parquet", index=False)
+        table = runs_table(frame, curve)
+        table.to_csv(folder / "runs.csv", index=False, float_format="%.6g", lineterminator="\n")
+        problems = int(frame.groupby("eval_set")["sample_id"].nunique().max())
+        targets = target_steps(frame, home.config.arms, problems, home.config.steps)
+        summary_table(frame, table, targets, home.config.arms).to_csv(
+            folder / "summary.csv", index=False, float_format="%.6g", lineterminator="\n"
+        )
+        write_csv(targets, "study_targets", folder)
+        write_csv(curve, "training_curves", folder)
+        if home.config.seeds > 1 and len(comparisons := comparison_table(frame, home.config.seed)):
+            write_csv(comparisons, "study_comparisons", folder)
+        for stage in earlier:
+            for name, file in KEPT:
+                if stage.name == name:
+                    shutil.copyfile(stage.path(file), folder / file)
+
+    config = home.config
+    settings = {"runs": [run.key for run in runs], "arms": list(config.arms), "steps": config.steps, "seed": config.seed}
+    return home.stage("report", "tables", CODE, settings, compute, (*earlier, *evaluated))
+
+
+def training_curve(runs: Sequence[Run]) -> pd.DataFrame:
+    """Rows of training_curves.csv, from TRL's own log."""
+    rows = []
+    for run in runs:
+        state = json.loads((run.folder / "checkpoints" / "trainer_state.json").read_text(encoding="utf-8"))
+        logged = [entry for entry in state["log_history"] if "reward" in entry]
+        named = {"arm": run.arm, "seed": run.seed}
+        rows += [{**named, "step": e["step"], **{ours: e.get(own, np.nan) for own, ours in CURVE.items()}} for e in logged]
+    return pd.DataFrame(rows)
+
+
+def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm, seed and evaluated step: problems, completions, Avg@k a set, means, Pass@k of AIME24, training since."""
+    key = [*RUN, "step"]
+    rates = set_rates(evaluations)
+    wide = rates.pivot(index=key, columns="eval_set", values="avg")
+    passed = rates[rates["eval_set"] == PASS_SET].set_index(key)["passed"]
+    others = wide.drop(columns=PASS_SET)
+    table = evaluations.groupby(key).agg(problems=("sample_id", "size"), completions=("attempts", "sum"))
+    table = table.join(wide.add_prefix("avg_"))
+    table[f"pass_{PASS_SET}"] = passed
+    table["mean_avg"], table["mean_without_pass_set"] = wide.mean(axis=1), others.mean(axis=1)
+    table["mean_with_pass"] = pd.concat([others, passed], axis=1).mean(axis=1)
+    table = table.reset_index().sort_values(key)
+    before = table.groupby(RUN)["step"].shift(fill_value=-1)
+    trained = []
+    for row, low in zip(table.itertuples(), before, strict=True):
+        own = (curve["arm"] == row.arm) & (curve["seed"] == row.seed) & curve["step"].between(low + 1, row.step)
+        trained.append(curve[own][list(CURVE.values())].mean())
+    return pd.concat([table.reset_index(drop=True), pd.DataFrame(trained).reset_index(drop=True)], axis=1)
+
+
+def summary_table(evaluations: pd.DataFrame, runs: pd.DataFrame, targets: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """One row an arm: seeds, outcome (the last evaluation's mean with Pass@k on AIME24, as Table 4) with its deviation over
+    seeds, the last evaluation of every set, steps to target as the mean over sets (as Table 5)."""
+    outcome = outcomes(final_values(evaluations, PASS_SET))
+    last = runs[runs["step"] == runs["step"].max()]
+    rows = []
+    for arm in arms:
+        own, part = outcome.loc[arm], targets[targets["arm"] == arm]
+        shown = last[last["arm"] == arm].filter(regex="^(avg|pass|mean)_").mean().add_prefix("final_")
+        row = {"arm": arm, "n_seeds": len(own), "outcome": own.mean(), "outcome_sd": own.std(ddof=1)} | shown.to_dict()
+        rows.append(row | {"steps_to_target": part["steps"].mean(), "targets_reached": part["reached"].mean()})
+    return pd.DataFrame(rows)
+
+
+def comparison_table(evaluations: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows of study_comparisons.csv: the paper's pairs of arms that were trained, paired by seed, corrected by Holm."""
+    present = set(evaluations["arm"])
+    pairs = [pair for pair in FAMILIES["paper"] if {pair.arm, pair.baseline} <= present]
+    found = compare(final_values(evaluations, PASS_SET), [(pair.arm, pair.baseline) for pair in pairs], seed=seed)
+    rows = [
+        {"family": "paper", "metric": "outcome", "arm": c.arm, "baseline": c.baseline, "n_seeds": c.n_seeds,
+         "difference": c.interval.value, "ci_low": c.interval.low, "ci_high": c.interval.high, "holm_low": c.corrected.low,
+         "holm_high": c.corrected.high, "p_value": c.p_value, "p_holm": c.p_holm, "detectable": c.detectable,
+         "claim": pair.claim, "paper_value": pair.paper_value}
+        for pair, c in zip(pairs, found, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)

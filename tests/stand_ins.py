@@ -1,0 +1,171 @@
+"""Local stand-ins of everything that profile `paper` takes from the hub: models, SAEs and data sets in the published formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from saerl_lib.paper.loading import SETS
+
+WIDTH, LATENTS = 32, 64
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TOPICS = ("Mathematics -> Algebra -> Sums", "Mathematics -> Number Theory -> Products")
+
+
+def deepmath_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of zwhe99/DeepMath-103K: remainders of sums and products, harder with larger numbers."""
+    rows = []
+    for i in range(count):
+        a, b, product = 3 + 7 * i, 5 + 11 * i, i % 2
+        value, sign, name = (a * b, "*", "product") if product else (a + b, "+", "sum")
+        rows.append({
+            "question": f"Divide the {name} of $a = {a}$ and $b = {b}$ by 3. What remains?", "final_answer": str(value % 3),
+            "difficulty": 1.0 + i / 8 + product, "topic": TOPICS[product],
+            "r1_solution_1": f"Let me think.\n</think>\n\n{a} {sign} {b} = {value}.\nSo \\boxed{{{value % 3}}}.",
+            "r1_solution_2": "b", "r1_solution_3": "c",
+        })  # fmt: skip
+    return rows
+
+
+def numina_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of AI-MO/NuminaMath-1.5: word problems, of which every tenth is a proof."""
+    return [
+        {
+            "problem": f"A farmer has {i + 2} cows and buys {2 * i} more of them. How many cows are there?",
+            "solution": f"There are {3 * i + 2} cows in the end, since {i + 2} and {2 * i} were counted.",
+            "answer": "proof" if i % 10 == 9 else str(3 * i + 2), "problem_type": "Algebra", "question_type": "math-word-problem",
+            "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False,
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def deepscaler_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of DeepScaleR with the pass rates that its derivatives carry."""
+    return [
+        {"problem": f"Find the remainder of ${31 * i + 7}$ by 9.", "answer": str((31 * i + 7) % 9), "solution": "",
+         "pass_rate": (i % 8) / 8}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def benchmark_rows(name: str) -> list[dict[str, Any]]:
+    """Two rows of an evaluation set, in its own schema."""
+    asked = [(f"What remains of {i + 7} plus {len(name)} of {name} by 3?", str((i + 7 + len(name)) % 3)) for i in range(2)]
+    if name == "gsm8k":
+        return [{"question": q, "answer": f"Add.\n#### {a}"} for q, a in asked]
+    if name == "olympiadbench":
+        return [{"id": i, "question": q, "context": None, "solution": ["Add."], "final_answer": [a], "subfield": "Algebra"}
+                for i, (q, a) in enumerate(asked)]  # fmt: skip
+    if name in ("amc23", "minerva"):
+        return [{"question": q, "answer": a} for q, a in asked]
+    more = {"subject": "Algebra", "level": 2} if name == "math500" else {}
+    return [{"problem": q, "solution": "Add.", "answer": a, **more, **({"unique_id": f"t/{i}"} if more else {"id": i})}
+            for i, (q, a) in enumerate(asked)]  # fmt: skip
+
+
+def write_set(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """A folder OWNER/NAME as the hub serves it: Parquet, and the card's list of configurations where the set has several."""
+    data = SETS[name]
+    folder, inner = root / data.repository, data.configuration or "data"
+    (folder / inner).mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(folder / inner / f"{data.split}-00000-of-00001.parquet")
+    if data.configuration:
+        entry = f"- config_name: {inner}\n  data_files:\n  - split: {data.split}\n    path: {inner}/*"
+        (folder / "README.md").write_text("\n".join(["---", "configs:", entry, "---", ""]))
+
+
+def build_tokenizer(texts: list[str], folder: Path) -> int:
+    """A byte-level BPE tokenizer with Qwen's splitting, special tokens and a chat template; returns its size."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def build_qwen(kind: str, texts: list[str], folder: Path) -> Path:
+    """A tiny Qwen2 or Qwen3 with its tokenizer, as safetensors."""
+    vocabulary = build_tokenizer(texts, folder)
+    shape = {"vocab_size": vocabulary, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+             "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}  # fmt: skip
+    torch.manual_seed(3)
+    model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8)) if kind == "qwen3" else Qwen2ForCausalLM(Qwen2Config(**shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+def teach(folder: Path, prompts: list[str], steps: int = 60) -> None:
+    """Teach a stand-in to box a remainder at random, so that some attempts are right and groups differ."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(6)
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        shown = [
+            tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+            for prompt in prompts[step % 4 :: 4]
+        ]
+        answers = [f"\\boxed{{{digit}}}<|im_end|>" for digit in torch.randint(0, 3, (len(shown),)).tolist()]
+        rows = [tokenizer(text + answer)["input_ids"] for text, answer in zip(shown, answers, strict=True)]
+        length = max(map(len, rows))
+        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+        labels = ids.clone()
+        labels[:, : length - len(tokenizer(answers[0])["input_ids"])] = -100
+        model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.save_pretrained(folder)
+
+
+def build_saelens(folder: Path) -> Path:
+    """A JumpReLU SAE as SAELens saves it."""
+    torch.manual_seed(4)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=WIDTH, d_sae=LATENTS))
+    with torch.no_grad():
+        sae.W_enc.normal_()
+        sae.threshold.fill_(0.02)
+    sae.save_model(str(folder))
+    return folder
+
+
+def build_opensae(folder: Path) -> Path:
+    """A TopK checkpoint of OpenSAE."""
+    g = torch.Generator().manual_seed(5)
+    tensors = {
+        "encoder.weight": torch.randn(LATENTS, WIDTH, generator=g), "encoder.bias": torch.zeros(LATENTS),
+        "W_dec": torch.randn(LATENTS, WIDTH, generator=g), "b_dec": torch.zeros(WIDTH),
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    values = {"hidden_size": WIDTH, "feature_size": LATENTS, "input_normalize": True, "input_normalize_eps": 1e-5,
+              "activation": "topk", "k": 7}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder

@@ -1,0 +1,452 @@
+"""The path of profile `paper` from the published rows to the tables, on local stand-ins of every model, SAE and data set."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import doctest
+import importlib
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saerl_lib import train_command
+from saerl_lib.__main__ import main
+from saerl_lib.command_line import build_parser
+from saerl_lib.data.schema import DataError, read_samples
+from saerl_lib.encode.features import load_features
+from saerl_lib.export.follow import follow
+from saerl_lib.export.log import read_log
+from saerl_lib.final_answer import read_final_answer
+from saerl_lib.paper import command
+from saerl_lib.paper.config import PaperConfig
+from saerl_lib.paper.loading import SETS
+from saerl_lib.paper.path import encode, evaluate, places, train
+from saerl_lib.paper.path.home import STEPS
+from saerl_lib.paper.path.options import config_of, given
+from saerl_lib.plan.batch_plan import plan_hash, read_plan
+from saerl_lib.properties.difficulty import cluster_corrections
+from saerl_lib.report.schemas import read_table
+from tests import stand_ins as build
+from tests.test_paper import BARE, FULL
+
+B, G, ATTEMPTS, TARGET, PARENT = 16, 2, 2, 40, 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder with stand-ins, the outputs of a run, and the options that name them."""
+
+    root: Path
+    options: list[str]
+
+    @property
+    def out(self) -> Path:
+        return self.root / "home" / "paper"
+
+    def run(self, *words: str) -> tuple[int, str, str]:
+        """Exit code, standard output and error of `python -m saerl_lib WORDS` with the options."""
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SAERL_HOME", str(self.root / "home"))
+            patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
+            code = main([*words, *self.options])
+        return code, out.getvalue(), error.getvalue()
+
+
+def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place:
+    rows, others = build.deepmath_rows(TARGET), build.numina_rows(PARENT)
+    asked = build.benchmark_rows("aime24")[0]["problem"].upper()
+    rows += [rows[0], {**rows[1], "question": asked}, {**rows[2], "question": "What is $1+0$?", "difficulty": -1.0}]
+    sources = root / "sources"
+    build.write_set(sources, "deepmath", rows)
+    build.write_set(sources, "numinamath", others)
+    for name in evaluate.SETS:
+        build.write_set(sources, name, build.benchmark_rows(name))
+    if outside:
+        build.write_set(sources, "deepscaler", build.deepscaler_rows(outside))
+    texts = [r["question"] + "\n" + r["r1_solution_1"] for r in rows] + [r["problem"] + "\n" + r["solution"] for r in others]
+    build.build_qwen(encoder, texts, root / "encoder")
+    build.teach(build.build_qwen(policy, texts, root / "policy"), [r["question"] for r in rows])
+    named = str(build.build_saelens(root / "sae")) if sae == "saelens" else f"opensae:{build.build_opensae(root / 'sae')}"
+    options = [
+        "--sources", str(sources), "--encoder", str(root / "encoder"), "--layer", "2", "--sae", named,
+        "--policy", str(root / "policy"), "--labelled", "32",
+        "--source-labels", "12", "--clusters", "3", "--retained", "8", "--prompts-per-step", str(B),
+        "--rollouts", str(G), "--micro-batch", "8", "--max-completion", "8", "--learning-rate", "1e-3",
+        "--eval-every", "1", "--attempts", str(ATTEMPTS),
+    ]  # fmt: skip
+    return Place(root, options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
+    """Qwen3 reads through a SAELens SAE, Qwen2 trains: two arms, two seeds, one pass over the plan; all steps at once."""
+    place = make(tmp_path_factory.mktemp("whole"), "qwen3", "qwen2", "saelens", outside=0)
+    place.options.extend(["--seeds", "2", "--steps", "2", "--to", "trl", "verl"])
+    code, out, error = place.run("run", "--profile", "paper")
+    assert code == 0, error
+    return place, out
+
+
+@pytest.fixture(scope="module")
+def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Qwen2 reads through an OpenSAE checkpoint, Qwen3 trains on the filtered pool, beyond the plan's end."""
+    place = make(tmp_path_factory.mktemp("stepwise"), "qwen2", "qwen3", "opensae", outside=40)
+    place.options.extend(["--arms", "grpo", "saerl_dapo", "--steps", "3", "--train-on", "filtered"])
+    return place
+
+
+def counts(place: Place, name: str) -> dict[str, int]:
+    table = pd.read_csv(place.out / "data" / "counts.csv")
+    return dict(table[table["source"] == name][["what", "n"]].itertuples(index=False, name=None))
+
+
+def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(whole: tuple[Place, str]) -> None:
+    place, _ = whole
+    assert counts(place, "deepmath") == {"read": TARGET + 3, "question occurs twice": 1, "question is in aime24": 1}
+    assert counts(place, "numinamath") == {"read": PARENT, "no answer to check": PARENT // 10}
+    assert (counts(place, "labelled"), counts(place, "target")) == ({"kept": 32}, {"kept": TARGET + 1 - 32})
+    trained = {s.prompt.lower() for s in read_samples(place.out / "plans" / "samples.parquet")}
+    asked = {s.prompt.lower() for name in evaluate.SETS for s in read_samples(place.out / "data" / f"eval_{name}.parquet")}
+    assert not trained & asked and len(asked) == 12
+
+
+def test_features_are_those_of_encoding_directly(whole: tuple[Place, str]) -> None:
+    from saerl_lib.encode.pooling import pool_samples
+    from saerl_lib.encode.retain import choose_retained
+    from saerl_lib.encode.store import Store
+
+    place, _ = whole
+    config = config_of({"encoder_folder": str(place.root / "encoder"), "encoder_layer": 2, "sae_source": str(place.root / "sae"),
+                        "retained_latents": 8})  # fmt: skip
+    samples = read_samples(place.out / "data" / "target.parquet")
+    encoder = encode.open_model(places.encoder_settings(config, place.root / "encoder"), samples)
+    retained = choose_retained(Store(place.out / "store-labelled-00000", build.LATENTS), 8)
+    table = load_features(place.out / "features" / "target.safetensors")
+    np.testing.assert_allclose(table.z, pool_samples(samples, encoder, retained), atol=1e-5)
+    assert table.z.std(axis=0).max() > 0 and table.ids == tuple(s.id for s in samples)
+
+
+def test_scores_are_equation_10_and_labels_of_l_alone_decide(whole: tuple[Place, str]) -> None:
+    place, _ = whole
+    scores = pd.read_parquet(place.out / "scores" / "scores.parquet")
+    labelled = {s.id for s in read_samples(place.out / "data" / "labelled.parquet")}
+    cards = pd.read_csv(place.out / "scores" / "clusters.csv")
+    inside = scores[scores["sample_id"].isin(labelled)]
+    found = cluster_corrections(np.zeros(len(inside)), inside["cluster"].to_numpy(), len(cards), 50.0)
+    np.testing.assert_array_equal(cards["n_labelled"], found.n_labelled)
+    np.testing.assert_allclose(cards["shrinkage"], found.shrinkage)
+    regimes = pd.read_csv(place.out / "tables" / "difficulty.csv").set_index("target")
+    assert regimes.loc["difficulty_in_domain", ["n_train", "n_test"]].tolist() == [32, TARGET - 32]
+    assert regimes.loc["difficulty_out_of_domain", "n_test"] == 0 and np.isnan(regimes.loc["difficulty_adapted", "value"])
+    rules = pd.read_csv(place.out / "tables" / "filter.csv").set_index("rule")
+    assert rules.loc["full", "n_pool"] == TARGET + 1 + PARENT * 9 // 10 and rules.loc["full", "recall"] == 1
+    assert pd.read_csv(place.out / "tables" / "separation.csv").set_index("metric").loc["roc_auc", "value"] > 0.8
+
+
+def test_what_was_consumed_is_the_plan(whole: tuple[Place, str], capsys: pytest.CaptureFixture[str]) -> None:
+    place, _ = whole
+    runs = sorted((place.out / "runs").iterdir())
+    assert len(runs) == 4
+    for run in runs:
+        plan = place.out / "plans" / f"{run.name.rpartition('-')[0]}.parquet"
+        assert main(["verify", "--plan", str(plan), "--log", str(run / "consumed-000.jsonl"), "--any-slot"]) == 0
+        assert "the plan was followed: 2 steps" in capsys.readouterr().out
+    names = [f"{arm}-seed{seed}" for arm in ("grpo", "saerl_grpo") for seed in (0, 1)]
+    hashes = [plan_hash(read_plan(place.out / "plans" / f"{name}.parquet")) for name in names]
+    assert hashes[2] == hashes[3] and len(set(hashes)) == 3, "random orders differ by seed, SAERL's plan is one"
+    rest = pd.read_csv(place.out / "plans" / "left_out.csv")
+    assert len(rest) == TARGET + 1 - 2 * B and set(rest["reason"]) == {f"fills no whole batch of {B}"}
+    for trainer in ("trl", "verl"):
+        assert (place.out / "plans" / "exports" / trainer / "saerl_grpo-seed1" / "README.md").is_file()
+
+
+def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> None:
+    place, _ = whole
+    attempts = [pd.read_parquet(path) for path in sorted(place.out.glob("evaluation-*/attempts.parquet"))]
+    assert len(attempts) == 2 + 4 * 2, "the policy before training is evaluated once a seed"
+    for frame in attempts:
+        assert frame.groupby("eval_set").size().to_dict() == dict.fromkeys(evaluate.SETS, 2 * ATTEMPTS)
+        assert not frame.duplicated(["eval_set", "sample_id", "attempt"]).any()
+    everything = pd.concat(attempts)
+    assert 0.1 < everything["correct"].mean() < 0.7 and set(everything["outcome"]) <= {"same", "compared", "no answer"}
+    runs = pd.read_csv(place.out / "tables" / "runs.csv")
+    initial = pd.read_parquet(place.out / "evaluation-initial-seed0" / "attempts.parquet")
+    first = initial.groupby("eval_set")["correct"].mean().mean()
+    start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"].tolist()
+    assert start == pytest.approx([100 * first] * 2, rel=1e-4), "both arms start at the same evaluation"
+    assert len(runs) == 4 * 3 and set(runs["completions"]) == {12 * ATTEMPTS}
+    assert {f"avg_{name}" for name in evaluate.SETS} | {"pass_aime24", "mean_with_pass", "mean_avg"} <= set(runs)
+    assert runs[runs["step"] == 0]["entropy"].isna().all() and runs[runs["step"] > 0]["entropy"].gt(0).all()
+    tables = place.out / "tables"
+    assert len(read_table("study_targets", tables)) == 4 * 6 and len(read_table("training_curves", tables)) == 4 * 2
+    compared = read_table("study_comparisons", tables)
+    assert compared[["arm", "baseline", "n_seeds", "paper_value"]].values.tolist() == [["saerl_grpo", "grpo", 2, 3.0]]
+    assert pd.read_csv(tables / "summary.csv")[["arm", "n_seeds"]].values.tolist() == [["grpo", 2], ["saerl_grpo", 2]]
+
+
+def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
+    from safetensors.torch import load_file
+
+    place, _ = whole
+    run = next((place.out / "runs").glob("saerl_grpo-seed0-*"))
+    steps = [load_file(run / "policies" / f"step-{step:05d}" / "model.safetensors") for step in (1, 2)]
+    final = load_file(run / "final" / "model.safetensors")
+    assert all(final[name].equal(steps[1][name]) for name in final)
+    base = load_file(place.root / "policy" / "model.safetensors")
+    for before, after in ((base, steps[0]), (steps[0], steps[1])):
+        assert not all(after[name].equal(before[name]) for name in base)
+    assert not (run / "policies" / ".partial").exists() and not list(run.rglob("policies/*/training_args.bin"))
+
+
+def test_a_second_run_computes_nothing(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, first = whole
+    for owner, name in ((encode, "open_model"), (train, "run_train"), (evaluate, "Policy")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("computed again"))
+    code, out, _ = place.run("run", "--profile", "paper")
+    assert code == 0 and "computed" not in out and "trained" not in out
+    assert first.count("computed") + first.count("trained,") == out.count("found") > 15
+
+
+def test_a_step_names_the_one_that_is_missing(stepwise: Place) -> None:
+    code, _, error = stepwise.run("paper", "plan")
+    assert code == 1 and "run `python -m saerl_lib paper data`" in error
+
+
+def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the steps one by one; encoding is killed in its second part, training between its two runs."""
+    assert stepwise.run("paper", "data")[0] == 0
+    calls: list[int] = []
+
+    def dies_second(function):
+        calls.clear()
+
+        def call(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "write_store", dies_second(encode.write_store))
+        assert stepwise.run("paper", "encode")[0] == 130
+    code, out, _ = stepwise.run("paper", "encode")
+    assert code == 0 and "store-labelled-00000 found" in out and "store-target-00000 computed" in out
+    assert stepwise.run("paper", "plan")[0] == 0
+    code, out, _ = stepwise.run("paper", "train", "--commands")
+    assert code == 0 and len(out.splitlines()) == 2 and "--loss dapo" in out.splitlines()[1]
+    asked: list[tuple] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
+        assert [main(shlex.split(line)[3:]) for line in out.splitlines()] == [0, 0]
+    config = config_of(given(build_parser().parse_args(["paper", "train", *stepwise.options])))
+    assert [words[-1] for words in asked] == [train.settings_of(config, arm, 0) for arm in config.arms]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run_train", dies_second(train.run_train))
+        assert stepwise.run("paper", "train")[0] == 130
+    code, out, _ = stepwise.run("paper", "train")
+    assert code == 0 and out.count("found") == 1 and out.count("trained, 3 steps") == 1
+    assert stepwise.run("paper", "evaluate")[0] == 0
+    code, out, error = stepwise.run("paper", "report")
+    assert code == 0, error
+    assert len(pd.read_csv(stepwise.out / "tables" / "runs.csv")) == 2 * 4
+    assert not (stepwise.out / "tables" / "study_comparisons.csv").exists(), "one seed has no paired difference"
+
+
+def test_training_beyond_the_plans_end_starts_it_again(stepwise: Place) -> None:
+    for run in sorted((stepwise.out / "runs").iterdir()):
+        plan = read_plan(stepwise.out / "plans" / f"{run.name.rpartition('-')[0]}.parquet")
+        log = read_log(run / "consumed-000.jsonl")
+        report = follow(plan, log, any_slot=True)
+        assert (plan.steps, report.steps_logged, report.steps_kept, report.log_ended) == (2, 3, 3, True)
+        third = {name for name, step in zip(log.ids, log.steps or (), strict=True) if step == 3}
+        assert third == set(plan.ids[:B])
+
+
+def test_the_filtered_pool_holds_what_the_classifier_kept(stepwise: Place) -> None:
+    scores = pd.read_parquet(stepwise.out / "scores" / "scores.parquet")
+    assert scores["planned"].sum() == TARGET + 1
+    regimes = pd.read_csv(stepwise.out / "tables" / "difficulty.csv").set_index("target")
+    assert regimes["n_test"].tolist() == [TARGET - 32, 36, 36] and regimes["value"].notna().all()
+
+
+@pytest.mark.slow
+def test_processes_under_a_launcher_share_the_plan(stepwise: Place, tmp_path: Path) -> None:
+    """Two processes on the CPU by torch's own launcher; a launcher that starts nothing is an error."""
+    shutil.copytree(stepwise.root / "home", tmp_path / "home")
+    shutil.rmtree(tmp_path / "home" / "paper" / "runs")
+    words = [*stepwise.options, "--arms", "saerl_dapo", "--steps", "1"]
+    assert Place(tmp_path, words).run("paper", "plan")[0] == 0
+    code, _, error = Place(tmp_path, [*words, "--launch", "true"]).run("paper", "train")
+    assert code == 1 and "left no final weights" in error
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        code, _, error = Place(tmp_path, [*words, "--launch", launcher]).run("paper", "train")
+    assert code == 0, error
+    (run,) = (tmp_path / "home" / "paper" / "runs").iterdir()
+    logs = [read_log(path) for path in sorted(run.glob("consumed-*.jsonl"))]
+    plan = read_plan(tmp_path / "home" / "paper" / "plans" / "saerl_dapo-seed0.parquet")
+    assert [len(log.ids) for log in logs] == [B * G // 2] * 2 and {i for log in logs for i in log.ids} == set(plan.ids[:B])
+
+
+def test_other_options_make_other_stages_and_keep_earlier_runs(stepwise: Place) -> None:
+    code, _, error = Place(stepwise.root, [*stepwise.options, "--learning-rate", "1e-5"]).run("paper", "report")
+    assert code == 1 and "run `python -m saerl_lib paper train`" in error
+    assert len(list((stepwise.out / "runs").iterdir())) == 2
+
+
+# What is missing.
+
+
+def test_missing_stand_ins_are_all_named(whole: tuple[Place, str], tmp_path: Path) -> None:
+    place, _ = whole
+    (tmp_path / "sources" / "openai" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "encoder").mkdir()
+    words = ["--sources", str(tmp_path / "sources"), "--encoder", str(tmp_path / "encoder"), "--sae", f"opensae:{tmp_path}",
+             "--policy", str(tmp_path / "nowhere")]  # fmt: skip
+    for step in ("data", "train"):
+        code, _, error = Place(tmp_path, words).run("paper", step)
+        assert code == 1 and "zwhe99/DeepMath-103K, AI-MO/NuminaMath-1.5" in error and "openai/gsm8k" not in error
+        assert "no config.json there" in error and "nowhere: no such folder" in error and "--sae opensae:" in error
+    assert not (tmp_path / "home").exists()
+
+
+def test_without_stand_ins_the_machine_is_asked(
+    whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, _ = whole
+    monkeypatch.setattr(command, "look", lambda: BARE)
+    code, out, error = Place(tmp_path, ["--policy", str(place.root / "policy")]).run("run", "--profile", "paper")
+    assert code == 1 and "not given: --sources, --encoder, --sae\n" in error and "--plan-only" in error
+    assert "  - network:" in out and "  - GPU:" in out and "--revision SET=HASH for amc23, minerva, olympiadbench" in out
+    assert not (tmp_path / "home").exists()
+    said: list[str] = []
+    pinned = PaperConfig(revisions=tuple((name, "0" * 40) for name in ("amc23", "minerva", "olympiadbench")))
+    monkeypatch.setattr(command, "look", lambda: FULL)
+    command.require_machine(pinned, said.append)
+    assert "Stages (hours" in said[0]
+    with pytest.raises(ValueError, match="this machine lacks"):
+        command.require_machine(PaperConfig(), said.append)
+
+
+def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: list[dict] = []
+
+    def snapshot(name: str, **rest: object) -> str:
+        asked.append({"name": name, **rest})
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    config = PaperConfig(policy="Qwen/Qwen2.5-Math-7B")
+    assert places.model_folder(places.policy_model(config), "--policy") == tmp_path
+    assert asked[0]["name"] == config.policy and len(asked[0]["revision"]) == 40
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked[0]["allow_patterns"])
+
+    def offline(name: str, **rest: object) -> str:
+        raise FileNotFoundError("offline mode is enabled")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE=0.*--policy FOLDER"):
+        places.model_folder(places.policy_model(config), "--policy")
+    with pytest.raises(DataError, match="amc23, minerva, olympiadbench"):
+        places.sets_to_read(PaperConfig())
+    with pytest.raises(DataError, match="train the SAE first"):
+        places.sae_name(PaperConfig(sae="trained"))
+    assert places.sae_name(PaperConfig()) == "saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27"
+
+
+def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tmp_path: Path) -> None:
+    place, _ = whole
+    sources = tmp_path / "sources"
+    shutil.copytree(place.root / "sources", sources)
+    rows = build.numina_rows(PARENT)
+    rows[3]["problem"] = " "
+    build.write_set(sources, "numinamath", rows)
+    words = ["--sources", str(sources), *place.options[2:]]
+    code, _, error = Place(tmp_path, words).run("paper", "data")
+    assert code == 1 and "numinamath row 3: field 'problem' is empty" in error and "--skip-bad-rows" in error
+    assert not (tmp_path / "home" / "paper" / "data").exists()
+    skipping = Place(tmp_path, [*words, "--skip-bad-rows"])
+    assert skipping.run("paper", "data")[0] == 0
+    assert counts(skipping, "numinamath")["malformed"] == 1
+    assert "row 3" in pd.read_csv(skipping.out / "data" / "malformed.csv")["problem"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--profile", "paper", "--only", "03"], "--only: profile paper has steps"),
+        (["run", "--profile", "laptop", "--policy", "x"], "--policy: only profile paper takes this"),
+        (["run", "--profile", "paper", "--plan-only", "--policy", "x"], "leave out --policy"),
+        (["paper", "data", "--arms", "best"], "name each of grpo"),
+        (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
+        (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
+        (["paper", "data", "--steps", "2", "--to", "openrlhf"], "exports=openrlhf"),
+        (["paper", "data", "--commands"], "--commands belongs to step train"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sae").mkdir()
+    monkeypatch.setenv("SAERL_CALLED_FROM", str(tmp_path))
+    config = config_of({"sae_source": "opensae:sae", "policy": "Qwen/Qwen2.5-Math-7B", "encoder_folder": "sae"})
+    assert (config.sae_source, config.encoder_folder) == (f"opensae:{tmp_path / 'sae'}", str(tmp_path / "sae"))
+    assert config.policy == "Qwen/Qwen2.5-Math-7B"
+
+
+@pytest.mark.parametrize("name", ["final_answer", "paper.path.home"])
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+# Answers.
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Thus $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"), ("Answer: $7$", "7"),
+        ("\\boxed{3}\nAnswer: 4", "4"), ("Answer: \\boxed{5}", "5"), ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"), ("\\boxed{6", None),
+        ("nothing", None), ("\\boxed{}", None),
+    ],
+)  # fmt: skip
+def test_final_answers_are_read(text: str, answer: str | None) -> None:
+    assert read_final_answer(text) == answer
+
+
+def test_attempts_are_judged_within_their_time() -> None:
+    pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3"), ("9^{9^{9^9}}", "1"), ("0.5", "\\frac{1}{2}")]
+    frame = evaluate.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    assert frame["correct"].tolist() == [True, True, False, False, False, True]
+    assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared", "overran", "compared"]
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    config = config_of({})
+    assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
+    settings = train.settings_of(config, "saerl_dapo", 0)
+    assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
+    assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
+    assert train.settings_of(config, "grpo", 0).seed == settings.seed != train.settings_of(config, "grpo", 1).seed
+    assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
+    assert set(evaluate.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
