@@ -85,6 +85,12 @@ def _audit(a: argparse.Namespace) -> int:
     return run_audit(a.sample_id, a.profile, a.seed, a.json)
 
 
+def _encode(a: argparse.Namespace) -> int:
+    from saerl_lib.encode_command import run_encode
+
+    return run_encode(a)
+
+
 def _plan(a: argparse.Namespace) -> int:
     if a.action is None:
         from saerl_lib.own_command import run_plan
@@ -123,7 +129,7 @@ def _grid(a: argparse.Namespace) -> int:
 
     if a.list:
         return list_arms(a.arms_from)
-    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish)
+    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish, a.ray)
 
 
 def _seeds_needed(a: argparse.Namespace) -> int:
@@ -147,8 +153,8 @@ def _train_job(a: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder,
-    "audit": _audit, "plan": _plan, "export": _export, "verify": _verify, "train": _train, "grid": _grid,
-    "seeds-needed": _seeds_needed, "readme": _readme, "train-job": _train_job,
+    "audit": _audit, "encode": _encode, "plan": _plan, "export": _export, "verify": _verify, "train": _train,
+    "grid": _grid, "seeds-needed": _seeds_needed, "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 
 

@@ -50,6 +50,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_reading(commands: Any, common: argparse.ArgumentParser) -> None:
     """Reading data: the ladder, one sample, plans."""
+    from saerl_lib.encode_command import add_encode_options
     from saerl_lib.own_command import add_plan_options
 
     ladder = commands.add_parser("ladder", parents=[common], help="the control ladder on a labelled JSON-lines file")
@@ -60,6 +61,8 @@ def _add_reading(commands: Any, common: argparse.ArgumentParser) -> None:
     audit.add_argument("--profile", default="laptop", help="smoke or laptop, already run (default: laptop)")
     audit.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
     audit.add_argument("--json", action="store_true", help="print the record as JSON")
+    encode = commands.add_parser("encode", parents=[common], help="pooled SAE latents of a data file, in shards, also on Ray")
+    add_encode_options(encode)
     plan = commands.add_parser("plan", parents=[common], help="plan your own data, or compare two stored plans (plan diff A B)")
     add_plan_options(plan)
     diff = plan.add_subparsers(dest="action", metavar="{diff}").add_parser(
@@ -111,6 +114,7 @@ def _add_study(commands: Any, common: argparse.ArgumentParser) -> None:
     grid.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
     grid.add_argument("--publish", action="store_true", help="write the tables to figures/data, where the committed ones lie")
     grid.add_argument("--list", action="store_true", help="print the arms and stop")
+    grid.add_argument("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install "saerl[ray]"')
     needed = commands.add_parser("seeds-needed", parents=[common], help="the pilot: learning rate and number of matched seeds")
     needed.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
     job = commands.add_parser("train-job", parents=[common])
@@ -122,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,paper,data,world,bench,scale,ladder,audit,plan,export,verify,train,grid,seeds-needed,readme}"
+    names = "{run,paper,data,world,bench,scale,ladder,audit,encode,plan,export,verify,train,grid,seeds-needed,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for add in (_add_notebooks, _add_reading, _add_trainers, _add_study):
         add(commands, common)

@@ -9,6 +9,8 @@ import pandas as pd
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
+from saerl_lib.cluster.ray_grid import run_grid_on_ray
+from saerl_lib.cluster.ray_link import require_cluster, require_ray
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.notebooks import UserError
 from saerl_lib.report.schemas import write_csv
@@ -27,17 +29,26 @@ def study_profile(name: str = "study") -> Profile:
 
 def run_grid_command(
     names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study",
-    publish: bool = False,
+    publish: bool = False, ray: str | None = None,
 ) -> int:  # fmt: skip
     """Run what is unfinished of the chosen arms and seeds; raises ArtifactError when a run failed.
+
+    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`.
 
     The tables of all finished runs go to the profile's own folder, with `publish` to `figures/data`.
     """
     profile = study_profile(profile_name)
+    if ray is not None:
+        require_ray()
+        require_cluster(ray)
     world, pools = study_stages(profile)
     arms = chosen_arms(names, arms_file)
     cells = study_cells(profile, arms, seeds)
-    failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours else None)
+    seconds = hours * 3600 if hours else None
+    if ray is None:
+        failed = run_grid(profile, world, pools, cells, arms_file, seconds)
+    else:
+        failed = run_grid_on_ray(profile, world, pools, cells, ray, arms_file, seconds)
     done = finished(profile, cells)
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
     for run, log in failed.items():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from killing import kill_in_training
+from killing import kill_in_training, processes, until
 from safetensors.numpy import save_file
 
 from saerl_lib.arms.base import ArmError
@@ -20,6 +24,7 @@ from saerl_lib.data.splits import draw_world
 from saerl_lib.rl import grid as grids
 from saerl_lib.rl.jobs import prepare_jobs
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
+from saerl_lib.rl.rollouts import read_rows
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(
@@ -41,6 +46,13 @@ def last_first(pool, setting):
     return np.arange(len(pool.table))[::-1]
 
 ARMS = (Arm('backwards', 'last first', order=last_first),)
+"""
+BROKEN = """from saerl_lib.arms.base import Arm
+
+def start(pool, setting):
+    raise RuntimeError('no prompts for you')
+
+ARMS = (Arm('broken', 'fails', policy=start),)
 """
 
 
@@ -131,12 +143,54 @@ def test_kill_9_of_a_selector_run_and_resume(finished: Path, stages: tuple[Stage
         pd.testing.assert_frame_equal(resumed, straight)
 
 
+@pytest.mark.slow
+def test_ray_finishes_a_run_whose_worker_was_killed(
+    finished: Path, stages: tuple[Stage, Stage], home: Path, two_machines: Any
+) -> None:
+    from saerl_lib.cluster.ray_grid import run_grid_on_ray
+
+    killed: list[int] = []
+
+    def kill() -> None:
+        log = home / "adarft-seed0" / "rollouts.jsonl"
+        until(lambda: log.exists() and len({row["step"] for row in read_rows(log)}) >= 4)
+        known = processes()
+        trains = next(pid for pid, (_, line) in known.items() if line.rstrip().endswith(f"train-job {log.parent}"))
+        worker = known[trains][0]
+        assert known[worker][1].startswith("ray::run_one")
+        os.kill(worker, signal.SIGKILL)
+        killed.append(worker)
+
+    arms = grids.chosen_arms(["grpo", "adarft"])
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(kill)
+        assert run_grid_on_ray(PROFILE, *stages, [(arm, 0) for arm in arms], two_machines.address) == {}
+        done.result()
+    assert len(killed) == 1
+    for run in ("grpo-seed0", "adarft-seed0"):
+        assert sum(1 for _ in (home / run / "times.jsonl").open()) >= 1
+        for name in ("rollouts", "evaluations", "curve"):
+            found, wanted = (pd.read_parquet(folder / run / f"{name}.parquet") for folder in (home, finished))
+            pd.testing.assert_frame_equal(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_on_ray_is_reported_and_no_run_starts_late(
+    stages: tuple[Stage, Stage], home: Path, tmp_path: Path, two_machines: Any
+) -> None:
+    from saerl_lib.cluster.ray_grid import run_grid_on_ray
+
+    broken = tmp_path / "broken.py"
+    broken.write_text(BROKEN)
+    cells = [(arm, 0) for arm in grids.chosen_arms(["broken"], broken)]
+    failed = run_grid_on_ray(PROFILE, *stages, cells, two_machines.address, broken)
+    assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
+    assert run_grid_on_ray(PROFILE, *stages, cells, two_machines.address, broken, seconds=0) == {}
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(stages: tuple[Stage, Stage], home: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
-    broken.write_text(
-        "from saerl_lib.arms.base import Arm\n\ndef start(pool, setting):\n    raise RuntimeError('no prompts for you')\n\n"
-        "ARMS = (Arm('broken', 'fails', policy=start),)\n"
-    )
+    broken.write_text(BROKEN)
     arms = grids.chosen_arms(["broken", "diff"], broken)
     failed = grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]

@@ -55,12 +55,12 @@ def read_rows(source: str, split: str = "train") -> RawData:
     header, an empty file, or a hub data set that cannot be read.
     """
     path = Path(source)
-    if not path.exists() and HUB_NAME.fullmatch(source) and not _kind(path):
+    if not path.exists() and HUB_NAME.fullmatch(source) and not kind_of(path):
         return _hub(source, split)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise DataError(f"{source}: {what}; name a file ({', '.join(KINDS)}) or a hub data set as owner/name")
-    kind = _kind(path)
+    kind = kind_of(path)
     if not kind:
         raise DataError(f"{path.name}: unknown ending; name the file {', '.join(KINDS)} by what it holds (.gz may follow)")
     data = _parquet(path) if kind == ".parquet" else (_csv if kind == ".csv" else _json_lines)(_bytes(path), path.name)
@@ -69,7 +69,8 @@ def read_rows(source: str, split: str = "train") -> RawData:
     return data
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """The ending of `KINDS` that a file's name has, .gz aside; '' for another."""
     name = path.name.removesuffix(".gz")
     return next((kind for kind in KINDS if name.endswith(kind)), "")
 
@@ -84,10 +85,11 @@ def _bytes(path: Path) -> bytes:
 
 def _json_lines(data: bytes, name: str) -> RawData:
     lines = enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    return RawData(name, tuple(_json_row(line, f"line {number}") for number, line in lines if line.strip()))
+    return RawData(name, tuple(json_row(line, f"line {number}") for number, line in lines if line.strip()))
 
 
-def _json_row(line: bytes, where: str) -> RawRow:
+def json_row(line: bytes, where: str) -> RawRow:
+    """One line of JSON; a line that is no JSON object becomes a row with a problem."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -28,6 +28,17 @@ class Dropped:
     status: str
     """malformed, no answer, filtered or left over."""
     reason: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A usable row."""
+
+    sample: Sample
+    label: float
+    """Difficulty, larger is harder; NaN when unknown."""
+    quality: float
+    """1 sound, 0 not, NaN when unknown."""
 
 
 @dataclass(frozen=True)
@@ -65,38 +76,57 @@ def validate(raw: RawData, config: OwnConfig) -> OwnData:
     names file, row, field and fix: a field that no row has; malformed rows (the first five are listed), unless
     `skip_bad_rows` sets them aside; or fewer than `MIN_ROWS` usable rows.
     """
-    names, notes = _resolve(raw, config)
-    answered = "answer" in names
-    kept: list[tuple[RawRow, Sample, float, float]] = []
+    names, notes = resolve_fields(raw.name, raw.fields, config)
+    kept: list[tuple[RawRow, Judged]] = []
     dropped: list[Dropped] = []
     seen: dict[str, str] = {}
     for number, row in enumerate(raw.rows, start=1):
-        try:
-            sample, label, quality = _checked(row, number, names, config, raw.text_only)
-            if sample.id in seen:
-                raise BadRow(f"id {sample.id!r} was already used in {seen[sample.id]}; give every row its own id")
-        except BadRow as problem:
-            dropped.append(Dropped(row.where, _id_of(row, names), "malformed", str(problem)))
-            continue
-        seen[sample.id] = row.where
-        if answered and not sample.answer:
-            dropped.append(Dropped(row.where, sample.id, "no answer", "no answer, so no reward could be computed"))
+        judged = judge_row(row, number, names, config, raw.text_only, seen)
+        if isinstance(judged, Dropped):
+            dropped.append(judged)
         else:
-            kept.append((row, sample, label, quality))
-    _judge(raw.name, len(raw.rows), len(kept), [d for d in dropped if d.status == "malformed"], config)
-    numbers = np.array([(label, quality) for *_, label, quality in kept], dtype=float).reshape(-1, 2)
-    samples, where = tuple(sample for _, sample, _, _ in kept), tuple(row.where for row, *_ in kept)
+            kept.append((row, judged))
+    require_sound(raw.name, len(raw.rows), dropped, config)
+    _require_enough(raw.name, len(raw.rows), len(kept), dropped, config)
+    numbers = np.array([(judged.label, judged.quality) for _, judged in kept], dtype=float).reshape(-1, 2)
+    samples, where = tuple(judged.sample for _, judged in kept), tuple(row.where for row, _ in kept)
     return OwnData(raw.name, samples, where, numbers[:, 0], numbers[:, 1], tuple(dropped), tuple(notes))
 
 
-def _judge(name: str, read: int, kept: int, bad: list[Dropped], config: OwnConfig) -> None:
+def judge_row(
+    row: RawRow, number: int, names: Mapping[str, str], config: OwnConfig, text_only: bool, seen: dict[str, str]
+) -> Judged | Dropped:
+    """What a row holds, or why it cannot be used.
+
+    `number` counts the rows of the source from 1; `names` are those of `resolve_fields`; `seen` holds the place of every id
+    so far and gains this row's.
+    """
+    try:
+        judged = _checked(row, number, names, config, text_only)
+        if judged.sample.id in seen:
+            raise BadRow(f"id {judged.sample.id!r} was already used in {seen[judged.sample.id]}; give every row its own id")
+    except BadRow as problem:
+        return Dropped(row.where, _id_of(row, names), "malformed", str(problem))
+    seen[judged.sample.id] = row.where
+    if "answer" in names and not judged.sample.answer:
+        return Dropped(row.where, judged.sample.id, "no answer", "no answer, so no reward could be computed")
+    return judged
+
+
+def require_sound(name: str, read: int, dropped: Sequence[Dropped], config: OwnConfig) -> None:
+    """Raises DataError that lists the first malformed rows, unless `skip_bad_rows` sets them aside."""
+    bad = [d for d in dropped if d.status == "malformed"]
     if bad and not config.skip_bad_rows:
         listed = "\n".join(f"  {name}, {problem.where}: {problem.reason}" for problem in bad[:SHOWN])
         more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise DataError(f"{name}: of {read} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass --skip-bad-rows "
                         "to leave them out and have them listed")  # fmt: skip
+
+
+def _require_enough(name: str, read: int, kept: int, dropped: Sequence[Dropped], config: OwnConfig) -> None:
     least = max(MIN_ROWS, config.prompts_per_step)
     if kept < least:
+        bad = [d for d in dropped if d.status == "malformed"]
         first = f"; first bad row: {bad[0].where}: {bad[0].reason}" if bad else ""
         raise DataError(
             f"{name}: {kept} of {read} rows are usable, at least {least} are needed (one batch, and {MIN_ROWS} rows); "
@@ -104,21 +134,25 @@ def _judge(name: str, read: int, kept: int, bad: list[Dropped], config: OwnConfi
         )
 
 
-def _resolve(raw: RawData, config: OwnConfig) -> tuple[dict[str, str], list[str]]:
-    """(our name -> the file's, what was assumed). Raises DataError for a field that no row has."""
-    present, names, notes = raw.fields, {}, []
+def resolve_fields(name: str, present: Sequence[str], config: OwnConfig) -> tuple[dict[str, str], list[str]]:
+    """(our name -> the file's, what was assumed) where rows have the fields `present`.
+
+    Raises DataError for a field that no row has.
+    """
+    names: dict[str, str] = {}
+    notes: list[str] = []
     listed = ", ".join(present[:20]) or "none"
     if not present:
         return {"prompt": DEFAULTS["prompt"]}, notes
     for entry in fields(config.fields):
         given = getattr(config.fields, entry.name)
         option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
-        name = given or DEFAULTS.get(entry.name)
-        if name in present:
-            names[entry.name] = name
+        found = given or DEFAULTS.get(entry.name)
+        if found in present:
+            names[entry.name] = found
         elif given or entry.name == "prompt":
             raise DataError(
-                f"{raw.name}: no row has a field {name!r}; its fields are: {listed}; name the right one with {option}"
+                f"{name}: no row has a field {found!r}; its fields are: {listed}; name the right one with {option}"
             )
     if "id" not in names:
         notes.append(f"the file has no field {DEFAULTS['id']!r}: ids are row numbers")
@@ -132,10 +166,8 @@ def _id_of(row: RawRow, names: Mapping[str, str]) -> str:
     return str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
 
 
-def _checked(
-    row: RawRow, number: int, names: Mapping[str, str], config: OwnConfig, text_only: bool
-) -> tuple[Sample, float, float]:
-    """(sample, difficulty, quality) of one row. Raises BadRow."""
+def _checked(row: RawRow, number: int, names: Mapping[str, str], config: OwnConfig, text_only: bool) -> Judged:
+    """One row, its id not yet compared with others. Raises BadRow."""
     if row.record is None:
         raise BadRow(row.problem)
     given = {key: row.record.get(name) for key, name in names.items()}
@@ -152,4 +184,4 @@ def _checked(
         solved=bool(solution.strip()),
     )
     label = difficulty(given.get("labels"), names.get("labels", ""), config, text_only)
-    return sample, label, truth(given.get("quality"), names.get("quality", ""), text_only)
+    return Judged(sample, label, truth(given.get("quality"), names.get("quality", ""), text_only))

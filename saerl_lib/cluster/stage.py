@@ -1,0 +1,195 @@
+"""Rows of one or more files, judged and written as Parquet of samples in pieces of equal size, without holding a file in memory.
+
+Two passes. The first hashes the files and learns their fields; the second judges every row by the rules of `own.validate` and
+writes the usable ones. Parquet and JSON lines are streamed, a CSV file is read whole. In memory stay one piece of rows, the ids,
+and the list of rows that are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saerl_lib.artifacts import file_sha256
+from saerl_lib.data.schema import DataError, Sample, to_frame
+from saerl_lib.own.read import KINDS, RawRow, json_row, kind_of, read_rows
+from saerl_lib.own.settings import OwnConfig
+from saerl_lib.own.validate import Dropped, judge_row, require_sound, resolve_fields
+
+ROWS = "rows"
+"""Folder of the usable rows, in the format of `data.schema.write_samples`."""
+READ_ROWS = 4096
+"""Rows of a Parquet file that are held at once."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of rows that are read as one list, in the order given."""
+
+    paths: tuple[Path, ...]
+    sha256: tuple[str, ...]
+    fields: tuple[str, ...]
+    """Names that occur in some row, in order of appearance."""
+    text_only: bool
+    """True for CSV."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        more = len(self.paths) - 1
+        return self.paths[0].name + (f" and {more} more" if more else "")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive usable rows on disk."""
+
+    number: int
+    path: Path
+    first: int
+    """Position of its first row among all usable rows."""
+    rows: int
+    digest: str
+    """Content hash of the samples."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What became of every row of a source."""
+
+    pieces: tuple[Piece, ...]
+    read: int
+    dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...]
+    probe: tuple[Sample, ...]
+    """The first usable rows."""
+
+
+def open_source(names: Sequence[str]) -> Source:
+    """The first pass. Raises DataError with file and fix: no such file, an unknown ending, CSV mixed with others, no row."""
+    paths = tuple(Path(name) for name in names)
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; name local files ({', '.join(KINDS)}), a hub data set after it was saved")
+        if not kind_of(path):
+            raise DataError(f"{path.name}: unknown ending; name the file {', '.join(KINDS)} by what it holds (.gz may follow)")
+    text = {kind_of(path) == ".csv" for path in paths}
+    if len(text) > 1:
+        raise DataError("CSV files hold text alone and are not mixed with others: encode them into a folder of their own")
+    found: dict[str, None] = {}
+    for path in paths:
+        for row in stream_rows(path):
+            found.update(dict.fromkeys(row.record or ()))
+    return Source(paths, tuple(file_sha256(path) for path in paths), tuple(found), text == {True})
+
+
+def stream_rows(path: Path) -> Iterator[RawRow]:
+    """The rows of one file as `own.read.read_rows` gives them. Raises DataError as it does."""
+    kind = kind_of(path)
+    if kind == ".csv":
+        yield from read_rows(str(path)).rows
+        return
+    number = 0
+    for number, row in enumerate(_parquet_rows(path) if kind == ".parquet" else _json_rows(path), start=1):  # noqa: B007
+        yield row
+    if not number:
+        raise DataError(f"{path.name}: no row; the file is empty")
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield json_row(line.removesuffix(b"\n"), f"line {number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path.name}: cannot be read ({error}); the name may end in .gz only when the file is gzip") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(READ_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield RawRow(f"row {number}", record)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: cannot be read as Parquet ({error}); write it again, text as UTF-8") from error
+
+
+def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int) -> Staged:
+    """The second pass: `folder` is replaced by pieces of `piece_rows` usable rows (the last may be shorter).
+
+    Raises DataError as `own.validate.validate` does for malformed rows, and when no row is usable; `folder` is then as it was.
+    """
+    names, notes = resolve_fields(source.name, source.fields, config)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    pieces: list[Piece] = []
+    dropped: list[Dropped] = []
+    seen: dict[str, str] = {}
+    probe: list[Sample] = []
+    held: list[Sample] = []
+
+    def put() -> None:
+        first = pieces[-1].first + pieces[-1].rows if pieces else 0
+        path = partial / f"rows-{len(pieces):05d}.parquet"
+        _write(held, path)
+        pieces.append(Piece(len(pieces), folder / path.name, first, len(held), digest(held)))
+        probe.extend(held[: 20 - len(probe)])
+        held.clear()
+
+    read = 0
+    try:
+        for row in _all_rows(source):
+            read += 1
+            judged = judge_row(row, read, names, config, source.text_only, seen)
+            if isinstance(judged, Dropped):
+                dropped.append(judged)
+                continue
+            held.append(judged.sample)
+            if len(held) == piece_rows:
+                put()
+        if held:
+            put()
+        require_sound(source.name, read, dropped, config)
+        if not pieces:
+            raise DataError(f"{source.name}: none of {read} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Staged(tuple(pieces), read, tuple(dropped), tuple(notes), tuple(probe))
+
+
+def _all_rows(source: Source) -> Iterator[RawRow]:
+    several = len(source.paths) > 1
+    for path in source.paths:
+        for row in stream_rows(path):
+            yield dataclasses.replace(row, where=f"{path.name}, {row.where}") if several else row
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Content hash of samples in their order: every field counts."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(json.dumps(dataclasses.asdict(sample)).encode() + b"\n")
+    return found.hexdigest()
+
+
+def _write(samples: Sequence[Sample], path: Path) -> None:
+    to_frame(samples).to_parquet(path, index=False, engine="pyarrow", compression="zstd")
