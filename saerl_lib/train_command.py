@@ -52,6 +52,8 @@ class TrainSettings:
     """Mixed precision; needs a GPU."""
     chat: bool = False
     """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break."""
+    cpu: bool = False
+    """Stay on the CPU where there is a GPU."""
     seed: int = 0
 
 
@@ -81,9 +83,10 @@ def arguments(export: Export, settings: TrainSettings, processes: int, folder: P
         num_iterations=1, shuffle_dataset=False, max_steps=export.plan.steps, learning_rate=settings.learning_rate,
         lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, loss_type="grpo", beta=0.0, scale_rewards="group",
         temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
-        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
-        seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
+        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=settings.cpu or not torch.cuda.is_available(),
+        gradient_checkpointing=False, seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps,
+        save_total_limit=2, logging_steps=1, report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        remove_unused_columns=False,
     )  # fmt: skip
 
 
