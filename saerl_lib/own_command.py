@@ -41,6 +41,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=int, metavar="N", help="block whose residual stream the SAE reads, 1 is the first")
     add("--sae", metavar="SAE", help="FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
     add("--max-tokens", type=int, metavar="N", help="cut longer samples (default: the model's positions)")
+    add("--device", default=BARE.device, metavar="NAME", help=f"where the model runs: cpu, cuda, cuda:N (default: {BARE.device})")
+    add("--bf16", action="store_true", help="run the model in bfloat16")
     add("--clusters", type=int, metavar="K", help="number of clusters (default: 10, fewer for a small file)")
     add(
         "--prompts-per-step",
@@ -66,7 +68,8 @@ def config_of(arguments: argparse.Namespace) -> OwnConfig:
     fields = Fields(labels=arguments.labels, quality=arguments.quality, **{n: getattr(arguments, f"{n}_field") for n in DEFAULTS})
     return OwnConfig(
         fields=fields, split=arguments.split, encoder=arguments.encoder, layer=arguments.layer, sae=arguments.sae,
-        max_tokens=arguments.max_tokens, label_range=tuple(arguments.label_range) if arguments.label_range else None,
+        max_tokens=arguments.max_tokens, device=arguments.device, bf16=arguments.bf16,
+        label_range=tuple(arguments.label_range) if arguments.label_range else None,
         larger_is_easier=arguments.larger_is_easier, clusters=arguments.clusters, prompts_per_step=arguments.prompts_per_step,
         rank_by=arguments.rank_by, without_labels=arguments.without_labels, keep=arguments.keep,
         skip_bad_rows=arguments.skip_bad_rows, seed=arguments.seed,

@@ -64,6 +64,8 @@ class TrainSettings:
     """Optimiser steps; beyond the plan's end it starts again in the same order. None: one pass over the plan."""
     keep_every_steps: int | None = None
     """Keep the weights of every such step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
+    cpu: bool = False
+    """Stay on the CPU where there is a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,9 +103,10 @@ def arguments(export: Export, settings: TrainSettings, processes: int, folder: P
         learning_rate=settings.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=0.0,
         scale_rewards="group", **LOSSES[settings.loss],
         temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
-        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
-        seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
+        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=settings.cpu or not torch.cuda.is_available(),
+        gradient_checkpointing=False, seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps,
+        save_total_limit=2, logging_steps=1, report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        remove_unused_columns=False,
     )  # fmt: skip
 
 

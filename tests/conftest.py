@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    import torch
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -56,13 +60,26 @@ def two_machines(ray_cluster: Any) -> Iterator[Machines]:
     ray_cluster.remove_node(second, allow_graceful=False)
 
 
+GPU_TESTS_ON = "SAERL_GPU_TESTS_ON"
+"""Environment variable: `cpu` runs the tests marked `gpu` in small on the CPU."""
+
+
+@pytest.fixture(scope="session")
+def gpu_device() -> torch.device:
+    """The one GPU of tests marked `gpu`, or the CPU when a dry run was asked for."""
+    from saerl_lib.bench.gpu.command import require_one_gpu
+    from saerl_lib.encode.device import pick_device
+
+    return require_one_gpu(pick_device(os.environ.get(GPU_TESTS_ON, "cuda")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+    """Skip tests marked `gpu` where there is no CUDA device and no dry run was asked for."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
+    if not marked or GPU_TESTS_ON in os.environ:
         return
     import torch
 
     if not torch.cuda.is_available():
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+            item.add_marker(pytest.mark.skip(reason=f"no CUDA device; {GPU_TESTS_ON}=cpu runs this in small on the CPU"))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from saerl_lib import paths
-from saerl_lib.bench.encode import WIDTH, random_sae
+from saerl_lib.bench.model_shape import PAPER, random_sae
 from saerl_lib.bench.timing import report
 from saerl_lib.encode.pooling import pool_triples
 from saerl_lib.encode.sparse import encode_all
@@ -56,7 +56,7 @@ class PeakSampler(threading.Thread):
 def measure(way: str) -> dict[str, float]:
     """Peak above weights and activations of one way, in this process."""
     sae = random_sae(LATENTS, "topk")
-    vectors = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(TOKENS, PAPER.width, generator=torch.Generator().manual_seed(0))
     group = np.repeat(np.arange(2 * TOKENS // 256), 128)
     before, sampler = resident_mib(), PeakSampler()
     sampler.start()

@@ -31,10 +31,12 @@ class CutModel(nn.Module):
     def forward(self, batch: TokenBatch) -> Tensor:
         """[B, T, D] residual stream after the hooked block.
 
-        Under causal attention padding on the right needs no mask: no real token attends to it.
+        Under causal attention padding on the right needs no mask: no real token attends to it. The batch lies on the CPU,
+        its states on the model's device and in its precision.
         """
-        options: dict[str, Any] = {"attention_mask": batch.real.long()} if self.needs_mask else {"use_cache": False}
-        return self.body(input_ids=batch.ids, **options).last_hidden_state
+        device = next(self.body.parameters()).device
+        options: dict[str, Any] = {"attention_mask": batch.real.long().to(device)} if self.needs_mask else {"use_cache": False}
+        return self.body(input_ids=batch.ids.to(device), **options).last_hidden_state
 
 
 def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
@@ -75,19 +77,19 @@ def activations(decoder: CutModel, batch: TokenBatch) -> Tensor:
 def token_vectors(
     samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()  # noqa: B008
 ) -> Iterator[Tensor]:
-    """[n, D] activations of the unmasked tokens of one batch after another.
+    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
 
     Raises FloatingPointError with the sample id when a value is not finite.
     """
     for batch in token_batches(samples, tokenizer, tokens_per_batch, layout):
         values = activations(decoder, batch)
         check_finite(values, batch, samples)
-        yield values[batch.prompt | batch.solution]
+        yield values[batch.prompt | batch.solution].float().cpu()
 
 
 def check_finite(values: Tensor, batch: TokenBatch, samples: Sequence[Sample]) -> None:
     """Raise FloatingPointError that names the first sample with a non-finite activation."""
-    bad = ~torch.isfinite(values).all(dim=-1) & (batch.prompt | batch.solution)
+    bad = ~torch.isfinite(values).all(dim=-1).cpu() & (batch.prompt | batch.solution)
     if bad.any():
         row = int(bad.any(dim=1).nonzero()[0])
         raise FloatingPointError(

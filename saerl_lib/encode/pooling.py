@@ -27,7 +27,7 @@ BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model cut at the hook, its tokenizer and its SAE."""
+    """A model cut at the hook, its tokenizer and its SAE, on one device; batches and results lie on the CPU."""
 
     decoder: CutModel
     tokenizer: Any
@@ -122,10 +122,10 @@ def pool_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[
 
 @torch.inference_mode()
 def batch_latents(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]) -> Tensor:
-    """[B, T, F] latents of one small batch, zero on masked tokens: for looking at tokens, never for a whole data set."""
+    """[B, T, F] latents of one small batch, on the CPU, zero on masked tokens: for looking at tokens, not for a data set."""
     values = activations(encoder.decoder, batch)
     check_finite(values, batch, samples)
     keep = batch.prompt | batch.solution
     latents = torch.zeros(*keep.shape, encoder.sae.cfg.d_sae)
-    latents[keep] = encoder.sae.encode(values[keep])
+    latents[keep] = encoder.sae.encode(values[keep]).float().cpu()
     return latents

@@ -62,17 +62,18 @@ def topk_entries(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positive entries among the k largest of each row of [n, F], as (row, column, value) by ascending row and column.
 
     The k-th largest of the maxima of F / GROUP groups is a lower bound of the k-th largest entry, so only entries above
-    it are sorted: at F = 131,072 this reads the array twice instead of partitioning each row.
+    it are sorted: at F = 131,072 this reads the array twice instead of partitioning each row. That pays on a CPU; elsewhere
+    the device's own topk is asked.
 
     >>> [v.tolist() for v in topk_entries(torch.tensor([[3.0, -1.0, 2.0, 1.0]]), 2)]
     [[0, 0], [0, 2], [3.0, 2.0]]
     """
     n, width = hidden.shape
-    if width % GROUP or width // GROUP < 2 * k:
+    if hidden.device.type != "cpu" or width % GROUP or width // GROUP < 2 * k:
         values, columns = hidden.topk(k, dim=1, sorted=False)
         columns, order = columns.sort(dim=1)
         values = values.gather(1, order)
-        rows = torch.arange(n).unsqueeze(1).expand_as(columns)
+        rows = torch.arange(n, device=hidden.device).unsqueeze(1).expand_as(columns)
         keep = values > 0
         return rows[keep], columns[keep], values[keep]
     maxima = hidden.view(n, width // GROUP, GROUP).amax(dim=2)
@@ -82,7 +83,7 @@ def topk_entries(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = keep.nonzero(as_tuple=True)
     values = hidden[rows, columns]
     # by row, then by falling value: the first k of each row are its largest
-    order = torch.from_numpy(np.lexsort((columns.numpy(), -values.numpy(), rows.numpy())))
+    order = torch.from_numpy(np.lexsort((columns.numpy(), -values.float().numpy(), rows.numpy())))
     starts = torch.searchsorted(rows, torch.arange(n))
     rank = torch.arange(len(rows)) - starts[rows]
     order = order[rank < k].sort().values
@@ -117,7 +118,7 @@ def encode_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> S
     A threshold SAE multiplies with S columns instead of F. A TopK SAE needs all of them: a latent fires only among the
     k largest.
     """
-    chosen = torch.from_numpy(np.asarray(retained, dtype=np.int64))
+    chosen = torch.from_numpy(np.asarray(retained, dtype=np.int64)).to(sae.W_enc.device)
     if not is_threshold(sae):
         found = encode_all(sae, vectors)
         column = np.full(sae.cfg.d_sae, -1, dtype=np.int64)
@@ -139,7 +140,7 @@ def _in_chunks(
     parts: list[tuple[NDArray, NDArray, NDArray]] = []
     for start in range(0, len(vectors), tokens):
         rows, columns, values = entries(vectors[start : start + tokens])
-        parts.append(((rows + start).numpy(), columns.numpy(), values.float().numpy()))
+        parts.append(((rows + start).cpu().numpy(), columns.cpu().numpy(), values.float().cpu().numpy()))
     if not parts:
         return SparseLatents(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     token, latent, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

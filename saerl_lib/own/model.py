@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import truncate
+from saerl_lib.encode.device import pick_device, place
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.pooling import Encoder
@@ -46,7 +47,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
 
 def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
     """The model cut at its layer, its tokenizer and the SAE; a folder is read without a network. Errors as `represent_model`."""
-    local = Path(config.encoder).is_dir()
+    device, local = pick_device(config.device), Path(config.encoder).is_dir()
     try:
         settings = AutoConfig.from_pretrained(config.encoder, local_files_only=local)
     except (OSError, ValueError) as error:
@@ -56,9 +57,11 @@ def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
     width = getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
     sae = open_sae_source(config.sae, width)
     tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)
-    model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=torch.float32, local_files_only=local)
+    precision = torch.bfloat16 if config.bf16 else torch.float32
+    model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=precision, local_files_only=local)
     layout = Layout(max_tokens=config.max_tokens or getattr(settings, "max_position_embeddings", None))
-    return Encoder(truncate(model.eval(), config.layer), tokenizer, sae, config.tokens_per_batch, layout)
+    encoder = Encoder(truncate(model.eval(), config.layer), tokenizer, sae, config.tokens_per_batch, layout)
+    return place(encoder, device, precision)
 
 
 def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:

@@ -54,6 +54,10 @@ class OwnConfig:
     """Longer samples are cut at the end and counted; None: the positions that the model has."""
     tokens_per_batch: int = 8192
     """Padded tokens of one encoding batch; bounds the memory."""
+    device: str = "cpu"
+    """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
+    bf16: bool = False
+    """Run the model in bfloat16; the SAE stays in float32."""
     label_range: tuple[float, float] | None = None
     """Smallest and largest allowed label, in label units; None: any finite number (0 to 1 for `pass_rate`)."""
     larger_is_easier: bool = False
@@ -80,6 +84,8 @@ class OwnConfig:
             )
         if self.encoder == NO_ENCODER and (self.layer is not None or self.sae is not None):
             raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
+        if self.encoder == NO_ENCODER and (self.device != "cpu" or self.bf16):
+            raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
         if self.encoder != NO_ENCODER and Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
             raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
         for name, least in (
