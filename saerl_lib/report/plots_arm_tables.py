@@ -87,13 +87,14 @@ def preparation_cost(cost: pd.DataFrame) -> Figure:
     axis, n = axes[0, 0], len(cost)
     ours = {"SAE encoding": cost["encode_s"], "ADARFT's rollouts": cost["rollouts_s"]}
     for place, (name, spent) in enumerate(ours.items()):
-        axis.plot(1000 * spent / cost["prompts"], np.full(n, place), "o", color=style.BLUE, markersize=4, label="here, each part" if not place else None)
-        axis.plot(3.6e6 * PAPER_HOURS[name] / PAPER_SAMPLES, place, "x", color=style.BLACK, markersize=5, label="paper" if not place else None)
+        here, paper = ("here, each part", "paper") if not place else (None, None)
+        axis.plot(1000 * spent / cost["prompts"], np.full(n, place), "o", color=style.BLUE, markersize=4, label=here)
+        axis.plot(3.6e6 * PAPER_HOURS[name] / PAPER_SAMPLES, place, "x", color=style.BLACK, markersize=5, label=paper)
     axis.set_xscale("log")
     axis.set_yticks(range(len(ours)), list(ours))
     axis.set_ylim(len(ours) - 0.5, -0.5)
     axis.set_xlabel("Milliseconds a prompt (log scale)")
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     style.light_grid(axis, "x")
     style.caption(figure, f"n = {n} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, 103,022 samples.")
     return figure
