@@ -20,7 +20,7 @@ from saerl_lib.config import PlanConfig
 from saerl_lib.data.schema import write_samples
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.export.samples import open_export
-from saerl_lib.plan.batch_plan import write_plan
+from saerl_lib.plan.batch_plan import PlanError, write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.policy import FOLDER
 from saerl_lib.rl.rollouts import append_rows, read_rows
@@ -106,7 +106,7 @@ def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, m
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            with pytest.raises(FileNotFoundError):  # goes on to read its files
+            with pytest.raises(PlanError, match="none.parquet is missing"):  # goes on to read its files
                 run_train(tmp_path / "none.parquet", *words[1:], settings)
 
 
