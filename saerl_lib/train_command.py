@@ -28,8 +28,8 @@ from saerl_lib.export.log import ConsumedLog
 from saerl_lib.export.samples import Export, open_export
 from saerl_lib.final_answer import read_final_answer
 from saerl_lib.own.model import open_tokenizer
-from saerl_lib.rl.job import last_complete_checkpoint
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
+from saerl_lib.train_files import remove_broken_checkpoints, require_gathered, require_weights, resume_point, step_of
 
 LOSSES: dict[str, dict[str, Any]] = {"grpo": {"loss_type": "grpo"}, "dapo": {"loss_type": "dapo", "epsilon_high": 0.28}}
 """TRL's settings by loss. dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476). Its dynamic sampling is left
@@ -95,7 +95,11 @@ def accumulation(export: Export, settings: TrainSettings, processes: int) -> int
 
 
 def arguments(export: Export, settings: TrainSettings, processes: int, folder: Path) -> GRPOConfig:
-    """TRL's settings; every default that would disturb the order is set by name."""
+    """TRL's settings; every default that would disturb the order is set by name.
+
+    On a GPU the blocks' activations are computed twice instead of kept (gradient checkpointing); the gradients are the same.
+    """
+    on_cpu = settings.cpu or not torch.cuda.is_available()
     return GRPOConfig(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation(export, settings, processes), num_generations=settings.rollouts_per_prompt,
@@ -103,10 +107,10 @@ def arguments(export: Export, settings: TrainSettings, processes: int, folder: P
         learning_rate=settings.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, beta=0.0,
         scale_rewards="group", **LOSSES[settings.loss],
         temperature=settings.temperature, top_p=1.0, max_completion_length=settings.max_completion_tokens,
-        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=settings.cpu or not torch.cuda.is_available(),
-        gradient_checkpointing=False, seed=settings.seed, save_strategy="steps", save_steps=settings.save_every_steps,
-        save_total_limit=2, logging_steps=1, report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
-        remove_unused_columns=False,
+        use_vllm=settings.vllm, bf16=settings.bf16, use_cpu=on_cpu,
+        gradient_checkpointing=not on_cpu, gradient_checkpointing_kwargs={"use_reentrant": False}, seed=settings.seed,
+        save_strategy="steps", save_steps=settings.save_every_steps, save_total_limit=2, logging_steps=1,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
     )  # fmt: skip
 
 
@@ -137,6 +141,7 @@ class KeepPolicies(TrainerCallback):
         self.trainer.save_model(str(partial))
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_main_process:
+            require_weights(partial)
             (partial / "training_args.bin").unlink(missing_ok=True)
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)
@@ -147,19 +152,34 @@ def policy_at(folder: Path, step: int) -> Path:
     return folder / "policies" / f"step-{step:05d}"
 
 
+def require_launcher(settings: TrainSettings, processes: int) -> None:
+    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
+    step of the optimiser."""
+    seen = torch.cuda.device_count()
+    if processes == 1 and not settings.cpu and seen > 1:
+        raise ArtifactError(
+            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
+            "accelerate launch (`paper train --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: TrainSettings) -> int:
-    """Train or resume; process 0 checks the joined log against the plan. Raises ArtifactError when it was not followed."""
-    export = open_export(plan, samples, settings.rollouts_per_prompt)
+    """Train or resume; process 0 checks the joined log against the plan.
+
+    Raises ArtifactError when it was not followed, for several GPUs without a launcher, and when no weights can be saved.
+    """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    require_launcher(settings, processes)
+    export = open_export(plan, samples, settings.rollouts_per_prompt)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"consumed-{rank:03d}.jsonl"
-    resume, total = _resume(folder, settings.steps or export.plan.steps), settings.steps or export.plan.steps
-    if resume is not None and _step(resume) >= total:
+    resume, total = resume_point(folder, settings.steps or export.plan.steps), settings.steps or export.plan.steps
+    if resume is not None and step_of(resume) >= total:
         if rank == 0:
             _conclude(export, folder, settings, processes)
         return 0
     for path in sorted(folder.glob("consumed-*.jsonl")) if rank == 0 else ():
-        cut_back(path, _step(resume) if resume else 0)
+        cut_back(path, step_of(resume) if resume else 0)
     texts = [s.prompt for s in export.samples]
     prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
     rows = {"prompt": prompts, "sample_id": export.plan.ids, "answer": [s.answer for s in export.samples]}
@@ -170,33 +190,23 @@ def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: Tra
         train_dataset=Dataset.from_dict(rows),
         processing_class=open_tokenizer(model, texts[:20], Path(model).is_dir()),
     )
+    require_gathered(trainer.accelerator.state)
     if settings.keep_every_steps:
         trainer.add_callback(KeepPolicies(trainer, folder, settings.keep_every_steps))
+    trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint
+    if rank == 0:
+        remove_broken_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_state()
     trainer.save_model(str(folder / ".final.partial"))
     trainer.accelerator.wait_for_everyone()
     if rank == 0:
+        require_weights(folder / ".final.partial")
         shutil.rmtree(folder / "final", ignore_errors=True)
         (folder / ".final.partial").rename(folder / "final")
         _conclude(export, folder, settings, processes)
     return 0
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _resume(folder: Path, total: int) -> Path | None:
-    """The last checkpoint, None without one; that of the last step counts only where the final weights were written too."""
-    if not (folder / "checkpoints").is_dir():
-        return None
-    last = last_complete_checkpoint(folder / "checkpoints")
-    if last is None or _step(last) < total or (folder / "final").is_dir():
-        return last
-    earlier = [p for p in last.parent.glob("checkpoint-*") if _step(p) < total and (p / "trainer_state.json").is_file()]
-    return max(earlier, key=_step, default=None)
 
 
 def _conclude(export: Export, folder: Path, settings: TrainSettings, processes: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -145,12 +145,20 @@ def teach(folder: Path, prompts: list[str], steps: int = 60) -> None:
     model.save_pretrained(folder)
 
 
+def turned(seed: int) -> torch.Tensor:
+    """Encoder weights [D, F], F = 2 D: a rotation in both signs, whose transpose reconstructs what ReLU lets through."""
+    rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed)))[0]
+    return torch.cat([rotation, -rotation], dim=1)
+
+
 def build_saelens(folder: Path) -> Path:
-    """A JumpReLU SAE as SAELens saves it."""
-    torch.manual_seed(4)
+    """A JumpReLU SAE as SAELens saves it, which explains activations of any model of its width."""
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=WIDTH, d_sae=LATENTS))
     with torch.no_grad():
-        sae.W_enc.normal_()
+        sae.W_enc.copy_(5 * turned(4))
+        sae.W_dec.copy_(turned(4).T / 5)
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
         sae.threshold.fill_(0.02)
     sae.save_model(str(folder))
     return folder
@@ -158,10 +166,9 @@ def build_saelens(folder: Path) -> Path:
 
 def build_opensae(folder: Path) -> Path:
     """A TopK checkpoint of OpenSAE."""
-    g = torch.Generator().manual_seed(5)
     tensors = {
-        "encoder.weight": torch.randn(LATENTS, WIDTH, generator=g), "encoder.bias": torch.zeros(LATENTS),
-        "W_dec": torch.randn(LATENTS, WIDTH, generator=g), "b_dec": torch.zeros(WIDTH),
+        "encoder.weight": turned(5).T.contiguous(), "encoder.bias": torch.zeros(LATENTS),
+        "W_dec": turned(5).T.contiguous(), "b_dec": torch.zeros(WIDTH),
     }  # fmt: skip
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")

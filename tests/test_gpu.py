@@ -89,7 +89,6 @@ def test_the_encode_benchmark_runs_in_both_precisions(size: GpuSize, gpu_device:
     for latents in size.shape.latents:
         for precision in ("float32", "bfloat16"):
             assert value(checks, f"{precision}: forward_s_{latents}") > 0
-            assert value(checks, f"{precision}: all_to_forward_{latents}") > 1
     assert any("peak_mib" in c.quantity for c in checks) == (gpu_device.type == "cuda")
 
 

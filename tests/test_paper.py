@@ -29,6 +29,7 @@ from saerl_lib.paper.estimate import adarft_hours, encode_hours, sae_training_ho
 from saerl_lib.paper.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData
 from saerl_lib.paper.loading import LOCAL_FIELDS, SETS, as_published, from_folder, from_hub
 from saerl_lib.paper.machine import Machine, parse_gpus, reachable
+from saerl_lib.paper.memory import activation_bytes_per_token, gpus, training_memory
 from saerl_lib.paper.needs import downloads, missing
 from saerl_lib.paper.plan import plan_text
 from saerl_lib.paper.rows import READERS
@@ -54,7 +55,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, cap
     for name in ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-7B", "Qwen3-1.7B-Base", "qwen-scope-3-1.7b-base-w32k-l50, layer27"):
         assert name in text
     assert text.count("  not pinned yet") == 4
-    for words in ("network:", "GPU: 3 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours"):
+    for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours"):
         assert words in text
     for item in (*dataclasses.fields(Assumptions), *dataclasses.fields(PaperConfig)[-10:]):
         assert re.search(rf"^  {item.name} .*({PAPER}|{OURS})", text, re.M), f"{item.name} is not printed with its origin"
@@ -144,12 +145,21 @@ def test_published_sae_is_in_saelens_registry() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"sae": "random"}, {"sae": "opensae"}, {"runs_per_policy": (7,)}, {"solution_index": 4}, {"swapped_per_batch": 129},
+        {"sae": "random"}, {"sae": "opensae"}, {"runs_per_policy": (7,)}, {"solution_index": 4}, {"swapped_per_batch": 128},
+        {"micro_batch": 3}, {"rollouts_per_prompt": 1}, {"steps": 0}, {"eval_every_steps": 0}, {"eval_samples": 0},
+        {"labelled_samples": 0}, {"retained_latents": 0}, {"clusters": 0}, {"max_prompt_tokens": 0}, {"max_response_tokens": -1},
     ],
 )  # fmt: skip
 def test_bad_combination_is_rejected(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="|".join(change)):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=rf"{name}='?{re.escape(str(value))}'?.*(must|choose|give|needs|has)"):
         PaperConfig(**change)  # type: ignore[arg-type]
+
+
+def test_a_given_sae_is_read_through_the_papers_encoder() -> None:
+    """Only the published SAE and others of its registry were trained on the base model."""
+    assert PaperConfig(sae_source="some/folder").reading_model == QWEN3_17B == PaperConfig(sae_source="opensae:x").reading_model
+    assert PaperConfig(sae_source="saelens:a/b").reading_model == PaperConfig().reading_model != QWEN3_17B
 
 
 def test_revision_is_a_whole_hash_or_none() -> None:
@@ -205,6 +215,19 @@ def test_estimates_follow_their_inputs() -> None:
     assert sae_training_hours(config, slow)[0] == pytest.approx(2 * sae_training_hours(config, given)[0])
     for stage in stages(config, given):
         assert 0 <= stage.gpu_hours[0] <= stage.gpu_hours[1] and stage.disk_bytes > 0 and stage.how
+
+
+def test_training_memory_by_hand() -> None:
+    config, given = PaperConfig(), Assumptions()
+    tokens, state = 8 * 4096, (18 + 2) * parameters(QWEN25_MATH_7B)
+    kept, block = 4 * 28 * 3584, 8 * 3584 + 2 * (2 * 3584 + 2 * 512 + 2 * 3584 + 4 * 18944)
+    assert activation_bytes_per_token(QWEN25_MATH_7B) == kept + block
+    cache = given.decode_sequences * 4096 * 57_344
+    expected = state + tokens * (kept + block) + 4 * given.logits_tile + cache + given.working_bytes
+    found = training_memory(config, given, QWEN25_MATH_7B)
+    assert found == pytest.approx(expected) and gpus(found, given) == 4
+    twice = dataclasses.replace(config, micro_batch=16)
+    assert training_memory(twice, given, QWEN25_MATH_7B) - found == pytest.approx(tokens * (kept + block))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import train_command
 from saerl_lib.__main__ import main
 from saerl_lib.command_line import build_parser
-from saerl_lib.data.schema import DataError, read_samples
+from saerl_lib.data.checking import Checked, check_answers
+from saerl_lib.data.schema import DataError, Sample, read_samples
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import read_log
@@ -29,8 +31,8 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
-from saerl_lib.paper.path import encode, evaluate, places, train
-from saerl_lib.paper.path.home import STEPS
+from saerl_lib.paper.path import data, encode, evaluate, places, train
+from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
@@ -39,6 +41,15 @@ from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
 
 B, G, ATTEMPTS, TARGET, PARENT = 16, 2, 2, 40, 30
+COMPARED: dict[tuple[str, str], Checked] = {}
+"""What the checking process said of (gold, answer): it starts for new pairs alone, which spares its slow import."""
+
+
+def checked_once(pairs: list[tuple[str, str]], seconds: float) -> list[Checked]:
+    """`check_answers`, with what it said before."""
+    new = [pair for pair in pairs if pair not in COMPARED]
+    COMPARED.update(zip(new, check_answers(new, seconds), strict=True))
+    return [COMPARED[pair] for pair in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Place:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
+            patch.setattr(evaluate, "check_answers", checked_once)
             code = main([*words, *self.options])
         return code, out.getvalue(), error.getvalue()
 
@@ -72,7 +84,8 @@ def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place
     for name in evaluate.SETS:
         build.write_set(sources, name, build.benchmark_rows(name))
     if outside:
-        build.write_set(sources, "deepscaler", build.deepscaler_rows(outside))
+        shared = {"problem": others[0]["problem"], "answer": "2", "solution": "", "pass_rate": 0.5}
+        build.write_set(sources, "deepscaler", [*build.deepscaler_rows(outside - 1), shared])
     texts = [r["question"] + "\n" + r["r1_solution_1"] for r in rows] + [r["problem"] + "\n" + r["solution"] for r in others]
     build.build_qwen(encoder, texts, root / "encoder")
     build.teach(build.build_qwen(policy, texts, root / "policy"), [r["question"] for r in rows])
@@ -101,7 +114,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
 def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Qwen2 reads through an OpenSAE checkpoint, Qwen3 trains on the filtered pool, beyond the plan's end."""
     place = make(tmp_path_factory.mktemp("stepwise"), "qwen2", "qwen3", "opensae", outside=40)
-    place.options.extend(["--arms", "grpo", "saerl_dapo", "--steps", "3", "--train-on", "filtered"])
+    place.options.extend(["--arms", "grpo", "saerl_dapo", "--steps", "3", "--train-on", "filtered", "--eval-every", "2"])
+    place.options.extend(["--encode-tokens", "57"])
     return place
 
 
@@ -142,9 +156,15 @@ def test_scores_are_equation_10_and_labels_of_l_alone_decide(whole: tuple[Place,
     labelled = {s.id for s in read_samples(place.out / "data" / "labelled.parquet")}
     cards = pd.read_csv(place.out / "scores" / "clusters.csv")
     inside = scores[scores["sample_id"].isin(labelled)]
-    found = cluster_corrections(np.zeros(len(inside)), inside["cluster"].to_numpy(), len(cards), 50.0)
+    g = IsotonicRegression(out_of_bounds="clip").fit(inside["raw"], inside["label"])
+    residuals = (inside["label"] - g.predict(inside["raw"])).to_numpy()
+    found = cluster_corrections(residuals, inside["cluster"].to_numpy(), len(cards), 50.0)
     np.testing.assert_array_equal(cards["n_labelled"], found.n_labelled)
     np.testing.assert_allclose(cards["shrinkage"], found.shrinkage)
+    np.testing.assert_allclose(cards["residual"], found.residual, atol=1e-9)
+    corrections = (found.shrinkage * found.residual)[scores["cluster"]]
+    assert np.abs(corrections).max() > 1e-4 and len(inside) == 32 < len(scores)
+    np.testing.assert_allclose(scores["ranking"], g.predict(scores["raw"]) + corrections, atol=1e-9)
     regimes = pd.read_csv(place.out / "tables" / "difficulty.csv").set_index("target")
     assert regimes.loc["difficulty_in_domain", ["n_train", "n_test"]].tolist() == [32, TARGET - 32]
     assert regimes.loc["difficulty_out_of_domain", "n_test"] == 0 and np.isnan(regimes.loc["difficulty_adapted", "value"])
@@ -180,7 +200,8 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     everything = pd.concat(attempts)
     assert 0.1 < everything["correct"].mean() < 0.7 and set(everything["outcome"]) <= {"same", "compared", "no answer"}
     runs = pd.read_csv(place.out / "tables" / "runs.csv")
-    initial = pd.read_parquet(place.out / "evaluation-initial-seed0" / "attempts.parquet")
+    (before,) = place.out.glob("evaluation-initial-*-seed0")
+    initial = pd.read_parquet(before / "attempts.parquet")
     first = initial.groupby("eval_set")["correct"].mean().mean()
     start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"].tolist()
     assert start == pytest.approx([100 * first] * 2, rel=1e-4), "both arms start at the same evaluation"
@@ -191,6 +212,10 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     assert len(read_table("study_targets", tables)) == 4 * 6 and len(read_table("training_curves", tables)) == 4 * 2
     compared = read_table("study_comparisons", tables)
     assert compared[["arm", "baseline", "n_seeds", "paper_value"]].values.tolist() == [["saerl_grpo", "grpo", 2, 3.0]]
+    quality = read_table("sae_quality", tables).set_index("quantity")
+    assert quality.loc["explained variance", "value"] > 0.9 and (quality["n_tokens"] > 1000).all()
+    assert pd.read_csv(tables / "truncated.csv").values.tolist() == [
+        ["labelled", 32, 0], ["target", TARGET - 31, 0], ["parent", 27, 0], ["outside", 0, 0]]  # fmt: skip
     assert pd.read_csv(tables / "summary.csv")[["arm", "n_seeds"]].values.tolist() == [["grpo", 2], ["saerl_grpo", 2]]
 
 
@@ -260,7 +285,7 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
     assert stepwise.run("paper", "evaluate")[0] == 0
     code, out, error = stepwise.run("paper", "report")
     assert code == 0, error
-    assert len(pd.read_csv(stepwise.out / "tables" / "runs.csv")) == 2 * 4
+    assert pd.read_csv(stepwise.out / "tables" / "runs.csv")["step"].tolist() == [0, 2, 3] * 2, "the last step is evaluated too"
     assert not (stepwise.out / "tables" / "study_comparisons.csv").exists(), "one seed has no paired difference"
 
 
@@ -279,18 +304,57 @@ def test_the_filtered_pool_holds_what_the_classifier_kept(stepwise: Place) -> No
     assert scores["planned"].sum() == TARGET + 1
     regimes = pd.read_csv(stepwise.out / "tables" / "difficulty.csv").set_index("target")
     assert regimes["n_test"].tolist() == [TARGET - 32, 36, 36] and regimes["value"].notna().all()
+    assert counts(stepwise, "deepscaler") == {"read": 40}, "a question of NuminaMath-1.5 is kept: it is never tested with it"
+
+
+def test_cut_samples_are_counted(stepwise: Place) -> None:
+    lengths = pd.read_parquet(stepwise.out / "features" / "lengths.parquet")
+    cut = pd.read_csv(stepwise.out / "tables" / "truncated.csv").set_index("group")
+    assert lengths["tokens"].max() == 57 and cut["n"].sum() == len(lengths)
+    assert cut["truncated"].sum() == lengths["truncated"].sum() > 0 == cut.loc["outside", "truncated"]
+
+
+def test_what_a_gpu_encoded_is_planned_without_one(stepwise: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = places.precisions(PaperConfig())
+    monkeypatch.setattr(encode, "precisions", lambda config: (elsewhere, here))
+    code, _, error = stepwise.run("paper", "plan")
+    assert code == 0, error
+    monkeypatch.setattr(encode, "precisions", lambda config: (elsewhere, places.Precision("cuda", True)))
+    code, _, error = stepwise.run("paper", "plan")
+    assert code == 1 and "run `python -m saerl_lib paper encode`" in error, "parts of two precisions are never mixed"
+
+
+def test_encoding_takes_the_gpu_where_there_is_one(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    place, _ = whole
+    config = config_of({"sae_source": str(place.root / "sae"), "bf16": True})
+    for there, expected in ((True, ("cuda", True)), (False, ("cpu", False))):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        own = places.encoder_settings(config, place.root / "encoder")
+        assert (own.device, own.bf16) == expected == dataclasses.astuple(places.precisions(config)[0])
+
+
+def test_an_sae_of_another_model_is_an_error(stepwise: Place, tmp_path: Path) -> None:
+    """Turned round, a decoder adds to the residual stream what it should explain."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(stepwise.out / "data", tmp_path / "home" / "paper" / "data")
+    build.build_opensae(tmp_path / "sae")
+    tensors = load_file(tmp_path / "sae" / "model.safetensors")
+    save_file({**tensors, "W_dec": -tensors["W_dec"]}, tmp_path / "sae" / "model.safetensors")
+    code, _, error = Place(tmp_path, [*stepwise.options, "--sae", f"opensae:{tmp_path / 'sae'}"]).run("paper", "encode")
+    assert code == 1 and "explained variance -" in error and "--layer" in error and "--encoder" in error
+    assert [p.name for p in (tmp_path / "home" / "paper").iterdir()] == ["data"]
 
 
 @pytest.mark.slow
 def test_processes_under_a_launcher_share_the_plan(stepwise: Place, tmp_path: Path) -> None:
-    """Two processes on the CPU by torch's own launcher; a launcher that starts nothing is an error."""
-    shutil.copytree(stepwise.root / "home", tmp_path / "home")
-    shutil.rmtree(tmp_path / "home" / "paper" / "runs")
+    """Two processes on the CPU (`test_train_command` starts them by torch's launcher); one that starts nothing is an error."""
+    shutil.copytree(stepwise.root / "home", tmp_path / "home", ignore=shutil.ignore_patterns("runs", "evaluation-*"))
     words = [*stepwise.options, "--arms", "saerl_dapo", "--steps", "1"]
     assert Place(tmp_path, words).run("paper", "plan")[0] == 0
     code, _, error = Place(tmp_path, [*words, "--launch", "true"]).run("paper", "train")
     assert code == 1 and "left no final weights" in error
-    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    launcher = f"{sys.executable} {Path(__file__).with_name('forked.py')} 2"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
@@ -302,10 +366,35 @@ def test_processes_under_a_launcher_share_the_plan(stepwise: Place, tmp_path: Pa
     assert [len(log.ids) for log in logs] == [B * G // 2] * 2 and {i for log in logs for i in log.ids} == set(plan.ids[:B])
 
 
-def test_other_options_make_other_stages_and_keep_earlier_runs(stepwise: Place) -> None:
+def test_other_options_make_other_stages_and_keep_earlier_runs(
+    stepwise: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     code, _, error = Place(stepwise.root, [*stepwise.options, "--learning-rate", "1e-5"]).run("paper", "report")
     assert code == 1 and "run `python -m saerl_lib paper train`" in error
     assert len(list((stepwise.out / "runs").iterdir())) == 2
+    config = config_of(given(build_parser().parse_args(["paper", "evaluate", *stepwise.options])))
+    before = {path.parent: path.read_text() for path in stepwise.out.glob("evaluation-*/manifest.json")}
+    assert len(before) == 1 + 2 * 2
+
+    class Silent:
+        """A policy that never answers."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        def complete(self, prompts: list[str], attempts: int, *_: object) -> list[list[str]]:
+            return [[""] * attempts for _ in prompts]
+
+    shutil.copytree(stepwise.root / "policy", tmp_path / "policy")
+    (tmp_path / "policy" / "generation_config.json").write_text('{"eos_token_id": [2]}')
+    folder, settings = stepwise.out / "runs" / "grpo-seed0-other", train.settings_of(config, "grpo", 0)
+    other = train.Run("grpo", 0, "other", folder, Path(), Path(), settings)
+    with monkeypatch.context() as patch:
+        patch.setenv("SAERL_HOME", str(stepwise.root / "home"))
+        patch.setattr(evaluate, "Policy", Silent)
+        home = Home(dataclasses.replace(config, policy=str(tmp_path / "policy")), frozenset({"evaluate"}))
+        evaluated = evaluate.evaluate_runs(home, data.data_stage(home), [other])
+    assert len(evaluated) == 1 + 2 and all(stage.computed for stage in evaluated)
+    assert {path: (path / "manifest.json").read_text() for path in before} == before, "those of the earlier policy and runs stay"
 
 
 # What is missing.
@@ -387,6 +476,52 @@ def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tm
     assert "row 3" in pd.read_csv(skipping.out / "data" / "malformed.csv")["problem"][0]
 
 
+def test_a_set_that_leaves_nothing_is_an_error_of_the_data(whole: tuple[Place, str], tmp_path: Path) -> None:
+    place, _ = whole
+    for name, rows, message in (
+        ("deepmath", build.deepmath_rows(32), "deepmath: no row is left beside the 32 labelled ones: lower --labelled"),
+        ("numinamath", build.numina_rows(10)[9:], "numinamath: no row can be trained on"),
+    ):
+        shutil.copytree(place.root / "sources", tmp_path / name)
+        build.write_set(tmp_path / name, name, rows)
+        code, _, error = Place(tmp_path, ["--sources", str(tmp_path / name), *place.options[2:]]).run("paper", "data")
+        assert code == 1 and message in error and not (tmp_path / "home" / "paper" / "data").exists()
+
+
+def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = build.deepscaler_rows(40)
+    bare = [{k: v for k, v in row.items() if k != "pass_rate" or i % 2} for i, row in enumerate(rows)]
+    monkeypatch.setattr(data, "published_rows", lambda source: iter(bare))
+    found = data.Rows(PaperConfig(sources="unused"))
+    drawn = found.drawn("deepscaler", 12, with_label=True)
+    assert len(drawn) == 12 and all(np.isfinite(sample.difficulty) for sample in drawn)
+    assert found.counts["deepscaler", "no difficulty label"] == 20 and found.counts["deepscaler", "beyond the number drawn"] == 8
+
+
+def test_repeated_ids_are_counted_by_row() -> None:
+    samples = [Sample(name, "p", ("s",), "1") for name in ("a", "b", "b", "b", "c", "c")]
+    with pytest.raises(DataError, match="target: id 'b' is given to 3 rows, and 1 more ids occur several times"):
+        data._require_distinct("target", samples)
+
+
+def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes, clusters and plans read settings that no option names; their keys hold them."""
+    from saerl_lib.paper.path import fit, plan
+
+    asked: list[dict] = []
+
+    class Keys(Home):
+        def stage(self, step, name, code, settings, compute, inputs=()):
+            asked.append(dict(settings))
+
+    monkeypatch.setattr(plan, "model_identity", lambda model: "model")
+    home = Keys(PaperConfig(), frozenset())
+    fit.fit_stage(home, None, None)
+    plan.plans_stage(home, None, None)
+    assert {"shrinkage_tau", "cv_folds", "cluster_fit_rows"} <= set(asked[0]["properties"])
+    assert {"window_batches", "length_tolerance", "swapped_per_batch"} <= set(asked[1]["plan"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -396,6 +531,8 @@ def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tm
         (["paper", "data", "--arms", "best"], "name each of grpo"),
         (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
         (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
+        (["paper", "data", "--attempts", "0"], "eval_samples=0 must be at least 1: raise --attempts"),
+        (["paper", "data", "--micro-batch", "3"], "micro_batch=3 does not divide"),
         (["paper", "data", "--steps", "2", "--to", "openrlhf"], "exports=openrlhf"),
         (["paper", "data", "--commands"], "--commands belongs to step train"),
     ],

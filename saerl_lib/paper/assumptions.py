@@ -41,7 +41,8 @@ class Assumptions:
     train_bytes_per_parameter: float = ours(18.0, "B", "bf16 weights 2, fp32 weights 4, Adam 8, fp32 gradient 4")
     checkpoint_bytes_per_parameter: float = ours(14.0, "B", "bf16 weights 2, fp32 weights 4, Adam 8")
     sae_train_bytes_per_parameter: float = ours(16.0, "B", "fp32 weights 4, gradient 4, Adam 8")
-    working_bytes: float = ours(8e9, "B", "activations and buffers of one micro-batch")
+    logits_tile: int = ours(4096 * 32_768, "numbers", "tokens x vocabulary that TRL's output head holds in fp32 at a time")
+    working_bytes: float = ours(8e9, "B", "buffers, and activations of a forward pass without gradients")
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """(name, value with unit, origin, why) of every assumption.
@@ -76,5 +77,9 @@ STATED = (
 )
 """Fields of `PaperConfig` that enter the plan and are stated in the paper, with their unit."""
 
-INFERRED = (("eval_every_steps", "steps, from the multiples of 20 in Table 5"), ("retained_latents", "from 960 = 4 x 240"))
-"""Fields that follow from what the paper states; marked as ours."""
+INFERRED = (
+    ("eval_every_steps", "steps, from the multiples of 20 in Table 5"),
+    ("retained_latents", "from 960 = 4 x 240"),
+    ("micro_batch", "rollouts of one forward pass, not stated"),
+)
+"""Fields that the paper does not state; marked as ours."""

@@ -21,6 +21,13 @@ from saerl_lib.paper.hub import (
 from saerl_lib.paper.replacements import Replacements
 
 SAE_CHOICES = ("published", "trained", "opensae")
+LEAST = {
+    "steps": ("--steps", 1), "eval_every_steps": ("--eval-every", 1), "eval_samples": ("--attempts", 1),
+    "labelled_samples": ("--labelled", 1), "retained_latents": ("--retained", 1), "clusters": ("--clusters", 1),
+    "max_prompt_tokens": ("--max-prompt", 1), "max_response_tokens": ("--max-completion", 1),
+    "prompts_per_step": ("--prompts-per-step", 1), "rollouts_per_prompt": ("--rollouts", 2),
+}  # fmt: skip
+"""Field -> option, smallest value; one rollout has no other to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +109,29 @@ class PaperConfig(Replacements):
             raise ValueError(f"runs_per_policy={self.runs_per_policy}: give one number for each of {len(self.policies)} policies")
         if self.solution_index not in (1, 2, 3):
             raise ValueError(f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
-        if not 0 <= self.swapped_per_batch <= self.prompts_per_step:
-            raise ValueError(f"swapped_per_batch={self.swapped_per_batch} exceeds prompts_per_step={self.prompts_per_step}")
+        for name, (option, least) in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}: raise {option}")
+        if not 0 <= self.swapped_per_batch < self.prompts_per_step:
+            raise ValueError(
+                f"swapped_per_batch={self.swapped_per_batch} must lie below prompts_per_step={self.prompts_per_step}: "
+                "raise --prompts-per-step"
+            )
+        if (self.prompts_per_step * self.rollouts_per_prompt) % self.micro_batch:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide a step of prompts_per_step={self.prompts_per_step} x "
+                f"rollouts_per_prompt={self.rollouts_per_prompt} rollouts: choose another --micro-batch"
+            )
 
     @property
     def reading_model(self) -> HubModel:
-        """The model whose residual stream the chosen SAE reads: the base model for the published SAE, else the paper's."""
-        return QWEN3_17B_BASE if self.sae == "published" else self.encoder
+        """The model whose residual stream the chosen SAE reads: the base model for the published SAE, else the paper's.
+
+        A folder given as `sae_source` is taken for an SAE of the paper's encoder; releases of SAELens' registry for this
+        model family read the base model.
+        """
+        published = self.sae == "published" and (self.sae_source is None or self.sae_source.startswith("saelens:"))
+        return QWEN3_17B_BASE if published else self.encoder
 
     @property
     def paper_latents(self) -> int:

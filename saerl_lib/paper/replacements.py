@@ -49,7 +49,7 @@ class Replacements:
     exports: tuple[str, ...] = ("verl",)
     """Other trainers that every plan is exported for (paper: verl)."""
     encode_max_tokens: int = 4096
-    """Longer samples are cut at the end and counted: the policy's prompt and response (not stated in the paper; ours)."""
+    """Longer samples are cut at the end and counted (truncated.csv): the policy's prompt and response (not stated; ours)."""
     tokens_per_batch: int = 8192
     """Padded tokens of one encoding batch."""
     micro_batch: int = 8
@@ -59,7 +59,7 @@ class Replacements:
     vllm: bool = False
     """Rollouts of training by vLLM (TRL's own setting)."""
     bf16: bool = False
-    """Mixed precision in training, bfloat16 weights in evaluation; needs a GPU."""
+    """Mixed precision in training, bfloat16 weights in encoding and evaluation; needs a GPU. A CPU encodes in float32."""
     chat: bool = True
     """Prompts in the policy's chat template (not stated in the paper; ours); else plain text and a line break."""
     eval_temperature: float = 0.6

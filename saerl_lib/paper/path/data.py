@@ -85,10 +85,13 @@ class Rows:
                 self.seen[key] = name
                 yield hash_share(key), sample
 
-    def drawn(self, name: str, count: int) -> list[Sample]:
-        """The first `count` fresh rows by the hash of their question, in that order."""
+    def drawn(self, name: str, count: int, with_label: bool = False) -> list[Sample]:
+        """The first `count` fresh rows by the hash of their question, in that order; `with_label`: of those with a difficulty."""
         heap: list[tuple[float, str, Sample]] = []
         for share, sample in self.fresh(name):
+            if with_label and not math.isfinite(sample.difficulty):
+                self.counts[name, "no difficulty label"] += 1
+                continue
             entry = (-share, sample.id, sample)
             if len(heap) < count:
                 heapq.heappush(heap, entry)
@@ -101,7 +104,7 @@ class Rows:
 def data_stage(home: Home) -> Stage:
     """Parquet of each group and evaluation set, counts.csv and malformed.csv.
 
-    Raises DataError for missing sets, malformed rows, repeated ids and too few labels.
+    Raises DataError for missing sets, malformed rows, repeated ids, too few labels, and a target or parent without a row.
     """
     config = home.config
     names = sets_to_read(config)
@@ -117,10 +120,11 @@ def data_stage(home: Home) -> Stage:
         target = [sample for _, sample in sorted(rows.fresh("deepmath"), key=lambda pair: pair[0])]
         chosen = _labelled(target, config.labelled_samples)
         groups["labelled"], groups["target"] = chosen, _without(target, chosen)
+        apart = dict(rows.seen)  # what DeepScaleR may not repeat: NuminaMath-1.5, drawn from or not, is never tested with it
         groups["parent"] = rows.drawn("numinamath", config.filter_samples)
-        outside = rows.drawn("deepscaler", settings["outside"]) if "deepscaler" in names else []
-        groups["outside"] = [sample for sample in outside if math.isfinite(sample.difficulty)]
-        rows.counts["deepscaler", "no difficulty label"] += len(outside) - len(groups["outside"])
+        rows.seen = apart
+        groups["outside"] = rows.drawn("deepscaler", settings["outside"], with_label=True) if "deepscaler" in names else []
+        _require_filled(groups, config)
         for name, samples in groups.items():
             _require_distinct(name, samples)
             write_samples(samples, folder / f"{name}.parquet")
@@ -150,7 +154,17 @@ def _without(samples: list[Sample], chosen: list[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.id not in names]
 
 
+def _require_filled(groups: dict[str, list[Sample]], config: PaperConfig) -> None:
+    """L may not take all of the target, and the noisy pool needs rows of both sources."""
+    if not groups["target"]:
+        raise DataError(f"deepmath: no row is left beside the {config.labelled_samples} labelled ones: lower --labelled")
+    if not groups["parent"]:
+        raise DataError("numinamath: no row can be trained on: each has no checkable answer, is called not valid, or is known")
+
+
 def _require_distinct(name: str, samples: list[Sample]) -> None:
-    twice = [i for i, n in Counter(sample.id for sample in samples).items() if n > 1]
+    rows = Counter(sample.id for sample in samples)
+    twice = [(i, n) for i, n in rows.items() if n > 1]
     if twice:
-        raise DataError(f"{name}: id {twice[0]!r} is given to {len(twice)} or more rows; ids must be unique")
+        others = f", and {len(twice) - 1} more ids occur several times" if len(twice) > 1 else ""
+        raise DataError(f"{name}: id {twice[0][0]!r} is given to {twice[0][1]} rows{others}; ids must be unique")

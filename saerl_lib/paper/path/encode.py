@@ -6,6 +6,7 @@ is chosen from the samples of L alone (paper: 240 latents, the rule is not state
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from saerl_lib.artifacts import Stage
+from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.metadata import metadata_features
@@ -26,14 +27,17 @@ from saerl_lib.own.model import open_model
 from saerl_lib.paper.path.data import GROUPS, group
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import (
+    Precision,
     encoder_model,
     encoder_settings,
     model_folder,
     model_identity,
+    precisions,
     require_sae,
     sae_identity,
     samples_digest,
 )
+from saerl_lib.paper.path.quality import quality_stage
 
 CODE = code_of("paper/path/encode.py", "encode", "own/model.py", "data/schema.py")
 
@@ -51,16 +55,33 @@ class Parts(Store):
 
 
 def encode_stage(home: Home, data: Stage) -> Stage:
-    """Features of every group, <group>.safetensors, with lengths.parquet (sample_id, tokens, truncated).
+    """Features of every group, <group>.safetensors, with lengths.parquet (sample_id, tokens, truncated), truncated.csv
+    (group, n, truncated) and sae_quality.csv.
 
-    Raises DataError for a model or SAE that is not there, SAEGateError for an SAE that does not fit the model, and
-    FloatingPointError for non-finite activations.
+    A later step on another kind of machine reads what was encoded here: a GPU is needed to encode, not to plan.
+    Raises DataError for a model or SAE that is not there, SAEGateError for an SAE that does not fit the model or explains
+    nothing of it, and FloatingPointError for non-finite activations.
     """
+    require_sae(home.config)
+    here, elsewhere = precisions(home.config)
+    try:
+        return _encoded(home, data, here)
+    except ArtifactError:
+        if "encode" in home.steps:
+            raise
+        try:
+            return _encoded(home, data, elsewhere)
+        except ArtifactError:
+            pass
+        raise
+
+
+def _encoded(home: Home, data: Stage, precision: Precision) -> Stage:
     config, model = home.config, encoder_model(home.config)
-    require_sae(config)
     reading = {
         "encoder": model_identity(model), "sae": sae_identity(config), "layer": config.encoder_layer,
         "max_tokens": config.encode_max_tokens, "tokens_per_batch": config.tokens_per_batch,
+        "device": precision.device, "bf16": precision.bf16,
     }  # fmt: skip
     samples = {name: group(data, name) for name in GROUPS}
     everything = [sample for part in samples.values() for sample in part]
@@ -69,6 +90,7 @@ def encode_stage(home: Home, data: Stage) -> Stage:
     def opened() -> Encoder:
         return open_model(encoder_settings(config, model_folder(model, "--encoder")), everything)
 
+    quality = quality_stage(home, samples["labelled"], reading, opened)
     parts = {name: _parts(home, name, part, reading, opened) for name, part in samples.items()}
 
     def compute(folder: Path) -> None:
@@ -78,10 +100,14 @@ def encode_stage(home: Home, data: Stage) -> Stage:
         for name, store in stores.items():
             table = FeatureTable(tuple(s.id for s in samples[name]), store.select(retained), metadata_features(samples[name]))
             save_features(table, folder / f"{name}.safetensors")
-        lengths = [pd.read_parquet(part.path("lengths.parquet")) for found in parts.values() for part in found]
-        pd.concat(lengths).to_parquet(folder / "lengths.parquet", index=False)
+        lengths = {name: [pd.read_parquet(part.path("lengths.parquet")) for part in found] for name, found in parts.items()}
+        pd.concat([table for found in lengths.values() for table in found]).to_parquet(folder / "lengths.parquet", index=False)
+        cut = [(name, sum(map(len, found)), sum(int(t["truncated"].sum()) for t in found)) for name, found in lengths.items()]
+        counted = pd.DataFrame(cut, columns=["group", "n", "truncated"])
+        counted.to_csv(folder / "truncated.csv", index=False, lineterminator="\n")
+        shutil.copyfile(quality.path("sae_quality.csv"), folder / "sae_quality.csv")
 
-    inputs = tuple(part for found in parts.values() for part in found)
+    inputs = (quality, *(part for found in parts.values() for part in found))
     return home.stage("encode", "features", CODE, {"retained": config.retained_latents}, compute, inputs)
 
 

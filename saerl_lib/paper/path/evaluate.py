@@ -1,7 +1,8 @@
 """Step `evaluate`: kept policies on the six benchmarks, several attempts a problem (paper, section 4.1: Avg@8, Pass@8 on AIME24).
 
 An answer counts when it is the gold one to the letter or by math-verify within its time, in a process that is killed when the
-time is up. Each policy is a stage of its own; the first evaluation, of the policy before training, is shared by the arms.
+time is up. Each policy is a stage of its own, named by the hash of its run, so that another policy's evaluations stay; the
+first evaluation, of the policy before training, is shared by the arms.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import sub_seed
+from saerl_lib.config import content_hash, sub_seed
 from saerl_lib.data.checking import check_answers
 from saerl_lib.data.schema import Sample
 from saerl_lib.final_answer import read_final_answer
@@ -33,14 +34,13 @@ CODE = code_of(
 def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
     """One stage a seed for the policy before training, one a run and kept step after it: attempts.parquet."""
     config, base = home.config, policy_model(home.config)
-    stages = []
+    stages, identity = [], model_identity(base)
     for seed in range(config.seeds):
-        folder = model_folder(base, "--policy")
-        stages.append(_stage(home, data, f"initial-seed{seed}", folder, model_identity(base), seed, 0))
+        name = f"initial-{content_hash(identity)[:8]}-seed{seed}"
+        stages.append(_stage(home, data, name, model_folder(base, "--policy"), identity, seed, 0))
     for run in runs:
         for step, folder in run.policies(config).items():
-            name = f"{run.arm}-seed{run.seed}-{step:05d}"
-            stages.append(_stage(home, data, name, folder, f"{run.key}@{step}", run.seed, step))
+            stages.append(_stage(home, data, f"{run.folder.name}-{step:05d}", folder, f"{run.key}@{step}", run.seed, step))
     return stages
 
 

@@ -35,11 +35,11 @@ def fit_stage(home: Home, data: Stage, encoded: Stage) -> Stage:
 
     Raises DataError when a source has too few samples for the classifier.
     """
-    config = home.config
+    config, settings = home.config, PropertyConfig(clusters=home.config.clusters)
 
     def compute(folder: Path) -> None:
         samples = [sample for name in POOL for sample in group(data, name)]
-        ids, settings = [s.id for s in samples], PropertyConfig(clusters=config.clusters)
+        ids = [s.id for s in samples]
         found = finish(features(encoded, POOL), lengths(encoded, ids), "tokens", "SAE features and metadata")
         is_target = np.array([s.source == "deepmath" for s in samples])
         score, held_out = source_scores(found, is_target, config, settings)
@@ -54,11 +54,12 @@ def fit_stage(home: Home, data: Stage, encoded: Stage) -> Stage:
         cards.to_csv(folder / "clusters.csv", index=False)
         regimes_table(data, encoded, config, settings).to_csv(folder / "difficulty.csv", index=False)
 
-    settings = {
-        "clusters": config.clusters, "seed": config.seed, "train_on": config.train_on, "source_labels": config.source_labels,
+    decides = {
+        "properties": dataclasses.asdict(settings), "seed": config.seed, "train_on": config.train_on,
+        "source_labels": config.source_labels,
         "labelled": config.labelled_samples, "outside": [config.adapted_labels, config.outside_samples],
     }  # fmt: skip
-    return home.stage("plan", "scores", CODE, settings, compute, (data, encoded))
+    return home.stage("plan", "scores", CODE, decides, compute, (data, encoded))
 
 
 def source_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,29 @@ def require_stand_ins(config: PaperConfig) -> None:
         raise DataError("; ".join(problems))
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Where an encoder runs and in which numbers; digits differ, so that parts of two kinds are never mixed."""
+
+    device: str
+    """cpu or cuda."""
+    bf16: bool
+    """Model in bfloat16 (the SAE stays in float32); float32 otherwise, and always on a CPU."""
+
+
+def precisions(config: PaperConfig) -> tuple[Precision, Precision]:
+    """This machine's way of encoding first, then the one of a machine with, or without, a GPU."""
+    import torch
+
+    gpu, cpu = Precision("cuda", config.bf16), Precision("cpu", False)
+    return (gpu, cpu) if torch.cuda.is_available() else (cpu, gpu)
+
+
 def encoder_settings(config: PaperConfig, folder: Path) -> OwnConfig:
-    """The settings of `saerl_lib.own.model.open_model` for the encoder in `folder`."""
+    """The settings of `saerl_lib.own.model.open_model` for the encoder in `folder`, on the GPU where there is one."""
+    here = precisions(config)[0]
     return OwnConfig(
         encoder=str(folder), layer=config.encoder_layer, sae=sae_name(config), max_tokens=config.encode_max_tokens,
         tokens_per_batch=config.tokens_per_batch, retained_latents=config.retained_latents, seed=config.seed,
+        device=here.device, bf16=here.bf16,
     )  # fmt: skip

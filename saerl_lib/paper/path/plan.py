@@ -6,6 +6,7 @@ and listed. SAERL's plan is the same for all seeds.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
     config, model = home.config, policy_model(home.config)
     settings = {
         "arms": list(config.arms), "seeds": config.seeds, "seed": config.seed, "exports": list(config.exports),
-        "chat": config.chat, "prompts": config.prompts_per_step, "swapped": config.swapped_per_batch,
+        "chat": config.chat, "plan": dataclasses.asdict(plan_settings(config)), "tolerance": TOLERANCE,
         "rollouts": config.rollouts_per_prompt,
         "max_prompt": config.max_prompt_tokens, "policy": model_identity(model),
     }  # fmt: skip
@@ -65,6 +66,12 @@ def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
     return home.stage("plan", "plans", CODE, settings, compute, (data, scores))
 
 
+def plan_settings(config: PaperConfig, deviation: float | None = None) -> PlanConfig:
+    """What decides an order; the tolerance of the tail swap is a share of the scores' standard deviation, where that is known."""
+    found = PlanConfig(prompts_per_step=config.prompts_per_step, swapped_per_batch=config.swapped_per_batch)
+    return found if deviation is None else dataclasses.replace(found, difficulty_tolerance=TOLERANCE * deviation)
+
+
 def plan_name(arm: str, seed: int) -> str:
     """File of a plan without its suffix."""
     return f"{arm}-seed{seed}"
@@ -84,10 +91,7 @@ def left_out(pool: pd.DataFrame, samples: Sequence[Sample], config: PaperConfig)
 
 
 def _write(folder: Path, arm: str, seed: int, pool: pd.DataFrame, config: PaperConfig) -> None:
-    settings = PlanConfig(
-        prompts_per_step=config.prompts_per_step, swapped_per_batch=config.swapped_per_batch,
-        difficulty_tolerance=TOLERANCE * float(pool["ranking"].std(ddof=0)),
-    )  # fmt: skip
+    settings = plan_settings(config, float(pool["ranking"].std(ddof=0)))
     arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "tokens"))
     plan = build_plan(
         pool["sample_id"].tolist(), *arrays, settings, order=ORDERS[arm], seed=sub_seed(config.seed, f"random-order-{seed}"),

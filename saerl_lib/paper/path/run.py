@@ -81,7 +81,9 @@ def run_steps(config: PaperConfig, steps: tuple[str, ...], say: Callable[[str], 
     from saerl_lib.paper.path.report import report_stage
 
     evaluated = evaluate_runs(home, data, runs)
-    return home.folder if last == STEPS.index("evaluate") else report_stage(home, (data, scores, plans), runs, evaluated).folder
+    if last == STEPS.index("evaluate"):
+        return home.folder
+    return report_stage(home, (data, encoded, scores, plans), runs, evaluated).folder
 
 
 def print_commands(config: PaperConfig) -> int:

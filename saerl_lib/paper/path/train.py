@@ -27,7 +27,7 @@ from saerl_lib.paper.path.plan import plan_name
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.train_command import TrainSettings, check_logs, policy_at, run_train
 
-CODE = ("train_command.py", "final_answer.py", "data/answers.py")
+CODE = ("train_command.py", "train_files.py", "final_answer.py", "data/answers.py")
 RECORD = "trained.json"
 
 
