@@ -129,7 +129,7 @@ def _grid(a: argparse.Namespace) -> int:
 
     if a.list:
         return list_arms(a.arms_from)
-    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish, a.ray)
+    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish, a.ray, a.go_on)
 
 
 def _seeds_needed(a: argparse.Namespace) -> int:

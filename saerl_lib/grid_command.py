@@ -8,13 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError
+from saerl_lib.arms.base import Arm
+from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.cluster.ray_grid import run_grid_on_ray
 from saerl_lib.cluster.ray_link import require_cluster, require_ray
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.notebooks import UserError
 from saerl_lib.report.schemas import write_csv
-from saerl_lib.rl.grid import chosen_arms, finished, run_grid
+from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid
+from saerl_lib.rl.grid_record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
 from saerl_lib.study_results import collect_study, study_cells, study_stages
 
@@ -29,9 +31,11 @@ def study_profile(name: str = "study") -> Profile:
 
 def run_grid_command(
     names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study",
-    publish: bool = False, ray: str | None = None,
+    publish: bool = False, ray: str | None = None, go_on: bool = False,
 ) -> int:  # fmt: skip
     """Run what is unfinished of the chosen arms and seeds; raises ArtifactError when a run failed.
+
+    With `go_on` the runs committed in `figures/data` under the same keys are not made again and join the tables.
 
     The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`.
 
@@ -43,7 +47,10 @@ def run_grid_command(
         require_cluster(ray)
     world, pools = study_stages(profile)
     arms = chosen_arms(names, arms_file)
-    cells = study_cells(profile, arms, seeds)
+    whole = study_cells(profile, chosen_arms([], arms_file))
+    record = committed(profile, world, pools, whole) if go_on else None
+    known = set(record["provenance"]["run"]) if record else set()
+    cells = [(arm, seed) for arm, seed in study_cells(profile, arms, seeds) if f"{arm.name}-seed{seed}" not in known]
     seconds = hours * 3600 if hours else None
     if ray is None:
         failed = run_grid(profile, world, pools, cells, arms_file, seconds)
@@ -53,13 +60,36 @@ def run_grid_command(
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
+    if record is None and done:
+        show_repeated(done)
     folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    collect_study(profile, study_cells(profile, chosen_arms([], arms_file)), folder)
+    collect_study(profile, whole, folder, record)
     print(f"tables of all finished runs: {folder}")
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0
+
+
+def committed(profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]]) -> Results:
+    """The runs in `figures/data` that stand beside those that would be made here; names those that do not."""
+    record = read_record(paths.FIGURES / "data")
+    made = set(record["provenance"]["run"])
+    keys = planned_keys(profile, world, pools, [(arm, seed) for arm, seed in cells if f"{arm.name}-seed{seed}" in made])
+    stands, stale = accepted(record, cells, keys)
+    print(f"{len(stands)} committed runs stand, {len(stale)} were made under other settings, plans or code: {', '.join(stale) or 'none'}")
+    return only(record, stands)
+
+
+def show_repeated(folders: Sequence[Path]) -> None:
+    """Print how finished runs that are on the committed record too compare with it."""
+    data = paths.FIGURES / "data"
+    if not (data / PROBLEMS).is_file():
+        return
+    for row in repeated(results(folders), read_record(data)).itertuples():
+        same = "every evaluation equal" if row.equal else f"{row.outcome - row.committed_outcome:+.2f} points apart"
+        where = "the same processor type" if row.cpu == row.committed_cpu else f"{row.cpu}; committed: {row.committed_cpu}"
+        print(f"{row.run}: outcome {row.outcome:.2f} %, committed {row.committed_outcome:.2f} %, {same} ({where})")
 
 
 def run_seeds_needed(profile_name: str = "study") -> int:

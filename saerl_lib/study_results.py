@@ -27,18 +27,17 @@ from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rat
 from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid
+from saerl_lib.rl.grid_record import PROBLEMS, Results, compact, joined, only
 from saerl_lib.rl.job import write_table
 from saerl_lib.study_mixing import mixing_diversity
 
 TABLES = (
     "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing", "study_batch",
-    "study_provenance",
+    "study_budget", "study_provenance",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "study_pilot", "preparation_cost")
 """Tables that notebook 08 shows: the pilot's and the cost of preparation come from commands of their own."""
-PROBLEMS = "study_problems.parquet"
-COLUMNS = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct"]
 
 
 def sizes_of(profile: Profile) -> Sizes:
@@ -73,23 +72,32 @@ def study_tables(
         "study_paper_tables": beside_paper(evaluations, steps),
         "study_mixing": mixing_rows(evaluations, steps, diversity),
         "study_batch": batch_readings(evaluations, per_step),
+        "study_budget": results_by_name["budget"],
         "study_provenance": results_by_name["provenance"],
     }
 
 
-def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path) -> dict[str, pd.DataFrame]:
+def collect_study(
+    profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path, record: Results | None = None
+) -> dict[str, pd.DataFrame]:
     """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
 
-    Raises ArtifactError when no run is finished or no baseline is among them. Unfinished cells are named.
+    Runs of `record` join those that are finished here. Raises ArtifactError when no run is finished or no baseline is among
+    them. Unfinished cells are named.
     """
-    folders = finished(profile, cells)
-    missing = [f"{arm.name}-seed{seed}" for arm, seed in cells if not any(f.name == f"{arm.name}-seed{seed}" for f in folders)]
-    if not any(f.name.startswith("grpo-seed") for f in folders):
+    order, here = [f"{arm.name}-seed{seed}" for arm, seed in cells], finished(profile, cells)
+    parts = [results(here)] if here else []
+    if record is not None:
+        parts.append(only(record, set(order) - {f.name for f in here}))
+    merged = joined(parts, order) if parts else None
+    if merged is None or "grpo" not in set(merged["provenance"]["arm"]):
         raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")
+    done = set(merged["provenance"]["run"])
+    missing = [run for run in order if run not in done]
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
-    merged, arms = results(folders), {arm.name: arm for arm, _ in cells}
     problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step
+    arms = {arm.name: arm for arm, _ in cells}
     tables = study_tables(merged, problems, profile.steps, sizes_of(profile), mixing_diversity(profile), prompts, arms)
     for name, table in tables.items():
         if table.empty:
@@ -99,13 +107,6 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
             write_csv(table, name, folder)
     write_table(compact(merged["evaluations"]), folder / PROBLEMS)
     return tables
-
-
-def compact(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations with small integers and categories, sorted, so that the file is small."""
-    frame = evaluations[COLUMNS].sort_values(["arm", "seed", "step", "eval_set", "sample_id"]).reset_index(drop=True)
-    kinds = {"arm": "category", "eval_set": "category", "sample_id": "category", "attempts": "int8", "correct": "int8"}
-    return frame.astype({**kinds, "seed": "int16", "step": "int16", "update": "int16", "rollouts": "int32"})
 
 
 def study_stages(profile: Profile) -> tuple[Stage, Stage]:

@@ -48,9 +48,9 @@ def results(gains: dict[str, float], seeds: int = 3) -> dict[str, pd.DataFrame]:
     runs = [(arm, seed) for arm in gains for seed in range(seeds)]
     curve = [(a, s, t, 0.5, 0.4, 0.05, 1.0, 30.0) for a, s in runs for t in range(1, 31)]
     names = ["arm", "seed", "step", "reward_mean", "zero_variance_share", "entropy", "grad_norm", "completion_tokens"]
-    budget = [(a, s, 30, 960, 960, 7680, 7680, 240_000) for a, s in runs]
+    budget = [(a, s, 30, 960, 960, 7680, 7680, 240_000, "run") for a, s in runs]
     made = [(f"{a}-seed{s}", a, s, "k", 8e-5, "c", "cpu", 1, "torch=2", 100.0, 40.0, 900) for a, s in runs]
-    spent = ["arm", "seed", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
+    spent = ["arm", "seed", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens", "counted"]
     return {
         "evaluations": evaluations(gains, seeds),
         "curve": pd.DataFrame(curve, columns=names),

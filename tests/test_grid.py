@@ -21,7 +21,10 @@ from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, Profile, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
+from saerl_lib.report.arm_tables import runs_table
+from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl import grid as grids
+from saerl_lib.rl.grid_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 from saerl_lib.rl.jobs import prepare_jobs
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.rl.rollouts import read_rows
@@ -129,6 +132,58 @@ def test_results_of_other_versions_are_refused(finished: Path, tmp_path: Path) -
     with pytest.raises(ArtifactError, match="different versions are not merged"):
         grids.results(folders)
     assert set(grids.results(folders[:1])["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
+
+
+def test_the_committed_record_gives_the_same_tables_and_keys(
+    finished: Path, stages: tuple[Stage, Stage], arms_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["grpo", "adarft", "dapo", "grpo_4b"]
+    fresh = grids.results([finished / f"{name}-seed0" for name in names])
+    runs = runs_table(fresh["evaluations"], fresh["curve"])
+    for name, table in {"study_runs": runs, "study_budget": fresh["budget"], "study_provenance": fresh["provenance"]}.items():
+        write_csv(table, name, tmp_path)
+    compact(fresh["evaluations"]).to_parquet(tmp_path / PROBLEMS, index=False)
+    record = read_record(tmp_path)
+    pd.testing.assert_frame_equal(runs_table(record["evaluations"], record["curve"]), runs, rtol=1e-5)
+    pd.testing.assert_frame_equal(record["budget"], fresh["budget"], check_dtype=False)
+    monkeypatch.setenv("SAERL_HOME", str(finished.parents[1]))
+    cells = [(arm, 0) for arm in grids.chosen_arms(names)]
+    keys = planned_keys(PROFILE, *stages, cells)
+    assert keys == record["provenance"].set_index("run")["config_hash"].to_dict(), "nothing would be trained again"
+    assert accepted(record, cells, keys) == ([f"{name}-seed0" for name in names], [])
+    ours = only(fresh, {"grpo-seed0", "adarft-seed0"})
+    assert repeated(ours, record)["equal"].tolist() == [True, True]
+    changed = record["evaluations"].query("arm == 'adarft'").index[-1]
+    record["evaluations"].loc[changed, "correct"] ^= 1
+    again = repeated(ours, record).set_index("run")
+    assert not again.loc["adarft-seed0", "equal"] and again.loc["adarft-seed0", "outcome"] != again.loc["adarft-seed0", "committed_outcome"]
+    assert again.loc["grpo-seed0", "equal"]
+
+
+def test_a_committed_run_stands_under_its_key_or_with_its_whole_arm() -> None:
+    cells = [(arm, seed) for arm in grids.chosen_arms(["grpo", "adarft", "mopps"]) for seed in (0, 1)]
+    made = ["grpo-seed0", "grpo-seed1", "adarft-seed0", "adarft-seed1", "mopps-seed0", "gone-seed0"]
+    record = {"provenance": pd.DataFrame({"run": made, "config_hash": ["a", "b", "c", "d", "e", "f"]})}
+    stands, stale = accepted(record, cells, {"grpo-seed0": "a", "grpo-seed1": "other", "adarft-seed0": "other"})
+    assert stands == ["grpo-seed0", "adarft-seed0", "adarft-seed1"]
+    assert stale == ["grpo-seed1", "mopps-seed0", "gone-seed0"]
+
+
+def test_parts_are_joined_in_order_and_not_across_versions() -> None:
+    def part(arm: str, version: str) -> dict[str, pd.DataFrame]:
+        made = pd.DataFrame({"run": [f"{arm}-seed1"], "arm": arm, "seed": 1001, "versions": version, "learning_rate": 1.0})
+        return {"provenance": made, "budget": made[["arm", "seed"]].assign(tokens=len(arm))}
+
+    whole = joined([part("grpo", "1"), part("diff", "1")], ["diff-seed1", "grpo-seed1"])
+    assert whole["provenance"]["run"].tolist() == ["diff-seed1", "grpo-seed1"] and whole["budget"]["arm"].tolist() == ["diff", "grpo"]
+    assert only(whole, {"diff-seed1"})["budget"]["arm"].tolist() == ["diff"]
+    with pytest.raises(ArtifactError, match="grpo-seed1.*different versions are not merged"):
+        joined([part("grpo", "1"), part("diff", "2")], ["diff-seed1", "grpo-seed1"])
+
+
+def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no committed runs to go on from"):
+        read_record(tmp_path)
 
 
 def test_kill_9_of_a_selector_run_and_resume(finished: Path, stages: tuple[Stage, Stage], home: Path) -> None:

@@ -8,6 +8,7 @@ too narrow by sqrt(S / (S - 1)): deviations from the mean are widened by that fa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,16 +89,20 @@ def paired_tables(values: Mapping[str, pd.DataFrame], arm: str, baseline: str) -
     return tables
 
 
+@functools.lru_cache(maxsize=4)
+def _counts(seed: int, resamples: int, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """How often each of n things is drawn, [resamples, n] for every n of `sizes`; all pairs of equal sizes share the draws."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.uint16) for n in sizes]
+
+
 def bootstrap_draws(tables: Sequence[np.ndarray], resamples: int, seed: int) -> np.ndarray:
     """Means over sets of resampled differences: seeds once for all sets, problems within each, [resamples]."""
-    rng = np.random.default_rng(seed)
     n_seeds = tables[0].shape[0]
-    draws = np.zeros(resamples)
-    seed_weights = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
-    for table in tables:
-        n = table.shape[1]
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-        draws += np.einsum("rs,sp,rp->r", seed_weights, table, weights, optimize=True) / len(tables)
+    counts = _counts(seed, resamples, (n_seeds, *(table.shape[1] for table in tables)))
+    draws, seed_weights = np.zeros(resamples), counts[0] / n_seeds
+    for table, drawn in zip(tables, counts[1:], strict=True):
+        draws += (seed_weights * (drawn / table.shape[1] @ table.T)).sum(axis=1) / len(tables)
     centre = float(np.mean([t.mean() for t in tables]))
     return centre + (draws - centre) * (math.sqrt(n_seeds / (n_seeds - 1)) if n_seeds > 1 else 1.0)
 

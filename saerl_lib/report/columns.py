@@ -194,6 +194,7 @@ SCHEMAS: dict[str, Schema] = {
         "ci_low ci_high",
     ),
     "study_targets": _schema("08", "arm,seed,eval_set,target,steps,reached"),
+    "study_budget": _schema("08", "arm,seed,updates,prompts,distinct_prompts,rollouts,rollouts_used,tokens,counted"),
     "study_provenance": _schema(
         "08",
         "run,arm,seed,config_hash,learning_rate,commit,cpu,threads,versions,training_s,evaluation_s,"

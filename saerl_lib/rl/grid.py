@@ -91,18 +91,23 @@ def results(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
     Raises ArtifactError when two runs were made with different versions of the packages or learning rates.
     """
-    done = {folder: json.loads((folder / "done.json").read_text(encoding="utf-8")) for folder in folders}
-    rows = [_provenance(folder, record) for folder, record in done.items()]
-    for row in rows:
-        for what in ("versions", "learning_rate"):
-            if row[what] != rows[0][what]:
-                raise ArtifactError(
-                    f"{row['run']} was made with {what} {row[what]}, {rows[0]['run']} with {rows[0][what]}: runs of different "
-                    f"{what.replace('_', ' ')} are not merged; make them again with one"
-                )
+    made = pd.DataFrame([_provenance(f, json.loads((f / "done.json").read_text(encoding="utf-8"))) for f in folders])
+    refuse_mixed(made)
     evaluations = pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders])
     tables = {"evaluations": evaluations, "curve": pd.concat([_curve(f) for f in folders])}
-    return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": pd.DataFrame(rows)}
+    return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": made}
+
+
+def refuse_mixed(provenance: pd.DataFrame) -> None:
+    """Raises ArtifactError when two runs were made with different versions of the packages or learning rates."""
+    first = provenance.iloc[0]
+    for what in ("versions", "learning_rate"):
+        other = provenance[provenance[what] != first[what]]
+        if len(other):
+            raise ArtifactError(
+                f"{other['run'].iloc[0]} was made with {what} {other[what].iloc[0]}, {first['run']} with {first[what]}: runs of "
+                f"different {what.replace('_', ' ')} are not merged; make them again with one"
+            )
 
 
 def _curve(folder: Path) -> pd.DataFrame:
@@ -134,7 +139,7 @@ def _budget(folder: Path) -> dict[str, Any]:
     return {
         "arm": rollouts["arm"].iloc[0], "seed": rollouts["seed"].iloc[0], "updates": int(rollouts["step"].max()),
         "prompts": len(group), "distinct_prompts": rollouts["sample_id"].nunique(), "rollouts": len(rollouts),
-        "rollouts_used": int(rollouts["used"].sum()), "tokens": int(rollouts["completion_tokens"].sum()),
+        "rollouts_used": int(rollouts["used"].sum()), "tokens": int(rollouts["completion_tokens"].sum()), "counted": "run",
     }  # fmt: skip
 
 
