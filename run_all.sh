@@ -106,6 +106,7 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ "${1:-}" == "test" ]]; then
   shift
-  exec "$PYTHON" -m pytest "$@"
+  # Two files of tests side by side; pytest -n 0 runs them one after another.
+  exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 fi
 exec "$PYTHON" -m saerl_lib run "$@"

@@ -139,9 +139,9 @@ def _seeds_needed(a: argparse.Namespace) -> int:
 
 
 def _readme(a: argparse.Namespace) -> int:
-    from saerl_lib.report.tables import write_readme_tables
+    from saerl_lib.report.documents import write_documents
 
-    write_readme_tables(paths.ROOT / "README.md", paths.FIGURES / "data")
+    print("written: " + (", ".join(write_documents(paths.ROOT, paths.FIGURES / "data")) or "nothing, all tables are up to date"))
     return 0
 
 

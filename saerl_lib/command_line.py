@@ -47,7 +47,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="of the formulas (default: 100000000)")
     scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="plan N synthetic ones (1000000)")
     scale.add_argument("--write-docs", action="store_true", help="write the figures into docs/hundred_million.md")
-    commands.add_parser("readme", parents=[common], help="write the README's tables of claims and gates from figures/data")
+    commands.add_parser("readme", parents=[common], help="write the tables of README.md and docs/ from figures/data")
 
 
 def _add_reading(commands: Any, common: argparse.ArgumentParser) -> None:

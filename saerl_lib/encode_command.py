@@ -29,7 +29,7 @@ def add_encode_options(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad-rows", action="store_true", help="leave malformed rows out and list them, instead of stopping")
     add("--shard-rows", type=int, default=4096, metavar="N", help="rows of a shard, a multiple of 256 (default: 4096)")
     add("--workers", type=int, metavar="N", help="processes (default: one a core, on Ray one a CPU of the cluster)")
-    add("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install "saerl[ray]"')
+    add("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"')
 
 
 def run_encode(a: argparse.Namespace) -> int:

@@ -14,6 +14,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run side by side; threads that wait for a core would spin
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -74,7 +77,8 @@ def gpu_device() -> torch.device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device and no dry run was asked for."""
+    """Begin with the longest file; skip tests marked `gpu` where there is no CUDA device and no dry run was asked for."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked or GPU_TESTS_ON in os.environ:
         return

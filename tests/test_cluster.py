@@ -432,7 +432,7 @@ def test_ray_that_is_not_installed_is_named(
     for words in (command(source, tmp_path / "out", config), ["grid", "--profile", "smoke-study"]):
         monkeypatch.setattr("saerl_lib.grid_command.study_profile", lambda name: None)
         assert __main__.main([*words, "--ray", "127.0.0.1:6379"]) == 1
-        assert 'pip install "saerl[ray]"' in capsys.readouterr().err
+        assert 'pip install -e ".[ray]"' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -123,7 +123,7 @@ def test_weights_travel_with_the_package() -> None:
 
 def test_licence_and_citation() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "Apache License\n" in text and "Copyright 2026 The SAERL authors" in text
+    assert "Apache License\n" in text and "Copyright 2026 The authors of this reproduction" in text
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["license"], citation["version"]) == ("Apache-2.0", PROJECT["project"]["version"])
     assert citation["references"][0]["url"].endswith("2605.27354")

@@ -179,7 +179,7 @@ def test_claims_by_hand(data_folder: Path) -> None:
     quality = table.loc["Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)"]
     assert (quality["our_value"], quality["verdict"]) == (pytest.approx(-0.05), "not reproduced")
     assert table.loc["Difficulty from SAE features, adapted: gain of Spearman rho (0.135 to 0.286)", "verdict"] == "undecided"
-    purity = table.loc["Filter at p95: purity above the pool's, points (95.37 against 49.05)"]
+    purity = table.loc["Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here 90 %)"]
     assert (purity["our_value"], purity["verdict"]) == (pytest.approx(40.0), "reproduced")
     auc = table.loc["Source probe: ROC-AUC above chance (0.9911 - 0.5)", "our_value"]
     assert auc == pytest.approx(0.1 * 0.75 + 0.3 * 0.95 + 0.6 - 0.5)
@@ -263,14 +263,14 @@ def test_the_ladder_has_a_row_a_task_and_shows_the_saes_interval(data_folder: Pa
     assert any("math test: subject" in line and "**0.550** (0.530 to 0.570)" in line for line in lines)
 
 
-def test_update_readme_replaces_between_markers(tmp_path: Path) -> None:
+def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")
-    assert tables.update_readme(readme, "claims", "new\n") is True
+    assert tables.update_block(readme, "claims", "new\n") is True
     assert readme.read_text() == "head\n<!-- begin claims -->\nnew\n<!-- end claims -->\ntail\n"
-    assert tables.update_readme(readme, "claims", "new") is False
+    assert tables.update_block(readme, "claims", "new") is False
     with pytest.raises(ValueError, match="<!-- begin gates -->"):
-        tables.update_readme(readme, "gates", "new")
+        tables.update_block(readme, "gates", "new")
 
 
 def test_colours_and_markers_keep_fixed_ones_and_never_repeat() -> None:

@@ -21,11 +21,18 @@ from saerl_lib.rl.rollouts import read_rows
 pytestmark = pytest.mark.slow
 
 
-def run_smoke(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def users_environment(home: Path, real_data: bool = True) -> dict[str, str]:
+    """A clean artifacts folder, and as many threads as a user gets."""
+    hidden = {"OMP_NUM_THREADS"} | (set() if real_data else {"SAERL_DATA_DIR"})
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**environment, "SAERL_HOME": str(home), "PYTHONHASHSEED": "0"}
+
+
+def run_smoke(home: Path, *options: str, real_data: bool = True) -> subprocess.CompletedProcess[str]:
     """One command in a clean artifacts folder."""
-    environment = dict(os.environ, SAERL_HOME=str(home), PYTHONHASHSEED="0")
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke", *options]
-    return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    environment = users_environment(home, real_data)
+    return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
@@ -82,10 +89,10 @@ def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp
 
 def kill_in_training(home: Path) -> None:
     """Start the command and kill it with SIGKILL when a run has trained past a checkpoint."""
-    environment = dict(os.environ, SAERL_HOME=str(home), PYTHONHASHSEED="0")
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke"]
-    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 900
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=paths.ROOT, env=users_environment(home), **quiet)
+    deadline = time.monotonic() + 1500
     while time.monotonic() < deadline and process.poll() is None:
         logs = (home / "smoke" / "jobs").glob("*/rollouts.jsonl")
         if any(len({row["step"] for row in read_rows(log)}) > 5 for log in logs):
@@ -100,7 +107,7 @@ def kill_in_training(home: Path) -> None:
 def test_same_seed_same_tables_after_kill_9_in_training_another_seed_others(home: Path, tmp_path: Path) -> None:
     kill_in_training(tmp_path / "same")
     for name, options in (("same", ()), ("other", ("--seed", "1"))):
-        done = run_smoke(tmp_path / name, *options)
+        done = run_smoke(tmp_path / name, *options, real_data=name == "same")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     tables, same, other = (
         digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other")

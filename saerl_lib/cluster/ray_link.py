@@ -32,7 +32,7 @@ PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, log
 def require_ray() -> ModuleType:
     """The package `ray`. Raises ArtifactError that names the extra when it is not installed."""
     if importlib.util.find_spec("ray") is None:
-        raise ArtifactError('--ray needs the package ray, which is not installed: pip install "saerl[ray]"')
+        raise ArtifactError('--ray needs the package ray, which is not installed: pip install -e ".[ray]"')
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return importlib.import_module("ray")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from saerl_lib.config import StudyConfig
 from saerl_lib.report.arm_effects import Comparison, compare, final_values, holm_levels, outcome_values
 from saerl_lib.report.statistics import Interval, minimum_detectable_effect, paired_t_interval
 
@@ -33,6 +34,8 @@ class Pair:
 
 NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
 """The one claim that is reproduced by a gain below the smallest effect of interest."""
+
+SAE_FEATURES = "SAERL on SAE features against SAERL on"
 
 FAMILIES: dict[str, tuple[Pair, ...]] = {
     "paper": (
@@ -62,7 +65,9 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
         Pair("saerl_grpo", "saerl_unfiltered"),
     ),
     "features": (
-        Pair("saerl_grpo", "saerl_tfidf"), Pair("saerl_grpo", "saerl_dense"), Pair("saerl_grpo", "saerl_frozen"),
+        Pair("saerl_grpo", "saerl_tfidf", f"{SAE_FEATURES} TF-IDF features: accuracy gain, points (not in the paper)"),
+        Pair("saerl_grpo", "saerl_dense", f"{SAE_FEATURES} dense activations: accuracy gain, points (not in the paper)"),
+        Pair("saerl_grpo", "saerl_frozen", f"{SAE_FEATURES} an SAE with a frozen decoder: accuracy gain, points (not in the paper)"),
         Pair("saerl_grpo", "saerl_shuffled"), Pair("saerl_true", "saerl_grpo"),
     ),
     "order": (
@@ -74,6 +79,12 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
     ),
     "transfer": (Pair("saerl_large", "grpo_large", "7B policy: accuracy gain over GRPO, points (Table 4)", 2.0),),
 }  # fmt: skip
+
+
+def planned_seeds(family: str) -> int:
+    """Matched seeds that the protocol gives to the arms of a family of comparisons."""
+    study = StudyConfig()
+    return study.seeds if family == "paper" else study.other_seeds
 
 
 def family_pairs(present: Sequence[str], extra: Sequence[str] = ()) -> dict[str, list[Pair]]:

@@ -20,9 +20,8 @@ from typing import Any
 
 import pandas as pd
 
-from saerl_lib.config import StudyConfig
 from saerl_lib.report import effects
-from saerl_lib.report.arm_pairs import FAMILIES, NO_GAIN
+from saerl_lib.report.arm_pairs import FAMILIES, NO_GAIN, planned_seeds
 from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
@@ -84,7 +83,7 @@ def claim_row(effect: effects.Effect, decidable: bool = True) -> dict[str, Any]:
         "verdict": verdict(effect.interval, SMALLEST[effect.kind]) if decidable else "undecided",
         "notebook": f"notebooks/{effect.notebook}.ipynb",
         "figure": f"figures/{effect.figure}.png",
-        "command": f"./run_all.sh --only {effect.notebook[:2]}",
+        "command": f"./run_all.sh --profile {effect.profile}" if effect.profile else f"./run_all.sh --only {effect.notebook[:2]}",
     }
 
 
@@ -108,12 +107,6 @@ def no_gain_verdict(effect: Interval, smallest: float) -> str:
     if effect.high < smallest:
         return "reproduced"
     return "not reproduced" if effect.low > 0 else "undecided"
-
-
-def planned_seeds(family: str) -> int:
-    """Matched seeds that the protocol gives to the arms of a family of comparisons."""
-    study = StudyConfig()
-    return study.seeds if family == "paper" else study.other_seeds
 
 
 def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:

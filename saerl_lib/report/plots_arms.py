@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saerl_lib.report import style
+from saerl_lib.report.arm_pairs import planned_seeds
 from saerl_lib.report.statistics import paired_t_interval
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
@@ -27,12 +28,15 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
                   fontweight="bold", va="center", color=style.GREY)  # fmt: skip
         y += 1
         for row in part.itertuples():
+            early = row.n_seeds < planned_seeds(family)
             colour = style.GREEN if row.holm_low > 0 else style.VERMILLION if row.holm_high < 0 else style.BLUE
+            colour = style.GREY if early else colour
             missed = float(np.nan_to_num(row.detectable))
             axis.barh(y, 2 * missed, left=-missed, height=0.7, color="#EDEDED", zorder=0)
             axis.plot([row.holm_low, row.holm_high], [y, y], color=colour, linewidth=0.8)
             axis.plot([row.ci_low, row.ci_high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
-            axis.plot(row.difference, y, marker="o", markersize=4.5, color=colour, markeredgecolor="white")
+            axis.plot(row.difference, y, marker="o", markersize=4.5, color="white" if early else colour,
+                      markeredgecolor=colour if early else "white")  # fmt: skip
             if pd.notna(row.paper_value):
                 axis.plot(row.paper_value, y, marker="x", markersize=4.5, color=style.BLACK, linestyle="none")
             places.append(y)
@@ -43,10 +47,13 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
     axis.set_ylim(y - 0.4, -0.8)
     axis.set_xlabel("Difference of the mean of the last three evaluations (percent points)")
     style.light_grid(axis, "x")
+    waiting = (table["n_seeds"] < table["family"].map(planned_seeds)).any()
+    early_note = "Open and grey: fewer seeds than planned, decides nothing. " if waiting else ""
     style.caption(
         figure,
-        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / red: "
-        "the corrected interval excludes 0. Grey: below the minimum detectable effect (power 0.8). Cross: the paper's tables, whose averages count AIME24 by Pass@8.",
+        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / red: the "
+        f"corrected interval excludes 0. {early_note}Grey band: below the minimum detectable effect (power 0.8). Cross: the paper's "
+        "tables, whose averages count AIME24 by Pass@8.",
     )
     return figure
 

@@ -1,4 +1,4 @@
-"""Markdown tables for the README, and putting them between their markers."""
+"""Markdown tables for README.md and docs/, and putting them between their markers."""
 
 from __future__ import annotations
 
@@ -59,6 +59,37 @@ def claims_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
+HEADLINES = (
+    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
+    "SAERL on GRPO against GRPO: fewer steps",
+    "SAERL on DAPO against DAPO",
+    "SAERL on GRPO against DIFF",
+    "Ablation without difficulty sorting: accuracy lost",
+    "Mixing study: accuracy gain of h = 8 of 128 over h = 0",
+    "SAERL on SAE features against SAERL on TF-IDF",
+    "MATH, 7 subjects",
+    "DeepMath difficulty, then DeepScaleR, in-domain",
+    "Filter at p95",
+    "7B policy",
+)
+"""Beginnings of the claims that the README opens with."""
+
+
+def finding_markdown(frame: pd.DataFrame) -> str:
+    """How many claims got which verdict, and the main ones, from `claims.csv`."""
+    counts = frame["verdict"].value_counts()
+    names = ("reproduced", "not reproduced", "undecided", "not run")
+    said = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
+    rows = []
+    for start in HEADLINES:
+        for row in frame[frame["claim"].str.startswith(start)].to_dict("records"):
+            bounds = _bounds(row["ci_low"], row["ci_high"])
+            here = "" if pd.isna(row["our_value"]) else f"{row['our_value']:.3g}" + (f" ({bounds})" if bounds else "")
+            rows.append([row["claim"], row["paper_value"], here, f"**{row['verdict']}**"])
+    table = markdown_table(["Claim", "Paper", "Here, 95 % interval", "Verdict"], rows)
+    return f"Of {len(frame)} claims: {said}. The main ones:\n\n{table}"
+
+
 def gates_markdown(frame: pd.DataFrame) -> str:
     """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
     rows = []
@@ -113,12 +144,12 @@ def study_markdown(frame: pd.DataFrame) -> str:
         rows.append(
             [
                 f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval, f"{row['steps_to_target']:.0f}",
-                f"{row['final_mean_with_pass']:.1f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
+                f"{row['area']:.1f}", f"{row['final_mean_with_pass']:.1f}", f"{row['updates']:.0f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
             ]
         )  # fmt: skip
     header = [
         "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, uncorrected", "Steps to target",
-        "Last evaluation, hardest set by Pass@8, %", "Distinct prompts", "Generated tokens, million", "Before training",
+        "Area under the curve, %", "Last evaluation, hardest set by Pass@8, %", "Updates", "Distinct prompts", "Generated tokens, million", "Before training",
     ]  # fmt: skip
     return markdown_table(header, rows)
 
@@ -136,27 +167,17 @@ def comparisons_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(header, rows)
 
 
-def update_readme(readme_path: Path, marker: str, text: str) -> bool:
+def update_block(path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
     Raises ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written.
     """
     begin, end = f"<!-- begin {marker} -->", f"<!-- end {marker} -->"
-    old = readme_path.read_text(encoding="utf-8")
+    old = path.read_text(encoding="utf-8")
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise ValueError(f"{readme_path} must hold {begin!r} and then {end!r}, each once: add the two lines")
+        raise ValueError(f"{path} must hold {begin!r} and then {end!r}, each once: add the two lines")
     head, tail = old[: old.index(begin) + len(begin)], old[old.index(end) :]
     new = f"{head}\n{text.strip()}\n{tail}"
     if new != old:
-        write_atomic(readme_path, new.encode("utf-8"))
+        write_atomic(path, new.encode("utf-8"))
     return new != old
-
-
-def write_readme_tables(readme_path: Path, data_folder: Path) -> bool:
-    """Bring the README's tables of claims, gates, ladder and study up to date with `figures/data`; True when the file changed."""
-    claims = update_readme(readme_path, "claims", claims_markdown(read_table("claims", data_folder)))
-    gates = update_readme(readme_path, "gates", gates_markdown(read_table("world_gates", data_folder)))
-    ladder = update_readme(readme_path, "ladder", ladder_markdown(read_table("probe_ladder", data_folder)))
-    study = update_readme(readme_path, "study", study_markdown(read_table("study_summary", data_folder)))
-    pairs = update_readme(readme_path, "comparisons", comparisons_markdown(read_table("study_comparisons", data_folder)))
-    return claims or gates or ladder or study or pairs
