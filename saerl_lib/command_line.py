@@ -111,7 +111,7 @@ def _add_study(commands: Any, common: argparse.ArgumentParser) -> None:
     grid = commands.add_parser("grid", parents=[common], help="run a part of the RL study: arms x matched seeds")
     grid.add_argument("--arms", nargs="*", default=[], metavar="ARM", help="names of arms (default: all)")
     grid.add_argument("--seeds", nargs="*", type=int, metavar="N", help="matched seeds (default: the study's)")
-    grid.add_argument("--hours", type=float, metavar="H", help="start no further run after H hours")
+    grid.add_argument("--hours", type=float, metavar="H", help="start no further run after H hours; 0: only the tables")
     grid.add_argument("--arms-from", type=Path, metavar="FILE", help="Python file with arms of your own in a tuple ARMS")
     grid.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
     grid.add_argument("--publish", action="store_true", help="write the tables to figures/data, where the committed ones lie")

@@ -51,7 +51,7 @@ def run_grid_command(
     record = committed(profile, world, pools, whole) if go_on else None
     known = set(record["provenance"]["run"]) if record else set()
     cells = [(arm, seed) for arm, seed in study_cells(profile, arms, seeds) if f"{arm.name}-seed{seed}" not in known]
-    seconds = hours * 3600 if hours else None
+    seconds = hours * 3600 if hours is not None else None
     if ray is None:
         failed = run_grid(profile, world, pools, cells, arms_file, seconds)
     else:

@@ -7,10 +7,13 @@ locked packages, shared data, fingerprints and contents of what it reads) and th
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +174,21 @@ def prepare_folders(profile: str) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def alone(profile: str) -> Iterator[None]:
+    """Hold the profile's folder for this run; the kernel lets go of it when the process ends, however it does.
+
+    Raises UserError while another run works in it: two would remove each other's half-made stages.
+    """
+    folder = paths.profile_dir(profile)
+    with (folder / "runs" / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder") from error
+        yield
+
+
 def _check_tables(notebook: Notebook, profile: str) -> None:
     missing = [name for name in notebook.inputs if name.startswith("csv:") and output_hash(name, profile) is None]
     if missing:
@@ -208,6 +226,13 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     if not chosen:
         raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
     prepare_folders(profile.name)
+    with alone(profile.name):
+        return _run_chosen(options, profile, registry, chosen, folder)
+
+
+def _run_chosen(
+    options: RunOptions, profile: Profile, registry: tuple[Notebook, ...], chosen: tuple[Notebook, ...], folder: Path
+) -> int:
     known = definitions(registry, profile, folder)
     started, executed = time.monotonic(), 0
     for notebook in chosen:

@@ -82,13 +82,14 @@ def collect_study(
 ) -> dict[str, pd.DataFrame]:
     """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
 
-    Runs of `record` join those that are finished here. Raises ArtifactError when no run is finished or no baseline is among
+    Runs of `record` stand as they are and those that are finished here join them. Raises ArtifactError when no run is finished or no baseline is among
     them. Unfinished cells are named.
     """
-    order, here = [f"{arm.name}-seed{seed}" for arm, seed in cells], finished(profile, cells)
-    parts = [results(here)] if here else []
-    if record is not None:
-        parts.append(only(record, set(order) - {f.name for f in here}))
+    order = [f"{arm.name}-seed{seed}" for arm, seed in cells]
+    parts = [only(record, order)] if record is not None else []
+    known = set(parts[0]["provenance"]["run"]) if parts else set()
+    here = [folder for folder in finished(profile, cells) if folder.name not in known]
+    parts += [results(here)] if here else []
     merged = joined(parts, order) if parts else None
     if merged is None or "grpo" not in set(merged["provenance"]["arm"]):
         raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")

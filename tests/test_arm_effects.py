@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from saerl_lib import study_results
 from saerl_lib.arms import all_arms
+from saerl_lib.config import get_profile
 from saerl_lib.report import arm_pairs, arm_tables
 from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values, outcome_values, outcomes, two_sided
 from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
 from saerl_lib.report.paper_tables import MIXING
 from saerl_lib.report.schemas import SCHEMAS, write_csv
+from saerl_lib.rl.grid_record import only
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.study_results import TABLES, study_tables
 
@@ -137,6 +141,21 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert set(pairs["family"]) == {"paper", "ablation", "batch"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
     for figure in ("study_effects", "study_curves", "study_sets", "study_mixing"):
         assert draw(figure, tmp_path, tmp_path).stat().st_size > 10_000
+
+
+def test_committed_runs_stand_as_they_are_and_new_ones_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, again = results({"grpo": 0.0, "diff": 0.1}), results({"grpo": 0.3, "adarft": 0.0})
+    folders = [tmp_path / f"{arm}-seed{seed}" for arm in ("grpo", "adarft") for seed in range(3)]
+    monkeypatch.setattr(study_results, "finished", lambda profile, cells: folders)
+    monkeypatch.setattr(study_results, "results", lambda found: only(again, {folder.name for folder in found}))
+    monkeypatch.setattr(study_results, "mixing_diversity", lambda profile: DIVERSITY)
+    cells = [(arm, seed) for seed in range(3) for arm in all_arms().values() if arm.name in ("grpo", "diff", "adarft")]
+    tables = study_results.collect_study(get_profile("study"), cells, tmp_path, record)
+    assert tables["study_provenance"]["run"].tolist() == [f"{arm.name}-seed{seed}" for arm, seed in cells]
+    outcome = tables["study_summary"].set_index("arm")["outcome"]
+    assert outcome["grpo"] == pytest.approx(final_outcome(record["evaluations"]).groupby("arm")["outcome"].mean()["grpo"])
+    committed = pd.read_parquet(tmp_path / "study_problems.parquet")
+    assert committed.groupby("arm", observed=True)["seed"].nunique().to_dict() == {"adarft": 3, "diff": 3, "grpo": 3}
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:

@@ -16,7 +16,7 @@ from saerl_lib import paths, runner
 from saerl_lib.__main__ import main
 from saerl_lib.execution import ENVIRONMENT, embed_figures, ended_early
 from saerl_lib.notebooks import NOTEBOOKS, Notebook, UserError, find, output_files, select
-from saerl_lib.runner import RunOptions, duration, prepare_folders, read_record, run
+from saerl_lib.runner import RunOptions, alone, duration, prepare_folders, read_record, run
 
 PARAMETERS = 'profile = "laptop"\nseed = 0\nseeds = 0'
 WRITE = """from pathlib import Path
@@ -256,6 +256,14 @@ def test_missing_notebook_is_named(lab: Lab) -> None:
     (lab.folder / "00_one.ipynb").unlink()
     with pytest.raises(UserError, match="00_one.ipynb is missing"):
         lab.run()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(lab: Lab, saerl_home: Path) -> None:
+    add_chain(lab)
+    prepare_folders("smoke")
+    with alone("smoke"), pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
+        lab.run()
+    assert lab.run() == 2
 
 
 def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
