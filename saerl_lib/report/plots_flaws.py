@@ -27,8 +27,13 @@ LABELS = {
     "flaw_probe_metadata": "flaw probe, metadata*",
     "flaw_probe_tfidf": "flaw probe, TF-IDF*",
     "flaw_probe_shuffled": "flaw probe, shuffled*",
+    "flaw_probe_dense": "flaw probe, dense*",
+    "flaw_probe_sae_untrained": "flaw probe, untrained SAE*",
+    "flaw_probe_selfreg": "flaw probe, SelfReg*",
 }
 COLUMNS = 4
+FEWEST = 10
+"""Flaws of a kind that get a panel of their own; rarer kinds are in the table alone."""
 POOLS = ("whole pool", "within parent")
 VARIANTS = (
     "plain", "scaled", "scaled_random", "dropped", "dropped_random", "residual", "residual_random", "metadata_only"
@@ -43,12 +48,13 @@ def _colour(score: str) -> str:
 
 
 def _panels(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(dataset, pool, flaw) a panel: any flaw in each pool, then each kind in the narrowest pool."""
+    """(dataset, pool, flaw) a panel: any flaw in each pool, then each kind with `FEWEST` flaws or more in the narrowest pool."""
     found = []
     for dataset in style.ordered(frame["dataset"], ("world",)):
         part = frame[frame["dataset"] == dataset]
         pools = style.ordered(part["pool"], POOLS)
-        kinds = [kind for kind in style.ordered(part["flaw"], ("any",)) if kind != "any"]
+        many = part[(part["flaw"] != "any") & (part["n_flawed"] >= FEWEST)]
+        kinds = style.ordered(many["flaw"])
         found += [(dataset, pool, "any") for pool in pools]
         found += [(dataset, pools[-1], kind) for kind in kinds if len(kinds) > 1]
     return found

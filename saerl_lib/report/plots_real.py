@@ -146,7 +146,7 @@ def real_flaws(frame: pd.DataFrame) -> Figure:
     style.caption(
         figure,
         "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed of "
-        "compared questions, people's judgement. Panels after the first: the first check that a question failed. * trained on "
+        "compared questions, people's judgement. Panels after the first: the first check that a question failed, where ten or more did. * trained on "
         "1,502 judged questions at most; selfreg: columns that metadata explain count less. Bars: 95 % bootstrap over questions.",
     )
     return figure
