@@ -26,6 +26,7 @@ from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl import grid as grids
 from saerl_lib.rl.grid_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 from saerl_lib.rl.jobs import prepare_jobs
+from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.rl.rollouts import read_rows
 
@@ -152,7 +153,10 @@ def test_the_committed_record_gives_the_same_tables_and_keys(
     assert keys == record["provenance"].set_index("run")["config_hash"].to_dict(), "nothing would be trained again"
     assert accepted(record, cells, keys) == ([f"{name}-seed0" for name in names], [])
     ours = only(fresh, {"grpo-seed0", "adarft-seed0"})
-    assert repeated(ours, record)["equal"].tolist() == [True, True]
+    same = repeated(ours, record).set_index("run")
+    assert same["equal"].tolist() == [True, True]
+    wanted = final_outcome(ours["evaluations"]).set_index("arm")["outcome"]
+    assert same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist() == [wanted["grpo"]] * 2, "small integers do not overflow"
     changed = record["evaluations"].query("arm == 'adarft'").index[-1]
     record["evaluations"].loc[changed, "correct"] ^= 1
     again = repeated(ours, record).set_index("run")

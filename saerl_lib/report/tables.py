@@ -65,6 +65,7 @@ HEADLINES = (
     "SAERL on DAPO against DAPO",
     "SAERL on GRPO against DIFF",
     "Ablation without difficulty sorting: accuracy lost",
+    "Ablation without clusters and mixing",
     "Mixing study: accuracy gain of h = 8 of 128 over h = 0",
     "SAERL on SAE features against SAERL on TF-IDF",
     "MATH, 7 subjects",

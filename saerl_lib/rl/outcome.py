@@ -11,7 +11,7 @@ def final_outcome(evaluations: pd.DataFrame, last: int = 3) -> pd.DataFrame:
     `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, attempts, correct. Returns arm, seed,
     outcome. Raises ValueError when a run has fewer evaluations.
     """
-    rates = evaluations.assign(rate=100 * evaluations["correct"] / evaluations["attempts"])
+    rates = evaluations.assign(rate=100 * evaluations["correct"].astype(float) / evaluations["attempts"])
     sets = rates.groupby(["arm", "seed", "step", "eval_set"])["rate"].mean()
     curve = sets.groupby(["arm", "seed", "step"]).mean()
     counts = curve.groupby(["arm", "seed"]).size()
