@@ -11,7 +11,7 @@ from saerl_lib import paths
 from saerl_lib.notebooks import UserError
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.text import table
-from saerl_lib.report.tables import markdown_table, update_readme
+from saerl_lib.report.tables import markdown_table, update_block
 from saerl_lib.scale.assumptions import ScaleAssumptions, assumption_rows
 from saerl_lib.scale.config import ScaleConfig
 from saerl_lib.scale.formula import Step, all_steps
@@ -49,9 +49,9 @@ def measured_part(found: Simulation, steps: Sequence[Step], samples: int) -> str
 
 
 def write_document(parts: dict[str, str], document: Path = DOCUMENT) -> None:
-    """Put the parts between their markers. Raises ValueError and ArtifactError as `update_readme` does."""
+    """Put the parts between their markers. Raises ValueError and ArtifactError as `update_block` does."""
     for marker, text in parts.items():
-        update_readme(document, marker, text)
+        update_block(document, marker, text)
 
 
 def _print(title: str, rows: Rows) -> None:
