@@ -77,7 +77,8 @@ def committed(profile: Profile, world: Stage, pools: Stage, cells: Sequence[tupl
     made = set(record["provenance"]["run"])
     keys = planned_keys(profile, world, pools, [(arm, seed) for arm, seed in cells if f"{arm.name}-seed{seed}" in made])
     stands, stale = accepted(record, cells, keys)
-    print(f"{len(stands)} committed runs stand, {len(stale)} were made under other settings, plans or code: {', '.join(stale) or 'none'}")
+    others = f"{len(stale)} were made under other settings, plans or code: {', '.join(stale) or 'none'}"
+    print(f"{len(stands)} committed runs stand, {others}")
     return only(record, stands)
 
 

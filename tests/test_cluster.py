@@ -26,10 +26,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killing import below, processes, until
+
 from saerl_lib import __main__, paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cluster import encode_files, open_encoded, ray_link
-from saerl_lib.cluster.encode import LOCK, Encoded
+from saerl_lib.cluster.encode import LOCK
 from saerl_lib.cluster.local import encode_local
 from saerl_lib.cluster.shard import ATTEMPTS, BLOCK_ROWS, EncodeSpec, ShardTask, encode_shard, environment
 from saerl_lib.data.schema import DataError, read_samples

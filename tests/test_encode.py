@@ -20,9 +20,9 @@ from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.metadata import FEATURES, metadata_features
 from saerl_lib.encode.pooling import Encoder, pool_samples
 from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
 from saerl_lib.encode.spans import token_batches
 from saerl_lib.encode.store import write_store
-from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
 
 CONFIG = replace(
     get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=200_000,

@@ -23,7 +23,17 @@ from hypothesis import strategies as st
 from saerl_lib.__main__ import main
 from saerl_lib.data.schema import DataError, Sample, write_samples
 from saerl_lib.export import (
-    REFUSED, TARGETS, ConsumedLog, Export, ExportError, LogError, export_plan, follow, open_export, open_plan, read_log,
+    REFUSED,
+    TARGETS,
+    ConsumedLog,
+    Export,
+    ExportError,
+    LogError,
+    export_plan,
+    follow,
+    open_export,
+    open_plan,
+    read_log,
 )  # fmt: skip
 from saerl_lib.export.files import template, write_folder
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from saerl_lib.arms.base import ArmError
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
-from saerl_lib.config import PlanConfig, Profile, StudyConfig, get_profile
+from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 from saerl_lib.report.arm_tables import runs_table

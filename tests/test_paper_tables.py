@@ -12,7 +12,15 @@ from saerl_lib import paths
 from saerl_lib.arms import all_arms
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
 from saerl_lib.report.figures import draw
-from saerl_lib.report.paper_tables import BENCHMARKS, batch_readings, beside_paper, last_rates, mixing_rows, paper_values, table_view
+from saerl_lib.report.paper_tables import (
+    BENCHMARKS,
+    batch_readings,
+    beside_paper,
+    last_rates,
+    mixing_rows,
+    paper_values,
+    table_view,
+)
 from saerl_lib.report.schemas import read_table, write_csv
 
 STEPS = (0, 10, 20, 30, 40)

@@ -6,7 +6,6 @@ import doctest
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from sample_tables import frame, property_tables, run_tables, write_tables
 

@@ -30,8 +30,8 @@ from saerl_lib.encode.readers import pool_dense
 from saerl_lib.encode.retain import RULES, choose_retained, latent_statistics
 from saerl_lib.encode.sae import KINDS, SAEGateError, load_sae, train_sae
 from saerl_lib.encode.sources import load_opensae, open_sae_source
-from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained, topk_entries
 from saerl_lib.encode.spans import Layout, pack, sample_spans, token_batches
+from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained, topk_entries
 from saerl_lib.encode.store import Store, write_store
 
 WIDTH = ENCODER.width

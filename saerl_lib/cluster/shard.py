@@ -24,8 +24,8 @@ import torch
 from saerl_lib.artifacts import ArtifactError, code_hash
 from saerl_lib.data.schema import Sample, read_samples
 from saerl_lib.encode.pooling import Encoder, pool_batch
-from saerl_lib.encode.sparse import encode_all
 from saerl_lib.encode.spans import pack, pad, sample_spans
+from saerl_lib.encode.sparse import encode_all
 from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
 

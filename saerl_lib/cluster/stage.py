@@ -100,7 +100,7 @@ def stream_rows(path: Path) -> Iterator[RawRow]:
         yield from read_rows(str(path)).rows
         return
     number = 0
-    for number, row in enumerate(_parquet_rows(path) if kind == ".parquet" else _json_rows(path), start=1):  # noqa: B007
+    for number, row in enumerate(_parquet_rows(path) if kind == ".parquet" else _json_rows(path), start=1):
         yield row
     if not number:
         raise DataError(f"{path.name}: no row; the file is empty")

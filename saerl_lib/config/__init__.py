@@ -5,7 +5,17 @@ A field says where its value comes from: "paper, section X" or "not stated in th
 
 from saerl_lib.config.hashing import content_hash, sub_seed, to_dict
 from saerl_lib.config.plan import REST, SECOND_EPOCH, UNEQUAL, PlanConfig
-from saerl_lib.config.profiles import LAPTOP, METHOD, PROFILES, SMOKE, STUDY, MethodConfig, Profile, UnknownProfileError, get_profile
+from saerl_lib.config.profiles import (
+    LAPTOP,
+    METHOD,
+    PROFILES,
+    SMOKE,
+    STUDY,
+    MethodConfig,
+    Profile,
+    UnknownProfileError,
+    get_profile,
+)
 from saerl_lib.config.properties import PropertyConfig
 from saerl_lib.config.reading import EncoderConfig, TextModelConfig
 from saerl_lib.config.training import GradientConfig, StudyConfig, TrainConfig

@@ -34,5 +34,9 @@ BLOCKS = (
 
 def write_documents(root: Path, data_folder: Path) -> list[str]:
     """Bring every block up to date with `figures/data`; returns the documents that changed."""
-    changed = [b.document for b in BLOCKS if tables.update_block(root / b.document, b.marker, b.render(read_table(b.table, data_folder)))]
-    return sorted(set(changed))
+    changed = set()
+    for block in BLOCKS:
+        text = block.render(read_table(block.table, data_folder))
+        if tables.update_block(root / block.document, block.marker, text):
+            changed.add(block.document)
+    return sorted(changed)

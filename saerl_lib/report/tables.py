@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from saerl_lib.report.schemas import is_true, read_table, write_atomic
+from saerl_lib.report.schemas import is_true, write_atomic
 
 EMPTY = "-"
 
