@@ -60,7 +60,7 @@ def run_grid_command(
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
-    if record is None and done:
+    if record is None and done and profile.name == "study":
         show_repeated(done)
     folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,7 @@ def show_repeated(folders: Sequence[Path]) -> None:
     for row in repeated(results(folders), read_record(data)).itertuples():
         same = "every evaluation equal" if row.equal else f"{row.outcome - row.committed_outcome:+.2f} points apart"
         where = "the same processor type" if row.cpu == row.committed_cpu else f"{row.cpu}; committed: {row.committed_cpu}"
+        where += "" if row.same_key else "; made from other settings, measurements or code"
         print(f"{row.run}: outcome {row.outcome:.2f} %, committed {row.committed_outcome:.2f} %, {same} ({where})")
 
 

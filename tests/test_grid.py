@@ -154,7 +154,7 @@ def test_the_committed_record_gives_the_same_tables_and_keys(
     assert accepted(record, cells, keys) == ([f"{name}-seed0" for name in names], [])
     ours = only(fresh, {"grpo-seed0", "adarft-seed0"})
     same = repeated(ours, record).set_index("run")
-    assert same["equal"].tolist() == [True, True]
+    assert same["equal"].tolist() == same["same_key"].tolist() == [True, True]
     wanted = final_outcome(ours["evaluations"]).set_index("arm")["outcome"]
     assert same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist() == [wanted["grpo"]] * 2, "small integers do not overflow"
     changed = record["evaluations"].query("arm == 'adarft'").index[-1]

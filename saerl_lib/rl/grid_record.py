@@ -88,7 +88,7 @@ def only(record: Results, runs: Collection[str]) -> Results:
 
 
 def repeated(here: Results, record: Results) -> pd.DataFrame:
-    """Runs that are in both, a row each: processors, whether all evaluations are equal, and both outcomes in percent."""
+    """Runs that are in both, a row each: processors, whether keys and all evaluations are equal, and both outcomes in percent."""
     runs = set(here["provenance"]["run"]) & set(record["provenance"]["run"])
     both = [only(results, runs) for results in (here, record)]
     made = [part["provenance"].set_index("run") for part in both]
@@ -96,8 +96,10 @@ def repeated(here: Results, record: Results) -> pd.DataFrame:
     for run in made[0].index:
         frames = [compact(only(part, {run})["evaluations"]).astype(TEXT) for part in both]
         outcome = [final_outcome(frame)["outcome"].item() for frame in frames]
-        rows.append((run, made[0]["cpu"][run], made[1]["cpu"][run], frames[0].equals(frames[1]), *outcome))
-    return pd.DataFrame(rows, columns=["run", "cpu", "committed_cpu", "equal", "outcome", "committed_outcome"])
+        cpus, keys = ([table[name][run] for table in made] for name in ("cpu", "config_hash"))
+        rows.append((run, *cpus, keys[0] == keys[1], frames[0].equals(frames[1]), *outcome))
+    names = ["run", "cpu", "committed_cpu", "same_key", "equal", "outcome", "committed_outcome"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def joined(parts: Sequence[Results], order: Sequence[str]) -> Results:
