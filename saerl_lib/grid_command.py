@@ -15,9 +15,9 @@ from saerl_lib.cluster.ray_link import require_cluster, require_ray
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.notebooks import UserError
 from saerl_lib.report.schemas import write_csv
-from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid
-from saerl_lib.rl.grid_record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
+from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid, run_name
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
+from saerl_lib.study_record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
 from saerl_lib.study_results import collect_study, study_cells, study_stages
 
 
@@ -50,7 +50,7 @@ def run_grid_command(
     whole = study_cells(profile, chosen_arms([], arms_file))
     record = committed(profile, world, pools, whole) if go_on else None
     known = set(record["provenance"]["run"]) if record else set()
-    cells = [(arm, seed) for arm, seed in study_cells(profile, arms, seeds) if f"{arm.name}-seed{seed}" not in known]
+    cells = [(arm, seed) for arm, seed in study_cells(profile, arms, seeds) if run_name(arm, seed) not in known]
     seconds = hours * 3600 if hours is not None else None
     if ray is None:
         failed = run_grid(profile, world, pools, cells, arms_file, seconds)
@@ -75,7 +75,7 @@ def committed(profile: Profile, world: Stage, pools: Stage, cells: Sequence[tupl
     """The runs in `figures/data` that stand beside those that would be made here; names those that do not."""
     record = read_record(paths.FIGURES / "data")
     made = set(record["provenance"]["run"])
-    keys = planned_keys(profile, world, pools, [(arm, seed) for arm, seed in cells if f"{arm.name}-seed{seed}" in made])
+    keys = planned_keys(profile, world, pools, [(arm, seed) for arm, seed in cells if run_name(arm, seed) in made])
     stands, stale = accepted(record, cells, keys)
     others = f"{len(stale)} were made under other settings, plans or code: {', '.join(stale) or 'none'}"
     print(f"{len(stands)} committed runs stand, {others}")

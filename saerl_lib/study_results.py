@@ -26,10 +26,10 @@ from saerl_lib.report.arm_tables import PAPER, Sizes, runs_table, summary_table,
 from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
 from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
-from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid
-from saerl_lib.rl.grid_record import PROBLEMS, Results, compact, joined, only
+from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid, run_name
 from saerl_lib.rl.job import write_table
 from saerl_lib.study_mixing import mixing_diversity
+from saerl_lib.study_record import PROBLEMS, Results, compact, joined, only
 
 TABLES = (
     "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing", "study_batch",
@@ -85,7 +85,7 @@ def collect_study(
     Runs of `record` stand as they are and those that are finished here join them. Raises ArtifactError when no run is finished or no baseline is among
     them. Unfinished cells are named.
     """
-    order = [f"{arm.name}-seed{seed}" for arm, seed in cells]
+    order = [run_name(arm, seed) for arm, seed in cells]
     parts = [only(record, order)] if record is not None else []
     known = set(parts[0]["provenance"]["run"]) if parts else set()
     here = [folder for folder in finished(profile, cells) if folder.name not in known]

@@ -18,8 +18,8 @@ from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
 from saerl_lib.report.paper_tables import MIXING
 from saerl_lib.report.schemas import SCHEMAS, write_csv
-from saerl_lib.rl.grid_record import only
 from saerl_lib.rl.outcome import final_outcome
+from saerl_lib.study_record import only
 from saerl_lib.study_results import TABLES, study_tables
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from saerl_lib import paths
 from saerl_lib.artifacts import (
+    ROOMS,
     ArtifactError,
     Stage,
     code_hash,
@@ -169,3 +172,12 @@ def test_a_full_disk_under_a_tensor_file_is_the_same_message(saerl_home: Path) -
 def test_a_stage_may_name_the_files_it_depends_on() -> None:
     one, two = (code_hash(files) for files in (("runner.py",), ("runner.py", "paths.py")))
     assert one != two and one == code_hash(("runner.py",)) and two == code_hash(("paths.py", "runner.py"))
+
+
+def test_imports_only_point_backwards() -> None:
+    wrong = []
+    for place, room in enumerate(ROOMS):
+        for path in sorted((paths.ROOT / "saerl_lib" / room).rglob("*.py")):
+            names = re.findall(r"^(?:from|import) saerl_lib\.(\w+)", path.read_text(encoding="utf-8"), re.M)
+            wrong += [f"{path.name} imports {name}" for name in names if name in ROOMS[place + 1 :]]
+    assert wrong == []

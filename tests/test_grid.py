@@ -24,11 +24,11 @@ from saerl_lib.data.splits import draw_world
 from saerl_lib.report.arm_tables import runs_table
 from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl import grid as grids
-from saerl_lib.rl.grid_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 from saerl_lib.rl.jobs import prepare_jobs
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.rl.rollouts import read_rows
+from saerl_lib.study_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(

@@ -28,6 +28,11 @@ MAIN = "paper"
 """Group of arms that get the larger number of seeds."""
 
 
+def run_name(arm: Arm, seed: int) -> str:
+    """Name of a run and of its folder."""
+    return f"{arm.name}-seed{seed}"
+
+
 def grid(profile: Profile, main_seeds: int, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
     """(arm, matched seed), seed by seed; arms of the paper have `main_seeds`, all others `StudyConfig.other_seeds`."""
     count = {arm.name: main_seeds if arm.group == MAIN else profile.study.other_seeds for arm in arms}
@@ -62,7 +67,7 @@ def planned_run(profile: Profile, pools: Stage, arm: Arm, seed: int, home: Path,
         return PlannedRun(arm.name, seed, table=pools.path(f"{arm.pool}_table.parquet"), **common)
     matched = sub_seed(profile.seed, f"arm-order-{seed}") if arm.seeded else 0
     plan = arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched)
-    path = home / "plans" / (f"{arm.name}-seed{seed}.parquet" if arm.seeded else f"{arm.name}.parquet")
+    path = home / "plans" / (f"{run_name(arm, seed)}.parquet" if arm.seeded else f"{arm.name}.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_plan(plan, path)
     return PlannedRun(arm.name, seed, plan=path, **common)
@@ -145,7 +150,7 @@ def _budget(folder: Path) -> dict[str, Any]:
 
 def finished(profile: Profile, cells: Sequence[tuple[Arm, int]]) -> list[Path]:
     """Folders of the finished runs of these cells."""
-    folders = [jobs_home(profile) / f"{arm.name}-seed{seed}" for arm, seed in cells]
+    folders = [jobs_home(profile) / run_name(arm, seed) for arm, seed in cells]
     return [folder for folder in folders if is_done(folder)]
 
 

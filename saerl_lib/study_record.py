@@ -15,7 +15,7 @@ from saerl_lib.arms.base import Arm
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import Profile
 from saerl_lib.report.schemas import read_table
-from saerl_lib.rl.grid import jobs_home, planned_run, refuse_mixed
+from saerl_lib.rl.grid import jobs_home, planned_run, refuse_mixed, run_name
 from saerl_lib.rl.jobs import make_job
 from saerl_lib.rl.outcome import final_outcome
 
@@ -55,7 +55,7 @@ def planned_keys(profile: Profile, world: Stage, pools: Stage, cells: Sequence[t
     keys = {}
     for arm, seed in cells:
         job = make_job(planned_run(profile, pools, arm, seed, home, None), profile, world.folder, home)
-        keys[f"{arm.name}-seed{seed}"] = job.key
+        keys[run_name(arm, seed)] = job.key
     return keys
 
 
@@ -67,7 +67,7 @@ def accepted(record: Results, cells: Sequence[tuple[Arm, int]], keys: Mapping[st
     stands when all its cells are on record, so that no arm mixes two measurements.
     """
     made = record["provenance"].set_index("run")["config_hash"]
-    wanted = {f"{arm.name}-seed{seed}": arm for arm, seed in cells}
+    wanted = {run_name(arm, seed): arm for arm, seed in cells}
     partial = {arm.name for run, arm in wanted.items() if run not in made.index}
     stands, stale = [], []
     for run in made.index:
