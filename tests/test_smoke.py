@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -106,8 +107,12 @@ def kill_in_training(home: Path) -> None:
 
 def test_same_seed_same_tables_after_kill_9_in_training_another_seed_others(home: Path, tmp_path: Path) -> None:
     kill_in_training(tmp_path / "same")
-    for name, options in (("same", ()), ("other", ("--seed", "1"))):
-        done = run_smoke(tmp_path / name, *options, real_data=name == "same")
+    with ThreadPoolExecutor() as pool:  # side by side, in folders of their own
+        runs = [
+            pool.submit(run_smoke, tmp_path / "same"),
+            pool.submit(run_smoke, tmp_path / "other", "--seed", "1", real_data=False),
+        ]
+    for done in (run.result() for run in runs):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     tables, same, other = (
         digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other")
