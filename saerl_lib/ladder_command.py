@@ -10,6 +10,7 @@ from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.data.real import load_labelled
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.real_stage import held_out_keys, text_model_stage
+from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.notebooks import UserError
 from saerl_lib.properties.ladder_stage import encode_tasks, ladder_of
 from saerl_lib.properties.tasks import tasks_of_file
@@ -35,7 +36,8 @@ def run_ladder(file: Path, profile_name: str) -> int:
     reader = ladder_reader(profile, sae_kinds_stage(profile, "text", text_model), text_model)
     folder = paths.profile_dir(profile.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
-    encode_tasks(tasks, profile, reader, folder)
+    second = sentence_reader(profile)
+    encode_tasks(tasks, profile, reader, folder, second[0] if second else None)
     ladder, predictions = ladder_of(tasks, profile, folder)
     write_csv(ladder, "probe_ladder", folder)
     predictions.to_parquet(folder / "predictions.parquet", index=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +14,15 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
+from saerl_lib.config import EncoderConfig, MethodConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.real import hash_order, load_labelled, without
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.activations import token_vectors, truncate
+from saerl_lib.encode.activations import CutModel, token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.readers import Reader
 from saerl_lib.encode.real_stage import CORPUS_FILES, data_file, held_out_keys
-from saerl_lib.encode.sae import KINDS, load_sae, measure_sae, train_sae
+from saerl_lib.encode.sae import load_sae, measure_sae, train_sae
 from saerl_lib.encode.spans import Layout
 from saerl_lib.encode.stage import collect_vectors
 
@@ -32,17 +33,14 @@ LADDER_NAMES = {
 """Kind of an SAE -> its name in the ladder."""
 
 
-def collect_text_vectors(profile: Profile, model_folder: Path, layer: int) -> Tensor:
-    """[n, D] activations of training texts of the LM, questions and solutions, in an order by hash; held-out ones last."""
-    config = profile.method.text_sae
+def collect_text_vectors(decoder: CutModel, tokenizer: Any, config: EncoderConfig, layout: Layout, seed: int) -> Tensor:
+    """[n, D] activations of the corpus of real text, questions and solutions, in an order by hash; held-out ones last."""
     held_out, samples = held_out_keys(), []
     for name in CORPUS_FILES:
         data = without(load_labelled(data_file(name)), held_out)
         samples += [data.samples[i] for i in hash_order(data)[: config.sae_vectors // 100]]
-    order = np.random.default_rng(sub_seed(profile.seed, "text-vectors")).permutation(len(samples))
-    model, tokenizer = load_model(model_folder)
-    decoder, wanted = truncate(model, layer), config.sae_vectors + config.sae_heldout_vectors
-    layout = Layout(max_tokens=profile.method.max_text_tokens)
+    order = np.random.default_rng(sub_seed(seed, "text-vectors")).permutation(len(samples))
+    wanted = config.sae_vectors + config.sae_heldout_vectors
     parts, count = [], 0
     for start in range(0, len(order), 500):
         chosen: Sequence[Sample] = [samples[i] for i in order[start : start + 500]]
@@ -54,10 +52,31 @@ def collect_text_vectors(profile: Profile, model_folder: Path, layer: int) -> Te
     return torch.cat(parts)[:wanted]
 
 
+def train_kinds(
+    vectors: Tensor, config: EncoderConfig, kinds: Mapping[str, str], seeds: Sequence[int], method: MethodConfig, folder: Path
+) -> None:
+    """`<ladder name>#<number>/` for every kind and seed under `folder`, and quality.parquet measured on the last vectors [n, D]."""
+    cut = min(config.sae_vectors, int(0.8 * len(vectors)))
+    jobs = [(kind, number) for kind in kinds for number in range(len(seeds))]
+    done = Parallel(n_jobs=method.workers, verbose=0)(
+        delayed(_train)(
+            vectors[:cut], vectors[cut:], config, kind, seeds[number], folder / f"{kinds[kind]}#{number}", method.decoder_cosine
+        )
+        for kind, number in jobs
+    )
+    rows = [{"features": kinds[k], "seed": n, **quality} for (k, n), quality in zip(jobs, done, strict=True)]
+    pd.DataFrame(rows).to_parquet(folder / "quality.parquet", index=False)
+
+
 def _train(vectors: Tensor, held_out: Tensor, config: EncoderConfig, kind: str, seed: int, folder: Path, cosine: float) -> dict:
     torch.set_num_threads(1)
     train_sae(vectors, config, seed, folder, kind, cosine)
     return asdict(measure_sae(load_sae(folder, vectors.shape[1]), held_out.split(8192)))
+
+
+def sae_seeds(profile: Profile) -> list[int]:
+    """The seeds of the SAEs of one kind."""
+    return [sub_seed(profile.seed, "sae" if i == 0 else f"sae-{i}") for i in range(profile.method.sae_seeds)]
 
 
 def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> Stage:
@@ -67,20 +86,12 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
 
     def compute(folder: Path) -> None:
         if text_model:
-            vectors = collect_text_vectors(profile, text_model.path("model"), config.hook_layer)
+            model, tokenizer = load_model(text_model.path("model"))
+            layout = Layout(max_tokens=method.max_text_tokens)
+            vectors = collect_text_vectors(truncate(model, config.hook_layer), tokenizer, config, layout, profile.seed)
         else:
             vectors = collect_vectors(config, False, sub_seed(profile.seed, "sae-corpus-False"))
-        cut = min(config.sae_vectors, int(0.8 * len(vectors)))
-        jobs = [(kind, seed) for kind in KINDS for seed in range(method.sae_seeds)]
-        done = Parallel(n_jobs=method.workers, verbose=0)(
-            delayed(_train)(
-                vectors[:cut], vectors[cut:], config, kind, sub_seed(profile.seed, "sae" if seed == 0 else f"sae-{seed}"),
-                folder / f"{LADDER_NAMES[kind]}#{seed}", method.decoder_cosine,
-            )
-            for kind, seed in jobs
-        )  # fmt: skip
-        rows = [{"features": LADDER_NAMES[k], "seed": s, **quality} for (k, s), quality in zip(jobs, done, strict=True)]
-        pd.DataFrame(rows).to_parquet(folder / "quality.parquet", index=False)
+        train_kinds(vectors, config, LADDER_NAMES, sae_seeds(profile), method, folder)
 
     inputs = (text_model,) if text_model else ()
     settings = {**to_dict(config), "seeds": method.sae_seeds, "cosine": method.decoder_cosine, "seed": profile.seed}

@@ -6,24 +6,25 @@ encodes the same vectors. Axes: N samples, D model width, S retained latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sae_lens import SAE
-from torch import Tensor
+from torch import Tensor, nn
 
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import fill_z, pool_triples
 from saerl_lib.encode.sae import load_sae
-from saerl_lib.encode.sparse import encode_all, encode_retained
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
+from saerl_lib.encode.sparse import encode_all, encode_retained
 
 DENSE = "dense"
 """Name of the features that are the activations themselves."""
@@ -41,10 +42,12 @@ class Reader:
     layout: Layout
     attention_width: int
     """D, checked against each SAE."""
+    load: Callable[[Path], tuple[nn.Module, Any]] = load_model
+    """Opens the folder: model and tokenizer. A function of a module, since workers get it by name."""
 
     def open(self) -> tuple[CutModel, object, dict[str, SAE]]:
         """Model cut at the hook, tokenizer and SAEs."""
-        model, tokenizer = load_model(self.model)
+        model, tokenizer = self.load(self.model)
         return truncate(model, self.layer), tokenizer, {n: load_sae(f, self.attention_width) for n, f in self.saes.items()}
 
 

