@@ -108,7 +108,8 @@ _COMPUTED = (
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
         "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_final csv:study_paper_tables "
         "csv:study_mixing csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
-        "learning_curves paired_difference study_pilot study_curves study_effects study_sets study_mixing preparation_cost",
+        "learning_curves paired_difference study_pilot study_curves study_effects study_gap study_sets study_mixing "
+        "preparation_cost",
     ),
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from saerl_lib.rl.grid import arm_plan
 
 
 def mixing_diversity(profile: Profile) -> pd.DataFrame:
-    """Mean k-NN distance in the batches of each arm of `MIXING`: arm, swapped_per_batch, space, value, ci_low, ci_high, n_batches.
+    """Mean k-NN distance in batches of each arm of `MIXING`: arm, swapped_per_batch, space, value, ci_low, ci_high, n_batches.
 
     The space is that of the kept pool. Raises ArtifactError when the study's stages are missing.
     """

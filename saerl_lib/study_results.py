@@ -22,7 +22,7 @@ from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.properties.alternatives import alternatives_stage
 from saerl_lib.properties.stage import difficulty_stage, filter_stage
 from saerl_lib.report.arm_pairs import comparison_rows
-from saerl_lib.report.arm_tables import PAPER, Sizes, runs_table, summary_table, target_steps
+from saerl_lib.report.arm_tables import Sizes, runs_table, summary_table, targets_by_policy
 from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
 from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
@@ -32,8 +32,8 @@ from saerl_lib.study_mixing import mixing_diversity
 from saerl_lib.study_record import PROBLEMS, Results, compact, joined, only
 
 TABLES = (
-    "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing", "study_batch",
-    "study_budget", "study_provenance",
+    "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
+    "study_batch", "study_budget", "study_provenance",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "study_pilot", "preparation_cost")
@@ -58,8 +58,7 @@ def study_tables(
     known = arms or all_arms()
     evaluations = results_by_name["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    paper = [name for name, arm in known.items() if name in present and arm.group == PAPER]
-    steps = target_steps(evaluations, paper, problems, budget)
+    steps = targets_by_policy(evaluations, known, problems, budget)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     per_step = {name: arm.batch_factor * prompts for name, arm in known.items()}
     final = last_rates(evaluations).rename(columns={"avg": "avg_at_k", "passed": "pass_at_k"})
@@ -82,8 +81,8 @@ def collect_study(
 ) -> dict[str, pd.DataFrame]:
     """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
 
-    Runs of `record` stand as they are and those that are finished here join them. Raises ArtifactError when no run is finished or no baseline is among
-    them. Unfinished cells are named.
+    Runs of `record` stand as they are and those that are finished here join them. Raises ArtifactError when no run is finished
+    or no baseline is among them. Unfinished cells are named.
     """
     order = [run_name(arm, seed) for arm, seed in cells]
     parts = [only(record, order)] if record is not None else []

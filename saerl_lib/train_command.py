@@ -88,8 +88,8 @@ def accumulation(export: Export, settings: TrainSettings, processes: int) -> int
     size = settings.micro_batch * processes
     if export.rollouts_per_step % size:
         raise ArtifactError(
-            f"a step of the plan has {export.rollouts_per_step} rollouts, which {processes} processes x {settings.micro_batch} do "
-            "not divide: choose another --micro-batch or number of processes"
+            f"a step of the plan has {export.rollouts_per_step} rollouts, which {processes} processes x {settings.micro_batch} "
+            "do not divide: choose another --micro-batch or number of processes"
         )
     return export.rollouts_per_step // size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 import torch
 
@@ -10,13 +11,16 @@ from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, get_profile
 from saerl_lib.data.stage import world_stage
-from saerl_lib.encode.encoder import encoder_folder, rebuild_encoder
+from saerl_lib.encode.encoder import rebuild_encoder
 from saerl_lib.report.figures import draw, write_csv
 from saerl_lib.rl.base_rates import base_rates_stage
 from saerl_lib.rl.calibrate import rebuild_mixture
 from saerl_lib.rl.gates import TRAINED_RECORD, gate_table, trained_settings
-from saerl_lib.rl.policy import FOLDER, rebuild_policy
+from saerl_lib.rl.policy import POLICIES, policy_folder, rebuild_policy
 from saerl_lib.rl.reserved import order_evaluations, order_gates, reserved_world, transfer_gate
+
+PARTS = ("policy", "policy_large", "encoder", "encoder_all_families", "mixture")
+"""What `--rebuild` makes, in this order; needs no network."""
 
 
 def check_world(profile: Profile) -> bool:
@@ -39,26 +43,29 @@ def check_world(profile: Profile) -> bool:
     return bool(table["met"].all())
 
 
-def rebuild_world(profile: Profile) -> None:
-    """Pre-train policy and encoders from scratch and fit the mixture; needs no network."""
+def rebuild_part(part: str, profile: Profile) -> None:
+    """One of `PARTS`, from scratch, in place; weights get provenance.json beside them."""
 
     def report(step: int, loss: float) -> None:
         if step % 100 == 0:
             print(f"step {step}: {loss:.4f} nats a token", flush=True)
 
-    print("policy")
-    rebuild_policy(report=report)
-    for all_families in (False, True):
-        print("encoder that saw all families" if all_families else "encoder")
-        rebuild_encoder(encoder_folder(all_families), all_families, report=report)
-    print(f"mixture: total variation {rebuild_mixture(profile.train):.4f} on the pilot")
+    if part == "mixture":
+        print(f"mixture: total variation {rebuild_mixture(profile.train):.4f} on the pilot")
+        return
+    print(part)
+    if part in POLICIES:
+        rebuild_policy(policy_folder(part), report=report, config=POLICIES[part])
+    else:
+        rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report)
     machine = {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()}
-    write_json(FOLDER.parent / "provenance.json", {**provenance(), **machine, "command": "python -m saerl_lib world --rebuild"})
+    command = f"python -m saerl_lib world --rebuild {part}"
+    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **machine, "command": command})
 
 
-def run_world(check: bool, rebuild: bool) -> int:
-    """Entry of the command; exit code 1 when a gate is missed."""
+def run_world(check: bool, rebuild: Sequence[str] | None) -> int:
+    """Entry of the command: `rebuild` names some of `PARTS`, all of them when it is empty. Exit code 1 when a gate is missed."""
     profile = get_profile("laptop")
-    if rebuild:
-        rebuild_world(profile)
+    for part in PARTS if rebuild == [] else rebuild or ():
+        rebuild_part(part, profile)
     return 0 if not check or check_world(profile) else 1

@@ -104,7 +104,8 @@ def run_tables(seeds: int) -> dict[str, pd.DataFrame]:
     paired = [(n, "pass_at_k" if n == "hardest" else "avg_at_k", 2.0, 0.5, 3.5, seeds, 8, 1.1) for n in (*SETS, "all")]
     steps = [(n, 0.5, a, s, None if (n, a) == ("hard", "grpo") else 2.0) for n in SETS for a in gain for s in range(seeds)]
     nan = float("nan")
-    path = [("s1", "path", n, nan, nan, nan, nan, nan, nan, "a line") for n in ("cluster", "difficulty", "filter", "batch", "swap")]
+    path = [("s1", "path", n, nan, nan, nan, nan, nan, nan, "a line")
+            for n in ("cluster", "difficulty", "filter", "batch", "swap")]  # fmt: skip
     parts = [("s1", p, i, v, nan, nan, nan, nan, 3, "") for p in ("difficulty", "quality")
              for i, v in (("intercept", 2.0), ("sol_max/3", 0.4), ("metadata/words", -0.2), ("others", 0.1))]  # fmt: skip
     place = [("s1", "pool", "r", 0.5, b, b + 1.0, nan, nan, 40, "") for b in (1.0, 2.0)]

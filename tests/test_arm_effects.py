@@ -17,6 +17,7 @@ from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values,
 from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
 from saerl_lib.report.paper_tables import MIXING
+from saerl_lib.report.plots_gap import gaps
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.study_record import only
@@ -114,7 +115,7 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_steps_to_target_by_hand() -> None:
     rows = [(a, 0, t, "s", "p", 10, c) for a, counts in {"grpo": (1, 2, 6), "diff": (1, 6, 8), "slow": (1, 1, 1)}.items()
-            for t, c in zip((0, 10, 20), counts)]  # fmt: skip
+            for t, c in zip((0, 10, 20), counts, strict=True)]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
     steps = arm_tables.target_steps(frame, ["grpo", "diff"], problems=1, budget=20).set_index("arm")
     assert steps["target"].tolist() == [60.0] * 3, "the lowest final accuracy of the paper's arms alone"
@@ -123,6 +124,24 @@ def test_steps_to_target_by_hand() -> None:
     three = pd.concat([steps.reset_index().assign(seed=s, steps=lambda t, s=s: t["steps"] + s) for s in range(3)])
     (found,) = arm_pairs.compare_steps(three, [("diff", "grpo")])
     assert found.interval.value == pytest.approx(np.mean([100 * 10 / (20 + s) for s in range(3)]))
+
+
+def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
+    gains = {"grpo": 0.0, "diff": 0.1, "minus_diff": 0.0, "grpo_large": 0.3, "saerl_grpo_large": 0.35}
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, prompts=32)
+    alone = study_tables(results({k: v for k, v in gains.items() if "large" not in k}), SMALL, 30, SIZES, DIVERSITY, prompts=32)
+    steps = tables["study_targets"].set_index("arm")
+    small = steps.loc[["diff", "grpo", "minus_diff"]].reset_index()
+    pd.testing.assert_frame_equal(small, alone["study_targets"], check_dtype=False)
+    target = {arm: steps.loc[arm].groupby("eval_set")["target"].first() for arm in ("grpo_large", "grpo")}
+    assert (target["grpo_large"] > target["grpo"]).all()
+    summary, outcome = tables["study_summary"].set_index("arm"), tables["study_summary"].set_index("arm")["outcome"]
+    assert math.isnan(summary.loc["grpo_large", "difference"])
+    expected = outcome["saerl_grpo_large"] - outcome["grpo_large"]
+    assert summary.loc["saerl_grpo_large", "difference"] == pytest.approx(expected)
+    transfer = tables["study_comparisons"].query("family == 'transfer' and metric == 'outcome'")
+    assert transfer[["arm", "baseline"]].values.tolist() == [["saerl_grpo_large", "grpo_large"]]
+    assert transfer["claim"].notna().all()
 
 
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
@@ -136,11 +155,22 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     summary = tables["study_summary"].set_index("arm")
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
-    assert summary.loc["diff", "prep_labels"] == 960 and summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 2000]
+    assert summary.loc["diff", "prep_labels"] == 960
+    assert summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 2000]
     pairs = tables["study_comparisons"]
-    assert set(pairs["family"]) == {"paper", "ablation", "batch"} and set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
-    for figure in ("study_effects", "study_curves", "study_sets", "study_mixing"):
+    assert set(pairs["family"]) == {"paper", "ablation", "batch"}
+    assert set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps"}
+    for figure in ("study_effects", "study_curves", "study_gap", "study_sets", "study_mixing"):
         assert draw(figure, tmp_path, tmp_path).stat().st_size > 10_000
+
+
+def test_gaps_are_paired_by_seed_and_step() -> None:
+    rows = [("grpo", 0, 10, 40.0), ("grpo", 1, 10, 50.0), ("diff", 0, 10, 42.0), ("diff", 1, 10, 54.0), ("diff", 2, 10, 90.0)]
+    runs = pd.DataFrame(rows, columns=["arm", "seed", "step", "mean_avg"])
+    (found,) = gaps(runs, "mean_avg").itertuples(index=False)
+    half = 12.706 * 1.0  # t of one degree of freedom, standard error 1
+    assert (found.arm, found.step, found.n) == ("diff", 10, 2)
+    assert [found.value, found.low, found.high] == pytest.approx([3.0, 3.0 - half, 3.0 + half], abs=1e-2)
 
 
 def test_committed_runs_stand_as_they_are_and_new_ones_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +202,6 @@ def test_claims_of_the_study_follow_the_corrected_interval() -> None:
 
 
 def test_every_pair_names_arms_of_the_grid() -> None:
-    later = {"saerl_large", "grpo_large"}
     named = {name for pairs in arm_pairs.FAMILIES.values() for p in pairs for name in (p.arm, p.baseline)}
-    assert named - later <= set(all_arms())
+    assert named <= set(all_arms())
     assert set(all_arms()) <= named, "an arm that nothing is compared with is trained in vain"

@@ -189,3 +189,12 @@ def test_malformed_arms(change: dict, message: str) -> None:
         Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
     with pytest.raises(ArmError, match="does not exist"):
         find_arm("nothing")
+
+
+@pytest.mark.parametrize(("name", "steps"), [("saerl_grpo", (0, 1, 2)), ("saerl_stretch", (2, 3, 4)), ("saerl_back", (3, 4, 5))])
+def test_small_clusters_stand_where_the_staging_puts_them(name: str, steps: tuple[int, ...]) -> None:
+    clusters = np.repeat([0, 1, 2], (16, 4, 4))  # four batches of the largest cluster, one of each other
+    plan = find_arm(name).order(pool(24, cluster=clusters), replace(SETTING, plan=replace(SETTING.plan, swapped_per_batch=0)))
+    assert isinstance(plan, BatchPlan) and sorted(plan.ids) == [f"s{i:02d}" for i in range(24)]
+    batches = plan.table["cluster"].to_numpy().reshape(-1, 4)
+    assert {step for step in range(6) if batches[step, 0] > 0} < set(steps)

@@ -43,7 +43,7 @@ def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any]) -
     prompts, completions = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]], [[10, 11], [12, 13, 14], [15], [16, 17, 18, 1]]
     with torch.no_grad():
         found = log_probabilities(model, prompts, completions, temperature=0.7)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             logits = model(input_ids=torch.tensor([prompt + completion])).logits[0] / 0.7
             expected = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
             torch.testing.assert_close(found[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)

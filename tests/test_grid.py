@@ -21,12 +21,15 @@ from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
+from saerl_lib.encode.language_model import load_model
+from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.report.arm_tables import runs_table
 from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl import grid as grids
-from saerl_lib.rl.jobs import prepare_jobs
+from saerl_lib.rl.jobs import make_job, prepare_jobs
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
+from saerl_lib.rl.policy import policy_folder
 from saerl_lib.rl.rollouts import read_rows
 from saerl_lib.study_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 
@@ -156,11 +159,13 @@ def test_the_committed_record_gives_the_same_tables_and_keys(
     same = repeated(ours, record).set_index("run")
     assert same["equal"].tolist() == same["same_key"].tolist() == [True, True]
     wanted = final_outcome(ours["evaluations"]).set_index("arm")["outcome"]
-    assert same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist() == [wanted["grpo"]] * 2, "small integers do not overflow"
+    outcomes = same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist()
+    assert outcomes == [wanted["grpo"]] * 2, "small integers do not overflow"
     changed = record["evaluations"].query("arm == 'adarft'").index[-1]
     record["evaluations"].loc[changed, "correct"] ^= 1
     again = repeated(ours, record).set_index("run")
-    assert not again.loc["adarft-seed0", "equal"] and again.loc["adarft-seed0", "outcome"] != again.loc["adarft-seed0", "committed_outcome"]
+    other = again.loc["adarft-seed0"]
+    assert not other["equal"] and other["outcome"] != other["committed_outcome"]
     assert again.loc["grpo-seed0", "equal"]
 
 
@@ -179,7 +184,8 @@ def test_parts_are_joined_in_order_and_not_across_versions() -> None:
         return {"provenance": made, "budget": made[["arm", "seed"]].assign(tokens=len(arm))}
 
     whole = joined([part("grpo", "1"), part("diff", "1")], ["diff-seed1", "grpo-seed1"])
-    assert whole["provenance"]["run"].tolist() == ["diff-seed1", "grpo-seed1"] and whole["budget"]["arm"].tolist() == ["diff", "grpo"]
+    assert whole["provenance"]["run"].tolist() == ["diff-seed1", "grpo-seed1"]
+    assert whole["budget"]["arm"].tolist() == ["diff", "grpo"]
     assert only(whole, {"diff-seed1"})["budget"]["arm"].tolist() == ["diff"]
     with pytest.raises(ArtifactError, match="grpo-seed1.*different versions are not merged"):
         joined([part("grpo", "1"), part("diff", "2")], ["diff-seed1", "grpo-seed1"])
@@ -259,6 +265,20 @@ def test_a_failed_run_is_reported_and_the_others_go_on(stages: tuple[Stage, Stag
 def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
     cells = grids.grid(PROFILE, 2, grids.chosen_arms(["grpo", "hard_to_easy", "diff"]))
     assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
+
+
+def test_the_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:
+    runs = {
+        name: grids.planned_run(PROFILE, stages[1], arm, 0, home, None)
+        for name in ("saerl_grpo", "saerl_grpo_large", "grpo", "grpo_large") for arm in grids.chosen_arms([name])
+    }  # fmt: skip
+    for small, large in (("saerl_grpo", "saerl_grpo_large"), ("grpo", "grpo_large")):
+        assert plan_hash(read_plan(runs[small].plan)) == plan_hash(read_plan(runs[large].plan))
+        keys = [make_job(runs[name], PROFILE, stages[0].folder, home) for name in (small, large)]
+        assert keys[0].key != keys[1].key and keys[0].initial != keys[1].initial
+    assert runs["saerl_grpo_large"].policy.name == "policy_large"
+    counts = [sum(p.numel() for p in load_model(policy_folder(name))[0].parameters()) for name in ("policy", "policy_large")]
+    assert counts[1] > 3 * counts[0]
 
 
 def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Pat
     met, unmet = claims.build_claims(data_folder), claims.build_claims(data_folder, gate_met=False)
     order = met["claim"].str.startswith("Laptop runs:")
     assert order.sum() == 4
-    steps = met["claim"].str.startswith("Laptop runs: fewer steps")  # decided by the gate of speed, which this table does not hold
+    # decided by the gate of speed, which this table does not hold
+    steps = met["claim"].str.startswith("Laptop runs: fewer steps")
     assert set(met.loc[order & ~steps, "verdict"]) == {"reproduced"}
     assert set(met.loc[steps, "verdict"]) == {"undecided"}
     assert set(claims.build_claims(data_folder, gate_met=True).loc[order, "verdict"]) == {"reproduced"}

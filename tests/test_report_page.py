@@ -1,4 +1,7 @@
-"""The report of one's own data in a real browser: hover, zoom, drag, cluster cards, search; skipped where Chromium is not installed."""
+"""The report of one's own data in a real browser: hover, zoom, drag, cluster cards, search.
+
+Skipped where Chromium is not installed.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ import pytest
 
 from saerl_lib.own import Fields, OwnConfig, plan_own_data
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH: the report's page is not opened")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--virtual-time-budget=4000", "--window-size=1100,900",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--virtual-time-budget=4000", "--window-size=1100,900",
 )  # fmt: skip
 BEFORE = """<script>
 const faults = [];
@@ -30,7 +34,8 @@ ACTIONS = """<script>
 // Events that a script makes have no pointer behind them, which capture would ask for.
 canvas.setPointerCapture = () => {};
 const send = (kind, [px, py], more = {}) => {
-  const box = canvas.getBoundingClientRect(), where = { clientX: box.left + px, clientY: box.top + py, pointerId: 1, bubbles: true };
+  const box = canvas.getBoundingClientRect();
+  const where = { clientX: box.left + px, clientY: box.top + py, pointerId: 1, bubbles: true };
   canvas.dispatchEvent(new (kind === "wheel" ? WheelEvent : PointerEvent)(kind, { ...where, ...more, cancelable: true }));
 };
 const outcome = {}, at = (i) => place(i, scale());
@@ -50,7 +55,8 @@ send("pointerleave", from);
 outcome.left = tip.hidden;
 const card = document.querySelectorAll(".card")[1];
 card.querySelector("button").click();
-outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent, pressed: card.querySelector("button").ariaPressed };
+outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent };
+outcome.cluster.pressed = card.querySelector("button").ariaPressed;
 card.querySelector("button").click();
 byId("find").value = data.id[5];
 byId("find").dispatchEvent(new Event("input"));
@@ -74,8 +80,8 @@ document.body.append(record);
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     rows = [
-        {"id": f"row-{i:03d}", "question": f"What is {i} {'plus' if i % 2 else 'times the square of'} {i * i % 17}?", "answer": str(i),
-         "level": i % 5 + i / 100}
+        {"id": f"row-{i:03d}", "question": f"What is {i} {'plus' if i % 2 else 'times the square of'} {i * i % 17}?",
+         "answer": str(i), "level": i % 5 + i / 100}
         for i in range(120)
     ]  # fmt: skip
     source = root / "mine.jsonl"

@@ -191,7 +191,9 @@ def test_bidirectional_models_mask_their_padding(samples: list[Sample]) -> None:
     torch.testing.assert_close(activations(model, together)[row, :n], activations(model, alone)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
+    samples: list[Sample], encoder: Encoder, tmp_path: Path
+) -> None:
     store = write_store(samples, encoder, tmp_path)
     peaks = store.peaks().toarray()
     best = int(peaks.var(axis=0).argmax())

@@ -26,7 +26,7 @@ from saerl_lib.rl.calibrate import fit_weights
 from saerl_lib.rl.generation import correct_attempts, sample_groups
 from saerl_lib.rl.job import ROLLOUT_COLUMNS, Job
 from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
-from saerl_lib.rl.policy import FOLDER, load_policy, rebuild_policy
+from saerl_lib.rl.policy import POLICIES, load_policy, policy_folder, rebuild_policy
 from saerl_lib.rl.rollouts import PlanMismatchError, append_rows, compare_with_plan, cut_back, read_rows
 from saerl_lib.rl.runner import is_done, run_jobs
 
@@ -201,9 +201,10 @@ def test_tokenizer_splits_digits_and_survives_the_disk() -> None:
     assert all(len([c for c in piece if c.isdigit()]) <= 1 for piece in pieces)
 
 
-def test_policy_short_rebuild_matches_the_recorded_losses(tmp_path: Path) -> None:
-    recorded = json.loads((FOLDER / "losses.json").read_text(encoding="utf-8"))
-    losses = rebuild_policy(tmp_path, steps=51)
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_policy_short_rebuild_matches_the_recorded_losses(name: str, tmp_path: Path) -> None:
+    recorded = json.loads((policy_folder(name) / "losses.json").read_text(encoding="utf-8"))
+    losses = rebuild_policy(tmp_path, steps=51, config=POLICIES[name])
     assert [losses[0], losses[50]] == pytest.approx(recorded[:2], rel=0.02)
 
 

@@ -50,9 +50,9 @@ def launch(files: Path, out: Path) -> subprocess.CompletedProcess[str]:
         port = probe.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "saerl_lib", "train",
-        "--plan", str(files / "plan.parquet"), "--samples", str(files / "samples.parquet"), "--model", str(FOLDER), "--out", str(out),
-        "--rollouts", str(G), "--micro-batch", "4", "--max-completion", "24", "--temperature", "1.0", "--save-every", "1",
-        "--keep-every", "2",
+        "--plan", str(files / "plan.parquet"), "--samples", str(files / "samples.parquet"), "--model", str(FOLDER),
+        "--out", str(out), "--rollouts", str(G), "--micro-batch", "4", "--max-completion", "24", "--temperature", "1.0",
+        "--save-every", "1", "--keep-every", "2",
     ]  # fmt: skip
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(paths.ROOT))
     return subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=600)

@@ -47,8 +47,9 @@ def trl_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
     model, tokenizer = load_policy()
     dataset = prompt_dataset(samples).map(lambda row: {"prompt": row["prompt"] + SEPARATOR})
     return GRPOTrainer(
-        model=model, reward_funcs=exact_answer, args=_arguments(profile, folder), train_dataset=dataset, processing_class=tokenizer
-    )
+        model=model, reward_funcs=exact_answer, args=_arguments(profile, folder), train_dataset=dataset,
+        processing_class=tokenizer,
+    )  # fmt: skip
 
 
 def own_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:

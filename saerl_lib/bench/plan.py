@@ -2,8 +2,8 @@
 
 Features are drawn into a temporary folder first (not timed); a fresh process then does the work, so that its peak memory
 is its own. It runs one thread unless OMP_NUM_THREADS says otherwise: small matrix products of k-means lose more by waiting
-for a second one than they gain. Penalties are tuned apart. The obvious way converts everything to float64 at once, fits scaling and all
-restarts of k-means on all rows and measures the distance to one centroid after another.
+for a second one than they gain. Penalties are tuned apart. The obvious way converts everything to float64 at once, fits scaling
+and all restarts of k-means on all rows and measures the distance to one centroid after another.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class _Stopwatch:
 def _timed(folder: Path) -> dict[str, float]:
     """Seconds a stage, from the files of `folder` to plan.parquet in it."""
     config, time = PropertyConfig(), _Stopwatch()
-    pool, labelled, negatives = time("open_s", lambda: [open_phi(folder / f"{n}.safetensors") for n in ("pool", LABELLED, NEGATIVES)])
+    pool, labelled, negatives = time(
+        "open_s", lambda: [open_phi(folder / f"{n}.safetensors") for n in ("pool", LABELLED, NEGATIVES)]
+    )
     y, lengths = np.load(folder / "labels.npy"), pool.metadata[:, 0].astype(float)
     clusters = time("clusters_s", lambda: pool_clusters(pool, config, 0))
     tuned = time("tuning_apart_s", lambda: fit_elastic_net(labelled[:], y, config, 0))

@@ -1,6 +1,7 @@
-"""`bench preparation`: what reading prompts by the SAE costs beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33 H100-hours).
+"""`bench preparation`: what reading prompts by the SAE costs beside ADARFT's rollouts of the same prompts.
 
-Disjoint parts of the pool, each encoded (prompt and solution, all pooled latents stored) and rolled out 16 times by the policy.
+The paper: 0.5 against 17.33 H100-hours (section 5). Here: disjoint parts of the pool, each encoded (prompt and solution, all
+pooled latents stored) and rolled out 16 times by the policy.
 """
 
 from __future__ import annotations

@@ -99,10 +99,11 @@ def stream_rows(path: Path) -> Iterator[RawRow]:
     if kind == ".csv":
         yield from read_rows(str(path)).rows
         return
-    number = 0
-    for number, row in enumerate(_parquet_rows(path) if kind == ".parquet" else _json_rows(path), start=1):
+    empty = True
+    for row in _parquet_rows(path) if kind == ".parquet" else _json_rows(path):
+        empty = False
         yield row
-    if not number:
+    if empty:
         raise DataError(f"{path.name}: no row; the file is empty")
 
 

@@ -41,7 +41,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.swapped_per_batch < self.prompts_per_step:
             raise ValueError(
-                f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and below prompts_per_step={self.prompts_per_step}"
+                f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and "
+                f"below prompts_per_step={self.prompts_per_step}"
             )
         for name, known in (("rest", REST), ("unequal", UNEQUAL), ("second_epoch", SECOND_EPOCH)):
             if getattr(self, name) not in known:

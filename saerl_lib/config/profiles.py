@@ -64,7 +64,8 @@ class Profile:
     trains: bool = True
     """Whether notebooks 07 and 08 (GRPO and its evaluation) belong to the profile."""
     pool_samples: int = 1920
-    """Prompts kept by the filter and planned once (ours: 240 steps, where plain GRPO still gained on reserved seeds; not at 400)."""
+    """Prompts kept by the filter and planned once (ours: 240 steps, where plain GRPO still gained on reserved seeds; not
+    at 400)."""
 
     def __post_init__(self) -> None:
         if self.pool_samples % self.plan.prompts_per_step:
@@ -161,8 +162,8 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     """
     if name == "paper":
         raise UnknownProfileError(
-            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and notebooks at that scale are not "
-            "part of this version yet. ./run_all.sh --profile paper runs its steps (--plan-only: what they take); "
+            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and notebooks at that scale are "
+            "not part of this version yet. ./run_all.sh --profile paper runs its steps (--plan-only: what they take); "
             "--profile laptop runs here"
         )
     if name not in PROFILES:

@@ -74,7 +74,8 @@ class StudyConfig:
     """The RL study: arms x matched seeds (profile `study`)."""
 
     learning_rates: tuple[float, ...] = (2e-5, 4e-5, 8e-5, 1.6e-4)
-    """Grid of the pilot, on `grpo` alone, doubled until the best lies inside; the best outcome wins, ties go to the smaller (ours)."""
+    """Grid of the pilot, on `grpo` alone, doubled until the best lies inside; the best outcome wins, ties go to the
+    smaller (ours)."""
     pilot_seeds: tuple[int, ...] = (200, 201, 202)
     """Reserved matched seeds of the pilot; its pool and its problems are reserved too."""
     grid_seeds: int = 2

@@ -70,7 +70,9 @@ def read_lines(path: Path) -> list[str]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: cannot be read ({error}); write it as UTF-8, gzip only when its name ends in .gz") from error
+        raise DataError(
+            f"{path.name}: cannot be read ({error}); write it as UTF-8, gzip only when its name ends in .gz"
+        ) from error
 
 
 def load_labelled(path: Path) -> LabelledSet:

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.sparse import encode_all
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
+from saerl_lib.encode.sparse import encode_all
 
 
 def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ def collect_text_vectors(decoder: CutModel, tokenizer: Any, config: EncoderConfi
 def train_kinds(
     vectors: Tensor, config: EncoderConfig, kinds: Mapping[str, str], seeds: Sequence[int], method: MethodConfig, folder: Path
 ) -> None:
-    """`<ladder name>#<number>/` for every kind and seed under `folder`, and quality.parquet measured on the last vectors [n, D]."""
+    """`<ladder name>#<number>/` for every kind and seed in `folder`, and quality.parquet measured on the last vectors [n, D]."""
     cut = min(config.sae_vectors, int(0.8 * len(vectors)))
     jobs = [(kind, number) for kind in kinds for number in range(len(seeds))]
     done = Parallel(n_jobs=method.workers, verbose=0)(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite
-from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
+from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained
 
 BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 """Blocks of z, in order."""

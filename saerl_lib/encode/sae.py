@@ -149,12 +149,13 @@ def check_sae(quality: SAEQuality, config: EncoderConfig) -> None:
     """Raise SAEGateError when a bound of `config` is missed."""
     if quality.explained_variance < config.min_explained_variance:
         raise SAEGateError(
-            f"explained variance {quality.explained_variance:.3f} is below min_explained_variance={config.min_explained_variance}; "
-            "train longer (sae_training_tokens) or raise sae_k"
+            f"explained variance {quality.explained_variance:.3f} is below "
+            f"min_explained_variance={config.min_explained_variance}; train longer (sae_training_tokens) or raise sae_k"
         )
     if quality.dead_share > config.max_dead_share:
         raise SAEGateError(
-            f"dead share {quality.dead_share:.3f} is above max_dead_share={config.max_dead_share}; train longer or lower sae_latents"
+            f"dead share {quality.dead_share:.3f} is above max_dead_share={config.max_dead_share}; "
+            "train longer or lower sae_latents"
         )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors import safe_open
 from torch import Tensor
 
 from saerl_lib.encode.sae import SAEGateError, load_sae
@@ -45,7 +45,9 @@ def open_sae_source(source: str, width: int) -> SAE:
 
 def _checked(sae: SAE, source: str, width: int) -> SAE:
     if sae.cfg.d_in != width:
-        raise SAEGateError(f"{source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}")
+        raise SAEGateError(
+            f"{source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}"
+        )
     return sae.eval()
 
 
@@ -53,7 +55,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as handle:
-            found |= {name: handle.get_tensor(name).float() for name in handle.keys() if name in TENSORS}  # noqa: SIM118
+            found |= {name: handle.get_tensor(name).float() for name in handle.keys() if name in TENSORS}
     missing = [name for name in TENSORS if name not in found]
     if missing:
         raise SAEGateError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")
@@ -80,7 +82,9 @@ def load_opensae(folder: Path) -> SAE:
     config, tensors = _read_config(folder), _read_tensors(folder)
     latents, width = tensors["encoder.weight"].shape
     if (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)):
-        raise SAEGateError(f"{folder}: encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged")
+        raise SAEGateError(
+            f"{folder}: encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged"
+        )
     normalise = "layer_norm" if config.get("input_normalize", True) else "none"
     shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True, "normalize_activations": normalise}
     activation = config.get("activation", "topk")

@@ -17,6 +17,7 @@ from torch import Tensor
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.encode.language_model import SEPARATOR
 
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Padded token ids of some samples."""
@@ -57,12 +58,17 @@ class Spans:
 
 def _plain(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
     prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
-    solution = [] if layout.prompt_only or not sample.solved else tokenizer(sample.solution, add_special_tokens=False)["input_ids"]
+    solution = (
+        [] if layout.prompt_only or not sample.solved else tokenizer(sample.solution, add_special_tokens=False)["input_ids"]
+    )
     ids, special = prompt + solution, set(tokenizer.all_special_ids)
     inside = [position > 0 and token not in special for position, token in enumerate(ids)]
     border = len(prompt)
     return Spans(
-        ids, [keep and i < border for i, keep in enumerate(inside)], [keep and i >= border for i, keep in enumerate(inside)], False
+        ids,
+        [keep and i < border for i, keep in enumerate(inside)],
+        [keep and i >= border for i, keep in enumerate(inside)],
+        False,
     )
 
 
@@ -99,14 +105,16 @@ def _find(text: str, content: str, start: int, name: str) -> int:
     raise DataError(f"sample {name}: the chat template changes its text, so its span cannot be found; use the plain layout")
 
 
-def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:  # noqa: B008 (frozen)
+def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:
     """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
     spans = _chat(sample, tokenizer, layout) if layout.chat else _plain(sample, tokenizer, layout)
     if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
         cut = slice(0, layout.max_tokens)
         spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
     if not any(spans.prompt):
-        raise DataError(f"sample {sample.id}: no prompt token is left to read; the prompt is one token or max_tokens is too small")
+        raise DataError(
+            f"sample {sample.id}: no prompt token is left to read; the prompt is one token or max_tokens is too small"
+        )
     return spans
 
 
@@ -128,7 +136,7 @@ def pack(lengths: Sequence[int], tokens_per_batch: int) -> list[tuple[int, ...]]
 
 
 def token_batches(
-    samples: Sequence[Sample], tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()  # noqa: B008 (frozen)
+    samples: Sequence[Sample], tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
 ) -> Iterator[TokenBatch]:
     """Batches of samples of similar length with at most `tokens_per_batch` padded tokens, in a fixed order."""
     spans = [sample_spans(s, tokenizer, layout) for s in samples]

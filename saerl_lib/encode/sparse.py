@@ -98,7 +98,9 @@ def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int = CHUNK_ELEMENTS) 
     """
     kind = architecture(sae)
     if kind not in ("standard", "topk", "jumprelu"):
-        raise ValueError(f"SAE architecture {kind!r} cannot be encoded here; use standard, topk or jumprelu (BatchTopK saves as jumprelu)")
+        raise ValueError(
+            f"SAE architecture {kind!r} cannot be encoded here; use standard, topk or jumprelu (BatchTopK saves as jumprelu)"
+        )
     scale = sae.W_dec.norm(dim=-1) if kind == "topk" and sae.cfg.rescale_acts_by_decoder_norm else None
     threshold = sae.threshold if kind == "jumprelu" else 0.0
 

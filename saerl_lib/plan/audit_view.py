@@ -168,7 +168,7 @@ def audit_table(audit: SampleAudit, evidence: Evidence) -> pd.DataFrame:
     pool = evidence.scores["ranking"].to_numpy()
     counts, edges = np.histogram(pool, bins=BINS)
     shares = counts / counts.sum()
-    bins = zip(shares, edges, edges[1:])
+    bins = zip(shares, edges, edges[1:], strict=False)
     rows += [{"part": "pool", "item": "r", "value": v, "low": a, "high": b, "n": len(pool)} for v, a, b in bins]
     finite = math.isfinite(d.high)
     interval = {"low": d.low if finite else math.nan, "high": d.high if finite else math.nan, "n": d.n_residuals}

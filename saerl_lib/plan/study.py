@@ -88,7 +88,11 @@ def _label_curve(profile: Profile, world: Stage, features: Stage) -> pd.DataFram
     ))  # fmt: skip
     words = fit_tfidf(_texts(samples["labelled"]))
     sets = {
-        name: {"sae+metadata": tables[name].phi, "metadata": tables[name].metadata, "tfidf": words.transform(_texts(samples[name]))}
+        name: {
+            "sae+metadata": tables[name].phi,
+            "metadata": tables[name].metadata,
+            "tfidf": words.transform(_texts(samples[name])),
+        }
         for name in samples
     }
     y, truth = (np.array([s.difficulty for s in samples[name]]) for name in ("labelled", "test"))

@@ -32,7 +32,7 @@ def ngrams(text: str) -> list[str]:
     ['find', '3', '+', '4', 'find 3', '3 +', '+ 4']
     """
     words = re.findall(TOKEN_PATTERN, text.lower())
-    return words + [f"{first} {second}" for first, second in zip(words, words[1:])]
+    return words + [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
 
 
 def bucket(ngram: str, buckets: int = BUCKETS) -> int:

@@ -80,7 +80,7 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     """
     config, seed, rows = profile.properties, profile.seed, []
     subject, level = part.data.labels["subject"], part.data.labels["level"]
-    rated, paper = np.isfinite(level), dict(zip(QUANTITIES, PAPER_AGREEMENT))
+    rated, paper = np.isfinite(level), dict(zip(QUANTITIES, PAPER_AGREEMENT, strict=True))
     label = {name: pool_clusters(phi, config, seed).assign(phi).label for name, phi in clustered_features(tables).items()}
     draw = sub_seed(seed, "real-agreement")
     for name, own in label.items():

@@ -166,7 +166,7 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
     records = [json.loads(line) for line in read_lines(data_file("quality_valimath")) if line.strip()]
     failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in records}
     valid = part.data.labels["valid"] > 0.5
-    return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid)])
+    return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
 
 
 def study_reader(reader: Reader, part: str) -> Reader:
@@ -237,7 +237,10 @@ FEATURES_CODE = (
 
 
 def load_part(stage: Stage, part: RealPart) -> dict[str, FeatureTable]:
-    """Reader name -> features of a part; z of a part without solutions is [N, 2 S]. Raises ArtifactError when they are of other samples."""
+    """Reader name -> features of a part; z of a part without solutions is [N, 2 S].
+
+    Raises ArtifactError when they are of other samples.
+    """
     files = [path for path in sorted((stage.folder / part.name).glob("*.safetensors")) if path.stem != "retained"]
     tables = {path.stem: load_features(path) for path in files}
     if any(table.ids != tuple(s.id for s in part.data.samples) for table in tables.values()):

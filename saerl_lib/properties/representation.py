@@ -53,7 +53,10 @@ def _rows(profile: Profile, name: str, z: tuple[np.ndarray, np.ndarray], samples
 
 
 def representation_table(profile: Profile, world: Stage, sae: Stage, store: Stage) -> pd.DataFrame:
-    """Rows of representation.csv: choice, option, target, metric, value, ci_low, ci_high, n_train, n_test, shared_with_default."""
+    """Rows of representation.csv.
+
+    Columns: choice, option, target, metric, value, ci_low, ci_high, n_train, n_test, shared_with_default.
+    """
     samples = load_split(world, "labelled"), load_split(world, "test")
     stores = [Store(store.path(name), profile.encoder.sae_latents) for name in ("labelled", "test")]
     labels = np.array([s.difficulty for s in samples[0]])

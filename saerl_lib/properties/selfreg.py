@@ -2,7 +2,8 @@
 
 SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on
 them. Here metadata (lengths, counts, shares of signs) says what is unintended, so no judge is needed: a column of z counts as
-tied in the measure R^2 in which a linear regression on metadata explains it. Three suppressions, fitted on training samples alone:
+tied in the measure R^2 in which a linear regression on metadata explains it. Three suppressions, fitted on training samples
+alone:
 
 - scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
 - dropped: the half of the columns with the largest R^2 is set to zero;

@@ -71,7 +71,10 @@ def fit_properties(profile: Profile, world: Stage, features: Stage) -> tuple[Clu
 
 
 def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """Clusters and difficulty: scores.parquet (a pool sample a row), calibration.parquet, cluster_topics.parquet, clusters.parquet."""
+    """Clusters and difficulty.
+
+    Files: scores.parquet (a pool sample a row), calibration.parquet, cluster_topics.parquet, clusters.parquet.
+    """
 
     def compute(folder: Path) -> None:
         clusters, model = fit_properties(profile, world, features)

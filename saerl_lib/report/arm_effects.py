@@ -51,7 +51,9 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST) -> dict[str, pd.
     frame = evaluations[evaluations["step"].isin(steps)]
     seen = frame.groupby(["arm", "seed", "step"])["sample_id"].nunique().unstack("step")
     if seen.isna().to_numpy().any() or (seen.nunique() > 1).any():
-        raise ValueError(f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not")
+        raise ValueError(
+            f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not"
+        )
     rate = 100.0 * (frame["correct"] / frame["attempts"]) / len(steps)
     out = {}
     for name, part in frame.assign(rate=rate).groupby("eval_set"):

@@ -45,8 +45,9 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     )
     table[f"pass_{PASS_SET}"] = rates[rates["eval_set"] == PASS_SET].set_index([*RUN, "step"])["passed"]
     facts = evaluations.groupby([*RUN, "step"]).agg(
-        update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"), completions=("attempts", "sum")
-    )
+        update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"),
+        completions=("attempts", "sum"),
+    )  # fmt: skip
     return facts.join(table).join(_training(facts, curve)).reset_index()
 
 
@@ -81,12 +82,28 @@ def target_steps(evaluations: pd.DataFrame, arms: Sequence[str], problems: int, 
     return pd.DataFrame(rows, columns=[*RUN, "eval_set", "target", "steps", "reached"])
 
 
+def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
+    """`target_steps` of each trained policy by itself: its targets come from the paper's arms, or from all where it has none."""
+    present, parts = set(evaluations["arm"]), []
+    for model in dict.fromkeys(arm.model for arm in arms.values()):
+        own = [name for name, arm in arms.items() if name in present and arm.model == model]
+        rated = [name for name in own if arms[name].group == PAPER] or own
+        if own:
+            parts.append(target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget))
+    return pd.concat(parts, ignore_index=True)
+
+
 def families(arms: Mapping[str, Arm], present: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Comparisons by family; Holm's correction holds within one. Every arm against `grpo`, one family a group of arms."""
+    """Comparisons by family; Holm's correction holds within one. One family a group of arms.
+
+    Every arm is compared with `grpo`, and an arm of another policy with its own baseline, which trains that policy too.
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     for name in present:
-        if name != BASELINE:
-            found.setdefault(arms[name].group, []).append((name, BASELINE))
+        same = arms[name].model == arms[BASELINE].model
+        baseline = BASELINE if same else arms[name].baseline
+        if name != baseline and baseline in present:
+            found.setdefault(arms[name].group, []).append((name, baseline))
     return found
 
 
@@ -138,8 +155,7 @@ def summary_table(
     for pairs in families(arms, present).values():
         against |= {c.arm: c for c in compare(values, pairs, seed=seed)}
     runs = runs_table(evaluations, results["curve"])
-    paper = [name for name in present if arms[name].group == PAPER]
-    steps = target_steps(evaluations, paper, problems, budget)
+    steps = targets_by_policy(evaluations, arms, problems, budget)
     rows = []
     for name in present:
         own = outcome.loc[name]

@@ -8,7 +8,8 @@ difference to a baseline), turned so that the paper's direction is positive, wit
   not run         this project did not run it.
 "Reproduced" speaks of the direction in the embedded world, not of the paper's size; both sizes stand side by side.
 The laptop's own claims on the order of prompts are "undecided" when the world cannot separate orders: accuracy under the
-gate `ORDER_GATE`, steps to target under `SPEED_GATE`; the study carries its smallest detectable effect with each row. How each effect is computed stands in `effects`.
+gate `ORDER_GATE`, steps to target under `SPEED_GATE`; the study carries its smallest detectable effect with each row. How
+each effect is computed stands in `effects`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
 INPUTS = (
-    "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "steps_to_target",
-    "study_comparisons", "preparation_cost",
+    "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves",
+    "steps_to_target", "study_comparisons", "preparation_cost",
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
@@ -158,7 +159,9 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
         *effects.filter_effects(tables["filter"], tables["filter_scores"]),
         *effects.diversity_effects(tables["inbatch_diversity"]),
     ]
-    costs = claim_row(effects.preparation_effect(tables["preparation_cost"])) | {"command": "python -m saerl_lib bench preparation"}
+    costs = claim_row(effects.preparation_effect(tables["preparation_cost"])) | {
+        "command": "python -m saerl_lib bench preparation"
+    }
     study = study_claims(tables["study_comparisons"])
     rows = study + on_order + [claim_row(effect) for effect in on_data] + [costs]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)

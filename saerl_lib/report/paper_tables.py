@@ -1,6 +1,7 @@
-"""The paper's Tables 4, 5, 7, 8 and Figure 3 beside the study's: rows of study_paper_tables.csv, study_batch.csv and study_mixing.csv.
+"""The paper's Tables 4, 5, 7, 8 and Figure 3 beside the study's.
 
-The paper's values lie in `paper_tables.csv` beside this file; arms of the 7B policy end in `_large`.
+Rows of study_paper_tables.csv, study_batch.csv and study_mixing.csv. The paper's values lie in `paper_tables.csv` beside this
+file; arms of the 7B policy end in `_large`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from saerl_lib.report.arm_tables import PASS_SET, set_rates
 from saerl_lib.report.statistics import Interval, paired_t_interval
 
 BENCHMARKS = {
-    "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b", "OlympiadBench": "hard",
-    "mean": "mean",
+    "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b",
+    "OlympiadBench": "hard", "mean": "mean",
 }  # fmt: skip
 """The paper's benchmark -> the set of the world that stands for it (ours: two easy, two middle, hard, small and hardest)."""
 MIXING = ("minus_mix", "mix_1", "saerl_grpo", "mix_4", "mix_8")
@@ -76,7 +77,7 @@ def _gains(values: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]
     four = paper[paper["table"] == "4"].set_index(["arm", "column"])["value"]
     own, rows = values.set_index(["eval_set", "arm", "seed"])["value"].sort_index(), []
     for (arm, column), value in four.items():
-        baseline = _baseline(arm)
+        baseline = baseline_of(arm)
         if arm == baseline:
             continue
         name = BENCHMARKS[column]
@@ -87,7 +88,7 @@ def _gains(values: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]
     return rows
 
 
-def _baseline(arm: str) -> str:
+def baseline_of(arm: str) -> str:
     """What an arm of Table 4 is compared with: DAPO for SAERL on DAPO, GRPO of the same policy for the others."""
     return "dapo" if arm == "saerl_dapo" else "grpo_large" if arm.endswith("_large") else "grpo"
 
@@ -129,7 +130,11 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
             gains.append((values.loc[arm] - values.loc[baseline]).dropna())
         both = gains[0].index.intersection(gains[1].index)
         small, large = (g.loc[both] for g in gains)
-        cells = [("gain at b", sizes[BATCH[0][0]], small), ("gain at 4b", sizes[BATCH[1][0]], large), ("4b - b", 0, large - small)]
+        cells = [
+            ("gain at b", sizes[BATCH[0][0]], small),
+            ("gain at 4b", sizes[BATCH[1][0]], large),
+            ("4b - b", 0, large - small),
+        ]
         for name, size, values in cells:
             found = _interval(values)
             rows.append((reading, name, size, found.value, found.low, found.high, len(values)))
@@ -156,7 +161,11 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     swapped = diversity.drop_duplicates("arm").set_index("arm")["swapped_per_batch"]
     first, rows = paper.loc[MIXING[0]], []
     for name in present:
-        found = _interval((values.loc[name] - values.loc[MIXING[0]]).dropna()) if name != MIXING[0] else Interval(0.0, math.nan, math.nan)
+        found = (
+            _interval((values.loc[name] - values.loc[MIXING[0]]).dropna())
+            if name != MIXING[0]
+            else Interval(0.0, math.nan, math.nan)
+        )
         own, its = values.loc[name], paper.loc[name]
         rows.append(
             (name, int(swapped[name]), own.mean(), *found, len(own), steps[steps["arm"] == name]["steps"].mean(),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saerl_lib.report import style
-from saerl_lib.report.paper_tables import BENCHMARKS
+from saerl_lib.report.paper_tables import BENCHMARKS, baseline_of
 
 
 def _bounds(part: pd.DataFrame, centre: str) -> np.ndarray:
@@ -25,15 +25,16 @@ def study_sets(tables: pd.DataFrame) -> Figure:
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
     figure, axes = style.panels(style.FULL_WIDTH, 0.5 + 1.75 * rows, rows, columns, sharex=True, sharey=True)
-    for axis, arm in zip(axes.flat, arms):
+    for axis, arm in zip(axes.flat, arms, strict=False):
         part = gains[gains["arm"] == arm].set_index("benchmark").loc[list(BENCHMARKS)].reset_index()
         places = np.arange(len(part))
-        axis.errorbar(part["our_value"], places, xerr=_bounds(part, "our_value"), fmt="o", color=style.BLUE, markersize=4, elinewidth=1.2)
+        axis.errorbar(part["our_value"], places, xerr=_bounds(part, "our_value"), fmt="o", color=style.BLUE, markersize=4,
+                      elinewidth=1.2)  # fmt: skip
         axis.plot(part["paper_value"], places, "x", color=style.BLACK, markersize=4.5)
         axis.axvline(0, color=style.BLACK, linewidth=0.8)
-        baseline = "dapo" if arm == "saerl_dapo" else "grpo"
-        axis.set_title(f"{style.readable(arm)} - {style.readable(baseline)} (n = {part['n_seeds'].max()})", fontsize=7.5)
-        labels = [f"{'mean' if b == 'mean' else style.readable(s)} ({'six sets' if b == 'mean' else b})" for b, s in BENCHMARKS.items()]
+        axis.set_title(f"{style.readable(arm)} - {style.readable(baseline_of(arm))} (n = {part['n_seeds'].max()})", fontsize=7.5)
+        labels = [f"{'mean' if b == 'mean' else style.readable(s)} ({'six sets' if b == 'mean' else b})"
+                  for b, s in BENCHMARKS.items()]  # fmt: skip
         axis.set_yticks(places, labels, fontsize=7)
         style.light_grid(axis, "x")
     axes.flat[0].invert_yaxis()
@@ -52,7 +53,8 @@ def _mixing_panel(axis: Axes, table: pd.DataFrame, x: str, paper_x: str, label: 
     ours, paper = table.sort_values(x), table.sort_values(paper_x)
     axis.errorbar(ours[x], ours["difference"], yerr=_bounds(ours, "difference"), fmt="o-", color=style.BLUE, markersize=4,
                   linewidth=1.1, elinewidth=1.2, label=f"here (n = {ours['n_seeds'].min()} seeds)")  # fmt: skip
-    axis.plot(paper[paper_x], paper["paper_difference"], "x--", color=style.BLACK, markersize=4.5, linewidth=0.8, label="paper (one run)")
+    axis.plot(paper[paper_x], paper["paper_difference"], "x--", color=style.BLACK, markersize=4.5, linewidth=0.8,
+              label="paper (one run)")  # fmt: skip
     axis.axhline(0, color=style.GREY, linewidth=0.8)
     axis.set_xlabel(label)
     style.light_grid(axis)
@@ -69,8 +71,9 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
     axes[0, 0].legend(loc="best")
     style.caption(
         figure,
-        "Here: mean of the last three evaluations, difference to h = 0 paired by seed with a 95 % t interval, uncorrected; b = 32. Paper: "
-        "read off its Figure 3, step 800, b = 128. Diversity: mean distance to the 5 nearest neighbours in the batch.",
+        "Here: mean of the last three evaluations, difference to h = 0 paired by seed with a 95 % t interval, uncorrected; "
+        "b = 32. Paper: read off its Figure 3, step 800, b = 128. Diversity: mean distance to the 5 nearest neighbours in the "
+        "batch.",
     )
     return figure
 
@@ -96,5 +99,7 @@ def preparation_cost(cost: pd.DataFrame) -> Figure:
     axis.set_xlabel("Milliseconds a prompt (log scale)")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     style.light_grid(axis, "x")
-    style.caption(figure, f"n = {n} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, 103,022 samples.")
+    style.caption(
+        figure, f"n = {n} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, 103,022 samples."
+    )
     return figure

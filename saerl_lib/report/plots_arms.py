@@ -13,7 +13,8 @@ from saerl_lib.report.statistics import paired_t_interval
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
 FAMILY_TITLES = {
     "paper": "Paper's arms", "ablation": "Ablations", "mixing": "Mixing", "batch": "Batch of 4b", "filter": "Filter",
-    "features": "Other features", "order": "Other orders", "rival": "Rivals", "transfer": "Larger policy", "user": "Your arms",
+    "features": "Other features", "staging": "Staging of clusters", "order": "Other orders", "rival": "Rivals",
+    "transfer": "Larger policy", "user": "Your arms",
 }  # fmt: skip
 
 
@@ -51,9 +52,9 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
     early_note = "Open and grey: fewer seeds than planned, decides nothing. " if waiting else ""
     style.caption(
         figure,
-        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / red: the "
-        f"corrected interval excludes 0. {early_note}Grey band: below the minimum detectable effect (power 0.8). Cross: the paper's "
-        "tables, whose averages count AIME24 by Pass@8.",
+        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / "
+        f"red: the corrected interval excludes 0. {early_note}Grey band: below the minimum detectable effect (power 0.8). "
+        "Cross: the paper's tables, whose averages count AIME24 by Pass@8.",
     )
     return figure
 
@@ -75,7 +76,7 @@ def study_curves(runs: pd.DataFrame) -> Figure:
         "entropy": "Entropy (nats a token)",
     }
     figure, axes = style.panels(style.FULL_WIDTH, 3.1, 1, 3, sharex=True)
-    for axis, (column, label) in zip(axes[0], columns.items()):
+    for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
         for arm in arms:
             part = runs[(runs["arm"] == arm) & runs[column].notna()]
             band = _band(part, column)

@@ -28,8 +28,8 @@ def feature_groups(groups: pd.DataFrame) -> Figure:
     axes[0, 0].set_xlim(left=0)
     axes[0, 0].set_xlabel("Share of total gain (%)")
     axes[0, 0].set_title("Gain by feature group")
-    labels = [f"{style.readable(g)} ({int(n):,})" for g, n in zip(groups["group"], groups["n_features"])]
-    for axis, top in zip(axes[0, 1:], (20, 100)):
+    labels = [f"{style.readable(g)} ({int(n):,})" for g, n in zip(groups["group"], groups["n_features"], strict=True)]
+    for axis, top in zip(axes[0, 1:], (20, 100), strict=True):
         axis.plot(groups[f"paper_top_{top}"], y, "s", color=style.ORANGE, markerfacecolor="none", markersize=7, clip_on=False,
                   label="paper")  # fmt: skip
         axis.plot(groups[f"top_{top}"], y, "o", color=style.BLUE, clip_on=False, label="here")
@@ -70,15 +70,15 @@ def cluster_audit(clusters: pd.DataFrame) -> Figure:
     _difficulty_panel(axes[0, 0], table, y)
     columns = (("topic_entropy_bits", "Bits", "Topic entropy"), ("solution_words_mean", "Words (mean)", "Solution length"),
                ("n", "Samples", "Size"))  # fmt: skip
-    for axis, (column, unit, title) in zip(axes[0, 1:], columns):
+    for axis, (column, unit, title) in zip(axes[0, 1:], columns, strict=True):
         axis.barh(y, table[column], 0.55, color=style.SKY)
-        for place, value in zip(y, table[column]):
+        for place, value in zip(y, table[column], strict=True):
             axis.annotate(style.number(round(float(value), 2)), (value, place), (2, 0), textcoords="offset points", va="center")
         axis.set_xlim(0, max(float(table[column].max()), 1e-9) * 1.35)
         axis.set_xlabel(unit)
         axis.set_title(title)
     names = [textwrap.shorten(str(label), 58, placeholder=" ...") for label in table["label"]]
-    axes[0, 0].set_yticks(y, [textwrap.fill(f"{c}  {name}", 30) for c, name in zip(table["cluster"], names)])
+    axes[0, 0].set_yticks(y, [textwrap.fill(f"{c}  {name}", 30) for c, name in zip(table["cluster"], names, strict=True)])
     axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
     style.light_grid(axes[0, 0], "x")
     style.caption(
@@ -100,13 +100,13 @@ def _contribution_panel(axis: Axes, parts: pd.DataFrame, title: str, unit: str) 
     rows = parts[parts["item"] != "intercept"].reset_index(drop=True)
     y, values = np.arange(len(rows)), rows["value"].to_numpy(dtype=float)
     axis.barh(y, values, 0.6, color=np.where(values < 0, LOSS_COLOUR, GAIN_COLOUR).tolist())
-    axis.set_yticks(y, [_item_label(str(item), n) for item, n in zip(rows["item"], rows["n"].fillna(0))])
+    axis.set_yticks(y, [_item_label(str(item), n) for item, n in zip(rows["item"], rows["n"].fillna(0), strict=True)])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.axvline(0, color=style.BLACK, linewidth=0.6)
     pad = 0.3 * (max(values.max(), 0.0) - min(values.min(), 0.0) or 1.0)  # room for the numbers
     axis.set_xlim(min(values.min(), 0.0) - pad, max(values.max(), 0.0) + pad)
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    for place, value in zip(y, values):
+    for place, value in zip(y, values, strict=True):
         axis.annotate(f"{value:+.2f}", (value, place), (3 if value >= 0 else -3, 0), textcoords="offset points", va="center",
                       ha="left" if value >= 0 else "right")  # fmt: skip
     start = float(parts.loc[parts["item"] == "intercept", "value"].iloc[0])
@@ -154,7 +154,7 @@ def _batch_panel(axis: Axes, batch: pd.DataFrame) -> None:
 def sample_audit(table: pd.DataFrame) -> Figure:
     """One sample's decision path: a line a decision, contributions to both scores, its place in the pool, its batch."""
     part = {name: rows.reset_index(drop=True) for name, rows in table.groupby("part", sort=False)}
-    lines = dict(zip(part["path"]["item"], part["path"]["note"]))
+    lines = dict(zip(part["path"]["item"], part["path"]["note"], strict=True))
     figure, axes = style.panels(style.FULL_WIDTH, 5.9, 2, 2, gridspec_kw={"height_ratios": [1.35, 1]})
     text = [textwrap.fill(f"{name.capitalize()}: {lines[name]}", 118, subsequent_indent="    ") for name in PATH if name in lines]
     head = "\n".join([f"Decision path of {table['sample_id'].iloc[0]}", *text])

@@ -15,7 +15,7 @@ SOURCES = ("target", "parent")
 def _scores_panel(axis: Axes, scores: pd.DataFrame) -> None:
     sources = style.ordered(scores["source"], SOURCES)
     palette = style.colours(sources)
-    for source, dashes in zip(sources, ("-", "--", ":", "-.") * len(sources)):
+    for source, dashes in zip(sources, ("-", "--", ":", "-.") * len(sources), strict=False):
         part = scores[scores["source"] == source].sort_values("bin_low")
         edges = np.append(part["bin_low"].to_numpy(), part["bin_high"].iloc[-1])
         axis.stairs(part["share"], edges, color=palette[source], linestyle=dashes, linewidth=1.4, label=style.readable(source))
@@ -34,8 +34,8 @@ def filter_rules(rules: pd.DataFrame, scores: pd.DataFrame) -> Figure:
     )
     _scores_panel(axes[0, 0], scores)
     y = np.arange(len(rules))
-    labels = [f"{style.readable(rule)}\n({int(kept):,} kept)" for rule, kept in zip(rules["rule"], rules["kept"])]
-    for axis, column in zip(axes[0, 1:], ("purity", "recall")):
+    labels = [f"{style.readable(rule)}\n({int(kept):,} kept)" for rule, kept in zip(rules["rule"], rules["kept"], strict=True)]
+    for axis, column in zip(axes[0, 1:], ("purity", "recall"), strict=True):
         axis.plot(100 * rules[f"paper_{column}"], y, "s", color=style.ORANGE, markerfacecolor="none", markersize=7,
                   clip_on=False, label="paper")  # fmt: skip
         axis.plot(100 * rules[column], y, "o", color=style.BLUE, clip_on=False, label="here")

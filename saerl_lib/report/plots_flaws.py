@@ -85,11 +85,12 @@ def filter_flaws(frame: pd.DataFrame) -> Figure:
     figure, axes = style.panels(
         style.FULL_WIDTH, 0.9 + rows * (0.5 + 0.155 * len(names)), rows, COLUMNS, sharex=True, sharey=True
     )
-    for axis, (dataset, pool, flaw) in zip(axes.ravel(), found):
+    for axis, (dataset, pool, flaw) in zip(axes.ravel(), found, strict=False):
         part = frame[(frame["dataset"] == dataset) & (frame["pool"] == pool) & (frame["flaw"] == flaw)]
         _forest(axis, part, names, 0.5)
         axis.set_title(f"{style.readable(flaw)}{' flaw' if flaw == 'any' else ''}\n{dataset}, {pool}"
-                       f"\n{int(part['n_flawed'].iloc[0]):,} of {int(part[['n_flawed', 'n_sound']].iloc[0].sum()):,}")  # fmt: skip
+                       f"\n{int(part['n_flawed'].iloc[0]):,} of "
+                       f"{int(part[['n_flawed', 'n_sound']].iloc[0].sum()):,}")  # fmt: skip
     axes[0, 0].set_yticks(range(len(names)), [LABELS.get(name, style.readable(name)) for name in names])
     axes[0, 0].set_xlim(-0.02, 1.02)
     axes[0, 0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
@@ -119,8 +120,8 @@ def filter_selfreg(frame: pd.DataFrame) -> Figure:
     figure, axes = style.panels(
         style.FULL_WIDTH, 1.3 + len(metrics) * (0.45 + 0.16 * len(names)), len(metrics), len(targets), sharex="row", sharey=True
     )
-    for row, (metric, (label, chance)) in zip(axes, metrics.items()):
-        for axis, target in zip(row, targets):
+    for row, (metric, (label, chance)) in zip(axes, metrics.items(), strict=True):
+        for axis, target in zip(row, targets, strict=True):
             part = frame[(frame["target"] == target) & (frame["metric"] == metric)]
             _forest(axis, part, names, chance)
             axis.set_xlabel(label)
@@ -130,8 +131,8 @@ def filter_selfreg(frame: pd.DataFrame) -> Figure:
     axes[0, 0].set_yticks(np.arange(len(names)), [style.readable(name) for name in names])
     style.caption(
         figure,
-        "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: the "
-        "half with the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random columns "
-        "or directions. Source on the whole pool, flaws among parent samples. Bars: 95 % bootstrap over test samples.",
+        "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: "
+        "the half with the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random "
+        "columns or directions. Source on the whole pool, flaws among parent samples. Bars: 95 % bootstrap over test samples.",
     )
     return figure

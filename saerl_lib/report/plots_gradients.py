@@ -29,7 +29,9 @@ def _points(axis: Axes, part: pd.DataFrame, y: np.ndarray, label: str, colour: s
 
 def _coherence_panel(axis: Axes, rows: pd.DataFrame, groupings: list[str]) -> None:
     """One level: same and different groups of every grouping, the pool's mean and the ceiling as lines with bands."""
-    for name, colour, line, label in ((POOL, style.GREY, ":", "Any two"), (CEILING, style.BLACK, "--", "Same prompts, new rollouts")):
+    for name, colour, line, label in (
+        (POOL, style.GREY, ":", "Any two"), (CEILING, style.BLACK, "--", "Same prompts, new rollouts")
+    ):  # fmt: skip
         row = rows[rows["relation"] == name].iloc[0]
         axis.axvspan(row["ci_low"], row["ci_high"], color=colour, alpha=0.12, linewidth=0)
         axis.axvline(row["value"], color=colour, linestyle=line, linewidth=1, label=label)
@@ -87,7 +89,8 @@ def _cluster_panel(axis: Axes, means: pd.DataFrame) -> None:
     colours = [style.VERMILLION if c == MEAN else style.BLUE for c in clusters]
     lengths = 100 * style.error_lengths(rows["mse_change_at_h"], rows["change_low"], rows["change_high"])
     for i, colour in enumerate(colours):
-        axis.errorbar(100 * rows["mse_change_at_h"].iloc[i], y[i], xerr=lengths[:, [i]], color=colour, marker="D" if i == 0 else "o")
+        axis.errorbar(100 * rows["mse_change_at_h"].iloc[i], y[i], xerr=lengths[:, [i]], color=colour,
+                      marker="D" if i == 0 else "o")  # fmt: skip
     axis.axvline(0, color=style.BLACK, linewidth=0.8)
     axis.set_xscale("symlog", linthresh=10)
     axis.xaxis.set_major_locator(FixedLocator([-100, -10, 0, 10, 100, 1000]))
@@ -129,8 +132,8 @@ def mixing_theory(theory: pd.DataFrame, curve: pd.DataFrame) -> Figure:
     share = everyone["bias2"] / (everyone["bias2"] + everyone["variance"])
     style.caption(
         figure,
-        f"n = {int(everyone['n_c'])} prompts, {len(pairs)} ordered pairs of clusters. Error: mean squared error of a batch gradient as an "
-        f"estimate of the pool's; of a pure batch of one cluster, {100 * share:.1f} % is squared bias, the rest variance. Middle and right: "
-        "partner drawn by size. Bars and band: 95 % bootstrap over prompts.",
+        f"n = {int(everyone['n_c'])} prompts, {len(pairs)} ordered pairs of clusters. Error: mean squared error of a batch "
+        f"gradient as an estimate of the pool's; of a pure batch of one cluster, {100 * share:.1f} % is squared bias, the rest "
+        "variance. Middle and right: partner drawn by size. Bars and band: 95 % bootstrap over prompts.",
     )
     return figure

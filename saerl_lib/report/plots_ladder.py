@@ -40,7 +40,8 @@ def _panel(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
             continue
         colour, marker, _ = RUNGS[SETS.get(name, "control")]
         lengths = style.error_lengths(row["value"], row["ci_low"], row["ci_high"])
-        axis.errorbar(row["value"], [names.index(name)], xerr=lengths, linestyle="none", color=colour, marker=marker, markersize=3.5)
+        axis.errorbar(row["value"], [names.index(name)], xerr=lengths, linestyle="none", color=colour, marker=marker,
+                      markersize=3.5)  # fmt: skip
     best = part[part["shown"] == "tfidf"]["value"]
     if len(best):
         axis.axvline(float(best.iloc[0]), color=style.ORANGE, linewidth=0.7, linestyle=":")
@@ -70,8 +71,8 @@ def _ladder(table: pd.DataFrame, columns: int = 3) -> Figure:
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     style.caption(
         figure,
-        "Bars: 95 % bootstrap over test problems and, where a set has several, over SAE seeds. Dotted: TF-IDF. All sets: the same "
-        "splits and the same tuning budget.",
+        "Bars: 95 % bootstrap over test problems and, where a set has several, over SAE seeds. Dotted: TF-IDF. All sets: the "
+        "same splits and the same tuning budget.",
     )
     return figure
 

@@ -27,7 +27,7 @@ def batch_composition(batches: pd.DataFrame) -> Figure:
     palette, symbols = style.colours(orders, style.ORDER_COLOURS), style.markers(orders, style.ORDER_MARKERS)
     steps = int(batches.groupby("order").size().max())
     window = max(1, steps // 20)
-    for axis, (column, label) in zip(axes[:, 0], QUANTITIES):
+    for axis, (column, label) in zip(axes[:, 0], QUANTITIES, strict=True):
         for order in orders:
             part = batches[batches["order"] == order].sort_values("step")
             axis.plot(part["step"], part[column], symbols[order], color=palette[order], markersize=1.8, alpha=0.35,
@@ -55,7 +55,7 @@ def inbatch_diversity(diversity: pd.DataFrame) -> Figure:
     orders = style.ordered(diversity["order"], ORDERS)
     palette, symbols = style.colours(orders, style.ORDER_COLOURS), style.markers(orders, style.ORDER_MARKERS)
     shift = 0.03 * max(1, int(diversity["swapped_per_batch"].max()))
-    for axis, space in zip(axes[0], spaces):
+    for axis, space in zip(axes[0], spaces, strict=True):
         for place, order in enumerate(orders):
             part = diversity[(diversity["space"] == space) & (diversity["order"] == order)].sort_values("swapped_per_batch")
             if part.empty:
@@ -87,6 +87,6 @@ def inbatch_diversity(diversity: pd.DataFrame) -> Figure:
 def _legend_entries(axes: np.ndarray) -> tuple[list[Any], list[str]]:
     entries: dict[str, Any] = {}
     for axis in axes.ravel():
-        for handle, label in zip(*axis.get_legend_handles_labels()):
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     return list(entries.values()), list(entries)

@@ -52,7 +52,7 @@ def sae_quality(quality: pd.DataFrame) -> Figure:
     columns = min(4, len(quantities))
     rows = -(-len(quantities) // columns)
     figure, axes = style.panels(style.FULL_WIDTH, 0.7 + 1.7 * rows, rows, columns)
-    for axis, quantity in zip(axes.ravel(), quantities):
+    for axis, quantity in zip(axes.ravel(), quantities, strict=False):
         _quality_panel(axis, quality[quality["quantity"] == quantity], encoders)
         axis.set_title(style.readable(quantity))
     style.hide_unused(axes, len(quantities))
@@ -114,13 +114,13 @@ def probe_ladder(ladder: pd.DataFrame) -> Figure:
     """A panel a target and metric, a row a feature set, dots with 95 % intervals; colour and marker by data set."""
     table = ladder.assign(shown=ladder["features"].replace({"majority": BASELINE, "mean": BASELINE, "majority|mean": BASELINE}))
     targets, metrics = style.ordered(table["target"], TARGETS), style.ordered(table["metric"], METRICS)
-    present = set(zip(table["target"], table["metric"]))
+    present = set(zip(table["target"], table["metric"], strict=True))
     pairs = [(target, metric) for target in targets for metric in metrics if (target, metric) in present]
     features, datasets = style.ordered(table["shown"], FEATURES), style.ordered(table["dataset"], ("world",))
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
     figure, axes = style.panels(style.FULL_WIDTH, 0.8 + rows * (0.55 + 0.17 * len(features)), rows, columns, sharey=True)
-    for axis, (target, metric) in zip(axes.ravel(), pairs):
+    for axis, (target, metric) in zip(axes.ravel(), pairs, strict=False):
         part = table[(table["target"] == target) & (table["metric"] == metric)]
         _probe_panel(axis, part, features, datasets)
         axis.set_title(style.readable(target))
@@ -148,7 +148,7 @@ def calibration(bins: pd.DataFrame) -> Figure:
     pad = 0.05 * (np.nanmax(numbers) - np.nanmin(numbers) or 1.0)
     limits = (np.nanmin(numbers) - pad, np.nanmax(numbers) + pad)
     palette, symbols = style.colours(scores), style.markers(scores)
-    for axis, score in zip(axes[0], scores):
+    for axis, score in zip(axes[0], scores, strict=True):
         part = bins[bins["score"] == score].sort_values("predicted_mean")
         lengths = style.error_lengths(part["label_mean"], part["ci_low"], part["ci_high"])
         axis.plot(limits, limits, color=style.GREY, linewidth=0.8, linestyle="--")
@@ -176,7 +176,7 @@ def cluster_topics(counts: pd.DataFrame) -> Figure:
         for y, x in np.ndindex(rows, columns):
             axis.text(x, y, f"{100 * shares[y, x]:.0f}", ha="center", va="center", fontsize=7,
                       color="white" if shares[y, x] > 0.55 else "black")  # fmt: skip
-    axis.set_xticks(range(columns), [f"{c}\n{int(n):,}" for c, n in zip(table.columns, totals)])
+    axis.set_xticks(range(columns), [f"{c}\n{int(n):,}" for c, n in zip(table.columns, totals, strict=True)])
     axis.set_yticks(range(rows), [style.readable(name) for name in table.index])
     axis.tick_params(length=0)
     axis.set_xlabel("Cluster, and its number of samples")

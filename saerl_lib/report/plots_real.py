@@ -53,7 +53,7 @@ def real_clusters(frame: pd.DataFrame) -> Figure:
     part = frame[frame["quantity"].isin(QUANTITIES)]
     names = style.ordered(part["features"], FEATURES)
     figure, axes = style.panels(style.FULL_WIDTH, 2.2 + 0.4 * len(names), 2, 2)
-    for axis, (quantity, title) in zip(axes.ravel(), QUANTITIES.items()):
+    for axis, (quantity, title) in zip(axes.ravel(), QUANTITIES.items(), strict=False):
         _forest(axis, part[part["quantity"] == quantity], names)
         axis.set_xlim(left=min(0.0, float(part.loc[part["quantity"] == quantity, "ci_low"].min())))
         axis.set_title(f"{title} with subject")
@@ -61,14 +61,16 @@ def real_clusters(frame: pd.DataFrame) -> Figure:
     stable = frame[frame["quantity"].isin(STABILITY)].assign(features=frame["quantity"])
     rows = style.ordered(stable["features"], STABILITY)
     _forest(axes[1, 1], stable, rows)
-    axes[1, 1].set_yticks(range(len(rows)), [STABILITY[name].replace("seeds of ", "").replace("the ", "") + "\nseeds" for name in rows])
+    axes[1, 1].set_yticks(
+        range(len(rows)), [STABILITY[name].replace("seeds of ", "").replace("the ", "") + "\nseeds" for name in rows]
+    )
     axes[1, 1].set_xlim(0, 1)
     axes[1, 1].set_title("ARI of two fits")
     style.caption(
         figure,
-        f"n = {int(frame['n'].max()):,} problems of MATH with solutions. Bars: 95 % bootstrap over problems, clusters fixed; shuffled "
-        "subjects and the last panel: least and largest of all shuffles or pairs. Open squares: the paper's clusters against its "
-        "own leaf topics, of which there are hundreds; MATH has seven subjects, so they are no target.",
+        f"n = {int(frame['n'].max()):,} problems of MATH with solutions. Bars: 95 % bootstrap over problems, clusters fixed; "
+        "shuffled subjects and the last panel: least and largest of all shuffles or pairs. Open squares: the paper's clusters "
+        "against its own leaf topics, of which there are hundreds; MATH has seven subjects, so they are no target.",
     )
     return figure
 
@@ -79,9 +81,9 @@ def real_cluster_audit(clusters: pd.DataFrame) -> Figure:
     figure = plots_audit.cluster_audit(clusters)
     style.caption(
         figure,
-        f"n = {int(clusters['n'].sum()):,} problems of MATH. Difficulty: level 1 to 5; bar: its quartiles; line: median; diamond: "
-        "mean. A label names the most frequent subjects (seven in all, at most 2.8 bits); mixed: the first of them has less than a "
-        "quarter of the cluster.",
+        f"n = {int(clusters['n'].sum()):,} problems of MATH. Difficulty: level 1 to 5; bar: its quartiles; line: median; "
+        "diamond: mean. A label names the most frequent subjects (seven in all, at most 2.8 bits); mixed: the first of them has "
+        "less than a quarter of the cluster.",
     )
     return figure
 
@@ -92,8 +94,9 @@ def real_feature_groups(groups: pd.DataFrame) -> Figure:
     figure = plots_audit.feature_groups(groups)
     style.caption(
         figure,
-        f"n = {int(groups['n'].max()):,} problems of MATH; number of features of a group in brackets. LightGBM predicts the cluster "
-        "label; bars: 95 % interval over bootstrap resamples of the problems. Filled: here; open: paper, section 5.4, on its own data.",
+        f"n = {int(groups['n'].max()):,} problems of MATH; number of features of a group in brackets. LightGBM predicts the "
+        "cluster label; bars: 95 % interval over bootstrap resamples of the problems. Filled: here; open: paper, section 5.4, on "
+        "its own data.",
     )
     return figure
 
@@ -124,7 +127,7 @@ def _rule_panels(axes: Sequence[Axes], rules: pd.DataFrame) -> None:
     shown = [name for name in SHOWN if name in set(rules["features"])]
     order = list(dict.fromkeys(rules["rule"]))
     palette, symbols = style.colours(shown), style.markers(shown)
-    for axis, column in zip(axes, ("purity", "recall")):
+    for axis, column in zip(axes, ("purity", "recall"), strict=True):
         paper = rules[rules["features"] == shown[0]].set_index("rule")[f"paper_{column}"].reindex(order)
         axis.plot(100 * paper, range(len(order)), "s", color=style.ORANGE, markerfacecolor="none", markersize=8, clip_on=False,
                   label="paper")  # fmt: skip
@@ -145,9 +148,10 @@ def real_flaws(frame: pd.DataFrame) -> Figure:
     figure = plots_flaws.filter_flaws(frame.assign(dataset="ValiMath", flaw=frame["flaw"].str.replace("level_0", "level 0")))
     style.caption(
         figure,
-        "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed of "
-        "compared questions, people's judgement. Panels after the first: the first check that a question failed, where ten or more did. * trained on "
-        "1,502 judged questions at most; selfreg: columns that metadata explain count less. Bars: 95 % bootstrap over questions.",
+        "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed "
+        "of compared questions, people's judgement. Panels after the first: the first check that a question failed, where ten or "
+        "more did. * trained on 1,502 judged questions at most; selfreg: columns that metadata explain count less. Bars: 95 % "
+        "bootstrap over questions.",
     )
     return figure
 
@@ -158,8 +162,8 @@ def real_selfreg(frame: pd.DataFrame) -> Figure:
     figure = plots_flaws.filter_selfreg(frame.assign(dataset="ValiMath"))
     style.caption(
         figure,
-        "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: the "
-        "half with the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random columns or "
-        "directions. Bars: 95 % bootstrap over test questions.",
+        "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: "
+        "the half with the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random "
+        "columns or directions. Bars: 95 % bootstrap over test questions.",
     )
     return figure

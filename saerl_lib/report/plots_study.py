@@ -41,8 +41,8 @@ def label_curve(curve: pd.DataFrame) -> Figure:
     figure.legend(loc="outside upper center", ncols=len(features), columnspacing=1.0, handletextpad=0.4)
     style.caption(
         figure,
-        f"n = {int(curve['n_test'].iloc[0]):,} test samples. Point: mean over {int(curve['n_subsets'].max())} nested random subsets "
-        "(all of L is one); bar: 95 % interval over subsets and test samples. A constant prediction counts as 0.",
+        f"n = {int(curve['n_test'].iloc[0]):,} test samples. Point: mean over {int(curve['n_subsets'].max())} nested random "
+        "subsets (all of L is one); bar: 95 % interval over subsets and test samples. A constant prediction counts as 0.",
     )
     return figure
 

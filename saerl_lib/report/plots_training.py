@@ -20,7 +20,7 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     palette, symbols = style.colours(arms, style.ARM_COLOURS), style.markers(arms, style.ARM_MARKERS)
     steps = int(curves["step"].nunique())
     window = max(1, steps // 20)
-    for axis, column in zip(axes[0], ("reward_mean", "zero_variance_share")):
+    for axis, column in zip(axes[0], ("reward_mean", "zero_variance_share"), strict=True):
         for arm in arms:
             table = curves[curves["arm"] == arm].pivot_table(index="step", columns="seed", values=column).sort_index()
             smooth = table.rolling(window, center=True, min_periods=1).mean()
@@ -79,7 +79,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
     rows = -(-len(sets) // columns)
     figure, axes = style.panels(style.FULL_WIDTH, 0.8 + 1.8 * rows, rows, columns, sharex=True)
     palette, symbols = style.colours(arms, style.ARM_COLOURS), style.markers(arms, style.ARM_MARKERS)
-    for axis, name in zip(axes.ravel(), sets):
+    for axis, name in zip(axes.ravel(), sets, strict=False):
         part = curves[curves["eval_set"] == name]
         metric = _shown_metric(part)
         part = part[part["metric"] == metric]
@@ -132,7 +132,7 @@ def paired_difference(differences: pd.DataFrame) -> Figure:
         lengths = style.error_lengths([row["difference"]], [row["ci_low"]], [row["ci_high"]])
         axis.errorbar([row["difference"]], [index], xerr=lengths, color=colour, marker=marker, markersize=5)
     labels = [f"{'mean of the sets' if s == 'all' else style.readable(s)}, {style.readable(m).replace(' at ', '@')}"
-              for s, m in zip(table["eval_set"], table["metric"])]  # fmt: skip
+              for s, m in zip(table["eval_set"], table["metric"], strict=True)]  # fmt: skip
     axis.set_yticks(y, labels)
     right = axis.twinx()
     for target in (axis, right):
@@ -140,7 +140,7 @@ def paired_difference(differences: pd.DataFrame) -> Figure:
         target.tick_params(axis="y", length=0)
     right.spines["left"].set_visible(False)
     problems = ["" if pd.isna(n) else f", {int(n):,} problems" for n in table["n_problems"]]
-    right.set_yticks(y, [f"{d:+.2f}{p}" for d, p in zip(table["difference"], problems)])
+    right.set_yticks(y, [f"{d:+.2f}{p}" for d, p in zip(table["difference"], problems, strict=True)])
     axis.set_xlabel("saerl minus grpo at the last step (percent points)")
     axis.set_title("Paired difference by evaluation set")
     n = table["n_seeds"]

@@ -85,9 +85,9 @@ def steps_to_target(steps: Sequence[int], values: Sequence[float], target: float
     """
     if len(steps) != len(values):
         raise ValueError(f"{len(steps)} steps but {len(values)} values: give one value a step")
-    if any(later <= earlier for earlier, later in zip(steps, steps[1:])):
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
         raise ValueError("steps must rise strictly: sort the evaluations and drop doubled steps")
-    return next((int(step) for step, value in zip(steps, values) if value >= target - 1e-9), None)
+    return next((int(step) for step, value in zip(steps, values, strict=True) if value >= target - 1e-9), None)
 
 
 def area_under_curve(steps: ArrayLike, values: ArrayLike) -> float:

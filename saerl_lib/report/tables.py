@@ -94,7 +94,7 @@ def finding_markdown(frame: pd.DataFrame) -> str:
 def gates_markdown(frame: pd.DataFrame) -> str:
     """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
     rows = []
-    for row, met in zip(frame.to_dict("records"), is_true(frame["met"])):
+    for row, met in zip(frame.to_dict("records"), is_true(frame["met"]), strict=True):
         low, high = row["low"], row["high"]
         allowed = _bounds(low, high) or (
             f"at most {high:.3g}" if pd.notna(high) else f"at least {low:.3g}" if pd.notna(low) else "reported"
@@ -133,7 +133,7 @@ def ladder_markdown(frame: pd.DataFrame) -> str:
 
 
 def study_markdown(frame: pd.DataFrame) -> str:
-    """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and what was spent before and during training."""
+    """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and the cost before and during training."""
     rows = []
     for row in frame.to_dict("records"):
         prepared = {
@@ -145,13 +145,15 @@ def study_markdown(frame: pd.DataFrame) -> str:
         interval = _bounds(row["ci_low"], row["ci_high"])
         rows.append(
             [
-                f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval, f"{row['steps_to_target']:.0f}",
-                f"{row['area']:.1f}", f"{row['final_mean_with_pass']:.1f}", f"{row['updates']:.0f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
+                f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval,
+                f"{row['steps_to_target']:.0f}", f"{row['area']:.1f}", f"{row['final_mean_with_pass']:.1f}",
+                f"{row['updates']:.0f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
             ]
         )  # fmt: skip
     header = [
         "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, uncorrected", "Steps to target",
-        "Area under the curve, %", "Last evaluation, hardest set by Pass@8, %", "Updates", "Distinct prompts", "Generated tokens, million", "Before training",
+        "Area under the curve, %", "Last evaluation, hardest set by Pass@8, %", "Updates", "Distinct prompts",
+        "Generated tokens, million", "Before training",
     ]  # fmt: skip
     return markdown_table(header, rows)
 

@@ -186,7 +186,8 @@ def coherence_table(
     for name, (within, across) in masks.items():
         for relation, values in prompt_cosines(pairs, within, across, weights).items():
             add(name, "prompt", relation, values, alive)
-    add("random", "prompt", "random", prompt_cosines(pairs, everyone[:, None] == everyone, masks["cluster"][0], weights)["within"], alive)
+    drawn = prompt_cosines(pairs, everyone[:, None] == everyone, masks["cluster"][0], weights)["within"]
+    add("random", "prompt", "random", drawn, alive)
     both = np.isfinite(pairs.halves)
     again = (weights * both) @ np.where(both, pairs.halves, 0.0) / (weights @ both)
     add("random", "prompt", "halves", again, int(both.sum()))

@@ -119,8 +119,9 @@ def compute_gradients(
     kept = np.array([place[name] for name in pool["sample_id"]])
     rows = np.flatnonzero(pool["sample_id"].isin(chosen["sample_id"]).to_numpy())
     spaces = space_distances(
-        table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(), sub_seed(profile.seed, "gradient-permuted-z")
-    )
+        table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
+        sub_seed(profile.seed, "gradient-permuted-z"),
+    )  # fmt: skip
     write_tables(folder, profile, pool, chosen, samples, gram, spaces)
 
 
@@ -148,5 +149,6 @@ def zero_variance_table(stage: Stage) -> pd.DataFrame:
     rows = []
     for name, part in groups:
         rates = part[["pass_rate_1", "pass_rate_2"]].to_numpy()
-        rows.append((name, len(part), float(np.mean((rates == 0) | (rates == 1))), float((rates == 0).mean()), float((rates == 1).mean())))
+        wrong, right = rates == 0, rates == 1
+        rows.append((name, len(part), float(np.mean(wrong | right)), float(wrong.mean()), float(right.mean())))
     return pd.DataFrame(rows, columns=["cluster", "prompts", "zero-variance share", "all wrong", "all right"])

@@ -22,6 +22,7 @@ from saerl_lib.config import PlanConfig, Profile, sub_seed
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.rl.arm_pool import load_arm_pool
 from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
+from saerl_lib.rl.policy import policy_folder
 from saerl_lib.rl.runner import is_done, run_jobs
 
 MAIN = "paper"
@@ -62,7 +63,7 @@ def planned_run(profile: Profile, pools: Stage, arm: Arm, seed: int, home: Path,
     """The run of an arm on a matched seed; a fixed order is written as a plan under `home`/plans."""
     pool_file = pools.path(f"{arm.pool}.parquet")
     common = {"pool": pool_file, "dapo": arm.dapo, "arms": arms_file if arm.name not in all_arms() else None}
-    common["prompts_per_step"] = arm.batch_factor * profile.plan.prompts_per_step
+    common |= {"prompts_per_step": arm.batch_factor * profile.plan.prompts_per_step, "policy": policy_folder(arm.model)}
     if arm.policy is not None:
         return PlannedRun(arm.name, seed, table=pools.path(f"{arm.pool}_table.parquet"), **common)
     matched = sub_seed(profile.seed, f"arm-order-{seed}") if arm.seeded else 0
@@ -139,7 +140,8 @@ def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _budget(folder: Path) -> dict[str, Any]:
     """Prompts, rollouts and tokens that a run spent, by evaluation step where needed summed up."""
-    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=["arm", "seed", "step", "sample_id", "used", "completion_tokens"])
+    columns = ["arm", "seed", "step", "sample_id", "used", "completion_tokens"]
+    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=columns)
     group = rollouts.drop_duplicates(["step", "sample_id"])
     return {
         "arm": rollouts["arm"].iloc[0], "seed": rollouts["seed"].iloc[0], "updates": int(rollouts["step"].max()),

@@ -47,7 +47,7 @@ class PlannedRun:
 
 
 def dapo_settings(train: TrainConfig) -> TrainConfig:
-    """DAPO's loss, clip and dynamic sampling (arXiv 2503.14476); its overlong penalty is left out: 0.2 % of completions are cut."""
+    """DAPO's loss, clip and dynamic sampling (arXiv 2503.14476) without its overlong penalty: 0.2 % of completions are cut."""
     return dataclasses.replace(train, loss_type="dapo", clip_epsilon_high=0.28, dynamic_sampling=True)
 
 

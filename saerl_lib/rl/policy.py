@@ -1,4 +1,4 @@
-"""The base policy of the embedded world: a small model pre-trained on a learner's solutions.
+"""The base policies of the embedded world: small models pre-trained on a learner's solutions.
 
 Every skill slips at its own rate (`saerl_lib.data.skills.SLIP_RATE`), more often at higher levels, so that RL has
 skills to mend one by one.
@@ -26,6 +26,13 @@ from saerl_lib.encode.language_model import LanguageModelConfig, load_model, pre
 POLICY = LanguageModelConfig(
     seed=11, vocabulary=640, width=128, layers=4, heads=4, feed_forward=384, steps=4000, sequences_per_step=96
 )
+LARGE = LanguageModelConfig(
+    seed=12, vocabulary=640, width=192, layers=6, heads=6, feed_forward=576, steps=2000, sequences_per_step=96,
+    learning_rate=1.33e-3,
+)  # fmt: skip
+"""3.2 times the parameters on half the texts, the learning rate scaled with the width; the study's second policy."""
+POLICIES = {"policy": POLICY, "policy_large": LARGE}
+"""Policies by the name of their folder; both have the tokenizer of the first."""
 FOLDER = paths.WEIGHTS / "policy"
 SOURCES = tuple(HABITS)
 
@@ -44,12 +51,20 @@ def tokenizer_texts(seed: int, draw: Callable[[random.Random], Text], count: int
         yield "\n".join(draw(rng))
 
 
+def policy_folder(name: str) -> Path:
+    """Where the weights of a policy of `POLICIES` lie. Raises KeyError for another name."""
+    if name not in POLICIES:
+        raise KeyError(f"policy {name!r} does not exist; choose one of {', '.join(POLICIES)}")
+    return paths.WEIGHTS / name
+
+
 def rebuild_policy(
-    folder: Path = FOLDER, steps: int | None = None, report: Callable[[int, float], None] = lambda step, loss: None
-) -> list[float]:
+    folder: Path = FOLDER, steps: int | None = None, report: Callable[[int, float], None] = lambda step, loss: None,
+    config: LanguageModelConfig = POLICY,
+) -> list[float]:  # fmt: skip
     """Train tokenizer and policy from scratch into `folder`; returns the losses in nats a solution token."""
     tokenizer = train_tokenizer(tokenizer_texts(POLICY.seed, draw_learner_text), POLICY.vocabulary)
-    model, losses = pretrain(POLICY, tokenizer, draw_learner_text, report, steps)
+    model, losses = pretrain(config, tokenizer, draw_learner_text, report, steps)
     save_model(model, tokenizer, folder)
     (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
     return losses

@@ -27,8 +27,8 @@ from saerl_lib.data.world import draw_split, target_weights, uniform_weights
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.generation import correct_attempts
-from saerl_lib.rl.policy import load_policy
 from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
+from saerl_lib.rl.policy import load_policy
 from saerl_lib.rl.runner import run_jobs
 
 RESERVED_SEED = 90_002
@@ -145,7 +145,10 @@ def order_gates(evaluations: pd.DataFrame, problems: int, seeds: int) -> dict[st
     start = len(plain) - 1 - (len(plain) - 1) // 4
     gains = plain.iloc[-3:].mean() - plain.iloc[start - 2 : start + 1].mean()
     by_seed = ", ".join(f"{gain:+.2f}" for gain in gains)
-    note = f"random order, {plain.iloc[0].mean():.1f} % at the start, {plain.iloc[-3:].mean().mean():.1f} % at the end; by seed {by_seed}"
+    note = (
+        f"random order, {plain.iloc[0].mean():.1f} % at the start, {plain.iloc[-3:].mean().mean():.1f} % at the end; "
+        f"by seed {by_seed}"
+    )
     gates["grpo: gain in the last quarter, points"] = {"value": float(gains.mean()), "n": plain.shape[1], "note": note}
     return gates
 

@@ -142,10 +142,11 @@ def compare_encoding(model: Path, size: GpuSize, device: torch.device, work: Pat
         rows = [
             ("share of features above 0", float((expected > 0).mean()), FIRING, 1.0),
             ("share of features that differ from the CPU's", different_share(found, expected), 0.0, DIFFERENT_SHARE),
-            ("share that differs, retained latents alone against all", different_share(found, full, SAME_DEVICE), 0.0, SAME_DEVICE),
+            ("share that differs, retained latents alone against all", different_share(found, full, SAME_DEVICE),
+             0.0, SAME_DEVICE),
             ("share that differs from SAELens' dense latents", saelens, 0.0, SAME_DEVICE),
             ("rank correlation, model in bfloat16", median_rank_correlation(half, expected), RANK, 1.0),
             ("rank correlation, model and SAE in bfloat16", median_rank_correlation(all_half, expected), RANK, 1.0),
-        ]
+        ]  # fmt: skip
         checks += [Check("encoding", f"{kind}: {quantity}", *row) for quantity, *row in rows]
     return checks
