@@ -125,10 +125,12 @@ def _train(a: argparse.Namespace) -> int:
 
 
 def _grid(a: argparse.Namespace) -> int:
-    from saerl_lib.grid_command import list_arms, run_grid_command
+    from saerl_lib.grid_command import list_arms, run_grid_command, run_tables
 
     if a.list:
         return list_arms(a.arms_from)
+    if a.tables:
+        return run_tables(a.profile)
     return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish, a.ray, a.go_on)
 
 

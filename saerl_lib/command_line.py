@@ -120,6 +120,7 @@ def _add_study(commands: Any, common: argparse.ArgumentParser) -> None:
     grid.add_argument("--continue", dest="go_on", action="store_true",
                       help="do not make committed runs again whose key is the same; they join the tables")  # fmt: skip
     grid.add_argument("--list", action="store_true", help="print the arms and stop")
+    grid.add_argument("--tables", action="store_true", help="write the tables again from the committed runs alone, and stop")
     grid.add_argument("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"')
     needed = commands.add_parser("seeds-needed", parents=[common], help="the pilot: learning rate and number of matched seeds")
     needed.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")

@@ -17,8 +17,8 @@ from saerl_lib.notebooks import UserError
 from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid, run_name
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
-from saerl_lib.study_record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
-from saerl_lib.study_results import collect_study, study_cells, study_stages
+from saerl_lib.study.record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
+from saerl_lib.study.results import collect_study, rewrite_tables, study_cells, study_stages
 
 
 def study_profile(name: str = "study") -> Profile:
@@ -92,6 +92,14 @@ def show_repeated(folders: Sequence[Path]) -> None:
         where = "the same processor type" if row.cpu == row.committed_cpu else f"{row.cpu}; committed: {row.committed_cpu}"
         where += "" if row.same_key else "; made from other settings, measurements or code"
         print(f"{row.run}: outcome {row.outcome:.2f} %, committed {row.committed_outcome:.2f} %, {same} ({where})")
+
+
+def run_tables(profile_name: str = "study") -> int:
+    """The study's tables in `figures/data` again from the committed runs: no run, no stage, some tens of seconds."""
+    folder = paths.study_data_dir(profile_name)
+    rewrite_tables(study_profile(profile_name), folder)
+    print(f"tables of the committed runs: {folder}")
+    return 0
 
 
 def run_seeds_needed(profile_name: str = "study") -> int:

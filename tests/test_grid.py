@@ -31,7 +31,7 @@ from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.rl.policy import policy_folder
 from saerl_lib.rl.rollouts import read_rows
-from saerl_lib.study_record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
+from saerl_lib.study.record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_files import write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
@@ -23,6 +24,7 @@ from saerl_lib.data.real import (
 )
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict, text_sets
+from saerl_lib.properties.ladder_stage import overlap_table
 from saerl_lib.properties.scores import baseline, interval, metric, task_rows
 from saerl_lib.properties.tasks import Task, labelled_task, split_by_hash, tasks_of_file, world_tasks
 
@@ -112,6 +114,15 @@ def test_the_corpus_holds_no_held_out_question(tmp_path: Path) -> None:
     data = load_labelled(write(tmp_path / "a.jsonl", problems(5, solution="s")))
     texts = list(corpus_texts([data], set(data.keys[:2])))
     assert len(texts) == 3 and all("\n" in t for t in texts)
+
+
+def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAERL_DATA_DIR", str(write_real_files(tmp_path / "data")))
+    found = overlap_table(get_profile("smoke")).set_index(["dataset", "evaluation_set"])
+    assert found["n_overlap"].sum() == found.loc[("math_train", "eval_aime24"), "n_overlap"] == 1
+    assert found.loc[("math_train", "math_test"), "n"] == 80 and ("math_test", "math_test") not in found.index
+    monkeypatch.delenv("SAERL_DATA_DIR")
+    assert overlap_table(get_profile("smoke"))["n"].min() > 80, "without the files the committed table stands"
 
 
 def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:

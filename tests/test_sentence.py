@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from real_files import write_real_files
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -60,17 +59,7 @@ def installed(bert: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def real_data(saerl_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Small files in the schema of the real sets, solutions included."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    files = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate", "math_test", "gsm8k_test")
-    evaluation = ("eval_math500", "eval_aime24", "eval_amc23", "eval_minerva_math", "eval_olympiadbench")
-    for number, name in enumerate((*files, *evaluation)):
-        rows = [
-            {"id": f"{name}-{i}", "question": f"What is {i} plus {number * 100 + i * 7 % 31}?", "answer": "1", "level": i % 5,
-             "solution": f"the sum of {i} is {i % 7}\nplus {i % 3} is {i}", "subject": "ab"[i % 2]}
-            for i in range(80 if name in files else 3)
-        ]  # fmt: skip
-        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps(r) for r in rows).encode()))
+    folder = write_real_files(tmp_path / "data")
     monkeypatch.setenv("SAERL_DATA_DIR", str(folder))
     return folder
 

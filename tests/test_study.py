@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from saerl_lib.report.laptop_runs import learning_curves, paired_differences, steps_to_targets
 from saerl_lib.report.schemas import TableError
-from saerl_lib.report.study import learning_curves, paired_differences, steps_to_targets
 from saerl_lib.rl.gates import gate_row
 from saerl_lib.rl.reserved import order_gates
 

@@ -168,8 +168,7 @@ def _load(stem: str) -> LabelledSet:
 
 def ladder_stages(profile: Profile, world: Stage) -> list[Stage]:
     """Every group that the profile asks for and that can be had: the real ones need `SAERL_DATA_DIR`."""
-    real = profile.method.real_data == "required" or paths.shared_data_dir() is not None
-    return [world_ladder_stage(profile, world), *(real_ladder_stages(profile) if real else [])]
+    return [world_ladder_stage(profile, world), *(real_ladder_stages(profile) if has_real_data(profile) else [])]
 
 
 def full_ladder(profile: Profile, world: Stage) -> pd.DataFrame:
@@ -179,8 +178,18 @@ def full_ladder(profile: Profile, world: Stage) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(s.path("ladder.parquet")) for s in ladder_stages(profile, world)], ignore_index=True)
 
 
-def overlap_table() -> pd.DataFrame:
-    """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question."""
+def has_real_data(profile: Profile) -> bool:
+    """Whether the profile reads the real sets: the folder is there, or the profile demands it."""
+    return profile.method is not None and (profile.method.real_data == "required" or paths.shared_data_dir() is not None)
+
+
+def overlap_table(profile: Profile) -> pd.DataFrame:
+    """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question.
+
+    Of the files where the profile reads them, else as committed.
+    """
+    if not has_real_data(profile):
+        return pd.read_csv(paths.FIGURES / "data" / "real_overlap.csv")
     evaluation = {**evaluation_keys(real_folder()), "math_test": set(_load("math_test").keys)}
     rows = []
     for files in GROUPS.values():

@@ -1,13 +1,13 @@
 """Which arms of the study are compared, in families that Holm's correction holds within, and the rows of study_comparisons.csv.
 
-Fixed before the arms were trained, but for the family `staging`, which the first results suggested. A difference is arm minus
+Fixed before the arms were trained, but for the family `post_hoc`, which the first results suggested. A difference is arm minus
 baseline, so that a positive one speaks for the arm; for `steps` it is the percentage of the baseline's steps that the arm saves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from scipy import stats
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.arm_effects import Comparison, compare, final_values, holm_levels, outcome_values
-from saerl_lib.report.statistics import Interval, minimum_detectable_effect, paired_t_interval
+from saerl_lib.report.arm_tables import set_rates
+from saerl_lib.report.statistics import Interval, area_under_curve, minimum_detectable_effect, paired_t_interval
 
 PASS_SET = "hardest"
 
@@ -35,13 +36,16 @@ class Pair:
 NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
 """The one claim that is reproduced by a gain below the smallest effect of interest."""
 
+BUDGET = ", equal generated rollouts"
+"""DAPO drops rollouts, so that at this budget it makes fewer updates: not the paper's comparison at equal steps."""
+FOUR_TIMES = "Four times the batch, a quarter of the updates: Avg@8 gain over GRPO, points (Table 8, 512 prompts a step)"
 SAE_FEATURES = "SAERL on SAE features against SAERL on"
 
 FAMILIES: dict[str, tuple[Pair, ...]] = {
     "paper": (
         Pair("saerl_grpo", "grpo", "SAERL on GRPO against GRPO: accuracy gain, points (Table 4)", 3.0),
-        Pair("saerl_dapo", "dapo", "SAERL on DAPO against DAPO: accuracy gain, points (Table 4)", 1.05),
-        Pair("dapo", "grpo", "DAPO against GRPO: accuracy gain, points (Table 4)", 2.1),
+        Pair("saerl_dapo", "dapo", f"SAERL on DAPO against DAPO{BUDGET}: accuracy gain, points (Table 4)", 1.05),
+        Pair("dapo", "grpo", f"DAPO against GRPO{BUDGET}: accuracy gain, points (Table 4)", 2.1),
         Pair("diff", "grpo", "DIFF against GRPO: accuracy gain, points (Table 4)", 1.1),
         Pair("adarft", "grpo", "ADARFT against GRPO: accuracy gain, points (Table 4)", 0.5),
         Pair("gainrl", "grpo", "", 0.0),
@@ -60,7 +64,7 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
         Pair("saerl_grpo", "mix_4", "Mixing study: accuracy gain of h = 8 of 128 over h = 16, points (Figure 3)", 1.1),
         Pair("saerl_grpo", "mix_8", "Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)", 1.65),
     ),
-    "batch": (Pair("saerl_4b", "grpo_4b", "512 prompts a step: Avg@8 gain over GRPO, points (Table 8)", 1.82),),
+    "batch": (Pair("saerl_4b", "grpo_4b", FOUR_TIMES, 1.82),),
     "filter": (
         Pair("grpo", "grpo_unfiltered"),
         Pair("saerl_grpo", "saerl_unfiltered"),
@@ -72,7 +76,10 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
              f"{SAE_FEATURES} an SAE with a frozen decoder: accuracy gain, points (not in the paper)"),
         Pair("saerl_grpo", "saerl_shuffled"), Pair("saerl_true", "saerl_grpo"),
     ),
-    "staging": (Pair("saerl_stretch", "saerl_grpo"), Pair("saerl_back", "saerl_grpo")),
+    "post_hoc": (
+        Pair("saerl_stretch", "saerl_grpo"), Pair("saerl_back", "saerl_grpo"), Pair("minus_clus_mix", "diff"),
+        Pair("minus_diff", "grpo"),
+    ),
     "order": (
         Pair("grpo_shuffle_b", "grpo"), Pair("grpo_shuffle_c", "grpo"), Pair("hard_to_easy", "grpo"),
         Pair("short_to_long", "grpo"), Pair("pass_rate_order", "grpo"),
@@ -111,15 +118,33 @@ def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.Dat
 def compare_steps(steps: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Percent of the baseline's steps to target saved, mean over sets, paired by seed with Student's t, corrected by Holm."""
     means = steps.groupby(["arm", "seed"])["steps"].mean()
-    saved = []
+
+    def saved(arm: pd.Series, baseline: pd.Series) -> pd.Series:
+        return 100 * (baseline - arm) / baseline.clip(lower=1.0)
+
+    return _paired(means, pairs, saved)
+
+
+def compare_areas(evaluations: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
+    """Points of the area under the accuracy curve (mean over sets, divided by the run's length), as `compare_steps`."""
+    rates = set_rates(evaluations.reset_index(drop=True)).groupby(["arm", "seed", "step"])["avg"].mean()
+    runs = rates.reset_index("step").groupby(["arm", "seed"])
+    areas = runs.apply(lambda run: area_under_curve(run["step"].to_numpy(), run["avg"].to_numpy()))
+    return _paired(areas, pairs, lambda arm, baseline: arm - baseline)
+
+
+def _paired(
+    values: pd.Series, pairs: Sequence[tuple[str, str]], effect: Callable[[pd.Series, pd.Series], pd.Series]
+) -> list[Comparison]:
+    """Comparisons of one value a run, by arm and seed, with t intervals over the seeds that both arms have."""
+    found = []
     for arm, baseline in pairs:
-        a, b = means.loc[arm], means.loc[baseline]
-        both = a.index.intersection(b.index)
-        saved.append((100 * (b.loc[both] - a.loc[both]) / b.loc[both].clip(lower=1.0)).to_numpy())
-    p_values = [float(stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and v.std() > 0 else 1.0 for v in saved]
+        both = values.loc[arm].index.intersection(values.loc[baseline].index)
+        found.append(effect(values.loc[arm].loc[both], values.loc[baseline].loc[both]).to_numpy())
+    p_values = [float(stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and v.std() > 0 else 1.0 for v in found]
     levels, adjusted = holm_levels(p_values)
     rows = []
-    for (arm, baseline), v, p, level, p_holm in zip(pairs, saved, p_values, levels, adjusted, strict=True):
+    for (arm, baseline), v, p, level, p_holm in zip(pairs, found, p_values, levels, adjusted, strict=True):
         few = Interval(float(v.mean()), math.nan, math.nan)
         plain, corrected = (paired_t_interval(v, 1 - a) if len(v) > 1 else few for a in (0.05, level))
         rows.append(Comparison(arm, baseline, len(v), plain, corrected, p, float(p_holm), minimum_detectable_effect(v)))
@@ -132,7 +157,7 @@ def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Seque
     for family, pairs in family_pairs(sorted(evaluations["arm"].unique()), extra).items():
         names = [(p.arm, p.baseline) for p in pairs]
         found = {metric: compare(values, names, seed=seed) for metric, values in metrics.items()}
-        found["steps"] = compare_steps(steps, names)
+        found |= {"steps": compare_steps(steps, names), "area": compare_areas(evaluations, names)}
         for metric, comparisons in found.items():
             rows += [_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
     return pd.DataFrame(rows)

@@ -93,17 +93,13 @@ def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], proble
     return pd.concat(parts, ignore_index=True)
 
 
-def families(arms: Mapping[str, Arm], present: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Comparisons by family; Holm's correction holds within one. One family a group of arms.
-
-    Every arm is compared with `grpo`, and an arm of another policy with its own baseline, which trains that policy too.
-    """
-    found: dict[str, list[tuple[str, str]]] = {}
+def against_random(arms: Mapping[str, Arm], present: Sequence[str]) -> list[tuple[str, str]]:
+    """Every arm with what it is compared with: `grpo`, or for an arm of another policy its baseline, which trains that policy."""
+    found = []
     for name in present:
-        same = arms[name].model == arms[BASELINE].model
-        baseline = BASELINE if same else arms[name].baseline
+        baseline = BASELINE if arms[name].model == arms[BASELINE].model else arms[name].baseline
         if name != baseline and baseline in present:
-            found.setdefault(arms[name].group, []).append((name, baseline))
+            found.append((name, baseline))
     return found
 
 
@@ -151,9 +147,7 @@ def summary_table(
     evaluations = results["evaluations"].reset_index(drop=True)
     values = outcome_values(evaluations)
     outcome, present = outcomes(values), [name for name in arms if name in set(evaluations["arm"])]
-    against: dict[str, Comparison] = {}
-    for pairs in families(arms, present).values():
-        against |= {c.arm: c for c in compare(values, pairs, seed=seed)}
+    against = {c.arm: c for c in compare(values, against_random(arms, present), seed=seed)}
     runs = runs_table(evaluations, results["curve"])
     steps = targets_by_policy(evaluations, arms, problems, budget)
     rows = []
@@ -167,12 +161,10 @@ def summary_table(
 
 
 def _difference(found: Comparison | None) -> dict[str, float]:
-    names = ("difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm", "detectable")
+    names = ("difference", "ci_low", "ci_high", "detectable")
     if found is None:
         return dict.fromkeys(names, np.nan)
-    plain, corrected = found.interval, found.corrected
-    numbers = (plain.value, plain.low, plain.high, corrected.low, corrected.high, found.p_value, found.p_holm, found.detectable)
-    return dict(zip(names, numbers, strict=True))
+    return dict(zip(names, (found.interval.value, found.interval.low, found.interval.high, found.detectable), strict=True))
 
 
 def _final(runs: pd.DataFrame, name: str) -> dict[str, float]:

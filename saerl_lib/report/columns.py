@@ -34,6 +34,7 @@ SCHEMAS: dict[str, Schema] = {
         "02", "choice,option,target,metric,value,ci_low,ci_high,n_train,n_test,shared_with_default", "", "shared_with_default"
     ),
     "world_probes": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
+    "real_overlap": _schema("03", "dataset,evaluation_set,n,n_overlap"),
     "probe_ladder": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
     "calibration": _schema("04", "score,bin,n,predicted_mean,label_mean,ci_low,ci_high", "ci_low ci_high"),
     "cluster_topics": _schema("04", "cluster,domain,n"),
@@ -168,13 +169,13 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "study_summary": _schema(
         "08",
-        "arm,title,group,n_seeds,outcome,outcome_sd,difference,ci_low,ci_high,holm_low,holm_high,p_value,p_holm,"
+        "arm,title,group,n_seeds,outcome,outcome_sd,difference,ci_low,ci_high,"
         "detectable,final_avg_easy_a,final_avg_easy_b,final_avg_hard,final_avg_hardest,final_avg_mid_a,"
         "final_avg_mid_b,final_mean_avg,final_mean_with_pass,final_mean_without_pass_set,final_pass_hardest,"
         "steps_to_target,targets_reached,area,zero_variance_share,entropy,grad_norm,updates,prompts,"
         "distinct_prompts,rollouts,rollouts_used,tokens,training_s,evaluation_s,prep_labels,prep_rollouts,prep_encoded,"
         "prep_forward",
-        "outcome_sd difference ci_low ci_high holm_low holm_high p_value p_holm detectable",
+        "outcome_sd difference ci_low ci_high detectable",
     ),
     "study_comparisons": _schema(
         "08",

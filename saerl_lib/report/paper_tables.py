@@ -161,14 +161,11 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     swapped = diversity.drop_duplicates("arm").set_index("arm")["swapped_per_batch"]
     first, rows = paper.loc[MIXING[0]], []
     for name in present:
-        found = (
-            _interval((values.loc[name] - values.loc[MIXING[0]]).dropna())
-            if name != MIXING[0]
-            else Interval(0.0, math.nan, math.nan)
-        )
+        paired = (values.loc[name] - values.loc[MIXING[0]]).dropna()
+        found = _interval(paired) if name != MIXING[0] else Interval(0.0, math.nan, math.nan)
         own, its = values.loc[name], paper.loc[name]
         rows.append(
-            (name, int(swapped[name]), own.mean(), *found, len(own), steps[steps["arm"] == name]["steps"].mean(),
+            (name, int(swapped[name]), own.mean(), *found, len(paired), steps[steps["arm"] == name]["steps"].mean(),
              *spaces.loc[name, ["PCA 2-D", "full"]], 4 * int(swapped[name]), its["mean"] - first["mean"], its["steps to 43 %"],
              its["in-batch diversity, 1e-4"] / first["in-batch diversity, 1e-4"])
         )  # fmt: skip

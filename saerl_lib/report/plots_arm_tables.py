@@ -49,12 +49,13 @@ def study_sets(tables: pd.DataFrame) -> Figure:
     return figure
 
 
-def _mixing_panel(axis: Axes, table: pd.DataFrame, x: str, paper_x: str, label: str) -> None:
+def _mixing_panel(axis: Axes, table: pd.DataFrame, x: str, paper_x: str, label: str, joined: bool = True) -> None:
     ours, paper = table.sort_values(x), table.sort_values(paper_x)
-    axis.errorbar(ours[x], ours["difference"], yerr=_bounds(ours, "difference"), fmt="o-", color=style.BLUE, markersize=4,
-                  linewidth=1.1, elinewidth=1.2, label=f"here (n = {ours['n_seeds'].min()} seeds)")  # fmt: skip
-    axis.plot(paper[paper_x], paper["paper_difference"], "x--", color=style.BLACK, markersize=4.5, linewidth=0.8,
-              label="paper (one run)")  # fmt: skip
+    axis.errorbar(ours[x], ours["difference"], yerr=_bounds(ours, "difference"), fmt="o-" if joined else "o",
+                  color=style.BLUE, markersize=4, linewidth=1.1, elinewidth=1.2,
+                  label=f"here (n = {ours['n_seeds'].min()} seeds)")  # fmt: skip
+    axis.plot(paper[paper_x], paper["paper_difference"], "x--" if joined else "x", color=style.BLACK, markersize=4.5,
+              linewidth=0.8, label="paper (one run)")  # fmt: skip
     axis.axhline(0, color=style.GREY, linewidth=0.8)
     axis.set_xlabel(label)
     style.light_grid(axis)
@@ -66,7 +67,12 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
     figure, axes = style.panels(style.FULL_WIDTH, 2.7, 1, 2, sharey=True)
     share = mixing.assign(share=mixing["paper_swapped"] / 1.28, paper_share=mixing["paper_swapped"] / 1.28)
     _mixing_panel(axes[0, 0], share, "share", "paper_share", "Swapped share of the batch, h / b (%)")
-    _mixing_panel(axes[0, 1], mixing, "diversity_2d", "paper_diversity", "In-batch diversity in 2-D, relative to h = 0")
+    _mixing_panel(axes[0, 1], mixing, "diversity_2d", "paper_diversity", "In-batch diversity in 2-D, relative to h = 0", False)
+    for row in mixing.itertuples():
+        top = row.difference if np.isnan(row.ci_high) else row.ci_high
+        axes[0, 1].annotate(f"h = {row.swapped_per_batch}", (row.diversity_2d, top), xytext=(0, 4), textcoords="offset points",
+                            ha="center", fontsize=6.5, color=style.BLUE)  # fmt: skip
+    axes[0, 1].margins(y=0.1)
     axes[0, 0].set_ylabel("Accuracy minus h = 0 (points)")
     axes[0, 0].legend(loc="best")
     style.caption(

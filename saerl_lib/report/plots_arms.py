@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saerl_lib.report import style
@@ -13,9 +14,32 @@ from saerl_lib.report.statistics import paired_t_interval
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
 FAMILY_TITLES = {
     "paper": "Paper's arms", "ablation": "Ablations", "mixing": "Mixing", "batch": "Batch of 4b", "filter": "Filter",
-    "features": "Other features", "staging": "Staging of clusters", "order": "Other orders", "rival": "Rivals",
+    "features": "Other features", "post_hoc": "After the first results", "order": "Other orders", "rival": "Rivals",
     "transfer": "Larger policy", "user": "Your arms",
 }  # fmt: skip
+
+
+SHORT = {
+    "grpo": "GRPO", "dapo": "DAPO", "diff": "DIFF", "adarft": "ADARFT", "gainrl": "GAINRL", "saerl_grpo": "SAERL",
+    "saerl_dapo": "SAERL on DAPO", "minus_diff": "unsorted", "minus_diff_mix": "unsorted, unmixed",
+    "minus_clus_mix": "difficulty alone", "minus_mix": "h = 0", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
+    "saerl_4b": "SAERL, 4 b", "grpo_4b": "GRPO, 4 b", "grpo_unfiltered": "GRPO unfiltered",
+    "saerl_unfiltered": "SAERL unfiltered", "saerl_tfidf": "TF-IDF", "saerl_dense": "dense", "saerl_frozen": "frozen decoder",
+    "saerl_shuffled": "shuffled scores", "saerl_true": "true label", "saerl_stretch": "clusters spread",
+    "saerl_back": "clusters end together",
+    "grpo_shuffle_b": "second shuffle", "grpo_shuffle_c": "third shuffle", "shift": "SHIFT", "irds": "IRDS", "e2h": "E2H",
+    "mopps": "MoPPS", "sec": "SEC", "grpo_large": "GRPO, larger", "saerl_grpo_large": "SAERL, larger",
+}  # fmt: skip
+"""Arms in the labels of figures; others are shown by their names."""
+
+
+def short(arm: str) -> str:
+    """The label of an arm.
+
+    >>> short("minus_diff"), short("hard_to_easy")
+    ('unsorted', 'hard to easy')
+    """
+    return SHORT.get(arm, style.readable(arm))
 
 
 @style.styled
@@ -41,19 +65,20 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
             if pd.notna(row.paper_value):
                 axis.plot(row.paper_value, y, marker="x", markersize=4.5, color=style.BLACK, linestyle="none")
             places.append(y)
-            labels.append(f"{style.readable(row.arm)} - {style.readable(row.baseline)} (n = {row.n_seeds})")
+            labels.append(f"{short(row.arm)} - {short(row.baseline)} (n = {row.n_seeds})")
             y += 1
     axis.axvline(0, color=style.BLACK, linewidth=0.8)
     axis.set_yticks(places, labels, fontsize=7)
     axis.set_ylim(y - 0.4, -0.8)
-    axis.set_xlabel("Difference of the mean of the last three evaluations (percent points)")
+    axis.set_xlabel("second better  <  difference of the outcome (percent points)  >  first better")
     style.light_grid(axis, "x")
     waiting = (table["n_seeds"] < table["family"].map(planned_seeds)).any()
     early_note = "Open and grey: fewer seeds than planned, decides nothing. " if waiting else ""
     style.caption(
         figure,
-        "n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: corrected by Holm within its family. Green / "
-        f"red: the corrected interval excludes 0. {early_note}Grey band: below the minimum detectable effect (power 0.8). "
+        "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: "
+        f"corrected by Holm within its family. Green / red: the corrected interval excludes 0. {early_note}Grey band: "
+        "below the minimum detectable effect (power 0.8). "
         "Cross: the paper's tables, whose averages count AIME24 by Pass@8.",
     )
     return figure
@@ -65,11 +90,25 @@ def _band(part: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame(rows, index=["value", "low", "high"]).T
 
 
+def _curve(axis: Axes, part: pd.DataFrame, column: str, colour: str, marker: str, label: str) -> None:
+    """One arm; accuracies of the larger evaluations are open marks apart, since they are of more problems."""
+    band = _band(part, column)
+    facts = part.groupby("step")[["rollouts", "problems"]].mean().loc[band.index]
+    thousands, larger = facts["rollouts"] / 1000, facts["problems"] > facts["problems"].min()
+    small = ~larger if column == "mean_avg" else larger | True
+    axis.fill_between(thousands[small], band["low"][small], band["high"][small], color=colour, alpha=0.13, linewidth=0)
+    axis.plot(thousands[small], band["value"][small], color=colour, marker=marker, markersize=3, linewidth=1.1, label=label)
+    apart = band[~small]
+    lengths = style.error_lengths(apart["value"], apart["low"], apart["high"])
+    axis.errorbar(thousands[~small], apart["value"], lengths, fmt=marker, color=colour, markersize=4, markerfacecolor="white",
+                  elinewidth=0.8, capsize=0)  # fmt: skip
+
+
 @style.styled
 def study_curves(runs: pd.DataFrame) -> Figure:
     """Accuracy, groups without a gradient, and entropy by generated rollouts, for the paper's arms."""
     arms = [name for name in PAPER_ARMS if name in set(runs["arm"])]
-    palette, symbols = style.colours(arms, {"grpo": style.GREY}), style.markers(arms)
+    palette, symbols = style.colours(arms, {"grpo": style.GREY, "saerl_grpo": style.BLUE}), style.markers(arms)
     columns = {
         "mean_avg": "Mean Avg@k of six sets (%)",
         "zero_variance_share": "Groups without gradient",
@@ -79,18 +118,18 @@ def study_curves(runs: pd.DataFrame) -> Figure:
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
         for arm in arms:
             part = runs[(runs["arm"] == arm) & runs[column].notna()]
-            band = _band(part, column)
-            rollouts = part.groupby("step")["rollouts"].mean().loc[band.index] / 1000
-            axis.fill_between(rollouts, band["low"], band["high"], color=palette[arm], alpha=0.13, linewidth=0)
-            axis.plot(rollouts, band["value"], color=palette[arm], marker=symbols[arm], markersize=3, linewidth=1.1,
-                      label=f"{style.readable(arm)} ({part['seed'].nunique()})")  # fmt: skip
+            _curve(axis, part, column, palette[arm], symbols[arm], f"{style.readable(arm)} ({part['seed'].nunique()})")
         axis.set_title(label, fontsize=7.5)
         if column == "zero_variance_share":
             axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("Rollouts generated (thousands)")
         style.light_grid(axis)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(arms)))
-    style.caption(figure, "In brackets: matched seeds. Line: mean over seeds; band: 95 % t interval over seeds.")
+    style.caption(
+        figure,
+        "In brackets: matched seeds. Line: mean over seeds; band and bars: 95 % t interval over seeds. Open: the first and the "
+        "last evaluation, of more problems than the others and not comparable with them.",
+    )
     return figure
 
 

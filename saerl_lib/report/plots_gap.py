@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saerl_lib.report import style
+from saerl_lib.report.plots_arms import short
 from saerl_lib.report.statistics import paired_t_interval
 
 BASELINE = "grpo"
@@ -32,10 +33,10 @@ def _over_training(axis: Axes, runs: pd.DataFrame, palette: dict[str, str], symb
     for arm, part in gaps(runs, "mean_avg").groupby("arm", sort=False):
         axis.fill_between(part["step"], part["low"], part["high"], color=palette[arm], alpha=0.13, linewidth=0)
         axis.plot(part["step"], part["value"], color=palette[arm], marker=symbols[arm], markersize=3, linewidth=1.1,
-                  label=f"{style.readable(arm)} ({part['n'].max()})")  # fmt: skip
+                  label=f"{short(arm)} ({part['n'].max()})")  # fmt: skip
     axis.axhline(0, color=style.BLACK, linewidth=0.8)
     axis.set_xlabel("Step")
-    axis.set_ylabel("Difference to grpo (points)")
+    axis.set_ylabel("Difference to GRPO (points)")
     axis.set_title("Mean of six sets", fontsize=7.5)
     style.light_grid(axis)
 
@@ -60,7 +61,7 @@ def _at_the_end(axis: Axes, runs: pd.DataFrame, palette: dict[str, str], symbols
 def study_gap(runs: pd.DataFrame) -> Figure:
     """Fixed orders against a random one, paired by seed: when the difference arises, and on which problems it ends."""
     arms = [name for name in ORDERS if name in set(runs["arm"])]
-    palette, symbols = style.colours(arms), style.markers(arms)
+    palette, symbols = style.colours(arms, {"saerl_grpo": style.BLUE}), style.markers(arms)
     figure, axes = style.panels(style.FULL_WIDTH, 3.1, 1, 2, sharey=True)
     _over_training(axes[0, 0], runs, palette, symbols)
     _at_the_end(axes[0, 1], runs, palette, symbols)
@@ -68,6 +69,6 @@ def study_gap(runs: pd.DataFrame) -> Figure:
     style.caption(
         figure,
         "In brackets: matched seeds. Bars and bands: 95 % t interval over seeds, uncorrected. Evaluations before the last are of "
-        "fewer problems; every difference is of the same problems. minus clus mix: difficulty alone; minus diff: clusters and mixing, unsorted.",
+        "fewer problems; every difference is of the same problems. Unsorted: clusters and mixing without difficulty.",
     )
     return figure

@@ -47,9 +47,10 @@ def _shown_metric(part: pd.DataFrame) -> str:
 
 
 def _settings(part: pd.DataFrame) -> list[tuple[int, int]]:
-    """The (n_problems, n_samples) pairs of a panel, the one evaluated most often first."""
+    """The (n_problems, n_samples) pairs of a panel, the one evaluated most often first; Pass@k of one k alone."""
     steps = part.groupby(["n_problems", "n_samples"])["step"].nunique()
-    return sorted(steps.index, key=lambda pair: (-steps[pair], pair))
+    pairs = sorted(steps.index, key=lambda pair: (-steps[pair], pair))
+    return [pair for pair in pairs if part["metric"].iloc[0] != "pass_at_k" or pair[1] == pairs[0][1]]
 
 
 def _curve(axis: Axes, part: pd.DataFrame, arm: str, colour: str, marker: str, full: bool) -> None:
@@ -147,7 +148,7 @@ def paired_difference(differences: pd.DataFrame) -> Figure:
     count = f"{int(n.min())}" if n.min() == n.max() else f"{int(n.min())} to {int(n.max())}"
     style.caption(
         figure,
-        f"n = {count} matched seeds; bars: 95 % interval. Grey: differences this study would miss "
-        "(minimum detectable effect, power 0.8, alpha 0.05).",
+        f"n = {count} matched seeds; bars: 95 % interval. Grey: below the minimum detectable effect, a true difference "
+        "that would be found with probability 0.8 at alpha 0.05.",
     )
     return figure

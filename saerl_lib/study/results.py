@@ -28,8 +28,8 @@ from saerl_lib.report.schemas import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid, run_name
 from saerl_lib.rl.job import write_table
-from saerl_lib.study_mixing import mixing_diversity
-from saerl_lib.study_record import PROBLEMS, Results, compact, joined, only
+from saerl_lib.study.mixing import mixing_diversity
+from saerl_lib.study.record import PROBLEMS, Results, compact, joined, only, read_record
 
 TABLES = (
     "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
@@ -107,6 +107,19 @@ def collect_study(
             write_csv(table, name, folder)
     write_table(compact(merged["evaluations"]), folder / PROBLEMS)
     return tables
+
+
+def rewrite_tables(profile: Profile, folder: Path) -> None:
+    """Every table of `TABLES` again from the runs committed in `folder` alone, after a change of what is computed from them."""
+    mixing = read_table("study_mixing", folder)
+    spaces = {"PCA 2-D": "diversity_2d", "full": "diversity_full"}
+    diversity = pd.concat([
+        mixing[["arm", "swapped_per_batch"]].assign(space=space, value=mixing[column]) for space, column in spaces.items()
+    ])  # fmt: skip
+    problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step
+    tables = study_tables(read_record(folder), problems, profile.steps, sizes_of(profile), diversity, prompts)
+    for name, table in tables.items():
+        write_csv(table, name, folder)
 
 
 def study_stages(profile: Profile) -> tuple[Stage, Stage]:

@@ -1,0 +1,27 @@
+"""Small files in the names and schema of the real labelled sets, for tests that read all of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+FILES = (
+    "math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate", "math_test", "gsm8k_test", "quality_valimath",
+    "dsr_sub_training_accuracy", "eval_math500", "eval_aime24", "eval_amc23", "eval_minerva_math", "eval_olympiadbench",
+)  # fmt: skip
+
+
+def write_real_files(folder: Path) -> Path:
+    """80 problems a set and 3 an evaluation set, all different but one: the first of eval_aime24 is the third of math_train."""
+    folder.mkdir()
+    for number, name in enumerate(FILES):
+        rows = [
+            {"id": f"{name}-{i}", "question": f"What is {i} plus {number * 100 + i * 7 % 31}?", "answer": "1", "level": i % 5,
+             "solution": f"the sum of {i} is {i % 7}\nplus {i % 3} is {i}", "subject": "ab"[i % 2]}
+            for i in range(3 if name.startswith("eval_") else 80)
+        ]  # fmt: skip
+        if name == "eval_aime24":
+            rows[0]["question"] = "What is 2  plus 14?"
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps(r) for r in rows).encode()))
+    return folder
