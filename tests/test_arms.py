@@ -198,3 +198,9 @@ def test_small_clusters_stand_where_the_staging_puts_them(name: str, steps: tupl
     assert isinstance(plan, BatchPlan) and sorted(plan.ids) == [f"s{i:02d}" for i in range(24)]
     batches = plan.table["cluster"].to_numpy().reshape(-1, 4)
     assert {step for step in range(6) if batches[step, 0] > 0} < set(steps)
+
+
+def test_the_positive_control_takes_the_pass_rates_nearest_to_one_half() -> None:
+    rates = np.array([0.0, 0.5, 0.4, 1.0, 0.75, 0.6, 0.1, 0.25])
+    rows = find_arm("informative_half").order(pool(8, pass_rate=rates), replace(SETTING, steps=2))
+    assert set(rows[:4]) == set(rows[4:]) == {1, 2, 4, 5}, "of 4 and 7, equally far, the smaller id"

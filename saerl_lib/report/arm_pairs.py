@@ -78,7 +78,7 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
     ),
     "post_hoc": (
         Pair("saerl_stretch", "saerl_grpo"), Pair("saerl_back", "saerl_grpo"), Pair("minus_clus_mix", "diff"),
-        Pair("minus_diff", "grpo"),
+        Pair("minus_diff", "grpo"), Pair("informative_half", "grpo"),
     ),
     "order": (
         Pair("grpo_shuffle_b", "grpo"), Pair("grpo_shuffle_c", "grpo"), Pair("hard_to_easy", "grpo"),

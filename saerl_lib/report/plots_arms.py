@@ -26,7 +26,7 @@ SHORT = {
     "saerl_4b": "SAERL, 4 b", "grpo_4b": "GRPO, 4 b", "grpo_unfiltered": "GRPO unfiltered",
     "saerl_unfiltered": "SAERL unfiltered", "saerl_tfidf": "TF-IDF", "saerl_dense": "dense", "saerl_frozen": "frozen decoder",
     "saerl_shuffled": "shuffled scores", "saerl_true": "true label", "saerl_stretch": "clusters spread",
-    "saerl_back": "clusters end together",
+    "saerl_back": "clusters end together", "informative_half": "informative half, twice",
     "grpo_shuffle_b": "second shuffle", "grpo_shuffle_c": "third shuffle", "shift": "SHIFT", "irds": "IRDS", "e2h": "E2H",
     "mopps": "MoPPS", "sec": "SEC", "grpo_large": "GRPO, larger", "saerl_grpo_large": "SAERL, larger",
 }  # fmt: skip
