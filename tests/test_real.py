@@ -81,6 +81,16 @@ def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
         load_labelled(tmp_path / "x.jsonl")
 
 
+def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
+    row = json.dumps({"id": "b", "question": "q", "level": "hard"})
+    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n\n\n" + row, encoding="utf-8")
+    with pytest.raises(DataError, match="line 4: field 'level'"):
+        load_labelled(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text("\n\n" + json.dumps({"id": "b", "question": " "}), encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: field 'question' is empty"):
+        load_labelled(tmp_path / "x.jsonl")
+
+
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
         load_labelled(tmp_path / "none.jsonl.gz")

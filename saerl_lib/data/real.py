@@ -81,12 +81,12 @@ def load_labelled(path: Path) -> LabelledSet:
     A level below 0 counts as unknown. Raises DataError with file, line, field and fix, as `load_jsonl`; the answer may be
     absent, a label of the wrong type may not.
     """
-    lines = [line for line in read_lines(path) if line.strip()]
-    records = [_object(line, f"{path.name}, line {number}") for number, line in enumerate(lines, start=1)]
-    filled = [json.dumps({"answer": "", **record}) for record in records]
-    samples = load_jsonl(filled, path.name)
+    lines = list(read_lines(path))
+    found = {n: _object(line, f"{path.name}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()}
+    filled = [json.dumps({"answer": "", **found[n]}) if n in found else "" for n in range(1, len(lines) + 1)]
+    samples, records = load_jsonl(filled, path.name), list(found.values())
     labels: dict[str, list[Any]] = {name: [] for name in LABELS}
-    for number, record in enumerate(records, start=1):
+    for number, record in found.items():
         for name, value in _labels(record, f"{path.name}, line {number}").items():
             labels[name].append(value)
     arrays = {name: np.array(values, dtype=str if name == "subject" else float) for name, values in labels.items()}

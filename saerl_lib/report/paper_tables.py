@@ -163,9 +163,11 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     for name in present:
         paired = (values.loc[name] - values.loc[MIXING[0]]).dropna()
         found = _interval(paired) if name != MIXING[0] else Interval(0.0, math.nan, math.nan)
-        own, its = values.loc[name], paper.loc[name]
+        # the seeds that the arm shares with h = 0, so that outcome, difference and steps speak of the same runs
+        own, its = values.loc[name].loc[paired.index], paper.loc[name]
+        reached = steps[(steps["arm"] == name) & steps["seed"].isin(paired.index)]["steps"].mean()
         rows.append(
-            (name, int(swapped[name]), own.mean(), *found, len(paired), steps[steps["arm"] == name]["steps"].mean(),
+            (name, int(swapped[name]), own.mean(), *found, len(paired), reached,
              *spaces.loc[name, ["PCA 2-D", "full"]], 4 * int(swapped[name]), its["mean"] - first["mean"], its["steps to 43 %"],
              its["in-batch diversity, 1e-4"] / first["in-batch diversity, 1e-4"])
         )  # fmt: skip

@@ -76,7 +76,7 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
     early_note = "Open and grey: fewer seeds than planned, decides nothing. " if waiting else ""
     style.caption(
         figure,
-        "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % bootstrap over seeds and problems; thin: "
+        "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % interval, over seeds and problems; thin: "
         f"corrected by Holm within its family. Green / red: the corrected interval excludes 0. {early_note}Grey band: "
         "below the minimum detectable effect (power 0.8). "
         "Cross: the paper's tables, whose averages count AIME24 by Pass@8.",
