@@ -12,8 +12,9 @@ from saerl_lib.report.plots_arms import short
 from saerl_lib.report.statistics import paired_t_interval
 
 BASELINE = "grpo"
-ORDERS = ("saerl_grpo", "minus_clus_mix", "minus_diff", "diff", "hard_to_easy")
-"""SAERL, its difficulty alone, its clusters and mixing unsorted, the label's order, and that order turned round."""
+ORDERS = ("saerl_grpo", "saerl_stretch", "minus_clus_mix", "minus_diff", "diff", "hard_to_easy")
+"""SAERL, the same with its clusters spread over the run, its difficulty alone, its clusters and mixing unsorted, the label's
+order, and that order turned round."""
 SETS = ("easy_a", "easy_b", "mid_a", "mid_b", "hard", "hardest")
 
 
