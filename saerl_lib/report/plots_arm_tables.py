@@ -71,7 +71,7 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
     for row in mixing.itertuples():
         top = row.difference if np.isnan(row.ci_high) else row.ci_high
         axes[0, 1].annotate(f"h = {row.swapped_per_batch}", (row.diversity_2d, top), xytext=(0, 4), textcoords="offset points",
-                            ha="center", fontsize=6.5, color=style.BLUE)  # fmt: skip
+                            ha="center", fontsize=7, color=style.BLUE)  # fmt: skip
     axes[0, 1].margins(y=0.1)
     axes[0, 0].set_ylabel("Accuracy minus h = 0 (points)")
     axes[0, 0].legend(loc="best")
