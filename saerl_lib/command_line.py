@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+from saerl_lib.config import WORLD_PARTS
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors end with exit code 1, as all bad input does here."""
@@ -37,9 +39,8 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     world = commands.add_parser("world", parents=[common], help="check or rebuild the embedded world")
     action = world.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
-    parts = ("policy", "policy_large", "encoder", "encoder_all_families", "mixture")
-    action.add_argument("--rebuild", nargs="*", choices=parts, metavar="PART",
-                        help=f"train what the world ships anew, all of it or some: {', '.join(parts)}")  # fmt: skip
+    action.add_argument("--rebuild", nargs="*", choices=WORLD_PARTS, metavar="PART",
+                        help=f"train what the world ships anew, all of it or some: {', '.join(WORLD_PARTS)}")  # fmt: skip
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
     bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation", "gpu"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")

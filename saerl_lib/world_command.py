@@ -9,7 +9,7 @@ import torch
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
-from saerl_lib.config import WORLD_VERSION, Profile, get_profile
+from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, get_profile
 from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.encoder import rebuild_encoder
 from saerl_lib.report.figures import draw, write_csv
@@ -18,9 +18,6 @@ from saerl_lib.rl.calibrate import rebuild_mixture
 from saerl_lib.rl.gates import TRAINED_RECORD, gate_table, trained_settings
 from saerl_lib.rl.policy import POLICIES, policy_folder, rebuild_policy
 from saerl_lib.rl.reserved import order_evaluations, order_gates, reserved_world, transfer_gate
-
-PARTS = ("policy", "policy_large", "encoder", "encoder_all_families", "mixture")
-"""What `--rebuild` makes, in this order; needs no network."""
 
 
 def check_world(profile: Profile) -> bool:
@@ -44,7 +41,7 @@ def check_world(profile: Profile) -> bool:
 
 
 def rebuild_part(part: str, profile: Profile) -> None:
-    """One of `PARTS`, from scratch, in place; weights get provenance.json beside them."""
+    """One of `WORLD_PARTS`, from scratch, in place; weights get provenance.json beside them."""
 
     def report(step: int, loss: float) -> None:
         if step % 100 == 0:
@@ -64,8 +61,11 @@ def rebuild_part(part: str, profile: Profile) -> None:
 
 
 def run_world(check: bool, rebuild: Sequence[str] | None) -> int:
-    """Entry of the command: `rebuild` names some of `PARTS`, all of them when it is empty. Exit code 1 when a gate is missed."""
+    """Entry of the command; exit code 1 when a gate is missed.
+
+    `rebuild` names some of `WORLD_PARTS`, all of them when it is empty.
+    """
     profile = get_profile("laptop")
-    for part in PARTS if rebuild == [] else rebuild or ():
+    for part in WORLD_PARTS if rebuild == [] else rebuild or ():
         rebuild_part(part, profile)
     return 0 if not check or check_world(profile) else 1

@@ -19,7 +19,7 @@ from saerl_lib.config.profiles import (
 from saerl_lib.config.properties import PropertyConfig
 from saerl_lib.config.reading import EncoderConfig, TextModelConfig
 from saerl_lib.config.training import GradientConfig, StudyConfig, TrainConfig
-from saerl_lib.config.world import WORLD_VERSION, WorldConfig
+from saerl_lib.config.world import WORLD_PARTS, WORLD_VERSION, WorldConfig
 
 __all__ = [
     "EncoderConfig",
@@ -40,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "UNEQUAL",
     "UnknownProfileError",
+    "WORLD_PARTS",
     "WORLD_VERSION",
     "WorldConfig",
     "content_hash",

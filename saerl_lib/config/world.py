@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 WORLD_VERSION = "1"
 """Version of the embedded world; raised whenever a generated sample may change."""
+WORLD_PARTS = ("policy", "policy_large", "encoder", "encoder_all_families", "mixture")
+"""What `world --rebuild` makes, in this order."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _curve(axis: Axes, part: pd.DataFrame, column: str, colour: str, marker: str
     band = _band(part, column)
     facts = part.groupby("step")[["rollouts", "problems"]].mean().loc[band.index]
     thousands, larger = facts["rollouts"] / 1000, facts["problems"] > facts["problems"].min()
-    small = ~larger if column == "mean_avg" else larger | True
+    small = ~larger | (column != "mean_avg")
     axis.fill_between(thousands[small], band["low"][small], band["high"][small], color=colour, alpha=0.13, linewidth=0)
     axis.plot(thousands[small], band["value"][small], color=colour, marker=marker, markersize=3, linewidth=1.1, label=label)
     apart = band[~small]
