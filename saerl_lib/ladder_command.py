@@ -8,8 +8,9 @@ from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.data.real import load_labelled
+from saerl_lib.data.schema import normalise
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
-from saerl_lib.encode.real_stage import held_out_keys, text_model_stage
+from saerl_lib.encode.real_stage import corpus_keys, held_out_keys, text_model_stage
 from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.notebooks import UserError
 from saerl_lib.properties.ladder_stage import encode_tasks, ladder_of
@@ -30,8 +31,11 @@ def run_ladder(file: Path, profile_name: str) -> int:
     profile = require_method(profile_name)
     data = load_labelled(file)
     tasks = tasks_of_file(data, profile.method, held_out_keys())
+    read = corpus_keys(profile.method)
     for task in tasks:
-        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems", flush=True)
+        seen = sum(normalise(s.prompt) in read for s in task.test)
+        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the LM and the SAEs may have read "
+              f"the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
     text_model = text_model_stage(profile)
     reader = ladder_reader(profile, sae_kinds_stage(profile, "text", text_model), text_model)
     folder = paths.profile_dir(profile.name) / "files" / data.name

@@ -21,6 +21,13 @@ def write_real_files(folder: Path) -> Path:
              "solution": f"the sum of {i} is {i % 7}\nplus {i % 3} is {i}", "subject": "ab"[i % 2]}
             for i in range(3 if name.startswith("eval_") else 80)
         ]  # fmt: skip
+        for i, row in enumerate(rows):
+            own = {
+                "deepscaler_pass_rate": {"pass_rate": i % 9 / 8},
+                "quality_valimath": {"valid": i % 3 > 0},
+                "dsr_sub_training_accuracy": {"meta": {"train_acc_history": [i % 3 / 2, i % 5 / 4]}},
+            }
+            row |= own.get(name, {})
         if name == "eval_aime24":
             rows[0]["question"] = "What is 2  plus 14?"
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps(r) for r in rows).encode()))

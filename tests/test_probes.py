@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -68,6 +70,16 @@ def test_difficulty_probe_finds_the_order_and_dense_equals_sparse_budget() -> No
     assert row.metric == "spearman"
     on_sparse = probes.difficulty_probe(sparse.csr_matrix(x[:200]), y[:200], sparse.csr_matrix(x[200:]), y[200:], **NAMES)
     assert on_sparse.value > 0.98
+
+
+def test_probes_look_further_down_the_penalty_path_than_the_plan() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 5))
+    y = x @ np.arange(1.0, 6.0)  # without noise the smallest penalty is the best
+    config = replace(CONFIG, elastic_net_l1_ratios=(0.5,))
+    plan, probe = (float(probes.fit_elastic_net(x, y, c, 0)["probe"].alpha) for c in (config, probes.probe_path(config)))
+    top = np.abs((x - x.mean(axis=0)).T @ (y - y.mean()) / x.std(axis=0)).max() / len(y) / 0.5  # empties the model
+    assert plan == pytest.approx(config.elastic_net_floor * top) and probe == pytest.approx(config.probe_floor * top)
 
 
 def test_one_fit_serves_two_test_sets() -> None:

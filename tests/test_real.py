@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from real_files import write_real_files
 
 from saerl_lib import paths
@@ -22,11 +24,14 @@ from saerl_lib.data.real import (
     unique,
     without,
 )
+from saerl_lib.data.real_splits import split_by_hash
 from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.encode import kinds_stage, real_stage
+from saerl_lib.encode.spans import Layout
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict, text_sets
-from saerl_lib.properties.ladder_stage import overlap_table
+from saerl_lib.properties.ladder_tables import overlap_table
 from saerl_lib.properties.scores import baseline, interval, metric, task_rows
-from saerl_lib.properties.tasks import Task, labelled_task, split_by_hash, tasks_of_file, world_tasks
+from saerl_lib.properties.tasks import Task, labelled_task, real_tasks, tasks_of_file, world_tasks
 
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
@@ -174,6 +179,15 @@ def test_intervals_cover_seeds_as_well() -> None:
     assert low < 0.2 and high > 0.9
 
 
+def test_error_intervals_average_the_seeds_of_a_resample() -> None:
+    made = task("quality")
+    runs = {("sae", i): made.y_test + shift for i, shift in enumerate((0.0, 0.0, 0.0, 1.0))}
+    (row,) = (r for r in task_rows(made, runs, 400, 0) if (r.features, r.metric) == ("sae", "mae"))
+    assert row.value == pytest.approx(0.25)
+    # a resample averages four draws of 0 or 1, so 1, which a single draw would give in a quarter of them, is out of reach
+    assert 0 <= row.ci_low < row.value < row.ci_high <= 0.75
+
+
 @pytest.mark.parametrize("kind", ["topic", "rank", "binary", "quality"])
 def test_rows_of_a_task_hold_its_baseline_and_every_set(kind: str) -> None:
     t = task(kind)
@@ -224,12 +238,36 @@ def test_too_few_samples_are_refused() -> None:
 def test_world_tasks_follow_the_papers_tables() -> None:
     from saerl_lib.data.splits import draw_world
 
-    tasks = world_tasks(draw_world(get_profile("smoke").world))
+    splits = draw_world(get_profile("smoke").world)
+    tasks = world_tasks(splits)
     assert [t.target for t in tasks] == [
         "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",
         "solution_quality",
     ]  # fmt: skip
     assert not any(t.with_solution for t in tasks[:3]) and all(t.with_solution for t in tasks[3:])
+    other = [replace(s, difficulty=10 + 3 * s.difficulty) for s in splits["contest_train"]]
+    again = world_tasks({**splits, "contest_train": other})
+    np.testing.assert_allclose(again[5].y_train, tasks[5].y_train, err_msg="the scale of a source's labels is its own affair")
+    assert abs(tasks[5].y_train[-len(other) :].mean()) < 1e-9 and abs(tasks[5].y_train[: -len(other)].mean()) < 1e-9
+
+
+def test_no_model_reads_a_question_that_a_probe_is_tested_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAERL_DATA_DIR", str(write_real_files(tmp_path / "data")))
+    monkeypatch.setenv("SAERL_HOME", str(tmp_path / "home"))
+    profile = get_profile("smoke")
+    texts: list[str] = []
+    monkeypatch.setattr(
+        real_stage, "train_text_model", lambda given, _, folder, __: texts.extend(given) or folder.mkdir() or [1.0]
+    )
+    real_stage.text_model_stage(profile)
+    read: list[Sample] = []
+    monkeypatch.setattr(
+        kinds_stage, "token_vectors", lambda samples, *_: read.extend(samples) or iter([torch.zeros(len(samples), 4)])
+    )
+    kinds_stage.collect_text_vectors(None, None, profile.method.text_sae, profile.method, Layout(), 0)
+    tested = {s.prompt for t in real_tasks(real_stage.load_set, profile.method, real_stage.held_out_keys()) for s in t.test}
+    assert len(tested) > 100 and {s.prompt for s in read} == {t.split("\n")[0] for t in texts}
+    assert len(texts) > 150 and not tested & {s.prompt for s in read}
 
 
 def labelled_set(name: str, n: int) -> LabelledSet:

@@ -155,6 +155,9 @@ def test_chat_spans_are_exact(samples: list[Sample]) -> None:
     assert not any(a and b for a, b in zip(spans.prompt, spans.solution, strict=True))
     alone = sample_spans(replace(sample, solved=False), tokenizer, Layout(chat=True))
     assert any(alone.prompt) and not any(alone.solution)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    bare = sample_spans(replace(samples[0], solved=False), tokenizer, Layout(chat=True))
+    assert bare.prompt == [False] + [True] * (len(bare.ids) - 1), "the first token is an attention sink, content or not"
 
 
 def test_a_template_that_rewrites_the_text_is_refused(samples: list[Sample]) -> None:

@@ -17,7 +17,7 @@ from saerl_lib.config import EncoderConfig, MethodConfig, Profile, get_profile
 from saerl_lib.data.real import load_labelled
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode import sentence, sentence_stage
-from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
+from saerl_lib.encode.readers import DENSE, Reader, peak_statistics, read_all, retained_sets
 from saerl_lib.encode.spans import sample_spans
 from saerl_lib.properties.ladder_stage import encode_tasks, task_sets
 from saerl_lib.properties.tasks import tasks_of_file
@@ -111,6 +111,11 @@ def test_saes_of_the_sentence_encoder_are_trained_read_and_stand_in_the_ladder(i
     data = load_labelled(real_data / "math_train.jsonl.gz")
     samples = list(data.samples[:9])
     retained = retained_sets(samples, reader, 6, (0.0, 1.0))
+    (share, variance) = peak_statistics(samples, reader)["sentence_sae#0"]
+    by_variance = retained_sets(samples, reader, 6, (0.99, 1.0), "variance")["sentence_sae#0"]
+    assert by_variance.tolist() == sorted(np.argsort(-variance * (share > 0), kind="stable")[:6].tolist())
+    with pytest.raises(ValueError, match="'anova' is not label-free"):
+        retained_sets(samples, reader, 6, (0.0, 1.0), "anova")
     features = read_all(samples, reader, retained, 1).features
     together = np.concatenate([features["sentence_sae#0"], features[DENSE]], axis=1)
     for sample, row in zip(samples, together, strict=True):

@@ -109,7 +109,7 @@ SMOKE = Profile(
         min_explained_variance=0.5,
         max_dead_share=0.9,
     ),
-    properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
+    properties=PropertyConfig(clusters=4, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),

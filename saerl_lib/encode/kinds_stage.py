@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +14,17 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import EncoderConfig, MethodConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.real import hash_order, load_labelled, without
+from saerl_lib.data.real import hash_order, without
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.readers import Reader
-from saerl_lib.encode.real_stage import CORPUS_FILES, data_file, held_out_keys
+from saerl_lib.encode.real_stage import CORPUS_FILES, load_set, unread_keys
 from saerl_lib.encode.sae import load_sae, measure_sae, train_sae
 from saerl_lib.encode.spans import Layout
 from saerl_lib.encode.stage import collect_vectors
@@ -33,11 +36,13 @@ LADDER_NAMES = {
 """Kind of an SAE -> its name in the ladder."""
 
 
-def collect_text_vectors(decoder: CutModel, tokenizer: Any, config: EncoderConfig, layout: Layout, seed: int) -> Tensor:
+def collect_text_vectors(
+    decoder: CutModel, tokenizer: Any, config: EncoderConfig, method: MethodConfig, layout: Layout, seed: int
+) -> Tensor:
     """[n, D] activations of the corpus of real text, questions and solutions, in an order by hash; held-out ones last."""
-    held_out, samples = held_out_keys(), []
+    unread, samples = unread_keys(method), []
     for name in CORPUS_FILES:
-        data = without(load_labelled(data_file(name)), held_out)
+        data = without(load_set(name), unread)
         samples += [data.samples[i] for i in hash_order(data)[: config.sae_vectors // 100]]
     order = np.random.default_rng(sub_seed(seed, "text-vectors")).permutation(len(samples))
     wanted = config.sae_vectors + config.sae_heldout_vectors
@@ -58,19 +63,21 @@ def train_kinds(
     """`<ladder name>#<number>/` for every kind and seed in `folder`, and quality.parquet measured on the last vectors [n, D]."""
     cut = min(config.sae_vectors, int(0.8 * len(vectors)))
     jobs = [(kind, number) for kind in kinds for number in range(len(seeds))]
-    done = Parallel(n_jobs=method.workers, verbose=0)(
+    work = (
         delayed(_train)(
             vectors[:cut], vectors[cut:], config, kind, seeds[number], folder / f"{kinds[kind]}#{number}", method.decoder_cosine
         )
         for kind, number in jobs
     )
+    done = list(tqdm(Parallel(n_jobs=method.workers, return_as="generator")(work), desc="SAEs", unit="SAE", total=len(jobs)))
     rows = [{"features": kinds[k], "seed": n, **quality} for (k, n), quality in zip(jobs, done, strict=True)]
     pd.DataFrame(rows).to_parquet(folder / "quality.parquet", index=False)
 
 
 def _train(vectors: Tensor, held_out: Tensor, config: EncoderConfig, kind: str, seed: int, folder: Path, cosine: float) -> dict:
     torch.set_num_threads(1)
-    train_sae(vectors, config, seed, folder, kind, cosine)
+    with contextlib.redirect_stderr(io.StringIO()):  # SAELens' bars of SAEs that train side by side
+        train_sae(vectors, config, seed, folder, kind, cosine)
     return asdict(measure_sae(load_sae(folder, vectors.shape[1]), held_out.split(8192)))
 
 
@@ -88,7 +95,7 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
         if text_model:
             model, tokenizer = load_model(text_model.path("model"))
             layout = Layout(max_tokens=method.max_text_tokens)
-            vectors = collect_text_vectors(truncate(model, config.hook_layer), tokenizer, config, layout, profile.seed)
+            vectors = collect_text_vectors(truncate(model, config.hook_layer), tokenizer, config, method, layout, profile.seed)
         else:
             vectors = collect_vectors(config, False, sub_seed(profile.seed, "sae-corpus-False"))
         train_kinds(vectors, config, LADDER_NAMES, sae_seeds(profile), method, folder)
@@ -99,8 +106,8 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
 
 
 SAE_CODE = (
-    "data/corpus.py", "data/real.py", "data/schema.py", "encode/activations.py", "encode/kinds_stage.py",
-    "encode/language_model.py", "encode/sae.py", "encode/spans.py",
+    "data/corpus.py", "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/kinds_stage.py",
+    "encode/language_model.py", "encode/real_stage.py", "encode/sae.py", "encode/spans.py",
 )  # fmt: skip
 """Files that decide what an SAE is."""
 

@@ -22,6 +22,7 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import fill_z, pool_triples
+from saerl_lib.encode.retain import LABEL_FREE, best
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 from saerl_lib.encode.sparse import encode_all, encode_retained
@@ -107,14 +108,18 @@ def peak_statistics(samples: Sequence[Sample], reader: Reader) -> dict[str, tupl
 
 
 def retained_sets(
-    samples: Sequence[Sample], reader: Reader, count: int, band: tuple[float, float]
+    samples: Sequence[Sample], reader: Reader, count: int, band: tuple[float, float], rule: str = LABEL_FREE[0]
 ) -> dict[str, NDArray[np.int64]]:
-    """SAE name -> ascending indices of the latents that the default rule retains, from training samples without labels."""
+    """SAE name -> ascending indices of `count` latents that a rule of `LABEL_FREE` retains, from training samples.
+
+    Raises ValueError for a rule that reads labels or gradients: it would take another store and other labels for every SAE.
+    """
+    if rule not in LABEL_FREE:
+        raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
     chosen = {}
     for name, (share, variance) in peak_statistics(samples, reader).items():
-        inside = (share >= band[0]) & (share <= band[1])
-        order = np.lexsort((np.arange(len(share)), -variance, ~inside))
-        chosen[name] = np.sort(order[:count]).astype(np.int64)
+        first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
+        chosen[name] = best(variance, first, count)
     return chosen
 
 

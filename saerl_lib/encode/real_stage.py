@@ -10,16 +10,18 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
-from saerl_lib.config import Profile, to_dict
-from saerl_lib.data.real import corpus_texts, evaluation_keys, load_labelled
+from saerl_lib.config import MethodConfig, Profile, to_dict
+from saerl_lib.data.real import LabelledSet, corpus_texts, evaluation_keys, load_labelled
+from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, probe_test_keys
 from saerl_lib.encode.text_model import train_text_model
 
 CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate")
-"""Files whose texts the LM is trained on, without labels and without any question of a test or evaluation set."""
+"""Files whose texts the LM is trained on, without labels and without any question that a probe or a policy is tested on."""
 TEST_FILES = ("math_test", "gsm8k_test")
 """Files whose questions are kept out of the corpus, beside every evaluation set."""
 TEXT_MODEL_CODE = (
-    "data/real.py", "data/schema.py", "encode/language_model.py", "encode/text_model.py", "encode/real_stage.py",
+    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/language_model.py", "encode/text_model.py",
+    "encode/real_stage.py",
 )  # fmt: skip
 
 
@@ -43,7 +45,29 @@ def data_file(stem: str) -> Path:
 def held_out_keys() -> set[str]:
     """Normalised questions that no fit may see: evaluation sets and official test sets."""
     keys = set().union(*evaluation_keys(real_folder()).values())
-    return keys.union(*(load_labelled(data_file(name)).keys for name in TEST_FILES))
+    return keys.union(*(load_set(name).keys for name in TEST_FILES))
+
+
+def load_set(stem: str) -> LabelledSet:
+    """One real set by name."""
+    return load_labelled(data_file(stem))
+
+
+def unread_keys(config: MethodConfig) -> set[str]:
+    """Normalised questions that neither the LM nor an SAE may read: `held_out_keys` and what the probes are tested on."""
+    held_out = held_out_keys()
+    return held_out | probe_test_keys(probe_splits(load_set, config, held_out))
+
+
+def corpus_keys(config: MethodConfig) -> set[str]:
+    """Normalised questions that the LM and the SAEs may have read."""
+    return set().union(*(load_set(name).keys for name in CORPUS_FILES)) - unread_keys(config)
+
+
+def corpus_files(config: MethodConfig) -> dict[str, object]:
+    """What decides the corpus: hashes of the files, and the sizes of the splits whose test side is left out."""
+    names = dict.fromkeys((*CORPUS_FILES, *TEST_FILES, *SPLIT_LABELS))
+    return {**{n: file_sha256(data_file(n))[:16] for n in names}, "max_train": config.max_train, "max_test": config.max_test}
 
 
 def text_model_stage(profile: Profile) -> Stage:
@@ -51,7 +75,7 @@ def text_model_stage(profile: Profile) -> Stage:
     config = profile.method.text_model
 
     def compute(folder: Path) -> None:
-        texts = list(corpus_texts([load_labelled(data_file(name)) for name in CORPUS_FILES], held_out_keys()))
+        texts = list(corpus_texts([load_set(name) for name in CORPUS_FILES], unread_keys(profile.method)))
         with tqdm(desc="text model", unit="step") as bar:
 
             def report(step: int, steps: int, loss: float) -> None:
@@ -62,6 +86,5 @@ def text_model_stage(profile: Profile) -> Stage:
             losses = train_text_model(texts, config, folder / "model", report)
         np.save(folder / "losses.npy", np.array(losses, dtype=np.float32), allow_pickle=False)
 
-    data = {name: file_sha256(data_file(name))[:16] for name in (*CORPUS_FILES, *TEST_FILES)}
-    settings = {**to_dict(config), "data": data, "threads": torch.get_num_threads()}
+    settings = {**to_dict(config), "data": corpus_files(profile.method), "threads": torch.get_num_threads()}
     return get_or_compute(profile, "text_model", TEXT_MODEL_CODE, settings, compute)

@@ -20,6 +20,8 @@ from saerl_lib.encode.store import Store
 
 RULES = ("frequency_variance", "variance", "anova", "elastic_net", "gradient", "random")
 """Names of the rules; the first is the default."""
+LABEL_FREE = ("frequency_variance", "variance")
+"""Rules that read activations alone."""
 LABELLED = ("anova", "elastic_net")
 """Rules that read labels, which must be those of training samples."""
 
@@ -48,7 +50,7 @@ def latent_statistics(store: Store) -> LatentStatistics:
     return LatentStatistics(fired / n, squares / n - (total / n) ** 2)
 
 
-def _best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """`count` latents: those of `first` by falling score, then the others; ties to the lower number. Ascending."""
     order = np.lexsort((np.arange(len(score)), -score, ~first))
     return np.sort(order[:count]).astype(np.int64)
@@ -101,14 +103,14 @@ def choose_retained(
     found = latent_statistics(store)
     fires = found.share > 0
     if rule == "frequency_variance":
-        return _best(found.variance, (found.share >= band[0]) & (found.share <= band[1]), count)
+        return best(found.variance, (found.share >= band[0]) & (found.share <= band[1]), count)
     if rule == "variance":
-        return _best(found.variance, fires, count)
+        return best(found.variance, fires, count)
     if rule == "anova":
-        return _best(_relevance(store.peaks(), labels), fires, count)
+        return best(_relevance(store.peaks(), labels), fires, count)
     if rule == "elastic_net":
         score = _coefficients(store.blocks(), labels, store.width)
-        return _best(score + 1e-12 * found.variance / (found.variance.max() or 1.0), fires, count)
+        return best(score + 1e-12 * found.variance / (found.variance.max() or 1.0), fires, count)
     if rule == "gradient":
-        return _best(influence(), fires, count)
-    return _best(np.random.default_rng(seed).random(store.width), fires, count)
+        return best(influence(), fires, count)
+    return best(np.random.default_rng(seed).random(store.width), fires, count)

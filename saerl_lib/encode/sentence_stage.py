@@ -14,7 +14,7 @@ from saerl_lib.config import EncoderConfig, Profile, to_dict
 from saerl_lib.encode.activations import truncate
 from saerl_lib.encode.kinds_stage import SAE_CODE, collect_text_vectors, sae_seeds, train_kinds
 from saerl_lib.encode.readers import Reader
-from saerl_lib.encode.real_stage import CORPUS_FILES, TEST_FILES, data_file
+from saerl_lib.encode.real_stage import corpus_files
 from saerl_lib.encode.sentence import MAX_TOKENS, load_sentence_model, sentence_model_folder
 from saerl_lib.encode.spans import Layout
 
@@ -35,11 +35,12 @@ def sentence_sae_stage(profile: Profile, model_folder: Path) -> Stage:
 
     def compute(folder: Path) -> None:
         model, tokenizer = load_sentence_model(model_folder)
-        vectors = collect_text_vectors(truncate(model, config.hook_layer), tokenizer, config, LAYOUT, profile.seed)
+        decoder = truncate(model, config.hook_layer)
+        vectors = collect_text_vectors(decoder, tokenizer, config, profile.method, LAYOUT, profile.seed)
         train_kinds(vectors, config, NAMES, sae_seeds(profile), profile.method, folder)
 
-    data = {name: file_sha256(data_file(name))[:16] for name in (*CORPUS_FILES, *TEST_FILES)}
-    settings = {**to_dict(config), "seeds": profile.method.sae_seeds, "seed": profile.seed, "data": data}
+    settings = {**to_dict(config), "seeds": profile.method.sae_seeds, "seed": profile.seed}
+    settings["data"] = corpus_files(profile.method)
     settings |= {"model": file_sha256(model_folder / "model.safetensors"), "cosine": profile.method.decoder_cosine}
     return get_or_compute(profile, "saes_sentence", CODE, settings, compute)
 

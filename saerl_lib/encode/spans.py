@@ -89,8 +89,10 @@ def _chat(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
     def inside(span: tuple[int, int]) -> list[bool]:
         # a token that only touches the border by one character of the content counts: no content is lost
         return [
-            token not in special and low < span[1] and high > span[0] and high > low
-            for token, (low, high) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            position > 0 and token not in special and low < span[1] and high > span[0] and high > low
+            for position, (token, (low, high)) in enumerate(
+                zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            )
         ]
 
     masks = [inside(span) for span in borders]

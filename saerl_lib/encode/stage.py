@@ -21,6 +21,7 @@ from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, load_encoder
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
+from saerl_lib.encode.influence import gradient_influence
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.retain import choose_retained
@@ -29,6 +30,8 @@ from saerl_lib.encode.store import Store, write_store
 
 SPLITS = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are encoded."""
+INFLUENCE_SAMPLES = 500
+"""Samples of L behind the gradient rule."""
 
 
 def corpus_samples(all_families: bool, seed: int) -> Iterator[Sample]:
@@ -100,10 +103,22 @@ def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> En
     )
 
 
-def retained_of(store: Store, samples: Sequence[Sample], config: EncoderConfig) -> np.ndarray:
-    """The retained set of a profile, chosen on the store of L."""
-    labels = np.array([s.difficulty for s in samples])
-    return choose_retained(store, config.retained_latents, rule=config.retained_rule, band=config.frequency_band, labels=labels)
+def influence_of(profile: Profile, sae: Stage, samples: Sequence[Sample], all_families: bool = False) -> np.ndarray:
+    """Gradient influence of the SAE of a stage on the first samples of L, [F]."""
+    model, tokenizer = load_encoder(all_families)
+    layer, tokens = profile.encoder.hook_layer, profile.encoder.tokens_per_batch
+    loaded = load_sae(sae.path("sae"), ENCODER.width)
+    return gradient_influence(samples[:INFLUENCE_SAMPLES], model, tokenizer, layer, loaded, tokens)
+
+
+def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule: str, all_families: bool = False) -> np.ndarray:
+    """The retained set that a rule chooses on the store of L; ascending indices."""
+    config = profile.encoder
+    return choose_retained(
+        store, config.retained_latents, rule=rule, band=config.frequency_band,
+        labels=np.array([s.difficulty for s in samples]), seed=sub_seed(profile.seed, "retained"),
+        influence=lambda: influence_of(profile, sae_stage(profile, all_families), samples, all_families),
+    )  # fmt: skip
 
 
 def store_stage(profile: Profile, world: Stage, sae: Stage, all_families: bool = False) -> Stage:
@@ -131,7 +146,8 @@ def features_stage(profile: Profile, world: Stage, store: Stage, all_families: b
     width = profile.encoder.sae_latents
 
     def compute(folder: Path) -> None:
-        retained = retained_of(Store(store.path("labelled"), width), load_split(world, "labelled"), profile.encoder)
+        labelled, rule = load_split(world, "labelled"), profile.encoder.retained_rule
+        retained = retained_of(profile, Store(store.path("labelled"), width), labelled, rule, all_families)
         save_file({"retained": retained}, folder / "retained.safetensors")
         for name in splits:
             samples = load_split(world, name)

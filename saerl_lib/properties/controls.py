@@ -20,7 +20,7 @@ from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.properties import Matrix
-from saerl_lib.properties.probes import fit_elastic_net, fit_ridge, fit_topic_probe, shuffled
+from saerl_lib.properties.probes import fit_elastic_net, fit_ridge, fit_topic_probe, probe_path, shuffled
 from saerl_lib.properties.tasks import Task
 from saerl_lib.properties.text import fit_tfidf
 
@@ -113,8 +113,11 @@ def predict(task: Task, features: FeatureSet, config: PropertyConfig, seed: int)
         if task.kind == "binary":
             probe = fit_topic_probe(features.train, y, config, seed)
             return probe.predict_proba(features.test)[:, list(probe.classes_).index(1.0)]
-        fit = fit_ridge if task.kind == "quality" else fit_elastic_net
-        return np.asarray(fit(features.train, y, config, seed).predict(features.test), dtype=float)
+        if task.kind == "quality":
+            probe = fit_ridge(features.train, y, config, seed)
+        else:
+            probe = fit_elastic_net(features.train, y, probe_path(config), seed)
+        return np.asarray(probe.predict(features.test), dtype=float)
 
 
 def predict_all(

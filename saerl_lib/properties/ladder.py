@@ -29,7 +29,7 @@ from saerl_lib.properties.probes import (
     shuffled,
     topic_probe,
 )
-from saerl_lib.properties.tasks import solution_quality
+from saerl_lib.properties.tasks import joined_labels, solution_quality
 from saerl_lib.properties.text import fit_tfidf
 
 TOPIC_TARGETS = {"topic_l2": 1, "topic_l3": 2, "topic_leaf": 3}
@@ -103,10 +103,9 @@ def topic_rows(train: _Side, test: _Side, profile: Profile) -> list[ProbeRow]:
     return rows
 
 
-def difficulty_rows(train: _Side, test: _Side, target: str, profile: Profile) -> list[ProbeRow]:
-    """One regime of Table 2."""
+def difficulty_rows(train: _Side, y: np.ndarray, test: _Side, target: str, profile: Profile) -> list[ProbeRow]:
+    """One regime of Table 2: labels y [N] of the training side."""
     common = {"dataset": "world", "target": target, "config": profile.properties, "seed": sub_seed(profile.seed, "difficulty")}
-    y = train.difficulty
     rows = [difficulty_probe(a, y, b, test.difficulty, features=n, **common) for n, (a, b) in _sets(train, test).items()]
     mixed = shuffled(y, sub_seed(profile.seed, "shuffle"))
     rows.append(difficulty_probe(train.phi, mixed, test.phi, test.difficulty, features="shuffled_labels", **common))
@@ -151,9 +150,11 @@ def probe_rows(profile: Profile, world: Stage, features: Stage, control: Stage) 
     cut = 3 * len(steps.samples) // 4
     rows = topic_rows(labelled, test, profile)
     rows += control_rows(_Side(world, control, "labelled"), _Side(world, control, "test"), profile)
-    rows += difficulty_rows(labelled, test, "difficulty_in_domain", profile)
-    rows += difficulty_rows(labelled, contest, "difficulty_out_of_domain", profile)
-    rows += difficulty_rows(adapted, contest, "difficulty_adapted", profile)
+    rows += difficulty_rows(labelled, labelled.difficulty, test, "difficulty_in_domain", profile)
+    rows += difficulty_rows(labelled, labelled.difficulty, contest, "difficulty_out_of_domain", profile)
+    n = len(labelled.samples)
+    joined = joined_labels(adapted.difficulty[:n], adapted.difficulty[n:])
+    rows += difficulty_rows(adapted, joined, contest, "difficulty_adapted", profile)
     rows += quality_rows(steps.part(slice(None, cut)), steps.part(slice(cut, None)), profile)
     return [dataclasses.asdict(row) for row in rows]
 

@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
-from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.real import LabelledSet, evaluation_keys, hash_share, load_labelled
+from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
+from saerl_lib.data.real import hash_share
 from saerl_lib.data.schema import Sample, normalise
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
-from saerl_lib.encode.real_stage import data_file, held_out_keys, real_folder, text_model_stage
+from saerl_lib.encode.real_stage import data_file, held_out_keys, load_set, text_model_stage
 from saerl_lib.encode.sentence import sentence_embeddings, sentence_model_folder
 from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict_all, task_texts, text_sets
@@ -46,6 +46,10 @@ def group_of(task: Task) -> str:
     return next(name for name, files in GROUPS.items() if task.dataset in files)
 
 
+def _retained(samples: Sequence[Sample], reader: Reader, config: EncoderConfig) -> dict[str, np.ndarray]:
+    return retained_sets(samples, reader, config.retained_latents, config.frequency_band, config.retained_rule)
+
+
 def encode_tasks(
     tasks: Sequence[Task], profile: Profile, reader: Reader, folder: Path, sentence: Reader | None = None
 ) -> None:
@@ -58,11 +62,11 @@ def encode_tasks(
     training = {s.id: s for task in tasks for s in task.train}
     chosen = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))[: profile.method.max_train]
     config = profile.method.text_sae if reader.layout.max_tokens else profile.encoder
-    retained = retained_sets(chosen, reader, config.retained_latents, config.frequency_band)
+    retained = _retained(chosen, reader, config)
     pooled = read_all(list(samples.values()), reader, retained, profile.method.workers)
     arrays = dict(pooled.features)
     if sentence is not None:
-        retained = retained_sets(chosen, sentence, config.retained_latents, config.frequency_band)
+        retained = _retained(chosen, sentence, config)
         read = read_all(list(samples.values()), sentence, retained, profile.method.workers).features
         arrays |= {name: values for name, values in read.items() if name != DENSE}
     if sentence_model_folder() is not None:
@@ -132,8 +136,8 @@ def _stage(
 SENTENCE = {False: "sentence/prompt", True: "sentence/both"}
 """Whether the solution is read -> name of the sentence embeddings."""
 ENCODED_CODE = (
-    "data/real.py", "data/schema.py", "encode/activations.py", "encode/pooling.py", "encode/readers.py", "encode/sentence.py",
-    "encode/sparse.py", "encode/spans.py", "properties/tasks.py",
+    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/pooling.py", "encode/readers.py",
+    "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "properties/tasks.py",
 )  # fmt: skip
 """Files that decide the features; the SAEs and the LM come in as stages."""
 LADDER_CODE = (
@@ -154,7 +158,7 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     """The full ladder on the real sets, a stage a group."""
     text_model = text_model_stage(profile)
     saes = sae_kinds_stage(profile, "text", text_model)
-    tasks = real_tasks(_load, profile.method, held_out_keys())
+    tasks = real_tasks(load_set, profile.method, held_out_keys())
     reader = ladder_reader(profile, saes, text_model)
     second = sentence_reader(profile)
     inputs = (text_model, saes, *((second[1],) if second else ()))
@@ -162,40 +166,11 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     return [_stage(profile, name, part, reader, inputs, second[0] if second else None) for name, part in by_group.items()]
 
 
-def _load(stem: str) -> LabelledSet:
-    return load_labelled(data_file(stem))
-
-
 def ladder_stages(profile: Profile, world: Stage) -> list[Stage]:
     """Every group that the profile asks for and that can be had: the real ones need `SAERL_DATA_DIR`."""
     return [world_ladder_stage(profile, world), *(real_ladder_stages(profile) if has_real_data(profile) else [])]
 
 
-def full_ladder(profile: Profile, world: Stage) -> pd.DataFrame:
-    """Rows of probe_ladder.csv: computed in a profile with a `method`, else the committed ones of profile `method`."""
-    if profile.method is None:
-        return pd.read_csv(paths.FIGURES / "data" / "probe_ladder.csv")
-    return pd.concat([pd.read_parquet(s.path("ladder.parquet")) for s in ladder_stages(profile, world)], ignore_index=True)
-
-
 def has_real_data(profile: Profile) -> bool:
     """Whether the profile reads the real sets: the folder is there, or the profile demands it."""
     return profile.method is not None and (profile.method.real_data == "required" or paths.shared_data_dir() is not None)
-
-
-def overlap_table(profile: Profile) -> pd.DataFrame:
-    """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question.
-
-    Of the files where the profile reads them, else as committed.
-    """
-    if not has_real_data(profile):
-        return pd.read_csv(paths.FIGURES / "data" / "real_overlap.csv")
-    evaluation = {**evaluation_keys(real_folder()), "math_test": set(_load("math_test").keys)}
-    rows = []
-    for files in GROUPS.values():
-        for name in files:
-            keys = _load(name).keys
-            for other, questions in evaluation.items():
-                if other != name:
-                    rows.append((name, other, len(keys), sum(key in questions for key in keys)))
-    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -93,6 +93,7 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
 def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
     """Elastic net on x [N, D], y [N]; alpha and l1_ratio by `cv_folds`-fold cross-validation on the training samples.
 
+    The path is that of the plan's f_D; `probe_path(config)` gives the longer one of the probes.
     Raises ValueError for non-finite values, unequal rows or fewer samples than folds.
     """
     x, y = _checked(x, y)
@@ -101,8 +102,8 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
     alpha, l1_ratio = 1.0, 0.5
     if np.ptp(y) > 0 and abs(scaled).max() > 0:  # otherwise the alpha path is undefined and the mean is the best prediction
         search = ElasticNetCV(
-            l1_ratio=list(config.elastic_net_l1_ratios), alphas=config.elastic_net_alphas, eps=1e-2, max_iter=300, tol=1e-3,
-            cv=_folds(x, config, seed),
+            l1_ratio=list(config.elastic_net_l1_ratios), alphas=config.elastic_net_alphas, eps=config.elastic_net_floor,
+            max_iter=300, tol=1e-3, cv=_folds(x, config, seed),
         )  # fmt: skip
         with warnings.catch_warnings():  # ranking the penalties needs fewer digits than the probe itself
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -110,6 +111,11 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
         alpha, l1_ratio = float(search.alpha_), float(search.l1_ratio_)
     probe = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, max_iter=5000).fit(scaled, y)
     return Pipeline([("scale", scaler), ("probe", probe)])
+
+
+def probe_path(config: PropertyConfig) -> PropertyConfig:
+    """The same settings with the penalty path of the difficulty probes."""
+    return replace(config, elastic_net_alphas=config.probe_alphas, elastic_net_floor=config.probe_floor)
 
 
 def fit_ridge(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
@@ -154,7 +160,7 @@ def difficulty_probe(
     dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
 ) -> ProbeRow:
     """Spearman correlation of elastic-net predictions with difficulty labels on test samples (paper, Table 2)."""
-    model = fit_elastic_net(train_x, train_y, config, seed)
+    model = fit_elastic_net(train_x, train_y, probe_path(config), seed)
     return score_difficulty(
         model, test_x, test_y, n_train=len(train_y), dataset=dataset, target=target, features=features, config=config, seed=seed
     )

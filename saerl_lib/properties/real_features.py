@@ -21,13 +21,13 @@ from safetensors.numpy import load_file, save_file
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import MethodConfig, Profile, to_dict
 from saerl_lib.data.real import LabelledSet, hash_order, load_labelled, read_lines, unique, without
+from saerl_lib.data.real_splits import split_by_hash
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.readers import Reader, read_all, retained_sets
 from saerl_lib.encode.real_stage import data_file, held_out_keys, text_model_stage
-from saerl_lib.properties.tasks import split_by_hash
 
 SAE, UNTRAINED = "sae", "sae_untrained"
 """Ladder names of the SAE and of its control of random weights; `sae#1` is the second seed."""
@@ -214,7 +214,7 @@ def real_features_stage(profile: Profile) -> Stage:
         for name, part in {**parts, PLAIN: plain_part(parts["sources"])}.items():
             reader = study_reader(ladder_reader(profile, saes, text_model), name)
             chosen = training_samples(part, method.max_train)
-            retained = retained_sets(chosen, reader, config.retained_latents, config.frequency_band)
+            retained = retained_sets(chosen, reader, config.retained_latents, config.frequency_band, config.retained_rule)
             tables, cut = encode_part(part, reader, retained, method.workers)
             (folder / name).mkdir()
             save_file({n: np.ascontiguousarray(r) for n, r in retained.items()}, folder / name / "retained.safetensors")
@@ -230,8 +230,9 @@ def real_features_stage(profile: Profile) -> Stage:
 
 
 FEATURES_CODE = (
-    "data/real.py", "data/schema.py", "encode/activations.py", "encode/features.py", "encode/metadata.py", "encode/pooling.py",
-    "encode/readers.py", "encode/sparse.py", "encode/spans.py", "properties/real_features.py", "properties/tasks.py",
+    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/features.py", "encode/metadata.py",
+    "encode/pooling.py", "encode/readers.py", "encode/retain.py", "encode/sparse.py", "encode/spans.py",
+    "properties/real_features.py",
 )  # fmt: skip
 """Files that decide the features; the LM and the SAEs come in as stages."""
 

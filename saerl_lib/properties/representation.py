@@ -15,24 +15,11 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
-from saerl_lib.encode.encoder import ENCODER, load_encoder
-from saerl_lib.encode.influence import gradient_influence
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.retain import RULES, choose_retained
-from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.retain import RULES
+from saerl_lib.encode.stage import retained_of
 from saerl_lib.encode.store import Store
 from saerl_lib.properties.probes import ProbeRow, difficulty_probe, topic_probe
-
-INFLUENCE_SAMPLES = 500
-"""Samples of L behind the gradient rule."""
-
-
-def influence_of(profile: Profile, sae: Stage, samples: list[Sample]) -> np.ndarray:
-    """Gradient influence of the world's SAE on the first samples of L, [F]."""
-    model, tokenizer = load_encoder()
-    loaded = load_sae(sae.path("sae"), ENCODER.width)
-    layer, tokens = profile.encoder.hook_layer, profile.encoder.tokens_per_batch
-    return gradient_influence(samples[:INFLUENCE_SAMPLES], model, tokenizer, layer, loaded, tokens)
 
 
 def _rows(profile: Profile, name: str, z: tuple[np.ndarray, np.ndarray], samples: tuple[list[Sample], list[Sample]],
@@ -52,21 +39,16 @@ def _rows(profile: Profile, name: str, z: tuple[np.ndarray, np.ndarray], samples
     return [topic, difficulty]
 
 
-def representation_table(profile: Profile, world: Stage, sae: Stage, store: Stage) -> pd.DataFrame:
+def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
     """Rows of representation.csv.
 
     Columns: choice, option, target, metric, value, ci_low, ci_high, n_train, n_test, shared_with_default.
     """
     samples = load_split(world, "labelled"), load_split(world, "test")
     stores = [Store(store.path(name), profile.encoder.sae_latents) for name in ("labelled", "test")]
-    labels = np.array([s.difficulty for s in samples[0]])
-    count, band = profile.encoder.retained_latents, profile.encoder.frequency_band
-    default, found = None, []
+    count, default, found = profile.encoder.retained_latents, None, []
     for rule in RULES:
-        chosen = choose_retained(
-            stores[0], count, rule=rule, band=band, labels=labels, seed=sub_seed(profile.seed, "retained"),
-            influence=lambda: influence_of(profile, sae, samples[0]),
-        )  # fmt: skip
+        chosen = retained_of(profile, stores[0], samples[0], rule)
         default = chosen if default is None else default
         shared = len(np.intersect1d(chosen, default)) / count
         z = (stores[0].select(chosen), stores[1].select(chosen))
@@ -103,7 +85,7 @@ def representation_stage(profile: Profile, world: Stage, sae: Stage, store: Stag
     """Stage `representation`: representation.parquet."""
 
     def compute(folder: Path) -> None:
-        representation_table(profile, world, sae, store).to_parquet(folder / "representation.parquet", index=False)
+        representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
 
     config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
     return get_or_compute(profile, "representation", "properties", config, compute, (world, sae, store))

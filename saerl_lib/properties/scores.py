@@ -89,9 +89,10 @@ def _error_rows(task: Task, features: str, runs: list[np.ndarray], samples: int,
     n = len(task.y_test)
     draws: dict[str, list[float]] = {"rmse": [], "mae": []}
     for _ in range(samples):
-        rows, run = rng.integers(0, n, n), runs[int(rng.integers(0, len(runs)))]
-        for name, value in errors(run[rows], task.y_test[rows]).items():
-            draws[name].append(value)
+        rows, chosen = rng.integers(0, n, n), rng.integers(0, len(runs), len(runs))
+        found = [errors(runs[i][rows], task.y_test[rows]) for i in chosen]
+        for name in draws:
+            draws[name].append(float(np.mean([e[name] for e in found])))
     out = []
     for name, values in draws.items():
         value = float(np.mean([errors(run, task.y_test)[name] for run in runs]))

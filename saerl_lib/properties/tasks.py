@@ -1,7 +1,6 @@
 """Probe tasks of the control ladder: which label is read from which samples, on the world and on real data.
 
-A split never depends on the order of a file: rows are taken by the hash of their normalised question, a question stands on
-one side alone, and no training row shares its question with an evaluation set.
+Splits are those of `saerl_lib.data.real_splits`; no training row shares its question with an evaluation set.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import numpy as np
 
 from saerl_lib.config import MethodConfig
 from saerl_lib.data.real import LabelledSet, hash_order, unique, without
+from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, split_by_hash
 from saerl_lib.data.schema import Sample
 
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
@@ -49,14 +49,6 @@ class Task:
 def solution_quality(sample: Sample) -> float:
     """Mean step score of a solution (paper, Table 3)."""
     return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
-
-
-def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> tuple[LabelledSet, LabelledSet]:
-    """Train and test of one set: the first rows by hash train, the next ones test; 70 to 30 when the set is small."""
-    order = hash_order(unique(data))
-    data = unique(data)
-    train = min(max_train, int(0.7 * len(order)))
-    return data.rows(order[:train]), data.rows(order[train : train + max_test])
 
 
 def labelled_task(
@@ -103,9 +95,13 @@ def tasks_of_file(data: LabelledSet, config: MethodConfig, held_out: set[str]) -
     return tasks
 
 
-def standard_scores(values: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1: labels of two sources have no common scale (not stated in the paper; ours)."""
-    return (values - values.mean()) / (values.std() or 1.0)
+def joined_labels(*sources: np.ndarray) -> np.ndarray:
+    """Labels of several sources in a row, each brought to mean 0 and deviation 1: they have no common scale (ours).
+
+    >>> joined_labels(np.array([1.0, 3.0]), np.array([0.0, 100.0])).tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+    return np.concatenate([(values - values.mean()) / (values.std() or 1.0) for values in sources])
 
 
 def real_tasks(load: Callable[[str], LabelledSet], config: MethodConfig, held_out: set[str]) -> list[Task]:
@@ -119,28 +115,21 @@ def real_tasks(load: Callable[[str], LabelledSet], config: MethodConfig, held_ou
         labelled_task(math_train, math_test, "level", "difficulty_level", "rank"),
         labelled_task(math_train, math_test, "level", "difficulty_level_with_solution", "rank", with_solution=True),
     ]
-    deepmath = without(load("deepmath_18k").with_label("level"), held_out)
-    train, test = split_by_hash(deepmath, config.max_train, config.max_test)
-    tasks.append(labelled_task(train, test, "level", "difficulty_level", "rank"))
-    scaler = without(load("deepscaler_pass_rate"), held_out | set(deepmath.keys))
-    rated, held = split_by_hash(scaler, config.max_train, config.max_test)
-    tasks.append(labelled_task(rated, held, "pass_rate", "difficulty_by_pass_rate", "rank", sign=-1.0))
-    tasks += transfer_tasks(train, rated, held, config)
-    for name in ("quality_valimath", "dsr_sub_training_accuracy"):
-        part = load(name)
-        label = "valid" if name == "quality_valimath" else "learnability"
-        train, test = split_by_hash(part.with_label(label), config.max_train, config.max_test)
-        tasks.append(labelled_task(without(train, held_out), test, label, TARGET_NAMES[label], LABEL_KINDS[label]))
-    return tasks
+    splits = probe_splits(load, config, held_out)
+    for name, label in SPLIT_LABELS.items():
+        split, sign = splits[name], -1.0 if label == "pass_rate" else 1.0
+        tasks.append(labelled_task(split.train, split.test, label, TARGET_NAMES[label], LABEL_KINDS[label], sign=sign))
+    scaler = splits["deepscaler_pass_rate"]
+    return tasks + transfer_tasks(splits["deepmath_18k"].train, scaler.train, scaler.test, config)
 
 
 def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet, config: MethodConfig) -> list[Task]:
     """DeepMath difficulty -> DeepScaleR pass rate, without and with some labels of the target source (Table 2)."""
     deepmath = deepmath.with_label("level")
-    y, truth = standard_scores(deepmath.labels["level"]), -held.labels["pass_rate"]
+    y, truth = joined_labels(deepmath.labels["level"]), -held.labels["pass_rate"]
     outside = Task(held.name, "difficulty_out_of_domain", "rank", deepmath.samples, held.samples, y, truth, False)
     some = rated.rows(np.arange(min(config.adapted_labels, len(rated))))
-    both = np.concatenate([y, standard_scores(-some.labels["pass_rate"])])
+    both = joined_labels(deepmath.labels["level"], -some.labels["pass_rate"])
     adapted = Task(held.name, "difficulty_adapted", "rank", (*deepmath.samples, *some.samples), held.samples, both, truth, False)
     return [outside, adapted]
 
@@ -155,16 +144,17 @@ def world_tasks(splits: Mapping[str, Sequence[Sample]]) -> list[Task]:
     def difficulty(samples: Sequence[Sample]) -> np.ndarray:
         return np.array([s.difficulty for s in samples])
 
+    joined = joined_labels(difficulty(labelled), difficulty(extra))
     tasks = []
     for target, depth in (("topic_l2", 1), ("topic_l3", 2), ("topic_leaf", 3)):
         y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in part]) for part in (labelled, test))
         tasks.append(Task("world", target, "topic", labelled, test, y, truth, False))
-    for target, train, held in (
-        ("difficulty_in_domain", labelled, test),
-        ("difficulty_out_of_domain", labelled, contest),
-        ("difficulty_adapted", (*labelled, *extra), contest),
+    for target, train, y, held in (
+        ("difficulty_in_domain", labelled, difficulty(labelled), test),
+        ("difficulty_out_of_domain", labelled, difficulty(labelled), contest),
+        ("difficulty_adapted", (*labelled, *extra), joined, contest),
     ):
-        tasks.append(Task("world", target, "rank", train, held, difficulty(train), difficulty(held), True))
+        tasks.append(Task("world", target, "rank", train, held, y, difficulty(held), True))
     scores = np.array([solution_quality(s) for s in steps])
     tasks.append(Task("world", "solution_quality", "quality", steps[:cut], steps[cut:], scores[:cut], scores[cut:], True))
     return tasks

@@ -34,6 +34,7 @@ SCHEMAS: dict[str, Schema] = {
         "02", "choice,option,target,metric,value,ci_low,ci_high,n_train,n_test,shared_with_default", "", "shared_with_default"
     ),
     "world_probes": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
+    "ladder_saes": _schema("03", "model,features,seed,explained_variance,l0,dead_share,n_tokens"),
     "real_overlap": _schema("03", "dataset,evaluation_set,n,n_overlap"),
     "probe_ladder": _schema("03", "dataset,target,metric,features,value,ci_low,ci_high,n_train,n_test", "value ci_low ci_high"),
     "calibration": _schema("04", "score,bin,n,predicted_mean,label_mean,ci_low,ci_high", "ci_low ci_high"),
