@@ -15,12 +15,14 @@ from saerl_lib.arms import all_arms, find_arm
 from saerl_lib.arms.base import Arm
 from saerl_lib.config import get_profile
 from saerl_lib.report import arm_pairs, arm_tables
-from saerl_lib.report.arm_effects import bootstrap_draws, compare, final_values, outcome_values, outcomes, two_sided
+from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
 from saerl_lib.report.claims import not_run_claims, planned_seeds, study_claims
 from saerl_lib.report.figures import draw
+from saerl_lib.report.paired import Estimate, compare, corrected, over_seeds, problem_variance
 from saerl_lib.report.paper_tables import MIXING
 from saerl_lib.report.plots_gap import gaps
 from saerl_lib.report.schemas import SCHEMAS, write_csv
+from saerl_lib.report.statistics import minimum_detectable_effect
 from saerl_lib.rl.job import write_table
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.study import results as study_results
@@ -90,47 +92,77 @@ def test_the_pass_set_counts_a_problem_once() -> None:
     assert len(np.unique(values["easy_a"])) > 2
 
 
-def test_bootstrap_width_on_a_known_case() -> None:
-    """With one problem the draws are means of resampled seeds: their deviation is s / sqrt(S) with the unbiased s."""
-    differences = np.array([[0.0], [2.0], [4.0], [2.0]])
-    draws = bootstrap_draws([differences], 40_000, seed=0)
-    assert draws.mean() == pytest.approx(2.0, abs=0.02)
-    assert draws.std() == pytest.approx(differences.std(ddof=1) / 2, rel=0.02)
-    by_seed = differences[:, 0]
-    expected = stats.ttest_1samp(by_seed, 0.0)
-    assert two_sided(2.0, float(draws.std()), 3) == pytest.approx(expected.pvalue, rel=0.05)
-    np.testing.assert_array_equal(bootstrap_draws([differences], 10, 1), bootstrap_draws([differences], 10, 1))
-    assert not np.array_equal(bootstrap_draws([differences], 10, 1), bootstrap_draws([differences], 10, 2))
+def test_the_error_of_seeds_alone_is_that_of_a_t_test() -> None:
+    by_seed = np.array([0.0, 2.0, 4.0, 2.0])
+    found, expected = over_seeds(by_seed), stats.ttest_1samp(by_seed, 0.0)
+    assert found.p_value() == pytest.approx(expected.pvalue) and found.degrees == 3
+    assert found.interval(0.05)[1:] == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.detectable(0.05) == pytest.approx(minimum_detectable_effect(by_seed))
 
 
-@pytest.mark.parametrize("problems", [0.0, 3.0])
-def test_intervals_hold_what_they_say_at_five_seeds(problems: float) -> None:
-    """Coverage of the 95 % interval when seeds alone differ, and when problems do too; percentiles would hold 90.5 %."""
+def block(values: np.ndarray, evaluations: int = 1) -> pd.DataFrame:
+    columns = pd.MultiIndex.from_product([[evaluations], [f"p{i}" for i in range(values.shape[1])]])
+    return pd.DataFrame(values, columns=columns)
+
+
+def test_the_problems_part_by_hand_and_by_bootstrap() -> None:
+    # seeds agree: the variance of a mean over problems is that of a sample of 4, (1 + 1 + 1 + 1) / 3 / 4
+    same = np.tile([1.0, 3.0, 1.0, 3.0], (3, 1))
+    assert problem_variance(block(same)) == pytest.approx(4 / 3 / 4)
+    # a constant of each seed is no problem's, and of two strata each has its own mean
+    assert problem_variance(block(same + np.array([[0.0], [5.0], [9.0]]))) == pytest.approx(4 / 3 / 4)
+    apart = pd.concat([block(same), block(same + 100, 3)], axis=1)
+    assert problem_variance(apart) == pytest.approx(2 * 0.5**2 * 4 / 3 / 4)
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(6, 1)) + 2 * rng.normal(size=40) + 3 * rng.normal(size=(6, 40))
+    seeds, problems = (
+        np.var([values[rng.integers(0, 6, 6)].mean() for _ in range(4000)]) * 6 / 5,
+        np.var([values[:, rng.integers(0, 40, 40)].mean() for _ in range(4000)]) * 40 / 39,
+    )
+    rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    both = seeds + problems - np.square(rest).sum() / (5 * 39) / 240  # both axes hold the rest, which counts once
+    total = over_seeds(values.mean(axis=1), problem_variance(block(values))).error ** 2
+    assert total == pytest.approx(both, rel=0.06)
+
+
+@pytest.mark.parametrize(("seeds", "problems", "rest"), [(1.0, 0.0, 0.0), (1.0, 3.0, 0.0), (0.3, 1.0, 8.0), (0.0, 0.0, 8.0)])
+def test_intervals_hold_what_they_say_at_five_seeds(seeds: float, problems: float, rest: float) -> None:
+    """Coverage of the 95 % interval when seeds, problems and attempts differ; percentiles over seeds would hold 90.5 %."""
     rng, inside = np.random.default_rng(5), 0
-    for _ in range(300):
-        noise = np.repeat(rng.normal(size=(5, 1)), 24, axis=1) + problems * rng.normal(size=24)
-        index = pd.MultiIndex.from_product([["a", "b"], range(5)], names=["arm", "seed"])
-        table = pd.DataFrame(np.concatenate([noise, np.zeros_like(noise)]), index=index)
-        (found,) = compare({"s": table}, [("a", "b")], resamples=2000)
+    index = pd.MultiIndex.from_product([["a", "b"], range(5)], names=["arm", "seed"])
+    for _ in range(600):
+        noise = seeds * rng.normal(size=(5, 1)) + problems * rng.normal(size=24) + rest * rng.normal(size=(5, 24))
+        table = block(np.concatenate([noise, np.zeros_like(noise)])).set_axis(index)
+        (found,) = compare({"s": table}, [("a", "b")])
         inside += found.interval.low <= 0 <= found.interval.high
-    assert 0.92 < inside / 300 < 0.98
+    assert 0.925 < inside / 600 < 0.98
+
+
+def test_a_bound_from_above_has_its_own_correction() -> None:
+    """Differences 0.1 and 0.2 with error 0.15 lie below 0.5 alone; of two such bounds one must hold at 2.5 %."""
+    found = corrected([("a", "z"), ("b", "z"), ("c", "z")], [Estimate(m, 0.15, 1e9, 8) for m in (0.1, 0.2, 2.0)], smallest=0.5)
+    alone = [2 * stats.norm.sf((0.5 - m) / 0.15) for m in (0.1, 0.2)]
+    assert [c.p_small for c in found] == pytest.approx([3 * alone[0], 2 * alone[1], 1.0], rel=1e-4)
+    assert found[0].interval.high < 0.5 and found[1].interval.high < 0.5
+    # Holm's order is that of differences from 0: c 5 / 3 %, b 2.5 %, a none left
+    assert found[2].detectable == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
 
 
 def test_comparisons_pair_by_seed_and_correct_within_the_family() -> None:
     values = outcome_values(evaluations({"grpo": 0.0, "diff": 0.3, "adarft": 0.0}, seeds=4))
-    found = compare(values, [("diff", "grpo"), ("adarft", "grpo")], resamples=4000)
+    found = compare(values, [("diff", "grpo"), ("adarft", "grpo")])
     assert found[0].interval.low > 15 and found[0].n_seeds == 4 and found[0].p_holm < 0.01
     assert found[1].interval.low < 0 < found[1].interval.high
     for c in found:
         assert c.corrected.low <= c.interval.low and c.corrected.high >= c.interval.high and c.p_holm >= c.p_value
         half = (c.interval.high - c.interval.low) / 2
         assert c.interval.value == pytest.approx((c.interval.high + c.interval.low) / 2) and half > 0
-    alone = compare(values, [("diff", "grpo")], resamples=4000)[0]
+    alone = compare(values, [("diff", "grpo")])[0]
     assert alone.corrected == alone.interval
 
 
 def test_one_seed_has_no_interval() -> None:
-    (found,) = compare(outcome_values(evaluations({"grpo": 0.0, "diff": 0.3}, seeds=1)), [("diff", "grpo")], 100)
+    (found,) = compare(outcome_values(evaluations({"grpo": 0.0, "diff": 0.3}, seeds=1)), [("diff", "grpo")])
     assert math.isnan(found.interval.low) and math.isnan(found.detectable) and found.interval.value > 0
 
 

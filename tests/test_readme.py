@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from saerl_lib import paths
 from saerl_lib.command_line import build_parser
 from saerl_lib.report.documents import BLOCKS, Block, write_documents
-from saerl_lib.report.schemas import read_table
+from saerl_lib.report.readings import READINGS, readings_markdown
+from saerl_lib.report.schemas import TableError
 
 DOCUMENTS = {p: p.read_text(encoding="utf-8") for p in (paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md")))}
 README = DOCUMENTS[paths.ROOT / "README.md"]
@@ -58,7 +61,7 @@ def test_the_readme_shows_commands_and_paths_and_leads_to_every_document() -> No
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.marker)
 def test_tables_are_generated_from_the_csv(block: Block) -> None:
-    text = block.render(read_table(block.table, paths.FIGURES / "data")).strip()
+    text = block.render(paths.FIGURES / "data").strip()
     assert f"<!-- begin {block.marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / block.document]
 
 
@@ -69,3 +72,13 @@ def test_documents_that_are_up_to_date_stay(tmp_path: Path) -> None:
         (tmp_path / name).write_text("head\n" + "".join(markers))
     assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md", "docs/real_data.md", "docs/study.md"]
     assert write_documents(tmp_path, paths.FIGURES / "data") == []
+
+
+def test_a_reading_whose_row_is_gone_is_named(tmp_path: Path) -> None:
+    for name in {reading.table for reading in READINGS}:
+        shutil.copy(paths.FIGURES / "data" / f"{name}.csv", tmp_path)
+    assert readings_markdown(tmp_path) == readings_markdown(paths.FIGURES / "data")
+    table = pd.read_csv(tmp_path / "gradient_distance.csv")
+    table[table["space"] != "TF-IDF"].to_csv(tmp_path / "gradient_distance.csv", index=False)
+    with pytest.raises(TableError, match="gradient_distance.csv: 0 rows where .*TF-IDF"):
+        readings_markdown(tmp_path)

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from saerl_lib.config import StudyConfig
-from saerl_lib.report.arm_effects import Comparison, compare, final_values, holm_levels, outcome_values
+from saerl_lib.report.arm_effects import final_values, outcome_values
 from saerl_lib.report.arm_tables import set_rates
-from saerl_lib.report.statistics import Interval, area_under_curve, minimum_detectable_effect, paired_t_interval
+from saerl_lib.report.paired import Comparison, compare, corrected, over_seeds
+from saerl_lib.report.statistics import area_under_curve
 
 PASS_SET = "hardest"
+SMALLEST_POINTS, SMALLEST_STEPS = StudyConfig().smallest_effect_points, 5.0
+"""Smallest effects of interest: points of accuracy, percent of steps (ours)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def compare_steps(steps: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list
     def saved(arm: pd.Series, baseline: pd.Series) -> pd.Series:
         return 100 * (baseline - arm) / baseline.clip(lower=1.0)
 
-    return _paired(means, pairs, saved)
+    return _paired(means, pairs, saved, SMALLEST_STEPS)
 
 
 def compare_areas(evaluations: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
@@ -130,44 +132,39 @@ def compare_areas(evaluations: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -
     rates = set_rates(evaluations.reset_index(drop=True)).groupby(["arm", "seed", "step"])["avg"].mean()
     runs = rates.reset_index("step").groupby(["arm", "seed"])
     areas = runs.apply(lambda run: area_under_curve(run["step"].to_numpy(), run["avg"].to_numpy()))
-    return _paired(areas, pairs, lambda arm, baseline: arm - baseline)
+    return _paired(areas, pairs, lambda arm, baseline: arm - baseline, SMALLEST_POINTS)
 
 
 def _paired(
-    values: pd.Series, pairs: Sequence[tuple[str, str]], effect: Callable[[pd.Series, pd.Series], pd.Series]
+    values: pd.Series, pairs: Sequence[tuple[str, str]], effect: Callable[[pd.Series, pd.Series], pd.Series], smallest: float
 ) -> list[Comparison]:
     """Comparisons of one value a run, by arm and seed, with t intervals over the seeds that both arms have."""
     found = []
     for arm, baseline in pairs:
         both = values.loc[arm].index.intersection(values.loc[baseline].index)
-        found.append(effect(values.loc[arm].loc[both], values.loc[baseline].loc[both]).to_numpy())
-    p_values = [float(stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and v.std() > 0 else 1.0 for v in found]
-    levels, adjusted = holm_levels(p_values)
-    rows = []
-    for (arm, baseline), v, p, level, p_holm in zip(pairs, found, p_values, levels, adjusted, strict=True):
-        few = Interval(float(v.mean()), math.nan, math.nan)
-        plain, corrected = (paired_t_interval(v, 1 - a) if len(v) > 1 else few for a in (0.05, level))
-        rows.append(Comparison(arm, baseline, len(v), plain, corrected, p, float(p_holm), minimum_detectable_effect(v)))
-    return rows
+        found.append(over_seeds(effect(values.loc[arm].loc[both], values.loc[baseline].loc[both]).to_numpy()))
+    return corrected(pairs, found, smallest)
 
 
-def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = (), seed: int = 0) -> pd.DataFrame:
+def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Rows of study_comparisons.csv for all comparisons whose arms are there."""
     rows, metrics = [], accuracy_metrics(evaluations)
     for family, pairs in family_pairs(sorted(evaluations["arm"].unique()), extra).items():
         names = [(p.arm, p.baseline) for p in pairs]
-        found = {metric: compare(values, names, seed=seed) for metric, values in metrics.items()}
+        found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
         found |= {"steps": compare_steps(steps, names), "area": compare_areas(evaluations, names)}
         for metric, comparisons in found.items():
-            rows += [_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
+            rows += [comparison_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
     return pd.DataFrame(rows)
 
 
-def _row(family: str, metric: str, pair: Pair, found: Comparison) -> dict[str, object]:
+def comparison_row(family: str, metric: str, pair: Pair, found: Comparison) -> dict[str, object]:
+    """A row of study_comparisons.csv; the claim and the paper's value stand with the outcome alone."""
+    told = metric == "outcome"
     return {
         "family": family, "metric": metric, "arm": pair.arm, "baseline": pair.baseline, "n_seeds": found.n_seeds,
         "difference": found.interval.value, "ci_low": found.interval.low, "ci_high": found.interval.high,
         "holm_low": found.corrected.low, "holm_high": found.corrected.high, "p_value": found.p_value,
-        "p_holm": found.p_holm, "detectable": found.detectable, "claim": pair.claim if metric == "outcome" else "",
-        "paper_value": pair.paper_value if metric == "outcome" else np.nan,
+        "p_holm": found.p_holm, "p_small": found.p_small, "detectable": found.detectable,
+        "claim": pair.claim if told else "", "paper_value": pair.paper_value if told else np.nan,
     }  # fmt: skip

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from saerl_lib.report.arm_effects import Comparison, compare, outcome_values, outcomes
+from saerl_lib.report.arm_effects import outcome_values, outcomes
+from saerl_lib.report.paired import Comparison, compare
 from saerl_lib.report.statistics import area_under_curve, pass_at_k, steps_to_target
 
 if TYPE_CHECKING:
@@ -141,13 +142,13 @@ def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
 
 
 def summary_table(
-    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, sizes: Sizes, seed: int = 0
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, sizes: Sizes
 ) -> pd.DataFrame:
-    """Rows of study_summary.csv: one an arm, in the order of `arms`."""
+    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms."""
     evaluations = results["evaluations"].reset_index(drop=True)
     values = outcome_values(evaluations)
     outcome, present = outcomes(values), [name for name in arms if name in set(evaluations["arm"])]
-    against = {c.arm: c for c in compare(values, against_random(arms, present), seed=seed)}
+    against = {c.arm: c for c in compare(values, against_random(arms, present))}
     runs = runs_table(evaluations, results["curve"])
     steps = targets_by_policy(evaluations, arms, problems, budget)
     rows = []
@@ -161,10 +162,11 @@ def summary_table(
 
 
 def _difference(found: Comparison | None) -> dict[str, float]:
-    names = ("difference", "ci_low", "ci_high", "detectable")
+    names = ("difference", "ci_low", "ci_high", "holm_low", "holm_high", "detectable")
     if found is None:
         return dict.fromkeys(names, np.nan)
-    return dict(zip(names, (found.interval.value, found.interval.low, found.interval.high, found.detectable), strict=True))
+    values = (*found.interval, found.corrected.low, found.corrected.high, found.detectable)
+    return dict(zip(names, values, strict=True))
 
 
 def _final(runs: pd.DataFrame, name: str) -> dict[str, float]:

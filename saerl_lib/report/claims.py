@@ -5,7 +5,8 @@ seeds than planned decide nothing, and a claim that something does not help has 
 with a sign (a gain, a fall, a difference to a baseline), turned so that the paper's direction is positive, with a 95 %
 interval:
   reproduced      the interval lies above 0 (ci_low > 0);
-  not reproduced  the interval lies below the smallest effect of interest of the claim (`SMALLEST`);
+  not reproduced  the interval lies below the smallest effect of interest of the claim (`SMALLEST`), for claims of the study
+                  after Holm's correction for that bound too;
   undecided       neither, or there is no interval (one seed, a missing bound);
   not run         this project did not run it.
 "Reproduced" speaks of the direction in the embedded world, not of the paper's size; both sizes stand side by side.
@@ -23,22 +24,22 @@ from typing import Any
 
 import pandas as pd
 
-from saerl_lib.config import StudyConfig
 from saerl_lib.report import effects
-from saerl_lib.report.arm_pairs import FAMILIES, NO_GAIN, planned_seeds
+from saerl_lib.report.arm_pairs import BUDGET, FAMILIES, NO_GAIN, SMALLEST_POINTS, SMALLEST_STEPS, planned_seeds
+from saerl_lib.report.paired import ALPHA
 from saerl_lib.report.schemas import SCHEMAS, is_true, read_table
 from saerl_lib.report.statistics import Interval
 
 INPUTS = (
     "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves",
-    "steps_to_target", "study_comparisons", "preparation_cost",
+    "steps_to_target", "study_comparisons", "study_batch", "preparation_cost",
 )  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
 SPEED_GATE = "sensitivity of speed: order effect / minimum detectable effect"
 SMALLEST = {
-    "accuracy points": StudyConfig().smallest_effect_points,
-    "fewer steps percent": 5.0,
+    "accuracy points": SMALLEST_POINTS,
+    "fewer steps percent": SMALLEST_STEPS,
     "probe points": 5.0,
     "correlation": 0.05,
     "purity points": 5.0,
@@ -57,7 +58,13 @@ HEADLINE = {
     "final_without_pass_set": ("last evaluation, without the Pass@8 set", 1.6),
 }
 """Metric of the study -> how it averages, and the paper's gain over GRPO averaged so (Tables 4 and 8)."""
-STEPS_CLAIM = "SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)"
+STEPS_CLAIMS = {
+    ("saerl_grpo", "grpo"): ("SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)", 19.1),
+    ("saerl_dapo", "dapo"): (f"SAERL on DAPO against DAPO{BUDGET}: fewer steps to target, percent (Table 5)", 37.6),
+}
+"""Pair -> its claim about steps and the paper's saving."""
+FEWER_CLAIM = "At b, three quarters of the prompts of 4b: Avg@8 gain over GRPO, points (Table 8, 128 prompts a step)"
+"""The second reading of Table 8, whose two batch sizes saw different numbers of prompts."""
 HEADLINE_PAIR = FAMILIES["paper"][0].claim
 """The claim that the rows of `HEADLINE` stand for."""
 
@@ -120,13 +127,12 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
     """
     rows = []
     for row in comparisons[comparisons["metric"] != "area"].itertuples():
-        claim, value, kind = row.claim, row.paper_value, "accuracy points"
-        if (row.arm, row.baseline) == ("saerl_grpo", "grpo"):
-            if row.metric == "steps":
-                claim, value, kind = STEPS_CLAIM, 19.1, "fewer steps percent"
-            else:
-                how, value = HEADLINE[row.metric]
-                claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
+        claim, value, kind, pair = row.claim, row.paper_value, "accuracy points", (row.arm, row.baseline)
+        if row.metric == "steps":
+            (claim, value), kind = STEPS_CLAIMS.get(pair, ("", math.nan)), "fewer steps percent"
+        elif pair == ("saerl_grpo", "grpo"):
+            how, value = HEADLINE[row.metric]
+            claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
         if not isinstance(claim, str) or not claim:
             continue
         interval = Interval(row.difference, row.holm_low, row.holm_high)
@@ -135,7 +141,22 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
         made = claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"}
         if claim == NO_GAIN and complete:
             made["verdict"] = no_gain_verdict(interval, SMALLEST[kind])
+        decided = "reproduced" if claim == NO_GAIN else "not reproduced"  # by a bound from above
+        if made["verdict"] == decided and row.p_small > ALPHA:
+            made["verdict"] = "undecided"
         rows.append(made)
+    return rows
+
+
+def batch_claim(readings: pd.DataFrame) -> list[dict[str, Any]]:
+    """The row of `FEWER_CLAIM` from study_batch.csv; none where the four arms were not trained."""
+    part = readings[(readings["reading"] == "the paper's counts") & (readings["comparison"] == "gain at b")]
+    rows = []
+    for row in part.itertuples():
+        interval = Interval(row.difference, row.ci_low, row.ci_high)
+        effect = effects.Effect(FEWER_CLAIM, 1.4, interval, "accuracy points", int(row.n_seeds), "08_evaluation", "study_effects")
+        complete = row.n_seeds >= planned_seeds("batch")
+        rows.append(claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"})
     return rows
 
 
@@ -165,7 +186,7 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
     costs = claim_row(effects.preparation_effect(tables["preparation_cost"])) | {
         "command": "python -m saerl_lib bench preparation"
     }
-    study = study_claims(tables["study_comparisons"])
+    study = study_claims(tables["study_comparisons"]) + batch_claim(tables["study_batch"])
     rows = study + on_order + [claim_row(effect) for effect in on_data] + [costs]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
     return pd.DataFrame(rows + not_run_claims(answered), columns=list(SCHEMAS["claims"].columns))

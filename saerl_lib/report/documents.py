@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/: which table of `figures/data` stands between which markers of which document."""
+"""The generated parts of README.md and docs/: what stands between which markers of which document, from `figures/data`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from saerl_lib.report import tables
+from saerl_lib.report.readings import readings_markdown
 from saerl_lib.report.schemas import read_table
 
 
@@ -18,17 +19,23 @@ class Block(NamedTuple):
     document: str
     """Path from the root of the repository."""
     marker: str
-    table: str
-    render: Callable[[pd.DataFrame], str]
+    render: Callable[[Path], str]
+    """Gets the folder of the tables."""
+
+
+def _table(name: str, render: Callable[[pd.DataFrame], str]) -> Callable[[Path], str]:
+    return lambda folder: render(read_table(name, folder))
 
 
 BLOCKS = (
-    Block("README.md", "finding", "claims", tables.finding_markdown),
-    Block("README.md", "claims", "claims", tables.claims_markdown),
-    Block("README.md", "gates", "world_gates", tables.gates_markdown),
-    Block("docs/real_data.md", "ladder", "probe_ladder", tables.ladder_markdown),
-    Block("docs/study.md", "comparisons", "study_comparisons", tables.comparisons_markdown),
-    Block("docs/study.md", "study", "study_summary", tables.study_markdown),
+    Block("README.md", "finding", _table("claims", tables.finding_markdown)),
+    Block("README.md", "claims", _table("claims", tables.claims_markdown)),
+    Block("README.md", "gates", _table("world_gates", tables.gates_markdown)),
+    Block("docs/real_data.md", "ladder", _table("probe_ladder", tables.ladder_markdown)),
+    Block("docs/real_data.md", "saes", _table("ladder_saes", tables.saes_markdown)),
+    Block("docs/real_data.md", "readings", readings_markdown),
+    Block("docs/study.md", "comparisons", _table("study_comparisons", tables.comparisons_markdown)),
+    Block("docs/study.md", "study", _table("study_summary", tables.study_markdown)),
 )
 
 
@@ -36,7 +43,7 @@ def write_documents(root: Path, data_folder: Path) -> list[str]:
     """Bring every block up to date with `figures/data`; returns the documents that changed."""
     changed = set()
     for block in BLOCKS:
-        text = block.render(read_table(block.table, data_folder))
+        text = block.render(data_folder)
         if tables.update_block(root / block.document, block.marker, text):
             changed.add(block.document)
     return sorted(changed)

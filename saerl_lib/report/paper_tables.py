@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from saerl_lib.report.arm_effects import outcome_values, outcomes
+from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
 from saerl_lib.report.arm_tables import PASS_SET, set_rates
+from saerl_lib.report.paired import ALPHA, over_seeds, paired_estimate
 from saerl_lib.report.statistics import Interval, paired_t_interval
 
 BENCHMARKS = {
@@ -69,22 +70,23 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = _interval(own) if len(own) else Interval(math.nan, math.nan, math.nan)
         rows.append((row.table, row.arm, row.column, name, row.value, found.value, found.low, found.high, len(own)))
-    return pd.DataFrame(rows + _gains(sources["4"], paper), columns=COLUMNS)
+    return pd.DataFrame(rows + _gains(evaluations, paper), columns=COLUMNS)
 
 
-def _gains(values: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]]:
-    """Rows "4 gain": each arm of Table 4 minus its baseline, paired by seed, beside the paper's difference."""
+def _gains(evaluations: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]]:
+    """Rows "4 gain": each arm of Table 4 minus its baseline, with the interval of `paired`, beside the paper's difference."""
     four = paper[paper["table"] == "4"].set_index(["arm", "column"])["value"]
-    own, rows = values.set_index(["eval_set", "arm", "seed"])["value"].sort_index(), []
+    values, present, rows = final_values(evaluations, PASS_SET), set(evaluations["arm"]), []
     for (arm, column), value in four.items():
         baseline = baseline_of(arm)
         if arm == baseline:
             continue
         name = BENCHMARKS[column]
-        both = {a: own.xs((name, a)) for a in (arm, baseline)} if {arm, baseline} <= set(values["arm"]) else {}
-        paired = (both[arm] - both[baseline]).dropna() if both else pd.Series(dtype=float)
-        found = _interval(paired) if len(paired) else Interval(math.nan, math.nan, math.nan)
-        rows.append(("4 gain", arm, column, name, value - four[baseline, column], *found, len(paired)))
+        own, found, n = values if name == "mean" else {name: values[name]}, Interval(math.nan, math.nan, math.nan), 0
+        if {arm, baseline} <= present:
+            estimate = paired_estimate(own, arm, baseline)
+            found, n = estimate.interval(ALPHA), estimate.n_seeds
+        rows.append(("4 gain", arm, column, name, value - four[baseline, column], *found, n))
     return rows
 
 
@@ -120,24 +122,19 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
     evaluations = evaluations[evaluations["arm"].isin(arms)].reset_index(drop=True)
     if set(evaluations["arm"]) != set(arms):
         return pd.DataFrame(columns=columns)
-    last = evaluations["step"].max()
-    rows = []
+    last, rows, own_sizes = evaluations["step"].max(), [], [sizes[arm] for arm, _ in BATCH]
+    shared = set.intersection(*(set(part["seed"]) for _, part in evaluations.groupby("arm")))
     for reading, until in (("equal prompts", 1.0), ("the paper's counts", FEWER_PROMPTS)):
-        gains = []
+        gains, found = [], []
         for (arm, baseline), limit in zip(BATCH, (until * last, last), strict=True):
             part = evaluations[evaluations["arm"].isin([arm, baseline]) & (evaluations["step"] <= limit)]
-            values = outcomes(outcome_values(part.reset_index(drop=True)))
-            gains.append((values.loc[arm] - values.loc[baseline]).dropna())
-        both = gains[0].index.intersection(gains[1].index)
-        small, large = (g.loc[both] for g in gains)
-        cells = [
-            ("gain at b", sizes[BATCH[0][0]], small),
-            ("gain at 4b", sizes[BATCH[1][0]], large),
-            ("4b - b", 0, large - small),
-        ]
-        for name, size, values in cells:
-            found = _interval(values)
-            rows.append((reading, name, size, found.value, found.low, found.high, len(values)))
+            part = part[part["seed"].isin(shared)].reset_index(drop=True)
+            values = outcome_values(part)
+            found.append(paired_estimate(values, arm, baseline))
+            gains.append(outcomes(values).loc[arm] - outcomes(values).loc[baseline])
+        found.append(over_seeds((gains[1] - gains[0]).to_numpy()))
+        for name, size, estimate in zip(("gain at b", "gain at 4b", "4b - b"), (*own_sizes, 0), found, strict=True):
+            rows.append((reading, name, size, *estimate.interval(ALPHA), estimate.n_seeds))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -154,7 +151,8 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     present = [name for name in MIXING if name in set(evaluations["arm"])]
     if MIXING[0] not in present or len(present) < 2:
         return pd.DataFrame(columns=columns)
-    values = outcomes(outcome_values(evaluations[evaluations["arm"].isin(present)].reset_index(drop=True)))
+    by_problem = outcome_values(evaluations[evaluations["arm"].isin(present)].reset_index(drop=True))
+    values = outcomes(by_problem)
     paper = paper_values().query("table == 'Figure 3'").pivot(index="arm", columns="column", values="value")
     spaces = diversity.pivot(index="arm", columns="space", values="value")
     spaces = spaces / spaces.loc[MIXING[0]]
@@ -162,7 +160,8 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     first, rows = paper.loc[MIXING[0]], []
     for name in present:
         paired = (values.loc[name] - values.loc[MIXING[0]]).dropna()
-        found = _interval(paired) if name != MIXING[0] else Interval(0.0, math.nan, math.nan)
+        none = Interval(0.0, math.nan, math.nan)
+        found = paired_estimate(by_problem, name, MIXING[0]).interval(ALPHA) if name != MIXING[0] else none
         # the seeds that the arm shares with h = 0, so that outcome, difference and steps speak of the same runs
         own, its = values.loc[name].loc[paired.index], paper.loc[name]
         reached = steps[(steps["arm"] == name) & steps["seed"].isin(paired.index)]["steps"].mean()

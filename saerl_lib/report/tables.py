@@ -146,6 +146,15 @@ def ladder_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Data and label", "Metric", *columns.values(), "n test"], rows)
 
 
+def saes_markdown(frame: pd.DataFrame) -> str:
+    """`ladder_saes.csv` as a Markdown table: a row a model and kind of SAE, means over its seeds."""
+    rows = []
+    for (model, features), part in frame.groupby(["model", "features"], sort=False):
+        means = [f"{part[name].mean():.{digits}f}" for name, digits in (("explained_variance", 3), ("l0", 1), ("dead_share", 3))]
+        rows.append([model, f"`{features}`", *means, _count(len(part)), _count(part["n_tokens"].max())])
+    return markdown_table(["Reads", "SAE", "Explained variance", "L0", "Dead share", "Seeds", "Tokens"], rows)
+
+
 def study_markdown(frame: pd.DataFrame) -> str:
     """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and the cost before and during training."""
     rows = []
@@ -172,16 +181,28 @@ def study_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(header, rows)
 
 
+def _difference(row: pd.Series) -> str:
+    corrected = f" ({row['holm_low']:+.1f} to {row['holm_high']:+.1f})" if pd.notna(row["holm_low"]) else ""
+    return f"{row['difference']:+.1f}{corrected}"
+
+
 def comparisons_markdown(frame: pd.DataFrame) -> str:
-    """The outcome's rows of `study_comparisons.csv` as a Markdown table, with the interval corrected within the family."""
-    rows = []
+    """`study_comparisons.csv` as a Markdown table: outcome, last evaluation and area, intervals corrected within the family."""
+    rows, others = [], {}
+    for name in ("final_with_pass", "area"):
+        others[name] = frame[frame["metric"] == name].set_index(["family", "arm", "baseline"])
     for row in frame[frame["metric"] == "outcome"].to_dict("records"):
         pair = f"`{row['arm']}` - `{row['baseline']}`"
         bounds = f"{row['holm_low']:+.1f} to {row['holm_high']:+.1f}" if pd.notna(row["holm_low"]) else ""
         detectable = "" if pd.isna(row["detectable"]) else f"{row['detectable']:.1f}"
         paper = "" if pd.isna(row["paper_value"]) else f"{row['paper_value']:+.1f}"
-        rows.append([row["family"], pair, _count(row["n_seeds"]), f"{row['difference']:+.1f}", bounds, detectable, paper])
-    header = ["Family", "Pair", "Seeds", "Difference, points", "95 %, corrected by Holm", "Detectable", "Paper"]
+        beside = [_difference(other.loc[(row["family"], row["arm"], row["baseline"])]) for other in others.values()]
+        seeds, difference = _count(row["n_seeds"]), f"{row['difference']:+.1f}"
+        rows.append([row["family"], pair, seeds, difference, bounds, detectable, *beside, paper])
+    header = [
+        "Family", "Pair", "Seeds", "Difference, points", "95 %, corrected by Holm", "Detectable", "At the last evaluation",
+        "Area under the curve", "Paper",
+    ]  # fmt: skip
     return markdown_table(header, rows)
 
 

@@ -19,7 +19,7 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.encode import features
 from saerl_lib.properties.probes import ProbeRow, fit_elastic_net, score_difficulty
-from saerl_lib.properties.tasks import standard_scores
+from saerl_lib.properties.tasks import joined_labels
 
 COLUMNS = [field.name for field in dataclasses.fields(ProbeRow)]
 
@@ -32,8 +32,8 @@ def regimes_table(data: Stage, encoded: Stage, config: PaperConfig, settings: Pr
     rows = [_row("deepmath", "difficulty_in_domain", train, label, *_test(data, encoded, "target", reference), settings, seed)]
     outside = _test(data, encoded, "outside", reference)
     some, held = (tuple(part[rows] for part in outside) for rows in _split(len(outside[1]), config))
-    rows.append(_row("deepscaler", "difficulty_out_of_domain", train, standard_scores(label), *held, settings, seed))
-    both = np.concatenate([train, some[0]]), np.concatenate([standard_scores(label), _scaled(some[1])])
+    rows.append(_row("deepscaler", "difficulty_out_of_domain", train, joined_labels(label), *held, settings, seed))
+    both = np.concatenate([train, some[0]]), joined_labels(label, some[1]) if len(some[1]) else joined_labels(label)
     rows.append(_row("deepscaler", "difficulty_adapted", *both, *held, settings, seed))
     return pd.DataFrame(map(dataclasses.asdict, rows), columns=COLUMNS)
 
@@ -59,10 +59,6 @@ def _test(data: Stage, encoded: Stage, name: str, reference: FeatureTable) -> tu
         return np.empty((0, _phi(reference.rows(np.arange(1)), reference).shape[1])), label
     known = np.isfinite(label)
     return _phi(features(encoded, (name,)), reference)[known], label[known]
-
-
-def _scaled(label: np.ndarray) -> np.ndarray:
-    return standard_scores(label) if len(label) else label
 
 
 def _row(

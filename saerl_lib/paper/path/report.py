@@ -18,9 +18,10 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.paper.path.evaluate import evaluations
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.train import Run
-from saerl_lib.report.arm_effects import compare, final_values, outcomes
-from saerl_lib.report.arm_pairs import FAMILIES
+from saerl_lib.report.arm_effects import final_values, outcomes
+from saerl_lib.report.arm_pairs import FAMILIES, SMALLEST_POINTS, comparison_row
 from saerl_lib.report.arm_tables import RUN, set_rates, target_steps
+from saerl_lib.report.paired import compare
 from saerl_lib.report.schemas import write_csv
 
 CODE = code_of("paper/path/report.py", "paper/path/evaluate.py", "report")
@@ -50,7 +51,7 @@ def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], eval
         )
         write_csv(targets, "study_targets", folder)
         write_csv(curve, "training_curves", folder)
-        if home.config.seeds > 1 and len(comparisons := comparison_table(frame, home.config.seed)):
+        if home.config.seeds > 1 and len(comparisons := comparison_table(frame)):
             write_csv(comparisons, "study_comparisons", folder)
         for stage in earlier:
             for name, file in KEPT:
@@ -108,16 +109,9 @@ def summary_table(evaluations: pd.DataFrame, runs: pd.DataFrame, targets: pd.Dat
     return pd.DataFrame(rows)
 
 
-def comparison_table(evaluations: pd.DataFrame, seed: int) -> pd.DataFrame:
+def comparison_table(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_comparisons.csv: the paper's pairs of arms that were trained, paired by seed, corrected by Holm."""
     present = set(evaluations["arm"])
     pairs = [pair for pair in FAMILIES["paper"] if {pair.arm, pair.baseline} <= present]
-    found = compare(final_values(evaluations, PASS_SET), [(pair.arm, pair.baseline) for pair in pairs], seed=seed)
-    rows = [
-        {"family": "paper", "metric": "outcome", "arm": c.arm, "baseline": c.baseline, "n_seeds": c.n_seeds,
-         "difference": c.interval.value, "ci_low": c.interval.low, "ci_high": c.interval.high, "holm_low": c.corrected.low,
-         "holm_high": c.corrected.high, "p_value": c.p_value, "p_holm": c.p_holm, "detectable": c.detectable,
-         "claim": pair.claim, "paper_value": pair.paper_value}
-        for pair, c in zip(pairs, found, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    found = compare(final_values(evaluations, PASS_SET), [(pair.arm, pair.baseline) for pair in pairs], SMALLEST_POINTS)
+    return pd.DataFrame([comparison_row("paper", "outcome", pair, c) for pair, c in zip(pairs, found, strict=True)])
