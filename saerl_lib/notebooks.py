@@ -85,8 +85,8 @@ _COMPUTED = (
     ),
     _notebook(
         "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 01 02",
-        "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics csv:cluster_summary "
-        "csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups csv:top_latents "
+        "stage:difficulty stage:features_of_seeds stage:plan_study stage:audit csv:calibration csv:cluster_topics "
+        "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups csv:top_latents "
         "csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
         "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
         "real_feature_groups",
@@ -108,7 +108,7 @@ _COMPUTED = (
         "08_evaluation", "Evaluation and claims", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
         "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_final csv:study_paper_tables "
-        "csv:study_mixing csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
+        "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
         "learning_curves paired_difference study_pilot study_curves study_effects study_gap study_sets study_mixing "
         "preparation_cost",
     ),

@@ -35,6 +35,9 @@ DIVERSITY = pd.DataFrame(
     [(arm, h, space, 1.0 + h) for h, arm in enumerate(MIXING) for space in ("PCA 2-D", "full")],
     columns=["arm", "swapped_per_batch", "space", "value"],
 )
+PLANS = pd.DataFrame(
+    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2) for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
+)
 SIZES = arm_tables.Sizes(pool=960, labelled=100, encoded=2000, attempts=16)
 
 
@@ -183,8 +186,9 @@ def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
     gains = {"grpo": 0.0, "diff": 0.1, "minus_diff": 0.0, "grpo_large": 0.3, "saerl_grpo_large": 0.35}
     larger = {"group": "transfer", "order": find_arm("grpo").order, "model": "policy_large", "baseline": "grpo_large"}
     arms = all_arms() | {name: Arm(name, name, **larger) for name in ("grpo_large", "saerl_grpo_large")}
-    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, prompts=32, arms=arms)
-    alone = study_tables(results({k: v for k, v in gains.items() if "large" not in k}), SMALL, 30, SIZES, DIVERSITY, prompts=32)
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32, arms=arms)
+    small = results({k: v for k, v in gains.items() if "large" not in k})
+    alone = study_tables(small, SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
     steps = tables["study_targets"].set_index("arm")
     small = steps.loc[["diff", "grpo", "minus_diff"]].reset_index()
     pd.testing.assert_frame_equal(small, alone["study_targets"], check_dtype=False)
@@ -202,7 +206,7 @@ def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
     gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
-    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, prompts=32)
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
@@ -224,7 +228,7 @@ def test_the_tables_can_be_written_again_from_the_committed_runs(tmp_path: Path)
     profile = replace(profile, pool_samples=30 * 32, world=replace(profile.world, eval_problems_small=SMALL))
     made = results({"grpo": 0.0, "saerl_grpo": 0.05, "minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1})
     sizes = study_results.sizes_of(profile)
-    for name, table in study_tables(made, SMALL, profile.steps, sizes, DIVERSITY, 32).items():
+    for name, table in study_tables(made, SMALL, profile.steps, sizes, DIVERSITY, PLANS, 32).items():
         write_csv(table, name, tmp_path)
     write_table(compact(made["evaluations"]), tmp_path / PROBLEMS)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
@@ -248,6 +252,7 @@ def test_committed_runs_stand_as_they_are_and_new_ones_join(tmp_path: Path, monk
     monkeypatch.setattr(study_results, "finished", lambda profile, cells: folders)
     monkeypatch.setattr(study_results, "results", lambda found: only(again, {folder.name for folder in found}))
     monkeypatch.setattr(study_results, "mixing_diversity", lambda profile: DIVERSITY)
+    monkeypatch.setattr(study_results, "plan_facts", lambda profile, arms: PLANS)
     cells = [(arm, seed) for seed in range(3) for arm in all_arms().values() if arm.name in ("grpo", "diff", "adarft")]
     tables = study_results.collect_study(get_profile("study"), cells, tmp_path, record)
     assert tables["study_provenance"]["run"].tolist() == [f"{arm.name}-seed{seed}" for arm, seed in cells]
@@ -259,7 +264,8 @@ def test_committed_runs_stand_as_they_are_and_new_ones_join(tmp_path: Path, monk
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
-    pairs = study_tables(results(gains, seeds=planned_seeds("paper")), SMALL, 30, SIZES, DIVERSITY, 32)["study_comparisons"]
+    made = results(gains, seeds=planned_seeds("paper"))
+    pairs = study_tables(made, SMALL, 30, SIZES, DIVERSITY, PLANS, 32)["study_comparisons"]
     rows = {row["claim"]: row for row in study_claims(pairs)}
     early = study_claims(pairs.assign(n_seeds=3))
     assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"

@@ -12,6 +12,8 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
+from saerl_lib.encode.features import FeatureTable
+from saerl_lib.encode.seed_stage import pools_of_seeds
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.sensitivity import PlanInputs, plan_sensitivity
 from saerl_lib.properties.clusters import Clusters, pool_clusters
@@ -22,19 +24,19 @@ from saerl_lib.properties.text import fit_tfidf
 
 
 def plan_study_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, sae_features: Sequence[Stage] = ()
+    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, seeds: Stage
 ) -> Stage:
     """Write cluster_stability.parquet, label_curve.parquet, plan_sensitivity.parquet and cluster_sizes.parquet.
 
     The first three hold the rows of the CSV tables of their names, the last the sizes of the profile's clusters.
-    `sae_features` are features of the same pool under SAEs of other seeds, for the second row of cluster_stability.
+    `seeds` holds features of the same pool under SAEs of other seeds, for the second row of cluster_stability.
     """
 
     def compute(folder: Path) -> None:
         inputs = plan_inputs(profile, world, features, quality)
         _, *others = fits = seed_fits(inputs.phi, profile.properties, profile.seed)
         tables = {
-            "cluster_stability": _stability(profile, inputs, fits, sae_features),
+            "cluster_stability": _stability(profile, inputs, fits, pools_of_seeds(seeds)),
             "cluster_sizes": cluster_sizes(profile, inputs),
             "plan_sensitivity": plan_sensitivity(inputs, profile, others),
             "label_curve": _label_curve(profile, world, features),
@@ -46,9 +48,8 @@ def plan_study_stage(
         "properties": to_dict(profile.properties),
         "plan": to_dict(profile.plan),
         "seed": profile.seed,
-        "sae_features": [stage.key for stage in sae_features],
     }
-    return get_or_compute(profile, "plan_study", "plan", config, compute, (world, features, difficulty, quality))
+    return get_or_compute(profile, "plan_study", "plan", config, compute, (world, features, difficulty, quality, seeds))
 
 
 def plan_inputs(profile: Profile, world: Stage, features: Stage, quality: Stage) -> PlanInputs:
@@ -70,15 +71,10 @@ def cluster_sizes(profile: Profile, inputs: PlanInputs) -> pd.DataFrame:
     return pd.DataFrame([(*row, int(sizes.min()), int(sizes.max()), fitted, len(inputs.phi))], columns=columns)
 
 
-def _stability(profile: Profile, inputs: PlanInputs, fits: Sequence[Clusters], others: Sequence[Stage]) -> pd.DataFrame:
-    rows = [stability_row("k-means seed", [clusters.assign(inputs.phi).label for clusters in fits])]
-    if others:
-        labels = [fits[0].assign(inputs.phi).label]
-        for stage in others:
-            phi = load_split_features(stage, "pool").phi
-            labels.append(pool_clusters(phi, profile.properties, profile.seed).assign(phi).label)
-        rows.append(stability_row("SAE seed", labels))
-    return pd.concat(rows)
+def _stability(profile: Profile, inputs: PlanInputs, fits: Sequence[Clusters], others: Sequence[FeatureTable]) -> pd.DataFrame:
+    by_seed = [clusters.assign(inputs.phi).label for clusters in fits]
+    by_sae = [pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi).label for table in others]
+    return pd.concat([stability_row("k-means seed", by_seed), stability_row("SAE seed", [by_seed[0], *by_sae])])
 
 
 def _label_curve(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:

@@ -196,6 +196,11 @@ SCHEMAS: dict[str, Schema] = {
         "paper_swapped,paper_difference,paper_steps,paper_diversity",
         "ci_low ci_high",
     ),
+    "study_plans": _schema(
+        "08",
+        "arm,prompts_per_step,swapped_per_batch,batches,swapped_batches,swapped_batches_second_half,swapped_samples,label_rho,"
+        "largest_cluster",
+    ),
     "study_targets": _schema("08", "arm,seed,eval_set,target,steps,reached"),
     "study_budget": _schema("08", "arm,seed,updates,prompts,distinct_prompts,rollouts,rollouts_used,tokens,counted"),
     "study_provenance": _schema(

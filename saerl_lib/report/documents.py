@@ -35,6 +35,7 @@ BLOCKS = (
     Block("docs/real_data.md", "saes", _table("ladder_saes", tables.saes_markdown)),
     Block("docs/real_data.md", "readings", readings_markdown),
     Block("docs/study.md", "comparisons", _table("study_comparisons", tables.comparisons_markdown)),
+    Block("docs/study.md", "plans", _table("study_plans", tables.plans_markdown)),
     Block("docs/study.md", "study", _table("study_summary", tables.study_markdown)),
 )
 

@@ -57,6 +57,8 @@ def _separation(what: str, features: str) -> Reading:
 READINGS = (
     Reading("Clusters of other k-means seeds, world: ARI", "cluster_stability", {"varied": "k-means seed"}, "ari_mean", "ari_low",
             "ari_high"),
+    Reading("Clusters of other SAE seeds, world: ARI", "cluster_stability", {"varied": "SAE seed"}, "ari_mean", "ari_low",
+            "ari_high"),
     _agreement("Clusters of other k-means seeds, MATH: ARI", "ari_kmeans_seeds"),
     _agreement("Clusters of other SAE seeds, MATH: ARI", "ari_sae_seeds"),
     _agreement("Clusters against MATH's subjects: purity", "purity"),

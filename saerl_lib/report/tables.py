@@ -181,6 +181,22 @@ def study_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(header, rows)
 
 
+def plans_markdown(frame: pd.DataFrame) -> str:
+    """`study_plans.csv` as a Markdown table: how a fixed order sorts, mixes and how large its largest cluster is."""
+    rows = []
+    for row in frame.to_dict("records"):
+        shares = [f"{100 * row[name]:.0f}" if row["swapped_per_batch"] else "" for name in
+                  ("swapped_batches", "swapped_batches_second_half")]  # fmt: skip
+        asked, got = row["swapped_per_batch"] / row["prompts_per_step"], row["swapped_samples"]
+        mixed = [f"{100 * asked:.1f}", f"{100 * got:.1f}"] if asked else ["", ""]
+        rows.append([f"`{row['arm']}`", f"{row['label_rho']:.2f}", f"{100 * row['largest_cluster']:.0f}", *mixed, *shares])
+    header = [
+        "Arm", "rho of position and label", "Largest cluster, % of the pool", "Swapped samples asked for, %",
+        "Swapped samples, %", "Batches that swap, %", "In the second half, %",
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
 def _difference(row: pd.Series) -> str:
     corrected = f" ({row['holm_low']:+.1f} to {row['holm_high']:+.1f})" if pd.notna(row["holm_low"]) else ""
     return f"{row['difference']:+.1f}{corrected}"

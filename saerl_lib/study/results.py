@@ -29,11 +29,12 @@ from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid, run_name
 from saerl_lib.rl.job import write_table
 from saerl_lib.study.mixing import mixing_diversity
+from saerl_lib.study.plans import plan_facts
 from saerl_lib.study.record import PROBLEMS, Results, compact, joined, only, read_record
 
 TABLES = (
     "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
-    "study_batch", "study_budget", "study_provenance",
+    "study_batch", "study_budget", "study_provenance", "study_plans",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "study_pilot", "preparation_cost")
@@ -48,12 +49,13 @@ def sizes_of(profile: Profile) -> Sizes:
 
 
 def study_tables(
-    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, sizes: Sizes, diversity: pd.DataFrame, prompts: int,
-    arms: dict[str, Arm] | None = None,
+    results_by_name: dict[str, pd.DataFrame], problems: int, budget: int, sizes: Sizes, diversity: pd.DataFrame,
+    plans: pd.DataFrame, prompts: int, arms: dict[str, Arm] | None = None,
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
     """Every table of `TABLES` from evaluations, curve, budget and provenance.
 
-    `problems` is the size of the small sets, `prompts` that of a step, `diversity` as `mixing_diversity` gives it.
+    `problems` is the size of the small sets, `prompts` that of a step, `diversity` as `mixing_diversity`
+    gives it, `plans` as `plan_facts` does.
     """
     known = arms or all_arms()
     evaluations = results_by_name["evaluations"].reset_index(drop=True)
@@ -73,6 +75,7 @@ def study_tables(
         "study_batch": batch_readings(evaluations, per_step),
         "study_budget": results_by_name["budget"],
         "study_provenance": results_by_name["provenance"],
+        "study_plans": plans[plans["arm"].isin(present)],
     }
 
 
@@ -98,7 +101,8 @@ def collect_study(
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step
     arms = {arm.name: arm for arm, _ in cells}
-    tables = study_tables(merged, problems, profile.steps, sizes_of(profile), mixing_diversity(profile), prompts, arms)
+    diversity, plans = mixing_diversity(profile), plan_facts(profile, arms)
+    tables = study_tables(merged, problems, profile.steps, sizes_of(profile), diversity, plans, prompts, arms)
     for name, table in tables.items():
         if table.empty:
             (folder / f"{name}.csv").unlink(missing_ok=True)
@@ -117,7 +121,8 @@ def rewrite_tables(profile: Profile, folder: Path) -> None:
         mixing[["arm", "swapped_per_batch"]].assign(space=space, value=mixing[column]) for space, column in spaces.items()
     ])  # fmt: skip
     problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step
-    tables = study_tables(read_record(folder), problems, profile.steps, sizes_of(profile), diversity, prompts)
+    plans = read_table("study_plans", folder)
+    tables = study_tables(read_record(folder), problems, profile.steps, sizes_of(profile), diversity, plans, prompts)
     for name, table in tables.items():
         write_csv(table, name, folder)
 
