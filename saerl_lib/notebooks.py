@@ -86,8 +86,8 @@ _COMPUTED = (
     _notebook(
         "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 01 02",
         "stage:difficulty stage:features_of_seeds stage:plan_study stage:audit csv:calibration csv:cluster_topics "
-        "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups csv:top_latents "
-        "csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
+        "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
+        "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
         "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
         "real_feature_groups",
     ),
