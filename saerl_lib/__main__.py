@@ -110,7 +110,7 @@ def _export(a: argparse.Namespace) -> int:
 def _verify(a: argparse.Namespace) -> int:
     from saerl_lib.export_command import run_verify
 
-    return run_verify(a.plan, a.log, a.rollouts, a.any_slot)
+    return run_verify(a.plan, a.log, a.rollouts, a.any_slot, a.steps)
 
 
 def _train(a: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 from saerl_lib.config import WORLD_PARTS
 
+SAMPLES_HELP = "its samples, Parquet or JSON lines (default: those that `plan` wrote beside the plan)"
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors end with exit code 1, as all bad input does here."""
@@ -81,7 +83,7 @@ def _add_trainers(commands: Any, common: argparse.ArgumentParser) -> None:
     """Plans in trainers."""
     export = commands.add_parser("export", parents=[common], help="write a plan as another trainer's data set and configuration")
     export.add_argument("--plan", type=Path, required=True, metavar="P", help="a plan, such as plans/saerl.parquet")
-    export.add_argument("--samples", type=Path, required=True, metavar="FILE", help="its samples, as Parquet or JSON lines")
+    export.add_argument("--samples", type=Path, metavar="FILE", help=SAMPLES_HELP)
     export.add_argument("--to", required=True, metavar="NAME", help="trl, verl, nemo-rl or prime-rl")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; it must not exist")
     export.add_argument("--rollouts", type=int, default=8, metavar="G", help="rollouts a prompt (default: 8)")
@@ -89,10 +91,11 @@ def _add_trainers(commands: Any, common: argparse.ArgumentParser) -> None:
     verify.add_argument("--plan", type=Path, required=True, metavar="P", help="the plan")
     verify.add_argument("--log", type=Path, required=True, metavar="L", help="JSON lines or Parquet with sample_id, or text")
     verify.add_argument("--rollouts", type=int, metavar="G", help="rollouts a prompt, for logs without steps or prompt order")
+    verify.add_argument("--steps", type=int, metavar="N", help="steps of the run, when it ended within a pass over the plan")
     verify.add_argument("--any-slot", action="store_true", help="accept any order inside a step")
     train = commands.add_parser("train", parents=[common], help="GRPO by TRL on a plan, also under accelerate launch or torchrun")
     train.add_argument("--plan", type=Path, required=True, metavar="P", help="a plan, as written by the notebooks or by `plan`")
-    train.add_argument("--samples", type=Path, required=True, metavar="FILE", help="its samples, Parquet or JSON lines")
+    train.add_argument("--samples", type=Path, metavar="FILE", help=SAMPLES_HELP)
     train.add_argument("--model", required=True, metavar="M", help="policy in Hugging Face format: folder or hub name")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints, logs and the trained policy")
     train.add_argument("--rollouts", type=int, default=8, metavar="G", help="rollouts a prompt (default: 8)")

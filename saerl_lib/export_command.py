@@ -6,11 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from saerl_lib.export import FollowReport, export_plan, follow, open_export, open_plan, read_log
+from saerl_lib.export import FollowReport, LogError, export_plan, follow, open_export, open_plan, read_log
 from saerl_lib.export.targets import require_target
 
 
-def run_export(plan: Path, samples: Path, target: str, out: Path, rollouts: int) -> int:
+def run_export(plan: Path, samples: Path | None, target: str, out: Path, rollouts: int) -> int:
     """Write the plan's data set, configuration and README for a framework.
 
     Raises ExportError for a framework that cannot keep an order, ids without a sample, or a folder that is not free.
@@ -23,16 +23,25 @@ def run_export(plan: Path, samples: Path, target: str, out: Path, rollouts: int)
     return 0
 
 
-def run_verify(plan: Path, log: Path, rollouts: int | None, any_slot: bool) -> int:
+def run_verify(plan: Path, log: Path, rollouts: int | None, any_slot: bool, steps: int | None = None) -> int:
     """Print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1.
 
-    Raises PlanError or LogError when a file is missing or malformed.
+    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. Raises PlanError or LogError
+    when a file is missing or malformed.
     """
+    if steps is not None and steps < 1:
+        raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     report = follow(open_plan(plan), read_log(log), rollouts, any_slot)
-    print("\n".join(verdict(report)))
-    values = dataclasses.asdict(report)
+    followed = report.followed_for(steps)
+    if followed and not report.followed:
+        print(f"the plan was followed: {steps} steps, {report.steps_planned} in a pass")
+    else:
+        print("\n".join(verdict(report)))
+    if report.followed and not followed:
+        print(f"but the log holds {report.steps_logged} steps, not {steps}")
+    values = dataclasses.asdict(report) | {"followed": followed}
     print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))
-    return 0 if report.followed else 1
+    return 0 if followed else 1
 
 
 def verdict(report: FollowReport) -> list[str]:

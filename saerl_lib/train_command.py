@@ -163,7 +163,7 @@ def require_launcher(settings: TrainSettings, processes: int) -> None:
         )
 
 
-def run_train(plan: Path, samples: Path, model: str, folder: Path, settings: TrainSettings) -> int:
+def run_train(plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainSettings) -> int:
     """Train or resume; process 0 checks the joined log against the plan.
 
     Raises ArtifactError when it was not followed, for several GPUs without a launcher, and when no weights can be saved.
@@ -222,8 +222,6 @@ def check_logs(export: Export, folder: Path, steps: int | None = None) -> Follow
     rows = [row for path in sorted(folder.glob("consumed-*.jsonl")) for row in read_rows(path)]
     log = ConsumedLog(tuple(r["sample_id"] for r in rows), tuple(int(r["step"]) for r in rows))
     report = follow(export.plan, log, any_slot=True)
-    # a log that ends where it should, in the middle of a pass, agrees with the plan as far as it goes
-    whole = report.followed or report.log_ended
-    if not (report.followed if steps is None else whole and report.steps_logged == report.steps_kept == steps):
+    if not report.followed_for(steps):
         raise ArtifactError(f"the trainer did not follow the plan, first at {report.first}")
     return report

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
+import gzip
+import importlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +25,9 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saerl_lib import paths
 from saerl_lib.__main__ import main
+from saerl_lib.data.real import load_labelled
 from saerl_lib.data.schema import DataError, Sample, write_samples
 from saerl_lib.export import (
     REFUSED,
@@ -35,10 +42,11 @@ from saerl_lib.export import (
     open_plan,
     read_log,
 )  # fmt: skip
-from saerl_lib.export.files import template, write_folder
+from saerl_lib.export.files import write_folder
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan
 
 STEPS, B, G = 5, 4, 3
+REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
 
 def small_plan(steps: int = STEPS, b: int = B) -> BatchPlan:
@@ -198,8 +206,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
     assert arguments.generation_batch_size == B * G and arguments.steps_per_generation == arguments.gradient_accumulation_steps
     assert arguments.max_steps == STEPS and script.reward_funcs == ["reward.correct"]
     data = load_dataset(script.dataset_name, cache_dir=str(tmp_path / "cache"))[script.dataset_train_split]
-    namespace: dict = {}
-    exec((tmp_path / "out" / "reward.py").read_text(), namespace)
+    namespace = reward_of(tmp_path / "out", monkeypatch)
     model, tokenizer = load_policy()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     trainer = GRPOTrainer(model, namespace["correct"], arguments, data, processing_class=tokenizer)
@@ -215,22 +222,40 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
     assert main(["verify", "--plan", str(tmp_path / "plan.parquet"), "--log", "consumed.jsonl"]) == 0
 
 
-def test_the_reward_reads_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def reward_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the exported `reward.py` defines, imported from its folder as `trl grpo` does."""
+    monkeypatch.syspath_prepend(str(folder))
+    for name in ("reward", "answers", "final_answer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return vars(importlib.import_module("reward"))
+
+
+ANSWERS = (
+    ("so\nAnswer: 4", "4", 1.0), ("so\nAnswer: 5", "4", 0.0), ("Answer: 1\nAnswer: 13 r 4 ", "13 r 4", 1.0),
+    ("so \\boxed{9:05}.", "9:05", 1.0), ("none", "4", 0.0), ("thus \\boxed{\\frac{1}{2}}", "\\frac{1}{2}", 1.0),
+    ("thus \\boxed{0.5}", "\\frac{1}{2}", 1.0), ("Answer: $\\frac{3}{4}$", "\\frac{3}{4}", 1.0),
+    ("first \\boxed{7}, at last \\boxed{\\sqrt{2}}", "\\sqrt{2}", 1.0),
+)  # fmt: skip
+"""Completion, gold answer, reward."""
+
+
+def test_the_reward_reads_the_last_answer(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_plan(export, "trl", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    exec(template("trl_reward.py.txt").decode(), namespace)
-    said = [[{"role": "assistant", "content": f"so\nAnswer: {text}"}] for text in ("4", "5")]
-    state = SimpleNamespace(global_step=3)
-    assert namespace["correct"](said, solution=["4", "4"], sample_id=["a", "a"], trainer_state=state) == [1.0, 0.0]
-    assert read_log(tmp_path / "consumed.jsonl") == ConsumedLog(("a", "a"), (3, 3))
-    for name in ("trl_reward.py.txt", "prime_rl_taskset.py.txt"):
-        source = template(name).decode()
-        namespace: dict = {"re": __import__("re")}
-        pattern, function = source[source.index("ANSWER =") : source.index("LOG =")], source[source.index("def answer") :]
-        exec(pattern + function.split("\n\n\n")[0], namespace)
-        read = namespace["answer"]
-        assert read("Answer: 1\nAnswer: 13 r 4 ") == "13 r 4"
-        assert read("so \\boxed{9:05}.") == "9:05" and read("none") is None
+    said, gold, expected = ([row[i] for row in ANSWERS] for i in range(3))
+    messages = [[{"role": "assistant", "content": text}] for text in said]
+    names = [f"s{i}" for i in range(len(said))]
+    correct = reward_of(tmp_path / "out", monkeypatch)["correct"]
+    assert correct(messages, solution=gold, sample_id=names, trainer_state=SimpleNamespace(global_step=3)) == expected
+    assert read_log(tmp_path / "consumed.jsonl") == ConsumedLog(tuple(names), (3,) * len(names))
+
+
+@REAL
+def test_every_gold_answer_of_math_is_right_in_a_box(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_plan(export, "trl", tmp_path / "out")
+    right = reward_of(tmp_path / "out", monkeypatch)["right"]
+    golds = [s.answer for s in load_labelled(paths.shared_data_dir() / "math_train.jsonl.gz").samples if s.answer]
+    assert len(golds) > 7000 and all(right(f"so $\\boxed{{{gold}}}$.", gold) for gold in golds)
 
 
 # What real packages read; each lives in an environment of its own, named by a variable.
@@ -401,6 +426,70 @@ def test_order_inside_a_step_counts_unless_told_otherwise() -> None:
         follow(plan, ConsumedLog(("s00",)), rollouts=0)
 
 
+def test_a_prompt_consumed_twice_is_no_order_inside_a_step() -> None:
+    plan = small_plan()
+    whole = [(i // B, name) for i, name in enumerate(plan.ids) for _ in range(G)]
+    step_again = sorted(whole + [row for row in whole if row[0] == 1])
+    group_again = sorted(whole + [(2, plan.ids[8])] * G)
+    for rows, at in ((step_again, 1), (group_again, 2)):
+        log = ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows))
+        for rollouts in (None, G):
+            report = follow(plan, log, rollouts=rollouts, any_slot=True)
+            assert not report.followed and report.first.step == at and report.first.planned is None
+            assert report.first.consumed in plan.ids[at * B : (at + 1) * B] and not report.log_ended
+
+
+def test_a_run_may_end_within_a_pass(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = small_plan()
+    for ids, steps, said in (
+        (plan.ids + plan.ids[: 2 * B], STEPS + 2, "the plan was followed: 7 steps, 5 in a pass"),
+        (plan.ids[: 3 * B], 3, "the plan was followed: 3 steps"),
+        (plan.ids + plan.ids[B : 3 * B], STEPS + 2, ""), (plan.ids[: 3 * B], 4, ""),
+        (plan.ids, STEPS + 1, "holds 5 steps, not 6"),
+    ):  # fmt: skip
+        log = write_log(tmp_path / "log", rollouts_of(ids), [i // B + 1 for i in range(len(ids)) for _ in range(G)], "jsonl")
+        code = main(["verify", "--plan", str(files[0]), "--log", str(log), "--steps", str(steps)])
+        out = capsys.readouterr().out
+        assert code == (0 if said.startswith("the plan") else 1) and said in out
+        assert json.loads(out.strip().split("\n")[-1])["followed"] == (code == 0)
+    assert main(["verify", "--plan", str(files[0]), "--log", str(log), "--steps", "0"]) == 1
+
+
+def own_file(folder: Path, kind: str) -> tuple[Path, list[str]]:
+    """40 problems in a form that `plan` reads, and the options it needs."""
+    rows = [{"key": 100 + i, "text": f"Add {i} and {i * 7 % 31}.", "result": i + i * 7 % 31, "level": i % 5} for i in range(40)]
+    path, options = folder / f"my.{kind.removeprefix('plain ')}", ["--prompt-field", "text", "--answer-field", "result"]
+    options += [] if kind.startswith("plain") else ["--id-field", "key"]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if kind.endswith("jsonl"):
+        path.write_text(text)
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    elif kind == "csv":
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    return path, options
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "plain jsonl", "jsonl.gz", "csv", "parquet"])
+def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
+    path, options = own_file(tmp_path, kind)
+    plan = tmp_path / "plan"
+    assert main(["plan", "--data", str(path), "--labels", "level", "--out", str(plan), "--prompts-per-step", "8", *options]) == 0
+    assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "out")]) == 0
+    table = pq.read_table(tmp_path / "out" / "data" / "train.parquet").to_pylist()
+    assert [row["sample_id"] for row in table] == open_plan(plan / "plan.parquet").ids and len(table) == 40
+    assert {(row["prompt"][0]["content"], row["solution"]) for row in table} == {
+        (f"Add {i} and {i * 7 % 31}.", str(i + i * 7 % 31)) for i in range(40)
+    }
+    (plan / "samples.parquet").unlink()
+    assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "again")]) == 1
+
+
 def test_a_step_missing_from_the_log() -> None:
     plan = small_plan()
     kept = [(i // B, name) for i, name in enumerate(plan.ids) if i // B != 2]
@@ -429,6 +518,7 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
         ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
         ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
         ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"),
+        ("step,sample_id\n1,a\n", "looks like CSV"),
         ('{"sample_id": "a"}\n{"sample_\n{"sample_id": "b"}\n', "line 2: not JSON"),
     ],
 )

@@ -124,6 +124,9 @@ def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> N
         ("my.csv", b"id,question,level\n1,caf\xe9,3\n", ("my.csv, line 2", "UTF-8")),
         ("my.csv", b"id,id\n1,2\n", ("line 1", "occurs twice")),
         ("my.csv", b'id,question,level\n1,"open,3\n', ("my.csv, line", "not CSV")),
+        ("my.csv", b"id;question;level\n1;two;3\n", ("line 1", "separate the cells by commas instead of ';'")),
+        ("my.csv", b"id\tquestion\n1\ttwo\n", ("line 1", "by commas instead of '\\t'")),
+        ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
         ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
         ("my.csv", b"id,question,level\n1,two,inf\n", ("line 2", "'level' is inf")),
@@ -144,7 +147,9 @@ def test_a_malformed_file_is_named_with_the_fix(tmp_path: Path, name: str, conte
 
 def test_three_rows_are_too_few(tmp_path: Path) -> None:
     message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(3)))
-    assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" in message
+    assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" not in message
+    many = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20)), replace(LABELLED, prompts_per_step=32))
+    assert "20 of 20 rows are usable, at least 32 are needed" in many and "lower --prompts-per-step" in many
     message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(30)), replace(SMALL, prompts_per_step=32))
     assert "at least 32 are needed" in message
 
@@ -162,6 +167,10 @@ def test_pass_rates_are_shares(tmp_path: Path) -> None:
     assert np.allclose(data.labels, 0.25)  # larger is harder
     easy = replace(SMALL, fields=Fields(labels="level"), larger_is_easier=True)
     assert load_data(write_jsonl(tmp_path / "my.jsonl", rows(20)), easy).labels[0] == -1
+    turned = json.loads((make(tmp_path, rows(60), easy, "turned") / "run.json").read_text())["caveats"]
+    (note,) = (c["text"] for c in turned if c["title"] == "Labels are turned round")
+    assert "A larger level means easier" in note
+    assert "Labels are turned round" not in [c["title"] for c in json.loads((make(tmp_path) / "run.json").read_text())["caveats"]]
 
 
 @pytest.mark.parametrize(
@@ -320,6 +329,19 @@ def test_a_failure_leaves_nothing_and_an_earlier_plan_as_it_was(tmp_path: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
 
 
+def test_no_empty_folder_stays_and_a_place_that_cannot_be_written_is_named_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl(tmp_path / "my.jsonl", rows())
+    monkeypatch.setattr("saerl_lib.own.report.html", lambda page: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plan_own_data(source, tmp_path / "a" / "b" / "c", LABELLED)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl"]
+    for out in (tmp_path / "my.jsonl" / "out", tmp_path / "my.jsonl" / "a" / "out"):
+        with pytest.raises(DataError, match="my.jsonl is no folder that can be written"):
+            plan_own_data("absent.jsonl", out, LABELLED)
+
+
 def test_a_folder_that_is_no_plan_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
@@ -370,6 +392,8 @@ def test_labels_rank_and_may_replace_the_score(tmp_path: Path) -> None:
         (lambda i: {}, "Few labels"),
         (lambda i: {"question": "Compute " + " ".join(["and"] * (i % 30 + 1)), "solution": None, "level": i % 30},
          "The probe is no better than length"),
+        (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])}, "The probe is not shown to be better than length"),
+        (lambda i: {"answer": None if i % 3 else "1"}, "40 rows of 60: no answer"),
         (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
          "Dominant cluster"),
         (lambda i: {"question": f"Add {i // 2}."}, "30 repeated questions"),
@@ -386,11 +410,11 @@ def test_labels_that_the_features_hold_raise_no_length_warning(tmp_path: Path) -
     records = [
         r | {"question": f"{'Sum' if i % 2 else 'Integral'} {'of it' * (i % 5)}", "level": i % 2} for i, r in enumerate(rows(90))
     ]
-    assert "The probe is no better than length" not in titles(make(tmp_path, records))
+    assert not any("better than length" in title for title in titles(make(tmp_path, records)))
 
 
 def test_a_filter_keeps_the_share_by_scores_that_saw_no_own_label(tmp_path: Path) -> None:
-    records = [r | {"sound": i % 3 == 0} for i, r in enumerate(rows(90))]
+    records = [r | {"sound": i % 3 == 0 if i % 2 else int(i % 3 == 0)} for i, r in enumerate(rows(90))]
     config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), keep=0.4)
     folder = make(tmp_path, records, config)
     scores = pd.read_csv(folder / "scores.csv")

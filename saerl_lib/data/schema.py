@@ -65,6 +65,10 @@ def to_frame(samples: Sequence[Sample]) -> pd.DataFrame:
     return frame
 
 
+SAMPLES = "samples.parquet"
+"""Name of the samples beside a plan of one's own data."""
+
+
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
     """Write samples as Parquet."""
     to_frame(samples).to_parquet(path, index=False, engine="pyarrow", compression="zstd")

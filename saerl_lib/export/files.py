@@ -36,6 +36,12 @@ def template(name: str) -> bytes:
     return (TEMPLATES / name).read_bytes()
 
 
+def answer_files() -> dict[str, bytes]:
+    """The modules that read and check final answers, carried as they are: they need math-verify alone."""
+    package = Path(__file__).parents[1]
+    return {path.name: path.read_bytes() for path in (package / "final_answer.py", package / "data" / "answers.py")}
+
+
 def write_folder(files: Mapping[str, bytes], out: Path) -> None:
     """Write relative paths -> bytes to a sibling of `out`, then rename it into place.
 

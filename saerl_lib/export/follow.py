@@ -53,6 +53,12 @@ class FollowReport:
     unknown: tuple[str, ...]
     """Ids that are not in the plan, in order of appearance."""
 
+    def followed_for(self, steps: int | None) -> bool:
+        """Whether the log holds exactly `steps` steps of the plan, however often it starts again; None: whole passes."""
+        if steps is None:
+            return self.followed
+        return (self.followed or self.log_ended) and self.steps_logged == self.steps_kept == steps
+
     @property
     def only_order_inside_steps(self) -> bool:
         """Whether every step holds the planned prompts and yet the plan was not followed to the letter."""
@@ -64,7 +70,8 @@ def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_s
 
     Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared
     step by step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G.
-    `any_slot` compares the set of prompts of each step, for logs whose rollouts are not in prompt order.
+    `any_slot` compares the prompts of each step in any order, for logs whose rollouts are not in prompt order: a prompt with
+    more rollouts than a group has, G or what most groups of the log have, was consumed more than once.
     Raises LogError when `rollouts` is below 1 or the log's steps go beyond `EPOCHS` repetitions of the plan.
     """
     steps = consumed_steps(log, plan.prompts_per_step, rollouts, any_slot)
@@ -94,7 +101,7 @@ def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_s
 def consumed_steps(
     log: ConsumedLog, prompts_per_step: int, rollouts: int | None = None, any_slot: bool = False
 ) -> dict[int, list[str]]:
-    """Step from 0 -> the prompts it consumed, in order of the log; with `any_slot` each prompt of a step once.
+    """Step from 0 -> the prompts it consumed, in order of the log; with `any_slot` each group of a prompt's rollouts once.
 
     >>> consumed_steps(ConsumedLog(("a", "a", "b", "b", "c", "c")), prompts_per_step=2)
     {0: ['a', 'b'], 1: ['c']}
@@ -110,7 +117,12 @@ def consumed_steps(
         ids = list(log.ids) if rollouts else _without_rollouts(list(log.ids))
         size = prompts_per_step * (rollouts or 1)
         lines = {i // size: ids[i : i + size] for i in range(0, len(ids), size)}
-    return {step: list(dict.fromkeys(ids)) if any_slot else _without_rollouts(ids) for step, ids in lines.items()}
+    if not any_slot:
+        return {step: _without_rollouts(ids) for step, ids in lines.items()}
+    counts = {step: Counter(ids) for step, ids in lines.items()}
+    sizes = Counter(count for found in counts.values() for count in found.values())
+    group = rollouts or max(sizes, key=lambda size: (sizes[size], -size))
+    return {step: [name for name, n in found.items() for _ in range(-(-n // group))] for step, found in counts.items()}
 
 
 def _without_rollouts(ids: list[str]) -> list[str]:
@@ -118,10 +130,10 @@ def _without_rollouts(ids: list[str]) -> list[str]:
 
 
 def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) -> Departure | None:
-    """The first difference of one step; with `any_slot` the first planned prompt that is missing and the first stranger."""
+    """The first difference of one step; with `any_slot` the first planned prompt that is missing and the first one too many."""
     if any_slot:
         missing = [i for i, name in enumerate(planned) if name not in found]
-        strangers = [name for name in found if name not in planned]
+        strangers = list((Counter(found) - Counter(planned)).elements())
         if not missing and not strangers:
             return None
         slot = missing[0] if missing else len(planned)

@@ -42,6 +42,8 @@ def read_log(path: Path) -> ConsumedLog:
         except UnicodeDecodeError as error:
             raise LogError(f"{path} is no UTF-8 text: pass Parquet with the suffix .parquet, JSON lines or text") from error
         first = next((line for line in lines if line.strip()), "")
+        if "," in first and "sample_id" in first and not first.lstrip().startswith("{"):
+            raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
         plain = tuple(line.strip() for line in lines if line.strip())
         log = _from_json(lines, path.name) if first.lstrip().startswith("{") else ConsumedLog(plain)
     if not log.ids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saerl_lib.export.files import jsonl_bytes, template
+from saerl_lib.export.files import answer_files, jsonl_bytes, template
 from saerl_lib.export.readme import Guide, readme
 from saerl_lib.export.samples import Export
 
@@ -51,6 +51,7 @@ def prime_rl_files(export: Export) -> dict[str, bytes]:
     return {
         "saerl_plan/__init__.py": template("prime_rl_taskset.py.txt"),
         "saerl_plan/tasks.jsonl": jsonl_bytes(rows),
+        **{f"saerl_plan/{name}": content for name, content in answer_files().items()},
         "pyproject.toml": _PROJECT.encode(),
         "rl.toml": prime_rl_configuration(export).encode(),
         "README.md": readme(export, _GUIDE),
@@ -64,7 +65,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "saerl-plan"
 version = "0.1.0"
-dependencies = ["verifiers>=0.4"]
+dependencies = ["verifiers>=0.4", "math-verify>=0.8"]
 
 [tool.setuptools]
 packages = ["saerl_plan"]

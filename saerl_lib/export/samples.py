@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saerl_lib.data.schema import Sample, load_jsonl, read_samples
+from saerl_lib.data.schema import SAMPLES, Sample, load_jsonl, read_samples
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, plan_hash, read_plan, validate
 
 
@@ -101,7 +101,19 @@ def in_plan_order(plan: BatchPlan, samples: Sequence[Sample]) -> tuple[Sample, .
     return tuple(by_id[i] for i in plan.ids)
 
 
-def open_export(plan: Path, samples: Path, rollouts_per_prompt: int = 8) -> Export:
-    """Plan and samples from files. Raises what `open_plan`, `read_sample_file` and `in_plan_order` raise."""
+def samples_beside(plan: Path) -> Path:
+    """The samples that the command `plan` wrote beside its plan. Raises ExportError when there are none."""
+    found = plan.parent / SAMPLES
+    if not found.is_file():
+        raise ExportError(f"{plan.parent} holds no {SAMPLES}: name the samples of the plan with --samples")
+    return found
+
+
+def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: int = 8) -> Export:
+    """Plan and samples from files; None: the samples beside the plan.
+
+    Raises what `open_plan`, `samples_beside`, `read_sample_file` and `in_plan_order` raise.
+    """
     found = open_plan(plan)
-    return Export(found, in_plan_order(found, read_sample_file(samples)), rollouts_per_prompt)
+    chosen = samples_beside(plan) if samples is None else samples
+    return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)

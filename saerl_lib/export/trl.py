@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saerl_lib.export.files import parquet_bytes, template
+from saerl_lib.export.files import answer_files, parquet_bytes, template
 from saerl_lib.export.readme import Guide, readme
 from saerl_lib.export.samples import Export
 
@@ -11,10 +11,12 @@ _GUIDE = Guide(
     files={
         "data/train.parquet": "columns prompt (chat messages), solution, sample_id, step; rows in plan order",
         "grpo.yaml": "the settings that keep the order, for `trl grpo`",
-        "reward.py": "1 when the text after the last `Answer:` (or in the last `\\boxed{}`) is the solution; logs sample ids",
+        "reward.py": "1 when the text after the last `Answer:` or in the last `\\boxed{}` is the solution, as written or by "
+        "math-verify; logs sample ids",
+        "final_answer.py, answers.py": "how an answer is read and checked",
     },
     launch="""
-pip install "trl==1.16.*"
+pip install "trl==1.16.*" math-verify
 trl grpo --config grpo.yaml --model_name_or_path "$MODEL"
 """,
     order="""
@@ -56,6 +58,7 @@ def trl_files(export: Export) -> dict[str, bytes]:
         "data/train.parquet": parquet_bytes(rows),
         "grpo.yaml": trl_configuration(export).encode(),
         "reward.py": template("trl_reward.py.txt"),
+        **answer_files(),
         "README.md": readme(export, _GUIDE),
     }
 

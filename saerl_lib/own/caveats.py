@@ -18,6 +18,10 @@ FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
 DOMINANT = 0.5
 """A cluster with more than this share of the rows is called dominant (ours)."""
+SMALL_GAIN = 0.05
+"""A gain in rank correlation over length that does not matter (ours)."""
+MANY = 0.05
+"""When more than this share of the rows is not planned for one reason, it is a warning (ours)."""
 UNPAIRED = 0.5
 """More batches without a swap partner than this are named (ours)."""
 
@@ -86,10 +90,19 @@ def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig)
             Caveat("warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores.")
         )
     if gain.low <= 0:
+        worse = gain.high <= SMALL_GAIN
+        title = "The probe is no better than length" if worse else "The probe is not shown to be better than length"
+        end = "Sorting by length would do as well." if worse else "More labels would decide it."
         out.append(Caveat(
-            "warning", "The probe is no better than length",
+            "warning", title,
             f"Rank correlation with the labels: {difficulty.spearman:.3f} from the features, {difficulty.spearman_length:.3f} "
-            f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). Sorting by length would do as well.",
+            f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). {end}",
+        ))  # fmt: skip
+    if config.turned:
+        how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
+        out.append(Caveat(
+            "note", "Labels are turned round",
+            f"A larger {config.fields.labels} means easier; the report and scores.csv show {how}, so that larger is harder.",
         ))  # fmt: skip
     if not np.isfinite(difficulty.high).all():
         out.append(Caveat("note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."))
@@ -157,8 +170,8 @@ def _rows(data: OwnData, found: Representation, arranged: Arranged) -> list[Cave
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     out = [
         Caveat(
-            "warning" if status == "malformed" else "note",
-            f"{_count(count, 'row')}: {status}",
+            "warning" if status == "malformed" or count > MANY * data.read and status != "filtered" else "note",
+            f"{_count(count, 'row')} of {data.read:,}: {status}",
             f"{text} Listed in not_planned.csv.",
         )
         for status, text in STATUS_TEXT.items() if (count := counts[status])

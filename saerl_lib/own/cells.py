@@ -97,6 +97,6 @@ def truth(value: Any, name: str, text_only: bool) -> float:
         value = TRUTH.get(value.strip().lower(), value)
     if value is None:
         return math.nan
-    if not isinstance(value, bool) and not (text_only and isinstance(value, float)):
+    if value not in (0, 1):  # True and False are
         raise BadRow(f"field {name!r} is {str(value)[:40]!r}; write true or false, or leave it out when unknown")
     return float(value)

@@ -91,7 +91,7 @@ def _json_lines(data: bytes, name: str) -> RawData:
 def json_row(line: bytes, where: str) -> RawRow:
     """One line of JSON; a line that is no JSON object becomes a row with a problem."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return RawRow(where, None, f"byte {error.start + 1} is no UTF-8; save the file as UTF-8")
     except json.JSONDecodeError as error:
@@ -101,6 +101,15 @@ def json_row(line: bytes, where: str) -> RawRow:
     if not isinstance(record, dict):
         return RawRow(where, None, f"expected a JSON object, found {type(record).__name__}; write one object a line")
     return RawRow(where, record)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError when a key occurs twice, since one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in (k for k, _ in pairs[:i]))
+        raise ValueError(f"key {twice[:40]!r} occurs twice")
+    return found
 
 
 def _csv(data: bytes, name: str) -> RawData:
@@ -113,6 +122,8 @@ def _csv(data: bytes, name: str) -> RawData:
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])
+        if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), "")):
+            raise DataError(f"{name}, line 1: one column {header[0][:60]!r}; separate the cells by commas instead of {other!r}")
         if len(set(header)) < len(header):
             raise DataError(f"{name}, line 1: a column name occurs twice; give every column its own name")
         return RawData(name, tuple(_csv_rows(reader, header)), text_only=True)

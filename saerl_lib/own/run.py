@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import content_hash, to_dict
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.schema import SAMPLES, DataError, write_samples
 from saerl_lib.own.read import read_rows
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 from saerl_lib.own.validate import OwnData, validate
@@ -56,29 +58,41 @@ def plan_own_data(
 ) -> Outcome:
     """Plan `source` into the new folder `out`; `say` is told each step.
 
-    `out` holds plan.parquet, scores.csv, clusters.csv, not_planned.csv, features.safetensors, report.html and run.json. It is
-    written beside its place and renamed at the end: after an error there is no folder, and an earlier one is as it was.
+    `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.csv, clusters.csv,
+    not_planned.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end:
+    after an error there is no folder, and an earlier one is as it was.
     Raises DataError for bad data or an `out` that exists (unless `force`, which replaces an earlier plan), and what the
     model's loaders raise.
     """
     _require_place(out, force)
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
-    partial = out.with_name(f".{out.name}.partial")
+    partial, above = out.with_name(f".{out.name}.partial"), _missing_parents(out)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         outcome = _compute(data, partial, out, config, say)
         _put(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in above:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
         raise
     return outcome
+
+
+def _missing_parents(out: Path) -> list[Path]:
+    """Folders above `out` that do not exist yet, the innermost first."""
+    return [folder for folder in out.parents if not folder.exists()]
 
 
 def _require_place(out: Path, force: bool) -> None:
     if not out.name:
         raise DataError(f"--out {out}: name a folder that does not exist yet")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
@@ -122,6 +136,7 @@ def _compute(data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Cal
     _require_nothing_lost(data, len(arranged.plan.ids), rest)
     save_features(found.table, folder / "features.safetensors")
     write_plan(arranged.plan, folder / "plan.parquet")
+    write_samples(data.samples, folder / SAMPLES)
     for name, table in (("scores", scores), ("clusters", cards), ("not_planned", rest)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     counts = dict(sorted(Counter(rest["status"]).items()))

@@ -116,6 +116,11 @@ class OwnConfig:
         return max(1, self.prompts_per_step // PAPER_SWAP)
 
     @property
+    def turned(self) -> bool:
+        """Whether a larger label means easier, so that labels are turned round."""
+        return self.fields.labels is not None and (self.larger_is_easier or self.fields.labels == SHARE_FIELD)
+
+    @property
     def allowed_labels(self) -> tuple[float, float] | None:
         """Range that labels must lie in, or None."""
         if self.label_range is None and self.fields.labels == SHARE_FIELD:

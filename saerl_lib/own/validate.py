@@ -130,7 +130,7 @@ def _require_enough(name: str, read: int, kept: int, dropped: Sequence[Dropped],
         first = f"; first bad row: {bad[0].where}: {bad[0].reason}" if bad else ""
         raise DataError(
             f"{name}: {kept} of {read} rows are usable, at least {least} are needed (one batch, and {MIN_ROWS} rows); "
-            f"add rows or lower --prompts-per-step{first}"
+            f"add rows{' or lower --prompts-per-step' if kept >= MIN_ROWS else ''}{first}"
         )
 
 
