@@ -392,7 +392,8 @@ def test_labels_rank_and_may_replace_the_score(tmp_path: Path) -> None:
         (lambda i: {}, "Few labels"),
         (lambda i: {"question": "Compute " + " ".join(["and"] * (i % 30 + 1)), "solution": None, "level": i % 30},
          "The probe is no better than length"),
-        (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])}, "The probe is not shown to be better than length"),
+        (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])},
+         "The probe is not shown to be better than length"),
         (lambda i: {"answer": None if i % 3 else "1"}, "40 rows of 60: no answer"),
         (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
          "Dominant cluster"),
@@ -538,7 +539,7 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
     folder = make(tmp_path, records, config)
     assert not (folder / "store").exists()
     titled = titles(folder)
-    assert "1 row cut" in titled and "A first look" not in titled
+    assert "1 row cut" in titled and "A first look" not in titled and "The SAE does not fit this layer" in titled
     assert "12 SAE latents of encoder, layer 3" in text_of(folder, "What was read")
     from saerl_lib.encode.features import load_features
 
@@ -546,6 +547,25 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
     assert table.z.shape == (45, 48) and not table.solved[7] and table.solved[0] and np.abs(table.z[0]).max() > 0
     assert plan_diff(*[read_plan(folder / "plan.parquet")] * 2).same_batches == 1
     assert pd.read_csv(folder / "scores.csv")["length"].max() == 60
+
+
+def test_an_sae_of_another_layer_is_told_from_its_own(tmp_path: Path) -> None:
+    import torch
+
+    from saerl_lib.config import EncoderConfig
+    from saerl_lib.encode.activations import token_vectors, truncate
+    from saerl_lib.encode.encoder import load_encoder
+    from saerl_lib.encode.sae import train_sae
+
+    samples = load_data(write_jsonl(tmp_path / "my.jsonl", rows(200)), LABELLED).samples
+    model, tokenizer = load_encoder()
+    vectors = torch.cat(list(token_vectors(samples, truncate(model, 3), tokenizer, 4096)))
+    small = EncoderConfig(sae_latents=256, sae_k=16, retained_latents=12, sae_training_tokens=200_000)
+    train_sae(vectors, small, 0, tmp_path / "sae")
+    config = replace(LABELLED, encoder=str(encoder_folder()), layer=3, sae=str(tmp_path / "sae"), retained_latents=12)
+    own, other = (make(tmp_path, rows(45), replace(config, layer=layer), f"layer-{layer}") for layer in (3, 1))
+    assert "How well the SAE reads the model" in titles(own) and "The SAE does not fit this layer" not in titles(own)
+    assert "The SAE does not fit this layer" in titles(other)
 
 
 def test_data_are_judged_before_a_model_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,15 @@ def _features(found: Representation, config: OwnConfig) -> list[Caveat]:
         "prompt and solution were read, a missing one stands at the mean." if found.with_solution else "prompts alone were read."
     )
     out = [Caveat("note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {spans}")]
+    if found.sae is not None:
+        told = (f"Explained variance {found.sae.explained_variance:.3f} on {found.sae.n_tokens:,} tokens of these rows, "
+                f"{found.sae.l0:.0f} latents a token.")  # fmt: skip
+        fits = found.sae.explained_variance > 0
+        out.append(Caveat("note", "How well the SAE reads the model", told) if fits else Caveat(
+            "warning", "The SAE does not fit this layer",
+            f"{told} The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and "
+            "its features are noise. Layers count from 1, the block after which the residual stream is read.",
+        ))  # fmt: skip
     if config.encoder == NO_ENCODER:
         out.append(Caveat("note", "A first look", "No model read the rows: these are words and counts, not SAE features."))
     return out

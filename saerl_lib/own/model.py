@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.sae_check import MEASURED_SAMPLES, measured
 from saerl_lib.encode.sources import open_sae_source
 from saerl_lib.encode.spans import Layout, sample_spans
 from saerl_lib.encode.store import write_store
@@ -42,7 +44,8 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     retained = choose_retained(store, min(config.retained_latents, store.width))
     table = FeatureTable(tuple(s.id for s in samples), store.select(retained), metadata_features(samples))
     name = f"{len(retained)} SAE latents of {Path(config.encoder).name}, layer {config.layer}, and metadata"
-    return finish(table, lengths, "tokens", name, truncated)
+    quality = measured(samples[:MEASURED_SAMPLES], encoder, config.sae)
+    return replace(finish(table, lengths, "tokens", name, truncated), sae=quality)
 
 
 def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:

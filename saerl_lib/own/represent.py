@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.properties.text import fit_tfidf
+
+if TYPE_CHECKING:
+    from saerl_lib.encode.sae import SAEQuality
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
@@ -41,6 +45,8 @@ class Representation:
     """Whether phi holds the solution."""
     truncated: int = 0
     """Samples whose end was cut."""
+    sae: SAEQuality | None = None
+    """The SAE's reconstruction of some rows' own tokens; None without a model."""
 
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:

@@ -165,7 +165,7 @@ def study_markdown(frame: pd.DataFrame) -> str:
         }  # fmt: skip
         before = ", ".join(f"{int(count):,} {name}" for name, count in prepared.items() if count)
         against = "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f}"
-        interval = _bounds(row["ci_low"], row["ci_high"])
+        interval = _bounds(row["holm_low"], row["holm_high"])
         rows.append(
             [
                 f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval,
@@ -174,7 +174,7 @@ def study_markdown(frame: pd.DataFrame) -> str:
             ]
         )  # fmt: skip
     header = [
-        "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, uncorrected", "Steps to target",
+        "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, Holm over the arms", "Steps to target",
         "Area under the curve, %", "Last evaluation, hardest set by Pass@8, %", "Updates", "Distinct prompts",
         "Generated tokens, million", "Before training",
     ]  # fmt: skip
