@@ -36,7 +36,7 @@ from saerl_lib.paper.rows import READERS
 from saerl_lib.paper.steps import prm800k
 
 BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, 8 * 10**9, False, None)
-FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**13, 10**13, 10**12, True, None)
+FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, 10**12, True, None)
 
 
 # The plan.
@@ -527,3 +527,12 @@ def test_real_answers_agree_with_themselves_and_not_with_another(kind: str, data
     assert [c.outcome for c in found] == ["compared"] * len(found)
     assert [c.equal for c in found[: len(golds)]] == [True] * len(golds), golds
     assert [c.equal for c in found[len(golds) :]] == [False] * len(golds), golds
+
+
+def test_the_disk_of_training_holds_what_train_keeps() -> None:
+    config, given = PaperConfig(), Assumptions()
+    found = {stage.name: stage.disk_bytes for stage in stages(config, given)}
+    for model, runs in zip(config.policies, config.runs_per_policy, strict=True):
+        kept = len(range(config.eval_every_steps, config.steps + 1, config.eval_every_steps)) + 1
+        expected = runs * parameters(model) * (2 * given.checkpoint_bytes_per_parameter + 4 * kept)
+        assert found[f"GRPO, {model.repository}"] == pytest.approx(expected) and expected > 1e12

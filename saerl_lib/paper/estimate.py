@@ -19,6 +19,11 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.hub import HubModel
 from saerl_lib.paper.memory import generation_memory, training_memory
 
+CHECKPOINTS = 2
+"""That `train` leaves of a run."""
+WEIGHT_BYTES = 4
+"""A parameter of the policies that are kept to be evaluated, in float32."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -117,8 +122,9 @@ def run_hours(config: PaperConfig, given: Assumptions, model: HubModel, tokens: 
 def _training_stage(config: PaperConfig, given: Assumptions, model: HubModel, runs: int) -> Stage:
     low, high = (run_hours(config, given, model, t) for t in (given.response_tokens, config.max_response_tokens))
     parts = ", ".join(f"{name} {low[name]:.0f}" for name in low)
-    disk = parameters(model) * (given.checkpoint_bytes_per_parameter + 2 * runs)
-    how = f"{runs} runs of {config.steps} steps; one run: {parts} hours; disk: last checkpoint, final weights of every run"
+    kept = config.steps // config.eval_every_steps + 1  # of every evaluated step, and the final ones
+    disk = runs * parameters(model) * (CHECKPOINTS * given.checkpoint_bytes_per_parameter + WEIGHT_BYTES * kept)
+    how = f"{runs} runs of {config.steps} steps; one run: {parts} hours; disk: {CHECKPOINTS} checkpoints and {kept} weights a run"
     totals = (runs * sum(low.values()), runs * sum(high.values()))
     return Stage(f"GRPO, {model.repository}", "H100", totals, training_memory(config, given, model), disk, how)
 
