@@ -17,6 +17,8 @@ from saerl_lib.notebooks import UserError
 EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
 INTERRUPTED = 130
+WRITES_WHOLE = ("plan", "export")
+"""Commands whose folder appears whole or not at all."""
 
 # Imports are local to the commands so that `--help` stays quick.
 
@@ -171,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        then = "nothing was written" if arguments.command in WRITES_WHOLE else "the same command continues where this one stopped"
+        print(f"interrupted; {then}", file=sys.stderr)
         return INTERRUPTED
 
 

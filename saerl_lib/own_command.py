@@ -6,9 +6,14 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saerl_lib.notebooks import UserError
-from saerl_lib.own.settings import DEFAULTS, Fields, OwnConfig
+from saerl_lib.own.settings import DEFAULTS, NO_ENCODER, Fields, OwnConfig
+
+if TYPE_CHECKING:
+    from saerl_lib.own.represent import Representation
+    from saerl_lib.own.validate import OwnData
 
 BARE = OwnConfig()
 """Where the options take their defaults from."""
@@ -40,6 +45,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--layer", type=int, metavar="N", help="block whose residual stream the SAE reads, 1 is the first")
     add("--sae", metavar="SAE", help="FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
+    add("--features", type=Path, metavar="DIR", help="what `encode` left of this file, in place of --encoder, --layer and --sae")
     add("--max-tokens", type=int, metavar="N", help="cut longer samples (default: the model's positions)")
     add("--device", default=BARE.device, metavar="NAME", help=f"where the model runs: cpu, cuda, cuda:N (default: {BARE.device})")
     add("--bf16", action="store_true", help="run the model in bfloat16")
@@ -86,7 +92,16 @@ def run_plan(arguments: argparse.Namespace) -> int:
     config, started = config_of(arguments), time.monotonic()
     from saerl_lib.own.run import plan_own_data
 
-    outcome = plan_own_data(arguments.data, arguments.out, config, arguments.force, lambda text: print(text, flush=True))
+    read = None
+    if arguments.features is not None:
+        if config.encoder != NO_ENCODER:
+            raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
+        from saerl_lib.cluster.features import represent_encoded
+
+        def read(data: OwnData) -> Representation:
+            return represent_encoded(data, arguments.data, arguments.features, config)
+
+    outcome = plan_own_data(arguments.data, arguments.out, config, arguments.force, lambda text: print(text, flush=True), read)
     for title in outcome.warnings:
         print(f"warning: {title}")
     for status, count in outcome.left_out.items():

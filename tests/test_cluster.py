@@ -35,6 +35,7 @@ from saerl_lib.cluster.local import encode_local
 from saerl_lib.cluster.shard import ATTEMPTS, BLOCK_ROWS, EncodeSpec, ShardTask, encode_shard, environment
 from saerl_lib.data.schema import DataError, read_samples
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
+from saerl_lib.encode.features import load_features
 from saerl_lib.encode.retain import choose_retained
 from saerl_lib.encode.store import write_store
 from saerl_lib.own import OwnConfig, load_data
@@ -123,6 +124,31 @@ def values(folder: Path) -> pa.Table:
 
 
 # What a shard holds.
+
+
+def test_a_plan_is_made_from_the_shards_without_a_model(
+    tmp_path: Path, source: str, config: OwnConfig, reference: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    usual = ["plan", "--data", source, "--prompts-per-step", "16", "--out"]
+    model = ["--encoder", config.encoder, "--layer", "3", "--sae", str(config.sae)]
+    assert __main__.main([*usual, str(tmp_path / "direct"), *model]) == 0
+    monkeypatch.setattr("saerl_lib.own.model.open_model", lambda *_: pytest.fail("a model was opened"))
+    assert __main__.main([*usual, str(tmp_path / "stored"), "--features", str(reference)]) == 0
+    direct, stored = (load_features(tmp_path / name / "features.safetensors") for name in ("direct", "stored"))
+    np.testing.assert_allclose(stored.z, direct.z, rtol=1e-4, atol=1e-4)
+    lengths = [pd.read_csv(tmp_path / name / "scores.csv").set_index("id")["length"] for name in ("direct", "stored")]
+    assert lengths[0].to_dict() == lengths[1].to_dict()
+    changed = write_jsonl(tmp_path / "my.jsonl", rows()[1:])
+    for data, options, said in (
+        (changed, ["--features", str(reference)], "`encode` read my.jsonl, not this my.jsonl"),
+        (source, ["--features", str(reference), "--id-field", "question"], "rows are not there"),
+        (source, ["--features", str(tmp_path)], "has not finished there"),
+        (source, ["--features", str(reference), *model], "takes the place of --encoder"),
+    ):
+        capsys.readouterr()
+        assert __main__.main(["plan", "--data", data, "--out", str(tmp_path / "no"), *options]) == 1
+        assert said in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_the_shards_hold_what_the_store_holds(tmp_path: Path, source: str, config: OwnConfig, reference: Path) -> None:

@@ -568,6 +568,19 @@ def test_an_sae_of_another_layer_is_told_from_its_own(tmp_path: Path) -> None:
     assert "The SAE does not fit this layer" in titles(other)
 
 
+def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "my.jsonl", rows(45))
+    for name, good in (("encoder", encoder_folder()), ("sae", sae)):
+        bad = tmp_path / name
+        shutil.copytree(good, bad)
+        (weights,) = bad.glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[:200])
+        used = {"encoder": encoder_folder(), "sae": sae} | {name: bad}
+        options = ["--encoder", str(used["encoder"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
+        assert __main__.main(["plan", "--data", source, *options]) == 1
+        assert f"{bad}: its weights cannot be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_data_are_judged_before_a_model_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saerl_lib.own.model.open_model", lambda *_: pytest.fail("a model was opened"))
     config = replace(LABELLED, encoder=str(encoder_folder()), layer=3, sae="nowhere")

@@ -15,6 +15,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEC
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from torch import Tensor
 
 from saerl_lib.artifacts import ArtifactError
@@ -119,7 +120,10 @@ def train_sae(
 
 def load_sae(folder: Path, width: int) -> SAE:
     """An SAE from disk, in float32; raises SAEGateError when its input width is not the model's `width`."""
-    sae = SAE.load_from_disk(folder, device="cpu")
+    try:
+        sae = SAE.load_from_disk(folder, device="cpu")
+    except SafetensorError as error:
+        raise SAEGateError(f"{folder}: its weights cannot be read ({error}); the file is damaged, make it again") from error
     if sae.cfg.d_in != width:
         raise SAEGateError(
             f"{folder}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "

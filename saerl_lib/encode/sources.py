@@ -15,7 +15,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saerl_lib.encode.sae import SAEGateError, load_sae
@@ -54,8 +54,11 @@ def _checked(sae: SAE, source: str, width: int) -> SAE:
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as handle:
-            found |= {name: handle.get_tensor(name).float() for name in handle.keys() if name in TENSORS}
+        try:
+            with safe_open(path, framework="pt") as handle:
+                found |= {name: handle.get_tensor(name).float() for name in handle.keys() if name in TENSORS}
+        except SafetensorError as error:
+            raise SAEGateError(f"{path}: cannot be read ({error}); the file is damaged, fetch it again") from error
     missing = [name for name in TENSORS if name not in found]
     if missing:
         raise SAEGateError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")

@@ -11,7 +11,7 @@ from saerl_lib.data.schema import normalise
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.fit import MIN_CLASS, MIN_LABELS, Difficulty, Grouping, Quality
 from saerl_lib.own.represent import Representation
-from saerl_lib.own.settings import NO_ENCODER, OwnConfig
+from saerl_lib.own.settings import OwnConfig
 from saerl_lib.own.validate import OwnData
 
 FEW_LABELS = 200
@@ -56,7 +56,7 @@ def caveats(
     """Warnings first, then notes."""
     listed = [
         *_difficulty(data, difficulty, config), *_clusters(grouping, arranged), *_quality(data, quality, config),
-        *_rows(data, found, arranged), *_features(found, config),
+        *_rows(data, found, arranged), *_features(found),
     ]  # fmt: skip
     return sorted(listed, key=lambda caveat: caveat.kind != "warning")
 
@@ -191,7 +191,7 @@ def _rows(data: OwnData, found: Representation, arranged: Arranged) -> list[Cave
     return out + [Caveat("note", "Assumed", note) for note in data.notes]
 
 
-def _features(found: Representation, config: OwnConfig) -> list[Caveat]:
+def _features(found: Representation) -> list[Caveat]:
     solved, n = int(found.table.solved.sum()), len(found.phi)
     spans = f"{solved} of {n} rows have a solution; " + (
         "prompt and solution were read, a missing one stands at the mean." if found.with_solution else "prompts alone were read."
@@ -206,6 +206,6 @@ def _features(found: Representation, config: OwnConfig) -> list[Caveat]:
             f"{told} The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and "
             "its features are noise. Layers count from 1, the block after which the residual stream is read.",
         ))  # fmt: skip
-    if config.encoder == NO_ENCODER:
+    if not found.by_model:
         out.append(Caveat("note", "A first look", "No model read the rows: these are words and counts, not SAE features."))
     return out

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -23,7 +24,7 @@ from saerl_lib.encode.sae_check import MEASURED_SAMPLES, measured
 from saerl_lib.encode.sources import open_sae_source
 from saerl_lib.encode.spans import Layout, sample_spans
 from saerl_lib.encode.store import write_store
-from saerl_lib.own.represent import Representation, finish
+from saerl_lib.own.represent import TOKENS, Representation, finish
 from saerl_lib.own.settings import OwnConfig
 
 PROBED = 20
@@ -45,7 +46,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     table = FeatureTable(tuple(s.id for s in samples), store.select(retained), metadata_features(samples))
     name = f"{len(retained)} SAE latents of {Path(config.encoder).name}, layer {config.layer}, and metadata"
     quality = measured(samples[:MEASURED_SAMPLES], encoder, config.sae)
-    return replace(finish(table, lengths, "tokens", name, truncated), sae=quality)
+    return replace(finish(table, lengths, TOKENS, name, truncated), sae=quality)
 
 
 def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
@@ -61,7 +62,10 @@ def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
     sae = open_sae_source(config.sae, width)
     tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)
     precision = torch.bfloat16 if config.bf16 else torch.float32
-    model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=precision, local_files_only=local)
+    try:
+        model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=precision, local_files_only=local)
+    except SafetensorError as error:
+        raise ValueError(f"--encoder {config.encoder}: its weights cannot be read ({error}); fetch them again") from error
     layout = Layout(max_tokens=config.max_tokens or getattr(settings, "max_position_embeddings", None))
     encoder = Encoder(truncate(model.eval(), config.layer), tokenizer, sae, config.tokens_per_batch, layout)
     return place(encoder, device, precision)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
+TOKENS = "tokens"
+"""Unit of the lengths where a model read the rows."""
 SOLVED_SHARE = 0.5
 """Solutions are read when at least this share of the rows has one (ours)."""
 
@@ -46,7 +48,12 @@ class Representation:
     truncated: int = 0
     """Samples whose end was cut."""
     sae: SAEQuality | None = None
-    """The SAE's reconstruction of some rows' own tokens; None without a model."""
+    """The SAE's reconstruction of some rows' own tokens; None where it was not measured."""
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a model read the rows."""
+        return self.unit == TOKENS
 
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:

@@ -55,8 +55,9 @@ def plan_own_data(
     config: OwnConfig,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    read: Callable[[OwnData], Representation] | None = None,
 ) -> Outcome:
-    """Plan `source` into the new folder `out`; `say` is told each step.
+    """Plan `source` into the new folder `out`; `say` is told each step, `read` gives features that exist already.
 
     `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.csv, clusters.csv,
     not_planned.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end:
@@ -71,7 +72,7 @@ def plan_own_data(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        outcome = _compute(data, partial, out, config, say)
+        outcome = _compute(data, partial, out, config, say, read)
         _put(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,12 +117,15 @@ def _put(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _compute(data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None]) -> Outcome:
+def _compute(
+    data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None],
+    read: Callable[[OwnData], Representation] | None,
+) -> Outcome:  # fmt: skip
     from saerl_lib.encode.features import save_features
     from saerl_lib.own import arrange, caveats, fit, report, sections, tables
     from saerl_lib.plan.batch_plan import plan_hash, write_plan
 
-    found = _represent(data, folder, config)
+    found = read(data) if read else _represent(data, folder, config)
     say(f"features: {found.name}, {found.phi.shape[1]} columns")
     settings = fit.properties_of(len(data.samples), config)
     grouping = fit.group(found, settings, config.seed)
