@@ -38,7 +38,7 @@ DIVERSITY = pd.DataFrame(
 PLANS = pd.DataFrame(
     [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2) for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
 )
-SIZES = arm_tables.Sizes(pool=960, labelled=100, encoded=2000, attempts=16)
+SIZES = arm_tables.Sizes(pool=960, labelled=100, attempts=16)
 
 
 def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
@@ -215,7 +215,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     assert summary.loc["diff", "prep_labels"] == 960
-    assert summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 2000]
+    assert summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 1060]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
     assert set(pairs["metric"]) == {*arm_pairs.accuracy_metrics(results(gains)["evaluations"]), "steps", "area"}

@@ -112,8 +112,6 @@ class Sizes:
     """Kept prompts N."""
     labelled: int
     """|L|."""
-    encoded: int
-    """Samples that the SAE reads: noisy pool, L and the filter's negatives."""
     attempts: int
     """Attempts a prompt behind a measured pass rate."""
 
@@ -121,15 +119,18 @@ class Sizes:
 def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
     """Labels, rollouts, encoded samples and forward passes before training, from an arm's `cost`.
 
-    >>> preparation(("encode", "label_subset"), Sizes(3200, 3000, 12_530, 16))["prep_labels"]
-    3000
+    `encode` is the pool and L; the filter that chose the kept pool is charged to no arm, since all of them train on it.
+
+    >>> found = preparation(("encode", "label_subset"), Sizes(3200, 3000, 16))
+    >>> found["prep_labels"], found["prep_encoded"]
+    (3000, 6200)
     """
     known = {
         "label_pool": ("prep_labels", sizes.pool),
         "label_subset": ("prep_labels", sizes.labelled),
         "rollouts_16": ("prep_rollouts", sizes.pool * sizes.attempts),
         "rollouts_1": ("prep_rollouts", sizes.pool),
-        "encode": ("prep_encoded", sizes.encoded),
+        "encode": ("prep_encoded", sizes.pool + sizes.labelled),
         "policy_forward": ("prep_forward", sizes.pool),
     }
     found = dict.fromkeys(("prep_labels", "prep_rollouts", "prep_encoded", "prep_forward"), 0)

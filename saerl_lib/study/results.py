@@ -43,9 +43,7 @@ SHOWN = (*TABLES, "study_pilot", "preparation_cost")
 
 def sizes_of(profile: Profile) -> Sizes:
     """What the preparation of the arms is counted from."""
-    world = profile.world
-    encoded = world.noisy_pool_samples + 2 * world.labelled_samples
-    return Sizes(profile.pool_samples, world.labelled_samples, encoded, profile.study.difficulty_attempts)
+    return Sizes(profile.pool_samples, profile.world.labelled_samples, profile.study.difficulty_attempts)
 
 
 def study_tables(
