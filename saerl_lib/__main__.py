@@ -75,6 +75,12 @@ def _scale(a: argparse.Namespace) -> int:
     return run_scale(a.samples, a.simulate, a.write_docs)
 
 
+def _sae(a: argparse.Namespace) -> int:
+    from saerl_lib.sae_command import run_sae
+
+    return run_sae(a)
+
+
 def _ladder(a: argparse.Namespace) -> int:
     from saerl_lib.ladder_command import run_ladder
 
@@ -157,7 +163,7 @@ def _train_job(a: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder,
-    "audit": _audit, "encode": _encode, "plan": _plan, "export": _export, "verify": _verify, "train": _train,
+    "sae": _sae, "audit": _audit, "encode": _encode, "plan": _plan, "export": _export, "verify": _verify, "train": _train,
     "grid": _grid, "seeds-needed": _seeds_needed, "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 

@@ -59,6 +59,7 @@ def _add_reading(commands: Any, common: argparse.ArgumentParser) -> None:
     """Reading data: the ladder, one sample, plans."""
     from saerl_lib.encode_command import add_encode_options
     from saerl_lib.own_command import add_plan_options
+    from saerl_lib.sae_command import add_sae_options
 
     ladder = commands.add_parser("ladder", parents=[common], help="the control ladder on a labelled JSON-lines file")
     ladder.add_argument("file", type=Path)
@@ -68,6 +69,8 @@ def _add_reading(commands: Any, common: argparse.ArgumentParser) -> None:
     audit.add_argument("--profile", default="laptop", help="smoke or laptop, already run (default: laptop)")
     audit.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
     audit.add_argument("--json", action="store_true", help="print the record as JSON")
+    sae = commands.add_parser("sae", parents=[common], help="train an SAE on any text, for any model")
+    add_sae_options(sae)
     encode = commands.add_parser("encode", parents=[common], help="pooled SAE latents of a data file, in shards, also on Ray")
     add_encode_options(encode)
     plan = commands.add_parser("plan", parents=[common], help="plan your own data, or compare two stored plans (plan diff A B)")
@@ -137,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,paper,data,world,bench,scale,ladder,audit,encode,plan,export,verify,train,grid,seeds-needed,readme}"
+    names = "{run,paper,data,world,bench,scale,ladder,audit,sae,encode,plan,export,verify,train,grid,seeds-needed,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for add in (_add_notebooks, _add_reading, _add_trainers, _add_study):
         add(commands, common)

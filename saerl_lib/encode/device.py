@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from saerl_lib.encode.activations import CutModel
 from saerl_lib.encode.pooling import Encoder
 
 
@@ -23,8 +24,14 @@ def place(encoder: Encoder, device: torch.device, precision: torch.dtype = torch
 
     Modules move in place: open another encoder to keep one elsewhere.
     """
-    encoder.decoder.to(device)
-    for weight in encoder.decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
-        weight.data = weight.data.to(precision)
+    place_model(encoder.decoder, device, precision)
     encoder.sae.to(device)
     return encoder
+
+
+def place_model(decoder: CutModel, device: torch.device, precision: torch.dtype = torch.float32) -> CutModel:
+    """The model moved to `device`, its weights in `precision`."""
+    decoder.to(device)
+    for weight in decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
+        weight.data = weight.data.to(precision)
+    return decoder

@@ -80,6 +80,12 @@ def _keep_decoder_near(sae: TrainingSAE, start: Tensor, cosine: float) -> None:
         sae.W_dec.copy_(norm * torch.where(along < cosine, turned, unit))
 
 
+def start_at_mean(sae: TrainingSAE, vectors: Tensor) -> None:
+    """Set the decoder's bias to the mean of vectors [n, D], in SAELens' scale; from zero a fifth of the latents never fires."""
+    with torch.no_grad():
+        sae.b_dec.copy_(vectors.mean(dim=0) * vectors.shape[1] ** 0.5 / vectors.norm(dim=1).mean())
+
+
 def train_sae(
     vectors: Tensor, config: EncoderConfig, seed: int, folder: Path, kind: str = "trained", cosine: float = 0.8
 ) -> None:
@@ -92,8 +98,7 @@ def train_sae(
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
     torch.manual_seed(seed)
     sae = build_sae(vectors.shape[1], config)
-    with torch.no_grad():  # start at the mean, in SAELens' scale; from zero a fifth of the latents never fires
-        sae.b_dec.copy_(vectors.mean(dim=0) * vectors.shape[1] ** 0.5 / vectors.norm(dim=1).mean())
+    start_at_mean(sae, vectors)
     size = min(VECTORS_PER_STEP, len(vectors))
     steps = max(1, config.sae_training_tokens // size)
     sae.W_dec.requires_grad_(kind != "frozen_decoder")

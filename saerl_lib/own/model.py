@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
+from saerl_lib.artifacts import file_sha256
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.activations import truncate
-from saerl_lib.encode.device import pick_device, place
+from saerl_lib.encode.activations import CutModel, truncate
+from saerl_lib.encode.device import pick_device, place, place_model
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.pooling import Encoder
@@ -52,23 +53,48 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
 def open_model(config: OwnConfig, samples: Sequence[Sample]) -> Encoder:
     """The model cut at its layer, its tokenizer and the SAE; a folder is read without a network. Errors as `represent_model`."""
     device, local = pick_device(config.device), Path(config.encoder).is_dir()
+    settings = _settings(config.encoder)
+    sae = open_sae_source(config.sae, _width(settings))
+    tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)
+    precision = torch.bfloat16 if config.bf16 else torch.float32
+    model = _load(config.encoder, precision)
+    layout = Layout(max_tokens=config.max_tokens or getattr(settings, "max_position_embeddings", None))
+    encoder = Encoder(truncate(model, config.layer), tokenizer, sae, config.tokens_per_batch, layout)
+    return place(encoder, device, precision)
+
+
+def open_decoder(name: str, layer: int, device: str, bf16: bool) -> tuple[CutModel, Any, int, str]:
+    """A model cut at a layer, its tokenizer, its width D, and what tells it from others; no SAE. Errors as `represent_model`."""
+    where, local = pick_device(device), Path(name).is_dir()
+    settings = _settings(name)
+    precision = torch.bfloat16 if bf16 else torch.float32
+    model = _load(name, precision)
+    weights = sorted(Path(name).glob("*.safetensors")) if local else []
+    identity = " ".join(file_sha256(path)[:16] for path in weights) or f"{name}@{getattr(settings, '_commit_hash', None)}"
+    decoder = place_model(truncate(model, layer), where, precision)
+    tokenizer = open_tokenizer(name, ["What is 3 plus 4?"], local)
+    return decoder, tokenizer, _width(settings), f"{identity}, layer {layer}, {precision}"
+
+
+def _settings(name: str) -> PretrainedConfig:
+    local = Path(name).is_dir()
     try:
-        settings = AutoConfig.from_pretrained(config.encoder, local_files_only=local)
+        return AutoConfig.from_pretrained(name, local_files_only=local)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
-        raise ValueError(f"--encoder {config.encoder}: {what} ({reason})") from error
-    width = getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
-    sae = open_sae_source(config.sae, width)
-    tokenizer = open_tokenizer(config.encoder, [s.prompt for s in samples[:PROBED]], local)
-    precision = torch.bfloat16 if config.bf16 else torch.float32
+        raise ValueError(f"--encoder {name}: {what} ({reason})") from error
+
+
+def _width(settings: PretrainedConfig) -> int:
+    return getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
+
+
+def _load(name: str, precision: torch.dtype) -> nn.Module:
     try:
-        model: nn.Module = AutoModel.from_pretrained(config.encoder, dtype=precision, local_files_only=local)
+        return AutoModel.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
     except SafetensorError as error:
-        raise ValueError(f"--encoder {config.encoder}: its weights cannot be read ({error}); fetch them again") from error
-    layout = Layout(max_tokens=config.max_tokens or getattr(settings, "max_position_embeddings", None))
-    encoder = Encoder(truncate(model.eval(), config.layer), tokenizer, sae, config.tokens_per_batch, layout)
-    return place(encoder, device, precision)
+        raise ValueError(f"--encoder {name}: its weights cannot be read ({error}); fetch them again") from error
 
 
 def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:

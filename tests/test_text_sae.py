@@ -1,0 +1,147 @@
+"""An SAE trained on streamed text: what is read and in which order, the quality of the result, a stop in the middle, bad text."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import stand_ins as build
+import torch
+
+from saerl_lib.__main__ import main
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.data.schema import DataError
+from saerl_lib.encode import text_sae
+from saerl_lib.encode.activations import CutModel
+from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
+from saerl_lib.encode.text_stream import VectorStream, blocks, documents, require_sources
+from saerl_lib.own.model import open_decoder
+
+TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
+SMALL = TextSAEConfig(
+    latents=64, tokens=6_000, k=8, learning_rate=3e-3, vectors_per_step=200, context=32, blocks_per_pass=4, buffer_vectors=800,
+    heldout_tokens=400, checkpoint_every=1_500,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.build_qwen("qwen3", TEXTS, tmp_path_factory.mktemp("model") / "qwen3")
+
+
+def write_texts(folder: Path, kind: str) -> str:
+    path = folder / f"text.{kind}"
+    if kind == "parquet":
+        pd.DataFrame({"text": TEXTS}).to_parquet(path)
+        return str(path)
+    body = "\n\n".join(TEXTS) if kind.startswith("txt") else "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    path.write_bytes(gzip.compress(body.encode()) if kind.endswith(".gz") else body.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "txt", "txt.gz"])
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path, kind: str) -> None:
+    source = write_texts(tmp_path, kind)
+    require_sources([source])
+    assert [text.strip() for text in documents([source])] == TEXTS
+
+
+def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path) -> None:
+    _, tokenizer, _, _ = open_decoder(str(model), 2, "cpu", False)
+    whole = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    found = list(blocks(iter(TEXTS), tokenizer, 32))
+    assert list(itertools.chain(*found)) == whole[: 32 * len(found)] and 0 <= len(whole) - 32 * len(found) < 32
+
+
+def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model: Path) -> None:
+    from transformers import AutoModel
+
+    decoder, tokenizer, width, _ = open_decoder(str(model), 1, "cpu", False)
+    found = list(blocks(iter(TEXTS), tokenizer, 32))[:5]
+    stream = VectorStream(iter(found), decoder, rows=2)
+    vectors = torch.cat(list(stream))
+    assert stream.read == 5 and vectors.shape == (5 * 31, width)
+    whole = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = whole(input_ids=torch.tensor(found), output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(vectors, states[:, 1:].flatten(0, 1), atol=1e-5, rtol=1e-4)
+    later = VectorStream(iter(found), decoder, rows=2)
+    later.skip_to(4)
+    torch.testing.assert_close(torch.cat(list(later)), vectors[4 * 31 :], atol=1e-5, rtol=1e-4)
+
+
+def train(model: Path, source: str, out: Path, config: TextSAEConfig = SMALL):
+    decoder, tokenizer, _, identity = open_decoder(str(model), 2, "cpu", False)
+    return train_text_sae([source] * 3, "text", decoder, tokenizer, config, identity, out)
+
+
+def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write_texts(tmp_path, "jsonl"), tmp_path / "sae"
+    options = ["--encoder", str(model), "--layer", "2", "--out", str(out), "--tokens", "12000", "--latents", "96", "--k", "8",
+               "--learning-rate", "0.003", "--vectors-per-step", "200", "--context", "32", "--buffer", "800",
+               "--heldout", "400"]  # fmt: skip
+    assert main(["sae", "--text", source, source, *options]) == 0
+    told = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert told["explained_variance"] > 0.5 and 0 < told["l0"] <= 8
+    assert load_sae(out, build.WIDTH).cfg.d_sae == 96 and not (out / "checkpoints").exists()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert main(["sae", "--text", source, source, *options]) == 0, "a finished SAE is found again"
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert main(["sae", "--text", source, source, *options, "--k", "9"]) == 1
+    assert "begun with other settings" in capsys.readouterr().err
+
+
+def test_a_stopped_training_goes_on_behind_its_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read = write_texts(tmp_path, "jsonl"), []
+    whole = CutModel.forward
+
+    def stops(self: CutModel, batch: object) -> torch.Tensor:
+        if len(read) == 40:
+            raise KeyboardInterrupt
+        read.append(batch.ids)
+        return whole(self, batch)
+
+    monkeypatch.setattr(CutModel, "forward", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, source, tmp_path / "sae")
+    (checkpoint,) = (tmp_path / "sae" / "checkpoints").iterdir()
+    position = json.loads((checkpoint / "position.json").read_text())["blocks"]
+    assert 1_500 <= int(checkpoint.name) < SMALL.tokens and position > 0
+    again: list[torch.Tensor] = []
+    monkeypatch.setattr(CutModel, "forward", lambda self, batch: again.append(batch.ids) or whole(self, batch))
+    said: list[str] = []
+    decoder, tokenizer, _, identity = open_decoder(str(model), 2, "cpu", False)
+    quality = train_text_sae([source] * 3, "text", decoder, tokenizer, SMALL, identity, tmp_path / "sae", said.append)
+    assert said == [f"going on after {int(checkpoint.name):,} of 6,000 vectors"] and quality.explained_variance > 0
+    held_out = -(-SMALL.heldout_tokens // (4 * 31))  # passes before training
+    found = list(blocks(documents([source] * 3), tokenizer, 32))
+    assert again[held_out].tolist() == found[position : position + 4], "the text goes on, it does not begin again"
+    undisturbed = train(model, source, tmp_path / "other")
+    assert quality.explained_variance == pytest.approx(undisturbed.explained_variance, abs=0.1)
+
+
+def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path, "jsonl")
+    other = str(model / "config.json")
+    for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
+        with pytest.raises(DataError, match=said):
+            require_sources([bad])
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2: field 'text' is NoneType"):
+        list(documents([str(tmp_path / "bad.jsonl")]))
+    with pytest.raises(DataError, match="no column 'body'"):
+        list(documents([write_texts(tmp_path, "parquet")], "body"))
+    with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
+        train(model, source, tmp_path / "long", TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").write_text("mine")
+    with pytest.raises(ArtifactError, match="holds something else"):
+        train(model, source, tmp_path / "taken")
+    with pytest.raises(ValueError, match="at least twice vectors_per_step"):
+        TextSAEConfig(latents=64, tokens=6_000, buffer_vectors=4_096)
+    assert text_sae.DONE == "quality.json"
