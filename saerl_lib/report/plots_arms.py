@@ -27,7 +27,8 @@ SHORT = {
     "saerl_unfiltered": "SAERL unfiltered", "saerl_tfidf": "TF-IDF", "saerl_dense": "dense", "saerl_frozen": "frozen decoder",
     "saerl_shuffled": "shuffled scores", "saerl_true": "true label", "saerl_stretch": "clusters spread",
     "saerl_back": "clusters end together", "informative_half": "informative half, twice",
-    "grpo_shuffle_b": "second shuffle", "grpo_shuffle_c": "third shuffle", "shift": "SHIFT", "irds": "IRDS", "e2h": "E2H",
+    "pass_rate_order": "easy first, by pass rate", "grpo_shuffle_b": "second shuffle", "grpo_shuffle_c": "third shuffle",
+    "shift": "SHIFT", "irds": "IRDS", "e2h": "E2H",
     "mopps": "MoPPS", "sec": "SEC", "grpo_large": "GRPO, larger", "saerl_grpo_large": "SAERL, larger",
 }  # fmt: skip
 """Arms in the labels of figures; others are shown by their names."""
