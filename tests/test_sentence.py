@@ -114,6 +114,8 @@ def test_saes_of_the_sentence_encoder_are_trained_read_and_stand_in_the_ladder(i
     (share, variance) = peak_statistics(samples, reader)["sentence_sae#0"]
     by_variance = retained_sets(samples, reader, 6, (0.99, 1.0), "variance")["sentence_sae#0"]
     assert by_variance.tolist() == sorted(np.argsort(-variance * (share > 0), kind="stable")[:6].tolist())
+    apart = retained_sets(samples, reader, 6, (0.0, 1.0), workers=3)
+    assert {n: r.tolist() for n, r in apart.items()} == {n: r.tolist() for n, r in retained.items()} and len(apart) == 4
     with pytest.raises(ValueError, match="'anova' is not label-free"):
         retained_sets(samples, reader, 6, (0.0, 1.0), "anova")
     features = read_all(samples, reader, retained, 1).features

@@ -7,7 +7,7 @@ encodes the same vectors. Axes: N samples, D model width, S retained latents.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +108,23 @@ def peak_statistics(samples: Sequence[Sample], reader: Reader) -> dict[str, tupl
 
 
 def retained_sets(
-    samples: Sequence[Sample], reader: Reader, count: int, band: tuple[float, float], rule: str = LABEL_FREE[0]
-) -> dict[str, NDArray[np.int64]]:
+    samples: Sequence[Sample], reader: Reader, count: int, band: tuple[float, float], rule: str = LABEL_FREE[0],
+    workers: int = 1,
+) -> dict[str, NDArray[np.int64]]:  # fmt: skip
     """SAE name -> ascending indices of `count` latents that a rule of `LABEL_FREE` retains, from training samples.
 
+    `workers` processes share the SAEs, and each reads the samples through the model once. Other numbers give the same sets.
     Raises ValueError for a rule that reads labels or gradients: it would take another store and other labels for every SAE.
     """
     if rule not in LABEL_FREE:
         raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
-    chosen = {}
-    for name, (share, variance) in peak_statistics(samples, reader).items():
+    names, chosen = list(reader.saes), {}
+    shares = [replace(reader, saes={n: reader.saes[n] for n in names[i::workers]}) for i in range(min(workers, len(names)))]
+    found: dict[str, tuple[NDArray, NDArray]] = {}
+    for part in Parallel(n_jobs=workers)(delayed(peak_statistics)(samples, share) for share in shares):
+        found |= part
+    for name in names:
+        share, variance = found[name]
         first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
         chosen[name] = best(variance, first, count)
     return chosen

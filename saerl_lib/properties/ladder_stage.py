@@ -46,8 +46,8 @@ def group_of(task: Task) -> str:
     return next(name for name, files in GROUPS.items() if task.dataset in files)
 
 
-def _retained(samples: Sequence[Sample], reader: Reader, config: EncoderConfig) -> dict[str, np.ndarray]:
-    return retained_sets(samples, reader, config.retained_latents, config.frequency_band, config.retained_rule)
+def _retained(samples: Sequence[Sample], reader: Reader, config: EncoderConfig, workers: int) -> dict[str, np.ndarray]:
+    return retained_sets(samples, reader, config.retained_latents, config.frequency_band, config.retained_rule, workers)
 
 
 def encode_tasks(
@@ -62,11 +62,11 @@ def encode_tasks(
     training = {s.id: s for task in tasks for s in task.train}
     chosen = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))[: profile.method.max_train]
     config = profile.method.text_sae if reader.layout.max_tokens else profile.encoder
-    retained = _retained(chosen, reader, config)
+    retained = _retained(chosen, reader, config, profile.method.workers)
     pooled = read_all(list(samples.values()), reader, retained, profile.method.workers)
     arrays = dict(pooled.features)
     if sentence is not None:
-        retained = _retained(chosen, sentence, config)
+        retained = _retained(chosen, sentence, config, profile.method.workers)
         read = read_all(list(samples.values()), sentence, retained, profile.method.workers).features
         arrays |= {name: values for name, values in read.items() if name != DENSE}
     if sentence_model_folder() is not None:

@@ -214,7 +214,8 @@ def real_features_stage(profile: Profile) -> Stage:
         for name, part in {**parts, PLAIN: plain_part(parts["sources"])}.items():
             reader = study_reader(ladder_reader(profile, saes, text_model), name)
             chosen = training_samples(part, method.max_train)
-            retained = retained_sets(chosen, reader, config.retained_latents, config.frequency_band, config.retained_rule)
+            settings = (config.retained_latents, config.frequency_band, config.retained_rule, method.workers)
+            retained = retained_sets(chosen, reader, *settings)
             tables, cut = encode_part(part, reader, retained, method.workers)
             (folder / name).mkdir()
             save_file({n: np.ascontiguousarray(r) for n, r in retained.items()}, folder / name / "retained.safetensors")
