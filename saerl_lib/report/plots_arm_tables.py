@@ -66,7 +66,7 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
     """Figure 3: accuracy against h and against in-batch diversity, both relative to h = 0."""
     figure, axes = style.panels(style.FULL_WIDTH, 2.7, 1, 2, sharey=True)
     share = mixing.assign(share=mixing["paper_swapped"] / 1.28, paper_share=mixing["paper_swapped"] / 1.28)
-    _mixing_panel(axes[0, 0], share, "share", "paper_share", "Swapped share of the batch, h / b (%)")
+    _mixing_panel(axes[0, 0], share, "share", "paper_share", "Share of the batch to swap, h / b (%)")
     _mixing_panel(axes[0, 1], mixing, "diversity_2d", "paper_diversity", "In-batch diversity in 2-D, relative to h = 0", False)
     for row in mixing.itertuples():
         top = row.difference if np.isnan(row.ci_high) else row.ci_high
@@ -79,7 +79,7 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
         figure,
         "Here: mean of the last three evaluations, difference to h = 0 paired by seed with a 95 % t interval, uncorrected; "
         "b = 32. Paper: read off its Figure 3, step 800, b = 128. Diversity: mean distance to the 5 nearest neighbours in the "
-        "batch.",
+        "batch. Batches without an admissible partner swap nothing, so that less was swapped than asked for (study_plans.csv).",
     )
     return figure
 
