@@ -11,6 +11,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.arms import all_arms
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
+from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim
 from saerl_lib.report.figures import draw
 from saerl_lib.report.paper_tables import (
     BENCHMARKS,
@@ -135,3 +136,16 @@ def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
         assert len(paired) == row.n_seeds and paired.mean() == pytest.approx(row.difference, abs=1e-3)
     rates = last_rates(frame).query("eval_set == 'mean'").groupby("arm")["avg"].mean()
     np.testing.assert_allclose(rates[summary.index], summary["final_mean_avg"], rtol=1e-5)
+
+
+def test_the_papers_values_of_steps_and_batch_claims_follow_from_its_tables() -> None:
+    paper = paper_values()
+    steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
+    for (arm, baseline), (_, saved) in STEPS_CLAIMS.items():
+        assert saved == pytest.approx(100 * (steps[baseline] - steps[arm]) / steps[baseline], abs=0.06)
+    gains = paper[paper["table"] == "8 Avg@8"].groupby("arm")["value"].mean()
+    readings = pd.DataFrame([("the paper's counts", "gain at b", -6.0, -9.0, -3.0, 5)],
+                            columns=["reading", "comparison", "difference", "ci_low", "ci_high", "n_seeds"])  # fmt: skip
+    (row,) = batch_claim(readings)
+    assert row["paper_value"] == pytest.approx(gains["saerl_grpo"] - gains["grpo"], abs=0.01)
+    assert row["verdict"] == "not reproduced" and batch_claim(readings.assign(n_seeds=3))[0]["verdict"] == "undecided"

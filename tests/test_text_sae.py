@@ -15,7 +15,6 @@ import torch
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.data.schema import DataError
-from saerl_lib.encode import text_sae
 from saerl_lib.encode.activations import CutModel
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
@@ -144,4 +143,3 @@ def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) ->
         train(model, source, tmp_path / "taken")
     with pytest.raises(ValueError, match="at least twice vectors_per_step"):
         TextSAEConfig(latents=64, tokens=6_000, buffer_vectors=4_096)
-    assert text_sae.DONE == "quality.json"
