@@ -60,7 +60,7 @@ def _data(a: argparse.Namespace) -> int:
 def _world(a: argparse.Namespace) -> int:
     from saerl_lib.world_command import run_world
 
-    return run_world(a.check, a.rebuild)
+    return run_world(a.check, a.rebuild, a.device)
 
 
 def _bench(a: argparse.Namespace) -> int:

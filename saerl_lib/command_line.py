@@ -43,6 +43,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     action.add_argument("--check", action="store_true", help="compute the world's gates again and compare them")
     action.add_argument("--rebuild", nargs="*", choices=WORLD_PARTS, metavar="PART",
                         help=f"train what the world ships anew, all of it or some: {', '.join(WORLD_PARTS)}")  # fmt: skip
+    world.add_argument("--device", metavar="NAME", help="where --rebuild trains weights: cpu or cuda (default: cpu)")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
     bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation", "gpu"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")

@@ -11,6 +11,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, get_profile
 from saerl_lib.data.stage import world_stage
+from saerl_lib.encode.device import pick_device
 from saerl_lib.encode.encoder import rebuild_encoder
 from saerl_lib.report.figures import draw, write_csv
 from saerl_lib.rl.base_rates import base_rates_stage
@@ -40,8 +41,8 @@ def check_world(profile: Profile) -> bool:
     return bool(table["met"].all())
 
 
-def rebuild_part(part: str, profile: Profile) -> None:
-    """One of `WORLD_PARTS`, from scratch, in place; weights get provenance.json beside them."""
+def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
+    """One of `WORLD_PARTS`, from scratch, in place; weights are trained on `device` and get provenance.json beside them."""
 
     def report(step: int, loss: float) -> None:
         if step % 100 == 0:
@@ -52,20 +53,25 @@ def rebuild_part(part: str, profile: Profile) -> None:
         return
     print(part)
     if part in POLICIES:
-        rebuild_policy(policy_folder(part), report=report, config=POLICIES[part])
+        rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
     else:
-        rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report)
+        rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report, device=device)
     machine = {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()}
-    command = f"python -m saerl_lib world --rebuild {part}"
-    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **machine, "command": command})
+    on = {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
+    command = f"python -m saerl_lib world --rebuild {part}" + (f" --device {device.type}" if on else "")
+    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **machine, **on, "command": command})
 
 
-def run_world(check: bool, rebuild: Sequence[str] | None) -> int:
+def run_world(check: bool, rebuild: Sequence[str] | None, device_name: str | None = None) -> int:
     """Entry of the command; exit code 1 when a gate is missed.
 
-    `rebuild` names some of `WORLD_PARTS`, all of them when it is empty.
+    `rebuild` names some of `WORLD_PARTS`, all of them when it is empty. Raises ValueError for a device that is not there
+    and for one given with `check`: gates and mixture are measured on the CPU.
     """
+    if check and device_name:
+        raise ValueError("world --check has no --device: gates are measured on the CPU")
+    device = pick_device(device_name or "cpu")
     profile = get_profile("laptop")
     for part in WORLD_PARTS if rebuild == [] else rebuild or ():
-        rebuild_part(part, profile)
+        rebuild_part(part, profile, device)
     return 0 if not check or check_world(profile) else 1

@@ -26,9 +26,11 @@ from saerl_lib.bench.gpu.speed import measure_speed
 from saerl_lib.bench.timing import CPU, peak_mib, seconds
 from saerl_lib.encode.device import pick_device
 from saerl_lib.encode.encoder import encoder_folder
+from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import pool_samples
 from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
+from saerl_lib.rl.policy import policy_folder, rebuild_policy
 from saerl_lib.train_command import TrainSettings
 
 SMALL = replace(DRY, hook_layer=3)
@@ -74,6 +76,15 @@ def test_a_larger_policy_learns_in_bfloat16(policy: tuple[Path, list[Check]], si
     assert not missed(checks)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == size.policy.layers
     assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.gpu
+def test_pretraining_on_the_device_begins_as_on_the_cpu(gpu_device: torch.device, tmp_path: Path) -> None:
+    recorded = json.loads((policy_folder("policy") / "losses.json").read_text(encoding="utf-8"))
+    losses = rebuild_policy(tmp_path, steps=51, device=gpu_device)
+    assert [losses[0], losses[50]] == pytest.approx(recorded[:2], rel=0.02)
+    model, _ = load_model(tmp_path)
+    assert all(w.isfinite().all() for w in model.parameters())
 
 
 @pytest.mark.gpu
@@ -198,6 +209,16 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
         assert main(["bench", *options]) == 1
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_world_refuses_a_device_that_it_cannot_use(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = f"cuda:{torch.cuda.device_count()}"
+    for options, message in (
+        (["--check", "--device", "cpu"], "world --check has no --device"),
+        (["--rebuild", "policy_large", "--device", missing], "CUDA devices; use --device cpu"),
+    ):
+        assert main(["world", *options]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
@@ -24,7 +25,7 @@ from saerl_lib.data.corpus import (
     encoder_families,
     tokenizer_corpus,
 )
-from saerl_lib.encode.language_model import LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
+from saerl_lib.encode.language_model import CPU, LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
 
 ENCODER = LanguageModelConfig(
     seed=ENCODER_SEED,
@@ -49,6 +50,7 @@ def rebuild_encoder(
     all_families: bool = False,
     steps: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
+    device: torch.device = CPU,
 ) -> list[float]:
     """Train tokenizer and encoder from scratch into `folder`; returns the losses in nats a token."""
     families = encoder_families(all_families)
@@ -57,7 +59,7 @@ def rebuild_encoder(
         return draw_corpus_text(rng, families)
 
     tokenizer = train_tokenizer(("\n".join(text) for text in tokenizer_corpus(families)), ENCODER.vocabulary)
-    model, losses = pretrain(ENCODER, tokenizer, draw, report, steps)
+    model, losses = pretrain(ENCODER, tokenizer, draw, report, steps, device)
     save_model(model, tokenizer, folder)
     (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
     return losses

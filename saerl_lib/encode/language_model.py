@@ -20,6 +20,7 @@ from transformers.utils import logging
 from saerl_lib.data.corpus import Text, batches
 
 logging.disable_progress_bar()
+CPU = torch.device("cpu")
 PAD, EOS = "<pad>", "<eos>"
 SEPARATOR = "\n"
 """Between prompt and solution."""
@@ -110,12 +111,14 @@ def pretrain(
     draw: Callable[[random.Random], Text],
     report: Callable[[int, float], None] = lambda step, loss: None,
     steps: int | None = None,
+    device: torch.device = CPU,
 ) -> tuple[LlamaForCausalLM, list[float]]:
-    """Pre-train on an endless stream of texts; returns the model and the loss of every step in nats a token.
+    """Pre-train on an endless stream of texts; returns the model, on the CPU, and the loss of every step in nats a token.
 
-    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared.
+    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared. The first
+    weights are drawn on the CPU, whichever `device` trains them.
     """
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer).to(device)
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     stream = batches(random.Random(config.seed), draw, config.sequences_per_step)
@@ -125,14 +128,15 @@ def pretrain(
         rate = config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss = batch_loss(model, tokenizer, next(stream), config.solution_only)
+        with device:
+            loss = batch_loss(model, tokenizer, next(stream), config.solution_only)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         losses.append(loss.item())
         report(step, losses[-1])
-    return model.eval(), losses
+    return model.cpu().eval(), losses
 
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
@@ -21,7 +22,7 @@ from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.skills import learner_rates
 from saerl_lib.data.wording import HABITS
 from saerl_lib.data.world import draw_sample
-from saerl_lib.encode.language_model import LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
+from saerl_lib.encode.language_model import CPU, LanguageModelConfig, load_model, pretrain, save_model, train_tokenizer
 
 POLICY = LanguageModelConfig(
     seed=11, vocabulary=640, width=128, layers=4, heads=4, feed_forward=384, steps=4000, sequences_per_step=96
@@ -60,11 +61,11 @@ def policy_folder(name: str) -> Path:
 
 def rebuild_policy(
     folder: Path = FOLDER, steps: int | None = None, report: Callable[[int, float], None] = lambda step, loss: None,
-    config: LanguageModelConfig = POLICY,
+    config: LanguageModelConfig = POLICY, device: torch.device = CPU,
 ) -> list[float]:  # fmt: skip
     """Train tokenizer and policy from scratch into `folder`; returns the losses in nats a solution token."""
     tokenizer = train_tokenizer(tokenizer_texts(POLICY.seed, draw_learner_text), POLICY.vocabulary)
-    model, losses = pretrain(config, tokenizer, draw_learner_text, report, steps)
+    model, losses = pretrain(config, tokenizer, draw_learner_text, report, steps, device)
     save_model(model, tokenizer, folder)
     (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
     return losses
