@@ -21,7 +21,6 @@ from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
-from saerl_lib.encode.language_model import build_model, save_model
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.report.arm_tables import runs_table
 from saerl_lib.report.schemas import write_csv
@@ -29,7 +28,7 @@ from saerl_lib.rl import grid as grids
 from saerl_lib.rl.jobs import make_job, prepare_jobs
 from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
-from saerl_lib.rl.policy import POLICIES, load_policy, policy_folder
+from saerl_lib.rl.policy import policy_folder
 from saerl_lib.rl.rollouts import read_rows
 from saerl_lib.study.record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 
@@ -267,21 +266,17 @@ def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
     assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
 
 
-def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(
-    stages: tuple[Stage, Stage], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = load_policy()[1]
-    shape = replace(POLICIES["policy_large"], width=16, layers=2, heads=2, feed_forward=32)
-    save_model(build_model(shape, tokenizer), tokenizer, tmp_path / "larger")
-    folders = {"policy": policy_folder("policy"), "policy_large": tmp_path / "larger"}
-    monkeypatch.setattr(grids, "policy_folder", folders.__getitem__)
+def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:
     for name in ("saerl_grpo", "grpo"):
-        (small,) = grids.chosen_arms([name])
-        arms = (small, replace(small, name=f"{name}_large", model="policy_large"))
+        arms = grids.chosen_arms([name, f"{name}_large"])
         runs = [grids.planned_run(PROFILE, stages[1], arm, 0, home, None) for arm in arms]
         assert plan_hash(read_plan(runs[0].plan)) == plan_hash(read_plan(runs[1].plan))
         jobs = [make_job(run, PROFILE, stages[0].folder, home) for run in runs]
-        assert jobs[0].key != jobs[1].key and jobs[0].initial != jobs[1].initial and jobs[1].policy == str(tmp_path / "larger")
+        assert (
+            jobs[0].key != jobs[1].key
+            and jobs[0].initial != jobs[1].initial
+            and jobs[1].policy == str(policy_folder("policy_large"))
+        )
     with pytest.raises(KeyError, match="policy 'huge' does not exist; choose one of policy, policy_large"):
         policy_folder("huge")
 
@@ -297,8 +292,6 @@ def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Sta
 def test_pilot_rules_by_hand() -> None:
     table = pd.DataFrame({"learning_rate": [1.0, 1.0, 2.0, 2.0, 4.0, 4.0], "seed": [0, 1] * 3, "outcome": [1, 3, 2, 2, 0, 1.0]})
     assert chosen_rate(table) == 1.0, "ties go to the smaller"
-    runs = pd.DataFrame(
-        {"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]}
-    )
+    runs = pd.DataFrame({"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]})
     assert paired_deviation(runs) == pytest.approx(1.0)
     assert seeds_needed(1.0, StudyConfig()) == 10
