@@ -70,7 +70,7 @@ def test_documents_that_are_up_to_date_stay(tmp_path: Path) -> None:
     for name in {block.document for block in BLOCKS}:
         markers = [f"<!-- begin {b.marker} -->\n<!-- end {b.marker} -->\n" for b in BLOCKS if b.document == name]
         (tmp_path / name).write_text("head\n" + "".join(markers))
-    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md", "docs/real_data.md", "docs/study.md"]
+    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md", "docs/real_data.md", "docs/speed.md", "docs/study.md"]
     assert write_documents(tmp_path, paths.FIGURES / "data") == []
 
 

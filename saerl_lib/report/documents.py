@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from saerl_lib.report import tables
+from saerl_lib.report.gpu_table import gpu_markdown
 from saerl_lib.report.readings import readings_markdown
 from saerl_lib.report.schemas import read_table
 
@@ -34,6 +35,7 @@ BLOCKS = (
     Block("docs/real_data.md", "ladder", _table("probe_ladder", tables.ladder_markdown)),
     Block("docs/real_data.md", "saes", _table("ladder_saes", tables.saes_markdown)),
     Block("docs/real_data.md", "readings", readings_markdown),
+    Block("docs/speed.md", "gpu", gpu_markdown),
     Block("docs/study.md", "comparisons", _table("study_comparisons", tables.comparisons_markdown)),
     Block("docs/study.md", "plans", _table("study_plans", tables.plans_markdown)),
     Block("docs/study.md", "study", _table("study_summary", tables.study_markdown)),
