@@ -17,7 +17,9 @@ from saerl_lib.config import EncoderConfig, MethodConfig, Profile, get_profile
 from saerl_lib.data.real import load_labelled
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode import sentence, sentence_stage
+from saerl_lib.encode.one_pass import read_retaining
 from saerl_lib.encode.readers import DENSE, Reader, peak_statistics, read_all, retained_sets
+from saerl_lib.encode.retain import LABEL_FREE
 from saerl_lib.encode.spans import sample_spans
 from saerl_lib.properties.ladder_stage import encode_tasks, task_sets
 from saerl_lib.properties.tasks import tasks_of_file
@@ -73,6 +75,25 @@ def small_profile() -> Profile:
     return dataclasses.replace(get_profile("smoke"), method=method)
 
 
+def require_one_pass_to_equal_two(samples: list[Sample], reader: Reader) -> None:
+    """Features and retained sets of `read_retaining`, whatever its parts and workers, are those of two passes."""
+    mixed, band = [dataclasses.replace(s, solved=i % 3 > 0) for i, s in enumerate(samples)], (0.2, 0.9)
+    for rule in LABEL_FREE:
+        retained = retained_sets(mixed[1:6], reader, 6, band, rule)
+        expected = read_all(mixed, reader, retained, 1)
+        for part, workers in ((len(mixed), 1), (4, 1), (2, 2)):
+            found, chosen = read_retaining(mixed, {s.id for s in mixed[1:6]}, reader, 6, band, rule, workers, part)
+            assert {n: r.tolist() for n, r in chosen.items()} == {n: r.tolist() for n, r in retained.items()}
+            assert found.features.keys() == expected.features.keys() and found.truncated == expected.truncated
+            for name, values in expected.features.items():
+                np.testing.assert_allclose(found.features[name], values, rtol=1e-5, atol=1e-6)
+    assert np.isnan(expected.features[DENSE]).any()
+    with pytest.raises(ValueError, match="'anova' is not label-free"):
+        read_retaining(mixed, {mixed[0].id}, reader, 6, band, "anova", 1)
+    with pytest.raises(ValueError, match="no sample is a training sample"):
+        read_retaining(mixed, set(), reader, 6, band, LABEL_FREE[0], 1)
+
+
 def test_an_embedding_is_the_mean_over_a_texts_own_tokens(installed: Path) -> None:
     texts = ["What is 3 plus 4?", "apple", "the sum of two numbers is 9 . " * 3]
     found = sentence.sentence_embeddings(texts)
@@ -118,6 +139,7 @@ def test_saes_of_the_sentence_encoder_are_trained_read_and_stand_in_the_ladder(i
     assert {n: r.tolist() for n, r in apart.items()} == {n: r.tolist() for n, r in retained.items()} and len(apart) == 4
     with pytest.raises(ValueError, match="'anova' is not label-free"):
         retained_sets(samples, reader, 6, (0.0, 1.0), "anova")
+    require_one_pass_to_equal_two(samples, reader)
     features = read_all(samples, reader, retained, 1).features
     together = np.concatenate([features["sentence_sae#0"], features[DENSE]], axis=1)
     for sample, row in zip(samples, together, strict=True):

@@ -22,7 +22,7 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import fill_z, pool_triples
-from saerl_lib.encode.retain import LABEL_FREE, best
+from saerl_lib.encode.retain import LABEL_FREE, choose_label_free, require_label_free
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 from saerl_lib.encode.sparse import encode_all, encode_retained
@@ -81,9 +81,10 @@ def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int
 
 
 @torch.inference_mode()
-def _vectors(
+def token_vectors_of(
     samples: Sequence[Sample], decoder: CutModel, tokenizer: object, reader: Reader
 ) -> Iterator[tuple[TokenBatch, Tensor, NDArray[np.int64], NDArray[np.int64]]]:
+    """Every batch with vectors [n, D] of prompt and solution tokens, their group 2 * row + span, tokens of a group."""
     for batch in token_batches(samples, tokenizer, reader.tokens_per_batch, reader.layout):
         values = activations(decoder, batch)
         check_finite(values, batch, samples)
@@ -96,7 +97,7 @@ def peak_statistics(samples: Sequence[Sample], reader: Reader) -> dict[str, tupl
     torch.set_num_threads(1)
     decoder, tokenizer, saes = reader.open()
     sums = {name: np.zeros((3, sae.cfg.d_sae)) for name, sae in saes.items()}
-    for batch, vectors, group, _ in _vectors(samples, decoder, tokenizer, reader):
+    for batch, vectors, group, _ in token_vectors_of(samples, decoder, tokenizer, reader):
         row = group // 2
         for name, sae in saes.items():
             width = sae.cfg.d_sae
@@ -116,17 +117,14 @@ def retained_sets(
     `workers` processes share the SAEs, and each reads the samples through the model once. Other numbers give the same sets.
     Raises ValueError for a rule that reads labels or gradients: it would take another store and other labels for every SAE.
     """
-    if rule not in LABEL_FREE:
-        raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
+    require_label_free(rule)
     names, chosen = list(reader.saes), {}
     shares = [replace(reader, saes={n: reader.saes[n] for n in names[i::workers]}) for i in range(min(workers, len(names)))]
     found: dict[str, tuple[NDArray, NDArray]] = {}
     for part in Parallel(n_jobs=workers)(delayed(peak_statistics)(samples, share) for share in shares):
         found |= part
     for name in names:
-        share, variance = found[name]
-        first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
-        chosen[name] = best(variance, first, count)
+        chosen[name] = choose_label_free(*found[name], count, band, rule)
     return chosen
 
 
@@ -137,7 +135,7 @@ def _encode_part(samples: Sequence[Sample], reader: Reader, retained: Mapping[st
     features = {name: np.zeros((n, 4 * len(retained[name])), dtype=np.float32) for name in saes}
     features[DENSE] = np.empty((n, 4 * reader.attention_width), dtype=np.float32)
     longest = 0
-    for batch, vectors, group, tokens in _vectors(samples, decoder, tokenizer, reader):
+    for batch, vectors, group, tokens in token_vectors_of(samples, decoder, tokenizer, reader):
         rows = np.asarray(batch.rows)
         features[DENSE][rows] = pool_dense(vectors.numpy(), group, len(rows))
         unsolved = rows[~batch.solution.any(dim=1).numpy()]

@@ -56,6 +56,21 @@ def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> ND
     return np.sort(order[:count]).astype(np.int64)
 
 
+def require_label_free(rule: str) -> None:
+    """Raise ValueError for a rule that reads labels or gradients."""
+    if rule not in LABEL_FREE:
+        raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
+
+
+def choose_label_free(
+    share: NDArray[np.float64], variance: NDArray[np.float64], count: int, band: tuple[float, float], rule: str
+) -> NDArray[np.int64]:
+    """Ascending indices of `count` latents by a rule of `LABEL_FREE`, from firing share and variance of the peak, [F] each."""
+    require_label_free(rule)
+    first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
+    return best(variance, first, count)
+
+
 def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
     """F statistic of the linear relation of each latent's peak with the label; 0 for a constant latent."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,10 +117,8 @@ def choose_retained(
         raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
     found = latent_statistics(store)
     fires = found.share > 0
-    if rule == "frequency_variance":
-        return best(found.variance, (found.share >= band[0]) & (found.share <= band[1]), count)
-    if rule == "variance":
-        return best(found.variance, fires, count)
+    if rule in LABEL_FREE:
+        return choose_label_free(found.share, found.variance, count, band, rule)
     if rule == "anova":
         return best(_relevance(store.peaks(), labels), fires, count)
     if rule == "elastic_net":

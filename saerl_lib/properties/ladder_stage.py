@@ -18,12 +18,13 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
-from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
+from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.real import hash_share
 from saerl_lib.data.schema import Sample, normalise
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
-from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
+from saerl_lib.encode.one_pass import read_retaining
+from saerl_lib.encode.readers import DENSE, Reader
 from saerl_lib.encode.real_stage import data_file, held_out_keys, load_set, text_model_stage
 from saerl_lib.encode.sentence import sentence_embeddings, sentence_model_folder
 from saerl_lib.encode.sentence_stage import sentence_reader
@@ -46,10 +47,6 @@ def group_of(task: Task) -> str:
     return next(name for name, files in GROUPS.items() if task.dataset in files)
 
 
-def _retained(samples: Sequence[Sample], reader: Reader, config: EncoderConfig, workers: int) -> dict[str, np.ndarray]:
-    return retained_sets(samples, reader, config.retained_latents, config.frequency_band, config.retained_rule, workers)
-
-
 def encode_tasks(
     tasks: Sequence[Task], profile: Profile, reader: Reader, folder: Path, sentence: Reader | None = None
 ) -> None:
@@ -60,15 +57,15 @@ def encode_tasks(
     """
     samples: dict[str, Sample] = {s.id: s for task in tasks for s in (*task.train, *task.test)}
     training = {s.id: s for task in tasks for s in task.train}
-    chosen = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))[: profile.method.max_train]
+    ordered = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))
+    chosen = {s.id for s in ordered[: profile.method.max_train]}
     config = profile.method.text_sae if reader.layout.max_tokens else profile.encoder
-    retained = _retained(chosen, reader, config, profile.method.workers)
-    pooled = read_all(list(samples.values()), reader, retained, profile.method.workers)
+    rule = config.retained_latents, config.frequency_band, config.retained_rule, profile.method.workers
+    pooled, _ = read_retaining(list(samples.values()), chosen, reader, *rule)
     arrays = dict(pooled.features)
     if sentence is not None:
-        retained = _retained(chosen, sentence, config, profile.method.workers)
-        read = read_all(list(samples.values()), sentence, retained, profile.method.workers).features
-        arrays |= {name: values for name, values in read.items() if name != DENSE}
+        read, _ = read_retaining(list(samples.values()), chosen, sentence, *rule)
+        arrays |= {name: values for name, values in read.features.items() if name != DENSE}
     if sentence_model_folder() is not None:
         for with_solution in sorted({task.with_solution for task in tasks}):
             texts = task_texts(list(samples.values()), with_solution)
@@ -136,8 +133,8 @@ def _stage(
 SENTENCE = {False: "sentence/prompt", True: "sentence/both"}
 """Whether the solution is read -> name of the sentence embeddings."""
 ENCODED_CODE = (
-    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/pooling.py", "encode/readers.py",
-    "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "properties/tasks.py",
+    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/one_pass.py", "encode/pooling.py",
+    "encode/readers.py", "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "properties/tasks.py",
 )  # fmt: skip
 """Files that decide the features; the SAEs and the LM come in as stages."""
 LADDER_CODE = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.encode.readers import Reader, read_all, retained_sets
+from saerl_lib.encode.one_pass import read_retaining
+from saerl_lib.encode.readers import Reader
 from saerl_lib.encode.real_stage import data_file, held_out_keys, text_model_stage
 
 SAE, UNTRAINED = "sae", "sae_untrained"
@@ -35,8 +36,6 @@ PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
 CLASSIFIER_SHARE = 0.15
 """Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
-CHUNK = 8000
-"""Samples encoded before the empty solution blocks are thrown away: bounds the memory; a multiple of `read_all`'s parts."""
 PLAIN = "sources_plain"
 """The part `sources` after `plain_text`, read by the first SAE alone."""
 DELIMITERS = r"\\[()\[\]]|\$+"
@@ -180,21 +179,23 @@ def _study_names(reader: Reader) -> set[str]:
 
 
 def encode_part(
-    part: RealPart, reader: Reader, retained: Mapping[str, np.ndarray], workers: int
-) -> tuple[dict[str, FeatureTable], int]:
-    """Reader name -> features of a part, and how many texts were cut.
+    part: RealPart, reader: Reader, method: MethodConfig
+) -> tuple[dict[str, FeatureTable], dict[str, np.ndarray], int]:
+    """Reader name -> features of a part, SAE name -> its retained latents, and how many texts were cut.
 
     z is [N, 4 S] for an SAE and [N, 4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S];
     its solution metadata are NaN.
     """
-    samples, found, cut = part.data.samples, [], 0
-    solved = all(s.solved for s in samples)
-    for start in range(0, len(samples), CHUNK):
-        pooled = read_all(samples[start : start + CHUNK], reader, retained, workers)
-        cut += pooled.truncated
-        found.append({n: z if solved else z[:, : z.shape[1] // 2].copy() for n, z in pooled.features.items()})
+    samples, config = part.data.samples, method.text_sae
+    chosen = {s.id for s in training_samples(part, method.max_train)}
+    pooled, retained = read_retaining(
+        samples, chosen, reader, config.retained_latents, config.frequency_band, config.retained_rule, method.workers
+    )
+    found = pooled.features
+    if not all(s.solved for s in samples):
+        found = {name: z[:, : z.shape[1] // 2].copy() for name, z in found.items()}
     ids, metadata = tuple(s.id for s in samples), metadata_features(samples)
-    return {n: FeatureTable(ids, np.concatenate([f[n] for f in found]), metadata) for n in found[0]}, cut
+    return {name: FeatureTable(ids, z, metadata) for name, z in found.items()}, retained, pooled.truncated
 
 
 def training_samples(part: RealPart, limit: int) -> list[Sample]:
@@ -210,13 +211,10 @@ def real_features_stage(profile: Profile) -> Stage:
     saes = sae_kinds_stage(profile, "text", text_model)
 
     def compute(folder: Path) -> None:
-        parts, config, counts = real_parts(method), method.text_sae, []
+        parts, counts = real_parts(method), []
         for name, part in {**parts, PLAIN: plain_part(parts["sources"])}.items():
             reader = study_reader(ladder_reader(profile, saes, text_model), name)
-            chosen = training_samples(part, method.max_train)
-            settings = (config.retained_latents, config.frequency_band, config.retained_rule, method.workers)
-            retained = retained_sets(chosen, reader, *settings)
-            tables, cut = encode_part(part, reader, retained, method.workers)
+            tables, retained, cut = encode_part(part, reader, method)
             (folder / name).mkdir()
             save_file({n: np.ascontiguousarray(r) for n, r in retained.items()}, folder / name / "retained.safetensors")
             for reader_name, table in tables.items():
@@ -232,7 +230,7 @@ def real_features_stage(profile: Profile) -> Stage:
 
 FEATURES_CODE = (
     "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/features.py", "encode/metadata.py",
-    "encode/pooling.py", "encode/readers.py", "encode/retain.py", "encode/sparse.py", "encode/spans.py",
+    "encode/one_pass.py", "encode/pooling.py", "encode/readers.py", "encode/retain.py", "encode/sparse.py", "encode/spans.py",
     "properties/real_features.py",
 )  # fmt: skip
 """Files that decide the features; the LM and the SAEs come in as stages."""
