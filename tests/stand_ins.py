@@ -68,6 +68,21 @@ def deepscaler_rows(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def prm_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of PRM800K's phase 2: three solutions a question, of which the second errs and the third errs twice; then one
+    whose labeller called the problem bad."""
+    rows = []
+    for i in range(count):
+        question, wrong = 5 * (i // 3) + 2, i % 3
+        texts = [(f"{question} + {n} = {question + n + 100 * (n <= wrong)}.", -1 if n <= wrong else 1) for n in (1, 2, 3)]
+        steps = [{"completions": [{"text": text, "rating": rating}], "human_completion": None, "chosen_completion": 0}
+                 for text, rating in texts]  # fmt: skip
+        rows.append({"question": {"problem": f"Add 1, 2 and 3 to {question}.", "ground_truth_answer": str(question + 6)},
+                     "label": {"steps": steps, "finish_reason": "solution"}})  # fmt: skip
+    bad = {"question": {"problem": "Add.", "ground_truth_answer": "1"}, "label": {"steps": [], "finish_reason": "bad_problem"}}
+    return [*rows, bad]
+
+
 def benchmark_rows(name: str) -> list[dict[str, Any]]:
     """Two rows of an evaluation set, in its own schema."""
     asked = [(f"What remains of {i + 7} plus {len(name)} of {name} by 3?", str((i + 7 + len(name)) % 3)) for i in range(2)]
@@ -87,6 +102,10 @@ def write_set(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """A folder OWNER/NAME as the hub serves it: Parquet, and the card's list of configurations where the set has several."""
     data = SETS[name]
     folder, inner = root / data.repository, data.configuration or "data"
+    if data.data_file:
+        folder.mkdir(parents=True)
+        (folder / data.data_file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return
     (folder / inner).mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(folder / inner / f"{data.split}-00000-of-00001.parquet")
     if data.configuration:

@@ -21,9 +21,10 @@ from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import train_command
 from saerl_lib.__main__ import main
+from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
 from saerl_lib.data.checking import Checked, check_answers
-from saerl_lib.data.schema import DataError, Sample, read_samples
+from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import read_log
@@ -31,7 +32,7 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
-from saerl_lib.paper.path import data, encode, evaluate, places, train
+from saerl_lib.paper.path import data, encode, evaluate, places, solutions, train
 from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
@@ -40,7 +41,7 @@ from saerl_lib.report.schemas import read_table
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
 
-B, G, ATTEMPTS, TARGET, PARENT = 16, 2, 2, 40, 30
+B, G, ATTEMPTS, TARGET, PARENT, RATED = 16, 2, 2, 40, 30, 60
 COMPARED: dict[tuple[str, str], Checked] = {}
 """What the checking process said of (gold, answer): it starts for new pairs alone, which spares its slow import."""
 
@@ -86,6 +87,7 @@ def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place
     if outside:
         shared = {"problem": others[0]["problem"], "answer": "2", "solution": "", "pass_rate": 0.5}
         build.write_set(sources, "deepscaler", [*build.deepscaler_rows(outside - 1), shared])
+        build.write_set(sources, "prm800k", build.prm_rows(RATED))
     texts = [r["question"] + "\n" + r["r1_solution_1"] for r in rows] + [r["problem"] + "\n" + r["solution"] for r in others]
     build.build_qwen(encoder, texts, root / "encoder")
     build.teach(build.build_qwen(policy, texts, root / "policy"), [r["question"] for r in rows])
@@ -115,7 +117,7 @@ def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Qwen2 reads through an OpenSAE checkpoint, Qwen3 trains on the filtered pool, beyond the plan's end."""
     place = make(tmp_path_factory.mktemp("stepwise"), "qwen2", "qwen3", "opensae", outside=40)
     place.options.extend(["--arms", "grpo", "saerl_dapo", "--steps", "3", "--train-on", "filtered", "--eval-every", "2"])
-    place.options.extend(["--encode-tokens", "57"])
+    place.options.extend(["--encode-tokens", "57", "--rated", str(RATED - 3)])
     return place
 
 
@@ -215,7 +217,9 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     quality = read_table("sae_quality", tables).set_index("quantity")
     assert quality.loc["explained variance", "value"] > 0.9 and (quality["n_tokens"] > 1000).all()
     assert pd.read_csv(tables / "truncated.csv").values.tolist() == [
-        ["labelled", 32, 0], ["target", TARGET - 31, 0], ["parent", 27, 0], ["outside", 0, 0]]  # fmt: skip
+        ["labelled", 32, 0], ["target", TARGET - 31, 0], ["parent", 27, 0], ["outside", 0, 0], ["rated", 0, 0]]  # fmt: skip
+    bare = pd.read_csv(tables / "solutions.csv")
+    assert bare["value"].isna().all() and bare["n_test"].tolist() == [0], "no PRM800K was given"
     assert pd.read_csv(tables / "summary.csv")[["arm", "n_seeds"]].values.tolist() == [["grpo", 2], ["saerl_grpo", 2]]
 
 
@@ -305,6 +309,21 @@ def test_the_filtered_pool_holds_what_the_classifier_kept(stepwise: Place) -> No
     regimes = pd.read_csv(stepwise.out / "tables" / "difficulty.csv").set_index("target")
     assert regimes["n_test"].tolist() == [TARGET - 32, 36, 36] and regimes["value"].notna().all()
     assert counts(stepwise, "deepscaler") == {"read": 40}, "a question of NuminaMath-1.5 is kept: it is never tested with it"
+
+
+def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(stepwise: Place) -> None:
+    assert counts(stepwise, "prm800k") == {
+        "read": RATED + 1, "step labels judge no solution (bad_problem)": 1, "beyond the number drawn": 3,
+    }  # fmt: skip
+    samples = data.group(Stage("data", stepwise.out / "data", "", False), "rated")
+    sizes = pd.Series([normalise(s.prompt) for s in samples]).value_counts()
+    assert (sizes == 3).all(), "what is left out is one whole question, the last by its hash"
+    rows = pd.read_csv(stepwise.out / "tables" / "solutions.csv")
+    test = sum(not solutions.trains(normalise(s.prompt)) for s in samples)
+    assert set(rows["n_test"]) == {test} and set(rows["n_train"]) == {len(samples) - test} and test % 3 == 0
+    found = rows.set_index(["features", "metric"])["value"]
+    assert {name for name, _ in found.index} == {"mean", "metadata", "sae", "shuffled_labels"} and len(found) == 11
+    assert found["sae", "rmse"] < found["mean", "rmse"] and found["sae", "pearson"] > 0.5 > found["shuffled_labels", "pearson"]
 
 
 def test_cut_samples_are_counted(stepwise: Place) -> None:

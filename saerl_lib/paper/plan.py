@@ -55,7 +55,7 @@ def stage_lines(config: PaperConfig, given: Assumptions) -> Iterator[str]:
     yield f"  All of it: {total[0]:,.0f} to {total[1]:,.0f} H100-hours, {size(sum(s.disk_bytes for s in found))} of results."
     yield f"  That is the paper's list. The profile itself trains {', '.join(config.arms)} on {config.policy},"
     yield f"  {config.seeds} seed(s), unless told otherwise (--arms, of {', '.join(ORDERS)}; --policy; --seeds)."
-    yield "  It has no arm of ADARFT or GAINRL and reads no PRM800K."
+    yield "  It has no arm of ADARFT or GAINRL."
     if config.sae != "trained":
         yield "  An SAE trained with the paper's settings instead (a checkpoint on disk costs nothing):"
         yield from table([_stage_row(sae_training_stage(config, given), given)])

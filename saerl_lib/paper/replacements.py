@@ -40,6 +40,8 @@ class Replacements:
     """DeepScaleR labels of the adapted regime (paper, Table 2)."""
     outside_samples: int = 10_000
     """DeepScaleR samples that the out-of-domain regimes are tested on (paper, Table 2)."""
+    rated_samples: int = 97_782
+    """PRM800K solutions whose quality is read (paper, Table 3; how many is not stated: all of phase 2; ours)."""
     train_on: str = "target"
     """target: DeepMath alone, as the paper's runs. filtered: as many samples of the noisy pool, by the source classifier."""
     arms: tuple[str, ...] = ("grpo", "saerl_grpo")

@@ -179,24 +179,28 @@ def score_difficulty(
 
 def quality_regression(
     train_x: Matrix, train_y: np.ndarray, test_x: Matrix, test_y: np.ndarray, *,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
+    dataset: str, target: str, features: str, config: PropertyConfig, seed: int, groups: np.ndarray | None = None,
 ) -> list[ProbeRow]:
-    """RMSE, MAE and Pearson of ridge predictions of solution quality in [0, 1] (paper, Table 3), one row a metric."""
+    """RMSE, MAE and Pearson of ridge predictions of solution quality in [0, 1] (paper, Table 3), one row a metric.
+
+    `groups` [n test] names what the intervals resample as one, such as the solutions of one question; None: single rows.
+    """
     _check_test(test_x, test_y)
     predicted = fit_ridge(train_x, train_y, config, seed).predict(_as_float(test_x))
     labels = np.asarray(test_y, dtype=float)
     metrics = _regression_metrics(predicted, labels)
-    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, features, config, seed)
+    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, features, config, seed, groups)
 
 
 def mean_baseline(
-    train_y: np.ndarray, test_y: np.ndarray, *, dataset: str, target: str, config: PropertyConfig, seed: int
+    train_y: np.ndarray, test_y: np.ndarray, *, dataset: str, target: str, config: PropertyConfig, seed: int,
+    groups: np.ndarray | None = None,
 ) -> list[ProbeRow]:
     """RMSE and MAE of the training mean; it has no correlation (paper, Table 3)."""
     labels = np.asarray(test_y, dtype=float)
     metrics = _regression_metrics(np.full(len(labels), np.mean(train_y)), labels)
     metrics.pop("pearson")
-    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, "mean", config, seed)
+    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, "mean", config, seed, groups)
 
 
 def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -226,10 +230,16 @@ def _regression_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 def _metric_rows(
     metrics: dict[str, Callable[[np.ndarray], float]], n: int, n_train: int,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
+    dataset: str, target: str, features: str, config: PropertyConfig, seed: int, groups: np.ndarray | None = None,
 ) -> list[ProbeRow]:
+    members = None if groups is None else [np.flatnonzero(groups == group) for group in np.unique(groups)]
     rows = []
     for name, metric in metrics.items():
-        interval = bootstrap_interval(metric, n, config.bootstrap_samples, seed)
+
+        def resampled(drawn: np.ndarray, metric: Callable[[np.ndarray], float] = metric) -> float:
+            return metric(drawn if members is None else np.concatenate([members[i] for i in drawn]))
+
+        units = n if members is None else len(members)
+        interval = bootstrap_interval(resampled, units, config.bootstrap_samples, seed)
         rows.append(ProbeRow(dataset, target, name, features, metric(np.arange(n)), interval.low, interval.high, n_train, n))
     return rows

@@ -1,8 +1,8 @@
 """Step `data`: the published rows as samples without doubles, without benchmark questions, and every row counted.
 
 DeepMath-103K is the target source and carries the difficulty labels; of NuminaMath-1.5 a fixed random part joins it in the
-noisy pool (paper, Table 6); DeepScaleR serves the out-of-domain regimes where its rows are labelled. Questions are the same
-when their text is, but for case, white space and marks; paraphrases are not found.
+noisy pool (paper, Table 6); DeepScaleR serves the out-of-domain regimes where its rows are labelled, PRM800K the quality of
+solutions. Questions are the same when their text is, but for case, white space and marks; paraphrases are not found.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from saerl_lib.paper.loading import published_rows
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import data_identity, data_set, sets_to_read
 from saerl_lib.paper.rows import READERS, Reader, deepmath
+from saerl_lib.paper.steps import UNJUDGED
 
 CODE = code_of(
     "paper/path/data.py", "paper/path/places.py", "paper/rows.py", "paper/steps.py", "paper/loading.py", "data/schema.py",
@@ -32,8 +33,8 @@ CODE = code_of(
 )  # fmt: skip
 SETS = tuple(data.name for data in BENCHMARKS)
 """The six evaluation sets."""
-GROUPS = ("labelled", "target", "parent", "outside")
-"""Groups of samples that are encoded: L, the rest of DeepMath, NuminaMath-1.5, DeepScaleR."""
+GROUPS = ("labelled", "target", "parent", "outside", "rated")
+"""Groups of samples that are encoded: L, the rest of DeepMath, NuminaMath-1.5, DeepScaleR, PRM800K."""
 
 
 class Rows:
@@ -92,13 +93,25 @@ class Rows:
             if with_label and not math.isfinite(sample.difficulty):
                 self.counts[name, "no difficulty label"] += 1
                 continue
-            entry = (-share, sample.id, sample)
-            if len(heap) < count:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heappushpop(heap, entry)
-                self.counts[name, "beyond the number drawn"] += 1
+            self._draw(heap, (-share, sample.id, sample), count, name)
         return [sample for *_, sample in sorted(heap, key=lambda entry: -entry[0])]
+
+    def rated(self, name: str, count: int) -> list[Sample]:
+        """The first `count` solutions with step labels by the hash of their question; a question may have several."""
+        heap: list[tuple[float, str, Sample]] = []
+        for sample in self.read(name):
+            if sample.flaw in UNJUDGED or not sample.step_labels:
+                self.counts[name, f"step labels judge no solution ({sample.flaw or 'none'})"] += 1
+                continue
+            self._draw(heap, (-hash_share(normalise(sample.prompt)), sample.id, sample), count, name)
+        return [sample for *_, sample in sorted(heap, key=lambda entry: (-entry[0], entry[1]))]
+
+    def _draw(self, heap: list[tuple[float, str, Sample]], entry: tuple[float, str, Sample], count: int, name: str) -> None:
+        if len(heap) < count:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
+            self.counts[name, "beyond the number drawn"] += 1
 
 
 def data_stage(home: Home) -> Stage:
@@ -111,7 +124,7 @@ def data_stage(home: Home) -> Stage:
     settings = {
         "sets": {name: data_identity(config, name) for name in names}, "solution": config.solution_index,
         "labelled": config.labelled_samples, "parent": config.filter_samples, "skip": config.skip_bad_rows,
-        "outside": config.outside_samples + config.adapted_labels,
+        "outside": config.outside_samples + config.adapted_labels, "rated": config.rated_samples,
     }  # fmt: skip
 
     def compute(folder: Path) -> None:
@@ -124,6 +137,7 @@ def data_stage(home: Home) -> Stage:
         groups["parent"] = rows.drawn("numinamath", config.filter_samples)
         rows.seen = apart
         groups["outside"] = rows.drawn("deepscaler", settings["outside"], with_label=True) if "deepscaler" in names else []
+        groups["rated"] = rows.rated("prm800k", config.rated_samples) if "prm800k" in names else []
         _require_filled(groups, config)
         for name, samples in groups.items():
             _require_distinct(name, samples)

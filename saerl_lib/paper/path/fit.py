@@ -21,17 +21,21 @@ from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.encode import features, lengths
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.regimes import regimes_table
+from saerl_lib.paper.path.solutions import solutions_table
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.difficulty import DifficultyModel, fit_difficulty
 from saerl_lib.properties.quality import filter_table, keep_top_k, paper_share_k, source_separation
 
-CODE = code_of("paper/path/fit.py", "paper/path/regimes.py", "own/fit.py", "own/represent.py", "properties", "encode/features.py")
+CODE = code_of(
+    "paper/path/fit.py", "paper/path/regimes.py", "paper/path/solutions.py", "own/fit.py", "own/represent.py", "properties",
+    "encode/features.py",
+)  # fmt: skip
 POOL = ("labelled", "target", "parent")
 """Groups of the noisy pool."""
 
 
 def fit_stage(home: Home, data: Stage, encoded: Stage) -> Stage:
-    """scores.parquet of the samples that may be planned, filter.csv, separation.csv, clusters.csv and difficulty.csv.
+    """scores.parquet of the samples that may be planned, filter.csv, separation.csv, clusters.csv, difficulty.csv, solutions.csv.
 
     Raises DataError when a source has too few samples for the classifier.
     """
@@ -53,6 +57,7 @@ def fit_stage(home: Home, data: Stage, encoded: Stage) -> Stage:
         table.assign(source_score=score[table.pop("row")]).to_parquet(folder / "scores.parquet", index=False)
         cards.to_csv(folder / "clusters.csv", index=False)
         regimes_table(data, encoded, config, settings).to_csv(folder / "difficulty.csv", index=False)
+        solutions_table(data, encoded, config, settings).to_csv(folder / "solutions.csv", index=False)
 
     decides = {
         "properties": dataclasses.asdict(settings), "seed": config.seed, "train_on": config.train_on,

@@ -24,6 +24,7 @@ HELP: dict[str, tuple[str, str, str]] = {
     "filter_samples": ("--filter-samples", "N", "NuminaMath-1.5 samples of the noisy pool"),
     "labelled_samples": ("--labelled", "N", "difficulty labels of the calibration"),
     "source_labels": ("--source-labels", "N", "samples of each source that the filter is trained on"),
+    "rated_samples": ("--rated", "N", "PRM800K solutions whose quality is read"),
     "clusters": ("--clusters", "K", "number of clusters"),
     "retained_latents": ("--retained", "N", "latents that enter z"),
     "encode_max_tokens": ("--encode-tokens", "N", "cut longer samples when encoding"),

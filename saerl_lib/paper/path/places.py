@@ -19,8 +19,8 @@ from saerl_lib.paper.loading import SETS
 
 REQUIRED = ("deepmath", "numinamath", "aime24", "amc23", "gsm8k", "math500", "minerva", "olympiadbench")
 """Sets that the path cannot do without."""
-OPTIONAL = ("deepscaler",)
-"""Read where it is there: the out-of-domain regimes (paper, Table 2)."""
+OPTIONAL = ("deepscaler", "prm800k")
+"""Read where they are there: the out-of-domain regimes and the quality of solutions (paper, Tables 2 and 3)."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 """What is downloaded of a model: no pickle, no code."""
 
