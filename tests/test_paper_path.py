@@ -23,6 +23,7 @@ from saerl_lib import train_command
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
+from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.data.checking import Checked, check_answers
 from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
 from saerl_lib.encode.features import load_features
@@ -37,6 +38,7 @@ from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
+from saerl_lib.properties.probes import fit_ridge
 from saerl_lib.report.schemas import read_table
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
@@ -321,9 +323,16 @@ def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(
     rows = pd.read_csv(stepwise.out / "tables" / "solutions.csv")
     test = sum(not solutions.trains(normalise(s.prompt)) for s in samples)
     assert set(rows["n_test"]) == {test} and set(rows["n_train"]) == {len(samples) - test} and test % 3 == 0
-    found = rows.set_index(["features", "metric"])["value"]
+    found = rows.set_index(["features", "metric"])
     assert {name for name, _ in found.index} == {"mean", "metadata", "sae", "shuffled_labels"} and len(found) == 11
-    assert found["sae", "rmse"] < found["mean", "rmse"] and found["sae", "pearson"] > 0.5 > found["shuffled_labels", "pearson"]
+    expected = (2 / 27) ** 0.5  # solutions of quality 1, 2/3 and 1/3 to every question, the mean being 2/3
+    assert found.loc[("mean", "rmse"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([expected] * 3), "by question"
+    z = load_features(stepwise.out / "features" / "rated.safetensors").z
+    is_train = np.array([solutions.trains(normalise(s.prompt)) for s in samples])
+    quality = np.array([np.mean([(label + 1) / 2 for label in s.step_labels]) for s in samples])
+    model = fit_ridge(z[is_train], quality[is_train], PropertyConfig(clusters=3), sub_seed(0, "solutions"))
+    error = model.predict(z[~is_train].astype(float)) - quality[~is_train]
+    assert found.loc[("sae", "rmse"), "value"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
 
 
 def test_cut_samples_are_counted(stepwise: Place) -> None:
