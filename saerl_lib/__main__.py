@@ -127,9 +127,9 @@ def _train(a: argparse.Namespace) -> int:
     settings = TrainSettings(
         rollouts_per_prompt=a.rollouts, micro_batch=a.micro_batch, learning_rate=a.learning_rate, temperature=a.temperature,
         max_completion_tokens=a.max_completion, save_every_steps=a.save_every, vllm=a.vllm, bf16=a.bf16, chat=a.chat,
-        loss=a.loss, steps=a.steps, keep_every_steps=a.keep_every, seed=a.seed,
+        loss=a.loss, steps=a.steps, keep_every_steps=a.keep_every, seed=a.seed, selector=a.selector,
     )  # fmt: skip
-    return run_train(a.plan, a.samples, a.model, a.out, settings)
+    return run_train(a.plan, a.samples, a.model, a.out, settings, a.measured)
 
 
 def _grid(a: argparse.Namespace) -> int:

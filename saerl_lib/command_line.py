@@ -32,8 +32,8 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     run.add_argument("--plan-only", action="store_true", help="print what --profile paper would take, and download nothing")
     add_options(run, shared=False)
     paper = commands.add_parser("paper", parents=[common], help="one step of profile paper, or all of them")
-    paper.add_argument("step", choices=("data", "encode", "plan", "train", "evaluate", "report", "all"), metavar="STEP",
-                       help="data, encode, plan, train, evaluate, report or all")  # fmt: skip
+    steps = ("data", "encode", "plan", "measure", "train", "evaluate", "report", "all")
+    paper.add_argument("step", choices=steps, metavar="STEP", help=f"{', '.join(steps[:-1])} or all")
     paper.add_argument("--commands", action="store_true", help="with step train: print the command of every run and stop")
     add_options(paper)
     data = commands.add_parser("data", parents=[common], help="check a JSON-lines file of problems, row by row")
@@ -111,6 +111,8 @@ def _add_trainers(commands: Any, common: argparse.ArgumentParser) -> None:
     train.add_argument("--loss", choices=("grpo", "dapo"), default="grpo", help="grpo, or dapo's loss and clip (default: grpo)")
     train.add_argument("--steps", type=int, metavar="N", help="optimiser steps; a plan's end starts it again (default: one pass)")
     train.add_argument("--keep-every", type=int, metavar="N", help="keep the weights of every N-th step, to evaluate them")
+    train.add_argument("--selector", choices=("adarft", "gainrl"), default="", help="choose prompts by the rewards, not the plan")
+    train.add_argument("--measured", type=Path, metavar="FILE", help="Parquet of sample_id and what the selector needs of it")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="of the rollouts (default: 0)")
     for flag, text in (("--vllm", "rollouts by vLLM"), ("--bf16", "mixed precision, on a GPU"), ("--chat", "chat messages")):
         train.add_argument(flag, action="store_true", help=text)

@@ -2,7 +2,8 @@
 
 For policies that need GPUs; the RL study of the embedded world has a faster trainer of its own. Order: the data set lies
 in plan order, nothing shuffles, and one generation batch is one optimiser step, which the processes share. Every process
-logs the samples that it consumed; at the end the logs are joined and held against the plan.
+logs the samples that it consumed; at the end the logs are joined and held against the plan. With `--selector` the plan only
+names the samples, and an arm of the study chooses among them as it learns (`train_selector`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.own.model import open_tokenizer
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
 from saerl_lib.train_files import remove_broken_checkpoints, require_gathered, require_weights, resume_point, step_of
+from saerl_lib.train_selector import ARMS, LOG, Chooser, SelectingTrainer, check_chosen, open_selector
 
 LOSSES: dict[str, dict[str, Any]] = {"grpo": {"loss_type": "grpo"}, "dapo": {"loss_type": "dapo", "epsilon_high": 0.28}}
 """TRL's settings by loss. dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476). Its dynamic sampling is left
@@ -64,6 +66,8 @@ class TrainSettings:
     """Optimiser steps; beyond the plan's end it starts again in the same order. None: one pass over the plan."""
     keep_every_steps: int | None = None
     """Keep the weights of every such step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
+    selector: str = ""
+    """adarft or gainrl: choose each step's prompts by the rewards before it, among the plan's samples; '': the plan's order."""
     cpu: bool = False
     """Stay on the CPU where there is a GPU."""
     seed: int = 0
@@ -71,6 +75,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"--loss {self.loss}: choose {' or '.join(LOSSES)}")
+        if self.selector and self.selector not in ARMS:
+            raise ValueError(f"--selector {self.selector}: choose {' or '.join(ARMS)}")
         for name in ("steps", "keep_every_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -163,33 +169,38 @@ def require_launcher(settings: TrainSettings, processes: int) -> None:
         )
 
 
-def run_train(plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainSettings) -> int:
-    """Train or resume; process 0 checks the joined log against the plan.
+def run_train(
+    plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainSettings, measured: Path | None = None
+) -> int:
+    """Train or resume; process 0 checks the joined log against the plan, or against what the selector chose from `measured`.
 
-    Raises ArtifactError when it was not followed, for several GPUs without a launcher, and when no weights can be saved.
+    Raises ArtifactError when it was not followed, for several GPUs without a launcher, when no weights can be saved, and what
+    `open_selector` raises.
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     require_launcher(settings, processes)
     export = open_export(plan, samples, settings.rollouts_per_prompt)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"consumed-{rank:03d}.jsonl"
-    resume, total = resume_point(folder, settings.steps or export.plan.steps), settings.steps or export.plan.steps
+    total = settings.steps or export.plan.steps
+    resume = resume_point(folder, total)
     if resume is not None and step_of(resume) >= total:
         if rank == 0:
-            _conclude(export, folder, settings, processes)
+            _conclude(export, folder, settings, processes, measured)
         return 0
-    for path in sorted(folder.glob("consumed-*.jsonl")) if rank == 0 else ():
+    chooser = open_chooser(export, folder, settings, measured, writes=rank == 0)
+    for path in sorted([*folder.glob("consumed-*.jsonl"), folder / LOG]) if rank == 0 else ():
         cut_back(path, step_of(resume) if resume else 0)
     texts = [s.prompt for s in export.samples]
     prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
-    rows = {"prompt": prompts, "sample_id": export.plan.ids, "answer": [s.answer for s in export.samples]}
-    trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        reward_funcs=logging_reward(log),
-        args=arguments(export, settings, processes, folder),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=open_tokenizer(model, texts[:20], Path(model).is_dir()),
-    )
+    answers = [s.answer for s in export.samples]
+    rows = [{"prompt": p, "sample_id": i, "answer": a} for p, i, a in zip(prompts, export.plan.ids, answers, strict=True)]
+    words: dict[str, Any] = {
+        "model": AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), "reward_funcs": logging_reward(log),
+        "args": arguments(export, settings, processes, folder), "train_dataset": Dataset.from_list(rows),
+        "processing_class": open_tokenizer(model, texts[:20], Path(model).is_dir()),
+    }  # fmt: skip
+    trainer = GRPOTrainer(**words) if chooser is None else SelectingTrainer(chooser, rows, **words)
     require_gathered(trainer.accelerator.state)
     if settings.keep_every_steps:
         trainer.add_callback(KeepPolicies(trainer, folder, settings.keep_every_steps))
@@ -197,6 +208,8 @@ def run_train(plan: Path, samples: Path | None, model: str, folder: Path, settin
     if rank == 0:
         remove_broken_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
+    if chooser is not None:
+        chooser.replay()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_state()
     trainer.save_model(str(folder / ".final.partial"))
@@ -205,13 +218,36 @@ def run_train(plan: Path, samples: Path | None, model: str, folder: Path, settin
         require_weights(folder / ".final.partial")
         shutil.rmtree(folder / "final", ignore_errors=True)
         (folder / ".final.partial").rename(folder / "final")
-        _conclude(export, folder, settings, processes)
+        _conclude(export, folder, settings, processes, measured)
     return 0
 
 
-def _conclude(export: Export, folder: Path, settings: TrainSettings, processes: int) -> None:
-    report = check_logs(export, folder, settings.steps)
-    print(json.dumps({"followed": True, "steps": report.steps_logged, "processes": processes}), flush=True)
+def open_chooser(
+    export: Export, folder: Path, settings: TrainSettings, measured: Path | None, writes: bool = False
+) -> Chooser | None:
+    """The run's selector before its first step, None where the plan decides. Raises what `open_selector` raises."""
+    if not settings.selector:
+        return None
+    ids, b, steps = export.plan.ids, export.prompts_per_step, settings.steps or export.plan.steps
+    selector = open_selector(settings.selector, measured or folder / "measured.parquet", ids, b, steps, settings.seed)
+    return Chooser(selector, ids, b, folder / LOG, writes)
+
+
+def _conclude(export: Export, folder: Path, settings: TrainSettings, processes: int, measured: Path | None) -> None:
+    steps = check_run(export, folder, settings, measured)
+    print(json.dumps({"followed": True, "steps": steps, "processes": processes}), flush=True)
+
+
+def check_run(export: Export, folder: Path, settings: TrainSettings, measured: Path | None = None) -> int:
+    """Hold the joined logs of a finished run against the plan, or against what its selector chose; returns the steps.
+
+    Raises ArtifactError at the first departure.
+    """
+    chooser = open_chooser(export, folder, settings, measured)
+    if chooser is None:
+        return check_logs(export, folder, settings.steps).steps_logged
+    steps, consumed = settings.steps or export.plan.steps, sorted(folder.glob("consumed-*.jsonl"))
+    return check_chosen(chooser, consumed, export.rollouts_per_prompt, steps)
 
 
 def check_logs(export: Export, folder: Path, steps: int | None = None) -> FollowReport:

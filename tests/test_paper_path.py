@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import train_command
@@ -33,13 +34,14 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
-from saerl_lib.paper.path import data, encode, evaluate, places, solutions, train
+from saerl_lib.paper.path import answers, data, encode, evaluate, generate, places, prompts, solutions, train
 from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.properties.probes import fit_ridge
 from saerl_lib.report.schemas import read_table
+from saerl_lib.rl.rollouts import read_rows
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
 
@@ -72,7 +74,7 @@ class Place:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
-            patch.setattr(evaluate, "check_answers", checked_once)
+            patch.setattr(answers, "check_answers", checked_once)
             code = main([*words, *self.options])
         return code, out.getvalue(), error.getvalue()
 
@@ -282,7 +284,7 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
         patch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
         assert [main(shlex.split(line)[3:]) for line in out.splitlines()] == [0, 0]
     config = config_of(given(build_parser().parse_args(["paper", "train", *stepwise.options])))
-    assert [words[-1] for words in asked] == [train.settings_of(config, arm, 0) for arm in config.arms]
+    assert [words[4] for words in asked] == [train.settings_of(config, arm, 0) for arm in config.arms]
     with monkeypatch.context() as patch:
         patch.setattr(train, "run_train", dies_second(train.run_train))
         assert stepwise.run("paper", "train")[0] == 130
@@ -601,7 +603,7 @@ def test_final_answers_are_read(text: str, answer: str | None) -> None:
 
 def test_attempts_are_judged_within_their_time() -> None:
     pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3"), ("9^{9^{9^9}}", "1"), ("0.5", "\\frac{1}{2}")]
-    frame = evaluate.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    frame = answers.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
     assert frame["correct"].tolist() == [True, True, False, False, False, True]
     assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared", "overran", "compared"]
 
@@ -615,3 +617,45 @@ def test_the_papers_values_are_the_defaults() -> None:
     assert train.settings_of(config, "grpo", 0).seed == settings.seed != train.settings_of(config, "grpo", 1).seed
     assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
     assert set(evaluate.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
+
+
+def test_arms_that_choose_as_they_learn_are_measured_and_trained(
+    stepwise: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ADARFT and GAINRL on the stand-ins, from the base policy's pass rates and angles to the report's earlier tables."""
+    shutil.copytree(stepwise.root / "home", tmp_path / "home", ignore=shutil.ignore_patterns("runs", "evaluation-*", "tables"))
+    place = Place(tmp_path, [*stepwise.options, "--arms", "adarft", "gainrl", "--rate-attempts", "3", "--to", "trl"])
+    place.options.extend(["--measure-part", "20"])
+    assert place.run("paper", "plan")[0] == 0
+    assert not (place.out / "plans" / "exports").exists(), "no other trainer is given an order that is not one"
+    code, _, error = place.run("paper", "train")
+    assert code == 1 and "run `python -m saerl_lib paper measure`" in error
+    code, out, error = place.run("paper", "measure")
+    assert code == 0, error
+    samples = sorted(read_samples(place.out / "plans" / "samples.parquet"), key=lambda s: s.id)
+    assert out.count("measured-pass_rate-") == out.count("measured-angle") == -(-len(samples) // 20) > 1
+    rates = pd.read_parquet(place.out / "measured" / "pass_rate.parquet")
+    assert rates["sample_id"].tolist() == [s.id for s in samples]
+    assert set((3 * rates["pass_rate"]).round(6)) <= {0, 1, 2, 3} and 0 < rates["pass_rate"].mean() < 1
+    assert pd.read_csv(place.out / "measured" / "measured.csv")["rollouts"].tolist() == [3 * len(samples), 0]
+    angles = pd.read_parquet(place.out / "measured" / "angle_concentration.parquet").set_index("sample_id")["angle_concentration"]
+    policy = generate.Policy(stepwise.root / "policy")
+    tokenizer = generate.open_tokenizer(str(policy.folder), [], local=True)
+    for sample in samples[::7]:
+        (shown,) = prompts.shown_prompts(tokenizer, [sample.prompt], True)
+        tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
+        states = policy.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach().double()
+        pairs = [torch.cosine_similarity(a, b, dim=0).item() for a in states for b in states]
+        assert angles[sample.id] == pytest.approx(np.mean(pairs), abs=1e-5)
+    code, out, error = place.run("paper", "train")
+    assert code == 0 and out.count("trained, 3 steps, as chosen") == 2, error
+    (run,) = (place.out / "runs").glob("adarft-*")
+    first, nearest = read_rows(run / "chosen.jsonl")[0]["sample_ids"], rates.sort_values("pass_rate")["pass_rate"].iloc[-B:]
+    assert sorted(rates.set_index("sample_id").loc[first, "pass_rate"]) == sorted(nearest), "the easiest come first"
+    code, out, _ = place.run("paper", "train", "--commands")
+    assert code == 0 and "--selector gainrl --measured" in out.splitlines()[1]
+    asked: list[tuple] = []
+    monkeypatch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
+    assert main(shlex.split(out.splitlines()[0])[3:]) == 0
+    config = config_of(given(build_parser().parse_args(["paper", "train", *place.options])))
+    assert asked[0][4:] == (train.settings_of(config, "adarft", 0), place.out / "measured" / "pass_rate.parquet")

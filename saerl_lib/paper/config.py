@@ -26,6 +26,7 @@ LEAST = {
     "labelled_samples": ("--labelled", 1), "retained_latents": ("--retained", 1), "clusters": ("--clusters", 1),
     "max_prompt_tokens": ("--max-prompt", 1), "max_response_tokens": ("--max-completion", 1),
     "prompts_per_step": ("--prompts-per-step", 1), "rollouts_per_prompt": ("--rollouts", 2),
+    "adarft_samples": ("--rate-attempts", 1),
 }  # fmt: skip
 """Field -> option, smallest value; one rollout has no other to be compared with."""
 

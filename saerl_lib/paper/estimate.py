@@ -145,7 +145,7 @@ def stages(config: PaperConfig, given: Assumptions) -> list[Stage]:
         Stage("probes, clusters, filter, plan", "", (0.0, 0.0), 4e9, 0.1e9, "CPU; `bench plan` measures 8 s for the plan itself"),
         Stage("ADARFT's difficulty rollouts", "H100", adarft_hours(config, given),
               generation_memory(config, given, config.policies[0]), 0.1e9,
-              f"{config.pool_samples * config.adarft_samples:,} completions; a baseline, SAERL needs none"),
+              f"{config.pool_samples * config.adarft_samples:,} completions; for arm adarft alone"),
     ]  # fmt: skip
     return found + [_training_stage(config, given, m, n) for m, n in zip(config.policies, config.runs_per_policy, strict=True)]
 

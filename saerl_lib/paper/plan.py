@@ -11,7 +11,7 @@ from saerl_lib.paper.hub import HubData
 from saerl_lib.paper.machine import Machine
 from saerl_lib.paper.memory import gpus
 from saerl_lib.paper.needs import downloads, missing
-from saerl_lib.paper.replacements import ORDERS
+from saerl_lib.paper.replacements import ARMS
 from saerl_lib.paper.text import number, size, table
 
 
@@ -54,8 +54,7 @@ def stage_lines(config: PaperConfig, given: Assumptions) -> Iterator[str]:
     total = [sum(stage.gpu_hours[i] for stage in found if stage.gpu == "H100") for i in (0, 1)]
     yield f"  All of it: {total[0]:,.0f} to {total[1]:,.0f} H100-hours, {size(sum(s.disk_bytes for s in found))} of results."
     yield f"  That is the paper's list. The profile itself trains {', '.join(config.arms)} on {config.policy},"
-    yield f"  {config.seeds} seed(s), unless told otherwise (--arms, of {', '.join(ORDERS)}; --policy; --seeds)."
-    yield "  It has no arm of ADARFT or GAINRL."
+    yield f"  {config.seeds} seed(s), unless told otherwise (--arms, of {', '.join(ARMS)}; --policy; --seeds)."
     if config.sae != "trained":
         yield "  An SAE trained with the paper's settings instead (a checkpoint on disk costs nothing):"
         yield from table([_stage_row(sae_training_stage(config, given), given)])

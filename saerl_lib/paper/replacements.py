@@ -10,6 +10,9 @@ from pathlib import Path
 
 ORDERS = {"grpo": "random", "dapo": "random", "diff": "ascending", "saerl_grpo": "saerl", "saerl_dapo": "saerl"}
 """Arm -> order of `saerl_lib.plan.orders` (paper, section 4.1)."""
+SELECTORS = {"adarft": "pass_rate", "gainrl": "angle_concentration"}
+"""Arm that chooses its prompts as it learns -> what it needs to know of the base policy (paper, section 4.1)."""
+ARMS = (*ORDERS, *SELECTORS)
 POOLS = ("target", "filtered")
 TARGETS = ("trl", "verl", "nemo-rl", "prime-rl")
 
@@ -45,7 +48,7 @@ class Replacements:
     train_on: str = "target"
     """target: DeepMath alone, as the paper's runs. filtered: as many samples of the noisy pool, by the source classifier."""
     arms: tuple[str, ...] = ("grpo", "saerl_grpo")
-    """Arms to plan, train and evaluate, of `ORDERS`."""
+    """Arms to plan, train and evaluate, of `ARMS`."""
     seeds: int = 1
     """Matched seeds (paper: single runs)."""
     exports: tuple[str, ...] = ("verl",)
@@ -66,6 +69,8 @@ class Replacements:
     """Prompts in the policy's chat template (not stated in the paper; ours); else plain text and a line break."""
     eval_temperature: float = 0.6
     """Of evaluations (not stated in the paper; ours: that of the rollouts)."""
+    measure_part: int = 512
+    """Samples that the base policy is measured on at once; a step that was stopped goes on with the part it was in."""
     eval_sequences: int = 64
     """Completions that an evaluation generates side by side."""
     answer_seconds: float = 10.0
@@ -75,14 +80,15 @@ class Replacements:
 
     def __post_init__(self) -> None:
         """Raises ValueError with the field and the fix."""
-        unknown = [name for name in self.arms if name not in ORDERS]
+        unknown = [name for name in self.arms if name not in ARMS]
         if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms={', '.join(self.arms)}: name each of {', '.join(ORDERS)} at most once")
+            raise ValueError(f"arms={', '.join(self.arms)}: name each of {', '.join(ARMS)} at most once")
         if any(name not in TARGETS for name in self.exports):
             raise ValueError(f"exports={', '.join(self.exports)}: choose from {', '.join(TARGETS)}")
         if self.train_on not in POOLS:
             raise ValueError(f"train_on={self.train_on!r}: choose {' or '.join(POOLS)}")
-        for name in ("seeds", "filter_samples", "source_labels", "encode_max_tokens", "micro_batch", "eval_sequences"):
+        counts = ("seeds", "filter_samples", "source_labels", "encode_max_tokens", "micro_batch", "eval_sequences")
+        for name in (*counts, "measure_part"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.answer_seconds <= 0 or self.eval_temperature <= 0:

@@ -15,10 +15,8 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import content_hash, sub_seed
-from saerl_lib.data.checking import check_answers
-from saerl_lib.data.schema import Sample
-from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper.config import PaperConfig
+from saerl_lib.paper.path.answers import attempted, judged
 from saerl_lib.paper.path.data import SETS, group
 from saerl_lib.paper.path.generate import Policy
 from saerl_lib.paper.path.home import Home, code_of
@@ -26,8 +24,8 @@ from saerl_lib.paper.path.places import model_folder, model_identity, policy_mod
 from saerl_lib.paper.path.train import Run
 
 CODE = code_of(
-    "paper/path/evaluate.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py", "data/checking.py",
-    "data/answers.py", "final_answer.py",
+    "paper/path/evaluate.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py",
+    "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 
 
@@ -56,40 +54,12 @@ def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: 
 
     def compute(out: Path) -> None:
         found = Policy(folder, config.bf16)
-        answers = [attempted(found, key, samples, config, settings["seed"]) for key, samples in sets.items()]
+        how = (config.eval_samples, config.eval_temperature, config, settings["seed"])
+        answers = [attempted(found, key, samples, *how) for key, samples in sets.items()]
         rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
         rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)
 
     return home.stage("evaluate", f"evaluation-{name}", CODE, settings, compute)
-
-
-def attempted(policy: Policy, name: str, samples: Sequence[Sample], config: PaperConfig, seed: int) -> pd.DataFrame:
-    """One row an attempt at a set: eval_set, sample_id, attempt, answer ('' when none was read), gold."""
-    completions = policy.complete(
-        [s.prompt for s in samples], config.eval_samples, config.max_response_tokens, config.eval_temperature,
-        config.eval_sequences, sub_seed(seed, name), config.chat,
-    )  # fmt: skip
-    rows = [
-        (name, sample.id, attempt, read_final_answer(text) or "", sample.answer)
-        for sample, texts in zip(samples, completions, strict=True)
-        for attempt, text in enumerate(texts)
-    ]
-    return pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
-
-
-def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """With columns correct and outcome: same, no answer, compared, overran or crashed. Equal pairs are compared once."""
-    same, empty = frame["answer"] == frame["gold"], frame["answer"] == ""
-    pairs = sorted(set(zip(frame.loc[~same & ~empty, "gold"], frame.loc[~same & ~empty, "answer"], strict=True)))
-    checked = dict(zip(pairs, check_answers(pairs, seconds), strict=True))
-
-    def verdict(gold: str, answer: str) -> tuple[bool, str]:
-        if not answer:
-            return False, "no answer"
-        return (True, "same") if gold == answer else (checked[gold, answer].equal, checked[gold, answer].outcome)
-
-    verdicts = [verdict(gold, answer) for gold, answer in zip(frame["gold"], frame["answer"], strict=True)]
-    return frame.assign(correct=[v for v, _ in verdicts], outcome=[o for _, o in verdicts])
 
 
 def evaluations(stages: Sequence[Stage], runs: Sequence[Run], config: PaperConfig) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, is_complet
 from saerl_lib.config import Profile
 from saerl_lib.paper.config import PaperConfig
 
-STEPS = ("data", "encode", "plan", "train", "evaluate", "report")
+STEPS = ("data", "encode", "plan", "measure", "train", "evaluate", "report")
 """In the order in which data flow."""
 PROFILE = Profile(name="paper")
 """Only its name is read here: every stage carries the settings that decide it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.replacements import ORDERS, POOLS, TARGETS
+from saerl_lib.paper.replacements import ARMS, POOLS, TARGETS
 
 PREFIX = "paper_"
 """Of the options' places in the parsed arguments, apart from those of other commands."""
@@ -37,6 +37,8 @@ HELP: dict[str, tuple[str, str, str]] = {
     "micro_batch": ("--micro-batch", "N", "rollouts of one forward pass of one process"),
     "eval_every_steps": ("--eval-every", "N", "steps between evaluated policies"),
     "eval_samples": ("--attempts", "K", "completions a problem in evaluations"),
+    "adarft_samples": ("--rate-attempts", "K", "rollouts a prompt of the base policy, for arm adarft"),
+    "measure_part": ("--measure-part", "N", "samples of one part of step measure, which a stopped step goes on with"),
     "eval_sequences": ("--eval-sequences", "N", "completions generated side by side in evaluations"),
     "answer_seconds": ("--answer-seconds", "X", "longest comparison of one answer in an evaluation"),
     "seeds": ("--seeds", "N", "matched seeds"),
@@ -61,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser, shared: bool = True) -> None:
         default = getattr(bare, name)
         shown = "" if "default:" in text or default == "" else f" (default: {default})"
         group.add_argument(option, dest=PREFIX + name, type=TYPES.get(kinds[name], str), metavar=placeholder, help=text + shown)
-    group.add_argument("--arms", dest=PREFIX + "arms", nargs="+", metavar="ARM", help=f"of {', '.join(ORDERS)}")
+    group.add_argument("--arms", dest=PREFIX + "arms", nargs="+", metavar="ARM", help=f"of {', '.join(ARMS)}")
     group.add_argument("--to", dest=PREFIX + "exports", nargs="*", metavar="NAME", help=f"export plans to {', '.join(TARGETS)}")
     group.add_argument("--train-on", dest=PREFIX + "train_on", choices=POOLS, help="DeepMath alone, or what the filter keeps")
     group.add_argument(

@@ -1,7 +1,8 @@
 """Step `plan`, second half: the order of every arm and seed, the samples beside it, and the exports for other trainers.
 
 Samples whose prompt is too long for the policy (paper, Table 9: 1,024 tokens), and those that fill no whole batch, are left out
-and listed. SAERL's plan is the same for all seeds.
+and listed. SAERL's plan is the same for all seeds. That of an arm which chooses as it learns only names its samples, in a
+random order.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from saerl_lib.paper.path.fit import POOL
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
 from saerl_lib.paper.path.prompts import prompt_lengths
-from saerl_lib.paper.replacements import ORDERS
+from saerl_lib.paper.replacements import ORDERS, SELECTORS
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 
@@ -94,12 +95,12 @@ def _write(folder: Path, arm: str, seed: int, pool: pd.DataFrame, config: PaperC
     settings = plan_settings(config, float(pool["ranking"].std(ddof=0)))
     arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "tokens"))
     plan = build_plan(
-        pool["sample_id"].tolist(), *arrays, settings, order=ORDERS[arm], seed=sub_seed(config.seed, f"random-order-{seed}"),
-        labels=pool["label"].to_numpy(),
+        pool["sample_id"].tolist(), *arrays, settings, order=ORDERS.get(arm, "random"),
+        seed=sub_seed(config.seed, f"random-order-{seed}"), labels=pool["label"].to_numpy(),
     )  # fmt: skip
     name = plan_name(arm, seed)
     path = folder / f"{name}.parquet"
     write_plan(plan, path)
     export = open_export(path, folder / "samples.parquet", config.rollouts_per_prompt)
-    for target in config.exports:
+    for target in config.exports if arm not in SELECTORS else ():
         export_plan(export, target, folder / "exports" / target / name)

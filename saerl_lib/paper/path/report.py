@@ -29,7 +29,8 @@ PASS_SET = "aime24"
 """Scored by Pass@8, the others by Avg@8 (paper, section 4.1)."""
 KEPT = (("data", "counts.csv"), ("data", "malformed.csv"), ("features", "truncated.csv"), ("features", "sae_quality.csv"),
         ("scores", "difficulty.csv"), ("scores", "solutions.csv"), ("scores", "filter.csv"),
-        ("scores", "separation.csv"), ("scores", "clusters.csv"), ("plans", "left_out.csv"))  # fmt: skip
+        ("scores", "separation.csv"), ("scores", "clusters.csv"), ("plans", "left_out.csv"),
+        ("measured", "measured.csv"))  # fmt: skip
 """(stage, file) of the earlier steps' tables."""
 CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
          "completions/mean_length": "completion_tokens"}  # fmt: skip

@@ -72,9 +72,14 @@ def run_steps(config: PaperConfig, steps: tuple[str, ...], say: Callable[[str], 
     plans = plans_stage(home, data, scores)
     if last == STEPS.index("plan"):
         return plans.folder
+    from saerl_lib.paper.path.measure import measured_stage
+
+    measured = measured_stage(home, plans)
+    if last == STEPS.index("measure"):
+        return measured.folder if measured is not None else plans.folder
     from saerl_lib.paper.path.train import train_runs
 
-    runs = train_runs(home, plans)
+    runs = train_runs(home, plans, measured)
     if last == STEPS.index("train"):
         return home.folder / "runs"
     from saerl_lib.paper.path.evaluate import evaluate_runs
@@ -83,7 +88,8 @@ def run_steps(config: PaperConfig, steps: tuple[str, ...], say: Callable[[str], 
     evaluated = evaluate_runs(home, data, runs)
     if last == STEPS.index("evaluate"):
         return home.folder
-    return report_stage(home, (data, encoded, scores, plans), runs, evaluated).folder
+    earlier = (data, encoded, scores, plans, *([measured] if measured is not None else []))
+    return report_stage(home, earlier, runs, evaluated).folder
 
 
 def print_commands(config: PaperConfig) -> int:
@@ -91,12 +97,13 @@ def print_commands(config: PaperConfig) -> int:
     from saerl_lib.paper.path.data import data_stage
     from saerl_lib.paper.path.encode import encode_stage
     from saerl_lib.paper.path.fit import fit_stage
+    from saerl_lib.paper.path.measure import measured_stage
     from saerl_lib.paper.path.plan import plans_stage
     from saerl_lib.paper.path.train import launch_command, planned_runs
 
     home = Home(config, frozenset())
     data = data_stage(home)
     plans = plans_stage(home, data, fit_stage(home, data, encode_stage(home, data)))
-    for run in planned_runs(home, plans):
+    for run in planned_runs(home, plans, measured_stage(home, plans)):
         tell(shlex.join(launch_command(run, config)))
     return 0

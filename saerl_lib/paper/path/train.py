@@ -22,12 +22,15 @@ from saerl_lib.config import content_hash, sub_seed
 from saerl_lib.export.samples import open_export
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.home import Home, missing
+from saerl_lib.paper.path.measure import measured_file
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
 from saerl_lib.paper.path.plan import plan_name
+from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.train_command import TrainSettings, check_logs, policy_at, run_train
+from saerl_lib.train_command import TrainSettings, check_run, policy_at, run_train
 
 CODE = ("train_command.py", "train_files.py", "final_answer.py", "data/answers.py")
+SELECTOR_CODE = ("train_selector.py", "arms/adarft.py", "arms/gainrl.py", "arms/base.py")
 RECORD = "trained.json"
 
 
@@ -43,6 +46,8 @@ class Run:
     plan: Path
     samples: Path
     settings: TrainSettings
+    measured: Path | None = None
+    """What the arm's selector needs to know of the base policy."""
 
     @property
     def finished(self) -> bool:
@@ -65,12 +70,12 @@ def settings_of(config: PaperConfig, arm: str, seed: int) -> TrainSettings:
         temperature=config.temperature, max_completion_tokens=config.max_response_tokens,
         save_every_steps=config.eval_every_steps, vllm=config.vllm, bf16=config.bf16, chat=config.chat,
         loss="dapo" if arm in ("dapo", "saerl_dapo") else "grpo", steps=config.steps, keep_every_steps=config.eval_every_steps,
-        seed=sub_seed(config.seed, f"training-{seed}"),
+        seed=sub_seed(config.seed, f"training-{seed}"), selector=arm if arm in SELECTORS else "",
     )  # fmt: skip
 
 
-def planned_runs(home: Home, plans: Stage) -> list[Run]:
-    """Every run, seed by seed."""
+def planned_runs(home: Home, plans: Stage, measured: Stage | None = None) -> list[Run]:
+    """Every run, seed by seed; `measured` is there when an arm of `SELECTORS` is."""
     config, samples = home.config, plans.path("samples.parquet")
     policy, read = model_identity(policy_model(config)), file_sha256(samples)
     runs = []
@@ -81,15 +86,18 @@ def planned_runs(home: Home, plans: Stage) -> list[Run]:
                 "plan": plan_hash(read_plan(plan)), "prompts": config.prompts_per_step, "samples": read, "policy": policy,
                 "settings": dataclasses.asdict(settings), "code": code_hash(CODE), "versions": provenance()["versions"],
             }  # fmt: skip
+            known = measured_file(measured, arm) if measured is not None and arm in SELECTORS else None
+            if known is not None:
+                decides |= {"measured": file_sha256(known), "selector": code_hash(SELECTOR_CODE)}
             key = content_hash(decides)
             folder = home.folder / "runs" / f"{plan_name(arm, seed)}-{key[:8]}"
-            runs.append(Run(arm, seed, key, folder, plan, samples, settings))
+            runs.append(Run(arm, seed, key, folder, plan, samples, settings, known))
     return runs
 
 
-def train_runs(home: Home, plans: Stage) -> list[Run]:
+def train_runs(home: Home, plans: Stage, measured: Stage | None = None) -> list[Run]:
     """Train what is not finished. Raises ArtifactError when a run fails, or is missing and its step was not asked for."""
-    runs = planned_runs(home, plans)
+    runs = planned_runs(home, plans, measured)
     for run in runs:
         found = run.finished
         if not found and "train" not in home.steps:
@@ -97,7 +105,8 @@ def train_runs(home: Home, plans: Stage) -> list[Run]:
         if not found:
             train_run(run, home.config)
         if "train" in home.steps:
-            home.say(f"train: {run.folder.name} {'found' if found else f'trained, {home.config.steps} steps, as planned'}")
+            made = f"trained, {home.config.steps} steps, as {'chosen' if run.measured else 'planned'}"
+            home.say(f"train: {run.folder.name} {'found' if found else made}")
     return runs
 
 
@@ -110,11 +119,11 @@ def train_run(run: Run, config: PaperConfig) -> None:
             raise ArtifactError(f"run {run.folder.name} ended with exit code {code}; the same command continues it")
     else:
         folder = model_folder(policy_model(config), "--policy")
-        run_train(run.plan, run.samples, str(folder), run.folder, run.settings)
+        run_train(run.plan, run.samples, str(folder), run.folder, run.settings, run.measured)
         _free()
     if not (run.folder / "final").is_dir():
         raise ArtifactError(f"run {run.folder.name} left no final weights; does --launch start the command that follows it?")
-    check_logs(open_export(run.plan, run.samples, config.rollouts_per_prompt), run.folder, config.steps)
+    check_run(open_export(run.plan, run.samples, config.rollouts_per_prompt), run.folder, run.settings, run.measured)
     record = {"key": run.key, "arm": run.arm, "seed": run.seed, "settings": dataclasses.asdict(run.settings)}
     write_json(run.folder / RECORD, {**record, "provenance": provenance()})
 
@@ -129,6 +138,7 @@ def launch_command(run: Run, config: PaperConfig) -> list[str]:
         "--temperature", s.temperature, "--max-completion", s.max_completion_tokens, "--save-every", s.save_every_steps,
         "--loss", s.loss, "--steps", s.steps, "--keep-every", s.keep_every_steps, "--seed", s.seed,
     ]  # fmt: skip
+    words += ["--selector", s.selector, "--measured", run.measured] if run.measured else []
     flags = [f"--{name}" for name in ("vllm", "bf16", "chat") if getattr(s, name)]
     return [*(shlex.split(config.launch) or [sys.executable]), "-m", "saerl_lib", "train", *map(str, words), *flags]
 
