@@ -189,7 +189,7 @@ def run_train(
             _conclude(export, folder, settings, processes, measured)
         return 0
     chooser = open_chooser(export, folder, settings, measured, writes=rank == 0)
-    for path in sorted([*folder.glob("consumed-*.jsonl"), folder / LOG]) if rank == 0 else ():
+    for path in sorted([*folder.glob("consumed-*.jsonl"), *folder.glob(LOG)]) if rank == 0 else ():
         cut_back(path, step_of(resume) if resume else 0)
     texts = [s.prompt for s in export.samples]
     prompts = [[{"role": "user", "content": t}] for t in texts] if settings.chat else [t + SEPARATOR for t in texts]
@@ -209,7 +209,7 @@ def run_train(
         remove_broken_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     if chooser is not None:
-        chooser.replay()
+        chooser.replay(step_of(resume) if resume else 0)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_state()
     trainer.save_model(str(folder / ".final.partial"))
@@ -225,11 +225,16 @@ def run_train(
 def open_chooser(
     export: Export, folder: Path, settings: TrainSettings, measured: Path | None, writes: bool = False
 ) -> Chooser | None:
-    """The run's selector before its first step, None where the plan decides. Raises what `open_selector` raises."""
-    if not settings.selector:
+    """The run's selector before its first step, None where the plan decides.
+
+    Raises ArtifactError for one of `measured` and a selector without the other, and what `open_selector` raises.
+    """
+    if bool(settings.selector) != (measured is not None):
+        raise ArtifactError("--selector and --measured belong together: give both, or neither to follow the plan")
+    if measured is None:
         return None
     ids, b, steps = export.plan.ids, export.prompts_per_step, settings.steps or export.plan.steps
-    selector = open_selector(settings.selector, measured or folder / "measured.parquet", ids, b, steps, settings.seed)
+    selector = open_selector(settings.selector, measured, ids, b, steps, settings.seed)
     return Chooser(selector, ids, b, folder / LOG, writes)
 
 
@@ -247,7 +252,8 @@ def check_run(export: Export, folder: Path, settings: TrainSettings, measured: P
     if chooser is None:
         return check_logs(export, folder, settings.steps).steps_logged
     steps, consumed = settings.steps or export.plan.steps, sorted(folder.glob("consumed-*.jsonl"))
-    return check_chosen(chooser, consumed, export.rollouts_per_prompt, steps)
+    check_chosen(chooser, consumed, export.rollouts_per_prompt, steps)
+    return steps
 
 
 def check_logs(export: Export, folder: Path, steps: int | None = None) -> FollowReport:

@@ -35,7 +35,7 @@ def open_selector(name: str, measured: Path, ids: Sequence[str], prompts_per_ste
     Raises ArtifactError when the file is missing, or lacks the column or one of the samples.
     """
     if not measured.is_file():
-        raise ArtifactError(f"{measured} is missing: --selector {name} needs --measured FILE, as `paper measure` writes it")
+        raise ArtifactError(f"{measured} is missing: pass what `paper measure` writes, Parquet with sample_id, as --measured")
     table, column = pd.read_parquet(measured), ARMS[name].needs[0]
     if not {"sample_id", column} <= set(table):
         raise ArtifactError(f"{measured}: --selector {name} needs the columns sample_id and {column}, found {list(table)}")
@@ -69,18 +69,21 @@ class Chooser:
             row = {"step": step, "sample_ids": [self.ids[i] for i in self.rows], "rewards": rewards.tolist()}
             append_rows(self.log, [row])
 
-    def replay(self) -> int:
-        """Bring the selector to where the log ends; returns the number of steps.
+    def replay(self, steps: int) -> None:
+        """Bring the selector to behind step `steps` by the log.
 
-        Raises ArtifactError when a step is missing or the selector now chooses other prompts.
+        Raises ArtifactError when the log does not hold those steps, or the selector now chooses other prompts.
         """
-        found = read_rows(self.log)
-        for number, row in enumerate(found, start=1):
-            chosen = [self.ids[i] for i in self.choose()]
-            if row["step"] != number or row["sample_ids"] != chosen:
-                raise ArtifactError(f"{self.log}: step {number} cannot be replayed; delete the run's folder and run it again")
+        found = [row for row in read_rows(self.log) if row["step"] <= steps]
+        if [row["step"] for row in found] != list(range(1, steps + 1)):
+            raise ArtifactError(f"{self.log} does not hold steps 1 to {steps} once each; begin the run again in another folder")
+        for row in found:
+            if row["sample_ids"] != [self.ids[i] for i in self.choose()]:
+                raise ArtifactError(
+                    f"{self.log}: step {row['step']} cannot be replayed; was it made with another plan, --measured or --seed? "
+                    "Pass the same ones, or begin in another folder"
+                )
             self.selector.told(self.rows, np.array(row["rewards"], dtype=float))
-        return len(found)
 
 
 class SelectingTrainer(GRPOTrainer):
@@ -105,20 +108,18 @@ class SelectingTrainer(GRPOTrainer):
         return rewards
 
 
-def check_chosen(chooser: Chooser, consumed: Sequence[Path], rollouts: int, steps: int) -> int:
-    """Replay a finished run's log with a fresh `chooser`, and hold what the processes consumed against it; returns the steps.
+def check_chosen(chooser: Chooser, consumed: Sequence[Path], rollouts: int, steps: int) -> None:
+    """Replay a finished run's log with a fresh `chooser`, and hold what the processes consumed against it.
 
-    Raises ArtifactError when a step is missing, cannot be replayed, or other rollouts than the chosen ones were made.
+    Raises ArtifactError when a step is missing or cannot be replayed, or other rollouts than the chosen ones were made.
     """
-    if (found := chooser.replay()) != steps:
-        raise ArtifactError(f"{chooser.log} holds {found} steps, not {steps}; run the same command again")
+    chooser.replay(steps)
     seen: dict[int, Counter[str]] = {}
     for row in (row for path in consumed for row in read_rows(path)):
         seen.setdefault(row["step"], Counter())[row["sample_id"]] += 1
-    for row in read_rows(chooser.log):
+    for row in read_rows(chooser.log)[:steps]:
         wanted = Counter({name: rollouts * times for name, times in Counter(row["sample_ids"]).items()})
         if seen.pop(row["step"], Counter()) != wanted:
             raise ArtifactError(f"{chooser.log}: the processes did not consume what was chosen, first at step {row['step']}")
     if seen:
         raise ArtifactError(f"{chooser.log}: the processes consumed steps that nobody chose, first {min(seen)}")
-    return found

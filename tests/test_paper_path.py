@@ -643,10 +643,16 @@ def test_arms_that_choose_as_they_learn_are_measured_and_trained(
     tokenizer = generate.open_tokenizer(str(policy.folder), [], local=True)
     for sample in samples[::7]:
         (shown,) = prompts.shown_prompts(tokenizer, [sample.prompt], True)
-        tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False)
+        start = shown.index(sample.prompt)
+        tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
+        places = tokens.pop("offset_mapping")[0].tolist()
+        asked = [i for i, (low, high) in enumerate(places) if high > start and low < start + len(sample.prompt)]
         states = policy.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach().double()
-        pairs = [torch.cosine_similarity(a, b, dim=0).item() for a in states for b in states]
-        assert angles[sample.id] == pytest.approx(np.mean(pairs), abs=1e-5)
+        means = [
+            np.mean([torch.cosine_similarity(states[i], states[j], dim=0).item() for i in asked for j in others])
+            for others in (asked, range(asked[0]))
+        ]
+        assert angles[sample.id] == pytest.approx(means[0] + 8 * means[1], abs=1e-5), "the template stands before the question"
     code, out, error = place.run("paper", "train")
     assert code == 0 and out.count("trained, 3 steps, as chosen") == 2, error
     (run,) = (place.out / "runs").glob("adarft-*")

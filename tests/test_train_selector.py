@@ -17,11 +17,13 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.arms.adarft import difficulty, moved
 from saerl_lib.artifacts import ArtifactError
+from saerl_lib.command_line import build_parser
 from saerl_lib.export.samples import open_export
+from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.rl.policy import FOLDER
 from saerl_lib.rl.rollouts import append_rows, read_rows
 from saerl_lib.train_command import TrainSettings, check_run, run_train
-from saerl_lib.train_selector import LOG, Chooser, check_chosen, open_selector
+from saerl_lib.train_selector import ARMS, LOG, Chooser, check_chosen, open_selector
 from tests.test_train_command import STEPS, B, G, files  # noqa: F401 (a fixture)
 
 SETTINGS = TrainSettings(
@@ -84,6 +86,12 @@ def test_two_processes_choose_alike_and_one_resumes_them(files: Path, measured: 
     (out / LOG).write_text("".join(json.dumps(row) + "\n" for row in other))
     with pytest.raises(ArtifactError, match="step 2 cannot be replayed"):
         check_run(export, out, SETTINGS, measured)
+    with pytest.raises(ArtifactError, match="--selector and --measured belong together"):
+        check_run(export, out, SETTINGS)
+    (out / LOG).unlink()
+    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
+    with pytest.raises(ArtifactError, match="does not hold steps 1 to 2 once each"):
+        run_train(*words, measured)
 
 
 def test_what_was_consumed_must_be_what_was_chosen(measured: Path, tmp_path: Path) -> None:
@@ -98,8 +106,8 @@ def test_what_was_consumed_must_be_what_was_chosen(measured: Path, tmp_path: Pat
         first.told(step, np.full((B, G), 0.5))
         append_rows(tmp_path / "consumed.jsonl", [{"step": step, "sample_id": ids[i]} for i in rows for _ in range(G)])
     consumed = [tmp_path / "consumed.jsonl"]
-    assert check_chosen(chooser(tmp_path / LOG), consumed, G, steps=2) == 2
-    with pytest.raises(ArtifactError, match="holds 2 steps, not 3"):
+    check_chosen(chooser(tmp_path / LOG), consumed, G, steps=2)
+    with pytest.raises(ArtifactError, match="does not hold steps 1 to 3 once each"):
         check_chosen(chooser(tmp_path / LOG), consumed, G, steps=3)
     with pytest.raises(ArtifactError, match="did not consume what was chosen, first at step 1"):
         check_chosen(chooser(tmp_path / LOG), consumed, G + 1, steps=2)
@@ -119,11 +127,16 @@ def test_gainrl_draws_by_the_angles_and_its_seed(tmp_path: Path) -> None:
 def test_a_measured_file_must_know_every_sample(measured: Path, tmp_path: Path) -> None:
     ids = pd.read_parquet(measured)["sample_id"].tolist()
     for name, path, of, message in (
-        ("adarft", tmp_path / "none.parquet", ids, "none.parquet is missing: --selector adarft needs --measured FILE"),
+        ("adarft", tmp_path / "none.parquet", ids, "none.parquet is missing: pass what .paper measure. writes"),
         ("gainrl", measured, ids, "needs the columns sample_id and angle_concentration"),
         ("adarft", measured, [*ids, "stranger"], "no pass_rate for 1 of 13 samples .first stranger"),
     ):
         with pytest.raises(ArtifactError, match=message):
             open_selector(name, path, of, B, 3, 0)
+    assert {name: arm.needs[0] for name, arm in ARMS.items()} == SELECTORS
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["train", "--plan", "P", "--model", "M", "--out", "O", "--selector", "mopps"])
+    for name in ARMS:
+        build_parser().parse_args(["train", "--plan", "P", "--model", "M", "--out", "O", "--selector", name])
     with pytest.raises(ValueError, match="--selector mopps: choose adarft or gainrl"):
         TrainSettings(selector="mopps")

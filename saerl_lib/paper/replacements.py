@@ -56,7 +56,7 @@ class Replacements:
     encode_max_tokens: int = 4096
     """Longer samples are cut at the end and counted (truncated.csv): the policy's prompt and response (not stated; ours)."""
     tokens_per_batch: int = 8192
-    """Padded tokens of one encoding batch."""
+    """Padded tokens of one batch that a model reads, in encoding and measuring."""
     micro_batch: int = 8
     """Rollouts of one forward pass of one training process."""
     launch: str = ""
@@ -64,17 +64,19 @@ class Replacements:
     vllm: bool = False
     """Rollouts of training by vLLM (TRL's own setting)."""
     bf16: bool = False
-    """Mixed precision in training, bfloat16 weights in encoding and evaluation; needs a GPU. A CPU encodes in float32."""
+    """Mixed precision in training, bfloat16 weights in encoding, measuring and evaluation; needs a GPU (on a CPU: float32)."""
     chat: bool = True
     """Prompts in the policy's chat template (not stated in the paper; ours); else plain text and a line break."""
     eval_temperature: float = 0.6
     """Of evaluations (not stated in the paper; ours: that of the rollouts)."""
     measure_part: int = 512
     """Samples that the base policy is measured on at once; a step that was stopped goes on with the part it was in."""
+    measure_sequences: int = 64
+    """Completions that step measure generates side by side."""
     eval_sequences: int = 64
     """Completions that an evaluation generates side by side."""
     answer_seconds: float = 10.0
-    """Longest comparison of one answer in an evaluation; it is killed then and counts as wrong."""
+    """Longest comparison of one answer in an evaluation or a pass rate; it is killed then and counts as wrong."""
     seed: int = 0
     """Base seed of fits, plans, training and evaluation."""
 
@@ -88,7 +90,7 @@ class Replacements:
         if self.train_on not in POOLS:
             raise ValueError(f"train_on={self.train_on!r}: choose {' or '.join(POOLS)}")
         counts = ("seeds", "filter_samples", "source_labels", "encode_max_tokens", "micro_batch", "eval_sequences")
-        for name in (*counts, "measure_part"):
+        for name in (*counts, "measure_part", "measure_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.answer_seconds <= 0 or self.eval_temperature <= 0:

@@ -15,11 +15,12 @@ from saerl_lib.paper.path.generate import Policy
 
 
 def attempted(
-    policy: Policy, name: str, samples: Sequence[Sample], attempts: int, temperature: float, config: PaperConfig, seed: int
-) -> pd.DataFrame:
+    policy: Policy, name: str, samples: Sequence[Sample], attempts: int, temperature: float, sequences: int, config: PaperConfig,
+    seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """One row an attempt at a set: eval_set, sample_id, attempt, answer ('' when none was read), gold."""
     completions = policy.complete(
-        [s.prompt for s in samples], attempts, config.max_response_tokens, temperature, config.eval_sequences,
+        [s.prompt for s in samples], attempts, config.max_response_tokens, temperature, sequences,
         sub_seed(seed, name), config.chat,
     )  # fmt: skip
     rows = [

@@ -54,7 +54,7 @@ def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: 
 
     def compute(out: Path) -> None:
         found = Policy(folder, config.bf16)
-        how = (config.eval_samples, config.eval_temperature, config, settings["seed"])
+        how = (config.eval_samples, config.eval_temperature, config.eval_sequences, config, settings["seed"])
         answers = [attempted(found, key, samples, *how) for key, samples in sets.items()]
         rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
         rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)

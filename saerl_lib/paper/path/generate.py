@@ -1,12 +1,11 @@
-"""A policy on one machine: sampled completions, by Hugging Face's `generate`, repeatable for a seed, and angles of its states."""
+"""Sampled completions of a policy, several a problem, by Hugging Face's `generate`: repeatable for a seed on one machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -51,29 +50,6 @@ class Policy:
                 found[i].append(text)
         return found
 
-    @torch.inference_mode()
-    def angle_concentration(self, prompts: Sequence[str], tokens_per_batch: int, chat: bool) -> np.ndarray:
-        """Mean cosine between the last layer's states of a prompt's tokens, each with each and itself, float64 [N] (GAINRL).
-
-        It is the squared length of the mean of the states' directions. Prompts of similar length go together, padded behind.
-        """
-        tokenizer = open_tokenizer(str(self.folder), prompts[:20], local=True)
-        shown = shown_prompts(tokenizer, prompts, chat)
-        tokens = tokenizer(shown, add_special_tokens=not chat)["input_ids"]
-        out = np.empty(len(tokens))
-        for rows in _batches([len(ids) for ids in tokens], tokens_per_batch):
-            width = max(len(tokens[i]) for i in rows)
-            ids = torch.zeros(len(rows), width, dtype=torch.long)
-            mask = torch.zeros(len(rows), width, dtype=torch.long)
-            for place, i in enumerate(rows):
-                ids[place, : len(tokens[i])], mask[place, : len(tokens[i])] = torch.tensor(tokens[i]), 1
-            ids, mask = ids.to(self.device), mask.to(self.device)
-            states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
-            directions = torch.nn.functional.normalize(states, dim=-1) * mask[:, :, None]
-            mean = directions.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            out[rows] = mean.square().sum(dim=1).double().cpu().numpy()
-        return out
-
     def _settings(self, tokenizer: Any, max_tokens: int, temperature: float) -> GenerationConfig:
         """Plain sampling: what a model's own generation settings would cut (top-k, top-p, penalties) is switched off by name."""
         own = self.model.generation_config.eos_token_id
@@ -82,15 +58,3 @@ class Policy:
             do_sample=True, temperature=temperature, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0,
             max_new_tokens=max_tokens, pad_token_id=tokenizer.pad_token_id or 0, eos_token_id=sorted(ends) or None,
         )  # fmt: skip
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Rows in order of length, so many that `tokens_per_batch` holds them when padded, at least one."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and lengths[row] * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

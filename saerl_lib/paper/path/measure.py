@@ -1,6 +1,6 @@
 """Step `measure`: what the arms that choose as they learn need to know of the base policy, for every planned sample.
 
-ADARFT takes the share of right answers among 16 rollouts (paper, section C.3, whose cost the paper counts), GAINRL the angle
+ADARFT takes the share of right answers among some rollouts (paper, section C.3: 16, whose cost it counts), GAINRL the angle
 concentration of the last layer's states over the prompt. The samples are measured in parts, so that a step that was stopped goes
 on with the part it was in. Nothing is computed when no such arm is asked for.
 """
@@ -17,6 +17,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import sub_seed
 from saerl_lib.data.schema import Sample, read_samples
 from saerl_lib.paper.config import PaperConfig
+from saerl_lib.paper.path.angles import angle_concentration
 from saerl_lib.paper.path.answers import attempted, judged
 from saerl_lib.paper.path.generate import Policy
 from saerl_lib.paper.path.home import Home, code_of
@@ -24,8 +25,8 @@ from saerl_lib.paper.path.places import model_folder, model_identity, policy_mod
 from saerl_lib.paper.replacements import SELECTORS
 
 CODE = code_of(
-    "paper/path/measure.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py",
-    "data/checking.py", "data/answers.py", "final_answer.py",
+    "paper/path/measure.py", "paper/path/angles.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py",
+    "own/model.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 
 
@@ -64,9 +65,11 @@ def measured_stage(home: Home, plans: Stage) -> Stage | None:
 class _Opened:
     """The base policy, opened when a part has to be computed and once for all of them."""
 
+    policy: Policy | None
+
     def __init__(self, config: PaperConfig) -> None:
         self.config, self.model = config, policy_model(config)
-        self.policy: Policy | None = None
+        self.identity, self.policy = model_identity(self.model), None
 
     def __call__(self) -> Policy:
         if self.policy is None:
@@ -80,36 +83,36 @@ def _parts(samples: Sequence[Sample], size: int) -> list[tuple[int, Sequence[Sam
 
 def _part(home: Home, column: str, number: int, samples: Sequence[Sample], opened: _Opened) -> Stage:
     config, measure = home.config, MEASURES[column]
-    settings = {
-        "policy": model_identity(opened.model), "samples": samples_digest(samples), "chat": config.chat, "bf16": config.bf16,
-        "seed": sub_seed(config.seed, f"{column}-{number}"),
+    seed = sub_seed(config.seed, f"{column}-{number}")
+    shared = {
+        "policy": opened.identity, "samples": samples_digest(samples), "chat": config.chat, "bf16": config.bf16,
     }  # fmt: skip
     own = {
         "pass_rate": {
             "attempts": config.adarft_samples, "max_tokens": config.max_response_tokens, "temperature": config.temperature,
-            "seconds": config.answer_seconds, "sequences": config.eval_sequences,
+            "seconds": config.answer_seconds, "sequences": config.measure_sequences, "seed": seed,
         },
         "angle_concentration": {"tokens": config.tokens_per_batch},
     }  # fmt: skip
 
     def compute(folder: Path) -> None:
-        values = measure(opened(), samples, config, settings["seed"])
+        values = measure(opened(), samples, config, seed)
         table = pd.DataFrame({"sample_id": [sample.id for sample in samples], column: values})
         table.to_parquet(folder / "part.parquet", index=False)
 
-    return home.stage("measure", f"measured-{column}-{number:05d}", CODE, settings | own[column], compute)
+    return home.stage("measure", f"measured-{column}-{number:05d}", CODE, shared | own[column], compute)
 
 
 def pass_rates(policy: Policy, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
     """Share of right answers among `adarft_samples` rollouts of each sample, [N]."""
-    rows = attempted(policy, "rates", samples, config.adarft_samples, config.temperature, config, seed)
+    rows = attempted(policy, "rates", samples, config.adarft_samples, config.temperature, config.measure_sequences, config, seed)
     right = judged(rows, config.answer_seconds).groupby("sample_id")["correct"].mean()
     return right.reindex([sample.id for sample in samples]).to_numpy(dtype=float)
 
 
 def angles(policy: Policy, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
     """Angle concentration of each sample's prompt as the policy gets it, [N]; nothing is drawn."""
-    return policy.angle_concentration([sample.prompt for sample in samples], config.tokens_per_batch, config.chat)
+    return angle_concentration(policy, samples, config.tokens_per_batch, config.chat)
 
 
 MEASURES: dict[str, Callable[[Policy, Sequence[Sample], PaperConfig, int], np.ndarray]] = {

@@ -36,7 +36,7 @@ CODE = code_of(
 
 
 def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
-    """<arm>-seed<k>.parquet, samples.parquet, exports/<trainer>/<arm>-seed<k>/ and left_out.csv.
+    """<arm>-seed<k>.parquet, samples.parquet, exports/<trainer>/<arm>-seed<k>/ for arms with an order, and left_out.csv.
 
     Raises DataError when less than a batch is left, PlanError when an arm needs labels that are not there.
     """

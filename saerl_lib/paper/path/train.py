@@ -1,7 +1,8 @@
 """Step `train`: TRL's GRPO on every plan, by `python -m saerl_lib train`, in this process or under a launcher.
 
 A run's folder carries the hash of all that decides it; a run that was stopped goes on from its last checkpoint, and a finished
-one is found. `trained.json` is written last, after the log of consumed samples was held against the plan.
+one is found. `trained.json` is written last, after the log of consumed samples was held against the plan, or against what the
+arm's selector chose.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Run:
     arm: str
     seed: int
     key: str
-    """Hash of plan, samples, policy, settings and code."""
+    """Hash of plan, samples, policy, settings and code, and of what a selector knows."""
     folder: Path
     plan: Path
     samples: Path
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it was trained to its end and its log agreed with the plan."""
+        """Whether it was trained to its end and its log agreed with the plan, or with what was chosen."""
         try:
             return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["key"] == self.key
         except (OSError, ValueError, KeyError):
@@ -98,6 +99,7 @@ def planned_runs(home: Home, plans: Stage, measured: Stage | None = None) -> lis
 def train_runs(home: Home, plans: Stage, measured: Stage | None = None) -> list[Run]:
     """Train what is not finished. Raises ArtifactError when a run fails, or is missing and its step was not asked for."""
     runs = planned_runs(home, plans, measured)
+    _free()  # what earlier steps of this process left on the GPU
     for run in runs:
         found = run.finished
         if not found and "train" not in home.steps:
@@ -144,7 +146,7 @@ def launch_command(run: Run, config: PaperConfig) -> list[str]:
 
 
 def _free() -> None:
-    """Give a GPU's memory back before the next run of this process."""
+    """Give a GPU's memory back before the next run."""
     import torch
 
     gc.collect()
