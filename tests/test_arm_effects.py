@@ -35,7 +35,7 @@ DIVERSITY = pd.DataFrame(
     columns=["arm", "swapped_per_batch", "space", "value"],
 )
 PLANS = pd.DataFrame(
-    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2) for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
+    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
 )
 SIZES = arm_tables.Sizes(pool=960, labelled=100, attempts=16)
 

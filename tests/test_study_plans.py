@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from saerl_lib import paths
 from saerl_lib.arms.base import ArmPool
 from saerl_lib.plan.batch_plan import make_pool, plan_of
+from saerl_lib.report.schemas import read_table
 from saerl_lib.study.plans import COLUMNS, facts
 
 
@@ -24,3 +28,11 @@ def test_what_an_order_sorts_and_mixes_by_hand() -> None:
     assert (found["swapped_samples"], found["largest_cluster"]) == (0.25, 0.625)
     # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))
     assert found["label_rho"] == pytest.approx(1 - 24 / 504)
+    assert found["plan_hash"] == hashlib.sha256(b"s0\ns1\ns2\ns3\ns5\ns4\ns7\ns6").hexdigest()[:12]
+
+
+def test_the_larger_policy_was_trained_on_the_plans_of_the_smaller_one() -> None:
+    hashes = read_table("study_plans", paths.FIGURES / "data").set_index("arm")["plan_hash"]
+    for arm in ("grpo", "saerl_grpo"):
+        assert hashes[f"{arm}_large"] == hashes[arm]
+    assert hashes["grpo"] != hashes["saerl_grpo"]

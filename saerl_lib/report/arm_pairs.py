@@ -89,7 +89,9 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
     "rival": (
         Pair("shift", "grpo"), Pair("irds", "grpo"), Pair("e2h", "grpo"), Pair("mopps", "grpo"), Pair("sec", "grpo"),
     ),
-    "transfer": (Pair("saerl_grpo_large", "grpo_large", "7B policy: accuracy gain over GRPO, points (Table 4)", 2.0),),
+    "transfer": (
+        Pair("saerl_grpo_large", "grpo_large", "Larger policy, same plan: accuracy gain over GRPO, points (Table 4, 7B)", 2.0),
+    ),
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ SMALLEST = {
 }
 """Smallest effects of interest, in the unit of the claim (ours)."""
 OTHERS_NOT_RUN: tuple[tuple[str, float], ...] = (
-    ("One SAE serves policies of other sizes and families (section 5)", math.nan),
+    ("One SAE serves policies of other families (the paper trained two sizes of one family)", math.nan),
 )
 """Claims of the paper, with its value, that no comparison of the study speaks of."""
 HEADLINE = {

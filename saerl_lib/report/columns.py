@@ -199,7 +199,7 @@ SCHEMAS: dict[str, Schema] = {
     "study_plans": _schema(
         "08",
         "arm,prompts_per_step,swapped_per_batch,batches,swapped_batches,swapped_batches_second_half,swapped_samples,label_rho,"
-        "largest_cluster",
+        "largest_cluster,plan_hash",
     ),
     "study_targets": _schema("08", "arm,seed,eval_set,target,steps,reached"),
     "study_budget": _schema("08", "arm,seed,updates,prompts,distinct_prompts,rollouts,rollouts_used,tokens,counted"),

@@ -39,12 +39,14 @@ def study_sets(tables: pd.DataFrame) -> Figure:
         style.light_grid(axis, "x")
     axes.flat[0].invert_yaxis()
     style.hide_unused(axes, len(arms))
-    for axis in axes[-1]:
-        axis.set_xlabel("Gain at the last evaluation (points)")
+    for axis in axes.flat[max(0, len(arms) - columns) : len(arms)]:  # the lowest panel of each column
+        axis.set_xlabel("Gain (points)")
+        axis.tick_params(labelbottom=True)
     style.caption(
         figure,
-        "Dot: here, with a 95 % t interval over n matched seeds, uncorrected. Cross: the paper's single runs on the benchmark in "
-        "brackets, which the set stands for. Avg@8; the hardest set by Pass@8, as AIME24 in the paper.",
+        "First arm minus second at the last evaluation. Dot: here, with a 95 % t interval over n matched seeds, uncorrected. "
+        "Cross: the paper's single runs on the benchmark in brackets, which the set stands for. Avg@8; the hardest set by Pass@8, "
+        "as AIME24 in the paper.",
     )
     return figure
 

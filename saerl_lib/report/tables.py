@@ -71,7 +71,7 @@ HEADLINES = (
     "MATH, 7 subjects",
     "DeepMath difficulty, then DeepScaleR, in-domain",
     "Filter at p95",
-    "7B policy",
+    "Larger policy, same plan",
 )
 """Beginnings of the claims that the README opens with."""
 
@@ -182,17 +182,18 @@ def study_markdown(frame: pd.DataFrame) -> str:
 
 
 def plans_markdown(frame: pd.DataFrame) -> str:
-    """`study_plans.csv` as a Markdown table: how a fixed order sorts, mixes and how large its largest cluster is."""
+    """`study_plans.csv` as a Markdown table: how a fixed order sorts, mixes, how large its largest cluster is, and its hash."""
     rows = []
     for row in frame.to_dict("records"):
         shares = [f"{100 * row[name]:.0f}" if row["swapped_per_batch"] else "" for name in
                   ("swapped_batches", "swapped_batches_second_half")]  # fmt: skip
         asked, got = row["swapped_per_batch"] / row["prompts_per_step"], row["swapped_samples"]
         mixed = [f"{100 * asked:.1f}", f"{100 * got:.1f}"] if asked else ["", ""]
-        rows.append([f"`{row['arm']}`", f"{row['label_rho']:.2f}", f"{100 * row['largest_cluster']:.0f}", *mixed, *shares])
+        sorts, largest = f"{row['label_rho']:.2f}", f"{100 * row['largest_cluster']:.0f}"
+        rows.append([f"`{row['arm']}`", sorts, largest, *mixed, *shares, f"`{row['plan_hash']}`"])
     header = [
         "Arm", "rho of position and label", "Largest cluster, % of the pool", "Swapped samples asked for, %",
-        "Swapped samples, %", "Batches that swap, %", "In the second half, %",
+        "Swapped samples, %", "Batches that swap, %", "In the second half, %", "Plan",
     ]  # fmt: skip
     return markdown_table(header, rows)
 

@@ -10,19 +10,23 @@ import pandas as pd
 from saerl_lib.arms.base import Arm, ArmPool
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import Profile
-from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash
 from saerl_lib.properties import correlation
 from saerl_lib.rl.arm_pool import load_arm_pool
 from saerl_lib.rl.grid import arm_plan
 
 COLUMNS = [
     "arm", "prompts_per_step", "swapped_per_batch", "batches", "swapped_batches", "swapped_batches_second_half",
-    "swapped_samples", "label_rho", "largest_cluster",
+    "swapped_samples", "label_rho", "largest_cluster", "plan_hash",
 ]  # fmt: skip
+HASH_LENGTH = 12
 
 
-def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float]:
-    """Shares of batches and samples that were swapped, Spearman of position with the label, share of the largest cluster."""
+def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float | str]:
+    """Shares of batches and samples that were swapped, Spearman of position with the label, share of the largest cluster, hash.
+
+    The hash is the beginning of `plan_hash`: arms that train on one plan share it.
+    """
     table = plan.table
     swapped = table["swapped_with"].to_numpy() >= 0
     by_batch = pd.Series(swapped).groupby(table["step"].to_numpy()).any().to_numpy()
@@ -33,6 +37,7 @@ def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float]:
         "swapped_samples": float(swapped.mean()),
         "label_rho": correlation("spearman", np.arange(len(label), dtype=float), label),
         "largest_cluster": float(table["cluster"].value_counts(normalize=True).max()),
+        "plan_hash": plan_hash(plan)[:HASH_LENGTH],
     }  # fmt: skip
 
 
