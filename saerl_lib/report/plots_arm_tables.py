@@ -45,8 +45,8 @@ def study_sets(tables: pd.DataFrame) -> Figure:
     style.caption(
         figure,
         "First arm minus second at the last evaluation. Dot: here, with a 95 % t interval over n matched seeds, uncorrected. "
-        "Cross: the paper's single runs on the benchmark in brackets, which the set stands for. Avg@8; the hardest set by Pass@8, "
-        "as AIME24 in the paper.",
+        "Cross: the paper's single runs on the benchmark in brackets, which the set stands for. Avg@8; the hardest set by "
+        "Pass@8, as AIME24 in the paper.",
     )
     return figure
 
