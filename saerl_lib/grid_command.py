@@ -39,7 +39,8 @@ def run_grid_command(
 
     The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`.
 
-    The tables of all finished runs go to the profile's own folder, with `publish` to `figures/data`.
+    The tables of all finished runs go to the profile's own folder, with `publish` to `figures/data`; without a run of `grpo`
+    there are none.
     """
     profile = study_profile(profile_name)
     if ray is not None:
@@ -62,10 +63,13 @@ def run_grid_command(
         print(f"\n{run}\n{log}")
     if record is None and done and profile.name == "study":
         show_repeated(done)
-    folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    collect_study(profile, whole, folder, record)
-    print(f"tables of all finished runs: {folder}")
+    if record is None and not finished(profile, [cell for cell in whole if cell[0].name == "grpo"]):
+        print("no tables: they compare with grpo, of which no run is finished here; --continue takes the committed ones")
+    else:
+        folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        collect_study(profile, whole, folder, record)
+        print(f"tables of all finished runs: {folder}")
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0

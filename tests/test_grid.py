@@ -16,6 +16,7 @@ import pytest
 from killing import kill_in_training, processes, until
 from safetensors.numpy import save_file
 
+from saerl_lib import grid_command
 from saerl_lib.arms.base import ArmError
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
@@ -259,6 +260,24 @@ def test_a_failed_run_is_reported_and_the_others_go_on(stages: tuple[Stage, Stag
     failed = grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
     assert [f.name for f in grids.finished(PROFILE, [(arm, 0) for arm in arms])] == ["diff-seed0"]
+
+
+def test_one_run_without_grpo_is_no_error(
+    stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training one arm and seed again, to compare it with the committed run, leaves no tables and no error."""
+    collected: list[object] = []
+    for name, value in (
+        ("study_profile", lambda name: PROFILE), ("study_stages", lambda profile: stages),
+        ("study_cells", lambda profile, arms, seeds=None: [(arm, 7) for arm in arms]),
+        ("run_grid", lambda *_: {}), ("collect_study", lambda *words: collected.append(words)),
+    ):  # fmt: skip
+        monkeypatch.setattr(grid_command, name, value)
+    assert grid_command.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+    assert "no tables: they compare with grpo" in capsys.readouterr().out and not collected
+    monkeypatch.setattr(grid_command, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
+    assert grid_command.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+    assert len(collected) == 1
 
 
 def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
