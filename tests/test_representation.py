@@ -25,14 +25,15 @@ from saerl_lib.encode.encoder import ENCODER, load_encoder
 from saerl_lib.encode.features import encode_samples
 from saerl_lib.encode.influence import hooked_gradient
 from saerl_lib.encode.metadata import FEATURES, FORMULAS, formula_table, metadata_features
-from saerl_lib.encode.pooling import Encoder, pool_samples
+from saerl_lib.encode.pooling import Encoder, pool_on_device, pool_samples, pool_triples
 from saerl_lib.encode.readers import pool_dense
 from saerl_lib.encode.retain import RULES, choose_retained, latent_statistics
 from saerl_lib.encode.sae import KINDS, SAEGateError, load_sae, train_sae
 from saerl_lib.encode.sources import load_opensae, open_sae_source
 from saerl_lib.encode.spans import Layout, pack, sample_spans, token_batches
-from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained, topk_entries
+from saerl_lib.encode.sparse import SparseLatents, Triples, encode_all, encode_retained
 from saerl_lib.encode.store import Store, write_store
+from saerl_lib.encode.topk import GROUP, _of_best_groups, topk_entries
 
 WIDTH = ENCODER.width
 
@@ -93,11 +94,32 @@ def test_retained_latents_alone_equal_the_full_encoding(kind: str) -> None:
 @given(st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([256, 1024, 4096]))
 def test_topk_by_groups_equals_a_sort(k: int, seed: int, width: int) -> None:
     hidden = torch.randn(5, width, generator=torch.Generator().manual_seed(seed)).round(decimals=2)
+    expected = hidden.sort(descending=True).values[:, :k]
     rows, columns, values = topk_entries(hidden, k)
     for row in range(5):
-        expected = hidden[row].sort(descending=True).values[:k]
-        assert sorted(values[rows == row].tolist(), reverse=True) == expected[expected > 0].tolist()
+        largest = expected[row][expected[row] > 0].tolist()
+        assert sorted(values[rows == row].tolist(), reverse=True) == largest
         torch.testing.assert_close(hidden[row, columns[rows == row]], values[rows == row])
+    if width // GROUP >= k:
+        values, columns = _of_best_groups(hidden, k)
+        torch.testing.assert_close(values.sort(descending=True).values, expected, rtol=0, atol=0)
+        torch.testing.assert_close(hidden.gather(1, columns), values, rtol=0, atol=0)
+        assert all(len(set(row)) == k for row in columns.tolist())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10_000))
+def test_pooling_on_the_device_equals_pooling_on_the_host(entries: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    group = np.sort(rng.integers(0, 6, 12))
+    token = np.sort(rng.integers(0, 12, entries))
+    latent, value = rng.integers(0, 9, entries), rng.random(entries).astype(np.float32) + 0.1
+    triples = Triples(torch.from_numpy(token), torch.from_numpy(latent), torch.from_numpy(value))
+    tokens = np.bincount(group, minlength=6)
+    host, device = (pool(found, group, tokens, 9) for pool, found in ((pool_triples, triples.host()), (pool_on_device, triples)))
+    for name in ("row", "span", "latent", "peak"):
+        np.testing.assert_array_equal(getattr(device, name), getattr(host, name))
+    np.testing.assert_allclose(device.mean, host.mean, rtol=1e-6)
 
 
 def test_the_store_gives_what_encoding_again_gives(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:

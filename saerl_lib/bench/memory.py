@@ -18,8 +18,7 @@ import torch
 from saerl_lib import paths
 from saerl_lib.bench.model_shape import PAPER, random_sae
 from saerl_lib.bench.timing import report
-from saerl_lib.encode.pooling import pool_triples
-from saerl_lib.encode.sparse import encode_all
+from saerl_lib.encode.pooling import pool_vectors
 
 TOKENS, LATENTS = 8192, 131_072
 BAR = 5.0
@@ -64,7 +63,7 @@ def measure(way: str) -> dict[str, float]:
         found = sae.encode(vectors).view(len(np.unique(group)), -1, LATENTS)
         torch.cat([found.mean(dim=1), found.amax(dim=1)])
     else:
-        pool_triples(encode_all(sae, vectors), group, np.bincount(group), LATENTS)
+        pool_vectors(sae, vectors, group, np.bincount(group))
     return {"before_mib": before, "peak_mib": sampler.stop() - before}
 
 

@@ -18,9 +18,8 @@ from transformers import Qwen3Config, Qwen3Model
 
 from saerl_lib.bench.timing import CPU, REPEATS, peak_mib, seconds
 from saerl_lib.encode.activations import CutModel, activations, truncate
-from saerl_lib.encode.pooling import pool_triples
+from saerl_lib.encode.pooling import pool_vectors
 from saerl_lib.encode.spans import TokenBatch
-from saerl_lib.encode.sparse import encode_all, encode_retained
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def shape_ratios(
             "forward": lambda: activations(model, batch),
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
             "dense": dense,
-            "all": lambda sae=top: pool_triples(encode_all(sae, vectors), group, counts, sae.cfg.d_sae),
-            "retained": lambda sae=jump, r=retained: pool_triples(encode_retained(sae, vectors, r), group, counts, len(r)),
+            "all": lambda sae=top: pool_vectors(sae, vectors, group, counts),
+            "retained": lambda sae=jump, r=retained: pool_vectors(sae, vectors, group, counts, r),
         }
         found = alternate(works, repeats, device)
         forward, product = found["forward"], found["product"]

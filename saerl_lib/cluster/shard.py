@@ -25,7 +25,6 @@ from saerl_lib.artifacts import ArtifactError, code_hash
 from saerl_lib.data.schema import Sample, read_samples
 from saerl_lib.encode.pooling import Encoder, pool_batch
 from saerl_lib.encode.spans import pack, pad, sample_spans
-from saerl_lib.encode.sparse import encode_all
 from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
 
@@ -33,7 +32,7 @@ BLOCK_ROWS = 256
 """Rows that are batched together, one row group of a shard; shards are multiples of it (ours)."""
 CODE = (
     "cluster/shard.py", "data/schema.py", "encode/activations.py", "encode/pooling.py", "encode/sae.py", "encode/sources.py",
-    "encode/spans.py", "encode/sparse.py", "own/model.py",
+    "encode/spans.py", "encode/sparse.py", "encode/topk.py", "own/model.py",
 )  # fmt: skip
 """Sources that decide a shard's bytes."""
 PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "pyarrow")
@@ -161,7 +160,7 @@ def encode_block(samples: list[Sample], encoder: Encoder, first: int) -> pa.Tabl
     parts = []
     for rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
         batch = pad(rows, spans, encoder.tokenizer.pad_token_id or 0)
-        found = pool_batch(encoder, batch, samples, encode_all, width)
+        found = pool_batch(encoder, batch, samples)
         solved[list(rows)] = batch.solution.any(dim=1).numpy()
         parts.append((found.row, found.span * width + found.latent, found.mean, found.peak))
     row, column, mean, peak = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

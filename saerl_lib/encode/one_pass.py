@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.pooling import Pooled, fill_z, pool_triples
+from saerl_lib.encode.pooling import Pooled, fill_z, pool_vectors
 from saerl_lib.encode.readers import DENSE, PooledVectors, Reader, pool_dense, token_vectors_of
 from saerl_lib.encode.retain import choose_label_free, require_label_free
-from saerl_lib.encode.sparse import encode_all
 
 PART = 1000
 """Samples whose pooled latents one worker holds at a time."""
@@ -38,7 +37,7 @@ def _keep_part(samples: Sequence[Sample], reader: Reader, folder: Path) -> tuple
         dense[rows] = pool_dense(vectors.numpy(), group, len(rows))
         unsolved[rows] = ~batch.solution.any(dim=1).numpy()
         for name, sae in saes.items():
-            pooled = pool_triples(encode_all(sae, vectors), group, tokens, sae.cfg.d_sae)
+            pooled = pool_vectors(sae, vectors, group, tokens)
             kept[name].append(Pooled(rows[pooled.row], *(getattr(pooled, field) for field in ("span", "latent", "mean", "peak"))))
         if reader.layout.max_tokens:
             cut += int((batch.real.sum(dim=1) >= reader.layout.max_tokens).sum())

@@ -1,12 +1,13 @@
 """Pooling SAE latents over the prompt and the solution span (paper, section 3.1): z = [mean_p ; max_p ; mean_s ; max_s].
 
 The array samples x tokens x latents never exists: a batch is encoded in chunks, kept as triples and reduced to one
-entry a (span, latent) that fired, so memory is bounded by the batch. Axes: N samples, F latents, S retained.
+entry a (span, latent) that fired, on the device that encoded it, so memory is bounded by the batch. Axes: N samples, F
+latents, S retained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
-from saerl_lib.encode.sparse import SparseLatents, encode_all, encode_retained
+from saerl_lib.encode.sparse import SparseLatents, Triples, find_all, find_retained
 
 BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 """Blocks of z, in order."""
@@ -73,12 +74,42 @@ def pool_triples(found: SparseLatents, group: NDArray[np.int64], group_tokens: N
     return Pooled(groups // 2, groups % 2, latent, mean, np.maximum.reduceat(value, starts))
 
 
-Encode = Callable[[SAE, Tensor], SparseLatents]
+@torch.inference_mode()
+def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
+    """`pool_triples` where the triples lie: what is copied to the host is one entry a (span, latent), not one a token."""
+    groups = torch.from_numpy(group).to(found.token.device)
+    key, order = (groups[found.token] * width + found.latent).sort(stable=True)
+    value = found.value[order].float()
+    key, lengths = torch.unique_consecutive(key, return_counts=True)
+    if not len(key):
+        return pool_triples(found.host(), group, group_tokens, width)
+    place = torch.div(key, width, rounding_mode="floor")
+    total = torch.segment_reduce(value.double(), "sum", lengths=lengths, unsafe=True)
+    mean = (total / torch.from_numpy(group_tokens).to(place.device)[place]).float()
+    peak = torch.segment_reduce(value, "max", lengths=lengths, unsafe=True)
+    row = torch.div(place, 2, rounding_mode="floor")
+    return Pooled(*(t.cpu().numpy() for t in (row, place - 2 * row, key - place * width, mean, peak)))
+
+
+def pool_vectors(
+    sae: SAE, vectors: Tensor, group: NDArray[np.int64], group_tokens: NDArray[np.int64],
+    retained: NDArray[np.int64] | None = None,
+) -> Pooled:  # fmt: skip
+    """Pooled latents of vectors [n, D] by group, as `pool_triples`; of `retained` alone, numbered by its columns, if given."""
+    if retained is None:
+        found, width = find_all(sae, vectors), sae.cfg.d_sae
+    else:
+        found, width = find_retained(sae, vectors, retained), len(retained)
+    if found.token.device.type == "cpu":
+        return pool_triples(found.host(), group, group_tokens, width)
+    return pool_on_device(found, group, group_tokens, width)
 
 
 @torch.inference_mode()
-def pool_batch(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample], encode: Encode, width: int) -> Pooled:
-    """Pooled latents of one batch; rows are positions in `samples`."""
+def pool_batch(
+    encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample], retained: NDArray[np.int64] | None = None
+) -> Pooled:
+    """Pooled latents of one batch, all or `retained` by column; rows are positions in `samples`."""
     values = activations(encoder.decoder, batch)
     check_finite(values, batch, samples)
     keep = batch.prompt | batch.solution
@@ -86,14 +117,14 @@ def pool_batch(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample], e
     vectors = values[keep]
     del values
     tokens = np.bincount(group, minlength=2 * len(batch.rows))
-    pooled = pool_triples(encode(encoder.sae, vectors), group, tokens, width)
+    pooled = pool_vectors(encoder.sae, vectors, group, tokens, retained)
     return Pooled(np.asarray(batch.rows)[pooled.row], pooled.span, pooled.latent, pooled.mean, pooled.peak)
 
 
 def pooled_batches(samples: Sequence[Sample], encoder: Encoder) -> Iterator[tuple[TokenBatch, Pooled]]:
     """All latents of one batch of samples after another."""
     for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
-        yield batch, pool_batch(encoder, batch, samples, encode_all, encoder.sae.cfg.d_sae)
+        yield batch, pool_batch(encoder, batch, samples)
 
 
 def fill_z(z: NDArray[np.float32], pooled: Pooled, columns: int) -> None:
@@ -110,11 +141,8 @@ def pool_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[
     columns = len(retained)
     z = np.zeros((len(samples), len(BLOCKS) * columns), dtype=np.float32)
 
-    def encode(sae: SAE, vectors: Tensor) -> SparseLatents:
-        return encode_retained(sae, vectors, retained)
-
     for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
-        fill_z(z, pool_batch(encoder, batch, samples, encode, columns), columns)
+        fill_z(z, pool_batch(encoder, batch, samples, retained), columns)
         unsolved = ~batch.solution.any(dim=1).numpy()
         z[np.asarray(batch.rows)[unsolved], 2 * columns :] = np.nan
     return z

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
 from saerl_lib.encode.language_model import load_model
-from saerl_lib.encode.pooling import fill_z, pool_triples
+from saerl_lib.encode.pooling import fill_z, pool_vectors
 from saerl_lib.encode.retain import LABEL_FREE, choose_label_free, require_label_free
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
-from saerl_lib.encode.sparse import encode_all, encode_retained
 
 DENSE = "dense"
 """Name of the features that are the activations themselves."""
@@ -101,7 +100,7 @@ def peak_statistics(samples: Sequence[Sample], reader: Reader) -> dict[str, tupl
         row = group // 2
         for name, sae in saes.items():
             width = sae.cfg.d_sae
-            pooled = pool_triples(encode_all(sae, vectors), 2 * row, np.ones(2 * len(batch.rows)), width)
+            pooled = pool_vectors(sae, vectors, 2 * row, np.ones(2 * len(batch.rows)))
             for i, values in enumerate((np.ones_like(pooled.peak), pooled.peak, pooled.peak.astype(np.float64) ** 2)):
                 sums[name][i] += np.bincount(pooled.latent, weights=values, minlength=width)
     n = len(samples)
@@ -141,7 +140,7 @@ def _encode_part(samples: Sequence[Sample], reader: Reader, retained: Mapping[st
         unsolved = rows[~batch.solution.any(dim=1).numpy()]
         for name, sae in saes.items():
             columns = len(retained[name])
-            pooled = pool_triples(encode_retained(sae, vectors, retained[name]), group, tokens, columns)
+            pooled = pool_vectors(sae, vectors, group, tokens, retained[name])
             pooled.row[:] = rows[pooled.row]
             fill_z(features[name], pooled, columns)
             features[name][unsolved, 2 * columns :] = np.nan

@@ -3,7 +3,8 @@
 The encoder's product is the floor: a dense [T, F] array exists for one chunk of tokens only, and what follows the product
 touches it once. Three ways in: all latents of a TopK SAE, all latents of a threshold SAE (ReLU, JumpReLU, and BatchTopK,
 which SAELens saves as JumpReLU), and the retained latents alone, which a threshold SAE can encode without the others.
-Values are those of SAELens' `encode` (a test compares them).
+Values are those of SAELens' `encode` (a test compares them). `find_*` leave the triples on the SAE's device, where
+`saerl_lib.encode.pooling` reduces them before anything is copied; `encode_*` bring them to the host.
 """
 
 from __future__ import annotations
@@ -17,10 +18,23 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25
-"""Entries of the dense [tokens, F] array of one chunk: 128 MiB in float32, 256 tokens at F = 131,072."""
-GROUP = 128
-"""Latents a group in the search for the k largest."""
+from saerl_lib.encode.topk import topk_entries
+
+CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
+"""Entries of the dense [tokens, F] array of one chunk: on a CPU 128 MiB in float32, 256 tokens at F = 131,072."""
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Positive latents of n tokens on the SAE's device, by ascending token, three tensors [nnz]."""
+
+    token: Tensor
+    latent: Tensor
+    value: Tensor
+
+    def host(self) -> SparseLatents:
+        """The same in NumPy, values in float32."""
+        return SparseLatents(self.token.cpu().numpy(), self.latent.cpu().numpy(), self.value.float().cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ def is_threshold(sae: SAE) -> bool:
 
 
 def _pre_activation(sae: SAE, vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if vectors.device.type != "cpu":  # one pass over the product fewer; a CPU keeps the order of its sums
+        return torch.addmm(bias, sae.process_sae_in(vectors), weight)
     hidden = sae.process_sae_in(vectors) @ weight
     hidden += bias
     return hidden
@@ -58,40 +74,18 @@ def _positive(hidden: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor
     return rows, columns, hidden[rows, columns]
 
 
-def topk_entries(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positive entries among the k largest of each row of [n, F], as (row, column, value) by ascending row and column.
+def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> SparseLatents:
+    """All positive latents of vectors [n, D], on the host. Raises as `find_all`."""
+    return find_all(sae, vectors, chunk_elements).host()
 
-    The k-th largest of the maxima of F / GROUP groups is a lower bound of the k-th largest entry, so only entries above
-    it are sorted: at F = 131,072 this reads the array twice instead of partitioning each row. That pays on a CPU; elsewhere
-    the device's own topk is asked.
 
-    >>> [v.tolist() for v in topk_entries(torch.tensor([[3.0, -1.0, 2.0, 1.0]]), 2)]
-    [[0, 0], [0, 2], [3.0, 2.0]]
-    """
-    n, width = hidden.shape
-    if hidden.device.type != "cpu" or width % GROUP or width // GROUP < 2 * k:
-        values, columns = hidden.topk(k, dim=1, sorted=False)
-        columns, order = columns.sort(dim=1)
-        values = values.gather(1, order)
-        rows = torch.arange(n, device=hidden.device).unsqueeze(1).expand_as(columns)
-        keep = values > 0
-        return rows[keep], columns[keep], values[keep]
-    maxima = hidden.view(n, width // GROUP, GROUP).amax(dim=2)
-    bound = maxima.topk(k, dim=1, sorted=True).values[:, -1:].clamp_min(0)
-    keep = hidden >= bound
-    keep &= hidden > 0
-    rows, columns = keep.nonzero(as_tuple=True)
-    values = hidden[rows, columns]
-    # by row, then by falling value: the first k of each row are its largest
-    order = torch.from_numpy(np.lexsort((columns.numpy(), -values.float().numpy(), rows.numpy())))
-    starts = torch.searchsorted(rows, torch.arange(n))
-    rank = torch.arange(len(rows)) - starts[rows]
-    order = order[rank < k].sort().values
-    return rows[order], columns[order], values[order]
+def encode_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> SparseLatents:
+    """Latents of `retained` [S] alone for vectors [n, D], on the host; `latent` numbers the columns of `retained`."""
+    return find_retained(sae, vectors, retained).host()
 
 
 @torch.inference_mode()
-def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int = CHUNK_ELEMENTS) -> SparseLatents:
+def find_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> Triples:
     """All positive latents of vectors [n, D].
 
     Raises ValueError for an architecture that is none of standard, topk, jumprelu.
@@ -110,11 +104,11 @@ def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int = CHUNK_ELEMENTS) 
             hidden *= scale
         return topk_entries(hidden, int(sae.cfg.k)) if kind == "topk" else _positive(hidden, threshold)
 
-    return _in_chunks(vectors, max(1, chunk_elements // sae.cfg.d_sae), entries)
+    return _in_chunks(vectors, _chunk_elements(vectors, chunk_elements) // sae.cfg.d_sae, entries)
 
 
 @torch.inference_mode()
-def encode_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> SparseLatents:
+def find_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> Triples:
     """Latents of `retained` [S] alone for vectors [n, D]; `latent` numbers the columns of `retained`.
 
     A threshold SAE multiplies with S columns instead of F. A TopK SAE needs all of them: a latent fires only among the
@@ -122,28 +116,31 @@ def encode_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> S
     """
     chosen = torch.from_numpy(np.asarray(retained, dtype=np.int64)).to(sae.W_enc.device)
     if not is_threshold(sae):
-        found = encode_all(sae, vectors)
-        column = np.full(sae.cfg.d_sae, -1, dtype=np.int64)
-        column[retained] = np.arange(len(retained))
-        keep = column[found.latent] >= 0
-        return SparseLatents(found.token[keep], column[found.latent[keep]], found.value[keep])
+        found = find_all(sae, vectors)
+        column = torch.full((sae.cfg.d_sae,), -1, device=chosen.device)
+        column[chosen] = torch.arange(len(chosen), device=chosen.device)
+        own = column[found.latent]
+        keep = own >= 0
+        return Triples(found.token[keep], own[keep], found.value[keep])
     weight, bias = sae.W_enc[:, chosen].contiguous(), sae.b_enc[chosen]
     threshold = sae.threshold[chosen] if architecture(sae) == "jumprelu" else 0.0
 
     def entries(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _positive(_pre_activation(sae, chunk, weight, bias), threshold)
 
-    return _in_chunks(vectors, max(1, CHUNK_ELEMENTS // max(1, len(retained))), entries)
+    return _in_chunks(vectors, _chunk_elements(vectors, None) // max(1, len(retained)), entries)
 
 
-def _in_chunks(
-    vectors: Tensor, tokens: int, entries: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-) -> SparseLatents:
-    parts: list[tuple[NDArray, NDArray, NDArray]] = []
-    for start in range(0, len(vectors), tokens):
-        rows, columns, values = entries(vectors[start : start + tokens])
-        parts.append(((rows + start).cpu().numpy(), columns.cpu().numpy(), values.float().cpu().numpy()))
+def _chunk_elements(vectors: Tensor, asked: int | None) -> int:
+    return asked or CHUNK_ELEMENTS.get(vectors.device.type, CHUNK_ELEMENTS["cpu"])
+
+
+def _in_chunks(vectors: Tensor, tokens: int, entries: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Triples:
+    parts = []
+    for start in range(0, len(vectors), max(1, tokens)):
+        rows, columns, values = entries(vectors[start : start + max(1, tokens)])
+        parts.append((rows + start, columns, values))
     if not parts:
-        return SparseLatents(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    token, latent, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return SparseLatents(token, latent, value)
+        none = torch.empty(0, dtype=torch.int64, device=vectors.device)
+        return Triples(none, none, torch.empty(0, device=vectors.device))
+    return Triples(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
