@@ -74,8 +74,8 @@ def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model
     torch.testing.assert_close(torch.cat(list(later)), vectors[4 * 31 :], atol=1e-5, rtol=1e-4)
 
 
-def train(model: Path, source: str, out: Path, config: TextSAEConfig = SMALL):
-    decoder, tokenizer, _, identity = open_decoder(str(model), 2, "cpu", False)
+def train(model: Path, source: str, out: Path, device: str = "cpu", config: TextSAEConfig = SMALL):
+    decoder, tokenizer, _, identity = open_decoder(str(model), 2, device, False)
     return train_text_sae([source] * 3, "text", decoder, tokenizer, config, identity, out)
 
 
@@ -95,7 +95,11 @@ def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path,
     assert "begun with other settings" in capsys.readouterr().err
 
 
-def test_a_stopped_training_goes_on_behind_its_checkpoint(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_a_stopped_training_goes_on_behind_its_checkpoint(
+    where: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    device = "cpu" if where == "cpu" else str(request.getfixturevalue("gpu_device"))
     source, read = write_texts(tmp_path, "jsonl"), []
     whole = CutModel.forward
 
@@ -107,20 +111,20 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(model: Path, tmp_path:
 
     monkeypatch.setattr(CutModel, "forward", stops)
     with pytest.raises(KeyboardInterrupt):
-        train(model, source, tmp_path / "sae")
+        train(model, source, tmp_path / "sae", device)
     (checkpoint,) = (tmp_path / "sae" / "checkpoints").iterdir()
     position = json.loads((checkpoint / "position.json").read_text())["blocks"]
     assert 1_500 <= int(checkpoint.name) < SMALL.tokens and position > 0
     again: list[torch.Tensor] = []
     monkeypatch.setattr(CutModel, "forward", lambda self, batch: again.append(batch.ids) or whole(self, batch))
     said: list[str] = []
-    decoder, tokenizer, _, identity = open_decoder(str(model), 2, "cpu", False)
+    decoder, tokenizer, _, identity = open_decoder(str(model), 2, device, False)
     quality = train_text_sae([source] * 3, "text", decoder, tokenizer, SMALL, identity, tmp_path / "sae", said.append)
     assert said == [f"going on after {int(checkpoint.name):,} of 6,000 vectors"] and quality.explained_variance > 0
     held_out = -(-SMALL.heldout_tokens // (4 * 31))  # passes before training
     found = list(blocks(documents([source] * 3), tokenizer, 32))
     assert again[held_out].tolist() == found[position : position + 4], "the text goes on, it does not begin again"
-    undisturbed = train(model, source, tmp_path / "other")
+    undisturbed = train(model, source, tmp_path / "other", device)
     assert quality.explained_variance == pytest.approx(undisturbed.explained_variance, abs=0.1)
 
 
@@ -136,7 +140,7 @@ def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="no column 'body'"):
         list(documents([write_texts(tmp_path, "parquet")], "body"))
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
-        train(model, source, tmp_path / "long", TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
+        train(model, source, tmp_path / "long", config=TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").write_text("mine")
     with pytest.raises(ArtifactError, match="holds something else"):

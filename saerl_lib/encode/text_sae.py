@@ -151,6 +151,7 @@ def _last_checkpoint(out: Path) -> Path | None:
 
 
 def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
+    trainer.sae.to(trainer.cfg.device)  # SAELens does so in `fit`, and the moments loaded before that would stay on the CPU
     trainer.sae.load_weights_from_checkpoint(checkpoint)
     trainer.load_trainer_state(checkpoint)
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples]
