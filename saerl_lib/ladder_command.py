@@ -13,8 +13,8 @@ from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.real_stage import corpus_keys, held_out_keys, text_model_stage
 from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.notebooks import UserError
+from saerl_lib.properties.file_tasks import tasks_of_file
 from saerl_lib.properties.ladder_stage import encode_tasks, ladder_of
-from saerl_lib.properties.tasks import tasks_of_file
 from saerl_lib.report.figures import draw, write_csv
 
 
@@ -30,7 +30,7 @@ def run_ladder(file: Path, profile_name: str) -> int:
     """Every label of `file` that can be read becomes a task; table, figure and predictions go to a folder of their own."""
     profile = require_method(profile_name)
     data = load_labelled(file)
-    tasks = tasks_of_file(data, profile.method, held_out_keys())
+    tasks = tasks_of_file(data, profile.method, held_out_keys(), lambda line: print(line, flush=True))
     read = corpus_keys(profile.method)
     for task in tasks:
         seen = sum(normalise(s.prompt) in read for s in task.test)

@@ -29,9 +29,10 @@ from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.encode import kinds_stage, real_stage
 from saerl_lib.encode.spans import Layout
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict, text_sets
+from saerl_lib.properties.file_tasks import tasks_of_file
 from saerl_lib.properties.ladder_tables import overlap_table
 from saerl_lib.properties.scores import baseline, interval, metric, task_rows
-from saerl_lib.properties.tasks import Task, labelled_task, real_tasks, tasks_of_file, world_tasks
+from saerl_lib.properties.tasks import Task, labelled_task, real_tasks, world_tasks
 
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
@@ -150,8 +151,35 @@ def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:
     assert all(not {s.prompt for s in t.train} & {s.prompt for s in t.test} for t in tasks)
     assert all(not {s.id for s in t.train} & {"p0", "p1", "p2"} for t in tasks)
     assert (tasks[-1].y_train <= 0).all()
+
+
+def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
+    rows = problems(100, level=2, subject=lambda i: "ab"[i % 2] if i < 95 else "rare")
+    rows[0]["level"] = 3
+    for row in rows[60:]:
+        row |= {"pass_rate": 0.5, "solution": "x"}
+    rows += [{**rows[3], "id": "again"}]
+    said: list[str] = []
+    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    config = MethodConfig(max_train=50, max_test=20)
+    held_out = {data.keys[i] for i in range(95)}
+    with pytest.raises(ValueError, match="0 training and 20 test samples are too few"):
+        tasks_of_file(data, config, held_out, said.append)
+    assert said == [
+        "subject: 101 of 101 rows carry it; left out: 5 of topics with fewer than 10 rows, 1 that repeat a question, "
+        "25 beyond max_train = 50 and max_test = 20, 50 for training whose question stands in an evaluation set"
+    ]
+    said.clear()
+    (_, level) = tasks_of_file(data, config, set(), said.append)
+    assert level.target == "difficulty_level" and len(level.train) + len(level.test) == 70
+    bare = sum(not sample.solved for sample in (*level.train, *level.test))
+    assert 0 < bare < 70 and said[2:] == [
+        f"level with solutions: not read; {bare} of 70 rows have no solution",
+        "pass_rate: not read; 40 rows carry it, 40 different questions with 1 values of use, and 43 with 2 are needed",
+    ]
+    assert said[1].startswith("level: 101 of 101 rows carry it; left out: 1 that repeat")
     with pytest.raises(ValueError, match="no label with two values"):
-        tasks_of_file(load_labelled(write(tmp_path / "bare.jsonl", problems(60, level=2))), MethodConfig(), set())
+        tasks_of_file(load_labelled(write(tmp_path / "bare.jsonl", problems(60, level=2))), config, set())
 
 
 def task(kind: str = "rank", n: int = 80) -> Task:

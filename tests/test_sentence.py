@@ -21,8 +21,8 @@ from saerl_lib.encode.one_pass import read_retaining
 from saerl_lib.encode.readers import DENSE, Reader, peak_statistics, read_all, retained_sets
 from saerl_lib.encode.retain import LABEL_FREE
 from saerl_lib.encode.spans import sample_spans
+from saerl_lib.properties.file_tasks import tasks_of_file
 from saerl_lib.properties.ladder_stage import encode_tasks, task_sets
-from saerl_lib.properties.tasks import tasks_of_file
 
 WIDTH, LATENTS = 16, 32
 WORDS = "what is plus the sum of two numbers apple 0 1 2 3 4 5 6 7 8 9 ? .".split()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.real import LabelledSet, hash_order, unique, without
-from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, split_by_hash
+from saerl_lib.data.real import LabelledSet, hash_order, without
+from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits
 from saerl_lib.data.schema import Sample
 
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
@@ -68,31 +68,6 @@ TARGET_NAMES = {
     "subject": "subject", "level": "difficulty_level", "pass_rate": "difficulty_by_pass_rate", "learnability": "learnability",
     "valid": "well_posed",
 }  # fmt: skip
-
-
-def tasks_of_file(data: LabelledSet, config: MethodConfig, held_out: set[str]) -> list[Task]:
-    """A task for every label that a file carries, with its own split by hash; topics of fewer than 10 rows are left out.
-
-    Raises ValueError when no label is on at least 43 rows.
-    """
-    tasks = []
-    for label, kind in LABEL_KINDS.items():
-        part = data.with_label(label)
-        if kind == "topic":
-            names, counts = np.unique(part.labels[label], return_counts=True)
-            part = part.rows(np.flatnonzero(np.isin(part.labels[label], names[counts >= 10])))
-        constant = len(np.unique(part.labels[label])) < 2
-        if len(unique(part)) < 43 or constant:
-            continue
-        train, test = split_by_hash(part, config.max_train, config.max_test)
-        train = without(train, held_out)
-        sign = -1.0 if label == "pass_rate" else 1.0
-        tasks.append(labelled_task(train, test, label, TARGET_NAMES[label], kind, sign=sign))
-        if label == "level" and all(s.solved for s in (*tasks[-1].train, *tasks[-1].test)):
-            tasks.append(labelled_task(train, test, label, "difficulty_level_with_solution", kind, with_solution=True))
-    if not tasks:
-        raise ValueError(f"{data.name}: no label with two values on at least 43 rows; known labels: {', '.join(LABEL_KINDS)}")
-    return tasks
 
 
 def joined_labels(*sources: np.ndarray) -> np.ndarray:
