@@ -134,7 +134,8 @@ SENTENCE = {False: "sentence/prompt", True: "sentence/both"}
 """Whether the solution is read -> name of the sentence embeddings."""
 ENCODED_CODE = (
     "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/one_pass.py", "encode/pooling.py",
-    "encode/readers.py", "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "properties/tasks.py",
+    "encode/readers.py", "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "encode/topk.py",
+    "properties/tasks.py",
 )  # fmt: skip
 """Files that decide the features; the SAEs and the LM come in as stages."""
 LADDER_CODE = (

@@ -231,7 +231,7 @@ def real_features_stage(profile: Profile) -> Stage:
 FEATURES_CODE = (
     "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/features.py", "encode/metadata.py",
     "encode/one_pass.py", "encode/pooling.py", "encode/readers.py", "encode/retain.py", "encode/sparse.py", "encode/spans.py",
-    "properties/real_features.py",
+    "encode/topk.py", "properties/real_features.py",
 )  # fmt: skip
 """Files that decide the features; the LM and the SAEs come in as stages."""
 
