@@ -15,6 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
 
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.pooling import Pooled, fill_z, pool_vectors
@@ -107,7 +108,8 @@ def read_retaining(
     with tempfile.TemporaryDirectory(prefix="saerl-one-pass-") as work:
         folders = [Path(work) / f"{number:05d}" for number in range(len(starts))]
         jobs = (delayed(_keep_part)(samples[a : a + part], reader, f) for a, f in zip(starts, folders, strict=True))
-        dense, unsolved, cut = zip(*Parallel(n_jobs=workers)(jobs), strict=True)
+        done = tqdm(Parallel(n_jobs=workers, return_as="generator")(jobs), "encoding", len(starts), unit=f"{part} samples")
+        dense, unsolved, cut = zip(*done, strict=True)
         features, retained = {}, {}
         for name in reader.saes:
             files = [folder / f"{name}.safetensors" for folder in folders]

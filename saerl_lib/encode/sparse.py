@@ -20,8 +20,10 @@ from torch import Tensor
 
 from saerl_lib.encode.topk import topk_entries
 
-CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
-"""Entries of the dense [tokens, F] array of one chunk: on a CPU 128 MiB in float32, 256 tokens at F = 131,072."""
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+"""Entries of the dense [tokens, F] array of one chunk; 8 MiB in float32 stay in a CPU's cache until they are read again."""
+CHUNK_TOKENS = 256
+"""Tokens of a chunk at least, since each reads the encoder's weights once: 128 MiB at F = 131,072."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def find_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> Tr
             hidden *= scale
         return topk_entries(hidden, int(sae.cfg.k)) if kind == "topk" else _positive(hidden, threshold)
 
-    return _in_chunks(vectors, _chunk_elements(vectors, chunk_elements) // sae.cfg.d_sae, entries)
+    return _in_chunks(vectors, _chunk_tokens(vectors, sae.cfg.d_sae, chunk_elements), entries)
 
 
 @torch.inference_mode()
@@ -128,17 +130,20 @@ def find_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> Tri
     def entries(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _positive(_pre_activation(sae, chunk, weight, bias), threshold)
 
-    return _in_chunks(vectors, _chunk_elements(vectors, None) // max(1, len(retained)), entries)
+    return _in_chunks(vectors, _chunk_tokens(vectors, len(retained)), entries)
 
 
-def _chunk_elements(vectors: Tensor, asked: int | None) -> int:
-    return asked or CHUNK_ELEMENTS.get(vectors.device.type, CHUNK_ELEMENTS["cpu"])
+def _chunk_tokens(vectors: Tensor, columns: int, asked: int | None = None) -> int:
+    if asked:
+        return max(1, asked // columns)
+    elements = CHUNK_ELEMENTS.get(vectors.device.type, CHUNK_ELEMENTS["cpu"])
+    return max(CHUNK_TOKENS, elements // max(1, columns))
 
 
 def _in_chunks(vectors: Tensor, tokens: int, entries: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Triples:
     parts = []
-    for start in range(0, len(vectors), max(1, tokens)):
-        rows, columns, values = entries(vectors[start : start + max(1, tokens)])
+    for start in range(0, len(vectors), tokens):
+        rows, columns, values = entries(vectors[start : start + tokens])
         parts.append((rows + start, columns, values))
     if not parts:
         none = torch.empty(0, dtype=torch.int64, device=vectors.device)
