@@ -141,10 +141,12 @@ def _chunk_tokens(vectors: Tensor, columns: int, asked: int | None = None) -> in
 
 
 def _in_chunks(vectors: Tensor, tokens: int, entries: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Triples:
-    parts = []
-    for start in range(0, len(vectors), tokens):
-        rows, columns, values = entries(vectors[start : start + tokens])
+    parts, start = [], 0
+    # even chunks: a last one of a few rows would be multiplied by another kernel, with other last digits
+    for chunk in vectors.tensor_split(-(-len(vectors) // tokens)) if len(vectors) else ():
+        rows, columns, values = entries(chunk)
         parts.append((rows + start, columns, values))
+        start += len(chunk)
     if not parts:
         none = torch.empty(0, dtype=torch.int64, device=vectors.device)
         return Triples(none, none, torch.empty(0, device=vectors.device))

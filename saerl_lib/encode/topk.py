@@ -60,7 +60,10 @@ def _above_bound(hidden: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Te
     place, flat = np.flatnonzero((hidden >= bound).numpy()), hidden.flatten()
     value = flat.numpy()[place] if hidden.dtype == torch.float32 else flat[torch.from_numpy(place)].float().numpy()
     row = place // width
-    keep = _first_k(row, value, n, k)
+    keep, tied = _largest(row, value, n, k)
+    for i in tied:  # torch.topk takes its own of equal entries; so do we, and the same everywhere
+        own = slice(*np.searchsorted(row, (i, i + 1)))
+        keep[own] = np.isin(place[own] - i * width, hidden[i].topk(k, sorted=False).indices.numpy())
     row, place, value = row[keep], place[keep], value[keep]
     return torch.from_numpy(row), torch.from_numpy(place - row * width), torch.from_numpy(value).to(hidden.dtype)
 
@@ -70,18 +73,14 @@ def _kth_largest(values: np.ndarray, k: int) -> np.ndarray:
     return np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
 
 
-def _first_k(row: np.ndarray, value: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Mask of the entries, by ascending row, that are among the k largest of their row; of equal ones the first."""
+def _largest(row: np.ndarray, value: np.ndarray, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask of the entries, by ascending row, that are at least the k-th largest of their row, and the rows with more than k."""
     counts = np.bincount(row, minlength=n)
     within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.full((n, max(int(counts.max(initial=0)), k)), -np.inf, dtype=np.float32)
     table[row, within] = value
-    last = _kth_largest(table, k)[row]
-    above, equal = value > last, value == last
-    free = k - np.bincount(row[above], minlength=n)
-    ties = np.cumsum(equal)
-    before = np.concatenate([[0], ties])[np.cumsum(counts) - counts]
-    return above | (equal & (ties - before[row] <= free[row]))
+    keep = value >= _kth_largest(table, k)[row]
+    return keep, np.flatnonzero(np.bincount(row[keep], minlength=n) > k)
 
 
 def _of_best_groups(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
