@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel
 from saerl_lib.config import get_profile
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.data.splits import draw_world
+from saerl_lib.encode import sparse
 from saerl_lib.encode.activations import activations, truncate
 from saerl_lib.encode.encoder import ENCODER, load_encoder
 from saerl_lib.encode.features import encode_samples
@@ -31,7 +32,7 @@ from saerl_lib.encode.retain import RULES, choose_retained, latent_statistics
 from saerl_lib.encode.sae import KINDS, SAEGateError, load_sae, train_sae
 from saerl_lib.encode.sources import load_opensae, open_sae_source
 from saerl_lib.encode.spans import Layout, pack, sample_spans, token_batches
-from saerl_lib.encode.sparse import SparseLatents, Triples, encode_all, encode_retained
+from saerl_lib.encode.sparse import CHUNK_ELEMENTS, SparseLatents, Triples, encode_all, find_retained
 from saerl_lib.encode.store import Store, write_store
 from saerl_lib.encode.topk import GROUP, WIDE, _of_best_groups, topk_entries
 
@@ -81,11 +82,23 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
         torch.testing.assert_close(dense(encode_all(sae, vectors, elements), expected.shape), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_no_chunk_is_left_with_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of one row takes another kernel than the rest, with other last digits."""
+    sae, sizes = random_sae("topk"), []
+    whole = sparse.topk_entries
+    monkeypatch.setattr(sparse, "topk_entries", lambda hidden, k: sizes.append(len(hidden)) or whole(hidden, k))
+    most = CHUNK_ELEMENTS["cpu"] // 512
+    for n in (most - 1, most + 1, 3 * most + 2):
+        sizes.clear()
+        assert encode_all(sae, torch.randn(n, WIDTH)).token.max() == n - 1
+        assert sum(sizes) == n and max(sizes) <= most and max(sizes) - min(sizes) <= 1
+
+
 @pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
 def test_retained_latents_alone_equal_the_full_encoding(kind: str) -> None:
     sae, vectors = random_sae(kind), torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
     retained = np.array([0, 5, 77, 300, 511])
-    found = dense(encode_retained(sae, vectors, retained), (40, 5))
+    found = dense(find_retained(sae, vectors, retained).host(), (40, 5))
     torch.testing.assert_close(found, sae.encode(vectors).detach()[:, retained], rtol=1e-5, atol=1e-6)
     assert (found > 0).any()
 
@@ -353,7 +366,7 @@ def test_other_architectures_train_and_can_be_encoded_by_retained_latents(tmp_pa
     sae = train("trained", tmp_path, architecture)
     assert sae.cfg.architecture() == saved
     vectors = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
-    found = dense(encode_retained(sae, vectors, np.arange(0, 64, 4)), (50, 16))
+    found = dense(find_retained(sae, vectors, np.arange(0, 64, 4)).host(), (50, 16))
     torch.testing.assert_close(found, sae.encode(vectors).detach()[:, ::4], rtol=1e-5, atol=1e-6)
 
 

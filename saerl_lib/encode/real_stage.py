@@ -80,8 +80,8 @@ def text_model_stage(profile: Profile) -> Stage:
 
             def report(step: int, steps: int, loss: float) -> None:
                 bar.total = steps
+                bar.set_postfix(nats=round(loss, 3), refresh=False)  # a line a step would fill the notebook
                 bar.update()
-                bar.set_postfix(nats=round(loss, 3))
 
             losses = train_text_model(texts, config, folder / "model", report)
         np.save(folder / "losses.npy", np.array(losses, dtype=np.float32), allow_pickle=False)

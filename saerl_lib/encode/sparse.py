@@ -4,7 +4,7 @@ The encoder's product is the floor: a dense [T, F] array exists for one chunk of
 touches it once. Three ways in: all latents of a TopK SAE, all latents of a threshold SAE (ReLU, JumpReLU, and BatchTopK,
 which SAELens saves as JumpReLU), and the retained latents alone, which a threshold SAE can encode without the others.
 Values are those of SAELens' `encode` (a test compares them). `find_*` leave the triples on the SAE's device, where
-`saerl_lib.encode.pooling` reduces them before anything is copied; `encode_*` bring them to the host.
+`saerl_lib.encode.pooling` reduces them before anything is copied; `encode_all` brings them to the host.
 """
 
 from __future__ import annotations
@@ -79,11 +79,6 @@ def _positive(hidden: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor
 def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> SparseLatents:
     """All positive latents of vectors [n, D], on the host. Raises as `find_all`."""
     return find_all(sae, vectors, chunk_elements).host()
-
-
-def encode_retained(sae: SAE, vectors: Tensor, retained: NDArray[np.int64]) -> SparseLatents:
-    """Latents of `retained` [S] alone for vectors [n, D], on the host; `latent` numbers the columns of `retained`."""
-    return find_retained(sae, vectors, retained).host()
 
 
 @torch.inference_mode()
