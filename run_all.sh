@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--seeds N] [--seed N] [--debug]
+# Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--strict] [--seeds N] [--seed N] [--debug]
 #        ./run_all.sh --profile paper --plan-only | --profile paper [options of python -m saerl_lib paper]
 #        ./run_all.sh test [pytest arguments]
-# Runs the notebooks in order and leaves figures/ and artifacts/<profile>/, or runs the test suite.
+#        ./run_all.sh publish [--profile laptop|method|study]
+# Runs the notebooks in order, leaves artifacts/<profile>/ and says how it compares with figures/; runs the test suite;
+# or replaces figures/ by the results of the finished run.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
 set -euo pipefail
 
@@ -10,7 +12,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 
 case "${1:-}" in
   -h | --help)
-    sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
+    sed -n '2,8s/^# //p' "${BASH_SOURCE[0]}"
     exit 0
     ;;
 esac
@@ -109,4 +111,5 @@ if [[ "${1:-}" == "test" ]]; then
   # Two files of tests side by side; pytest -n 0 runs them one after another.
   exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 fi
+if [[ "${1:-}" == "publish" ]]; then exec "$PYTHON" -m saerl_lib "$@"; fi
 exec "$PYTHON" -m saerl_lib run "$@"

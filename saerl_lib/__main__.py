@@ -39,7 +39,7 @@ def _run(a: argparse.Namespace) -> int:
         raise UserError(f"{', '.join(option_names(a))}: only profile paper takes this; add --profile paper or leave it out")
     from saerl_lib.runner import RunOptions, run
 
-    run(RunOptions(profile=a.profile, seed=a.seed, seeds=a.seeds, start=a.start, only=a.only, force=a.force))
+    run(RunOptions(profile=a.profile, seed=a.seed, seeds=a.seeds, start=a.start, only=a.only, force=a.force, strict=a.strict))
     return 0
 
 
@@ -148,10 +148,18 @@ def _seeds_needed(a: argparse.Namespace) -> int:
     return run_seeds_needed(a.profile)
 
 
+def _publish(a: argparse.Namespace) -> int:
+    from saerl_lib.report.reproduction import publish
+
+    changed = publish(a.profile)
+    print(f"{len(changed)} published files changed" + "".join(f"\n  {path}" for path in changed))
+    return 0
+
+
 def _readme(a: argparse.Namespace) -> int:
     from saerl_lib.report.documents import write_documents
 
-    print("written: " + (", ".join(write_documents(paths.ROOT, paths.FIGURES / "data")) or "nothing, all tables are up to date"))
+    print("written: " + (", ".join(write_documents(paths.ROOT, paths.PUBLISHED)) or "nothing, all tables are up to date"))
     return 0
 
 
@@ -164,7 +172,7 @@ def _train_job(a: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder,
     "sae": _sae, "audit": _audit, "encode": _encode, "plan": _plan, "export": _export, "verify": _verify, "train": _train,
-    "grid": _grid, "seeds-needed": _seeds_needed, "readme": _readme, "train-job": _train_job,
+    "grid": _grid, "seeds-needed": _seeds_needed, "publish": _publish, "readme": _readme, "train-job": _train_job,
 }  # fmt: skip
 
 

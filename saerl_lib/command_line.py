@@ -27,6 +27,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     run.add_argument("--from", dest="start", metavar="NN", help="first notebook to run, such as 07")
     run.add_argument("--only", metavar="NN", help="the one notebook to run, such as 09")
     run.add_argument("--force", action="store_true", help="run what is up to date too and compute its stages anew")
+    run.add_argument("--strict", action="store_true", help="fail when a number is outside what is published")
     run.add_argument("--seeds", type=int, metavar="N", help="number of matched training seeds (default: the profile's)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="base seed (default: 0)")
     run.add_argument("--plan-only", action="store_true", help="print what --profile paper would take, and download nothing")
@@ -53,6 +54,8 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="of the formulas (default: 100000000)")
     scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="plan N synthetic ones (1000000)")
     scale.add_argument("--write-docs", action="store_true", help="write the figures into docs/hundred_million.md")
+    publish = commands.add_parser("publish", parents=[common], help="replace the published results by those of the finished run")
+    publish.add_argument("--profile", default="laptop", help="laptop, method or study (default: laptop)")
     commands.add_parser("readme", parents=[common], help="write the tables of README.md and docs/ from figures/data")
 
 
@@ -143,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,paper,data,world,bench,scale,ladder,audit,sae,encode,plan,export,verify,train,grid,seeds-needed,readme}"
+    names = "{run,paper,data,world,bench,scale,ladder,audit,sae,encode,plan,export,verify,train,grid,seeds-needed,publish,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for add in (_add_notebooks, _add_reading, _add_trainers, _add_study):
         add(commands, common)

@@ -66,7 +66,7 @@ def run_grid_command(
     if record is None and not finished(profile, [cell for cell in whole if cell[0].name == "grpo"]):
         print("no tables: they compare with grpo, of which no run is finished here; --continue takes the committed ones")
     else:
-        folder = paths.study_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
+        folder = paths.figure_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         collect_study(profile, whole, folder, record)
         print(f"tables of all finished runs: {folder}")
@@ -100,7 +100,7 @@ def show_repeated(folders: Sequence[Path]) -> None:
 
 def run_tables(profile_name: str = "study") -> int:
     """The study's tables in `figures/data` again from the committed runs: no run, no stage, some tens of seconds."""
-    folder = paths.study_data_dir(profile_name)
+    folder = paths.figure_data_dir(profile_name)
     rewrite_tables(study_profile(profile_name), folder)
     print(f"tables of the committed runs: {folder}")
     return 0
@@ -118,7 +118,7 @@ def run_seeds_needed(profile_name: str = "study") -> int:
     table = pd.concat([
         rates.assign(part="learning rate", arm="grpo"), runs.assign(part="seeds", learning_rate=rate)
     ])[["part", "arm", "learning_rate", "seed", "outcome"]]  # fmt: skip
-    write_csv(table, "study_pilot", paths.study_data_dir(profile.name))
+    write_csv(table, "study_pilot", paths.figure_data_dir(profile.name))
     print(rates.groupby("learning_rate")["outcome"].mean().round(2).to_string())
     print(f"learning rate {rate:g}; paired standard deviation {deviation:.2f} points; seeds needed: {needed}")
     return 0

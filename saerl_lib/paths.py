@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
+"""The published figures; their tables lie in `PUBLISHED`."""
+PUBLISHED = FIGURES / "data"
 WEIGHTS = ROOT / "saerl_lib" / "data" / "weights"
 """The pre-trained policy and encoder of the embedded world, as safetensors."""
 
@@ -23,19 +25,13 @@ def profile_dir(profile: str) -> Path:
 
 
 def figures_dir(profile: str) -> Path:
-    """`figures/` for `laptop` and `method`, whose results are committed; else a folder of its own, so that a smoke run never
-    replaces a result."""
-    return FIGURES if profile in ("laptop", "method") else profile_dir(profile) / "figures"
+    """Where a run of `profile` draws its figures. The committed ones, in `FIGURES`, change with `./run_all.sh publish` alone."""
+    return profile_dir(profile) / "figures"
 
 
 def figure_data_dir(profile: str) -> Path:
-    """The CSV files that the figures of `profile` are drawn from."""
+    """The CSV files that the figures of a run of `profile` are drawn from."""
     return figures_dir(profile) / "data"
-
-
-def study_data_dir(profile: str) -> Path:
-    """Where the RL study's tables go: `figures/data` for `study`, whose results are committed, else with the profile's own."""
-    return FIGURES / "data" if profile == "study" else figure_data_dir(profile)
 
 
 def shared_data_dir() -> Path | None:

@@ -136,6 +136,8 @@ class RunOptions:
     """The one notebook to run (`--only`)."""
     force: bool = False
     """Run even what is up to date, and compute its stages anew."""
+    strict: bool = False
+    """Fail when a number of the run is outside what is published."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -190,8 +192,15 @@ def alone(profile: str) -> Iterator[None]:
 
 
 def _check_tables(notebook: Notebook, profile: str) -> None:
-    missing = [name for name in notebook.inputs if name.startswith("csv:") and output_hash(name, profile) is None]
-    if missing:
+    """Tables that a notebook draws from; in a folder without any, `laptop` takes the published ones."""
+    tables = [name for name in notebook.inputs if name.startswith("csv:")]
+    missing = [name for name in tables if output_hash(name, profile) is None]
+    if missing == tables and tables and profile == "laptop":
+        for name in missing:
+            path = output_files(name, profile)[0]
+            shutil.copyfile(paths.PUBLISHED / path.name, path)
+        print(f"     no run yet: notebook {notebook.stem} draws the {len(missing)} published tables", flush=True)
+    elif missing:
         path = output_files(missing[0], profile)[0]
         raise UserError(f"notebook {notebook.stem} needs {path}, which is missing; run the notebook that writes it (--from 00)")
 
@@ -227,7 +236,23 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
         raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
     prepare_folders(profile.name)
     with alone(profile.name):
-        return _run_chosen(options, profile, registry, chosen, folder)
+        executed = _run_chosen(options, profile, registry, chosen, folder)
+        if options.only is None:
+            _reproduction(options)
+    return executed
+
+
+def _reproduction(options: RunOptions) -> None:
+    """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
+    from saerl_lib.report.reproduction import published_tables, report
+
+    if not published_tables(options.profile):
+        print(f"Nothing is published of profile {options.profile}: no comparison.", flush=True)
+        return
+    text, outside = report(options.profile)
+    print(f"\n{text}", flush=True)
+    if outside and options.strict:
+        raise UserError(f"{outside} numbers are outside what is published (--strict)")
 
 
 def _run_chosen(

@@ -107,9 +107,9 @@ def test_sub_seed_depends_on_base_and_label() -> None:
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_smoke_figures_never_replace_those_of_laptop(saerl_home: Path) -> None:
-    assert paths.figures_dir("laptop") == paths.ROOT / "figures"
-    assert paths.figure_data_dir("smoke") == saerl_home / "smoke" / "figures" / "data"
+def test_no_run_writes_where_the_published_figures_lie(saerl_home: Path) -> None:
+    for name in PROFILES:
+        assert paths.figure_data_dir(name) == saerl_home / name / "figures" / "data"
 
 
 def test_empty_saerl_home_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,5 +210,5 @@ def test_embedded_figures_are_found() -> None:
     assert embedded_figures(notebook_of(text)) == ["../figures/a.png", "../figures/b.png"]
 
 
-def test_figures_lie_where_notebooks_link_to() -> None:
-    assert (paths.NOTEBOOKS / "../figures").resolve() == Path(paths.figures_dir("laptop"))
+def test_published_figures_lie_where_notebooks_link_to() -> None:
+    assert (paths.NOTEBOOKS / "../figures").resolve() == paths.FIGURES

@@ -12,11 +12,12 @@ from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from torch import Tensor
+from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import EncoderConfig
@@ -86,6 +87,13 @@ def start_at_mean(sae: TrainingSAE, vectors: Tensor) -> None:
         sae.b_dec.copy_(vectors.mean(dim=0) * vectors.shape[1] ** 0.5 / vectors.norm(dim=1).mean())
 
 
+class BarTrainer(SAETrainer):
+    """SAELens's trainer with a bar that moves at every step; its own moves every 100 steps, which a short training never sees."""
+
+    def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 1) -> None:
+        pbar.update(self.cfg.train_batch_size_samples)
+
+
 def train_sae(
     vectors: Tensor, config: EncoderConfig, seed: int, folder: Path, kind: str = "trained", cosine: float = 0.8
 ) -> None:
@@ -103,7 +111,7 @@ def train_sae(
     steps = max(1, config.sae_training_tokens // size)
     sae.W_dec.requires_grad_(kind != "frozen_decoder")
     sae.W_enc.requires_grad_(kind != "frozen_encoder")
-    trainer = SAETrainer(
+    trainer = BarTrainer(
         cfg=SAETrainerConfig(
             total_training_samples=0 if kind == "untrained" else steps * size,
             train_batch_size_samples=size,

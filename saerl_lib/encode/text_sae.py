@@ -22,7 +22,7 @@ from torch import Tensor
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import sub_seed, to_dict
 from saerl_lib.encode.activations import CutModel
-from saerl_lib.encode.sae import SAEQuality, load_sae, measure_sae, start_at_mean, write_quality
+from saerl_lib.encode.sae import BarTrainer, SAEQuality, load_sae, measure_sae, start_at_mean, write_quality
 from saerl_lib.encode.text_stream import VectorStream, blocks, documents
 
 CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "settings.json", "quality.json"
@@ -131,7 +131,7 @@ def _trainer(held_out: Tensor, config: TextSAEConfig, stream: VectorStream, out:
             if older != checkpoint_path:
                 shutil.rmtree(older)
 
-    return SAETrainer(
+    return BarTrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
             device=str(held_out.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,

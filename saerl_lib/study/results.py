@@ -151,7 +151,7 @@ def train_study(profile: Profile) -> pd.DataFrame:
     if profile.study is not None:
         cells = study_cells(profile, chosen_arms([]))
         failed = run_grid(profile, *study_stages(profile), cells)
-        collect_study(profile, cells, paths.study_data_dir(profile.name))
+        collect_study(profile, cells, paths.figure_data_dir(profile.name))
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
     made = read_table("study_provenance", paths.FIGURES / "data").groupby("arm", sort=False)
