@@ -1,24 +1,26 @@
 """Expensive step -> files -> cheap step: get-or-compute by content hash, manifest last.
 
 A stage is done only when its `manifest.json` lies in its folder, holds the key that the caller computed
-(configuration, keys of the stages it read, hash of the code of its room and of the rooms before it) and every
+(configuration, keys of the stages it read, hash of the modules that its code really imports) and every
 output still has the recorded SHA-256. Outputs are written to a sibling folder that is renamed into place, so a
 killed or failed stage leaves nothing that a later run would trust.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import functools
 import hashlib
+import inspect
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +34,8 @@ from saerl_lib.config import Profile, content_hash, to_dict
 MANIFEST = "manifest.json"
 TRAINED_GATES = "trained_gates.json"
 """A record of measurements beside the sources of `data/`; no stage depends on it, so it is no part of the code hash."""
-ROOMS = ("data", "encode", "properties", "plan", "arms", "rl", "report")
-"""Rooms in the order in which data flow; imports only point backwards."""
-
+DATA_SUFFIXES = (".safetensors", ".json", ".csv")
+"""Endings of the data files that count as code."""
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """System errors that mean the output folder is full or cannot be written."""
@@ -65,25 +66,60 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-@functools.cache
-def code_hash(room: str | tuple[str, ...]) -> str:
-    """Hash of the Python sources and weights of `room` and of all rooms before it, or of some files of `saerl_lib` alone.
+def imported_names(source: str) -> set[str]:
+    """Dotted names below `saerl_lib` that Python source imports, inside functions too.
 
-    A stage that takes long and reads little names its files, so that work elsewhere does not repeat it.
+    >>> sorted(imported_names("from saerl_lib.plan import mixing\\nimport numpy"))
+    ['saerl_lib.plan', 'saerl_lib.plan.mixing']
     """
-    package = paths.ROOT / "saerl_lib"
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == "saerl_lib"}
+
+
+@functools.cache
+def _direct_imports(path: Path) -> frozenset[str]:
+    return frozenset(imported_names(path.read_text(encoding="utf-8")))
+
+
+def imported_files(modules: Iterable[str], root: Path = paths.ROOT) -> list[Path]:
+    """Sources below `root`/saerl_lib that these modules import, directly or not, themselves included; sorted.
+
+    The data files of a room (weights, JSON, CSV) come along with its modules.
+    """
+    found: set[Path] = set()
+    waiting = set(modules)
+    while waiting:
+        place = root.joinpath(*waiting.pop().split("."))
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file() and path not in found:
+                found.add(path)
+                waiting |= _direct_imports(path)
+    package = root / "saerl_lib"
+    for room in sorted({path.relative_to(package).parts[0] for path in found if path.parent != package}):
+        found |= {p for p in (package / room).rglob("*") if p.suffix in DATA_SUFFIXES and p.name != TRAINED_GATES}
+    return sorted(found)
+
+
+@functools.cache
+def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
+    """Hash of the code that these modules really import, as `imported_files` finds it."""
     digest = hashlib.sha256()
-    if isinstance(room, tuple):
-        for name in sorted(room):
-            digest.update(name.encode())
-            digest.update((package / name).read_bytes())
-        return digest.hexdigest()[:16]
-    for name in ROOMS[: ROOMS.index(room) + 1]:
-        for path in sorted((package / name).rglob("*")):
-            if path.suffix in (".py", ".safetensors", ".json") and path.name != TRAINED_GATES:
-                digest.update(str(path.relative_to(package)).encode())
-                digest.update(path.read_bytes())
+    for path in imported_files(modules, root):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """The module whose code `function` runs; a partial's function, a wrapped function's original."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function).__module__
 
 
 @functools.cache
@@ -138,10 +174,10 @@ def is_complete(folder: Path, key: str) -> bool:
     return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
 
 
-def stage_key(name: str, room: str | tuple[str, ...], config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
-    """Content hash of all that decides a stage's outputs."""
+def stage_key(name: str, module: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
+    """Content hash of all that decides a stage's outputs; `module` holds the function that computes it."""
     return content_hash(
-        {"stage": name, "config": dict(config), "inputs": {s.name: s.key for s in inputs}, "code": code_hash(room)}
+        {"stage": name, "config": dict(config), "inputs": {s.name: s.key for s in inputs}, "code": code_hash(module)}
     )
 
 
@@ -217,12 +253,11 @@ def get_or_compute(
 ) -> Stage:
     """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
 
-    `room` is the room whose code decides the result, or the tuple of files that do. `compute(folder)` writes all outputs
-    into `folder`. Raises ArtifactError when the disk is full or not writable;
+    `compute(folder)` writes all outputs into `folder`; its module and all that this imports are part of the key. Raises ArtifactError when the disk is full or not writable;
     an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
-    key = stage_key(name, room, config, inputs)
+    key = stage_key(name, module_of(compute), config, inputs)
     if is_complete(folder, key):
         _renew_settings(folder, profile)
         return Stage(name, folder, key, computed=False)

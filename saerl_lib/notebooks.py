@@ -7,18 +7,16 @@ in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manife
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, file_sha256, read_manifest
+from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, read_manifest
 from saerl_lib.config import content_hash
 
 PARAMETERS = ("profile", "seed", "seeds")
 """Every notebook's `parameters` cell; `seeds = 0` means the profile's own number."""
-CODE_SUFFIXES = (".py", ".safetensors", ".json", ".csv")
 
 
 class UserError(RuntimeError):
@@ -44,7 +42,7 @@ class Notebook:
     trains: bool = False
     """Left out by a profile that does not train."""
     tables_only: bool = False
-    """Reads CSV files alone: configuration and the code outside `report/` do not matter to it."""
+    """Reads CSV files alone: the configuration does not matter to it."""
 
 
 def _notebook(stem: str, title: str, inputs: str, outputs: str, figures: str) -> Notebook:
@@ -186,17 +184,14 @@ def source_hash(path: Path) -> str | None:
         return None
 
 
-def code_digest(names: tuple[str, ...] = (".",)) -> str:
-    """Hash of the sources, weights and JSON tables below these places of `saerl_lib`."""
-    package = paths.ROOT / "saerl_lib"
-    digest = hashlib.sha256()
-    for name in names:
-        place = package / name
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.suffix in CODE_SUFFIXES:
-                digest.update(str(path.relative_to(package)).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def notebook_code(path: Path) -> str | None:
+    """Hash of the library code that the notebook's cells import, directly or not; None when it cannot be read."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return code_hash(*sorted(set().union(*map(imported_names, sources))))
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
+        return None
 
 
 def data_digest() -> str:

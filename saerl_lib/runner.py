@@ -26,10 +26,10 @@ from saerl_lib.notebooks import (
     NOTEBOOKS,
     Notebook,
     UserError,
-    code_digest,
     data_digest,
     executed_dir,
     input_names,
+    notebook_code,
     output_files,
     output_hash,
     select,
@@ -37,9 +37,6 @@ from saerl_lib.notebooks import (
     stage_folders,
     stage_is_whole,
 )
-
-TABLES_ONLY_CODE = ("report", "paths.py", "config", "artifacts.py")
-"""Code that a notebook which only draws tables can reach."""
 
 Parts = dict[str, Any]
 """What decides a notebook's outputs, by kind: source, config, code, packages, data, inputs, contents."""
@@ -86,15 +83,14 @@ def definitions(registry: tuple[Notebook, ...], profile: Profile, folder: Path) 
 
     The fingerprint of every notebook named in `inputs` is part of it, so a change travels to all that build on it.
     """
-    packages, data, code = file_sha256(LOCK)[:16], data_digest(), code_digest()
+    packages, data = file_sha256(LOCK)[:16], data_digest()
     known: dict[str, Parts] = {}
     for notebook in registry:
-        parts: Parts = {"source": source_hash(folder / f"{notebook.stem}.ipynb"), "packages": packages}
-        if notebook.tables_only:
-            parts["code"] = code_digest(TABLES_ONLY_CODE)
-        else:
+        path = folder / f"{notebook.stem}.ipynb"
+        parts: Parts = {"source": source_hash(path), "packages": packages, "code": notebook_code(path)}
+        if not notebook.tables_only:
             read = [name.removeprefix("notebook:") for name in notebook.inputs if name.startswith("notebook:")]
-            parts |= {"config": content_hash(to_dict(profile)), "code": code, "data": data}
+            parts |= {"config": content_hash(to_dict(profile)), "data": data}
             parts["inputs"] = {number: content_hash(known[number]) for number in read}
         known[notebook.number] = parts
     return known

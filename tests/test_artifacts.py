@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from safetensors import SafetensorError
 
 from saerl_lib import paths
 from saerl_lib.artifacts import (
-    ROOMS,
     ArtifactError,
     Stage,
     code_hash,
+    imported_names,
+    module_of,
     file_sha256,
     get_or_compute,
     is_complete,
@@ -142,10 +145,28 @@ def test_write_json_is_atomic_and_names_an_unwritable_path(tmp_path: Path) -> No
         write_json(tmp_path / "file" / "a.json", {})
 
 
-def test_code_hash_of_a_later_room_covers_more() -> None:
-    assert code_hash("data") != code_hash("encode")
-    with pytest.raises(ValueError):
-        code_hash("cellar")
+def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> None:
+    """A copy of the sources in which a used module changes, or one that the stage never reaches."""
+    shutil.copytree(paths.ROOT / "saerl_lib", tmp_path / "a" / "saerl_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    module = "saerl_lib.encode.pooling"
+    before = code_hash(module, root=tmp_path / "a")
+    assert before == code_hash(module)
+    for place, changes in (("encode/sparse.py", True), ("report/figures.py", False), ("runner.py", False)):
+        root = tmp_path / place.replace("/", "-")
+        shutil.copytree(tmp_path / "a", root)
+        with (root / "saerl_lib" / place).open("a", encoding="utf-8") as handle:
+            handle.write("# changed\n")
+        assert (code_hash(module, root=root) != before) is changes
+
+
+def test_imports_inside_functions_and_of_submodules_count() -> None:
+    source = "def f():\n    from saerl_lib.plan import mixing\n    import saerl_lib.runner\n    import numpy\n"
+    assert imported_names(source) == {"saerl_lib.plan", "saerl_lib.plan.mixing", "saerl_lib.runner"}
+
+
+def test_the_module_behind_partials_and_closures_is_found() -> None:
+    assert module_of(functools.partial(functools.partial(code_hash), "x")) == "saerl_lib.artifacts"
+    assert module_of(lambda folder: None) == __name__
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -169,9 +190,7 @@ def test_a_full_disk_under_a_tensor_file_is_the_same_message(saerl_home: Path) -
     assert not list((saerl_home / "smoke").glob("*b*"))
 
 
-def test_a_stage_may_name_the_files_it_depends_on() -> None:
-    one, two = (code_hash(files) for files in (("runner.py",), ("runner.py", "paths.py")))
-    assert one != two and one == code_hash(("runner.py",)) and two == code_hash(("paths.py", "runner.py"))
+ROOMS = ("data", "encode", "properties", "plan", "arms", "rl", "report")
 
 
 def test_imports_only_point_backwards() -> None:

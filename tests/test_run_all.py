@@ -121,7 +121,7 @@ def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: py
     assert reasons(lab, seeds=3)["00"] == ["config changed"]
     assert reasons(lab, seed=1)["01"] == ["config changed", "inputs changed"]
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "code_digest", lambda names=(".",): "other")
+        patch.setattr(runner, "notebook_code", lambda path: "other")
         assert reasons(lab)["00"] == ["code changed"]
     (lab.folder.parent / "lock").write_text("x==1\n")
     monkeypatch.setattr(runner, "LOCK", lab.folder.parent / "lock")
