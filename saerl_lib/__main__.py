@@ -66,7 +66,7 @@ def _world(a: argparse.Namespace) -> int:
 def _bench(a: argparse.Namespace) -> int:
     from saerl_lib.bench import run_bench
 
-    return int(run_bench(a.name, a.samples, a.device, a.out) or 0)
+    return int(run_bench(a.name, a.samples, a.device) or 0)
 
 
 def _scale(a: argparse.Namespace) -> int:

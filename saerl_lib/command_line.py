@@ -46,10 +46,9 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
                         help=f"train what the world ships anew, all of it or some: {', '.join(WORLD_PARTS)}")  # fmt: skip
     world.add_argument("--device", metavar="NAME", help="where --rebuild trains weights: cpu or cuda (default: cpu)")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
-    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation", "gpu"))
+    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
-    bench.add_argument("--device", metavar="NAME", help="cpu or cuda: `bench encode` (default: cpu), `bench gpu` (default: cuda)")
-    bench.add_argument("--out", type=Path, metavar="DIR", help="folder for the table of `bench gpu`")
+    bench.add_argument("--device", metavar="NAME", help="cpu or cuda, for `bench encode` (default: cpu)")
     scale = commands.add_parser("scale", parents=[common], help="100 million samples: by formula, and measured on fewer")
     scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="of the formulas (default: 100000000)")
     scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="plan N synthetic ones (1000000)")

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from saerl_lib.bench.gpu.encoding import KINDS, world_samples
+from devices import KINDS, world_samples
+
 from saerl_lib.bench.model_shape import SMALL, random_sae
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.encoder import load_encoder

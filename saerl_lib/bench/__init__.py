@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from saerl_lib.config import get_profile
 from saerl_lib.data.stage import world_stage
 
-NAMES = ("encode", "memory", "plan", "grpo", "preparation", "gpu")
-"""Benchmarks by name."""
 
+def run_bench(name: str, samples: int, device: str | None = None) -> int:
+    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `encode`.
 
-def run_bench(name: str, samples: int, device: str | None = None, out: Path | None = None) -> int:
-    """Entry of the command; `samples` is the pool size of `bench plan`, `device` and `out` are for `encode` and `gpu`.
-
-    Raises ValueError for an option that the benchmark does not have, or without the one that it needs.
+    Raises ValueError for an option that the benchmark does not have.
     """
-    if device is not None and name not in ("encode", "gpu"):
-        raise ValueError(f"bench {name} has no --device; `bench encode` and `bench gpu` have one")
-    if name != "gpu" and out is not None:
-        raise ValueError(f"bench {name} has no --out; `bench gpu` has one")
-    if name == "gpu":
-        return _gpu(device, out)
+    if device is not None and name != "encode":
+        raise ValueError(f"bench {name} has no --device; `bench encode` has one")
     if name == "plan":
         from saerl_lib.bench.plan import bench_plan
 
@@ -45,12 +36,3 @@ def run_bench(name: str, samples: int, device: str | None = None, out: Path | No
     from saerl_lib.bench.grpo import bench_grpo
 
     return bench_grpo(profile, world)
-
-
-def _gpu(device: str | None, out: Path | None) -> int:
-    if out is None:
-        raise ValueError("bench gpu needs --out DIR, the folder for its table")
-    from saerl_lib.bench.gpu.command import bench_gpu
-    from saerl_lib.encode.device import pick_device
-
-    return bench_gpu(pick_device(device or "cuda"), out)
