@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -17,22 +15,15 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.notebooks import NOTEBOOKS, find
 from saerl_lib.plan.batch_plan import read_plan, validate
-from saerl_lib.rl.rollouts import read_rows
 
 pytestmark = pytest.mark.slow
 
 
-def users_environment(home: Path, real_data: bool = True) -> dict[str, str]:
-    """A clean artifacts folder, and as many threads as a user gets."""
-    hidden = {"OMP_NUM_THREADS"} | (set() if real_data else {"SAERL_DATA_DIR"})
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**environment, "SAERL_HOME": str(home), "PYTHONHASHSEED": "0"}
-
-
-def run_smoke(home: Path, *options: str, real_data: bool = True) -> subprocess.CompletedProcess[str]:
-    """One command in a clean artifacts folder."""
+def run_smoke(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """One command in a clean artifacts folder, with as many threads as a user gets."""
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke", *options]
-    environment = users_environment(home, real_data)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"SAERL_HOME": str(home), "PYTHONHASHSEED": "0"}
     return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)
 
 
@@ -42,9 +33,10 @@ def digests(folder: Path, pattern: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
+    folder, published = tmp_path_factory.mktemp("home"), digests(paths.FIGURES, "*.*")
     done = run_smoke(folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert digests(paths.FIGURES, "*.*") == published, "a run must leave the published results alone"
     return folder
 
 
@@ -88,37 +80,19 @@ def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp
     assert digests(tmp_path / "smoke" / "figures", "*.p[nd][gf]") == before
 
 
-def kill_in_training(home: Path) -> None:
-    """Start the command and kill it with SIGKILL when a run has trained past a checkpoint."""
-    command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=paths.ROOT, env=users_environment(home), **quiet)
-    deadline = time.monotonic() + 1500
-    while time.monotonic() < deadline and process.poll() is None:
-        logs = (home / "smoke" / "jobs").glob("*/rollouts.jsonl")
-        if any(len({row["step"] for row in read_rows(log)}) > 5 for log in logs):
-            break
-        time.sleep(0.05)
-    assert process.poll() is None, "the command ended before it could be killed"
-    process.kill()
-    process.wait()
-    assert not (home / "smoke" / "train" / "manifest.json").exists()
+def test_a_notebook_computed_anew_gives_the_same_tables_and_stages(home: Path) -> None:
+    folder = home / "smoke"
+    stages = [name.removeprefix("stage:") for name in find("04").outputs if name.startswith("stage:")]
 
+    def state() -> dict[str, str]:
+        tables = digests(folder / "figures" / "data", "*.csv")
+        return tables | {f"{name}/{file}": sha for name in stages for file, sha in digests(folder / name, "*.*").items()}
 
-def test_same_seed_same_tables_after_kill_9_in_training_another_seed_others(home: Path, tmp_path: Path) -> None:
-    kill_in_training(tmp_path / "same")
-    with ThreadPoolExecutor() as pool:  # side by side, in folders of their own
-        runs = [
-            pool.submit(run_smoke, tmp_path / "same"),
-            pool.submit(run_smoke, tmp_path / "other", "--seed", "1", real_data=False),
-        ]
-    for done in (run.result() for run in runs):
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    tables, same, other = (
-        digests(f / "smoke" / "figures" / "data", "*.csv") for f in (home, tmp_path / "same", tmp_path / "other")
-    )
-    assert same == tables
-    plans = [digests(f / "smoke" / "plans", "saerl.parquet") for f in (home, tmp_path / "same", tmp_path / "other")]
-    assert plans[0] == plans[1] != plans[2]
-    assert other["learning_curves.csv"] != tables["learning_curves.csv"]
-    assert other["batch_composition.csv"] != tables["batch_composition.csv"]
+    def without_manifests() -> dict[str, str]:
+        return {name: sha for name, sha in state().items() if not name.endswith("manifest.json")}
+
+    before, written = without_manifests(), (folder / stages[0] / "manifest.json").stat().st_mtime_ns
+    done = run_smoke(home, "--only", "04", "--force")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (folder / stages[0] / "manifest.json").stat().st_mtime_ns > written
+    assert without_manifests() == before
