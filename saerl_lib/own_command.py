@@ -54,12 +54,10 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def config_of(arguments: argparse.Namespace) -> OwnConfig:
     """The settings that the options name. Raises ValueError for a bad combination."""
-    given = vars(arguments)
-    named = {name: given[f"{name}_field"] for name in DEFAULTS}
-    settings = {entry.name: given[entry.name] for entry in fields(OwnConfig) if entry.name in given and entry.name != "label_range"}
     span = arguments.label_range
-    own = Fields(labels=arguments.labels, quality=arguments.quality, **named)
-    return OwnConfig(fields=own, label_range=tuple(span) if span else None, **settings)
+    given = vars(arguments) | {"label_range": tuple(span) if span else None}
+    own = Fields(labels=arguments.labels, quality=arguments.quality, **{name: given[f"{name}_field"] for name in DEFAULTS})
+    return OwnConfig(fields=own, **{entry.name: given[entry.name] for entry in fields(OwnConfig) if entry.name in given})
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

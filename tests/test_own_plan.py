@@ -317,7 +317,8 @@ def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None
     assert record["left_out"] == {"left over": 2, "malformed": 1}
 
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), "")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--virtual-time-budget=4000", "--window-size=1100,900",

@@ -79,7 +79,9 @@ def arrange(data: OwnData, found: Representation, config: OwnConfig) -> Arranged
                    difficulty_tolerance=TOLERANCE * float(ranking[planned].std())),
     )  # fmt: skip
     dropped = [
-        Dropped(data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
+        Dropped(
+            data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}"
+        )
         for i in np.flatnonzero(~kept)
     ] + [Dropped(data.where[i], ids[i], "left over", f"fills no whole batch of {b}") for i in rows[~full]]
     row = {name: i for i, name in enumerate(ids)}

@@ -64,7 +64,8 @@ def _without_difficulty(arranged: Arranged) -> Told:
     order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
     text = (
         "Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. "
-        f"Within a cluster the order is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no calibration."
+        f"Within a cluster the order is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no "
+        "calibration."
     )
     if arranged.config.fields.labels is None:
         yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."

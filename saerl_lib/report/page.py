@@ -1,4 +1,4 @@
-"""The report of a plan: one HTML file that needs no network, with a map of the rows, cards of the clusters and a reason for each row.
+"""The report of a plan: one HTML file that needs no network, with a map, cards of the clusters and a reason for each row.
 
 Equal inputs give equal bytes. Jinja escapes every text of the data, the rows travel as JSON in which `<`, `>` and `&` are
 escaped, the script writes text alone, and the page's policy runs no script but this file's (by hash) and forbids every request.
