@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.caveats import Caveat
@@ -52,8 +51,8 @@ def page(
         left_out=not_planned["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
         curve=_curve(arranged, tints), reliability=_reliability(arranged), not_planned=not_planned, listed=LISTED,
         rows=_rows(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")), scripts=[Markup(text) for text in scripts],
-        hashes=Markup(" ".join(f"'sha256-{_digest(text)}'" for text in scripts)),
+        style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
+        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in scripts),
     )  # fmt: skip
 
 
