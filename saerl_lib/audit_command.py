@@ -7,6 +7,7 @@ import json
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import get_profile
 from saerl_lib.plan.audit import audit, open_evidence
+from saerl_lib.plan.audit_text import audit_text
 from saerl_lib.properties.audit_stage import audit_stage
 
 
@@ -20,5 +21,5 @@ def run_audit(sample_id: str, profile: str, seed: int, as_json: bool) -> int:
     for name in ("filter", "plans"):
         load_stage(settings, name)
     record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages)))
-    print(json.dumps(record.to_dict(), indent=1, ensure_ascii=False) if as_json else record.text())
+    print(json.dumps(record.to_dict(), indent=1, ensure_ascii=False) if as_json else audit_text(record))
     return 0

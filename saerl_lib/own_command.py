@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,8 @@ BARE = OwnConfig()
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """The options of `plan` beside its subcommand `diff`."""
     add = parser.add_argument
-    add(
-        "--data",
-        metavar="FILE",
-        help="JSON lines, CSV or Parquet (.gz allowed but for Parquet), or owner/name on the Hugging Face Hub",
-    )
+    add("--data", metavar="FILE",
+        help="JSON lines, CSV or Parquet (.gz allowed but for Parquet), or owner/name on the Hugging Face Hub")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="new folder for plan.parquet, scores.csv, report.html and their neighbours")
     add("--force", action="store_true", help="replace an earlier plan at DIR")
     add("--labels", metavar="FIELD", help="field of difficulty labels, such as level or pass_rate (default: no labels)")
@@ -37,12 +35,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     for name, usual in DEFAULTS.items():
         add(f"--{name}-field", metavar="NAME", help=f"field of the {name} (default: {usual})")
     add("--split", default=BARE.split, help=f"split of a hub data set (default: {BARE.split})")
-    add(
-        "--encoder",
-        default=BARE.encoder,
-        metavar="MODEL",
-        help="none, or a Hugging Face model: folder or hub name (default: none)",
-    )
+    add("--encoder", default=BARE.encoder, metavar="MODEL",
+        help="none, or a Hugging Face model: folder or hub name (default: none)")  # fmt: skip
     add("--layer", type=int, metavar="N", help="block whose residual stream the SAE reads, 1 is the first")
     add("--sae", metavar="SAE", help="FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
     add("--features", type=Path, metavar="DIR", help="what `encode` left of this file, in place of --encoder, --layer and --sae")
@@ -50,19 +44,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default=BARE.device, metavar="NAME", help=f"where the model runs: cpu, cuda, cuda:N (default: {BARE.device})")
     add("--bf16", action="store_true", help="run the model in bfloat16")
     add("--clusters", type=int, metavar="K", help="number of clusters (default: 10, fewer for a small file)")
-    add(
-        "--prompts-per-step",
-        type=int,
-        default=BARE.prompts_per_step,
-        metavar="B",
-        help=f"batch size (default: {BARE.prompts_per_step})",
-    )
-    add(
-        "--rank-by",
-        choices=("score", "label"),
-        default=BARE.rank_by,
-        help="rank labelled rows by score or label (default: score)",
-    )
+    add("--prompts-per-step", type=int, default=BARE.prompts_per_step, metavar="B",
+        help=f"batch size (default: {BARE.prompts_per_step})")  # fmt: skip
     add("--without-labels", choices=("length", "random"), default=BARE.without_labels,
         help="order within a cluster without labels (default: length)")  # fmt: skip
     add("--skip-bad-rows", action="store_true", help="leave malformed rows out and list them, instead of stopping")
@@ -71,15 +54,10 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def config_of(arguments: argparse.Namespace) -> OwnConfig:
     """The settings that the options name. Raises ValueError for a bad combination."""
-    fields = Fields(labels=arguments.labels, quality=arguments.quality, **{n: getattr(arguments, f"{n}_field") for n in DEFAULTS})
-    return OwnConfig(
-        fields=fields, split=arguments.split, encoder=arguments.encoder, layer=arguments.layer, sae=arguments.sae,
-        max_tokens=arguments.max_tokens, device=arguments.device, bf16=arguments.bf16,
-        label_range=tuple(arguments.label_range) if arguments.label_range else None,
-        larger_is_easier=arguments.larger_is_easier, clusters=arguments.clusters, prompts_per_step=arguments.prompts_per_step,
-        rank_by=arguments.rank_by, without_labels=arguments.without_labels, keep=arguments.keep,
-        skip_bad_rows=arguments.skip_bad_rows, seed=arguments.seed,
-    )  # fmt: skip
+    span = arguments.label_range
+    given = vars(arguments) | {"label_range": tuple(span) if span else None}
+    own = Fields(labels=arguments.labels, quality=arguments.quality, **{name: given[f"{name}_field"] for name in DEFAULTS})
+    return OwnConfig(fields=own, **{entry.name: given[entry.name] for entry in fields(OwnConfig) if entry.name in given})
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

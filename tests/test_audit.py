@@ -16,8 +16,9 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable
-from saerl_lib.plan import audit_view, partners
+from saerl_lib.plan import partners
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
+from saerl_lib.plan.audit_text import audit_table, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import cluster_audit, confidence, conformal, decision, feature_audit, feature_names, highlights
 from saerl_lib.properties.cluster_audit import PoolFacts, cluster_audit_table
@@ -306,24 +307,24 @@ def test_every_audit_adds_up_and_agrees_with_the_plan(evidence: Evidence) -> Non
             assert record.swap.swapped == (planned.swapped_with >= 0)
             assert record.swap.swapped == (record.swap.home_step != record.batch.step)
         json.dumps(record.to_dict(), allow_nan=False)
-        assert record.text()
+        assert audit_text(record)
 
 
 def test_a_swapped_sample_names_its_partner(evidence: Evidence) -> None:
     record = audit(pick(evidence, lambda swap: swap.swapped), evidence)
     assert record.swap.partner == record.batch.step
     assert record.swap.candidates[0].failed == ()
-    assert f"exchanged from step {record.swap.home_step} to step {record.batch.step}" in record.text()
-    assert "of another dominant cluster" in record.text()
+    assert f"exchanged from step {record.swap.home_step} to step {record.batch.step}" in audit_text(record)
+    assert "of another dominant cluster" in audit_text(record)
 
 
 def test_an_unswapped_tail_says_which_conditions_failed(evidence: Evidence) -> None:
     record = audit(pick(evidence, lambda swap: swap.in_tail and not swap.swapped), evidence)
     assert record.swap.partner is None
     assert all(candidate.failed for candidate in record.swap.candidates)
-    assert "found no partner" in record.text()
+    assert "found no partner" in audit_text(record)
     head = audit(pick(evidence, lambda swap: not swap.in_tail), evidence)
-    assert "stays: only the last 1 of a batch are exchanged" in head.text()
+    assert "stays: only the last 1 of a batch are exchanged" in audit_text(head)
 
 
 def test_partner_conditions_by_hand() -> None:
@@ -347,7 +348,7 @@ def test_a_dropped_sample_has_no_batch(evidence: Evidence) -> None:
     record = audit(dropped["sample_id"], evidence)
     assert (record.batch, record.swap, record.quality.rank, record.quality.kept) == (None, None, 40, False)
     assert record.quality.score < record.quality.threshold
-    assert "dropped by the filter and is never trained on" in record.text()
+    assert "dropped by the filter and is never trained on" in audit_text(record)
     assert record.to_dict()["batch"] is None
 
 
@@ -355,9 +356,9 @@ def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:
     own, borrowed, short = (audit(i, evidence).difficulty for i in ("item-00", "item-12", "item-24"))
     assert own.high - own.low == pytest.approx(1.0)
     assert (own.interval_of_cluster, borrowed.interval_of_cluster) == (True, False)
-    assert "labelled samples of all clusters" in audit("item-12", evidence).text()
+    assert "labelled samples of all clusters" in audit_text(audit("item-12", evidence))
     assert short.high == np.inf
-    assert "too few labels for a 95 % interval" in audit("item-24", evidence).text()
+    assert "too few labels for a 95 % interval" in audit_text(audit("item-24", evidence))
     assert audit("item-24", evidence).to_dict()["difficulty"]["high"] is None
     pool = evidence.scores["ranking"].to_numpy()
     assert own.percentile == pytest.approx(100 * ((pool < own.ranking).sum() + 0.5) / 40)
@@ -385,7 +386,7 @@ def test_stages_of_different_runs_are_refused(evidence: Evidence) -> None:
 def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp_path) -> None:
     dropped = evidence.scores.loc[~evidence.scores["kept"], "sample_id"].iloc[0]
     for sample_id in (evidence.plan.ids[3], dropped):
-        table = audit_view.audit_table(audit(sample_id, evidence), evidence)
+        table = audit_table(audit(sample_id, evidence), evidence)
         assert tuple(table.columns) == SCHEMAS["sample_audit"].columns
         assert table.loc[table["part"] == "pool", "value"].sum() == pytest.approx(1.0)
         raw = table.loc[table["part"] == "difficulty", "value"].sum()
@@ -399,7 +400,7 @@ def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp
 
 def test_a_plan_without_mixing_says_so() -> None:
     still = world(replace(CONFIG, swapped_per_batch=0))
-    assert "stays: this plan exchanges nothing" in audit(still.plan.ids[0], still).text()
+    assert "stays: this plan exchanges nothing" in audit_text(audit(still.plan.ids[0], still))
 
 
 def test_the_models_survive_the_disk(evidence: Evidence, tmp_path) -> None:

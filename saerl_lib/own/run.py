@@ -1,4 +1,4 @@
-"""From a file of problems to a plan with its report: read, validate, represent, fit, filter, plan, write."""
+"""From a file of problems to a plan with its report: read, validate, represent, arrange, write."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pandas as pd
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import content_hash, to_dict
@@ -22,6 +20,7 @@ from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 from saerl_lib.own.validate import OwnData, validate
 
 if TYPE_CHECKING:
+    from saerl_lib.own.arrange import Arranged
     from saerl_lib.own.represent import Representation
 
 RECORD = "run.json"
@@ -68,91 +67,15 @@ def plan_own_data(
     _require_place(out, force)
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
-    partial, above = out.with_name(f".{out.name}.partial"), _missing_parents(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        outcome = _compute(data, partial, out, config, say, read)
-        _put(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in above:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                folder.rmdir()
-        raise
-    return outcome
+    from saerl_lib.own.arrange import arrange  # scikit-learn loads after the rows were judged
 
-
-def _missing_parents(out: Path) -> list[Path]:
-    """Folders above `out` that do not exist yet, the innermost first."""
-    return [folder for folder in out.parents if not folder.exists()]
-
-
-def _require_place(out: Path, force: bool) -> None:
-    if not out.name:
-        raise DataError(f"--out {out}: name a folder that does not exist yet")
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise DataError(f"{out} exists; name another folder, or pass --force to replace an earlier plan")
-    if not (out / RECORD).is_file():
-        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
-
-
-def _put(partial: Path, out: Path) -> None:
-    """Rename a finished folder into place; an earlier one goes last."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _compute(
-    data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None],
-    read: Callable[[OwnData], Representation] | None,
-) -> Outcome:  # fmt: skip
-    from saerl_lib.encode.features import save_features
-    from saerl_lib.own import arrange, caveats, fit, report, sections, tables
-    from saerl_lib.plan.batch_plan import plan_hash, write_plan
-
-    found = read(data) if read else _represent(data, folder, config)
-    say(f"features: {found.name}, {found.phi.shape[1]} columns")
-    settings = fit.properties_of(len(data.samples), config)
-    grouping = fit.group(found, settings, config.seed)
-    difficulty = fit.fit_scores(found, grouping, data.labels, settings, config.seed)
-    quality = fit.fit_quality(found, data.quality, settings, config.seed)
-    say(f"{grouping.clusters.k} clusters; difficulty from {difficulty.n_labels if difficulty else 0} labels")
-    arranged = arrange.arrange(data, found, grouping, difficulty, quality, config)
-    listed = caveats.caveats(data, found, grouping, difficulty, quality, arranged, config)
-    scores = tables.score_table(data, found, grouping, difficulty, quality, arranged)
-    cards = tables.cluster_table(data, found, grouping, scores)
-    rest = tables.not_planned_table(data, arranged)
-    _require_nothing_lost(data, len(arranged.plan.ids), rest)
-    save_features(found.table, folder / "features.safetensors")
-    write_plan(arranged.plan, folder / "plan.parquet")
-    write_samples(data.samples, folder / SAMPLES)
-    for name, table in (("scores", scores), ("clusters", cards), ("not_planned", rest)):
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    counts = dict(sorted(Counter(rest["status"]).items()))
-    outcome = Outcome(out, data.read, len(arranged.plan.ids), counts, arranged.plan.steps,
-                      tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
-    page = sections.Page(data, found, grouping, difficulty, arranged, listed, scores, cards, rest)
-    (folder / "report.html").write_text(report.html(page), encoding="utf-8")
-    record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": to_dict(config),
-              "settings_hash": content_hash(to_dict(config)), "plan_hash": plan_hash(arranged.plan),
-              "caveats": [asdict(c) for c in listed]}  # fmt: skip
-    write_json(folder / RECORD, json.loads(json.dumps(record)))
-    return outcome
+    with _new_folder(out) as folder:
+        found = read(data) if read else _represent(data, folder, config)
+        say(f"features: {found.name}, {found.phi.shape[1]} columns")
+        arranged = arrange(data, found, config)
+        labels = arranged.difficulty.n_labels if arranged.difficulty else 0
+        say(f"{arranged.grouping.clusters.k} clusters; difficulty from {labels} labels")
+        return _write(arranged, folder, out)
 
 
 def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation:
@@ -167,6 +90,71 @@ def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation
     return found
 
 
-def _require_nothing_lost(data: OwnData, planned: int, rest: pd.DataFrame) -> None:
-    if planned + len(rest) != data.read:
-        raise RuntimeError(f"{data.read} rows were read, {planned} planned and {len(rest)} listed: a row was lost")
+def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
+    """Write features, plan, tables, report and record of `out` into `folder`. Raises RuntimeError when a row was lost."""
+    from saerl_lib.encode.features import save_features
+    from saerl_lib.own.caveats import caveats
+    from saerl_lib.own.tables import cluster_table, not_planned_table, score_table
+    from saerl_lib.plan.batch_plan import plan_hash, write_plan
+    from saerl_lib.report.page import page
+
+    data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
+    scores, rest, listed = score_table(arranged), not_planned_table(arranged), caveats(arranged)
+    cards = cluster_table(arranged, scores)
+    if len(plan.ids) + len(rest) != data.read:
+        raise RuntimeError(f"{data.read} rows were read, {len(plan.ids)} planned and {len(rest)} listed: a row was lost")
+    save_features(arranged.found.table, folder / "features.safetensors")
+    write_plan(plan, folder / "plan.parquet")
+    write_samples(data.samples, folder / SAMPLES)
+    for name, table in (("scores", scores), ("clusters", cards), ("not_planned", rest)):
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
+    outcome = Outcome(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
+                      tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
+    record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": config,
+              "settings_hash": content_hash(config), "plan_hash": plan_hash(plan),
+              "caveats": [asdict(c) for c in listed]}  # fmt: skip
+    write_json(folder / RECORD, json.loads(json.dumps(record)))
+    return outcome
+
+
+def _require_place(out: Path, force: bool) -> None:
+    """Raises DataError when `out` cannot become a new plan, before anything is read."""
+    if not out.name:
+        raise DataError(f"--out {out}: name a folder that does not exist yet")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise DataError(f"{out} exists; name another folder, or pass --force to replace an earlier plan")
+    if not (out / RECORD).is_file():
+        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    missing = [folder for folder in out.parents if not folder.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        try:
+            partial.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -66,8 +66,6 @@ class OwnConfig:
     """K; None: 10 (paper), fewer when a cluster would hold less than two batches."""
     prompts_per_step: int = 32
     """b (paper: 128)."""
-    rank_by: str = "score"
-    """score: every row by equation 10. label: rows with a label by it, the others by equation 10."""
     without_labels: str = "length"
     """Order within a cluster when there are no labels: length (short first, a stand-in) or random."""
     keep: float | None = None
@@ -78,37 +76,30 @@ class OwnConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
-        if self.encoder != NO_ENCODER and (self.layer is None or self.sae is None):
-            raise ValueError(
-                f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE"
-            )
-        if self.encoder == NO_ENCODER and (self.layer is not None or self.sae is not None):
-            raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
-        if self.encoder == NO_ENCODER and (self.device != "cpu" or self.bf16):
-            raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
-        if self.encoder != NO_ENCODER and Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
+        if self.encoder == NO_ENCODER:
+            if self.layer is not None or self.sae is not None:
+                raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
+            if self.device != "cpu" or self.bf16:
+                raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
+        elif self.layer is None or self.sae is None:
+            raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, "
+                             "and the SAE")  # fmt: skip
+        elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
             raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
-        for name, least in (
-            ("prompts_per_step", 2),
-            ("retained_latents", 1),
-            ("tokens_per_batch", 1),
-            ("clusters", 1),
-            ("max_tokens", 2),
-        ):
+        for name, least in (("prompts_per_step", 2), ("retained_latents", 1), ("tokens_per_batch", 1), ("clusters", 1),
+                            ("max_tokens", 2)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
-            raise ValueError(
-                f"--label-range {self.label_range[0]:g} {self.label_range[1]:g}: the first number must be the smaller one"
-            )
+            low, high = self.label_range
+            raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
         if self.keep is not None and self.fields.quality is None:
             raise ValueError("--keep needs quality labels: name their field with --quality")
-        for name, known in (("rank_by", ("score", "label")), ("without_labels", ("length", "random"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(known)}")
+        if self.without_labels not in ("length", "random"):
+            raise ValueError(f"without_labels={self.without_labels!r}: choose length or random")
 
     @property
     def swapped_per_batch(self) -> int:

@@ -6,8 +6,9 @@ weight * (x - mean) / scale: each term is that feature's contribution. They desc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,23 +92,16 @@ def fit_decision(profile: Profile, world: Stage, features: Stage) -> tuple[Decis
 
 
 def save_decision(decision: DecisionModel, path: Path) -> None:
-    """Write the arrays as safetensors."""
-    c, w = decision.clusters, decision.widths
-    arrays = {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
-              "cluster.n_dropped": np.array([c.n_dropped]), "interval.width": w.width, "interval.n": w.n,
-              "interval.own": w.own.astype(np.int64)}  # fmt: skip
-    for name, reader in (("difficulty", decision.difficulty), ("quality", decision.quality)):
-        arrays |= {f"{name}.mean": reader.mean, f"{name}.scale": reader.scale, f"{name}.weight": reader.weight}
-        arrays[f"{name}.intercept"] = np.array([reader.intercept])
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
+    """Write every part's arrays and numbers as safetensors named `part.field`."""
+    parts = {entry.name: vars(getattr(decision, entry.name)) for entry in fields(decision)}
+    save_file({f"{part}.{name}": np.array(v, order="C") for part, values in parts.items() for name, v in values.items()}, path)
 
 
 def load_decision(path: Path) -> DecisionModel:
-    """Read the arrays of `save_decision`."""
-    a = load_file(path)
-    readers = [
-        LinearReader(a[f"{name}.mean"], a[f"{name}.scale"], a[f"{name}.weight"], float(a[f"{name}.intercept"][0]))
-        for name in ("difficulty", "quality")
-    ]
-    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"], int(a["cluster.n_dropped"][0]))
-    return DecisionModel(clusters, *readers, HalfWidths(a["interval.width"], a["interval.n"], a["interval.own"].astype(bool)))
+    """Read what `save_decision` wrote; a part's numbers were kept as arrays without axes."""
+    parts: dict[str, dict[str, Any]] = {"clusters": {}, "difficulty": {}, "quality": {}, "widths": {}}
+    for key, value in load_file(path).items():
+        part, name = key.split(".")
+        parts[part][name] = value if value.ndim else value.item()
+    return DecisionModel(Clusters(**parts["clusters"]), LinearReader(**parts["difficulty"]),
+                         LinearReader(**parts["quality"]), HalfWidths(**parts["widths"]))  # fmt: skip

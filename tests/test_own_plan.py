@@ -1,0 +1,445 @@
+"""A plan of one's own data: no row is lost or doubled, nothing half-written stays, and the report holds text, not markup."""
+
+from __future__ import annotations
+
+import doctest
+import html
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saerl_lib import __main__
+from saerl_lib.data.schema import DataError
+from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
+from saerl_lib.own.arrange import Arranged, arrange, whole_batches
+from saerl_lib.own.caveats import caveats
+from saerl_lib.own.fit import Quality, fit_quality, properties_of
+from saerl_lib.own.represent import represent_text
+from saerl_lib.own.tables import score_table
+from saerl_lib.plan.batch_plan import read_plan
+
+SMALL = OwnConfig(prompts_per_step=4, clusters=3)
+LABELLED = replace(SMALL, fields=Fields(labels="level"))
+
+
+def rows(n: int = 60, **extra: Any) -> list[dict[str, Any]]:
+    """n problems of three kinds; the level grows with the numbers, not with the length."""
+    kinds = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
+    return [
+        {"id": f"p-{i}", "question": kinds[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), "answer": str(i),
+         "solution": f"Step one of {i}.\nStep two.", "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4, **extra}
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(r) for r in records) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def make(
+    tmp_path: Path, records: list[dict[str, Any]] | None = None, config: OwnConfig = LABELLED, name: str = "out", **options: Any
+) -> Path:
+    source = write_jsonl(tmp_path / "my.jsonl", rows() if records is None else records)
+    return plan_own_data(source, tmp_path / name, config, **options).folder
+
+
+def arranged(tmp_path: Path, records: list[dict[str, Any]], config: OwnConfig = LABELLED) -> Arranged:
+    """The plan of `records`, not written."""
+    data = load_data(write_jsonl(tmp_path / "my.jsonl", records), config)
+    return arrange(data, represent_text(data.samples, config.seed), config)
+
+
+def told(found: Arranged) -> dict[str, str]:
+    """Title -> text of the caveats."""
+    return {c.title: c.text for c in caveats(found)}
+
+
+# Settings and places.
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"encoder": "model"}, "needs --layer and --sae"), ({"layer": 3}, "need a model"), ({"bf16": True}, "need a model"),
+        ({"keep": 0.5}, "--quality"), ({"keep": 1.5, "fields": Fields(quality="ok")}, "--keep 1.5"),
+        ({"prompts_per_step": 1}, "at least 2"), ({"label_range": (5.0, 1.0)}, "--label-range"),
+        ({"without_labels": "hash"}, "length or random"), ({"clusters": 0}, "clusters"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        OwnConfig(**change)
+
+
+def test_equal_runs_give_equal_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, second = make(tmp_path, name="a"), make(tmp_path, name="b")
+    for name in ("plan.parquet", "scores.csv", "clusters.csv", "not_planned.csv", "features.safetensors", "report.html"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    third = make(tmp_path, name="c", config=replace(LABELLED, seed=1))
+    assert (first / "report.html").read_bytes() != (third / "report.html").read_bytes()
+
+
+def test_a_failure_leaves_nothing_and_an_earlier_plan_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make(tmp_path)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(DataError, match="--force"):
+        make(tmp_path)
+
+    def stop(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saerl_lib.report.page.page", stop)
+    for place in (out, tmp_path / "a" / "b"):
+        with pytest.raises(KeyboardInterrupt):
+            plan_own_data(str(tmp_path / "my.jsonl"), place, LABELLED, force=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
+    monkeypatch.undo()
+    make(tmp_path, force=True, config=replace(LABELLED, seed=5))
+    assert (out / "run.json").read_bytes() != before["run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
+
+
+def test_a_place_that_is_no_plan_is_named_and_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="holds no earlier plan"):
+        make(tmp_path, force=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+    for out in (tmp_path / "my.jsonl" / "out", tmp_path / "my.jsonl" / "a" / "out"):
+        with pytest.raises(DataError, match="my.jsonl is no folder that can be written"):
+            plan_own_data("absent.jsonl", out, LABELLED)
+    (tmp_path / "empty").mkdir()
+    assert (make(tmp_path, name="empty") / "run.json").is_file()
+
+
+# The plan.
+
+
+@settings(max_examples=10)
+@given(
+    good=st.integers(24, 50), faults=st.lists(st.sampled_from(("json", "id", "label", "answer", "prompt", "twice")), max_size=6),
+    b=st.integers(2, 9), labelled=st.booleans(), keep=st.sampled_from((None, 0.5, 1.0)), seed=st.integers(0, 3),
+)  # fmt: skip
+def test_no_row_is_lost_or_doubled(
+    tmp_path_factory: pytest.TempPathFactory, good: int, faults: list[str], b: int, labelled: bool, keep: float | None, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("property")
+    lines = [json.dumps(r | {"sound": i % 2 == 0}) for i, r in enumerate(rows(good))]
+    for number, fault in enumerate(faults):
+        bad = rows(1)[0] | {"id": f"bad-{number}"}
+        bad |= {"id": {"id": []}, "label": {"level": "?"}, "answer": {"answer": ""}, "prompt": {"question": ""},
+                "twice": {"id": "p-1"}, "json": {}}[fault]  # fmt: skip
+        lines.insert((number * 7 + seed) % len(lines), "{" if fault == "json" else json.dumps(bad))
+    (folder / "my.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    own = Fields(labels="level" if labelled else None, quality="sound" if keep else None)
+    config = OwnConfig(fields=own, prompts_per_step=b, keep=keep, skip_bad_rows=True, seed=seed)
+    outcome = plan_own_data(str(folder / "my.jsonl"), folder / "out", config)
+    plan, rest = read_plan(folder / "out" / "plan.parquet"), pd.read_csv(folder / "out" / "not_planned.csv")
+    scores = pd.read_csv(folder / "out" / "scores.csv")
+    assert outcome.read == len(lines) == len(plan.ids) + len(rest) and len(set(plan.ids)) == len(plan.ids)
+    assert outcome.planned == len(plan.ids) == outcome.steps * b
+    assert sum(outcome.left_out.values()) == len(rest) and rest["reason"].notna().all()
+    planned = scores[scores["status"] == "planned"].sort_values("position")
+    assert planned["id"].tolist() == plan.ids and (scores["status"] == "left over").sum() < b
+    assert sorted([*planned["where"], *rest["where"]]) == sorted(f"line {i + 1}" for i in range(len(lines)))
+    shutil.rmtree(folder)
+
+
+def test_the_left_over_do_not_depend_on_the_order_of_the_file() -> None:
+    ids = [f"i{n}" for n in range(23)]
+    kept = {name for name, keep in zip(ids, whole_batches(ids, ids, 5), strict=True) if keep}
+    back = {name for name, keep in zip(ids[::-1], whole_batches(ids[::-1], ids[::-1], 5), strict=True) if keep}
+    assert kept == back and len(kept) == 20
+
+
+def test_without_labels_it_sorts_by_a_stand_in_and_says_so(tmp_path: Path) -> None:
+    by_length = arranged(tmp_path, rows(), SMALL)
+    assert "a stand-in for difficulty" in told(by_length)["No labels"]
+    scores = score_table(by_length)
+    assert scores["difficulty"].isna().all() and scores["reason"].str.contains(r"longer than \d+% of its cluster").all()
+    at_random = arranged(tmp_path, rows(), replace(SMALL, without_labels="random"))
+    assert "the order is random" in told(at_random)["No labels"]
+    lengths = scores.set_index("id")["length"]
+    for found, rises in ((by_length, True), (at_random, False)):
+        stays = found.plan.table[found.plan.table["swapped_with"] < 0]
+        inside = stays.groupby("step")["sample_id"].apply(lambda ids: lengths[ids].is_monotonic_increasing)
+        assert inside.all() == rises
+
+
+def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Path) -> None:
+    records = [r | ({"level": None} if i % 2 else {}) for i, r in enumerate(rows(120))]
+    found = arranged(tmp_path, records)
+    scores = score_table(found).set_index("id")
+    assert scores["difficulty"].notna().all() and scores["label"].isna().sum() == 60
+    row = scores.loc[found.plan.ids[0]]
+    parts = row["reason"].split("; ")
+    assert parts[0].startswith("step 0, slot 0: ") and parts[2].startswith(f"difficulty {row['difficulty']:.2f} (")
+    assert parts[1] == f"in cluster {row['cluster']}, {row['distance']:.1f} from its centre"
+    assert parts[3] == f"harder than {row['percentile']:.0%} of its cluster"
+
+
+def test_a_filter_keeps_the_share_by_scores_that_saw_no_own_label(tmp_path: Path) -> None:
+    records = [r | {"sound": i % 3 == 0 if i % 2 else int(i % 3 == 0)} for i, r in enumerate(rows(90))]
+    config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), keep=0.4)
+    scores = score_table(arranged(tmp_path, records, config)).groupby("status")["quality"]
+    assert scores.size()["filtered"] == 54 and scores.max()["filtered"] <= scores.min()["planned"]
+    found, noise = represent_text(load_data(str(tmp_path / "my.jsonl"), config).samples, 0), np.arange(90.0) % 2
+    fitted = fit_quality(found, np.random.default_rng(0).permutation(noise), properties_of(90, config), 0)
+    assert isinstance(fitted, Quality) and abs(fitted.roc_auc - 0.5) < 0.2  # random labels: in-sample it would be near 1
+    with pytest.raises(ValueError, match="less than a batch of 4: raise --keep"):
+        arranged(tmp_path, records, replace(config, keep=0.02))
+    with pytest.raises(ValueError, match="labelled true and 10 labelled false"):
+        arranged(tmp_path, rows(sound=True), config)
+
+
+def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
+    assert "One cluster" in told(arranged(tmp_path, [{"id": i, "question": "1+1"} for i in range(12)], SMALL))
+    signs = [{"question": "?" * (i + 1), "answer": "ü", "subject": 3} for i in range(13)]
+    assert len(pd.read_csv(make(tmp_path, signs, SMALL) / "clusters.csv")) > 1
+    half = [r | ({"solution": None} if i % 4 == 0 else {}) for i, r in enumerate(rows(40))]
+    assert "30 of 40 rows have a solution; prompt and solution" in told(arranged(tmp_path, half, SMALL))["What was read"]
+
+
+@pytest.mark.parametrize(
+    ("change", "title"),
+    [
+        (lambda i: {"level": 1 + i % 3 if i < 10 else None}, "Too few labels"),
+        (lambda i: {"level": 2}, "All labels are equal"),
+        (lambda i: {}, "Few labels"),
+        (lambda i: {"question": "Compute " + " ".join(["and"] * (i % 30 + 1)), "solution": None, "level": i % 30},
+         "The probe is no better than length"),
+        (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])},
+         "The probe is not shown to be better than length"),
+        (lambda i: {"answer": None if i % 3 else "1"}, "40 rows of 60: no answer"),
+        (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
+         "Dominant cluster"),
+        (lambda i: {"question": f"Add {i // 2}."}, "30 repeated questions"),
+    ],
+)  # fmt: skip
+def test_what_makes_a_result_doubtful_is_a_warning(tmp_path: Path, change: Callable[[int], dict[str, Any]], title: str) -> None:
+    found = caveats(arranged(tmp_path, [r | change(i) for i, r in enumerate(rows())]))
+    assert title in [c.title for c in found if c.kind == "warning"]
+    assert [c.kind for c in found] == sorted((c.kind for c in found), reverse=True)  # warnings first
+
+
+def test_what_gives_no_cause_for_doubt_is_no_warning(tmp_path: Path) -> None:
+    by_words = [
+        r | {"question": f"{'Sum' if i % 2 else 'Integral'} {'of it' * (i % 5)}", "level": i % 2} for i, r in enumerate(rows(90))
+    ]
+    assert not any("better than length" in title for title in told(arranged(tmp_path, by_words)))
+    assert "Labels are turned round" not in told(arranged(tmp_path, rows()))
+    turned = told(arranged(tmp_path, rows(), replace(LABELLED, larger_is_easier=True)))
+    assert "A larger level means easier" in turned["Labels are turned round"]
+
+
+# The report.
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text of every script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            self.scripts[-1] += data
+
+
+EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> <!-- &lt;b&gt; \u2028 {{ 7 * 7 }} \'"` </style>'
+TRICK = r"$\href{javascript:alert(3)}{x}$ and $\htmlData{a=b}{c}$"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan of 122 rows; two are left over, and the prompts of some hold formulas, markup and a NUL."""
+    records = rows(120) + rows(2, id="")
+    for i, record in enumerate(records):
+        record |= {"id": f"row-{i:03d}", "level": i % 5 + i / 100}
+    records[7]["question"] = f"{TRICK} {EVIL}"
+    for i in (8, 9):
+        records[i] |= {"id": f"{EVIL[:40]}{i}", "question": f"{EVIL} {i}\0", "subject": EVIL, "level": 1}
+    root = tmp_path_factory.mktemp("page")
+    for i in range(10, 120):
+        records[i]["question"] += " Let $x^{2}$ be it, \\(y_1\\) that; it costs $5 and not $6."
+    source = write_jsonl(root / "<b>my<b>.jsonl", [*records, {"id": EVIL, "question": ""}])
+    config = OwnConfig(fields=Fields(labels="level"), prompts_per_step=8, clusters=3, skip_bad_rows=True)
+    return plan_own_data(source, root / "out", config).folder
+
+
+def test_text_of_the_data_never_becomes_markup_and_no_request_is_allowed(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    reader = Reader(page)
+    names = [name for name, _ in reader.tags]
+    assert names.count("script") == 3 and not {"img", "iframe", "a"} & set(names) and "\0" not in page
+    assert all(not key.startswith("on") for _, attributes in reader.tags for key in attributes)
+    assert [a[key] for _, a in reader.tags for key in ("src", "href", "action") if key in a] == ["data:,"]
+    policy = next(a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy and "script-src 'sha256-" in policy
+    assert "script-src 'unsafe" not in policy and "innerHTML" not in page and "{{ 7" in page
+
+
+def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    values, scores = json.loads(Reader(page).scripts[0]), pd.read_csv(folder / "scores.csv")
+    assert {len(values[name]) for name in ("x", "y", "id", "prompt", "rank", "label", "distance", "status")} == {122}
+    for name in ("id", "where", "cluster", "step", "position", "reason"):
+        assert values[name] == scores[name].tolist(), name
+    assert min(values["x"]) == 0 and max(values["x"]) == 9999 and EVIL[:60] in values["prompt"][8]
+    cards = pd.read_csv(folder / "clusters.csv")
+    assert page.count('<div class="card"') == len(cards) and cards["n"].sum() == 122
+    assert "<b>123</b>rows read" in page and "3 of 123 rows; all are in not_planned.csv." in page
+    record = json.loads((folder / "run.json").read_text())
+    assert all(html.escape(c["title"]) in page for c in record["caveats"])
+    assert record["left_out"] == {"left over": 2, "malformed": 1}
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--virtual-time-budget=4000", "--window-size=1100,900",
+)  # fmt: skip
+BEFORE = """<script>
+const faults = [];
+addEventListener("error", (event) => faults.push(event.message));
+addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
+</script>"""
+ACTIONS = """<script>
+// Events that a script makes have no pointer behind them, which capture would ask for.
+canvas.setPointerCapture = () => {};
+const send = (kind, [px, py], more = {}) => {
+  const box = canvas.getBoundingClientRect();
+  const where = { clientX: box.left + px, clientY: box.top + py, pointerId: 1, bubbles: true };
+  canvas.dispatchEvent(new (kind === "wheel" ? WheelEvent : PointerEvent)(kind, { ...where, ...more, cancelable: true }));
+};
+const outcome = {}, alone = data.x.findIndex((x) => x === 9999), from = place(alone);
+send("pointermove", from);
+outcome.hover = { shown: !tip.hidden, id: tip.querySelector("b").textContent };
+send("wheel", from, { deltaY: -500 });
+outcome.zoom = { factor: view.zoom, moved: Math.hypot(place(alone)[0] - from[0], place(alone)[1] - from[1]) };
+const middle = [width / 2, height / 2], before = view.x;
+send("pointerdown", middle); send("pointermove", [middle[0] + 30, middle[1]]); send("pointerup", [middle[0] + 30, middle[1]]);
+outcome.dragged = view.x - before;
+byId("whole").click();
+outcome.whole = [view.zoom, view.x, view.y];
+send("pointerdown", from); send("pointerup", from);
+outcome.pinned = panel.textContent;
+send("pointerleave", from);
+outcome.left = tip.hidden;
+const card = document.querySelectorAll(".card")[1];
+card.querySelector("button").click();
+outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent };
+card.querySelector("button").click();
+byId("find").value = data.id[25];
+byId("find").dispatchEvent(new Event("input"));
+outcome.found = [...body.rows].map((row) => row.cells[0].textContent);
+outcome.formulas = [...body.rows[0].cells[4].querySelectorAll("annotation")].map((item) => item.textContent);
+body.rows[0].click();
+outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textContent);
+byId("colour").value = "step";
+byId("colour").dispatchEvent(new Event("change"));
+draw();
+const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+outcome.drawn = pixels.filter((value, i) => i % 4 === 3 && value > 0).length;
+outcome.faults = faults;
+add(document.body, "pre", JSON.stringify(outcome)).id = "outcome";
+</script>"""
+
+
+def browse(page: str, root: Path) -> str:
+    """The document that the browser makes of a page."""
+    (root / "page.html").write_text(page, encoding="utf-8")
+    command = [BROWSER, *OPTIONS, f"--user-data-dir={root / 'profile'}", "--dump-dom", (root / "page.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH: the report's page is not opened")
+def test_in_a_browser_the_page_as_written_runs_its_own_scripts_alone(folder: Path, tmp_path: Path) -> None:
+    shown = browse((folder / "report.html").read_text(encoding="utf-8"), tmp_path)
+    names = [name for name, _ in Reader(shown).tags]
+    assert names.count("tr") > 50 and names.count("math") > 50 and not {"img", "a"} & set(names)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH: the report's page is not opened")
+def test_in_a_browser_hover_zoom_drag_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = re.sub("script-src [^;]*;", "script-src 'unsafe-inline';", page, count=1)  # for the scripts of this test
+    page = page.replace("<body>", f"<body>{BEFORE}", 1)
+    shown = browse(page[: page.rindex("</body>")] + ACTIONS + "</body></html>", tmp_path)
+    outcome = json.loads(html.unescape(re.findall(r'<pre id="outcome">(.*?)</pre>', shown, re.DOTALL)[0]))
+    scores = pd.read_csv(folder / "scores.csv").set_index("id")
+    name = outcome["hover"]["id"].split(" · ")[0]
+    assert outcome["faults"] == [] and outcome["drawn"] > 500
+    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"} and outcome["left"]
+    assert name in outcome["pinned"] and all(part in outcome["pinned"] for part in scores.loc[name, "reason"].split("; "))
+    assert outcome["zoom"]["factor"] > 2 and outcome["zoom"]["moved"] < 1
+    assert outcome["dragged"] == pytest.approx(30) and outcome["whole"] == [1, 0, 0]
+    size = int((scores["cluster"] == outcome["cluster"]["number"]).sum())
+    assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
+    assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
+    assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
+
+
+# The command.
+
+
+def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "my.jsonl", rows(70))
+    common = ["plan", "--data", source, "--prompts-per-step", "8", "--clusters", "2"]
+    assert __main__.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert json.loads(out[-1]) | {"seconds": 0} == {
+        "read": 70, "planned": 64, "left_out": {"left over": 6}, "steps": 8, "seconds": 0
+    }  # fmt: skip
+    assert any(line.startswith("warning: Few labels") for line in out) and "not planned, left over: 6 (not_planned.csv)" in out
+    chosen = json.loads((tmp_path / "a" / "run.json").read_text())["settings"]
+    assert (chosen["clusters"], chosen["fields"]["labels"], chosen["label_range"]) == (2, "level", [1.0, 5.0])
+    assert __main__.main([*common, "--without-labels", "random", "--out", str(tmp_path / "b")]) == 0
+    assert __main__.main(["plan", "diff", str(tmp_path / "a" / "plan.parquet"), str(tmp_path / "b" / "plan.parquet")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ([], "plan diff A B"), (["--data", "x.jsonl"], "--out"), (["--data", "absent.jsonl", "--out", "o"], "no such file"),
+        (["--data", "x", "--out", "o", "--layer", "3"], "need a model"),
+    ],
+)  # fmt: skip
+def test_bad_commands_end_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert __main__.main(["plan", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and part in error and "Traceback" not in error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["own.arrange", "own.caveats", "report.page"])
+def test_docstring_examples(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
+    assert found.failed == 0 and found.attempted > 0
