@@ -104,7 +104,7 @@ def _plan(a: argparse.Namespace) -> int:
         from saerl_lib.own_command import run_plan
 
         return run_plan(a)
-    from saerl_lib.plan.compare import run_plan_diff
+    from saerl_lib.plan.batch_plan import run_plan_diff
 
     return run_plan_diff(a.first, a.second)
 

@@ -31,8 +31,7 @@ from saerl_lib.own.fit import Quality, fit_quality, properties_of
 from saerl_lib.own.report import embedded
 from saerl_lib.own.represent import represent_text
 from saerl_lib.paths import ROOT
-from saerl_lib.plan.batch_plan import read_plan
-from saerl_lib.plan.compare import plan_diff
+from saerl_lib.plan.batch_plan import plan_diff, read_plan
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
 LABELLED = replace(SMALL, fields=Fields(labels="level"))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, diversity, orders, plan_hash, read_plan, validate, write_plan
+from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, mixing, orders, plan_hash, read_plan, validate, write_plan
 from saerl_lib.plan.batch_plan import COLUMNS
-from saerl_lib.plan.curriculum import Batch, cluster_first
+from saerl_lib.plan.curriculum import Batches, cluster_first
 from saerl_lib.plan.mixing import mix_tails
 
 
@@ -52,12 +52,12 @@ def test_ties_of_the_score_go_by_raw_then_by_id() -> None:
 
 
 def test_swap_by_hand_changes_tails_only() -> None:
-    batches = [Batch(0, np.array([0, 1, 2])), Batch(0, np.array([3, 4, 5]))]
+    batches = Batches(np.zeros(2, dtype=int), np.arange(6).reshape(2, 3))
     mixed = mix_tails(batches, np.array([0, 0, 0, 1, 1, 1]), np.arange(6.0), np.ones(6), config(3, h=2))
-    assert [batch.rows.tolist() for batch in mixed.batches] == [[0, 4, 5], [3, 1, 2]]
+    assert mixed.batches.rows.tolist() == [[0, 4, 5], [3, 1, 2]]
     assert mixed.partner.tolist() == [1, 0]
     assert mixed.unpaired_share == 0.0
-    assert batches[0].rows.tolist() == [0, 1, 2]  # the input is untouched
+    assert batches.rows.tolist() == [[0, 1, 2], [3, 4, 5]]  # the input is untouched
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_swap_by_hand_changes_tails_only() -> None:
     ],
 )
 def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int, int], swaps: bool) -> None:
-    batches = [Batch(stages[0], np.array([0, 1])), Batch(stages[1], np.array([2, 3]))]
+    batches = Batches(np.array(stages), np.arange(4).reshape(2, 2))
     ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
     mixed = mix_tails(batches, np.array(clusters), ranking, lengths, config(2, **({"h": 1} | narrowed)))
     assert mixed.partner.tolist() == ([1, 0] if swaps else [-1, -1])
-    assert mixed.batches[0].rows.tolist() == ([0, 3] if swaps else [0, 1])
+    assert mixed.batches.rows[0].tolist() == ([0, 3] if swaps else [0, 1])
 
 
 def test_closest_partner_wins_and_each_batch_swaps_once() -> None:
-    batches = [Batch(0, np.array([2 * i, 2 * i + 1])) for i in range(4)]
+    batches = Batches(np.zeros(4, dtype=int), np.arange(8).reshape(4, 2))
     clusters, ranking = np.repeat([0, 1, 2, 3], 2), np.repeat([1.0, 3.0, 2.0, 0.0], 2)
     # batch 0 finds 2 and 3 equally close: the earlier wins; 1 and 3 remain for each other, or not
     assert mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1)).partner.tolist() == [2, 3, 0, 1]
@@ -226,21 +226,21 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_diversity_by_hand_and_rows() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
     # pairs (0, 1) and (2, 3): distances 5 and 1
-    assert diversity.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
+    assert mixing.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
     line = np.arange(12.0)[:, None]
-    rows = diversity.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
+    rows = mixing.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
     assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
     assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
-    assert diversity.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
+    assert mixing.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
 
 
 def test_composition_rows_by_hand() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
-    rows = diversity.composition_rows(plan, dozen()["ids"], np.arange(12.0))
+    rows = mixing.composition_rows(plan, dozen()["ids"], np.arange(12.0))
     assert rows.loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
         "mean_ranking_score": pytest.approx(1.7), "mean_sequence_words": 6.0,
     }
     with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
-        diversity.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
+        mixing.composition_rows(plan, dozen()["ids"][1:], np.ones(11))

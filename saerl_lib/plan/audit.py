@@ -27,8 +27,7 @@ from saerl_lib.plan.audit_record import (
     SwapPart,
 )
 from saerl_lib.plan.evidence import Evidence, gather, open_evidence
-from saerl_lib.plan.mixing import dominant_cluster
-from saerl_lib.plan.partners import candidates
+from saerl_lib.plan.mixing import candidates, dominant_cluster
 from saerl_lib.properties.conformal import LEVEL
 from saerl_lib.properties.decision import LinearReader
 from saerl_lib.properties.feature_names import is_latent

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from saerl_lib.plan.partners import Candidate
+from saerl_lib.plan.mixing import Candidate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from saerl_lib.plan.audit_record import BatchPart, Breakdown, SampleAudit, SwapPart
 from saerl_lib.plan.evidence import Evidence
-from saerl_lib.plan.partners import Candidate
+from saerl_lib.plan.mixing import Candidate
 
 WIDTH = 110
 """Characters of a line of text."""
