@@ -27,7 +27,7 @@ COLUMNS = {
 }
 """position = step * b + slot; swapped_with is the step that a tail sample was exchanged with, -1 for a sample that stayed."""
 _META = (b"order", b"prompts_per_step", b"swapped_per_batch")
-Ids = Sequence[str] | np.ndarray | pd.Series | pa.Array
+Ids = Sequence[str] | np.ndarray | pd.Series | pa.Array | pa.ChunkedArray
 """Sample ids, [N]."""
 HASHED_ROWS = 2**16
 """Ids joined to one string at a time."""
@@ -41,7 +41,8 @@ class PlanError(ValueError):
 
 def as_arrow(ids: Ids) -> pa.LargeStringArray:
     """The ids as one Arrow array [N], without a copy where they are one already."""
-    found = pa.array(ids, pa.large_string())
+    found = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else pa.array(ids, pa.large_string())
+    found = found.cast(pa.large_string())
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
@@ -155,16 +156,13 @@ def validate(plan: BatchPlan, pool_ids: Ids, prompts_per_step: int) -> None:
     """
     if list(plan.table.columns) != list(COLUMNS):
         raise PlanError(f"the plan has columns {list(plan.table.columns)}, expected {list(COLUMNS)}: build it again")
-    planned, pool = as_arrow(plan.table["sample_id"]), as_arrow(pool_ids).unique()
+    planned, pool = as_arrow(plan.table["sample_id"]), as_arrow(pool_ids)
+    pool = pool if len(pool) == len(planned) else pool.unique()
     row = rows_of(planned, pool)
-    times = np.bincount(row[row >= 0], minlength=len(pool))
-    if len(planned) != len(pool) or (times != 1).any():
-        problems = {
-            "missing": pool.filter(pa.array(times == 0)).to_pylist(),
-            "doubled": _repeated(planned),
-            "unknown": planned.filter(pa.array(row < 0)).unique().to_pylist(),
-        }
-        found = [f"{len(names)} {kind} ids, first {sorted(names)[:3]}" for kind, names in problems.items() if names]
+    if len(planned) != len(pool) or (np.bincount(row[row >= 0], minlength=len(pool)) != 1).any():
+        doubled = sorted(_repeated(planned))
+        problems = {"missing": _lacking(pool, planned), "doubled": doubled, "unknown": _lacking(planned, pool)}
+        found = [f"{len(names)} {kind} ids, first {names[:3]}" for kind, names in problems.items() if names]
         raise PlanError(f"the plan is no permutation of the pool: {'; '.join(found)}: build it again from this pool")
     require_full_batches(len(plan.table), prompts_per_step)
     position = np.arange(len(plan.table))
@@ -255,8 +253,8 @@ def plan_diff(a: BatchPlan, b: BatchPlan) -> PlanDiff:
     company = np.where(union > 0, (together - 1) / np.maximum(union, 1), 1.0)
     same = len(np.unique(step_a[(together == size_a) & (together == size_b)]))
     return PlanDiff(
-        len(shift), _only(a, b), _only(b, a), float(has_moved(shift).mean()), float(shift.mean() * a.steps), spearman, kendall,
-        same / a.steps, float(company.mean()),
+        len(shift), tuple(_lacking(a.ids, b.ids)), tuple(_lacking(b.ids, a.ids)), float(has_moved(shift).mean()),
+        float(shift.mean() * a.steps), spearman, kendall, same / a.steps, float(company.mean()),
     )  # fmt: skip
 
 
@@ -312,10 +310,10 @@ def _common(a: BatchPlan, b: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
     return in_a, position[in_a]
 
 
-def _only(a: BatchPlan, b: BatchPlan) -> tuple[str, ...]:
-    """Ids of A that B lacks, sorted."""
-    missing = rows_of(a.table["sample_id"], b.table["sample_id"]) < 0
-    return tuple(sorted(a.table["sample_id"][missing].tolist()))
+def _lacking(ids: Ids, others: Ids) -> list[str]:
+    """Ids that `others` lacks, each once, sorted."""
+    ids = as_arrow(ids)
+    return sorted(ids.filter(pa.array(rows_of(ids, others) < 0)).unique().to_pylist())
 
 
 def _repeated(ids: pa.LargeStringArray) -> list[str]:
