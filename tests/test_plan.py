@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saerl_lib.__main__ import main
+from saerl_lib.bench import plan as bench
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, mixing, orders, plan_hash, read_plan, validate, write_plan
-from saerl_lib.plan.batch_plan import COLUMNS
+from saerl_lib.plan import ORDERS, BatchPlan, PlanError, batch_plan, build_plan, curriculum, mixing, orders
+from saerl_lib.plan.batch_plan import COLUMNS, plan_hash, read_plan, rows_of, validate, write_plan
 from saerl_lib.plan.curriculum import Batches, cluster_first
 from saerl_lib.plan.mixing import mix_tails
 
@@ -120,7 +125,7 @@ pools = st.integers(2, 6).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pools, st.sampled_from(ORDERS), st.randoms(use_true_random=False))
 def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: str, random) -> None:
     b, h, samples, window = pool
@@ -135,14 +140,60 @@ def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: st
     plan = plan_of(np.arange(len(ids)))
     assert sorted(plan.ids) == sorted(ids)
     validate(plan, ids, b)
-    table = plan.table
-    for step, other in table.loc[table["swapped_with"] >= 0, ["step", "swapped_with"]].to_numpy():
-        tail = table[table["step"] == other]["swapped_with"]
-        assert step != other and set(tail[-h:]) == {step} and set(tail[:-h]) <= {-1}
+    swapped = plan.table["swapped_with"].to_numpy().reshape(-1, b)
+    for step, other in enumerate(swapped.max(axis=1).tolist()):
+        assert swapped[step].tolist() == ([-1] * b if other < 0 else [-1] * (b - h) + [other] * h)
+        assert step != other and (other < 0 or swapped[other].max() == step)
     rows = list(range(len(ids)))
     random.shuffle(rows)
     assert plan_hash(plan) == plan_hash(plan_of(np.array(rows)))
     pd.testing.assert_frame_equal(plan.table, plan_of(np.arange(len(ids))).table)
+
+
+@settings(max_examples=80, deadline=None)
+@given(pools)
+def test_a_plan_is_that_of_lists_and_loops(pool) -> None:
+    b, h, samples, window = pool
+    clusters, ranking, lengths = map(list, zip(*samples, strict=True))
+    arrays = ([f"id{i}" for i in range(len(samples))], clusters, ranking, [r % 3 for r in ranking], lengths)
+    settings_ = config(b, h, window, difficulty=2.0, length=0.5)
+    assert build_plan(*arrays, settings_).ids == bench.plain_order(*arrays, settings_)
+
+
+def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
+    n = 2000 * 128
+    bench.write_scores(tmp_path, n)
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    start = time.process_time()
+    plan = build_plan(*(scores[name] for name in bench.SCORES), bench.PLAN)
+    assert time.process_time() - start < 10  # one second on a quiet core; loops over samples took more than ten
+    place = rows_of(plan.table["sample_id"], scores["sample_id"])
+    assert np.array_equal(np.sort(place), np.arange(n))
+    assert np.array_equal(plan.table["ranking_score"], scores["ranking"].to_numpy()[place])
+    home = plan.table["swapped_with"].to_numpy()
+    assert 0 < (home >= 0).sum() <= n // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
+
+
+def test_bench_plan_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def here(folder: str, what: str) -> dict[str, float]:
+        return {**bench.WAYS[what](Path(folder)), "peak_gb": 0.5}
+
+    monkeypatch.setattr(bench, "_in_fresh_process", here)
+    monkeypatch.setattr(bench, "FEATURES_UP_TO", 0)
+    assert main(["bench", "plan", "--samples", "1300"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["samples"], line["obvious_rows"], line["peak_gb"]) == (1300, 1280, 0.5)
+    parts = (line[f"{name}_s"] for name in ("read", "curriculum_swap_validate", "write"))
+    assert line["total_s"] == pytest.approx(sum(parts), abs=1e-4)
+    assert line["ratio_total_to_floor"] > 0 and line["ratio_obvious_to_ours"] > 0 and "bars_met" not in line
+    assert main(["bench", "plan", "--samples", "5"]) == 1
+    assert "samples=5 fill no batch of 128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [batch_plan, curriculum, mixing], ids=lambda module: module.__name__)
+def test_doctests(module) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 @settings(max_examples=100, deadline=None)
