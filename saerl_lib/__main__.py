@@ -69,12 +69,6 @@ def _bench(a: argparse.Namespace) -> int:
     return int(run_bench(a.name, a.samples, a.device) or 0)
 
 
-def _scale(a: argparse.Namespace) -> int:
-    from saerl_lib.scale.command import run_scale
-
-    return run_scale(a.samples, a.simulate, a.write_docs)
-
-
 def _sae(a: argparse.Namespace) -> int:
     from saerl_lib.sae_command import run_sae
 
@@ -104,7 +98,7 @@ def _plan(a: argparse.Namespace) -> int:
         from saerl_lib.own_command import run_plan
 
         return run_plan(a)
-    from saerl_lib.plan.compare import run_plan_diff
+    from saerl_lib.plan.batch_plan import run_plan_diff
 
     return run_plan_diff(a.first, a.second)
 
@@ -170,7 +164,7 @@ def _train_job(a: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "scale": _scale, "ladder": _ladder,
+    "run": _run, "paper": _paper, "data": _data, "world": _world, "bench": _bench, "ladder": _ladder,
     "sae": _sae, "audit": _audit, "encode": _encode, "plan": _plan, "export": _export, "verify": _verify, "train": _train,
     "grid": _grid, "seeds-needed": _seeds_needed, "publish": _publish, "readme": _readme, "train-job": _train_job,
 }  # fmt: skip

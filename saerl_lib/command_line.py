@@ -49,10 +49,6 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
     bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
     bench.add_argument("--device", metavar="NAME", help="cpu or cuda, for `bench encode` (default: cpu)")
-    scale = commands.add_parser("scale", parents=[common], help="100 million samples: by formula, and measured on fewer")
-    scale.add_argument("--samples", type=int, default=100_000_000, metavar="N", help="of the formulas (default: 100000000)")
-    scale.add_argument("--simulate", type=int, nargs="?", const=1_000_000, metavar="N", help="plan N synthetic ones (1000000)")
-    scale.add_argument("--write-docs", action="store_true", help="write the figures into docs/hundred_million.md")
     publish = commands.add_parser("publish", parents=[common], help="replace the published results by those of the finished run")
     publish.add_argument("--profile", default="laptop", help="laptop, method or study (default: laptop)")
     commands.add_parser("readme", parents=[common], help="write the tables of README.md and docs/ from figures/data")
@@ -145,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m saerl_lib", description="A notebook-first artifact of arXiv 2605.27354.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    names = "{run,paper,data,world,bench,scale,ladder,audit,sae,encode,plan,export,verify,train,grid,seeds-needed,publish,readme}"
+    names = "{run,paper,data,world,bench,ladder,audit,sae,encode,plan,export,verify,train,grid,seeds-needed,publish,readme}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for add in (_add_notebooks, _add_reading, _add_trainers, _add_study):
         add(commands, common)

@@ -16,7 +16,7 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable
-from saerl_lib.plan import partners
+from saerl_lib.plan import mixing
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
 from saerl_lib.plan.audit_text import audit_table, audit_text
 from saerl_lib.plan.orders import build_plan
@@ -329,15 +329,15 @@ def test_an_unswapped_tail_says_which_conditions_failed(evidence: Evidence) -> N
 
 def test_partner_conditions_by_hand() -> None:
     facts = [
-        partners.BatchFacts(0, 0, 1.0, 10.0, 4, 1),
-        partners.BatchFacts(1, 0, 1.2, 30.0, 4, 1),
-        partners.BatchFacts(2, 0, 2.0, 10.0, 5, 1),
-        partners.BatchFacts(3, 1, 1.0, 10.0, 5, 1),
-        partners.BatchFacts(4, 0, 1.0, 10.0, 5, 1),
+        mixing.BatchFacts(0, 0, 1.0, 10.0, 4, 1),
+        mixing.BatchFacts(1, 0, 1.2, 30.0, 4, 1),
+        mixing.BatchFacts(2, 0, 2.0, 10.0, 5, 1),
+        mixing.BatchFacts(3, 1, 1.0, 10.0, 5, 1),
+        mixing.BatchFacts(4, 0, 1.0, 10.0, 5, 1),
     ]
-    found = partners.candidates(0, facts, np.array([-1, -1, 9, -1, -1]), CONFIG)
+    found = mixing.candidates(0, facts, np.array([-1, -1, 9, -1, -1]), CONFIG)
     assert [(c.step, c.failed) for c in found] == [
-        (1, (partners.LENGTH, partners.CLUSTER)), (2, (partners.DIFFICULTY, partners.TAKEN))
+        (1, (mixing.LENGTH, mixing.CLUSTER)), (2, (mixing.DIFFICULTY, mixing.TAKEN))
     ]  # fmt: skip
     assert found[0].ranking_difference == pytest.approx(0.2)
     assert found[0].length_difference == pytest.approx(2 / 3)

@@ -18,8 +18,7 @@ from saerl_lib import __main__
 from saerl_lib.data.schema import DataError
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
-from saerl_lib.plan.batch_plan import read_plan
-from saerl_lib.plan.compare import plan_diff
+from saerl_lib.plan.batch_plan import plan_diff, read_plan
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
 LABELLED = replace(SMALL, fields=Fields(labels="level"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saerl_lib.__main__ import main
+from saerl_lib.bench import plan as bench
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import ORDERS, BatchPlan, PlanError, build_plan, diversity, orders, plan_hash, read_plan, validate, write_plan
-from saerl_lib.plan.batch_plan import COLUMNS
-from saerl_lib.plan.curriculum import Batch, cluster_first
+from saerl_lib.plan import ORDERS, BatchPlan, PlanError, batch_plan, build_plan, curriculum, mixing, orders
+from saerl_lib.plan.batch_plan import COLUMNS, plan_hash, read_plan, rows_of, validate, write_plan
+from saerl_lib.plan.curriculum import Batches, cluster_first
 from saerl_lib.plan.mixing import mix_tails
 
 
@@ -52,12 +57,12 @@ def test_ties_of_the_score_go_by_raw_then_by_id() -> None:
 
 
 def test_swap_by_hand_changes_tails_only() -> None:
-    batches = [Batch(0, np.array([0, 1, 2])), Batch(0, np.array([3, 4, 5]))]
+    batches = Batches(np.zeros(2, dtype=int), np.arange(6).reshape(2, 3))
     mixed = mix_tails(batches, np.array([0, 0, 0, 1, 1, 1]), np.arange(6.0), np.ones(6), config(3, h=2))
-    assert [batch.rows.tolist() for batch in mixed.batches] == [[0, 4, 5], [3, 1, 2]]
+    assert mixed.batches.rows.tolist() == [[0, 4, 5], [3, 1, 2]]
     assert mixed.partner.tolist() == [1, 0]
     assert mixed.unpaired_share == 0.0
-    assert batches[0].rows.tolist() == [0, 1, 2]  # the input is untouched
+    assert batches.rows.tolist() == [[0, 1, 2], [3, 4, 5]]  # the input is untouched
 
 
 @pytest.mark.parametrize(
@@ -76,15 +81,15 @@ def test_swap_by_hand_changes_tails_only() -> None:
     ],
 )
 def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int, int], swaps: bool) -> None:
-    batches = [Batch(stages[0], np.array([0, 1])), Batch(stages[1], np.array([2, 3]))]
+    batches = Batches(np.array(stages), np.arange(4).reshape(2, 2))
     ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
     mixed = mix_tails(batches, np.array(clusters), ranking, lengths, config(2, **({"h": 1} | narrowed)))
     assert mixed.partner.tolist() == ([1, 0] if swaps else [-1, -1])
-    assert mixed.batches[0].rows.tolist() == ([0, 3] if swaps else [0, 1])
+    assert mixed.batches.rows[0].tolist() == ([0, 3] if swaps else [0, 1])
 
 
 def test_closest_partner_wins_and_each_batch_swaps_once() -> None:
-    batches = [Batch(0, np.array([2 * i, 2 * i + 1])) for i in range(4)]
+    batches = Batches(np.zeros(4, dtype=int), np.arange(8).reshape(4, 2))
     clusters, ranking = np.repeat([0, 1, 2, 3], 2), np.repeat([1.0, 3.0, 2.0, 0.0], 2)
     # batch 0 finds 2 and 3 equally close: the earlier wins; 1 and 3 remain for each other, or not
     assert mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1)).partner.tolist() == [2, 3, 0, 1]
@@ -120,7 +125,7 @@ pools = st.integers(2, 6).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pools, st.sampled_from(ORDERS), st.randoms(use_true_random=False))
 def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: str, random) -> None:
     b, h, samples, window = pool
@@ -135,14 +140,60 @@ def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: st
     plan = plan_of(np.arange(len(ids)))
     assert sorted(plan.ids) == sorted(ids)
     validate(plan, ids, b)
-    table = plan.table
-    for step, other in table.loc[table["swapped_with"] >= 0, ["step", "swapped_with"]].to_numpy():
-        tail = table[table["step"] == other]["swapped_with"]
-        assert step != other and set(tail[-h:]) == {step} and set(tail[:-h]) <= {-1}
+    swapped = plan.table["swapped_with"].to_numpy().reshape(-1, b)
+    for step, other in enumerate(swapped.max(axis=1).tolist()):
+        assert swapped[step].tolist() == ([-1] * b if other < 0 else [-1] * (b - h) + [other] * h)
+        assert step != other and (other < 0 or swapped[other].max() == step)
     rows = list(range(len(ids)))
     random.shuffle(rows)
     assert plan_hash(plan) == plan_hash(plan_of(np.array(rows)))
     pd.testing.assert_frame_equal(plan.table, plan_of(np.arange(len(ids))).table)
+
+
+@settings(max_examples=80, deadline=None)
+@given(pools)
+def test_a_plan_is_that_of_lists_and_loops(pool) -> None:
+    b, h, samples, window = pool
+    clusters, ranking, lengths = map(list, zip(*samples, strict=True))
+    arrays = ([f"id{i}" for i in range(len(samples))], clusters, ranking, [r % 3 for r in ranking], lengths)
+    settings_ = config(b, h, window, difficulty=2.0, length=0.5)
+    assert build_plan(*arrays, settings_).ids == bench.plain_order(*arrays, settings_)
+
+
+def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
+    n = 2000 * 128
+    bench.write_scores(tmp_path, n)
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    start = time.process_time()
+    plan = build_plan(*(scores[name] for name in bench.SCORES), bench.PLAN)
+    assert time.process_time() - start < 10  # one second on a quiet core; loops over samples took more than ten
+    place = rows_of(plan.table["sample_id"], scores["sample_id"])
+    assert np.array_equal(np.sort(place), np.arange(n))
+    assert np.array_equal(plan.table["ranking_score"], scores["ranking"].to_numpy()[place])
+    home = plan.table["swapped_with"].to_numpy()
+    assert 0 < (home >= 0).sum() <= n // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
+
+
+def test_bench_plan_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def here(folder: str, what: str) -> dict[str, float]:
+        return {**bench.WAYS[what](Path(folder)), "peak_gb": 0.5}
+
+    monkeypatch.setattr(bench, "_in_fresh_process", here)
+    monkeypatch.setattr(bench, "FEATURES_UP_TO", 0)
+    assert main(["bench", "plan", "--samples", "1300"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["samples"], line["obvious_rows"], line["peak_gb"]) == (1300, 1280, 0.5)
+    parts = (line[f"{name}_s"] for name in ("read", "curriculum_swap_validate", "write"))
+    assert line["total_s"] == pytest.approx(sum(parts), abs=1e-4)
+    assert line["ratio_total_to_floor"] > 0 and line["ratio_obvious_to_ours"] > 0 and "bars_met" not in line
+    assert main(["bench", "plan", "--samples", "5"]) == 1
+    assert "samples=5 fill no batch of 128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [batch_plan, curriculum, mixing], ids=lambda module: module.__name__)
+def test_doctests(module) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -226,21 +277,21 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_diversity_by_hand_and_rows() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
     # pairs (0, 1) and (2, 3): distances 5 and 1
-    assert diversity.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
+    assert mixing.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
     line = np.arange(12.0)[:, None]
-    rows = diversity.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
+    rows = mixing.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
     assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
     assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
-    assert diversity.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
+    assert mixing.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
 
 
 def test_composition_rows_by_hand() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
-    rows = diversity.composition_rows(plan, dozen()["ids"], np.arange(12.0))
+    rows = mixing.composition_rows(plan, dozen()["ids"], np.arange(12.0))
     assert rows.loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
         "mean_ranking_score": pytest.approx(1.7), "mean_sequence_words": 6.0,
     }
     with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
-        diversity.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
+        mixing.composition_rows(plan, dozen()["ids"][1:], np.ones(11))

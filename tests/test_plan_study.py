@@ -1,4 +1,4 @@
-"""Open choices of the plan, later epochs, stability, sensitivity and the comparison of two plans."""
+"""Open choices of the plan, stability, sensitivity and the comparison of two plans."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.__main__ import main
-from saerl_lib.config import REST, SECOND_EPOCH, UNEQUAL, PlanConfig, PropertyConfig
+from saerl_lib.config import REST, UNEQUAL, PlanConfig, PropertyConfig
 from saerl_lib.plan import build_plan, write_plan
-from saerl_lib.plan.batch_plan import BatchPlan, PlanError
-from saerl_lib.plan.compare import has_moved, plan_diff
+from saerl_lib.plan.batch_plan import BatchPlan, has_moved, plan_diff
 from saerl_lib.plan.curriculum import cluster_first, stage_of_batch
-from saerl_lib.plan.epochs import epoch_plan
 from saerl_lib.plan.sensitivity import changed_values
 from saerl_lib.properties.clusters import fit_clusters
 from saerl_lib.properties.label_curve import curve_sizes, nested_subsets
@@ -59,7 +57,7 @@ def pools(draw: st.DrawFn) -> tuple:
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     config = PlanConfig(
         prompts_per_step=b, swapped_per_batch=draw(st.integers(0, b - 1)), rest=draw(st.sampled_from(REST)),
-        unequal=draw(st.sampled_from(UNEQUAL)), second_epoch=draw(st.sampled_from(SECOND_EPOCH)),
+        unequal=draw(st.sampled_from(UNEQUAL)),
     )  # fmt: skip
     ids = [f"p{i}" for i in range(n)]
     scores = rng.random(n).round(1)
@@ -67,10 +65,10 @@ def pools(draw: st.DrawFn) -> tuple:
 
 
 @settings(max_examples=60, deadline=None)
-@given(pools(), st.integers(0, 3))
-def test_no_choice_and_no_epoch_loses_or_doubles_a_sample(pool: tuple, epoch: int) -> None:
+@given(pools())
+def test_no_choice_loses_or_doubles_a_sample(pool: tuple) -> None:
     *arrays, config = pool
-    plan = epoch_plan(epoch, *arrays, config, seed=7)
+    plan = build_plan(*arrays, config)
     assert sorted(plan.ids) == sorted(arrays[0])
 
 
@@ -80,19 +78,6 @@ def plan_of(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object)
     config = replace(PlanConfig(prompts_per_step=4, swapped_per_batch=1), **changes)
     ids = [f"p{i:02d}" for i in range(n)]
     return build_plan(ids, np.arange(n) % 3, difficulty, difficulty, np.full(n, 9.0), config, order=order, seed=seed)
-
-
-def test_second_epochs_are_what_their_names_say() -> None:
-    rng = np.random.default_rng(3)
-    arrays = ([f"p{i:02d}" for i in range(40)], np.arange(40) % 3, *[rng.random(40)] * 2, np.full(40, 9.0))
-    plans = {
-        name: epoch_plan(1, *arrays, PlanConfig(prompts_per_step=4, second_epoch=name), seed=1) for name in SECOND_EPOCH
-    }
-    first = epoch_plan(0, *arrays, PlanConfig(prompts_per_step=4), seed=1)
-    assert plans["same"].ids == first.ids != plans["reshuffle_within_cluster"].ids
-    assert plans["random"].order == "random"
-    with pytest.raises(PlanError, match="epoch=-1 must be at least 0"):
-        epoch_plan(-1, *arrays, PlanConfig(prompts_per_step=4))
 
 
 def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:

@@ -23,7 +23,7 @@ COMMANDS = sorted(set(re.findall(r"^(?:\$ )?(\./run_all\.sh[^\n#`]*|python -m sa
 INLINE = sorted(set(re.findall(r"`((?:\./run_all\.sh|python -m saerl_lib)[^`]*)`", ALL)))
 LINKS = sorted({(p.parent, target) for p, text in DOCUMENTS.items() for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)})
 PATHS = sorted(set(re.findall(r"`((?:saerl_lib|notebooks|figures|tests|docs)/[\w./-]*)`", ALL)))
-GROUPS = {"bench": "encode", "export": "--plan P --samples S --to trl --out D", "scale": ""}
+GROUPS = {"bench": "encode", "export": "--plan P --samples S --to trl --out D"}
 """Commands that prose names without their options -> options that they need."""
 
 

@@ -4,7 +4,7 @@ A field says where its value comes from: "paper, section X" or "not stated in th
 """
 
 from saerl_lib.config.hashing import content_hash, sub_seed, to_dict
-from saerl_lib.config.plan import REST, SECOND_EPOCH, UNEQUAL, PlanConfig
+from saerl_lib.config.plan import REST, UNEQUAL, PlanConfig
 from saerl_lib.config.profiles import (
     LAPTOP,
     METHOD,
@@ -32,7 +32,6 @@ __all__ = [
     "Profile",
     "PropertyConfig",
     "REST",
-    "SECOND_EPOCH",
     "SMOKE",
     "STUDY",
     "StudyConfig",

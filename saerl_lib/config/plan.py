@@ -10,9 +10,6 @@ pool_easiest: the easiest are left over instead. append: as pool, but all mixed 
 UNEQUAL = ("front", "stretch", "back")
 """front: stage t holds the t-th batch of every cluster that still has one. stretch: the batches of a small cluster are
 spread evenly over the run. back: small clusters begin late, so that all end together."""
-SECOND_EPOCH = ("same", "reshuffle_within_cluster", "random")
-"""same: the first pass again. reshuffle_within_cluster: the samples of a cluster are dealt to its batches at random, the
-stages stay. random: no curriculum any more."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,6 @@ class PlanConfig:
     """What fills no batch of its own cluster (not stated in the paper; ours), one of `REST`."""
     unequal: str = "front"
     """In which stages a cluster with few batches takes part (not stated in the paper; ours), one of `UNEQUAL`."""
-    epochs: int = 1
-    """Passes over the pool that are planned (paper: 1.12; training here follows the first)."""
-    second_epoch: str = "same"
-    """Order of every pass after the first (not stated in the paper; ours), one of `SECOND_EPOCH`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.swapped_per_batch < self.prompts_per_step:
@@ -44,8 +37,6 @@ class PlanConfig:
                 f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and "
                 f"below prompts_per_step={self.prompts_per_step}"
             )
-        for name, known in (("rest", REST), ("unequal", UNEQUAL), ("second_epoch", SECOND_EPOCH)):
+        for name, known in (("rest", REST), ("unequal", UNEQUAL)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
-        if self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs} must be at least 1")

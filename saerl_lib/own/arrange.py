@@ -15,7 +15,7 @@ from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.own.validate import Dropped, OwnData
 from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.plan.diversity import batch_diversity
+from saerl_lib.plan.mixing import batch_diversity
 from saerl_lib.plan.orders import build_plan, random_order
 from saerl_lib.properties.quality import keep_top_k
 

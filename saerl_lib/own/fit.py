@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.plan.diversity import projection_2d
+from saerl_lib.plan.mixing import projection_2d
 from saerl_lib.properties import Interval, bootstrap_interval, correlation
 from saerl_lib.properties.clusters import Assignment, Clusters, fit_clusters
 from saerl_lib.properties.conformal import cluster_half_widths

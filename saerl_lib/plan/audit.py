@@ -25,8 +25,7 @@ from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.stage import load_split_features, retained_latents
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.curriculum import Batch, cluster_first
-from saerl_lib.plan.mixing import dominant_cluster
-from saerl_lib.plan.partners import BatchFacts, Candidate, batch_facts, candidates
+from saerl_lib.plan.mixing import BatchFacts, Candidate, batch_facts, candidates, dominant_cluster
 from saerl_lib.plan.stage import load_plan
 from saerl_lib.properties.audit_stage import load_decision_model
 from saerl_lib.properties.conformal import LEVEL

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.plan.audit import Breakdown, DifficultyPart, Evidence, SampleAudit, SwapPart
-from saerl_lib.plan.partners import Candidate
+from saerl_lib.plan.mixing import Candidate
 
 WIDTH = 110
 """Characters of a line of text."""

@@ -1,12 +1,15 @@
 """The BatchPlan: one row a sample, in training order, with the reasons of its place (paper, section D.3).
 
-The trainer follows `position`; its log of sample ids must equal `BatchPlan.ids`.
+The trainer follows `position`; its log of sample ids must equal `BatchPlan.ids`. Ids are one Arrow array beside columns of
+numbers, and whatever visits every sample does so a column at a time: tens of millions of rows fit in memory. The second half
+compares two plans of one pool (ours).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections import Counter
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import stats
 
 COLUMNS = {
     "position": "int64", "step": "int64", "slot": "int64", "sample_id": "str", "cluster": "int64",
@@ -22,18 +27,50 @@ COLUMNS = {
 }
 """position = step * b + slot; swapped_with is the step that a tail sample was exchanged with, -1 for a sample that stayed."""
 _META = (b"order", b"prompts_per_step", b"swapped_per_batch")
+Ids = Sequence[str] | np.ndarray | pd.Series | pa.Array | pa.ChunkedArray
+"""Sample ids, [N]."""
+HASHED_ROWS = 2**16
+"""Ids joined to one string at a time."""
+MOVED = 0.1
+"""A sample has moved when its step differs by more than this share of the run; of two random orders 0.81 of the samples have."""
 
 
 class PlanError(ValueError):
     """The plan is no permutation of the pool or its table is malformed."""
 
 
+def as_arrow(ids: Ids) -> pa.LargeStringArray:
+    """The ids as one Arrow array [N], without a copy where they are one already."""
+    found = ids if isinstance(ids, (pa.Array, pa.ChunkedArray)) else pa.array(ids, pa.large_string())
+    found = found.cast(pa.large_string())
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def by_name(ids: Ids) -> np.ndarray:
+    """Row numbers [N] of the ids in ascending order, that of Python's strings; equal ids stay in their order.
+
+    >>> by_name(["b", "a10", "a9"]).tolist()
+    [1, 2, 0]
+    """
+    return pc.sort_indices(as_arrow(ids)).to_numpy().astype(np.int64)
+
+
+def rows_of(ids: Ids, pool_ids: Ids) -> np.ndarray:
+    """Row number in pool_ids [N] of each of ids [n], the first of equal ones, -1 for an id that is not there, int [n].
+
+    >>> rows_of(["b", "x", "a"], ["a", "b"]).tolist()
+    [1, -1, 0]
+    """
+    found = pc.index_in(as_arrow(ids), value_set=as_arrow(pool_ids))
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Pool:
     """The samples to plan, N rows."""
 
-    ids: np.ndarray
-    """Unique sample ids, str [N]."""
+    ids: pa.LargeStringArray
+    """Unique sample ids, [N]."""
     clusters: np.ndarray
     """int [N]."""
     ranking: np.ndarray
@@ -47,7 +84,7 @@ class Pool:
         sizes = {name: len(getattr(self, name)) for name in ("ids", "clusters", "ranking", "raw", "lengths")}
         if len(set(sizes.values())) > 1 or not sizes["ids"]:
             raise PlanError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
-        repeated = [name for name, count in Counter(self.ids.tolist()).items() if count > 1]
+        repeated = _repeated(self.ids)
         if repeated:
             raise PlanError(f"ids holds {len(repeated)} repeated ids, first {repeated[:3]}: give every sample its own id")
         for name in ("ranking", "raw", "lengths"):
@@ -57,12 +94,10 @@ class Pool:
             raise PlanError("lengths holds values of 0 or less: count the tokens of every sample")
 
 
-def make_pool(
-    ids: Sequence[str], clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray
-) -> Pool:
+def make_pool(ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray) -> Pool:
     """A checked Pool from sequences. Raises PlanError as `Pool` says."""
     scores = [np.asarray(values, dtype=np.float64) for values in (ranking, raw, lengths)]
-    return Pool(np.asarray(ids, dtype=str), np.asarray(clusters, dtype=np.int64), *scores)
+    return Pool(as_arrow(ids), np.asarray(clusters, dtype=np.int64), *scores)
 
 
 @dataclass(frozen=True)
@@ -98,10 +133,10 @@ def plan_of(pool: Pool, order_of_rows: np.ndarray, swapped_with: np.ndarray, ord
     """The plan that visits the pool in `order_of_rows` (row numbers [N]); swapped_with [N] is by position."""
     position = np.arange(len(order_of_rows))
     columns = (
-        position, position // b, position % b, pool.ids[order_of_rows], pool.clusters[order_of_rows],
-        pool.raw[order_of_rows], pool.ranking[order_of_rows], swapped_with,
-    )
-    table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))).astype(COLUMNS)
+        position, position // b, position % b, pd.array(pool.ids.take(pa.array(order_of_rows)), dtype="str"),
+        pool.clusters[order_of_rows], pool.raw[order_of_rows], pool.ranking[order_of_rows], swapped_with,
+    )  # fmt: skip
+    table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)), copy=False).astype(COLUMNS)
     return BatchPlan(table, order, b, h)
 
 
@@ -114,21 +149,20 @@ def require_full_batches(n: int, prompts_per_step: int) -> None:
         )
 
 
-def validate(plan: BatchPlan, pool_ids: Sequence[str], prompts_per_step: int) -> None:
+def validate(plan: BatchPlan, pool_ids: Ids, prompts_per_step: int) -> None:
     """Check that the plan visits every id of the pool once, in numbered batches of `prompts_per_step`.
 
     Raises PlanError that names the first three missing, doubled or unknown ids, or the malformed column.
     """
     if list(plan.table.columns) != list(COLUMNS):
         raise PlanError(f"the plan has columns {list(plan.table.columns)}, expected {list(COLUMNS)}: build it again")
-    planned, pool = Counter(plan.ids), set(np.asarray(pool_ids, dtype=str).tolist())
-    problems = {
-        "missing": sorted(pool - planned.keys()),
-        "doubled": sorted(name for name, count in planned.items() if count > 1),
-        "unknown": sorted(planned.keys() - pool),
-    }
-    found = [f"{len(names)} {kind} ids, first {names[:3]}" for kind, names in problems.items() if names]
-    if found:
+    planned, pool = as_arrow(plan.table["sample_id"]), as_arrow(pool_ids)
+    pool = pool if len(pool) == len(planned) else pool.unique()
+    row = rows_of(planned, pool)
+    if len(planned) != len(pool) or (np.bincount(row[row >= 0], minlength=len(pool)) != 1).any():
+        doubled = sorted(_repeated(planned))
+        problems = {"missing": _lacking(pool, planned), "doubled": doubled, "unknown": _lacking(planned, pool)}
+        found = [f"{len(names)} {kind} ids, first {names[:3]}" for kind, names in problems.items() if names]
         raise PlanError(f"the plan is no permutation of the pool: {'; '.join(found)}: build it again from this pool")
     require_full_batches(len(plan.table), prompts_per_step)
     position = np.arange(len(plan.table))
@@ -140,7 +174,10 @@ def validate(plan: BatchPlan, pool_ids: Sequence[str], prompts_per_step: int) ->
 
 def plan_hash(plan: BatchPlan) -> str:
     """SHA-256 over the ordered ids, one a line."""
-    return hashlib.sha256("\n".join(plan.ids).encode()).hexdigest()
+    ids, digest = as_arrow(plan.table["sample_id"]), hashlib.sha256()
+    for start in range(0, len(ids), HASHED_ROWS):
+        digest.update(("\n" * (start > 0) + "\n".join(ids.slice(start, HASHED_ROWS).to_pylist())).encode())
+    return digest.hexdigest()
 
 
 def write_plan(plan: BatchPlan, path: Path) -> None:
@@ -158,3 +195,128 @@ def read_plan(path: Path) -> BatchPlan:
         raise PlanError(f"{path} is no batch plan: write it with write_plan")
     order, b, h = (meta[key].decode() for key in _META)
     return BatchPlan(table.to_pandas()[list(COLUMNS)].astype(COLUMNS), order, int(b), int(h))
+
+
+@dataclass(frozen=True)
+class PlanDiff:
+    """What differs between plans A and B; all but the ids is about the samples of both."""
+
+    n: int
+    """Samples in both."""
+    only_a: tuple[str, ...]
+    """Ids in A alone, sorted."""
+    only_b: tuple[str, ...]
+    """Ids in B alone, sorted."""
+    share_moved: float
+    """Share of samples whose step differs by more than `MOVED` of the run."""
+    mean_step_shift: float
+    """Mean absolute difference of the step, in steps of A."""
+    spearman: float
+    """Of the positions; NaN for one sample."""
+    kendall: float
+    """Of the positions; NaN for one sample."""
+    same_batches: float
+    """Share of A's batches that hold the same samples as some batch of B."""
+    company: float
+    """Mean Jaccard index of a sample's batch-mates in A and in B; 1 where it has none in either."""
+
+
+def step_shift(a: BatchPlan, b: BatchPlan) -> np.ndarray:
+    """Absolute difference of each common sample's step as a share of the run, [n], in A's order.
+
+    Raises PlanError when the plans have no sample in common.
+    """
+    in_a, in_b = _common(a, b)
+    return np.abs(in_a // a.prompts_per_step / a.steps - in_b // b.prompts_per_step / b.steps)
+
+
+def has_moved(shift: np.ndarray) -> np.ndarray:
+    """Mask of shifts above `MOVED`; a shift of exactly a tenth has not moved, whatever its last digit.
+
+    >>> has_moved(np.array([3 / 10 - 2 / 10, 0.11])).tolist()
+    [False, True]
+    """
+    return shift > MOVED + 1e-12
+
+
+def plan_diff(a: BatchPlan, b: BatchPlan) -> PlanDiff:
+    """Compare two plans. Raises PlanError when they have no sample in common."""
+    orders, shift = _common(a, b), step_shift(a, b)
+    spearman, kendall = (
+        float(statistic(*orders)[0]) if len(shift) > 1 else float("nan") for statistic in (stats.spearmanr, stats.kendalltau)
+    )
+    size_a, size_b = a.prompts_per_step, b.prompts_per_step
+    step_a = orders[0] // size_a
+    _, meeting, met = np.unique(step_a * b.steps + orders[1] // size_b, return_inverse=True, return_counts=True)
+    together = met[meeting]
+    union = size_a + size_b - together - 1
+    company = np.where(union > 0, (together - 1) / np.maximum(union, 1), 1.0)
+    same = len(np.unique(step_a[(together == size_a) & (together == size_b)]))
+    return PlanDiff(
+        len(shift), tuple(_lacking(a.ids, b.ids)), tuple(_lacking(b.ids, a.ids)), float(has_moved(shift).mean()),
+        float(shift.mean() * a.steps), spearman, kendall, same / a.steps, float(company.mean()),
+    )  # fmt: skip
+
+
+def run_plan_diff(first: Path, second: Path) -> int:
+    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object.
+
+    Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
+    """
+    a, b = (_read(path) for path in (first, second))
+    found = plan_diff(a, b)
+    print(f"A  {first}: {a.order}, {a.steps} steps of {a.prompts_per_step}")
+    print(f"B  {second}: {b.order}, {b.steps} steps of {b.prompts_per_step}")
+    values = {**dataclasses.asdict(found), "only_a": len(found.only_a), "only_b": len(found.only_b)}
+    for name, value in values.items():
+        print(f"{LABELS[name]:55s} {value:>10,}" if isinstance(value, int) else f"{LABELS[name]:55s} {value:10.3f}")
+    for side, ids in (("A", found.only_a), ("B", found.only_b)):
+        if ids:
+            print(f"first ids in {side} alone: {', '.join(ids[:3])}")
+    line = {name: None if value != value else round(value, 6) for name, value in values.items()}
+    print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
+    return 0
+
+
+LABELS = {
+    "n": "samples in both plans",
+    "only_a": "samples in A alone",
+    "only_b": "samples in B alone",
+    "share_moved": "share moved by more than a tenth of the run",
+    "mean_step_shift": "mean shift, steps",
+    "spearman": "Spearman of the positions",
+    "kendall": "Kendall of the positions",
+    "same_batches": "share of A's batches with the same samples in B",
+    "company": "mean Jaccard of a sample's batch-mates",
+}
+"""Words of the printed table."""
+
+
+def _read(path: Path) -> BatchPlan:
+    if not path.is_file():
+        raise PlanError(f"{path} is missing: pass a Parquet file of the stage plans, such as plans/saerl.parquet")
+    try:
+        return read_plan(path)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, PlanError) else PlanError(f"{path} is no batch plan: {error}") from error
+
+
+def _common(a: BatchPlan, b: BatchPlan) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the common samples in A and in B, [n] each, in A's order."""
+    position = rows_of(a.table["sample_id"], b.table["sample_id"])
+    in_a = np.flatnonzero(position >= 0)
+    if not len(in_a):
+        raise PlanError("the plans have no sample in common: compare plans of one pool")
+    return in_a, position[in_a]
+
+
+def _lacking(ids: Ids, others: Ids) -> list[str]:
+    """Ids that `others` lacks, each once, sorted."""
+    ids = as_arrow(ids)
+    return sorted(ids.filter(pa.array(rows_of(ids, others) < 0)).unique().to_pylist())
+
+
+def _repeated(ids: pa.LargeStringArray) -> list[str]:
+    """Ids that occur more than once, in order of their first appearance."""
+    values, counts = pc.value_counts(ids).flatten()
+    return values.filter(pc.greater(counts, 1)).to_pylist()

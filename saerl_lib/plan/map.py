@@ -9,7 +9,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import Profile
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import load_split_features
-from saerl_lib.plan.diversity import projection_2d
+from saerl_lib.plan.mixing import projection_2d
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.stage import topics_at
 

@@ -6,36 +6,34 @@ samples once, in batches of the same size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, require_full_batches, validate
+from saerl_lib.plan.batch_plan import BatchPlan, Ids, PlanError, by_name, make_pool, plan_of, require_full_batches, validate
 from saerl_lib.plan.curriculum import cluster_first
 from saerl_lib.plan.mixing import mix_tails
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
 
-def random_order(ids: Sequence[str], seed: int) -> np.ndarray:
+def random_order(ids: Ids, seed: int) -> np.ndarray:
     """Row numbers [N] in random order; depends on the set of ids and the seed, not on the order of the input."""
-    by_name = np.argsort(np.asarray(ids, dtype=str), kind="stable")
-    return by_name[np.random.default_rng(seed).permutation(len(by_name))]
+    return by_name(ids)[np.random.default_rng(seed).permutation(len(ids))]
 
 
-def by_difficulty(ids: Sequence[str], labels: np.ndarray, descending: bool = False) -> np.ndarray:
+def by_difficulty(ids: Ids, labels: np.ndarray, descending: bool = False) -> np.ndarray:
     """Row numbers [N] sorted by difficulty label, ties by id. Raises PlanError for unequal rows or non-finite labels."""
     labels = np.asarray(labels, dtype=float)
     if len(labels) != len(ids) or not np.isfinite(labels).all():
         raise PlanError(f"labels must hold {len(ids)} finite numbers, one a sample: pass the difficulty of every sample")
-    return np.lexsort((np.asarray(ids, dtype=str), -labels if descending else labels))
+    named = by_name(ids)
+    return named[np.argsort((-labels if descending else labels)[named], kind="stable")]
 
 
 def build_plan(
-    ids: Sequence[str], clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray, config: PlanConfig,
+    ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray, config: PlanConfig,
     *, order: str = "saerl", seed: int = 0, labels: np.ndarray | None = None, within: np.ndarray | None = None,
-) -> BatchPlan:
+) -> BatchPlan:  # fmt: skip
     """The validated plan of a pool of N samples under one of `ORDERS`.
 
     ids str [N], clusters int [N], ranking and raw float [N] (label units, larger is harder), lengths [N] in tokens.
@@ -62,7 +60,7 @@ def build_plan(
             mixed = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)
             batches = mixed.batches
             swapped_with = np.where(np.arange(b) >= b - h, mixed.partner[:, None], -1).ravel()
-        rows = np.concatenate([batch.rows for batch in batches])
+        rows = batches.rows.ravel()
     plan = plan_of(pool, rows, swapped_with, order, b, h)
     validate(plan, pool.ids, b)
     return plan

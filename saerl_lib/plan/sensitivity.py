@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile
-from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.plan.compare import has_moved, step_shift
+from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.difficulty import DifficultyModel, with_clusters

@@ -15,7 +15,7 @@ from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import load_split_features
-from saerl_lib.plan.diversity import standardised_space
+from saerl_lib.plan.mixing import standardised_space
 from saerl_lib.plan.stage import kept_pool
 from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.stage import topics_at
