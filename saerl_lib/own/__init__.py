@@ -1,6 +1,6 @@
 """A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
 
-The modules follow the path of a row: settings, read, validate, represent or model, fit, arrange, caveats, tables, report, run.
+The modules follow the path of a row: settings, read, validate, represent, fit, arrange, caveats, tables, report, run.
 """
 
 from saerl_lib.own.run import Outcome, load_data, plan_own_data
