@@ -20,6 +20,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ SAMPLES_PER_PART = 1024
 """Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
 LOSSES = 3
 """Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
+IDLE = 60
+"""Seconds after which a process that has nothing to do ends and gives its memory back."""
 LOCK = "encode.lock"
 """Held while a call writes the folder; tells a folder of ours from another."""
 PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "safetensors")
@@ -228,7 +231,15 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
 
 @functools.lru_cache(maxsize=1)
 def _opened(spec: ReaderSpec, prompts: tuple[str, ...]) -> Encoder:
-    """The reader, once a worker."""
+    """The reader, once a worker, which ends when the process that started it is killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     return open_reader(spec, prompts)
 
 
@@ -301,7 +312,7 @@ def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Itera
     while True:
         pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * workers)
         try:
-            with parallel_config("loky", inner_max_num_threads=1):
+            with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
                 for record in pool(jobs(list(waiting.values()))):
                     del waiting[record["number"]]
                     losses = 0
