@@ -27,8 +27,8 @@ from saerl_lib.bench.timing import CPU, peak_mib, seconds
 from saerl_lib.encode.device import pick_device
 from saerl_lib.encode.encoder import encoder_folder
 from saerl_lib.encode.language_model import load_model
+from saerl_lib.encode.models import ReaderSpec, open_reader
 from saerl_lib.encode.pooling import pool_samples
-from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.report.gpu_table import gpu_markdown
 from saerl_lib.report.schemas import TableError
@@ -148,10 +148,11 @@ def test_the_comparison_of_devices_notices_a_wrong_layer_and_coarse_numbers(smal
 
 def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(small: tuple[Path, list[Check]]) -> None:
     sae = str(small[0] / "topk")
-    own = OwnConfig(encoder=str(encoder_folder()), layer=3, sae=sae, bf16=True)
+    spec = ReaderSpec(str(encoder_folder()), 3, sae, bf16=True)
     full = open_on(encoder_folder(), Path(sae), SMALL, CPU)
     samples = world_samples(4, "gpu-rotary")
-    for encoder in (open_model(own, samples), open_on(encoder_folder(), Path(sae), SMALL, CPU, torch.bfloat16)):
+    given = open_reader(spec, [s.prompt for s in samples])
+    for encoder in (given, open_on(encoder_folder(), Path(sae), SMALL, CPU, torch.bfloat16)):
         assert {w.dtype for w in encoder.decoder.parameters()} == {torch.bfloat16} and encoder.sae.dtype == torch.float32
         for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
             assert torch.equal(buffer, expected), name
