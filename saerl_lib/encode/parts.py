@@ -37,7 +37,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, ArtifactError, provenance, read_manifest, write_json
 from saerl_lib.config import content_hash
 from saerl_lib.data.schema import DataError, Sample
-from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader
+from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.store import Store, read_record, shard_path, write_shard
 
@@ -117,7 +117,8 @@ def encode(
     if not first:
         raise DataError("no sample to encode")
     reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
-    decides = {**spec.identity(), "prompts": content_hash(list(reading.prompts)), "environment": reading.environment}
+    tokenizer = open_tokenizer(spec.model, reading.prompts, Path(spec.model).is_dir())
+    decides = {**spec.identity(), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
     records: dict[int, dict[str, Any]] = {}
     total = len(samples) if isinstance(samples, Sized) else None
     with _locked(folder.absolute()) as folder, tqdm(total=total, desc="encoding", unit="sample") as bar:
@@ -310,9 +311,9 @@ def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Itera
             yield delayed(_encode_part)(part, reading)
 
     while True:
-        pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * workers)
         try:
             with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
+                pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * workers)
                 for record in pool(jobs(list(waiting.values()))):
                     del waiting[record["number"]]
                     losses = 0
