@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from killing import below, processes, until
+from killing import below, processes
 
 from saerl_lib import __main__
 from saerl_lib.artifacts import ArtifactError, file_sha256
@@ -287,21 +287,6 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
     with pytest.raises(ValueError, match="--sae: with --ray, name a folder"):
         encode(samples(), replace(spec, sae="saelens:release/id"), tmp_path / "out", ray="auto")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_ray_that_loses_a_machine_gives_equal_bytes(
-    tmp_path: Path, spec: ReaderSpec, reference: Path, two_machines: Any
-) -> None:
-    def rows() -> Iterator[Sample]:
-        for i, sample in enumerate(samples()):
-            if i == 4 * SIZE:
-                until(lambda: any("ray::_encode_part" in processes()[pid][1] for pid in below(two_machines.second)))
-                os.kill(two_machines.second, signal.SIGKILL)
-            yield sample
-
-    encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, ray=two_machines.address)
-    same(tmp_path / "out", reference)
 
 
 # The commands.
