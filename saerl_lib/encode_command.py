@@ -1,62 +1,92 @@
-"""`python -m saerl_lib encode --data FILE --encoder FOLDER --layer N --sae SAE --out DIR`: pooled SAE latents in shards."""
+"""`python -m saerl_lib encode --data FILE --encoder FOLDER --layer N --sae SAE --out DIR`: a data file as stored SAE latents."""
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import json
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from saerl_lib.own.settings import DEFAULTS, Fields, OwnConfig
+import pandas as pd
 
-BARE = OwnConfig()
+from saerl_lib.artifacts import file_sha256
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.own.read import read_rows
+from saerl_lib.own.settings import DEFAULTS, Fields, OwnConfig
+from saerl_lib.own.validate import Dropped, judge_row, require_sound, resolve_fields
+
+LEFT_OUT = "not_encoded.csv"
 
 
 def add_encode_options(parser: argparse.ArgumentParser) -> None:
     """The options of `encode`."""
     add = parser.add_argument
     add("--data", nargs="+", required=True, metavar="FILE", help="JSON lines, CSV or Parquet; several are read as one list")
-    add("--encoder", required=True, metavar="FOLDER", help="model in Hugging Face format")
+    add("--encoder", required=True, metavar="MODEL", help="Hugging Face model: folder or hub name")
     add("--layer", type=int, required=True, metavar="N", help="block whose residual stream the SAE reads, 1 is the first")
-    add("--sae", required=True, metavar="SAE", help="FOLDER saved by SAELens, or opensae:FOLDER")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the shards; the same command continues there")
+    add("--sae", required=True, metavar="SAE", help="FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the latents; the same command continues there")
     for name, usual in DEFAULTS.items():
         add(f"--{name}-field", metavar="NAME", help=f"field of the {name} (default: {usual})")
     add("--max-tokens", type=int, metavar="N", help="cut longer samples (default: the model's positions)")
-    add("--tokens-per-batch", type=int, default=BARE.tokens_per_batch, metavar="N",
-        help=f"padded tokens of one batch; bounds the memory (default: {BARE.tokens_per_batch})")  # fmt: skip
     add("--skip-bad-rows", action="store_true", help="leave malformed rows out and list them, instead of stopping")
-    add("--shard-rows", type=int, default=4096, metavar="N", help="rows of a shard, a multiple of 256 (default: 4096)")
-    add("--workers", type=int, metavar="N", help="processes (default: one a core, on Ray one a CPU of the cluster)")
+    add("--workers", type=int, metavar="N", help="processes (default: one a core; on Ray two parts a CPU of the cluster)")
     add("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"')
 
 
 def run_encode(a: argparse.Namespace) -> int:
-    """Encode, tell each shard; the last line is one JSON object. Raises what `encode_files` raises."""
-    if a.workers is not None and a.workers < 1:
-        raise ValueError(f"--workers {a.workers} must be at least 1")
+    """Encode with a bar; the last line is one JSON object. Raises DataError for bad data, and what `encode` raises."""
     config = OwnConfig(
         fields=Fields(**{name: getattr(a, f"{name}_field") for name in DEFAULTS}), encoder=a.encoder, layer=a.layer, sae=a.sae,
-        max_tokens=a.max_tokens, tokens_per_batch=a.tokens_per_batch, skip_bad_rows=a.skip_bad_rows,
+        max_tokens=a.max_tokens, skip_bad_rows=a.skip_bad_rows,
     )  # fmt: skip
+    from saerl_lib.encode.parts import encode, require_ray
+
     if a.ray is not None:
-        from saerl_lib.cluster.ray_link import require_cluster, require_ray
-
-        require_ray()
-        require_cluster(a.ray)
-    from saerl_lib.cluster.encode import encode_files
-    from saerl_lib.cluster.local import encode_local
-    from saerl_lib.cluster.ray_encode import encode_on_ray
-
+        require_ray(a.ray, config.reader)
     started = time.monotonic()
-    hands = functools.partial(encode_local, workers=a.workers)
-    if a.ray is not None:
-        hands = functools.partial(encode_on_ray, address=a.ray, workers=a.workers)
-    done = encode_files(a.data, a.out, config, hands, a.shard_rows, lambda text: print(text, flush=True))
-    for status, count in done.left_out.items():
-        print(f"not encoded, {status}: {count} (not_encoded.csv)")
-    line = {"read": done.read, "encoded": done.encoded, "left_out": done.left_out, "shards": done.shards, "reused": done.reused,
-            **done.totals, "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+    samples, dropped, notes = usable_rows(a.data, config)
+    left_out = dict(sorted(Counter(d.status for d in dropped).items()))
+    read = len(samples) + len(dropped)
+    files = [Path(name) for name in a.data]
+    source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
+    about = {"source": source, "read": read, "left_out": left_out, "notes": notes}
+    done = encode(samples, config.reader, a.out, workers=a.workers, ray=a.ray, about=about)
+    rest = [(d.where, d.id, d.status, d.reason) for d in dropped]
+    table = pd.DataFrame(rest, columns=["where", "id", "status", "reason"])
+    table.to_csv(a.out / LEFT_OUT, index=False, lineterminator="\n")
+    for status, count in left_out.items():
+        print(f"not encoded, {status}: {count} ({LEFT_OUT})")
+    line = {"read": read, "left_out": left_out, "parts": done.parts, "reused": done.reused, **done.totals,
+            "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
     print(json.dumps(line))
     return 0
+
+
+def usable_rows(sources: Sequence[str], config: OwnConfig) -> tuple[list[Sample], list[Dropped], list[str]]:
+    """The usable rows of files that are read as one list, the others, and what was assumed; judged as `plan` judges them.
+
+    Raises DataError with file, row, field and fix.
+    """
+    files = [read_rows(source) for source in sources]
+    name = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+    names, notes = resolve_fields(name, list(dict.fromkeys(field for file in files for field in file.fields)), config)
+    samples: list[Sample] = []
+    dropped: list[Dropped] = []
+    seen: dict[str, str] = {}
+    for file in files:
+        for row in file.rows:
+            if len(files) > 1:
+                row = dataclasses.replace(row, where=f"{file.name}, {row.where}")
+            judged = judge_row(row, len(samples) + len(dropped) + 1, names, config, file.text_only, seen)
+            if isinstance(judged, Dropped):
+                dropped.append(judged)
+            else:
+                samples.append(judged.sample)
+    require_sound(name, len(samples) + len(dropped), dropped, config)
+    if not samples:
+        raise DataError(f"{name}: none of {len(dropped)} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
+    return samples, dropped, notes

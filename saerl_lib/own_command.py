@@ -74,7 +74,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.features is not None:
         if config.encoder != NO_ENCODER:
             raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
-        from saerl_lib.cluster.features import represent_encoded
+        from saerl_lib.own.represent import represent_encoded
 
         def read(data: OwnData) -> Representation:
             return represent_encoded(data, arguments.data, arguments.features, config)

@@ -39,8 +39,8 @@ def run_sae(a: argparse.Namespace) -> int:
     from saerl_lib.encode.text_stream import require_sources
 
     require_sources(a.text)
+    from saerl_lib.encode.models import open_decoder
     from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
-    from saerl_lib.own.model import open_decoder
 
     started = time.monotonic()
     decoder, tokenizer, width, identity = open_decoder(a.encoder, a.layer, a.device, a.bf16)

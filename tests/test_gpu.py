@@ -25,11 +25,10 @@ from saerl_lib.bench.timing import CPU, peak_mib, seconds
 from saerl_lib.encode.activations import token_vectors
 from saerl_lib.encode.device import pick_device
 from saerl_lib.encode.encoder import encoder_folder
+from saerl_lib.encode.models import ReaderSpec, open_reader
 from saerl_lib.encode.pooling import pool_samples
 from saerl_lib.encode.sparse import encode_all
 from saerl_lib.encode.store import write_store
-from saerl_lib.own.model import open_model
-from saerl_lib.own.settings import OwnConfig
 
 ALL = np.arange(CONFIG.sae_latents)
 
@@ -90,9 +89,9 @@ def test_the_comparison_notices_a_wrong_layer_and_coarse_numbers(saes: dict[str,
 
 
 def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(saes: dict[str, Path]) -> None:
-    own = OwnConfig(encoder=str(encoder_folder()), layer=3, sae=str(saes["topk"]), bf16=True)
+    spec = ReaderSpec(str(encoder_folder()), 3, str(saes["topk"]), bf16=True)
     full, samples = open_on(saes["topk"], CPU), world_samples(4, "gpu-rotary")
-    for encoder in (open_model(own, samples), open_on(saes["topk"], CPU, torch.bfloat16)):
+    for encoder in (open_reader(spec, [s.prompt for s in samples]), open_on(saes["topk"], CPU, torch.bfloat16)):
         assert {w.dtype for w in encoder.decoder.parameters()} == {torch.bfloat16} and encoder.sae.dtype == torch.float32
         for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
             assert torch.equal(buffer, expected), name

@@ -294,7 +294,7 @@ def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.Cap
 
 
 def test_data_are_judged_before_a_model_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saerl_lib.own.model.open_model", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr("saerl_lib.own.represent.open_reader", lambda *_: pytest.fail("a model was opened"))
     config = replace(LABELLED, encoder=str(encoder_folder()), layer=3, sae="nowhere")
     assert "line 3" in fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", changed(level="x")), config)
 

@@ -27,6 +27,7 @@ from saerl_lib.command_line import build_parser
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.data.checking import Checked, check_answers
 from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
+from saerl_lib.encode import parts
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import read_log
@@ -149,8 +150,8 @@ def test_features_are_those_of_encoding_directly(whole: tuple[Place, str]) -> No
     config = config_of({"encoder_folder": str(place.root / "encoder"), "encoder_layer": 2, "sae_source": str(place.root / "sae"),
                         "retained_latents": 8})  # fmt: skip
     samples = read_samples(place.out / "data" / "target.parquet")
-    encoder = encode.open_model(places.encoder_settings(config, place.root / "encoder"), samples)
-    retained = choose_retained(Store(place.out / "store-labelled-00000", build.LATENTS), 8)
+    encoder = encode.open_reader(places.encoder_settings(config, place.root / "encoder"), [s.prompt for s in samples])
+    retained = choose_retained(Store(place.out / "parts" / "labelled", build.LATENTS), 8)
     table = load_features(place.out / "features" / "target.safetensors")
     np.testing.assert_allclose(table.z, pool_samples(samples, encoder, retained), atol=1e-5)
     assert table.z.std(axis=0).max() > 0 and table.ids == tuple(s.id for s in samples)
@@ -243,7 +244,7 @@ def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
 
 def test_a_second_run_computes_nothing(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
     place, first = whole
-    for owner, name in ((encode, "open_model"), (train, "run_train"), (evaluate, "Policy")):
+    for owner, name in ((encode, "open_reader"), (train, "run_train"), (evaluate, "Policy")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("computed again"))
     code, out, _ = place.run("run", "--profile", "paper")
     assert code == 0 and "computed" not in out and "trained" not in out
@@ -272,10 +273,10 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "write_store", dies_second(encode.write_store))
+        patch.setattr(parts, "write_shard", dies_second(parts.write_shard))
         assert stepwise.run("paper", "encode")[0] == 130
     code, out, _ = stepwise.run("paper", "encode")
-    assert code == 0 and "store-labelled-00000 found" in out and "store-target-00000 computed" in out
+    assert code == 0 and "labelled, 1 parts, 1 of them there before" in out and "target, 1 parts, 0 of them" in out
     assert stepwise.run("paper", "plan")[0] == 0
     code, out, _ = stepwise.run("paper", "train", "--commands")
     assert code == 0 and len(out.splitlines()) == 2 and "--loss dapo" in out.splitlines()[1]

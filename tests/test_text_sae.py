@@ -16,10 +16,10 @@ from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.data.schema import DataError
 from saerl_lib.encode.activations import CutModel
+from saerl_lib.encode.models import open_decoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
 from saerl_lib.encode.text_stream import VectorStream, blocks, documents, require_sources
-from saerl_lib.own.model import open_decoder
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
 SMALL = TextSAEConfig(

@@ -7,7 +7,7 @@ latents, S retained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,12 +119,6 @@ def pool_batch(
     tokens = np.bincount(group, minlength=2 * len(batch.rows))
     pooled = pool_vectors(encoder.sae, vectors, group, tokens, retained)
     return Pooled(np.asarray(batch.rows)[pooled.row], pooled.span, pooled.latent, pooled.mean, pooled.peak)
-
-
-def pooled_batches(samples: Sequence[Sample], encoder: Encoder) -> Iterator[tuple[TokenBatch, Pooled]]:
-    """All latents of one batch of samples after another."""
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
-        yield batch, pool_batch(encoder, batch, samples)
 
 
 def fill_z(z: NDArray[np.float32], pooled: Pooled, columns: int) -> None:

@@ -1,28 +1,34 @@
 """Pooled statistics of all latents, sparse on disk, so that the retained set can be chosen without encoding again.
 
 A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over
-the combined index (span, latent): row pointers [n + 1], column = span * F + latent, mean and peak. Zeros are not stored.
+the combined index (span, latent): row pointers [n + 1], column = span * F + latent, mean and peak; with them the lengths. Zeros
+are not stored. Ids, F and what the shard was made from (`saerl_lib.encode.parts`) stand in the file's header.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy import sparse
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.data.schema import Sample
-from saerl_lib.encode.pooling import Encoder, pooled_batches
+from saerl_lib.encode.pooling import Encoder, pool_batch
+from saerl_lib.encode.spans import pack, pad, sample_spans
 
 SHARD_SAMPLES = 4096
-"""Samples of one shard; bounds the memory of writing and reading."""
+"""Samples of one shard of `write_store`; bounds the memory of writing and reading."""
+HEADER = "shard"
+"""Key of the header's one entry: several would be written in no fixed order."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class Shard:
     ids: tuple[str, ...]
     solved: NDArray[np.bool_]
     """Whether the sample has a solution span, [n]."""
+    tokens: NDArray[np.int32]
+    """Tokens that were read, [n]."""
+    truncated: NDArray[np.bool_]
+    """Whether the sample's end was cut, [n]."""
     pointers: NDArray[np.int64]
     column: NDArray[np.int32]
     mean: NDArray[np.float32]
@@ -42,6 +52,9 @@ class Shard:
         return sparse.csr_matrix((values, self.column, self.pointers), shape=(len(self.ids), 2 * width))
 
 
+ARRAYS = tuple(field.name for field in fields(Shard) if field.name != "ids")
+
+
 @dataclass(frozen=True)
 class Store:
     """Shards of one list of samples, in its order."""
@@ -50,15 +63,26 @@ class Store:
     width: int
     """F of the SAE."""
 
-    def shards(self) -> Iterator[Shard]:
-        """One shard after another. Raises ArtifactError when there is none."""
+    def files(self) -> list[Path]:
+        """The shards, in order. Raises ArtifactError when there is none."""
         files = sorted(self.folder.glob("shard-*.safetensors"))
         if not files:
             raise ArtifactError(f"{self.folder}: no shard; write the store with write_store")
-        for path in files:
+        return files
+
+    def shards(self) -> Iterator[Shard]:
+        """One shard after another."""
+        for path in self.files():
             with safe_open(path, framework="numpy") as handle:
-                arrays = {name: handle.get_tensor(name) for name in ("solved", "pointers", "column", "mean", "peak")}
-                yield Shard(ids=tuple(json.loads(handle.metadata()["ids"])), **arrays)
+                yield Shard(tuple(_header(handle)["ids"]), **{name: handle.get_tensor(name) for name in ARRAYS})
+
+    def values(self, name: str) -> NDArray:
+        """[N] one of `solved`, `tokens` and `truncated`."""
+        parts = []
+        for path in self.files():
+            with safe_open(path, framework="numpy") as handle:
+                parts.append(handle.get_tensor(name))
+        return np.concatenate(parts)
 
     def select(self, retained: NDArray[np.int64]) -> NDArray[np.float32]:
         """z [N, 4 S] of a retained set, equal to encoding again; solution blocks are NaN without a solution span."""
@@ -90,23 +114,42 @@ class Store:
     @property
     def ids(self) -> tuple[str, ...]:
         """Sample ids, in order."""
-        return tuple(name for shard in self.shards() for name in shard.ids)
+        found: list[str] = []
+        for path in self.files():
+            with safe_open(path, framework="numpy") as handle:
+                found += _header(handle)["ids"]
+        return tuple(found)
+
+
+def _header(handle: Any) -> dict[str, Any]:
+    return json.loads(handle.metadata()[HEADER])
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where shard `number` of a store lies; names sort like numbers."""
+    return folder / f"shard-{number:06d}.safetensors"
 
 
 def write_store(samples: Sequence[Sample], encoder: Encoder, folder: Path) -> Store:
     """Encode samples shard by shard into `folder`; memory is bounded by a shard of samples and a batch of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    width = encoder.sae.cfg.d_sae
     for number, start in enumerate(range(0, len(samples), SHARD_SAMPLES)):
-        part = samples[start : start + SHARD_SAMPLES]
-        _write_shard(part, encoder, width, folder / f"shard-{number:05d}.safetensors")
-    return Store(folder, width)
+        write_shard(samples[start : start + SHARD_SAMPLES], encoder, shard_path(folder, number), {})
+    return Store(folder, encoder.sae.cfg.d_sae)
 
 
-def _write_shard(samples: Sequence[Sample], encoder: Encoder, width: int, path: Path) -> None:
-    solved = np.zeros(len(samples), dtype=bool)
+def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values.
+
+    Batches are formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises
+    FloatingPointError with the sample id when an activation is not finite.
+    """
+    spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
+    width, solved = encoder.sae.cfg.d_sae, np.zeros(len(samples), dtype=bool)
     rows, columns, means, peaks = [], [], [], []
-    for batch, pooled in pooled_batches(samples, encoder):
+    for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
+        batch = pad(batch_rows, spans, encoder.tokenizer.pad_token_id or 0)
+        pooled = pool_batch(encoder, batch, samples)
         solved[list(batch.rows)] = batch.solution.any(dim=1).numpy()
         rows.append(pooled.row)
         columns.append(pooled.span * width + pooled.latent)
@@ -114,13 +157,38 @@ def _write_shard(samples: Sequence[Sample], encoder: Encoder, width: int, path: 
         peaks.append(pooled.peak)
     row, column = np.concatenate(rows), np.concatenate(columns)
     order = np.lexsort((column, row))
-    pointers = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(samples)))])
     arrays = {
         "solved": solved,
-        "pointers": pointers.astype(np.int64),
+        "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
+        "truncated": np.array([s.truncated for s in spans], dtype=bool),
+        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(samples)))]).astype(np.int64),
         "column": column[order].astype(np.int32),
         "mean": np.concatenate(means)[order],
         "peak": np.concatenate(peaks)[order],
     }
-    save_file(arrays, path, metadata={"ids": json.dumps([s.id for s in samples])})
+    ids = [s.id for s in samples]
+    record = {
+        **made_from, "width": width, "samples": len(samples), "tokens": int(arrays["tokens"].sum()),
+        "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()), "entries": len(order),
+        "values": _values_hash(ids, arrays),
+    }  # fmt: skip
+    save_file(arrays, path, metadata={HEADER: json.dumps({"ids": ids, "record": record}, sort_keys=True)})
+    return record
 
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record that `write_shard` returned for the file, or None when it is missing or not as it was written."""
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            header, arrays = _header(handle), {name: handle.get_tensor(name) for name in ARRAYS}
+        record = header["record"]
+        return record if record["values"] == _values_hash(header["ids"], arrays) else None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
+    found = hashlib.sha256(json.dumps(list(ids)).encode())
+    for name in ARRAYS:
+        found.update(np.ascontiguousarray(arrays[name]))
+    return found.hexdigest()

@@ -1,6 +1,6 @@
 """A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
 
-The modules follow the path of a row: settings, read, validate, represent or model, fit, arrange, tables, caveats, run; the
+The modules follow the path of a row: settings, read, validate, represent, fit, arrange, tables, caveats, run; the
 report is `saerl_lib.report.page`.
 """
 

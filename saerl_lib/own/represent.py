@@ -1,26 +1,34 @@
-"""Features of one's own rows: metadata and TF-IDF for a first look, or SAE features through the encode room (paper, section 3.1).
+"""Features of one's own rows: metadata and TF-IDF for a first look, SAE features of a model, or those that `encode` stored.
 
-Both give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.
+All give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
+from saerl_lib.artifacts import file_sha256
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.parts import encode, open_encoded
+from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.sae import SAEQuality
+from saerl_lib.encode.sae_check import MEASURED_SAMPLES, measured
+from saerl_lib.encode.store import Store
+from saerl_lib.own.settings import OwnConfig
+from saerl_lib.own.validate import OwnData
 from saerl_lib.properties.text import fit_tfidf
-
-if TYPE_CHECKING:
-    from saerl_lib.encode.sae import SAEQuality
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
@@ -67,6 +75,54 @@ def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
     table = FeatureTable(tuple(s.id for s in samples), np.concatenate(z, axis=1), metadata_features(samples))
     lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples], dtype=float)
     return finish(table, lengths, "words", "metadata and TF-IDF")
+
+
+def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
+    """SAE features and metadata of N samples; `work` is an empty folder for the store of all latents.
+
+    Raises OSError or ValueError for a model that cannot be read, SAEGateError for an SAE that does not fit it, and
+    FloatingPointError for non-finite activations.
+    """
+
+    @cache
+    def opened() -> Encoder:
+        return open_reader(config.reader, [s.prompt for s in samples])
+
+    store = encode(samples, config.reader, work, opened=opened).store
+    found = _of_store(samples, store, np.arange(len(samples)), config, f"{Path(config.encoder).name}, layer {config.layer}")
+    return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened(), config.reader.sae))
+
+
+def represent_encoded(data: OwnData, source: str, folder: Path, config: OwnConfig) -> Representation:
+    """SAE features and metadata of the rows of `source`, which `encode` read into `folder`, perhaps beside other files.
+
+    Nothing is encoded again, wherever it was encoded. Raises ArtifactError when `encode` did not finish or a shard is damaged,
+    and DataError when it read another file or left some of these rows out.
+    """
+    store, manifest = open_encoded(folder)
+    if Path(source).is_file() and file_sha256(Path(source)) not in {file["sha256"] for file in manifest["source"]}:
+        names = ", ".join(file["name"] for file in manifest["source"])
+        raise DataError(f"--features {folder}: `encode` read {names}, not this {Path(source).name}; encode it as it is now")
+    place = {name: row for row, name in enumerate(store.ids)}
+    absent = [name for name in data.ids if name not in place]
+    if absent:
+        raise DataError(
+            f"--features {folder}: {len(absent)} of {len(data.samples)} rows are not there, first {absent[:3]}; encode this file "
+            "with the same field options"
+        )
+    rows = np.array([place[name] for name in data.ids])
+    return _of_store(data.samples, store, rows, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
+
+
+def _of_store(
+    samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], config: OwnConfig, origin: str
+) -> Representation:
+    """The representation of samples that lie in `rows` of a store; the retained set is chosen from all of it."""
+    retained = choose_retained(store, min(config.retained_latents, store.width))
+    table = FeatureTable(tuple(s.id for s in samples), store.select(retained)[rows], metadata_features(samples))
+    tokens, cut = store.values("tokens")[rows], store.values("truncated")[rows]
+    name = f"{len(retained)} SAE latents of {origin}, and metadata"
+    return finish(table, tokens.astype(float), TOKENS, name, int(cut.sum()))
 
 
 def finish(table: FeatureTable, lengths: NDArray[np.float64], unit: str, name: str, truncated: int = 0) -> Representation:

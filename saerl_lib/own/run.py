@@ -79,12 +79,10 @@ def plan_own_data(
 
 
 def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation:
+    from saerl_lib.own.represent import represent_model, represent_text
+
     if config.encoder == NO_ENCODER:
-        from saerl_lib.own.represent import represent_text
-
         return represent_text(data.samples, config.seed)
-    from saerl_lib.own.model import represent_model
-
     found = represent_model(data.samples, config, folder / "store")
     shutil.rmtree(folder / "store")
     return found

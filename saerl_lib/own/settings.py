@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saerl_lib.data.schema import FIELDS
+
+if TYPE_CHECKING:
+    from saerl_lib.encode.models import ReaderSpec
 
 NO_ENCODER = "none"
 """Value of `encoder` for metadata and TF-IDF features, without a model."""
@@ -100,6 +104,16 @@ class OwnConfig:
             raise ValueError("--keep needs quality labels: name their field with --quality")
         if self.without_labels not in ("length", "random"):
             raise ValueError(f"without_labels={self.without_labels!r}: choose length or random")
+
+    @property
+    def reader(self) -> ReaderSpec:
+        """The model and SAE that read the rows."""
+        from saerl_lib.encode.models import ReaderSpec  # torch is slow to import, and a first look needs none
+
+        assert self.layer is not None and self.sae is not None  # __post_init__ checks it
+        return ReaderSpec(
+            self.encoder, self.layer, self.sae, self.max_tokens, self.tokens_per_batch, device=self.device, bf16=self.bf16
+        )
 
     @property
     def swapped_per_batch(self) -> int:

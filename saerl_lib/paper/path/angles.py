@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from saerl_lib.data.schema import Sample
+from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.spans import Layout, pack, sample_spans
-from saerl_lib.own.model import open_tokenizer
 from saerl_lib.paper.path.generate import Policy
 
 TEMPLATE_WEIGHT = 8.0

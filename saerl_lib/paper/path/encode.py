@@ -1,14 +1,13 @@
 """Step `encode`: all SAE latents of the samples, pooled, in parts that are kept one by one; then z of the retained latents.
 
-A part is one stage keyed by its samples, model and SAE: what a kill loses is the part that was under way. The retained set
-is chosen from the samples of L alone (paper: 240 latents, the rule is not stated; ours).
+The parts lie beside the stages, keyed by their samples, model and SAE: what a kill loses is the part that was under way. The
+retained set is chosen from the samples of L alone (paper: 240 latents, the rule is not stated; ours).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,14 +15,12 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import ArtifactError, Stage
-from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.retain import choose_retained
-from saerl_lib.encode.spans import sample_spans
-from saerl_lib.encode.store import SHARD_SAMPLES, Shard, Store, write_store
-from saerl_lib.own.model import open_model
 from saerl_lib.paper.path.data import GROUPS, group
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import (
@@ -39,19 +36,9 @@ from saerl_lib.paper.path.places import (
 )
 from saerl_lib.paper.path.quality import quality_stage
 
-CODE = code_of("paper/path/encode.py", "encode", "own/model.py", "data/schema.py")
-
-
-@dataclass(frozen=True)
-class Parts(Store):
-    """A store whose shards lie in several stages, in order."""
-
-    folders: tuple[Path, ...] = ()
-
-    def shards(self) -> Iterator[Shard]:
-        """One shard after another."""
-        for folder in self.folders:
-            yield from Store(folder, self.width).shards()
+CODE = code_of("paper/path/encode.py", "encode", "data/schema.py")
+PARTS = "parts"
+"""Folder of the stores of all latents, one a group."""
 
 
 def encode_stage(home: Home, data: Stage) -> Stage:
@@ -84,54 +71,36 @@ def _encoded(home: Home, data: Stage, precision: Precision) -> Stage:
         "device": precision.device, "bf16": precision.bf16,
     }  # fmt: skip
     samples = {name: group(data, name) for name in GROUPS}
-    everything = [sample for part in samples.values() for sample in part]
 
     @cache
     def opened() -> Encoder:
-        return open_model(encoder_settings(config, model_folder(model, "--encoder")), everything)
+        everything = [sample.prompt for part in samples.values() for sample in part]
+        return open_reader(encoder_settings(config, model_folder(model, "--encoder")), everything)
 
     quality = quality_stage(home, samples["labelled"], reading, opened)
-    parts = {name: _parts(home, name, part, reading, opened) for name, part in samples.items()}
 
     def compute(folder: Path) -> None:
-        stores = {name: _store(found) for name, found in parts.items() if found}
-        labelled = stores["labelled"]
+        spec, read = encoder_settings(config, model_folder(model, "--encoder")), {}
+        for name, part in samples.items():
+            if part:
+                read[name] = encode(part, spec, home.folder / PARTS / name, opened=opened)
+                home.say(f"encode: {name}, {read[name].parts} parts, {read[name].reused} of them there before")
+        labelled = read["labelled"].store
         retained = choose_retained(labelled, min(config.retained_latents, labelled.width))
-        for name, store in stores.items():
-            table = FeatureTable(tuple(s.id for s in samples[name]), store.select(retained), metadata_features(samples[name]))
+        lengths = []
+        for name, done in read.items():
+            table = FeatureTable(done.store.ids, done.store.select(retained), metadata_features(samples[name]))
             save_features(table, folder / f"{name}.safetensors")
-        lengths = {name: [pd.read_parquet(part.path("lengths.parquet")) for part in found] for name, found in parts.items()}
-        pd.concat([table for found in lengths.values() for table in found]).to_parquet(folder / "lengths.parquet", index=False)
-        cut = [(name, sum(map(len, found)), sum(int(t["truncated"].sum()) for t in found)) for name, found in lengths.items()]
+            columns = {column: done.store.values(column) for column in ("tokens", "truncated")}
+            lengths.append(pd.DataFrame({"sample_id": done.store.ids, **columns}))
+        pd.concat(lengths).to_parquet(folder / "lengths.parquet", index=False)
+        cut = [(name, len(part), read[name].totals["truncated"] if name in read else 0) for name, part in samples.items()]
         counted = pd.DataFrame(cut, columns=["group", "n", "truncated"])
         counted.to_csv(folder / "truncated.csv", index=False, lineterminator="\n")
         shutil.copyfile(quality.path("sae_quality.csv"), folder / "sae_quality.csv")
 
-    inputs = (quality, *(part for found in parts.values() for part in found))
-    return home.stage("encode", "features", CODE, {"retained": config.retained_latents}, compute, inputs)
-
-
-def _parts(home: Home, name: str, samples: Sequence[Sample], reading: dict, opened) -> list[Stage]:
-    found = []
-    for number, start in enumerate(range(0, len(samples), SHARD_SAMPLES)):
-        part = samples[start : start + SHARD_SAMPLES]
-
-        def compute(folder: Path, part: Sequence[Sample] = part) -> None:
-            encoder = opened()
-            write_store(part, encoder, folder)
-            spans = [sample_spans(sample, encoder.tokenizer, encoder.layout) for sample in part]
-            frame = pd.DataFrame({"sample_id": [s.id for s in part], "tokens": [len(s.ids) for s in spans]})
-            frame.assign(truncated=[s.truncated for s in spans]).to_parquet(folder / "lengths.parquet", index=False)
-            pd.DataFrame({"latents": [encoder.sae.cfg.d_sae]}).to_parquet(folder / "width.parquet", index=False)
-
-        settings = {**reading, "samples": samples_digest(part)}
-        found.append(home.stage("encode", f"store-{name}-{number:05d}", CODE, settings, compute))
-    return found
-
-
-def _store(parts: Sequence[Stage]) -> Parts:
-    width = int(pd.read_parquet(parts[0].path("width.parquet"))["latents"][0])
-    return Parts(parts[0].folder, width, tuple(part.folder for part in parts))
+    decides = {**reading, "retained": config.retained_latents, "samples": [samples_digest(part) for part in samples.values()]}
+    return home.stage("encode", "features", CODE, decides, compute, (quality,))
 
 
 def features(stage: Stage, names: Sequence[str]) -> FeatureTable:

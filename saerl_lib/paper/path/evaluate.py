@@ -24,7 +24,7 @@ from saerl_lib.paper.path.places import model_folder, model_identity, policy_mod
 from saerl_lib.paper.path.train import Run
 
 CODE = code_of(
-    "paper/path/evaluate.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py",
+    "paper/path/evaluate.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "encode/models.py",
     "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from saerl_lib.own.model import open_tokenizer
+from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.paper.path.prompts import shown_prompts
 
 

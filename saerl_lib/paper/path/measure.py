@@ -26,7 +26,7 @@ from saerl_lib.paper.replacements import SELECTORS
 
 CODE = code_of(
     "paper/path/measure.py", "paper/path/angles.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py",
-    "own/model.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
+    "encode/models.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 
 

@@ -7,15 +7,17 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saerl_lib.artifacts import file_sha256
 from saerl_lib.config import content_hash
 from saerl_lib.data.schema import DataError
-from saerl_lib.own.settings import OwnConfig
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.hub import HubData, HubModel
 from saerl_lib.paper.loading import SETS
+
+if TYPE_CHECKING:
+    from saerl_lib.encode.models import ReaderSpec
 
 REQUIRED = ("deepmath", "numinamath", "aime24", "amc23", "gsm8k", "math500", "minerva", "olympiadbench")
 """Sets that the path cannot do without."""
@@ -175,11 +177,12 @@ def precisions(config: PaperConfig) -> tuple[Precision, Precision]:
     return (gpu, cpu) if torch.cuda.is_available() else (cpu, gpu)
 
 
-def encoder_settings(config: PaperConfig, folder: Path) -> OwnConfig:
-    """The settings of `saerl_lib.own.model.open_model` for the encoder in `folder`, on the GPU where there is one."""
+def encoder_settings(config: PaperConfig, folder: Path) -> ReaderSpec:
+    """The encoder in `folder` with its SAE, on the GPU where there is one."""
+    from saerl_lib.encode.models import ReaderSpec
+
     here = precisions(config)[0]
-    return OwnConfig(
-        encoder=str(folder), layer=config.encoder_layer, sae=sae_name(config), max_tokens=config.encode_max_tokens,
-        tokens_per_batch=config.tokens_per_batch, retained_latents=config.retained_latents, seed=config.seed,
-        device=here.device, bf16=here.bf16,
+    return ReaderSpec(
+        str(folder), config.encoder_layer, sae_name(config), config.encode_max_tokens, config.tokens_per_batch,
+        here.device, here.bf16,
     )  # fmt: skip

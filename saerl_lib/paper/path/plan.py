@@ -31,7 +31,7 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 
 CODE = code_of(
-    "paper/path/plan.py", "paper/path/prompts.py", "own/arrange.py", "own/model.py", "plan", "export", "data/schema.py"
+    "paper/path/plan.py", "paper/path/prompts.py", "own/arrange.py", "encode/models.py", "plan", "export", "data/schema.py"
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.own.model import open_tokenizer
+from saerl_lib.encode.models import open_tokenizer
 
 
 def prompt_lengths(samples: Sequence[Sample], folder: Path, chat: bool) -> list[int]:

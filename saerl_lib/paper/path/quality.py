@@ -17,7 +17,7 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import sae_name, samples_digest
 
-CODE = code_of("paper/path/quality.py", "encode", "own/model.py", "data/schema.py")
+CODE = code_of("paper/path/quality.py", "encode", "data/schema.py")
 
 
 def quality_stage(

@@ -1,0 +1,393 @@
+"""Samples -> stored features, in parts that are resumed one by one and spread over processes or a Ray cluster (ours).
+
+A part is a pure function: some samples and a `ReaderSpec` give one shard of a `Store`, which appears under its name when it is
+whole. Its record holds the key of all that decides it, so a finished part is kept and one of other rows, another reader or other
+code is done again: a killed run costs the parts that were under way, and the same call goes on. A part is encoded by one thread
+on a CPU, so the bytes are the same whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm.auto import tqdm
+
+from saerl_lib import paths
+from saerl_lib.artifacts import MANIFEST, ArtifactError, provenance, read_manifest, write_json
+from saerl_lib.config import content_hash
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
+from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.store import Store, read_record, shard_path, write_shard
+
+SAMPLES_PER_PART = 1024
+"""Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
+LOSSES = 3
+"""Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
+IDLE = 60
+"""Seconds after which a process that has nothing to do ends and gives its memory back."""
+LOCK = "encode.lock"
+"""Held while a call writes the folder; tells a folder of ours from another."""
+PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "safetensors")
+"""Packages that decide the bytes of a part."""
+TOTALS = ("samples", "tokens", "truncated", "solved", "entries")
+"""Counts in the record of a part that add up."""
+RAY_WORKERS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(paths.ROOT)}
+"""Environment of Ray's workers: one thread a process, no network."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What `encode` left behind."""
+
+    store: Store
+    parts: int
+    reused: int
+    """Parts that were finished before."""
+    totals: dict[str, int]
+    """Samples, tokens read, samples cut, samples with a solution span, entries above zero."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive samples and the shard that they become."""
+
+    number: int
+    path: str
+    key: str
+    """Content hash of all that decides the shard."""
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the parts of one call share; travels to the workers."""
+
+    spec: ReaderSpec
+    """Folders are absolute."""
+    prompts: tuple[str, ...]
+    """On which the tokenizer is tried, the same for every part."""
+    environment: dict[str, str]
+    """`environment()` of the process that called `encode`."""
+
+
+def encode(
+    samples: Iterable[Sample], spec: ReaderSpec, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
+    workers: int | None = None, ray: str | None = None, opened: Callable[[], Encoder] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Encoded:  # fmt: skip
+    """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last.
+
+    `samples` is read once, a few parts at a time. The parts are spread over `workers` processes of this machine (default: one a
+    core; one for a GPU), or over the Ray cluster at `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share
+    `folder`. Where this process encodes itself, `opened` gives the reader, by default opened from `spec`.
+
+    Raises DataError for no sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder in use,
+    lost workers or no such cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call that
+    finishes none leaves an earlier result as it was.
+    """
+    for name, value in (("samples_per_part", samples_per_part), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if ray is not None:
+        require_ray(ray, spec)
+    spec, samples_left = spec.absolute(), iter(samples)
+    first = tuple(itertools.islice(samples_left, samples_per_part))
+    if not first:
+        raise DataError("no sample to encode")
+    reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
+    tokenizer = open_tokenizer(spec.model, reading.prompts, Path(spec.model).is_dir())
+    decides = {**spec.identity(), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
+    records: dict[int, dict[str, Any]] = {}
+    total = len(samples) if isinstance(samples, Sized) else None
+    with _locked(folder.absolute()) as folder, tqdm(total=total, desc="encoding", unit="sample") as bar:
+        todo = _unfinished(_parts(first, samples_left, samples_per_part, folder, decides), records, bar)
+        done = 0
+        for record in _work(todo, reading, workers, ray, opened):
+            (folder / MANIFEST).unlink(missing_ok=True)
+            records[record["number"]] = record
+            bar.update(record["samples"])
+            done += 1
+        return _finish(folder, [records[number] for number in sorted(records)], len(records) - done, decides, about or {})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """The folder for this call alone."""
+    if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} holds what `encode` did not write; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it") from error
+        yield folder
+
+
+def _parts(
+    first: tuple[Sample, ...], rest: Iterator[Sample], size: int, folder: Path, decides: Mapping[str, Any]
+) -> Iterator[Part]:
+    samples, number = first, 0
+    while samples:
+        rows = hashlib.sha256()
+        for sample in samples:
+            rows.update(json.dumps(dataclasses.asdict(sample)).encode() + b"\n")
+        key = content_hash({**decides, "rows": rows.hexdigest()})
+        yield Part(number, str(shard_path(folder, number)), key, samples)
+        samples, number = tuple(itertools.islice(rest, size)), number + 1
+
+
+def _unfinished(parts: Iterator[Part], records: dict[int, dict[str, Any]], bar: tqdm) -> Iterator[Part]:
+    """The parts whose shard is missing, damaged or of another key; the records of the others are noted."""
+    for part in parts:
+        record = read_record(Path(part.path))
+        if record is None or (record.get("number"), record.get("key")) != (part.number, part.key):
+            yield part
+            continue
+        records[part.number] = record
+        bar.initial += len(part.samples)  # the time left counts from what this call does
+        bar.update(len(part.samples))
+
+
+def _finish(
+    folder: Path, records: Sequence[Mapping[str, Any]], reused: int, decides: Mapping[str, Any], about: Mapping[str, Any]
+) -> Encoded:
+    """Remove what is not of this call, then write the manifest."""
+    wanted = {shard_path(folder, number) for number in range(len(records))}
+    missing = sorted(path.name for path in wanted if not path.is_file())
+    if missing:
+        raise ArtifactError(f"{missing[0]} is not in {folder}, which the workers wrote; it must be shared by all machines")
+    for path in {*folder.glob("shard-*"), *folder.glob(".shard-*")} - wanted:
+        path.unlink(missing_ok=True)
+    totals = {name: sum(record[name] for record in records) for name in TOTALS}
+    manifest = {
+        **about, "decided_by": dict(decides), "totals": totals, "width": records[0]["width"],
+        "shards": [record["key"] for record in records],
+    }  # fmt: skip
+    if (read_manifest(folder) or {}) | {"provenance": None} != manifest | {"provenance": None}:
+        write_json(folder / MANIFEST, {**manifest, "provenance": provenance()})
+    return Encoded(Store(folder, records[0]["width"]), len(records), reused, totals)
+
+
+def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
+    """The store that `encode` left in `folder`, and its manifest. Raises ArtifactError unless it is finished and whole."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: no {MANIFEST}; `python -m saerl_lib encode` has not finished there, run it again")
+    for number, key in enumerate(manifest["shards"]):
+        record = read_record(shard_path(folder, number))
+        if record is None or record["key"] != key:
+            raise ArtifactError(f"{shard_path(folder, number)}: damaged or of another encoding; run the same `encode` again")
+    return Store(folder, manifest["width"]), manifest
+
+
+# One part.
+
+
+def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | None = None) -> dict[str, Any]:
+    """Encode one part; returns its record. Safe to repeat and to run twice at once: the file appears by renaming."""
+    for name, wanted in environment().items():
+        if reading.environment[name] != wanted:
+            raise ArtifactError(
+                f"{name} is {wanted} on {socket.gethostname()} and {reading.environment[name]} where the command runs; install "
+                "the same on all machines"
+            )
+    path = Path(part.path)
+    if not path.parent.is_dir():
+        raise ArtifactError(f"{path.parent} is not to be seen on {socket.gethostname()}; all machines must share it")
+    encoder = opened() if opened else _opened(reading.spec, reading.prompts)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if reading.spec.device == "cpu" else before)
+        record = write_shard(part.samples, encoder, partial, {"number": part.number, "key": part.key})
+        partial.replace(path)
+    finally:
+        torch.set_num_threads(before)
+        partial.unlink(missing_ok=True)
+    return record
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(spec: ReaderSpec, prompts: tuple[str, ...]) -> Encoder:
+    """The reader, once a worker, which ends when the process that started it is killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return open_reader(spec, prompts)
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Hash of the code that decides a part, and versions of the packages."""
+    return {"code": code_behind("saerl_lib.encode.parts")} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def code_behind(module: str) -> str:
+    """Hash of the sources of a module and of all modules of the library that it imports, directly or not."""
+    todo, found = [module], {}
+    while todo:
+        name = todo.pop()
+        place = paths.ROOT / name.replace(".", "/")
+        path = next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+        if path is None or name in found:  # a name that is imported from a module is none itself
+            continue
+        found[name] = source = path.read_bytes()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "saerl_lib":
+                todo += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.encode() + found[name])
+    return digest.hexdigest()[:16]
+
+
+# Hands: this process, processes of this machine, a Ray cluster.
+
+
+def _work(
+    todo: Iterator[Part], reading: Reading, workers: int | None, ray: str | None, opened: Callable[[], Encoder] | None
+) -> Iterator[dict[str, Any]]:
+    """Records of the parts as they are done, in any order."""
+    if ray is not None:
+        yield from _on_ray(todo, reading, ray, workers)
+        return
+    workers = workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1)
+    head = list(itertools.islice(todo, 2))
+    todo = itertools.chain(head, todo)
+    if workers == 1 or len(head) < 2:
+        opened = opened or functools.cache(lambda: open_reader(reading.spec, reading.prompts))
+        yield from (_encode_part(part, reading, opened) for part in todo)
+    else:
+        yield from _in_processes(todo, reading, workers)
+
+
+def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
+    """joblib's processes with one thread each; the parts of a pool that lost a worker are done again by a new one."""
+    waiting: dict[int, Part] = {}
+    problems: list[BaseException] = []
+    lock, losses = threading.Lock(), 0
+
+    def jobs(again: Sequence[Part]) -> Iterator[Any]:
+        for part in again:
+            yield delayed(_encode_part)(part, reading)
+        while True:
+            with lock:
+                try:
+                    part = next(todo)
+                    waiting[part.number] = part
+                except StopIteration:
+                    return
+                except BaseException as error:  # joblib asks from a thread of its own, where an error would be lost
+                    problems.append(error)
+                    return
+            yield delayed(_encode_part)(part, reading)
+
+    while True:
+        try:
+            with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
+                pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=2 * workers)
+                for record in pool(jobs(list(waiting.values()))):
+                    del waiting[record["number"]]
+                    losses = 0
+                    yield record
+        except BrokenProcessPool as error:
+            losses += 1
+            if losses > LOSSES:
+                raise ArtifactError(
+                    f"worker processes were killed {losses} times in a row, for want of memory perhaps: lower --workers; "
+                    "finished parts are kept and the same command continues"
+                ) from error
+            continue
+        if problems:
+            raise problems[0]
+        if not waiting:
+            return
+
+
+def _on_ray(todo: Iterator[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
+    """Tasks of one CPU each; Ray gives a part whose worker or machine was lost to another."""
+    with _ray_cluster(address) as ray:
+        task = ray.remote(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")(_encode_part)
+        running: list[Any] = []
+        for part in itertools.chain(todo, itertools.repeat(None)):
+            if part is not None:
+                running.append(task.remote(part, reading))
+            if not running:
+                return
+            # two parts a CPU, so that none waits for this loop
+            if part is None or len(running) >= (workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+                done, running = ray.wait(running)
+                yield from ray.get(done)
+
+
+def require_ray(address: str, spec: ReaderSpec) -> None:
+    """Raise ArtifactError when Ray is missing or nothing answers at `address`, ValueError for a reader on the hub."""
+    _import_ray()
+    host, _, port = address.rpartition(":")
+    if address != "auto":
+        if "/" in address or not (host and port.isdigit()):
+            raise ArtifactError(f"--ray {address}: not an address; pass HOST:PORT of a cluster that this machine joined, or auto")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ArtifactError(
+                f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine "
+                "to it with `ray start --address HOST:PORT`, and pass HOST:PORT"
+            ) from error
+    for option, folder in (("--encoder", Path(spec.model)), ("--sae", spec.sae_folder)):
+        if folder is None or not folder.is_dir():
+            raise ValueError(f"{option}: with --ray, name a folder that all machines share, so that all read the same")
+
+
+def _import_ray() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return import_module("ray")
+    except ModuleNotFoundError as error:
+        raise ArtifactError('--ray needs the package ray, which is not installed: pip install -e ".[ray]"') from error
+
+
+@contextlib.contextmanager
+def _ray_cluster(address: str) -> Iterator[ModuleType]:
+    """Ray, joined to a running cluster until the block ends; its errors become those of a part, or ArtifactError."""
+    ray = _import_ray()
+    try:
+        ray.init(address=address, runtime_env={"env_vars": RAY_WORKERS}, log_to_driver=False, logging_level=logging.ERROR)
+        yield ray
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ArtifactError(
+            f"--ray {address}: Ray gave up ({reason}); finished parts are kept and the same command continues"
+        ) from error
+    finally:
+        ray.shutdown()

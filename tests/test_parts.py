@@ -1,0 +1,356 @@
+"""Encoding in parts: equal bytes whoever works, a finished part is kept, what is damaged, stale or lost is done again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from killing import below, processes
+
+from saerl_lib import __main__
+from saerl_lib.artifacts import ArtifactError, file_sha256
+from saerl_lib.config import EncoderConfig
+from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.encode import parts
+from saerl_lib.encode.encoder import ENCODER, encoder_folder
+from saerl_lib.encode.features import load_features
+from saerl_lib.encode.models import ReaderSpec, open_reader
+from saerl_lib.encode.parts import LOCK, encode, open_encoded
+from saerl_lib.encode.pooling import pool_samples
+from saerl_lib.encode.sae import train_sae
+from saerl_lib.encode.spans import sample_spans
+
+SIZE = 16
+"""Samples of a part: 70 samples are four parts and a short one."""
+TEXTS = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
+
+
+def samples(n: int = 70) -> list[Sample]:
+    """n problems of unequal length, every fifth without a solution."""
+    return [
+        Sample(f"p-{i}", TEXTS[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), (f"Step one of {i}.", f"Then {'on ' * (i % 4)}so."),
+               str(i), topic=f"kind {i % 3}", solved=i % 5 > 0)
+        for i in range(n)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ReaderSpec:
+    """The shipped encoder with a small SAE as drawn: its latents mean nothing, its arithmetic is that of any other."""
+    folder = tmp_path_factory.mktemp("sae")
+    torch.manual_seed(0)
+    sizes = EncoderConfig(sae_latents=128, sae_k=8, retained_latents=12)
+    train_sae(torch.randn(4096, ENCODER.width), sizes, 0, folder, "untrained")
+    return ReaderSpec(str(encoder_folder()), 3, str(folder))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, spec: ReaderSpec) -> Path:
+    """What an undisturbed call in this process leaves."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    done = encode(samples(), spec, out, samples_per_part=SIZE, workers=1)
+    assert (done.parts, done.reused, done.totals["samples"], done.totals["solved"]) == (5, 0, 70, 56)
+    return out
+
+
+@pytest.fixture
+def out(tmp_path: Path, reference: Path) -> Path:
+    """A copy of the reference."""
+    return Path(shutil.copytree(reference, tmp_path / "out"))
+
+
+def shard(number: int) -> str:
+    return f"shard-{number:06d}.safetensors"
+
+
+def again(out: Path, spec: ReaderSpec, rows: list[Sample] | None = None) -> int:
+    """Encode once more in this process; returns the number of parts that were kept."""
+    return encode(rows or samples(), spec, out, samples_per_part=SIZE, workers=1).reused
+
+
+def same(folder: Path, reference: Path) -> None:
+    """Equal names and equal bytes."""
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in reference.iterdir())
+    assert [p.name for p in reference.iterdir() if p.read_bytes() != (folder / p.name).read_bytes()] == []
+
+
+# What is stored.
+
+
+def test_the_store_holds_the_pooled_latents_of_encoding_directly(spec: ReaderSpec, reference: Path) -> None:
+    store, manifest = open_encoded(reference)
+    encoder, rows = open_reader(spec, [s.prompt for s in samples()]), samples()
+    retained = np.arange(0, 128, 5)
+    z = store.select(retained)
+    np.testing.assert_allclose(z, pool_samples(rows, encoder, retained), rtol=1e-4, atol=1e-4)
+    assert store.ids == tuple(s.id for s in rows) and np.isnan(z[::5, 2 * len(retained) :]).all() and (np.nan_to_num(z) > 0).any()
+    lengths = [len(sample_spans(s, encoder.tokenizer).ids) for s in rows]
+    assert store.values("tokens").tolist() == lengths and not store.values("truncated").any()
+    assert manifest["totals"] == {
+        "samples": 70, "tokens": sum(lengths), "truncated": 0, "solved": 56, "entries": store.blocks().nnz // 2
+    }  # fmt: skip
+
+
+# Finished, damaged, stale and missing parts.
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path: Path, spec: ReaderSpec, out: Path) -> None:
+    times = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != LOCK}
+    shutil.copytree(spec.sae, tmp_path / "sae")
+    assert again(out, replace(spec, sae=str(tmp_path / "sae"))) == 5, "where the SAE lies does not matter"
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda out: (out / shard(1)).unlink(), 4), (lambda out: flip(out / shard(2)), 4),
+        (lambda out: (out / shard(3)).write_bytes((out / shard(3)).read_bytes()[:900]), 4),
+        (lambda out: (out / shard(0)).rename(out / shard(9)), 4), (lambda out: (out / "manifest.json").unlink(), 5),
+        (lambda out: shutil.copy(out / shard(1), out / shard(2)), 4),
+    ],
+)  # fmt: skip
+def test_what_is_not_whole_is_done_again(
+    spec: ReaderSpec, out: Path, reference: Path, change: Callable[[Path], Any], kept: int
+) -> None:
+    change(out)
+    with pytest.raises(ArtifactError, match="has not finished there|damaged or of another encoding"):
+        open_encoded(out)
+    assert again(out, spec) == kept
+    same(out, reference)
+
+
+def test_a_changed_row_costs_its_part(spec: ReaderSpec, out: Path, reference: Path) -> None:
+    rows = samples()
+    rows[3] = replace(rows[3], prompt=rows[3].prompt + " Say why.")
+    assert again(out, spec, rows) == 4 and again(out, spec, rows[: 3 * SIZE]) == 3
+    assert [p.name for p in sorted(out.glob("shard-*"))] == [shard(i) for i in range(3)], "what is beyond the end goes"
+    assert again(out, spec) == 2
+    same(out, reference)
+
+
+@pytest.mark.parametrize("change", [{"layer": 2}, {"max_tokens": 40}, {"tokens_per_batch": 4096}, {"bf16": True}, {"sae": ""}])
+def test_other_settings_or_another_sae_make_every_part_stale(
+    tmp_path: Path, spec: ReaderSpec, out: Path, reference: Path, change: dict[str, Any]
+) -> None:
+    if "sae" in change:
+        change["sae"] = str(shutil.copytree(spec.sae, tmp_path / "sae"))
+        (tmp_path / "sae" / "more.txt").write_text("other content")
+    begun: list[int] = []
+    with pytest.raises(RuntimeError, match="stop"):
+        encode(samples(), replace(spec, **change), out, samples_per_part=SIZE, workers=1, opened=lambda: stop(begun))
+    assert begun == [1]
+    same(out, reference)
+
+
+def stop(begun: list[int]) -> Any:
+    begun.append(1)
+    raise RuntimeError("stop")
+
+
+def test_a_stopped_call_keeps_its_parts_and_has_no_manifest(tmp_path: Path, spec: ReaderSpec, reference: Path) -> None:
+    def rows() -> Iterator[Sample]:
+        yield from samples()[: 2 * SIZE + 5]
+        raise DataError("line 38 is bad")
+
+    with pytest.raises(DataError, match="line 38"):
+        encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, workers=1)
+    with pytest.raises(ArtifactError, match="has not finished there"):
+        open_encoded(tmp_path / "out")
+    assert again(tmp_path / "out", spec) == 2
+    same(tmp_path / "out", reference)
+
+
+def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderSpec) -> None:
+    (tmp_path / "mine.txt").write_text("not of encode")
+    for given, more, part in (
+        ([], {}, "no sample"), (samples(), {}, "did not write"), (samples(), {"workers": 0}, "workers=0 must be at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=part):
+            encode(given, spec, tmp_path, **more)
+    folder = tmp_path / "out"
+    with pytest.raises(ValueError, match="choose 1 to 4"):
+        encode(samples(), replace(spec, layer=9), folder, workers=1)
+    with (folder / LOCK).open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(ArtifactError, match="another command encodes into it"):
+            encode(samples(), spec, folder)
+
+
+# Processes of this machine, and Ray.
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderSpec, reference: Path) -> None:
+    killed: list[int] = []
+
+    def rows() -> Iterator[Sample]:
+        for i, sample in enumerate(samples()):
+            if i == 4 * SIZE:  # asked for when the first part is done
+                killed.append(next(pid for pid in below(os.getpid()) if "popen_loky" in processes()[pid][1]))
+                os.kill(killed[0], signal.SIGKILL)
+            yield sample
+
+    done = encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    assert len(killed) == 1 and done.totals["samples"] == 70
+    same(tmp_path / "out", reference)
+    bad = replace(samples()[40], prompt="")
+    with pytest.raises(DataError, match="sample p-40: no prompt token is left"):
+        encode([*samples()[:40], bad], spec, tmp_path / "bad", samples_per_part=8, workers=2)
+    assert not (tmp_path / "bad" / "manifest.json").exists()
+
+
+class StandIn(types.ModuleType):
+    """As much of ray as is used, in this process: a task is done when its result is asked for."""
+
+    exceptions = types.SimpleNamespace(RayError=KeyError, RayTaskError=LookupError)
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.running, self.most, self.calls = 0, 0, []
+
+    def init(self, address: str, **_: Any) -> None:
+        self.calls.append(address)
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, **options: Any) -> Any:
+        assert options["num_cpus"] == 1 and options["max_retries"] > 0
+        return lambda function: types.SimpleNamespace(remote=lambda *words: self.begin(function, *words))
+
+    def begin(self, function: Callable[..., Any], *words: Any) -> Any:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        return lambda: function(*words)
+
+    def wait(self, running: list[Any]) -> tuple[list[Any], list[Any]]:
+        self.running -= 1
+        return running[-1:], running[:-1]
+
+    def get(self, done: list[Any]) -> list[Any]:
+        return [task() for task in done]
+
+
+def test_ray_tasks_write_the_same_bytes(
+    tmp_path: Path, spec: ReaderSpec, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, ray="auto")
+    assert (done.parts, ray.most, ray.calls) == (5, 2, ["auto", "shutdown"]), "two parts a CPU at a time"
+    same(tmp_path / "out", reference)
+    monkeypatch.setattr(parts, "_encode_part", lambda part, reading: {"number": part.number, "samples": 1})
+    with pytest.raises(ArtifactError, match="must be shared by all machines"):
+        encode(samples(), spec, tmp_path / "elsewhere", ray="auto")
+
+
+def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderSpec) -> None:
+    reading = parts.Reading(spec, (), parts.environment() | {"torch": "1.0"})
+    with pytest.raises(ArtifactError, match="torch is .* and 1.0 where the command runs"):
+        parts._encode_part(parts.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_that_is_missing_or_cannot_be_reached_is_named(
+    tmp_path: Path, spec: ReaderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ray, address, part in (
+        (None, "auto", 'pip install -e ".\\[ray]"'), (StandIn(), "127.0.0.1:1", "--ray 127.0.0.1:1: nothing answers there"),
+        (StandIn(), "here", "--ray here: not an address"), (StandIn(), "ray://127.0.0.1:10001", "not an address"),
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        with pytest.raises(ArtifactError, match=part):
+            encode(samples(), spec, tmp_path / "out", ray=address)
+    with pytest.raises(ValueError, match="--sae: with --ray, name a folder"):
+        encode(samples(), replace(spec, sae="saelens:release/id"), tmp_path / "out", ray="auto")
+    assert not (tmp_path / "out").exists()
+
+
+# The commands.
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def records(n: int = 60) -> list[dict[str, Any]]:
+    return [
+        {"id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps) if s.solved else None}
+        for s in samples(n)
+    ]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = __main__.main(list(words))
+    return code, *capsys.readouterr()
+
+
+def test_a_plan_from_stored_features_equals_one_that_encodes(
+    tmp_path: Path, spec: ReaderSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", records()[:40]), ("b", records()[40:]))]
+    source, model = write_jsonl(tmp_path / "my.jsonl", records()), ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]
+    folder = str(tmp_path / "stored")
+    code, printed, error = run(capsys, "encode", "--data", source, "--out", folder, *model)
+    assert code == 0 and "60/60" in error, "a bar counts the samples"
+    line = {name: json.loads(printed.splitlines()[-1])[name] for name in ("read", "left_out", "parts", "reused", "samples")}
+    assert line == {"read": 60, "left_out": {}, "parts": 1, "reused": 0, "samples": 60}
+    assert run(capsys, "encode", "--data", *files, "--out", str(tmp_path / "two"), *model)[0] == 0
+    assert file_sha256(tmp_path / "two" / shard(0)) == file_sha256(tmp_path / "stored" / shard(0)), "files are one list"
+    usual = ["plan", "--data", source, "--prompts-per-step", "16", "--out"]
+    assert run(capsys, *usual, str(tmp_path / "direct"), *model)[0] == 0
+    monkeypatch.setattr("saerl_lib.own.represent.open_reader", lambda *_: pytest.fail("a model was opened"))
+    assert run(capsys, *usual, str(tmp_path / "plan"), "--features", folder)[0] == 0
+    z = [load_features(tmp_path / name / "features.safetensors").z for name in ("direct", "plan")]
+    np.testing.assert_array_equal(*z)
+    for name in ("plan.parquet", "scores.csv"):
+        assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "plan" / name).read_bytes()
+    changed = write_jsonl(tmp_path / "changed.jsonl", records()[1:])
+    for data, options, said in (
+        (changed, ["--features", folder], "`encode` read my.jsonl, not this changed.jsonl"),
+        (source, ["--features", folder, "--id-field", "question"], "rows are not there"),
+        (source, ["--features", str(tmp_path)], "has not finished there"),
+        (source, ["--features", folder, *model], "takes the place of --encoder"),
+    ):
+        code, _, error = run(capsys, "plan", "--data", data, "--out", str(tmp_path / "no"), *options)
+        assert code == 1 and said in error and not (tmp_path / "no").exists()
+
+
+def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = records(30)
+    bad[7]["question"], bad[9]["answer"], bad[11]["id"] = 5, None, "p-1"
+    folder, model = tmp_path / "out", ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]
+    words = ["encode", "--data", write_jsonl(tmp_path / "my.jsonl", bad), "--out", str(folder), *model]
+    code, _, error = run(capsys, *words)
+    assert code == 1 and "of 30 rows, 2 cannot be used" in error and "line 8: field 'question'" in error and not folder.exists()
+    assert run(capsys, *words, "--skip-bad-rows")[0] == 0
+    assert json.loads((folder / "manifest.json").read_text())["left_out"] == {"malformed": 2, "no answer": 1}
+    assert pd.read_csv(folder / "not_encoded.csv")["where"].tolist() == ["line 8", "line 10", "line 12"]
+    words[2] = write_jsonl(tmp_path / "none.jsonl", [{"question": ""}])
+    code, _, error = run(capsys, *words, "--skip-bad-rows")
+    assert code == 1 and "none of 1 rows is usable" in error
