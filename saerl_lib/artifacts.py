@@ -32,7 +32,7 @@ from saerl_lib.config import Profile, content_hash, to_dict
 MANIFEST = "manifest.json"
 TRAINED_GATES = "trained_gates.json"
 """A record of measurements beside the sources of `data/`; no stage depends on it, so it is no part of the code hash."""
-ROOMS = ("data", "encode", "properties", "plan", "arms", "rl", "report")
+ROOMS = ("data", "encode", "properties", "plan", "train", "rl", "report")
 """Rooms in the order in which data flow; imports only point backwards."""
 
 

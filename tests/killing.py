@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.rl.rollouts import read_rows
+from saerl_lib.export.log import read_rows
 from saerl_lib.rl.runner import is_done
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from saerl_lib.arms import all_arms
+from saerl_lib.train.arms import all_arms
 from saerl_lib.config import get_profile
 from saerl_lib.report import arm_pairs, arm_tables
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
@@ -23,7 +23,7 @@ from saerl_lib.report.plots_gap import gaps
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 from saerl_lib.report.statistics import minimum_detectable_effect
 from saerl_lib.rl.job import write_table
-from saerl_lib.rl.outcome import final_outcome
+from saerl_lib.train.evaluate import final_outcome
 from saerl_lib.study import results as study_results
 from saerl_lib.study.record import PROBLEMS, compact, only
 from saerl_lib.study.results import TABLES, study_tables

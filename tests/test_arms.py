@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.arms import adarft, all_arms, e2h, find_arm, gainrl, mopps, sec, subsets
-from saerl_lib.arms.base import Arm, ArmError, ArmPool, ArmSetting, InOrder
-from saerl_lib.arms.saerl import curriculum, difficulty_alone, scaled
+from saerl_lib.train.arms import adarft, all_arms, e2h, find_arm, gainrl, mopps, sec, subsets
+from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, InOrder
+from saerl_lib.train.arms import curriculum, difficulty_alone, scaled
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
 
@@ -164,7 +164,7 @@ def test_in_order_begins_again_when_it_ends() -> None:
 def test_a_users_arm_is_one_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "import numpy as np\nfrom saerl_lib.arms.base import Arm\n"
+        "import numpy as np\nfrom saerl_lib.train.arms import Arm\n"
         "def backwards(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n"
         "ARMS = (Arm('backwards', 'last first', order=backwards),)\n"
     )

@@ -12,16 +12,16 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from saerl_lib.arms.base import InOrder
+from saerl_lib.train.arms import InOrder
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.rl.feed import Feed, Group
-from saerl_lib.rl.generation import draw, sample_groups
-from saerl_lib.rl.packing import groups_of, log_probabilities, pack, pieces
-from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.rollouts import cut_back, read_rows
-from saerl_lib.rl.training import build_trainer, grpo_arguments, prompt_dataset
+from saerl_lib.train.trainer import Feed, Group
+from saerl_lib.train.sampler import draw, sample_groups
+from saerl_lib.train.trainer import groups_of, log_probabilities, pack, pieces
+from saerl_lib.train.policy import load_policy
+from saerl_lib.export.log import cut_back, read_rows
+from saerl_lib.train.trainer import build_trainer, grpo_arguments, prompt_dataset
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
 PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")

@@ -32,7 +32,7 @@ from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.report.gpu_table import gpu_markdown
 from saerl_lib.report.schemas import TableError
-from saerl_lib.rl.policy import policy_folder, rebuild_policy
+from saerl_lib.train.policy import policy_folder, rebuild_policy
 from saerl_lib.train_command import TrainSettings
 
 SMALL = replace(DRY, hook_layer=3)

@@ -17,7 +17,7 @@ from killing import kill_in_training, processes, until
 from safetensors.numpy import save_file
 
 from saerl_lib import grid_command
-from saerl_lib.arms.base import ArmError
+from saerl_lib.train.arms import ArmError
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
@@ -27,10 +27,10 @@ from saerl_lib.report.arm_tables import runs_table
 from saerl_lib.report.schemas import write_csv
 from saerl_lib.rl import grid as grids
 from saerl_lib.rl.jobs import make_job, prepare_jobs
-from saerl_lib.rl.outcome import final_outcome
+from saerl_lib.train.evaluate import final_outcome
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
-from saerl_lib.rl.policy import policy_folder
-from saerl_lib.rl.rollouts import read_rows
+from saerl_lib.train.policy import policy_folder
+from saerl_lib.export.log import read_rows
 from saerl_lib.study.record import PROBLEMS, accepted, compact, joined, only, planned_keys, read_record, repeated
 
 SMOKE = get_profile("smoke")
@@ -47,14 +47,14 @@ PROFILE = replace(
     study=StudyConfig(main_seeds=(2, 4), seeds=2, other_seeds=1),
 )  # fmt: skip
 MINE = """import numpy as np
-from saerl_lib.arms.base import Arm
+from saerl_lib.train.arms import Arm
 
 def last_first(pool, setting):
     return np.arange(len(pool.table))[::-1]
 
 ARMS = (Arm('backwards', 'last first', order=last_first),)
 """
-BROKEN = """from saerl_lib.arms.base import Arm
+BROKEN = """from saerl_lib.train.arms import Arm
 
 def start(pool, setting):
     raise RuntimeError('no prompts for you')

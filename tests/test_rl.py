@@ -23,11 +23,11 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, reference_shares
 from saerl_lib.rl.calibrate import fit_weights
-from saerl_lib.rl.generation import correct_attempts, sample_groups
+from saerl_lib.train.sampler import correct_attempts, sample_groups
 from saerl_lib.rl.job import ROLLOUT_COLUMNS, Job
 from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
-from saerl_lib.rl.policy import POLICIES, load_policy, policy_folder, rebuild_policy
-from saerl_lib.rl.rollouts import PlanMismatchError, append_rows, compare_with_plan, cut_back, read_rows
+from saerl_lib.train.policy import POLICIES, load_policy, policy_folder, rebuild_policy
+from saerl_lib.export.log import PlanMismatchError, append_rows, compare_with_plan, cut_back, read_rows
 from saerl_lib.rl.runner import is_done, run_jobs
 
 PROFILE = replace(

@@ -22,8 +22,8 @@ from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.export.samples import open_export
 from saerl_lib.plan.batch_plan import PlanError, write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.rl.policy import FOLDER
-from saerl_lib.rl.rollouts import append_rows, read_rows
+from saerl_lib.train.policy import FOLDER
+from saerl_lib.export.log import append_rows, read_rows
 from saerl_lib.train_command import TrainSettings, accumulation, arguments, check_logs, logging_reward, run_train
 from saerl_lib.train_files import remove_broken_checkpoints, require_gathered, require_weights, resume_point
 

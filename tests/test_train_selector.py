@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.arms.adarft import difficulty, moved
+from saerl_lib.train.arms.adarft import difficulty, moved
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.command_line import build_parser
 from saerl_lib.export.samples import open_export
 from saerl_lib.paper.replacements import SELECTORS
-from saerl_lib.rl.policy import FOLDER
-from saerl_lib.rl.rollouts import append_rows, read_rows
+from saerl_lib.train.policy import FOLDER
+from saerl_lib.export.log import append_rows, read_rows
 from saerl_lib.train_command import TrainSettings, check_run, run_train
 from saerl_lib.train_selector import ARMS, LOG, Chooser, check_chosen, open_selector
 from tests.test_train_command import STEPS, B, G, files  # noqa: F401 (a fixture)

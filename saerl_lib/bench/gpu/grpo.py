@@ -6,7 +6,6 @@ the path works and what it costs, and nothing about which order is better.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -14,22 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from saerl_lib.bench.gpu.checks import Check
 from saerl_lib.bench.gpu.encoding import world_samples
 from saerl_lib.bench.gpu.size import GpuSize
-from saerl_lib.config import PlanConfig, sub_seed
-from saerl_lib.export.follow import FollowReport
-from saerl_lib.export.samples import open_export
+from saerl_lib.config import PlanConfig, TrainConfig, sub_seed
+from saerl_lib.export.follow import FollowReport, follow
+from saerl_lib.export.log import read_log
 from saerl_lib.own.example import write_example
 from saerl_lib.own.run import plan_own_data
 from saerl_lib.own.settings import Fields, OwnConfig
-from saerl_lib.plan.batch_plan import write_plan
+from saerl_lib.plan.batch_plan import read_plan, write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.rl.job import last_complete_checkpoint
-from saerl_lib.rl.policy import FOLDER as SHIPPED
-from saerl_lib.train_command import TrainSettings, check_logs, run_train
+from saerl_lib.train.policy import FOLDER as SHIPPED
+from saerl_lib.train.run import train, write_run
+from saerl_lib.train_command import plan_run
 
 ARMS = ("random", "saerl")
 LEAST_TRAINED = 1e-3
@@ -87,20 +87,19 @@ def short_run(policy: Path, plan: Path, arm: str, seed: int, size: GpuSize, devi
     Raises ArtifactError when the plan was not followed.
     """
     folder, samples = work / f"{arm}-{seed}", work / "pool.jsonl"
-    settings = TrainSettings(
-        rollouts_per_prompt=size.rollouts_per_prompt, micro_batch=size.micro_batch, learning_rate=1e-5, temperature=1.0,
-        max_completion_tokens=size.max_completion_tokens, save_every_steps=size.steps, bf16=True, cpu=device.type == "cpu",
-        seed=seed,
+    settings = TrainConfig(
+        engine="trl", rollouts_per_prompt=size.rollouts_per_prompt, micro_batch=size.micro_batch, learning_rate=1e-5,
+        max_completion_tokens=size.max_completion_tokens, checkpoint_every_steps=size.steps, bf16=True, cpu=device.type == "cpu",
     )  # fmt: skip
     start = time.perf_counter()
-    run_train(plan, samples, str(policy), folder, settings)
+    run = plan_run(plan, samples, str(policy), folder, settings, seed)
+    write_run(run)
+    train(run)
     spent = time.perf_counter() - start
-    state = json.loads((last_complete_checkpoint(folder / "checkpoints") / "trainer_state.json").read_text(encoding="utf-8"))
-    steps = [row for row in state["log_history"] if "reward" in row]
-    report = check_logs(open_export(plan, samples, size.rollouts_per_prompt), folder)
-    shutil.rmtree(folder / "checkpoints")
+    report = follow(read_plan(plan), read_log(folder / "rollouts.parquet"))
     shutil.rmtree(folder / "final")
-    columns = (tuple(float(row[name]) for row in steps) for name in ("reward", "frac_reward_zero_std", "loss", "grad_norm"))
+    curve = pd.read_parquet(folder / "curve.parquet")
+    columns = (tuple(curve[name].astype(float)) for name in ("reward_mean", "zero_variance_share", "loss", "grad_norm"))
     return ShortRun(arm, seed, report, *columns, spent)
 
 

@@ -1,6 +1,6 @@
 """Part `policy`: a larger policy of the embedded world, pre-trained shortly in bfloat16 on the device.
 
-It takes the learner's texts, tokenizer and loss of the shipped policy (`saerl_lib.rl.policy`), weights in float32 under
+It takes the learner's texts, tokenizer and loss of the shipped policy (`saerl_lib.train.policy`), weights in float32 under
 autocast. It is no good policy; it is one that encoding and GRPO can be run on at a size that a GPU notices.
 """
 
@@ -21,7 +21,7 @@ from saerl_lib.bench.timing import synchronise
 from saerl_lib.config import sub_seed
 from saerl_lib.data.corpus import Text, batches
 from saerl_lib.encode.language_model import LanguageModelConfig, batch_loss, build_model, save_model, train_tokenizer
-from saerl_lib.rl.policy import draw_learner_text, tokenizer_texts
+from saerl_lib.train.policy import draw_learner_text, tokenizer_texts
 
 WARM_UP = 20
 """Steps until the learning rate has its full size."""
