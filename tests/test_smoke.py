@@ -95,7 +95,7 @@ def kill_in_training(home: Path) -> None:
     process = subprocess.Popen(command, cwd=paths.ROOT, env=users_environment(home), **quiet)
     deadline = time.monotonic() + 1500
     while time.monotonic() < deadline and process.poll() is None:
-        logs = (home / "smoke" / "jobs").glob("*/rollouts.jsonl")
+        logs = (home / "smoke" / "jobs").glob("*/rollouts-000.jsonl")
         if any(len({row["step"] for row in read_rows(log)}) > 5 for log in logs):
             break
         time.sleep(0.05)

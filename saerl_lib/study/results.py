@@ -61,7 +61,7 @@ def read_record(folder: Path) -> Results:
     The curve has a row an evaluation, the mean over the updates since the one before. Raises ArtifactError when there is none.
     """
     if not (folder / PROBLEMS).is_file():
-        raise ArtifactError(f"{folder / PROBLEMS} is missing: there are no committed runs to go on from")
+        raise ArtifactError(f"{folder / PROBLEMS} is missing: there are no committed runs")
     evaluations = pd.read_parquet(folder / PROBLEMS)
     runs = read_table("study_runs", folder)
     curve = runs.loc[runs["update"] > 0, ["arm", "seed", "update", *TRAINING]].rename(columns={"update": "step"})
@@ -74,7 +74,7 @@ def repeated(here: Results, record: Results) -> pd.DataFrame:
     made = here["provenance"].merge(record["provenance"], on=["arm", "seed"], suffixes=("", "_committed"))
     rows = []
     for run in made.itertuples():
-        both = [part["evaluations"].query("arm == @run.arm and seed == @run.seed") for part in (here, record)]
+        both = [t[(t["arm"] == run.arm) & (t["seed"] == run.seed)] for t in (here["evaluations"], record["evaluations"])]
         frames = [compact(part).astype(TEXT | dict.fromkeys(COUNTS, "int64")) for part in both]
         outcome = [final_outcome(frame)["outcome"].item() for frame in frames]
         rows.append((run.run, frames[0].equals(frames[1]), run.cpu, run.cpu_committed, *outcome))

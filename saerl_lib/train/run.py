@@ -122,8 +122,8 @@ class Run:
 
 
 @functools.cache
-def run_code_hash() -> str:
-    """Hash of this module and of every module of `saerl_lib` that it imports, and they in turn."""
+def run_modules() -> dict[str, bytes]:
+    """Sources of this module and of every module of `saerl_lib` that it imports, and they in turn, by name."""
     found: dict[str, bytes] = {}
     waiting = [__name__]
     while waiting:
@@ -139,7 +139,12 @@ def run_code_hash() -> str:
                 waiting += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names if alias.name.startswith("saerl_lib")]
-    return content_hash([[name, found[name].decode()] for name in sorted(found)])
+    return dict(sorted(found.items()))
+
+
+def run_code_hash() -> str:
+    """Hash of the code that a run imports."""
+    return content_hash({name: source.decode() for name, source in run_modules().items()})
 
 
 def versions() -> dict[str, str]:
@@ -387,7 +392,9 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
 
     Raises ArtifactError at the first departure.
     """
-    last = max((row["step"] for row in rows), default=0)
+    if not rows:
+        raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
+    last = rows[-1]["step"]
     if run.table or run.train.dynamic_sampling:
         samples = run_samples(run)
         selector = open_selector(run, [s.id for s in samples])
