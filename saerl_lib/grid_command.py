@@ -33,8 +33,8 @@ def run_grid_command(
 ) -> int:  # fmt: skip
     """Run what is unfinished of the chosen arms and seeds; raises ArtifactError when a run failed.
 
-    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs go
-    to the profile's own folder; without a run of `grpo` there are none. Runs that are committed too are compared with those.
+    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
+    go to the profile's own folder; without a run of `grpo` there are none. Runs that are committed too are compared with those.
     """
     profile = study_profile(profile_name)
     if ray is not None:

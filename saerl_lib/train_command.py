@@ -51,9 +51,10 @@ def run_train(a: argparse.Namespace) -> int:
         keep_every_steps=a.keep_every, vllm=a.vllm, bf16=a.bf16, chat=a.chat,
     )  # fmt: skip
     run = plan_run(a.plan, a.samples, a.model, a.out, settings, a.seed, a.steps, a.selector, a.measured)
-    if os.environ.get("RANK", "0") == "0":
+    first, processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
+    if first:
         write_run(run)
     train(run)
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"followed": True, "steps": run.updates, "processes": int(os.environ.get("WORLD_SIZE", "1"))}), flush=True)
+    if first:
+        print(json.dumps({"followed": True, "steps": run.updates, "processes": processes}), flush=True)
     return 0

@@ -20,7 +20,8 @@ def kill_in_training(run: Run, steps: int) -> None:
     """Start the run and send SIGKILL once `steps` steps are logged; it must not have finished."""
     write_run(run)
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    process = subprocess.Popen(command(run), cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(run), cwd=paths.ROOT, env=environment, **quiet)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         if len({row["step"] for row in read_rows(run.folder / "rollouts-000.jsonl")}) >= steps:

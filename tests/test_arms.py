@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saerl_lib.config import PlanConfig
+from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.train import arms, selectors
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, curriculum, difficulty_alone, find_arm, scaled
 from saerl_lib.train.selectors import InOrder
-from saerl_lib.config import PlanConfig
-from saerl_lib.plan.batch_plan import BatchPlan
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.train.arms import all_arms
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
 from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim
 from saerl_lib.report.figures import draw
+from saerl_lib.train.arms import all_arms
 from saerl_lib.report.paper_tables import (
     BENCHMARKS,
     batch_readings,

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
+from saerl_lib.export.log import read_rows
 from saerl_lib.notebooks import NOTEBOOKS, find
 from saerl_lib.plan.batch_plan import read_plan, validate
-from saerl_lib.export.log import read_rows
 
 pytestmark = pytest.mark.slow
 

@@ -39,7 +39,9 @@ from saerl_lib.train.selectors import difficulty, moved
 from saerl_lib.train_command import plan_run
 
 B, G, STEPS = 4, 4, 3
-TRAIN = TrainConfig(engine="trl", rollouts_per_prompt=G, micro_batch=4, max_completion_tokens=24, checkpoint_every_steps=1, cpu=True)
+TRAIN = TrainConfig(
+    engine="trl", rollouts_per_prompt=G, micro_batch=4, max_completion_tokens=24, checkpoint_every_steps=1, cpu=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +154,10 @@ def test_a_departure_from_the_plan_is_an_error(files: Path, tmp_path: Path) -> N
     run = a_run(files, tmp_path)
     rows = log_of(run, STEPS)
     check_followed(run, rows)
-    swapped = [{**row, "sample_id": rows[i ^ (B * G)]["sample_id"]} if i % (B * G) < G else row for i, row in enumerate(rows[: 2 * B * G])]
-    for wrong in (swapped + rows[2 * B * G :], rows[: 2 * B * G], rows[:-1], [*rows, {**rows[-1], "step": 4}]):
+    first, second = rows[:G], rows[B * G : (B + 1) * G]
+    swapped = [{**r, "sample_id": second[0]["sample_id"]} for r in first] + rows[G : B * G]
+    swapped += [{**r, "sample_id": first[0]["sample_id"]} for r in second] + rows[(B + 1) * G :]
+    for wrong in (swapped, rows[: 2 * B * G], rows[:-1], [*rows, {**rows[-1], "step": 4}]):
         with pytest.raises(ArtifactError, match="did not follow the plan"):
             check_followed(run, wrong)
 
@@ -182,8 +186,9 @@ def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_pat
         with pytest.raises(ArtifactError, match=message):
             open_selector(changed, of)
     assert {name: find_arm(name).needs[0] for name in SELECTORS} == SELECTORS
-    pd.DataFrame({"sample_id": ids, "angle_concentration": np.linspace(1.0, 0.0, len(ids))}).to_parquet(tmp_path / "angles.parquet")
-    drawn = [open_selector(replace(run, arm="gainrl", table=str(tmp_path / "angles.parquet"), seed=s), ids).next(8) for s in (1, 1, 2)]
+    angles = tmp_path / "angles.parquet"
+    pd.DataFrame({"sample_id": ids, "angle_concentration": np.linspace(1.0, 0.0, len(ids))}).to_parquet(angles)
+    drawn = [open_selector(replace(run, arm="gainrl", table=str(angles), seed=seed), ids).next(8) for seed in (1, 1, 2)]
     assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist(), "the Gaussian draws by its seed"
 
 
@@ -255,7 +260,9 @@ def test_a_broken_checkpoint_is_passed_over_and_removed_later(files: Path, tmp_p
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-8", "checkpoint-9"]
 
 
-def test_a_run_killed_behind_its_last_step_is_only_concluded(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_behind_its_last_step_is_only_concluded(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = a_run(files, tmp_path)
     (tmp_path / "final").mkdir()
     append_rows(tmp_path / "rollouts-000.jsonl", [{**row, "used": True, "completion_tokens": 1} for row in log_of(run, STEPS)])

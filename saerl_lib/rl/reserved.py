@@ -26,9 +26,9 @@ from saerl_lib.data.splits import ALL, draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights, uniform_weights
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.train.sampler import correct_attempts
 from saerl_lib.train.grid import matched_run, run_all
 from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import correct_attempts
 
 RESERVED_SEED = 90_002
 MATCHED_SEEDS = (100, 101)
@@ -88,10 +88,11 @@ def reserved_world(profile: Profile) -> Stage:
 def order_evaluations(profile: Profile, world: Stage) -> pd.DataFrame:
     """Evaluations of every order on every reserved seed."""
     home = paths.profile_dir(profile.name) / "jobs_reserved"
-    plans = [(order, seed, f"{order}-{seed if order == 'random' else MATCHED_SEEDS[0]}") for seed in MATCHED_SEEDS for order in ORDERS]
-    runs = [
-        matched_run(profile, world.path("orders"), home, order, seed, world.path(f"{plan}.parquet")) for order, seed, plan in plans
-    ]
+    runs = []
+    for seed in MATCHED_SEEDS:
+        for order in ORDERS:
+            plan = world.path(f"{order}-{seed if order == 'random' else MATCHED_SEEDS[0]}.parquet")
+            runs.append(matched_run(profile, world.path("orders"), home, order, seed, plan))
     run_all(runs)
     return pd.concat([pd.read_parquet(run.folder / "evaluations.parquet") for run in runs])
 
@@ -155,12 +156,10 @@ def transfer_gate(profile: Profile, world: Stage) -> dict[str, Any]:
     quiet = dataclasses.replace(profile.train, eval_every_steps=10_000, eval_samples_full=1)
     changed = dataclasses.replace(profile, train=quiet)
     home = paths.profile_dir(profile.name) / "jobs_reserved"
-    runs = [
-        matched_run(
-            changed, world.path(f"transfer-{domain}"), home, f"only-{domain}", MATCHED_SEEDS[0], world.path(f"plan-{domain}.parquet")
-        )
-        for domain in TRANSFER_DOMAINS
-    ]
+    runs = []
+    for domain in TRANSFER_DOMAINS:
+        samples, plan = world.path(f"transfer-{domain}"), world.path(f"plan-{domain}.parquet")
+        runs.append(matched_run(changed, samples, home, f"only-{domain}", MATCHED_SEEDS[0], plan))
     run_all(runs)
     folders = [run.folder for run in runs]
     before = _domain_rates(profile, world, load_policy())

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from saerl_lib.train.arms import Arm, ArmPool
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import Profile
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash
 from saerl_lib.properties import correlation
 from saerl_lib.train.arm_pool import load_arm_pool
+from saerl_lib.train.arms import Arm, ArmPool
 from saerl_lib.train.grid import arm_plan
 
 COLUMNS = [

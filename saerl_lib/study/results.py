@@ -70,7 +70,7 @@ def read_record(folder: Path) -> Results:
 
 
 def repeated(here: Results, record: Results) -> pd.DataFrame:
-    """Runs that are in both by arm and seed, a row each: whether all evaluations are equal, both processors and outcomes (percent)."""
+    """Runs that are in both, by arm and seed: whether all evaluations are equal, both processors and outcomes in percent."""
     made = here["provenance"].merge(record["provenance"], on=["arm", "seed"], suffixes=("", "_committed"))
     rows = []
     for run in made.itertuples():

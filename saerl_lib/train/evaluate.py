@@ -98,7 +98,7 @@ def evaluation_stage(profile: Profile, train: Stage) -> Stage:
         for run, problems in seen.items():
             if problems != seen[first]:
                 raise ArtifactError(
-                    f"runs {first} and {run} were evaluated on different problems; delete their folders under jobs/ and train again"
+                    f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again"
                 )
         if frame.duplicated(["arm", "seed", *keys]).any():
             raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
-from saerl_lib.config import PlanConfig, Profile, TrainConfig, sub_seed, to_dict
+from saerl_lib.config import PlanConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.splits import EVAL_SETS
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, read_plan, write_plan
 from saerl_lib.train.arm_pool import load_arm_pool
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
-from saerl_lib.train.policy import FOLDER as POLICY_FOLDER
 from saerl_lib.train.policy import policy_folder
+from saerl_lib.train.policy import FOLDER as POLICY_FOLDER
 from saerl_lib.train.run import DONE, PARENT, Run, command, keyed, read_run, write_run
 
 MAIN = "paper"
@@ -135,8 +135,11 @@ def train_stage(profile: Profile, world: Stage, plans: Stage) -> Stage:
     """
 
     def compute(folder: Path) -> None:
-        chosen = [(arm, seed, plans.path(f"{name}.parquet"))
-                  for seed in range(profile.train.seeds) for arm, name in (("grpo", f"random-{seed}"), ("saerl", "saerl"))]  # fmt: skip
+        chosen = [
+            (arm, seed, plans.path(f"{name}.parquet"))
+            for seed in range(profile.train.seeds)
+            for arm, name in (("grpo", f"random-{seed}"), ("saerl", "saerl"))
+        ]
         missing = [plan.name for _, _, plan in chosen if not plan.exists()]
         if missing:
             raise ArtifactError(f"{plans.folder}: plan {missing[0]} is missing; run notebook 06 with the same --seeds first")

@@ -1,9 +1,9 @@
 """One training run: the record of all that decides it, and how it is trained, resumed, checked against its plan and finished.
 
-A run's folder holds run.json (the record), checkpoints, one rollouts-<process>.jsonl a process, evaluations.jsonl and progress.json;
-after the end rollouts.parquet, curve.parquet, evaluations.parquet where it has evaluation sets, final/ (the trained policy) and,
-written last, done.json. `python -m saerl_lib train-job FOLDER` runs or resumes it, alone or behind a launcher (`torchrun`,
-`accelerate launch`), whose processes share every step.
+A run's folder holds run.json (the record), checkpoints, a rollouts-<process>.jsonl of each process, evaluations.jsonl and
+progress.json; after the end rollouts.parquet, curve.parquet, evaluations.parquet where it has evaluation sets, final/ (the
+trained policy) and, written last, done.json. `python -m saerl_lib train-job FOLDER` runs or resumes it, alone or behind a
+launcher (`torchrun`, `accelerate launch`), whose processes share every step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,16 @@ from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.evaluate import evaluate
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.selectors import InOrder, Selector
-from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
+from saerl_lib.train.trainer import (
+    Feed,
+    PackedFeed,
+    PlanTrainer,
+    grpo_arguments,
+    record,
+    require_gathered,
+    require_launcher,
+    save_weights,
+)
 
 RECORD, DONE = "run.json", "done.json"
 PARENT = "SAERL_PARENT"
@@ -60,10 +70,6 @@ CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share",
 ROLLOUTS = ["step", "round", "row", "sample_id", "used", "reward", "completion_tokens", "completion"]
 """`row` numbers the rollouts of a step's round over all processes; `used` is False for those that dynamic sampling dropped; only
 engine "packed" keeps the completions."""
-WHOLE_WEIGHTS = (
-    "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: FULL_STATE_DICT "
-    "(FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; zero3_save_16bit_model in accelerate's file)"
-)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Run:
     plan: str = ""
     """Parquet of the batch plan, '' where a selector chooses from all samples."""
     table: str = ""
-    """Parquet that the arm's selector reads, which then chooses, among the plan's samples if there is a plan; '': the plan decides."""
+    """Parquet that the arm's selector reads, which then chooses (among the plan's samples, with a plan); '': the plan decides."""
     arms: str = ""
     """File with the user's own arms, '' for none."""
     sets: tuple[str, ...] = ()
@@ -158,11 +164,11 @@ def keyed(run: Run, identity: str = "") -> Run:
     `identity` says what the policy's weights are, where they are not to be read: a hub's name and revision.
     """
     folder = Path(run.policy)
-    weights = identity or [file_sha256(p) for g in ("*.safetensors", "tokenizer.json", "config.json") for p in sorted(folder.glob(g))]
+    files = [p for name in ("*.safetensors", "tokenizer.json", "config.json") for p in sorted(folder.glob(name))]
     settings = {name: value for name, value in to_dict(run.train).items() if name != "seeds"}
     shared = {
         "seed": run.seed, "sets": [file_sha256(Path(p)) for p in run.sets], "small": run.small_problems,
-        "policy": weights or run.policy, "versions": versions(), "code": run_code_hash(),
+        "policy": identity or [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": run_code_hash(),
     }  # fmt: skip
     own = {
         "arm": run.arm, "plan": plan_hash(read_plan(Path(run.plan))) if run.plan else "", "train": settings,
@@ -183,8 +189,8 @@ def write_run(run: Run, replace: bool = False) -> None:
     if earlier.exists() and json.loads(earlier.read_text(encoding="utf-8"))["key"] != run.key:
         if not replace:
             raise ArtifactError(
-                f"{run.folder} holds a run of another plan, policy, setting or version of the code: choose another folder, or delete "
-                "this one"
+                f"{run.folder} holds a run of another plan, policy, setting or version of the code: choose another folder, or "
+                "delete this one"
             )
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +316,7 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
 
 
 class Watch(TrainerCallback):
-    """Evaluates at equal numbers of generated rollouts, keeps weights, ends the run with its budget and when its starter has died.
+    """Evaluates at equal numbers of generated rollouts, keeps weights, ends the run with its budget or when its starter died.
 
     Evaluation step t stands for t * `rollouts_per_step` generated rollouts, whatever the arm's batch. All processes take part.
     """
@@ -327,7 +333,7 @@ class Watch(TrainerCallback):
             self.evaluate(0, 0, full=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Small evaluation every few steps, the full one when the budget is spent; weights before the trainer's own checkpoint."""
+        """Small evaluation every few steps, the full one when the budget is spent; weights before the trainer's checkpoint."""
         run, now, every = self.run, self.trainer.feed.generated // self.run.rollouts_per_step, self.run.train.eval_every_steps
         if now >= run.steps:
             self.evaluate(run.steps, state.global_step, full=True)
@@ -368,19 +374,6 @@ class Watch(TrainerCallback):
             raise ArtifactError("the process that started this run is gone; run the same command again to resume")
 
 
-def save_weights(trainer: PlanTrainer, place: Path) -> None:
-    """Save the policy to `place`, whole or not at all; all processes take part."""
-    partial = place.with_name(f".{place.name}.partial")
-    trainer.save_model(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        require_weights(partial)
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        partial.rename(place)
-    trainer.accelerator.wait_for_everyone()
-
-
 def logged(folder: Path) -> list[dict[str, Any]]:
     """The rollouts logged by all processes, of an earlier number of them too, in order of step, round and row."""
     rows = [row for path in sorted(folder.glob("rollouts-*.jsonl")) for row in read_rows(path)]
@@ -401,15 +394,15 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
         feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
         feed.replay(rows)
         if feed.generated < run.budget or sorted({row["step"] for row in rows}) != list(range(1, last + 1)):
-            raise ArtifactError(f"{run.folder}: the log holds {feed.generated} rollouts of {last} steps, the run has {run.budget}")
+            logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
+            raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget}")
         return
     log = ConsumedLog(tuple(row["sample_id"] for row in rows), tuple(row["step"] for row in rows))
     report = follow(read_plan(Path(run.plan)), log)
-    sizes = {row["step"]: 0 for row in rows}
-    for row in rows:
-        sizes[row["step"]] += 1
+    sizes = Counter(row["step"] for row in rows)
     if not report.followed_for(run.updates) or set(sizes.values()) != {run.prompts_per_step * run.train.rollouts_per_prompt}:
-        raise ArtifactError(f"{run.folder}: the trainer did not follow the plan, first at {report.first}; rollouts by step: {sizes}")
+        where = f"first at {report.first}; rollouts by step: {dict(sizes)}"
+        raise ArtifactError(f"{run.folder}: the trainer did not follow the plan, {where}")
 
 
 def conclude(run: Run) -> None:
@@ -427,8 +420,10 @@ def conclude(run: Run) -> None:
         table.insert(0, "arm", run.arm)
         write_table(table, run.folder / f"{name}.parquet")
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
-    seconds = {"training": round(float(times["total"] - times["evaluation"]), 1), "evaluation": round(float(times["evaluation"]), 1)}
-    write_json(run.folder / DONE, {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": environment()})
+    spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
+    seconds = {name: round(float(value), 1) for name, value in spent.items()}
+    record_of = {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": environment()}
+    write_json(run.folder / DONE, record_of)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
         path.unlink(missing_ok=True)
@@ -459,9 +454,6 @@ def environment() -> dict[str, Any]:
         "versions": versions(), "commit": name, "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(), "peak_memory_mb": round(peak),
     }  # fmt: skip
-
-
-# Checkpoints and weights.
 
 
 def step_of(checkpoint: Path) -> int:
@@ -501,37 +493,6 @@ def remove_broken_checkpoints(folder: Path) -> None:
     for checkpoint in _checkpoints(folder):
         if not _complete(checkpoint):
             shutil.rmtree(checkpoint)
-
-
-def require_launcher(train: TrainConfig, processes: int) -> None:
-    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
-    step of the optimiser."""
-    seen = torch.cuda.device_count() if train.engine == "trl" and not train.cpu else 0
-    if processes == 1 and seen > 1:
-        raise ArtifactError(
-            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
-            "accelerate launch (`paper train --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
-        )
-
-
-def require_gathered(state: Any) -> None:
-    """Raise ArtifactError when accelerate's `state` names a setting under which no weights would be saved as safetensors."""
-    fsdp = getattr(state, "fsdp_plugin", None)
-    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
-        raise ArtifactError(WHOLE_WEIGHTS)
-    deepspeed = getattr(state, "deepspeed_plugin", None)
-    if deepspeed is None or deepspeed.zero_stage != 3:
-        return
-    zero = deepspeed.deepspeed_config.get("zero_optimization", {})
-    if not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        raise ArtifactError(WHOLE_WEIGHTS)
-
-
-def require_weights(folder: Path) -> None:
-    """Remove `folder` and raise ArtifactError unless safetensors were saved there."""
-    if not any(folder.glob("*.safetensors")):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ArtifactError(f"no *.safetensors were saved for {folder}; {WHOLE_WEIGHTS}")
 
 
 def _lock(folder: Path, seconds: float = 60.0) -> Any:

@@ -1,8 +1,8 @@
 """Completions of a policy: prompts as it gets them, and two samplers with one interface.
 
-`GroupSampler` is ours, for policies that fit a CPU core: one prefill a prompt, ended rows dropped, a random stream of its own, and
-the prompt's keys and values held and read once for all completions of a group. `transformers.generate` computes every copy of a
-prompt, carries ended rows to the end and copies the cache at every token. At these sizes decoding is bound by reading the cache,
+`GroupSampler` is ours, for policies that fit a CPU core: one prefill a prompt, ended rows dropped, a random stream of its own,
+and the prompt's keys and values held and read once for all completions of a group. `transformers.generate` computes every copy
+of a prompt, carries ended rows to the end and copies the cache at every token. At these sizes decoding is bound by reading the cache,
 and most of it is prompt. `GenerateSampler` is Hugging Face's `generate`, for any causal LM, on the GPU where there is one.
 """
 
@@ -286,7 +286,9 @@ class GroupLayer(DynamicLayer):
         self.room, self.length = room, 0
         self.buffers: list[torch.Tensor] | None = None
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The first call stores the prompts; later ones append a token and return the sampled part alone."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

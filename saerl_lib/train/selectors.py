@@ -165,7 +165,10 @@ def absolute_advantage(rewards: np.ndarray) -> np.ndarray:
 
 
 class ClusterBandit:
-    """SEC: a bandit over clusters whose reward is the mean |advantage|. Draws clusters by softmax(Q / tau), prompts of a cluster in random order, again when it is used up."""
+    """SEC: a bandit over clusters whose reward is the mean |advantage|.
+
+    Draws clusters by softmax(Q / tau), prompts of a cluster in random order, again when it is used up.
+    """
 
     def __init__(self, clusters: np.ndarray, seed: int) -> None:
         self.names = np.unique(clusters)

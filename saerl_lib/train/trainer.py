@@ -1,16 +1,17 @@
 """GRPO by TRL (paper, section 4.1): which prompts a step trains on, its rollouts and rewards, the settings, the loss.
 
-A `Feed` hands out the prompts of each step in the order of a selector (a plan is one that walks a fixed order), whatever TRL's own
-data loader holds, and logs every rollout. Engine "trl" leaves sampling and loss to TRL, in one process or many. Engine "packed"
-is for policies that fit a CPU core: rollouts by `saerl_lib.train.sampler`, and a loss that skips groups whose rewards are all
-equal, since their advantage and so their gradient is zero, and computes each prompt of the others once. Value and gradient are
-those of TRL's own loss. There DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) may draw further prompts until every group
-of the step has a gradient; each rollout that it drops is counted and logged.
+A `Feed` hands out the prompts of each step in the order of a selector (a plan is one that walks a fixed order), whatever TRL's
+own data loader holds, and logs every rollout. Engine "trl" leaves sampling and loss to TRL, in one process or many. Engine
+"packed" is for policies that fit a CPU core: rollouts by `saerl_lib.train.sampler`, and a loss that skips groups whose rewards
+are all equal, since their advantage and so their gradient is zero, and computes each prompt of the others once. Value and
+gradient are those of TRL's own loss. There DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) may draw further prompts
+until every group of the step has a gradient; each rollout that it drops is counted and logged.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "epsilon": 0.2},
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
 }
-"""TRL's settings by loss. grpo: mean over rollouts of the mean over tokens, clip 0.2 (not stated in the paper; TRL's default). dapo:
-mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476), without its overlong penalty. With one update a batch, as here,
-the ratio is 1 and no clip acts."""
+"""TRL's settings by loss. grpo: mean over rollouts of the mean over tokens, clip 0.2 (not stated in the paper; TRL's default).
+dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476), without its overlong penalty. With one update a batch,
+as here, the ratio is 1 and no clip acts."""
+WHOLE_WEIGHTS = (
+    "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: FULL_STATE_DICT "
+    "(FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; zero3_save_16bit_model in accelerate's file)"
+)
 ROUND_PROMPTS = 8
 """Prompts that dynamic sampling draws at a time (not stated in the paper; ours: few, so that little is drawn in vain)."""
 
@@ -60,9 +65,9 @@ class Group:
 
 
 class Feed:
-    """Engine "trl": TRL samples, this says which prompts, gives the rewards and logs this process's share of the rollouts.
+    """Engine "trl": TRL samples, this says which prompts, gives the rewards and logs its process's share of the rollouts.
 
-    Every process holds its own copy and tells its selector the same rewards, which TRL gathers from all, so that all choose alike.
+    Every process holds its own copy and tells its selector the rewards that TRL gathers from all, so that all choose alike.
     """
 
     packed = False
@@ -89,7 +94,7 @@ class Feed:
             chosen = self.selector.next(len(part) // size)
             if [self.samples[i].id for i in chosen for _ in range(size)] != [row["sample_id"] for row in part]:
                 raise ArtifactError(
-                    f"{self.log.parent}: step {key[0]} cannot be replayed, the run would choose other prompts than its log holds; "
+                    f"{self.log.parent}: step {key[0]} cannot be replayed, the run would choose other prompts than logged: "
                     "delete the folder and run it again"
                 )
             self.selector.told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
@@ -217,15 +222,15 @@ def grpo_arguments(
     """TRL's settings of one run; every default that would disturb the plan or the comparison is set by name.
 
     One generation batch is one optimiser step, which the processes share. On a GPU the blocks' activations are computed twice
-    instead of kept (gradient checkpointing); the gradients are the same. Raises ArtifactError when a step does not divide into the
-    processes' forward passes.
+    instead of kept (gradient checkpointing); the gradients are the same. Raises ArtifactError when a step does not divide into
+    the processes' forward passes.
     """
     packed, rollouts = train.engine == "packed", prompts_per_step * train.rollouts_per_prompt
     size = rollouts if packed else train.micro_batch
     if rollouts % (size * processes):
         raise ArtifactError(
-            f"a step has {rollouts} rollouts, which {processes} processes x {size} do not divide: choose another --micro-batch or "
-            "number of processes"
+            f"a step has {rollouts} rollouts, which {processes} processes x {size} do not divide: choose another --micro-batch "
+            "or number of processes"
         )
     on_cpu, passes = packed or train.cpu or not torch.cuda.is_available(), rollouts // (size * processes)
     return GRPOConfig(
@@ -290,6 +295,50 @@ class PlanTrainer(GRPOTrainer):
         return logps, torch.zeros_like(logps), None
 
 
+def save_weights(trainer: PlanTrainer, place: Path) -> None:
+    """Save the policy to `place`, whole or not at all; all processes take part."""
+    partial = place.with_name(f".{place.name}.partial")
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        require_weights(partial)
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+    trainer.accelerator.wait_for_everyone()
+
+
+def require_launcher(train: TrainConfig, processes: int) -> None:
+    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
+    step of the optimiser."""
+    seen = torch.cuda.device_count() if train.engine == "trl" and not train.cpu else 0
+    if processes == 1 and seen > 1:
+        raise ArtifactError(
+            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
+            "accelerate launch (`paper train --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def require_gathered(state: Any) -> None:
+    """Raise ArtifactError when accelerate's `state` names a setting under which no weights would be saved as safetensors."""
+    fsdp = getattr(state, "fsdp_plugin", None)
+    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
+        raise ArtifactError(WHOLE_WEIGHTS)
+    deepspeed = getattr(state, "deepspeed_plugin", None)
+    if deepspeed is None or deepspeed.zero_stage != 3:
+        return
+    zero = deepspeed.deepspeed_config.get("zero_optimization", {})
+    if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ArtifactError(WHOLE_WEIGHTS)
+
+
+def require_weights(folder: Path) -> None:
+    """Remove `folder` and raise ArtifactError unless safetensors were saved there."""
+    if not any(folder.glob("*.safetensors")):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(f"no *.safetensors were saved for {folder}; {WHOLE_WEIGHTS}")
+
+
 def _token_lists(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
     return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
 
@@ -306,7 +355,7 @@ TOKENS_PER_PIECE = 1024
 
 @dataclass(frozen=True)
 class Packed:
-    """Groups with each prompt computed once (ours): [prompt | completion 1 | ... | completion G], Q sequences of at most L tokens.
+    """Groups with each prompt computed once (ours): [prompt | completion 1 | ... | completion G], Q sequences of up to L tokens.
 
     A completion's tokens see the prompt and their own past, and count their positions from the prompt's end, so the values are
     those of separate rows; nothing is spent on copies of the prompt and little on padding.

@@ -27,7 +27,8 @@ from saerl_lib.train.evaluate import attempted, judged
 from saerl_lib.train.sampler import GenerateSampler
 
 CODE = code_of(
-    "paper/path/measure.py", "train/evaluate.py", "train/sampler.py", "own/model.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
+    "paper/path/measure.py", "train/evaluate.py", "train/sampler.py", "own/model.py", "encode/spans.py",
+    "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ TEMPLATE_WEIGHT = 8.0
 
 @torch.inference_mode()
 def angle_concentration(policy: GenerateSampler, samples: Sequence[Sample], tokens_per_batch: int, chat: bool) -> np.ndarray:
-    """GAINRL's score of a prompt, how close the directions of the policy's last-layer states lie (arXiv 2506.02281, their script).
+    """GAINRL's score of a prompt: how close the directions of the policy's last-layer states lie (arXiv 2506.02281, their code).
 
     Mean cosine of the question's tokens with each other, each pair and itself, plus `TEMPLATE_WEIGHT` times that with the
     tokens of the chat template before them, float64 [N]; plain prompts have none.

@@ -6,12 +6,10 @@ study_comparisons.csv; beside them what the earlier steps counted and measured. 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
