@@ -32,6 +32,7 @@ from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.train import run as runs
+from saerl_lib.train import trainer
 from saerl_lib.train.arms import find_arm
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, read_run, run_samples, train
@@ -215,8 +216,8 @@ def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, m
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ArtifactError, match="sees 2 GPUs.*accelerate launch.*--launch.*CUDA_VISIBLE_DEVICES=0"):
         train(a_run(files, tmp_path / "run", cpu=False))
-    runs.require_launcher(TRAIN, 1)
-    runs.require_launcher(replace(TRAIN, cpu=False), 2)
+    trainer.require_launcher(TRAIN, 1)
+    trainer.require_launcher(replace(TRAIN, cpu=False), 2)
     with pytest.raises(PlanError, match="none.parquet is missing"):
         plan_run(tmp_path / "none.parquet", None, str(FOLDER), tmp_path, TRAIN)
     with pytest.raises(ArtifactError, match="engine 'packed' trains in one process"):
@@ -234,14 +235,14 @@ def test_weights_that_would_not_be_saved_whole_are_refused(tmp_path: Path) -> No
 
     gathered = State(stage=3, zero={"stage3_gather_16bit_weights_on_model_save": True})
     for state in (State(), State(fsdp="StateDictType.FULL_STATE_DICT"), State(stage=2), gathered):
-        runs.require_gathered(state)
+        trainer.require_gathered(state)
     for state in (State(fsdp="StateDictType.SHARDED_STATE_DICT"), State(stage=3, zero={"stage": 3})):
         with pytest.raises(ArtifactError, match="fsdp_state_dict_type: FULL_STATE_DICT.*stage3_gather_16bit_weights"):
-            runs.require_gathered(state)
+            trainer.require_gathered(state)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="no .*safetensors were saved"):
-        runs.require_weights(tmp_path / "saved")
+        trainer.require_weights(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
