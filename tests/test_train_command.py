@@ -31,8 +31,8 @@ from saerl_lib.export.log import append_rows, read_log, read_rows
 from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.train import run as runs
 from saerl_lib.train import trainer
+from saerl_lib.train import run as runs
 from saerl_lib.train.arms import find_arm
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, read_run, run_samples, train
