@@ -2,8 +2,9 @@
 
 `GroupSampler` is ours, for policies that fit a CPU core: one prefill a prompt, ended rows dropped, a random stream of its own,
 and the prompt's keys and values held and read once for all completions of a group. `transformers.generate` computes every copy
-of a prompt, carries ended rows to the end and copies the cache at every token. At these sizes decoding is bound by reading the cache,
-and most of it is prompt. `GenerateSampler` is Hugging Face's `generate`, for any causal LM, on the GPU where there is one.
+of a prompt, carries ended rows to the end and copies the cache at every token. At these sizes decoding is bound by reading the
+cache, and most of it is prompt. `GenerateSampler` is Hugging Face's `generate`, for any causal LM, on the GPU where there is
+one.
 """
 
 from __future__ import annotations
