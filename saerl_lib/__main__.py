@@ -116,14 +116,9 @@ def _verify(a: argparse.Namespace) -> int:
 
 
 def _train(a: argparse.Namespace) -> int:
-    from saerl_lib.train_command import TrainSettings, run_train
+    from saerl_lib.train_command import run_train
 
-    settings = TrainSettings(
-        rollouts_per_prompt=a.rollouts, micro_batch=a.micro_batch, learning_rate=a.learning_rate, temperature=a.temperature,
-        max_completion_tokens=a.max_completion, save_every_steps=a.save_every, vllm=a.vllm, bf16=a.bf16, chat=a.chat,
-        loss=a.loss, steps=a.steps, keep_every_steps=a.keep_every, seed=a.seed, selector=a.selector,
-    )  # fmt: skip
-    return run_train(a.plan, a.samples, a.model, a.out, settings, a.measured)
+    return run_train(a)
 
 
 def _grid(a: argparse.Namespace) -> int:
@@ -133,7 +128,7 @@ def _grid(a: argparse.Namespace) -> int:
         return list_arms(a.arms_from)
     if a.tables:
         return run_tables(a.profile)
-    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.publish, a.ray, a.go_on)
+    return run_grid_command(a.arms, a.seeds, a.hours, a.arms_from, a.profile, a.ray)
 
 
 def _seeds_needed(a: argparse.Namespace) -> int:
@@ -158,9 +153,12 @@ def _readme(a: argparse.Namespace) -> int:
 
 
 def _train_job(a: argparse.Namespace) -> int:
-    from saerl_lib.rl.job import run_job
+    from pathlib import Path
 
-    return run_job(a.path)
+    from saerl_lib.train.run import read_run, train
+
+    train(read_run(Path(a.path)))
+    return 0
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

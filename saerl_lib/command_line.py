@@ -124,9 +124,6 @@ def _add_study(commands: Any, common: argparse.ArgumentParser) -> None:
     grid.add_argument("--hours", type=float, metavar="H", help="start no further run after H hours; 0: only the tables")
     grid.add_argument("--arms-from", type=Path, metavar="FILE", help="Python file with arms of your own in a tuple ARMS")
     grid.add_argument("--profile", default="study", help="study, or smoke to try it in small (default: study)")
-    grid.add_argument("--publish", action="store_true", help="write the tables to figures/data, where the committed ones lie")
-    grid.add_argument("--continue", dest="go_on", action="store_true",
-                      help="do not make committed runs again whose key is the same; they join the tables")  # fmt: skip
     grid.add_argument("--list", action="store_true", help="print the arms and stop")
     grid.add_argument("--tables", action="store_true", help="write the tables again from the committed runs alone, and stop")
     grid.add_argument("--ray", metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"')

@@ -43,10 +43,11 @@ def run_encode(a: argparse.Namespace) -> int:
         fields=Fields(**{name: getattr(a, f"{name}_field") for name in DEFAULTS}), encoder=a.encoder, layer=a.layer, sae=a.sae,
         max_tokens=a.max_tokens, skip_bad_rows=a.skip_bad_rows,
     )  # fmt: skip
-    from saerl_lib.encode.parts import encode, require_ray
+    from saerl_lib.encode.parts import encode, require_ray, require_shared
 
     if a.ray is not None:
-        require_ray(a.ray, config.reader)
+        require_ray(a.ray)
+        require_shared(config.reader)
     started = time.monotonic()
     samples, dropped, notes = usable_rows(a.data, config)
     left_out = dict(sorted(Counter(d.status for d in dropped).items()))

@@ -8,17 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.arms.base import Arm
 from saerl_lib.artifacts import ArtifactError, Stage
-from saerl_lib.cluster.ray_grid import run_grid_on_ray
-from saerl_lib.cluster.ray_link import require_cluster, require_ray
 from saerl_lib.config import Profile, get_profile
+from saerl_lib.encode.parts import ray_cluster, require_ray
 from saerl_lib.notebooks import UserError
 from saerl_lib.report.schemas import write_csv
-from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid, run_name
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
-from saerl_lib.study.record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated
-from saerl_lib.study.results import collect_study, rewrite_tables, study_cells, study_stages
+from saerl_lib.study.results import PROBLEMS, collect_study, read_record, repeated, rewrite_tables, study_cells, study_stages
+from saerl_lib.train.arms import Arm
+from saerl_lib.train.grid import chosen_arms, finished, jobs_home, planned_run, results, run_grid, spread
 
 
 def study_profile(name: str = "study") -> Profile:
@@ -31,59 +29,53 @@ def study_profile(name: str = "study") -> Profile:
 
 def run_grid_command(
     names: Sequence[str], seeds: Sequence[int] | None, hours: float | None, arms_file: Path | None, profile_name: str = "study",
-    publish: bool = False, ray: str | None = None, go_on: bool = False,
+    ray: str | None = None,
 ) -> int:  # fmt: skip
     """Run what is unfinished of the chosen arms and seeds; raises ArtifactError when a run failed.
 
-    With `go_on` the runs committed in `figures/data` under the same keys are not made again and join the tables.
-
-    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`.
-
-    The tables of all finished runs go to the profile's own folder, with `publish` to `figures/data`; without a run of `grpo`
-    there are none.
+    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
+    go to the profile's own folder; without a run of `grpo` there are none. Runs that are committed too are compared with those.
     """
     profile = study_profile(profile_name)
     if ray is not None:
-        require_ray()
-        require_cluster(ray)
+        if hours is not None:
+            raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
+        require_ray(ray)
     world, pools = study_stages(profile)
     arms = chosen_arms(names, arms_file)
-    whole = study_cells(profile, chosen_arms([], arms_file))
-    record = committed(profile, world, pools, whole) if go_on else None
-    known = set(record["provenance"]["run"]) if record else set()
-    cells = [(arm, seed) for arm, seed in study_cells(profile, arms, seeds) if run_name(arm, seed) not in known]
-    seconds = hours * 3600 if hours is not None else None
+    whole, cells = study_cells(profile, chosen_arms([], arms_file)), study_cells(profile, arms, seeds)
     if ray is None:
-        failed = run_grid(profile, world, pools, cells, arms_file, seconds)
+        failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours is not None else None)
     else:
-        failed = run_grid_on_ray(profile, world, pools, cells, ray, arms_file, seconds)
+        failed = run_grid_on_ray(profile, world, pools, cells, ray, arms_file)
     done = finished(profile, cells)
     print(f"{len(done)} of {len(cells)} runs are finished, {len(failed)} failed")
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
-    if record is None and done and profile.name == "study":
+    if done and profile.name == "study":
         show_repeated(done)
-    if record is None and not finished(profile, [cell for cell in whole if cell[0].name == "grpo"]):
-        print("no tables: they compare with grpo, of which no run is finished here; --continue takes the committed ones")
+    if not finished(profile, [cell for cell in whole if cell[0].name == "grpo"]):
+        print("no tables: they compare with grpo, of which no run is finished here")
     else:
-        folder = paths.figure_data_dir(profile.name) if publish else paths.profile_dir(profile.name) / "tables"
+        folder = paths.profile_dir(profile.name) / "tables"
         folder.mkdir(parents=True, exist_ok=True)
-        collect_study(profile, whole, folder, record)
+        collect_study(profile, whole, folder)
         print(f"tables of all finished runs: {folder}")
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0
 
 
-def committed(profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]]) -> Results:
-    """The runs in `figures/data` that stand beside those that would be made here; names those that do not."""
-    record = read_record(paths.FIGURES / "data")
-    made = set(record["provenance"]["run"])
-    keys = planned_keys(profile, world, pools, [(arm, seed) for arm, seed in cells if run_name(arm, seed) in made])
-    stands, stale = accepted(record, cells, keys)
-    others = f"{len(stale)} were made under other settings, plans or code: {', '.join(stale) or 'none'}"
-    print(f"{len(stands)} committed runs stand, {others}")
-    return only(record, stands)
+def run_grid_on_ray(
+    profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]], address: str, arms_file: Path | None = None
+) -> dict[str, str]:
+    """`run_grid` on the cluster at `address` by joblib's Ray backend; the outputs lie under the same path on all its machines."""
+    runs = [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
+    with ray_cluster(address):
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        return spread(runs, "ray")
 
 
 def show_repeated(folders: Sequence[Path]) -> None:
@@ -94,13 +86,12 @@ def show_repeated(folders: Sequence[Path]) -> None:
     for row in repeated(results(folders), read_record(data)).itertuples():
         same = "every evaluation equal" if row.equal else f"{row.outcome - row.committed_outcome:+.2f} points apart"
         where = "the same processor type" if row.cpu == row.committed_cpu else f"{row.cpu}; committed: {row.committed_cpu}"
-        where += "" if row.same_key else "; made from other settings, measurements or code"
         print(f"{row.run}: outcome {row.outcome:.2f} %, committed {row.committed_outcome:.2f} %, {same} ({where})")
 
 
 def run_tables(profile_name: str = "study") -> int:
     """The study's tables in `figures/data` again from the committed runs: no run, no stage, some tens of seconds."""
-    folder = paths.figure_data_dir(profile_name)
+    folder = paths.PUBLISHED
     rewrite_tables(study_profile(profile_name), folder)
     print(f"tables of the committed runs: {folder}")
     return 0

@@ -17,8 +17,8 @@ from saerl_lib.report.figures import draw, write_csv
 from saerl_lib.rl.base_rates import base_rates_stage
 from saerl_lib.rl.calibrate import rebuild_mixture
 from saerl_lib.rl.gates import TRAINED_RECORD, gate_table, trained_settings
-from saerl_lib.rl.policy import POLICIES, policy_folder, rebuild_policy
 from saerl_lib.rl.reserved import order_evaluations, order_gates, reserved_world, transfer_gate
+from saerl_lib.train.policy import POLICIES, policy_folder, rebuild_policy
 
 
 def check_world(profile: Profile) -> bool:

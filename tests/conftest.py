@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -28,39 +26,6 @@ def saerl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAERL_HOME", str(home))
     monkeypatch.delenv("SAERL_DATA_DIR", raising=False)
     return home
-
-
-@dataclass(frozen=True)
-class Machines:
-    """A Ray cluster."""
-
-    address: str
-    second: int
-    """Process id of the second machine's raylet, which all its workers descend from."""
-
-
-RAY_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster of one node with one CPU; what needs it is skipped without ray."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        for name in ("raylet_start_wait_time_s", "worker_register_timeout_seconds", "gcs_server_request_timeout_seconds"):
-            patch.setenv(f"RAY_{name}", "240")  # a busy machine is slow to start
-        cluster = pytest.importorskip("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=RAY_NODE)
-        yield cluster
-        cluster.shutdown()
-
-
-@pytest.fixture
-def two_machines(ray_cluster: Any) -> Iterator[Machines]:
-    """The cluster with a second node of one CPU, which the test may kill."""
-    second = ray_cluster.add_node(**RAY_NODE)
-    ray_cluster.wait_for_nodes()
-    yield Machines(ray_cluster.address, second.all_processes["raylet"][0].process.pid)
-    ray_cluster.remove_node(second, allow_graceful=False)
 
 
 GPU_TESTS_ON = "SAERL_GPU_TESTS_ON"

@@ -6,30 +6,30 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.rl.rollouts import read_rows
-from saerl_lib.rl.runner import is_done
+from saerl_lib.export.log import read_rows
+from saerl_lib.train.run import Run, command, write_run
 
 
-def kill_in_training(folder: Path, steps: int) -> None:
-    """Start the job in `folder` and send SIGKILL once `steps` steps are logged; it must not have finished."""
+def kill_in_training(run: Run, steps: int) -> None:
+    """Start the run and send SIGKILL once `steps` steps are logged; it must not have finished."""
+    write_run(run)
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "saerl_lib", "train-job", str(folder)]
-    process = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(run), cwd=paths.ROOT, env=environment, **quiet)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        if len({row["step"] for row in read_rows(folder / "rollouts.jsonl")}) >= steps:
+        if len({row["step"] for row in read_rows(run.folder / "rollouts-000.jsonl")}) >= steps:
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not is_done(folder)
+    assert not run.finished
 
 
 def processes() -> dict[int, tuple[int, str]]:

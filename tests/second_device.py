@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from devices import KINDS, world_samples
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-from devices import KINDS, world_samples
 
 from saerl_lib.bench.model_shape import SMALL, random_sae
 from saerl_lib.encode.activations import token_vectors, truncate

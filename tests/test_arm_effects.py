@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from saerl_lib.arms import all_arms
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import get_profile
 from saerl_lib.report import arm_pairs, arm_tables
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
@@ -22,11 +22,11 @@ from saerl_lib.report.paper_tables import MIXING
 from saerl_lib.report.plots_gap import gaps
 from saerl_lib.report.schemas import SCHEMAS, write_csv
 from saerl_lib.report.statistics import minimum_detectable_effect
-from saerl_lib.rl.job import write_table
-from saerl_lib.rl.outcome import final_outcome
 from saerl_lib.study import results as study_results
-from saerl_lib.study.record import PROBLEMS, compact, only
-from saerl_lib.study.results import TABLES, study_tables
+from saerl_lib.study.results import PROBLEMS, TABLES, compact, study_tables
+from saerl_lib.train.arms import all_arms
+from saerl_lib.train.evaluate import final_outcome
+from saerl_lib.train.run import write_table
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
@@ -243,20 +243,21 @@ def test_gaps_are_paired_by_seed_and_step() -> None:
     assert [found.value, found.low, found.high] == pytest.approx([3.0, 3.0 - half, 3.0 + half], abs=1e-2)
 
 
-def test_committed_runs_stand_as_they_are_and_new_ones_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record, again = results({"grpo": 0.0, "diff": 0.1}), results({"grpo": 0.3, "adarft": 0.0})
-    folders = [tmp_path / f"{arm}-seed{seed}" for arm in ("grpo", "adarft") for seed in range(3)]
-    monkeypatch.setattr(study_results, "finished", lambda profile, cells: folders)
-    monkeypatch.setattr(study_results, "results", lambda found: only(again, {folder.name for folder in found}))
+def test_the_tables_hold_what_is_finished_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = results({"grpo": 0.3, "adarft": 0.0})
+    monkeypatch.setattr(study_results, "finished", lambda profile, cells: [tmp_path])
+    monkeypatch.setattr(study_results, "results", lambda found: made)
     monkeypatch.setattr(study_results, "mixing_diversity", lambda profile: DIVERSITY)
     monkeypatch.setattr(study_results, "plan_facts", lambda profile, arms: PLANS)
     cells = [(arm, seed) for seed in range(3) for arm in all_arms().values() if arm.name in ("grpo", "diff", "adarft")]
-    tables = study_results.collect_study(get_profile("study"), cells, tmp_path, record)
-    assert tables["study_provenance"]["run"].tolist() == [f"{arm.name}-seed{seed}" for arm, seed in cells]
+    tables = study_results.collect_study(get_profile("study"), cells, tmp_path)
     outcome = tables["study_summary"].set_index("arm")["outcome"]
-    assert outcome["grpo"] == pytest.approx(final_outcome(record["evaluations"]).groupby("arm")["outcome"].mean()["grpo"])
-    committed = pd.read_parquet(tmp_path / "study_problems.parquet")
-    assert committed.groupby("arm", observed=True)["seed"].nunique().to_dict() == {"adarft": 3, "diff": 3, "grpo": 3}
+    assert outcome["grpo"] == pytest.approx(final_outcome(made["evaluations"]).groupby("arm")["outcome"].mean()["grpo"])
+    kept = pd.read_parquet(tmp_path / PROBLEMS)
+    assert kept.groupby("arm", observed=True)["seed"].nunique().to_dict() == {"adarft": 3, "grpo": 3}
+    monkeypatch.setattr(study_results, "results", lambda found: results({"adarft": 0.0}))
+    with pytest.raises(ArtifactError, match="no finished run of grpo"):
+        study_results.collect_study(get_profile("study"), cells, tmp_path)
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.arms import adarft, all_arms, e2h, find_arm, gainrl, mopps, sec, subsets
-from saerl_lib.arms.base import Arm, ArmError, ArmPool, ArmSetting, InOrder
-from saerl_lib.arms.saerl import curriculum, difficulty_alone, scaled
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.train import arms, selectors
+from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, curriculum, difficulty_alone, find_arm, scaled
+from saerl_lib.train.selectors import InOrder
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
 
@@ -38,7 +38,7 @@ def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
 
 def test_adarft_target_and_nearest_unused_prompts() -> None:
     values = np.array([0.0, 30.0, 60.0, 100.0])
-    selector = adarft.AdaptiveTarget(values)
+    selector = selectors.AdaptiveTarget(values)
     assert selector.next(2).tolist() == [0, 1]
     selector.told(np.array([0, 1]), np.array([[1.0, 1.0], [1.0, 1.0]]))
     assert selector.target == pytest.approx(50 * np.tanh(1.0))
@@ -46,12 +46,12 @@ def test_adarft_target_and_nearest_unused_prompts() -> None:
     selector.told(np.array([2, 3]), np.zeros((2, 2)))
     assert selector.target == pytest.approx(0.0)
     assert selector.next(1).tolist() == [0], "a new pass begins when all are used"
-    assert adarft.difficulty(np.array([0.25])).tolist() == [75.0]
+    assert selectors.difficulty(np.array([0.25])).tolist() == [75.0]
 
 
 def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
     scores = np.linspace(0, 1, 2000)
-    selector = gainrl.MovingGaussian(scores, seed=0)
+    selector = selectors.MovingGaussian(scores, seed=0)
     first = selector.next(64)
     ranks = np.searchsorted(-scores[selector.ranked], -scores[first])
     assert len(set(first.tolist())) == 64 and ranks.max() < 5 * 100
@@ -64,15 +64,15 @@ def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
 
 def test_e2h_moves_from_easy_to_hard_bins() -> None:
     hard = pool(200)
-    rows = e2h.order(hard, replace(SETTING, steps=50))
+    rows = arms.e2h(hard, replace(SETTING, steps=50))
     labels = hard.column("label")[rows].reshape(50, 4).mean(axis=1)
     assert len(rows) == 200 and labels[:10].mean() < labels[-10:].mean()
-    assert np.array_equal(rows, e2h.order(hard, replace(SETTING, steps=50)))
-    assert not np.array_equal(rows, e2h.order(hard, replace(SETTING, steps=50, seed=4)))
+    assert np.array_equal(rows, arms.e2h(hard, replace(SETTING, steps=50)))
+    assert not np.array_equal(rows, arms.e2h(hard, replace(SETTING, steps=50, seed=4)))
 
 
 def test_mopps_posterior_by_hand() -> None:
-    selector = mopps.PosteriorSampling(3, seed=0)
+    selector = selectors.PosteriorSampling(3, seed=0)
     selector.told(np.array([1]), np.array([[1.0, 1.0, 1.0, 0.0]]))
     assert selector.a.tolist() == [1.0, 4.0, 1.0] and selector.b.tolist() == [1.0, 2.0, 1.0]
     selector.told(np.array([1]), np.array([[0.0, 0.0, 0.0, 0.0]]))
@@ -83,7 +83,7 @@ def test_mopps_posterior_by_hand() -> None:
 
 def test_sec_learns_which_cluster_has_gradient() -> None:
     clusters = np.repeat([0, 1], 50)
-    selector = sec.ClusterBandit(clusters, seed=0)
+    selector = selectors.ClusterBandit(clusters, seed=0)
     rows = np.array([0, 50])
     selector.told(rows, np.array([[1.0, 0.0], [1.0, 1.0]]))
     assert selector.value.tolist() == pytest.approx([0.5 * np.sqrt(0.5), 0.0])
@@ -104,17 +104,17 @@ def test_greedy_log_det_equals_brute_force_on_ten_samples() -> None:
     chosen: tuple[int, ...] = ()
     for _ in range(5):
         chosen += (max((i for i in range(10) if i not in chosen), key=lambda i: log_det(points, weights, (*chosen, i))),)
-    assert tuple(subsets.greedy_log_det(points, weights, 5)) == chosen
+    assert tuple(arms.greedy_log_det(points, weights, 5)) == chosen
     best = max(log_det(points, weights, rows) for rows in itertools.combinations(range(10), 5))
     assert log_det(points, weights, chosen) >= (1 - 1 / np.e) * best
 
 
 def test_irds_weights_and_shift_subset_by_hand() -> None:
     motifs, rate = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([0.5, 1.0])
-    assert subsets.motif_weights(motifs, rate).tolist() == pytest.approx([0.25 * 0.25, 0.0])
+    assert arms.motif_weights(motifs, rate).tolist() == pytest.approx([0.25 * 0.25, 0.0])
     table = pool(8)
     shifted = ArmPool(table.table, {"solution_shift": np.random.default_rng(0).normal(size=(8, 6))})
-    rows = subsets.twice(subsets.shift_rows)(shifted, replace(SETTING, steps=2))
+    rows = arms.twice(arms.shift_rows)(shifted, replace(SETTING, steps=2))
     assert len(rows) == 8 and len(set(rows.tolist())) == 4 and set(rows[:4]) == set(rows[4:])
 
 
@@ -164,7 +164,7 @@ def test_in_order_begins_again_when_it_ends() -> None:
 def test_a_users_arm_is_one_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "import numpy as np\nfrom saerl_lib.arms.base import Arm\n"
+        "import numpy as np\nfrom saerl_lib.train.arms import Arm\n"
         "def backwards(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n"
         "ARMS = (Arm('backwards', 'last first', order=backwards),)\n"
     )

@@ -17,11 +17,11 @@ from saerl_lib.artifacts import (
     ArtifactError,
     Stage,
     code_hash,
-    imported_names,
-    module_of,
     file_sha256,
     get_or_compute,
+    imported_names,
     is_complete,
+    module_of,
     read_manifest,
     write_json,
 )

@@ -196,7 +196,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
     from trl import DatasetMixtureConfig, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from saerl_lib.rl.policy import load_policy
+    from saerl_lib.train.policy import load_policy
 
     export_plan(export, "trl", tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")

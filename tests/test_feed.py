@@ -10,18 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from trl import GRPOTrainer
 
-from saerl_lib.arms.base import InOrder
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.rl.feed import Feed, Group
-from saerl_lib.rl.generation import draw, sample_groups
-from saerl_lib.rl.packing import groups_of, log_probabilities, pack, pieces
-from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.rollouts import cut_back, read_rows
-from saerl_lib.rl.training import build_trainer, grpo_arguments, prompt_dataset
+from saerl_lib.export.log import append_rows, cut_back, read_rows
+from saerl_lib.train import trainer as trainers
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import draw, sample_groups
+from saerl_lib.train.selectors import InOrder
+from saerl_lib.train.trainer import (
+    Feed,
+    Group,
+    PackedFeed,
+    PlanTrainer,
+    groups_of,
+    grpo_arguments,
+    log_probabilities,
+    pack,
+    pieces,
+    record,
+)
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
 PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")
@@ -33,9 +44,9 @@ def policy() -> tuple[Any, Any]:
     return load_policy()
 
 
-def feed(policy: tuple[Any, Any], log: Path, train: TrainConfig = TRAIN, **changes: Any) -> Feed:
-    options = {"selector": None, "prompts_per_step": 2, "budget": 10_000, "seed": 1, **changes}
-    return Feed(policy, SAMPLES, train=train, log=log, **options)
+def feed(policy: tuple[Any, Any], log: Path, train: TrainConfig = TRAIN, **changes: Any) -> PackedFeed:
+    options = {"selector": InOrder(range(len(SAMPLES))), "prompts_per_step": 2, "budget": 10_000, "seed": 1, **changes}
+    return PackedFeed(policy, SAMPLES, train=train, log=log, **options)
 
 
 def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any]) -> None:
@@ -62,12 +73,14 @@ def test_pack_by_hand() -> None:
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo"])
 def test_loss_and_gradient_equal_those_of_trl(policy: tuple[Any, Any], tmp_path: Path, loss: str) -> None:
-    train = replace(TRAIN, loss_type=loss, temperature=0.9)
+    train = replace(TRAIN, loss=loss, temperature=0.9)
     model, tokenizer = policy
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
-    trainer = build_trainer(model, tokenizer, prompt_dataset(SAMPLES), arguments, feed(policy, tmp_path / "r.jsonl", train), [])
+    source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
+    data = Dataset.from_list([record(s) for s in SAMPLES])
+    trainer = PlanTrainer(source, model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1
-    rows = [{"prompt": s.prompt, "sample_id": s.id} for s in SAMPLES for _ in range(4)]
+    rows = [record(s) for s in SAMPLES for _ in range(4)]
     model.train()
     inputs = trainer._generate_and_score_completions(rows)
     active = inputs["advantages"] != 0
@@ -104,11 +117,14 @@ def test_groups_follow_their_prompts_in_any_batch(policy: tuple[Any, Any]) -> No
     assert all(len(ids) <= 40 for ids in greedy.ids) and (greedy.entropy >= 0).all()
 
 
-def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(policy: tuple[Any, Any], tmp_path: Path) -> None:
-    train = replace(TRAIN, dynamic_sampling=True, dynamic_round_prompts=3)
+def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
+    policy: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "ROUND_PROMPTS", 3)
+    train = replace(TRAIN, dynamic_sampling=True)
     log = tmp_path / "r.jsonl"
     source = feed(policy, log, train, selector=InOrder(range(6)))
-    records = source.step(1, [])
+    records = source.step(1)
     assert len(source.used) == 2 and all(g.informative for g in source.used) and len(records) == 8
     rows = read_rows(log)
     assert source.generated == len(rows) and sum(r["used"] for r in rows) == 8 and source.generated > 8
@@ -116,24 +132,22 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(polic
 
 
 def test_dynamic_sampling_stops_at_the_budget(policy: tuple[Any, Any], tmp_path: Path) -> None:
-    train = replace(TRAIN, dynamic_sampling=True, dynamic_round_prompts=4)
+    train = replace(TRAIN, dynamic_sampling=True)
     source = feed(policy, tmp_path / "r.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
-    source.step(1, [])
+    source.step(1)
     assert source.generated == 20
-    with pytest.raises(ArtifactError, match="selector"):
-        feed(policy, tmp_path / "s.jsonl", train).step(1, ["p0"])
 
 
 def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -> None:
     log = tmp_path / "r.jsonl"
     first = feed(policy, log, selector=InOrder(range(6)))
     for step in (1, 2, 3):
-        first.step(step, [])
+        first.step(step)
     expected = [g.sample.id for g in first.used]
     cut_back(log, 2)
     second = feed(policy, log, selector=InOrder(range(6)))
     second.replay(read_rows(log))
-    second.step(3, [])
+    second.step(3)
     assert [g.sample.id for g in second.used] == expected and second.generated == first.generated
     assert [g.texts for g in second.used] == [g.texts for g in first.used]
     wrong = feed(policy, log, selector=InOrder([5, 4, 3, 2, 1, 0]))
@@ -144,3 +158,41 @@ def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -
 def test_a_group_without_spread_is_not_informative() -> None:
     group = Group(SAMPLES[0], [[1]] * 2, ["", ""], [1.0, 1.0], [0.0, 0.0])
     assert not group.informative and replace(group, rewards=[0.0, 1.0]).informative
+
+
+def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_rows(path, [{"step": i} for i in range(5)])
+    with path.open("a") as handle:
+        handle.write('{"step": 5')
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
+    cut_back(path, 2)
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
+
+
+def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) -> None:
+    source = Feed(SAMPLES, InOrder(range(16)), replace(TRAIN, engine="trl", chat=True), 2, tmp_path / "log.jsonl")
+    shares = [[row["sample_id"] for row in source.step(step, 4, 4)] for step in (1, 2)]
+    assert shares == [["p1"] * 4, ["p3"] * 4], "the second half of each step"
+    state = types.SimpleNamespace(global_step=0)
+    texts = ["Answer: 1/2", [{"role": "assistant", "content": "Answer: 0.5"}], "no answer"]
+    assert source.reward(texts, [[1], [1, 2], []], ["1/2", "1/2", "1"], ["a", "b", "c"], state) == [1.0, 1.0, 0.0]
+    rows = read_rows(tmp_path / "log.jsonl")
+    assert [(r["step"], r["row"], r["sample_id"], r["reward"], r["completion_tokens"]) for r in rows] == [
+        (1, 4, "a", 1.0, 1), (1, 5, "b", 1.0, 2), (1, 6, "c", 0.0, 0)]  # fmt: skip
+    assert record(SAMPLES[0], chat=True)["prompt"] == [{"role": "user", "content": SAMPLES[0].prompt}]
+
+
+def test_a_step_must_divide_into_passes_and_activations_are_kept_on_the_cpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainers, "GRPOConfig", lambda **words: asked.append(words))
+    train = TrainConfig(engine="trl", rollouts_per_prompt=4, micro_batch=4)
+    for there, cpu, expected in ((False, False, False), (True, False, True), (True, True, False)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        grpo_arguments(replace(train, cpu=cpu), 4, 3, 0, tmp_path, processes=2)
+        assert (asked[-1]["gradient_checkpointing"], asked[-1]["use_cpu"]) == (expected, not expected)
+        assert asked[-1]["gradient_accumulation_steps"] == asked[-1]["steps_per_generation"] == 2
+    with pytest.raises(ArtifactError, match="16 rollouts, which 3 processes x 4 do not divide: choose another --micro-batch"):
+        grpo_arguments(train, 4, 3, 0, tmp_path, processes=3)

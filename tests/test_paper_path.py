@@ -8,10 +8,8 @@ import doctest
 import importlib
 import io
 import json
-import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from saerl_lib import train_command
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
@@ -35,14 +32,16 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
-from saerl_lib.paper.path import answers, data, encode, evaluate, generate, places, prompts, solutions, train
+from saerl_lib.paper.path import data, encode, evaluate, places, solutions, train
 from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.properties.probes import fit_ridge
 from saerl_lib.report.schemas import read_table
-from saerl_lib.rl.rollouts import read_rows
+from saerl_lib.train import evaluate as judging
+from saerl_lib.train import sampler
+from saerl_lib.train.run import read_run
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
 
@@ -75,7 +74,7 @@ class Place:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
-            patch.setattr(answers, "check_answers", checked_once)
+            patch.setattr(judging, "check_answers", checked_once)
             code = main([*words, *self.options])
         return code, out.getvalue(), error.getvalue()
 
@@ -186,7 +185,7 @@ def test_what_was_consumed_is_the_plan(whole: tuple[Place, str], capsys: pytest.
     assert len(runs) == 4
     for run in runs:
         plan = place.out / "plans" / f"{run.name.rpartition('-')[0]}.parquet"
-        assert main(["verify", "--plan", str(plan), "--log", str(run / "consumed-000.jsonl"), "--any-slot"]) == 0
+        assert main(["verify", "--plan", str(plan), "--log", str(run / "rollouts.parquet")]) == 0
         assert "the plan was followed: 2 steps" in capsys.readouterr().out
     names = [f"{arm}-seed{seed}" for arm in ("grpo", "saerl_grpo") for seed in (0, 1)]
     hashes = [plan_hash(read_plan(place.out / "plans" / f"{name}.parquet")) for name in names]
@@ -244,7 +243,7 @@ def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
 
 def test_a_second_run_computes_nothing(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
     place, first = whole
-    for owner, name in ((encode, "open_reader"), (train, "run_train"), (evaluate, "Policy")):
+    for owner, name in ((encode, "open_model"), (train, "train"), (evaluate, "GenerateSampler")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("computed again"))
     code, out, _ = place.run("run", "--profile", "paper")
     assert code == 0 and "computed" not in out and "trained" not in out
@@ -279,18 +278,17 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
     assert code == 0 and "labelled, 1 parts, 1 of them there before" in out and "target, 1 parts, 0 of them" in out
     assert stepwise.run("paper", "plan")[0] == 0
     code, out, _ = stepwise.run("paper", "train", "--commands")
-    assert code == 0 and len(out.splitlines()) == 2 and "--loss dapo" in out.splitlines()[1]
-    asked: list[tuple] = []
+    lines = [shlex.split(line) for line in out.splitlines()]
+    assert code == 0 and [words[1:4] for words in lines] == [["-m", "saerl_lib", "train-job"]] * 2
+    assert [read_run(Path(words[4])).train.loss for words in lines] == ["grpo", "dapo"]
     with monkeypatch.context() as patch:
-        patch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
-        assert [main(shlex.split(line)[3:]) for line in out.splitlines()] == [0, 0]
-    config = config_of(given(build_parser().parse_args(["paper", "train", *stepwise.options])))
-    assert [words[4] for words in asked] == [train.settings_of(config, arm, 0) for arm in config.arms]
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "run_train", dies_second(train.run_train))
+        patch.setattr(train, "train", dies_second(train.train))
         assert stepwise.run("paper", "train")[0] == 130
+    code, _, error = Place(stepwise.root, [*stepwise.options, "--launch", "true"]).run("paper", "train")
+    assert code == 1 and "left no final weights" in error
+    assert main(lines[1][3:]) == 0, "the printed command trains, as behind a launcher"
     code, out, _ = stepwise.run("paper", "train")
-    assert code == 0 and out.count("found") == 1 and out.count("trained, 3 steps") == 1
+    assert code == 0 and out.count("found") == 2 and "trained" not in out
     assert stepwise.run("paper", "evaluate")[0] == 0
     code, out, error = stepwise.run("paper", "report")
     assert code == 0, error
@@ -301,8 +299,8 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
 def test_training_beyond_the_plans_end_starts_it_again(stepwise: Place) -> None:
     for run in sorted((stepwise.out / "runs").iterdir()):
         plan = read_plan(stepwise.out / "plans" / f"{run.name.rpartition('-')[0]}.parquet")
-        log = read_log(run / "consumed-000.jsonl")
-        report = follow(plan, log, any_slot=True)
+        log = read_log(run / "rollouts.parquet")
+        report = follow(plan, log)
         assert (plan.steps, report.steps_logged, report.steps_kept, report.log_ended) == (2, 3, 3, True)
         third = {name for name, step in zip(log.ids, log.steps or (), strict=True) if step == 3}
         assert third == set(plan.ids[:B])
@@ -377,26 +375,6 @@ def test_an_sae_of_another_model_is_an_error(stepwise: Place, tmp_path: Path) ->
     assert [p.name for p in (tmp_path / "home" / "paper").iterdir()] == ["data"]
 
 
-@pytest.mark.slow
-def test_processes_under_a_launcher_share_the_plan(stepwise: Place, tmp_path: Path) -> None:
-    """Two processes on the CPU (`test_train_command` starts them by torch's launcher); one that starts nothing is an error."""
-    shutil.copytree(stepwise.root / "home", tmp_path / "home", ignore=shutil.ignore_patterns("runs", "evaluation-*"))
-    words = [*stepwise.options, "--arms", "saerl_dapo", "--steps", "1"]
-    assert Place(tmp_path, words).run("paper", "plan")[0] == 0
-    code, _, error = Place(tmp_path, [*words, "--launch", "true"]).run("paper", "train")
-    assert code == 1 and "left no final weights" in error
-    launcher = f"{sys.executable} {Path(__file__).with_name('forked.py')} 2"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-        code, _, error = Place(tmp_path, [*words, "--launch", launcher]).run("paper", "train")
-    assert code == 0, error
-    (run,) = (tmp_path / "home" / "paper" / "runs").iterdir()
-    logs = [read_log(path) for path in sorted(run.glob("consumed-*.jsonl"))]
-    plan = read_plan(tmp_path / "home" / "paper" / "plans" / "saerl_dapo-seed0.parquet")
-    assert [len(log.ids) for log in logs] == [B * G // 2] * 2 and {i for log in logs for i in log.ids} == set(plan.ids[:B])
-
-
 def test_other_options_make_other_stages_and_keep_earlier_runs(
     stepwise: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -417,11 +395,11 @@ def test_other_options_make_other_stages_and_keep_earlier_runs(
 
     shutil.copytree(stepwise.root / "policy", tmp_path / "policy")
     (tmp_path / "policy" / "generation_config.json").write_text('{"eos_token_id": [2]}')
-    folder, settings = stepwise.out / "runs" / "grpo-seed0-other", train.settings_of(config, "grpo", 0)
-    other = train.Run("grpo", 0, "other", folder, Path(), Path(), settings)
+    (first,) = (stepwise.out / "runs").glob("grpo-seed0-*")
+    other = dataclasses.replace(read_run(first), key="other", folder=first.with_name("grpo-seed0-other"))
     with monkeypatch.context() as patch:
         patch.setenv("SAERL_HOME", str(stepwise.root / "home"))
-        patch.setattr(evaluate, "Policy", Silent)
+        patch.setattr(evaluate, "GenerateSampler", Silent)
         home = Home(dataclasses.replace(config, policy=str(tmp_path / "policy")), frozenset({"evaluate"}))
         evaluated = evaluate.evaluate_runs(home, data.data_stage(home), [other])
     assert len(evaluated) == 1 + 2 and all(stage.computed for stage in evaluated)
@@ -604,7 +582,7 @@ def test_final_answers_are_read(text: str, answer: str | None) -> None:
 
 def test_attempts_are_judged_within_their_time() -> None:
     pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3"), ("9^{9^{9^9}}", "1"), ("0.5", "\\frac{1}{2}")]
-    frame = answers.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    frame = judging.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
     assert frame["correct"].tolist() == [True, True, False, False, False, True]
     assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared", "overran", "compared"]
 
@@ -612,10 +590,9 @@ def test_attempts_are_judged_within_their_time() -> None:
 def test_the_papers_values_are_the_defaults() -> None:
     config = config_of({})
     assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
-    settings = train.settings_of(config, "saerl_dapo", 0)
+    settings = train.settings_of(config, "saerl_dapo")
     assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
     assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
-    assert train.settings_of(config, "grpo", 0).seed == settings.seed != train.settings_of(config, "grpo", 1).seed
     assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
     assert set(evaluate.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
 
@@ -640,10 +617,10 @@ def test_arms_that_choose_as_they_learn_are_measured_and_trained(
     assert set((3 * rates["pass_rate"]).round(6)) <= {0, 1, 2, 3} and 0 < rates["pass_rate"].mean() < 1
     assert pd.read_csv(place.out / "measured" / "measured.csv")["rollouts"].tolist() == [3 * len(samples), 0]
     angles = pd.read_parquet(place.out / "measured" / "angle_concentration.parquet").set_index("sample_id")["angle_concentration"]
-    policy = generate.Policy(stepwise.root / "policy")
-    tokenizer = generate.open_tokenizer(str(policy.folder), [], local=True)
+    policy = sampler.GenerateSampler(stepwise.root / "policy")
+    tokenizer = sampler.open_tokenizer(str(policy.folder), [], local=True)
     for sample in samples[::7]:
-        (shown,) = prompts.shown_prompts(tokenizer, [sample.prompt], True)
+        (shown,) = sampler.shown_prompts(tokenizer, [sample.prompt], True)
         start = shown.index(sample.prompt)
         tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
         places = tokens.pop("offset_mapping")[0].tolist()
@@ -657,12 +634,8 @@ def test_arms_that_choose_as_they_learn_are_measured_and_trained(
     code, out, error = place.run("paper", "train")
     assert code == 0 and out.count("trained, 3 steps, as chosen") == 2, error
     (run,) = (place.out / "runs").glob("adarft-*")
-    first, nearest = read_rows(run / "chosen.jsonl")[0]["sample_ids"], rates.sort_values("pass_rate")["pass_rate"].iloc[-B:]
+    rollouts, nearest = pd.read_parquet(run / "rollouts.parquet"), rates.sort_values("pass_rate")["pass_rate"].iloc[-B:]
+    first = rollouts[rollouts["step"] == 1]["sample_id"].unique()
     assert sorted(rates.set_index("sample_id").loc[first, "pass_rate"]) == sorted(nearest), "the easiest come first"
-    code, out, _ = place.run("paper", "train", "--commands")
-    assert code == 0 and "--selector gainrl --measured" in out.splitlines()[1]
-    asked: list[tuple] = []
-    monkeypatch.setattr(train_command, "run_train", lambda *words: asked.append(words) or 0)
-    assert main(shlex.split(out.splitlines()[0])[3:]) == 0
-    config = config_of(given(build_parser().parse_args(["paper", "train", *place.options])))
-    assert asked[0][4:] == (train.settings_of(config, "adarft", 0), place.out / "measured" / "pass_rate.parquet")
+    runs = [read_run(path) for path in sorted((place.out / "runs").iterdir())]
+    assert [Path(run.table).name for run in runs] == ["pass_rate.parquet", "angle_concentration.parquet"]

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.arms import all_arms
 from saerl_lib.report.arm_effects import final_values, outcome_values, outcomes
 from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim
 from saerl_lib.report.figures import draw
@@ -23,6 +22,7 @@ from saerl_lib.report.paper_tables import (
     table_view,
 )
 from saerl_lib.report.schemas import read_table, write_csv
+from saerl_lib.train.arms import all_arms
 
 STEPS = (0, 10, 20, 30, 40)
 SETS = tuple(name for name in BENCHMARKS.values() if name != "mean")

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.arms.base import ArmPool
 from saerl_lib.plan.batch_plan import make_pool, plan_of
 from saerl_lib.report.schemas import read_table
 from saerl_lib.study.plans import COLUMNS, facts
+from saerl_lib.train.arms import ArmPool
 
 
 def test_what_an_order_sorts_and_mixes_by_hand() -> None:

@@ -1,37 +1,53 @@
-"""TRL's own trainer on a plan in two processes: the union of their logs equals the plan, also after a resume."""
+"""TRL on a plan or a selector, in one process and two: what was consumed, kill -9 and resume, what is refused."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from killing import until
 
 from saerl_lib import paths
+from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.config import PlanConfig
+from saerl_lib.command_line import build_parser
+from saerl_lib.config import PlanConfig, TrainConfig
 from saerl_lib.data.schema import write_samples
 from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.export.samples import open_export
-from saerl_lib.plan.batch_plan import PlanError, write_plan
+from saerl_lib.export.follow import follow
+from saerl_lib.export.log import append_rows, read_log, read_rows
+from saerl_lib.paper.replacements import SELECTORS
+from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.rl.policy import FOLDER
-from saerl_lib.rl.rollouts import append_rows, read_rows
-from saerl_lib.train_command import TrainSettings, accumulation, arguments, check_logs, logging_reward, run_train
-from saerl_lib.train_files import remove_broken_checkpoints, require_gathered, require_weights, resume_point
+from saerl_lib.train import run as runs
+from saerl_lib.train import trainer
+from saerl_lib.train.arms import find_arm
+from saerl_lib.train.policy import FOLDER
+from saerl_lib.train.run import Run, check_followed, conclude, open_selector, read_run, run_samples, train
+from saerl_lib.train.selectors import difficulty, moved
+from saerl_lib.train_command import plan_run
 
 B, G, STEPS = 4, 4, 3
+TRAIN = TrainConfig(
+    engine="trl", rollouts_per_prompt=G, micro_batch=4, max_completion_tokens=24, checkpoint_every_steps=1, cpu=True
+)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """plan.parquet, samples.parquet and measured.parquet, in which the second step depends on the rewards of the first."""
     folder = tmp_path_factory.mktemp("plan")
     samples = draw_split("pool", B * STEPS, target_weights(), "target", 3, set())
     numbers, ids = np.arange(len(samples), dtype=float), [s.id for s in samples]
@@ -40,133 +56,239 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_plan(plan, folder / "plan.parquet")
     write_samples(samples, folder / "samples.parquet")
+    hard = [0.0, 0.01, 0.02, 0.03, *np.arange(1, 9) / 10]
+    pd.DataFrame({"sample_id": plan.ids[::-1], "pass_rate": 1 - np.array(hard)}).to_parquet(folder / "measured.parquet")
     return folder
 
 
-def launch(files: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes on the CPU."""
+def a_run(files: Path, out: Path, arm: str = "", **changes: object) -> Run:
+    measured = files / "measured.parquet" if arm else None
+    return plan_run(files / "plan.parquet", None, str(FOLDER), out, replace(TRAIN, **changes), arm=arm, measured=measured)
+
+
+def words(files: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "train", "--plan", str(files / "plan.parquet"), "--model", str(FOLDER), "--out", str(out), "--rollouts", str(G),
+        "--micro-batch", "4", "--max-completion", "24", "--temperature", "1.0", "--save-every", "1", *more,
+    ]  # fmt: skip
+
+
+def test_the_command_trains_on_the_plan_once(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    out = tmp_path / "run"
+    assert main(words(files, out, "--keep-every", "2", "--loss", "dapo")) == 0
+    assert '{"followed": true, "steps": 3, "processes": 1}' in capsys.readouterr().out
+    plan, log = read_plan(files / "plan.parquet"), read_log(out / "rollouts.parquet")
+    assert follow(plan, log).followed and len(log.ids) == B * G * STEPS
+    kept = ["final", *(f"policies/step-{step:05d}" for step in (2, STEPS))]
+    assert all((out / name / "model.safetensors").is_file() for name in kept)
+    assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".*partial"))
+    curve = pd.read_parquet(out / "curve.parquet")
+    assert curve["step"].tolist() == [1, 2, 3] and curve[["reward_mean", "entropy", "loss"]].notna().all(axis=None)
+    assert not (out / "checkpoints").exists() and [p.name for p in out.glob("*.jsonl")] == ["times.jsonl"]
+
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    assert main(words(files, out, "--keep-every", "2", "--loss", "dapo")) == 0, "a finished run is found"
+    assert main(words(files, out, "--loss", "grpo")) == 1
+    assert "holds a run of another plan, policy, setting or version of the code: choose another folder" in capsys.readouterr().err
+
+
+def expected(measured: Path, rounds: Sequence[np.ndarray]) -> list[set[str]]:
+    """The prompts of each step from the rewards before it, by the rule on paper: nearest to the target, each used once."""
+    table = pd.read_parquet(measured).set_index("sample_id")["pass_rate"]
+    left, target, found = dict(zip(table.index, difficulty(table.to_numpy()), strict=True)), 0.0, []
+    for rewards in rounds:
+        step = sorted(left, key=lambda name: abs(left[name] - target))[:B]
+        found.append(set(step))
+        left = {name: value for name, value in left.items() if name not in step}
+        target = moved(target, float(np.mean(rewards)))
+    return found
+
+
+def test_two_processes_choose_alike_and_one_goes_on_after_kill_9(files: Path, tmp_path: Path) -> None:
+    """`torchrun` with a selector; killed after the first checkpoint, resumed by one process."""
+    out = tmp_path / "run"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "saerl_lib", "train",
-        "--plan", str(files / "plan.parquet"), "--samples", str(files / "samples.parquet"), "--model", str(FOLDER),
-        "--out", str(out), "--rollouts", str(G), "--micro-batch", "4", "--max-completion", "24", "--temperature", "1.0",
-        "--save-every", "1", "--keep-every", "2",
-    ]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    selector = ("--selector", "adarft", "--measured", str(files / "measured.parquet"))
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(paths.ROOT))
-    return subprocess.run(command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=600)
+    with (tmp_path / "output.log").open("wb") as output:
+        process = subprocess.Popen(
+            [*launcher, "-m", "saerl_lib", *words(files, out, *selector)], cwd=tmp_path, env=environment, stdout=output,
+            stderr=output, start_new_session=True,
+        )  # fmt: skip
+        until(lambda: process.poll() is not None or len({r["step"] for r in read_rows(out / "rollouts-001.jsonl")}) > 1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (out / "run.json").is_file(), (tmp_path / "output.log").read_text()[-3000:]
+    assert not (out / "done.json").exists()
+    first, second = ([r for r in read_rows(out / f"rollouts-{rank:03d}.jsonl") if r["step"] == 1] for rank in (0, 1))
+    assert [r["row"] for r in first + second] == list(range(B * G)), "each process takes its half of the step, in order"
+
+    run = read_run(out)
+    train(run)
+    assert run.finished
+    rows = pd.read_parquet(out / "rollouts.parquet")
+    assert rows.head(B * G)["sample_id"].tolist() == [r["sample_id"] for r in first + second], "the first step was not repeated"
+    rounds = [part["reward"].to_numpy() for _, part in rows.groupby("step")]
+    assert [set(part["sample_id"]) for _, part in rows.groupby("step")] == expected(files / "measured.parquet", rounds)
+    assert len(rows) == STEPS * B * G and np.ptp(rows["reward"]) > 0
 
 
-def test_two_processes_see_exactly_the_plan_and_resume_in_it(files: Path, tmp_path: Path) -> None:
+def log_of(run: Run, steps: int, reward: float = 0.5) -> list[dict]:
+    """Rows as a run would log them."""
+    ids = [s.id for s in run_samples(run)]
+    selector, rows = open_selector(run, ids), []
+    for step in range(1, steps + 1):
+        chosen = selector.next(B)
+        selector.told(chosen, np.full((B, G), reward))
+        names = [ids[i] for i in chosen for _ in range(G)]
+        rows += [{"step": step, "round": 0, "row": i, "sample_id": n, "reward": reward} for i, n in enumerate(names)]
+    return rows
+
+
+def test_a_departure_from_the_plan_is_an_error(files: Path, tmp_path: Path) -> None:
+    run = a_run(files, tmp_path)
+    rows = log_of(run, STEPS)
+    check_followed(run, rows)
+    first, second = rows[:G], rows[B * G : (B + 1) * G]
+    swapped = [{**r, "sample_id": second[0]["sample_id"]} for r in first] + rows[G : B * G]
+    swapped += [{**r, "sample_id": first[0]["sample_id"]} for r in second] + rows[(B + 1) * G :]
+    for wrong in (swapped, rows[: 2 * B * G], rows[:-1], [*rows, {**rows[-1], "step": 4}]):
+        with pytest.raises(ArtifactError, match="did not follow the plan"):
+            check_followed(run, wrong)
+
+
+def test_what_was_consumed_must_be_what_the_selector_chooses(files: Path, tmp_path: Path) -> None:
+    run = a_run(files, tmp_path, "adarft")
+    rows = log_of(run, STEPS)
+    check_followed(run, rows)
+    other = [{**row, "reward": 1.0 if row["step"] == 1 else row["reward"]} for row in rows]
+    for wrong, message in (
+        (other, "step 2 cannot be replayed"), (rows[: 2 * B * G], "holds 32 rollouts of 2 steps, the run has 48"),
+        (rows[:-1], "step 3 cannot be replayed"),
+    ):  # fmt: skip
+        with pytest.raises(ArtifactError, match=message):
+            check_followed(run, wrong)
+
+
+def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_path: Path) -> None:
+    run = a_run(files, tmp_path, "adarft")
+    ids = [s.id for s in run_samples(run)]
+    for changed, of, message in (
+        (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what .paper measure. writes"),
+        (replace(run, arm="gainrl"), ids, "gainrl needs the columns sample_id and angle_concentration"),
+        (run, [*ids, "stranger"], "no pass_rate for 1 of 13 samples .first stranger"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            open_selector(changed, of)
+    assert {name: find_arm(name).needs[0] for name in SELECTORS} == SELECTORS
+    angles = tmp_path / "angles.parquet"
+    pd.DataFrame({"sample_id": ids, "angle_concentration": np.linspace(1.0, 0.0, len(ids))}).to_parquet(angles)
+    drawn = [open_selector(replace(run, arm="gainrl", table=str(angles), seed=seed), ids).next(8) for seed in (1, 1, 2)]
+    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist(), "the Gaussian draws by its seed"
+
+
+def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    done = launch(files, out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert '"followed": true' in done.stdout
-    logs = [read_rows(out / f"consumed-{rank:03d}.jsonl") for rank in (0, 1)]
-    assert [len(rows) for rows in logs] == [B * G * STEPS // 2] * 2, "each process takes half of every step"
-    kept = ["final", *(f"policies/step-{step:05d}" for step in (2, STEPS))]
-    assert all((out / name / "model.safetensors").is_file() for name in kept) and not (out / "policies" / ".partial").exists()
-    shutil.rmtree(out / "checkpoints" / f"checkpoint-{STEPS}")
-    again = launch(files, out)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert '"followed": true' in again.stdout
-    resumed = [read_rows(out / f"consumed-{rank:03d}.jsonl") for rank in (0, 1)]
-    assert [[r["sample_id"] for r in rows] for rows in resumed] == [[r["sample_id"] for r in rows] for rows in logs]
-
-
-def test_a_departure_is_an_error(files: Path, tmp_path: Path) -> None:
-    export = open_export(files / "plan.parquet", files / "samples.parquet", G)
-    rows = [{"step": 1 + i // B, "sample_id": name} for i, name in enumerate(export.plan.ids)]
-    append_rows(tmp_path / "consumed-000.jsonl", rows)
-    assert check_logs(export, tmp_path).followed
-    rows[0], rows[B] = {**rows[B], "step": 1}, {**rows[0], "step": 2}
-    (tmp_path / "consumed-000.jsonl").unlink()
-    append_rows(tmp_path / "consumed-000.jsonl", rows)
-    with pytest.raises(ArtifactError, match="did not follow the plan"):
-        check_logs(export, tmp_path)
-
-
-def test_a_step_must_divide_into_passes(files: Path) -> None:
-    export = open_export(files / "plan.parquet", files / "samples.parquet", G)
-    assert accumulation(export, TrainSettings(micro_batch=4), 2) == 2
-    with pytest.raises(ArtifactError, match="--micro-batch"):
-        accumulation(export, TrainSettings(micro_batch=4), 3)
+    for more, message in (
+        (["--selector", "adarft"], "--selector and --measured belong together"), (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--keep-every", "0"], "keep_every_steps=0 must be at least 1"), (["--rollouts", "1"], "at least 2"),
+    ):  # fmt: skip
+        assert main(words(files, out, *more)) == 1
+        assert message in capsys.readouterr().err and not out.exists()
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words(files, out, "--selector", "mopps"))
+    for changes, message in (({"engine": "vllm"}, "engine='vllm': choose"), ({"loss": "ppo"}, "loss='ppo': choose"),
+                             ({"dynamic_sampling": True}, "choose engine='packed'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            replace(TRAIN, **changes)
+    with pytest.raises(ArtifactError, match="run.json is missing"):
+        read_run(tmp_path)
 
 
 def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch would split each pass over them, so that one step of the optimiser takes several steps of the plan."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    words = (files / "plan.parquet", files / "samples.parquet", str(FOLDER), tmp_path / "run")
     with pytest.raises(ArtifactError, match="sees 2 GPUs.*accelerate launch.*--launch.*CUDA_VISIBLE_DEVICES=0"):
-        run_train(*words, TrainSettings())
-    assert not (tmp_path / "run").exists()
-    for environment, settings in (({"WORLD_SIZE": "2"}, TrainSettings()), ({}, TrainSettings(cpu=True))):
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            with pytest.raises(PlanError, match="none.parquet is missing"):  # goes on to read its files
-                run_train(tmp_path / "none.parquet", *words[1:], settings)
-
-
-def test_activations_are_kept_on_the_cpu_alone(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = open_export(files / "plan.parquet", files / "samples.parquet", G)
-    asked: list[dict] = []
-    monkeypatch.setattr("saerl_lib.train_command.GRPOConfig", lambda **words: asked.append(words))
-    for there, cpu, expected in ((False, False, False), (True, False, True), (True, True, False)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        arguments(export, TrainSettings(micro_batch=4, cpu=cpu), 1, tmp_path)
-        assert (asked[-1]["gradient_checkpointing"], asked[-1]["use_cpu"]) == (expected, not expected)
+        train(a_run(files, tmp_path / "run", cpu=False))
+    trainer.require_launcher(TRAIN, 1)
+    trainer.require_launcher(replace(TRAIN, cpu=False), 2)
+    with pytest.raises(PlanError, match="none.parquet is missing"):
+        plan_run(tmp_path / "none.parquet", None, str(FOLDER), tmp_path, TRAIN)
+    with pytest.raises(ArtifactError, match="engine 'packed' trains in one process"):
+        runs.prepare(a_run(files, tmp_path, engine="packed"), 0, 2)
 
 
 def test_weights_that_would_not_be_saved_whole_are_refused(tmp_path: Path) -> None:
     class State:
         """What accelerate says of its launcher's configuration."""
 
-        fsdp_plugin = deepspeed_plugin = None
+        def __init__(self, fsdp: str = "", stage: int = 0, zero: dict | None = None) -> None:
+            self.fsdp_plugin = type("Plugin", (), {"state_dict_type": fsdp}) if fsdp else None
+            deepspeed = {"zero_stage": stage, "deepspeed_config": {"zero_optimization": zero or {}}}
+            self.deepspeed_plugin = type("Plugin", (), deepspeed) if stage else None
 
-    def plugin(**fields: object) -> object:
-        return type("Plugin", (), fields)()
-
-    whole = [State(), State(), State(), State()]
-    whole[1].fsdp_plugin = plugin(state_dict_type="StateDictType.FULL_STATE_DICT")
-    whole[2].deepspeed_plugin = plugin(zero_stage=2, deepspeed_config={})
-    gather = {"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": True}}
-    whole[3].deepspeed_plugin = plugin(zero_stage=3, deepspeed_config=gather)
-    for state in whole:
-        require_gathered(state)
-    sharded, scattered = State(), State()
-    sharded.fsdp_plugin = plugin(state_dict_type="StateDictType.SHARDED_STATE_DICT")
-    scattered.deepspeed_plugin = plugin(zero_stage=3, deepspeed_config={"zero_optimization": {"stage": 3}})
-    for state in (sharded, scattered):
+    gathered = State(stage=3, zero={"stage3_gather_16bit_weights_on_model_save": True})
+    for state in (State(), State(fsdp="StateDictType.FULL_STATE_DICT"), State(stage=2), gathered):
+        trainer.require_gathered(state)
+    for state in (State(fsdp="StateDictType.SHARDED_STATE_DICT"), State(stage=3, zero={"stage": 3})):
         with pytest.raises(ArtifactError, match="fsdp_state_dict_type: FULL_STATE_DICT.*stage3_gather_16bit_weights"):
-            require_gathered(state)
+            trainer.require_gathered(state)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "config.json").write_text("{}")
     with pytest.raises(ArtifactError, match="no .*safetensors were saved"):
-        require_weights(tmp_path / "saved")
+        trainer.require_weights(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_broken_checkpoint_is_passed_over_and_removed_later(tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_passed_over_and_removed_later(files: Path, tmp_path: Path) -> None:
+    run = replace(a_run(files, tmp_path), steps=10)
     checkpoints = tmp_path / "checkpoints"
-    assert resume_point(tmp_path, 20) is None
-    for step, state in ((9, "{}"), (10, "{}"), (15, '{"epoch": 0.'), (16, None)):
+    assert runs.resume_point(run) is None
+    for step, state in ((8, "{}"), (9, "{}"), (10, "{}"), (15, '{"epoch": 0.'), (16, None)):
         (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
         if state is not None:
             (checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert resume_point(tmp_path, 20) == checkpoints / "checkpoint-10" and len(list(checkpoints.iterdir())) == 4
-    assert resume_point(tmp_path, 10) == checkpoints / "checkpoint-9", "the last step's counts with the final weights alone"
+    assert runs.resume_point(run) == checkpoints / "checkpoint-9", "behind the last step there is none to end the run with"
+    append_rows(tmp_path / "rollouts-000.jsonl", [{"step": 1 + i // 18, "round": 0, "row": i % 18} for i in range(162)])
+    assert runs.resume_point(run) == checkpoints / "checkpoint-8", "dynamic sampling had spent the budget at step 9"
+    runs.remove_broken_checkpoints(checkpoints)
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-8", "checkpoint-9"]
+
+
+def test_a_run_killed_behind_its_last_step_is_only_concluded(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(files, tmp_path)
     (tmp_path / "final").mkdir()
-    assert resume_point(tmp_path, 10) == checkpoints / "checkpoint-10"
-    remove_broken_checkpoints(checkpoints)
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    append_rows(tmp_path / "rollouts-000.jsonl", [{**row, "used": True, "completion_tokens": 1} for row in log_of(run, STEPS)])
+    append_rows(tmp_path / "times.jsonl", [{"total": 2.0, "evaluation": 0.5}])
+    (tmp_path / "checkpoints").mkdir()
+    state = {"log_history": [{"step": s, "reward": 0.5, "loss": 0.1} for s in (1, 2, 3)] + [{"step": 3, "train_runtime": 1}]}
+    (tmp_path / "checkpoints" / "trainer_state.json").write_text(json.dumps(state))
+    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    train(run)
+    assert run.finished and len(pd.read_parquet(tmp_path / "curve.parquet")) == STEPS
+    assert json.loads((tmp_path / "done.json").read_text())["seconds"] == {"training": 1.5, "evaluation": 0.5}
+    assert not replace(run, key="other").finished
+    shutil.rmtree(tmp_path / "final")
+    (tmp_path / "done.json").unlink()
+    with pytest.raises(ArtifactError, match="no log of the rollouts is left"):
+        conclude(run)
 
 
-def test_the_reward_reads_text_and_chat(tmp_path: Path) -> None:
-    reward = logging_reward(tmp_path / "log.jsonl")
-    state = type("State", (), {"global_step": 0})()
-    texts = ["Answer: 1/2", [{"role": "assistant", "content": "Answer: 0.5"}], "no answer"]
-    assert reward(texts, ["1/2", "1/2", "1"], ["a", "b", "c"], state) == [1.0, 1.0, 0.0]
-    assert [json.loads(line)["sample_id"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["a", "b", "c"]
+def test_the_key_holds_what_decides_and_not_where_it_lies(files: Path, tmp_path: Path) -> None:
+    run = a_run(files, tmp_path / "a")
+    shutil.copytree(files, tmp_path / "copy")
+    assert a_run(tmp_path / "copy", tmp_path / "b").key == run.key == a_run(files, tmp_path / "a", seeds=5).key
+    keys = {run.key, a_run(files, tmp_path, learning_rate=1e-3).key, a_run(files, tmp_path, "adarft").key,
+            plan_run(files / "plan.parquet", None, str(FOLDER), tmp_path, TRAIN, steps=2).key,
+            plan_run(files / "plan.parquet", None, str(FOLDER), tmp_path, TRAIN, seed=1).key}  # fmt: skip
+    assert len(keys) == 5
+    runs.write_run(run)
+    assert read_run(run.folder) == run

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from trl import GRPOTrainer
 
 from saerl_lib.artifacts import Stage
@@ -21,10 +22,9 @@ from saerl_lib.config import Profile, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
-from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.rl.feed import Feed
-from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.training import build_trainer, grpo_arguments, prompt_dataset
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.selectors import InOrder
+from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 
 GRPO_STEPS, REPEATS = 4, 3
 PROMPTS = 32
@@ -39,24 +39,22 @@ def _arguments(profile: Profile, folder: Path) -> Any:
 
 def trl_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
     """TRL's trainer as it comes, with the exact-answer reward."""
-    answers = {s.prompt + SEPARATOR: s.answer for s in samples}
-
-    def exact_answer(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        return [reward(text, answers[prompt]) for prompt, text in zip(prompts, completions, strict=True)]
+    def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+        return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
     model, tokenizer = load_policy()
-    dataset = prompt_dataset(samples).map(lambda row: {"prompt": row["prompt"] + SEPARATOR})
     return GRPOTrainer(
-        model=model, reward_funcs=exact_answer, args=_arguments(profile, folder), train_dataset=dataset,
-        processing_class=tokenizer,
+        model=model, reward_funcs=exact_answer, args=_arguments(profile, folder), processing_class=tokenizer,
+        train_dataset=Dataset.from_list([record(s) for s in samples]),
     )  # fmt: skip
 
 
 def own_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
     """The artifact's trainer with its log."""
-    policy = load_policy()
-    feed = Feed(policy, samples, None, profile.train, PROMPTS, 10**9, 0, folder / "rollouts.jsonl")
-    return build_trainer(*policy, prompt_dataset(samples), _arguments(profile, folder), feed, [])
+    policy, order = load_policy(), InOrder(range(len(samples)))
+    feed = PackedFeed(policy, samples, order, profile.train, PROMPTS, folder / "rollouts-000.jsonl", 10**9, seed=0)
+    data = Dataset.from_list([record(s) for s in samples])
+    return PlanTrainer(feed, model=policy[0], args=_arguments(profile, folder), train_dataset=data, processing_class=policy[1])
 
 
 def timed_parts(trainer: Any) -> dict[str, float]:

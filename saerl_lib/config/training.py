@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ENGINES, LOSSES = ("packed", "trl"), ("grpo", "dapo")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """GRPO with TRL."""
+    """GRPO with TRL: one record for the world's runs, the command `train` and the paper's."""
 
     seeds: int = 3
     """Matched seeds; seed i fixes rollouts and evaluation of every arm."""
@@ -19,36 +21,45 @@ class TrainConfig:
     """Rollout temperature (paper: 0.6)."""
     max_completion_tokens: int = 80
     """Longest completion (paper: 3,072)."""
-    clip_epsilon: float = 0.2
-    """PPO clip (not stated in the paper; TRL's default). With one update a batch, as here, the ratio is 1 and no clip acts."""
-    loss_type: str = "grpo"
-    """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch."""
-    clip_epsilon_high: float | None = None
-    """Upper clip; None: the same as `clip_epsilon` (DAPO: 0.28)."""
+    loss: str = "grpo"
+    """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch, upper clip 0.28."""
     dynamic_sampling: bool = False
-    """DAPO: draw prompts until every group of the step has a gradient; all rollouts count."""
-    dynamic_round_prompts: int = 8
-    """Prompts that dynamic sampling draws at a time (not stated in the paper; ours: few, so that little is drawn in vain)."""
-    kl_beta: float = 0.0
-    """Weight of the KL term (not stated in the paper; ours)."""
-    max_grad_norm: float = 1.0
-    """Gradient clip (not stated in the paper; ours)."""
+    """DAPO, engine "packed" alone: draw prompts until every group of the step has a gradient; all rollouts count."""
     checkpoint_every_steps: int = 50
-    """A killed run resumes from the last checkpoint."""
+    """A stopped run goes on from the last checkpoint, with its place in the plan."""
     eval_every_steps: int = 20
     """Small evaluations during training (the paper's step counts are multiples of 20)."""
     eval_samples_small: int = 2
     """Completions a problem during training."""
     eval_samples_full: int = 8
     """Completions a problem at the first and the last step (paper: Avg@8, Pass@8)."""
+    engine: str = "packed"
+    """packed: our CPU engine, for policies that fit a core; trl: TRL's own sampling and loss, in one process or many."""
+    micro_batch: int = 8
+    """Rollouts of one forward pass of one process; engine "trl"."""
+    keep_every_steps: int | None = None
+    """Keep the weights of every such step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
+    vllm: bool = False
+    """Rollouts by vLLM beside the trainer (TRL's `use_vllm`, colocated); engine "trl"."""
+    bf16: bool = False
+    """Mixed precision; needs a GPU; engine "trl"."""
+    chat: bool = False
+    """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break; engine "trl"."""
+    cpu: bool = False
+    """Stay on the CPU where there is a GPU; engine "trl"."""
 
     def __post_init__(self) -> None:
         if self.rollouts_per_prompt < 2:
             raise ValueError("rollouts_per_prompt must be at least 2: a group of one has no advantage")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.loss_type not in ("grpo", "dapo"):
-            raise ValueError(f"loss_type={self.loss_type!r}: choose 'grpo' or 'dapo'")
+        for name, known in (("loss", LOSSES), ("engine", ENGINES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, known))}")
+        if self.keep_every_steps is not None and self.keep_every_steps < 1:
+            raise ValueError(f"keep_every_steps={self.keep_every_steps} must be at least 1")
+        if self.dynamic_sampling and self.engine != "packed":
+            raise ValueError("dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
 
 
 @dataclass(frozen=True)

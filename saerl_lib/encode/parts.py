@@ -8,7 +8,6 @@ on a CPU, so the bytes are the same whatever the number of workers.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import fcntl
@@ -34,7 +33,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, ArtifactError, provenance, read_manifest, write_json
+from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, provenance, read_manifest, write_json
 from saerl_lib.config import content_hash
 from saerl_lib.data.schema import DataError, Sample
 from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
@@ -111,7 +110,8 @@ def encode(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     if ray is not None:
-        require_ray(ray, spec)
+        require_ray(ray)
+        require_shared(spec)
     spec, samples_left = spec.absolute(), iter(samples)
     first = tuple(itertools.islice(samples_left, samples_per_part))
     if not first:
@@ -247,26 +247,7 @@ def _opened(spec: ReaderSpec, prompts: tuple[str, ...]) -> Encoder:
 @functools.cache
 def environment() -> dict[str, str]:
     """Hash of the code that decides a part, and versions of the packages."""
-    return {"code": code_behind("saerl_lib.encode.parts")} | {name: metadata.version(name) for name in PACKAGES}
-
-
-def code_behind(module: str) -> str:
-    """Hash of the sources of a module and of all modules of the library that it imports, directly or not."""
-    todo, found = [module], {}
-    while todo:
-        name = todo.pop()
-        place = paths.ROOT / name.replace(".", "/")
-        path = next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
-        if path is None or name in found:  # a name that is imported from a module is none itself
-            continue
-        found[name] = source = path.read_bytes()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "saerl_lib":
-                todo += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(name.encode() + found[name])
-    return digest.hexdigest()[:16]
+    return {"code": code_hash("saerl_lib.encode.parts")} | {name: metadata.version(name) for name in PACKAGES}
 
 
 # Hands: this process, processes of this machine, a Ray cluster.
@@ -334,7 +315,7 @@ def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Itera
 
 def _on_ray(todo: Iterator[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
     """Tasks of one CPU each; Ray gives a part whose worker or machine was lost to another."""
-    with _ray_cluster(address) as ray:
+    with ray_cluster(address) as ray:
         task = ray.remote(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")(_encode_part)
         running: list[Any] = []
         for part in itertools.chain(todo, itertools.repeat(None)):
@@ -348,8 +329,8 @@ def _on_ray(todo: Iterator[Part], reading: Reading, address: str, workers: int |
                 yield from ray.get(done)
 
 
-def require_ray(address: str, spec: ReaderSpec) -> None:
-    """Raise ArtifactError when Ray is missing or nothing answers at `address`, ValueError for a reader on the hub."""
+def require_ray(address: str) -> None:
+    """Raise ArtifactError when Ray is missing or nothing answers at `address`."""
     _import_ray()
     host, _, port = address.rpartition(":")
     if address != "auto":
@@ -362,6 +343,10 @@ def require_ray(address: str, spec: ReaderSpec) -> None:
                 f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine "
                 "to it with `ray start --address HOST:PORT`, and pass HOST:PORT"
             ) from error
+
+
+def require_shared(spec: ReaderSpec) -> None:
+    """Raise ValueError for a reader on the hub, which the machines of a cluster may not all reach."""
     for option, folder in (("--encoder", Path(spec.model)), ("--sae", spec.sae_folder)):
         if folder is None or not folder.is_dir():
             raise ValueError(f"{option}: with --ray, name a folder that all machines share, so that all read the same")
@@ -376,7 +361,7 @@ def _import_ray() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _ray_cluster(address: str) -> Iterator[ModuleType]:
+def ray_cluster(address: str) -> Iterator[ModuleType]:
     """Ray, joined to a running cluster until the block ends; its errors become those of a part, or ArtifactError."""
     ray = _import_ray()
     try:

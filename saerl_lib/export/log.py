@@ -1,9 +1,9 @@
-"""What a trainer consumed, as it was logged: Parquet, JSON lines or one id a line."""
+"""What a trainer consumed, as it was logged: Parquet, JSON lines or one id a line; and the append-only logs of our own runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,27 @@ class ConsumedLog:
     ids: tuple[str, ...]
     steps: tuple[int, ...] | None = None
     """The trainer's step of each id, from 0 or 1; None when the log has none."""
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows as JSON lines."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Complete rows of a JSON-lines log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def cut_back(path: Path, step: int, field: str = "step") -> None:
+    """Keep only rows whose `field` is at most `step`: a resumed run writes the later ones again."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    append_rows(partial, [row for row in read_rows(path) if row[field] <= step])
+    partial.replace(path)
 
 
 def read_log(path: Path) -> ConsumedLog:

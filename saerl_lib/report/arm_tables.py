@@ -14,7 +14,7 @@ from saerl_lib.report.paired import Comparison, compare
 from saerl_lib.report.statistics import area_under_curve, pass_at_k, steps_to_target
 
 if TYPE_CHECKING:
-    from saerl_lib.arms.base import Arm
+    from saerl_lib.train.arms import Arm
 
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""

@@ -17,8 +17,8 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
-from saerl_lib.rl.generation import correct_attempts
-from saerl_lib.rl.policy import load_policy
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import correct_attempts
 
 REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""

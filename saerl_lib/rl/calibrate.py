@@ -21,8 +21,8 @@ from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.world import MIXTURE_PATH, Cell, draw_sample
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, histogram
-from saerl_lib.rl.generation import correct_attempts
-from saerl_lib.rl.policy import load_policy
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import correct_attempts
 
 RESERVED_SEED = 90_001
 PROMPTS_PER_CELL, ATTEMPTS = 24, 32

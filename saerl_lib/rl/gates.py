@@ -54,14 +54,17 @@ def trained_gates() -> dict[str, dict[str, Any]]:
     return record["gates"] if record["settings"] == trained_settings() else {}
 
 
-UNUSED = ("seeds", "loss_type", "clip_epsilon_high", "dynamic_sampling", "dynamic_round_prompts")
-"""Fields of TrainConfig that reserved runs never use: they are GRPO, on seeds of their own."""
+USED = (
+    "rollouts_per_prompt", "learning_rate", "temperature", "max_completion_tokens", "checkpoint_every_steps", "eval_every_steps",
+    "eval_samples_small", "eval_samples_full",
+)  # fmt: skip
+"""Fields of TrainConfig that reserved runs depend on: they are GRPO by the packed engine, on seeds of their own."""
 
 
 def trained_settings() -> str:
     """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training."""
     laptop = get_profile("laptop")
-    train = {name: value for name, value in to_dict(laptop.train).items() if name not in UNUSED}
+    train = {name: getattr(laptop.train, name) for name in USED}
     batch = laptop.plan.prompts_per_step  # all that reserved orders take of the plan's settings
     parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, batch, laptop.pool_samples, to_dict(laptop.world)]
     return content_hash(parts)

@@ -23,7 +23,7 @@ from saerl_lib.properties.text import fit_tfidf
 from saerl_lib.rl.coherence import coherence_table, distance_table, prompt_pairs
 from saerl_lib.rl.gradients import GradientGram, measure_gradients
 from saerl_lib.rl.mixing_theory import mixing_tables
-from saerl_lib.rl.policy import load_policy
+from saerl_lib.train.policy import load_policy
 
 LOCAL_SPACES = ("z", "metadata", "TF-IDF")
 """Spaces whose nearest neighbours are compared."""

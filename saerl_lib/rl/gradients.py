@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.answers import reward
 from saerl_lib.data.schema import Sample
-from saerl_lib.rl.generation import encode_prompts, sample_groups
+from saerl_lib.train.sampler import encode_prompts, sample_groups
 
 HALVES = 2
 """Independent groups a prompt: products between them carry no rollout noise (ours)."""

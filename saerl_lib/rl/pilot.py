@@ -25,9 +25,8 @@ from saerl_lib.data.splits import draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
-from saerl_lib.rl.outcome import final_outcome
-from saerl_lib.rl.runner import run_jobs
+from saerl_lib.train.evaluate import final_outcome
+from saerl_lib.train.grid import matched_run, run_all
 
 RESERVED_SEED = 90_004
 WORLD_CODE = ("data/world.py", "data/splits.py", "data/skills.py", "data/wording.py")
@@ -62,12 +61,13 @@ def _plan(pool: Sequence[Sample], profile: Profile, order: str, seed: int, path:
     write_plan(plan, path)
 
 
-def _run(profile: Profile, world: Stage, runs: Sequence[PlannedRun], rate: float) -> pd.DataFrame:
-    """Outcome by arm and seed at one learning rate."""
+def _run(profile: Profile, world: Stage, arms: Sequence[tuple[str, int, Path]], rate: float) -> pd.DataFrame:
+    """Outcome of `arms`, (name, seed, plan), by arm and seed at one learning rate."""
     changed = dataclasses.replace(profile, train=dataclasses.replace(profile.train, learning_rate=rate))
-    folders = prepare_jobs(runs, changed, world.path("samples"), paths.profile_dir(profile.name) / "jobs_pilot" / f"{rate:g}")
-    run_jobs(folders, profile.steps)
-    return final_outcome(pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders]))
+    home = paths.profile_dir(profile.name) / "jobs_pilot" / f"{rate:g}"
+    runs = [matched_run(changed, world.path("samples"), home, arm, seed, plan, dapo=arm == "dapo") for arm, seed, plan in arms]
+    run_all(runs)
+    return final_outcome(pd.concat([pd.read_parquet(run.folder / "evaluations.parquet") for run in runs]))
 
 
 def learning_rate_pilot(profile: Profile, world: Stage) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def learning_rate_pilot(profile: Profile, world: Stage) -> pd.DataFrame:
     rows = []
     for rate in profile.study.learning_rates:
         seeds = profile.study.pilot_seeds[: profile.study.grid_seeds]
-        runs = [PlannedRun("grpo", seed, world.path(f"random-{seed}.parquet")) for seed in seeds]
+        runs = [("grpo", seed, world.path(f"random-{seed}.parquet")) for seed in seeds]
         rows.append(_run(profile, world, runs, rate).assign(learning_rate=rate))
     return pd.concat(rows)[["learning_rate", "seed", "outcome"]]
 
@@ -91,8 +91,7 @@ def seeds_pilot(profile: Profile, world: Stage, rate: float) -> pd.DataFrame:
     runs = []
     for seed in profile.study.pilot_seeds:
         shuffled = world.path(f"random-{seed}.parquet")
-        runs += [PlannedRun("grpo", seed, shuffled), PlannedRun("dapo", seed, shuffled, dapo=True)]
-        runs.append(PlannedRun("diff", seed, world.path("ascending.parquet")))
+        runs += [("grpo", seed, shuffled), ("dapo", seed, shuffled), ("diff", seed, world.path("ascending.parquet"))]
     return _run(profile, world, runs, rate)
 
 

@@ -26,10 +26,9 @@ from saerl_lib.data.splits import ALL, draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights, uniform_weights
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.rl.generation import correct_attempts
-from saerl_lib.rl.jobs import PlannedRun, prepare_jobs
-from saerl_lib.rl.policy import load_policy
-from saerl_lib.rl.runner import run_jobs
+from saerl_lib.train.grid import matched_run, run_all
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import correct_attempts
 
 RESERVED_SEED = 90_002
 MATCHED_SEEDS = (100, 101)
@@ -88,15 +87,14 @@ def reserved_world(profile: Profile) -> Stage:
 
 def order_evaluations(profile: Profile, world: Stage) -> pd.DataFrame:
     """Evaluations of every order on every reserved seed."""
-    runs = [
-        PlannedRun(order, seed, world.path(f"{order}-{seed if order == 'random' else MATCHED_SEEDS[0]}.parquet"))
-        for seed in MATCHED_SEEDS
-        for order in ORDERS
-    ]
     home = paths.profile_dir(profile.name) / "jobs_reserved"
-    folders = prepare_jobs(runs, profile, world.path("orders"), home)
-    run_jobs(folders, profile.steps)
-    return pd.concat([pd.read_parquet(folder / "evaluations.parquet") for folder in folders])
+    runs = []
+    for seed in MATCHED_SEEDS:
+        for order in ORDERS:
+            plan = world.path(f"{order}-{seed if order == 'random' else MATCHED_SEEDS[0]}.parquet")
+            runs.append(matched_run(profile, world.path("orders"), home, order, seed, plan))
+    run_all(runs)
+    return pd.concat([pd.read_parquet(run.folder / "evaluations.parquet") for run in runs])
 
 
 def mean_accuracy(evaluations: pd.DataFrame, problems: int | None = None) -> pd.DataFrame:
@@ -158,11 +156,12 @@ def transfer_gate(profile: Profile, world: Stage) -> dict[str, Any]:
     quiet = dataclasses.replace(profile.train, eval_every_steps=10_000, eval_samples_full=1)
     changed = dataclasses.replace(profile, train=quiet)
     home = paths.profile_dir(profile.name) / "jobs_reserved"
-    folders = []
+    runs = []
     for domain in TRANSFER_DOMAINS:
-        run = PlannedRun(f"only-{domain}", MATCHED_SEEDS[0], world.path(f"plan-{domain}.parquet"))
-        folders += prepare_jobs([run], changed, world.path(f"transfer-{domain}"), home)
-    run_jobs(folders, TRANSFER_STEPS)
+        samples, plan = world.path(f"transfer-{domain}"), world.path(f"plan-{domain}.parquet")
+        runs.append(matched_run(changed, samples, home, f"only-{domain}", MATCHED_SEEDS[0], plan))
+    run_all(runs)
+    folders = [run.folder for run in runs]
     before = _domain_rates(profile, world, load_policy())
     ratios, notes = [], []
     for domain, folder in zip(TRANSFER_DOMAINS, folders, strict=True):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from saerl_lib.arms import find_arm
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import Profile
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
 from saerl_lib.report.paper_tables import MIXING
-from saerl_lib.rl.arm_pool import load_arm_pool
-from saerl_lib.rl.grid import arm_plan
+from saerl_lib.train.arm_pool import load_arm_pool
+from saerl_lib.train.arms import find_arm
+from saerl_lib.train.grid import arm_plan
 
 
 def mixing_diversity(profile: Profile) -> pd.DataFrame:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from saerl_lib.arms.base import Arm, ArmPool
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import Profile
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash
 from saerl_lib.properties import correlation
-from saerl_lib.rl.arm_pool import load_arm_pool
-from saerl_lib.rl.grid import arm_plan
+from saerl_lib.train.arm_pool import load_arm_pool
+from saerl_lib.train.arms import Arm, ArmPool
+from saerl_lib.train.grid import arm_plan
 
 COLUMNS = [
     "arm", "prompts_per_step", "swapped_per_batch", "batches", "swapped_batches", "swapped_batches_second_half",

@@ -1,6 +1,7 @@
-"""The study's tables: from the finished runs of the grid (profile `study`), or those that are committed (every other profile).
+"""The study's tables: from the finished runs of the grid (profile `study`), or the committed ones (every other profile).
 
-The committed evaluations of single problems, `figures/data/study_problems.parquet`, are all that the statistics need.
+`figures/data` holds what the tables need of a run: its evaluations by problem (`study_problems.parquet`), the means of training
+between them, what it spent, and how it was made. Committed runs are only shown, and held against those that are made again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
-from saerl_lib.arms import all_arms
-from saerl_lib.arms.base import Arm
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import Profile
 from saerl_lib.data.stage import world_stage
@@ -25,12 +24,13 @@ from saerl_lib.report.arm_pairs import comparison_rows
 from saerl_lib.report.arm_tables import Sizes, runs_table, summary_table, targets_by_policy
 from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
 from saerl_lib.report.schemas import read_table, write_csv
-from saerl_lib.rl.arm_pool import arm_pool_stage
-from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid, run_name
-from saerl_lib.rl.job import write_table
 from saerl_lib.study.mixing import mixing_diversity
 from saerl_lib.study.plans import plan_facts
-from saerl_lib.study.record import PROBLEMS, Results, compact, joined, only, read_record
+from saerl_lib.train.arm_pool import arm_pool_stage
+from saerl_lib.train.arms import Arm, all_arms
+from saerl_lib.train.evaluate import final_outcome
+from saerl_lib.train.grid import chosen_arms, finished, grid, results, run_grid, run_name
+from saerl_lib.train.run import write_table
 
 TABLES = (
     "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
@@ -39,6 +39,46 @@ TABLES = (
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "study_pilot", "preparation_cost")
 """Tables that notebook 08 shows: the pilot's and the cost of preparation come from commands of their own."""
+PROBLEMS = "study_problems.parquet"
+"""One row a run, evaluation and problem."""
+COLUMNS = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct"]
+COUNTS = ("seed", "step", "update", "rollouts", "attempts", "correct")
+TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
+TEXT = dict.fromkeys(("arm", "eval_set", "sample_id"), "str")
+Results = dict[str, pd.DataFrame]
+
+
+def compact(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """The evaluations with small integers and categories, sorted, so that the file is small."""
+    frame = evaluations[COLUMNS].sort_values(["arm", "seed", "step", "eval_set", "sample_id"]).reset_index(drop=True)
+    kinds = {"arm": "category", "eval_set": "category", "sample_id": "category", "attempts": "int8", "correct": "int8"}
+    return frame.astype({**kinds, "seed": "int16", "step": "int16", "update": "int16", "rollouts": "int32"})
+
+
+def read_record(folder: Path) -> Results:
+    """`evaluations`, `curve`, `budget` and `provenance` of the runs committed in `folder`.
+
+    The curve has a row an evaluation, the mean over the updates since the one before. Raises ArtifactError when there is none.
+    """
+    if not (folder / PROBLEMS).is_file():
+        raise ArtifactError(f"{folder / PROBLEMS} is missing: there are no committed runs")
+    evaluations = pd.read_parquet(folder / PROBLEMS)
+    runs = read_table("study_runs", folder)
+    curve = runs.loc[runs["update"] > 0, ["arm", "seed", "update", *TRAINING]].rename(columns={"update": "step"})
+    tables = {name: read_table(f"study_{name}", folder) for name in ("budget", "provenance")}
+    return {"evaluations": evaluations.astype(TEXT | dict.fromkeys(COUNTS, "int64")), "curve": curve, **tables}
+
+
+def repeated(here: Results, record: Results) -> pd.DataFrame:
+    """Runs that are in both, by arm and seed: whether all evaluations are equal, both processors and outcomes in percent."""
+    made = here["provenance"].merge(record["provenance"], on=["arm", "seed"], suffixes=("", "_committed"))
+    rows = []
+    for run in made.itertuples():
+        both = [t[(t["arm"] == run.arm) & (t["seed"] == run.seed)] for t in (here["evaluations"], record["evaluations"])]
+        frames = [compact(part).astype(TEXT | dict.fromkeys(COUNTS, "int64")) for part in both]
+        outcome = [final_outcome(frame)["outcome"].item() for frame in frames]
+        rows.append((run.run, frames[0].equals(frames[1]), run.cpu, run.cpu_committed, *outcome))
+    return pd.DataFrame(rows, columns=["run", "equal", "cpu", "committed_cpu", "outcome", "committed_outcome"])
 
 
 def sizes_of(profile: Profile) -> Sizes:
@@ -77,24 +117,17 @@ def study_tables(
     }
 
 
-def collect_study(
-    profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path, record: Results | None = None
-) -> dict[str, pd.DataFrame]:
+def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path) -> dict[str, pd.DataFrame]:
     """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
 
-    Runs of `record` stand as they are and those that are finished here join them. Raises ArtifactError when no run is finished
-    or no baseline is among them. Unfinished cells are named.
+    Raises ArtifactError when no run is finished or no baseline is among them. Unfinished cells are named.
     """
-    order = [run_name(arm, seed) for arm, seed in cells]
-    parts = [only(record, order)] if record is not None else []
-    known = set(parts[0]["provenance"]["run"]) if parts else set()
-    here = [folder for folder in finished(profile, cells) if folder.name not in known]
-    parts += [results(here)] if here else []
-    merged = joined(parts, order) if parts else None
+    here = finished(profile, cells)
+    merged = results(here) if here else None
     if merged is None or "grpo" not in set(merged["provenance"]["arm"]):
         raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")
     done = set(merged["provenance"]["run"])
-    missing = [run for run in order if run not in done]
+    missing = [name for name in (run_name(arm, seed) for arm, seed in cells) if name not in done]
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     problems, prompts = profile.world.eval_problems_small, profile.plan.prompts_per_step

@@ -16,16 +16,17 @@ import pandas as pd
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import content_hash, sub_seed
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path.answers import attempted, judged
 from saerl_lib.paper.path.data import SETS, group
-from saerl_lib.paper.path.generate import Policy
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
-from saerl_lib.paper.path.train import Run
+from saerl_lib.paper.path.train import SEEDS, kept_steps
+from saerl_lib.train.evaluate import attempted, counted, judged
+from saerl_lib.train.run import Run
+from saerl_lib.train.sampler import GenerateSampler
 
 CODE = code_of(
-    "paper/path/evaluate.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "encode/models.py",
-    "data/checking.py", "data/answers.py", "final_answer.py",
+    "paper/path/evaluate.py", "train/evaluate.py", "train/sampler.py", "data/checking.py", "data/answers.py",
+    "final_answer.py",
 )  # fmt: skip
 
 
@@ -37,8 +38,9 @@ def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
         name = f"initial-{content_hash(identity)[:8]}-seed{seed}"
         stages.append(_stage(home, data, name, model_folder(base, "--policy"), identity, seed, 0))
     for run in runs:
-        for step, folder in run.policies(config).items():
-            stages.append(_stage(home, data, f"{run.folder.name}-{step:05d}", folder, f"{run.key}@{step}", run.seed, step))
+        for step in kept_steps(run):
+            name = f"{run.folder.name}-{step:05d}"
+            stages.append(_stage(home, data, name, run.kept(step), f"{run.key}@{step}", run.seed % SEEDS, step))
     return stages
 
 
@@ -53,9 +55,9 @@ def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: 
     }  # fmt: skip
 
     def compute(out: Path) -> None:
-        found = Policy(folder, config.bf16)
-        how = (config.eval_samples, config.eval_temperature, config.eval_sequences, config, settings["seed"])
-        answers = [attempted(found, key, samples, *how) for key, samples in sets.items()]
+        sampler = GenerateSampler(folder, config.bf16, config.chat, config.eval_sequences)
+        how = (config.eval_samples, config.max_response_tokens, config.eval_temperature)
+        answers = [attempted(sampler, key, samples, *how, sub_seed(settings["seed"], key)) for key, samples in sets.items()]
         rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
         rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)
 
@@ -69,16 +71,15 @@ def evaluations(stages: Sequence[Stage], runs: Sequence[Run], config: PaperConfi
     """
 
     @cache
-    def counted(place: int) -> pd.DataFrame:
+    def read(place: int) -> pd.DataFrame:
         frame = pd.read_parquet(stages[place].path("attempts.parquet"))
-        grouped = frame.groupby(["step", "eval_set", "sample_id"], sort=False)["correct"]
-        return grouped.agg(attempts="size", correct="sum").reset_index()
+        return counted(frame).assign(step=frame["step"].iloc[0])
 
     parts, place = [], config.seeds
     for run in runs:
-        own = [counted(run.seed)]
-        for _ in run.policies(config):
-            own.append(counted(place))
+        own = [read(run.seed % SEEDS)]
+        for _ in kept_steps(run):
+            own.append(read(place))
             place += 1
-        parts.append(pd.concat(own).assign(arm=run.arm, seed=run.seed))
-    return pd.concat(parts, ignore_index=True).astype({"correct": int})
+        parts.append(pd.concat(own).assign(arm=run.arm, seed=run.seed % SEEDS))
+    return pd.concat(parts, ignore_index=True)

@@ -12,21 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import sub_seed
 from saerl_lib.data.schema import Sample, read_samples
+from saerl_lib.encode.models import open_tokenizer
+from saerl_lib.encode.spans import Layout, pack, sample_spans
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path.angles import angle_concentration
-from saerl_lib.paper.path.answers import attempted, judged
-from saerl_lib.paper.path.generate import Policy
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
 from saerl_lib.paper.replacements import SELECTORS
+from saerl_lib.train.evaluate import attempted, judged
+from saerl_lib.train.sampler import GenerateSampler
 
 CODE = code_of(
-    "paper/path/measure.py", "paper/path/angles.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py",
-    "encode/models.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
+    "paper/path/measure.py", "train/evaluate.py", "train/sampler.py", "encode/spans.py",
+    "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
 )  # fmt: skip
 
 
@@ -65,15 +67,17 @@ def measured_stage(home: Home, plans: Stage) -> Stage | None:
 class _Opened:
     """The base policy, opened when a part has to be computed and once for all of them."""
 
-    policy: Policy | None
+    policy: GenerateSampler | None
 
     def __init__(self, config: PaperConfig) -> None:
         self.config, self.model = config, policy_model(config)
         self.identity, self.policy = model_identity(self.model), None
 
-    def __call__(self) -> Policy:
+    def __call__(self) -> GenerateSampler:
         if self.policy is None:
-            self.policy = Policy(model_folder(self.model, "--policy"), self.config.bf16)
+            self.policy = GenerateSampler(
+                model_folder(self.model, "--policy"), self.config.bf16, self.config.chat, self.config.measure_sequences
+            )
         return self.policy
 
 
@@ -103,19 +107,54 @@ def _part(home: Home, column: str, number: int, samples: Sequence[Sample], opene
     return home.stage("measure", f"measured-{column}-{number:05d}", CODE, shared | own[column], compute)
 
 
-def pass_rates(policy: Policy, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
+def pass_rates(policy: GenerateSampler, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
     """Share of right answers among `adarft_samples` rollouts of each sample, [N]."""
-    rows = attempted(policy, "rates", samples, config.adarft_samples, config.temperature, config.measure_sequences, config, seed)
+    how = (config.adarft_samples, config.max_response_tokens, config.temperature, sub_seed(seed, "rates"))
+    rows = attempted(policy, "rates", samples, *how)
     right = judged(rows, config.answer_seconds).groupby("sample_id")["correct"].mean()
     return right.reindex([sample.id for sample in samples]).to_numpy(dtype=float)
 
 
-def angles(policy: Policy, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
+TEMPLATE_WEIGHT = 8.0
+"""Of the tokens before the question (their public script)."""
+
+
+@torch.inference_mode()
+def angle_concentration(policy: GenerateSampler, samples: Sequence[Sample], tokens_per_batch: int, chat: bool) -> np.ndarray:
+    """GAINRL's score of a prompt: how close the directions of the policy's last-layer states lie (arXiv 2506.02281, their code).
+
+    Mean cosine of the question's tokens with each other, each pair and itself, plus `TEMPLATE_WEIGHT` times that with the
+    tokens of the chat template before them, float64 [N]; plain prompts have none.
+
+    Samples of similar length go together, padded behind. Raises DataError when the template changes a question.
+    """
+    tokenizer = open_tokenizer(str(policy.folder), [s.prompt for s in samples[:20]], local=True)
+    spans = [sample_spans(sample, tokenizer, Layout(chat=chat, prompt_only=True)) for sample in samples]
+    out = np.empty(len(spans))
+    for rows in pack([len(span.ids) for span in spans], tokens_per_batch):
+        width = max(len(spans[i].ids) for i in rows)
+        ids, real, question, before = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(4))
+        for place, i in enumerate(rows):
+            span = spans[i]
+            ids[place, : len(span.ids)], real[place, : len(span.ids)] = torch.tensor(span.ids), 1
+            question[place, : len(span.ids)] = torch.tensor(span.prompt, dtype=torch.long)
+            before[place, : span.prompt.index(True) if chat else 0] = 1
+        inputs = {"input_ids": ids.to(policy.device), "attention_mask": real.to(policy.device)}
+        states = policy.model.base_model(**inputs, use_cache=False).last_hidden_state.double().cpu()
+        directions = torch.nn.functional.normalize(states, dim=-1)
+        own, other = (
+            (directions * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in (question, before)
+        )
+        out[list(rows)] = ((own * own).sum(dim=1) + TEMPLATE_WEIGHT * (own * other).sum(dim=1)).numpy()
+    return out
+
+
+def angles(policy: GenerateSampler, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:
     """Angle concentration of each sample's prompt as the policy gets it, [N]; nothing is drawn."""
     return angle_concentration(policy, samples, config.tokens_per_batch, config.chat)
 
 
-MEASURES: dict[str, Callable[[Policy, Sequence[Sample], PaperConfig, int], np.ndarray]] = {
+MEASURES: dict[str, Callable[[GenerateSampler, Sequence[Sample], PaperConfig, int], np.ndarray]] = {
     "pass_rate": pass_rates, "angle_concentration": angles,
 }  # fmt: skip
 """Column -> how it is measured."""

@@ -25,13 +25,13 @@ from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.fit import POOL
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
-from saerl_lib.paper.path.prompts import prompt_lengths
 from saerl_lib.paper.replacements import ORDERS, SELECTORS
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
+from saerl_lib.train.sampler import prompt_lengths
 
 CODE = code_of(
-    "paper/path/plan.py", "paper/path/prompts.py", "own/arrange.py", "encode/models.py", "plan", "export", "data/schema.py"
+    "paper/path/plan.py", "train/sampler.py", "own/arrange.py", "plan", "export", "data/schema.py"
 )
 
 

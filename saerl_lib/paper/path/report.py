@@ -6,23 +6,21 @@ study_comparisons.csv; beside them what the earlier steps counted and measured. 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.paper.path.evaluate import evaluations
 from saerl_lib.paper.path.home import Home, code_of
-from saerl_lib.paper.path.train import Run
 from saerl_lib.report.arm_effects import final_values, outcomes
 from saerl_lib.report.arm_pairs import FAMILIES, SMALLEST_POINTS, comparison_row
 from saerl_lib.report.arm_tables import RUN, set_rates, target_steps
 from saerl_lib.report.paired import compare
 from saerl_lib.report.schemas import write_csv
+from saerl_lib.train.run import Run
 
 CODE = code_of("paper/path/report.py", "paper/path/evaluate.py", "report")
 PASS_SET = "aime24"
@@ -32,9 +30,7 @@ KEPT = (("data", "counts.csv"), ("data", "malformed.csv"), ("features", "truncat
         ("scores", "separation.csv"), ("scores", "clusters.csv"), ("plans", "left_out.csv"),
         ("measured", "measured.csv"))  # fmt: skip
 """(stage, file) of the earlier steps' tables."""
-CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
-         "completions/mean_length": "completion_tokens"}  # fmt: skip
-"""TRL's name -> the study's."""
+TRAINING = ["reward_mean", "zero_variance_share", "entropy", "grad_norm", "completion_tokens"]
 
 
 def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], evaluated: Sequence[Stage]) -> Stage:
@@ -66,13 +62,7 @@ def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], eval
 
 def training_curve(runs: Sequence[Run]) -> pd.DataFrame:
     """Rows of training_curves.csv, from TRL's own log."""
-    rows = []
-    for run in runs:
-        state = json.loads((run.folder / "checkpoints" / "trainer_state.json").read_text(encoding="utf-8"))
-        logged = [entry for entry in state["log_history"] if "reward" in entry]
-        named = {"arm": run.arm, "seed": run.seed}
-        rows += [{**named, "step": e["step"], **{ours: e.get(own, np.nan) for own, ours in CURVE.items()}} for e in logged]
-    return pd.DataFrame(rows)
+    return pd.concat([pd.read_parquet(run.folder / "curve.parquet") for run in runs])[[*RUN, "step", *TRAINING]]
 
 
 def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +82,7 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     trained = []
     for row, low in zip(table.itertuples(), before, strict=True):
         own = (curve["arm"] == row.arm) & (curve["seed"] == row.seed) & curve["step"].between(low + 1, row.step)
-        trained.append(curve[own][list(CURVE.values())].mean())
+        trained.append(curve[own][TRAINING].mean())
     return pd.concat([table.reset_index(drop=True), pd.DataFrame(trained).reset_index(drop=True)], axis=1)
 
 

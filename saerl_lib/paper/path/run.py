@@ -93,17 +93,18 @@ def run_steps(config: PaperConfig, steps: tuple[str, ...], say: Callable[[str], 
 
 
 def print_commands(config: PaperConfig) -> int:
-    """The command of every run, one a line, for a scheduler's job script; nothing is trained."""
+    """The command of every run, one a line, for a scheduler's job script; the records are written, nothing is trained."""
     from saerl_lib.paper.path.data import data_stage
     from saerl_lib.paper.path.encode import encode_stage
     from saerl_lib.paper.path.fit import fit_stage
     from saerl_lib.paper.path.measure import measured_stage
     from saerl_lib.paper.path.plan import plans_stage
-    from saerl_lib.paper.path.train import launch_command, planned_runs
+    from saerl_lib.paper.path.train import planned_runs, write_whole
+    from saerl_lib.train.run import command
 
     home = Home(config, frozenset())
     data = data_stage(home)
     plans = plans_stage(home, data, fit_stage(home, data, encode_stage(home, data)))
     for run in planned_runs(home, plans, measured_stage(home, plans)):
-        tell(shlex.join(launch_command(run, config)))
+        tell(shlex.join(command(write_whole(run, config), config.launch)))
     return 0

@@ -1,0 +1,1 @@
+"""Policies, arms, sampling, GRPO by TRL, runs and their evaluation."""

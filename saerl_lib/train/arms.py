@@ -1,0 +1,428 @@
+"""The arms of the study: which prompts, in which order.
+
+An arm is an order of the pool fixed beforehand, or a selector that learns from rewards (`saerl_lib.train.selectors`). Here are
+the random order and the controls of order, the SAERL curriculum with its ablations (Table 7), mixing (Figure 3) and batch size
+(Table 8), other features in place of the SAE's, and the rivals. An arm of your own is one file with a function and an `Arm` in a
+tuple named `ARMS`, named by `grid --arms-from`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from saerl_lib.config import PlanConfig, sub_seed
+from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.plan.orders import build_plan, by_difficulty, random_order
+from saerl_lib.train import selectors
+from saerl_lib.train.selectors import Selector
+
+GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "transfer", "user")
+
+
+class ArmError(ValueError):
+    """An arm is not what the interface asks for."""
+
+
+@dataclass(frozen=True)
+class ArmPool:
+    """What an arm may read of the pool, N samples in pool order."""
+
+    table: pd.DataFrame
+    """Columns sample_id, cluster, ranking, raw, length and label; further scalar columns are named in `Arm.needs`."""
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Matrices [N, ...] by name, for orders alone: a selector runs in the training process and sees the table only."""
+
+    def column(self, name: str) -> np.ndarray:
+        """One column [N]. Raises ArmError when the pool does not have it."""
+        if name not in self.table:
+            raise ArmError(f"the pool has no column {name!r}: name it in the arm's `needs`, or choose one of {list(self.table)}")
+        return self.table[name].to_numpy()
+
+    def matrix(self, name: str) -> np.ndarray:
+        """One feature matrix [N, ...]. Raises ArmError when the pool does not have it."""
+        if name not in self.features:
+            raise ArmError(f"the pool has no features {name!r}: name them in the arm's `needs`")
+        return self.features[name]
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids in pool order."""
+        return self.table["sample_id"].tolist()
+
+
+@dataclass(frozen=True)
+class ArmSetting:
+    """What an arm is told about the run."""
+
+    plan: PlanConfig
+    steps: int
+    """Steps that the budget pays for."""
+    seed: int
+    """Seed of the arm's own randomness, another one for every matched seed."""
+
+
+Order = Callable[[ArmPool, ArmSetting], "np.ndarray | BatchPlan"]
+"""Row numbers in training order, or a whole plan."""
+Policy = Callable[[ArmPool, ArmSetting], Selector]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: exactly one of `order` and `policy`."""
+
+    name: str
+    title: str
+    """A line for tables and figures."""
+    group: str = "user"
+    """One of `GROUPS`."""
+    order: Order | None = None
+    policy: Policy | None = None
+    dapo: bool = False
+    """Token-level loss, clip-higher and dynamic sampling."""
+    batch_factor: int = 1
+    """Prompts of a step as a multiple of the profile's."""
+    pool: str = "kept"
+    """kept: after the quality filter; unfiltered: a sample of the noisy pool of the same size."""
+    model: str = "policy"
+    """Which policy is trained."""
+    needs: tuple[str, ...] = ()
+    """Columns and features beyond the standard ones."""
+    seeded: bool = False
+    """Whether the order depends on the matched seed."""
+    cost: tuple[str, ...] = ()
+    """What has to be prepared, names that `saerl_lib.report.arm_tables.preparation` counts."""
+    baseline: str = "grpo"
+    """The arm that this one is compared with."""
+
+    def __post_init__(self) -> None:
+        if (self.order is None) == (self.policy is None):
+            raise ArmError(f"arm {self.name!r}: give exactly one of order and policy")
+        if self.group not in GROUPS:
+            raise ArmError(f"arm {self.name!r}: group={self.group!r} must be one of {', '.join(GROUPS)}")
+        if not self.name.isidentifier():
+            raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
+
+
+def shuffle(label: str) -> Order:
+    """A random order, another one for every matched seed; `label` tells several shuffles of one seed apart."""
+
+    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+        return random_order(pool.ids, sub_seed(setting.seed, label))
+
+    return order
+
+
+def ascending(column: str, descending: bool = False) -> Order:
+    """Sorted by a column of the pool; equal values in random order, since ids tell the source of a sample."""
+
+    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+        shuffled = random_order(pool.ids, sub_seed(setting.seed, "ties"))
+        values = pool.column(column)[shuffled]
+        return shuffled[np.argsort(-values if descending else values, kind="stable")]
+
+    return order
+
+
+def by_label(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+    """Ascending label, ties by id: DIFF as the paper describes it; labels here are nearly all distinct."""
+    return by_difficulty(pool.ids, pool.column("label"))
+
+
+COST = ("encode", "label_subset")
+
+
+def curriculum(
+    mixing: bool = True, sorting: bool = True, swapped: float | None = None, features: str = "", ranking: str = "ranking",
+    permuted: bool = False,
+) -> Order:
+    """Cluster-first curriculum. `swapped` is h as a share of the batch (None: the profile's); `features` names another encoder.
+
+    Without `sorting` the samples of a cluster come in random order, the same for every matched seed. `permuted` deals the
+    scores to other samples: a difficulty that knows nothing, with the same values.
+    """
+
+    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+        suffix = f"@{features}" if features else ""
+        config = setting.plan
+        if swapped is not None:
+            config = dataclasses.replace(config, swapped_per_batch=round(swapped * config.prompts_per_step))
+        within = None if sorting else random_order(pool.ids, sub_seed(0, "within-cluster"))
+        score, raw = pool.column(f"{ranking}{suffix}" if ranking == "ranking" else ranking), pool.column(f"raw{suffix}")
+        if permuted:
+            other = np.random.default_rng(sub_seed(0, "permuted-scores")).permutation(len(score))
+            score, raw = score[other], raw[other]
+        return build_plan(
+            pool.ids, pool.column(f"cluster{suffix}"), score, raw, pool.column("length"), config,
+            order="saerl" if mixing else "saerl_before_mixing", within=within,
+        )  # fmt: skip
+
+    return order
+
+
+def difficulty_alone(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+    """Easy to hard by the ranking score over the whole pool: no clusters, no mixing."""
+    return np.lexsort((np.asarray(pool.ids), pool.column("raw"), pool.column("ranking")))
+
+
+def scaled(config: PlanConfig, factor: int) -> PlanConfig:
+    """The plan's settings at `factor` times the batch: the same share swapped, the same number of samples in the window."""
+    return dataclasses.replace(
+        config,
+        prompts_per_step=factor * config.prompts_per_step,
+        swapped_per_batch=factor * config.swapped_per_batch,
+        window_batches=max(1, round(config.window_batches / factor)),
+    )
+
+
+def _arm(name: str, title: str, group: str, order: Order, **rest: object) -> Arm:
+    return Arm(name, title, group, order=order, **{"cost": COST, **rest})  # type: ignore[arg-type]
+
+
+def staged(unequal: str) -> Order:
+    """The curriculum with `PlanConfig.unequal` as given."""
+    whole = curriculum()
+
+    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+        plan = dataclasses.replace(setting.plan, unequal=unequal)
+        return whole(pool, dataclasses.replace(setting, plan=plan))
+
+    return order
+
+
+SHARE = 0.5
+RIDGE = 1.0
+"""lambda of the log determinant (not stated; ours)."""
+
+
+def farthest_first(quality: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
+    """Greedy argmax of quality(x) * min over chosen x' of ||x - x'||, [count]; the first is the best quality.
+
+    >>> farthest_first(np.array([1.0, 1.0, 0.9]), np.array([[0.0], [0.1], [1.0]]), 2).tolist()
+    [0, 2]
+    """
+    chosen = [int(quality.argmax())]
+    nearest = np.linalg.norm(points - points[chosen[0]], axis=1)
+    while len(chosen) < count:
+        gain = quality * nearest
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return np.asarray(chosen)
+
+
+def greedy_log_det(points: np.ndarray, weights: np.ndarray, count: int, ridge: float = RIDGE) -> np.ndarray:
+    """Greedy maximisation of log det(I + ridge sum_i w_i phi_i phi_i^T) by Sherman-Morrison, [count].
+
+    The gain of x is log(1 + ridge w phi^T A^-1 phi); `points` [N, K], `weights` [N] of 0 or more.
+    """
+    inverse = np.eye(points.shape[1])
+    chosen: list[int] = []
+    for _ in range(count):
+        gain = ridge * weights * np.einsum("nk,kl,nl->n", points, inverse, points, optimize=True)
+        gain[chosen] = -np.inf
+        best = int(gain.argmax())
+        chosen.append(best)
+        v = inverse @ points[best]
+        scale = ridge * weights[best]
+        inverse = inverse - scale * np.outer(v, v) / (1.0 + scale * float(points[best] @ v))
+    return np.asarray(chosen)
+
+
+def motif_weights(motifs: np.ndarray, pass_rate: np.ndarray) -> np.ndarray:
+    """w_i = (sum_k f_k phi_ik) p_i (1 - p_i), f_k the activation-weighted failure rate of motif k, [N]."""
+    failure = motifs.T @ (1.0 - pass_rate) / np.maximum(motifs.sum(axis=0), 1e-12)
+    return (motifs @ failure) * pass_rate * (1.0 - pass_rate)
+
+
+def shift_rows(pool: ArmPool, count: int) -> np.ndarray:
+    """SHIFT: quality log(1 + ||Delta||), distance between normalised [s ; Delta]."""
+    states = pool.matrix("solution_shift")
+    change = states[:, states.shape[1] // 2 :]
+    points = states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
+    return farthest_first(np.log1p(np.linalg.norm(change, axis=1)), points, count)
+
+
+def irds_rows(pool: ArmPool, count: int) -> np.ndarray:
+    """IRDS-style: log-determinant coverage of SAE motifs, weighted by failure and by p (1 - p)."""
+    motifs = pool.matrix("motifs")
+    return greedy_log_det(motifs, motif_weights(motifs, pool.column("pass_rate")), count)
+
+
+def twice(select: Callable[[ArmPool, int], np.ndarray]) -> Order:
+    """The chosen half, shuffled by the matched seed, two passes."""
+
+    def order(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
+        total = setting.steps * setting.plan.prompts_per_step
+        chosen = np.sort(select(pool, int(SHARE * len(pool.table))))
+        rng = np.random.default_rng(setting.seed)
+        passes = [rng.permutation(chosen) for _ in range(-(-total // len(chosen)))]
+        return np.concatenate(passes)[:total]
+
+    return order
+
+
+def informative_rows(pool: ArmPool, count: int) -> np.ndarray:
+    """Row numbers [count] by ascending distance of the pass rate from one half; ties by id."""
+    return np.lexsort((np.asarray(pool.ids), np.abs(pool.column("pass_rate") - 0.5)))[:count]
+
+
+BINS = 5
+"""Bins of equal size by label (not stated; ours)."""
+
+
+def bin_odds(progress: float, bins: int = BINS) -> np.ndarray:
+    """Probability of each bin at `progress` in [0, 1]: weight K - i early, i + 1 late, blended by a cosine.
+
+    >>> bin_odds(0.0, 2).round(3).tolist(), bin_odds(1.0, 2).round(3).tolist(), bin_odds(0.5, 2).round(3).tolist()
+    ([0.667, 0.333], [0.333, 0.667], [0.5, 0.5])
+    """
+    early = 0.5 * (1.0 + np.cos(np.pi * progress))
+    number = np.arange(bins)
+    weights = early * (bins - number) + (1.0 - early) * (number + 1)
+    return weights / weights.sum()
+
+
+def e2h(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
+    """E2H (arXiv 2506.06632): the share of each difficulty bin follows a cosine over the run.
+
+    Row numbers of `steps` batches; a bin that is used up is dealt again in a new order."""
+    rng = np.random.default_rng(setting.seed)
+    by_label = np.lexsort((np.asarray(pool.ids), pool.column("label")))
+    bins = [list(rng.permutation(part)) for part in np.array_split(by_label, BINS)]
+    dealt: list[list[int]] = [[] for _ in bins]
+    rows = []
+    for step in range(setting.steps):
+        odds = bin_odds(step / max(1, setting.steps - 1))
+        for number in rng.choice(BINS, size=setting.plan.prompts_per_step, p=odds):
+            if not dealt[number]:
+                dealt[number] = list(rng.permutation(bins[number]))
+            rows.append(dealt[number].pop())
+    return np.asarray(rows, dtype=np.int64)
+
+
+def adarft(pool: ArmPool, setting: ArmSetting) -> Selector:
+    """ADARFT; equal difficulties are visited in a seeded order."""
+    values = selectors.difficulty(pool.column("pass_rate"))
+    ties = np.random.default_rng(setting.seed).permutation(len(values))
+    return selectors.AdaptiveTarget(values + 1e-6 * ties / len(values))
+
+
+def gainrl(pool: ArmPool, setting: ArmSetting) -> Selector:
+    """GAINRL by the angle concentration that was measured."""
+    return selectors.MovingGaussian(pool.column("angle_concentration"), setting.seed)
+
+
+def mopps(pool: ArmPool, setting: ArmSetting) -> Selector:
+    """MoPPS."""
+    return selectors.PosteriorSampling(len(pool.table), setting.seed)
+
+
+def sec(pool: ArmPool, setting: ArmSetting) -> Selector:
+    """SEC over the pool's clusters."""
+    return selectors.ClusterBandit(pool.column("cluster"), setting.seed)
+
+
+LARGE = "policy_large"
+"""A second, larger policy under the plans of the first: the claim that one SAE guides all policies (Table 4, Section 5.2)."""
+
+ARMS = (
+    Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True, cost=("rollouts_16",)),
+    Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True, cost=("label_pool",)),
+    Arm("gainrl", "GAINRL", "paper", policy=gainrl, needs=("angle_concentration",), seeded=True, cost=("policy_forward",)),
+    Arm("mopps", "MoPPS", "rival", policy=mopps, seeded=True),
+    Arm("grpo", "GRPO, random order", "paper", order=shuffle("shuffle"), seeded=True),
+    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, dapo=True),
+    Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label, cost=("label_pool",)),
+    Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=shuffle("shuffle-b"), seeded=True),
+    Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=shuffle("shuffle-c"), seeded=True),
+    Arm("hard_to_easy", "hard to easy by label", "control", order=ascending("label", True), seeded=True, cost=("label_pool",)),
+    Arm("short_to_long", "short to long", "control", order=ascending("length"), seeded=True),
+    Arm(
+        "pass_rate_order", "easy to hard by base pass rate", "control", order=ascending("pass_rate", True),
+        needs=("pass_rate",), cost=("rollouts_16",), seeded=True,
+    ),
+    Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle("shuffle"), seeded=True, batch_factor=4),
+    Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle("shuffle"), seeded=True, pool="unfiltered"),
+    Arm("informative_half", "half the pool by pass rates near one half, twice", "control", order=twice(informative_rows),
+        seeded=True, needs=("pass_rate",), cost=("rollouts_16",)),
+    _arm("saerl_grpo", "SAERL on GRPO", "paper", curriculum()),
+    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), dapo=True),
+    _arm("minus_diff", "- Diff: random inside clusters", "ablation", curriculum(sorting=False), baseline="saerl_grpo"),
+    _arm("minus_diff_mix", "- Diff & Mix", "ablation", curriculum(False, False), baseline="saerl_grpo"),
+    _arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", difficulty_alone, baseline="saerl_grpo"),
+    _arm("minus_mix", "- Mix: h = 0", "ablation", curriculum(False), baseline="saerl_grpo"),
+    _arm("mix_1", "h = 1 of 32", "mixing", curriculum(swapped=1 / 32), baseline="minus_mix"),
+    _arm("mix_4", "h = 4 of 32", "mixing", curriculum(swapped=4 / 32), baseline="minus_mix"),
+    _arm("mix_8", "h = 8 of 32", "mixing", curriculum(swapped=8 / 32), baseline="minus_mix"),
+    _arm("saerl_4b", "SAERL, four times the batch", "batch", curriculum(), batch_factor=4, baseline="grpo_4b"),
+    _arm(
+        "saerl_unfiltered", "SAERL on the unfiltered pool", "filter", curriculum(), pool="unfiltered",
+        baseline="grpo_unfiltered",
+    ),
+    _arm("saerl_true", "SAERL with the true label as difficulty", "control", curriculum(ranking="label"),
+         cost=("encode", "label_pool"), baseline="saerl_grpo"),
+    _arm("saerl_tfidf", "SAERL with TF-IDF features", "control", curriculum(features="tfidf"), needs=("cluster@tfidf",),
+         cost=("label_subset",), baseline="saerl_grpo"),
+    _arm("saerl_dense", "SAERL with dense activations", "control", curriculum(features="dense"), needs=("cluster@dense",),
+         baseline="saerl_grpo"),
+    _arm("saerl_frozen", "SAERL with a frozen-decoder SAE", "control", curriculum(features="frozen"),
+         needs=("cluster@frozen",), baseline="saerl_grpo"),
+    _arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", curriculum(permuted=True), baseline="saerl_grpo"),
+    Arm("sec", "SEC with SAE clusters", "rival", policy=sec, seeded=True, cost=("encode",)),
+    Arm("saerl_stretch", "SAERL, clusters spread over the run", "control", order=staged("stretch"), cost=COST,
+        baseline="saerl_grpo"),
+    Arm("saerl_back", "SAERL, clusters end together", "control", order=staged("back"), cost=COST, baseline="saerl_grpo"),
+    Arm("shift", "SHIFT, half the pool", "rival", order=twice(shift_rows), seeded=True, needs=("solution_shift",),
+        cost=("rollouts_1",)),
+    Arm("irds", "IRDS-style, half the pool", "rival", order=twice(irds_rows), seeded=True, needs=("motifs", "pass_rate"),
+        cost=("encode", "rollouts_16")),
+    Arm("grpo_large", "GRPO, larger policy", "transfer", order=shuffle("shuffle"), seeded=True, model=LARGE,
+        baseline="grpo_large"),
+    Arm("saerl_grpo_large", "SAERL on GRPO, larger policy", "transfer", order=curriculum(), model=LARGE, cost=COST,
+        baseline="grpo_large"),
+)  # fmt: skip
+
+
+@functools.cache
+def all_arms(extra: Path | None = None) -> dict[str, Arm]:
+    """Every arm by name, grouped, the baseline first; those of the user's file `extra` included.
+
+    Raises ArmError for a doubled or malformed arm.
+    """
+    found: dict[str, Arm] = {}
+    for where, arms in (("the study", ARMS), *([(str(extra), _load(extra))] if extra is not None else [])):
+        for arm in arms:
+            if not isinstance(arm, Arm):
+                raise ArmError(f"{where}: ARMS holds a {type(arm).__name__}, not an Arm")
+            if arm.name in found:
+                raise ArmError(f"{where}: an arm named {arm.name!r} exists already; choose another name")
+            found[arm.name] = arm
+    return dict(sorted(found.items(), key=lambda item: (GROUPS.index(item[1].group), item[0] != "grpo")))
+
+
+def _load(path: Path) -> tuple[Arm, ...]:
+    """ARMS of a Python file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ArmError(f"{path}: no Python file; name one that defines ARMS")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "ARMS"):
+        raise ArmError(f"{path}: define a tuple named ARMS")
+    return tuple(module.ARMS)
+
+
+def find_arm(name: str, extra: Path | None = None) -> Arm:
+    """The arm `name`. Raises ArmError when there is none."""
+    arms = all_arms(extra)
+    if name not in arms:
+        raise ArmError(f"arm {name!r} does not exist; choose one of {', '.join(arms)}")
+    return arms[name]

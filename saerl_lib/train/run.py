@@ -1,0 +1,481 @@
+"""One training run: the record of all that decides it, and how it is trained, resumed, checked against its plan and finished.
+
+A run's folder holds run.json (the record), checkpoints, a rollouts-<process>.jsonl of each process, evaluations.jsonl and
+progress.json; after the end rollouts.parquet, curve.parquet, evaluations.parquet where it has evaluation sets, final/ (the
+trained policy) and, written last, done.json. `python -m saerl_lib train-job FOLDER` runs or resumes it, alone or behind a
+launcher (`torchrun`, `accelerate launch`), whose processes share every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, write_json
+from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.language_model import load_model
+from saerl_lib.encode.models import open_tokenizer
+from saerl_lib.export.follow import follow
+from saerl_lib.export.log import ConsumedLog, append_rows, cut_back, read_rows
+from saerl_lib.export.samples import in_plan_order, read_sample_file
+from saerl_lib.plan.batch_plan import plan_hash, read_plan
+from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
+from saerl_lib.train.evaluate import evaluate
+from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.selectors import InOrder, Selector
+from saerl_lib.train.trainer import (
+    Feed,
+    PackedFeed,
+    PlanTrainer,
+    grpo_arguments,
+    record,
+    require_gathered,
+    require_launcher,
+    save_weights,
+)
+
+RECORD, DONE = "run.json", "done.json"
+PARENT = "SAERL_PARENT"
+"""Environment variable with the process id of whoever started a run and stops it when it ends."""
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy", "tokenizers")
+"""Packages whose versions decide a run."""
+CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
+         "completions/mean_length": "completion_tokens", "loss": "loss"}  # fmt: skip
+"""TRL's log names against ours."""
+ROLLOUTS = ["step", "round", "row", "sample_id", "used", "reward", "completion_tokens", "completion"]
+"""`row` numbers the rollouts of a step's round over all processes; `used` is False for those that dynamic sampling dropped; only
+engine "packed" keeps the completions."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm, a seed, and everything that decides the outcome."""
+
+    arm: str
+    seed: int
+    """Fixes rollouts and evaluations; the arms of a matched seed share it."""
+    folder: Path
+    policy: str
+    """Folder in Hugging Face format, or a hub name for engine "trl"."""
+    samples: str
+    """File of samples that the plan or the selector chooses from."""
+    prompts_per_step: int
+    steps: int
+    """Evaluation steps, each worth `rollouts_per_step` rollouts whatever the arm's batch; beyond a plan's end it starts again."""
+    rollouts_per_step: int
+    train: TrainConfig
+    plan: str = ""
+    """Parquet of the batch plan, '' where a selector chooses from all samples."""
+    table: str = ""
+    """Parquet that the arm's selector reads, which then chooses (among the plan's samples, with a plan); '': the plan decides."""
+    arms: str = ""
+    """File with the user's own arms, '' for none."""
+    sets: tuple[str, ...] = ()
+    """Evaluation sets, eval_<name>.parquet each; none: the run is not evaluated while it trains."""
+    small_problems: int = 0
+    """Problems of each set in the small evaluations."""
+    initial: str = ""
+    """Evaluation of the initial weights, which all arms of a matched seed share."""
+    key: str = ""
+    """Content hash of all that decides the run, not of where files lie; `keyed` computes it."""
+
+    @property
+    def budget(self) -> int:
+        """Rollouts of the run."""
+        return self.steps * self.rollouts_per_step
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps that the budget pays for."""
+        return -(-self.budget // (self.prompts_per_step * self.train.rollouts_per_prompt))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end under its present key and had followed its plan or selector."""
+        try:
+            return json.loads((self.folder / DONE).read_text(encoding="utf-8"))["key"] == self.key
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def kept(self, step: int) -> Path:
+        """Where the weights of a step that is kept lie."""
+        return self.folder / "policies" / f"step-{step:05d}"
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of `PACKAGES`."""
+    return {"python": ".".join(map(str, sys.version_info[:2])), **{n: importlib.metadata.version(n) for n in PACKAGES}}
+
+
+def keyed(run: Run, identity: str = "") -> Run:
+    """The run with its key and the place of its initial evaluation.
+
+    `identity` says what the policy's weights are, where they are not to be read: a hub's name and revision.
+    """
+    folder = Path(run.policy)
+    files = [p for name in ("*.safetensors", "tokenizer.json", "config.json") for p in sorted(folder.glob(name))]
+    settings = {name: value for name, value in to_dict(run.train).items() if name != "seeds"}
+    shared = {
+        "seed": run.seed, "sets": [file_sha256(Path(p)) for p in run.sets], "small": run.small_problems,
+        "policy": identity or [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
+    }  # fmt: skip
+    own = {
+        "arm": run.arm, "plan": plan_hash(read_plan(Path(run.plan))) if run.plan else "", "train": settings,
+        "files": [file_sha256(Path(p)) if p else "" for p in (run.samples, run.table, run.arms)],
+        "sizes": [run.prompts_per_step, run.steps, run.rollouts_per_step],
+    }  # fmt: skip
+    quiet = {name: settings[name] for name in ("eval_samples_full", "max_completion_tokens", "temperature")}
+    initial = run.folder.parent / "initial" / f"{content_hash({**shared, **quiet})}.parquet" if run.sets else ""
+    return dataclasses.replace(run, key=content_hash({**shared, **own}), initial=str(initial))
+
+
+def write_run(run: Run, replace: bool = False) -> None:
+    """Write the record into the run's folder.
+
+    Raises ArtifactError when the folder holds a run with another key; with `replace` that one is removed.
+    """
+    earlier = run.folder / RECORD
+    if earlier.exists() and json.loads(earlier.read_text(encoding="utf-8"))["key"] != run.key:
+        if not replace:
+            raise ArtifactError(
+                f"{run.folder} holds a run of another plan, policy, setting or version of the code: choose another folder, or "
+                "delete this one"
+            )
+        shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(earlier, {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"})
+
+
+def read_run(folder: Path) -> Run:
+    """The record of a folder. Raises ArtifactError when there is none."""
+    if not (folder / RECORD).is_file():
+        raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `paper train` has written")
+    found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return Run(**{**found, "folder": folder, "train": TrainConfig(**found["train"]), "sets": tuple(found["sets"])})
+
+
+def command(run: Run, launcher: str = "") -> list[str]:
+    """The command that trains a run whose record is written; `launcher` starts the processes, such as 'torchrun --nproc 8'."""
+    return [*(shlex.split(launcher) or [sys.executable]), "-m", "saerl_lib", "train-job", str(run.folder)]
+
+
+def train(run: Run) -> None:
+    """Train or resume a run in this process, which may be one of several behind a launcher; does nothing when it is finished.
+
+    Raises ArtifactError when plan or selector were not followed, for several GPUs without a launcher, when another process
+    trains the run, or when no weights can be saved whole.
+    """
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    require_launcher(run.train, processes)
+    lock = _lock(run.folder) if rank == 0 else None
+    if not run.finished:
+        if not (run.folder / "final").is_dir():
+            _train(run, rank, processes)
+        if rank == 0:
+            conclude(run)
+    if lock is not None:
+        lock.close()
+
+
+def _train(run: Run, rank: int, processes: int) -> None:
+    """Up to the final weights."""
+    if run.train.engine == "packed":
+        torch.set_num_threads(1)
+    started, resume = time.monotonic(), resume_point(run)
+    done = step_of(resume) if resume else 0
+    if rank == 0:
+        for path in run.folder.glob("rollouts-*.jsonl"):
+            cut_back(path, done)
+        if (run.folder / "evaluations.jsonl").exists():
+            cut_back(run.folder / "evaluations.jsonl", done if resume else -1, "update")
+    trainer, watch = prepare(run, rank, processes)
+    require_gathered(trainer.accelerator.state)
+    trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
+    if rank == 0:
+        remove_broken_checkpoints(run.folder / "checkpoints")
+    trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
+    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        if rank == 0:
+            append_rows(run.folder / "times.jsonl", [{"total": time.monotonic() - started, "evaluation": watch.seconds}])
+    trainer.save_state()
+    save_weights(trainer, run.folder / "final")
+    del trainer, watch
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer."""
+    if run.train.engine == "packed":
+        return load_model(Path(run.policy))
+    texts = [sample.prompt for sample in samples[:20]]
+    model = AutoModelForCausalLM.from_pretrained(run.policy, dtype=torch.float32)
+    return model, open_tokenizer(run.policy, texts, Path(run.policy).is_dir())
+
+
+def run_samples(run: Run) -> list[Sample]:
+    """The samples in the order of the selector's row numbers: that of the plan, or of the file."""
+    samples = read_sample_file(Path(run.samples))
+    return list(in_plan_order(read_plan(Path(run.plan)), samples)) if run.plan else samples
+
+
+def open_selector(run: Run, ids: Sequence[str]) -> Selector:
+    """What decides the prompts of a run among the samples `ids`, before its first step.
+
+    Raises ArtifactError when the table is missing, or lacks a column that the arm needs or one of the samples.
+    """
+    if not run.table:
+        return InOrder(range(len(ids)))
+    arm, path = find_arm(run.arm, Path(run.arms) if run.arms else None), Path(run.table)
+    assert arm.policy is not None
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: pass what `paper measure` writes, Parquet with sample_id, as --measured")
+    table = pd.read_parquet(path)
+    needed = ["sample_id", *arm.needs]
+    if not set(needed) <= set(table):
+        raise ArtifactError(f"{path}: {arm.name} needs the columns {' and '.join(needed)}, found {list(table)}")
+    table = table.drop_duplicates("sample_id").set_index("sample_id")
+    lacking = [name for name in ids if name not in table.index]
+    if lacking:
+        raise ArtifactError(f"{path}: no {' or '.join(arm.needs)} for {len(lacking)} of {len(ids)} samples (first {lacking[0]})")
+    setting = ArmSetting(PlanConfig(prompts_per_step=run.prompts_per_step), run.steps, sub_seed(run.seed, f"arm-{arm.name}"))
+    return arm.policy(ArmPool(table.loc[list(ids)].reset_index()), setting)
+
+
+def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, Watch]:
+    """The trainer of a run with its feed, at its first step."""
+    samples = run_samples(run)
+    model, tokenizer = open_policy(run, samples)
+    chosen = (samples, open_selector(run, [s.id for s in samples]), run.train, run.prompts_per_step)
+    log = run.folder / f"rollouts-{rank:03d}.jsonl"
+    packed = run.train.engine == "packed"
+    if packed and processes > 1:
+        raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
+    feed = PackedFeed((model, tokenizer), *chosen, log, run.budget, run.seed) if packed else Feed(*chosen, log)
+    arguments = grpo_arguments(run.train, run.prompts_per_step, run.updates, run.seed, run.folder / "checkpoints", processes)
+    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
+    trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    watch = Watch(run, trainer, GroupSampler(model, tokenizer) if run.sets else None)
+    trainer.add_callback(watch)
+    return trainer, watch
+
+
+class Watch(TrainerCallback):
+    """Evaluates at equal numbers of generated rollouts, keeps weights, ends the run with its budget or when its starter died.
+
+    Evaluation step t stands for t * `rollouts_per_step` generated rollouts, whatever the arm's batch. All processes take part.
+    """
+
+    def __init__(self, run: Run, trainer: PlanTrainer, sampler: GroupSampler | None) -> None:
+        self.run, self.trainer, self.sampler = run, trainer, sampler
+        self.sets = {Path(p).stem.removeprefix("eval_"): read_sample_file(Path(p)) for p in run.sets}
+        self.seconds, self.done = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Full evaluation of the initial weights, once."""
+        self.done = self.trainer.feed.generated // self.run.rollouts_per_step
+        if state.global_step == 0:
+            self.evaluate(0, 0, full=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Small evaluation every few steps, the full one when the budget is spent; weights before the trainer's checkpoint."""
+        run, now, every = self.run, self.trainer.feed.generated // self.run.rollouts_per_step, self.run.train.eval_every_steps
+        if now >= run.steps:
+            self.evaluate(run.steps, state.global_step, full=True)
+            control.should_training_stop = True
+        elif now // every > self.done // every:
+            self.evaluate(now // every * every, state.global_step, full=False)
+        self.done = now
+        keep = run.train.keep_every_steps
+        if keep and (state.global_step % keep == 0 or state.global_step == state.max_steps):
+            save_weights(self.trainer, run.kept(state.global_step))
+        if self.trainer.accelerator.is_main_process:
+            write_json(run.folder / "progress.json", {"step": min(now, run.steps), "steps": run.steps})
+        self.stop_when_orphaned()
+
+    def evaluate(self, step: int, update: int, full: bool) -> None:
+        """One evaluation of all sets, appended to evaluations.jsonl; that of the initial weights is shared by the arms."""
+        if self.sampler is None:
+            return
+        started, run = time.monotonic(), self.run
+        known = Path(run.initial) if run.initial and step == 0 else None
+        if known is not None and known.exists():
+            rows = pd.read_parquet(known).to_dict("records")
+        else:
+            rows = []
+            for name, samples in self.sets.items():
+                problems = samples if full else samples[: run.small_problems]
+                rows += evaluate(self.sampler, name, problems, run.train, run.seed, step, full).to_dict("records")
+                self.stop_when_orphaned()
+        if known is not None and not known.exists():
+            write_table(pd.DataFrame(rows), known)
+        more = {"update": update, "rollouts": self.trainer.feed.generated}
+        append_rows(run.folder / "evaluations.jsonl", [{**row, **more} for row in rows])
+        self.seconds += time.monotonic() - started
+
+    def stop_when_orphaned(self) -> None:
+        """Raise ArtifactError when the process that started the run has died, so that no two processes train one run."""
+        if str(os.getppid()) != os.environ.get(PARENT, str(os.getppid())):
+            raise ArtifactError("the process that started this run is gone; run the same command again to resume")
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The rollouts logged by all processes, of an earlier number of them too, in order of step, round and row."""
+    rows = [row for path in sorted(folder.glob("rollouts-*.jsonl")) for row in read_rows(path)]
+    return sorted(rows, key=lambda row: (row["step"], row["round"], row["row"]))
+
+
+def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    """Hold the log of a finished run against its plan, or replay what its selector chose.
+
+    Raises ArtifactError at the first departure.
+    """
+    if not rows:
+        raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
+    last = rows[-1]["step"]
+    if run.table or run.train.dynamic_sampling:
+        samples = run_samples(run)
+        selector = open_selector(run, [s.id for s in samples])
+        feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
+        feed.replay(rows)
+        if feed.generated < run.budget or sorted({row["step"] for row in rows}) != list(range(1, last + 1)):
+            logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
+            raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget}")
+        return
+    log = ConsumedLog(tuple(row["sample_id"] for row in rows), tuple(row["step"] for row in rows))
+    report = follow(read_plan(Path(run.plan)), log)
+    sizes = Counter(row["step"] for row in rows)
+    if not report.followed_for(run.updates) or set(sizes.values()) != {run.prompts_per_step * run.train.rollouts_per_prompt}:
+        where = f"first at {report.first}; rollouts by step: {dict(sizes)}"
+        raise ArtifactError(f"{run.folder}: the trainer did not follow the plan, {where}")
+
+
+def conclude(run: Run) -> None:
+    """Check the log, write the Parquet tables and, last, done.json; needs the final weights alone."""
+    rows = logged(run.folder)
+    check_followed(run, rows)
+    state = json.loads((run.folder / "checkpoints" / "trainer_state.json").read_text(encoding="utf-8"))
+    curve = pd.DataFrame([row for row in state["log_history"] if "reward" in row]).rename(columns=CURVE)
+    tables = {"curve": curve.reindex(columns=["step", *CURVE.values()]), "rollouts": pd.DataFrame(rows)}
+    tables["rollouts"] = tables["rollouts"][[name for name in ROLLOUTS if name in tables["rollouts"]]]
+    if run.sets:
+        tables["evaluations"] = pd.DataFrame(read_rows(run.folder / "evaluations.jsonl"))
+    for name, table in tables.items():
+        table.insert(0, "seed", run.seed)
+        table.insert(0, "arm", run.arm)
+        write_table(table, run.folder / f"{name}.parquet")
+    times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
+    spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
+    seconds = {name: round(float(value), 1) for name, value in spent.items()}
+    record_of = {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": environment()}
+    write_json(run.folder / DONE, record_of)
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write Parquet atomically: two runs may write the same table."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(partial, index=False, compression="zstd")
+    partial.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Where a run was made, stored with it: versions, commit (marked when sources differ from it), processor, threads, memory."""
+    name, cpu = str(provenance()["commit"]), platform.machine()
+    status = ["git", "status", "--porcelain", "--", "saerl_lib"]
+    if name != "unknown" and subprocess.run(status, cwd=paths.ROOT, capture_output=True, text=True).stdout.strip():
+        name = f"{name}+changes"
+    try:  # AVX-512, for one, changes the last bits of a product
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in block.splitlines() if ":" in line)}
+        cpu = f"{fields.get('model name', cpu)}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    return {
+        "versions": versions(), "commit": name, "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(), "peak_memory_mb": round(peak),
+    }  # fmt: skip
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps of the optimiser before a checkpoint."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit())
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Whether the trainer's state was written, which comes after weights and optimiser."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def resume_point(run: Run) -> Path | None:
+    """The last complete checkpoint at which the budget was not spent: behind it no step is left to end the run with.
+
+    Nothing is removed: every process chooses for itself, at its own time.
+    """
+    steps = [row["step"] for row in logged(run.folder)]
+
+    def usable(checkpoint: Path) -> bool:
+        step = step_of(checkpoint)
+        return _complete(checkpoint) and step < run.updates and sum(s <= step for s in steps) < run.budget
+
+    return max(filter(usable, _checkpoints(run.folder / "checkpoints")), key=step_of, default=None)
+
+
+def remove_broken_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill left half written; for one process, once all have chosen theirs."""
+    for checkpoint in _checkpoints(folder):
+        if not _complete(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def _lock(folder: Path, seconds: float = 60.0) -> Any:
+    """An exclusive lock on the folder, released by the kernel when the process ends; waits for a dying predecessor."""
+    handle = (folder / "lock").open("w")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise ArtifactError(f"{folder}: another process trains this run; wait for it or stop it") from error
+            time.sleep(0.5)

@@ -1,0 +1,443 @@
+"""GRPO by TRL (paper, section 4.1): which prompts a step trains on, its rollouts and rewards, the settings, the loss.
+
+A `Feed` hands out the prompts of each step in the order of a selector (a plan is one that walks a fixed order), whatever TRL's
+own data loader holds, and logs every rollout. Engine "trl" leaves sampling and loss to TRL, in one process or many. Engine
+"packed" is for policies that fit a CPU core: rollouts by `saerl_lib.train.sampler`, and a loss that skips groups whose rewards
+are all equal, since their advantage and so their gradient is zero, and computes each prompt of the others once. Value and
+gradient are those of TRL's own loss. There DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) may draw further prompts
+until every group of the step has a gradient; each rollout that it drops is counted and logged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.config import TrainConfig, sub_seed
+from saerl_lib.data.answers import equivalent, reward
+from saerl_lib.data.schema import Sample
+from saerl_lib.encode.language_model import SEPARATOR
+from saerl_lib.export.log import append_rows
+from saerl_lib.final_answer import read_final_answer
+from saerl_lib.train.sampler import Completions, encode_prompts, sample_groups
+from saerl_lib.train.selectors import Selector
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo": {"loss_type": "grpo", "epsilon": 0.2},
+    "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
+}
+"""TRL's settings by loss. grpo: mean over rollouts of the mean over tokens, clip 0.2 (not stated in the paper; TRL's default).
+dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476), without its overlong penalty. With one update a batch,
+as here, the ratio is 1 and no clip acts."""
+WHOLE_WEIGHTS = (
+    "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: FULL_STATE_DICT "
+    "(FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; zero3_save_16bit_model in accelerate's file)"
+)
+ROUND_PROMPTS = 8
+"""Prompts that dynamic sampling draws at a time (not stated in the paper; ours: few, so that little is drawn in vain)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with its G rollouts."""
+
+    sample: Sample
+    ids: list[list[int]]
+    texts: list[str]
+    rewards: list[float]
+    entropy: list[float]
+    """Mean entropy of a token of each rollout, in nats."""
+
+    @property
+    def informative(self) -> bool:
+        """Whether the rewards differ, so that the group has a gradient."""
+        return len(set(self.rewards)) > 1
+
+
+class Feed:
+    """Engine "trl": TRL samples, this says which prompts, gives the rewards and logs its process's share of the rollouts.
+
+    Every process holds its own copy and tells its selector the rewards that TRL gathers from all, so that all choose alike.
+    """
+
+    packed = False
+
+    def __init__(
+        self, samples: Sequence[Sample], selector: Selector, train: TrainConfig, prompts_per_step: int, log: Path
+    ) -> None:
+        """`samples` are those that the selector's row numbers mean."""
+        self.samples, self.selector, self.train = list(samples), selector, train
+        self.prompts_per_step, self.log, self.generated = prompts_per_step, log, 0
+        self.rows, self.first = np.empty(0, dtype=np.int64), 0
+
+    def replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Bring selector and count to where the log of an interrupted run, joined over its processes, ends.
+
+        Raises ArtifactError when the selector now chooses other prompts than the log holds.
+        """
+        rounds: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for row in rows:
+            rounds.setdefault((row["step"], row["round"]), []).append(row)
+        size = self.train.rollouts_per_prompt
+        for key in sorted(rounds):
+            part = sorted(rounds[key], key=lambda row: row["row"])
+            chosen = self.selector.next(len(part) // size)
+            if [self.samples[i].id for i in chosen for _ in range(size)] != [row["sample_id"] for row in part]:
+                raise ArtifactError(
+                    f"{self.log.parent}: step {key[0]} cannot be replayed, the run would choose other prompts than logged: "
+                    "delete the folder and run it again"
+                )
+            self.selector.told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
+            self.generated += len(part)
+
+    def step(self, step: int, first: int, count: int) -> list[dict[str, Any]]:
+        """Records for TRL of this process's share, rollouts `first` to `first + count`, of optimiser step `step`."""
+        self.rows, self.first = self.selector.next(self.prompts_per_step), first
+        places = np.repeat(self.rows, self.train.rollouts_per_prompt)[first : first + count]
+        return [record(self.samples[i], self.train.chat) for i in places]
+
+    def reward(
+        self, completions: list[Any], completion_ids: list[list[int]], answer: list[str], sample_id: list[str],
+        trainer_state: Any, **_: Any,
+    ) -> list[float]:  # fmt: skip
+        """TRL's reward function: 1.0 where the answer is the sample's, in canonical form or by math-verify. Logs the rollouts."""
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        found = [read_final_answer(text) for text in texts]
+        right = [float(a is not None and (a == gold or equivalent(gold, a))) for a, gold in zip(found, answer, strict=True)]
+        step = {"step": trainer_state.global_step + 1, "round": 0, "used": True}
+        append_rows(self.log, [
+            {**step, "row": self.first + i, "sample_id": name, "reward": value, "completion_tokens": len(ids)}
+            for i, (name, value, ids) in enumerate(zip(sample_id, right, completion_ids, strict=True))
+        ])  # fmt: skip
+        return right
+
+    def told(self, rewards: torch.Tensor) -> None:
+        """Rewards [b G] of the whole step, in the order of its rollouts."""
+        groups = rewards.double().cpu().numpy().reshape(-1, self.train.rollouts_per_prompt)
+        self.generated += groups.size
+        self.selector.told(self.rows, groups)
+
+
+def record(sample: Sample, chat: bool = False) -> dict[str, Any]:
+    """A row of TRL's data set: the prompt as the policy gets it, with what its reward is computed from."""
+    prompt = [{"role": "user", "content": sample.prompt}] if chat else sample.prompt + SEPARATOR
+    return {"prompt": prompt, "sample_id": sample.id, "answer": sample.answer}
+
+
+class PackedFeed(Feed):
+    """Engine "packed": draws the rollouts itself, exact answers alone are right, and stops at the run's budget."""
+
+    packed = True
+
+    def __init__(
+        self, policy: tuple[Any, Any], samples: Sequence[Sample], selector: Selector, train: TrainConfig, prompts_per_step: int,
+        log: Path, budget: int, seed: int,
+    ) -> None:  # fmt: skip
+        """`budget` is the number of rollouts of the run."""
+        super().__init__(samples, selector, train, prompts_per_step, log)
+        (self.model, self.tokenizer), self.budget, self.seed = policy, budget, seed
+        self.entropy, self.used = 0.0, list[Group]()
+
+    def step(self, step: int, first: int = 0, count: int = 0) -> list[dict[str, Any]]:
+        """Records for TRL, one a rollout that is trained on."""
+        if self.train.dynamic_sampling:
+            self.used = self._informative(step)
+        else:
+            self.used = self._round(step, 0, self.selector.next(self._room(self.prompts_per_step)))
+            self._write(step, 0, self.used, [True] * len(self.used))
+        self.entropy = float(np.mean([value for group in self.used for value in group.entropy]))
+        return [{"prompt": g.sample.prompt, "stored": r} for g in self.used for r in g.rewards]
+
+    def completions(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
+        """TRL's `rollout_func`: the completions that `step` has drawn."""
+        encoded = encode_prompts(self.tokenizer, [g.sample.prompt for g in self.used])
+        repeated = [tokens for tokens, g in zip(encoded, self.used, strict=True) for _ in g.ids]
+        return {"prompt_ids": repeated, "completion_ids": [ids for g in self.used for ids in g.ids], "logprobs": None}
+
+    def reward(self, stored: list[float], **_: Any) -> list[float]:  # type: ignore[override]
+        """The rewards that `step` has computed and logged."""
+        return stored
+
+    def told(self, rewards: torch.Tensor) -> None:
+        """The selector knows already."""
+
+    def _room(self, prompts: int) -> int:
+        """At most `prompts`, and no more than the budget still pays for."""
+        return max(1, min(prompts, (self.budget - self.generated) // self.train.rollouts_per_prompt))
+
+    def _informative(self, step: int) -> list[Group]:
+        """Groups with a gradient, one batch of them or what the budget still yields; at least one group."""
+        kept: list[Group] = []
+        number, last = 0, list[Group]()
+        while len(kept) < self.prompts_per_step and (self.generated < self.budget or not number):
+            last = self._round(step, number, self.selector.next(self._room(ROUND_PROMPTS)))
+            room = self.prompts_per_step - len(kept)
+            places = [i for i, group in enumerate(last) if group.informative][:room]
+            self._write(step, number, last, [i in places for i in range(len(last))])
+            kept += [last[i] for i in places]
+            number += 1
+        return kept or last[:1]
+
+    def _round(self, step: int, number: int, rows: Sequence[int]) -> list[Group]:
+        chosen = [self.samples[i] for i in rows]
+        size, train = self.train.rollouts_per_prompt, self.train
+        seed = sub_seed(self.seed, f"rollouts-{step}-{number}")
+        found: Completions = sample_groups(
+            self.model, self.tokenizer, [s.prompt for s in chosen], size, train.max_completion_tokens, train.temperature, seed
+        )
+        self.generated += len(found.ids)
+        groups = []
+        for i, sample in enumerate(chosen):
+            part = slice(i * size, (i + 1) * size)
+            rewards = [reward(text, sample.answer) for text in found.texts[part]]
+            groups.append(Group(sample, found.ids[part], found.texts[part], rewards, found.entropy[part].tolist()))
+        self.selector.told(np.asarray(rows), np.array([g.rewards for g in groups]))
+        return groups
+
+    def _write(self, step: int, number: int, groups: Sequence[Group], used: Sequence[bool]) -> None:
+        rows = [
+            {
+                "step": step, "round": number, "sample_id": group.sample.id, "used": kept, "reward": r,
+                "completion_tokens": len(ids), "completion": text,
+            }
+            for group, kept in zip(groups, used, strict=True)
+            for r, ids, text in zip(group.rewards, group.ids, group.texts, strict=True)
+        ]  # fmt: skip
+        append_rows(self.log, [{**row, "row": i} for i, row in enumerate(rows)])
+
+
+def grpo_arguments(
+    train: TrainConfig, prompts_per_step: int, updates: int, seed: int, folder: Path, processes: int = 1
+) -> GRPOConfig:
+    """TRL's settings of one run; every default that would disturb the plan or the comparison is set by name.
+
+    One generation batch is one optimiser step, which the processes share. On a GPU the blocks' activations are computed twice
+    instead of kept (gradient checkpointing); the gradients are the same. Raises ArtifactError when a step does not divide into
+    the processes' forward passes.
+    """
+    packed, rollouts = train.engine == "packed", prompts_per_step * train.rollouts_per_prompt
+    size = rollouts if packed else train.micro_batch
+    if rollouts % (size * processes):
+        raise ArtifactError(
+            f"a step has {rollouts} rollouts, which {processes} processes x {size} do not divide: choose another --micro-batch "
+            "or number of processes"
+        )
+    on_cpu, passes = packed or train.cpu or not torch.cuda.is_available(), rollouts // (size * processes)
+    return GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=size, gradient_accumulation_steps=passes, steps_per_generation=passes,
+        num_generations=train.rollouts_per_prompt, num_iterations=1, shuffle_dataset=False, max_steps=updates,
+        learning_rate=train.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0,
+        beta=0.0, scale_rewards="group", **LOSSES[train.loss],
+        temperature=train.temperature, top_p=1.0, max_completion_length=train.max_completion_tokens,
+        use_vllm=train.vllm, bf16=train.bf16, use_cpu=on_cpu,
+        gradient_checkpointing=not on_cpu, gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=sub_seed(seed, "training") % 2**31,
+        save_strategy="steps", save_steps=min(train.checkpoint_every_steps, updates), save_total_limit=2,
+        logging_strategy="steps", logging_steps=1,
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
+    )  # fmt: skip
+
+
+class PlanTrainer(GRPOTrainer):
+    """GRPOTrainer on the prompts of a feed; the data set only says how many rollouts a step has."""
+
+    def __init__(self, feed: Feed, **arguments: Any) -> None:
+        super().__init__(reward_funcs=feed.reward, rollout_func=feed.completions if feed.packed else None, **arguments)
+        self.feed = feed
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL calls this once a step, in every process, with the process's share of the step's rollouts."""
+        first = self.accelerator.process_index * len(inputs)
+        return super()._generate_and_score_completions(self.feed.step(self.state.global_step + 1, first, len(inputs)))
+
+    def _calculate_rewards(self, *arguments: Any) -> torch.Tensor:
+        """Rewards [b G, 1] of the whole step, gathered from all processes in their order."""
+        rewards = super()._calculate_rewards(*arguments)
+        self.feed.told(rewards[:, 0])
+        return rewards
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if not self.feed.packed:
+            return super()._compute_loss(model, inputs)
+        advantages = inputs["advantages"]
+        active = advantages.nonzero().squeeze(1)
+        loss = torch.stack([p.sum() for p in model.parameters()]).sum() * 0.0
+        if len(active):
+            share = len(active) / len(advantages) if self.loss_type == "grpo" else 1.0
+            loss = loss + share * super()._compute_loss(model, _rows(inputs, active))
+        self._metrics["train"]["entropy"] = [self.feed.entropy]
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *arguments: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+        """Log-probabilities [B, C]; the packed feed has measured the entropies while sampling, so that they are zeros here."""
+        if not self.feed.packed:
+            return super()._get_per_token_logps_and_entropies(model, *arguments, **named)
+        return self._packed_logps(model, *arguments[:3])
+
+    def _packed_logps(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        split = input_ids.shape[1] - logits_to_keep
+        prompts = _token_lists(input_ids[:, :split], attention_mask[:, :split])
+        completions = _token_lists(input_ids[:, split:], attention_mask[:, split:])
+        found = log_probabilities(self.accelerator.unwrap_model(model), prompts, completions, self.temperature)
+        logps = torch.nn.functional.pad(found, (0, logits_to_keep - found.shape[1]))
+        return logps, torch.zeros_like(logps), None
+
+
+def save_weights(trainer: PlanTrainer, place: Path) -> None:
+    """Save the policy to `place`, whole or not at all; all processes take part."""
+    partial = place.with_name(f".{place.name}.partial")
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        require_weights(partial)
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        partial.rename(place)
+    trainer.accelerator.wait_for_everyone()
+
+
+def require_launcher(train: TrainConfig, processes: int) -> None:
+    """Raise ArtifactError for one process that sees several GPUs: torch would split each pass over them, several plan steps a
+    step of the optimiser."""
+    seen = torch.cuda.device_count() if train.engine == "trl" and not train.cpu else 0
+    if processes == 1 and seen > 1:
+        raise ArtifactError(
+            f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
+            "accelerate launch (`paper train --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def require_gathered(state: Any) -> None:
+    """Raise ArtifactError when accelerate's `state` names a setting under which no weights would be saved as safetensors."""
+    fsdp = getattr(state, "fsdp_plugin", None)
+    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
+        raise ArtifactError(WHOLE_WEIGHTS)
+    deepspeed = getattr(state, "deepspeed_plugin", None)
+    if deepspeed is None or deepspeed.zero_stage != 3:
+        return
+    zero = deepspeed.deepspeed_config.get("zero_optimization", {})
+    if not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ArtifactError(WHOLE_WEIGHTS)
+
+
+def require_weights(folder: Path) -> None:
+    """Remove `folder` and raise ArtifactError unless safetensors were saved there."""
+    if not any(folder.glob("*.safetensors")):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ArtifactError(f"no *.safetensors were saved for {folder}; {WHOLE_WEIGHTS}")
+
+
+def _token_lists(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+
+
+def _rows(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """The given rows of a batch."""
+    n = len(inputs["advantages"])
+    return {k: v[rows] if isinstance(v, torch.Tensor) and v.dim() and len(v) == n else v for k, v in inputs.items()}
+
+
+TOKENS_PER_PIECE = 1024
+"""Tokens of one forward pass, padding included."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Groups with each prompt computed once (ours): [prompt | completion 1 | ... | completion G], Q sequences of up to L tokens.
+
+    A completion's tokens see the prompt and their own past, and count their positions from the prompt's end, so the values are
+    those of separate rows; nothing is spent on copies of the prompt and little on padding.
+    """
+
+    ids: torch.Tensor
+    """[Q, L] tokens, 0 behind the end."""
+    positions: torch.Tensor
+    """[Q, L] positions."""
+    visible: torch.Tensor
+    """[Q, 1, L, L] whether row i may look at column j."""
+    sources: torch.Tensor
+    """[M] flat place in [Q * L] whose hidden state predicts a completion token."""
+    rows: torch.Tensor
+    """[M] row of the batch that the token belongs to."""
+    columns: torch.Tensor
+    """[M] its place in the completion."""
+
+
+def groups_of(prompts: list[list[int]]) -> list[list[int]]:
+    """Row numbers with the same prompt, in order of their first row.
+
+    >>> groups_of([[1, 2], [3], [1, 2]])
+    [[0, 2], [1]]
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        found.setdefault(tuple(prompt), []).append(row)
+    return list(found.values())
+
+
+def pack(prompts: list[list[int]], completions: list[list[int]], groups: list[list[int]]) -> Packed:
+    """One sequence a group of `groups`; `prompts` and `completions` are token lists by row."""
+    lengths = [len(prompts[g[0]]) + sum(len(completions[r]) for r in g) for g in groups]
+    size = max(lengths)
+    ids, positions = torch.zeros(len(groups), size, dtype=torch.long), torch.zeros(len(groups), size, dtype=torch.long)
+    owner = torch.full((len(groups), size), -2)
+    sources, rows, columns = [], [], []
+    for q, group in enumerate(groups):
+        prompt = prompts[group[0]]
+        at = len(prompt)
+        ids[q, :at], positions[q, :at], owner[q, :at] = torch.tensor(prompt), torch.arange(at), -1
+        for r in group:
+            n, end = len(completions[r]), at + len(completions[r])
+            ids[q, at:end] = torch.tensor(completions[r])
+            positions[q, at:end] = torch.arange(len(prompt), len(prompt) + n)
+            owner[q, at:end] = r
+            sources += [q * size + len(prompt) - 1, *range(q * size + at, q * size + end - 1)]
+            rows += [r] * n
+            columns += range(n)
+            at = end
+    past = torch.ones(size, size, dtype=torch.bool).tril()
+    own = owner.unsqueeze(2) == owner.unsqueeze(1)
+    visible = past & (own | (owner == -1).unsqueeze(1))
+    return Packed(ids, positions, visible.unsqueeze(1), *(torch.tensor(v) for v in (sources, rows, columns)))
+
+
+def pieces(prompts: list[list[int]], completions: list[list[int]], limit: int = TOKENS_PER_PIECE) -> list[list[list[int]]]:
+    """Groups of similar length together, at most `limit` tokens a piece unless one group alone is longer."""
+    length = {tuple(g): len(prompts[g[0]]) + sum(len(completions[r]) for r in g) for g in groups_of(prompts)}
+    out: list[list[list[int]]] = []
+    for group in sorted(length, key=lambda g: (length[g], g)):
+        if not out or (len(out[-1]) + 1) * length[group] > limit:
+            out.append([])
+        out[-1].append(list(group))
+    return out
+
+
+def log_probabilities(
+    model: Any, prompts: list[list[int]], completions: list[list[int]], temperature: float, limit: int = TOKENS_PER_PIECE
+) -> torch.Tensor:
+    """[B, longest completion] log-probability of every completion token, 0 behind its end."""
+    rows, columns, values = [], [], []
+    for groups in pieces(prompts, completions, limit):
+        packed = pack(prompts, completions, groups)
+        hidden = model.model(
+            input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.visible, use_cache=False
+        ).last_hidden_state
+        logits = model.lm_head(hidden.flatten(0, 1)[packed.sources]) / temperature
+        targets = torch.tensor([completions[r][c] for r, c in zip(packed.rows.tolist(), packed.columns.tolist(), strict=True)])
+        values.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+        rows.append(packed.rows)
+        columns.append(packed.columns)
+    out = torch.zeros(len(prompts), max(len(c) for c in completions))
+    return out.index_put((torch.cat(rows), torch.cat(columns)), torch.cat(values))
