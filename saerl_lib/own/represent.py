@@ -17,7 +17,7 @@ from saerl_lib.config import sub_seed
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf
 
 if TYPE_CHECKING:
     from saerl_lib.encode.sae import SAEQuality

@@ -29,10 +29,9 @@ from saerl_lib.plan.audit_record import (
 from saerl_lib.plan.evidence import Evidence, gather, open_evidence
 from saerl_lib.plan.mixing import dominant_cluster
 from saerl_lib.plan.partners import candidates
-from saerl_lib.properties.conformal import LEVEL
+from saerl_lib.properties.audit import HighlightPage, Wanted, is_latent, token_highlights
 from saerl_lib.properties.decision import LinearReader
-from saerl_lib.properties.feature_names import is_latent
-from saerl_lib.properties.highlights import HighlightPage, Wanted, token_highlights
+from saerl_lib.properties.difficulty import LEVEL
 
 __all__ = ["Evidence", "SampleAudit", "UnknownSampleError", "audit", "gather", "highlighted", "open_evidence"]
 

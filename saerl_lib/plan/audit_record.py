@@ -78,7 +78,7 @@ class DifficultyPart:
     low: float
     high: float
     level: float
-    """Nominal coverage of low to high, see `properties.conformal`."""
+    """Nominal coverage of low to high, see `properties.difficulty`."""
     interval_of_cluster: bool
     """Whether the interval rests on the labels of the cluster alone."""
     n_residuals: int

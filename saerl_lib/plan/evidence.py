@@ -17,9 +17,8 @@ from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.curriculum import Batch, cluster_first
 from saerl_lib.plan.partners import BatchFacts, batch_facts
 from saerl_lib.plan.stage import load_plan
-from saerl_lib.properties.audit_stage import load_decision_model
+from saerl_lib.properties.audit import feature_names, load_decision_model
 from saerl_lib.properties.decision import DecisionModel
-from saerl_lib.properties.feature_names import feature_names
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Evidence:
     samples: list[Sample]
     features: FeatureTable
     names: tuple[str, ...]
-    """Column names of phi, `properties.feature_names`."""
+    """Column names of phi, `properties.audit.feature_names`."""
     scores: pd.DataFrame
     """sample_id, cluster, distance, raw, calibrated, ranking, length, score (of the filter), kept."""
     clusters: pd.DataFrame

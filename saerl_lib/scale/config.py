@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saerl_lib.properties.rows import CHUNK_ROWS
+from saerl_lib.properties.clusters import CHUNK_ROWS
 
 
 @dataclass(frozen=True)

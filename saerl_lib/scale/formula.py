@@ -186,6 +186,6 @@ def in_memory_growth(config: PaperConfig, given: ScaleAssumptions) -> list[Growt
                2 * (text + given.counter_entry_bytes) + columns_of_plan),
         Growth("plan.batch_plan.Pool", "a Counter of all ids, beside the arrays",
                text + given.counter_entry_bytes + 4 * 8 + 4 * given.id_bytes),
-        Growth("properties.rows.open_phi", "ids as Python strings; the features stay on disk", text),
+        Growth("properties.clusters.open_phi", "ids as Python strings; the features stay on disk", text),
     ]  # fmt: skip
     return sorted(found, key=lambda growth: -growth.bytes_per_sample)

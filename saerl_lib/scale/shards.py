@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from saerl_lib.properties.rows import CHUNK_ROWS
+from saerl_lib.properties.clusters import CHUNK_ROWS
 
 DTYPES = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "F64": np.dtype(np.float64), "U8": np.dtype(np.uint8)}
 TENSORS = ("z", "metadata", "length", "ids")
