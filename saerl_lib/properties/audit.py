@@ -1,10 +1,11 @@
-"""What each cluster holds, which features tell the clusters apart, and where the strongest latents fire (paper, 5.4, Tables 10-12, D).
+"""What clusters hold, which features tell them apart, and where the strongest latents fire (paper, 5.4, Tables 10-12, D).
 
-No external language model: a cluster's label is made of its most frequent leaf topics, and a reader sees the tokens of a latent where
-the paper lets a language model describe them. LightGBM predicts the cluster from phi ("auxiliary LightGBM on the same labels",
-section 5.4); the total gain of its splits is summed by feature group, measured on the samples that the trees were grown on: it ranks
-features, it is no accuracy. The strength of a token is shown by shade and by weight (bold from half the maximum, the maximum
-underlined), so that it also reads without colour. Columns of phi are named as in the paper: `sol_mean/50831`.
+No external language model: a cluster's label is made of its most frequent leaf topics, and a reader sees the tokens of a
+latent where the paper lets a language model describe them. LightGBM predicts the cluster from phi ("auxiliary LightGBM on the
+same labels", section 5.4); the total gain of its splits is summed by feature group, measured on the samples that the trees
+were grown on: it ranks features, it is no accuracy. The strength of a token is shown by shade and by weight (bold from half
+the maximum, the maximum underlined), so that it also reads without colour. Columns of phi are named as in the paper:
+`sol_mean/50831`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from scipy import stats
 
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import Profile, sub_seed, to_dict
+from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.schema import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import token_batches
@@ -360,6 +361,11 @@ class TokenHighlights:
         cut = ("..." if low else "") + "".join(marked[low:high]) + ("..." if high < len(marked) else "")
         return cut.replace("\n", " | ").strip()
 
+    def excerpt(self, characters: int) -> str:
+        """`text` with as many tokens around the strongest one as stay within a number of characters."""
+        texts = (self.text(context) for context in range(CONTEXT_TOKENS, -1, -1))
+        return next((text for text in texts if len(text) <= characters), self.text(0)[:characters])
+
     def _repr_html_(self) -> str:
         peak = max(self.activations, default=0.0)
         pairs = enumerate(zip(self.tokens, self.activations, strict=True))
@@ -419,14 +425,10 @@ def token_highlights(wanted: Sequence[Wanted], encoder: Encoder) -> HighlightPag
             for place, w in enumerate(wanted):
                 if w.sample.id == samples[row].id:
                     mask = batch.prompt[b] if w.span == "prompt" else batch.solution[b]
-                    tokens = tuple(_piece(encoder, i) for i in batch.ids[b][mask].tolist())
+                    tokens = tuple(str(encoder.tokenizer.decode([i])) for i in batch.ids[b][mask].tolist())
                     values = latents[b, mask, w.latent].to(torch.float64)
                     found[place] = TokenHighlights(w.feature, w.sample.id, w.span, tokens, tuple(values.tolist()))
     return HighlightPage(tuple(found[place] for place in range(len(wanted))))
-
-
-def _piece(encoder: Encoder, token: int) -> str:
-    return str(encoder.tokenizer.decode([token]))
 
 
 def to_records(page: HighlightPage) -> list[dict[str, Any]]:
@@ -453,6 +455,33 @@ def pool_facts(samples: list[Sample], metadata: np.ndarray) -> PoolFacts:
     return PoolFacts([s.id for s in samples], topics, difficulty, words["prompt"], words["solution"])
 
 
+def audit_tables(
+    samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: PoolFacts,
+    encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
+) -> tuple[dict[str, pd.DataFrame], HighlightPage]:  # fmt: skip
+    """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
+
+    top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
+    """
+    phi = table.phi
+    gain = feature_gain(phi, assigned.label, seed)
+    latents = top_latents_table(gain, names, phi, facts.topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
+    wanted = [
+        Wanted(row.feature, row.latent, "prompt" if row.block.startswith("prompt") else "solution", samples[i])
+        for row in latents.itertuples()
+        for i in highest_activating(table.z, table.ids, names.index(row.feature), EXAMPLES)
+    ]
+    page = token_highlights(wanted, encoder) if wanted else HighlightPage(())
+    first = {item.feature: item for item in reversed(page.items)}
+    shown = [first[feature] for feature in latents["feature"]]
+    texts = [item.text() if characters is None else item.excerpt(characters) for item in shown]
+    return {
+        "cluster_audit": cluster_audit_table(phi, names, assigned, facts),
+        "feature_groups": feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi)),
+        "top_latents": latents.assign(example_id=[item.sample_id for item in shown], example_text=texts),
+    }, page
+
+
 def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, difficulty: Stage) -> Stage:
     """Write what notebook 04 shows and what `plan.audit` reads.
 
@@ -466,42 +495,19 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         names = feature_names(retained_latents(features))
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
         assigned = Assignment(scores["cluster"].to_numpy(), scores["distance"].to_numpy())
-        phi, facts = table.phi, pool_facts(samples, table.metadata)
-        cluster_audit_table(phi, names, assigned, facts).to_parquet(folder / "cluster_audit.parquet", index=False)
-        seed = sub_seed(profile.seed, "feature-audit")
-        gain = feature_gain(phi, assigned.label, seed)
-        groups = feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi))
-        groups.to_parquet(folder / "feature_groups.parquet", index=False)
-        latents = top_latents_table(
-            gain, names, phi, facts.topics, bootstrap_samples=profile.properties.bootstrap_samples, seed=seed
-        )
-        page = _page(latents, names, samples, table, profile, sae)
+        tables, page = audit_tables(
+            samples, table, names, assigned, pool_facts(samples, table.metadata), open_encoder(profile, sae), profile.properties,
+            sub_seed(profile.seed, "feature-audit"),
+        )  # fmt: skip
+        for name, found in tables.items():
+            found.to_parquet(folder / f"{name}.parquet", index=False)
         (folder / "highlights.json").write_text(json.dumps(to_records(page)) + "\n", encoding="utf-8")
-        with_examples(latents, page).to_parquet(folder / "top_latents.parquet", index=False)
         decision, coverage = fit_decision(profile, world, features)
         save_decision(decision, folder / "decision.safetensors")
         coverage.to_parquet(folder / "difficulty_interval.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "audit", "properties", config, compute, (world, sae, features, difficulty))
-
-
-def _page(
-    latents: pd.DataFrame, names: tuple[str, ...], samples: list[Sample], table: FeatureTable, profile: Profile, sae: Stage
-) -> HighlightPage:
-    wanted = []
-    for row in latents.itertuples():
-        span = "prompt" if row.block.startswith("prompt") else "solution"
-        for i in highest_activating(table.z, table.ids, names.index(row.feature), EXAMPLES):
-            wanted.append(Wanted(row.feature, row.latent, span, samples[i]))
-    return token_highlights(wanted, open_encoder(profile, sae)) if wanted else HighlightPage(())
-
-
-def with_examples(latents: pd.DataFrame, page: HighlightPage) -> pd.DataFrame:
-    """The rows of `top_latents.csv`: `latents` with example_id and example_text of the highest-activating sample."""
-    first = {item.feature: item for item in reversed(page.items)}
-    shown = [first[feature] for feature in latents["feature"]]
-    return latents.assign(example_id=[item.sample_id for item in shown], example_text=[item.text() for item in shown])
 
 
 def load_highlights(audit: Stage) -> HighlightPage:

@@ -1,20 +1,20 @@
 """Does a quality score find wrong or ill-posed samples, and what is left of it without length and style? (ours)
 
-The paper's filter predicts the source and asks no further. Every score is turned so that larger means more suspect, without a look
-at the labels: the source probe as 1 - s, DSIR as the negative log weight, surprise and length as they are. An AUC below 0.5 is
-therefore a finding, not a sign to be flipped. Probes of flaws are trained on labelled samples outside the pool: an upper reference,
-since real pools come without such labels.
+The paper's filter predicts the source and asks no further. Every score is turned so that larger means more suspect, without a
+look at the labels: the source probe as 1 - s, DSIR as the negative log weight, surprise and length as they are. An AUC below
+0.5 is therefore a finding, not a sign to be flipped. Probes of flaws are trained on labelled samples outside the pool: an
+upper reference, since real pools come without such labels.
 
-SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on them. Here
-metadata (lengths, counts, shares of signs) says what is unintended: a column of z counts as tied in the measure R^2 in which a
-linear regression on metadata explains it. Three suppressions, fitted on training samples alone, each with a random twin:
+SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on them.
+Here metadata (lengths, counts, shares of signs) says what is unintended: a column of z counts as tied in the measure R^2 in
+which a linear regression on metadata explains it. Three suppressions, fitted on training samples alone, have random twins:
 
 - scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
 - dropped: the half of the columns with the largest R^2 is set to zero;
 - residual: the linear prediction from metadata is taken away from each column.
 
-Metadata also holds what the problem is about (largest number, operators), so the fall is an upper bound on what style alone carried.
-Axes: N samples, D features, M metadata.
+Metadata also holds what the problem is about (largest number, operators), so the fall is an upper bound on what style alone
+carried. Axes: N samples, D features, M metadata.
 """
 
 from __future__ import annotations
@@ -83,23 +83,21 @@ class FlawData:
 
 
 def log_importance_weights(
-    pool_texts: Sequence[str], target_texts: Sequence[str], raw_texts: Sequence[str] | None = None, *,
-    buckets: int = BUCKETS, per_ngram: bool = False,
-) -> np.ndarray:  # fmt: skip
-    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p from target_texts, q from raw_texts or the pool.
+    pool_texts: Sequence[str], target_texts: Sequence[str], *, buckets: int = BUCKETS, per_ngram: bool = False
+) -> np.ndarray:
+    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's.
 
-    The text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into `buckets`;
-    target and raw pool are each one categorical distribution over buckets. `per_ngram` divides by the number of n-grams (ours): the
-    sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts.
+    The text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into
+    `buckets`; target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of
+    n-grams (ours): the sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts.
     """
     hashed = HashingVectorizer(
         n_features=buckets, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
     )
-    raw_texts = pool_texts if raw_texts is None else raw_texts
-    if not (len(pool_texts) and len(target_texts) and len(raw_texts)):
+    if not (len(pool_texts) and len(target_texts)):
         raise ValueError("a list of texts is empty: DSIR needs at least one text of the pool and of the target")
     pool = hashed.transform(pool_texts)
-    smoothed = [np.asarray(hashed.transform(texts).sum(axis=0)).ravel() + SMOOTHING for texts in (target_texts, raw_texts)]
+    smoothed = [np.asarray(counts.sum(axis=0)).ravel() + SMOOTHING for counts in (hashed.transform(target_texts), pool)]
     target, raw = (np.log(counts / counts.sum()) for counts in smoothed)
     weights = np.asarray(pool @ (target - raw)).ravel()
     return weights / np.maximum(np.asarray(pool.sum(axis=1)).ravel(), 1.0) if per_ngram else weights

@@ -51,7 +51,7 @@ from saerl_lib.properties.scores import baseline, metric, task_rows
 from saerl_lib.properties.tasks import real_tasks, world_tasks
 
 Blocks = Mapping[str, tuple[Sequence[str], np.ndarray]]
-"""Reader (kind or kind#seed; `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of the prompt, then of the solution."""
+"""Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
 SHUFFLES = 5
 """Permutations of the shuffled-label control."""
 WORKERS = 2
@@ -175,8 +175,8 @@ def ladder(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rows in the columns of probe_ladder.csv, and every test prediction, of every feature set for every task.
 
-    A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that reads
-    nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
+    A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
+    reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
     """
     places = {name: {sample: i for i, sample in enumerate(ids)} for name, (ids, _) in blocks.items()}
     rows, predictions = [], []
@@ -228,9 +228,9 @@ def grouped_rows(
                 index = np.concatenate([members[i] for i in drawn])
                 return float(np.mean([value(run[index], task.y_test[index]) for run in values]))
 
-            found = bootstrap_interval(mean, len(members), samples, seed)
-            rows.append(ProbeRow(task.dataset, task.target, measure, features, mean(np.arange(len(members))), found.low, found.high,
-                                 len(task.y_train), len(task.y_test)))  # fmt: skip
+            found, whole = bootstrap_interval(mean, len(members), samples, seed), mean(np.arange(len(members)))
+            named = (task.dataset, task.target, measure, features)
+            rows.append(ProbeRow(*named, whole, found.low, found.high, len(task.y_train), len(task.y_test)))
     return rows
 
 
@@ -379,9 +379,9 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
 def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
     """Rows of representation.csv: what the open choices of the representation cost (ours).
 
-    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.retain` chooses on L from the same
-    store, and the prompt alone is read beside both spans. Columns: choice, option, target, metric, value, ci_low, ci_high,
-    n_train, n_test, shared_with_default.
+    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.retain` chooses on L from
+    the same store, and the prompt alone is read beside both spans. Columns: choice, option, target, metric, value, ci_low,
+    ci_high, n_train, n_test, shared_with_default.
     """
     splits = {name: load_split(world, name) for name in WORLD_SPLITS}
     tasks = {task.target: task for task in world_tasks(splits)}
@@ -403,7 +403,8 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
         found += [(("retained set", rule, shared), read(task)) for task in (topic, both)]
         if rule == RULES[0]:
             spans = [("prompt and solution", both, "sae"), ("prompt only", prompt, "sae"),
-                     ("phi, prompt and solution", both, "sae+metadata"), ("phi, prompt only", prompt, "sae+metadata")]  # fmt: skip
+                     ("phi, prompt and solution", both, "sae+metadata"),
+                     ("phi, prompt only", prompt, "sae+metadata")]  # fmt: skip
             found += [(("spans", option, 1.0), read(task, features)) for option, task, features in spans]
     named = [t.assign(choice=c, option=o, shared_with_default=share) for (c, o, share), t in found]
     columns = ["choice", "option", *[c for c in COLUMNS if c not in ("dataset", "features")], "shared_with_default"]

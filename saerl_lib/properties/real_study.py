@@ -1,15 +1,17 @@
 """Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on real mathematics (profile `method`).
 
-Three parts: MATH with solutions (clusters and features), DeepMath against DeepScaleR (source filter), ValiMath (flaws). Rows are taken
-by the hash of their question, a question stands in one role alone, and whatever is left out is counted. The paper's values stand
-beside these for orientation and are not to be reached:
+Three parts: MATH with solutions (clusters and features), DeepMath against DeepScaleR (source filter), ValiMath (flaws). Rows
+are taken by the hash of their question, a question stands in one role alone, and whatever is left out is counted. The paper's
+values stand beside these for orientation and are not to be reached:
 
-- its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven subjects and is
-  read by a small LM. Purity has a floor, the share of the largest subject; shuffled labels show each number without a relation.
-- NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone. They write
-  mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much that carries.
-- flaws are those that people marked in ValiMath, whole questions. Table 3 needs PRM800K's step labels, which are not to be had
-  offline either; the embedded world has it.
+- its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven
+  subjects and is read by a small LM. Purity has a floor, the share of the largest subject; shuffled labels show each number
+  without a relation.
+- NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone.
+  They write mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much
+  that carries.
+- flaws are those that people marked in ValiMath, whole questions. Table 3 needs PRM800K's step labels, which are not to be
+  had offline either; the embedded world has it.
 """
 
 from __future__ import annotations
@@ -35,27 +37,14 @@ from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.language_model import load_model
-from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
+from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.one_pass import read_retaining
 from saerl_lib.encode.perplexity import measure_surprise
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.readers import Reader, read_all
 from saerl_lib.encode.real_stage import data_file, held_out_keys, text_model_stage
 from saerl_lib.properties import Matrix
-from saerl_lib.properties.audit import (
-    PoolFacts,
-    TokenHighlights,
-    Wanted,
-    cluster_audit_table,
-    feature_gain,
-    feature_groups_table,
-    feature_names,
-    highest_activating,
-    pool_facts,
-    resampled_gains,
-    token_highlights,
-    top_latents_table,
-)
+from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.flaws import (
     Target,
@@ -369,50 +358,17 @@ def math_facts(part: RealPart, table: FeatureTable) -> PoolFacts:
     return PoolFacts(facts.ids, part.data.labels["subject"], part.data.labels["level"], facts.prompt_words, facts.solution_words)
 
 
-def short_excerpt(item: TokenHighlights, characters: int = EXCERPT) -> str:
-    """The strongest token in guillemets with what surrounds it, at most `characters` long, line breaks as blanks.
-
-    >>> short_excerpt(TokenHighlights("sol_max/3", "a", "solution", ("x", " =", " 7", " so"), (0.0, 0.5, 2.0, 0.0)), 9)
-    '...« 7»...'
-    """
-    best = item.strongest or 0
-    token = f"«{item.tokens[best]}»"[:characters]
-    before, after = "".join(item.tokens[:best]), "".join(item.tokens[best + 1 :])
-    room = max(0, characters - len(token) - 6)
-    right = after[: max(room // 2, room - len(before))]
-    left = before[len(before) - min(len(before), room - len(right)) :]
-    marks = ("..." if len(left) < len(before) else "", "..." if len(right) < len(after) else "")
-    return " ".join(f"{marks[0]}{left}{token}{right}{marks[1]}".split())
-
-
-def with_excerpts(
-    latents: pd.DataFrame, names: tuple[str, ...], part: RealPart, table: FeatureTable, encoder: Encoder
-) -> pd.DataFrame:
-    """`latents` with example_id and example_text, a short excerpt of the sample that each feature is largest on."""
-    wanted = []
-    for row in latents.itertuples():
-        best = highest_activating(table.z, table.ids, names.index(row.feature), 1)[0]
-        span = "prompt" if row.block.startswith("prompt") else "solution"
-        wanted.append(Wanted(row.feature, row.latent, span, part.data.samples[best]))
-    shown = token_highlights(wanted, encoder).items if wanted else ()
-    return latents.assign(example_id=[i.sample_id for i in shown], example_text=[short_excerpt(i) for i in shown])
-
-
 def cluster_study(
     tables: Mapping[str, FeatureTable], retained: np.ndarray, part: RealPart, encoder: Encoder, profile: Profile
 ) -> dict[str, pd.DataFrame]:
     """Tables real_clusters, real_cluster_audit, real_feature_groups, real_top_latents; `retained` [S] of the first SAE."""
-    table, names = tables[FIRST].complete(), feature_names(retained, FEATURES)
-    phi, facts, seed = table.phi, math_facts(part, table), sub_seed(profile.seed, "real-feature-audit")
-    assigned = pool_clusters(phi, profile.properties, profile.seed).assign(phi)
-    gain = feature_gain(phi, assigned.label, seed)
-    latents = top_latents_table(gain, names, phi, facts.topics, bootstrap_samples=profile.properties.bootstrap_samples, seed=seed)
-    return {
-        "real_clusters": clusters_table(tables, part, profile),
-        "real_cluster_audit": cluster_audit_table(phi, names, assigned, facts),
-        "real_feature_groups": feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi)),
-        "real_top_latents": with_excerpts(latents, names, part, table, encoder),
-    }
+    table, seed = tables[FIRST].complete(), sub_seed(profile.seed, "real-feature-audit")
+    assigned = pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi)
+    found, _ = audit_tables(
+        part.data.samples, table, feature_names(retained), assigned, math_facts(part, table), encoder, profile.properties, seed,
+        EXCERPT,
+    )  # fmt: skip
+    return {"real_clusters": clusters_table(tables, part, profile)} | {f"real_{name}": rows for name, rows in found.items()}
 
 
 PAPER_SEPARATION = {"roc_auc": 0.9911, "average_precision": 0.9910}

@@ -128,7 +128,7 @@ class Scorer:
     def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
         """One row a sample of `features`, in their order.
 
-        Columns: sample_id, cluster, runner_up (second nearest; -1 with one cluster), distance, raw (d_hat), calibrated (g(d_hat)),
+        Columns: sample_id, cluster, runner_up (second nearest; -1: there is none), distance, raw (d_hat), calibrated (g(d_hat)),
         ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality (0..1), kept:
         the `keep` best rows (ties by id) or, by default, those at or above `threshold`. Columns of a part that was not fitted
         are NaN, and everything is kept without quality. Raises ValueError for non-finite values or other columns.
@@ -342,8 +342,8 @@ def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarr
 def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept).
 
-    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. The run keeps the top
-    `pool_samples`, one of the paper's two rules.
+    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. The run keeps
+    the top `pool_samples`, one of the paper's two rules.
     """
     fitted = difficulty_stage(profile, world, features)
 

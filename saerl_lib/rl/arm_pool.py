@@ -23,7 +23,6 @@ from saerl_lib.rl.policy_features import angle_concentration, pass_rates, soluti
 
 MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
-POOLS = ("kept", "unfiltered")
 CODE = ("rl/arm_pool.py", "rl/policy_features.py", "rl/generation.py", "rl/group_attention.py")
 
 

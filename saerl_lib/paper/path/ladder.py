@@ -1,7 +1,7 @@
-"""The control ladder on the paper's data: difficulty in three regimes and the quality of worked solutions (paper, Tables 2 and 3).
+"""The control ladder on the paper's data: difficulty in three regimes and quality of worked solutions (paper, Tables 2, 3).
 
-Labels of two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question of PRM800K has
-many solutions: all of them lie on one side of the split, and intervals resample questions (both ours).
+Labels of two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question of
+PRM800K has many solutions: all of them lie on one side of the split, and intervals resample questions (both ours).
 """
 
 from __future__ import annotations
