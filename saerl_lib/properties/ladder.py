@@ -93,13 +93,13 @@ def text_sets(task: Task) -> list[FeatureSet]:
     """Length, metadata and TF-IDF, which need no model."""
     sides = (task.train, task.test)
     columns = list(range(len(FEATURES))) if task.with_solution else PROMPT_COLUMNS
-    lengths = [column for column in columns if FEATURES[column].endswith("_characters")]
-    metadata = _filled(*(metadata_features(samples) for samples in sides))
+    lengths = [place for place, column in enumerate(columns) if FEATURES[column].endswith("_characters")]
+    metadata = _filled(*(metadata_features(samples)[:, columns] for samples in sides))
     texts = [task_texts(samples, task.with_solution) for samples in sides]
     words = fit_tfidf(texts[0])
     return [
         FeatureSet("length", *(m[:, lengths] for m in metadata)),
-        FeatureSet("metadata", *(m[:, columns] for m in metadata)),
+        FeatureSet("metadata", *metadata),
         FeatureSet("tfidf", *(words.transform(t) for t in texts)),
     ]
 

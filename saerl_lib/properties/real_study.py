@@ -35,7 +35,7 @@ from saerl_lib.data.real import LabelledSet, hash_order, load_labelled, read_lin
 from saerl_lib.data.real_splits import split_by_hash
 from saerl_lib.data.schema import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
-from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
+from saerl_lib.encode.kinds_stage import MAX_TEXT_TOKENS, ladder_reader, sae_kinds_stage
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.one_pass import read_retaining
@@ -69,7 +69,8 @@ PLAIN = "sources_plain"
 """The part `sources` after `plain_text`, read by the first SAE alone."""
 DELIMITERS = r"\\[()\[\]]|\$+"
 """Signs that open and close a formula: \\( \\) \\[ \\] $ $$."""
-FILES = {"math": ("math_train",), "sources": ("deepmath_18k", "deepscaler_pass_rate"), "valimath": ("quality_valimath",)}
+DATASET = "quality_valimath"
+FILES = {"math": ("math_train",), "sources": ("deepmath_18k", "deepscaler_pass_rate"), "valimath": (DATASET,)}
 """Part -> the files it reads, the target source first."""
 
 
@@ -97,18 +98,14 @@ class RealPart:
         return [s.prompt for s in self.data.samples]
 
 
-def fresh(name: str, held_out: set[str]) -> tuple[LabelledSet, list[tuple[str, int]]]:
-    """A file without repeated questions and without those of evaluation and test sets, in the order of their hashes."""
+def fresh(part: str, name: str, held_out: set[str]) -> tuple[LabelledSet, list[tuple[str, str, str, int]]]:
+    """A file without repeated questions and those of evaluation and test sets, in hash order, and rows of real_counts.csv."""
     data = load_labelled(data_file(name))
     single = unique(data)
     left = without(single, held_out)
-    counts = [("in the file", len(data)), ("left out: repeated question", len(data) - len(single)),
-              ("left out: question of an evaluation or test set", len(single) - len(left))]  # fmt: skip
-    return left.rows(hash_order(left)), counts
-
-
-def _counted(part: str, source: str, counts: Sequence[tuple[str, int]]) -> list[tuple[str, str, str, int]]:
-    return [(part, source, what, n) for what, n in counts]
+    counts = {"in the file": len(data), "left out: repeated question": len(data) - len(single),
+              "left out: question of an evaluation or test set": len(single) - len(left)}  # fmt: skip
+    return left.rows(hash_order(left)), [(part, name, what, n) for what, n in counts.items()]
 
 
 def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]], counts: list[tuple[str, str, str, int]]) -> RealPart:
@@ -126,10 +123,10 @@ def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]], counts: l
 
 def math_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     """MATH's training problems with their solutions; all of them, or `max_train` where the profile is small."""
-    data, counts = fresh("math_train", held_out)
+    data, counts = fresh("math", "math_train", held_out)
     kept = data if config.official_split else data.rows(np.arange(min(len(data), config.max_train)))
-    counts.append(("left out: beyond the profile's size", len(data) - len(kept)))
-    return _part("math", [(kept, np.repeat("fit", len(kept)))], _counted("math", "math_train", counts))
+    counts.append(("math", "math_train", "left out: beyond the profile's size", len(data) - len(kept)))
+    return _part("math", [(kept, np.repeat("fit", len(kept)))], counts)
 
 
 def source_part(config: MethodConfig, held_out: set[str]) -> RealPart:
@@ -138,33 +135,31 @@ def source_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     The pool has the paper's proportions; the first rows by hash train the probe, the next ones of the other source place
     thresholds. A question of both sources stays with the target.
     """
-    target, counts = fresh("deepmath_18k", held_out)
-    other, more = fresh("deepscaler_pass_rate", held_out)
+    target, counts = fresh("sources", "deepmath_18k", held_out)
+    other, more = fresh("sources", "deepscaler_pass_rate", held_out)
     apart = without(other, set(target.keys))
-    more.append(("left out: question of the target source", len(other) - len(apart)))
+    more.append(("sources", other.name, "left out: question of the target source", len(other) - len(apart)))
     train = [min(config.max_train, int(CLASSIFIER_SHARE * len(data))) for data in (target, apart)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
     room = min(len(target) - train[0], int((len(apart) - 2 * train[1]) / ratio))
     size = room if config.official_split else min(config.max_test, room)
     sizes = [(train[0], 0, size), (train[1], train[1], round(size * ratio))]
-    pieces, rows = [], []
+    pieces = []
     for data, parts, seen in ((target, sizes[0], counts), (apart, sizes[1], more)):
         role = np.repeat(("train", "held_out", "pool"), parts)
-        seen.append(("left out: beyond the proportion or the profile's size", len(data) - len(role)))
+        seen.append(("sources", data.name, "left out: beyond the proportion or the profile's size", len(data) - len(role)))
         pieces.append((data.rows(np.arange(len(role))), role))
-        rows += _counted("sources", data.name, seen)
-    return _part("sources", pieces, rows)
+    return _part("sources", pieces, counts + more)
 
 
 def valimath_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     """ValiMath questions, split by hash as the ladder's task `well_posed` is."""
-    data, counts = fresh("quality_valimath", held_out)
+    data, counts = fresh("valimath", DATASET, held_out)
     labelled = data.with_label("valid")
     train, test = split_by_hash(labelled, config.max_train, config.max_test)
-    counts.append(("left out: no label", len(data) - len(labelled)))
-    counts.append(("left out: beyond the profile's size", len(labelled) - len(train) - len(test)))
-    pieces = [(train, np.repeat("train", len(train))), (test, np.repeat("test", len(test)))]
-    return _part("valimath", pieces, _counted("valimath", "quality_valimath", counts))
+    counts += [("valimath", DATASET, "left out: no label", len(data) - len(labelled)),
+               ("valimath", DATASET, "left out: beyond the profile's size", len(labelled) - len(train) - len(test))]  # fmt: skip
+    return _part("valimath", [(train, np.repeat("train", len(train))), (test, np.repeat("test", len(test)))], counts)
 
 
 def real_parts(config: MethodConfig) -> dict[str, RealPart]:
@@ -191,7 +186,7 @@ def plain_part(part: RealPart) -> RealPart:
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
     """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
-    records = [json.loads(line) for line in read_lines(data_file("quality_valimath")) if line.strip()]
+    records = [json.loads(line) for line in read_lines(data_file(DATASET)) if line.strip()]
     failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in records}
     valid = part.data.labels["valid"] > 0.5
     return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
@@ -248,7 +243,7 @@ def real_features_stage(profile: Profile) -> Stage:
             save_file({n: np.ascontiguousarray(r) for n, r in retained.items()}, folder / name / "retained.safetensors")
             for reader_name, table in tables.items():
                 save_features(table, folder / name / f"{reader_name}.safetensors")
-            extra = (name, "all", f"used, but cut at {method.max_text_tokens} tokens", cut)
+            extra = (name, "all", f"used, but cut at {MAX_TEXT_TOKENS} tokens", cut)
             counts.append(pd.concat([part.counts, pd.DataFrame([extra], columns=part.counts.columns)]))
         pd.concat(counts).to_parquet(folder / "counts.parquet", index=False)
 
@@ -377,7 +372,6 @@ SIGNS = (r"\$\$", r"(?<!\$)\$(?!\$)", r"\\[()]", r"\\[\[\]]", r"\n", r"  ")
 """What the control `delimiters` counts: $$, $, \\( \\), \\[ \\], line breaks, double blanks."""
 SELFREG = "scaled"
 """Variant of SelfReg among the scores of real_flaws.csv; the others are in real_selfreg.csv (ours)."""
-DATASET = "quality_valimath"
 
 
 def sign_counts(texts: Sequence[str]) -> np.ndarray:
@@ -505,7 +499,7 @@ def _encoder(reader: Reader) -> Encoder:
 
 def _flaw_scores(parts: dict[str, RealPart], features: Stage, reader: Reader, profile: Profile) -> dict[str, np.ndarray]:
     """Suspicion of the ValiMath questions [N] that needs no label of a flaw: the paper's filter, and surprise of the LM."""
-    part, limit = parts["valimath"], profile.method.max_text_tokens
+    part, limit = parts["valimath"], MAX_TEXT_TOKENS
     retained = {"sae#0": load_retained(features, "sources")["sae#0"]}
     z = read_all(part.data.samples, reader, retained, profile.method.workers).features["sae#0"]
     z = z[:, : z.shape[1] // 2]
