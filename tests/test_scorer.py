@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import correlation
+from saerl_lib.properties import clusters, correlation, quality, real_study, tasks
 from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources
 
 CONFIG = PropertyConfig(clusters=3, elastic_net_alphas=8, shrinkage_tau=10.0)
@@ -34,6 +35,12 @@ def rows(table: Columns, index: np.ndarray) -> Columns:
 def fitted() -> tuple[Scorer, Columns, np.ndarray]:
     (labelled, labels), (pool, truth), (other, _) = made(400, 0, "l"), made(400, 1, "p"), made(120, 2, "o", 3.0)
     return fit_scorer(pool, labelled, labels, rated_sources(labelled, other), CONFIG, 7), pool, truth
+
+
+@pytest.mark.parametrize("module", [clusters, quality, real_study, tasks], ids=lambda m: m.__name__)
+def test_docstring_examples(module) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray]) -> None:
