@@ -336,7 +336,8 @@ def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(
     z = load_features(stepwise.out / "features" / "rated.safetensors").z
     is_train = np.array([trains(normalise(s.prompt)) for s in samples])
     quality = np.array([np.mean([(label + 1) / 2 for label in s.step_labels]) for s in samples])
-    model = fit_ridge(z[is_train], quality[is_train], sub_seed(sub_seed(0, "ladder-prm800k-solution_quality"), "solution_quality"))
+    seed = sub_seed(sub_seed(0, "ladder-prm800k-solution_quality"), "solution_quality")
+    model = fit_ridge(z[is_train], quality[is_train], seed)
     error = model.predict(z[~is_train].astype(float)) - quality[~is_train]
     assert found.loc[("sae", "rmse"), "value"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
 
