@@ -8,7 +8,7 @@ from saerl_lib.artifacts import load_stage
 from saerl_lib.config import get_profile
 from saerl_lib.plan.audit import audit, open_evidence
 from saerl_lib.plan.audit_text import audit_text
-from saerl_lib.properties.audit_stage import audit_stage
+from saerl_lib.properties.audit import audit_stage
 
 
 def run_audit(sample_id: str, profile: str, seed: int, as_json: bool) -> int:

@@ -11,10 +11,9 @@ from saerl_lib.data.real import load_labelled
 from saerl_lib.data.schema import normalise
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.real_stage import corpus_keys, held_out_keys, text_model_stage
-from saerl_lib.encode.sentence_stage import sentence_reader
 from saerl_lib.notebooks import UserError
-from saerl_lib.properties.file_tasks import tasks_of_file
-from saerl_lib.properties.ladder_stage import encode_tasks, ladder_of
+from saerl_lib.properties.ladder import encode_tasks, ladder
+from saerl_lib.properties.tasks import tasks_of_file
 from saerl_lib.report.figures import draw, write_csv
 
 
@@ -40,13 +39,12 @@ def run_ladder(file: Path, profile_name: str) -> int:
     reader = ladder_reader(profile, sae_kinds_stage(profile, "text", text_model), text_model)
     folder = paths.profile_dir(profile.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
-    second = sentence_reader(profile)
-    encode_tasks(tasks, profile, reader, folder, second[0] if second else None)
-    ladder, predictions = ladder_of(tasks, profile, folder)
-    write_csv(ladder, "probe_ladder", folder)
+    blocks = encode_tasks(tasks, profile, reader, folder)
+    table, predictions = ladder(tasks, blocks, profile.properties, profile.seed, workers=profile.method.workers)
+    write_csv(table, "probe_ladder", folder)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(profile)), **provenance()})
-    shown = ladder[ladder["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
+    shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
     print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
     print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
     return 0

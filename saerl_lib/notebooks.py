@@ -77,7 +77,7 @@ _COMPUTED = (
     ),
     _notebook(
         "03_data_properties", "What the features know", "00 01 02",
-        "stage:store_all_families stage:features_all_families stage:probes csv:world_probes csv:probe_ladder "
+        "stage:store_all_families stage:features_all_families stage:ladder_world csv:world_probes csv:probe_ladder "
         "csv:ladder_saes csv:real_overlap",
         "world_probes probe_ladder_world probe_ladder",
     ),

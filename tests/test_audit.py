@@ -20,18 +20,17 @@ from saerl_lib.plan import mixing
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
 from saerl_lib.plan.audit_text import audit_table, audit_text
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties import cluster_audit, confidence, conformal, decision, feature_audit, feature_names, highlights
-from saerl_lib.properties.cluster_audit import PoolFacts, cluster_audit_table
+from saerl_lib.properties import audit as tables
+from saerl_lib.properties import confidence, decision, difficulty
+from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
-from saerl_lib.properties.conformal import HalfWidths
 from saerl_lib.properties.decision import DecisionModel, LinearReader, load_decision, save_decision
+from saerl_lib.properties.difficulty import HalfWidths
 from saerl_lib.report import plots_audit
 from saerl_lib.report.schemas import SCHEMAS, read_table, write_csv
 
 
-@pytest.mark.parametrize(
-    "module", [cluster_audit, confidence, conformal, decision, feature_audit, feature_names, highlights], ids=lambda m: m.__name__
-)
+@pytest.mark.parametrize("module", [tables, confidence, decision, difficulty], ids=lambda m: m.__name__)
 def test_docstring_examples(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -124,18 +123,18 @@ def groups(n: int = 200) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     rng = np.random.default_rng(3)
     labels = (np.arange(n) % 8 == 0).astype(int)
     phi = np.abs(rng.normal(size=(n, 10))).astype(np.float32)
-    names = feature_names.feature_names([4, 9], ["words", "lines"])
+    names = tables.feature_names([4, 9], ["words", "lines"])
     phi[:, names.index("sol_mean/4")] += 3 * labels
     return phi, labels, names
 
 
 def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
     phi, labels, names = groups()
-    gain = feature_audit.feature_gain(phi, labels, seed=0)
+    gain = tables.feature_gain(phi, labels, seed=0)
     assert names[int(gain.argmax())] == "sol_mean/4"
-    np.testing.assert_array_equal(gain, feature_audit.feature_gain(phi, labels, seed=0))
-    table = feature_audit.feature_groups_table(gain, feature_audit.resampled_gains(phi, labels, 0, 3), names, len(phi))
-    assert table["group"].tolist() == list(feature_names.GROUPS)
+    np.testing.assert_array_equal(gain, tables.feature_gain(phi, labels, seed=0))
+    table = tables.feature_groups_table(gain, tables.resampled_gains(phi, labels, 0, 3), names, len(phi))
+    assert table["group"].tolist() == list(tables.GROUPS)
     assert table["gain_share"].sum() == pytest.approx(1.0)
     row = table.set_index("group").loc["sol_mean"]
     assert row["gain_share"] > 0.8
@@ -146,33 +145,33 @@ def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
 def test_one_class_and_a_class_of_one_do_not_crash(tmp_path) -> None:
     phi, _, names = groups(40)
     alone = np.zeros(40, dtype=int)
-    nothing = feature_audit.feature_groups_table(
-        feature_audit.feature_gain(phi, alone, 0), feature_audit.resampled_gains(phi, alone, 0, 2), names, 40
+    nothing = tables.feature_groups_table(
+        tables.feature_gain(phi, alone, 0), tables.resampled_gains(phi, alone, 0, 2), names, 40
     )
     assert nothing[["gain_share", "ci_low", "ci_high"]].isna().all(axis=None)
     assert (nothing[["top_20", "top_100"]] == 0).all(axis=None)
     write_csv(nothing, "feature_groups", tmp_path)
     assert plots_audit.feature_groups(read_table("feature_groups", tmp_path)).axes
     alone[7] = 4
-    assert feature_audit.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
+    assert tables.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
 
 
 def test_top_latents_name_the_topic_they_stand_for_with_and_without_topics() -> None:
     phi, labels, names = groups()
     phi[:, names.index("sol_mean/4")] *= labels  # fires on the rare class alone
-    gain = feature_audit.feature_gain(phi, labels, seed=0)
+    gain = tables.feature_gain(phi, labels, seed=0)
     topics = np.where(labels == 1, "rare", "common")
-    top = feature_audit.top_latents_table(gain, names, phi, topics, bootstrap_samples=50, seed=0, shown=3)
+    top = tables.top_latents_table(gain, names, phi, topics, bootstrap_samples=50, seed=0, shown=3)
     first = top.iloc[0]
     assert (first["feature"], first["block"], first["latent"], first["topic"]) == ("sol_mean/4", "sol_mean", 4, "rare")
     assert (first["necessity"], first["sufficiency"], first["frc"], first["lift"]) == (1.0, 1.0, 1.0, 8.0)
     assert first["control"] < 0.6
     assert not top["feature"].str.startswith("metadata").any()
-    none = feature_audit.top_latents_table(gain, names, phi, np.full(len(phi), ""), bootstrap_samples=50, seed=0, shown=3)
+    none = tables.top_latents_table(gain, names, phi, np.full(len(phi), ""), bootstrap_samples=50, seed=0, shown=3)
     assert none["topic"].tolist() == [""] * len(none)
     assert none["frc"].isna().all()
     ids = [f"s{i:03d}" for i in range(len(phi))]
-    best = feature_audit.highest_activating(phi, ids, names.index("sol_mean/4"), 3)
+    best = tables.highest_activating(phi, ids, names.index("sol_mean/4"), 3)
     assert best == np.argsort(-phi[:, names.index("sol_mean/4")], kind="stable")[:3].tolist()
 
 
@@ -181,7 +180,7 @@ def test_top_latents_name_the_topic_they_stand_for_with_and_without_topics() -> 
 
 def test_highlights_escape_html_and_read_without_colour() -> None:
     tokens, activations = ("if ", "x<", "y>", " &", "\n"), (0.0, 4.0, 2.0, 1.0, 0.0)
-    item = highlights.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
+    item = tables.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
     html = item._repr_html_()
     assert "sol_max/&lt;3&gt;" in html
     assert "a&amp;b" in html
@@ -191,14 +190,14 @@ def test_highlights_escape_html_and_read_without_colour() -> None:
     assert html.count("underline") == 1
     assert item.text() == "if «x<»y> & |"
     assert item.text(context=0) == "...«x<»..."
-    silent = highlights.TokenHighlights("sol_max/3", "a", "solution", ("x", "y"), (0.0, 0.0))
+    silent = tables.TokenHighlights("sol_max/3", "a", "solution", ("x", "y"), (0.0, 0.0))
     assert silent.text() == "xy"
     assert "span" not in silent._repr_html_()
-    page = highlights.HighlightPage((item, silent))
-    assert highlights.from_records(json.loads(json.dumps(highlights.to_records(page)))) == page
+    page = tables.HighlightPage((item, silent))
+    assert tables.from_records(json.loads(json.dumps(tables.to_records(page)))) == page
     assert page.of("sol_max/3").items == (silent,)
     with pytest.raises(ValueError, match="2 tokens, 1 activations"):
-        highlights.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
+        tables.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
 
 
 def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +206,13 @@ def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.Mon
     batch = SimpleNamespace(rows=(1, 0), ids=torch.tensor([[5, 6, 7], [8, 9, 0]]), prompt=mask, solution=~mask)
     values = torch.arange(12.0).reshape(2, 3, 2)
     encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9, layout=None)
-    monkeypatch.setattr(highlights, "token_batches", lambda *_: [batch])
-    monkeypatch.setattr(highlights, "batch_latents", lambda *_: values)
+    monkeypatch.setattr(tables, "token_batches", lambda *_: [batch])
+    monkeypatch.setattr(tables, "batch_latents", lambda *_: values)
     wanted = [
-        highlights.Wanted("sol_max/1", 1, "solution", samples[0]),
-        highlights.Wanted("prompt_max/0", 0, "prompt", samples[1]),
+        tables.Wanted("sol_max/1", 1, "solution", samples[0]),
+        tables.Wanted("prompt_max/0", 0, "prompt", samples[1]),
     ]
-    first, second = highlights.token_highlights(wanted, encoder).items
+    first, second = tables.token_highlights(wanted, encoder).items
     assert (first.sample_id, first.tokens, first.activations) == ("p", ("<9>", "<0>"), (9.0, 11.0))
     assert (second.sample_id, second.tokens, second.activations) == ("q", ("<5>", "<6>"), (0.0, 2.0))
 
@@ -223,22 +222,22 @@ def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.Mon
 
 def test_conformal_half_width_by_hand() -> None:
     residuals = np.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8, 0.9])
-    assert conformal.conformal_half_width(residuals, level=0.8) == 0.8  # the 8th of 9, ceil(10 * 0.8)
-    assert conformal.conformal_half_width(residuals, level=0.95) == np.inf
+    assert difficulty.conformal_half_width(residuals, level=0.8) == 0.8  # the 8th of 9, ceil(10 * 0.8)
+    assert difficulty.conformal_half_width(residuals, level=0.95) == np.inf
     with pytest.raises(ValueError, match="level=1.0"):
-        conformal.conformal_half_width(residuals, level=1.0)
+        difficulty.conformal_half_width(residuals, level=1.0)
 
 
 def test_the_interval_covers_new_samples_and_small_clusters_borrow() -> None:
     rng = np.random.default_rng(5)
     spread = np.array([0.5, 2.0, 9.0])
     train, test = rng.choice(3, 1500, p=[0.6, 0.38, 0.02]), rng.choice(2, 4000)
-    widths = conformal.cluster_half_widths(rng.normal(size=1500) * spread[train], train, 4)
+    widths = difficulty.cluster_half_widths(rng.normal(size=1500) * spread[train], train, 4)
     assert widths.own.tolist() == [True, True, False, False]
     assert widths.width[2] == widths.width[3] > widths.width[0]
     assert widths.n[3] == 1500
     truth = rng.normal(size=4000)
-    table = conformal.coverage_table(truth + rng.normal(size=4000) * spread[test], truth, test, widths)
+    table = difficulty.coverage_table(truth + rng.normal(size=4000) * spread[test], truth, test, widths)
     assert table["cluster"].tolist() == ["0", "1", "all"]
     assert table["coverage"].between(0.93, 0.97).all()
     assert (table["ci_low"] < 0.95).all()
@@ -253,7 +252,7 @@ CONFIG = PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=3, d
 def world(config: PlanConfig = CONFIG) -> Evidence:
     """40 samples, 32 kept: clusters 0 and 1 share easy stages and swap, cluster 2 is alone in the last stages."""
     rng = np.random.default_rng(0)
-    names = feature_names.feature_names([3, 7], ["words"])
+    names = tables.feature_names([3, 7], ["words"])
     cluster = np.concatenate([np.zeros(12, int), np.ones(12, int), np.full(16, 2)])
     z = rng.random((40, 8)).astype(np.float32)
     z[:, 0] += 5 * cluster

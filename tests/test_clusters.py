@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,17 @@ def test_assignment_by_hand() -> None:
     found = fitted.assign(np.array([[1.0, 0.5], [7.0, 4.0], [4.0, 0.0]]))
     assert found.label.tolist() == [0, 1, 0]  # the last one lies half-way: lowest number
     assert found.distance.tolist() == [0.5, 4.0, 1.5]
+    assert fitted.runner_up(np.array([[1.0, 0.5], [7.0, 4.0]]), np.array([0, 1])).tolist() == [1, 0]
+    assert replace(fitted, centroids=centroids[:1]).runner_up(np.zeros((2, 2)), np.zeros(2, int)).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("smallest", [1, 4])
+def test_clusters_are_numbered_by_size_then_by_their_first_sample(smallest: int) -> None:
+    centres = np.repeat([[0.0, 9.0], [9.0, 0.0], [0.0, 0.0], [9.0, 9.0]], (20, 30, 20, 3), axis=0)
+    phi = centres + np.random.default_rng(0).normal(size=centres.shape) * 0.1
+    for seed in range(3):
+        label = clusters.fit_clusters(phi, 4, seed, smallest=smallest).assign(phi).label
+        assert label[[20, 0, 50]].tolist() == [0, 1, 2] and (label[72] == 3) == (smallest == 1), "ties go by first sample"
 
 
 def test_empty_clusters_are_dropped_and_renumbered() -> None:

@@ -69,7 +69,7 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: Profile("x", pool_samples=3201), "pool_samples=3201"),
         (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
         (lambda: config.EncoderConfig(retained_latents=4096), "retained_latents=4096"),
-        (lambda: config.PropertyConfig(calibration="spline"), "'isotonic' or 'linear'"),
+        (lambda: config.PropertyConfig(shrinkage_tau=0), "shrinkage_tau=0"),
         (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
     ],
 )

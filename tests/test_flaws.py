@@ -12,33 +12,21 @@ from saerl_lib.data.schema import DataError
 from saerl_lib.encode.encoder import load_encoder
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.perplexity import measure_surprise
-from saerl_lib.properties.dsir import bucket, gumbel_top_k, hashed_counts, log_importance_weights, ngrams, top_k
-from saerl_lib.properties.flaws import FlawData, flaw_rows_from_features, flaw_table, sgd_scores
+from saerl_lib.properties.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.properties.ranking import bootstrap_weights, rank_metrics, weighted_share_dropped
 
 CONFIG = get_profile("smoke").properties
 
 
 def test_dsir_by_hand() -> None:
-    assert ngrams("Find 3+4") == ["find", "3", "+", "4", "find 3", "3 +", "+ 4"]
-    counts = hashed_counts(["a b a"], 100).toarray()[0]
-    assert counts[bucket("a", 100)] >= 2 and counts.sum() == 5
-    # one bucket each: target p = (1+1, 0+1) / 3, raw q = (1+1, 1+1) / 4 with smoothing 1 and two buckets
-    first, second = "x", "y"
-    size = next(n for n in range(2, 50) if bucket(first, n) != bucket(second, n))
-    weights = log_importance_weights([first, second], [first], buckets=size)
-    p, q = (1 + 1) / (1 + size), (1 + 1) / (2 + size)
-    assert weights[0] == pytest.approx(np.log(p / q))
-    assert weights[1] == pytest.approx(np.log((1 / (1 + size)) / q))
-
-
-def test_selection_by_weight() -> None:
-    weights, ids = np.array([0.0, 5.0, 1.0, 5.0]), ["d", "c", "b", "a"]
-    assert top_k(weights, ids, 1).tolist() == [False, False, False, True]
-    one, other = (gumbel_top_k(weights, ids, 2, seed) for seed in (0, 1))
-    assert one.sum() == other.sum() == 2
-    again = gumbel_top_k(weights[::-1], ids[::-1], 2, 0)[::-1]
-    assert one.tolist() == again.tolist()
+    # target p = (1 + 1) / (size + 1), raw q = (1 + 1) / (size + 2) of two texts with a bucket each, smoothed by one
+    size = 1 << 16
+    weights = log_importance_weights(["find", "sum"], ["find"], buckets=size)
+    q = 2 / (2 + size)
+    assert weights.tolist() == pytest.approx([np.log(2 / (1 + size) / q), np.log(1 / (1 + size) / q)])
+    # "a b a" has the n-grams a, b, a, "a b", "b a"; signs and digits are words
+    whole, each = (log_importance_weights(["A b a", "3+4", ""], ["3 + 4"], per_ngram=flag) for flag in (False, True))
+    assert whole.tolist() == pytest.approx([5 * each[0], 5 * each[1], 0.0]) and each[1] > 0 > each[0]
 
 
 def test_rank_metrics_equal_those_of_scikit_learn_with_ties() -> None:
@@ -87,8 +75,8 @@ def test_bad_input_is_named() -> None:
         sgd_scores(data.z, np.ones(60, dtype=bool), data.z, 0)
     with pytest.raises(ValueError, match="it needs both"):
         flaw_table({}, [""] * 60, {"p": np.ones(60, dtype=bool)}, dataset="d", keep_share=0.5, config=CONFIG, seed=0)
-    with pytest.raises(ValueError, match="texts is empty"):
-        hashed_counts([])
+    with pytest.raises(ValueError, match="DSIR needs at least one text"):
+        log_importance_weights([], ["a"])
 
 
 def test_surprise_equals_a_loop_and_does_not_depend_on_order() -> None:

@@ -21,7 +21,7 @@ from sklearn.isotonic import IsotonicRegression
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
-from saerl_lib.config import PropertyConfig, sub_seed
+from saerl_lib.config import sub_seed
 from saerl_lib.data.checking import Checked, check_answers
 from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
 from saerl_lib.encode import parts
@@ -32,8 +32,9 @@ from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.loading import SETS
-from saerl_lib.paper.path import data, encode, evaluate, places, solutions, train
+from saerl_lib.paper.path import data, encode, evaluate, places, train
 from saerl_lib.paper.path.home import STEPS, Home
+from saerl_lib.paper.path.ladder import trains
 from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
@@ -310,7 +311,10 @@ def test_the_filtered_pool_holds_what_the_classifier_kept(stepwise: Place) -> No
     scores = pd.read_parquet(stepwise.out / "scores" / "scores.parquet")
     assert scores["planned"].sum() == TARGET + 1
     regimes = pd.read_csv(stepwise.out / "tables" / "difficulty.csv").set_index("target")
-    assert regimes["n_test"].tolist() == [TARGET - 32, 36, 36] and regimes["value"].notna().all()
+    read = regimes.loc[regimes["features"] == "sae"]
+    assert read["n_test"].tolist() == [TARGET - 32, 36, 36]
+    assert read["value"].notna().tolist() == [False, True, True], "eight test problems are too few"
+    assert {"mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels"} == set(regimes["features"])
     assert counts(stepwise, "deepscaler") == {"read": 40}, "a question of NuminaMath-1.5 is kept: it is never tested with it"
 
 
@@ -322,16 +326,17 @@ def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(
     sizes = pd.Series([normalise(s.prompt) for s in samples]).value_counts()
     assert (sizes == 3).all(), "what is left out is one whole question, the last by its hash"
     rows = pd.read_csv(stepwise.out / "tables" / "solutions.csv")
-    test = sum(not solutions.trains(normalise(s.prompt)) for s in samples)
+    test = sum(not trains(normalise(s.prompt)) for s in samples)
     assert set(rows["n_test"]) == {test} and set(rows["n_train"]) == {len(samples) - test} and test % 3 == 0
     found = rows.set_index(["features", "metric"])
-    assert {name for name, _ in found.index} == {"mean", "metadata", "sae", "shuffled_labels"} and len(found) == 11
+    assert {name for name, _ in found.index} >= {"mean", "metadata", "tfidf", "sae", "shuffled_labels"}
     expected = (2 / 27) ** 0.5  # solutions of quality 1, 2/3 and 1/3 to every question, the mean being 2/3
     assert found.loc[("mean", "rmse"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([expected] * 3), "by question"
     z = load_features(stepwise.out / "features" / "rated.safetensors").z
-    is_train = np.array([solutions.trains(normalise(s.prompt)) for s in samples])
+    is_train = np.array([trains(normalise(s.prompt)) for s in samples])
     quality = np.array([np.mean([(label + 1) / 2 for label in s.step_labels]) for s in samples])
-    model = fit_ridge(z[is_train], quality[is_train], PropertyConfig(clusters=3), sub_seed(0, "solutions"))
+    seed = sub_seed(sub_seed(0, "ladder-prm800k-solution_quality"), "solution_quality")
+    model = fit_ridge(z[is_train], quality[is_train], seed)
     error = model.predict(z[~is_train].astype(float)) - quality[~is_train]
     assert found.loc[("sae", "rmse"), "value"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
 
@@ -527,7 +532,7 @@ def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.Mon
     home = Keys(PaperConfig(), frozenset())
     fit.fit_stage(home, None, None)
     plan.plans_stage(home, None, None)
-    assert {"shrinkage_tau", "cv_folds", "cluster_fit_rows"} <= set(asked[0]["properties"])
+    assert {"shrinkage_tau", "clusters", "cluster_fit_rows"} <= set(asked[0]["properties"])
     assert {"window_batches", "length_tolerance", "swapped_per_batch"} <= set(asked[1]["plan"])
 
 

@@ -17,9 +17,8 @@ from saerl_lib.plan import build_plan, write_plan
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, plan_diff
 from saerl_lib.plan.curriculum import cluster_first, stage_of_batch
 from saerl_lib.plan.sensitivity import changed_values
-from saerl_lib.properties.clusters import fit_clusters
+from saerl_lib.properties.clusters import fit_clusters, pairwise_ari, stability_row
 from saerl_lib.properties.label_curve import curve_sizes, nested_subsets
-from saerl_lib.properties.stability import pairwise_ari, stability_row
 
 DOZEN = [f"s{i:02d}" for i in range(12)]
 CLUSTERS = np.array([0] * 7 + [1] * 5)

@@ -35,11 +35,19 @@ from saerl_lib import paths
 from saerl_lib.bench.timing import report, seconds
 from saerl_lib.config import PlanConfig, PropertyConfig
 from saerl_lib.plan import build_plan, write_plan
-from saerl_lib.properties.clusters import CLIP, RESTARTS, SAMPLES_PER_STEP, pool_clusters
+from saerl_lib.properties.clusters import (
+    CLIP,
+    RESTARTS,
+    SAMPLES_PER_STEP,
+    StoredPhi,
+    by_chunks,
+    float_chunks,
+    open_phi,
+    pool_clusters,
+)
 from saerl_lib.properties.difficulty import fit_difficulty
 from saerl_lib.properties.probes import fit_elastic_net
 from saerl_lib.properties.quality import fit_source_classifier, keep_top_k
-from saerl_lib.properties.rows import StoredPhi, by_chunks, float_chunks, open_phi
 
 PLAN = PlanConfig(prompts_per_step=128, swapped_per_batch=8)
 """The paper's b and h."""

@@ -22,14 +22,8 @@ class MethodConfig:
         default_factory=lambda: EncoderConfig(sae_k=32, max_dead_share=0.5, tokens_per_batch=8192)
     )
     """Its SAE; the dead share is reported, and bounded loosely, since few tokens are to be had offline (ours)."""
-    max_text_tokens: int = 480
-    """Longer problems are cut at the end and counted; the LM's positions end at 512."""
-    sentence_layer: int = 5
-    """Hook of the sentence encoder's SAE, after 5 of its 6 blocks (ours; the paper reads no sentence encoder)."""
     sae_seeds: int = 3
     """SAEs of each kind that differ in their seed alone; intervals cover them."""
-    decoder_cosine: float = 0.8
-    """The soft-frozen decoder stays at least this close to where it began (arXiv 2602.14111)."""
     real_data: str = "required"
     """required: an error without `SAERL_DATA_DIR`; if_present: the world alone then."""
     official_split: bool = True

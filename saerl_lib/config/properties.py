@@ -15,28 +15,16 @@ class PropertyConfig:
     """Largest number of samples that k-means is fitted on; of more, a seeded subsample (not stated in the paper; ours)."""
     smallest_cluster: int = 1
     """A cluster of fewer samples is merged into its neighbours; 1 only drops empty ones (not stated in the paper; ours)."""
-    elastic_net_l1_ratios: tuple[float, ...] = (0.1, 0.5, 0.9)
-    """Grid of l1_ratio, chosen by cross-validation on L (not stated in the paper; ours)."""
     elastic_net_alphas: int = 20
     """Length of the alpha path, chosen by cross-validation on L (not stated in the paper; ours)."""
-    elastic_net_floor: float = 1e-2
-    """Smallest over largest alpha of that path (not stated in the paper; ours, and what the study's plans were made with)."""
     probe_alphas: int = 30
     """Length of the alpha path of the difficulty probes (ours)."""
-    probe_floor: float = 1e-3
-    """Its smallest over largest alpha: scikit-learn's default. At 1e-2 most feature sets chose the last one (ours)."""
-    cv_folds: int = 3
-    """Folds of every cross-validation (ours)."""
-    calibration: str = "isotonic"
-    """Form of the global map g: isotonic or linear (not stated in the paper; ours)."""
     shrinkage_tau: float = 50.0
     """tau_sh of equation 10, in labelled samples (not stated in the paper; ours)."""
     bootstrap_samples: int = 500
     """Resamples of every probe interval (ours)."""
 
     def __post_init__(self) -> None:
-        if self.calibration not in ("isotonic", "linear"):
-            raise ValueError(f"calibration={self.calibration!r}: choose 'isotonic' or 'linear'")
         if self.shrinkage_tau <= 0:
             raise ValueError(f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
         if self.smallest_cluster < 1:

@@ -29,6 +29,10 @@ from saerl_lib.encode.sae import load_sae, measure_sae, train_sae
 from saerl_lib.encode.spans import Layout
 from saerl_lib.encode.stage import collect_vectors
 
+MAX_TEXT_TOKENS = 480
+"""Longer problems are cut at the end and counted; the LM's positions end at 512."""
+DECODER_COSINE = 0.8
+"""The soft-frozen decoder stays at least this close to where it began (arXiv 2602.14111)."""
 LADDER_NAMES = {
     "trained": "sae", "untrained": "sae_untrained", "frozen_decoder": "sae_frozen_decoder",
     "soft_frozen_decoder": "sae_soft_frozen_decoder", "frozen_encoder": "sae_frozen_encoder",
@@ -65,7 +69,7 @@ def train_kinds(
     jobs = [(kind, number) for kind in kinds for number in range(len(seeds))]
     work = (
         delayed(_train)(
-            vectors[:cut], vectors[cut:], config, kind, seeds[number], folder / f"{kinds[kind]}#{number}", method.decoder_cosine
+            vectors[:cut], vectors[cut:], config, kind, seeds[number], folder / f"{kinds[kind]}#{number}", DECODER_COSINE
         )
         for kind, number in jobs
     )
@@ -94,14 +98,14 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
     def compute(folder: Path) -> None:
         if text_model:
             model, tokenizer = load_model(text_model.path("model"))
-            layout = Layout(max_tokens=method.max_text_tokens)
+            layout = Layout(max_tokens=MAX_TEXT_TOKENS)
             vectors = collect_text_vectors(truncate(model, config.hook_layer), tokenizer, config, method, layout, profile.seed)
         else:
             vectors = collect_vectors(config, False, sub_seed(profile.seed, "sae-corpus-False"))
         train_kinds(vectors, config, LADDER_NAMES, sae_seeds(profile), method, folder)
 
     inputs = (text_model,) if text_model else ()
-    settings = {**to_dict(config), "seeds": method.sae_seeds, "cosine": method.decoder_cosine, "seed": profile.seed}
+    settings = {**to_dict(config), "seeds": method.sae_seeds, "cosine": DECODER_COSINE, "seed": profile.seed}
     return get_or_compute(profile, f"saes_{name}", SAE_CODE, settings, compute, inputs)
 
 
@@ -118,5 +122,5 @@ def ladder_reader(profile: Profile, saes: Stage, text_model: Stage | None) -> Re
     folders = {path.name: path for path in sorted(saes.folder.iterdir()) if path.is_dir()}
     model = text_model.path("model") if text_model else encoder_folder()
     width = profile.method.text_model.width if text_model else ENCODER.width
-    layout = Layout(max_tokens=profile.method.max_text_tokens) if text_model else Layout()
+    layout = Layout(max_tokens=MAX_TEXT_TOKENS) if text_model else Layout()
     return Reader(model, config.hook_layer, folders, config.tokens_per_batch, layout, width)

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold
 
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.plan.mixing import projection_2d
 from saerl_lib.properties import Interval, bootstrap_interval, correlation
-from saerl_lib.properties.clusters import Assignment, Clusters, fit_clusters
-from saerl_lib.properties.conformal import cluster_half_widths
-from saerl_lib.properties.difficulty import fit_difficulty
-from saerl_lib.properties.quality import fit_source_classifier
+from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
+from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer
 
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""
@@ -82,9 +79,7 @@ def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
 
 def group(found: Representation, settings: PropertyConfig, seed: int) -> Grouping:
     """Fit clusters on phi and lay the map."""
-    clusters = fit_clusters(
-        found.phi, settings.clusters, sub_seed(seed, "clusters"), settings.cluster_fit_rows, settings.smallest_cluster
-    )
+    clusters = pool_clusters(found.phi, settings, seed)
     with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
         points = projection_2d(clusters.standardise(found.phi))
     return Grouping(clusters, clusters.assign(found.phi), points)
@@ -97,12 +92,10 @@ def fit_scores(
     known = np.flatnonzero(np.isfinite(labels))
     if len(known) < MIN_LABELS or np.ptp(labels[known]) == 0:
         return None
-    cluster, k = grouping.assignment.label, grouping.clusters.k
-    model = fit_difficulty(found.phi[known], labels[known], cluster[known], k, settings, sub_seed(seed, "difficulty"))
-    scores = model.predict(found.phi, cluster)
-    raw, ranking = scores.raw.copy(), scores.ranking.copy()
-    raw[known], ranking[known] = model.out_of_fold.raw, model.out_of_fold.ranking
-    half = cluster_half_widths(labels[known] - ranking[known], cluster[known], k).width[cluster]
+    pool = Columns(found.table.ids, found.phi, found.phi)
+    labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
+    scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, grouping.clusters).score(pool)
+    raw, ranking, half = (scores[name].to_numpy() for name in ("raw", "ranking", "half_width"))
     read, length = raw[known], found.lengths[known]
 
     def gain(rows: np.ndarray) -> float:
@@ -123,10 +116,9 @@ def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyCo
     sound = quality[known] == 1
     if min(sound.sum(), (~sound).sum()) < MIN_CLASS:
         return None
-    seed = sub_seed(seed, "quality")
-    score = fit_source_classifier(found.phi[known], sound, seed).score(found.phi)
-    folds = StratifiedKFold(settings.cv_folds, shuffle=True, random_state=seed)
-    for train, test in folds.split(known, sound):
-        score[known[test]] = fit_source_classifier(found.phi[known[train]], sound[train], seed).score(found.phi[known[test]])
+    rated = Rated([found.table.ids[i] for i in known], found.phi[known], sound)
+    classifier, own = fit_rated(rated, sub_seed(seed, "quality"))
+    score = classifier.score(found.phi)
+    score[known] = own
     by_length = float(roc_auc_score(sound, found.lengths[known]))
     return Quality(score, len(known), float(roc_auc_score(sound, score[known])), max(by_length, 1 - by_length))

@@ -28,7 +28,7 @@ from saerl_lib.encode.sae_check import MEASURED_SAMPLES, measured
 from saerl_lib.encode.store import Store
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.own.validate import OwnData
-from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""

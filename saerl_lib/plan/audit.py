@@ -27,11 +27,9 @@ from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.curriculum import Batch, cluster_first
 from saerl_lib.plan.mixing import BatchFacts, Candidate, batch_facts, candidates, dominant_cluster
 from saerl_lib.plan.stage import load_plan
-from saerl_lib.properties.audit_stage import load_decision_model
-from saerl_lib.properties.conformal import LEVEL
+from saerl_lib.properties.audit import HighlightPage, Wanted, feature_names, is_latent, load_decision_model, token_highlights
 from saerl_lib.properties.decision import DecisionModel, LinearReader
-from saerl_lib.properties.feature_names import feature_names, is_latent
-from saerl_lib.properties.highlights import HighlightPage, Wanted, token_highlights
+from saerl_lib.properties.difficulty import LEVEL
 
 LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""

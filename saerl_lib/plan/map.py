@@ -11,7 +11,7 @@ from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.mixing import projection_2d
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.stage import topics_at
+from saerl_lib.properties.scorer import topics_at
 
 
 def sae_map_table(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:

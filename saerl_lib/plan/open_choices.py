@@ -16,11 +16,10 @@ from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.seed_stage import pools_of_seeds
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.sensitivity import PlanInputs, plan_sensitivity
-from saerl_lib.properties.clusters import Clusters, pool_clusters
+from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.label_curve import label_curve
-from saerl_lib.properties.stability import seed_fits, stability_row
-from saerl_lib.properties.stage import fit_properties, sequence_words
-from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.scorer import fit_properties, sequence_words
 
 
 def plan_study_stage(

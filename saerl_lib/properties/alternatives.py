@@ -22,17 +22,11 @@ from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
 from saerl_lib.encode.sae import train_sae
 from saerl_lib.encode.spans import Layout
 from saerl_lib.encode.stage import collect_vectors, load_split_features
-from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.difficulty import fit_difficulty
-from saerl_lib.properties.probes import shuffled
-from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, shuffled
+from saerl_lib.properties.scorer import Columns, fit_scorer
 
 NAMES = ("tfidf", "dense", "frozen", "shuffled")
 FROZEN = "sae_frozen_decoder"
-CODE = (
-    "properties/alternatives.py", "properties/clusters.py", "properties/difficulty.py", "properties/probes.py",
-    "properties/text.py", "encode/readers.py", "encode/sae.py",
-)  # fmt: skip
 
 
 def _texts(samples: list[Sample]) -> list[str]:
@@ -76,13 +70,10 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         for name in NAMES:
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
             y = shuffled(labels, sub_seed(profile.seed, "study-shuffle")) if name == "shuffled" else labels
-            clusters = pool_clusters(phi[1], profile.properties, profile.seed)
-            seed = sub_seed(profile.seed, "difficulty")
-            model = fit_difficulty(phi[0], y, clusters.assign(phi[0]).label, clusters.k, profile.properties, seed)
-            assigned = clusters.assign(phi[1]).label
-            scores = model.predict(phi[1], assigned)
-            frame[f"cluster@{name}"], frame[f"ranking@{name}"], frame[f"raw@{name}"] = assigned, scores.ranking, scores.raw
+            alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
+            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed).score(pooled)
+            frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
         frame.to_parquet(folder / "scores.parquet", index=False)
 
     config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
-    return get_or_compute(profile, "alternatives", CODE, config, compute, (world, features))
+    return get_or_compute(profile, "alternatives", "properties", config, compute, (world, features))

@@ -1,14 +1,22 @@
-"""Clusters of the sample representation and their agreement with topics (paper, sections 3 and 5.4).
+"""Clusters of the sample representation, their agreement with topics and their stability (paper, sections 3 and 5.4).
 
 MiniBatchKMeans on standardised phi. Not stated in the paper; ours: the scaling, the clip at `CLIP` deviations (a latent
 that fires on one sample in a thousand stands 30 deviations out and would take a centroid for itself), no random
 reassignment of centroids (late in a fit it leaves clusters of one sample), the choice among restarts, the subsample that
-a large pool is fitted on, and what becomes of empty and tiny clusters. phi may be a memory map: it is read by chunks.
+a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
+
+phi is anything with `shape` and rows that can be sliced: an array, a `numpy.memmap` or `StoredPhi`. A million samples of 986
+float32 columns take 4 GB, as float64 8 GB, so whatever visits all of them does so by `CHUNK_ROWS` rows.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +26,93 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.properties import require_rows
-from saerl_lib.properties.rows import float_chunks, require_finite_rows
+
+CHUNK_ROWS = 4096
+"""Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""
+
+
+@dataclass(frozen=True)
+class StoredPhi:
+    """phi = [z ; m] of a feature table on disk; only the rows that are asked for are read and joined."""
+
+    ids: tuple[str, ...]
+    z: np.ndarray
+    """float32 [N, 4 S], memory-mapped."""
+    metadata: np.ndarray
+    """float32 [N, 26], memory-mapped."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, 4 S + 26)."""
+        return len(self.z), self.z.shape[1] + self.metadata.shape[1]
+
+    @property
+    def ndim(self) -> int:
+        """2, as an array says."""
+        return 2
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """phi of some rows, float32 [n, D]."""
+        return np.concatenate([self.z[rows], self.metadata[rows]], axis=1)
+
+
+def open_phi(path: Path) -> StoredPhi:
+    """The feature table that `save_features` wrote, memory-mapped instead of read.
+
+    Raises ValueError when the file holds no feature table of float32.
+    """
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length)) if length < path.stat().st_size else {}
+    if {"z", "metadata", "__metadata__"} - header.keys() or {header[name]["dtype"] for name in ("z", "metadata")} != {"F32"}:
+        raise ValueError(f"{path} is no feature table of float32: write it with save_features")
+    z, metadata = (
+        np.memmap(path, np.float32, "r", 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]))
+        for name in ("z", "metadata")
+    )
+    return StoredPhi(tuple(json.loads(header["__metadata__"]["ids"])), z, metadata)
+
+
+def row_slices(n: int) -> Iterator[slice]:
+    """Slices of `CHUNK_ROWS` rows that cover n rows in order.
+
+    >>> [(s.start, s.stop) for s in row_slices(5000)]
+    [(0, 4096), (4096, 5000)]
+    """
+    return (slice(start, min(start + CHUNK_ROWS, n)) for start in range(0, n, CHUNK_ROWS))
+
+
+def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite.
+
+    Raises ValueError that names `name` and its first bad row when an entry is NaN or infinite.
+    """
+    for rows in row_slices(len(x)):
+        chunk = np.array(x[rows], dtype=np.float64)
+        if not np.isfinite(chunk).all():
+            require_finite_rows(name, x)
+        yield rows, chunk
+
+
+def require_finite_rows(name: str, x: Any) -> None:
+    """`require_finite` for a matrix [N, D] of any size. Raises ValueError with the count and the first bad row."""
+    count, first = 0, -1
+    for rows in row_slices(len(x)):
+        finite = np.isfinite(x[rows])
+        if not finite.all():
+            count += int(finite.size - finite.sum())
+            first = rows.start + int(np.flatnonzero(~finite.all(axis=1))[0]) if first < 0 else first
+    if count:
+        raise ValueError(f"{name} holds {count} non-finite values, first in row {first}: encode that sample again or drop it")
+
+
+def by_chunks(name: str, x: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`function` of float64 chunks [n, D] -> [n], joined to [N]. Raises ValueError as `float_chunks` does."""
+    return np.concatenate([function(chunk) for _, chunk in float_chunks(name, x)])
+
 
 CLIP = 5.0
 """Standardised features are cut to +- this many deviations (not stated in the paper; ours)."""
@@ -42,7 +136,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Fitted centroids; every cluster held a sample when it was fitted."""
+    """Fitted centroids, the largest cluster first; every cluster held a sample when it was fitted."""
 
     mean: np.ndarray
     """Subtracted from phi, [D]."""
@@ -85,6 +179,17 @@ class Clusters:
             distance[rows] = np.linalg.norm(points - self.centroids[label[rows]], axis=1)
         return Assignment(label, distance)
 
+    def runner_up(self, phi: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """The nearest centroid but that of `label` [N], int [N]; -1 when there is one cluster alone."""
+        if self.k == 1:
+            return np.full(len(label), -1)
+        found = np.empty(len(label), dtype=np.int64)
+        for rows, chunk in float_chunks("phi", phi):
+            gaps = np.square(self.centroids).sum(axis=1) - 2 * (self.standardise(chunk) @ self.centroids.T)
+            gaps[np.arange(len(gaps)), label[rows]] = np.inf
+            found[rows] = gaps.argmin(axis=1)
+        return found
+
 
 def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Number of the nearest centroid [K, D] of each point [N, D], the lowest among equals."""
@@ -114,7 +219,8 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     """K-means of phi [N, D] after standardisation and clipping; deterministic for a seed.
 
     Of more than `fit_rows` samples a subsample gives scaling and, as float32, centroids. A cluster with fewer than `smallest` of
-    the N samples loses its centroid, the smallest first, and its samples go to their nearest other one.
+    the N samples loses its centroid, the smallest first, and its samples go to their nearest other one. Clusters are numbered by
+    size, the largest first, then by their first sample: numbers do not depend on the processor as those of k-means do.
     Raises ValueError for k below 1 or above the number of fitted samples, and for non-finite values.
     """
     require_finite_rows("phi", phi)
@@ -136,7 +242,16 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     found = replace(space, centroids=min(fits, key=lambda fit: fit.inertia_).cluster_centers_.astype(np.float64))
     used = np.unique(_nearest(points, found.centroids))
     found = replace(found, centroids=found.centroids[used], n_dropped=k - len(used))
-    return merge_small(found, phi, smallest) if smallest > 1 else found
+    found = merge_small(found, phi, smallest) if smallest > 1 else found
+    return replace(found, centroids=found.centroids[_by_size(found.assign(phi).label, found.k)])
+
+
+def _by_size(label: np.ndarray, k: int) -> np.ndarray:
+    """Numbers of k clusters by the size of `label` [N], falling, then by the row of the first sample."""
+    names, first = np.unique(label, return_index=True)
+    row = np.full(k, len(label))
+    row[names] = first
+    return np.lexsort((row, -np.bincount(label, minlength=k)))
 
 
 def subsample(n: int, size: int, seed: int) -> np.ndarray:
@@ -204,3 +319,39 @@ def topic_summary(labels: np.ndarray, topics: np.ndarray) -> pd.DataFrame:
         top = int(counts.argmax())
         rows.append((int(cluster), len(inside), topic_entropy(inside), str(names[top]), float(counts[top] / len(inside))))
     return pd.DataFrame(rows, columns=["cluster", "n", "topic_entropy_bits", "top_topic", "top_share"])
+
+
+OTHER_SEEDS = 5
+"""Fits beside the profile's own one: 15 pairs."""
+STABILITY_COLUMNS = ["varied", "pairs", "ari_mean", "ari_low", "ari_high", "n"]
+
+
+def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int, others: int = OTHER_SEEDS) -> list[Clusters]:
+    """The clusters of phi [N, D] under the base seed, then under `others` further k-means seeds; same settings, same phi."""
+    seeds = [seed, *(sub_seed(seed, f"cluster-stability-{i}") for i in range(others))]
+    return [pool_clusters(phi, config, number) for number in seeds]
+
+
+def pairwise_ari(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Adjusted Rand index of every pair of label vectors [N], in the order of `itertools.combinations`; 1 is equal.
+
+    >>> pairwise_ari([np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]), np.array([0, 1, 0, 1])]).round(3).tolist()
+    [1.0, -0.5, -0.5]
+
+    Raises ValueError for fewer than two vectors or unequal lengths.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} label vectors have no pair: fit with at least two seeds")
+    if len({len(vector) for vector in labels}) > 1:
+        raise ValueError(f"label vectors of {sorted({len(v) for v in labels})} samples: label the same samples under every seed")
+    return np.array([adjusted_rand_score(first, second) for first, second in combinations(labels, 2)])
+
+
+def stability_row(varied: str, labels: Sequence[np.ndarray]) -> pd.DataFrame:
+    """The row of `cluster_stability.csv` for label vectors [N] that differ in `varied`: mean, least and largest ARI of all pairs.
+
+    Serves seeds of k-means and of the SAE alike. Raises as `pairwise_ari` does.
+    """
+    values = pairwise_ari(labels)
+    row = (varied, len(values), float(values.mean()), float(values.min()), float(values.max()), len(labels[0]))
+    return pd.DataFrame([row], columns=STABILITY_COLUMNS)

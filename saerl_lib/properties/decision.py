@@ -19,10 +19,9 @@ from saerl_lib.config import Profile, sub_seed
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import load_split_features
 from saerl_lib.properties.clusters import Clusters
-from saerl_lib.properties.conformal import HalfWidths, cluster_half_widths, coverage_table
-from saerl_lib.properties.difficulty import DifficultyModel
+from saerl_lib.properties.difficulty import DifficultyModel, HalfWidths, cluster_half_widths, coverage_table
 from saerl_lib.properties.quality import SourceClassifier, fit_source_classifier
-from saerl_lib.properties.stage import fit_properties
+from saerl_lib.properties.scorer import fit_properties
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""Calibrated difficulty: elastic net, global map g, shrunken cluster residual (paper, section 3.3, equation 10).
+"""Calibrated difficulty: elastic net, global map g, shrunken cluster residual, and an interval (paper, section 3.3, equation 10).
 
     r = g(d_hat) + lambda_c * Delta_c,   lambda_c = n_c / (n_c + tau),   larger is harder
 
 The paper fits g on the labelled subset L and leaves its form open. Here g and Delta_c are fitted on out-of-fold
 predictions of L: in-sample predictions lie closer to the labels than those of new samples, so g would be too steep and
 Delta_c too small (not stated in the paper; ours). An isotonic g is flat in places, hence `Scores` keeps d_hat for ties.
+
+The interval is r +- width (ours; the paper gives none): width = the ceil((n + 1) * level)-th smallest absolute residual of n
+labelled samples, as in split-conformal prediction. The folds' models differ from the final one and the corrections saw the same
+labels, so the guarantee holds only nearly: `coverage_table` measures it on held-out samples.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,14 +21,13 @@ import pandas as pd
 from scipy import stats
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import require_finite, require_rows
-from saerl_lib.properties.probes import fit_elastic_net
-from saerl_lib.properties.rows import by_chunks
+from saerl_lib.properties.clusters import by_chunks
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class DifficultyModel:
 
     predictor: Pipeline
     """f_D: standardisation and elastic net."""
-    calibration: IsotonicRegression | LinearRegression
+    calibration: IsotonicRegression
     """g."""
     corrections: Corrections
     out_of_fold: Scores
@@ -107,10 +111,9 @@ def fit_difficulty(
     else:
         require_finite("phi", phi)
         predictor = clone(tuned).fit(np.asarray(phi, dtype=np.float64), labels)
-    folds = KFold(config.cv_folds, shuffle=True, random_state=seed)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
     raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
-    calibration = IsotonicRegression(out_of_bounds="clip") if config.calibration == "isotonic" else LinearRegression()
-    calibration.fit(raw[:, None], labels)
+    calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
     calibrated = _apply(calibration, raw)
     corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
     return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
@@ -147,7 +150,7 @@ def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bin
     return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
 
 
-def _apply(calibration: IsotonicRegression | LinearRegression, raw: np.ndarray) -> np.ndarray:
+def _apply(calibration: IsotonicRegression, raw: np.ndarray) -> np.ndarray:
     return np.asarray(calibration.predict(raw[:, None]), dtype=np.float64)
 
 
@@ -159,3 +162,79 @@ def _known_clusters(clusters: np.ndarray, k: int) -> np.ndarray:
             "assign with the fitted Clusters"
         )
     return clusters
+
+
+LEVEL = 0.95
+"""Nominal coverage (not stated in the paper; ours)."""
+MIN_LABELS = 50
+"""A cluster with fewer labelled samples takes the half-width of all of L (not stated in the paper; ours)."""
+
+
+@dataclass(frozen=True)
+class HalfWidths:
+    """Half-widths of the interval r +- width, one a cluster."""
+
+    width: np.ndarray
+    """Label units, infinite when there are too few labels for the level, float [K]."""
+    n: np.ndarray
+    """Residuals behind each width, int [K]."""
+    own: np.ndarray
+    """Whether the residuals are those of the cluster alone, bool [K]."""
+
+
+def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
+    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
+
+    Infinite when n is below level / (1 - level).
+
+    >>> conformal_half_width(np.array([-1.0, 2.0, 3.0, -4.0]), level=0.8), conformal_half_width(np.array([1.0]), level=0.8)
+    (4.0, inf)
+
+    Raises ValueError for no or non-finite residuals or a level outside (0, 1).
+    """
+    residuals = np.asarray(residuals, dtype=float)
+    require_rows(residuals=residuals)
+    require_finite("residuals", residuals)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie strictly between 0 and 1")
+    place = math.ceil((len(residuals) + 1) * level - 1e-9)
+    return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
+
+
+def cluster_half_widths(
+    residuals: np.ndarray, clusters: np.ndarray, k: int, level: float = LEVEL, min_labels: int = MIN_LABELS
+) -> HalfWidths:
+    """Half-widths of K clusters from residuals [N] of labelled samples in clusters [N]; small clusters take that of all."""
+    require_rows(residuals=residuals, clusters=clusters)
+    residuals, clusters = np.asarray(residuals, dtype=float), np.asarray(clusters)
+    counts = np.bincount(clusters, minlength=k)
+    own = counts >= min_labels
+    everywhere = conformal_half_width(residuals, level)
+    width = [conformal_half_width(residuals[clusters == c], level) if own[c] else everywhere for c in range(k)]
+    return HalfWidths(np.array(width), np.where(own, counts, len(residuals)), own)
+
+
+def coverage_table(
+    scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: HalfWidths, level: float = LEVEL
+) -> pd.DataFrame:
+    """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
+    coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
+    require_rows(scores=scores, labels=labels, clusters=clusters)
+    clusters = np.asarray(clusters)
+    inside = np.abs(np.asarray(labels, dtype=float) - np.asarray(scores, dtype=float)) <= widths.width[clusters]
+    rows = []
+    for c in np.unique(clusters).tolist():
+        hits, n = int(inside[clusters == c].sum()), int((clusters == c).sum())
+        origin = "cluster" if widths.own[c] else "all"
+        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, hits / n, *_wilson(hits, n), level))
+    mean = float(widths.width[clusters].mean())
+    hits, n = int(inside.sum()), len(inside)
+    rows.append(("all", mean, int(widths.n.max()), "mixed", n, hits / n, *_wilson(hits, n), level))
+    columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % Wilson interval of a share of n."""
+    found = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)

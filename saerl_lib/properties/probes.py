@@ -1,32 +1,77 @@
-"""Linear probes of topic, difficulty and solution quality with bootstrap intervals (paper, section 2, Tables 1-3).
+"""Linear probes of topic, difficulty and solution quality, and what they are asked (paper, section 2, Tables 1-3).
 
 Every feature set gets the same budget: dense features are standardised on the training samples; sparse ones (TF-IDF)
 stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
-to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids, folds and
-intervals are not stated in the paper; ours. The intervals resample test samples; they leave out the spread over training sets.
+to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
+stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import ElasticNet, ElasticNetCV, LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import Matrix, bootstrap_interval, correlation, require_finite, require_rows
+from saerl_lib.data.schema import Sample
+from saerl_lib.properties import Matrix, require_finite, require_rows
 
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)
 """C times the mean squared row norm; one held-out fold chooses."""
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-2, 4))
 """alpha over the mean squared row norm; cross-validation chooses."""
+L1_RATIOS = (0.1, 0.5, 0.9)
+"""Grid of the elastic net's l1_ratio; cross-validation chooses."""
+FLOOR = 1e-2
+"""Smallest over largest alpha of the path of f_D: what the study's plans were made with."""
+PROBE_FLOOR = 1e-3
+"""The same of the probes, scikit-learn's default: at 1e-2 most feature sets chose the last one."""
+FOLDS = 3
+"""Folds of every cross-validation."""
+TOKEN_PATTERN = r"\w+|[^\w\s]"
+"""Words, whole numbers and single signs: scikit-learn's default drops digits and operators, which carry mathematics."""
+MAX_TERMS = 5000
+"""Most frequent terms that TF-IDF keeps, which bounds the time of the elastic net."""
+LEAST_TRAIN, LEAST_TEST = 30, 10
+"""Samples of a task at least."""
+METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "quality": "pearson"}
+"""Kind of a task -> its metric in the ladder."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label to be read."""
+
+    dataset: str
+    target: str
+    kind: str
+    """Key of `METRICS`."""
+    train: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    y_train: np.ndarray
+    y_test: np.ndarray
+    with_solution: bool
+    """Whether the solution may be read beside the prompt."""
+    groups: np.ndarray | None = None
+    """[n_test] what the intervals resample as one, such as the question of a solution; None: single rows."""
+
+    def __post_init__(self) -> None:
+        if len(self.train) != len(self.y_train) or len(self.test) != len(self.y_test):
+            raise ValueError(f"{self.dataset} {self.target}: samples and labels differ in number")
+        if len(self.train) < LEAST_TRAIN or len(self.test) < LEAST_TEST:
+            raise ValueError(
+                f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
+                f"label at least {LEAST_TRAIN} and {LEAST_TEST}"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,17 +100,17 @@ def mean_squared_row_norm(x: Matrix) -> float:
     return float(squares.sum()) / x.shape[0] or 1.0
 
 
-def _folds(x: Matrix, config: PropertyConfig, seed: int) -> KFold:
-    if x.shape[0] < config.cv_folds:
-        raise ValueError(f"cv_folds={config.cv_folds} exceeds the {x.shape[0]} training samples: pass more or fold less")
-    return KFold(config.cv_folds, shuffle=True, random_state=seed)  # shuffled: a train set may be two sources in a row
+def _folds(x: Matrix, seed: int) -> KFold:
+    if x.shape[0] < FOLDS:
+        raise ValueError(f"{x.shape[0]} training samples are fewer than the {FOLDS} folds of the cross-validation: pass more")
+    return KFold(FOLDS, shuffle=True, random_state=seed)  # shuffled: a train set may be two sources in a row
 
 
 def _as_float(x: Matrix) -> Matrix:
     return x.tocsr().astype(np.float64) if sparse.issparse(x) else np.asarray(x, dtype=np.float64)
 
 
-def fit_topic_probe(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
+def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
     """L2 logistic regression on x [N, D], topics y [N]; C is chosen on one held-out fold, ties towards the stronger penalty.
 
     Raises ValueError for non-finite x, unequal rows or a single topic.
@@ -83,17 +128,17 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
         return Pipeline([("scale", scaler_for(x)), ("probe", probe)]).fit(x[rows], y[rows])
 
     everything = np.arange(len(y))
-    kept, held_out = train_test_split(everything, test_size=1 / config.cv_folds, random_state=seed)
+    kept, held_out = train_test_split(everything, test_size=1 / FOLDS, random_state=seed)
     accuracies = [0.0]
     if len(np.unique(y[kept])) > 1:
         accuracies = [fit(penalty, kept).score(x[held_out], y[held_out]) for penalty in LOGISTIC_PENALTIES]
     return fit(LOGISTIC_PENALTIES[int(np.argmax(accuracies))], everything)
 
 
-def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
-    """Elastic net on x [N, D], y [N]; alpha and l1_ratio by `cv_folds`-fold cross-validation on the training samples.
+def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int, probe: bool = False) -> Pipeline:
+    """Elastic net on x [N, D], y [N]; alpha and l1_ratio by threefold cross-validation on the training samples.
 
-    The path is that of the plan's f_D; `probe_path(config)` gives the longer one of the probes.
+    The path is that of the plan's f_D or, for a `probe`, the longer one.
     Raises ValueError for non-finite values, unequal rows or fewer samples than folds.
     """
     x, y = _checked(x, y)
@@ -102,105 +147,24 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
     alpha, l1_ratio = 1.0, 0.5
     if np.ptp(y) > 0 and abs(scaled).max() > 0:  # otherwise the alpha path is undefined and the mean is the best prediction
         search = ElasticNetCV(
-            l1_ratio=list(config.elastic_net_l1_ratios), alphas=config.elastic_net_alphas, eps=config.elastic_net_floor,
-            max_iter=300, tol=1e-3, cv=_folds(x, config, seed),
+            l1_ratio=list(L1_RATIOS), alphas=config.probe_alphas if probe else config.elastic_net_alphas,
+            eps=PROBE_FLOOR if probe else FLOOR, max_iter=300, tol=1e-3, cv=_folds(x, seed),
         )  # fmt: skip
         with warnings.catch_warnings():  # ranking the penalties needs fewer digits than the probe itself
             warnings.simplefilter("ignore", ConvergenceWarning)
             search.fit(scaled, y)
         alpha, l1_ratio = float(search.alpha_), float(search.l1_ratio_)
-    probe = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, max_iter=5000).fit(scaled, y)
-    return Pipeline([("scale", scaler), ("probe", probe)])
+    net = ElasticNet(alpha=alpha, l1_ratio=l1_ratio, max_iter=5000).fit(scaled, y)
+    return Pipeline([("scale", scaler), ("probe", net)])
 
 
-def probe_path(config: PropertyConfig) -> PropertyConfig:
-    """The same settings with the penalty path of the difficulty probes."""
-    return replace(config, elastic_net_alphas=config.probe_alphas, elastic_net_floor=config.probe_floor)
-
-
-def fit_ridge(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
-    """Ridge regression on x [N, D], y [N]; alpha by `cv_folds`-fold cross-validation. Errors as `fit_elastic_net`."""
+def fit_ridge(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
+    """Ridge regression on x [N, D], y [N]; alpha by threefold cross-validation. Errors as `fit_elastic_net`."""
     x, y = _checked(x, y)
     scaler = scaler_for(x)
     scaled = scaler.fit_transform(x)
     alphas = mean_squared_row_norm(scaled) * np.array(RIDGE_PENALTIES)
-    return Pipeline([("scale", scaler), ("probe", RidgeCV(alphas, cv=_folds(x, config, seed)).fit(scaled, y))])
-
-
-def topic_probe(
-    train_x: Matrix, train_y: np.ndarray, test_x: Matrix, test_y: np.ndarray, *,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
-) -> ProbeRow:
-    """Accuracy of `fit_topic_probe` on test samples. The control passes `shuffled(train_y, seed)` as train_y."""
-    _check_test(test_x, test_y)
-    predicted = fit_topic_probe(train_x, train_y, config, seed).predict(_as_float(test_x))
-    return accuracy_row(predicted == np.asarray(test_y), len(train_y), dataset, target, features, config, seed)
-
-
-def majority_baseline(
-    train_y: np.ndarray, test_y: np.ndarray, *, dataset: str, target: str, config: PropertyConfig, seed: int
-) -> ProbeRow:
-    """Accuracy of the most frequent training topic (the first by name among equals)."""
-    topics, counts = np.unique(np.asarray(train_y), return_counts=True)
-    hits = np.asarray(test_y) == topics[np.argmax(counts)]
-    return accuracy_row(hits, len(train_y), dataset, target, "majority", config, seed)
-
-
-def accuracy_row(
-    hits: np.ndarray, n_train: int, dataset: str, target: str, features: str, config: PropertyConfig, seed: int
-) -> ProbeRow:
-    """The row of a vector of hits [N test], true where the prediction is right."""
-    hits = np.asarray(hits, dtype=float)
-    interval = bootstrap_interval(lambda rows: float(hits[rows].mean()), len(hits), config.bootstrap_samples, seed)
-    return ProbeRow(dataset, target, "accuracy", features, float(hits.mean()), interval.low, interval.high, n_train, len(hits))
-
-
-def difficulty_probe(
-    train_x: Matrix, train_y: np.ndarray, test_x: Matrix, test_y: np.ndarray, *,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
-) -> ProbeRow:
-    """Spearman correlation of elastic-net predictions with difficulty labels on test samples (paper, Table 2)."""
-    model = fit_elastic_net(train_x, train_y, probe_path(config), seed)
-    return score_difficulty(
-        model, test_x, test_y, n_train=len(train_y), dataset=dataset, target=target, features=features, config=config, seed=seed
-    )
-
-
-def score_difficulty(
-    model: Pipeline, test_x: Matrix, test_y: np.ndarray, *,
-    n_train: int, dataset: str, target: str, features: str, config: PropertyConfig, seed: int,
-) -> ProbeRow:
-    """The row of a fitted elastic net, so that one fit serves the in-domain and the out-of-domain test set."""
-    _check_test(test_x, test_y)
-    predicted, labels = model.predict(_as_float(test_x)), np.asarray(test_y, dtype=float)
-    metrics = {"spearman": lambda rows: correlation("spearman", predicted[rows], labels[rows])}
-    return _metric_rows(metrics, len(labels), n_train, dataset, target, features, config, seed)[0]
-
-
-def quality_regression(
-    train_x: Matrix, train_y: np.ndarray, test_x: Matrix, test_y: np.ndarray, *,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int, groups: np.ndarray | None = None,
-) -> list[ProbeRow]:
-    """RMSE, MAE and Pearson of ridge predictions of solution quality in [0, 1] (paper, Table 3), one row a metric.
-
-    `groups` [n test] names what the intervals resample as one, such as the solutions of one question; None: single rows.
-    """
-    _check_test(test_x, test_y)
-    predicted = fit_ridge(train_x, train_y, config, seed).predict(_as_float(test_x))
-    labels = np.asarray(test_y, dtype=float)
-    metrics = _regression_metrics(predicted, labels)
-    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, features, config, seed, groups)
-
-
-def mean_baseline(
-    train_y: np.ndarray, test_y: np.ndarray, *, dataset: str, target: str, config: PropertyConfig, seed: int,
-    groups: np.ndarray | None = None,
-) -> list[ProbeRow]:
-    """RMSE and MAE of the training mean; it has no correlation (paper, Table 3)."""
-    labels = np.asarray(test_y, dtype=float)
-    metrics = _regression_metrics(np.full(len(labels), np.mean(train_y)), labels)
-    metrics.pop("pearson")
-    return _metric_rows(metrics, len(labels), len(train_y), dataset, target, "mean", config, seed, groups)
+    return Pipeline([("scale", scaler), ("probe", RidgeCV(alphas, cv=_folds(x, seed)).fit(scaled, y))])
 
 
 def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -215,31 +179,20 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     return _as_float(x), np.asarray(y, dtype=np.float64)
 
 
-def _check_test(test_x: Matrix, test_y: np.ndarray) -> None:
-    require_rows(test_x=test_x, test_y=test_y)
-    require_finite("test_x", test_x)
+def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
+    require_rows(train_x=x, train_y=y)
+    require_finite("train_x", x)
+    require_finite("train_y", y)
+    return _as_float(x), np.asarray(y, dtype=np.float64)
 
 
-def _regression_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[np.ndarray], float]]:
-    return {
-        "rmse": lambda rows: float(np.sqrt(np.mean((predicted[rows] - labels[rows]) ** 2))),
-        "mae": lambda rows: float(np.mean(np.abs(predicted[rows] - labels[rows]))),
-        "pearson": lambda rows: correlation("pearson", predicted[rows], labels[rows]),
-    }
+def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVectorizer:
+    """A vectoriser of lower-case 1-grams and 2-grams with sublinear counts, fitted on training texts only.
 
-
-def _metric_rows(
-    metrics: dict[str, Callable[[np.ndarray], float]], n: int, n_train: int,
-    dataset: str, target: str, features: str, config: PropertyConfig, seed: int, groups: np.ndarray | None = None,
-) -> list[ProbeRow]:
-    members = None if groups is None else [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    rows = []
-    for name, metric in metrics.items():
-
-        def resampled(drawn: np.ndarray, metric: Callable[[np.ndarray], float] = metric) -> float:
-            return metric(drawn if members is None else np.concatenate([members[i] for i in drawn]))
-
-        units = n if members is None else len(members)
-        interval = bootstrap_interval(resampled, units, config.bootstrap_samples, seed)
-        rows.append(ProbeRow(dataset, target, name, features, metric(np.arange(n)), interval.low, interval.high, n_train, n))
-    return rows
+    `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most max_terms] with rows of norm 1.
+    Raises ValueError when there is no text or no text holds a term.
+    """
+    if not any(text.strip() for text in train_texts):
+        raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=max_terms, sublinear_tf=True)
+    return vectorizer.fit(train_texts)

@@ -14,11 +14,11 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import bootstrap_interval, require_finite, require_rows
-from saerl_lib.properties.probes import ProbeRow, mean_squared_row_norm
+from saerl_lib.properties import Matrix, bootstrap_interval, require_finite, require_rows
+from saerl_lib.properties.probes import ProbeRow, mean_squared_row_norm, scaler_for
 
 PENALTY = 1e-4
 """alpha of SGDClassifier, for rows of mean squared norm 1 (scikit-learn's default; not stated in the paper; ours)."""
@@ -43,21 +43,28 @@ class SourceClassifier:
     Standardised rows are divided by `norm`, else the steps of SGD are too long and scores saturate at exactly 0 and 1.
     """
 
-    scaler: StandardScaler
+    scaler: StandardScaler | FunctionTransformer
+    """The identity for sparse z, and where standardising was not wanted."""
     norm: float
     """Root mean squared norm of a standardised training row."""
     classifier: SGDClassifier
 
-    def score(self, z: np.ndarray) -> np.ndarray:
-        """Scores in [0, 1] of z [N, D], larger is more like the target. Raises ValueError for non-finite z."""
+    def log_odds(self, z: Matrix) -> np.ndarray:
+        """w.z + b of z [N, D], larger is more like the target. Raises ValueError for non-finite z."""
         require_finite("z", z)
-        points = self.scaler.transform(np.asarray(z, dtype=np.float64)) / self.norm
-        return expit(self.classifier.decision_function(points))
+        return self.classifier.decision_function(self.scaler.transform(z.astype(np.float64)) / self.norm)
+
+    def score(self, z: Matrix) -> np.ndarray:
+        """Scores in [0, 1] of z [N, D]. Raises ValueError for non-finite z."""
+        return expit(self.log_odds(z))
 
 
-def fit_source_classifier(z: np.ndarray, is_target: np.ndarray, seed: int) -> SourceClassifier:
+def fit_source_classifier(
+    z: Matrix, is_target: np.ndarray, seed: int, penalty: float = PENALTY, standardise: bool = True
+) -> SourceClassifier:
     """Logistic SGD with averaged weights on z [N, D] against is_target [N].
 
+    Dense features are standardised unless `standardise` is False; sparse ones never are.
     Raises ValueError for non-finite z, unequal rows or a single class.
     """
     require_rows(z=z, is_target=is_target)
@@ -65,10 +72,10 @@ def fit_source_classifier(z: np.ndarray, is_target: np.ndarray, seed: int) -> So
     is_target = np.asarray(is_target, dtype=bool)
     if is_target.all() or not is_target.any():
         raise ValueError("is_target holds a single class: the source classifier needs target and parent samples")
-    scaler = StandardScaler()
-    points = scaler.fit_transform(np.asarray(z, dtype=np.float64))
+    scaler = scaler_for(z) if standardise else FunctionTransformer()
+    points = scaler.fit_transform(z.astype(np.float64))
     norm = mean_squared_row_norm(points) ** 0.5
-    classifier = SGDClassifier(loss="log_loss", alpha=PENALTY, average=True, random_state=seed)
+    classifier = SGDClassifier(loss="log_loss", alpha=penalty, average=True, random_state=seed)
     return SourceClassifier(scaler, norm, classifier.fit(points / norm, is_target))
 
 

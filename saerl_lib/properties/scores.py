@@ -13,8 +13,7 @@ from joblib import Parallel, delayed
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.properties.probes import ProbeRow
-from saerl_lib.properties.tasks import METRICS, Task
+from saerl_lib.properties.probes import METRICS, ProbeRow, Task
 
 
 def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Probe tasks of the control ladder: which label is read from which samples, on the world and on real data.
+"""Probe tasks of the control ladder: which label is read from which samples, on the world, on real data and in any file.
 
 Splits are those of `saerl_lib.data.real_splits`; no training row shares its question with an evaluation set.
 """
@@ -6,44 +6,21 @@ Splits are those of `saerl_lib.data.real_splits`; no training row shares its que
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.real import LabelledSet, hash_order, without
-from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits
+from saerl_lib.data.real import LabelledSet, hash_order, unique, without
+from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, split_by_hash
 from saerl_lib.data.schema import Sample
+from saerl_lib.properties.probes import Task
 
+LEAST_ROWS = 43
+"""Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
+LEAST_TOPIC_ROWS = 10
+"""Rows of a file that a topic needs to be a class."""
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
 """Step label -> share of correctness (paper, Table 3)."""
-METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "quality": "pearson"}
-"""Kind of a task -> its metric in the ladder."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One label to be read."""
-
-    dataset: str
-    target: str
-    kind: str
-    """Key of `METRICS`."""
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-    y_train: np.ndarray
-    y_test: np.ndarray
-    with_solution: bool
-    """Whether the solution may be read beside the prompt."""
-
-    def __post_init__(self) -> None:
-        if len(self.train) != len(self.y_train) or len(self.test) != len(self.y_test):
-            raise ValueError(f"{self.dataset} {self.target}: samples and labels differ in number")
-        if len(self.train) < 30 or len(self.test) < 10:
-            raise ValueError(
-                f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
-                "label at least 30 and 10"
-            )
 
 
 def solution_quality(sample: Sample) -> float:
@@ -133,3 +110,51 @@ def world_tasks(splits: Mapping[str, Sequence[Sample]]) -> list[Task]:
     scores = np.array([solution_quality(s) for s in steps])
     tasks.append(Task("world", "solution_quality", "quality", steps[:cut], steps[cut:], scores[:cut], scores[cut:], True))
     return tasks
+
+
+def tasks_of_file(
+    data: LabelledSet, config: MethodConfig, held_out: set[str], say: Callable[[str], None] = lambda line: None
+) -> list[Task]:
+    """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out.
+
+    Raises ValueError when no label has two values on `LEAST_ROWS` different questions.
+    """
+    tasks = []
+    for label, kind in LABEL_KINDS.items():
+        labelled = data.with_label(label)
+        if not len(labelled):
+            continue
+        part = _frequent_topics(labelled) if kind == "topic" else labelled
+        questions, values = len(unique(part)), len(np.unique(part.labels[label]))
+        if questions < LEAST_ROWS or values < 2:
+            say(f"{label}: not read; {len(labelled)} rows carry it, {questions} different questions with {values} values of use, "
+                f"and {LEAST_ROWS} with 2 are needed")  # fmt: skip
+            continue
+        train, test = split_by_hash(part, config.max_train, config.max_test)
+        own = without(train, held_out)
+        left = {
+            f"of topics with fewer than {LEAST_TOPIC_ROWS} rows": len(labelled) - len(part),
+            "that repeat a question": len(part) - questions,
+            f"beyond max_train = {config.max_train} and max_test = {config.max_test}": questions - len(train) - len(test),
+            "for training whose question stands in an evaluation set": len(train) - len(own),
+        }
+        say(f"{label}: {len(labelled)} of {len(data)} rows carry it; left out: "
+            + (", ".join(f"{count} {reason}" for reason, count in left.items() if count) or "none"))  # fmt: skip
+        sign = -1.0 if label == "pass_rate" else 1.0
+        tasks.append(labelled_task(own, test, label, TARGET_NAMES[label], kind, sign=sign))
+        if label == "level":
+            bare = sum(not s.solved for s in (*own.samples, *test.samples))
+            if not bare:
+                tasks.append(labelled_task(own, test, label, "difficulty_level_with_solution", kind, with_solution=True))
+            elif bare < len(own) + len(test):
+                say(f"level with solutions: not read; {bare} of {len(own) + len(test)} rows have no solution")
+    if not tasks:
+        raise ValueError(
+            f"{data.name}: no label with two values on at least {LEAST_ROWS} rows; known labels: {', '.join(LABEL_KINDS)}"
+        )
+    return tasks
+
+
+def _frequent_topics(data: LabelledSet) -> LabelledSet:
+    names, counts = np.unique(data.labels["subject"], return_counts=True)
+    return data.rows(np.flatnonzero(np.isin(data.labels["subject"], names[counts >= LEAST_TOPIC_ROWS])))

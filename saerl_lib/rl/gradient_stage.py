@@ -18,8 +18,8 @@ from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.mixing import standardised_space
 from saerl_lib.plan.stage import kept_pool
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.stage import topics_at
-from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.scorer import topics_at
 from saerl_lib.rl.coherence import coherence_table, distance_table, prompt_pairs
 from saerl_lib.rl.gradients import GradientGram, measure_gradients
 from saerl_lib.rl.mixing_theory import mixing_tables

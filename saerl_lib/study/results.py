@@ -19,7 +19,7 @@ from saerl_lib.config import Profile
 from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.properties.alternatives import alternatives_stage
-from saerl_lib.properties.stage import difficulty_stage, filter_stage
+from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report.arm_pairs import comparison_rows
 from saerl_lib.report.arm_tables import Sizes, runs_table, summary_table, targets_by_policy
 from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows

@@ -20,14 +20,13 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.encode import features, lengths
 from saerl_lib.paper.path.home import Home, code_of
-from saerl_lib.paper.path.regimes import regimes_table
-from saerl_lib.paper.path.solutions import solutions_table
-from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.difficulty import DifficultyModel, fit_difficulty
+from saerl_lib.paper.path.ladder import regimes_table, solutions_table
+from saerl_lib.properties.difficulty import DifficultyModel
 from saerl_lib.properties.quality import filter_table, keep_top_k, paper_share_k, source_separation
+from saerl_lib.properties.scorer import Columns, fit_scorer
 
 CODE = code_of(
-    "paper/path/fit.py", "paper/path/regimes.py", "paper/path/solutions.py", "own/fit.py", "own/represent.py", "properties",
+    "paper/path/fit.py", "paper/path/ladder.py", "own/fit.py", "own/represent.py", "properties",
     "encode/features.py",
 )  # fmt: skip
 POOL = ("labelled", "target", "parent")
@@ -98,21 +97,18 @@ def pool_scores(
     is_labelled = np.arange(len(samples)) < config.labelled_samples
     rows = np.flatnonzero(kept | is_labelled)
     phi = found.phi[rows]
-    clusters = pool_clusters(phi, settings, config.seed)
-    cluster = clusters.assign(phi).label
-    label = np.array([samples[i].difficulty if is_labelled[i] else np.nan for i in rows])
-    known = np.flatnonzero(np.isfinite(label))
-    model = fit_difficulty(
-        phi[known], label[known], cluster[known], clusters.k, settings, sub_seed(config.seed, "difficulty")
-    )
-    scores = model.predict(phi, cluster)
-    raw, ranking = scores.raw.copy(), scores.ranking.copy()
-    raw[known], ranking[known] = model.out_of_fold.raw, model.out_of_fold.ranking
+    known = np.flatnonzero(is_labelled[rows])
+    pool = Columns([samples[i].id for i in rows], phi, phi)
+    labelled = Columns([pool.ids[i] for i in known], phi[known], phi[known])
+    labels = np.array([samples[rows[i]].difficulty for i in known])
+    scorer = fit_scorer(pool, labelled, labels, None, settings, config.seed)
+    scores = scorer.score(pool)
     table = pd.DataFrame({
-        "row": rows, "sample_id": [samples[i].id for i in rows], "planned": kept[rows], "cluster": cluster, "raw": raw,
-        "ranking": ranking, "label": [samples[i].difficulty for i in rows], "tokens": found.lengths[rows],
+        "row": rows, "sample_id": pool.ids, "planned": kept[rows], "cluster": scores["cluster"], "raw": scores["raw"],
+        "ranking": scores["ranking"], "label": [samples[i].difficulty for i in rows], "tokens": found.lengths[rows],
     })  # fmt: skip
-    return table, cluster_cards(table, model)
+    assert scorer.difficulty is not None  # L has labels
+    return table, cluster_cards(table, scorer.difficulty)
 
 
 def cluster_cards(table: pd.DataFrame, model: DifficultyModel) -> pd.DataFrame:

@@ -1,0 +1,367 @@
+"""One scorer for every pool: clusters, calibrated difficulty with an interval, and quality (paper, sections 3 and B.4).
+
+`fit_scorer` fits what the labels at hand allow, `Scorer.score` gives one table for any features of the same columns. The embedded
+world, one's own rows, the paper's data and alternative features differ in their arguments alone.
+No row is scored by a model that saw its own label: labelled and rated rows take out-of-fold scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import ElasticNet, SGDClassifier
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
+from saerl_lib.data.schema import Sample
+from saerl_lib.data.stage import load_split
+from saerl_lib.encode.metadata import FEATURES
+from saerl_lib.encode.stage import load_split_features
+from saerl_lib.properties import require_rows
+from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
+from saerl_lib.properties.difficulty import (
+    Corrections,
+    DifficultyModel,
+    HalfWidths,
+    Scores,
+    cluster_half_widths,
+    fit_difficulty,
+    reliability_table,
+)
+from saerl_lib.properties.probes import FOLDS
+from saerl_lib.properties.quality import (
+    SourceClassifier,
+    filter_table,
+    fit_source_classifier,
+    keep_top_k,
+    negative_thresholds,
+    paper_share_k,
+    score_histogram,
+    source_separation,
+)
+
+PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
+"""Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
+RULE = "p95"
+"""Threshold rule of `Scorer.score` where no number of kept rows is given (paper, Table 6)."""
+
+
+class Features(Protocol):
+    """What is read of N samples; a FeatureTable, or `Columns` where other columns are read."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """[N]."""
+
+    @property
+    def phi(self) -> np.ndarray:
+        """[N, D], of clusters and difficulty; no NaN. May be stored rows, which are read by chunks."""
+
+    @property
+    def z(self) -> np.ndarray:
+        """[N, E], of quality."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Features of N samples as plain arrays."""
+
+    ids: Sequence[str]
+    phi: np.ndarray
+    z: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What quality is learnt from: m rows that are good or not, by ratings or by their source."""
+
+    ids: Sequence[str]
+    z: np.ndarray
+    """[m, E]."""
+    good: np.ndarray
+    """[m] bool."""
+    negatives: np.ndarray | None = None
+    """[n, E] of rows that are not good, whose scores place the threshold; they train nothing."""
+
+
+def rated_sources(target: Features, other: Features) -> Rated:
+    """Two labelled sources (paper, B.4): the target and half of the other one train, the other half places the threshold."""
+    half = len(other.ids) // 2
+    ids = (*target.ids, *other.ids[:half])
+    return Rated(ids, np.concatenate([target.z, other.z[:half]]), np.arange(len(ids)) < len(target.ids), other.z[half:])
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Fitted clusters and, where labels were at hand, difficulty and quality."""
+
+    clusters: Clusters
+    difficulty: DifficultyModel | None = None
+    widths: HalfWidths | None = None
+    """Of the interval r +- width."""
+    labelled: tuple[str, ...] = ()
+    """Ids of L, the rows of `difficulty.out_of_fold`."""
+    quality: SourceClassifier | None = None
+    rated: tuple[str, ...] = ()
+    out_of_fold: np.ndarray | None = None
+    """Quality of the rated rows, float [m]."""
+    negatives: np.ndarray | None = None
+    """Quality of the held-out negatives, float [n]."""
+
+    @property
+    def threshold(self) -> float:
+        """Least quality of a kept row by the rule `RULE`; -inf without held-out negatives."""
+        return -np.inf if self.negatives is None else negative_thresholds(self.negatives)[RULE]
+
+    def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
+        """One row a sample of `features`, in their order.
+
+        Columns: sample_id, cluster, runner_up (second nearest; -1: there is none), distance, raw (d_hat), calibrated (g(d_hat)),
+        ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality (0..1), kept:
+        the `keep` best rows (ties by id) or, by default, those at or above `threshold`. Columns of a part that was not fitted
+        are NaN, and everything is kept without quality. Raises ValueError for non-finite values or other columns.
+        """
+        ids, phi, nothing = list(features.ids), features.phi, np.full(len(features.ids), np.nan)
+        found, place = self.clusters.assign(phi), {name: row for row, name in enumerate(ids)}
+        columns: dict[str, Any] = {"sample_id": ids, "cluster": found.label, "distance": found.distance}
+        columns["runner_up"] = self.clusters.runner_up(phi, found.label)
+        columns |= dict.fromkeys(("raw", "calibrated", "ranking", "half_width", "quality"), nothing)
+        if self.difficulty is not None and self.widths is not None:
+            scores, own = self.difficulty.predict(phi, found.label), self.difficulty.out_of_fold
+            pairs = {"raw": (scores.raw, own.raw), "calibrated": (scores.calibrated_global, own.calibrated_global),
+                     "ranking": (scores.ranking, own.ranking)}  # fmt: skip
+            columns |= {name: _replaced(values, place, self.labelled, seen) for name, (values, seen) in pairs.items()}
+            columns["half_width"] = self.widths.width[found.label]
+        kept = np.ones(len(ids), dtype=bool)
+        if self.quality is not None:
+            quality = _replaced(self.quality.score(features.z), place, self.rated, self.out_of_fold)
+            kept = quality >= self.threshold if keep is None else keep_top_k(quality, ids, keep)
+            columns["quality"] = quality
+        order = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality"]
+        return pd.DataFrame({name: columns[name] for name in order} | {"kept": kept})
+
+    def save(self, path: Path) -> None:
+        """Write the fitted arrays as safetensors, ids in the header."""
+        c, arrays = self.clusters, {}
+        arrays |= {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
+                   "cluster.counts": np.array([c.n_dropped, c.n_merged, c.n_moved])}  # fmt: skip
+        if self.difficulty is not None and self.widths is not None:
+            m, w, own = self.difficulty, self.widths, self.difficulty.out_of_fold
+            scaler, net, g = m.predictor["scale"], m.predictor["probe"], m.calibration
+            arrays |= {f"net.{n}": v for n, v in _linear(scaler, net.coef_, net.intercept_).items()}
+            arrays |= {"g.x": g.X_thresholds_, "g.y": g.y_thresholds_, "correction.n": m.corrections.n_labelled,
+                       "correction.residual": m.corrections.residual, "correction.shrinkage": m.corrections.shrinkage,
+                       "own.raw": own.raw, "own.calibrated": own.calibrated_global, "own.ranking": own.ranking,
+                       "width.width": w.width, "width.n": w.n, "width.own": w.own.astype(np.int64)}  # fmt: skip
+        if self.quality is not None:
+            q = self.quality
+            arrays |= {f"source.{n}": v for n, v in _linear(q.scaler, q.classifier.coef_[0], q.classifier.intercept_[0]).items()}
+            arrays |= {"source.norm": np.array([q.norm]), "source.own": self.out_of_fold}
+            arrays |= {} if self.negatives is None else {"source.negatives": self.negatives}
+        header = {"ids": json.dumps({"labelled": self.labelled, "rated": self.rated})}
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, metadata=header)
+
+
+def _replaced(values: np.ndarray, place: dict[str, int], ids: Sequence[str], own: np.ndarray | None) -> np.ndarray:
+    """`values` with those of `own` [m] for the ids [m] that stand among them."""
+    found = values.copy()
+    there = [i for i, name in enumerate(ids) if name in place]
+    if there and own is not None:
+        found[[place[ids[i]] for i in there]] = own[there]
+    return found
+
+
+def _linear(scaler: StandardScaler, weight: np.ndarray, intercept: float) -> dict[str, np.ndarray]:
+    return {"mean": scaler.mean_, "scale": scaler.scale_, "weight": np.asarray(weight), "intercept": np.array([intercept])}
+
+
+def _linear_from(arrays: dict[str, np.ndarray], name: str, model: Any) -> tuple[StandardScaler, Any]:
+    """A fitted scaler, and `model` with the stored weights."""
+    scaler, weight, scale = StandardScaler(), arrays[f"{name}.weight"], arrays[f"{name}.scale"]
+    scaler.mean_, scaler.scale_, scaler.var_ = arrays[f"{name}.mean"], scale, scale**2
+    scaler.n_features_in_ = model.n_features_in_ = len(weight)
+    model.coef_, model.intercept_ = weight, float(arrays[f"{name}.intercept"][0])
+    return scaler, model
+
+
+def load_scorer(path: Path) -> Scorer:
+    """Read what `Scorer.save` wrote; scores are the same to the last digit."""
+    with safe_open(path, framework="numpy") as handle:
+        a = {name: handle.get_tensor(name) for name in handle.keys()}
+        ids = json.loads(handle.metadata()["ids"])
+    counts = [int(n) for n in a["cluster.counts"]]
+    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"], *counts)
+    model = widths = quality = None
+    if "net.weight" in a:
+        scaler, net = _linear_from(a, "net", ElasticNet())
+        calibration = IsotonicRegression(out_of_bounds="clip").fit(a["g.x"][:, None], a["g.y"])
+        corrections = Corrections(a["correction.n"], a["correction.residual"], a["correction.shrinkage"])
+        own = Scores(a["own.raw"], a["own.calibrated"], a["own.ranking"])
+        model = DifficultyModel(Pipeline([("scale", scaler), ("probe", net)]), calibration, corrections, own)
+        widths = HalfWidths(a["width.width"], a["width.n"], a["width.own"].astype(bool))
+    if "source.weight" in a:
+        scaler, linear = _linear_from(a, "source", SGDClassifier(loss="log_loss"))
+        linear.coef_, linear.intercept_ = linear.coef_[None], np.array([linear.intercept_])
+        linear.classes_ = np.array([False, True])
+        quality = SourceClassifier(scaler, float(a["source.norm"][0]), linear)
+    return Scorer(clusters, model, widths, tuple(ids["labelled"]), quality, tuple(ids["rated"]), a.get("source.own"),
+                  a.get("source.negatives"))  # fmt: skip
+
+
+def fit_rated(rated: Rated, seed: int) -> tuple[SourceClassifier, np.ndarray]:
+    """The quality classifier of all rated rows, and their out-of-fold scores [m]. Raises as `fit_source_classifier` does."""
+    require_rows(ids=rated.ids, z=rated.z, good=rated.good)
+    good, own = np.asarray(rated.good, dtype=bool), np.empty(len(rated.ids))
+    classifier = fit_source_classifier(rated.z, good, seed)
+    for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(own, good):
+        own[test] = fit_source_classifier(rated.z[train], good[train], seed).score(rated.z[test])
+    return classifier, own
+
+
+def fit_scorer(
+    features: Features, labelled: Features | None, labels: np.ndarray | None, quality: Rated | None, config: PropertyConfig,
+    seed: int, clusters: Clusters | None = None,
+) -> Scorer:  # fmt: skip
+    """Fit clusters on the pool `features` [N] and, from what is given, difficulty and quality; deterministic for a base seed.
+
+    `labelled` are the features of L with difficulty `labels` [n], inside the pool or beside it; `clusters` were fitted before.
+    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class.
+    """
+    phi = features.phi
+    clusters = pool_clusters(phi, config, seed) if clusters is None else clusters
+    model = widths = classifier = own = negatives = None
+    if labelled is not None and labels is not None:
+        require_rows(ids=labelled.ids, labels=labels)
+        phi, labels = labelled.phi, np.asarray(labels, dtype=np.float64)
+        cluster = clusters.assign(phi).label
+        model = fit_difficulty(phi, labels, cluster, clusters.k, config, sub_seed(seed, "difficulty"))
+        widths = cluster_half_widths(labels - model.out_of_fold.ranking, cluster, clusters.k)
+    if quality is not None:
+        classifier, own = fit_rated(quality, sub_seed(seed, "filter"))
+        negatives = None if quality.negatives is None else classifier.score(quality.negatives)
+    ids = tuple(labelled.ids) if labelled is not None else ()
+    return Scorer(clusters, model, widths, ids, classifier, tuple(quality.ids) if quality else (), own, negatives)
+
+
+def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
+    """Topic paths cut to `depth` levels: 1 domain, 2 subfield, 3 leaf."""
+    return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
+
+
+def sequence_words(metadata: np.ndarray) -> np.ndarray:
+    """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
+    return metadata[:, [FEATURES.index(f"{side}_words") for side in ("prompt", "solution")]].sum(axis=1)
+
+
+def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
+    """Rows of cluster_agreement.csv: clusters against topics at each level; the paper gives its leaf topics' values."""
+    rows = []
+    for depth, name in enumerate(("domain", "subfield", "leaf"), start=1):
+        found = agreement(label, topics_at(samples, depth))
+        paper = PAPER_AGREEMENT if name == "leaf" else (np.nan,) * 3
+        rows.append((name, len(label), found.purity, found.nmi, found.ari, *paper))
+    return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
+
+
+def difficulties(world: Stage, split: str) -> np.ndarray:
+    """Difficulty labels of a split [n]."""
+    return np.array([s.difficulty for s in load_split(world, split)])
+
+
+def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
+    """The scorer of the world's pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
+
+    Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
+    agreement.parquet, cluster_topics.parquet, clusters.parquet.
+    """
+
+    def compute(folder: Path) -> None:
+        pool, labelled, parent, test = (
+            load_split_features(features, n) for n in ("pool", "labelled", "filter_negatives", "test")
+        )
+        labels, rated = difficulties(world, "labelled"), rated_sources(labelled, parent)
+        scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed)
+        scorer.save(folder / "scorer.safetensors")
+        frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
+        frame.to_parquet(folder / "scores.parquet", index=False)
+        held_out, truth = scorer.score(test), difficulties(world, "test")
+        named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
+        tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
+        pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
+        samples, label = load_split(world, "pool"), frame["cluster"].to_numpy()
+        agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
+        cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
+        _summary(frame, samples, pool.metadata, scorer.difficulty).to_parquet(folder / "clusters.parquet", index=False)
+
+    config = {**to_dict(profile.properties), "seed": profile.seed}
+    return get_or_compute(profile, "difficulty", "properties", config, compute, (world, features))
+
+
+def pool_scorer(profile: Profile, world: Stage, features: Stage) -> Scorer:
+    """The fitted scorer of the stage `difficulty`."""
+    return load_scorer(difficulty_stage(profile, world, features).path("scorer.safetensors"))
+
+
+def fit_properties(profile: Profile, world: Stage, features: Stage) -> tuple[Clusters, DifficultyModel]:
+    """Clusters and difficulty of the stage `difficulty`."""
+    scorer = pool_scorer(profile, world, features)
+    assert scorer.difficulty is not None  # the world has labels
+    return scorer.clusters, scorer.difficulty
+
+
+def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarray, model: DifficultyModel) -> pd.DataFrame:
+    """Rows of cluster_summary.csv."""
+    label = scores["cluster"].to_numpy()
+    frame = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
+    frame["n_labelled"] = model.corrections.n_labelled
+    frame["residual"] = model.corrections.residual
+    frame["shrinkage"] = model.corrections.shrinkage
+    words = {side: metadata[:, FEATURES.index(f"{side}_words")] for side in ("prompt", "solution")}
+    means = {
+        "difficulty_mean": np.array([s.difficulty for s in samples]),
+        "prompt_words_mean": words["prompt"],
+        "solution_words_mean": words["solution"],
+    }
+    for name, values in means.items():
+        frame[name] = [float(values[label == c].mean()) for c in frame["cluster"]]
+    return frame
+
+
+def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
+    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept).
+
+    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. The run keeps
+    the top `pool_samples`, one of the paper's two rules.
+    """
+    fitted = difficulty_stage(profile, world, features)
+
+    def compute(folder: Path) -> None:
+        scorer, pool = load_scorer(fitted.path("scorer.safetensors")), load_split_features(features, "pool")
+        found = scorer.score(pool, profile.pool_samples)
+        scores, sources = found["quality"].to_numpy(), np.array([s.source for s in load_split(world, "pool")])
+        rules = {**paper_share_k(len(pool.ids)), "top_k used": profile.pool_samples}
+        table = filter_table(scores, pool.ids, sources == "target", scorer.negatives, rules)
+        table.to_parquet(folder / "table.parquet", index=False)
+        score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
+        rows = source_separation(
+            scores, sources == "target", n_train=len(scorer.rated), dataset="world", features="sae", config=profile.properties,
+            seed=profile.seed,
+        )  # fmt: skip
+        pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
+        kept = found[["sample_id", "quality", "kept"]].rename(columns={"quality": "score"})
+        kept.to_parquet(folder / "kept.parquet", index=False)
+
+    config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
+    return get_or_compute(profile, "filter", "properties", config, compute, (world, features, fitted))
