@@ -14,7 +14,7 @@ from saerl_lib.cluster.ray_grid import run_grid_on_ray
 from saerl_lib.cluster.ray_link import require_cluster, require_ray
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.notebooks import UserError
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.tables import write_csv
 from saerl_lib.rl.grid import chosen_arms, finished, results, run_grid, run_name
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
 from saerl_lib.study.record import PROBLEMS, Results, accepted, only, planned_keys, read_record, repeated

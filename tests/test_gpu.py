@@ -30,8 +30,6 @@ from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import pool_samples
 from saerl_lib.own.model import open_model
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.report.gpu_table import gpu_markdown
-from saerl_lib.report.schemas import TableError
 from saerl_lib.rl.policy import policy_folder, rebuild_policy
 from saerl_lib.train_command import TrainSettings
 
@@ -232,19 +230,6 @@ def test_the_committed_run_of_the_full_set_met_its_bounds() -> None:
     assert record["size"] == FULL.name
     assert set(table["device"]) == {record["device"]} and set(table["commit"]) == {record["commit"]}
     assert sum(record["seconds"].values()) < 8 * 60
-
-
-def test_the_document_spans_saes_and_runs_and_names_a_missing_table(tmp_path: Path) -> None:
-    checks = [Check("encoding", f"{kind}: share", value, 0.0, 0.5) for kind, value in (("topk", 0.25), ("jumprelu", 0.75))]
-    checks += [Check("speed", "float32: forward_s_32768", 1.0), Check("speed", "float32: forward_s_131072", 2.0)]
-    write_checks(checks, {"encoding": 1.0, "speed": 2.0}, CPU, "dry", tmp_path)
-    text = gpu_markdown(tmp_path)
-    assert "1 of 2 bounds met; encoding 1 s, speed 2 s." in text
-    assert "| encoding | share | 0.25 to 0.75 | 2 | 0 to 0.5 |" in text
-    assert "| speed | float32: forward pass of 4,096 tokens, s | 2 | 1 | - |" in text and len(text.splitlines()) == 6
-    (tmp_path / RECORD).unlink()
-    with pytest.raises(TableError, match="gpu_checks.json is missing; `python -m saerl_lib bench gpu"):
-        gpu_markdown(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.report.arm_tables import runs_table
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.study import runs_table
+from saerl_lib.report.tables import write_csv
 from saerl_lib.rl import grid as grids
 from saerl_lib.rl.jobs import make_job, prepare_jobs
 from saerl_lib.rl.outcome import final_outcome

@@ -40,7 +40,7 @@ from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.properties.probes import fit_ridge
-from saerl_lib.report.schemas import read_table
+from saerl_lib.report.tables import read_table
 from saerl_lib.rl.rollouts import read_rows
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL

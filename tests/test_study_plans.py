@@ -11,7 +11,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.arms.base import ArmPool
 from saerl_lib.plan.batch_plan import make_pool, plan_of
-from saerl_lib.report.schemas import read_table
+from saerl_lib.report.tables import read_table
 from saerl_lib.study.plans import COLUMNS, facts
 
 

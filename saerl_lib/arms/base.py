@@ -115,7 +115,7 @@ class Arm:
     seeded: bool = False
     """Whether the order depends on the matched seed."""
     cost: tuple[str, ...] = ()
-    """What has to be prepared, names that `saerl_lib.report.arm_tables.preparation` counts."""
+    """What has to be prepared, names that `saerl_lib.report.study.preparation` counts."""
     baseline: str = "grpo"
     """The arm that this one is compared with."""
 

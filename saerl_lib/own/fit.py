@@ -15,11 +15,12 @@ from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.plan.diversity import projection_2d
-from saerl_lib.properties import Interval, bootstrap_interval, correlation
+from saerl_lib.properties import correlation
 from saerl_lib.properties.clusters import Assignment, Clusters, fit_clusters
 from saerl_lib.properties.conformal import cluster_half_widths
 from saerl_lib.properties.difficulty import fit_difficulty
 from saerl_lib.properties.quality import fit_source_classifier
+from saerl_lib.report.statistics import Interval, bootstrap_interval
 
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""

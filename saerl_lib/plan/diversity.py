@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError
 from saerl_lib.plan.mixing import dominant_cluster
-from saerl_lib.properties import bootstrap_interval, require_finite
+from saerl_lib.properties import require_finite
+from saerl_lib.report.statistics import bootstrap_interval
 
 NEIGHBOURS = 5
 """k of the k-NN distance (paper, Figure 3)."""

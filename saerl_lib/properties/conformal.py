@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.properties import require_finite, require_rows
+from saerl_lib.report.statistics import wilson_interval
 
 LEVEL = 0.95
 """Nominal coverage (not stated in the paper; ours)."""
@@ -78,19 +79,9 @@ def coverage_table(
     for c in np.unique(clusters).tolist():
         hits, n = int(inside[clusters == c].sum()), int((clusters == c).sum())
         origin = "cluster" if widths.own[c] else "all"
-        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, hits / n, *wilson(hits, n), level))
+        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, *wilson_interval(hits, n), level))
     mean = float(widths.width[clusters].mean())
     hits, n = int(inside.sum()), len(inside)
-    rows.append(("all", mean, int(widths.n.max()), "mixed", n, hits / n, *wilson(hits, n), level))
+    rows.append(("all", mean, int(widths.n.max()), "mixed", n, *wilson_interval(hits, n), level))
     columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson interval of a share of n.
-
-    >>> tuple(round(v, 3) for v in wilson(9, 10))
-    (0.596, 0.982)
-    """
-    centre, spread = hits / n + z * z / (2 * n), z * math.sqrt(hits / n * (1 - hits / n) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)

@@ -22,8 +22,8 @@ from saerl_lib.properties import Matrix, require_finite, require_rows
 from saerl_lib.properties.dsir import log_importance_weights
 from saerl_lib.properties.probes import mean_squared_row_norm, scaler_for, shuffled
 from saerl_lib.properties.quality import PENALTY
-from saerl_lib.properties.ranking import bootstrap_weights, dropped_share, rank_metrics
 from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.report.statistics import bootstrap_weights, dropped_share, rank_metrics
 
 COLUMNS = ("dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound")
 """Columns of filter_flaws.csv."""

@@ -140,7 +140,7 @@ ENCODED_CODE = (
 """Files that decide the features; the SAEs and the LM come in as stages."""
 LADDER_CODE = (
     *ENCODED_CODE, "encode/metadata.py", "properties/controls.py", "properties/ladder_stage.py", "properties/probes.py",
-    "properties/scores.py", "properties/text.py",
+    "properties/scores.py", "properties/text.py", "report/statistics.py",
 )  # fmt: skip
 """Files that decide the ladder."""
 

@@ -21,7 +21,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import Matrix, bootstrap_interval, correlation, require_finite, require_rows
+from saerl_lib.properties import Matrix, correlation, require_finite, require_rows
+from saerl_lib.report.statistics import bootstrap_interval
 
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)
 """C times the mean squared row norm; one held-out fold chooses."""

@@ -25,10 +25,10 @@ from saerl_lib.properties import Matrix
 from saerl_lib.properties.flaws import flaw_rows_from_features, sgd_scores, tuned_scores
 from saerl_lib.properties.probes import shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
-from saerl_lib.properties.ranking import bootstrap_weights, rank_metrics
 from saerl_lib.properties.real_features import FILES, RealPart, flaw_kinds, plain_text
 from saerl_lib.properties.selfreg import Target, selfreg_table, suppressed_views
 from saerl_lib.properties.text import fit_tfidf
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 
 PAPER_SEPARATION = {"roc_auc": 0.9911, "average_precision": 0.9910}
 """Of the paper's source probe on its own two sources (Table 6)."""

@@ -38,7 +38,7 @@ STUDY_CODE = (
     *FEATURES_CODE, "encode/perplexity.py", "properties/__init__.py", "properties/audit_stage.py", "properties/cluster_audit.py",
     "properties/clusters.py", "properties/confidence.py", "properties/dsir.py", "properties/feature_audit.py",
     "properties/feature_names.py", "properties/flaws.py", "properties/highlights.py", "properties/probes.py",
-    "properties/quality.py", "properties/ranking.py", "properties/real_clusters.py", "properties/real_quality.py",
+    "properties/quality.py", "report/statistics.py", "properties/real_clusters.py", "properties/real_quality.py",
     "properties/real_study.py", "properties/rows.py", "properties/selfreg.py", "properties/stability.py", "properties/stage.py",
     "properties/text.py",
 )  # fmt: skip

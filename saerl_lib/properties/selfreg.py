@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.properties import require_finite, require_rows
 from saerl_lib.properties.flaws import sgd_scores
-from saerl_lib.properties.ranking import Estimate, bootstrap_weights, estimate, rank_metrics
+from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
 
 COLUMNS = ("dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test")
 """Columns of filter_selfreg.csv."""
@@ -124,14 +124,14 @@ def suppressed_views(
     }
 
 
-def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> Estimate:
+def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> Interval:
     """Weighted Pearson of the ranks in the whole test set: ranks are not drawn anew in a resample."""
     total = weights.sum(axis=1, keepdims=True)
     a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (scores, length))
     mean_a, mean_b = (weights @ values[:, None] / total for values in (a, b))
     covariance = weights @ (a * b)[:, None] / total - mean_a * mean_b
     spread = (weights @ (a * a)[:, None] / total - mean_a**2) * (weights @ (b * b)[:, None] / total - mean_b**2)
-    return estimate((covariance / np.sqrt(np.where(spread > 0, spread, np.nan))).ravel())
+    return weighted_interval((covariance / np.sqrt(np.where(spread > 0, spread, np.nan))).ravel())
 
 
 def selfreg_table(

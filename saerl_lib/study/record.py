@@ -14,7 +14,7 @@ import pandas as pd
 from saerl_lib.arms.base import Arm
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import Profile
-from saerl_lib.report.schemas import read_table
+from saerl_lib.report.tables import read_table
 from saerl_lib.rl.grid import jobs_home, planned_run, refuse_mixed, run_name
 from saerl_lib.rl.jobs import make_job
 from saerl_lib.rl.outcome import final_outcome

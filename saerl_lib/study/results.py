@@ -21,10 +21,18 @@ from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.properties.alternatives import alternatives_stage
 from saerl_lib.properties.stage import difficulty_stage, filter_stage
-from saerl_lib.report.arm_pairs import comparison_rows
-from saerl_lib.report.arm_tables import Sizes, runs_table, summary_table, targets_by_policy
-from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
-from saerl_lib.report.schemas import read_table, write_csv
+from saerl_lib.report.study import (
+    Sizes,
+    batch_readings,
+    beside_paper,
+    comparison_rows,
+    last_rates,
+    mixing_rows,
+    runs_table,
+    summary_table,
+    targets_by_policy,
+)
+from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.rl.arm_pool import arm_pool_stage
 from saerl_lib.rl.grid import chosen_arms, finished, grid, results, run_grid, run_name
 from saerl_lib.rl.job import write_table
