@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from saerl_lib import properties
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import probes
 from saerl_lib.properties.text import fit_tfidf

@@ -54,7 +54,8 @@ def label_curve(
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
-            rows.append((name, size, *spearman_interval(predicted, truth, config.bootstrap_samples, seed), len(chosen), len(truth)))
+            found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
+            rows.append((name, size, *found, len(chosen), len(truth)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -370,9 +370,7 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),
     ]
-    costs = claim_row(preparation_effect(tables["preparation_cost"])) | {
-        "command": "python -m saerl_lib bench preparation"
-    }
+    costs = claim_row(preparation_effect(tables["preparation_cost"])) | {"command": "python -m saerl_lib bench preparation"}
     study = study_claims(tables["study_comparisons"]) + batch_claim(tables["study_batch"])
     rows = study + on_order + [claim_row(effect) for effect in on_data] + [costs]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)

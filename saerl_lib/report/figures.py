@@ -17,8 +17,28 @@ from matplotlib.ticker import MaxNLocator
 
 from saerl_lib.report import figures_studies, plots
 from saerl_lib.report.figures_studies import filter_panels
-from saerl_lib.report.plots import ARMS, BLACK, BLUE, FIGURES, FULL_WIDTH, GREEN, GREY, LIGHT, ORDERS, SHADE, SKY, VERMILLION, Look
-from saerl_lib.report.plots import caption, figure_of, forest, lines, ordered, readable, span
+from saerl_lib.report.plots import (
+    ARMS,
+    BLACK,
+    BLUE,
+    FIGURES,
+    FULL_WIDTH,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORDERS,
+    SHADE,
+    SKY,
+    VERMILLION,
+    Look,
+    caption,
+    figure_of,
+    forest,
+    lines,
+    ordered,
+    readable,
+    span,
+)
 from saerl_lib.report.tables import TableError, is_true, read_table, write_csv
 
 __all__ = ["FIGURES", "TableError", "draw", "draw_all", "figures_studies", "read_table", "write_csv"]
@@ -52,7 +72,9 @@ def sae_quality(quality: pd.DataFrame) -> Figure:
     """A panel a quantity, a row an encoder, the allowed range shaded; a cross is outside it."""
     judged, met = quality["met"].notna(), is_true(quality["met"])
     table = plots.without_interval(quality).assign(
-        panel=quality["quantity"].map(readable), row=quality["encoder"], look=np.select([~judged, met], ["reported", "met"], "outside")
+        panel=quality["quantity"].map(readable),
+        row=quality["encoder"],
+        look=np.select([~judged, met], ["reported", "met"], "outside"),
     )
     figure = forest(table, QUALITY, list(dict.fromkeys(table["row"])), columns=4, row_height=0.32)
     for axis, (_, part) in zip(figure.axes, table.groupby("panel", sort=False), strict=False):
@@ -62,7 +84,9 @@ def sae_quality(quality: pd.DataFrame) -> Figure:
         if not (math.isnan(low) and math.isnan(high)):
             axis.axvspan(left if math.isnan(low) else low, right if math.isnan(high) else high, color=SHADE, zorder=0)
         for place, (_, row) in enumerate(part.iterrows()):
-            axis.annotate(plots.number(float(row["value"])), (row["value"], place), (0, 5), textcoords="offset points", ha="center")
+            axis.annotate(
+                plots.number(float(row["value"])), (row["value"], place), (0, 5), textcoords="offset points", ha="center"
+            )
         axis.set_xlim(left, right)
     tokens = quality["n_tokens"].dropna()
     n = f"n = {int(tokens.max()):,} held-out tokens. " if len(tokens) else ""
@@ -81,8 +105,9 @@ def sae_map(points: pd.DataFrame) -> Figure:
             axis.plot(part["x"], part["y"], look.marker, color=look.colour, markersize=2, alpha=0.55, markeredgewidth=0,
                       rasterized=True, label=look.label)  # fmt: skip
             if column == "cluster":
-                axis.annotate(str(group), (part["x"].median(), part["y"].median()), ha="center", va="center", fontsize=8,
-                              fontweight="bold", bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "ec": look.colour})  # fmt: skip
+                box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": look.colour}
+                middle = (part["x"].median(), part["y"].median())
+                axis.annotate(str(group), middle, ha="center", va="center", fontsize=8, fontweight="bold", bbox=box)
         axis.set(xticks=[], yticks=[], xlabel="Projection 1", title=f"By {column}")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=5 if column == "cluster" else 3, markerscale=2.5,
                     handletextpad=0.1, columnspacing=0.8)  # fmt: skip
@@ -147,7 +172,9 @@ def cluster_audit(clusters: pd.DataFrame, text: str = CLUSTER_TEXT) -> Figure:
     """A row a cluster, easiest above: quartiles of difficulty, topic entropy, words of the solution, number of samples."""
     table = clusters.sort_values(["difficulty_median", "cluster"], kind="stable").reset_index(drop=True)
     y = np.arange(len(table))
-    figure, axes = plots.panels(FULL_WIDTH, 1.3 + 0.36 * len(table), 1, 4, sharey=True, gridspec_kw={"width_ratios": [1.6, 1, 1, 1]})
+    figure, axes = plots.panels(
+        FULL_WIDTH, 1.3 + 0.36 * len(table), 1, 4, sharey=True, gridspec_kw={"width_ratios": [1.6, 1, 1, 1]}
+    )
     first = axes[0, 0]
     first.hlines(y, table["difficulty_q25"], table["difficulty_q75"], color=SKY, linewidth=6)
     first.plot(table["difficulty_median"], y, "|", color=BLACK, markersize=9, markeredgewidth=1.6)
@@ -236,7 +263,9 @@ def batch_composition(batches: pd.DataFrame) -> Figure:
     long = batches.melt(["order", "step"], list(QUANTITIES), "panel", "raw").sort_values("step", kind="stable")
     smooth = long.groupby(["panel", "order"])["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
     long = plots.without_interval(long.assign(value=smooth, x=long["step"], group=long["order"]))
-    figure = lines(long, orders, columns=1, height=1.25, every=max(1, steps // 8), xlabel="Optimiser step", titles=False, sharex=True)
+    figure = lines(
+        long, orders, columns=1, height=1.25, every=max(1, steps // 8), xlabel="Optimiser step", titles=False, sharex=True
+    )
     for axis, (column, label) in zip(figure.axes, QUANTITIES.items(), strict=True):
         for order, look in orders.items():
             part = batches[batches["order"] == order]
@@ -267,8 +296,8 @@ def inbatch_diversity(diversity: pd.DataFrame) -> Figure:
         axis.margins(x=0.12)
     caption(
         figure,
-        f"n = {span(diversity['n_batches'])} batches a point; bars: 95 % interval over batches; dotted: level of an order with one h. "
-        "Points of equal h are set apart sideways.",
+        f"n = {span(diversity['n_batches'])} batches a point; bars: 95 % interval over batches; dotted: level of an order with "
+        "one h. Points of equal h are set apart sideways.",
     )
     return figure
 
@@ -281,8 +310,9 @@ def _contributions(axis: Axes, parts: pd.DataFrame, title: str, unit: str) -> No
     rows = parts[parts["item"] != "intercept"].reset_index(drop=True)
     values = rows["value"].to_numpy(dtype=float)
     plots.bar_panel(axis, values, np.where(values < 0, BLUE, VERMILLION).tolist(), "{:+.2f}".format)
-    names = [f"{int(n):,} others" if item == "others" else readable(item.removeprefix("metadata/")) if item.startswith("metadata/")
-             else item for item, n in zip(rows["item"].astype(str), rows["n"].fillna(0), strict=True)]  # fmt: skip
+    items = zip(rows["item"].astype(str), rows["n"].fillna(0), strict=True)
+    names = [f"{int(n):,} others" if item == "others" else item for item, n in items]
+    names = [readable(name.removeprefix("metadata/")) if name.startswith("metadata/") else name for name in names]
     plots.row_axis(axis, names)
     axis.grid(False)
     axis.axvline(0, color=BLACK, linewidth=0.6)
@@ -336,8 +366,8 @@ def sample_audit(table: pd.DataFrame) -> Figure:
     caption(
         figure,
         f"n = {int(part['pool']['n'].max()):,} samples in the pool; interval from the out-of-fold residuals of "
-        f"{int(part['score']['n'].iloc[0]):,} labelled samples. Names: block/latent of the SAE, or a metadata feature. Contributions "
-        "lead from the intercept to the score. Ring: this sample.",
+        f"{int(part['score']['n'].iloc[0]):,} labelled samples. Names: block/latent of the SAE, or a metadata feature. "
+        "Contributions lead from the intercept to the score. Ring: this sample.",
     )
     return figure
 
@@ -353,7 +383,9 @@ def training_curves(curves: pd.DataFrame) -> Figure:
     window = max(1, int(curves["step"].nunique()) // 20)
     titles = {"reward_mean": "Mean reward (0 to 1)", "zero_variance_share": "Share of groups of equal rewards (no gradient)"}
     runs = curves.melt(["arm", "seed", "step"], list(titles), "panel", "raw").sort_values("step", kind="stable")
-    smooth = runs.groupby(["panel", "arm", "seed"])["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
+    smooth = runs.groupby(["panel", "arm", "seed"])["raw"].transform(
+        lambda v: v.rolling(window, center=True, min_periods=1).mean()
+    )
     runs = runs.assign(value=smooth, panel=runs["panel"].map(titles))
     means = runs.groupby(["panel", "arm", "step"], sort=False)["value"].mean().reset_index()
     means = plots.without_interval(means.rename(columns={"arm": "group", "step": "x"}))
@@ -383,7 +415,9 @@ def _set_panel(part: pd.DataFrame) -> pd.DataFrame:
     title = "mean of the sets" if name == "all" else readable(name)
     found = part.groupby(["arm", "n_problems", "n_samples", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
     pairs = pd.Series(list(zip(found["n_problems"], found["n_samples"], strict=True)), index=found.index)
-    found = found.assign(apart=pairs != sizes[0], panel=f"{title}, {readable(metric).replace(' at ', '@')}\n{text}")[pairs.isin(sizes)]
+    found = found.assign(apart=pairs != sizes[0], panel=f"{title}, {readable(metric).replace(' at ', '@')}\n{text}")[
+        pairs.isin(sizes)
+    ]
     return found.rename(columns={"arm": "group", "step": "x", "mean": "value", "min": "ci_low", "max": "ci_high"})
 
 

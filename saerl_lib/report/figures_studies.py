@@ -16,8 +16,29 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from saerl_lib.report import plots
-from saerl_lib.report.plots import BLACK, BLUE, COLUMN_WIDTH, FULL_WIDTH, GREEN, GREY, LIGHT, ORANGE, SHADE, SKY, VERMILLION, Look
-from saerl_lib.report.plots import caption, figure_of, forest, forest_panel, line_panel, lines, number, ordered, readable
+from saerl_lib.report.plots import (
+    BLACK,
+    BLUE,
+    COLUMN_WIDTH,
+    FULL_WIDTH,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    SHADE,
+    SKY,
+    VERMILLION,
+    Look,
+    caption,
+    figure_of,
+    forest,
+    forest_panel,
+    line_panel,
+    lines,
+    number,
+    ordered,
+    readable,
+)
 from saerl_lib.report.statistics import over_seeds, total_variation
 from saerl_lib.report.study import BASELINE, BENCHMARKS, baseline_of, planned_seeds
 from saerl_lib.report.tables import is_true
@@ -108,7 +129,12 @@ def pass_rates(rates: pd.DataFrame) -> Figure:
     for name, side, style in (("world", -0.2, {"color": BLUE}), ("reference", 0.2, {"color": ORANGE, "hatch": "////"})):
         label = f"{name} (n = {int(rates[f'n_{name}'].max()):,})"
         axis.bar(centre + side * width, rates[f"share_{name}"], 0.4 * width, edgecolor="white", linewidth=0, label=label, **style)
-    axis.set(xlabel="Pass rate of the base policy", ylabel="Share of prompts", xticks=np.linspace(0, 1, 6), title="Base-policy pass rates")
+    axis.set(
+        xlabel="Pass rate of the base policy",
+        ylabel="Share of prompts",
+        xticks=np.linspace(0, 1, 6),
+        title="Base-policy pass rates",
+    )
     axis.legend(loc="upper center")
     distance = total_variation(rates["share_world"], rates["share_reference"])
     caption(figure, f"Total variation distance {distance:.3f}; n counts prompts.")
@@ -123,12 +149,14 @@ def difficulty_vs_pass_rate(table: pd.DataFrame, bins: int = 8) -> Figure:
     jitter = np.random.default_rng(0).uniform(-0.5, 0.5, len(table)) / max(attempts, 1)
     for domain, look in plots.looks(ordered(table["domain"])).items():
         rows = (table["domain"] == domain).to_numpy()
-        axis.plot(table["difficulty"][rows], table["pass_rate"][rows] + jitter[rows], look.marker, color=look.colour, markersize=2.6,
-                  alpha=0.5, markeredgewidth=0, label=look.label, rasterized=True)  # fmt: skip
+        x, y = table["difficulty"][rows], table["pass_rate"][rows] + jitter[rows]
+        axis.plot(
+            x, y, look.marker, color=look.colour, markersize=2.6, alpha=0.5, markeredgewidth=0, label=look.label, rasterized=True
+        )
     edges = np.unique(np.quantile(table["difficulty"], np.linspace(0, 1, bins + 1)))
     index = np.clip(np.searchsorted(edges, table["difficulty"], side="right") - 1, 0, max(len(edges) - 2, 0))
-    means = pd.DataFrame([(part["difficulty"].mean(), *over_seeds(part["pass_rate"]).interval()) for _, part in table.groupby(index)],
-                         columns=["x", "value", "ci_low", "ci_high"])  # fmt: skip
+    rows = [(part["difficulty"].mean(), *over_seeds(part["pass_rate"]).interval()) for _, part in table.groupby(index)]
+    means = pd.DataFrame(rows, columns=["x", "value", "ci_low", "ci_high"])
     axis.errorbar(means["x"], means["value"], plots.error_lengths(means), color=BLACK, marker="o", markersize=3.5, zorder=5,
                   label="mean, 95 %")  # fmt: skip
     axis.set(xlabel="Difficulty label", ylabel="Pass rate of the base policy", title="Difficulty against pass rate")
@@ -146,16 +174,16 @@ def difficulty_vs_pass_rate(table: pd.DataFrame, bins: int = 8) -> Figure:
 
 RUNGS = {
     "sae": Look(BLUE, "o", "SAE"), "control": Look(SKY, "D", "SAE controls"),
-    "dense": Look(GREEN, "^", "dense: sentence embedding, activations"), "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"),
-    "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
+    "dense": Look(GREEN, "^", "dense: sentence embedding, activations"),
+    "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"), "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
 }  # fmt: skip
 """Kind of a feature set -> its look."""
 SETS = {
     "sentence_sae": "sae", "sentence_sae_untrained": "control", "sae+metadata": "sae", "sae": "sae",
     "sae_soft_frozen_decoder": "control", "sae_frozen_decoder": "control", "sae_frozen_encoder": "control",
-    "sae_untrained": "control", "sae_all_families": "control", "dense_random_projection": "dense", "dense_pca": "dense", "dense": "dense",
-    "sentence_embedding": "dense", "tfidf": "text", "metadata": "text", "length": "text", "shuffled_labels": "nothing",
-    "majority / mean": "nothing",
+    "sae_untrained": "control", "sae_all_families": "control", "dense_random_projection": "dense", "dense_pca": "dense",
+    "dense": "dense", "sentence_embedding": "dense", "tfidf": "text", "metadata": "text", "length": "text",
+    "shuffled_labels": "nothing", "majority / mean": "nothing",
 }  # fmt: skip
 """Feature sets from top to bottom of the ladder, with their kind."""
 TITLES = {
@@ -225,8 +253,8 @@ def representation(table: pd.DataFrame) -> Figure:
 # The filter, and the harder question behind it: does a score find wrong samples, and is it length?
 
 SCORES = {
-    "source_membership": "true source", "source_probe": "source probe (paper)", "dsir": "DSIR", "dsir_per_ngram": "DSIR per n-gram",
-    "perplexity_prompt": "surprise, prompt", "perplexity_solution": "surprise, solution",
+    "source_membership": "true source", "source_probe": "source probe (paper)", "dsir": "DSIR",
+    "dsir_per_ngram": "DSIR per n-gram", "perplexity_prompt": "surprise, prompt", "perplexity_solution": "surprise, solution",
     "peak_surprise_solution": "peak surprise, solution", "length": "length", "prompt_length": "prompt length",
     "solution_length": "solution length", "flaw_probe_sae": "flaw probe, SAE*", "flaw_probe_metadata": "flaw probe, metadata*",
     "flaw_probe_tfidf": "flaw probe, TF-IDF*", "flaw_probe_shuffled": "flaw probe, shuffled*",
@@ -242,13 +270,14 @@ FEWEST = 10
 """Flaws of a kind that get a panel of their own; rarer kinds are in the table alone."""
 FLAWS_TEXT = (
     "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed of "
-    "compared samples. True source: what a perfect source probe would reach; it knows nothing of flaws. * trained on labelled flaws "
-    "outside the pool. Bars: 95 % bootstrap over samples of the pool."
+    "compared samples. True source: what a perfect source probe would reach; it knows nothing of flaws. * trained on labelled "
+    "flaws outside the pool. Bars: 95 % bootstrap over samples of the pool."
 )
 REAL_FLAWS_TEXT = (
-    "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed of compared "
-    "questions, people's judgement. Panels after the first: the first check that a question failed, where ten or more did. * trained "
-    "on 1,502 judged questions at most; selfreg: columns that metadata explain count less. Bars: 95 % bootstrap over questions."
+    "Larger scores are more suspect; the sign was never fitted, so below 0.5 a score points the wrong way. Numbers: flawed of "
+    "compared questions, people's judgement. Panels after the first: the first check that a question failed, where ten or more "
+    "did. * trained on 1,502 judged questions at most; selfreg: columns that metadata explain count less. Bars: 95 % bootstrap "
+    "over questions."
 )
 
 
@@ -294,8 +323,9 @@ VARIANTS = (
 )  # fmt: skip
 VARIANT_LOOKS = {"kept": Look(BLUE), "random": Look(BLUE, hollow=True), "metadata": Look(GREY)}
 SELFREG_TEXT = (
-    "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: the half with "
-    "the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random columns or directions. "
+    "Suppressed: latents that metadata (lengths, counts, shares of signs) explain. Scaled: columns times 1 - R²; dropped: the "
+    "half with the largest R²; residual: minus the linear prediction from metadata. Open: the same done to random columns or "
+    "directions. "
 )
 OF_WORLD = "Source on the whole pool, flaws among parent samples. Bars: 95 % bootstrap over test samples."
 
@@ -331,7 +361,9 @@ def filter_panels(
 ) -> None:
     """Purity and recall of each rule in percent beside the paper's, groups by column look."""
     for axis, column in zip(axes, ("purity", "recall"), strict=True):
-        part = plots.without_interval(rules).assign(row=rules["rule"], value=100 * rules[column], paper=100 * rules[f"paper_{column}"])
+        part = plots.without_interval(rules).assign(
+            row=rules["rule"], value=100 * rules[column], paper=100 * rules[f"paper_{column}"]
+        )
         forest_panel(axis, part, looks, list(dict.fromkeys(rules["rule"])), labels, 0.16)
         axis.set(xlim=(-3, 103), xlabel=f"{column.capitalize()} (%)", title=column.capitalize())
     axes[1].set_yticklabels([])
@@ -343,8 +375,8 @@ FEATURES = {
     "sae": "SAE", "sae_seed_1": "SAE, seed 1", "sae_seed_2": "SAE, seed 2", "sae_plain": "SAE, no $ signs",
     "sae_untrained": "SAE, untrained", "sae_shuffled_labels": "SAE, shuffled labels", "dense": "dense activations",
     "metadata": "metadata", "tfidf": "TF-IDF", "tfidf_plain": "TF-IDF, no $ signs", "delimiters": "counts of $ signs",
-    "length": "length", "shuffled_labels": "shuffled subjects", "majority": "largest subject", "ari_kmeans_seeds": "k-means seeds",
-    "ari_sae_seeds": "SAE seeds",
+    "length": "length", "shuffled_labels": "shuffled subjects", "majority": "largest subject",
+    "ari_kmeans_seeds": "k-means seeds", "ari_sae_seeds": "SAE seeds",
 }  # fmt: skip
 """Feature sets from top to bottom: the SAE and its controls, then what needs none."""
 FEATURE_LOOKS = {True: Look(BLUE), False: Look(GREY)}
@@ -388,7 +420,9 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Figure:
     forest_panel(axes[0, 0], part, FEATURE_LOOKS, names, FEATURES, chance=0.5)
     axes[0, 0].set_title("DeepMath against DeepScaleR")
     shown = [name for name in ("sae", "sae_plain", "tfidf", "length") if name in set(rules["features"])]
-    filter_panels(axes[0, 1:], rules[rules["features"].isin(shown)].assign(look=rules["features"]), plots.looks(shown, labels=FEATURES))
+    filter_panels(
+        axes[0, 1:], rules[rules["features"].isin(shown)].assign(look=rules["features"]), plots.looks(shown, labels=FEATURES)
+    )
     plots.legend(figure)
     caption(
         figure,
@@ -411,12 +445,12 @@ def label_curve(curve: pd.DataFrame) -> Figure:
     looks = plots.looks(ordered(curve["features"], LABELLED), LABELLED)
     place = curve["features"].map({name: i - (len(looks) - 1) / 2 for i, name in enumerate(looks)})
     table = curve.assign(group=curve["features"], panel="Labels", x=curve["n_labels"] * 1.05**place)
-    figure = lines(table, looks, width=COLUMN_WIDTH, height=2.0, band=False, titles=False, xlabel="Labelled samples |L| (log scale)",
-                   ylabel="Spearman ρ on test samples")  # fmt: skip
+    figure = lines(table, looks, width=COLUMN_WIDTH, height=2.0, band=False, titles=False)
     axis, sizes = figure.axes[0], sorted(curve["n_labels"].unique())
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.minorticks_off()
+    axis.set(xlabel="Labelled samples |L| (log scale)", ylabel="Spearman ρ on test samples")
     axis.set_ylim(min(0.0, float(curve["ci_low"].min())) - 0.02, 1.02)
     caption(
         figure,
@@ -438,7 +472,9 @@ def plan_sensitivity(rows: pd.DataFrame) -> Figure:
     groups = ordered(changed["varied"], ("K", "tau_sh", "h", "window", "rest", "unequal"))
     changed = pd.concat([changed[changed["varied"] == group] for group in groups])
     varied = changed["varied"].map(readable).replace("tau sh", r"$\tau_{sh}$")
-    names = [f"{v} = {readable(s)} ({readable(d)})" for v, s, d in zip(varied, changed["setting"], changed["default"], strict=True)]
+    names = [
+        f"{v} = {readable(s)} ({readable(d)})" for v, s, d in zip(varied, changed["setting"], changed["default"], strict=True)
+    ]
     looks = {name: look._replace(label="") for name, look in plots.looks(groups).items()}
     table = plots.without_interval(changed).assign(row=names, look=changed["varied"], panel="", value=changed["share_moved"])
     if len(seeds):
@@ -603,11 +639,12 @@ def study_effects(comparisons: pd.DataFrame) -> Figure:
     plots.light_grid(axis, "x")
     caption(
         figure,
-        "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % interval, over seeds and problems; thin: corrected "
-        "by Holm within its family. Green / red: the corrected interval excludes 0. "
-        + "Open and grey: fewer seeds than planned, decides nothing. " * bool(early.any())
-        + "Grey band: below the minimum detectable effect (power 0.8). Open square: the paper's tables, whose averages count AIME24 by "
-        "Pass@8.",
+        "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % interval, over seeds and problems; thin: "
+        "corrected by Holm within its family. Green / red: the corrected interval excludes 0. "
+        + "Open and grey: fewer seeds than planned, decides nothing. "
+        * bool(early.any())
+        + "Grey band: below the minimum detectable effect (power 0.8). Open square: the paper's tables, whose averages count "
+        "AIME24 by Pass@8.",
     )
     return figure
 
@@ -736,7 +773,10 @@ def study_mixing(mixing: pd.DataFrame) -> Figure:
     look = {"": Look(BLUE, "o", f"here (n = {mixing['n_seeds'].min()} seeds)")}
     paper = plots.PAPER | {"label": "paper (one run)", "linewidth": 0.8}
     share = mixing["paper_swapped"] / 1.28
-    for axis, x, paper_x, joined in ((axes[0, 0], share, share, True), (axes[0, 1], mixing["diversity_2d"], mixing["paper_diversity"], False)):
+    for axis, x, paper_x, joined in (
+        (axes[0, 0], share, share, True),
+        (axes[0, 1], mixing["diversity_2d"], mixing["paper_diversity"], False),
+    ):
         line_panel(axis, here.assign(x=x), look, band=False, joined=joined)
         axis.plot(paper_x, mixing["paper_difference"], **paper | {"linestyle": "--" if joined else "none"})
         axis.axhline(0, color=GREY, linewidth=0.8)
@@ -769,12 +809,15 @@ def preparation_cost(cost: pd.DataFrame) -> Figure:
     table = plots.without_interval(cost.melt(["prompts"], list(names), "row", "seconds"))
     table = table.assign(value=1000 * table["seconds"] / table["prompts"], look="", panel="",
                          paper=3.6e6 * table["row"].map(PAPER_HOURS) / PAPER_SAMPLES)  # fmt: skip
-    figure = forest(table, {"": Look(BLUE, label="here, each part")}, list(names), labels=names, width=COLUMN_WIDTH, row_height=0.3)
+    figure = forest(
+        table, {"": Look(BLUE, label="here, each part")}, list(names), labels=names, width=COLUMN_WIDTH, row_height=0.3
+    )
     figure.axes[0].set_xscale("log")
     figure.axes[0].set_xlabel("Milliseconds a prompt (log scale)")
     plots.legend(figure)
     caption(
         figure,
-        f"n = {len(cost)} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, {PAPER_SAMPLES:,} samples.",
+        f"n = {len(cost)} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, "
+        f"{PAPER_SAMPLES:,} samples.",
     )
     return figure

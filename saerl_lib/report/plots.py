@@ -65,9 +65,7 @@ class Look(NamedTuple):
 
 
 ARMS = {"grpo": Look(GREY, "s"), "saerl": Look(BLUE)}
-ORDERS = {
-    "random": Look(GREY, "s", "random"), "saerl_before_mixing": Look(ORANGE, "^", "saerl before mixing"), "saerl": Look(BLUE, "o", "saerl")
-}  # fmt: skip
+ORDERS = {"random": Look(GREY, "s"), "saerl_before_mixing": Look(ORANGE, "^"), "saerl": Look(BLUE)}
 
 
 def styled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +103,9 @@ def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
     return first + sorted(value for value in present if value not in first)
 
 
-def looks(names: Iterable[Any], fixed: Mapping[Any, Look] | None = None, labels: Mapping[Any, str] | None = None) -> dict[Any, Look]:
+def looks(
+    names: Iterable[Any], fixed: Mapping[Any, Look] | None = None, labels: Mapping[Any, str] | None = None
+) -> dict[Any, Look]:
     """A look a name: the fixed one, else the next colour and marker that no fixed one of these names has.
 
     >>> {name: look.colour == BLUE for name, look in looks(["new", "saerl"], ARMS).items()}

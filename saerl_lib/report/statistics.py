@@ -438,8 +438,6 @@ def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate], small
     ]
 
 
-def compare(
-    values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0
-) -> list[Comparison]:
+def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0) -> list[Comparison]:
     """Every (arm, baseline) of a family of comparisons, corrected over the family; one matched seed gives nan bounds."""
     return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs], smallest)

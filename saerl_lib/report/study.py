@@ -1,7 +1,7 @@
 """Tables of the RL study and of the laptop's own runs, from evaluations that have one row a run, step and problem.
 
 Outcome of a run: the mean over the sets of Avg@k, averaged over the last three evaluations. Small evaluations use the first
-problems of a set, the last one all of them; each problem carries the weight that makes the mean over a set's problems the outcome.
+problems of a set, the last one all of them; each carries the weight that makes the mean over a set's problems the outcome.
 Differences between arms are paired by seed (`statistics.paired_estimate`) and corrected by Holm within families of comparisons
 that were fixed before the arms were trained, but for `post_hoc`, which the first results suggested. The paper's Tables 4, 5, 7, 8
 and Figure 3 stand beside the study's; its values lie in `paper_tables.csv` beside this file. All ours unless the paper is named.
@@ -30,9 +30,7 @@ from saerl_lib.report.statistics import (
     pass_at_k,
     steps_to_target,
 )
-from saerl_lib.report.tables import TableError
-
-
+from saerl_lib.report.tables import SCHEMAS, TableError
 
 # From evaluations to outcomes.
 
@@ -440,7 +438,6 @@ MIXING = ("minus_mix", "mix_1", "saerl_grpo", "mix_4", "mix_8")
 """Arms of Figure 3, by rising h."""
 BATCH = (("saerl_grpo", "grpo"), ("saerl_4b", "grpo_4b"))
 """Table 8: SAERL and its baseline at b, then at 4b."""
-COLUMNS = ["table", "arm", "benchmark", "eval_set", "paper_value", "our_value", "ci_low", "ci_high", "n_seeds"]
 FEWER_PROMPTS = 115_200 / 153_600
 """Prompts that the paper's b = 128 saw, as a share of those of b = 512."""
 
@@ -478,7 +475,7 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
         rows.append((row.table, row.arm, row.column, name, row.value, found.value, found.low, found.high, len(own)))
-    return pd.DataFrame(rows + _gains(evaluations, paper), columns=COLUMNS)
+    return pd.DataFrame(rows + _gains(evaluations, paper), columns=list(SCHEMAS["study_paper_tables"].columns))
 
 
 def _gains(evaluations: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]]:
@@ -525,7 +522,7 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
     `sizes` is prompts a step by arm. Outcomes as everywhere, paired by the seeds that all four arms have, t-intervals.
     Empty when an arm is missing.
     """
-    columns = ["reading", "comparison", "prompts_per_step", "difference", "ci_low", "ci_high", "n_seeds"]
+    columns = list(SCHEMAS["study_batch"].columns)
     arms = [name for pair in BATCH for name in pair]
     evaluations = evaluations[evaluations["arm"].isin(arms)].reset_index(drop=True)
     if set(evaluations["arm"]) != set(arms):
@@ -552,10 +549,7 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     `diversity` has arm, swapped_per_batch, space, value: in-batch k-NN distance. Diversity is given relative to h = 0,
     the paper's too. Rows of arms that were not trained are left out; empty without h = 0.
     """
-    columns = [
-        "arm", "swapped_per_batch", "outcome", "difference", "ci_low", "ci_high", "n_seeds", "steps_to_target", "diversity_2d",
-        "diversity_full", "paper_swapped", "paper_difference", "paper_steps", "paper_diversity",
-    ]  # fmt: skip
+    columns = list(SCHEMAS["study_mixing"].columns)
     present = [name for name in MIXING if name in set(evaluations["arm"])]
     if MIXING[0] not in present or len(present) < 2:
         return pd.DataFrame(columns=columns)
@@ -631,8 +625,7 @@ def paired_differences(curves: pd.DataFrame) -> pd.DataFrame:
         differences = final_differences(curves, {name: metric})
         found, problems = over_seeds(differences), int(last.loc[last["eval_set"] == name, "n_problems"].max())
         rows.append((name, metric, *found.interval(), found.n_seeds, problems, found.detectable()))
-    columns = ["eval_set", "metric", "difference", "ci_low", "ci_high", "n_seeds", "n_problems", "minimum_detectable_effect"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(SCHEMAS["paired_difference"].columns))
 
 
 def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
