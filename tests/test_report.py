@@ -98,12 +98,6 @@ def test_looks_keep_fixed_ones_and_never_repeat() -> None:
     assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 4
 
 
-def test_strip_position_marks_bounds() -> None:
-    nan, place = float("nan"), figures_studies.strip_position
-    found = [place(0.4, 0.4, 0.8), place(0.8, 0.4, 0.8), place(0.2, nan, 0.1), place(-0.5, 0.0, nan)]
-    assert found == pytest.approx([0.0, 1.0, 2.0, -0.5])
-
-
 # Tables.
 
 

@@ -256,17 +256,20 @@ def preparation_effect(cost: pd.DataFrame) -> Effect:
 # The claims.
 
 
-def verdict(effect: Interval, smallest: float) -> str:
-    """The rule of this module for an effect whose claimed direction is positive.
+def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
+    """The rule of this module for an effect whose claimed direction is positive; turned round for a claim of `no_gain`.
 
     >>> [verdict(Interval(1, low, high), 0.5) for low, high in ((0.2, 2), (-1, 0.4), (-1, 2), (float("nan"), 2))]
     ['reproduced', 'not reproduced', 'undecided', 'undecided']
+    >>> [verdict(Interval(0, low, high), 0.5, no_gain=True) for low, high in ((-1, 0.4), (0.2, 2), (-1, 2))]
+    ['reproduced', 'not reproduced', 'undecided']
     """
     if math.isnan(effect.low) or math.isnan(effect.high):
         return "undecided"
-    if effect.low > 0:
-        return "reproduced"
-    return "not reproduced" if effect.high < smallest else "undecided"
+    gains, small = effect.low > 0, effect.high < smallest
+    if no_gain:
+        return "reproduced" if small else "not reproduced" if gains else "undecided"
+    return "reproduced" if gains else "not reproduced" if small else "undecided"
 
 
 def claim_row(effect: Effect, decidable: bool = True) -> dict[str, Any]:
@@ -294,19 +297,6 @@ def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in missing]
 
 
-def no_gain_verdict(effect: Interval, smallest: float) -> str:
-    """The rule turned round for a claim that something does not help.
-
-    >>> [no_gain_verdict(Interval(0, low, high), 0.5) for low, high in ((-1, 0.4), (0.2, 2), (-1, 2))]
-    ['reproduced', 'not reproduced', 'undecided']
-    """
-    if math.isnan(effect.low) or math.isnan(effect.high):
-        return "undecided"
-    if effect.high < smallest:
-        return "reproduced"
-    return "not reproduced" if effect.low > 0 else "undecided"
-
-
 def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
 
@@ -327,7 +317,7 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
         complete = row.n_seeds >= planned_seeds(row.family)
         made = claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"}
         if claim == NO_GAIN and complete:
-            made["verdict"] = no_gain_verdict(interval, SMALLEST[kind])
+            made["verdict"] = verdict(interval, SMALLEST[kind], no_gain=True)
         decided = "reproduced" if claim == NO_GAIN else "not reproduced"  # by a bound from above
         if made["verdict"] == decided and row.p_small > ALPHA:
             made["verdict"] = "undecided"
