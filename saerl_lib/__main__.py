@@ -146,7 +146,7 @@ def _publish(a: argparse.Namespace) -> int:
 
 
 def _readme(a: argparse.Namespace) -> int:
-    from saerl_lib.report.documents import write_documents
+    from saerl_lib.report.tables import write_documents
 
     print("written: " + (", ".join(write_documents(paths.ROOT, paths.PUBLISHED)) or "nothing, all tables are up to date"))
     return 0

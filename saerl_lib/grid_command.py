@@ -12,7 +12,7 @@ from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.encode.parts import ray_cluster, require_ray
 from saerl_lib.notebooks import UserError
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.tables import write_csv
 from saerl_lib.rl.pilot import chosen_rate, learning_rate_pilot, paired_deviation, pilot_world, seeds_needed, seeds_pilot
 from saerl_lib.study.results import PROBLEMS, collect_study, read_record, repeated, rewrite_tables, study_cells, study_stages
 from saerl_lib.train.arms import Arm

@@ -9,7 +9,7 @@ import pandas as pd
 
 from saerl_lib import paths
 from saerl_lib.report import claims
-from saerl_lib.report.schemas import SCHEMAS, write_csv
+from saerl_lib.report.tables import SCHEMAS, write_csv
 
 SETS = ("easy_a", "hard", "hardest")
 

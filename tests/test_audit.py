@@ -26,8 +26,8 @@ from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
 from saerl_lib.properties.decision import DecisionModel, LinearReader, load_decision, save_decision
 from saerl_lib.properties.difficulty import HalfWidths
-from saerl_lib.report import plots_audit
-from saerl_lib.report.schemas import SCHEMAS, read_table, write_csv
+from saerl_lib.report import figures
+from saerl_lib.report.tables import SCHEMAS, read_table, write_csv
 
 
 @pytest.mark.parametrize("module", [tables, confidence, decision, difficulty], ids=lambda m: m.__name__)
@@ -110,7 +110,7 @@ def test_cluster_audit_without_topics_difficulty_or_a_second_cluster(tmp_path) -
     assert table[["label", "topic_entropy_bits", "top_latents", "n_difficulty"]].values.tolist() == [["unlabelled", 0.0, "", 0]]
     assert table["difficulty_mean"].isna().all()
     write_csv(table, "cluster_audit", tmp_path)
-    assert plots_audit.cluster_audit(read_table("cluster_audit", tmp_path)).axes
+    assert figures.cluster_audit(read_table("cluster_audit", tmp_path)).axes
     with pytest.raises(ValueError, match="2 names for 3 columns"):
         cluster_audit_table(phi, ["a/1", "b/2"], assigned, facts)
 
@@ -151,7 +151,7 @@ def test_one_class_and_a_class_of_one_do_not_crash(tmp_path) -> None:
     assert nothing[["gain_share", "ci_low", "ci_high"]].isna().all(axis=None)
     assert (nothing[["top_20", "top_100"]] == 0).all(axis=None)
     write_csv(nothing, "feature_groups", tmp_path)
-    assert plots_audit.feature_groups(read_table("feature_groups", tmp_path)).axes
+    assert figures.feature_groups(read_table("feature_groups", tmp_path)).axes
     alone[7] = 4
     assert tables.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
 
@@ -392,7 +392,7 @@ def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp
         assert raw == pytest.approx(evidence.scores.set_index("sample_id").loc[sample_id, "raw"])
         assert (table["part"] == "batch").sum() == (0 if sample_id == dropped else 4)
         write_csv(table, "sample_audit", tmp_path)
-        figure = plots_audit.sample_audit(read_table("sample_audit", tmp_path))
+        figure = figures.sample_audit(read_table("sample_audit", tmp_path))
         texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and hasattr(artist, "get_text"))
         assert min(t.get_fontsize() for t in texts if t.get_text()) >= 7
 

@@ -13,7 +13,7 @@ from saerl_lib.encode.encoder import load_encoder
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.perplexity import measure_surprise
 from saerl_lib.properties.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.properties.ranking import bootstrap_weights, rank_metrics, weighted_share_dropped
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 
 CONFIG = get_profile("smoke").properties
 

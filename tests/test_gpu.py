@@ -116,3 +116,13 @@ def test_devices_are_named_and_missing_ones_refused(capsys: pytest.CaptureFixtur
     assert seconds(lambda: None) >= 0 and peak_mib(lambda: None, CPU) is None
     assert main(["bench", "plan", "--device", "cpu"]) == 1
     assert "bench plan has no --device" in capsys.readouterr().err
+
+
+def test_world_refuses_a_device_that_it_cannot_use(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = f"cuda:{torch.cuda.device_count()}"
+    for options, message in (
+        (["--check", "--device", "cpu"], "world --check has no --device"),
+        (["--rebuild", "policy_large", "--device", missing], "CUDA devices; use --device cpu"),
+    ):
+        assert main(["world", *options]) == 1
+        assert message in capsys.readouterr().err

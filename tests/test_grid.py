@@ -20,8 +20,8 @@ from saerl_lib.data.schema import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.report.arm_tables import runs_table
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.study import runs_table
+from saerl_lib.report.tables import write_csv
 from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.study.results import PROBLEMS, compact, read_record, repeated
 from saerl_lib.train import grid as grids

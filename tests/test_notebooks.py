@@ -140,7 +140,7 @@ def test_every_output_has_one_writer_and_09_redraws_every_figure() -> None:
 
 
 def test_registry_agrees_with_the_table_schemas() -> None:
-    from saerl_lib.report.schemas import SCHEMAS
+    from saerl_lib.report.tables import SCHEMAS
 
     writers = {
         name.removeprefix("csv:"): notebook.number

@@ -39,7 +39,7 @@ from saerl_lib.paper.path.options import config_of, given
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.properties.probes import fit_ridge
-from saerl_lib.report.schemas import read_table
+from saerl_lib.report.tables import read_table
 from saerl_lib.train import evaluate as judging
 from saerl_lib.train import sampler
 from saerl_lib.train.run import read_run

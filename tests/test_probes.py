@@ -20,6 +20,7 @@ from saerl_lib.properties.ladder import block_sets, empty_row, ladder, predict, 
 from saerl_lib.properties.probes import Task, fit_tfidf
 from saerl_lib.properties.scores import baseline, interval, metric, task_rows
 from saerl_lib.properties.tasks import labelled_task, tasks_of_file, world_tasks
+from saerl_lib.report.statistics import bootstrap_interval
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
 
@@ -99,12 +100,12 @@ def test_tfidf_keeps_digits_and_signs_and_feeds_the_probe() -> None:
 
 def test_bootstrap_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    interval = properties.bootstrap_interval(lambda rows: float(values[rows].mean()), 400, 500, seed=1)
+    interval = bootstrap_interval(lambda rows: float(values[rows].mean()), 400, 500, seed=1)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
     with pytest.raises(ValueError, match="at least one"):
-        properties.bootstrap_interval(lambda rows: 0.0, 0, 10, seed=0)
+        bootstrap_interval(lambda rows: 0.0, 0, 10, seed=0)
     with pytest.raises(ValueError, match="undefined"):
-        properties.bootstrap_interval(lambda rows: float("nan"), 3, 10, seed=0)
+        bootstrap_interval(lambda rows: float("nan"), 3, 10, seed=0)
 
 
 def test_bad_input_names_the_place() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import doctest
+import io
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from sample_tables import frame, property_tables, run_tables, write_tables
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import claims, effects, figures, plots_training, plots_world, schemas, style, tables
-from saerl_lib.report.schemas import SCHEMAS, TableError, read_table, write_csv
+from saerl_lib.report import claims, figures, figures_studies, plots, tables
+from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.statistics import Interval
+from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -20,69 +24,81 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tables(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("module", [claims, plots_world, style, tables])
+@pytest.mark.parametrize("module", [claims, figures_studies, plots, tables])
 def test_docstring_examples(module) -> None:
     result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
+    assert result.attempted > 0 and result.failed == 0
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_is_drawn_and_byte_identical_on_a_second_draw(name: str, data_folder: Path, tmp_path: Path) -> None:
+# Figures.
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_with_text_of_seven_points_or_more(name: str, data_folder: Path) -> None:
+    names, function = FIGURES[name]
+    figure = function(*(read_table(table, data_folder) for table in names))
+    texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and hasattr(artist, "get_text"))
+    assert min(t.get_fontsize() for t in texts if t.get_text()) >= 7
+    figure.savefig(buffer := io.BytesIO(), dpi=40)
+    assert len(buffer.getvalue()) > 2000
+
+
+@pytest.mark.parametrize("name", ["pass_rates", "calibration", "label_curve"])
+def test_a_second_draw_gives_the_same_bytes_whatever_the_users_style(name: str, data_folder: Path, tmp_path: Path) -> None:
     first = figures.draw(name, data_folder, tmp_path / "a")
     assert first == tmp_path / "a" / f"{name}.png"
-    figures.draw(name, data_folder, tmp_path / "b")
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        figures.draw(name, data_folder, tmp_path / "b")
     for suffix in ("png", "pdf"):
         data = (tmp_path / "a" / f"{name}.{suffix}").read_bytes()
-        assert len(data) > 5000
+        assert len(data) > 5000 and b"CreationDate" not in data
         assert data == (tmp_path / "b" / f"{name}.{suffix}").read_bytes()
-        assert b"CreationDate" not in data
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{name}.pdf", f"{name}.png"]
 
 
-def test_the_figure_changes_with_the_table(data_folder: Path, tmp_path: Path) -> None:
+def test_the_figure_changes_with_the_table(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {"pass_rates": FIGURES["pass_rates"]})
     rates = read_table("pass_rates", data_folder)
     write_csv(rates, "pass_rates", tmp_path)
-    before = figures.draw("pass_rates", tmp_path, tmp_path).read_bytes()
+    (path,) = figures.draw_all(tmp_path, tmp_path)
+    before = path.read_bytes()
     write_csv(rates.assign(share_world=rates["share_world"].to_numpy()[::-1]), "pass_rates", tmp_path)
     assert figures.draw("pass_rates", tmp_path, tmp_path).read_bytes() != before
-
-
-def test_a_users_own_style_does_not_change_a_figure(data_folder: Path, tmp_path: Path) -> None:
-    import matplotlib
-
-    plain = figures.draw("calibration", data_folder, tmp_path).read_bytes()
-    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 5, "axes.facecolor": "red", "savefig.bbox": "tight"}):
-        assert figures.draw("calibration", data_folder, tmp_path).read_bytes() == plain
 
 
 @pytest.mark.parametrize("seeds", [1, 32])
 def test_training_figures_take_one_seed_and_many(seeds: int) -> None:
     runs = run_tables(seeds)
     runs["paired_difference"].loc[:, ["ci_low", "ci_high", "minimum_detectable_effect"]] = np.nan
-    assert plots_training.learning_curves(runs["learning_curves"]).axes
-    assert plots_training.training_curves(runs["training_curves"]).axes
-    assert plots_training.paired_difference(runs["paired_difference"]).axes
+    for name in ("learning_curves", "training_curves", "paired_difference"):
+        assert getattr(figures, name)(runs[name]).axes
 
 
 def test_learning_curves_has_a_panel_a_set_and_labels_the_metric() -> None:
-    figure = plots_training.learning_curves(run_tables(2)["learning_curves"])
+    figure = figures.learning_curves(run_tables(2)["learning_curves"])
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
     assert [t.split("\n")[0] for t in titles] == ["easy a, avg@k", "hard, avg@k", "hardest, pass@k", "mean of the sets, avg@k"]
     assert titles[0].endswith("8 x 2, open 20 x 8")
 
 
-def test_smallest_text_is_seven_points(data_folder: Path) -> None:
-    for tables_of, function in figures.FIGURES.values():
-        figure = function(*(read_table(t, data_folder) for t in tables_of))
-        texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and hasattr(artist, "get_text"))
-        assert min(t.get_fontsize() for t in texts if t.get_text()) >= 7
+def test_a_forest_puts_values_in_their_rows_and_leaves_missing_ones_empty() -> None:
+    rows = [("p", "a", 1.0, 0.5, 2.0, 3.0), ("p", "b", np.nan, np.nan, np.nan, np.nan), ("q", "b", 2.0, np.nan, np.nan, np.nan)]
+    table = pd.DataFrame(rows, columns=["panel", "row", "value", "ci_low", "ci_high", "paper"])
+    first, second = plots.forest(table, rows=["a", "b", "c"], labels={"a": "A"}).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["A", "b", "c"] and first.get_ylim() == (2.5, -0.5)
+    assert [line.get_xydata().tolist() for line in second.lines if line.get_marker() == "o"] == [[[2.0, 1.0]]]
+    (bars,) = first.containers[0].lines[2]
+    assert [path.vertices.tolist() for path in bars.get_paths()] == [[[0.5, 0.0], [2.0, 0.0]]]
 
 
-def test_draw_all_draws_the_registry(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two = {name: figures.FIGURES[name] for name in ("pass_rates", "calibration")}
-    monkeypatch.setattr(figures, "FIGURES", two)
-    assert [p.name for p in figures.draw_all(data_folder, tmp_path)] == ["pass_rates.png", "calibration.png"]
+def test_looks_keep_fixed_ones_and_never_repeat() -> None:
+    found = plots.looks(["other", "grpo", "saerl", "more"], plots.ARMS)
+    assert found["grpo"].colour == plots.ARMS["grpo"].colour
+    assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 4
+
+
+# Tables.
 
 
 def test_missing_table_column_and_figure_are_named(data_folder: Path, tmp_path: Path) -> None:
@@ -142,31 +158,44 @@ def test_unwritable_folder_and_unknown_table(tmp_path: Path) -> None:
         write_csv(property_tables()["filter_scores"], "filters", tmp_path)
 
 
-def test_strip_position_marks_bounds() -> None:
-    nan = float("nan")
-    assert plots_world.strip_position(0.4, 0.4, 0.8) == 0.0
-    assert plots_world.strip_position(0.8, 0.4, 0.8) == pytest.approx(1.0)
-    assert plots_world.strip_position(0.2, nan, 0.1) == pytest.approx(2.0)
-    assert plots_world.strip_position(-0.5, 0.0, nan) == pytest.approx(-0.5)
+def test_every_table_has_a_schema_with_known_columns() -> None:
+    for schema in SCHEMAS.values():
+        assert set(schema.optional) | set(schema.fractions) <= set(schema.columns)
+    assert {name for names, _ in FIGURES.values() for name in names} <= set(SCHEMAS)
 
 
-def test_final_differences_use_the_largest_last_evaluation() -> None:
-    curves = run_tables(3)["learning_curves"]
-    small = effects.final_differences(curves[curves["n_samples"] == 2], {"easy_a": "avg_at_k", "hard": "avg_at_k"})
-    assert small == pytest.approx([2.0, 2.2, 2.4])
-    assert effects.final_differences(curves, {"easy_a": "avg_at_k"}) == pytest.approx([4.0, 4.2, 4.4])
-    with pytest.raises(TableError, match="lacks saerl or grpo"):
-        effects.final_differences(curves[curves["arm"] == "grpo"], {"easy_a": "avg_at_k"})
-    with pytest.raises(TableError, match="different steps"):
-        effects.final_differences(curves[(curves["arm"] == "grpo") | (curves["step"] < 4)], {"easy_a": "avg_at_k"})
+def test_markdown_tables(data_folder: Path) -> None:
+    text = tables.claims_markdown(claims.build_claims(data_folder))
+    topic = "| L2 topic from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **reproduced** |"
+    assert topic in text
+    families = "| One SAE serves policies of other families (the paper trained two sizes of one family)"
+    assert f"{families} | - | - | - | - | **not run** | - | - |" in text
+    gates = tables.gates_markdown(read_table("world_gates", data_folder))
+    assert "| guess rate | 0.002 | at most 0.01 | yes | 400 |" in gates
+    assert "| TF-IDF leaf accuracy | 0.62 | 0.4 to 0.8 | yes | - |" in gates
+    assert "0.9 rho | at most 0.6 | **no** | 300 |" in gates
+    assert len({line.count(" | ") for line in gates.splitlines()}) == 1
+
+
+def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")
+    assert tables.update_block(readme, "claims", "new\n") is True
+    assert readme.read_text() == "head\n<!-- begin claims -->\nnew\n<!-- end claims -->\ntail\n"
+    assert tables.update_block(readme, "claims", "new") is False
+    with pytest.raises(ValueError, match="<!-- begin gates -->"):
+        tables.update_block(readme, "gates", "new")
+
+
+# Claims.
 
 
 def test_steps_effect_counts_a_target_never_reached_with_the_budget() -> None:
-    effect = effects.steps_effect(run_tables(2)["steps_to_target"], budget=8)
+    effect = claims.steps_effect(run_tables(2)["steps_to_target"], budget=8)
     # grpo: (2 + 8 + 2) / 3 = 4, saerl: 2
     assert effect.interval == pytest.approx((50.0, 50.0, 50.0))
     at_start = run_tables(2)["steps_to_target"].assign(steps=0.0)
-    assert np.isnan(effects.steps_effect(at_start, budget=8).interval.value)
+    assert np.isnan(claims.steps_effect(at_start, budget=8).interval.value)
 
 
 def test_claims_by_hand(data_folder: Path) -> None:
@@ -194,10 +223,10 @@ def test_claims_on_real_data_by_hand() -> None:
             ("deepmath_18k", "difficulty_level", "spearman", "sae", 0.5, 0.45, 0.55, 300, 100),
             ("deepscaler_pass_rate", "difficulty_out_of_domain", "spearman", "sae", 0.2, 0.17, 0.23, 300, 100),
             ("deepscaler_pass_rate", "difficulty_adapted", "spearman", "sae", 0.3, 0.26, 0.34, 380, 100)]  # fmt: skip
-    found = effects.real_probe_effects(frame("probe_ladder", rows))
+    found = claims.real_probe_effects(frame("probe_ladder", rows))
     assert [round(e.interval.value, 6) for e in found] == [40.0, 0.5, 0.3, 0.1]
     assert found[3].interval.low == pytest.approx(0.1 - (0.04**2 + 0.03**2) ** 0.5)
-    assert effects.real_probe_effects(frame("probe_ladder", rows[:0])) == []
+    assert claims.real_probe_effects(frame("probe_ladder", rows[:0])) == []
 
 
 def test_claims_are_written_and_read_back(data_folder: Path, tmp_path: Path) -> None:
@@ -208,7 +237,7 @@ def test_claims_are_written_and_read_back(data_folder: Path, tmp_path: Path) -> 
     assert set(back["verdict"]) <= {"reproduced", "not reproduced", "undecided", "not run"}
     answered = [row["claim"] for row in claims.study_claims(read_table("study_comparisons", data_folder))]
     assert (back["verdict"] == "not run").sum() == len(claims.not_run_claims([*answered, claims.HEADLINE_PAIR]))
-    assert set(back["figure"].dropna()) <= {f"figures/{name}.png" for name in figures.FIGURES}
+    assert set(back["figure"].dropna()) <= {f"figures/{name}.png" for name in FIGURES}
 
 
 def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Path, tmp_path: Path) -> None:
@@ -241,47 +270,3 @@ def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Pat
 )
 def test_verdict_rule(interval: tuple[float, float, float], expected: str) -> None:
     assert claims.verdict(Interval(*interval), smallest=0.5) == expected
-
-
-def test_markdown_tables(data_folder: Path) -> None:
-    text = tables.claims_markdown(claims.build_claims(data_folder))
-    topic = "| L2 topic from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **reproduced** |"
-    assert topic in text
-    families = "| One SAE serves policies of other families (the paper trained two sizes of one family)"
-    assert f"{families} | - | - | - | - | **not run** | - | - |" in text
-    gates = tables.gates_markdown(read_table("world_gates", data_folder))
-    assert "| guess rate | 0.002 | at most 0.01 | yes | 400 |" in gates
-    assert "| TF-IDF leaf accuracy | 0.62 | 0.4 to 0.8 | yes | - |" in gates
-    assert "0.9 rho | at most 0.6 | **no** | 300 |" in gates
-    assert len({line.count(" | ") for line in gates.splitlines()}) == 1
-
-
-def test_the_ladder_has_a_row_a_task_and_shows_the_saes_interval(data_folder: Path) -> None:
-    table = read_table("probe_ladder", data_folder)
-    lines = tables.ladder_markdown(table).splitlines()
-    tasks = table[table["metric"].isin(tables.LADDER_METRICS)][["dataset", "target"]].drop_duplicates()
-    assert len(lines) == 2 + len(tasks)
-    assert any("math test: subject" in line and "**0.550** (0.530 to 0.570)" in line for line in lines)
-
-
-def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")
-    assert tables.update_block(readme, "claims", "new\n") is True
-    assert readme.read_text() == "head\n<!-- begin claims -->\nnew\n<!-- end claims -->\ntail\n"
-    assert tables.update_block(readme, "claims", "new") is False
-    with pytest.raises(ValueError, match="<!-- begin gates -->"):
-        tables.update_block(readme, "gates", "new")
-
-
-def test_colours_and_markers_keep_fixed_ones_and_never_repeat() -> None:
-    palette = style.colours(["other", "grpo", "saerl", "more"], style.ARM_COLOURS)
-    assert palette["grpo"] == style.ARM_COLOURS["grpo"]
-    assert len(set(palette.values())) == 4
-    assert len(set(style.markers(["x", "grpo", "saerl"], style.ARM_MARKERS).values())) == 3
-
-
-def test_every_table_has_a_schema_with_known_columns() -> None:
-    for schema in schemas.SCHEMAS.values():
-        assert set(schema.optional) | set(schema.fractions) <= set(schema.columns)
-    assert {name for names, _ in figures.FIGURES.values() for name in names} <= set(SCHEMAS)

@@ -7,39 +7,41 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from saerl_lib.report import intervals, statistics
-from saerl_lib.report.intervals import auc_interval, difference_interval, histogram_auc, wilson_interval
+from saerl_lib.report import statistics
 from saerl_lib.report.statistics import (
+    Estimate,
     Interval,
     area_under_curve,
-    avg_at_k,
+    auc_interval,
     bootstrap_interval,
-    minimum_detectable_effect,
-    paired_bootstrap,
-    paired_bootstrap_sets,
-    paired_t_interval,
+    bootstrap_runs,
+    bootstrap_weights,
+    compare,
+    corrected,
+    difference_interval,
+    dropped_share,
+    histogram_auc,
+    over_seeds,
     pass_at_k,
+    percentile_interval,
+    problem_variance,
+    rank_metrics,
     steps_to_target,
-    target_accuracy,
     total_variation,
+    weighted_interval,
+    wilson_interval,
 )
 
 
-@pytest.mark.parametrize("module", [statistics, intervals])
-def test_docstring_examples(module) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 3
-    assert result.failed == 0
-
-
-def test_avg_at_k_is_the_mean_over_problems_and_completions() -> None:
-    assert avg_at_k([[1, 1, 0, 0], [1, 0, 0, 0]]) == pytest.approx(3 / 8)
-    with pytest.raises(ValueError, match=r"\[problems, completions\]"):
-        avg_at_k([1, 0])
+def test_docstring_examples() -> None:
+    result = doctest.testmod(statistics)
+    assert result.attempted > 12 and result.failed == 0
 
 
 @given(st.integers(1, 7), st.data())
@@ -66,12 +68,6 @@ def test_steps_to_target_takes_the_first_evaluation_that_reaches_it() -> None:
         steps_to_target([20], [0.1, 0.2], 0.3)
 
 
-def test_target_is_the_lowest_final_accuracy() -> None:
-    assert target_accuracy({"a": [0.4, 0.6], "b": 0.45, "c": [0.7]}) == pytest.approx(0.45)
-    with pytest.raises(ValueError, match="at least one method"):
-        target_accuracy({})
-
-
 def test_area_under_curve_is_the_mean_height() -> None:
     assert area_under_curve([0, 20, 40], [0.0, 0.5, 1.0]) == pytest.approx(0.5)
     assert area_under_curve([10, 20, 40], [1.0, 1.0, 0.0]) == pytest.approx((10 * 1 + 20 * 0.5) / 30)
@@ -85,65 +81,6 @@ def test_total_variation() -> None:
         total_variation([0.5, 0.4], [0.5, 0.5])
     with pytest.raises(ValueError, match="same bins"):
         total_variation([0.5, 0.5], [1.0])
-
-
-def test_paired_t_interval_by_hand() -> None:
-    interval = paired_t_interval([1.0, 3.0])
-    assert interval.value == 2.0
-    # sd = sqrt(2), n = 2: half width = 12.7062 * sqrt(2) / sqrt(2)
-    assert interval.high - interval.value == pytest.approx(12.7062, abs=1e-3)
-    single = paired_t_interval([1.5])
-    assert single.value == 1.5 and math.isnan(single.low) and math.isnan(single.high)
-    with pytest.raises(ValueError, match="finite"):
-        paired_t_interval([1.0, float("nan")])
-
-
-def test_minimum_detectable_effect_by_hand() -> None:
-    # n = 4, sd = 2: (3.1824 + 0.9785) * 2 / 2
-    assert minimum_detectable_effect([-2.0, 0.0, 0.0, 2.0]) == pytest.approx((3.1824 + 0.9785) * math.sqrt(8 / 3) / 2, abs=1e-3)
-    assert minimum_detectable_effect([0.5, 0.5, 0.5]) == 0.0
-    assert math.isnan(minimum_detectable_effect([1.0]))
-    assert minimum_detectable_effect([0, 1, 2], power=0.9) > minimum_detectable_effect([0, 1, 2], power=0.8)
-
-
-def test_paired_bootstrap_resamples_seeds_and_problems() -> None:
-    seeds_differ = np.array([[0.0] * 50, [1.0] * 50])
-    interval = paired_bootstrap(seeds_differ, resamples=2000, seed=0)
-    assert interval == Interval(0.5, 0.0, 1.0)
-    problems_differ = np.tile([0.0, 1.0] * 50, (3, 1))
-    interval = paired_bootstrap(problems_differ, resamples=4000, seed=0)
-    assert interval.value == 0.5
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
-
-
-def test_paired_bootstrap_follows_its_seed() -> None:
-    difference = np.random.default_rng(1).normal(size=(3, 20))
-    assert paired_bootstrap(difference, 200, seed=0) == paired_bootstrap(difference, 200, seed=0)
-    assert paired_bootstrap(difference, 200, seed=0) != paired_bootstrap(difference, 200, seed=1)
-    with pytest.raises(ValueError, match=r"\[seeds, problems\]"):
-        paired_bootstrap([1.0, 2.0], 10, seed=0)
-
-
-def test_bootstrap_over_sets_weighs_sets_equally() -> None:
-    interval = paired_bootstrap_sets([np.zeros((2, 100)), np.ones((2, 3))], resamples=50, seed=0)
-    assert interval == pytest.approx((0.5, 0.5, 0.5))
-    with pytest.raises(ValueError, match="same seeds"):
-        paired_bootstrap_sets([np.zeros((2, 3)), np.zeros((3, 3))], resamples=5, seed=0)
-
-
-def test_bootstrap_interval_draws_rows_jointly() -> None:
-    x = np.arange(40.0)
-    interval = bootstrap_interval(lambda a, b: float(np.corrcoef(a, b)[0, 1]), [x, 2 * x], seed=0, resamples=50)
-    assert interval == pytest.approx((1.0, 1.0, 1.0))
-    coin = np.array([0.0, 1.0] * 50)
-    first = bootstrap_interval(np.mean, [coin], seed=0, resamples=2000)
-    assert first.high - first.low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
-    assert bootstrap_interval(np.mean, [x], seed=0, resamples=50) == bootstrap_interval(np.mean, [x], seed=0, resamples=50)
-    assert bootstrap_interval(np.mean, [x], seed=0, resamples=50) != bootstrap_interval(np.mean, [x], seed=1, resamples=50)
-    with pytest.raises(ValueError, match="equal, positive length"):
-        bootstrap_interval(np.mean, [coin, x], seed=0, resamples=5)
-    with pytest.raises(ValueError, match="undefined"):
-        bootstrap_interval(lambda a: float("nan"), [coin], seed=0, resamples=5)
 
 
 def test_difference_interval_adds_half_widths_in_squares() -> None:
@@ -171,3 +108,88 @@ def test_closed_form_intervals() -> None:
     assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
     with pytest.raises(ValueError, match="n at least 1"):
         wilson_interval(0, 0)
+
+
+def test_a_bootstrap_of_a_mean_has_its_standard_error() -> None:
+    coin = np.array([0.0, 1.0] * 50)
+    found = bootstrap_interval(lambda rows: float(coin[rows].mean()), 100, 1000, seed=0)
+    assert found.value == 0.5 and found.high - found.low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)
+    x = np.arange(40.0)
+    first, again, other = (bootstrap_interval(lambda rows: float(x[rows].mean()), 40, 50, seed=s) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_bootstrap_over_runs_draws_them_too() -> None:
+    """Two runs that differ by 1 and samples that do not: a resample has mean 0, 0.5 or 1."""
+    found = bootstrap_runs(lambda rows, run: float(run), 30, 2, 500, seed=0)
+    assert found == Interval(0.5, 0.0, 1.0)
+    one = bootstrap_runs(lambda rows, run: float(rows.mean()), 30, 1, 50, seed=3)
+    assert one == bootstrap_interval(lambda rows: float(rows.mean()), 30, 50, seed=3), "one run draws nothing"
+
+
+def test_undefined_resamples_are_left_out_or_named() -> None:
+    assert weighted_interval(np.array([1.0, math.nan, 3.0, 3.0])) == Interval(1.0, 3.0, 3.0)
+    assert math.isnan(percentile_interval(1.0, [math.nan]).low)
+    scores, positive = np.array([1.0, 2.0]), np.array([True, False])
+    with pytest.raises(ValueError, match="more samples of the rarer class"):
+        rank_metrics(scores, positive, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
+    with pytest.raises(ValueError, match="a single class"):
+        rank_metrics(scores, ~positive | True, bootstrap_weights(2, 3, 0))
+    with pytest.raises(ValueError, match="items: pass those of the same samples"):
+        rank_metrics(scores, positive[:1], bootstrap_weights(2, 3, 0))
+    with pytest.raises(ValueError, match="keep_share=2"):
+        dropped_share(scores, positive, bootstrap_weights(2, 3, 0), 2)
+
+
+def test_one_value_a_seed_is_a_t_test() -> None:
+    by_seed = np.array([0.0, 2.0, 4.0, 2.0])
+    found, expected = over_seeds(by_seed), stats.ttest_1samp(by_seed, 0.0)
+    assert found.p_value() == pytest.approx(expected.pvalue) and found.degrees == 3
+    assert found.interval()[1:] == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    # n = 4, standard error sqrt(8 / 3) / 2: (3.1824 + 0.9785) times it
+    assert found.detectable() == pytest.approx((3.1824 + 0.9785) * math.sqrt(8 / 3) / 2, abs=1e-3)
+    assert found.detectable(power=0.9) > found.detectable()
+    assert over_seeds([0.5, 0.5, 0.5]).detectable() == 0.0 and over_seeds([0.5, 0.5]).p_value() == 0.0
+    single = over_seeds([1.5])
+    assert single.interval().value == 1.5 and math.isnan(single.interval().low) and math.isnan(single.detectable())
+    with pytest.raises(ValueError, match="finite"):
+        over_seeds([1.0, math.nan])
+
+
+def block(values: np.ndarray, evaluations: int = 1) -> pd.DataFrame:
+    columns = pd.MultiIndex.from_product([[evaluations], [f"p{i}" for i in range(values.shape[1])]])
+    return pd.DataFrame(values, columns=columns)
+
+
+def test_the_problems_part_by_hand() -> None:
+    # seeds agree: the variance of a mean over problems is that of a sample of 4, (1 + 1 + 1 + 1) / 3 / 4
+    same = np.tile([1.0, 3.0, 1.0, 3.0], (3, 1))
+    assert problem_variance(block(same)) == pytest.approx(4 / 3 / 4)
+    # a constant of each seed is no problem's, and of two strata each has its own mean
+    assert problem_variance(block(same + np.array([[0.0], [5.0], [9.0]]))) == pytest.approx(4 / 3 / 4)
+    apart = pd.concat([block(same), block(same + 100, 3)], axis=1)
+    assert problem_variance(apart) == pytest.approx(2 * 0.5**2 * 4 / 3 / 4)
+
+
+@pytest.mark.parametrize(("seeds", "problems", "rest"), [(1.0, 3.0, 0.0), (0.3, 1.0, 8.0)])
+def test_intervals_hold_what_they_say_at_five_seeds(seeds: float, problems: float, rest: float) -> None:
+    """Coverage of the 95 % interval when seeds, problems and attempts differ; percentiles over seeds would hold 90.5 %."""
+    rng, inside = np.random.default_rng(5), 0
+    index = pd.MultiIndex.from_product([["a", "b"], range(5)], names=["arm", "seed"])
+    for _ in range(300):
+        noise = seeds * rng.normal(size=(5, 1)) + problems * rng.normal(size=24) + rest * rng.normal(size=(5, 24))
+        table = block(np.concatenate([noise, np.zeros_like(noise)])).set_axis(index)
+        (found,) = compare({"s": table}, [("a", "b")])
+        inside += found.interval.low <= 0 <= found.interval.high
+    assert 0.92 < inside / 300 < 0.985
+
+
+def test_a_bound_from_above_has_its_own_correction() -> None:
+    """Differences 0.1 and 0.2 with error 0.15 lie below 0.5 alone; of two such bounds one must hold at 2.5 %."""
+    found = corrected([("a", "z"), ("b", "z"), ("c", "z")], [Estimate(m, 0.15, 1e9, 8) for m in (0.1, 0.2, 2.0)], smallest=0.5)
+    alone = [2 * stats.norm.sf((0.5 - m) / 0.15) for m in (0.1, 0.2)]
+    assert [c.p_small for c in found] == pytest.approx([3 * alone[0], 2 * alone[1], 1.0], rel=1e-4)
+    assert found[0].interval.high < 0.5 and found[1].interval.high < 0.5
+    # Holm's order is that of differences from 0: c 5 / 3 %, b 2.5 %, a none left
+    assert found[2].detectable == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
+    assert corrected([], [], 0.5) == []

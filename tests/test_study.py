@@ -1,18 +1,337 @@
-"""From evaluations to curves, differences, steps to target; the gates of reserved runs."""
+"""The RL study's tables on small evaluations that a hand can check; the gates of reserved runs."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import run_tables
 
-from saerl_lib.report.laptop_runs import learning_curves, paired_differences, steps_to_targets
-from saerl_lib.report.schemas import TableError
+from saerl_lib import paths
+from saerl_lib.config import get_profile
+from saerl_lib.report import study
+from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, planned_seeds, study_claims
+from saerl_lib.report.figures import FIGURES
+from saerl_lib.report.figures_studies import gaps
+from saerl_lib.report.statistics import compare
+from saerl_lib.report.study import MIXING, final_differences, final_values, outcome_values, outcomes
+from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.rl.gates import gate_row
 from saerl_lib.rl.reserved import order_gates
+from saerl_lib.study import results as study_results
+from saerl_lib.study.results import PROBLEMS, TABLES, compact, study_tables
+from saerl_lib.train.arms import all_arms
+from saerl_lib.train.evaluate import final_outcome
+from saerl_lib.train.run import write_table
+
+SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
+
+DIVERSITY = pd.DataFrame(
+    [(arm, h, space, 1.0 + h) for h, arm in enumerate(MIXING) for space in ("PCA 2-D", "full")],
+    columns=["arm", "swapped_per_batch", "space", "value"],
+)
+PLANS = pd.DataFrame(
+    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
+)
+SIZES = study.Sizes(pool=960, labelled=100, attempts=16)
 
 
-def evaluations(gain: float) -> pd.DataFrame:
+def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
+    """One row a run, step and problem: `gains` is added to the share of right answers after the first step."""
+    rng, rows = np.random.default_rng(0), []
+    for arm, gain in gains.items():
+        for seed in range(seeds):
+            for step in STEPS:
+                full = step in (0, STEPS[-1])
+                attempts, problems = (8, FULL) if full else (2, SMALL)
+                for name in SETS:
+                    rate = 0.4 + (gain + 0.004 * step + noise * rng.normal() / 10) * (step > 0)
+                    for i in range(problems):
+                        correct = int(rng.binomial(attempts, min(max(rate, 0), 1)))
+                        rows.append((arm, seed, step, step, step * 256, name, f"{name}-{i}", attempts, correct, full))
+    columns = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct", "full"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def results(gains: dict[str, float], seeds: int = 3) -> dict[str, pd.DataFrame]:
+    runs = [(arm, seed) for arm in gains for seed in range(seeds)]
+    curve = [(a, s, t, 0.5, 0.4, 0.05, 1.0, 30.0) for a, s in runs for t in range(1, 31)]
+    names = ["arm", "seed", "step", "reward_mean", "zero_variance_share", "entropy", "grad_norm", "completion_tokens"]
+    budget = [(a, s, 30, 960, 960, 7680, 7680, 240_000, "run") for a, s in runs]
+    made = [(f"{a}-seed{s}", a, s, "k", 8e-5, "c", "cpu", 1, "torch=2", 100.0, 40.0, 900) for a, s in runs]
+    spent = ["arm", "seed", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens", "counted"]
+    return {
+        "evaluations": evaluations(gains, seeds),
+        "curve": pd.DataFrame(curve, columns=names),
+        "budget": pd.DataFrame(budget, columns=spent),
+        "provenance": pd.DataFrame(made, columns=list(SCHEMAS["study_provenance"].columns)),
+    }
+
+
+def test_outcome_by_hand_and_by_both_ways() -> None:
+    """Two sets; the small evaluations hold problem a alone, the last one a and b."""
+    rows = [("x", 0, step, name, p, k, c) for name in ("s", "t") for step, p, k, c in
+            ((1, "a", 2, 1), (2, "a", 2, 2), (3, "a", 4, 4), (3, "b", 4, 0))]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    # steps: 50 %, 100 %, 50 %
+    assert outcomes(outcome_values(frame)).loc["x", 0] == pytest.approx(200 / 3)
+    assert final_outcome(frame)["outcome"].iloc[0] == pytest.approx(200 / 3)
+    full = evaluations({"grpo": 0.0, "diff": 0.1})
+    both = final_outcome(full).set_index(["arm", "seed"])["outcome"]
+    pd.testing.assert_series_equal(outcomes(outcome_values(full)).sort_index(), both.sort_index(), check_names=False)
+    with pytest.raises(ValueError, match="averages the last 3"):
+        final_outcome(frame[frame["step"] > 1])
+
+
+def test_the_pass_set_counts_a_problem_once() -> None:
+    frame = evaluations({"grpo": 0.0})
+    values = final_values(frame, "hardest")
+    assert set(np.unique(values["hardest"])) <= {0.0, 100.0}
+    assert len(np.unique(values["easy_a"])) > 2
+
+
+def test_comparisons_pair_by_seed_and_correct_within_the_family() -> None:
+    values = outcome_values(evaluations({"grpo": 0.0, "diff": 0.3, "adarft": 0.0}, seeds=4))
+    found = compare(values, [("diff", "grpo"), ("adarft", "grpo")])
+    assert found[0].interval.low > 15 and found[0].n_seeds == 4 and found[0].p_holm < 0.01
+    assert found[1].interval.low < 0 < found[1].interval.high
+    for c in found:
+        assert c.corrected.low <= c.interval.low and c.corrected.high >= c.interval.high and c.p_holm >= c.p_value
+        half = (c.interval.high - c.interval.low) / 2
+        assert c.interval.value == pytest.approx((c.interval.high + c.interval.low) / 2) and half > 0
+    alone = compare(values, [("diff", "grpo")])[0]
+    assert alone.corrected == alone.interval
+
+
+def test_steps_to_target_by_hand() -> None:
+    rows = [(a, 0, t, "s", "p", 10, c) for a, counts in {"grpo": (1, 2, 6), "diff": (1, 6, 8), "slow": (1, 1, 1)}.items()
+            for t, c in zip((0, 10, 20), counts, strict=True)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    steps = study.target_steps(frame, ["grpo", "diff"], problems=1, budget=20).set_index("arm")
+    assert steps["target"].tolist() == [60.0] * 3, "the lowest final accuracy of the paper's arms alone"
+    assert steps["steps"].to_dict() == {"grpo": 20, "diff": 10, "slow": 20}
+    assert not steps.loc["slow", "reached"]
+    three = pd.concat([steps.reset_index().assign(seed=s, steps=lambda t, s=s: t["steps"] + s) for s in range(3)])
+    (found,) = study.compare_steps(three, [("diff", "grpo")])
+    assert found.interval.value == pytest.approx(np.mean([100 * 10 / (20 + s) for s in range(3)]))
+
+
+def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
+    gains = {"grpo": 0.0, "diff": 0.1, "minus_diff": 0.0, "grpo_large": 0.3, "saerl_grpo_large": 0.35}
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
+    small = results({k: v for k, v in gains.items() if "large" not in k})
+    alone = study_tables(small, SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
+    steps = tables["study_targets"].set_index("arm")
+    small = steps.loc[["diff", "grpo", "minus_diff"]].reset_index()
+    pd.testing.assert_frame_equal(small, alone["study_targets"], check_dtype=False)
+    target = {arm: steps.loc[arm].groupby("eval_set")["target"].first() for arm in ("grpo_large", "grpo")}
+    assert (target["grpo_large"] > target["grpo"]).all()
+    summary, outcome = tables["study_summary"].set_index("arm"), tables["study_summary"].set_index("arm")["outcome"]
+    assert math.isnan(summary.loc["grpo_large", "difference"])
+    expected = outcome["saerl_grpo_large"] - outcome["grpo_large"]
+    assert summary.loc["saerl_grpo_large", "difference"] == pytest.approx(expected)
+    transfer = tables["study_comparisons"].query("family == 'transfer' and metric == 'outcome'")
+    assert transfer[["arm", "baseline"]].values.tolist() == [["saerl_grpo_large", "grpo_large"]]
+    assert transfer["claim"].notna().all()
+
+
+def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
+    gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
+    gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
+    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
+    for name in TABLES:
+        write_csv(tables[name], name, tmp_path)
+    assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
+    assert len(tables["study_runs"]) == len(gains) * 3 * len(STEPS)
+    summary = tables["study_summary"].set_index("arm")
+    assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
+    assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
+    assert summary.loc["diff", "prep_labels"] == 960
+    assert summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 1060]
+    pairs = tables["study_comparisons"]
+    assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
+    assert set(pairs["metric"]) == {*study.accuracy_metrics(results(gains)["evaluations"]), "steps", "area"}
+    for figure in ("study_effects", "study_curves", "study_gap", "study_sets", "study_mixing"):
+        (name,), function = FIGURES[figure]
+        assert function(read_table(name, tmp_path)).axes
+
+
+def test_the_tables_can_be_written_again_from_the_committed_runs(tmp_path: Path) -> None:
+    profile = get_profile("study")
+    profile = replace(profile, pool_samples=30 * 32, world=replace(profile.world, eval_problems_small=SMALL))
+    made = results({"grpo": 0.0, "saerl_grpo": 0.05, "minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1})
+    sizes = study_results.sizes_of(profile)
+    for name, table in study_tables(made, SMALL, profile.steps, sizes, DIVERSITY, PLANS, 32).items():
+        write_csv(table, name, tmp_path)
+    write_table(compact(made["evaluations"]), tmp_path / PROBLEMS)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    (tmp_path / "study_comparisons.csv").unlink()
+    study_results.rewrite_tables(profile, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
+
+
+def test_gaps_are_paired_by_seed_and_step() -> None:
+    rows = [("grpo", 0, 10, 40.0), ("grpo", 1, 10, 50.0), ("diff", 0, 10, 42.0), ("diff", 1, 10, 54.0), ("diff", 2, 10, 90.0)]
+    runs = pd.DataFrame(rows, columns=["arm", "seed", "step", "mean_avg"])
+    (found,) = gaps(runs, "mean_avg").itertuples(index=False)
+    half = 12.706 * 1.0  # t of one degree of freedom, standard error 1
+    assert (found.group, found.step, found.n) == ("diff", 10, 2)
+    assert [found.value, found.ci_low, found.ci_high] == pytest.approx([3.0, 3.0 - half, 3.0 + half], abs=1e-2)
+
+
+def test_claims_of_the_study_follow_the_corrected_interval() -> None:
+    gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
+    made = results(gains, seeds=planned_seeds("paper"))
+    pairs = study_tables(made, SMALL, 30, SIZES, DIVERSITY, PLANS, 32)["study_comparisons"]
+    rows = {row["claim"]: row for row in study_claims(pairs)}
+    early = study_claims(pairs.assign(n_seeds=3))
+    assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"
+    gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
+    assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 8
+    assert rows["DIFF against GRPO: accuracy gain, points (Table 4)"]["verdict"] in ("undecided", "not reproduced")
+    left = {row["claim"] for row in not_run_claims(list(rows))}
+    assert not left & set(rows) and any(claim.startswith("SAERL on DAPO against DAPO") for claim in left)
+
+
+def test_every_pair_names_arms_of_the_grid() -> None:
+    named = {name for pairs in study.FAMILIES.values() for p in pairs for name in (p.arm, p.baseline)}
+    assert named == set(all_arms()), "an arm that nothing is compared with is trained in vain"
+
+
+# Beside the paper.
+
+PAPER_STEPS = (0, 10, 20, 30, 40)
+
+
+def solved_evaluations(solved: dict[str, list[float]], seeds: int = 3) -> pd.DataFrame:
+    """Ten problems a set, ten attempts each; `solved` has the share of right attempts a problem at each step."""
+    rows = []
+    for arm, shares in solved.items():
+        for seed in range(seeds):
+            for step, share in zip(PAPER_STEPS, shares, strict=True):
+                rows += [(arm, seed, step, name, f"{name}-{i}", 10, round(10 * share) - (i < seed))
+                         for name in SETS for i in range(10)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+
+
+def steps_of(arms: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([(a, s, name, 10 * (i + 1)) for i, a in enumerate(arms) for s in range(3) for name in SETS],
+                        columns=["arm", "seed", "eval_set", "steps"])  # fmt: skip
+
+
+def test_the_papers_means_follow_from_its_cells() -> None:
+    """Guards the transcription: Tables 4, 5 and 7 print a mean over six benchmarks, rounded or cut."""
+    paper = study.paper_values()
+    for table, slack in (("4", 0.1), ("5", 1.0), ("7", 0.1)):
+        part = paper[paper["table"] == table].pivot(index="arm", columns="column", values="value")
+        cells = part.drop(columns="mean")
+        assert cells.shape[1] == 6 and not cells.isna().any(axis=None)
+        unequal = (cells.mean(axis=1) - part["mean"]).abs() > slack
+        assert not unequal.any(), (table, part[unequal])
+
+
+def test_every_arm_of_the_papers_tables_is_an_arm_of_the_grid() -> None:
+    named = {arm for arm in study.paper_values()["arm"] if not arm.endswith("_large")}
+    assert named <= set(all_arms())
+
+
+def test_cells_by_hand() -> None:
+    frame = solved_evaluations({"grpo": [0.1, 0.2, 0.3, 0.4, 0.5], "saerl_grpo": [0.1, 0.2, 0.3, 0.5, 0.7]})
+    found = study.beside_paper(frame, steps_of(["grpo", "saerl_grpo"])).set_index(["table", "arm", "benchmark"])
+    # seeds 0, 1, 2 lose 0, 1 and 2 of 100 attempts: mean 1 point below the share
+    assert found.loc[("4", "grpo", "GSM8K"), "our_value"] == pytest.approx(49.0)
+    assert found.loc[("4", "grpo", "AIME24"), "our_value"] == 100.0, "the hardest set counts by Pass@k"
+    assert found.loc[("8 Avg@8", "grpo", "AIME24"), "our_value"] == pytest.approx(49.0)
+    assert found.loc[("4", "grpo", "mean"), "our_value"] == pytest.approx((5 * 49 + 100) / 6)
+    gain = found.loc[("4 gain", "saerl_grpo", "GSM8K")]
+    assert gain["our_value"] == pytest.approx(20.0) and gain["ci_low"] == pytest.approx(20.0)
+    assert gain["paper_value"] == pytest.approx(2.4)
+    assert found.loc[("5", "saerl_grpo", "mean"), "our_value"] == 20
+    assert found.loc[("4", "diff", "GSM8K"), "n_seeds"] == 0 and math.isnan(found.loc[("4", "diff", "GSM8K"), "our_value"])
+    view = study.table_view(found.reset_index(), "4")
+    assert view.index.tolist() == ["grpo", "saerl_grpo"] and view.loc["grpo", ("GSM8K", "paper")] == 81.1
+
+
+def test_small_integers_do_not_overflow() -> None:
+    """The committed evaluations are stored as int8, where 100 x 2 would be -56."""
+    frame = solved_evaluations({"grpo": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    small = frame.astype({"correct": "int8", "attempts": "int8"})
+    pd.testing.assert_series_equal(outcomes(outcome_values(small)), outcomes(outcome_values(frame)))
+    pd.testing.assert_frame_equal(study.last_rates(small), study.last_rates(frame))
+    for name, values in final_values(small).items():
+        pd.testing.assert_frame_equal(values, final_values(frame)[name])
+
+
+def test_batch_readings_by_hand() -> None:
+    """At b the gain falls from 0.2 to 0 between the middle and the end; at 4b it is 0.1 at the end."""
+    rises = [0.2, 0.3, 0.3, 0.5, 0.5]
+    frame = solved_evaluations({
+        "grpo": rises, "saerl_grpo": [0.2, 0.5, 0.5, 0.5, 0.5], "grpo_4b": rises, "saerl_4b": [0.2, 0.3, 0.4, 0.6, 0.6],
+    })  # fmt: skip
+    sizes = {"grpo": 32, "saerl_grpo": 32, "grpo_4b": 128, "saerl_4b": 128}
+    found = study.batch_readings(frame, sizes).set_index(["reading", "comparison"])
+    # equal prompts: the last three evaluations 20, 30, 40; the paper's counts: b stops at 30, so 10, 20, 30
+    assert found.loc[("equal prompts", "gain at b"), "difference"] == pytest.approx(100 * 0.2 / 3)
+    assert found.loc[("the paper's counts", "gain at b"), "difference"] == pytest.approx(100 * 0.4 / 3)
+    for reading in ("equal prompts", "the paper's counts"):
+        assert found.loc[(reading, "gain at 4b"), "difference"] == pytest.approx(100 * 0.3 / 3)
+        small, large = found.loc[(reading, "gain at b"), "difference"], found.loc[(reading, "gain at 4b"), "difference"]
+        assert found.loc[(reading, "4b - b"), "difference"] == pytest.approx(large - small)
+    assert study.batch_readings(frame[frame["arm"] != "saerl_4b"], sizes).empty
+
+
+def test_mixing_by_hand_and_drawn() -> None:
+    rises = [0.1, 0.2, 0.3, 0.4, 0.5]
+    arms = {"grpo": rises, "minus_mix": rises, "saerl_grpo": [0.1, 0.3, 0.4, 0.5, 0.6], "mix_4": rises}
+    frame = solved_evaluations(arms)
+    mixed = (("minus_mix", 0, 2.0), ("saerl_grpo", 2, 3.0), ("mix_4", 4, 4.0))
+    diversity = pd.DataFrame([(arm, h, space, value * k) for arm, h, value in mixed
+                              for space, k in (("PCA 2-D", 1), ("full", 5))],
+                             columns=["arm", "swapped_per_batch", "space", "value"])  # fmt: skip
+    found = study.mixing_rows(frame, steps_of(list(arms)), diversity)
+    assert found["arm"].tolist() == ["minus_mix", "saerl_grpo", "mix_4"] and found["paper_swapped"].tolist() == [0, 8, 16]
+    assert found["difference"].round(6).tolist() == [0.0, 10.0, 0.0] and found["diversity_2d"].tolist() == [1.0, 1.5, 2.0]
+    assert found["paper_difference"].round(2).tolist() == [0.0, 1.9, 0.8]
+    for name, table in (("study_mixing", found), ("study_sets", study.beside_paper(frame, steps_of(list(arms))))):
+        assert FIGURES[name][1](table).axes
+    assert study.mixing_rows(frame[frame["arm"] != "minus_mix"], steps_of(["grpo"]), diversity).empty
+
+
+def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
+    folder = paths.FIGURES / "data"
+    frame = pd.read_parquet(folder / "study_problems.parquet").astype({"arm": str, "eval_set": str, "sample_id": str})
+    outcome = outcomes(outcome_values(frame))
+    summary = read_table("study_summary", folder).set_index("arm")
+    np.testing.assert_allclose(outcome.groupby("arm").mean()[summary.index], summary["outcome"], rtol=1e-5)
+    pairs = read_table("study_comparisons", folder).query("metric == 'outcome'")
+    for row in pairs.itertuples():
+        paired = (outcome.loc[row.arm] - outcome.loc[row.baseline]).dropna()
+        assert len(paired) == row.n_seeds and paired.mean() == pytest.approx(row.difference, abs=1e-3)
+    rates = study.last_rates(frame).query("eval_set == 'mean'").groupby("arm")["avg"].mean()
+    np.testing.assert_allclose(rates[summary.index], summary["final_mean_avg"], rtol=1e-5)
+
+
+def test_the_papers_values_of_steps_and_batch_claims_follow_from_its_tables() -> None:
+    paper = study.paper_values()
+    steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
+    for (arm, baseline), (_, saved) in STEPS_CLAIMS.items():
+        assert saved == pytest.approx(100 * (steps[baseline] - steps[arm]) / steps[baseline], abs=0.06)
+    gains = paper[paper["table"] == "8 Avg@8"].groupby("arm")["value"].mean()
+    readings = pd.DataFrame([("the paper's counts", "gain at b", -6.0, -9.0, -3.0, 5)],
+                            columns=["reading", "comparison", "difference", "ci_low", "ci_high", "n_seeds"])  # fmt: skip
+    (row,) = batch_claim(readings)
+    assert row["paper_value"] == pytest.approx(gains["saerl_grpo"] - gains["grpo"], abs=0.01)
+    assert row["verdict"] == "not reproduced" and batch_claim(readings.assign(n_seeds=3))[0]["verdict"] == "undecided"
+
+
+# The laptop's own runs.
+
+
+def laptop_evaluations(gain: float) -> pd.DataFrame:
     """Two arms, two seeds, steps 0 and 20, two sets of four problems with two attempts; saerl solves `gain` more at the end."""
     rows = []
     for arm in ("grpo", "saerl"):
@@ -28,7 +347,7 @@ def evaluations(gain: float) -> pd.DataFrame:
 
 
 def test_curves_by_hand() -> None:
-    curves = learning_curves(evaluations(1))
+    curves = study.learning_curves(laptop_evaluations(1))
     chosen = curves[(curves["arm"] == "saerl") & (curves["seed"] == 0) & (curves["step"] == 20)]
     assert chosen.set_index(["eval_set", "metric"])["value"].to_dict() == {
         ("easy_a", "avg_at_k"): 0.75, ("easy_a", "pass_at_k"): 0.75, ("hardest", "avg_at_k"): 0.75,
@@ -38,21 +357,21 @@ def test_curves_by_hand() -> None:
 
 
 def test_paired_difference_is_in_points_over_matched_seeds() -> None:
-    table = paired_differences(learning_curves(evaluations(1))).set_index(["eval_set", "metric"])
+    table = study.paired_differences(study.learning_curves(laptop_evaluations(1))).set_index(["eval_set", "metric"])
     assert table.loc[("all", "avg_at_k"), "difference"] == pytest.approx(25.0)
     assert table.loc[("hardest", "pass_at_k"), "n_seeds"] == 2
     assert (table["ci_low"] <= table["difference"]).all()
 
 
 def test_a_missing_seed_is_an_error_not_a_smaller_n() -> None:
-    frame = evaluations(0)
+    frame = laptop_evaluations(0)
     lacking = frame[~((frame["arm"] == "saerl") & (frame["seed"] == 1))]
     with pytest.raises(TableError, match="lacks saerl or grpo for a seed"):
-        paired_differences(learning_curves(lacking))
+        study.paired_differences(study.learning_curves(lacking))
 
 
 def test_steps_to_target_by_the_papers_rule() -> None:
-    table = steps_to_targets(evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
+    table = study.steps_to_targets(laptop_evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
     assert table.loc[("easy_a", "grpo", 0), "target"] == pytest.approx(0.625)
     assert pd.isna(table.loc[("easy_a", "grpo", 0), "steps"])
     assert table.loc[("easy_a", "saerl", 0), "steps"] == 20
@@ -82,3 +401,12 @@ def test_sensitivity_is_large_only_when_orders_differ() -> None:
 def test_gate_rows_say_whether_they_are_met() -> None:
     assert gate_row("transfer: other domains' gain / own gain", 0.2, (None, 0.5), 2, "")["met"]
     assert not gate_row("transfer: other domains' gain / own gain", np.nan, (None, 0.5), 2, "")["met"]
+
+
+def test_final_differences_use_the_largest_last_evaluation() -> None:
+    curves = run_tables(3)["learning_curves"]
+    small = final_differences(curves[curves["n_samples"] == 2], {"easy_a": "avg_at_k", "hard": "avg_at_k"})
+    assert small == pytest.approx([2.0, 2.2, 2.4])
+    assert final_differences(curves, {"easy_a": "avg_at_k"}) == pytest.approx([4.0, 4.2, 4.4])
+    with pytest.raises(TableError, match="different steps"):
+        final_differences(curves[(curves["arm"] == "grpo") | (curves["step"] < 4)], {"easy_a": "avg_at_k"})

@@ -13,6 +13,7 @@ the distance to one centroid after another; of scores, `plain_order`, the same p
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -185,7 +186,7 @@ def _scores(folder: Path) -> dict[str, float]:
     time = _Stopwatch()
     arrays = time("read_s", lambda: _read_scores(folder))
     plan = time("curriculum_swap_validate_s", lambda: build_plan(*arrays, PLAN))
-    time("write_s", lambda: write_plan(plan, folder / "plan.parquet"))
+    time("write_s", functools.partial(write_plan, plan, folder / "plan.parquet"))
     del plan
     time("floor_s", lambda: np.lexsort(_read_scores(folder)[2:0:-1]))
     return time.times

@@ -19,7 +19,7 @@ from saerl_lib.config import Profile, StudyConfig, sub_seed
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.stage import open_encoder, sae_stage
 from saerl_lib.encode.store import write_store
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arm_pool import pass_rates
 from saerl_lib.train.policy import load_policy
 

@@ -14,9 +14,10 @@ from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.plan.mixing import projection_2d
-from saerl_lib.properties import Interval, bootstrap_interval, correlation
+from saerl_lib.properties import correlation
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer
+from saerl_lib.report.statistics import Interval, bootstrap_interval
 
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""

@@ -2,13 +2,11 @@
 
 `probes` and `text` measure; `clusters`, `difficulty` and `quality` produce what the batch plan needs.
 Arrays only: no model, no file. Axes: N samples, D features (z 4 x S, metadata 26, phi both), K clusters.
-Here: the input checks and the interval that all of them share.
+Here: the input checks that all of them share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,29 +14,6 @@ from scipy import sparse, stats
 
 Matrix = Any
 """Dense array or scipy sparse matrix [N, D]."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """95 % percentile interval."""
-
-    low: float
-    high: float
-
-
-def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int, samples: int, seed: int) -> Interval:
-    """Interval of `statistic(indices)` over `samples` resamples of n items; undefined (NaN) resamples are left out.
-
-    Raises ValueError for n = 0 or when no resample has a defined value.
-    """
-    if n < 1:
-        raise ValueError("bootstrap_interval needs at least one item to resample; pass a non-empty test set")
-    rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(0, n, n)) for _ in range(samples)], dtype=float)
-    if not np.isfinite(values).any():
-        raise ValueError("the statistic is undefined on every bootstrap resample; pass more test samples")
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
 
 
 def require_finite(name: str, values: Matrix) -> None:

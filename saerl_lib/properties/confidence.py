@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saerl_lib.properties import Interval, require_rows
+from saerl_lib.properties import require_rows
+from saerl_lib.report.statistics import Interval, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def confidence_interval(active: np.ndarray, has_label: np.ndarray, samples: int,
     cells = np.bincount(2 * np.asarray(active, dtype=int) + np.asarray(has_label, dtype=int), minlength=4)
     draws = np.random.default_rng(seed).multinomial(cells.sum(), cells / cells.sum(), size=samples)
     marginals = draws[:, 1] + draws[:, 2] + 2 * draws[:, 3]
-    low, high = np.percentile(2 * draws[:, 3] / np.maximum(1, marginals), [2.5, 97.5])
-    return Interval(float(low), float(high))
+    return percentile_interval(confidence(active, has_label).frc, 2 * draws[:, 3] / np.maximum(1, marginals))
 
 
 def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import require_finite, require_rows
 from saerl_lib.properties.clusters import by_chunks
 from saerl_lib.properties.probes import FOLDS, fit_elastic_net
+from saerl_lib.report.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -226,15 +227,9 @@ def coverage_table(
     for c in np.unique(clusters).tolist():
         hits, n = int(inside[clusters == c].sum()), int((clusters == c).sum())
         origin = "cluster" if widths.own[c] else "all"
-        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, hits / n, *_wilson(hits, n), level))
+        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, *wilson_interval(hits, n), level))
     mean = float(widths.width[clusters].mean())
     hits, n = int(inside.sum()), len(inside)
-    rows.append(("all", mean, int(widths.n.max()), "mixed", n, hits / n, *_wilson(hits, n), level))
+    rows.append(("all", mean, int(widths.n.max()), "mixed", n, *wilson_interval(hits, n), level))
     columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share of n."""
-    found = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)

@@ -42,8 +42,8 @@ from saerl_lib.encode.stage import load_split_features
 from saerl_lib.properties import Matrix, require_finite, require_rows
 from saerl_lib.properties.probes import TOKEN_PATTERN, fit_tfidf, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
-from saerl_lib.properties.ranking import Estimate, bootstrap_weights, dropped_share, estimate, rank_metrics
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
+from saerl_lib.report.statistics import Interval, bootstrap_weights, dropped_share, rank_metrics, weighted_interval
 
 FLAW_COLUMNS = ("dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound")
 """Columns of filter_flaws.csv."""
@@ -319,14 +319,14 @@ def suppressed_views(
     }
 
 
-def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> Estimate:
+def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> Interval:
     """Weighted Pearson of the ranks in the whole test set: ranks are not drawn anew in a resample."""
     total = weights.sum(axis=1, keepdims=True)
     a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (scores, length))
     mean_a, mean_b = (weights @ values[:, None] / total for values in (a, b))
     covariance = weights @ (a * b)[:, None] / total - mean_a * mean_b
     spread = (weights @ (a * a)[:, None] / total - mean_a**2) * (weights @ (b * b)[:, None] / total - mean_b**2)
-    return estimate((covariance / np.sqrt(np.where(spread > 0, spread, np.nan))).ravel())
+    return weighted_interval((covariance / np.sqrt(np.where(spread > 0, spread, np.nan))).ravel())
 
 
 def selfreg_table(

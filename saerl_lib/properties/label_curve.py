@@ -14,6 +14,7 @@ import pandas as pd
 from saerl_lib.config import PropertyConfig, sub_seed
 from saerl_lib.properties import Matrix, correlation, require_rows
 from saerl_lib.properties.probes import fit_elastic_net
+from saerl_lib.report.statistics import Interval, percentile_interval
 
 SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
@@ -53,21 +54,19 @@ def label_curve(
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
-            value, low, high = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
-            rows.append((name, size, value, low, high, len(chosen), len(truth)))
+            found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
+            rows.append((name, size, *found, len(chosen), len(truth)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> tuple[float, float, float]:
+def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
     """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval.
 
     A resample draws one subset and M test samples, so the spread over subsets counts as that of a single subset.
     """
     rng = np.random.default_rng(seed)
-    value = float(np.mean([correlation("spearman", row, truth) for row in predicted]))
     drawn = []
     for _ in range(samples):
         row, index = predicted[rng.integers(len(predicted))], rng.integers(0, len(truth), len(truth))
         drawn.append(correlation("spearman", row[index], truth[index]))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return value, float(low), float(high)
+    return percentile_interval(np.mean([correlation("spearman", row, truth) for row in predicted]), drawn)

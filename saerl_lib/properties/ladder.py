@@ -36,7 +36,7 @@ from saerl_lib.encode.real_stage import data_file, held_out_keys, load_set, real
 from saerl_lib.encode.retain import RULES
 from saerl_lib.encode.stage import load_split_features, retained_of
 from saerl_lib.encode.store import Store
-from saerl_lib.properties import Matrix, bootstrap_interval
+from saerl_lib.properties import Matrix
 from saerl_lib.properties.probes import (
     METRICS,
     ProbeRow,
@@ -49,6 +49,7 @@ from saerl_lib.properties.probes import (
 )
 from saerl_lib.properties.scores import baseline, metric, task_rows
 from saerl_lib.properties.tasks import real_tasks, world_tasks
+from saerl_lib.report.statistics import bootstrap_interval
 
 Blocks = Mapping[str, tuple[Sequence[str], np.ndarray]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""

@@ -56,8 +56,8 @@ from saerl_lib.properties.flaws import (
 )
 from saerl_lib.properties.probes import fit_tfidf, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
-from saerl_lib.properties.ranking import bootstrap_weights, rank_metrics
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 
 SAE, UNTRAINED = "sae", "sae_untrained"
 """Ladder names of the SAE and of its control of random weights; `sae#1` is the second seed."""

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from saerl_lib.properties.probes import METRICS, ProbeRow, Task
+from saerl_lib.report.statistics import Interval, bootstrap_runs
 
 
 def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -32,23 +33,16 @@ def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
-def errors(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """RMSE and MAE (paper, Table 3)."""
-    gap = predicted - truth
-    return {"rmse": float(np.sqrt(np.mean(gap**2))), "mae": float(np.mean(np.abs(gap)))}
+ERRORS = {
+    "rmse": lambda gap: float(np.sqrt(np.mean(gap**2))),
+    "mae": lambda gap: float(np.mean(np.abs(gap))),
+}
+"""Metric of Table 3 -> its value from predictions minus truth [n]."""
 
 
-def interval(kind: str, runs: list[np.ndarray], truth: np.ndarray, samples: int, seed: int) -> tuple[float, float, float]:
+def interval(kind: str, runs: list[np.ndarray], truth: np.ndarray, samples: int, seed: int) -> Interval:
     """Mean metric over runs (seeds) and its 95 % bootstrap interval; each run is a vector of predictions [n]."""
-    rng = np.random.default_rng(seed)
-    value = float(np.mean([metric(kind, run, truth) for run in runs]))
-    draws = []
-    for _ in range(samples):
-        rows = rng.integers(0, len(truth), len(truth))
-        chosen = rng.integers(0, len(runs), len(runs))
-        draws.append(np.mean([metric(kind, runs[i][rows], truth[rows]) for i in chosen]))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return value, float(low), float(high)
+    return bootstrap_runs(lambda rows, i: metric(kind, runs[i][rows], truth[rows]), len(truth), len(runs), samples, seed)
 
 
 def baseline(task: Task) -> tuple[str, np.ndarray]:
@@ -84,17 +78,8 @@ def task_rows(
 
 
 def _error_rows(task: Task, features: str, runs: list[np.ndarray], samples: int, seed: int) -> list[ProbeRow]:
-    rng = np.random.default_rng(seed)
-    n = len(task.y_test)
-    draws: dict[str, list[float]] = {"rmse": [], "mae": []}
-    for _ in range(samples):
-        rows, chosen = rng.integers(0, n, n), rng.integers(0, len(runs), len(runs))
-        found = [errors(runs[i][rows], task.y_test[rows]) for i in chosen]
-        for name in draws:
-            draws[name].append(float(np.mean([e[name] for e in found])))
-    out = []
-    for name, values in draws.items():
-        value = float(np.mean([errors(run, task.y_test)[name] for run in runs]))
-        low, high = np.percentile(values, [2.5, 97.5])
-        out.append(ProbeRow(task.dataset, task.target, name, features, value, float(low), float(high), len(task.y_train), n))
+    truth, out = task.y_test, []
+    for name, error in ERRORS.items():
+        found = bootstrap_runs(lambda rows, i, f=error: f(runs[i][rows] - truth[rows]), len(truth), len(runs), samples, seed)
+        out.append(ProbeRow(task.dataset, task.target, name, features, *found, len(task.y_train), len(truth)))
     return out

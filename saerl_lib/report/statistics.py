@@ -1,22 +1,26 @@
-"""Numbers of the evaluation: accuracy estimators, intervals over seeds and problems, smallest detectable effects.
+"""Every estimate and interval of the library: bootstraps, rankings, shares, seeds, families of comparisons.
 
-Pure functions on arrays. The paper reports single runs without intervals (section 4.1); every interval here is ours.
-Axes: S seeds, P problems, N problems of one set, k completions a problem.
+Pure functions on arrays; this module imports no other room, so that all of them use it. The paper reports single runs without
+intervals (section 4.1); every interval here is ours. Axes: S seeds, P problems, N items, R resamples, k completions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+ALPHA, POWER = 0.05, 0.8
+
 
 class Interval(NamedTuple):
-    """An estimate with its interval, all in the unit of the value; low and high are nan where no interval exists."""
+    """An estimate with its 95 % interval, all in the unit of the value; low and high are nan where no interval exists."""
 
     value: float
     low: float
@@ -30,18 +34,7 @@ def _vector(values: ArrayLike, name: str) -> np.ndarray:
     return vector
 
 
-def avg_at_k(correct: ArrayLike) -> float:
-    """Avg@k: mean accuracy over problems and completions (paper, section C.3).
-
-    `correct` is [N, k] of 0 and 1. Raises ValueError for another shape.
-
-    >>> avg_at_k([[1, 0], [1, 1]])
-    0.75
-    """
-    table = np.asarray(correct, dtype=float)
-    if table.ndim != 2 or table.size == 0:
-        raise ValueError(f"correct must be [problems, completions] and not empty, got shape {table.shape}")
-    return float(table.mean())
+# Accuracy and learning curves.
 
 
 def pass_at_k(n_samples: int, n_correct: ArrayLike, k: int) -> np.ndarray:
@@ -60,19 +53,6 @@ def pass_at_k(n_samples: int, n_correct: ArrayLike, k: int) -> np.ndarray:
         raise ValueError(f"n_correct must hold whole numbers in 0..n_samples={n_samples}")
     total = math.comb(n_samples, k)
     return np.array([1.0 - math.comb(n_samples - int(c), k) / total for c in counts.ravel()]).reshape(counts.shape)
-
-
-def target_accuracy(final_by_method: Mapping[str, ArrayLike]) -> float:
-    """Target of a benchmark: the lowest final accuracy among the compared methods (paper, section 4.1).
-
-    Each value is the final accuracy of a method, or a vector of them over seeds, which is averaged first (ours).
-
-    >>> target_accuracy({"grpo": [0.50, 0.54], "saerl": [0.60]})
-    0.52
-    """
-    if not final_by_method:
-        raise ValueError("final_by_method is empty: name at least one method")
-    return min(float(np.mean(np.asarray(value, dtype=float))) for value in final_by_method.values())
 
 
 def steps_to_target(steps: Sequence[int], values: Sequence[float], target: float) -> int | None:
@@ -117,91 +97,347 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
     return float(0.5 * np.abs(a - b).sum())
 
 
-def paired_bootstrap_sets(
-    differences: Sequence[ArrayLike], resamples: int, seed: int, confidence: float = 0.95
-) -> Interval:
-    """Mean over sets of the mean paired difference, with a two-level percentile bootstrap (ours).
+# Bootstraps over samples.
 
-    `differences[j]` is [S, P_j]: the same S seeds in every set, each set with its own problems. Seeds are drawn once
-    for all sets, problems within each set, both with replacement; a problem is drawn for all seeds at once.
-    Raises ValueError for empty input, another number of seeds, or values that are not finite.
+
+def percentile_interval(value: float, draws: ArrayLike) -> Interval:
+    """`value` with the 2.5 % and 97.5 % percentiles of its resamples [R].
+
+    Undefined resamples are left out; when all are, the bounds are nan.
+
+    >>> percentile_interval(2.0, [0.0, 1.0, 2.0, 3.0, 4.0, float("nan")])
+    Interval(value=2.0, low=0.1, high=3.9)
     """
-    tables = [np.asarray(table, dtype=float) for table in differences]
-    if not tables or any(t.ndim != 2 or t.size == 0 or not np.isfinite(t).all() for t in tables):
-        raise ValueError("each difference table must be [seeds, problems], not empty and finite")
-    if resamples < 1 or len({t.shape[0] for t in tables}) != 1:
-        raise ValueError("resamples must be positive and every table needs the same seeds")
-    rng = np.random.default_rng(seed)
-    n_seeds = tables[0].shape[0]
-    seed_weights = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=resamples) / n_seeds
-    draws = np.zeros(resamples)
-    for table in tables:
-        n_problems = table.shape[1]
-        weights = rng.multinomial(n_problems, np.full(n_problems, 1 / n_problems), size=resamples) / n_problems
-        draws += ((seed_weights @ table) * weights).sum(axis=1) / len(tables)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(float(np.mean([t.mean() for t in tables])), float(low), float(high))
+    drawn = np.asarray(draws, dtype=float)
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (math.nan, math.nan)
+    return Interval(float(value), float(low), float(high))
 
 
-def paired_bootstrap(difference: ArrayLike, resamples: int, seed: int, confidence: float = 0.95) -> Interval:
-    """Mean of `difference` [S, P] with a percentile interval over resampled seeds and problems (ours).
+def bootstrap_runs(statistic: Callable[[np.ndarray, int], float], n: int, runs: int, samples: int, seed: int) -> Interval:
+    """Mean over `runs` of `statistic(indices, run)` with a percentile interval over items and runs.
 
-    >>> paired_bootstrap([[1.0, 1.0], [1.0, 1.0]], resamples=10, seed=0)
-    Interval(value=1.0, low=1.0, high=1.0)
+    Each of `samples` resamples draws n items and as many runs as there are, both with replacement; the runs see the same items.
+    Raises ValueError for n = 0 or when no resample has a defined value.
     """
-    return paired_bootstrap_sets([difference], resamples, seed, confidence)
+    if n < 1:
+        raise ValueError("a bootstrap needs at least one item to resample; pass a non-empty test set")
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(samples):
+        rows, chosen = rng.integers(0, n, n), rng.integers(0, runs, runs)
+        draws.append(np.mean([statistic(rows, run) for run in chosen]))
+    found = percentile_interval(float(np.mean([statistic(np.arange(n), run) for run in range(runs)])), draws)
+    if math.isnan(found.low):
+        raise ValueError("the statistic is undefined on every bootstrap resample; pass more test samples")
+    return found
 
 
-def paired_t_interval(differences: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of one paired difference a seed, [S], with Student's t interval; nan bounds for a single seed (ours).
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int, samples: int, seed: int) -> Interval:
+    """`statistic(indices)` of n items with a percentile interval over `samples` resamples; errors as `bootstrap_runs`."""
+    return bootstrap_runs(lambda rows, _: statistic(rows), n, 1, samples, seed)
 
-    >>> interval = paired_t_interval([1.0, 2.0, 3.0])
-    >>> [round(x, 3) for x in interval]
+
+# Rankings: scores are sorted once, and a resample is the vector of how often each item was drawn.
+
+
+def bootstrap_weights(n: int, samples: int, seed: int) -> np.ndarray:
+    """[1 + samples, n] how often each of n items is drawn: row 0 is all ones (the data), then resamples of n items.
+
+    Raises ValueError for n = 0 or no resample.
+    """
+    if n < 1 or samples < 1:
+        raise ValueError(f"n={n} items and samples={samples} resamples: both must be at least 1")
+    drawn = np.random.default_rng(seed).integers(0, n, (samples, n)) + n * np.arange(samples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n)
+    return np.concatenate([np.ones((1, n)), counts])
+
+
+def weighted_interval(values: np.ndarray) -> Interval:
+    """The value of the data, row 0 of values [1 + R], with the percentiles of the resamples; bounds as `percentile_interval`."""
+    return percentile_interval(values[0], values[1:])
+
+
+def _ties_summed(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of positives and of negatives [R, distinct scores], scores falling."""
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    sorted_weights, positive = weights[:, order], is_positive[order]
+    if len(starts) == len(order):  # no ties: nothing to sum
+        return sorted_weights * positive, sorted_weights * ~positive
+    return (
+        np.add.reduceat(sorted_weights * positive, starts, axis=1),
+        np.add.reduceat(sorted_weights * ~positive, starts, axis=1),
+    )
+
+
+def weighted_roc_auc(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[R] chance that a positive scores above a negative, ties half; NaN where a resample lacks a class.
+
+    >>> weighted_roc_auc(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]), np.ones((1, 4)))
+    array([0.75])
+    """
+    positive, negative = _ties_summed(scores, is_positive, weights)
+    below = negative.sum(axis=1, keepdims=True) - np.cumsum(negative, axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (positive * (below + negative / 2)).sum(axis=1) / pairs
+
+
+def weighted_average_precision(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[R] sum over distinct scores of precision times the recall gained there; NaN where a resample has no positive.
+
+    >>> weighted_average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), np.ones((1, 3))).round(3)
+    array([0.833])
+    """
+    positive, negative = _ties_summed(scores, is_positive, weights)
+    hits = np.cumsum(positive, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.nan_to_num(hits / (hits + np.cumsum(negative, axis=1)))
+        return (precision * positive).sum(axis=1) / positive.sum(axis=1)
+
+
+def weighted_share_dropped(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray, keep_share: float) -> np.ndarray:
+    """[R] share of the positives among the dropped when the `keep_share` of lowest scores is kept; ties share the cut.
+
+    >>> weighted_share_dropped(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]), np.ones((1, 4)), 0.5)
+    array([0.5])
+    """
+    positive, negative = _ties_summed(scores, is_positive, weights)
+    group = positive + negative
+    room = (1 - keep_share) * group.sum(axis=1, keepdims=True) - (np.cumsum(group, axis=1) - group)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = np.nan_to_num(np.clip(room / group, 0.0, 1.0))
+        return (positive * inside).sum(axis=1) / positive.sum(axis=1)
+
+
+def _ranked(metric: Callable[..., np.ndarray], scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> Interval:
+    """`metric` of scores [N] and classes [N] under weights [1 + R, N]."""
+    scores, is_positive = _vector(scores, "scores"), np.asarray(is_positive, dtype=bool)
+    if not len(scores) == len(is_positive) == weights.shape[1]:
+        sizes = (len(scores), len(is_positive), weights.shape[1])
+        raise ValueError(f"scores, is_positive and weights have {sizes} items: pass those of the same samples")
+    if is_positive.all() or not is_positive.any():
+        raise ValueError("is_positive holds a single class: a ranking is undefined; pass samples of both classes")
+    found = weighted_interval(metric(scores, is_positive, weights))
+    if math.isnan(found.low):
+        raise ValueError("the metric is undefined on every bootstrap resample: pass more samples of the rarer class")
+    return found
+
+
+def rank_metrics(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+    """roc_auc and average_precision of scores [N], larger for positives; `weights` from `bootstrap_weights(N, ...)`.
+
+    Raises ValueError for unequal rows, non-finite scores or a single class.
+    """
+    metrics = {"roc_auc": weighted_roc_auc, "average_precision": weighted_average_precision}
+    return {name: _ranked(metric, scores, is_positive, weights) for name, metric in metrics.items()}
+
+
+def dropped_share(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray, keep_share: float) -> Interval:
+    """Share of the positives that a cut drops which keeps the `keep_share` (0..1) of lowest scores; errors as above."""
+    if not 0.0 <= keep_share <= 1.0:
+        raise ValueError(f"keep_share={keep_share} must lie in 0..1")
+    return _ranked(lambda s, p, w: weighted_share_dropped(s, p, w, keep_share), scores, is_positive, weights)
+
+
+# Closed forms, for claims that are computed from summary tables alone.
+
+
+def wilson_interval(successes: int, n: int) -> Interval:
+    """95 % interval of a share by Wilson (1927).
+
+    >>> [round(x, 3) for x in wilson_interval(8, 10)]
+    [0.8, 0.49, 0.943]
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"successes={successes} must lie in 0..n={n} with n at least 1")
+    found = stats.binomtest(successes, n).proportion_ci(1 - ALPHA, method="wilson")
+    return Interval(successes / n, float(found.low), float(found.high))
+
+
+def difference_interval(a: Interval, b: Interval) -> Interval:
+    """a - b from two separate intervals (method of variance estimates recovery, Zou and Donner 2008).
+
+    Meant for independent estimates, too wide for positively related ones. A missing interval of b (a constant
+    baseline) counts as no uncertainty; one of a gives nan bounds.
+
+    >>> difference_interval(Interval(5, 2, 8), Interval(1, -3, 5))
+    Interval(value=4, low=-1.0, high=9.0)
+    """
+    b_low, b_high = (b.value if math.isnan(bound) else bound for bound in (b.low, b.high))
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b_high - b.value)
+    return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b_low))
+
+
+def histogram_auc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """ROC-AUC of scores known by bin only: P(positive in a higher bin) + half of P(same bin). Bins rise.
+
+    >>> histogram_auc([0, 1, 1], [1, 1, 0])
+    0.875
+    """
+    p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    if p.ndim != 1 or p.shape != n.shape or not (p.sum() > 0 and n.sum() > 0):
+        raise ValueError("histogram_auc needs the same bins for both classes and some mass in each")
+    p, n = p / p.sum(), n / n.sum()
+    return float((p * (np.cumsum(n) - n / 2)).sum())
+
+
+def auc_interval(auc: float, n_positive: int, n_negative: int) -> Interval:
+    """95 % interval of a ROC-AUC by Hanley and McNeil (1982), cut to 0..1.
+
+    >>> [round(x, 3) for x in auc_interval(0.8, 50, 50)]
+    [0.8, 0.713, 0.887]
+    """
+    if not 0 <= auc <= 1 or n_positive < 1 or n_negative < 1:
+        raise ValueError(f"auc={auc} must lie in 0..1 with at least one sample a class")
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
+    half = float(stats.norm.ppf(1 - ALPHA / 2)) * math.sqrt(max(variance, 0.0) / (n_positive * n_negative))
+    return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))
+
+
+# Means over seeds.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with what its interval is made of."""
+
+    mean: float
+    error: float
+    """Standard error."""
+    degrees: float
+    """Degrees of freedom; nan for one seed."""
+    n_seeds: int
+
+    def interval(self, level: float = ALPHA) -> Interval:
+        """The interval that misses with probability `level`; nan bounds for one seed."""
+        if self.n_seeds < 2:
+            return Interval(self.mean, math.nan, math.nan)
+        half = float(stats.t.ppf(1 - level / 2, self.degrees)) * self.error
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided p-value of a true mean of `null`; 1 for one seed."""
+        if self.n_seeds < 2:
+            return 1.0
+        away = abs(self.mean - null)
+        return float(2 * stats.t.sf(away / self.error, self.degrees)) if self.error > 0 else float(away == 0)
+
+    def detectable(self, level: float = ALPHA, power: float = POWER) -> float:
+        """Smallest true mean that a test at `level` finds with `power`: (t_{1-level/2} + t_power) * error; nan for one seed."""
+        if self.n_seeds < 2:
+            return math.nan
+        return float(stats.t.ppf(1 - level / 2, self.degrees) + stats.t.ppf(power, self.degrees)) * self.error
+
+
+def over_seeds(by_seed: ArrayLike, shared: float = 0.0) -> Estimate:
+    """The mean of one value a seed, [S]; `shared` is the variance that the values have in common.
+
+    Student's t with S - 1 degrees of freedom for the part between seeds (Satterthwaite).
+
+    >>> [round(over_seeds([0.0, 2.0, 4.0, 2.0], shared).degrees, 1) for shared in (0.0, 2 / 3)]
+    [3.0, 12.0]
+    >>> [round(x, 3) for x in over_seeds([1.0, 2.0, 3.0]).interval()]
     [2.0, -0.484, 4.484]
     """
-    values = _vector(differences, "differences")
-    mean = float(values.mean())
-    if values.size < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.5 + confidence / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
-    return Interval(mean, mean - half, mean + half)
+    values = _vector(by_seed, "by_seed")
+    n = len(values)
+    between = float(values.var(ddof=1)) / n if n > 1 else math.nan
+    total = between + shared
+    degrees = (n - 1) * (total / between) ** 2 if n > 1 and between > 0 else float(n - 1)
+    return Estimate(float(values.mean()), math.sqrt(total) if n > 1 else math.nan, degrees, n)
 
 
-def minimum_detectable_effect(differences: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true mean difference that a paired t-test over these seeds finds with `power` (ours); nan for one seed.
+def problem_variance(differences: pd.DataFrame) -> float:
+    """Variance of the mean of a set's differences [S, P] that its problems alone make; negative when chance makes it so.
 
-    (t_{1-alpha/2, S-1} + t_{power, S-1}) * sd / sqrt(S), in the unit of `differences` [S].
+    Columns are (evaluations, sample_id): g are the problems that are in equally many evaluations, so that the design is fixed.
 
-    >>> round(minimum_detectable_effect([1.0, 2.0, 3.0]), 3)
-    3.097
+        sum_g (n_g / P)^2 (var_p(mean_s D) - MS_rest / S) / n_g
     """
-    values = _vector(differences, "differences")
-    if values.size < 2:
-        return math.nan
-    quantiles = stats.t.ppf(1 - alpha / 2, values.size - 1) + stats.t.ppf(power, values.size - 1)
-    return float(quantiles * values.std(ddof=1) / math.sqrt(values.size))
+    total, seeds = 0.0, len(differences)
+    for _, part in differences.T.groupby(level=0):
+        values = part.to_numpy().T
+        n = values.shape[1]
+        if n < 2 or seeds < 2:
+            continue
+        common = values.mean(axis=0)
+        rest = values - values.mean(axis=1, keepdims=True) - common + values.mean()
+        component = common.var(ddof=1) - np.square(rest).sum() / ((seeds - 1) * (n - 1)) / seeds
+        total += (n / differences.shape[1]) ** 2 * component / n
+    return float(total)
 
 
-def bootstrap_interval(
-    statistic: Callable[..., float], arrays: Sequence[ArrayLike], seed: int, resamples: int, confidence: float = 0.95
-) -> Interval:
-    """`statistic(*arrays)` with a percentile interval over rows drawn jointly, with replacement (ours).
+def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str) -> Estimate:
+    """Arm minus baseline, mean over J sets, on the seeds that both have; `values` maps a set to [(arm, seed), problem].
 
-    All arrays share their first axis. Resamples on which the statistic is nan (one class only, say) are left out;
-    ValueError when they are more than half, or when the arrays differ in length.
-
-    >>> bootstrap_interval(np.mean, [[2.0, 2.0, 2.0]], seed=0, resamples=5)
-    Interval(value=2.0, low=2.0, high=2.0)
+    Model D = mean + seed + problem + rest. The error^2 of the mean has a part between seeds, var_s(mean_p D) / S, which holds
+    the rest as well, and one that all seeds share because they are evaluated on the same problems: `problem_variance` / J^2,
+    cut at 0. A bootstrap over seeds and problems at once counts the rest three times and is up to half too wide here;
+    percentiles of it are too narrow where seeds differ (ours).
     """
-    tables = [np.asarray(array) for array in arrays]
-    if not tables or len({len(t) for t in tables}) != 1 or len(tables[0]) == 0 or resamples < 1:
-        raise ValueError("bootstrap_interval needs arrays of one equal, positive length and resamples of at least 1")
-    rng = np.random.default_rng(seed)
-    rows = (rng.integers(0, len(tables[0]), len(tables[0])) for _ in range(resamples))
-    draws = np.array([float(statistic(*(t[row] for t in tables))) for row in rows])
-    if np.isnan(draws).mean() > 0.5:
-        raise ValueError("the statistic is undefined on more than half of the resamples: use more samples")
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return Interval(float(statistic(*tables)), float(low), float(high))
+    tables = []
+    for table in values.values():
+        a, b = (table.loc[name] for name in (arm, baseline))
+        seeds = a.index.intersection(b.index)
+        tables.append(a.loc[seeds] - b.loc[seeds])
+    by_seed = np.mean([table.mean(axis=1).to_numpy() for table in tables], axis=0)
+    shared = sum(problem_variance(table) for table in tables) / len(tables) ** 2
+    return over_seeds(by_seed, max(0.0, shared))
+
+
+# Families of comparisons.
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against another on the matched seeds that both have, in points."""
+
+    arm: str
+    baseline: str
+    n_seeds: int
+    interval: Interval
+    """Difference with its 95 % interval."""
+    corrected: Interval
+    """The same at Holm's level for its place in the family."""
+    p_value: float
+    """Two-sided, of a difference of 0."""
+    p_holm: float
+    p_small: float
+    """Of a difference of the smallest effect of interest or more, two-sided in size, after Holm's correction for that bound."""
+    detectable: float
+    """Smallest true difference that this comparison, at its corrected level, finds with power 0.8."""
+
+
+def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Level of each interval, and Holm-adjusted p-values: the k-th smallest of m is held to ALPHA / (m - k + 1).
+
+    Holm steps down and stops at the first p-value above its level; all later ones keep that level.
+
+    >>> [x.round(3).tolist() for x in holm_levels([0.01, 0.5, 0.02])]
+    [[0.017, 0.05, 0.025], [0.03, 0.5, 0.04]]
+    >>> [x.round(3).tolist() for x in holm_levels([0.03, 0.04])]
+    [[0.025, 0.025], [0.06, 0.06]]
+    """
+    p = np.asarray(p_values, dtype=float)
+    place = np.argsort(np.argsort(p, kind="stable"), kind="stable")
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.sort(p) * (len(p) - np.arange(len(p)))))[place]
+    return ALPHA / (len(p) - np.minimum(place, (adjusted <= ALPHA).sum())), adjusted
+
+
+def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate], smallest: float) -> list[Comparison]:
+    """The comparisons of a family, corrected over it: Holm for a difference of 0, and apart for one of `smallest`."""
+    p_values = [e.p_value() for e in found]
+    levels, adjusted = holm_levels(p_values)
+    _, small = holm_levels([e.p_value(smallest) if e.mean < smallest else 1.0 for e in found])
+    return [
+        Comparison(*pair, e.n_seeds, e.interval(), e.interval(level), p, float(p_holm), float(p_small), e.detectable(level))
+        for pair, e, p, level, p_holm, p_small in zip(pairs, found, p_values, levels, adjusted, small, strict=True)
+    ]
+
+
+def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0) -> list[Comparison]:
+    """Every (arm, baseline) of a family of comparisons, corrected over the family; one matched seed gives nan bounds."""
+    return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs], smallest)

@@ -1,15 +1,224 @@
-"""Markdown tables for README.md and docs/, and putting them between their markers."""
+"""The CSV tables of `figures/data`: their columns, checked writing and reading; their Markdown in README.md.
+
+The notebooks and the study write them, figures and claims are drawn from them alone. Shares, accuracies, purity and recall are
+fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of `claims.csv` that say so are in percent.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from saerl_lib.report.schemas import is_true, write_atomic
+from saerl_lib.artifacts import ArtifactError
+
+COLUMNS = """
+00 world_gates: gate value low? high? met n? unit? note?
+00 pass_rates: bin_low bin_high share_world% share_reference% n_world n_reference
+00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate% attempts
+01 sae_quality: encoder quantity value low? high? met? n_tokens?
+02 sae_map: sample_id x y domain cluster difficulty?
+02 representation: choice option target metric value ci_low ci_high n_train n_test shared_with_default%
+03 world_probes probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
+03 ladder_saes: model features seed explained_variance l0 dead_share n_tokens
+03 real_overlap: dataset evaluation_set n n_overlap
+04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
+04 cluster_topics: cluster domain n
+04 cluster_agreement: level n purity% nmi ari paper_purity? paper_nmi? paper_ari?
+04 cluster_summary: cluster n_pool n_labelled residual shrinkage% difficulty_mean? topic_entropy_bits? top_topic? top_share?%
+    prompt_words_mean? solution_words_mean?
+04 cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
+    difficulty_median? difficulty_q75? n_difficulty prompt_words_mean solution_words_mean representatives top_latents?
+04 feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
+    paper_top_100 n
+04 top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
+    ci_high?% control?% n n_active n_topic example_id example_text?
+04 cluster_stability: varied pairs ari_mean ari_low ari_high n
+04 real_counts: part source what n
+04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
+04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
+05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
+05 filter_scores: source bin_low bin_high share% n
+05 filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
+05 filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
+05 real_filter: features rule kept n_pool target_kept purity?% recall% paper_purity?% paper_recall?%
+05 real_separation: dataset metric features value% ci_low% ci_high% paper_value? n_train n_test
+06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
+06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
+06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
+06 sample_audit: sample_id part item value? low? high? cluster? slot? n? note?
+06 gradient_coherence: grouping level relation value? ci_low? ci_high? n n_zero
+06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
+06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
+    rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
+06 mixing_curve: cluster_c rho% mse_change ci_low? ci_high? n_prompts
+07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
+08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
+08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
+08 steps_to_target: eval_set target% arm seed steps?
+08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds verdict notebook? figure? command?
+08 study_pilot: part arm learning_rate seed outcome
+08 study_runs: arm seed step update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a avg_mid_b
+    mean_avg mean_with_pass mean_without_pass_set pass_hardest zero_variance_share? entropy? grad_norm?
+08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
+    final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
+    final_mean_with_pass final_mean_without_pass_set final_pass_hardest steps_to_target targets_reached area zero_variance_share
+    entropy grad_norm updates prompts distinct_prompts rollouts rollouts_used tokens training_s evaluation_s prep_labels
+    prep_rollouts prep_encoded prep_forward
+08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
+    detectable? claim? paper_value?
+08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
+08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
+08 study_final: arm seed eval_set avg_at_k pass_at_k
+08 study_batch: reading comparison prompts_per_step difference ci_low? ci_high? n_seeds
+08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds steps_to_target diversity_2d diversity_full
+    paper_swapped paper_difference paper_steps paper_diversity
+08 study_plans: arm prompts_per_step swapped_per_batch batches swapped_batches swapped_batches_second_half swapped_samples
+    label_rho largest_cluster plan_hash
+08 study_targets: arm seed eval_set target steps reached
+08 study_budget: arm seed updates prompts distinct_prompts rollouts rollouts_used tokens counted
+08 study_provenance: run arm seed config_hash learning_rate commit cpu threads versions training_s evaluation_s peak_memory_mb
+10 own_clusters: cluster n share% planned median_length mean_difficulty? labels top_topic? topic_share?% terms? typical
+"""
+"""Notebook that writes it, tables, columns in file order; `?`: cells may be empty, `%`: values must lie in 0..1."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Columns of one table, in file order."""
+
+    notebook: str
+    """Number of the notebook that writes it."""
+    columns: tuple[str, ...]
+    optional: frozenset[str]
+    """Columns whose cells may be empty."""
+    fractions: frozenset[str]
+    """Columns that must lie in 0..1."""
+
+
+def _schemas(text: str) -> dict[str, Schema]:
+    found = {}
+    for line in text.strip().replace("\n    ", " ").splitlines():
+        (notebook, *names), marked = (part.split() for part in line.split(":"))
+        columns = tuple(name.rstrip("?%") for name in marked)
+        empty, share = (frozenset(c for c, m in zip(columns, marked, strict=True) if mark in m) for mark in "?%")
+        found |= dict.fromkeys(names, Schema(notebook, columns, empty, share))
+    return found
+
+
+SCHEMAS = _schemas(COLUMNS)
+"""Every table of `figures/data`, by name."""
+
+
+class TableError(ValueError):
+    """A table is missing, empty or does not have its columns."""
+
+
+def schema_of(name: str) -> Schema:
+    """The schema of table `name`; raises TableError for a name that is not in `SCHEMAS`."""
+    if name not in SCHEMAS:
+        raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write bytes through a temporary sibling that is renamed into place.
+
+    Raises ArtifactError when the folder cannot be written or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        if path.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or choose a writable folder") from error
+
+
+def _check_columns(columns: list[str], name: str, where: str) -> None:
+    schema = schema_of(name)
+    missing = [column for column in schema.columns if column not in columns]
+    unknown = [column for column in columns if column not in schema.columns]
+    if missing or unknown:
+        found = " and ".join(
+            f"{word} {', '.join(names)}" for word, names in (("lacks column", missing), ("has unknown column", unknown)) if names
+        )
+        raise TableError(f"{where} {found}; notebook {schema.notebook} writes {','.join(schema.columns)}")
+
+
+def _check_values(frame: pd.DataFrame, name: str) -> None:
+    schema = schema_of(name)
+    for column in schema.columns:
+        values = frame[column]
+        if column not in schema.optional and values.isna().any():
+            raise TableError(f"table {name}: column {column} is empty in row {int(np.flatnonzero(values.isna())[0])}; fill it")
+        numbers = pd.to_numeric(values, errors="coerce").astype(float)
+        if np.isinf(numbers).any():
+            raise TableError(f"table {name}: column {column} holds an infinite number; leave such cells empty")
+        if column in schema.fractions and not numbers.dropna().between(-1e-9, 1 + 1e-9).all():
+            raise TableError(f"table {name}: column {column} must lie in 0..1; write fractions, not percent")
+
+
+def _text_ready(values: pd.Series) -> pd.Series:
+    if values.dtype == bool:
+        return values.map({True: "true", False: "false"})
+    if values.dtype == object:
+        values = values.map(lambda cell: str(bool(cell)).lower() if isinstance(cell, (bool, np.bool_)) else cell)
+        return values.map(lambda cell: f"{cell:.6g}" if isinstance(cell, (float, np.floating)) and np.isfinite(cell) else cell)
+    return values
+
+
+def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
+    """Write table `name` into `folder` and return its path: schema order, 6 digits, `\\n` line ends, atomically.
+
+    Raises TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite
+    number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
+    """
+    _check_columns(list(frame.columns), name, f"table {name}")
+    if frame.empty:
+        raise TableError(f"table {name} has no rows; nothing would be drawn from it")
+    _check_values(frame, name)
+    ready = frame[list(schema_of(name).columns)].apply(_text_ready)
+    path = folder / f"{name}.csv"
+    write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
+    return path
+
+
+def read_table(name: str, folder: Path) -> pd.DataFrame:
+    """Read table `name` from `folder`.
+
+    Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
+    """
+    schema = schema_of(name)
+    path = folder / f"{name}.csv"
+    remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
+    if not path.is_file():
+        raise TableError(f"{path} is missing; {remedy}")
+    try:
+        frame = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
+    _check_columns(list(frame.columns), name, str(path))
+    if frame.empty:
+        raise TableError(f"{path} has no rows; {remedy}")
+    return frame
+
+
+def is_true(values: pd.Series) -> pd.Series:
+    """A column of true and false, however it was read, as booleans; empty cells are false."""
+    return values.astype(str).str.lower().eq("true")
+
+
+# Markdown for README.md.
+
 
 EMPTY = "-"
 
@@ -118,111 +327,6 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
 
 
-LADDER_COLUMNS = {
-    "length": "length", "tfidf": "TF-IDF", "sentence_embedding": "sentence", "dense": "dense", "sae_untrained": "untrained SAE",
-    "sae": "SAE", "sentence_sae": "SAE of the sentence encoder", "shuffled_labels": "shuffled",
-}  # fmt: skip
-"""Feature sets of the README's ladder -> their heading; the others stand in the CSV."""
-LADDER_METRICS = ("accuracy", "spearman", "roc_auc", "pearson")
-
-
-def ladder_markdown(frame: pd.DataFrame) -> str:
-    """`probe_ladder.csv` as a Markdown table: a row a task, a column a feature set, the SAE with its interval."""
-    frame = frame[frame["metric"].isin(LADDER_METRICS)]
-    columns = {name: title for name, title in LADDER_COLUMNS.items() if name in set(frame["features"])}
-    rows = []
-    for (dataset, target, metric), part in frame.groupby(["dataset", "target", "metric"], sort=False):
-        values = part.drop_duplicates("features").set_index("features")
-        cells = []
-        for name in columns:
-            if name not in values.index:
-                cells.append("")
-            elif name == "sae":
-                row = values.loc[name]
-                cells.append(f"**{row['value']:.3f}** ({row['ci_low']:.3f} to {row['ci_high']:.3f})")
-            else:
-                cells.append(f"{values.loc[name, 'value']:.3f}")
-        rows.append([f"{dataset}: {target}".replace("_", " "), metric.replace("_", " "), *cells, _count(part["n_test"].max())])
-    return markdown_table(["Data and label", "Metric", *columns.values(), "n test"], rows)
-
-
-def saes_markdown(frame: pd.DataFrame) -> str:
-    """`ladder_saes.csv` as a Markdown table: a row a model and kind of SAE, means over its seeds."""
-    rows = []
-    for (model, features), part in frame.groupby(["model", "features"], sort=False):
-        means = [f"{part[name].mean():.{digits}f}" for name, digits in (("explained_variance", 3), ("l0", 1), ("dead_share", 3))]
-        rows.append([model, f"`{features}`", *means, _count(len(part)), _count(part["n_tokens"].max())])
-    return markdown_table(["Reads", "SAE", "Explained variance", "L0", "Dead share", "Seeds", "Tokens"], rows)
-
-
-def study_markdown(frame: pd.DataFrame) -> str:
-    """`study_summary.csv` as a Markdown table: outcome, difference to `grpo`, speed, and the cost before and during training."""
-    rows = []
-    for row in frame.to_dict("records"):
-        prepared = {
-            "labels": row["prep_labels"], "rollouts": row["prep_rollouts"], "samples encoded": row["prep_encoded"],
-            "prompts read": row["prep_forward"],
-        }  # fmt: skip
-        before = ", ".join(f"{int(count):,} {name}" for name, count in prepared.items() if count)
-        against = "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f}"
-        interval = _bounds(row["holm_low"], row["holm_high"])
-        rows.append(
-            [
-                f"`{row['arm']}`", _count(row["n_seeds"]), f"{row['outcome']:.1f}", against, interval,
-                f"{row['steps_to_target']:.0f}", f"{row['area']:.1f}", f"{row['final_mean_with_pass']:.1f}",
-                f"{row['updates']:.0f}", _count(row["distinct_prompts"]), f"{row['tokens'] / 1e6:.2f}", before,
-            ]
-        )  # fmt: skip
-    header = [
-        "Arm", "Seeds", "Outcome %", "Paired difference to `grpo`", "95 %, Holm over the arms", "Steps to target",
-        "Area under the curve, %", "Last evaluation, hardest set by Pass@8, %", "Updates", "Distinct prompts",
-        "Generated tokens, million", "Before training",
-    ]  # fmt: skip
-    return markdown_table(header, rows)
-
-
-def plans_markdown(frame: pd.DataFrame) -> str:
-    """`study_plans.csv` as a Markdown table: how a fixed order sorts, mixes, how large its largest cluster is, and its hash."""
-    rows = []
-    for row in frame.to_dict("records"):
-        shares = [f"{100 * row[name]:.0f}" if row["swapped_per_batch"] else "" for name in
-                  ("swapped_batches", "swapped_batches_second_half")]  # fmt: skip
-        asked, got = row["swapped_per_batch"] / row["prompts_per_step"], row["swapped_samples"]
-        mixed = [f"{100 * asked:.1f}", f"{100 * got:.1f}"] if asked else ["", ""]
-        sorts, largest = f"{row['label_rho']:.2f}", f"{100 * row['largest_cluster']:.0f}"
-        rows.append([f"`{row['arm']}`", sorts, largest, *mixed, *shares, f"`{row['plan_hash']}`"])
-    header = [
-        "Arm", "rho of position and label", "Largest cluster, % of the pool", "Swapped samples asked for, %",
-        "Swapped samples, %", "Batches that swap, %", "In the second half, %", "Plan",
-    ]  # fmt: skip
-    return markdown_table(header, rows)
-
-
-def _difference(row: pd.Series) -> str:
-    corrected = f" ({row['holm_low']:+.1f} to {row['holm_high']:+.1f})" if pd.notna(row["holm_low"]) else ""
-    return f"{row['difference']:+.1f}{corrected}"
-
-
-def comparisons_markdown(frame: pd.DataFrame) -> str:
-    """`study_comparisons.csv` as a Markdown table: outcome, last evaluation and area, intervals corrected within the family."""
-    rows, others = [], {}
-    for name in ("final_with_pass", "area"):
-        others[name] = frame[frame["metric"] == name].set_index(["family", "arm", "baseline"])
-    for row in frame[frame["metric"] == "outcome"].to_dict("records"):
-        pair = f"`{row['arm']}` - `{row['baseline']}`"
-        bounds = f"{row['holm_low']:+.1f} to {row['holm_high']:+.1f}" if pd.notna(row["holm_low"]) else ""
-        detectable = "" if pd.isna(row["detectable"]) else f"{row['detectable']:.1f}"
-        paper = "" if pd.isna(row["paper_value"]) else f"{row['paper_value']:+.1f}"
-        beside = [_difference(other.loc[(row["family"], row["arm"], row["baseline"])]) for other in others.values()]
-        seeds, difference = _count(row["n_seeds"]), f"{row['difference']:+.1f}"
-        rows.append([row["family"], pair, seeds, difference, bounds, detectable, *beside, paper])
-    header = [
-        "Family", "Pair", "Seeds", "Difference, points", "95 %, corrected by Holm", "Detectable", "At the last evaluation",
-        "Area under the curve", "Paper",
-    ]  # fmt: skip
-    return markdown_table(header, rows)
-
-
 def update_block(path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
@@ -237,3 +341,30 @@ def update_block(path: Path, marker: str, text: str) -> bool:
     if new != old:
         write_atomic(path, new.encode("utf-8"))
     return new != old
+
+
+class Block(NamedTuple):
+    """What stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`, from one table."""
+
+    document: str
+    """Path from the root of the repository."""
+    marker: str
+    table: str
+    markdown: Callable[[pd.DataFrame], str]
+
+
+BLOCKS = (
+    Block("README.md", "finding", "claims", finding_markdown),
+    Block("README.md", "claims", "claims", claims_markdown),
+    Block("README.md", "gates", "world_gates", gates_markdown),
+)
+
+
+def write_documents(root: Path, data_folder: Path) -> list[str]:
+    """Bring every block up to date with `figures/data`; returns the documents that changed."""
+    changed = set()
+    for block in BLOCKS:
+        text = block.markdown(read_table(block.table, data_folder))
+        if update_block(root / block.document, block.marker, text):
+            changed.add(block.document)
+    return sorted(changed)

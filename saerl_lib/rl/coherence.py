@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from saerl_lib.properties import require_rows
+from saerl_lib.report.statistics import weighted_interval
 from saerl_lib.rl.gradients import GradientGram
 
 COHERENCE_COLUMNS = ["grouping", "level", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
@@ -36,13 +37,6 @@ def resample_weights(n: int, samples: int, seed: int, strata: np.ndarray | None 
 def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Sum over pairs of w_p w_q matrix_pq, one value a resample, [S]."""
     return ((weights @ matrix) * weights).sum(axis=1)
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Value of the sample and 95 % percentile bounds of the resamples [S - 1]; undefined resamples are left out."""
-    rest = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(rest, [2.5, 97.5]) if len(rest) else (np.nan, np.nan)
-    return float(values[0]), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,7 @@ def coherence_table(
     rows: list[tuple[object, ...]] = []
 
     def add(grouping: str, level: str, relation: str, values: np.ndarray, count: int) -> None:
-        rows.append((grouping, level, relation, *interval(values), count, n - alive))
+        rows.append((grouping, level, relation, *weighted_interval(values), count, n - alive))
 
     for name, (within, across) in masks.items():
         for relation, values in prompt_cosines(pairs, within, across, weights).items():
@@ -233,7 +227,7 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
         compared = [(name, joint[measure], distance, use) for name, distance in spaces.items()]
         compared.append(("gradient, other rollouts", halves["first"][measure], halves["second"][measure], sure))
         for name, first, second, kept in compared:
-            values = interval(rank_correlation(first, second, kept, weights))
+            values = weighted_interval(rank_correlation(first, second, kept, weights))
             count = int(kept.sum())
             rows.append((name, measure, *values, count * (count - 1) // 2, count))
     return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)

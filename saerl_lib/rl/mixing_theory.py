@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from saerl_lib.rl.coherence import Moments, Pairs, group_moments, interval, resample_weights
+from saerl_lib.report.statistics import weighted_interval
+from saerl_lib.rl.coherence import Moments, Pairs, group_moments, resample_weights
 
 MEAN = "mean"
 """A partner, or a cluster, drawn by its share of the pool."""
@@ -139,10 +140,10 @@ def _cases(terms: MixingTerms, names: np.ndarray, counts: np.ndarray, shares: np
 def _theory_row(case: _Case, rho_h: float, random: np.ndarray) -> tuple[object, ...]:
     best, change = rho_star(case.a, case.cc), (-rho_h * case.a + rho_h**2 * case.cc) / case.start
     head = (case.c, case.d, case.n_c, case.n_d, float(case.bias2[0]), float(case.variance[0]))
-    parts = [v for values in (case.a, case.cc, best) for v in interval(values)]
-    return (*head, *parts, rho_h, *interval(change), *interval(random / case.start - 1))
+    parts = [v for values in (case.a, case.cc, best) for v in weighted_interval(values)]
+    return (*head, *parts, rho_h, *weighted_interval(change), *weighted_interval(random / case.start - 1))
 
 
 def _curve_rows(case: _Case) -> list[tuple[object, ...]]:
     grid = np.linspace(0, 1, CURVE_POINTS)
-    return [(case.c, float(r), *interval((-r * case.a + r**2 * case.cc) / case.start), case.n_c) for r in grid]
+    return [(case.c, float(r), *weighted_interval((-r * case.a + r**2 * case.cc) / case.start), case.n_c) for r in grid]

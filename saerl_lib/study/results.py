@@ -20,10 +20,18 @@ from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.stage import features_stage, sae_stage, store_stage
 from saerl_lib.properties.alternatives import alternatives_stage
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
-from saerl_lib.report.arm_pairs import comparison_rows
-from saerl_lib.report.arm_tables import Sizes, runs_table, summary_table, targets_by_policy
-from saerl_lib.report.paper_tables import batch_readings, beside_paper, last_rates, mixing_rows
-from saerl_lib.report.schemas import read_table, write_csv
+from saerl_lib.report.study import (
+    Sizes,
+    batch_readings,
+    beside_paper,
+    comparison_rows,
+    last_rates,
+    mixing_rows,
+    runs_table,
+    summary_table,
+    targets_by_policy,
+)
+from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.study.mixing import mixing_diversity
 from saerl_lib.study.plans import plan_facts
 from saerl_lib.train.arm_pool import arm_pool_stage

@@ -15,11 +15,9 @@ import pandas as pd
 from saerl_lib.artifacts import Stage
 from saerl_lib.paper.path.evaluate import evaluations
 from saerl_lib.paper.path.home import Home, code_of
-from saerl_lib.report.arm_effects import final_values, outcomes
-from saerl_lib.report.arm_pairs import FAMILIES, SMALLEST_POINTS, comparison_row
-from saerl_lib.report.arm_tables import RUN, set_rates, target_steps
-from saerl_lib.report.paired import compare
-from saerl_lib.report.schemas import write_csv
+from saerl_lib.report.statistics import compare
+from saerl_lib.report.study import FAMILIES, RUN, SMALLEST_POINTS, comparison_row, final_values, outcomes, set_rates, target_steps
+from saerl_lib.report.tables import write_csv
 from saerl_lib.train.run import Run
 
 CODE = code_of("paper/path/report.py", "paper/path/evaluate.py", "report")
