@@ -8,7 +8,8 @@ import json
 import time
 from pathlib import Path
 
-from saerl_lib.own.settings import DEFAULTS, Fields, OwnConfig
+from saerl_lib.data.rows import DEFAULTS, Fields
+from saerl_lib.own.settings import OwnConfig
 
 BARE = OwnConfig()
 

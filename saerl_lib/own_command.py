@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saerl_lib.notebooks import UserError
-from saerl_lib.own.settings import DEFAULTS, NO_ENCODER, Fields, OwnConfig
+from saerl_lib.data.rows import DEFAULTS, Fields
+from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 
 if TYPE_CHECKING:
     from saerl_lib.own.represent import Representation
-    from saerl_lib.own.validate import OwnData
+    from saerl_lib.data.sample import Dataset
 
 BARE = OwnConfig()
 """Where the options take their defaults from."""
@@ -98,7 +99,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
             raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
         from saerl_lib.cluster.features import represent_encoded
 
-        def read(data: OwnData) -> Representation:
+        def read(data: Dataset) -> Representation:
             return represent_encoded(data, arguments.data, arguments.features, config)
 
     outcome = plan_own_data(arguments.data, arguments.out, config, arguments.force, lambda text: print(text, flush=True), read)

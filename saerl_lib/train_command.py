@@ -22,12 +22,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.answers import equivalent
+from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.export.follow import FollowReport, follow
 from saerl_lib.export.log import ConsumedLog
 from saerl_lib.export.samples import Export, open_export
-from saerl_lib.final_answer import read_final_answer
 from saerl_lib.own.model import open_tokenizer
 from saerl_lib.rl.rollouts import append_rows, cut_back, read_rows
 from saerl_lib.train_files import remove_broken_checkpoints, require_gathered, require_weights, resume_point, step_of

@@ -33,7 +33,7 @@ from saerl_lib.cluster import encode_files, open_encoded, ray_link
 from saerl_lib.cluster.encode import LOCK
 from saerl_lib.cluster.local import encode_local
 from saerl_lib.cluster.shard import ATTEMPTS, BLOCK_ROWS, EncodeSpec, ShardTask, encode_shard, environment
-from saerl_lib.data.schema import DataError, read_samples
+from saerl_lib.data.sample import DataError, read_samples
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.features import load_features
 from saerl_lib.encode.retain import choose_retained

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from saerl_lib import paths
 from saerl_lib.__main__ import main
-from saerl_lib.data.real import load_labelled
-from saerl_lib.data.schema import DataError, Sample, write_samples
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import DataError, Sample, write_samples
 from saerl_lib.export import (
     REFUSED,
     TARGETS,

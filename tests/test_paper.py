@@ -19,21 +19,20 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.__main__ import main
 from saerl_lib.config import UnknownProfileError, get_profile
-from saerl_lib.data.checking import Checked, check_answers
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.answers import Checked, check_answers
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.paper import command, machine
 from saerl_lib.paper.arithmetic import forward_flops_per_token, hours, parameters
 from saerl_lib.paper.assumptions import OURS, PAPER, Assumptions
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.estimate import adarft_hours, encode_hours, sae_training_hours, stages
-from saerl_lib.paper.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData
-from saerl_lib.paper.loading import LOCAL_FIELDS, SETS, as_published, from_folder, from_hub
+from saerl_lib.data.published import BENCHMARKS, READERS, SETS, TRAINING_DATA, HubData, prm800k
+from saerl_lib.paper.hub import QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B
+from saerl_lib.paper.loading import LOCAL_FIELDS, as_published, from_folder, from_hub
 from saerl_lib.paper.machine import Machine, parse_gpus, reachable
 from saerl_lib.paper.memory import activation_bytes_per_token, gpus, training_memory
 from saerl_lib.paper.needs import downloads, missing
 from saerl_lib.paper.plan import plan_text
-from saerl_lib.paper.rows import READERS
-from saerl_lib.paper.steps import prm800k
 
 BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, 8 * 10**9, False, None)
 FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, 10**12, True, None)

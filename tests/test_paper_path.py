@@ -25,15 +25,14 @@ from saerl_lib.__main__ import main
 from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.data.checking import Checked, check_answers
-from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
+from saerl_lib.data.answers import Checked, check_answers, read_final_answer
+from saerl_lib.data.sample import DataError, Sample, normalise, read_samples
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import read_log
-from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.loading import SETS
+from saerl_lib.data.published import SETS
 from saerl_lib.paper.path import answers, data, encode, evaluate, generate, places, prompts, solutions, train
 from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.options import config_of, given

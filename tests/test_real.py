@@ -14,18 +14,8 @@ from real_files import write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
-from saerl_lib.data.real import (
-    LabelledSet,
-    corpus_texts,
-    evaluation_keys,
-    hash_order,
-    learnability,
-    load_labelled,
-    unique,
-    without,
-)
-from saerl_lib.data.real_splits import split_by_hash
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.published import corpus_texts, evaluation_keys, learnability, load_labelled
+from saerl_lib.data.sample import DataError, LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode import kinds_stage, real_stage
 from saerl_lib.encode.spans import Layout
 from saerl_lib.properties.controls import FeatureSet, block_sets, predict, text_sets

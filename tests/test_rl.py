@@ -17,7 +17,7 @@ from killing import kill_in_training
 from saerl_lib import paths
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import Profile, get_profile, to_dict
-from saerl_lib.data.schema import Sample, write_samples
+from saerl_lib.data.sample import Sample, write_samples
 from saerl_lib.data.splits import draw_world
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from saerl_lib.config import EncoderConfig, MethodConfig, Profile, get_profile
-from saerl_lib.data.real import load_labelled
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode import sentence, sentence_stage
 from saerl_lib.encode.one_pass import read_retaining
 from saerl_lib.encode.readers import DENSE, Reader, peak_statistics, read_all, retained_sets

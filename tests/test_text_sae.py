@@ -14,7 +14,7 @@ import torch
 
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError
 from saerl_lib.encode.activations import CutModel
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae

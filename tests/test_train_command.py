@@ -17,7 +17,7 @@ import torch
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
-from saerl_lib.data.schema import write_samples
+from saerl_lib.data.sample import write_samples
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.export.samples import open_export
 from saerl_lib.plan.batch_plan import PlanError, write_plan

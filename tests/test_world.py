@@ -16,7 +16,8 @@ from saerl_lib.data.answers import equivalent, read_answer, reward
 from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.gates import guess_rate, met, single_token_accuracy
-from saerl_lib.data.schema import DataError, Sample, load_jsonl, normalise, read_samples, write_samples
+from saerl_lib.data.sample import DataError, Sample, normalise, read_samples, write_samples
+from saerl_lib.data.schema import load_jsonl
 from saerl_lib.data.skills import SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, learner_rates
 from saerl_lib.data.splits import EVAL_SETS, draw_world
 from saerl_lib.data.world import draw_sample, source_weights, step_labels

@@ -19,7 +19,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.bench.timing import report, seconds
 from saerl_lib.config import Profile, sub_seed
 from saerl_lib.data.answers import reward
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.rl.feed import Feed

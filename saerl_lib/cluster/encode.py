@@ -22,7 +22,7 @@ from saerl_lib.artifacts import MANIFEST, ArtifactError, file_sha256, provenance
 from saerl_lib.cluster.shard import BLOCK_ROWS, EncodeSpec, ShardTask, environment, finished
 from saerl_lib.cluster.stage import ROWS, Source, Staged, open_source, stage_rows
 from saerl_lib.config import content_hash
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 
 SHARD_ROWS = 4096

@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 
 from saerl_lib.artifacts import file_sha256, read_manifest
 from saerl_lib.cluster.store import ParquetStore, open_encoded
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError, Dataset
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.retain import choose_retained
 from saerl_lib.own.represent import TOKENS, Representation, finish
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import OwnData
 
 
-def represent_encoded(data: OwnData, source: str, folder: Path, config: OwnConfig) -> Representation:
+def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfig) -> Representation:
     """SAE features and metadata of the rows of `source`, which `encode` read into `folder`, perhaps beside other files.
 
     Raises ArtifactError when it did not finish, and DataError when it read another file or left some of these rows out.

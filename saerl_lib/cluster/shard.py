@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from saerl_lib.artifacts import ArtifactError, code_hash
-from saerl_lib.data.schema import Sample, read_samples
+from saerl_lib.data.sample import Sample, read_samples
 from saerl_lib.encode.pooling import Encoder, pool_batch
 from saerl_lib.encode.spans import pack, pad, sample_spans
 from saerl_lib.own.model import open_model
@@ -31,7 +31,7 @@ from saerl_lib.own.settings import OwnConfig
 BLOCK_ROWS = 256
 """Rows that are batched together, one row group of a shard; shards are multiples of it (ours)."""
 CODE = (
-    "cluster/shard.py", "data/schema.py", "encode/activations.py", "encode/pooling.py", "encode/sae.py", "encode/sources.py",
+    "cluster/shard.py", "data/sample.py", "encode/activations.py", "encode/pooling.py", "encode/sae.py", "encode/sources.py",
     "encode/spans.py", "encode/sparse.py", "encode/topk.py", "own/model.py",
 )  # fmt: skip
 """Sources that decide a shard's bytes."""

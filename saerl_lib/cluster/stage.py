@@ -1,6 +1,6 @@
 """Rows of one or more files, judged and written as Parquet of samples in pieces of equal size, without holding a file in memory.
 
-Two passes. The first hashes the files and learns their fields; the second judges every row by the rules of `own.validate` and
+Two passes. The first hashes the files and learns their fields; the second judges every row by the rules of `data.rows` and
 writes the usable ones. Parquet and JSON lines are streamed, a CSV file is read whole. In memory stay one piece of rows, the ids,
 and the list of rows that are left out.
 """
@@ -8,28 +8,20 @@ and the list of rows that are left out.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from saerl_lib.artifacts import file_sha256
-from saerl_lib.data.schema import DataError, Sample, to_frame
-from saerl_lib.own.read import KINDS, RawRow, json_row, kind_of, read_rows
+from saerl_lib.data.sample import DataError, Dropped, Sample, to_frame
+from saerl_lib.data.rows import KINDS, Row, Rules, judge, kind_of, require_sound, resolve_fields, rows
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import Dropped, judge_row, require_sound, resolve_fields
 
 ROWS = "rows"
-"""Folder of the usable rows, in the format of `data.schema.write_samples`."""
-READ_ROWS = 4096
-"""Rows of a Parquet file that are held at once."""
+"""Folder of the usable rows, in the format of `data.sample.write_samples`."""
 
 
 @dataclass(frozen=True)
@@ -88,47 +80,9 @@ def open_source(names: Sequence[str]) -> Source:
         raise DataError("CSV files hold text alone and are not mixed with others: encode them into a folder of their own")
     found: dict[str, None] = {}
     for path in paths:
-        for row in stream_rows(path):
+        for row in rows(path):
             found.update(dict.fromkeys(row.record or ()))
     return Source(paths, tuple(file_sha256(path) for path in paths), tuple(found), text == {True})
-
-
-def stream_rows(path: Path) -> Iterator[RawRow]:
-    """The rows of one file as `own.read.read_rows` gives them. Raises DataError as it does."""
-    kind = kind_of(path)
-    if kind == ".csv":
-        yield from read_rows(str(path)).rows
-        return
-    empty = True
-    for row in _parquet_rows(path) if kind == ".parquet" else _json_rows(path):
-        empty = False
-        yield row
-    if empty:
-        raise DataError(f"{path.name}: no row; the file is empty")
-
-
-def _json_rows(path: Path) -> Iterator[RawRow]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as handle:
-            for number, line in enumerate(handle, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield json_row(line.removesuffix(b"\n"), f"line {number}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name}: cannot be read ({error}); the name may end in .gz only when the file is gzip") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield RawRow(f"row {number}", record)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: cannot be read as Parquet ({error}); write it again, text as UTF-8") from error
 
 
 def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int) -> Staged:
@@ -136,13 +90,13 @@ def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int)
 
     Raises DataError as `own.validate.validate` does for malformed rows, and when no row is usable; `folder` is then as it was.
     """
-    names, notes = resolve_fields(source.name, source.fields, config)
+    names, notes = resolve_fields(source.name, source.fields, config.fields)
+    rules = Rules(names, config.allowed_labels, config.turned)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     pieces: list[Piece] = []
     dropped: list[Dropped] = []
-    seen: dict[str, str] = {}
     probe: list[Sample] = []
     held: list[Sample] = []
 
@@ -158,7 +112,7 @@ def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int)
     try:
         for row in _all_rows(source):
             read += 1
-            judged = judge_row(row, read, names, config, source.text_only, seen)
+            judged = judge(row, read, rules)
             if isinstance(judged, Dropped):
                 dropped.append(judged)
                 continue
@@ -167,7 +121,8 @@ def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int)
                 put()
         if held:
             put()
-        require_sound(source.name, read, dropped, config)
+        if not config.skip_bad_rows:
+            require_sound(source.name, read, dropped)
         if not pieces:
             raise DataError(f"{source.name}: none of {read} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,10 +132,10 @@ def stage_rows(source: Source, config: OwnConfig, folder: Path, piece_rows: int)
     return Staged(tuple(pieces), read, tuple(dropped), tuple(notes), tuple(probe))
 
 
-def _all_rows(source: Source) -> Iterator[RawRow]:
+def _all_rows(source: Source) -> Iterator[Row]:
     several = len(source.paths) > 1
     for path in source.paths:
-        for row in stream_rows(path):
+        for row in rows(path):
             yield dataclasses.replace(row, where=f"{path.name}, {row.where}") if several else row
 
 

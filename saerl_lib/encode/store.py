@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.pooling import Encoder, pooled_batches
 
 SHARD_SAMPLES = 4096

@@ -4,6 +4,7 @@ The modules follow the path of a row: settings, read, validate, represent or mod
 """
 
 from saerl_lib.own.run import Outcome, load_data, plan_own_data
-from saerl_lib.own.settings import Fields, OwnConfig
+from saerl_lib.data.rows import Fields
+from saerl_lib.own.settings import OwnConfig
 
 __all__ = ["Fields", "Outcome", "OwnConfig", "load_data", "plan_own_data"]

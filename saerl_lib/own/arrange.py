@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from saerl_lib.config import PlanConfig, sub_seed
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import Dataset, Dropped, hash_share, normalise
 from saerl_lib.own.fit import Difficulty, Grouping, Quality
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import Dropped, OwnData
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.diversity import batch_diversity
 from saerl_lib.plan.orders import build_plan, random_order
@@ -49,7 +47,7 @@ class Arranged:
     """The same for a random order of the planned samples."""
 
 
-def rank_rows(data: OwnData, found: Representation, difficulty: Difficulty | None, config: OwnConfig) -> Ranking:
+def rank_rows(data: Dataset, found: Representation, difficulty: Difficulty | None, config: OwnConfig) -> Ranking:
     """The order within clusters: difficulty, or its stand-in when there are no labels to learn from."""
     if difficulty is not None:
         own = config.rank_by == "label"
@@ -75,7 +73,7 @@ def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int
 
 
 def arrange(
-    data: OwnData,
+    data: Dataset,
     found: Representation,
     grouping: Grouping,
     difficulty: Difficulty | None,

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import Dataset, normalise
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.fit import MIN_CLASS, MIN_LABELS, Difficulty, Grouping, Quality
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import OwnData
 
 FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
@@ -45,7 +44,7 @@ class Caveat:
 
 
 def caveats(
-    data: OwnData,
+    data: Dataset,
     found: Representation,
     grouping: Grouping,
     difficulty: Difficulty | None,
@@ -70,7 +69,7 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _difficulty(data: OwnData, difficulty: Difficulty | None, config: OwnConfig) -> list[Caveat]:
+def _difficulty(data: Dataset, difficulty: Difficulty | None, config: OwnConfig) -> list[Caveat]:
     known = int(np.isfinite(data.labels).sum())
     if difficulty is None:
         order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it",
@@ -147,7 +146,7 @@ def _clusters(grouping: Grouping, arranged: Arranged) -> list[Caveat]:
     return out
 
 
-def _quality(data: OwnData, quality: Quality | None, config: OwnConfig) -> list[Caveat]:
+def _quality(data: Dataset, quality: Quality | None, config: OwnConfig) -> list[Caveat]:
     if config.fields.quality is None:
         return [Caveat("note", "No filter", "No quality labels were named (--quality FIELD): no row was filtered.")]
     if quality is None:
@@ -166,7 +165,7 @@ def _quality(data: OwnData, quality: Quality | None, config: OwnConfig) -> list[
     return out
 
 
-def _rows(data: OwnData, found: Representation, arranged: Arranged) -> list[Caveat]:
+def _rows(data: Dataset, found: Representation, arranged: Arranged) -> list[Caveat]:
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     out = [
         Caveat(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from saerl_lib.artifacts import file_sha256
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.activations import CutModel, truncate
 from saerl_lib.encode.device import pick_device, place, place_model
 from saerl_lib.encode.features import FeatureTable

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.properties.text import fit_tfidf

@@ -16,10 +16,9 @@ import pandas as pd
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import content_hash, to_dict
-from saerl_lib.data.schema import SAMPLES, DataError, write_samples
-from saerl_lib.own.read import read_rows
+from saerl_lib.data import rows
+from saerl_lib.data.sample import SAMPLES, DataError, Dataset, write_samples
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
-from saerl_lib.own.validate import OwnData, validate
 
 if TYPE_CHECKING:
     from saerl_lib.own.represent import Representation
@@ -44,9 +43,12 @@ class Outcome:
     """Titles of the report's warnings."""
 
 
-def load_data(source: str, config: OwnConfig) -> OwnData:
-    """The usable rows of a file or hub data set. Raises DataError as `read_rows` and `validate` do."""
-    return validate(read_rows(source, config.split), config)
+def load_data(source: str, config: OwnConfig) -> Dataset:
+    """The usable rows of a file or hub data set. Raises DataError as `data.rows.read` does."""
+    return rows.read(
+        rows.Source.parse(source, config.split), config.fields, allowed=config.allowed_labels, turned=config.turned,
+        skip_bad_rows=config.skip_bad_rows, batch=config.prompts_per_step,
+    )  # fmt: skip
 
 
 def plan_own_data(
@@ -55,7 +57,7 @@ def plan_own_data(
     config: OwnConfig,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
-    read: Callable[[OwnData], Representation] | None = None,
+    read: Callable[[Dataset], Representation] | None = None,
 ) -> Outcome:
     """Plan `source` into the new folder `out`; `say` is told each step, `read` gives features that exist already.
 
@@ -118,8 +120,8 @@ def _put(partial: Path, out: Path) -> None:
 
 
 def _compute(
-    data: OwnData, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None],
-    read: Callable[[OwnData], Representation] | None,
+    data: Dataset, folder: Path, out: Path, config: OwnConfig, say: Callable[[str], None],
+    read: Callable[[Dataset], Representation] | None,
 ) -> Outcome:  # fmt: skip
     from saerl_lib.encode.features import save_features
     from saerl_lib.own import arrange, caveats, fit, report, sections, tables
@@ -155,7 +157,7 @@ def _compute(
     return outcome
 
 
-def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation:
+def _represent(data: Dataset, folder: Path, config: OwnConfig) -> Representation:
     if config.encoder == NO_ENCODER:
         from saerl_lib.own.represent import represent_text
 
@@ -167,6 +169,6 @@ def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation
     return found
 
 
-def _require_nothing_lost(data: OwnData, planned: int, rest: pd.DataFrame) -> None:
+def _require_nothing_lost(data: Dataset, planned: int, rest: pd.DataFrame) -> None:
     if planned + len(rest) != data.read:
         raise RuntimeError(f"{data.read} rows were read, {planned} planned and {len(rest)} listed: a row was lost")

@@ -14,7 +14,7 @@ from saerl_lib.own.caveats import Caveat
 from saerl_lib.own.fit import Difficulty, Grouping
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.tables import TYPICAL
-from saerl_lib.own.validate import OwnData
+from saerl_lib.data.sample import Dataset
 from saerl_lib.plan.mixing import dominant_clusters
 from saerl_lib.properties.difficulty import reliability_table
 
@@ -37,7 +37,7 @@ ORDERS = {
 class Page:
     """All that the report shows."""
 
-    data: OwnData
+    data: Dataset
     found: Representation
     grouping: Grouping
     difficulty: Difficulty | None

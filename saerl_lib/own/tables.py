@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.fit import Difficulty, Grouping, Quality
 from saerl_lib.own.represent import Representation
-from saerl_lib.own.validate import Dropped, OwnData
+from saerl_lib.data.sample import Dropped, Dataset
 from saerl_lib.plan.mixing import dominant_clusters
 
 WORD = r"[^\W\d_]{3,}"
@@ -24,7 +24,7 @@ TYPICAL = 3
 
 
 def score_table(
-    data: OwnData,
+    data: Dataset,
     found: Representation,
     grouping: Grouping,
     difficulty: Difficulty | None,
@@ -83,7 +83,7 @@ def _reason(row: object, dropped: Dropped | None, leading: Sequence[int], arrang
     return "; ".join([f"step {row.step}, slot {row.slot}: {place}", *parts])
 
 
-def cluster_table(data: OwnData, found: Representation, grouping: Grouping, scores: pd.DataFrame) -> pd.DataFrame:
+def cluster_table(data: Dataset, found: Representation, grouping: Grouping, scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms,
     typical.
 
@@ -125,7 +125,7 @@ def _terms(prompts: Sequence[str], cluster: np.ndarray, k: int) -> list[list[str
     return out
 
 
-def not_planned_table(data: OwnData, arranged: Arranged) -> pd.DataFrame:
+def not_planned_table(data: Dataset, arranged: Arranged) -> pd.DataFrame:
     """Rows of not_planned.csv: where, id, status, reason of every row of the source that is not in the plan."""
     rows = [(d.where, d.id, d.status, d.reason) for d in (*data.dropped, *arranged.dropped)]
     return pd.DataFrame(rows, columns=["where", "id", "status", "reason"])

@@ -17,7 +17,7 @@ from sklearn.random_projection import GaussianRandomProjection
 from threadpoolctl import threadpool_limits
 
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.properties import Matrix
 from saerl_lib.properties.probes import fit_elastic_net, fit_ridge, fit_topic_probe, probe_path, shuffled

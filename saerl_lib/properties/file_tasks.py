@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.real import LabelledSet, unique, without
-from saerl_lib.data.real_splits import split_by_hash
+from saerl_lib.data.sample import LabelledSet, split_by_hash, unique, without
 from saerl_lib.properties.tasks import LABEL_KINDS, TARGET_NAMES, Task, labelled_task
 
 LEAST_ROWS = 43

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.activations import token_batches
 from saerl_lib.encode.pooling import Encoder, batch_latents
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import Profile, sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.stage import load_split_features

@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import Sample, normalise
+from saerl_lib.data.sample import Sample, hash_share, normalise
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.one_pass import read_retaining
@@ -133,7 +132,7 @@ def _stage(
 SENTENCE = {False: "sentence/prompt", True: "sentence/both"}
 """Whether the solution is read -> name of the sentence embeddings."""
 ENCODED_CODE = (
-    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/one_pass.py", "encode/pooling.py",
+    "data/published.py", "data/rows.py", "data/sample.py", "encode/activations.py", "encode/one_pass.py", "encode/pooling.py",
     "encode/readers.py", "encode/retain.py", "encode/sentence.py", "encode/sparse.py", "encode/spans.py", "encode/topk.py",
     "properties/tasks.py",
 )  # fmt: skip

@@ -7,7 +7,7 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import Profile
-from saerl_lib.data.real import evaluation_keys
+from saerl_lib.data.published import evaluation_keys
 from saerl_lib.encode.kinds_stage import sae_kinds_stage
 from saerl_lib.encode.real_stage import load_set, real_folder, text_model_stage
 from saerl_lib.encode.sentence_stage import sentence_reader

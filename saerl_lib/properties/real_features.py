@@ -8,7 +8,6 @@ Rows are taken by the hash of their question, a question stands in one role alon
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import MethodConfig, Profile, to_dict
-from saerl_lib.data.real import LabelledSet, hash_order, load_labelled, read_lines, unique, without
-from saerl_lib.data.real_splits import split_by_hash
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.rows import jsonl
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.metadata import metadata_features
@@ -162,7 +161,7 @@ def plain_part(part: RealPart) -> RealPart:
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
     """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
-    records = [json.loads(line) for line in read_lines(data_file("quality_valimath")) if line.strip()]
+    records = jsonl(data_file("quality_valimath"))
     failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in records}
     valid = part.data.labels["valid"] > 0.5
     return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
@@ -229,7 +228,7 @@ def real_features_stage(profile: Profile) -> Stage:
 
 
 FEATURES_CODE = (
-    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/features.py", "encode/metadata.py",
+    "data/published.py", "data/rows.py", "data/sample.py", "encode/activations.py", "encode/features.py", "encode/metadata.py",
     "encode/one_pass.py", "encode/pooling.py", "encode/readers.py", "encode/retain.py", "encode/sparse.py", "encode/spans.py",
     "encode/topk.py", "properties/real_features.py",
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Probe tasks of the control ladder: which label is read from which samples, on the world and on real data.
 
-Splits are those of `saerl_lib.data.real_splits`; no training row shares its question with an evaluation set.
+Splits are those of `saerl_lib.data.published`; no training row shares its question with an evaluation set.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.real import LabelledSet, hash_order, without
-from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, without
+from saerl_lib.data.published import SPLIT_LABELS, probe_splits
 
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
 """Step label -> share of correctness (paper, Table 3)."""

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, WorldConfig, sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.rl.generation import correct_attempts
 
 

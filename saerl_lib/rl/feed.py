@@ -18,7 +18,7 @@ from saerl_lib.arms.base import Selector
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
 from saerl_lib.data.answers import reward
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.rl.generation import Completions, encode_prompts, sample_groups
 from saerl_lib.rl.rollouts import append_rows
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.data.answers import reward
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.rl.group_attention import Groups, sampling_attention
 

@@ -24,7 +24,7 @@ from saerl_lib.rl.environment import environment
 from saerl_lib.arms import find_arm
 from saerl_lib.arms.base import ArmPool, ArmSetting, InOrder, Selector
 from saerl_lib.config import PlanConfig, TrainConfig, WorldConfig, sub_seed
-from saerl_lib.data.schema import read_samples
+from saerl_lib.data.sample import read_samples
 from saerl_lib.data.splits import EVAL_SETS
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.plan.batch_plan import read_plan

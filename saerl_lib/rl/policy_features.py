@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.config import TrainConfig
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.rl.generation import correct_attempts, encode_prompts, sample_groups
 
 GREEDY = 1e-4

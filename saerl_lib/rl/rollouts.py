@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from saerl_lib.artifacts import ArtifactError
+from saerl_lib.data.rows import jsonl
 
 
 class PlanMismatchError(ArtifactError):
@@ -23,11 +24,8 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Complete rows of a JSON-lines log; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """Rows of a JSON-lines log, none without the file; a last line that a kill cut short is left out."""
+    return list(jsonl(path, strict_end=False)) if path.exists() else []
 
 
 def cut_back(path: Path, step: int, field: str = "step") -> None:

@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.rl.feed import Feed
 from saerl_lib.rl.trainer import FeedTrainer
 

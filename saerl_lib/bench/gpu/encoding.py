@@ -20,7 +20,7 @@ from saerl_lib.bench.gpu.checks import Check
 from saerl_lib.bench.gpu.size import GpuSize
 from saerl_lib.bench.timing import CPU
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.device import place

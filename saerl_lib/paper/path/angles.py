@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.spans import Layout, pack, sample_spans
 from saerl_lib.own.model import open_tokenizer
 from saerl_lib.paper.path.generate import Policy

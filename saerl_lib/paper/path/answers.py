@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from saerl_lib.config import sub_seed
-from saerl_lib.data.checking import check_answers
-from saerl_lib.data.schema import Sample
-from saerl_lib.final_answer import read_final_answer
+from saerl_lib.data.answers import check_answers, read_final_answer
+from saerl_lib.data.sample import Sample
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.generate import Policy
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import ArtifactError, Stage
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.pooling import Encoder
@@ -39,7 +39,7 @@ from saerl_lib.paper.path.places import (
 )
 from saerl_lib.paper.path.quality import quality_stage
 
-CODE = code_of("paper/path/encode.py", "encode", "own/model.py", "data/schema.py")
+CODE = code_of("paper/path/encode.py", "encode", "own/model.py", "data/sample.py")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from saerl_lib.paper.path.train import Run
 
 CODE = code_of(
     "paper/path/evaluate.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py", "own/model.py",
-    "data/checking.py", "data/answers.py", "final_answer.py",
+    "data/answers.py",
 )  # fmt: skip
 
 

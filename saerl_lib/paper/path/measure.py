@@ -15,7 +15,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import Sample, read_samples
+from saerl_lib.data.sample import Sample, read_samples
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.angles import angle_concentration
 from saerl_lib.paper.path.answers import attempted, judged
@@ -26,7 +26,7 @@ from saerl_lib.paper.replacements import SELECTORS
 
 CODE = code_of(
     "paper/path/measure.py", "paper/path/angles.py", "paper/path/answers.py", "paper/path/generate.py", "paper/path/prompts.py",
-    "own/model.py", "encode/spans.py", "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
+    "own/model.py", "encode/spans.py", "encode/language_model.py", "data/answers.py",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.own.model import open_tokenizer
 

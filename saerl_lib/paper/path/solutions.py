@@ -13,8 +13,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import hash_share, normalise
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.encode import features

@@ -30,7 +30,7 @@ from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.train_command import TrainSettings, check_run, policy_at, run_train
 
-CODE = ("train_command.py", "train_files.py", "final_answer.py", "data/answers.py")
+CODE = ("train_command.py", "train_files.py", "data/answers.py")
 SELECTOR_CODE = ("train_selector.py", "arms/adarft.py", "arms/gainrl.py", "arms/base.py")
 RECORD = "trained.json"
 
