@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saerl_lib.notebooks import UserError
 from saerl_lib.data.rows import DEFAULTS, Fields
+from saerl_lib.notebooks import UserError
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 
 if TYPE_CHECKING:
-    from saerl_lib.own.represent import Representation
     from saerl_lib.data.sample import Dataset
+    from saerl_lib.own.represent import Representation
 
 BARE = OwnConfig()
 """Where the options take their defaults from."""

@@ -225,7 +225,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
 def reward_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the exported `reward.py` defines, imported from its folder as `trl grpo` does."""
     monkeypatch.syspath_prepend(str(folder))
-    for name in ("reward", "answers", "final_answer"):
+    for name in ("reward", "answers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return vars(importlib.import_module("reward"))
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saerl_lib.artifacts import file_sha256
-from saerl_lib.data.sample import DataError, Dropped, Sample, to_frame
 from saerl_lib.data.rows import KINDS, Row, Rules, judge, kind_of, require_sound, resolve_fields, rows
+from saerl_lib.data.sample import DataError, Dropped, Sample, to_frame
 from saerl_lib.own.settings import OwnConfig
 
 ROWS = "rows"

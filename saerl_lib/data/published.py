@@ -28,7 +28,6 @@ from saerl_lib.data.sample import (
     Sample,
     Split,
     lines,
-    normalise,
     split_by_hash,
     without,
 )

@@ -1,6 +1,6 @@
 """Text of any length as a stream of activations: documents, blocks of tokens, vectors; nothing is held but a buffer (ours).
 
-Sources: whatever `data.rows` reads, with a text field, plain text with a blank line between documents, or OWNER/NAME@COMMIT on the
+Sources: what `data.rows` reads, with a text field; plain text with a blank line between documents; or OWNER/NAME@COMMIT on the
 Hugging Face Hub, streamed. The first token of a block is an attention sink and is left out, as everywhere in this room.
 """
 

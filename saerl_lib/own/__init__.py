@@ -3,8 +3,8 @@
 The modules follow the path of a row: settings, read, validate, represent or model, fit, arrange, caveats, tables, report, run.
 """
 
-from saerl_lib.own.run import Outcome, load_data, plan_own_data
 from saerl_lib.data.rows import Fields
+from saerl_lib.own.run import Outcome, load_data, plan_own_data
 from saerl_lib.own.settings import OwnConfig
 
 __all__ = ["Fields", "Outcome", "OwnConfig", "load_data", "plan_own_data"]

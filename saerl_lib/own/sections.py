@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from saerl_lib.data.sample import Dataset
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.caveats import Caveat
 from saerl_lib.own.fit import Difficulty, Grouping
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.tables import TYPICAL
-from saerl_lib.data.sample import Dataset
 from saerl_lib.plan.mixing import dominant_clusters
 from saerl_lib.properties.difficulty import reliability_table
 

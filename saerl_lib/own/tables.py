@@ -9,10 +9,10 @@ import pandas as pd
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
+from saerl_lib.data.sample import Dataset, Dropped
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.fit import Difficulty, Grouping, Quality
 from saerl_lib.own.represent import Representation
-from saerl_lib.data.sample import Dropped, Dataset
 from saerl_lib.plan.mixing import dominant_clusters
 
 WORD = r"[^\W\d_]{3,}"

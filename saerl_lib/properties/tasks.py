@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.sample import LabelledSet, Sample, hash_order, without
 from saerl_lib.data.published import SPLIT_LABELS, probe_splits
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, without
 
 STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
 """Step label -> share of correctness (paper, Table 3)."""

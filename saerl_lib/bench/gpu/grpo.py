@@ -20,11 +20,11 @@ from saerl_lib.bench.gpu.checks import Check
 from saerl_lib.bench.gpu.encoding import world_samples
 from saerl_lib.bench.gpu.size import GpuSize
 from saerl_lib.config import PlanConfig, sub_seed
+from saerl_lib.data.rows import Fields
 from saerl_lib.export.follow import FollowReport
 from saerl_lib.export.samples import open_export
 from saerl_lib.own.example import write_example
 from saerl_lib.own.run import plan_own_data
-from saerl_lib.data.rows import Fields
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan

@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
+from saerl_lib.data.published import BENCHMARKS, READERS, UNJUDGED, Reader, deepmath, published_rows
 from saerl_lib.data.sample import DataError, Sample, hash_share, normalise, read_samples, write_samples
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.data.published import BENCHMARKS, READERS, UNJUDGED, Reader, deepmath, published_rows
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import data_identity, data_set, sets_to_read
 

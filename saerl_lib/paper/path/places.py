@@ -11,10 +11,10 @@ from typing import Any
 
 from saerl_lib.artifacts import file_sha256
 from saerl_lib.config import content_hash
+from saerl_lib.data.published import SETS, HubData
 from saerl_lib.data.sample import DataError
 from saerl_lib.own.settings import OwnConfig
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.data.published import SETS, HubData
 from saerl_lib.paper.hub import HubModel
 
 REQUIRED = ("deepmath", "numinamath", "aime24", "amc23", "gsm8k", "math500", "minerva", "olympiadbench")
