@@ -50,9 +50,9 @@ def _paper(a: argparse.Namespace) -> int:
 
 
 def _data(a: argparse.Namespace) -> int:
-    from saerl_lib.data.schema import load_jsonl
+    from saerl_lib.data.published import load_labelled
 
-    samples = load_jsonl(a.file.read_text(encoding="utf-8").split("\n"), a.file.name)
+    samples = load_labelled(a.file).samples
     print(f"{len(samples)} problems, {sum(bool(s.steps) for s in samples)} with a worked solution")
     return 0
 

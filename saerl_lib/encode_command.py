@@ -13,10 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib.artifacts import file_sha256
-from saerl_lib.data.schema import DataError, Sample
-from saerl_lib.own.read import read_rows
-from saerl_lib.own.settings import DEFAULTS, Fields, OwnConfig
-from saerl_lib.own.validate import Dropped, judge_row, require_sound, resolve_fields
+from saerl_lib.data.rows import DEFAULTS, Fields, Rules, Source, field_names, judge, require_sound, resolve_fields, rows
+from saerl_lib.data.sample import DataError, Dropped, Sample
+from saerl_lib.own.settings import OwnConfig
 
 LEFT_OUT = "not_encoded.csv"
 
@@ -72,22 +71,20 @@ def usable_rows(sources: Sequence[str], config: OwnConfig) -> tuple[list[Sample]
 
     Raises DataError with file, row, field and fix.
     """
-    files = [read_rows(source) for source in sources]
-    name = files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    names, notes = resolve_fields(name, list(dict.fromkeys(field for file in files for field in file.fields)), config)
-    samples: list[Sample] = []
-    dropped: list[Dropped] = []
-    seen: dict[str, str] = {}
-    for file in files:
-        for row in file.rows:
-            if len(files) > 1:
-                row = dataclasses.replace(row, where=f"{file.name}, {row.where}")
-            judged = judge_row(row, len(samples) + len(dropped) + 1, names, config, file.text_only, seen)
-            if isinstance(judged, Dropped):
-                dropped.append(judged)
-            else:
-                samples.append(judged.sample)
-    require_sound(name, len(samples) + len(dropped), dropped, config)
+    places = [Source.parse(source) for source in sources]
+    name = places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+    raw = [
+        dataclasses.replace(row, where=f"{place.name}, {row.where}") if len(places) > 1 else row
+        for place in places
+        for row in rows(place)
+    ]
+    names, notes = resolve_fields(name, field_names(raw), config.fields)
+    rules = Rules(names)
+    judged = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
+    dropped = [found for found in judged if isinstance(found, Dropped)]
+    samples = [found.sample for found in judged if not isinstance(found, Dropped)]
+    if not config.skip_bad_rows:
+        require_sound(name, len(raw), dropped)
     if not samples:
         raise DataError(f"{name}: none of {len(dropped)} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
     return samples, dropped, notes

@@ -7,8 +7,8 @@ from pathlib import Path
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
-from saerl_lib.data.real import load_labelled
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import normalise
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.real_stage import corpus_keys, held_out_keys, text_model_stage
 from saerl_lib.notebooks import UserError

@@ -9,12 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saerl_lib.data.rows import DEFAULTS, Fields
 from saerl_lib.notebooks import UserError
-from saerl_lib.own.settings import DEFAULTS, NO_ENCODER, Fields, OwnConfig
+from saerl_lib.own.settings import NO_ENCODER, OwnConfig
 
 if TYPE_CHECKING:
+    from saerl_lib.data.sample import Dataset
     from saerl_lib.own.represent import Representation
-    from saerl_lib.own.validate import OwnData
 
 BARE = OwnConfig()
 """Where the options take their defaults from."""
@@ -76,7 +77,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
             raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
         from saerl_lib.own.represent import represent_encoded
 
-        def read(data: OwnData) -> Representation:
+        def read(data: Dataset) -> Representation:
             return represent_encoded(data, arguments.data, arguments.features, config)
 
     outcome = plan_own_data(arguments.data, arguments.out, config, arguments.force, lambda text: print(text, flush=True), read)

@@ -12,7 +12,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor
 
 from saerl_lib.config import EncoderConfig, sub_seed
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.device import place

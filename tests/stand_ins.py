@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from saerl_lib.paper.loading import SETS
+from saerl_lib.data.published import SETS
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (

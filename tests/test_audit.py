@@ -14,7 +14,7 @@ import torch
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.plan import mixing
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather

@@ -11,7 +11,7 @@ import torch
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.corpus import HELD_OUT, encoder_families
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.splits import draw_world
 from saerl_lib.encode.activations import activations, token_vectors, truncate
 from saerl_lib.encode.encoder import encoder_folder, load_encoder, rebuild_encoder

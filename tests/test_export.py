@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from saerl_lib import paths
 from saerl_lib.__main__ import main
-from saerl_lib.data.real import load_labelled
-from saerl_lib.data.schema import DataError, Sample, write_samples
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import DataError, Sample, write_samples
 from saerl_lib.export import (
     REFUSED,
     TARGETS,
@@ -225,7 +225,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
 def reward_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the exported `reward.py` defines, imported from its folder as `trl grpo` does."""
     monkeypatch.syspath_prepend(str(folder))
-    for name in ("reward", "answers", "final_answer"):
+    for name in ("reward", "answers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return vars(importlib.import_module("reward"))
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib.config import get_profile
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError
 from saerl_lib.encode.encoder import load_encoder
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.perplexity import measure_surprise

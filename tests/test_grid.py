@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from saerl_lib import grid_command
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
-from saerl_lib.data.schema import read_samples, write_samples
+from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import plan_hash, read_plan

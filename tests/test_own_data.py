@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -15,7 +13,7 @@ import pandas as pd
 import pytest
 
 from saerl_lib import __main__
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
 from saerl_lib.plan.batch_plan import plan_diff, read_plan
@@ -58,79 +56,6 @@ def changed(**values: Any) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.mark.parametrize(
-    ("values", "parts"),
-    [
-        ({"question": ["a", "list"]}, ("'question' is a list, not text",)),
-        ({"question": 5}, ("'question' is a int, not text",)),
-        ({"question": "  \n"}, ("'question' is missing or empty", "remove the row")),
-        ({"question": None}, ("'question' is missing or empty",)),
-        ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
-        ({"question": "half \ud800"}, ("half a character",)),
-        ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")),
-        ({"id": 1.5}, ("'id' is a float",)),
-        ({"id": None}, ("'id' is missing",)),
-        ({"id": "a\0"}, ("control characters",)),
-        ({"id": "x" * 300}, ("longer than 200",)),
-        ({"level": "hard"}, ("'level' is 'hard', a str, not a number", "leave it out when unknown")),
-        ({"level": True}, ("a bool, not a number",)),
-        ({"level": float("nan")}, ("'level' is nan, not a finite number",)),
-        ({"level": float("inf")}, ("'level' is inf, not a finite number",)),
-        ({"level": 10**400}, ("not a finite number",)),
-        ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
-        ({"level": -1}, ("outside 1 to 5",)),
-        ({"answer": {"value": 3}}, ("'answer' is a dict, not text",)),
-        ({"answer": float("nan")}, ("'answer' is nan",)),
-        ({"solution": ["a", "b"]}, ("'solution' is a list",)),
-    ],
-)
-def test_a_malformed_row_is_named_with_the_fix(tmp_path: Path, values: dict[str, Any], parts: tuple[str, ...]) -> None:
-    config = replace(LABELLED, label_range=(1.0, 5.0))
-    message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", changed(**values)), config)
-    for part in ("my.jsonl, line 3", "of 60 rows, 1 cannot be used", "--skip-bad-rows", *parts):
-        assert part in message
-    assert len(message) < 1000
-
-
-def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> None:
-    message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", [r | {"level": "x"} for r in rows(20)]))
-    assert "of 20 rows, 20 cannot" in message and message.count("line ") == 5 and "and 15 more" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "parts"),
-    [
-        ("empty.jsonl", b"", ("empty.jsonl: no row; the file is empty",)),
-        ("blank.jsonl", b"\n \n", ("no row",)),
-        ("empty.csv", b"", ("no row",)),
-        ("header.csv", b"id,question,level\n", ("no row",)),
-        ("my.txt", b"{}", ("unknown ending", ".jsonl")),
-        ("my.jsonl.gz", b"{}", ("my.jsonl.gz", "only when the file is gzip")),
-        ("my.parquet", b"PAR1 no PAR1", ("my.parquet: cannot be read as Parquet",)),
-        ("my.csv", b"id,question,level\n1,caf\xe9,3\n", ("my.csv, line 2", "UTF-8")),
-        ("my.csv", b"id,id\n1,2\n", ("line 1", "occurs twice")),
-        ("my.csv", b'id,question,level\n1,"open,3\n', ("my.csv, line", "not CSV")),
-        ("my.csv", b"id;question;level\n1;two;3\n", ("line 1", "separate the cells by commas instead of ';'")),
-        ("my.csv", b"id\tquestion\n1\ttwo\n", ("line 1", "by commas instead of '\\t'")),
-        ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
-        ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
-        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
-        ("my.csv", b"id,question,level\n1,two,inf\n", ("line 2", "'level' is inf")),
-        ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
-        ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
-        ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
-        ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
-        ("my.jsonl", b'{"problem": "a", "level": 1}', ("no row has a field 'question'", "problem, level", "--prompt-field")),
-        ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
-    ],
-)
-def test_a_malformed_file_is_named_with_the_fix(tmp_path: Path, name: str, content: bytes, parts: tuple[str, ...]) -> None:
-    (tmp_path / name).write_bytes(content)
-    message = fails(tmp_path, str(tmp_path / name))
-    for part in (name, *parts):
-        assert part in message
-
-
 def test_three_rows_are_too_few(tmp_path: Path) -> None:
     message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(3)))
     assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" not in message
@@ -156,58 +81,6 @@ def test_pass_rates_are_shares(tmp_path: Path) -> None:
 
 
 # Formats and fields.
-
-
-def test_every_format_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = rows(20)
-    records[4] |= {"level": None, "question": 'Quotes " and\nlines, and commas.'}
-    lines = "\n".join(json.dumps(r) for r in records)
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    pd.DataFrame(records).to_parquet(tmp_path / "a.parquet")
-    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: {"validation": records}[split])
-    hub = load_data("owner/name", replace(LABELLED, split="validation"))
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv"):
-        data = load_data(str(tmp_path / name), LABELLED)
-        assert data.samples == hub.samples
-        np.testing.assert_array_equal(data.labels, hub.labels)
-    assert hub.samples[4].prompt == 'Quotes " and\nlines, and commas.' and np.isnan(hub.labels[4])
-    assert load_data(str(tmp_path / "a.csv"), LABELLED).where[5] == "line 13"  # four rows of two lines, one of three
-
-
-def test_a_hub_set_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, split: str) -> None:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("datasets.load_dataset", refuse)
-    message = fails(tmp_path, "owner/name")
-    assert "owner/name" in message and "no network" in message and "--split" in message
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: [])
-    assert "holds no row" in fails(tmp_path, "owner/name")
-
-
-def test_field_names_numbers_as_text_and_missing_ids(tmp_path: Path) -> None:
-    records = [{"problem": f"Say {i}.", "final": float(i)} for i in range(12)]
-    fields = Fields(prompt="problem", answer="final")
-    data = load_data(write_jsonl(tmp_path / "my.jsonl", records), replace(SMALL, fields=fields))
-    assert data.ids[0] == "row-000001" and data.samples[3].answer == "3" and not data.samples[3].solved
-    assert any("ids are row numbers" in note for note in data.notes)
-
-
-def test_rows_without_an_answer_are_set_aside_only_if_others_have_one(tmp_path: Path) -> None:
-    records = rows(20)
-    records[5]["answer"] = None
-    records[6]["answer"] = " "
-    data = load_data(write_jsonl(tmp_path / "my.jsonl", records), SMALL)
-    assert [(d.id, d.status) for d in data.dropped] == [("p-5", "no answer"), ("p-6", "no answer")] and data.read == 20
-    for record in records:
-        del record["answer"]
-    data = load_data(write_jsonl(tmp_path / "my.jsonl", records), SMALL)
-    assert len(data.samples) == 20 and any("reward" in note for note in data.notes)
 
 
 def make(

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib import __main__
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.sample import DataError
 from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
 from saerl_lib.own.arrange import Arranged, arrange, whole_batches
 from saerl_lib.own.caveats import caveats

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
-import json
-import math
 import os
 import re
 import subprocess
@@ -19,21 +17,17 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.__main__ import main
 from saerl_lib.config import UnknownProfileError, get_profile
-from saerl_lib.data.checking import Checked, check_answers
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.published import BENCHMARKS, TRAINING_DATA, HubData
 from saerl_lib.paper import command, machine
 from saerl_lib.paper.arithmetic import forward_flops_per_token, hours, parameters
 from saerl_lib.paper.assumptions import OURS, PAPER, Assumptions
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.estimate import adarft_hours, encode_hours, sae_training_hours, stages
-from saerl_lib.paper.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData
-from saerl_lib.paper.loading import LOCAL_FIELDS, SETS, as_published, from_folder, from_hub
+from saerl_lib.paper.hub import QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B
 from saerl_lib.paper.machine import Machine, parse_gpus, reachable
 from saerl_lib.paper.memory import activation_bytes_per_token, gpus, training_memory
 from saerl_lib.paper.needs import downloads, missing
 from saerl_lib.paper.plan import plan_text
-from saerl_lib.paper.rows import READERS
-from saerl_lib.paper.steps import prm800k
 
 BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, 8 * 10**9, False, None)
 FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, 10**12, True, None)
@@ -232,8 +226,7 @@ def test_training_memory_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["paper.arithmetic", "paper.assumptions", "paper.memory", "paper.machine", "paper.text", "paper.steps", "paper.loading",
-     "data.checking"],
+    ["paper.arithmetic", "paper.assumptions", "paper.memory", "paper.machine", "paper.text"],
 )  # fmt: skip
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
@@ -265,268 +258,6 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert machine.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
     tool.write_text("#!/bin/sh\necho 'failed to initialize NVML'; exit 9\n")
     assert machine.list_gpus() == () == parse_gpus("no devices, found\n")
-
-
-# The readers, on rows of the published schemas.
-
-ROWS = {
-    "deepmath": {
-        "question": "Find the limit.", "final_answer": "0", "difficulty": 4.5, "topic": "Mathematics -> Precalculus -> Limits",
-        "r1_solution_1": "Okay, let me think.\n</think>\n\nIt is sin x / x.\n\nSo 0.", "r1_solution_2": "b", "r1_solution_3": "c",
-    },
-    "numinamath": {
-        "problem": "Show it.", "solution": "Clear.", "answer": "proof", "problem_type": "Geometry", "question_type": "proof",
-        "problem_is_valid": "Yes", "solution_is_valid": "No", "source": "olympiads", "synthetic": False,
-    },
-    "prm800k": {
-        "labeler": "a", "generation": 9, "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
-        "label": {
-            "steps": [
-                {"completions": [{"text": "Add.", "rating": 0}], "human_completion": None, "chosen_completion": 0},
-                {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}], "human_completion": None,
-                 "chosen_completion": None},
-            ],
-            "total_time": 1, "finish_reason": "found_error",
-        },
-    },
-    "deepscaler": {"problem": "1/2?", "answer": "\\frac{1}{2}", "solution": ""},
-    "aime24": {"id": 60, "problem": "How long?", "solution": "Walk.", "answer": "204", "url": "u", "year": "2024"},
-    "amc23": {"id": 3, "question": "How many?", "answer": 27.0, "url": "u"},
-    "gsm8k": {"question": "Eggs?", "answer": "She sells 9.\n9 * 2000 = <<9*2000=18000>>18000.\n#### 18,000"},
-    "math500": {
-        "problem": "Polar?", "solution": "r = 3.", "answer": "3", "subject": "Precalculus", "level": 2,
-        "unique_id": "test/precalculus/807.json",
-    },
-    "minerva": {"question": "How wide?", "answer": "1.6"},
-    "olympiadbench": {
-        "id": 1606, "question": "Moves?", "context": None, "solution": ["Two."], "final_answer": ["2", "3"],
-        "subfield": "Combinatorics", "unit": None, "is_multiple_answer": True,
-    },
-}  # fmt: skip
-
-
-def test_every_set_has_a_reader_and_a_row() -> None:
-    assert set(READERS) == set(SETS) == set(ROWS)
-    assert set(LOCAL_FIELDS) == {data.name for data in SETS.values() if data.local_file}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("deepmath", Sample("deepmath-7", "Find the limit.", ("It is sin x / x.", "So 0."), "0",
-                            "Mathematics -> Precalculus -> Limits", 4.5, "deepmath")),
-        ("prm800k", Sample("prm800k-7", "2+2?", ("Add.", "2+2=5"), "5", source="prm800k", flaw="found_error",
-                           step_labels=(0, -1))),
-        ("math500", Sample("math500-test/precalculus/807.json", "Polar?", ("r = 3.",), "3", "Precalculus", 2.0, "math500")),
-    ],
-)  # fmt: skip
-def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
-    found = READERS[name](ROWS[name], 7)
-    assert str(found) == str(expected)  # a difficulty of NaN equals no other
-
-
-@pytest.mark.parametrize(
-    ("name", "answer", "solved"),
-    [
-        ("numinamath", "", True), ("deepscaler", "\\frac{1}{2}", False), ("aime24", "204", True), ("amc23", "27", False),
-        ("gsm8k", "18000", True), ("minerva", "1.6", False), ("olympiadbench", "2, 3", True),
-    ],
-)  # fmt: skip
-def test_answers_and_solutions(name: str, answer: str, solved: bool) -> None:
-    sample = READERS[name](ROWS[name], 0)
-    assert (sample.answer, sample.solved, sample.source) == (answer, solved, name)
-
-
-def test_numinamath_marks_what_the_set_calls_not_valid() -> None:
-    assert READERS["numinamath"](ROWS["numinamath"], 0).flaw == "solution"
-    row = {**ROWS["numinamath"], "solution_is_valid": "Incomplete", "answer": "42"}
-    assert (READERS["numinamath"](row, 0).flaw, READERS["numinamath"](row, 0).answer) == ("", "42")
-
-
-def test_prm800k_follows_the_chosen_path() -> None:
-    steps = [
-        {"completions": [{"text": "wrong", "rating": -1}], "human_completion": {"text": "Mine.", "rating": None},
-         "chosen_completion": None},
-        {"completions": [{"text": "no", "rating": -1}, {"text": "So 4.\n\n# Answer\n\n4", "rating": 1}], "chosen_completion": 1},
-    ]  # fmt: skip
-    row = {"question": {"problem": "2+2?"}, "label": {"steps": steps, "finish_reason": "solution"}}
-    sample = prm800k(row, 0)
-    assert (sample.steps, sample.answer, sample.step_labels, sample.flaw) == (("Mine.", "So 4."), "4", (1, 1), "")
-    damaged = {**row, "label": {"steps": [{"completions": [], "chosen_completion": 2}], "finish_reason": "solution"}}
-    with pytest.raises(DataError, match="prm800k row 3: chosen_completion 2"):
-        prm800k(damaged, 3)
-    given_up = prm800k({**row, "label": {"steps": [], "finish_reason": "give_up"}}, 0)
-    assert given_up.flaw == "give_up" and not given_up.solved
-
-
-@pytest.mark.parametrize("name", sorted(ROWS))
-def test_row_of_another_schema_is_named(name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name} row 5: .*"):
-        READERS[name]({"text": "something else"}, 5)
-
-
-def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
-    assert math.isnan(READERS["deepmath"]({**ROWS["deepmath"], "difficulty": -1}, 0).difficulty)
-    assert READERS["math500"]({**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
-    with pytest.raises(DataError, match="'difficulty' is True"):
-        READERS["deepmath"]({**ROWS["deepmath"], "difficulty": True}, 0)
-
-
-# From a folder and from the hub.
-
-
-def test_local_copy_goes_through_the_same_reader(tmp_path: Path) -> None:
-    record = {"id": "gsm8k-test-0", "question": "Eggs?", "answer": "18000", "solution": ROWS["gsm8k"]["answer"]}
-    data = dataclasses.replace(SETS["gsm8k"], local_file="copy.jsonl")
-    (tmp_path / "copy.jsonl").write_text(json.dumps(record) + "\n\n")
-    assert as_published(data, record) == {"id": "0", **ROWS["gsm8k"]}
-    (sample,) = from_folder(data, tmp_path)
-    assert str(sample) == str(READERS["gsm8k"](ROWS["gsm8k"], 0))
-    (tmp_path / "copy.jsonl").write_text("{\n")
-    with pytest.raises(DataError, match="copy.jsonl, line 1: not JSON"):
-        list(from_folder(data, tmp_path))
-    with pytest.raises(DataError, match="no local copy"):
-        list(from_folder(SETS["prm800k"], tmp_path))
-
-
-@pytest.mark.parametrize("name", ["deepmath", "numinamath", "math500"])
-def test_hub_format_is_streamed_from_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pandas = pytest.importorskip("pandas")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS[name], repository=str(tmp_path / "repository"), revision=None)
-    (tmp_path / "repository" / "data").mkdir(parents=True)
-    pandas.DataFrame([ROWS[name]] * 3).to_parquet(tmp_path / "repository" / "data" / f"{data.split}-00000-of-00001.parquet")
-    samples = list(from_hub(data, limit=2))
-    assert [s.prompt for s in samples] == [READERS[name](ROWS[name], 0).prompt] * 2
-
-
-@pytest.mark.parametrize("name", ["gsm8k", "olympiadbench"])
-def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pandas = pytest.importorskip("pandas")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
-    entry = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/*"
-    listed = [entry.format(configuration, data.split) for configuration in ("other", data.configuration)]
-    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *listed, "---", ""]))
-    for configuration, row in (("other", {"wrong": "row"}), (str(data.configuration), ROWS[name])):
-        (tmp_path / configuration).mkdir()
-        pandas.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
-    (sample,) = from_hub(data)
-    assert str(sample) == str(READERS[name](ROWS[name], 0))
-
-
-def test_prm800k_file_is_streamed_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS["prm800k"], repository=str(tmp_path), revision=None)
-    (tmp_path / "phase2_train.jsonl").write_text(json.dumps(ROWS["prm800k"]) + "\n")
-    (sample,) = from_hub(data)
-    assert sample.step_labels == (0, -1)
-
-
-def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[dict[str, object]] = []
-
-    def load_dataset(repository: str, **rest: object) -> list[dict[str, object]]:
-        asked.append(rest)
-        return [ROWS["numinamath"]]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(list(from_hub(SETS["numinamath"]))) == 1
-    assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
-    assert "trust_remote_code" not in asked[0]
-    with pytest.raises(DataError, match="not pinned yet"):
-        next(from_hub(SETS["amc23"]))
-    assert len(asked) == 1
-
-
-@pytest.fixture
-def data_dir() -> Path:
-    folder = paths.shared_data_dir()
-    if folder is None:
-        pytest.skip("SAERL_DATA_DIR is not set")
-    return folder
-
-
-@pytest.mark.parametrize("name", sorted(LOCAL_FIELDS))
-def test_real_rows_become_samples(name: str, data_dir: Path) -> None:
-    samples = list(from_folder(SETS[name], data_dir, limit=1000))
-    assert samples and len({s.id for s in samples}) == len(samples)
-    assert all(s.prompt and s.answer and s.source == name for s in samples)
-    assert all(s.solved == (name in ("gsm8k", "math500")) for s in samples)
-    if name in {data.name for data in BENCHMARKS}:
-        assert len(list(from_folder(SETS[name], data_dir))) in (SETS[name].rows, 675)
-    if name == "deepscaler":
-        assert all(0 <= s.difficulty <= 1 for s in samples)
-    if name == "deepmath":
-        levels = [s.difficulty for s in from_folder(SETS[name], data_dir) if not math.isnan(s.difficulty)]
-        assert 4000 < len(levels) < 5000 and min(levels) >= 0
-
-
-# Answers under a time limit.
-
-PAIRS = [
-    (r"\text{(C)}", "C", True), ("C", r"\textbf{(C)}~12", True), ("C", "(D)", False), ("A", "A+1", False),
-    ("(3,4]", r"x \in (3,4]", True), ("(3,4]", "[3,4]", False), (r"(0,9) \cup (9,36)", r"(9,36)\cup(0,9)", True),
-    (r"\{1\pm\sqrt{5},-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True), ("1,3,5", "5,3,1", True), ("1,3,5", "1,3", False),
-    (r"\frac{14}{3}", "14/3", True), (r"\dfrac{5}{2}", "2.5", True), (r"\frac{14}{3}", "4.6667", False),
-    (r"5.4 \text{ cents}", "5.4", True), (r"18\text{ hours}", "18", True), ("Yes", "yes", True), ("Yes", "No", False),
-    ("x", "", False),
-]  # fmt: skip
-ENDLESS = "9^{9^{9^9}}"
-
-
-def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
-    pairs = [(gold, answer) for gold, answer, _ in PAIRS]
-    started = time.monotonic()
-    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=5)
-    assert found.pop(9) == Checked(False, "overran")
-    assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
-    wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
-    assert not wrong
-    assert time.monotonic() - started < 60
-
-
-def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saerl_lib.data import checking
-
-    ask = checking._Worker.ask
-
-    def killed_once(self: checking._Worker, gold: str, answer: str, seconds: float) -> str | None:
-        if gold == "poison":
-            self.process.kill()
-            self.process.wait()
-        return ask(self, gold, answer, seconds)
-
-    monkeypatch.setattr(checking._Worker, "ask", killed_once)
-    found = check_answers([("1", "1"), ("poison", "1"), ("2", "2")], seconds=10)
-    assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
-    assert check_answers([], seconds=1) == []
-    with pytest.raises(ValueError, match="positive"):
-        check_answers([("1", "1")], seconds=0)
-
-
-REAL = {
-    "choice": ("deepmath", r"[A-E]", 10),
-    "interval": ("deepmath", r"\[[^,]*,[^,]*[\])]|\([^,]*,[^,]*\]", 10),
-    "set": ("deepmath", r"\\\{.+\\\}", 10),
-    "fraction": ("math500", r"-?\\frac\{\d+\}\{\d+\}", 10),
-    "unit": ("deepscaler", r"\d+\\text\{ \w+\}", 5),
-}
-"""Kind of answer -> set, form of the whole answer, how many rows."""
-
-
-@pytest.mark.parametrize("kind", sorted(REAL))
-def test_real_answers_agree_with_themselves_and_not_with_another(kind: str, data_dir: Path) -> None:
-    name, form, count = REAL[kind]
-    golds = [s.answer for s in from_folder(SETS[name], data_dir) if re.fullmatch(form, s.answer)][:count]
-    assert golds
-    others = {"choice": lambda a: "E" if a != "E" else "A"}.get(kind, lambda a: "123457")
-    found = check_answers([*((a, a) for a in golds), *((a, others(a)) for a in golds)], seconds=10)
-    assert [c.outcome for c in found] == ["compared"] * len(found)
-    assert [c.equal for c in found[: len(golds)]] == [True] * len(golds), golds
-    assert [c.equal for c in found[len(golds) :]] == [False] * len(golds), golds
 
 
 def test_the_disk_of_training_holds_what_train_keeps() -> None:

@@ -22,16 +22,15 @@ from saerl_lib.__main__ import main
 from saerl_lib.artifacts import Stage
 from saerl_lib.command_line import build_parser
 from saerl_lib.config import sub_seed
-from saerl_lib.data.checking import Checked, check_answers
-from saerl_lib.data.schema import DataError, Sample, normalise, read_samples
+from saerl_lib.data.answers import Checked, check_answers
+from saerl_lib.data.published import SETS
+from saerl_lib.data.sample import DataError, Sample, normalise, read_samples
 from saerl_lib.encode import parts
 from saerl_lib.encode.features import load_features
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import read_log
-from saerl_lib.final_answer import read_final_answer
 from saerl_lib.paper import command
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.loading import SETS
 from saerl_lib.paper.path import data, encode, evaluate, places, train
 from saerl_lib.paper.path.home import STEPS, Home
 from saerl_lib.paper.path.ladder import trains
@@ -564,25 +563,10 @@ def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
 
 
-@pytest.mark.parametrize("name", ["final_answer", "paper.path.home"])
+@pytest.mark.parametrize("name", ["paper.path.home"])
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
     assert result.attempted > 0 and result.failed == 0
-
-
-# Answers.
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("Thus $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"), ("Answer: $7$", "7"),
-        ("\\boxed{3}\nAnswer: 4", "4"), ("Answer: \\boxed{5}", "5"), ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"), ("\\boxed{6", None),
-        ("nothing", None), ("\\boxed{}", None),
-    ],
-)  # fmt: skip
-def test_final_answers_are_read(text: str, answer: str | None) -> None:
-    assert read_final_answer(text) == answer
 
 
 def test_attempts_are_judged_within_their_time() -> None:

@@ -23,7 +23,7 @@ from killing import below, processes
 from saerl_lib import __main__
 from saerl_lib.artifacts import ArtifactError, file_sha256
 from saerl_lib.config import EncoderConfig
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.features import load_features

@@ -12,9 +12,8 @@ from scipy import sparse
 
 from saerl_lib import paths, properties
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
-from saerl_lib.data.real import LabelledSet, load_labelled
-from saerl_lib.data.real_splits import split_by_hash
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import LabelledSet, Sample, split_by_hash
 from saerl_lib.properties import probes
 from saerl_lib.properties.ladder import block_sets, empty_row, ladder, predict, text_sets
 from saerl_lib.properties.probes import Task, fit_tfidf

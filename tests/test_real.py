@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from real_files import write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.data.real import (
-    corpus_texts,
-    evaluation_keys,
-    hash_order,
-    learnability,
-    load_labelled,
-    unique,
-    without,
-)
-from saerl_lib.data.real_splits import split_by_hash
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.published import corpus_texts, evaluation_keys, load_labelled
+from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode import kinds_stage, real_stage
 from saerl_lib.encode.spans import Layout
 from saerl_lib.properties.ladder import overlap_table
@@ -43,68 +32,6 @@ def problems(n: int, **labels: object) -> list[dict]:
         | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
         for i in range(n)
     ]
-
-
-def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
-    rows = problems(3, level=lambda i: [2, -1, 5][i], subject=lambda i: ["a", "", "b"][i], valid=lambda i: i > 0)
-    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
-    data = load_labelled(write(tmp_path / "x.jsonl", rows))
-    assert data.name == "x" and len(data) == 3
-    assert data.has_label("level").tolist() == [True, False, True]
-    assert data.has_label("subject").tolist() == [True, False, True]
-    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0] and data.overlap[0] == ("math500",)
-    assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
-
-
-def test_gzip_and_plain_files_are_the_same(tmp_path: Path) -> None:
-    plain = write(tmp_path / "a.jsonl", problems(4, level=3))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    assert load_labelled(plain).samples == load_labelled(tmp_path / "b.jsonl.gz").samples
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{", "x.jsonl, line 2: not JSON"),
-        ([1], "line 2: expected a JSON object"),
-        ({"id": "b", "question": " "}, "line 2: field 'question' is empty"),
-        ({"id": "p0", "question": "q"}, "line 2: id 'p0' was already used"),
-        ({"id": "b", "question": "q", "level": "hard"}, "line 2: field 'level' is 'hard', not a number"),
-        ({"id": "b", "question": "q", "pass_rate": 40}, "line 2: field 'pass_rate' is 40, not a share"),
-        ({"id": "b", "question": "q", "valid": "yes"}, "line 2: field 'valid' is 'yes'; write true, false"),
-        ({"id": "b", "question": "q", "meta": 3}, "line 2: field 'meta' is no object"),
-    ],
-)
-def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
-    second = row if isinstance(row, str) else json.dumps(row)
-    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n" + second, encoding="utf-8")
-    with pytest.raises(DataError, match=message.replace("(", r"\(")):
-        load_labelled(tmp_path / "x.jsonl")
-
-
-def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
-    row = json.dumps({"id": "b", "question": "q", "level": "hard"})
-    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n\n\n" + row, encoding="utf-8")
-    with pytest.raises(DataError, match="line 4: field 'level'"):
-        load_labelled(tmp_path / "x.jsonl")
-    (tmp_path / "x.jsonl").write_text("\n\n" + json.dumps({"id": "b", "question": " "}), encoding="utf-8")
-    with pytest.raises(DataError, match="line 3: field 'question' is empty"):
-        load_labelled(tmp_path / "x.jsonl")
-
-
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
-        load_labelled(tmp_path / "none.jsonl.gz")
-    (tmp_path / "x.jsonl.gz").write_bytes(b"plain text")
-    with pytest.raises(DataError, match="x.jsonl.gz: cannot be read"):
-        load_labelled(tmp_path / "x.jsonl.gz")
-
-
-def test_learnability_by_hand() -> None:
-    # means 0.5, 0.75; sample 0: 1 - (0.25 + 0.0625) / (0.25 + 0.0625) = 0
-    scores = learnability([[0.0, 0.5], [1.0, 1.0], None])
-    np.testing.assert_allclose(scores[:2], [0.0, 0.0], atol=1e-12)
-    assert np.isnan(scores[2])
 
 
 def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 from saerl_lib.config import get_profile
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.data.splits import draw_world
 from saerl_lib.encode import sparse
 from saerl_lib.encode.activations import activations, truncate

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saerl_lib import paths
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, reference_shares
 from saerl_lib.rl.calibrate import fit_weights
 from saerl_lib.train.policy import POLICIES, load_policy, policy_folder, rebuild_policy

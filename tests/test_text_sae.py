@@ -14,12 +14,11 @@ import torch
 
 from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.schema import DataError
 from saerl_lib.encode.activations import CutModel
 from saerl_lib.encode.models import open_decoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
-from saerl_lib.encode.text_stream import VectorStream, blocks, documents, require_sources
+from saerl_lib.encode.text_stream import VectorStream, blocks, documents
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
 SMALL = TextSAEConfig(
@@ -41,13 +40,6 @@ def write_texts(folder: Path, kind: str) -> str:
     body = "\n\n".join(TEXTS) if kind.startswith("txt") else "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     path.write_bytes(gzip.compress(body.encode()) if kind.endswith(".gz") else body.encode())
     return str(path)
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "txt", "txt.gz"])
-def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path, kind: str) -> None:
-    source = write_texts(tmp_path, kind)
-    require_sources([source])
-    assert [text.strip() for text in documents([source])] == TEXTS
 
 
 def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path) -> None:
@@ -130,15 +122,6 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
 
 def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) -> None:
     source = write_texts(tmp_path, "jsonl")
-    other = str(model / "config.json")
-    for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
-        with pytest.raises(DataError, match=said):
-            require_sources([bad])
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl, line 2: field 'text' is NoneType"):
-        list(documents([str(tmp_path / "bad.jsonl")]))
-    with pytest.raises(DataError, match="no column 'body'"):
-        list(documents([write_texts(tmp_path, "parquet")], "body"))
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
         train(model, source, tmp_path / "long", config=TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
     (tmp_path / "taken").mkdir()

@@ -24,7 +24,7 @@ from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.command_line import build_parser
 from saerl_lib.config import PlanConfig, TrainConfig
-from saerl_lib.data.schema import write_samples
+from saerl_lib.data.sample import write_samples
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.export.follow import follow
 from saerl_lib.export.log import append_rows, read_log, read_rows

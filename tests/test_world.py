@@ -16,7 +16,7 @@ from saerl_lib.data.answers import equivalent, read_answer, reward
 from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.families.base import LEVELS
 from saerl_lib.data.gates import guess_rate, met, single_token_accuracy
-from saerl_lib.data.schema import DataError, Sample, load_jsonl, normalise, read_samples, write_samples
+from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.data.skills import SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, learner_rates
 from saerl_lib.data.splits import EVAL_SETS, draw_world
 from saerl_lib.data.world import draw_sample, source_weights, step_labels
@@ -153,29 +153,6 @@ def test_real_answers_are_compared_by_meaning() -> None:
 def test_samples_survive_the_disk(splits: dict[str, list[Sample]], tmp_path) -> None:
     write_samples(splits["pool"], tmp_path / "pool.parquet")
     assert read_samples(tmp_path / "pool.parquet") == splits["pool"]
-
-
-GOOD = '{"id": "a", "question": "1+1?", "answer": "2"}'
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["not json"], "line 1: not JSON"),
-        (["[1]"], "expected a JSON object"),
-        (['{"id": "a", "question": "q"}'], "field 'answer' is missing"),
-        (['{"id": "a", "question": "  ", "answer": "2"}'], "field 'question' is empty"),
-        ([GOOD, GOOD], "line 2: id 'a' was already used in line 1"),
-        (['{"id": "a", "question": "q", "answer": 2}'], "field 'answer' is a int, not a string"),
-        (['{"id": "a", "question": "q", "answer": "2", "level": "Level 5"}'], "field 'level' is 'Level 5', not a number"),
-        (['{"id": "a", "question": "q", "answer": "2", "solution": 3}'], "field 'solution' is a int, not a string"),
-        ([], "no row"),
-    ],
-)
-def test_malformed_rows_name_place_and_fix(lines: list[str], message: str) -> None:
-    with pytest.raises(DataError, match="my.jsonl") as error:
-        load_jsonl(lines, "my.jsonl")
-    assert message in str(error.value)
 
 
 def _sample(prompt: str, answer: str, topic: str) -> Sample:

@@ -14,8 +14,8 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.bench.model_shape import PAPER, PAPER_GPU, alternate, shape_ratios
 from saerl_lib.bench.timing import CPU, REPEATS, report
 from saerl_lib.config import Profile
-from saerl_lib.data.real import load_labelled
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import activations
 from saerl_lib.encode.device import place

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from saerl_lib.config import sub_seed
 from saerl_lib.data.families import FAMILIES
 from saerl_lib.data.families.base import LEVELS
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import normalise
 from saerl_lib.data.skills import SLIP_RATE
 from saerl_lib.data.wording import HABITS
 from saerl_lib.data.world import draw_sample

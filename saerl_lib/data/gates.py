@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 
 Bounds = tuple[float | None, float | None]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from saerl_lib.config import WorldConfig, sub_seed
 from saerl_lib.data.corpus import encoder_prompts
 from saerl_lib.data.families import FAMILIES
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.world import STEP_SLIPS, Cell, draw_split, source_weights, uniform_weights
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, to_dict
-from saerl_lib.data.schema import Sample, read_samples, write_samples
+from saerl_lib.data.sample import Sample, read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from saerl_lib.config import sub_seed
 from saerl_lib.data.families import FAMILIES, Task
 from saerl_lib.data.families.base import LEVELS
-from saerl_lib.data.schema import Sample, normalise
+from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.data.skills import SLIP_RATE, Solver, difficulty
 from saerl_lib.data.wording import carry_on, word
 

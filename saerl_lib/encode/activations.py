@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 
 __all__ = ["CutModel", "TokenBatch", "activations", "check_finite", "token_batches", "token_vectors", "truncate"]

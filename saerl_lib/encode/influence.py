@@ -16,7 +16,7 @@ from sae_lens import SAE
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 from saerl_lib.encode.sparse import encode_all
 

@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import EncoderConfig, MethodConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.real import hash_order, without
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample, hash_order, without
 from saerl_lib.encode.activations import CutModel, token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.language_model import load_model
@@ -110,7 +109,7 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
 
 
 SAE_CODE = (
-    "data/corpus.py", "data/real.py", "data/real_splits.py", "data/schema.py", "encode/activations.py", "encode/kinds_stage.py",
+    "data/corpus.py", "data/published.py", "data/rows.py", "data/sample.py", "encode/activations.py", "encode/kinds_stage.py",
     "encode/language_model.py", "encode/real_stage.py", "encode/sae.py", "encode/spans.py",
 )  # fmt: skip
 """Files that decide what an SAE is."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 
 
 def _share(text: str, pattern: str) -> float:

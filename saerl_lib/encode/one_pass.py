@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.pooling import Pooled, fill_z, pool_vectors
 from saerl_lib.encode.readers import DENSE, PooledVectors, Reader, pool_dense, token_vectors_of
 from saerl_lib.encode.retain import choose_label_free, require_label_free

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, provenance, read_manifest, write_json
 from saerl_lib.config import content_hash
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.store import Store, read_record, shard_path, write_shard

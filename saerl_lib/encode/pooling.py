@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite
 from saerl_lib.encode.spans import Layout, TokenBatch, token_batches
 from saerl_lib.encode.sparse import SparseLatents, Triples, find_all, find_retained

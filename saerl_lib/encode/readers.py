@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor, nn
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.activations import CutModel, activations, check_finite, truncate
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.pooling import fill_z, pool_vectors

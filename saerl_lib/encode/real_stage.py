@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import MethodConfig, Profile, to_dict
-from saerl_lib.data.real import LabelledSet, corpus_texts, evaluation_keys, load_labelled
-from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, probe_test_keys
+from saerl_lib.data.published import SPLIT_LABELS, corpus_texts, evaluation_keys, load_labelled, probe_splits, probe_test_keys
+from saerl_lib.data.sample import LabelledSet
 from saerl_lib.encode.text_model import train_text_model
 
 CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate")
@@ -20,7 +20,7 @@ CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_ra
 TEST_FILES = ("math_test", "gsm8k_test")
 """Files whose questions are kept out of the corpus, beside every evaluation set."""
 TEXT_MODEL_CODE = (
-    "data/real.py", "data/real_splits.py", "data/schema.py", "encode/language_model.py", "encode/text_model.py",
+    "data/published.py", "data/rows.py", "data/sample.py", "encode/language_model.py", "encode/text_model.py",
     "encode/real_stage.py",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.activations import token_vectors
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.sae import SAEQuality, measure_sae

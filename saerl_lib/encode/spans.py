@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.language_model import SEPARATOR
 
 

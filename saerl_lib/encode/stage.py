@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.corpus import draw_corpus_text, encoder_families
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, load_encoder

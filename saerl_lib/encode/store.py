@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.pooling import Encoder, pool_batch
 from saerl_lib.encode.spans import pack, pad, sample_spans
 

@@ -1,6 +1,6 @@
 """Text of any length as a stream of activations: documents, blocks of tokens, vectors; nothing is held but a buffer (ours).
 
-Sources: JSON lines or Parquet with a text field, plain text with a blank line between documents, or OWNER/NAME@COMMIT on the
+Sources: what `data.rows` reads, with a text field; plain text with a blank line between documents; or OWNER/NAME@COMMIT on the
 Hugging Face Hub, streamed. The first token of a block is an attention sink and is left out, as everywhere in this room.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.rows import HUB, KINDS, Source, kind_of, rows
+from saerl_lib.data.sample import DataError
 from saerl_lib.encode.activations import CutModel
 from saerl_lib.encode.spans import TokenBatch
 
-HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})(?::([\w.-]+))?")
-"""owner/name@commit, and perhaps :configuration."""
-KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".txt", ".txt.gz")
+TEXT = (".txt", ".txt.gz")
 
 
 def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
@@ -38,36 +35,26 @@ def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
 def require_sources(sources: Sequence[str]) -> None:
     """Raise DataError for a source that is neither a readable file nor a hub name with its commit."""
     for source in sources:
-        if HUB.fullmatch(source):
+        if (named := HUB.fullmatch(source)) and named.group(2):
             continue
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file; name one, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
-        if not source.endswith(KINDS):
-            raise DataError(f"{source}: unknown ending; name the file {', '.join(KINDS)} by what it holds")
+        if not kind_of(Path(source)) and not source.endswith(TEXT):
+            raise DataError(f"{source}: unknown ending; name the file {', '.join((*KINDS, *TEXT))} by what it holds")
 
 
 def _one(source: str, field: str) -> Iterator[str]:
-    if named := HUB.fullmatch(source):
-        from datasets import load_dataset
-
-        name, commit, configuration = named.groups()
-        rows = load_dataset(name, name=configuration, split="train", revision=commit, streaming=True)
-        yield from (_text(row, field, f"{source}, row {n}") for n, row in enumerate(rows, start=1))
-    elif source.endswith(".parquet"):
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(source) as file:
-            if field not in file.schema_arrow.names:
-                raise DataError(f"{source}: no column {field!r}; name the right one with --text-field")
-            for batch in file.iter_batches(columns=[field], batch_size=256):
-                yield from (_text({field: value}, field, source) for value in batch[field].to_pylist())
-    elif source.endswith((".txt", ".txt.gz")):
+    if source.endswith(TEXT):
         yield from _paragraphs(source)
-    else:
-        with _lines(source) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _text(_object(line, f"{source}, line {number}"), field, f"{source}, line {number}")
+        return
+    for row in rows(Source.parse(source, streaming=True), (field,)):
+        if row.record is None:
+            raise DataError(f"{source}, {row.where}: {row.problem}")
+        value = row.record.get(field)
+        if not isinstance(value, str):
+            found = f"field {field!r} is {type(value).__name__}"
+            raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
+        yield value
 
 
 def _lines(source: str) -> io.TextIOBase:
@@ -86,20 +73,6 @@ def _paragraphs(source: str) -> Iterator[str]:
                 held = []
     if held:
         yield "".join(held)
-
-
-def _object(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}); write one object a line") from error
-
-
-def _text(row: Any, field: str, where: str) -> str:
-    value = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} is {type(value).__name__}, not text; name the right one with --text-field")
-    return value
 
 
 def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:

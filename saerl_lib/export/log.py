@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saerl_lib.data.rows import json_rows
+
 
 class LogError(ValueError):
     """The log cannot be read as ids that a trainer consumed."""
@@ -66,7 +68,7 @@ def read_log(path: Path) -> ConsumedLog:
         if "," in first and "sample_id" in first and not first.lstrip().startswith("{"):
             raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
         plain = tuple(line.strip() for line in lines if line.strip())
-        log = _from_json(lines, path.name) if first.lstrip().startswith("{") else ConsumedLog(plain)
+        log = _from_json(path) if first.lstrip().startswith("{") else ConsumedLog(plain)
     if not log.ids:
         raise LogError(f"{path} holds no sample id")
     return log
@@ -87,27 +89,20 @@ def _from_parquet(path: Path) -> ConsumedLog:
     return _checked(table["sample_id"], table.get("step"), path.name, "row", range(len(table["sample_id"])))
 
 
-def _from_json(lines: Sequence[str], name: str) -> ConsumedLog:
+def _from_json(path: Path) -> ConsumedLog:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise LogError(f"{name}, line {number}: not JSON ({error.msg}); write one object a line") from error
-        if not isinstance(row, dict) or "sample_id" not in row:
-            raise LogError(f"{name}, line {number}: field 'sample_id' is missing")
-        rows.append(row)
-        numbers.append(number)
+    for row in json_rows(path, strict_end=False):
+        if row.record is None or "sample_id" not in row.record:
+            problem = row.problem or "field 'sample_id' is missing"
+            raise LogError(f"{path.name}, {row.where}: {problem}")
+        rows.append(row.record)
+        numbers.append(int(row.where.removeprefix("line ")))
     with_step = sum("step" in row for row in rows)
     if with_step not in (0, len(rows)):
-        raise LogError(f"{name}: {with_step} of {len(rows)} lines have a step; write it in all lines or in none")
+        raise LogError(f"{path.name}: {with_step} of {len(rows)} lines have a step; write it in all lines or in none")
     steps = [row["step"] for row in rows] if with_step else None
-    return _checked([row["sample_id"] for row in rows], steps, name, "line", numbers)
+    return _checked([row["sample_id"] for row in rows], steps, path.name, "line", numbers)
 
 
 def _checked(ids: Sequence[Any], steps: Sequence[Any] | None, name: str, unit: str, numbers: Sequence[int]) -> ConsumedLog:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saerl_lib.data.schema import SAMPLES, Sample, load_jsonl, read_samples
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.sample import SAMPLES, Sample, read_samples
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, plan_hash, read_plan, validate
 
 
@@ -65,19 +66,14 @@ def open_plan(path: Path) -> BatchPlan:
     return plan
 
 
-def read_sample_file(path: Path) -> list[Sample]:
-    """Samples of a Parquet file by `write_samples` or of a JSON-lines file by `load_jsonl`, told apart by the suffix.
+def read_sample_file(path: Path) -> Sequence[Sample]:
+    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix.
 
-    Raises ExportError when the file is missing or unreadable, DataError when a row is malformed.
+    Raises ExportError when the file is missing, DataError when it is unreadable or a row is malformed.
     """
     if not path.is_file():
         raise ExportError(f"{path} is missing: pass the samples of the plan as Parquet or JSON lines")
-    if path.suffix == ".parquet":
-        return read_samples(path)
-    try:
-        return load_jsonl(path.read_text(encoding="utf-8").split("\n"), path.name)
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{path} is no UTF-8 text: pass JSON lines, or Parquet with the suffix .parquet") from error
+    return read_samples(path) if path.suffix == ".parquet" else load_labelled(path).samples
 
 
 def in_plan_order(plan: BatchPlan, samples: Sequence[Sample]) -> tuple[Sample, ...]:

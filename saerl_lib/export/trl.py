@@ -13,7 +13,7 @@ _GUIDE = Guide(
         "grpo.yaml": "the settings that keep the order, for `trl grpo`",
         "reward.py": "1 when the text after the last `Answer:` or in the last `\\boxed{}` is the solution, as written or by "
         "math-verify; logs sample ids",
-        "final_answer.py, answers.py": "how an answer is read and checked",
+        "answers.py": "how an answer is read and checked",
     },
     launch="""
 pip install "trl==1.16.*" math-verify

@@ -4,7 +4,8 @@ The modules follow the path of a row: settings, read, validate, represent, fit, 
 report is `saerl_lib.report.page`.
 """
 
+from saerl_lib.data.rows import Fields
 from saerl_lib.own.run import Outcome, load_data, plan_own_data
-from saerl_lib.own.settings import Fields, OwnConfig
+from saerl_lib.own.settings import OwnConfig
 
 __all__ = ["Fields", "Outcome", "OwnConfig", "load_data", "plan_own_data"]

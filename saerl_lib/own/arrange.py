@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from saerl_lib.config import PlanConfig, sub_seed
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import Dataset, Dropped, hash_share, normalise
 from saerl_lib.own import fit
 from saerl_lib.own.represent import Representation
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import Dropped, OwnData
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.mixing import batch_diversity
 from saerl_lib.plan.orders import build_plan, random_order
@@ -28,7 +26,7 @@ class Arranged:
     """N usable rows, what was read from them, and their plan: all that tables and report show."""
 
     config: OwnConfig
-    data: OwnData
+    data: Dataset
     found: Representation
     grouping: fit.Grouping
     difficulty: fit.Difficulty | None
@@ -58,7 +56,7 @@ def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int
     return mask
 
 
-def arrange(data: OwnData, found: Representation, config: OwnConfig) -> Arranged:
+def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:
     """Fit clusters, difficulty and quality, filter, cut to whole batches and plan.
 
     Raises ValueError when a filter is asked for that could not be fitted or that leaves less than a batch.

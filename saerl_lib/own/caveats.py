@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saerl_lib.data.schema import normalise
+from saerl_lib.data.sample import normalise
 from saerl_lib.own.arrange import Arranged
 from saerl_lib.own.fit import MIN_CLASS, MIN_LABELS
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 
 
 def write_example(samples: Sequence[Sample], path: Path) -> Path:

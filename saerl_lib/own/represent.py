@@ -16,7 +16,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.artifacts import file_sha256
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Dataset, Sample
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import open_reader
@@ -27,7 +27,6 @@ from saerl_lib.encode.sae import SAEQuality
 from saerl_lib.encode.sae_check import MEASURED_SAMPLES, measured
 from saerl_lib.encode.store import Store
 from saerl_lib.own.settings import OwnConfig
-from saerl_lib.own.validate import OwnData
 from saerl_lib.properties.probes import fit_tfidf
 
 TEXT_COLUMNS = 64
@@ -93,7 +92,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened(), config.reader.sae))
 
 
-def represent_encoded(data: OwnData, source: str, folder: Path, config: OwnConfig) -> Representation:
+def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfig) -> Representation:
     """SAE features and metadata of the rows of `source`, which `encode` read into `folder`, perhaps beside other files.
 
     Nothing is encoded again, wherever it was encoded. Raises ArtifactError when `encode` did not finish or a shard is damaged,

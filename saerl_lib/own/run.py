@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import content_hash, to_dict
-from saerl_lib.data.schema import SAMPLES, DataError, write_samples
-from saerl_lib.own.read import read_rows
+from saerl_lib.data import rows
+from saerl_lib.data.sample import SAMPLES, DataError, Dataset, write_samples
 from saerl_lib.own.settings import NO_ENCODER, OwnConfig
-from saerl_lib.own.validate import OwnData, validate
 
 if TYPE_CHECKING:
     from saerl_lib.own.arrange import Arranged
@@ -43,9 +42,12 @@ class Outcome:
     """Titles of the report's warnings."""
 
 
-def load_data(source: str, config: OwnConfig) -> OwnData:
-    """The usable rows of a file or hub data set. Raises DataError as `read_rows` and `validate` do."""
-    return validate(read_rows(source, config.split), config)
+def load_data(source: str, config: OwnConfig) -> Dataset:
+    """The usable rows of a file or hub data set. Raises DataError as `data.rows.read` does."""
+    return rows.read(
+        rows.Source.parse(source, config.split), config.fields, allowed=config.allowed_labels, turned=config.turned,
+        skip_bad_rows=config.skip_bad_rows, batch=config.prompts_per_step,
+    )  # fmt: skip
 
 
 def plan_own_data(
@@ -54,7 +56,7 @@ def plan_own_data(
     config: OwnConfig,
     force: bool = False,
     say: Callable[[str], None] = lambda text: None,
-    read: Callable[[OwnData], Representation] | None = None,
+    read: Callable[[Dataset], Representation] | None = None,
 ) -> Outcome:
     """Plan `source` into the new folder `out`; `say` is told each step, `read` gives features that exist already.
 
@@ -78,7 +80,7 @@ def plan_own_data(
         return _write(arranged, folder, out)
 
 
-def _represent(data: OwnData, folder: Path, config: OwnConfig) -> Representation:
+def _represent(data: Dataset, folder: Path, config: OwnConfig) -> Representation:
     from saerl_lib.own.represent import represent_model, represent_text
 
     if config.encoder == NO_ENCODER:

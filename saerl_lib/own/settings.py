@@ -6,37 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saerl_lib.data.schema import FIELDS
+from saerl_lib.data.rows import SHARE_FIELD, Fields
 
 if TYPE_CHECKING:
     from saerl_lib.encode.models import ReaderSpec
 
 NO_ENCODER = "none"
 """Value of `encoder` for metadata and TF-IDF features, without a model."""
-DEFAULTS = {"id": FIELDS["id"], "prompt": FIELDS["prompt"], "answer": FIELDS["answer"], "solution": FIELDS["steps"],
-            "topic": FIELDS["topic"]}  # fmt: skip
-"""Names that are looked for when none is given; only the prompt must be there."""
-SHARE_FIELD = "pass_rate"
-"""A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
 PAPER_SWAP = 16
 """One of so many samples of a batch is exchanged (paper: 8 of 128)."""
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Names of the fields in the file. None: the usual name (`DEFAULTS`) if the file has it; a given name must be there."""
-
-    id: str | None = None
-    """Without one, ids are made of row numbers."""
-    prompt: str | None = None
-    answer: str | None = None
-    """Without one, every row counts as answerable."""
-    solution: str | None = None
-    topic: str | None = None
-    labels: str | None = None
-    """Difficulty label, a number; None: there are no labels."""
-    quality: str | None = None
-    """Quality label, true (sound, or of the wanted source) or false; None: there are none."""
 
 
 @dataclass(frozen=True)

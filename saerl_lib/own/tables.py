@@ -9,8 +9,8 @@ import pandas as pd
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
+from saerl_lib.data.sample import Dropped
 from saerl_lib.own.arrange import Arranged
-from saerl_lib.own.validate import Dropped
 from saerl_lib.plan.mixing import dominant_clusters
 
 TERMS = 8

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saerl_lib.paper.hub import (
-    BENCHMARKS,
-    QWEN3_17B,
-    QWEN3_17B_BASE,
-    QWEN25_MATH_7B,
-    QWEN25_MATH_15B,
-    TRAINING_DATA,
-    HubData,
-    HubModel,
-)
+from saerl_lib.data.published import BENCHMARKS, TRAINING_DATA, HubData
+from saerl_lib.paper.hub import QWEN3_17B, QWEN3_17B_BASE, QWEN25_MATH_7B, QWEN25_MATH_15B, HubModel
 from saerl_lib.paper.replacements import Replacements
 
 SAE_CHOICES = ("published", "trained", "opensae")

@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face hub that the paper's run reads, each with its pinned revision where one is known.
+"""Models of the Hugging Face hub that the paper's run reads, each with its pinned revision where one is known.
 
 A revision stands here only when public sources show it in full with the repository's name; None is printed as "not pinned
-yet". Sizes and row counts are those of the data set cards unless a note says otherwise.
+yet". The sets stand in `saerl_lib.data.published`.
 """
 
 from __future__ import annotations
@@ -37,36 +37,6 @@ class HubModel:
     """Commit hash of the repository; None: not pinned yet."""
 
 
-@dataclass(frozen=True)
-class HubData:
-    """A data set of the hub and, where one exists, its local copy in the folder named by `SAERL_DATA_DIR`."""
-
-    name: str
-    """Key of `saerl_lib.paper.rows.READERS`."""
-    repository: str
-    """owner/name on the hub."""
-    split: str
-    """Split that is read."""
-    rows: int
-    """Rows of that split."""
-    download_bytes: int
-    """Size of the files of that split."""
-    configuration: str | None = None
-    """Configuration (subset) of the repository."""
-    data_file: str | None = None
-    """The one file to read, for a repository of plain JSON lines."""
-    local_file: str | None = None
-    """File of the local copy."""
-    revision: str | None = None
-    """Commit hash of the repository; None: not pinned yet."""
-    note: str = ""
-    """What differs from the paper or is not known."""
-
-    def __post_init__(self) -> None:
-        if self.revision is not None and len(self.revision) != 40:
-            raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
-
-
 QWEN25_MATH_15B = HubModel(
     "Qwen/Qwen2.5-Math-1.5B", layers=28, width=1536, feed_forward=8960, heads=12, key_value_heads=2, head_width=128,
     vocabulary=151_936, tied_embedding=True, query_bias=True, revision="4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2",
@@ -80,47 +50,3 @@ QWEN3_17B = HubModel(
     vocabulary=151_936, tied_embedding=True, query_bias=False, revision="70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
 )  # fmt: skip
 QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
-
-DEEPMATH = HubData(
-    "deepmath", "zwhe99/DeepMath-103K", "train", 103_022, 2_136_106_260, local_file="deepmath_18k.jsonl.gz",
-    revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
-    note="an early revision has 103,110 rows, this one the paper's 103,022; "
-    "the local copy holds 18,329 rows without topics and R1 solutions",
-)  # fmt: skip
-NUMINA = HubData(
-    "numinamath", "AI-MO/NuminaMath-1.5", "train", 896_215, 531_355_727, revision="9a5aae8427cb65ac9a8bb3136ffb1d554b70c478",
-    note="the paper takes 107,021 of these rows and does not say which",
-)  # fmt: skip
-PRM800K = HubData(
-    "prm800k", "tasksource/PRM800K", "train", 97_782, 456_000_000, data_file="phase2_train.jsonl",
-    revision="547b19506677a59037ee888838834b65e9b1ddd4",
-    note="OpenAI's own file of phase 2; its rows are counted by a public derivative; the paper names no repository or phase",
-)  # fmt: skip
-DEEPSCALER = HubData(
-    "deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "train", 40_315, 21_500_000,
-    local_file="deepscaler_pass_rate.jsonl.gz", revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
-    note="the local copy holds 29,405 rows with pass rates",
-)  # fmt: skip
-TRAINING_DATA = (DEEPMATH, NUMINA, PRM800K, DEEPSCALER)
-
-BENCHMARKS = (
-    HubData(
-        "aime24", "HuggingFaceH4/aime_2024", "train", 30, 81_670, local_file="eval_aime24.jsonl.gz",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-    ),
-    HubData("amc23", "math-ai/amc23", "test", 40, 11_900, local_file="eval_amc23.jsonl.gz"),
-    HubData(
-        "gsm8k", "openai/gsm8k", "test", 1319, 420_000, configuration="main", local_file="gsm8k_test.jsonl.gz",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-    ),
-    HubData(
-        "math500", "HuggingFaceH4/MATH-500", "test", 500, 446_564, local_file="eval_math500.jsonl.gz",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-    ),
-    HubData("minerva", "math-ai/minervamath", "test", 272, 120_181, local_file="eval_minerva_math.jsonl.gz"),
-    HubData(
-        "olympiadbench", "Hothan/OlympiadBench", "train", 674, 1_000_000, configuration="OE_TO_maths_en_COMP",
-        local_file="eval_olympiadbench.jsonl.gz", note="674 rows here, 675 in the copy of Qwen2.5-Math's evaluation",
-    ),
-)  # fmt: skip
-"""The paper's six sets; it names no repository, so these are ours. The sizes of GSM8K and OlympiadBench are rounded."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from saerl_lib.data.published import HubData
 from saerl_lib.paper.assumptions import INFERRED, OURS, PAPER, STATED, Assumptions
 from saerl_lib.paper.config import NOT_STATED, SAE_DIFFERENCES, PaperConfig
 from saerl_lib.paper.estimate import Stage, adarft_hours, encode_hours, sae_training_hours, sae_training_stage, stages
-from saerl_lib.paper.hub import HubData
 from saerl_lib.paper.machine import Machine
 from saerl_lib.paper.memory import gpus
 from saerl_lib.paper.needs import downloads, missing

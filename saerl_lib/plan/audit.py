@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.pooling import Encoder

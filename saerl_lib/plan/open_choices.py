@@ -10,7 +10,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.features import FeatureTable
 from saerl_lib.encode.seed_stage import pools_of_seeds

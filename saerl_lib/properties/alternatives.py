@@ -15,7 +15,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
 from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets

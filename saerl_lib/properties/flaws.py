@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.encoder import load_encoder
 from saerl_lib.encode.features import FeatureTable

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.real import evaluation_keys, hash_share
-from saerl_lib.data.schema import Sample, normalise
+from saerl_lib.data.published import evaluation_keys
+from saerl_lib.data.sample import Sample, hash_share, normalise
 from saerl_lib.data.stage import load_split
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features

@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.properties import Matrix, require_finite, require_rows
 
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)

@@ -17,7 +17,6 @@ values stand beside these for orientation and are not to be reached:
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +30,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import MethodConfig, Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.real import LabelledSet, hash_order, load_labelled, read_lines, unique, without
-from saerl_lib.data.real_splits import split_by_hash
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import load_labelled
+from saerl_lib.data.rows import jsonl
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode.features import FeatureTable, load_features, save_features
 from saerl_lib.encode.kinds_stage import MAX_TEXT_TOKENS, ladder_reader, sae_kinds_stage
 from saerl_lib.encode.language_model import load_model
@@ -186,8 +185,7 @@ def plain_part(part: RealPart) -> RealPart:
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
     """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
-    records = [json.loads(line) for line in read_lines(data_file(DATASET)) if line.strip()]
-    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in records}
+    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
     valid = part.data.labels["valid"] > 0.5
     return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
 

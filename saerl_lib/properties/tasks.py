@@ -1,6 +1,6 @@
 """Probe tasks of the control ladder: which label is read from which samples, on the world, on real data and in any file.
 
-Splits are those of `saerl_lib.data.real_splits`; no training row shares its question with an evaluation set.
+Splits are those of `saerl_lib.data.published`; no training row shares its question with an evaluation set.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from saerl_lib.config import MethodConfig
-from saerl_lib.data.real import LabelledSet, hash_order, unique, without
-from saerl_lib.data.real_splits import SPLIT_LABELS, probe_splits, split_by_hash
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.published import SPLIT_LABELS, probe_splits
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.properties.probes import Task
 
 LEAST_ROWS = 43

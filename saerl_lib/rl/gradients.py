@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.answers import reward
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.train.sampler import encode_prompts, sample_groups
 
 HALVES = 2

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, StudyConfig, sub_seed, to_dict
-from saerl_lib.data.schema import Sample, normalise, write_samples
+from saerl_lib.data.sample import Sample, normalise, write_samples
 from saerl_lib.data.splits import draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights
 from saerl_lib.plan.batch_plan import write_plan

@@ -21,7 +21,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.families import FAMILIES
-from saerl_lib.data.schema import Sample, normalise, read_samples, write_samples
+from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.data.splits import ALL, draw_eval_sets, draw_world
 from saerl_lib.data.world import draw_split, target_weights, uniform_weights
 from saerl_lib.plan.batch_plan import write_plan

@@ -13,10 +13,8 @@ import pandas as pd
 
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed
-from saerl_lib.data.answers import read_answer
-from saerl_lib.data.checking import check_answers
-from saerl_lib.data.schema import Sample
-from saerl_lib.final_answer import read_final_answer
+from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
+from saerl_lib.data.sample import Sample
 from saerl_lib.train.sampler import Sampler
 
 

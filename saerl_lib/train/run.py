@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.export.follow import follow

@@ -31,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from saerl_lib.data.answers import reward
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.models import open_tokenizer
 

@@ -23,11 +23,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
-from saerl_lib.data.answers import equivalent, reward
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.answers import equivalent, read_final_answer, reward
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.export.log import append_rows
-from saerl_lib.final_answer import read_final_answer
 from saerl_lib.train.sampler import Completions, encode_prompts, sample_groups
 from saerl_lib.train.selectors import Selector
 

@@ -17,19 +17,14 @@ from pathlib import Path
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import DataError, Sample, normalise, read_samples, write_samples
+from saerl_lib.data.published import BENCHMARKS, READERS, UNJUDGED, Reader, deepmath, published_rows
+from saerl_lib.data.sample import DataError, Sample, hash_share, normalise, read_samples, write_samples
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.hub import BENCHMARKS
-from saerl_lib.paper.loading import published_rows
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import data_identity, data_set, sets_to_read
-from saerl_lib.paper.rows import READERS, Reader, deepmath
-from saerl_lib.paper.steps import UNJUDGED
 
 CODE = code_of(
-    "paper/path/data.py", "paper/path/places.py", "paper/rows.py", "paper/steps.py", "paper/loading.py", "data/schema.py",
-    "data/real.py",
+    "paper/path/data.py", "paper/path/places.py", "data/published.py", "data/rows.py", "data/sample.py",
 )  # fmt: skip
 SETS = tuple(data.name for data in BENCHMARKS)
 """The six evaluation sets."""

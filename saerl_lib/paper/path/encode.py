@@ -36,7 +36,7 @@ from saerl_lib.paper.path.places import (
 )
 from saerl_lib.paper.path.quality import quality_stage
 
-CODE = code_of("paper/path/encode.py", "encode", "data/schema.py")
+CODE = code_of("paper/path/encode.py", "encode", "data/sample.py")
 PARTS = "parts"
 """Folder of the stores of all latents, one a group."""
 

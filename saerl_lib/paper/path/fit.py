@@ -13,7 +13,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.data.schema import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.own.fit import MIN_CLASS, fit_quality
 from saerl_lib.own.represent import Representation, finish
 from saerl_lib.paper.config import PaperConfig

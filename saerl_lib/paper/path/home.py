@@ -58,7 +58,7 @@ def missing(step: str, what: str) -> ArtifactError:
 def code_of(*names: str) -> tuple[str, ...]:
     """Python sources of `saerl_lib` by file or folder, for the key of a stage.
 
-    >>> "data/schema.py" in code_of("data/schema.py", "own")
+    >>> "data/sample.py" in code_of("data/sample.py", "own")
     True
     """
     package = paths.ROOT / "saerl_lib"

@@ -11,8 +11,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig
-from saerl_lib.data.real import hash_share
-from saerl_lib.data.schema import Sample, normalise
+from saerl_lib.data.sample import Sample, hash_share, normalise
 from saerl_lib.own.represent import SOLVED_SHARE
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group

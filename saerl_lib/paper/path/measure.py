@@ -16,7 +16,7 @@ import torch
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import sub_seed
-from saerl_lib.data.schema import Sample, read_samples
+from saerl_lib.data.sample import Sample, read_samples
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.spans import Layout, pack, sample_spans
 from saerl_lib.paper.config import PaperConfig
@@ -28,7 +28,7 @@ from saerl_lib.train.sampler import GenerateSampler
 
 CODE = code_of(
     "paper/path/measure.py", "train/evaluate.py", "train/sampler.py", "encode/spans.py",
-    "encode/language_model.py", "data/checking.py", "data/answers.py", "final_answer.py",
+    "encode/language_model.py", "data/answers.py",
 )  # fmt: skip
 
 

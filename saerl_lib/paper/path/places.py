@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from saerl_lib.artifacts import file_sha256
 from saerl_lib.config import content_hash
-from saerl_lib.data.schema import DataError
+from saerl_lib.data.published import SETS, HubData
+from saerl_lib.data.sample import DataError
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.hub import HubData, HubModel
-from saerl_lib.paper.loading import SETS
+from saerl_lib.paper.hub import HubModel
 
 if TYPE_CHECKING:
     from saerl_lib.encode.models import ReaderSpec

@@ -16,7 +16,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PlanConfig, sub_seed
-from saerl_lib.data.schema import DataError, Sample, normalise, write_samples
+from saerl_lib.data.sample import DataError, Sample, normalise, write_samples
 from saerl_lib.export.samples import open_export
 from saerl_lib.export.targets import export_plan
 from saerl_lib.own.arrange import TOLERANCE, whole_batches
@@ -31,7 +31,7 @@ from saerl_lib.plan.orders import build_plan
 from saerl_lib.train.sampler import prompt_lengths
 
 CODE = code_of(
-    "paper/path/plan.py", "train/sampler.py", "own/arrange.py", "plan", "export", "data/schema.py"
+    "paper/path/plan.py", "train/sampler.py", "own/arrange.py", "plan", "export", "data/sample.py"
 )
 
 

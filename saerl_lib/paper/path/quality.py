@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.data.schema import Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.sae import SAEGateError, SAEQuality
 from saerl_lib.encode.sae_check import MEASURED_SAMPLES, explains, measured
@@ -17,7 +17,7 @@ from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.home import Home, code_of
 from saerl_lib.paper.path.places import sae_name, samples_digest
 
-CODE = code_of("paper/path/quality.py", "encode", "data/schema.py")
+CODE = code_of("paper/path/quality.py", "encode", "data/sample.py")
 
 
 def quality_stage(

@@ -1,0 +1,469 @@
+"""The published sets: files of labelled problems in the schema of the README, and sets of the hub in their own schemas.
+
+`load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
+a label stay in the set and are counted by `LabelledSet.with_label`. `published_rows` reads a set of `SETS` at its pinned
+revision, and `READERS` turns one of its rows into a `Sample`; field names are those of the data set cards and, for PRM800K, of
+OpenAI's README. What a probe is tested on, the LM and the SAEs must not read: `probe_splits` says which questions these are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saerl_lib.config import MethodConfig
+from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
+from saerl_lib.data.sample import (
+    DataError,
+    Dropped,
+    LabelledSet,
+    Sample,
+    Split,
+    lines,
+    split_by_hash,
+    without,
+)
+
+# Files of labelled problems.
+
+LABELS = ("subject", "level", "pass_rate", "valid", "learnability")
+"""Labels that a problem may carry: topic, difficulty on the source's scale, share of correct attempts, well-posed, LIMR score."""
+SPLIT_LABELS = {
+    "deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "quality_valimath": "valid",
+    "dsr_sub_training_accuracy": "learnability",
+}  # fmt: skip
+"""File without an official test set -> the label that its probe reads."""
+
+
+def load_labelled(path: Path) -> LabelledSet:
+    """Every row of a file with its labels.
+
+    A level below 0 counts as unknown. Raises DataError with file, line, field and fix for the first malformed row; the answer
+    may be absent, the id and a label of the wrong type may not.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; set SAERL_DATA_DIR to the folder that holds it")
+    rules = Rules(DEFAULTS, need_answer=False)
+    samples: list[Sample] = []
+    labels: dict[str, list[Any]] = {name: [] for name in LABELS}
+    metas: list[Mapping[str, Any]] = []
+    for number, row in enumerate(rows(Source(str(path))), start=1):
+        found = judge(row, number, rules)
+        if isinstance(found, Dropped):
+            raise DataError(f"{path.name}, {row.where}: {found.reason}")
+        record = row.record or {}
+        for name, value in _labels(record, f"{path.name}, {row.where}").items():
+            labels[name].append(value)
+        metas.append(record.get("meta", {}))
+        level = math.nan if record.get("level") is None else float(record["level"])
+        samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
+    arrays = {name: np.array(values, dtype=str if name == "subject" else float) for name, values in labels.items()}
+    arrays["learnability"] = learnability([meta.get("train_acc_history") for meta in metas])
+    return LabelledSet(path.name.split(".")[0], tuple(samples), arrays, tuple(tuple(m.get("overlap_eval") or ()) for m in metas))
+
+
+def _labels(record: dict[str, Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"subject": str(record.get("subject") or ""), "learnability": np.nan}
+    if not isinstance(record.get("meta", {}), dict):
+        raise DataError(f"{where}: field 'meta' is no object; leave it out or write an object")
+    for name in ("level", "pass_rate"):
+        value = record.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise DataError(f"{where}: field {name!r} is {value!r}, not a number; leave it out when unknown")
+        found[name] = np.nan if value is None or value < 0 else float(value)
+    if np.isfinite(found["pass_rate"]) and found["pass_rate"] > 1:
+        raise DataError(f"{where}: field 'pass_rate' is {record['pass_rate']}, not a share; divide by the number of attempts")
+    valid = record.get("valid")
+    if valid is not None and not isinstance(valid, bool):
+        raise DataError(f"{where}: field 'valid' is {valid!r}; write true, false, or leave it out")
+    found["valid"] = np.nan if valid is None else float(valid)
+    return found
+
+
+def learnability(histories: Sequence[Sequence[float] | None]) -> np.ndarray:
+    """LIMR score of each training history (arXiv 2502.11886), NaN without one, [N].
+
+    s_i = 1 - sum_k (r_i^k - rbar^k)^2 / sum_k (1 - rbar^k)^2 over the epochs k that sample i has; rbar^k is the mean
+    accuracy of epoch k over the samples that reach it.
+
+    >>> learnability([[0.0, 1.0], [1.0, 1.0], None]).round(2).tolist()
+    [0.0, 0.0, nan]
+    """
+    known = [h for h in histories if h]
+    longest = max((len(h) for h in known), default=0)
+    table = np.full((len(histories), longest), np.nan)
+    for i, history in enumerate(histories):
+        if history:
+            table[i, : len(history)] = history
+    if not longest:
+        return np.full(len(histories), np.nan)
+    mean = np.nanmean(table, axis=0)
+    there = np.isfinite(table)
+    distance = np.where(there, (table - mean) ** 2, 0.0).sum(axis=1)
+    scale = np.where(there, (1 - mean) ** 2, 0.0).sum(axis=1)
+    score = 1 - distance / np.where(scale > 0, scale, 1.0)
+    return np.where(there.any(axis=1), score, np.nan)
+
+
+def evaluation_keys(folder: Path) -> dict[str, set[str]]:
+    """Evaluation set -> its normalised questions, for every `eval_*` file of a folder."""
+    return {path.name.split(".")[0]: set(load_labelled(path).keys) for path in sorted(folder.glob("eval_*.jsonl*"))}
+
+
+def corpus_texts(sets: Sequence[LabelledSet], held_out: set[str]) -> Iterator[str]:
+    """Question and, where there is one, solution of every row whose question is not held out."""
+    for data in sets:
+        for sample, key in zip(data.samples, data.keys, strict=True):
+            if key not in held_out:
+                yield f"{sample.prompt}\n{sample.solution}" if sample.solved else sample.prompt
+
+
+def probe_splits(load: Callable[[str], LabelledSet], config: MethodConfig, held_out: set[str]) -> dict[str, Split]:
+    """The split of every file of `SPLIT_LABELS`, of its labelled rows.
+
+    No training row has its question in `held_out`, and DeepScaleR gives up the questions that it shares with DeepMath.
+    """
+    found: dict[str, Split] = {}
+    for name, label in SPLIT_LABELS.items():
+        data = load(name).with_label(label)
+        if name == "deepmath_18k":
+            data = without(data, held_out)
+        elif name == "deepscaler_pass_rate":
+            data = without(data, held_out | set(load("deepmath_18k").with_label("level").keys))
+        split = split_by_hash(data, config.max_train, config.max_test)
+        found[name] = Split(without(split.train, held_out), split.test)
+    return found
+
+
+def probe_test_keys(splits: dict[str, Split]) -> set[str]:
+    """Normalised questions on which a probe is tested."""
+    return set().union(*(split.test.keys for split in splits.values()))
+
+
+# Sets of the hub.
+
+Record = Mapping[str, Any]
+Reader = Callable[[Record, int], Sample]
+NO_ANSWER = frozenset({"proof", "notfound", "not found"})
+"""NuminaMath-1.5's words for a problem without a final answer that can be checked."""
+THINKING = "</think>"
+GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
+ANSWER_HEADING = "# Answer"
+UNJUDGED = ("bad_problem", "give_up")
+"""Values of PRM800K's finish_reason after which the labels judge no solution; such rows carry them as `flaw`."""
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set of the hub and, where one exists, its local copy in the folder named by `SAERL_DATA_DIR`."""
+
+    name: str
+    """Key of `READERS`."""
+    repository: str
+    """owner/name on the hub."""
+    split: str
+    """Split that is read."""
+    rows: int
+    """Rows of that split."""
+    download_bytes: int
+    """Size of the files of that split."""
+    configuration: str | None = None
+    """Configuration (subset) of the repository."""
+    data_file: str | None = None
+    """The one file to read, for a repository of plain JSON lines."""
+    local_file: str | None = None
+    """File of the local copy."""
+    revision: str | None = None
+    """Commit hash of the repository; None: not pinned yet."""
+    note: str = ""
+    """What differs from the paper or is not known."""
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and len(self.revision) != 40:
+            raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
+
+
+DEEPMATH = HubData(
+    "deepmath", "zwhe99/DeepMath-103K", "train", 103_022, 2_136_106_260, local_file="deepmath_18k.jsonl.gz",
+    revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
+    note="an early revision has 103,110 rows, this one the paper's 103,022; "
+    "the local copy holds 18,329 rows without topics and R1 solutions",
+)  # fmt: skip
+NUMINA = HubData(
+    "numinamath", "AI-MO/NuminaMath-1.5", "train", 896_215, 531_355_727, revision="9a5aae8427cb65ac9a8bb3136ffb1d554b70c478",
+    note="the paper takes 107,021 of these rows and does not say which",
+)  # fmt: skip
+PRM800K = HubData(
+    "prm800k", "tasksource/PRM800K", "train", 97_782, 456_000_000, data_file="phase2_train.jsonl",
+    revision="547b19506677a59037ee888838834b65e9b1ddd4",
+    note="OpenAI's own file of phase 2; its rows are counted by a public derivative; the paper names no repository or phase",
+)  # fmt: skip
+DEEPSCALER = HubData(
+    "deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "train", 40_315, 21_500_000,
+    local_file="deepscaler_pass_rate.jsonl.gz", revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
+    note="the local copy holds 29,405 rows with pass rates",
+)  # fmt: skip
+TRAINING_DATA = (DEEPMATH, NUMINA, PRM800K, DEEPSCALER)
+
+BENCHMARKS = (
+    HubData(
+        "aime24", "HuggingFaceH4/aime_2024", "train", 30, 81_670, local_file="eval_aime24.jsonl.gz",
+        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+    ),
+    HubData("amc23", "math-ai/amc23", "test", 40, 11_900, local_file="eval_amc23.jsonl.gz"),
+    HubData(
+        "gsm8k", "openai/gsm8k", "test", 1319, 420_000, configuration="main", local_file="gsm8k_test.jsonl.gz",
+        revision="740312add88f781978c0658806c59bc2815b9866",
+    ),
+    HubData(
+        "math500", "HuggingFaceH4/MATH-500", "test", 500, 446_564, local_file="eval_math500.jsonl.gz",
+        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+    ),
+    HubData("minerva", "math-ai/minervamath", "test", 272, 120_181, local_file="eval_minerva_math.jsonl.gz"),
+    HubData(
+        "olympiadbench", "Hothan/OlympiadBench", "train", 674, 1_000_000, configuration="OE_TO_maths_en_COMP",
+        local_file="eval_olympiadbench.jsonl.gz", note="674 rows here, 675 in the copy of Qwen2.5-Math's evaluation",
+    ),
+)  # fmt: skip
+"""The paper's six sets; it names no repository, so these are ours. The sizes of GSM8K and OlympiadBench are rounded."""
+
+SETS: dict[str, HubData] = {data.name: data for data in (*TRAINING_DATA, *BENCHMARKS)}
+"""Every published set by its name."""
+
+
+def published_rows(data: HubData, limit: int | None = None) -> Iterator[Record]:
+    """Rows streamed from the hub at the pinned revision, without remote code, the first `limit` of them.
+
+    `data.repository` may name a folder on disk in the same format, which needs no revision.
+    Raises DataError when the revision is not pinned, or when the set cannot be read or is empty.
+    """
+    if data.revision is None and not Path(data.repository).is_dir():
+        raise DataError(
+            f"{data.repository}: the revision is not pinned yet; look up the commit you want and pass "
+            "dataclasses.replace(data, revision=...), so that the same rows are read again"
+        )
+    source = Source(
+        data.repository, data.split, data.configuration, data.data_file, data.revision, streaming=True, published=True
+    )
+    return (row.record or {} for row in itertools.islice(rows(source), limit))
+
+
+# One row of a set. A malformed one raises DataError with the row, the field and the fix; the number is its id where it has none.
+
+
+def text(row: Record, name: str, where: str, needed: bool = True) -> str:
+    """A field as text; '' when it is absent or null and not needed.
+
+    Raises DataError when it is needed and missing, empty, or no text.
+    """
+    value = row.get(name)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {name!r} is {type(value).__name__}, not text; is this the published schema?")
+    if needed and not value.strip():
+        raise DataError(f"{where}: field {name!r} is empty; remove the row")
+    return value.strip()
+
+
+def number(row: Record, name: str, where: str) -> float:
+    """A field as a number, NaN when it is absent, null or below 0; text such as 'Level 3' counts by its number."""
+    value = row.get(name)
+    if isinstance(value, str):
+        found = re.search(r"\d+(\.\d+)?", value)
+        value = float(found.group()) if found else None
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: field {name!r} is {value!r}, not a number; leave it out when unknown")
+    return float(value) if value >= 0 else math.nan
+
+
+def _sample(
+    source: str, name: object, prompt: str, answer: str, solution: str, topic: str = "", level: float = math.nan
+) -> Sample:
+    steps = lines(solution)
+    return Sample(f"{source}-{name}", prompt, steps, answer, topic, level, source, solved=bool(steps))
+
+
+def deepmath(row: Record, index: int, solution_index: int = 1) -> Sample:
+    """zwhe99/DeepMath-103K: question, final_answer, difficulty, topic ('A -> B -> C'), r1_solution_1 to r1_solution_3.
+
+    The thinking before `</think>` is left out where the solution marks its end; the paper does not say what it reads.
+    """
+    where = f"deepmath row {index}"
+    solution = text(row, f"r1_solution_{solution_index}", where, needed=False).rpartition(THINKING)[2]
+    answer, topic = text(row, "final_answer", where), text(row, "topic", where, needed=False)
+    name = row.get("id", index)
+    return _sample("deepmath", name, text(row, "question", where), answer, solution, topic, number(row, "difficulty", where))
+
+
+def numinamath(row: Record, index: int) -> Sample:
+    """AI-MO/NuminaMath-1.5: problem, solution, answer, problem_type, problem_is_valid, solution_is_valid, source, synthetic.
+
+    An answer 'proof' or 'notfound' becomes ''. `flaw` is 'problem' or 'solution' where the set calls it not valid.
+    """
+    where = f"numinamath row {index}"
+    answer = text(row, "answer", where, needed=False)
+    sample = _sample(
+        "numinamath", index, text(row, "problem", where), "" if answer.lower() in NO_ANSWER else answer,
+        text(row, "solution", where, needed=False), text(row, "problem_type", where, needed=False),
+    )  # fmt: skip
+    judged = [part for part in ("problem", "solution") if text(row, f"{part}_is_valid", where, needed=False) == "No"]
+    return dataclasses.replace(sample, flaw=judged[0] if judged else "")
+
+
+def deepscaler(row: Record, index: int) -> Sample:
+    """agentica-org/DeepScaleR-Preview-Dataset: problem, answer, solution; a few rows have no answer.
+
+    `difficulty` is 1 minus the share of correct attempts where the row carries `pass_rate`, as the local copy does.
+    """
+    where = f"deepscaler row {index}"
+    answer = row.get("answer")
+    shown = str(answer) if isinstance(answer, int | float) else text(row, "answer", where, needed=False)
+    solution, rate = text(row, "solution", where, needed=False), number(row, "pass_rate", where)
+    return _sample("deepscaler", row.get("id", index), text(row, "problem", where), shown, solution, level=1.0 - rate)
+
+
+def gsm8k(row: Record, index: int) -> Sample:
+    """openai/gsm8k, configuration main: question, answer (worked lines, then '#### 18')."""
+    where = f"gsm8k row {index}"
+    written = text(row, "answer", where)
+    found = GSM8K_ANSWER.search(written)
+    if found is None:
+        raise DataError(f"{where}: field 'answer' has no line '#### ...'; is this openai/gsm8k?")
+    answer = found.group(1).replace(",", "")
+    return _sample("gsm8k", row.get("id", index), text(row, "question", where), answer, written[: found.start()])
+
+
+def math500(row: Record, index: int) -> Sample:
+    """HuggingFaceH4/MATH-500: problem, solution, answer, subject, level (1 to 5), unique_id."""
+    where = f"math500 row {index}"
+    return _sample(
+        "math500", row.get("unique_id") or index, text(row, "problem", where), text(row, "answer", where),
+        text(row, "solution", where, needed=False), text(row, "subject", where, needed=False), number(row, "level", where),
+    )  # fmt: skip
+
+
+def aime24(row: Record, index: int) -> Sample:
+    """HuggingFaceH4/aime_2024: id, problem, solution, answer ('033' as text), url, year."""
+    where = f"aime24 row {index}"
+    solution = text(row, "solution", where, needed=False)
+    return _sample("aime24", row.get("id", index), text(row, "problem", where), text(row, "answer", where), solution)
+
+
+def question_and_answer(source: str) -> Reader:
+    """Reader of a set of question and answer alone: math-ai/amc23 (with id) and math-ai/minervamath."""
+
+    def read(row: Record, index: int) -> Sample:
+        where, answer = f"{source} row {index}", row.get("answer")
+        whole = isinstance(answer, float) and answer.is_integer()
+        shown = str(int(answer) if whole else answer) if isinstance(answer, int | float) else text(row, "answer", where)
+        return _sample(source, row.get("id", index), text(row, "question", where), shown, "")
+
+    return read
+
+
+def olympiadbench(row: Record, index: int) -> Sample:
+    """Hothan/OlympiadBench, OE_TO_maths_en_COMP: id, question, context, solution and final_answer (lists), subfield, unit.
+
+    Several final answers are joined by commas; a context stands before the question.
+    """
+    where = f"olympiadbench row {index}"
+    answers = row.get("final_answer")
+    if not isinstance(answers, list) or not answers:
+        raise DataError(f"{where}: field 'final_answer' is no list with an entry; is this OE_TO_maths_en_COMP?")
+    worked = row.get("solution") or [""]
+    prompt = "\n".join(filter(None, (text(row, "context", where, needed=False), text(row, "question", where))))
+    topic = text(row, "subfield", where, needed=False)
+    return _sample("olympiadbench", row.get("id", index), prompt, ", ".join(map(str, answers)), str(worked[0]), topic)
+
+
+def _human_text(written: object) -> str:
+    return str(written.get("text") or "") if isinstance(written, Mapping) else str(written or "")
+
+
+def judged_step(step: Mapping[str, Any], where: str) -> tuple[str, int]:
+    """(text, rating) of the solution's own step.
+
+    The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
+    at an error, the first completion, which is the model's own. A rating of null counts as 0.
+
+    >>> judged_step({"completions": [{"text": "2+2=5", "rating": -1}], "chosen_completion": None}, "row 0")
+    ('2+2=5', -1)
+    """
+    chosen, human = step.get("chosen_completion"), _human_text(step.get("human_completion"))
+    if chosen is None and human:
+        return human, 1
+    completions = step.get("completions") or []
+    index = 0 if chosen is None else chosen
+    if not 0 <= index < len(completions):
+        raise DataError(f"{where}: chosen_completion {chosen} names none of {len(completions)} completions; the row is damaged")
+    rating = completions[index].get("rating") or 0
+    if rating not in (-1, 0, 1):
+        raise DataError(f"{where}: rating {rating!r} is none of -1, 0, +1")
+    return str(completions[index].get("text") or ""), int(rating)
+
+
+def split_answer(step: str) -> tuple[str, str]:
+    """(work, answer) of a step that may end in '# Answer' and the answer; answer '' when it does not.
+
+    >>> split_answer("So it is 5.\\n\\n# Answer\\n\\n5")
+    ('So it is 5.', '5')
+    """
+    work, heading, answer = step.rpartition(ANSWER_HEADING)
+    return (work.strip(), answer.strip()) if heading else (step.strip(), "")
+
+
+def prm800k(row: Mapping[str, Any], index: int) -> Sample:
+    """One labelled solution.
+
+    `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself answers, taken from
+    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. `step_labels`
+    holds one rating a judged step, so their mean is Table 3's label; the answer line belongs to the last step and has none
+    of its own. `flaw` is finish_reason unless that is 'solution'.
+
+    Raises DataError for a row without the published structure or without a step.
+    """
+    where = f"prm800k row {index}"
+    question, label = row.get("question"), row.get("label")
+    if not isinstance(question, Mapping) or not isinstance(label, Mapping) or not question.get("problem"):
+        raise DataError(f"{where}: expected question with problem, and label; is this openai/prm800k's own schema?")
+    judged = [judged_step(step, where) for step in label.get("steps") or []]
+    reason = str(label.get("finish_reason") or "")
+    if not judged and reason not in UNJUDGED:
+        raise DataError(f"{where}: no step was labelled; remove the row")
+    parts = [split_answer(step) for step, _ in judged]
+    return Sample(
+        id=f"prm800k-{index}",
+        prompt=str(question["problem"]).strip(),
+        steps=tuple(work for work, _ in parts if work),
+        answer=(parts[-1][1] if parts else "") or str(question.get("pre_generated_answer") or ""),
+        source="prm800k",
+        flaw="" if reason == "solution" else reason,
+        step_labels=tuple(rating for _, rating in judged),
+        solved=bool(parts),
+    )
+
+
+READERS: dict[str, Reader] = {
+    "deepmath": deepmath,
+    "numinamath": numinamath,
+    "prm800k": prm800k,
+    "deepscaler": deepscaler,
+    "aime24": aime24,
+    "amc23": question_and_answer("amc23"),
+    "gsm8k": gsm8k,
+    "math500": math500,
+    "minerva": question_and_answer("minerva"),
+    "olympiadbench": olympiadbench,
+}
+"""Reader by the name of `HubData`."""

@@ -1,0 +1,220 @@
+"""The sample record, its table on disk, what a source holds, and labelled sets, split by the text of their questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ("id", "prompt", "steps", "answer", "topic", "difficulty", "source", "flaw", "step_labels")
+SAMPLES = "samples.parquet"
+"""Name of the samples beside a plan of one's own data."""
+
+
+class DataError(ValueError):
+    """A row of a data file is malformed."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One problem with its worked solution and labels."""
+
+    id: str
+    prompt: str
+    steps: tuple[str, ...]
+    """Lines of the worked solution, without the answer line."""
+    answer: str
+    topic: str = ""
+    """Three-level path 'A -> B -> C'."""
+    difficulty: float = float("nan")
+    """Label on the source's own scale."""
+    source: str = ""
+    """target, parent or contest in the embedded world."""
+    flaw: str = ""
+    """Kind of a planted error, '' when the sample is sound."""
+    step_labels: tuple[int, ...] = ()
+    """+1 / 0 / -1 for each step and for the answer line, as PRM800K has them."""
+    solved: bool = True
+    """False when the source has no worked solution: then there is no solution span, and the answer alone is none."""
+
+    @property
+    def solution(self) -> str:
+        """The solution span: one line a step, then the answer line; '' without a worked solution."""
+        return "\n".join((*self.steps, f"Answer: {self.answer}")) if self.solved else ""
+
+
+def lines(solution: str) -> tuple[str, ...]:
+    """A worked solution as steps, one a line that holds something."""
+    return tuple(line for line in solution.split("\n") if line.strip())
+
+
+def normalise(text: str) -> str:
+    """Text without case, white space and punctuation marks, for the overlap check.
+
+    >>> normalise("Find 3 + 4.")
+    'find3+4'
+    """
+    return re.sub(r"[\s.,?!$;]+", "", text.lower())
+
+
+def hash_share(key: str) -> float:
+    """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine.
+
+    >>> hash_share("a") == hash_share("a"), 0 <= hash_share("b") < 1
+    (True, True)
+    """
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def to_frame(samples: Sequence[Sample]) -> pd.DataFrame:
+    """A table with the columns of `COLUMNS`, one row a sample; `solved` joins them when a sample has no solution."""
+    rows = [dataclasses.asdict(s) for s in samples]
+    optional = [] if all(s.solved for s in samples) else ["solved"]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *optional])
+    frame["steps"] = [list(s.steps) for s in samples]
+    frame["step_labels"] = [list(s.step_labels) for s in samples]
+    return frame
+
+
+def write_samples(samples: Sequence[Sample], path: Path) -> None:
+    """Write samples as Parquet."""
+    to_frame(samples).to_parquet(path, index=False, engine="pyarrow", compression="zstd")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Read samples written by `write_samples`. Raises DataError when a column is missing."""
+    frame = pd.read_parquet(path, engine="pyarrow")
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise DataError(f"{path}: column {missing[0]!r} is missing; write the file with write_samples")
+    records = frame[[*COLUMNS, *(name for name in ("solved",) if name in frame.columns)]].to_dict("records")
+    return [
+        Sample(**{**r, "steps": tuple(r["steps"]), "step_labels": tuple(int(v) for v in r["step_labels"])}) for r in records
+    ]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row of the source that is not among the samples."""
+
+    where: str
+    id: str
+    """'' when the row has none that can be read."""
+    status: str
+    """malformed, no answer, filtered or left over."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A usable row."""
+
+    sample: Sample
+    label: float
+    """Difficulty, larger is harder; NaN when unknown."""
+    quality: float
+    """1 sound, 0 not, NaN when unknown."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """N usable rows of a source."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    where: tuple[str, ...]
+    """Place of each row in the source, [N]."""
+    labels: np.ndarray
+    """Difficulty, larger is harder, NaN when unknown, float [N]."""
+    quality: np.ndarray
+    """1 sound, 0 not, NaN when unknown, float [N]."""
+    dropped: tuple[Dropped, ...]
+    """Rows that are not among the samples."""
+    notes: tuple[str, ...]
+    """What was assumed about fields."""
+
+    @property
+    def read(self) -> int:
+        """Rows of the source."""
+        return len(self.samples) + len(self.dropped)
+
+    @property
+    def ids(self) -> list[str]:
+        """Sample ids in the order of the source."""
+        return [sample.id for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """N problems with their labels."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    labels: Mapping[str, np.ndarray]
+    """Label name -> [N]: subject as text ('' when unknown), the others as float (NaN when unknown)."""
+    overlap: tuple[tuple[str, ...], ...]
+    """Evaluation sets that hold the same question, by the file's own record, [N]."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def rows(self, keep: Sequence[int] | np.ndarray) -> LabelledSet:
+        """The set of some rows."""
+        rows = np.asarray(keep, dtype=np.int64)
+        labels = {name: values[rows] for name, values in self.labels.items()}
+        return LabelledSet(
+            self.name, tuple(self.samples[i] for i in rows), labels, tuple(self.overlap[i] for i in rows)
+        )
+
+    def has_label(self, label: str) -> np.ndarray:
+        """Mask [N] of the rows that carry a label."""
+        values = self.labels[label]
+        return values != "" if label == "subject" else np.isfinite(values)
+
+    def with_label(self, label: str) -> LabelledSet:
+        """The rows that carry a label."""
+        return self.rows(np.flatnonzero(self.has_label(label)))
+
+    @property
+    def keys(self) -> list[str]:
+        """Normalised question of each row, the identity that splits and overlap checks use."""
+        return [normalise(s.prompt) for s in self.samples]
+
+
+def hash_order(data: LabelledSet) -> np.ndarray:
+    """Row numbers ordered by the hash of the normalised question: its first n rows are a fixed random sample."""
+    shares = np.array([hash_share(key) for key in data.keys])
+    return np.lexsort((np.array([s.id for s in data.samples]), shares))
+
+
+def without(data: LabelledSet, keys: set[str]) -> LabelledSet:
+    """The rows whose normalised question is not among `keys`."""
+    return data.rows([i for i, key in enumerate(data.keys) if key not in keys])
+
+
+def unique(data: LabelledSet) -> LabelledSet:
+    """The first row of every normalised question, so that no question stands on both sides of a split."""
+    first = {key: i for i, key in reversed(list(enumerate(data.keys)))}
+    return data.rows(sorted(first.values()))
+
+
+class Split(NamedTuple):
+    """The two sides of one set."""
+
+    train: LabelledSet
+    test: LabelledSet
+
+
+def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> Split:
+    """Train and test of one set: the first rows by hash train, the next ones test; 70 to 30 when the set is small."""
+    data = unique(data)
+    order = hash_order(data)
+    train = min(max_train, int(0.7 * len(order)))
+    return Split(data.rows(order[:train]), data.rows(order[train : train + max_test]))

@@ -1,0 +1,530 @@
+"""Reading: every malformed file and row is named with its fix; formats, published schemas, text and answers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import doctest
+import gzip
+import importlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saerl_lib.data import answers
+from saerl_lib.data.answers import Checked, check_answers, read_final_answer
+from saerl_lib.data.published import READERS, SETS, HubData, learnability, load_labelled, prm800k, published_rows
+from saerl_lib.data.rows import Fields, Source, jsonl, read
+from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.encode.text_stream import documents, require_sources
+
+LABELLED = Fields(labels="level")
+TEXTS = [f"The sum of {i} and {i} is\n{2 * i}." for i in range(30)]
+
+
+def records(n: int = 60) -> list[dict[str, Any]]:
+    return [
+        {"id": f"p-{i}", "question": f"Add {i} and 3.", "answer": str(i), "solution": f"Step one of {i}.\nStep two.",
+         "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4}
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def changed(**values: Any) -> list[dict[str, Any]]:
+    """Rows whose third one has other values."""
+    made = records()
+    made[2] |= values
+    return made
+
+
+def write_jsonl(path: Path, made: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(r) for r in made) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def fails(source: str, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(source, LABELLED, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["answers", "published", "sample"])
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"saerl_lib.data.{name}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+# Rows of any source.
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"question": ["a", "list"]}, ("'question' is a list, not text",)),
+        ({"question": 5}, ("'question' is a int, not text",)),
+        ({"question": "  \n"}, ("'question' is missing or empty", "remove the row")),
+        ({"question": None}, ("'question' is missing or empty",)),
+        ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
+        ({"question": "half \ud800"}, ("half a character",)),
+        ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")),
+        ({"id": 1.5}, ("'id' is a float",)),
+        ({"id": None}, ("'id' is missing",)),
+        ({"id": "a\0"}, ("control characters",)),
+        ({"id": "x" * 300}, ("longer than 200",)),
+        ({"level": "hard"}, ("'level' is 'hard', a str, not a number", "leave it out when unknown")),
+        ({"level": True}, ("a bool, not a number",)),
+        ({"level": float("nan")}, ("'level' is nan, not a finite number",)),
+        ({"level": float("inf")}, ("'level' is inf, not a finite number",)),
+        ({"level": 10**400}, ("not a finite number",)),
+        ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
+        ({"level": -1}, ("outside 1 to 5",)),
+        ({"answer": {"value": 3}}, ("'answer' is a dict, not text",)),
+        ({"answer": float("nan")}, ("'answer' is nan",)),
+        ({"solution": ["a", "b"]}, ("'solution' is a list",)),
+    ],
+)
+def test_a_malformed_row_is_named_with_the_fix(tmp_path: Path, values: dict[str, Any], parts: tuple[str, ...]) -> None:
+    message = fails(write_jsonl(tmp_path / "my.jsonl", changed(**values)), allowed=(1.0, 5.0))
+    for part in ("my.jsonl, line 3", "of 60 rows, 1 cannot be used", "--skip-bad-rows", *parts):
+        assert part in message
+    assert len(message) < 1000
+
+
+def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> None:
+    message = fails(write_jsonl(tmp_path / "my.jsonl", [r | {"level": "x"} for r in records(20)]))
+    assert "of 20 rows, 20 cannot" in message and message.count("line ") == 5 and "and 15 more" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("empty.jsonl", b"", ("empty.jsonl: no row; the file is empty",)),
+        ("blank.jsonl", b"\n \n", ("no row",)),
+        ("empty.csv", b"", ("no row",)),
+        ("header.csv", b"id,question,level\n", ("no row",)),
+        ("my.txt", b"{}", ("unknown ending", ".jsonl")),
+        ("my.jsonl.gz", b"{}", ("my.jsonl.gz", "only when the file is gzip")),
+        ("my.parquet", b"PAR1 no PAR1", ("my.parquet: cannot be read as Parquet",)),
+        ("my.csv", b"id,question,level\n1,caf\xe9,3\n", ("my.csv, line 2", "UTF-8")),
+        ("my.csv", b"id,id\n1,2\n", ("line 1", "occurs twice")),
+        ("my.csv", b'id,question,level\n1,"open,3\n', ("my.csv, line", "not CSV")),
+        ("my.csv", b"id;question;level\n1;two;3\n", ("line 1", "separate the cells by commas instead of ';'")),
+        ("my.tsv", b"id,question\n1,two\n", ("line 1", "by tabs instead of ','")),
+        ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON", "one list of objects")),
+        ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is a int, not an object")),
+        ("my.csv", b"id\tquestion\n1\ttwo\n", ("line 1", "by commas instead of '\\t'")),
+        ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
+        ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
+        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
+        ("my.csv", b"id,question,level\n1,two,inf\n", ("line 2", "'level' is inf")),
+        ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
+        ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
+        ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
+        ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
+        ("my.jsonl", b'{"problem": "a", "level": 1}', ("no row has a field 'question'", "problem, level", "--prompt-field")),
+        ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
+    ],
+)
+def test_a_malformed_file_is_named_with_the_fix(tmp_path: Path, name: str, content: bytes, parts: tuple[str, ...]) -> None:
+    (tmp_path / name).write_bytes(content)
+    message = fails(str(tmp_path / name))
+    for part in (name, *parts):
+        assert part in message
+
+
+# Formats and fields.
+
+
+def test_every_format_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = records(20)
+    made[4] |= {"level": None, "question": 'Quotes " and\nlines, and commas.'}
+    lines = "\n".join(json.dumps(r) for r in made)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pd.DataFrame(made).to_parquet(tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(made[0]))
+        writer.writeheader()
+        writer.writerows(made)
+    (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")
+    (tmp_path / "a.tsv").write_text(pd.DataFrame(made).to_csv(sep="\t", index=False), encoding="utf-8")
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate((made[:7], made[7:])):
+        write_jsonl(tmp_path / "parts" / f"{number}.jsonl", part)
+    monkeypatch.setattr("datasets.load_dataset", lambda place, split, **_: {"validation": made}[split])
+    hub = read(Source.parse("owner/name", "validation"), LABELLED)
+    assert read("hub:owner/name:main:validation", LABELLED).samples == hub.samples
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv", "a.tsv", "a.json", "parts"):
+        data = read(str(tmp_path / name), LABELLED)
+        assert data.samples == hub.samples
+        np.testing.assert_array_equal(data.labels, hub.labels)
+    assert hub.samples[4].prompt == 'Quotes " and\nlines, and commas.' and np.isnan(hub.labels[4])
+    assert read(str(tmp_path / "parts"), LABELLED).where[8] == "1.jsonl, line 2"
+    assert read(str(tmp_path / "a.csv"), LABELLED).where[5] == "line 13"  # four rows of two lines, one of three
+
+
+def test_a_hub_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(place: str, **_: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    message = fails("owner/name")
+    assert "owner/name" in message and "no network" in message and "--split" in message
+    monkeypatch.setattr("datasets.load_dataset", lambda place, **_: [])
+    assert "holds no row" in fails("owner/name")
+
+
+def test_field_names_numbers_as_text_and_missing_ids(tmp_path: Path) -> None:
+    made = [{"problem": f"Say {i}.", "final": float(i)} for i in range(12)]
+    fields = Fields(prompt="problem", answer="final")
+    data = read(write_jsonl(tmp_path / "my.jsonl", made), fields)
+    assert data.ids[0] == "row-000001" and data.samples[3].answer == "3" and not data.samples[3].solved
+    assert any("ids are row numbers" in note for note in data.notes)
+
+
+def test_rows_without_an_answer_are_set_aside_only_if_others_have_one(tmp_path: Path) -> None:
+    made = records(20)
+    made[5]["answer"] = None
+    made[6]["answer"] = " "
+    data = read(write_jsonl(tmp_path / "my.jsonl", made))
+    assert [(d.id, d.status) for d in data.dropped] == [("p-5", "no answer"), ("p-6", "no answer")] and data.read == 20
+    for record in made:
+        del record["answer"]
+    data = read(write_jsonl(tmp_path / "my.jsonl", made))
+    assert len(data.samples) == 20 and any("reward" in note for note in data.notes)
+
+
+def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
+    assert list(jsonl(path, strict_end=False)) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(DataError, match="log.jsonl, line 4: not JSON"):
+        list(jsonl(path))
+    path.write_text('{"a"\n{"a": 2}')
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        list(jsonl(path, strict_end=False))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "txt", "txt.gz"])
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"text.{kind}"
+    if kind == "parquet":
+        pd.DataFrame({"text": TEXTS}).to_parquet(path)
+    else:
+        body = "\n\n".join(TEXTS) if kind.startswith("txt") else "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+        path.write_bytes(gzip.compress(body.encode()) if kind.endswith(".gz") else body.encode())
+    source = str(path)
+    require_sources([source])
+    assert [text.strip() for text in documents([source])] == TEXTS
+
+
+def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.ini").write_text("x")
+    other = str(tmp_path / "config.ini")
+    for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
+        with pytest.raises(DataError, match=said):
+            require_sources([bad])
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "bad.parquet")
+    for name, field, where in (("bad.jsonl", "text", "line 2"), ("bad.parquet", "body", "row 1")):
+        with pytest.raises(DataError, match=f"{name}, {where}: field '{field}' is NoneType, not text; name the right one"):
+            list(documents([str(tmp_path / name)], field))
+
+
+# Files of labelled problems.
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    return path
+
+
+def problems(n: int, **labels: object) -> list[dict]:
+    return [
+        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
+        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
+        for i in range(n)
+    ]
+
+
+def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
+    rows = problems(3, level=lambda i: [2, -1, 5][i], subject=lambda i: ["a", "", "b"][i], valid=lambda i: i > 0)
+    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
+    data = load_labelled(write(tmp_path / "x.jsonl", rows))
+    assert data.name == "x" and len(data) == 3
+    assert data.has_label("level").tolist() == [True, False, True]
+    assert data.has_label("subject").tolist() == [True, False, True]
+    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0] and data.overlap[0] == ("math500",)
+    assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
+
+
+def test_gzip_and_plain_files_are_the_same(tmp_path: Path) -> None:
+    plain = write(tmp_path / "a.jsonl", problems(4, level=3))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_labelled(plain).samples == load_labelled(tmp_path / "b.jsonl.gz").samples
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "x.jsonl, line 2: not JSON"),
+        ([1], "line 2: expected a JSON object"),
+        ({"id": "b", "question": " "}, "line 2: field 'question' is missing or empty"),
+        ({"id": "p0", "question": "q"}, "line 2: id 'p0' was already used"),
+        ({"question": "q"}, "line 2: field 'id' is missing"),
+        ({"id": "b", "question": "q", "level": "hard"}, "line 2: field 'level' is 'hard', not a number"),
+        ({"id": "b", "question": "q", "pass_rate": 40}, "line 2: field 'pass_rate' is 40, not a share"),
+        ({"id": "b", "question": "q", "valid": "yes"}, "line 2: field 'valid' is 'yes'; write true, false"),
+        ({"id": "b", "question": "q", "meta": 3}, "line 2: field 'meta' is no object"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
+    second = row if isinstance(row, str) else json.dumps(row)
+    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n" + second, encoding="utf-8")
+    with pytest.raises(DataError, match=message.replace("(", r"\(")):
+        load_labelled(tmp_path / "x.jsonl")
+
+
+def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
+    row = json.dumps({"id": "b", "question": "q", "level": "hard"})
+    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n\n\n" + row, encoding="utf-8")
+    with pytest.raises(DataError, match="line 4: field 'level'"):
+        load_labelled(tmp_path / "x.jsonl")
+    (tmp_path / "x.jsonl").write_text("\n\n" + json.dumps({"id": "b", "question": " "}), encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: field 'question' is missing or empty"):
+        load_labelled(tmp_path / "x.jsonl")
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
+        load_labelled(tmp_path / "none.jsonl.gz")
+    (tmp_path / "x.jsonl.gz").write_bytes(b"plain text")
+    with pytest.raises(DataError, match="x.jsonl.gz: cannot be read"):
+        load_labelled(tmp_path / "x.jsonl.gz")
+
+
+def test_learnability_by_hand() -> None:
+    # means 0.5, 0.75; sample 0: 1 - (0.25 + 0.0625) / (0.25 + 0.0625) = 0
+    scores = learnability([[0.0, 0.5], [1.0, 1.0], None])
+    np.testing.assert_allclose(scores[:2], [0.0, 0.0], atol=1e-12)
+    assert np.isnan(scores[2])
+
+
+# The readers, on rows of the published schemas.
+
+ROWS = {
+    "deepmath": {
+        "question": "Find the limit.", "final_answer": "0", "difficulty": 4.5, "topic": "Mathematics -> Precalculus -> Limits",
+        "r1_solution_1": "Okay, let me think.\n</think>\n\nIt is sin x / x.\n\nSo 0.", "r1_solution_2": "b", "r1_solution_3": "c",
+    },
+    "numinamath": {
+        "problem": "Show it.", "solution": "Clear.", "answer": "proof", "problem_type": "Geometry", "question_type": "proof",
+        "problem_is_valid": "Yes", "solution_is_valid": "No", "source": "olympiads", "synthetic": False,
+    },
+    "prm800k": {
+        "labeler": "a", "generation": 9, "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
+        "label": {
+            "steps": [
+                {"completions": [{"text": "Add.", "rating": 0}], "human_completion": None, "chosen_completion": 0},
+                {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}], "human_completion": None,
+                 "chosen_completion": None},
+            ],
+            "total_time": 1, "finish_reason": "found_error",
+        },
+    },
+    "deepscaler": {"problem": "1/2?", "answer": "\\frac{1}{2}", "solution": ""},
+    "aime24": {"id": 60, "problem": "How long?", "solution": "Walk.", "answer": "204", "url": "u", "year": "2024"},
+    "amc23": {"id": 3, "question": "How many?", "answer": 27.0, "url": "u"},
+    "gsm8k": {"question": "Eggs?", "answer": "She sells 9.\n9 * 2000 = <<9*2000=18000>>18000.\n#### 18,000"},
+    "math500": {
+        "problem": "Polar?", "solution": "r = 3.", "answer": "3", "subject": "Precalculus", "level": 2,
+        "unique_id": "test/precalculus/807.json",
+    },
+    "minerva": {"question": "How wide?", "answer": "1.6"},
+    "olympiadbench": {
+        "id": 1606, "question": "Moves?", "context": None, "solution": ["Two."], "final_answer": ["2", "3"],
+        "subfield": "Combinatorics", "unit": None, "is_multiple_answer": True,
+    },
+}  # fmt: skip
+
+
+def test_every_set_has_a_reader_and_a_row() -> None:
+    assert set(READERS) == set(SETS) == set(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deepmath", Sample("deepmath-7", "Find the limit.", ("It is sin x / x.", "So 0."), "0",
+                            "Mathematics -> Precalculus -> Limits", 4.5, "deepmath")),
+        ("prm800k", Sample("prm800k-7", "2+2?", ("Add.", "2+2=5"), "5", source="prm800k", flaw="found_error",
+                           step_labels=(0, -1))),
+        ("math500", Sample("math500-test/precalculus/807.json", "Polar?", ("r = 3.",), "3", "Precalculus", 2.0, "math500")),
+    ],
+)  # fmt: skip
+def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
+    found = READERS[name](ROWS[name], 7)
+    assert str(found) == str(expected)  # a difficulty of NaN equals no other
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "solved"),
+    [
+        ("numinamath", "", True), ("deepscaler", "\\frac{1}{2}", False), ("aime24", "204", True), ("amc23", "27", False),
+        ("gsm8k", "18000", True), ("minerva", "1.6", False), ("olympiadbench", "2, 3", True),
+    ],
+)  # fmt: skip
+def test_answers_and_solutions(name: str, answer: str, solved: bool) -> None:
+    sample = READERS[name](ROWS[name], 0)
+    assert (sample.answer, sample.solved, sample.source) == (answer, solved, name)
+
+
+def test_numinamath_marks_what_the_set_calls_not_valid() -> None:
+    assert READERS["numinamath"](ROWS["numinamath"], 0).flaw == "solution"
+    row = {**ROWS["numinamath"], "solution_is_valid": "Incomplete", "answer": "42"}
+    assert (READERS["numinamath"](row, 0).flaw, READERS["numinamath"](row, 0).answer) == ("", "42")
+
+
+def test_prm800k_follows_the_chosen_path() -> None:
+    steps = [
+        {"completions": [{"text": "wrong", "rating": -1}], "human_completion": {"text": "Mine.", "rating": None},
+         "chosen_completion": None},
+        {"completions": [{"text": "no", "rating": -1}, {"text": "So 4.\n\n# Answer\n\n4", "rating": 1}], "chosen_completion": 1},
+    ]  # fmt: skip
+    row = {"question": {"problem": "2+2?"}, "label": {"steps": steps, "finish_reason": "solution"}}
+    sample = prm800k(row, 0)
+    assert (sample.steps, sample.answer, sample.step_labels, sample.flaw) == (("Mine.", "So 4."), "4", (1, 1), "")
+    damaged = {**row, "label": {"steps": [{"completions": [], "chosen_completion": 2}], "finish_reason": "solution"}}
+    with pytest.raises(DataError, match="prm800k row 3: chosen_completion 2"):
+        prm800k(damaged, 3)
+    given_up = prm800k({**row, "label": {"steps": [], "finish_reason": "give_up"}}, 0)
+    assert given_up.flaw == "give_up" and not given_up.solved
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_row_of_another_schema_is_named(name: str) -> None:
+    with pytest.raises(DataError, match=rf"{name} row 5: .*"):
+        READERS[name]({"text": "something else"}, 5)
+
+
+def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
+    assert math.isnan(READERS["deepmath"]({**ROWS["deepmath"], "difficulty": -1}, 0).difficulty)
+    assert READERS["math500"]({**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
+    with pytest.raises(DataError, match="'difficulty' is True"):
+        READERS["deepmath"]({**ROWS["deepmath"], "difficulty": True}, 0)
+
+
+# From the hub, and from a folder laid out as one.
+
+
+def from_hub(data: HubData, limit: int | None = None) -> list[Sample]:
+    return [READERS[data.name](row, index) for index, row in enumerate(published_rows(data, limit))]
+
+
+@pytest.mark.parametrize("name", ["deepmath", "numinamath", "math500"])
+def test_hub_format_is_streamed_from_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = dataclasses.replace(SETS[name], repository=str(tmp_path / "repository"), revision=None)
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    pd.DataFrame([ROWS[name]] * 3).to_parquet(tmp_path / "repository" / "data" / f"{data.split}-00000-of-00001.parquet")
+    samples = from_hub(data, limit=2)
+    assert [s.prompt for s in samples] == [READERS[name](ROWS[name], 0).prompt] * 2
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "olympiadbench"])
+def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
+    entry = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/*"
+    listed = [entry.format(configuration, data.split) for configuration in ("other", data.configuration)]
+    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *listed, "---", ""]))
+    for configuration, row in (("other", {"wrong": "row"}), (str(data.configuration), ROWS[name])):
+        (tmp_path / configuration).mkdir()
+        pd.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
+    (sample,) = from_hub(data)
+    assert str(sample) == str(READERS[name](ROWS[name], 0))
+
+
+def test_prm800k_file_is_streamed_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = dataclasses.replace(SETS["prm800k"], repository=str(tmp_path), revision=None)
+    (tmp_path / "phase2_train.jsonl").write_text(json.dumps(ROWS["prm800k"]) + "\n")
+    (sample,) = from_hub(data)
+    assert sample.step_labels == (0, -1)
+
+
+def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[dict[str, object]] = []
+
+    def load_dataset(repository: str, **rest: object) -> list[dict[str, object]]:
+        asked.append(rest)
+        return [ROWS["numinamath"]]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(from_hub(SETS["numinamath"])) == 1
+    assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
+    assert "trust_remote_code" not in asked[0]
+    with pytest.raises(DataError, match="not pinned yet"):
+        from_hub(SETS["amc23"])
+    assert len(asked) == 1
+
+
+# Answers under a time limit.
+
+PAIRS = [
+    (r"\text{(C)}", "C", True), ("C", r"\textbf{(C)}~12", True), ("C", "(D)", False), ("A", "A+1", False),
+    ("(3,4]", r"x \in (3,4]", True), ("(3,4]", "[3,4]", False), (r"(0,9) \cup (9,36)", r"(9,36)\cup(0,9)", True),
+    (r"\{1\pm\sqrt{5},-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True), ("1,3,5", "5,3,1", True), ("1,3,5", "1,3", False),
+    (r"\frac{14}{3}", "14/3", True), (r"\dfrac{5}{2}", "2.5", True), (r"\frac{14}{3}", "4.6667", False),
+    (r"5.4 \text{ cents}", "5.4", True), (r"18\text{ hours}", "18", True), ("Yes", "yes", True), ("Yes", "No", False),
+    ("x", "", False),
+]  # fmt: skip
+ENDLESS = "9^{9^{9^9}}"
+
+
+def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
+    pairs = [(gold, answer) for gold, answer, _ in PAIRS]
+    started = time.monotonic()
+    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=5)
+    assert found.pop(9) == Checked(False, "overran")
+    assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
+    wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
+    assert not wrong
+    assert time.monotonic() - started < 60
+
+
+def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = answers._Worker.ask
+
+    def killed_once(self: answers._Worker, gold: str, answer: str, seconds: float) -> str | None:
+        if gold == "poison":
+            self.process.kill()
+            self.process.wait()
+        return ask(self, gold, answer, seconds)
+
+    monkeypatch.setattr(answers._Worker, "ask", killed_once)
+    found = check_answers([("1", "1"), ("poison", "1"), ("2", "2")], seconds=10)
+    assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
+    assert check_answers([], seconds=1) == []
+    with pytest.raises(ValueError, match="positive"):
+        check_answers([("1", "1")], seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Thus $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"), ("Answer: $7$", "7"),
+        ("\\boxed{3}\nAnswer: 4", "4"), ("Answer: \\boxed{5}", "5"), ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"), ("\\boxed{6", None),
+        ("nothing", None), ("\\boxed{}", None),
+    ],
+)  # fmt: skip
+def test_final_answers_are_read(text: str, answer: str | None) -> None:
+    assert read_final_answer(text) == answer
