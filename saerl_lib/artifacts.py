@@ -246,7 +246,6 @@ def _own_threads() -> Iterator[None]:
 def get_or_compute(
     profile: Profile,
     name: str,
-    room: str | tuple[str, ...],
     config: Mapping[str, Any],
     compute: Callable[[Path], None],
     inputs: tuple[Stage, ...] = (),

@@ -44,7 +44,7 @@ class Counter:
 
 
 def compute(counter: Callable[[Path], None], config: dict[str, int] | None = None, inputs: tuple[Stage, ...] = ()) -> Stage:
-    return get_or_compute(SMOKE, "thing", "data", config or {"size": 1}, counter, inputs)
+    return get_or_compute(SMOKE, "thing", config or {"size": 1}, counter, inputs)
 
 
 def test_second_call_computes_nothing(saerl_home: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(saerl_home: Path) -> None
             device.write("x" * 100_000)
 
     with pytest.raises(ArtifactError, match="stage a cannot write .*No space left on device.*free space or set SAERL_HOME"):
-        get_or_compute(SMOKE, "a", "data", {}, text)
+        get_or_compute(SMOKE, "a", {}, text)
     assert not list((saerl_home / "smoke").glob("*a*"))
 
 
@@ -186,7 +186,7 @@ def test_a_full_disk_under_a_tensor_file_is_the_same_message(saerl_home: Path) -
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with pytest.raises(ArtifactError, match="os error 28.*free space or set SAERL_HOME"):
-        get_or_compute(SMOKE, "b", "data", {}, tensors)
+        get_or_compute(SMOKE, "b", {}, tensors)
     assert not list((saerl_home / "smoke").glob("*b*"))
 
 

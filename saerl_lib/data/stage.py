@@ -19,7 +19,7 @@ def world_stage(profile: Profile) -> Stage:
         for name, samples in draw_world(profile.world).items():
             write_samples(samples, folder / f"{name}.parquet")
 
-    return get_or_compute(profile, "world", "data", to_dict(profile.world), compute)
+    return get_or_compute(profile, "world", to_dict(profile.world), compute)
 
 
 def load_split(world: Stage, name: str) -> list[Sample]:

@@ -105,14 +105,9 @@ def sae_kinds_stage(profile: Profile, name: str, text_model: Stage | None) -> St
 
     inputs = (text_model,) if text_model else ()
     settings = {**to_dict(config), "seeds": method.sae_seeds, "cosine": DECODER_COSINE, "seed": profile.seed}
-    return get_or_compute(profile, f"saes_{name}", SAE_CODE, settings, compute, inputs)
+    return get_or_compute(profile, f"saes_{name}", settings, compute, inputs)
 
 
-SAE_CODE = (
-    "data/corpus.py", "data/published.py", "data/rows.py", "data/sample.py", "encode/activations.py", "encode/kinds_stage.py",
-    "encode/language_model.py", "encode/real_stage.py", "encode/sae.py", "encode/spans.py",
-)  # fmt: skip
-"""Files that decide what an SAE is."""
 
 
 def ladder_reader(profile: Profile, saes: Stage, text_model: Stage | None) -> Reader:

@@ -19,10 +19,6 @@ CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_ra
 """Files whose texts the LM is trained on, without labels and without any question that a probe or a policy is tested on."""
 TEST_FILES = ("math_test", "gsm8k_test")
 """Files whose questions are kept out of the corpus, beside every evaluation set."""
-TEXT_MODEL_CODE = (
-    "data/published.py", "data/rows.py", "data/sample.py", "encode/language_model.py", "encode/text_model.py",
-    "encode/real_stage.py",
-)  # fmt: skip
 
 
 def real_folder() -> Path:
@@ -87,4 +83,4 @@ def text_model_stage(profile: Profile) -> Stage:
         np.save(folder / "losses.npy", np.array(losses, dtype=np.float32), allow_pickle=False)
 
     settings = {**to_dict(config), "data": corpus_files(profile.method), "threads": torch.get_num_threads()}
-    return get_or_compute(profile, "text_model", TEXT_MODEL_CODE, settings, compute)
+    return get_or_compute(profile, "text_model", settings, compute)

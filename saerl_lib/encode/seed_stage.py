@@ -39,7 +39,7 @@ def seed_features_stage(profile: Profile, world: Stage, sae: Stage) -> Stage:
             save_features(encode_samples(pool, encoder, retained), here / "pool.safetensors")
 
     settings = {**to_dict(config), "seed": profile.seed, "seeds": OTHER_SEEDS}
-    return get_or_compute(profile, "features_of_seeds", "encode", settings, compute, (world, sae))
+    return get_or_compute(profile, "features_of_seeds", settings, compute, (world, sae))
 
 
 def pools_of_seeds(stage: Stage) -> list[FeatureTable]:

@@ -74,7 +74,7 @@ def sae_stage(profile: Profile, all_families: bool = False) -> Stage:
         write_quality(quality, folder / "quality.json")
         check_sae(quality, config)
 
-    return get_or_compute(profile, name, "encode", {**to_dict(config), "seed": profile.seed}, compute)
+    return get_or_compute(profile, name, {**to_dict(config), "seed": profile.seed}, compute)
 
 
 def quality_table(stages: dict[str, Stage], config: EncoderConfig) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def store_stage(profile: Profile, world: Stage, sae: Stage, all_families: bool =
             write_store(load_split(world, name), encoder, folder / name)
 
     name = "store_all_families" if all_families else "store"
-    return get_or_compute(profile, name, "encode", {"tokens": profile.encoder.tokens_per_batch}, compute, (world, sae))
+    return get_or_compute(profile, name, {"tokens": profile.encoder.tokens_per_batch}, compute, (world, sae))
 
 
 def features_stage(profile: Profile, world: Stage, store: Stage, all_families: bool = False) -> Stage:
@@ -156,7 +156,7 @@ def features_stage(profile: Profile, world: Stage, store: Stage, all_families: b
             save_features(table, folder / f"{name}.safetensors")
 
     name = "features_all_families" if all_families else "features"
-    return get_or_compute(profile, name, "encode", to_dict(profile.encoder), compute, (world, store))
+    return get_or_compute(profile, name, to_dict(profile.encoder), compute, (world, store))
 
 
 def load_split_features(features: Stage, name: str) -> FeatureTable:

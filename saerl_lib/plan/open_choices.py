@@ -48,7 +48,7 @@ def plan_study_stage(
         "plan": to_dict(profile.plan),
         "seed": profile.seed,
     }
-    return get_or_compute(profile, "plan_study", "plan", config, compute, (world, features, difficulty, quality, seeds))
+    return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality, seeds))
 
 
 def plan_inputs(profile: Profile, world: Stage, features: Stage, quality: Stage) -> PlanInputs:

@@ -52,7 +52,7 @@ def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: S
         "seed": profile.seed,
         "bootstrap": profile.properties.bootstrap_samples,
     }
-    return get_or_compute(profile, "plans", "plan", config, compute, (features, difficulty, quality))
+    return get_or_compute(profile, "plans", config, compute, (features, difficulty, quality))
 
 
 def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dict[str, BatchPlan]) -> pd.DataFrame:

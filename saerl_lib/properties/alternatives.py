@@ -76,4 +76,4 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         frame.to_parquet(folder / "scores.parquet", index=False)
 
     config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
-    return get_or_compute(profile, "alternatives", "properties", config, compute, (world, features))
+    return get_or_compute(profile, "alternatives", config, compute, (world, features))

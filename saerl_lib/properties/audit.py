@@ -507,7 +507,7 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         coverage.to_parquet(folder / "difficulty_interval.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "audit", "properties", config, compute, (world, sae, features, difficulty))
+    return get_or_compute(profile, "audit", config, compute, (world, sae, features, difficulty))
 
 
 def load_highlights(audit: Stage) -> HighlightPage:

@@ -436,4 +436,4 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
 
     config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
-    return get_or_compute(profile, "flaws", "properties", config, compute, (world, features, fitted))
+    return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))

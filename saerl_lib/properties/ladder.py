@@ -271,7 +271,7 @@ def _encoded(profile: Profile, group: str, tasks: Sequence[Task], reader: Reader
     def compute(folder: Path) -> None:
         encode_tasks(tasks, profile, reader, folder)
 
-    return get_or_compute(profile, f"encoded_{group}", "properties", settings, compute, inputs)
+    return get_or_compute(profile, f"encoded_{group}", settings, compute, inputs)
 
 
 def _ladder_stage(
@@ -290,7 +290,7 @@ def _ladder_stage(
 
     config = {"properties": to_dict(profile.properties), "seed": profile.seed}
     inputs = (*((encoded,) if encoded else ()), *others.values())
-    return get_or_compute(profile, f"ladder_{group}", "properties", config, compute, inputs)
+    return get_or_compute(profile, f"ladder_{group}", config, compute, inputs)
 
 
 def _stage_block(features: Stage, tasks: Sequence[Task]) -> tuple[list[str], np.ndarray]:
@@ -419,4 +419,4 @@ def representation_stage(profile: Profile, world: Stage, sae: Stage, store: Stag
         representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
 
     config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
-    return get_or_compute(profile, "representation", "properties", config, compute, (world, sae, store))
+    return get_or_compute(profile, "representation", config, compute, (world, sae, store))

@@ -247,7 +247,7 @@ def real_features_stage(profile: Profile) -> Stage:
 
     files = {name: file_sha256(data_file(name))[:16] for names in FILES.values() for name in names}
     settings = {"method": to_dict(method), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "real_features", "properties", settings, compute, (text_model, saes))
+    return get_or_compute(profile, "real_features", settings, compute, (text_model, saes))
 
 
 def load_part(stage: Stage, part: RealPart) -> dict[str, FeatureTable]:
@@ -530,7 +530,7 @@ def real_study_stage(profile: Profile) -> Stage:
             found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
     settings = {"method": to_dict(profile.method), "properties": to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "real_study", "properties", settings, compute, (features,))
+    return get_or_compute(profile, "real_study", settings, compute, (features,))
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:

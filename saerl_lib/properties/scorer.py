@@ -306,7 +306,7 @@ def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         _summary(frame, samples, pool.metadata, scorer.difficulty).to_parquet(folder / "clusters.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "difficulty", "properties", config, compute, (world, features))
+    return get_or_compute(profile, "difficulty", config, compute, (world, features))
 
 
 def pool_scorer(profile: Profile, world: Stage, features: Stage) -> Scorer:
@@ -364,4 +364,4 @@ def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         kept.to_parquet(folder / "kept.parquet", index=False)
 
     config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
-    return get_or_compute(profile, "filter", "properties", config, compute, (world, features, fitted))
+    return get_or_compute(profile, "filter", config, compute, (world, features, fitted))

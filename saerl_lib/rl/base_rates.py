@@ -78,7 +78,7 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
         )
         frame.to_parquet(folder / "pass_rates.parquet", index=False)
 
-    return get_or_compute(profile, "policy_rates", "rl", wanted, compute, (world,))
+    return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
 
 
 def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:

@@ -139,7 +139,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         "seed": profile.seed,
     }
     config["train"].pop("seeds")
-    return get_or_compute(profile, "gradients", "rl", config, compute, (world, features, difficulty, quality))
+    return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))
 
 
 def zero_variance_table(stage: Stage) -> pd.DataFrame:

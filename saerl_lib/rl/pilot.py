@@ -29,8 +29,6 @@ from saerl_lib.train.evaluate import final_outcome
 from saerl_lib.train.grid import matched_run, run_all
 
 RESERVED_SEED = 90_004
-WORLD_CODE = ("data/world.py", "data/splits.py", "data/skills.py", "data/wording.py")
-"""Sources that decide a drawn pool."""
 POWER, ALPHA = 0.8, 0.05
 
 
@@ -50,7 +48,7 @@ def pilot_world(profile: Profile) -> Stage:
         _plan(pool, profile, "ascending", 0, folder / "ascending.parquet")
 
     config = {**to_dict(profile.world), "pool": profile.pool_samples, "b": profile.plan.prompts_per_step}
-    return get_or_compute(profile, "pilot_world", WORLD_CODE, config, compute)
+    return get_or_compute(profile, "pilot_world", config, compute)
 
 
 def _plan(pool: Sequence[Sample], profile: Profile, order: str, seed: int, path: Path) -> None:

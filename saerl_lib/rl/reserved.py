@@ -82,7 +82,7 @@ def reserved_world(profile: Profile) -> Stage:
 
     sizes = {"prompts_per_step": profile.plan.prompts_per_step, "pool": profile.pool_samples}
     config = {**to_dict(profile.world), **sizes, "seeds": MATCHED_SEEDS}
-    return get_or_compute(profile, "reserved_world", "rl", config, compute)
+    return get_or_compute(profile, "reserved_world", config, compute)
 
 
 def order_evaluations(profile: Profile, world: Stage) -> pd.DataFrame:

@@ -32,7 +32,6 @@ MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
 GREEDY = 1e-4
 """Temperature at which sampling is greedy but for exact ties."""
-CODE = ("train/arm_pool.py", "train/sampler.py")
 
 
 def pass_rates(
@@ -148,7 +147,7 @@ def arm_pool_stage(
     config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
     config |= {"attempts": profile.study.difficulty_attempts, "pool": to_dict(profile.world)}
     inputs = (world, features, difficulty, quality, alternatives)
-    return get_or_compute(profile, "arm_pool", CODE, config, compute, inputs)
+    return get_or_compute(profile, "arm_pool", config, compute, inputs)
 
 
 def load_arm_pool(stage: Stage, name: str) -> ArmPool:

@@ -102,4 +102,4 @@ def evaluation_stage(profile: Profile, train: Stage) -> Stage:
             raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")
         frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")
 
-    return get_or_compute(profile, "evaluation", "rl", {}, compute, (train,))
+    return get_or_compute(profile, "evaluation", {}, compute, (train,))

@@ -150,7 +150,7 @@ def train_stage(profile: Profile, world: Stage, plans: Stage) -> Stage:
                 folder / f"{name}.parquet", index=False, compression="zstd"
             )
 
-    return get_or_compute(profile, "train", "train", {**to_dict(profile.train), "seed": profile.seed}, compute, (world, plans))
+    return get_or_compute(profile, "train", {**to_dict(profile.train), "seed": profile.seed}, compute, (world, plans))
 
 
 def training_table(train: Stage) -> pd.DataFrame:

@@ -20,12 +20,9 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.data.published import BENCHMARKS, READERS, UNJUDGED, Reader, deepmath, published_rows
 from saerl_lib.data.sample import DataError, Sample, hash_share, normalise, read_samples, write_samples
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import data_identity, data_set, sets_to_read
 
-CODE = code_of(
-    "paper/path/data.py", "paper/path/places.py", "data/published.py", "data/rows.py", "data/sample.py",
-)  # fmt: skip
 SETS = tuple(data.name for data in BENCHMARKS)
 """The six evaluation sets."""
 GROUPS = ("labelled", "target", "parent", "outside", "rated")
@@ -142,7 +139,7 @@ def data_stage(home: Home) -> Stage:
         pd.DataFrame(counted, columns=["source", "what", "n"]).to_csv(folder / "counts.csv", index=False, lineterminator="\n")
         pd.DataFrame(rows.bad, columns=["source", "problem"]).to_csv(folder / "malformed.csv", index=False, lineterminator="\n")
 
-    return home.stage("data", "data", CODE, settings, compute)
+    return home.stage("data", "data", settings, compute)
 
 
 def group(data: Stage, name: str) -> list[Sample]:

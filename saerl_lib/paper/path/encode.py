@@ -22,7 +22,7 @@ from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.retain import choose_retained
 from saerl_lib.paper.path.data import GROUPS, group
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import (
     Precision,
     encoder_model,
@@ -36,7 +36,6 @@ from saerl_lib.paper.path.places import (
 )
 from saerl_lib.paper.path.quality import quality_stage
 
-CODE = code_of("paper/path/encode.py", "encode", "data/sample.py")
 PARTS = "parts"
 """Folder of the stores of all latents, one a group."""
 
@@ -100,7 +99,7 @@ def _encoded(home: Home, data: Stage, precision: Precision) -> Stage:
         shutil.copyfile(quality.path("sae_quality.csv"), folder / "sae_quality.csv")
 
     decides = {**reading, "retained": config.retained_latents, "samples": [samples_digest(part) for part in samples.values()]}
-    return home.stage("encode", "features", CODE, decides, compute, (quality,))
+    return home.stage("encode", "features", decides, compute, (quality,))
 
 
 def features(stage: Stage, names: Sequence[str]) -> FeatureTable:

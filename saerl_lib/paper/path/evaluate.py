@@ -17,17 +17,12 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import content_hash, sub_seed
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import SETS, group
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
 from saerl_lib.paper.path.train import SEEDS, kept_steps
 from saerl_lib.train.evaluate import attempted, counted, judged
 from saerl_lib.train.run import Run
 from saerl_lib.train.sampler import GenerateSampler
-
-CODE = code_of(
-    "paper/path/evaluate.py", "train/evaluate.py", "train/sampler.py", "data/checking.py", "data/answers.py",
-    "final_answer.py",
-)  # fmt: skip
 
 
 def evaluate_runs(home: Home, data: Stage, runs: Sequence[Run]) -> list[Stage]:
@@ -61,7 +56,7 @@ def _stage(home: Home, data: Stage, name: str, folder: Path, policy: str, seed: 
         rows = judged(pd.concat(answers, ignore_index=True), config.answer_seconds)
         rows.drop(columns="gold").assign(step=step).to_parquet(out / "attempts.parquet", index=False)
 
-    return home.stage("evaluate", f"evaluation-{name}", CODE, settings, compute)
+    return home.stage("evaluate", f"evaluation-{name}", settings, compute)
 
 
 def evaluations(stages: Sequence[Stage], runs: Sequence[Run], config: PaperConfig) -> pd.DataFrame:

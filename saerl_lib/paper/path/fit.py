@@ -19,16 +19,12 @@ from saerl_lib.own.represent import Representation, finish
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.encode import features, lengths
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.ladder import regimes_table, solutions_table
 from saerl_lib.properties.difficulty import DifficultyModel
 from saerl_lib.properties.quality import filter_table, keep_top_k, paper_share_k, source_separation
 from saerl_lib.properties.scorer import Columns, fit_scorer
 
-CODE = code_of(
-    "paper/path/fit.py", "paper/path/ladder.py", "own/fit.py", "own/represent.py", "properties",
-    "encode/features.py",
-)  # fmt: skip
 POOL = ("labelled", "target", "parent")
 """Groups of the noisy pool."""
 
@@ -63,7 +59,7 @@ def fit_stage(home: Home, data: Stage, encoded: Stage) -> Stage:
         "source_labels": config.source_labels,
         "labelled": config.labelled_samples, "outside": [config.adapted_labels, config.outside_samples],
     }  # fmt: skip
-    return home.stage("plan", "scores", CODE, decides, compute, (data, encoded))
+    return home.stage("plan", "scores", decides, compute, (data, encoded))
 
 
 def source_scores(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, is_complete, stage_key
+from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, is_complete, module_of, stage_key
 from saerl_lib.config import Profile
 from saerl_lib.paper.config import PaperConfig
 
@@ -34,16 +34,16 @@ class Home:
         return paths.profile_dir(PROFILE.name)
 
     def stage(
-        self, step: str, name: str, code: tuple[str, ...], settings: Mapping[str, Any], compute: Callable[[Path], None],
+        self, step: str, name: str, settings: Mapping[str, Any], compute: Callable[[Path], None],
         inputs: tuple[Stage, ...] = (),
     ) -> Stage:
         """The stage `name` of `step`, found or computed.
 
         Raises ArtifactError when it is not there and its step was not asked for.
         """
-        if step not in self.steps and not is_complete(self.folder / name, stage_key(name, code, settings, inputs)):
+        if step not in self.steps and not is_complete(self.folder / name, stage_key(name, module_of(compute), settings, inputs)):
             raise missing(step, f"stage {name}")
-        found = get_or_compute(PROFILE, name, code, settings, compute, inputs)
+        found = get_or_compute(PROFILE, name, settings, compute, inputs)
         if step in self.steps:
             self.say(f"{step}: {name} {'computed' if found.computed else 'found'}")
         return found
@@ -53,16 +53,3 @@ def missing(step: str, what: str) -> ArtifactError:
     """The error for something that an earlier step leaves."""
     fix = f"run `python -m saerl_lib paper {step}` with the same ones"
     return ArtifactError(f"{what} is missing or was made with other options: {fix}")
-
-
-def code_of(*names: str) -> tuple[str, ...]:
-    """Python sources of `saerl_lib` by file or folder, for the key of a stage.
-
-    >>> "data/sample.py" in code_of("data/sample.py", "own")
-    True
-    """
-    package = paths.ROOT / "saerl_lib"
-    files: set[Path] = set()
-    for name in names:
-        files |= set((package / name).rglob("*.py")) if (package / name).is_dir() else {package / name}
-    return tuple(sorted(str(f.relative_to(package)) for f in files))

@@ -20,16 +20,11 @@ from saerl_lib.data.sample import Sample, read_samples
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.spans import Layout, pack, sample_spans
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model, samples_digest
 from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.train.evaluate import attempted, judged
 from saerl_lib.train.sampler import GenerateSampler
-
-CODE = code_of(
-    "paper/path/measure.py", "train/evaluate.py", "train/sampler.py", "encode/spans.py",
-    "encode/language_model.py", "data/answers.py",
-)  # fmt: skip
 
 
 def measured_file(measured: Stage, arm: str) -> Path:
@@ -61,7 +56,7 @@ def measured_stage(home: Home, plans: Stage) -> Stage | None:
         summary = pd.DataFrame(rows, columns=["quantity", "n_samples", "rollouts", "mean", "sd"])
         summary.to_csv(folder / "measured.csv", index=False, float_format="%.6g", lineterminator="\n")
 
-    return home.stage("measure", "measured", CODE, {"columns": columns}, compute, stages)
+    return home.stage("measure", "measured", {"columns": columns}, compute, stages)
 
 
 class _Opened:
@@ -104,7 +99,7 @@ def _part(home: Home, column: str, number: int, samples: Sequence[Sample], opene
         table = pd.DataFrame({"sample_id": [sample.id for sample in samples], column: values})
         table.to_parquet(folder / "part.parquet", index=False)
 
-    return home.stage("measure", f"measured-{column}-{number:05d}", CODE, shared | own[column], compute)
+    return home.stage("measure", f"measured-{column}-{number:05d}", shared | own[column], compute)
 
 
 def pass_rates(policy: GenerateSampler, samples: Sequence[Sample], config: PaperConfig, seed: int) -> np.ndarray:

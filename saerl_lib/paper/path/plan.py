@@ -23,16 +23,12 @@ from saerl_lib.own.arrange import TOLERANCE, whole_batches
 from saerl_lib.paper.config import PaperConfig
 from saerl_lib.paper.path.data import group
 from saerl_lib.paper.path.fit import POOL
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import model_folder, model_identity, policy_model
 from saerl_lib.paper.replacements import ORDERS, SELECTORS
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.train.sampler import prompt_lengths
-
-CODE = code_of(
-    "paper/path/plan.py", "train/sampler.py", "own/arrange.py", "plan", "export", "data/sample.py"
-)
 
 
 def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
@@ -64,7 +60,7 @@ def plans_stage(home: Home, data: Stage, scores: Stage) -> Stage:
             for seed in range(config.seeds):
                 _write(folder, arm, seed, planned, config)
 
-    return home.stage("plan", "plans", CODE, settings, compute, (data, scores))
+    return home.stage("plan", "plans", settings, compute, (data, scores))
 
 
 def plan_settings(config: PaperConfig, deviation: float | None = None) -> PlanConfig:

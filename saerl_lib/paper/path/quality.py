@@ -14,10 +14,8 @@ from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.sae import SAEGateError, SAEQuality
 from saerl_lib.encode.sae_check import MEASURED_SAMPLES, explains, measured
 from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.paper.path.places import sae_name, samples_digest
-
-CODE = code_of("paper/path/quality.py", "encode", "data/sample.py")
 
 
 def quality_stage(
@@ -31,7 +29,7 @@ def quality_stage(
         require_explained(quality, home.config)
         quality_table(quality).to_csv(folder / "sae_quality.csv", index=False, float_format="%.6g", lineterminator="\n")
 
-    return home.stage("encode", "sae_quality", CODE, {**reading, "samples": samples_digest(part)}, compute)
+    return home.stage("encode", "sae_quality", {**reading, "samples": samples_digest(part)}, compute)
 
 
 def require_explained(quality: SAEQuality, config: PaperConfig) -> None:

@@ -14,13 +14,12 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.paper.path.evaluate import evaluations
-from saerl_lib.paper.path.home import Home, code_of
+from saerl_lib.paper.path.home import Home
 from saerl_lib.report.statistics import compare
 from saerl_lib.report.study import FAMILIES, RUN, SMALLEST_POINTS, comparison_row, final_values, outcomes, set_rates, target_steps
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.run import Run
 
-CODE = code_of("paper/path/report.py", "paper/path/evaluate.py", "report")
 PASS_SET = "aime24"
 """Scored by Pass@8, the others by Avg@8 (paper, section 4.1)."""
 KEPT = (("data", "counts.csv"), ("data", "malformed.csv"), ("features", "truncated.csv"), ("features", "sae_quality.csv"),
@@ -55,7 +54,7 @@ def report_stage(home: Home, earlier: Sequence[Stage], runs: Sequence[Run], eval
 
     config = home.config
     settings = {"runs": [run.key for run in runs], "arms": list(config.arms), "steps": config.steps, "seed": config.seed}
-    return home.stage("report", "tables", CODE, settings, compute, (*earlier, *evaluated))
+    return home.stage("report", "tables", settings, compute, (*earlier, *evaluated))
 
 
 def training_curve(runs: Sequence[Run]) -> pd.DataFrame:
