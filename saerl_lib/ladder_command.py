@@ -14,7 +14,8 @@ from saerl_lib.encode.real_stage import corpus_keys, held_out_keys, text_model_s
 from saerl_lib.notebooks import UserError
 from saerl_lib.properties.ladder import encode_tasks, ladder
 from saerl_lib.properties.tasks import tasks_of_file
-from saerl_lib.report.figures import draw, write_csv
+from saerl_lib.report.figures import draw
+from saerl_lib.report.tables import write_csv
 
 
 def require_method(name: str) -> Profile:

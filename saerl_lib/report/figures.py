@@ -39,9 +39,7 @@ from saerl_lib.report.plots import (
     readable,
     span,
 )
-from saerl_lib.report.tables import TableError, is_true, read_table, write_csv
-
-__all__ = ["FIGURES", "TableError", "draw", "draw_all", "figures_studies", "read_table", "write_csv"]
+from saerl_lib.report.tables import TableError, is_true, read_table
 
 
 def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:

@@ -266,8 +266,8 @@ def publish(profile: str) -> list[Path]:
     NothingPublishedError for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
     """
     from saerl_lib.report.claims import build_claims
-    from saerl_lib.report.figures import draw_all, write_csv
-    from saerl_lib.report.tables import write_documents
+    from saerl_lib.report.figures import draw_all
+    from saerl_lib.report.tables import write_csv, write_documents
 
     names, source = published_tables(profile), paths.figure_data_dir(profile)
     if not names:
