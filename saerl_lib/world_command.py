@@ -10,16 +10,16 @@ import torch
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, get_profile
+from saerl_lib.data.rebuild import rebuild_encoder, rebuild_policy
 from saerl_lib.data.stage import world_stage
 from saerl_lib.encode.device import pick_device
-from saerl_lib.encode.encoder import rebuild_encoder
 from saerl_lib.report.figures import draw
 from saerl_lib.report.tables import write_csv
 from saerl_lib.rl.base_rates import base_rates_stage
 from saerl_lib.rl.calibrate import rebuild_mixture
 from saerl_lib.rl.gates import TRAINED_RECORD, gate_table, trained_settings
 from saerl_lib.rl.reserved import order_evaluations, order_gates, reserved_world, transfer_gate
-from saerl_lib.train.policy import POLICIES, policy_folder, rebuild_policy
+from saerl_lib.train.policy import POLICIES, policy_folder
 
 
 def check_world(profile: Profile) -> bool:

@@ -11,10 +11,11 @@ import torch
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.corpus import HELD_OUT, encoder_families
+from saerl_lib.data.rebuild import rebuild_encoder
 from saerl_lib.data.sample import Sample
 from saerl_lib.data.splits import draw_world
 from saerl_lib.encode.activations import activations, token_vectors, truncate
-from saerl_lib.encode.encoder import encoder_folder, load_encoder, rebuild_encoder
+from saerl_lib.encode.encoder import encoder_folder, load_encoder
 from saerl_lib.encode.features import encode_samples, load_features, save_features
 from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.metadata import FEATURES, metadata_features

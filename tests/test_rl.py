@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from saerl_lib import paths
+from saerl_lib.data.rebuild import rebuild_policy
 from saerl_lib.data.sample import Sample
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, reference_shares
 from saerl_lib.rl.calibrate import fit_weights
-from saerl_lib.train.policy import POLICIES, load_policy, policy_folder, rebuild_policy
+from saerl_lib.train.policy import POLICIES, load_policy, policy_folder
 from saerl_lib.train.sampler import GroupSampler, correct_attempts, sample_groups
 
 

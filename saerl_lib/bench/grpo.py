@@ -20,8 +20,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.bench.timing import report, seconds
 from saerl_lib.config import Profile, sub_seed
 from saerl_lib.data.answers import reward
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record

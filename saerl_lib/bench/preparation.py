@@ -16,8 +16,9 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.bench.timing import report, seconds
 from saerl_lib.config import Profile, StudyConfig, sub_seed
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.stage import open_encoder, sae_stage
+from saerl_lib.data.sample import load_split
+from saerl_lib.encode.encoder import open_encoder
+from saerl_lib.encode.stage import sae_stage
 from saerl_lib.encode.store import write_store
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arm_pool import pass_rates

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from saerl_lib.config import sub_seed
 from saerl_lib.data.families import FAMILIES
@@ -18,15 +18,11 @@ from saerl_lib.data.sample import normalise
 from saerl_lib.data.skills import SLIP_RATE
 from saerl_lib.data.wording import HABITS
 from saerl_lib.data.world import draw_sample
+from saerl_lib.encode.encoder import ENCODER
+from saerl_lib.encode.language_model import Text, batches
 
-Text = tuple[str, str]
-"""A prompt and its solution."""
-
-ENCODER_SEED = 29
-ENCODER_STEPS = 1500
-ENCODER_SEQUENCES_PER_STEP = 64
 TOKENIZER_TEXTS = 20_000
-"""What decides the encoder's draws; `saerl_lib.encode.encoder.ENCODER` takes its values from here."""
+"""Texts that the encoder's tokenizer is trained on."""
 HELD_OUT = ("double_negative", "proportion", "congruence", "lengths")
 """Leaf families that the encoder never reads in training."""
 MILD_SLIPS = dict.fromkeys(SLIP_RATE, 0.1)
@@ -59,18 +55,9 @@ def encoder_families(all_families: bool) -> tuple[str, ...]:
     return tuple(name for name in FAMILIES if all_families or name not in HELD_OUT)
 
 
-def batches(rng: random.Random, draw: Callable[[random.Random], Text], size: int, buffered: int = 8) -> Iterator[list[Text]]:
-    """Endless batches of texts of similar length: `buffered` batches are drawn, sorted by length and shuffled as batches."""
-    while True:
-        texts = sorted((draw(rng) for _ in range(size * buffered)), key=lambda text: len(text[0]) + len(text[1]))
-        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-        rng.shuffle(groups)
-        yield from groups
-
-
 def tokenizer_corpus(families: tuple[str, ...]) -> Iterator[Text]:
     """The texts that the encoder's tokenizer is trained on."""
-    rng = random.Random(sub_seed(ENCODER_SEED, "tokenizer"))
+    rng = random.Random(sub_seed(ENCODER.seed, "tokenizer"))
     for _ in range(TOKENIZER_TEXTS):
         yield draw_corpus_text(rng, families)
 
@@ -79,8 +66,8 @@ def tokenizer_corpus(families: tuple[str, ...]) -> Iterator[Text]:
 def _encoder_prompts() -> frozenset[str]:
     families = encoder_families(all_families=False)
     prompts = {normalise(prompt) for prompt, _ in tokenizer_corpus(families)}
-    stream = batches(random.Random(ENCODER_SEED), lambda rng: draw_corpus_text(rng, families), ENCODER_SEQUENCES_PER_STEP)
-    for _ in range(ENCODER_STEPS):
+    stream = batches(random.Random(ENCODER.seed), lambda rng: draw_corpus_text(rng, families), ENCODER.sequences_per_step)
+    for _ in range(ENCODER.steps):
         prompts.update(normalise(prompt) for prompt, _ in next(stream))
     return frozenset(prompts)
 

@@ -16,6 +16,7 @@ import pandas as pd
 COLUMNS = ("id", "prompt", "steps", "answer", "topic", "difficulty", "source", "flaw", "step_labels")
 SAMPLES = "samples.parquet"
 """Name of the samples beside a plan of one's own data."""
+from saerl_lib.artifacts import Stage
 
 
 class DataError(ValueError):
@@ -218,3 +219,8 @@ def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> Split:
     order = hash_order(data)
     train = min(max_train, int(0.7 * len(order)))
     return Split(data.rows(order[:train]), data.rows(order[train : train + max_test]))
+
+
+def load_split(world: Stage, name: str) -> list[Sample]:
+    """The samples of one split, in file order."""
+    return read_samples(world.path(f"{name}.parquet"))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, to_dict
-from saerl_lib.data.sample import Sample, read_samples, write_samples
+from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.data.splits import draw_world
 
 
@@ -20,11 +20,6 @@ def world_stage(profile: Profile) -> Stage:
             write_samples(samples, folder / f"{name}.parquet")
 
     return get_or_compute(profile, "world", to_dict(profile.world), compute)
-
-
-def load_split(world: Stage, name: str) -> list[Sample]:
-    """The samples of one split, in file order."""
-    return read_samples(world.path(f"{name}.parquet"))
 
 
 def split_table(world: Stage) -> pd.DataFrame:

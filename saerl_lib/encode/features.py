@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from saerl_lib.artifacts import Stage
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.pooling import Encoder, pool_samples
@@ -86,3 +87,13 @@ def load_features(path: Path) -> FeatureTable:
     with safe_open(path, framework="numpy") as handle:
         ids = tuple(json.loads(handle.metadata()["ids"]))
         return FeatureTable(ids, handle.get_tensor("z"), handle.get_tensor("metadata"))
+
+
+def load_split_features(features: Stage, name: str) -> FeatureTable:
+    """The feature table of one split."""
+    return load_features(features.path(f"{name}.safetensors"))
+
+
+def retained_latents(features: Stage) -> np.ndarray:
+    """Indices of the retained latents."""
+    return load_file(features.path("retained.safetensors"))["retained"]

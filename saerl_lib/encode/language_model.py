@@ -17,9 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from saerl_lib.data.corpus import Text, batches
-
 logging.disable_progress_bar()
+Text = tuple[str, str]
+"""A prompt and its solution."""
+
 CPU = torch.device("cpu")
 PAD, EOS = "<pad>", "<eos>"
 SEPARATOR = "\n"
@@ -50,6 +51,15 @@ class LanguageModelConfig:
     """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
     solution_only: bool = True
     """Loss on the solution alone (policy) or on prompt and solution (encoder)."""
+
+
+def batches(rng: random.Random, draw: Callable[[random.Random], Text], size: int, buffered: int = 8) -> Iterator[list[Text]]:
+    """Endless batches of texts of similar length: `buffered` batches are drawn, sorted by length and shuffled as batches."""
+    while True:
+        texts = sorted((draw(rng) for _ in range(size * buffered)), key=lambda text: len(text[0]) + len(text[1]))
+        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+        rng.shuffle(groups)
+        yield from groups
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:

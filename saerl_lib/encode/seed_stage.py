@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.encoder import ENCODER
+from saerl_lib.data.sample import load_split
+from saerl_lib.encode.encoder import ENCODER, open_encoder
 from saerl_lib.encode.features import FeatureTable, encode_samples, load_features, save_features
 from saerl_lib.encode.sae import load_sae, train_sae
-from saerl_lib.encode.stage import collect_vectors, open_encoder, retained_of
+from saerl_lib.encode.stage import collect_vectors, retained_of
 from saerl_lib.encode.store import Store, write_store
 
 OTHER_SEEDS = 2

@@ -10,20 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.corpus import draw_corpus_text, encoder_families
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.activations import token_vectors, truncate
 from saerl_lib.encode.encoder import ENCODER, load_encoder
-from saerl_lib.encode.features import FeatureTable, load_features, save_features
+from saerl_lib.encode.features import FeatureTable, save_features
 from saerl_lib.encode.influence import gradient_influence
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.encode.pooling import Encoder
 from saerl_lib.encode.retain import choose_retained
 from saerl_lib.encode.sae import SAEQuality, check_sae, load_sae, measure_sae, train_sae, write_quality
 from saerl_lib.encode.store import Store, write_store
@@ -92,17 +90,6 @@ def quality_table(stages: dict[str, Stage], config: EncoderConfig) -> pd.DataFra
     return pd.DataFrame(rows, columns=["encoder", "quantity", "value", "low", "high", "met", "n_tokens"])
 
 
-def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> Encoder:
-    """The encoder cut at its hook, with the SAE of a stage."""
-    model, tokenizer = load_encoder(all_families)
-    return Encoder(
-        truncate(model, profile.encoder.hook_layer),
-        tokenizer,
-        load_sae(sae.path("sae"), ENCODER.width),
-        profile.encoder.tokens_per_batch,
-    )
-
-
 def influence_of(profile: Profile, sae: Stage, samples: Sequence[Sample], all_families: bool = False) -> np.ndarray:
     """Gradient influence of the SAE of a stage on the first samples of L, [F]."""
     model, tokenizer = load_encoder(all_families)
@@ -157,13 +144,3 @@ def features_stage(profile: Profile, world: Stage, store: Stage, all_families: b
 
     name = "features_all_families" if all_families else "features"
     return get_or_compute(profile, name, to_dict(profile.encoder), compute, (world, store))
-
-
-def load_split_features(features: Stage, name: str) -> FeatureTable:
-    """The feature table of one split."""
-    return load_features(features.path(f"{name}.safetensors"))
-
-
-def retained_latents(features: Stage) -> np.ndarray:
-    """Indices of the retained latents."""
-    return load_file(features.path("retained.safetensors"))["retained"]

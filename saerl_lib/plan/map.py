@@ -7,8 +7,8 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import Profile
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.data.sample import load_split
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.plan.mixing import projection_2d
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import topics_at

@@ -10,11 +10,9 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.features import FeatureTable
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.features import FeatureTable, load_split_features
 from saerl_lib.encode.seed_stage import pools_of_seeds
-from saerl_lib.encode.stage import load_split_features
 from saerl_lib.plan.sensitivity import PlanInputs, plan_sensitivity
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.label_curve import label_curve

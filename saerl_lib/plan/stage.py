@@ -8,7 +8,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, read_plan, rows_of, write_plan
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, projection_2d, standardised_space
 from saerl_lib.plan.orders import build_plan

@@ -15,13 +15,13 @@ from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.encoder import ENCODER, encoder_folder
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
 from saerl_lib.encode.sae import train_sae
 from saerl_lib.encode.spans import Layout
-from saerl_lib.encode.stage import collect_vectors, load_split_features
+from saerl_lib.encode.stage import collect_vectors
 from saerl_lib.properties.probes import fit_tfidf, shuffled
 from saerl_lib.properties.scorer import Columns, fit_scorer
 

@@ -25,13 +25,12 @@ from scipy import stats
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.activations import token_batches
-from saerl_lib.encode.features import FeatureTable
+from saerl_lib.encode.encoder import open_encoder
+from saerl_lib.encode.features import FeatureTable, load_split_features, retained_latents
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.pooling import BLOCKS, Encoder, batch_latents
-from saerl_lib.encode.stage import load_split_features, open_encoder, retained_latents
 from saerl_lib.properties import require_finite, require_rows
 from saerl_lib.properties.clusters import Assignment, topic_entropy
 from saerl_lib.properties.confidence import best_label_control, best_labels, confidence, confidence_interval

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import Profile, sub_seed
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.data.sample import load_split
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.difficulty import DifficultyModel, HalfWidths, cluster_half_widths, coverage_table
 from saerl_lib.properties.quality import SourceClassifier, fit_source_classifier

@@ -33,12 +33,10 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.encoder import load_encoder
-from saerl_lib.encode.features import FeatureTable
+from saerl_lib.encode.features import FeatureTable, load_split_features
 from saerl_lib.encode.perplexity import measure_surprise
-from saerl_lib.encode.stage import load_split_features
 from saerl_lib.properties import Matrix, require_finite, require_rows
 from saerl_lib.properties.probes import TOKEN_PATTERN, fit_tfidf, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier

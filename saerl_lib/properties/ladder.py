@@ -26,15 +26,15 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys
-from saerl_lib.data.sample import Sample, hash_share, normalise
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.encode.kinds_stage import ladder_reader, sae_kinds_stage
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.one_pass import read_retaining
 from saerl_lib.encode.readers import DENSE, Reader
 from saerl_lib.encode.real_stage import data_file, held_out_keys, load_set, real_folder, text_model_stage
 from saerl_lib.encode.retain import RULES
-from saerl_lib.encode.stage import load_split_features, retained_of
+from saerl_lib.encode.stage import retained_of
 from saerl_lib.encode.store import Store
 from saerl_lib.properties import Matrix
 from saerl_lib.properties.probes import (

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import correct_attempts
 

@@ -16,7 +16,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, get_profile, to_dict
 from saerl_lib.data.gates import TEXT_BOUNDS, Bounds, met, text_gates
-from saerl_lib.data.stage import load_split
+from saerl_lib.data.sample import load_split
 from saerl_lib.data.world import MIXTURE_PATH
 from saerl_lib.rl.base_rates import REFERENCE_SHARES, histogram
 

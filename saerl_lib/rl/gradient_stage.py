@@ -12,9 +12,8 @@ from scipy.spatial.distance import cdist
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.plan.mixing import standardised_space
 from saerl_lib.plan.stage import kept_pool
 from saerl_lib.properties.clusters import CLIP

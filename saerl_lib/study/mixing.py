@@ -7,7 +7,7 @@ import pandas as pd
 
 from saerl_lib.artifacts import load_stage
 from saerl_lib.config import Profile
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
 from saerl_lib.report.study import MIXING
 from saerl_lib.train.arm_pool import load_arm_pool

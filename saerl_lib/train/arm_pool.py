@@ -21,9 +21,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, write_samples
-from saerl_lib.data.stage import load_split
-from saerl_lib.encode.stage import load_split_features
+from saerl_lib.data.sample import Sample, load_split, write_samples
+from saerl_lib.encode.features import load_split_features
 from saerl_lib.train.arms import ArmPool
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import correct_attempts, encode_prompts, sample_groups
