@@ -18,7 +18,7 @@ from saerl_lib.config import EncoderConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.corpus import draw_corpus_text, encoder_families
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.activations import token_vectors, truncate
-from saerl_lib.encode.encoder import ENCODER, load_encoder
+from saerl_lib.encode.encoder import ENCODER, load_encoder, open_encoder
 from saerl_lib.encode.features import FeatureTable, save_features
 from saerl_lib.encode.influence import gradient_influence
 from saerl_lib.encode.metadata import metadata_features
