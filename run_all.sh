@@ -90,7 +90,7 @@ else
   PYTHON="$ROOT/.venv/bin/python"
   if ! passes "$PYTHON"; then
     # The plan of profile paper needs no package, so nothing is installed for it.
-    if wants_plan "$@"; then exec "$(base_python)" -m saerl_lib.paper "$@"; fi
+    if wants_plan "$@"; then exec "$(base_python)" -m saerl_lib.needs "$@"; fi
     install
   fi
   echo "environment: .venv, $PYTHON"

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from saerl_lib.config import EncoderConfig, sub_seed
 from saerl_lib.data.sample import Sample
-from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.encode.activations import token_vectors, truncate
-from saerl_lib.encode.device import place
-from saerl_lib.encode.encoder import encoder_folder
-from saerl_lib.encode.language_model import load_model
-from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.language_model import load_model, place, token_vectors, truncate
+from saerl_lib.encode.models import encoder_folder
+from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import load_sae, train_sae
+from saerl_lib.world.sources import draw_split, target_weights
 
 KINDS = ("topk", "jumprelu")
 """Architectures; of the second the retained latents are encoded without the others."""

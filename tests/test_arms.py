@@ -14,9 +14,19 @@ from hypothesis import strategies as st
 
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.train import arms, selectors
-from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, curriculum, difficulty_alone, find_arm, scaled
-from saerl_lib.train.selectors import InOrder
+from saerl_lib.train import arms
+from saerl_lib.train.arms import (
+    Arm,
+    ArmError,
+    ArmPool,
+    ArmSetting,
+    InOrder,
+    all_arms,
+    curriculum,
+    difficulty_alone,
+    find_arm,
+    scaled,
+)
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
 
@@ -38,7 +48,7 @@ def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
 
 def test_adarft_target_and_nearest_unused_prompts() -> None:
     values = np.array([0.0, 30.0, 60.0, 100.0])
-    selector = selectors.AdaptiveTarget(values)
+    selector = arms.AdaptiveTarget(values)
     assert selector.next(2).tolist() == [0, 1]
     selector.told(np.array([0, 1]), np.array([[1.0, 1.0], [1.0, 1.0]]))
     assert selector.target == pytest.approx(50 * np.tanh(1.0))
@@ -46,12 +56,12 @@ def test_adarft_target_and_nearest_unused_prompts() -> None:
     selector.told(np.array([2, 3]), np.zeros((2, 2)))
     assert selector.target == pytest.approx(0.0)
     assert selector.next(1).tolist() == [0], "a new pass begins when all are used"
-    assert selectors.difficulty(np.array([0.25])).tolist() == [75.0]
+    assert arms.difficulty(np.array([0.25])).tolist() == [75.0]
 
 
 def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
     scores = np.linspace(0, 1, 2000)
-    selector = selectors.MovingGaussian(scores, seed=0)
+    selector = arms.MovingGaussian(scores, seed=0)
     first = selector.next(64)
     ranks = np.searchsorted(-scores[selector.ranked], -scores[first])
     assert len(set(first.tolist())) == 64 and ranks.max() < 5 * 100
@@ -72,7 +82,7 @@ def test_e2h_moves_from_easy_to_hard_bins() -> None:
 
 
 def test_mopps_posterior_by_hand() -> None:
-    selector = selectors.PosteriorSampling(3, seed=0)
+    selector = arms.PosteriorSampling(3, seed=0)
     selector.told(np.array([1]), np.array([[1.0, 1.0, 1.0, 0.0]]))
     assert selector.a.tolist() == [1.0, 4.0, 1.0] and selector.b.tolist() == [1.0, 2.0, 1.0]
     selector.told(np.array([1]), np.array([[0.0, 0.0, 0.0, 0.0]]))
@@ -83,7 +93,7 @@ def test_mopps_posterior_by_hand() -> None:
 
 def test_sec_learns_which_cluster_has_gradient() -> None:
     clusters = np.repeat([0, 1], 50)
-    selector = selectors.ClusterBandit(clusters, seed=0)
+    selector = arms.ClusterBandit(clusters, seed=0)
     rows = np.array([0, 50])
     selector.told(rows, np.array([[1.0, 0.0], [1.0, 1.0]]))
     assert selector.value.tolist() == pytest.approx([0.5 * np.sqrt(0.5), 0.0])

@@ -148,10 +148,10 @@ def test_write_json_is_atomic_and_names_an_unwritable_path(tmp_path: Path) -> No
 def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> None:
     """A copy of the sources in which a used module changes, or one that the stage never reaches."""
     shutil.copytree(paths.ROOT / "saerl_lib", tmp_path / "a" / "saerl_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    module = "saerl_lib.encode.pooling"
+    module = "saerl_lib.encode.pool"
     before = code_hash(module, root=tmp_path / "a")
     assert before == code_hash(module)
-    for place, changes in (("encode/sparse.py", True), ("report/figures.py", False), ("runner.py", False)):
+    for place, changes in (("encode/pool.py", True), ("report/figures.py", False), ("notebooks.py", False)):
         root = tmp_path / place.replace("/", "-")
         shutil.copytree(tmp_path / "a", root)
         with (root / "saerl_lib" / place).open("a", encoding="utf-8") as handle:
@@ -160,8 +160,8 @@ def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> N
 
 
 def test_imports_inside_functions_and_of_submodules_count() -> None:
-    source = "def f():\n    from saerl_lib.plan import mixing\n    import saerl_lib.runner\n    import numpy\n"
-    assert imported_names(source) == {"saerl_lib.plan", "saerl_lib.plan.mixing", "saerl_lib.runner"}
+    source = "def f():\n    import saerl_lib.notebooks\n    from saerl_lib.plan import mixing\n    import numpy\n"
+    assert imported_names(source) == {"saerl_lib.plan", "saerl_lib.plan.mixing", "saerl_lib.notebooks"}
 
 
 def test_the_module_behind_partials_and_closures_is_found() -> None:

@@ -15,22 +15,21 @@ import torch
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.features import FeatureTable
+from saerl_lib.encode.store import FeatureTable
 from saerl_lib.plan import mixing
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
 from saerl_lib.plan.audit_text import audit_table, audit_text
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties import audit as tables
-from saerl_lib.properties import confidence, decision, difficulty
-from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
+from saerl_lib.properties import audit as properties_audit
+from saerl_lib.properties import difficulty
+from saerl_lib.properties.audit import DecisionModel, LinearReader, PoolFacts, cluster_audit_table, load_decision, save_decision
 from saerl_lib.properties.clusters import Assignment, Clusters
-from saerl_lib.properties.decision import DecisionModel, LinearReader, load_decision, save_decision
 from saerl_lib.properties.difficulty import HalfWidths
 from saerl_lib.report import figures
 from saerl_lib.report.tables import SCHEMAS, read_table, write_csv
 
 
-@pytest.mark.parametrize("module", [tables, confidence, decision, difficulty], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [properties_audit, properties_audit, properties_audit, difficulty], ids=lambda m: m.__name__)
 def test_docstring_examples(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -43,12 +42,12 @@ def test_docstring_examples(module) -> None:
 def test_frc_by_hand() -> None:
     active = np.array([1, 1, 1, 1, 0, 0, 0, 0], dtype=bool)
     label = np.array([1, 1, 1, 0, 1, 0, 0, 0], dtype=bool)
-    found = confidence.confidence(active, label)
+    found = properties_audit.confidence(active, label)
     assert (found.necessity, found.sufficiency, found.base_rate, found.lift) == (0.75, 0.75, 0.5, 1.5)
     assert (found.frc, found.n, found.n_active, found.n_label) == (0.75, 8, 4, 4)
-    perfect = confidence.confidence(label, label)
+    perfect = properties_audit.confidence(label, label)
     assert (perfect.necessity, perfect.sufficiency, perfect.frc, perfect.lift) == (1.0, 1.0, 1.0, 2.0)
-    never = confidence.confidence(np.zeros(8), label)
+    never = properties_audit.confidence(np.zeros(8), label)
     assert (never.necessity, never.sufficiency, never.frc) == (0.0, 0.0, 0.0)
 
 
@@ -56,22 +55,22 @@ def test_frc_matrix_agrees_with_one_pair_at_a_time_and_the_best_label_wins() -> 
     rng = np.random.default_rng(0)
     active, labels = rng.random((60, 5)) < 0.4, rng.choice(["a", "b", "c"], 60)
     one_hot = labels[:, None] == np.array(["a", "b", "c"])
-    slow = [[confidence.confidence(active[:, j], one_hot[:, c]).frc for c in range(3)] for j in range(5)]
-    np.testing.assert_allclose(confidence.frc_matrix(active, one_hot), slow)
-    assert confidence.best_labels(active, labels).tolist() == [["a", "b", "c"][i] for i in np.argmax(slow, axis=1)]
+    slow = [[properties_audit.confidence(active[:, j], one_hot[:, c]).frc for c in range(3)] for j in range(5)]
+    np.testing.assert_allclose(properties_audit.frc_matrix(active, one_hot), slow)
+    assert properties_audit.best_labels(active, labels).tolist() == [["a", "b", "c"][i] for i in np.argmax(slow, axis=1)]
 
 
 def test_a_real_relation_lies_above_its_shuffled_control() -> None:
     labels = np.repeat(["a", "b", "c", "d"], 50)
     active = np.column_stack([labels == "b", np.arange(200) % 2 == 0])
-    control = confidence.best_label_control(active, labels, 20, seed=1)
-    interval = confidence.confidence_interval(active[:, 0], labels == "b", 200, seed=1)
+    control = properties_audit.best_label_control(active, labels, 20, seed=1)
+    interval = properties_audit.confidence_interval(active[:, 0], labels == "b", 200, seed=1)
     assert interval.low == interval.high == 1.0 > control[0] + 0.5
-    even = confidence.confidence_interval(active[:, 1], labels == "a", 200, seed=1)
-    assert even.low < confidence.confidence(active[:, 1], labels == "a").frc < even.high
+    even = properties_audit.confidence_interval(active[:, 1], labels == "a", 200, seed=1)
+    assert even.low < properties_audit.confidence(active[:, 1], labels == "a").frc < even.high
     assert even.low < control[1]
-    np.testing.assert_array_equal(control, confidence.best_label_control(active, labels, 20, seed=1))
-    assert not np.array_equal(control, confidence.best_label_control(active, labels, 20, seed=2))
+    np.testing.assert_array_equal(control, properties_audit.best_label_control(active, labels, 20, seed=1))
+    assert not np.array_equal(control, properties_audit.best_label_control(active, labels, 20, seed=2))
 
 
 # Cluster audit.
@@ -123,18 +122,18 @@ def groups(n: int = 200) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     rng = np.random.default_rng(3)
     labels = (np.arange(n) % 8 == 0).astype(int)
     phi = np.abs(rng.normal(size=(n, 10))).astype(np.float32)
-    names = tables.feature_names([4, 9], ["words", "lines"])
+    names = properties_audit.feature_names([4, 9], ["words", "lines"])
     phi[:, names.index("sol_mean/4")] += 3 * labels
     return phi, labels, names
 
 
 def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
     phi, labels, names = groups()
-    gain = tables.feature_gain(phi, labels, seed=0)
+    gain = properties_audit.feature_gain(phi, labels, seed=0)
     assert names[int(gain.argmax())] == "sol_mean/4"
-    np.testing.assert_array_equal(gain, tables.feature_gain(phi, labels, seed=0))
-    table = tables.feature_groups_table(gain, tables.resampled_gains(phi, labels, 0, 3), names, len(phi))
-    assert table["group"].tolist() == list(tables.GROUPS)
+    np.testing.assert_array_equal(gain, properties_audit.feature_gain(phi, labels, seed=0))
+    table = properties_audit.feature_groups_table(gain, properties_audit.resampled_gains(phi, labels, 0, 3), names, len(phi))
+    assert table["group"].tolist() == list(properties_audit.GROUPS)
     assert table["gain_share"].sum() == pytest.approx(1.0)
     row = table.set_index("group").loc["sol_mean"]
     assert row["gain_share"] > 0.8
@@ -145,33 +144,33 @@ def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
 def test_one_class_and_a_class_of_one_do_not_crash(tmp_path) -> None:
     phi, _, names = groups(40)
     alone = np.zeros(40, dtype=int)
-    nothing = tables.feature_groups_table(
-        tables.feature_gain(phi, alone, 0), tables.resampled_gains(phi, alone, 0, 2), names, 40
+    nothing = properties_audit.feature_groups_table(
+        properties_audit.feature_gain(phi, alone, 0), properties_audit.resampled_gains(phi, alone, 0, 2), names, 40
     )
     assert nothing[["gain_share", "ci_low", "ci_high"]].isna().all(axis=None)
     assert (nothing[["top_20", "top_100"]] == 0).all(axis=None)
     write_csv(nothing, "feature_groups", tmp_path)
     assert figures.feature_groups(read_table("feature_groups", tmp_path)).axes
     alone[7] = 4
-    assert tables.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
+    assert properties_audit.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
 
 
 def test_top_latents_name_the_topic_they_stand_for_with_and_without_topics() -> None:
     phi, labels, names = groups()
     phi[:, names.index("sol_mean/4")] *= labels  # fires on the rare class alone
-    gain = tables.feature_gain(phi, labels, seed=0)
+    gain = properties_audit.feature_gain(phi, labels, seed=0)
     topics = np.where(labels == 1, "rare", "common")
-    top = tables.top_latents_table(gain, names, phi, topics, bootstrap_samples=50, seed=0, shown=3)
+    top = properties_audit.top_latents_table(gain, names, phi, topics, bootstrap_samples=50, seed=0, shown=3)
     first = top.iloc[0]
     assert (first["feature"], first["block"], first["latent"], first["topic"]) == ("sol_mean/4", "sol_mean", 4, "rare")
     assert (first["necessity"], first["sufficiency"], first["frc"], first["lift"]) == (1.0, 1.0, 1.0, 8.0)
     assert first["control"] < 0.6
     assert not top["feature"].str.startswith("metadata").any()
-    none = tables.top_latents_table(gain, names, phi, np.full(len(phi), ""), bootstrap_samples=50, seed=0, shown=3)
+    none = properties_audit.top_latents_table(gain, names, phi, np.full(len(phi), ""), bootstrap_samples=50, seed=0, shown=3)
     assert none["topic"].tolist() == [""] * len(none)
     assert none["frc"].isna().all()
     ids = [f"s{i:03d}" for i in range(len(phi))]
-    best = tables.highest_activating(phi, ids, names.index("sol_mean/4"), 3)
+    best = properties_audit.highest_activating(phi, ids, names.index("sol_mean/4"), 3)
     assert best == np.argsort(-phi[:, names.index("sol_mean/4")], kind="stable")[:3].tolist()
 
 
@@ -180,7 +179,7 @@ def test_top_latents_name_the_topic_they_stand_for_with_and_without_topics() -> 
 
 def test_highlights_escape_html_and_read_without_colour() -> None:
     tokens, activations = ("if ", "x<", "y>", " &", "\n"), (0.0, 4.0, 2.0, 1.0, 0.0)
-    item = tables.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
+    item = properties_audit.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
     html = item._repr_html_()
     assert "sol_max/&lt;3&gt;" in html
     assert "a&amp;b" in html
@@ -190,14 +189,14 @@ def test_highlights_escape_html_and_read_without_colour() -> None:
     assert html.count("underline") == 1
     assert item.text() == "if «x<»y> & |"
     assert item.text(context=0) == "...«x<»..."
-    silent = tables.TokenHighlights("sol_max/3", "a", "solution", ("x", "y"), (0.0, 0.0))
+    silent = properties_audit.TokenHighlights("sol_max/3", "a", "solution", ("x", "y"), (0.0, 0.0))
     assert silent.text() == "xy"
     assert "span" not in silent._repr_html_()
-    page = tables.HighlightPage((item, silent))
-    assert tables.from_records(json.loads(json.dumps(tables.to_records(page)))) == page
+    page = properties_audit.HighlightPage((item, silent))
+    assert properties_audit.from_records(json.loads(json.dumps(properties_audit.to_records(page)))) == page
     assert page.of("sol_max/3").items == (silent,)
     with pytest.raises(ValueError, match="2 tokens, 1 activations"):
-        tables.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
+        properties_audit.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
 
 
 def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +205,13 @@ def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.Mon
     batch = SimpleNamespace(rows=(1, 0), ids=torch.tensor([[5, 6, 7], [8, 9, 0]]), prompt=mask, solution=~mask)
     values = torch.arange(12.0).reshape(2, 3, 2)
     encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9, layout=None)
-    monkeypatch.setattr(tables, "token_batches", lambda *_: [batch])
-    monkeypatch.setattr(tables, "batch_latents", lambda *_: values)
+    monkeypatch.setattr(properties_audit, "token_batches", lambda *_: [batch])
+    monkeypatch.setattr(properties_audit, "batch_latents", lambda *_: values)
     wanted = [
-        tables.Wanted("sol_max/1", 1, "solution", samples[0]),
-        tables.Wanted("prompt_max/0", 0, "prompt", samples[1]),
+        properties_audit.Wanted("sol_max/1", 1, "solution", samples[0]),
+        properties_audit.Wanted("prompt_max/0", 0, "prompt", samples[1]),
     ]
-    first, second = tables.token_highlights(wanted, encoder).items
+    first, second = properties_audit.token_highlights(wanted, encoder).items
     assert (first.sample_id, first.tokens, first.activations) == ("p", ("<9>", "<0>"), (9.0, 11.0))
     assert (second.sample_id, second.tokens, second.activations) == ("q", ("<5>", "<6>"), (0.0, 2.0))
 
@@ -252,7 +251,7 @@ CONFIG = PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=3, d
 def world(config: PlanConfig = CONFIG) -> Evidence:
     """40 samples, 32 kept: clusters 0 and 1 share easy stages and swap, cluster 2 is alone in the last stages."""
     rng = np.random.default_rng(0)
-    names = tables.feature_names([3, 7], ["words"])
+    names = properties_audit.feature_names([3, 7], ["words"])
     cluster = np.concatenate([np.zeros(12, int), np.ones(12, int), np.full(16, 2)])
     z = rng.random((40, 8)).astype(np.float32)
     z[:, 0] += 5 * cluster
@@ -409,14 +408,14 @@ def test_the_models_survive_the_disk(evidence: Evidence, tmp_path) -> None:
 
 
 def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    from saerl_lib import __main__, audit_command
+    from saerl_lib import cli
 
-    monkeypatch.setattr(audit_command, "load_stage", lambda *_: None)
-    monkeypatch.setattr(audit_command, "audit_stage", lambda *_: None)
-    monkeypatch.setattr(audit_command, "open_evidence", lambda *_: evidence)
-    assert __main__.main(["audit", "item-03", "--profile", "smoke"]) == 0
+    monkeypatch.setattr(cli, "load_stage", lambda *_: None)
+    monkeypatch.setattr(cli, "audit_stage", lambda *_: None)
+    monkeypatch.setattr(cli, "open_evidence", lambda *_: evidence)
+    assert cli.main(["audit", "item-03", "--profile", "smoke"]) == 0
     assert capsys.readouterr().out.startswith("Sample item-03 (target source, A -> B, difficulty label 2.00).")
-    assert __main__.main(["audit", "item-03", "--json"]) == 0
+    assert cli.main(["audit", "item-03", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sample_id"] == "item-03"
-    assert __main__.main(["audit", "item-3"]) == 1
+    assert cli.main(["audit", "item-3"]) == 1
     assert "near: item-" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import correlation, difficulty
+from saerl_lib.properties import difficulty
+from saerl_lib.properties.probes import correlation
 
 CONFIG = PropertyConfig(clusters=3, elastic_net_alphas=8, shrinkage_tau=10.0)
 

@@ -10,20 +10,13 @@ import pytest
 import torch
 
 from saerl_lib.config import get_profile
-from saerl_lib.data.corpus import HELD_OUT, encoder_families
-from saerl_lib.data.rebuild import rebuild_encoder
 from saerl_lib.data.sample import Sample
-from saerl_lib.data.splits import draw_world
-from saerl_lib.encode.activations import activations, token_vectors, truncate
-from saerl_lib.encode.encoder import encoder_folder, load_encoder
-from saerl_lib.encode.features import encode_samples, load_features, save_features
-from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.encode.metadata import FEATURES, metadata_features
-from saerl_lib.encode.pooling import Encoder, pool_samples
-from saerl_lib.encode.retain import choose_retained
+from saerl_lib.encode.language_model import SEPARATOR, activations, token_batches, token_vectors, truncate
+from saerl_lib.encode.models import encoder_folder, load_encoder
+from saerl_lib.encode.pool import FEATURES, Encoder, metadata_features, pool_samples
 from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
-from saerl_lib.encode.spans import token_batches
-from saerl_lib.encode.store import write_store
+from saerl_lib.encode.store import choose_retained, encode_samples, load_features, save_features, write_store
+from saerl_lib.world.sources import HELD_OUT, draw_world, encoder_families, rebuild_encoder
 
 CONFIG = replace(
     get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=200_000,

@@ -26,24 +26,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saerl_lib import paths
-from saerl_lib.__main__ import main
+from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import DataError, Sample, write_samples
-from saerl_lib.export import (
-    REFUSED,
-    TARGETS,
-    ConsumedLog,
-    Export,
-    ExportError,
-    LogError,
-    export_plan,
-    follow,
-    open_export,
-    open_plan,
-    read_log,
-)  # fmt: skip
-from saerl_lib.export.files import write_folder
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan
+from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_plan, open_export, open_plan, write_folder
+from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
 
 STEPS, B, G = 5, 4, 3
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
@@ -575,5 +563,5 @@ def test_commands(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captu
 def test_doctest_of_follow() -> None:
     import importlib
 
-    result = doctest.testmod(importlib.import_module("saerl_lib.export.follow"))
+    result = doctest.testmod(importlib.import_module("saerl_lib.plan.follow"))
     assert result.attempted > 0 and result.failed == 0

@@ -15,12 +15,11 @@ from trl import GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
-from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.export.log import append_rows, cut_back, read_rows
-from saerl_lib.train import trainer as trainers
+from saerl_lib.plan.follow import append_rows, cut_back, read_rows
+from saerl_lib.train import trainer
+from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import draw, sample_groups
-from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import (
     Feed,
     Group,
@@ -33,6 +32,7 @@ from saerl_lib.train.trainer import (
     pieces,
     record,
 )
+from saerl_lib.world.sources import draw_split, target_weights
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
 PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")
@@ -120,7 +120,7 @@ def test_groups_follow_their_prompts_in_any_batch(policy: tuple[Any, Any]) -> No
 def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     policy: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainers, "ROUND_PROMPTS", 3)
+    monkeypatch.setattr(trainer, "ROUND_PROMPTS", 3)
     train = replace(TRAIN, dynamic_sampling=True)
     log = tmp_path / "r.jsonl"
     source = feed(policy, log, train, selector=InOrder(range(6)))
@@ -187,7 +187,7 @@ def test_a_step_must_divide_into_passes_and_activations_are_kept_on_the_cpu_alon
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(trainers, "GRPOConfig", lambda **words: asked.append(words))
+    monkeypatch.setattr(trainer, "GRPOConfig", lambda **words: asked.append(words))
     train = TrainConfig(engine="trl", rollouts_per_prompt=4, micro_batch=4)
     for there, cpu, expected in ((False, False, False), (True, False, True), (True, True, False)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)

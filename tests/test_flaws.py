@@ -9,11 +9,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.sample import DataError
-from saerl_lib.encode.encoder import load_encoder
-from saerl_lib.encode.language_model import SEPARATOR
-from saerl_lib.encode.perplexity import measure_surprise
-from saerl_lib.properties.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
+from saerl_lib.encode.language_model import SEPARATOR, measure_surprise
+from saerl_lib.encode.models import load_encoder
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
+from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 
 CONFIG = get_profile("smoke").properties
 

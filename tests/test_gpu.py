@@ -19,16 +19,12 @@ from devices import CONFIG, KINDS, different_share, open_on, train_saes, world_s
 from scipy.stats import spearmanr
 
 from saerl_lib import paths
-from saerl_lib.__main__ import main
-from saerl_lib.bench.model_shape import PAPER_GPU, SMALL, shape_ratios
-from saerl_lib.bench.timing import CPU, peak_mib, seconds
-from saerl_lib.encode.activations import token_vectors
-from saerl_lib.encode.device import pick_device
-from saerl_lib.encode.encoder import encoder_folder
-from saerl_lib.encode.models import ReaderSpec, open_reader
-from saerl_lib.encode.pooling import pool_samples
-from saerl_lib.encode.sparse import encode_all
+from saerl_lib.cli import main
+from saerl_lib.encode.language_model import pick_device, token_vectors
+from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
+from saerl_lib.encode.pool import encode_all, pool_samples
 from saerl_lib.encode.store import write_store
+from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, peak_mib, seconds, shape_ratios
 
 ALL = np.arange(CONFIG.sae_latents)
 

@@ -7,9 +7,22 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from saerl_lib.rl.coherence import Pairs, coherence_table, group_moments, prompt_pairs, rank_correlation, resample_weights
-from saerl_lib.rl.gradients import GradientGram, advantages, flat_gradient, gram_matrix, group_loss
-from saerl_lib.rl.mixing_theory import mixing_tables, mixing_terms, rho_star
+from saerl_lib.studies.gradients import (
+    GradientGram,
+    Pairs,
+    advantages,
+    coherence_table,
+    flat_gradient,
+    gram_matrix,
+    group_loss,
+    group_moments,
+    mixing_tables,
+    mixing_terms,
+    prompt_pairs,
+    rank_correlation,
+    resample_weights,
+    rho_star,
+)
 
 
 @pytest.fixture(scope="module")

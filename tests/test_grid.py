@@ -13,22 +13,20 @@ import pytest
 from killing import kill_in_training
 from safetensors.numpy import save_file
 
-from saerl_lib import grid_command
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.sample import read_samples, write_samples
-from saerl_lib.data.splits import draw_world
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.report.study import runs_table
 from saerl_lib.report.tables import write_csv
-from saerl_lib.rl.pilot import chosen_rate, paired_deviation, seeds_needed
-from saerl_lib.study.results import PROBLEMS, compact, read_record, repeated
-from saerl_lib.train import grid as grids
+from saerl_lib.studies import grid, results
+from saerl_lib.studies.results import PROBLEMS, compact, read_record, repeated
+from saerl_lib.studies.world_check import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.train.arms import ArmError
-from saerl_lib.train.evaluate import final_outcome
-from saerl_lib.train.policy import policy_folder
+from saerl_lib.train.policy import final_outcome, policy_folder
 from saerl_lib.train.run import ROLLOUTS, train, write_run
+from saerl_lib.world.sources import draw_world
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(
@@ -92,8 +90,8 @@ def arms_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(stages: tuple[Stage, Stage], arms_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs, one after another in this process."""
     home = tmp_path_factory.mktemp("home") / PROFILE.name / "jobs"
-    for arm in grids.chosen_arms(NAMES, arms_file):
-        run = grids.planned_run(PROFILE, *stages, arm, 0, home, arms_file)
+    for arm in grid.chosen_arms(NAMES, arms_file):
+        run = grid.planned_run(PROFILE, *stages, arm, 0, home, arms_file)
         write_run(run)
         train(run)
         assert run.finished
@@ -103,11 +101,11 @@ def finished(stages: tuple[Stage, Stage], arms_file: Path, tmp_path_factory: pyt
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAERL_HOME", str(tmp_path))
-    return grids.jobs_home(PROFILE)
+    return grid.jobs_home(PROFILE)
 
 
 def test_every_kind_of_arm_spends_the_same_rollouts(finished: Path) -> None:
-    tables = grids.results([finished / f"{name}-seed0" for name in NAMES])
+    tables = grid.results([finished / f"{name}-seed0" for name in NAMES])
     budget = tables["budget"].set_index("arm")
     assert (budget["rollouts"] == 32).all(), "8 prompts x 4 rollouts, whatever the batch and whatever is dropped"
     assert budget.loc["grpo_4b", "updates"] == 1 and budget.loc["grpo", "updates"] == 4
@@ -135,22 +133,22 @@ def test_kill_9_resume_and_a_failure_beside_it(
     """A selector's run is killed; the grid reports a run that fails and resumes the killed one to the same tables."""
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
-    arms = grids.chosen_arms(["broken", "adarft"], broken)
-    run = grids.planned_run(PROFILE, *stages, grids.find_arm("adarft"), 0, home)
+    arms = grid.chosen_arms(["broken", "adarft"], broken)
+    run = grid.planned_run(PROFILE, *stages, grid.find_arm("adarft"), 0, home)
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
-    failed = grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
+    failed = grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
-    assert [f.name for f in grids.finished(PROFILE, [(arm, 0) for arm in arms])] == ["adarft-seed0"]
+    assert [f.name for f in grid.finished(PROFILE, [(arm, 0) for arm in arms])] == ["adarft-seed0"]
     for name in ("rollouts", "evaluations", "curve"):
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    assert grids.spread([run], "threading") == {}, "what is finished is not run again"
-    assert grids.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken, seconds=0) == {}, "no run starts late"
+    assert grid.spread([run], "threading") == {}, "what is finished is not run again"
+    assert grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken, seconds=0) == {}, "no run starts late"
     assert (run.folder / "rollouts.parquet").stat().st_mtime_ns == before
     changed = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
-    other = grids.planned_run(changed, *stages, grids.find_arm("adarft"), 0, home)
+    other = grid.planned_run(changed, *stages, grid.find_arm("adarft"), 0, home)
     assert not other.finished and other.folder == run.folder
     write_run(other, replace=True)
     assert [p.name for p in run.folder.iterdir()] == ["run.json"], "a run under another key begins in an empty folder"
@@ -164,12 +162,12 @@ def test_results_of_other_versions_are_refused(finished: Path, tmp_path: Path) -
     record["environment"]["versions"]["torch"] = "1.0"
     write_json(folders[1] / "done.json", record)
     with pytest.raises(ArtifactError, match="different versions are not merged"):
-        grids.results(folders)
-    assert set(grids.results(folders[:1])["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
+        grid.results(folders)
+    assert set(grid.results(folders[:1])["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
 
 
 def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Path, tmp_path: Path) -> None:
-    fresh = grids.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "dapo")])
+    fresh = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "dapo")])
     runs = runs_table(fresh["evaluations"], fresh["curve"])
     for name, table in {"study_runs": runs, "study_budget": fresh["budget"], "study_provenance": fresh["provenance"]}.items():
         write_csv(table, name, tmp_path)
@@ -177,7 +175,7 @@ def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Pat
     record = read_record(tmp_path)
     pd.testing.assert_frame_equal(runs_table(record["evaluations"], record["curve"]), runs, rtol=1e-5)
     pd.testing.assert_frame_equal(record["budget"], fresh["budget"], check_dtype=False)
-    ours = grids.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "grpo_4b")])
+    ours = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "grpo_4b")])
     same = repeated(ours, record).set_index("run")
     assert same["equal"].to_dict() == {"grpo-seed0": True, "adarft-seed0": True}, "by arm and seed, whatever the key"
     wanted = final_outcome(ours["evaluations"].query("arm == 'grpo'"))["outcome"].item()
@@ -200,24 +198,24 @@ def test_one_run_without_grpo_is_no_error(
         ("study_cells", lambda profile, arms, seeds=None: [(arm, 7) for arm in arms]),
         ("run_grid", lambda *_: {}), ("collect_study", lambda *words: collected.append(words)),
     ):  # fmt: skip
-        monkeypatch.setattr(grid_command, name, value)
-    assert grid_command.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+        monkeypatch.setattr(results, name, value)
+    assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
     assert "no tables: they compare with grpo" in capsys.readouterr().out and not collected
     with pytest.raises(UserError, match="--hours belongs to this machine's cores"):
-        grid_command.run_grid_command([], None, 1.0, None, ray="auto")
-    monkeypatch.setattr(grid_command, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
-    assert grid_command.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+        results.run_grid_command([], None, 1.0, None, ray="auto")
+    monkeypatch.setattr(results, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
+    assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
     assert len(collected) == 1
 
 
 def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
-    cells = grids.grid(PROFILE, 2, grids.chosen_arms(["grpo", "hard_to_easy", "diff"]))
+    cells = grid.grid(PROFILE, 2, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
     assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
 
 
 def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:
     for name in ("saerl_grpo", "grpo"):
-        runs = [grids.planned_run(PROFILE, *stages, arm, 0, home) for arm in grids.chosen_arms([name, f"{name}_large"])]
+        runs = [grid.planned_run(PROFILE, *stages, arm, 0, home) for arm in grid.chosen_arms([name, f"{name}_large"])]
         assert plan_hash(read_plan(Path(runs[0].plan))) == plan_hash(read_plan(Path(runs[1].plan)))
         assert runs[0].key != runs[1].key and runs[0].initial != runs[1].initial
         assert runs[1].policy == str(policy_folder("policy_large"))
@@ -226,9 +224,9 @@ def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[St
 def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:
     file = tmp_path / "short.py"
     file.write_text(MINE.replace("np.arange(len(pool.table))[::-1]", "np.arange(5)"))
-    (arm,) = grids.chosen_arms(["backwards"], file)
+    (arm,) = grid.chosen_arms(["backwards"], file)
     with pytest.raises(ArmError, match="must hold 8 row numbers in 0..7, got 5"):
-        grids.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
+        grid.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
 
 
 def test_pilot_rules_by_hand() -> None:

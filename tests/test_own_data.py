@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saerl_lib import __main__
+from saerl_lib import cli
+from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
-from saerl_lib.encode.encoder import ENCODER, encoder_folder
-from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
+from saerl_lib.encode.models import ENCODER, encoder_folder
+from saerl_lib.own import OwnConfig, load_data, plan_own_data
 from saerl_lib.plan.batch_plan import plan_diff, read_plan
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
@@ -126,7 +127,7 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
     titled = titles(folder)
     assert "1 row cut" in titled and "A first look" not in titled and "The SAE does not fit this layer" in titled
     assert "12 SAE latents of encoder, layer 3" in text_of(folder, "What was read")
-    from saerl_lib.encode.features import load_features
+    from saerl_lib.encode.store import load_features
 
     table = load_features(folder / "features.safetensors")
     assert table.z.shape == (45, 48) and not table.solved[7] and table.solved[0] and np.abs(table.z[0]).max() > 0
@@ -138,8 +139,8 @@ def test_an_sae_of_another_layer_is_told_from_its_own(tmp_path: Path) -> None:
     import torch
 
     from saerl_lib.config import EncoderConfig
-    from saerl_lib.encode.activations import token_vectors, truncate
-    from saerl_lib.encode.encoder import load_encoder
+    from saerl_lib.encode.language_model import token_vectors, truncate
+    from saerl_lib.encode.models import load_encoder
     from saerl_lib.encode.sae import train_sae
 
     samples = load_data(write_jsonl(tmp_path / "my.jsonl", rows(200)), LABELLED).samples
@@ -162,12 +163,12 @@ def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.Cap
         weights.write_bytes(weights.read_bytes()[:200])
         used = {"encoder": encoder_folder(), "sae": sae} | {name: bad}
         options = ["--encoder", str(used["encoder"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
-        assert __main__.main(["plan", "--data", source, *options]) == 1
+        assert cli.main(["plan", "--data", source, *options]) == 1
         assert f"{bad}: its weights cannot be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_data_are_judged_before_a_model_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saerl_lib.own.represent.open_reader", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr("saerl_lib.own.open_reader", lambda *_: pytest.fail("a model was opened"))
     config = replace(LABELLED, encoder=str(encoder_folder()), layer=3, sae="nowhere")
     assert "line 3" in fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", changed(level="x")), config)
 

@@ -21,15 +21,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib import __main__
+from saerl_lib import cli
+from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
-from saerl_lib.own import Fields, OwnConfig, load_data, plan_own_data
-from saerl_lib.own.arrange import Arranged, arrange, whole_batches
-from saerl_lib.own.caveats import caveats
-from saerl_lib.own.fit import Quality, fit_quality, properties_of
-from saerl_lib.own.represent import represent_text
-from saerl_lib.own.tables import score_table
+from saerl_lib.own import (
+    Arranged,
+    OwnConfig,
+    Quality,
+    arrange,
+    fit_quality,
+    load_data,
+    plan_own_data,
+    properties_of,
+    represent_text,
+    whole_batches,
+)
 from saerl_lib.plan.batch_plan import read_plan
+from saerl_lib.report.page import caveats, score_table
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
 LABELLED = replace(SMALL, fields=Fields(labels="level"))
@@ -410,7 +418,7 @@ def test_in_a_browser_hover_zoom_drag_cards_and_search_work(folder: Path, tmp_pa
 def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(70))
     common = ["plan", "--data", source, "--prompts-per-step", "8", "--clusters", "2"]
-    assert __main__.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) | {"seconds": 0} == {
         "read": 70, "planned": 64, "left_out": {"left over": 6}, "steps": 8, "seconds": 0
@@ -418,8 +426,8 @@ def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytes
     assert any(line.startswith("warning: Few labels") for line in out) and "not planned, left over: 6 (not_planned.csv)" in out
     chosen = json.loads((tmp_path / "a" / "run.json").read_text())["settings"]
     assert (chosen["clusters"], chosen["fields"]["labels"], chosen["label_range"]) == (2, "level", [1.0, 5.0])
-    assert __main__.main([*common, "--without-labels", "random", "--out", str(tmp_path / "b")]) == 0
-    assert __main__.main(["plan", "diff", str(tmp_path / "a" / "plan.parquet"), str(tmp_path / "b" / "plan.parquet")]) == 0
+    assert cli.main([*common, "--without-labels", "random", "--out", str(tmp_path / "b")]) == 0
+    assert cli.main(["plan", "diff", str(tmp_path / "a" / "plan.parquet"), str(tmp_path / "b" / "plan.parquet")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 64
 
 
@@ -434,12 +442,12 @@ def test_bad_commands_end_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], part: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert __main__.main(["plan", *options]) == 1
+    assert cli.main(["plan", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and part in error and "Traceback" not in error and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["own.arrange", "own.caveats", "report.page"])
+@pytest.mark.parametrize("name", ["own", "report.page"])
 def test_docstring_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
     assert found.failed == 0 and found.attempted > 0

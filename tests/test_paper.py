@@ -14,20 +14,30 @@ from pathlib import Path
 
 import pytest
 
-from saerl_lib import paths
-from saerl_lib.__main__ import main
+from saerl_lib import needs, paths
+from saerl_lib.cli import main
 from saerl_lib.config import UnknownProfileError, get_profile
+from saerl_lib.cost import (
+    OURS,
+    PAPER,
+    QWEN3_17B,
+    QWEN25_MATH_7B,
+    QWEN25_MATH_15B,
+    Assumptions,
+    PaperConfig,
+    activation_bytes_per_token,
+    adarft_hours,
+    encode_hours,
+    forward_flops_per_token,
+    gpus,
+    hours,
+    parameters,
+    sae_training_hours,
+    stages,
+    training_memory,
+)
 from saerl_lib.data.published import BENCHMARKS, TRAINING_DATA, HubData
-from saerl_lib.paper import command, machine
-from saerl_lib.paper.arithmetic import forward_flops_per_token, hours, parameters
-from saerl_lib.paper.assumptions import OURS, PAPER, Assumptions
-from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.estimate import adarft_hours, encode_hours, sae_training_hours, stages
-from saerl_lib.paper.hub import QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B
-from saerl_lib.paper.machine import Machine, parse_gpus, reachable
-from saerl_lib.paper.memory import activation_bytes_per_token, gpus, training_memory
-from saerl_lib.paper.needs import downloads, missing
-from saerl_lib.paper.plan import plan_text
+from saerl_lib.needs import Machine, downloads, missing, parse_gpus, plan_text, reachable
 
 BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, 8 * 10**9, False, None)
 FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, 10**12, True, None)
@@ -38,7 +48,7 @@ FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**1
 
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "look", lambda: BARE)
+    monkeypatch.setattr(needs, "look", lambda: BARE)
 
 
 def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,9 +97,11 @@ def test_plan_only_ignores_no_option(arguments: list[str], message: str, capsys:
 
 def test_plan_needs_the_standard_library_alone() -> None:
     code = (
-        "import sys\nfrom saerl_lib.paper import command, machine\nmachine.reachable = lambda seconds: False\n"
-        "assert command.main(['--profile', 'paper', '--plan-only']) == 0\n"
-        "assert command.main(['--profile', 'paper']) == 1 and command.main(['--profile', 'smoke', '--plan-only']) == 1\n"
+        "import sys\n"
+        "from saerl_lib import needs\n"
+        "needs.reachable = lambda seconds: False\n"
+        "assert needs.main(['--profile', 'paper', '--plan-only']) == 0\n"
+        "assert needs.main(['--profile', 'paper']) == 1 and needs.main(['--profile', 'smoke', '--plan-only']) == 1\n"
         "print([name for name in ('torch', 'pandas', 'numpy', 'datasets', 'safetensors') if name in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
@@ -103,10 +115,9 @@ def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
     (tmp_path / "run_all.sh").chmod(0o755)
     (tmp_path / "requirements.lock").write_text("saerl_probe==1.0\n")
-    (tmp_path / "saerl_lib" / "paper").mkdir()
-    for source in (paths.ROOT / "saerl_lib" / "paper").glob("*.py"):
-        (tmp_path / "saerl_lib" / "paper" / source.name).write_bytes(source.read_bytes())
-    (tmp_path / "saerl_lib" / "paper" / "machine.py").open("a").write("\nreachable = lambda seconds: False\n")
+    before, main = (paths.ROOT / "saerl_lib" / "cost.py").read_text(encoding="utf-8").split("if __name__ ==")
+    offline = "reachable = lambda seconds: False\n\n\nif __name__ =="
+    (tmp_path / "saerl_lib" / "cost.py").write_text(before + offline + main, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SAERL_", "PYTHON", "VIRTUAL"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     script = [str(tmp_path / "run_all.sh"), "--profile", "paper", "--plan-only"]
@@ -226,7 +237,7 @@ def test_training_memory_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["paper.arithmetic", "paper.assumptions", "paper.memory", "paper.machine", "paper.text"],
+    ["cost", "needs"],
 )  # fmt: skip
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
@@ -237,10 +248,10 @@ def test_doctests(name: str) -> None:
 
 
 def test_machine_is_looked_at_quickly_and_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine, "reachable", lambda seconds: False)
+    monkeypatch.setattr(needs, "reachable", lambda seconds: False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setenv("HF_TOKEN", "x")
-    found = machine.look()
+    found = needs.look()
     assert not found.hub_reachable and found.token_set and found.cache_disk_bytes > 0
 
 
@@ -255,9 +266,9 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path
     tool.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert machine.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
+    assert needs.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
     tool.write_text("#!/bin/sh\necho 'failed to initialize NVML'; exit 9\n")
-    assert machine.list_gpus() == () == parse_gpus("no devices, found\n")
+    assert needs.list_gpus() == () == parse_gpus("no devices, found\n")
 
 
 def test_the_disk_of_training_holds_what_train_keeps() -> None:

@@ -18,29 +18,24 @@ import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from saerl_lib.__main__ import main
+from saerl_lib import needs
 from saerl_lib.artifacts import Stage
-from saerl_lib.command_line import build_parser
+from saerl_lib.cli import build_parser, config_of, given, main
 from saerl_lib.config import sub_seed
+from saerl_lib.cost import PaperConfig
 from saerl_lib.data.answers import Checked, check_answers
 from saerl_lib.data.published import SETS
 from saerl_lib.data.sample import DataError, Sample, normalise, read_samples
 from saerl_lib.encode import parts
-from saerl_lib.encode.features import load_features
-from saerl_lib.export.follow import follow
-from saerl_lib.export.log import read_log
-from saerl_lib.paper import command
-from saerl_lib.paper.config import PaperConfig
-from saerl_lib.paper.path import data, encode, evaluate, places, train
-from saerl_lib.paper.path.home import STEPS, Home
-from saerl_lib.paper.path.ladder import trains
-from saerl_lib.paper.path.options import config_of, given
+from saerl_lib.encode.store import load_features
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
+from saerl_lib.plan.follow import follow, read_log
 from saerl_lib.properties.difficulty import cluster_corrections
 from saerl_lib.properties.probes import fit_ridge
 from saerl_lib.report.tables import read_table
-from saerl_lib.train import evaluate as judging
-from saerl_lib.train import sampler
+from saerl_lib.studies import paper, paper_runs
+from saerl_lib.studies.paper import STEPS, Home, trains
+from saerl_lib.train import policy, sampler
 from saerl_lib.train.run import read_run
 from tests import stand_ins as build
 from tests.test_paper import BARE, FULL
@@ -74,7 +69,7 @@ class Place:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
-            patch.setattr(judging, "check_answers", checked_once)
+            patch.setattr(policy, "check_answers", checked_once)
             code = main([*words, *self.options])
         return code, out.getvalue(), error.getvalue()
 
@@ -86,7 +81,7 @@ def make(root: Path, encoder: str, policy: str, sae: str, outside: int) -> Place
     sources = root / "sources"
     build.write_set(sources, "deepmath", rows)
     build.write_set(sources, "numinamath", others)
-    for name in evaluate.SETS:
+    for name in paper_runs.SETS:
         build.write_set(sources, name, build.benchmark_rows(name))
     if outside:
         shared = {"problem": others[0]["problem"], "answer": "2", "solution": "", "pass_rate": 0.5}
@@ -136,20 +131,19 @@ def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(whole: tup
     assert counts(place, "numinamath") == {"read": PARENT, "no answer to check": PARENT // 10}
     assert (counts(place, "labelled"), counts(place, "target")) == ({"kept": 32}, {"kept": TARGET + 1 - 32})
     trained = {s.prompt.lower() for s in read_samples(place.out / "plans" / "samples.parquet")}
-    asked = {s.prompt.lower() for name in evaluate.SETS for s in read_samples(place.out / "data" / f"eval_{name}.parquet")}
+    asked = {s.prompt.lower() for name in paper_runs.SETS for s in read_samples(place.out / "data" / f"eval_{name}.parquet")}
     assert not trained & asked and len(asked) == 12
 
 
 def test_features_are_those_of_encoding_directly(whole: tuple[Place, str]) -> None:
-    from saerl_lib.encode.pooling import pool_samples
-    from saerl_lib.encode.retain import choose_retained
-    from saerl_lib.encode.store import Store
+    from saerl_lib.encode.pool import pool_samples
+    from saerl_lib.encode.store import Store, choose_retained
 
     place, _ = whole
     config = config_of({"encoder_folder": str(place.root / "encoder"), "encoder_layer": 2, "sae_source": str(place.root / "sae"),
                         "retained_latents": 8})  # fmt: skip
     samples = read_samples(place.out / "data" / "target.parquet")
-    encoder = encode.open_reader(places.encoder_settings(config, place.root / "encoder"), [s.prompt for s in samples])
+    encoder = paper.open_reader(paper.encoder_settings(config, place.root / "encoder"), [s.prompt for s in samples])
     retained = choose_retained(Store(place.out / "parts" / "labelled", build.LATENTS), 8)
     table = load_features(place.out / "features" / "target.safetensors")
     np.testing.assert_allclose(table.z, pool_samples(samples, encoder, retained), atol=1e-5)
@@ -201,7 +195,7 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     attempts = [pd.read_parquet(path) for path in sorted(place.out.glob("evaluation-*/attempts.parquet"))]
     assert len(attempts) == 2 + 4 * 2, "the policy before training is evaluated once a seed"
     for frame in attempts:
-        assert frame.groupby("eval_set").size().to_dict() == dict.fromkeys(evaluate.SETS, 2 * ATTEMPTS)
+        assert frame.groupby("eval_set").size().to_dict() == dict.fromkeys(paper_runs.SETS, 2 * ATTEMPTS)
         assert not frame.duplicated(["eval_set", "sample_id", "attempt"]).any()
     everything = pd.concat(attempts)
     assert 0.1 < everything["correct"].mean() < 0.7 and set(everything["outcome"]) <= {"same", "compared", "no answer"}
@@ -212,7 +206,7 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"].tolist()
     assert start == pytest.approx([100 * first] * 2, rel=1e-4), "both arms start at the same evaluation"
     assert len(runs) == 4 * 3 and set(runs["completions"]) == {12 * ATTEMPTS}
-    assert {f"avg_{name}" for name in evaluate.SETS} | {"pass_aime24", "mean_with_pass", "mean_avg"} <= set(runs)
+    assert {f"avg_{name}" for name in paper_runs.SETS} | {"pass_aime24", "mean_with_pass", "mean_avg"} <= set(runs)
     assert runs[runs["step"] == 0]["entropy"].isna().all() and runs[runs["step"] > 0]["entropy"].gt(0).all()
     tables = place.out / "tables"
     assert len(read_table("study_targets", tables)) == 4 * 6 and len(read_table("training_curves", tables)) == 4 * 2
@@ -243,7 +237,7 @@ def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
 
 def test_a_second_run_computes_nothing(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
     place, first = whole
-    for owner, name in ((encode, "open_model"), (train, "train"), (evaluate, "GenerateSampler")):
+    for owner, name in ((paper, "open_model"), (paper_runs, "train"), (paper_runs, "GenerateSampler")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("computed again"))
     code, out, _ = place.run("run", "--profile", "paper")
     assert code == 0 and "computed" not in out and "trained" not in out
@@ -282,7 +276,7 @@ def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest
     assert code == 0 and [words[1:4] for words in lines] == [["-m", "saerl_lib", "train-job"]] * 2
     assert [read_run(Path(words[4])).train.loss for words in lines] == ["grpo", "dapo"]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", dies_second(train.train))
+        patch.setattr(paper_runs, "train", dies_second(paper_runs.train))
         assert stepwise.run("paper", "train")[0] == 130
     code, _, error = Place(stepwise.root, [*stepwise.options, "--launch", "true"]).run("paper", "train")
     assert code == 1 and "left no final weights" in error
@@ -321,7 +315,7 @@ def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(
     assert counts(stepwise, "prm800k") == {
         "read": RATED + 1, "step labels judge no solution (bad_problem)": 1, "beyond the number drawn": 3,
     }  # fmt: skip
-    samples = data.group(Stage("data", stepwise.out / "data", "", False), "rated")
+    samples = paper.group(Stage("data", stepwise.out / "data", "", False), "rated")
     sizes = pd.Series([normalise(s.prompt) for s in samples]).value_counts()
     assert (sizes == 3).all(), "what is left out is one whole question, the last by its hash"
     rows = pd.read_csv(stepwise.out / "tables" / "solutions.csv")
@@ -348,11 +342,11 @@ def test_cut_samples_are_counted(stepwise: Place) -> None:
 
 
 def test_what_a_gpu_encoded_is_planned_without_one(stepwise: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, elsewhere = places.precisions(PaperConfig())
-    monkeypatch.setattr(encode, "precisions", lambda config: (elsewhere, here))
+    here, elsewhere = paper.precisions(PaperConfig())
+    monkeypatch.setattr(paper, "precisions", lambda config: (elsewhere, here))
     code, _, error = stepwise.run("paper", "plan")
     assert code == 0, error
-    monkeypatch.setattr(encode, "precisions", lambda config: (elsewhere, places.Precision("cuda", True)))
+    monkeypatch.setattr(paper, "precisions", lambda config: (elsewhere, paper.Precision("cuda", True)))
     code, _, error = stepwise.run("paper", "plan")
     assert code == 1 and "run `python -m saerl_lib paper encode`" in error, "parts of two precisions are never mixed"
 
@@ -362,8 +356,8 @@ def test_encoding_takes_the_gpu_where_there_is_one(whole: tuple[Place, str], mon
     config = config_of({"sae_source": str(place.root / "sae"), "bf16": True})
     for there, expected in ((True, ("cuda", True)), (False, ("cpu", False))):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
-        own = places.encoder_settings(config, place.root / "encoder")
-        assert (own.device, own.bf16) == expected == dataclasses.astuple(places.precisions(config)[0])
+        own = paper.encoder_settings(config, place.root / "encoder")
+        assert (own.device, own.bf16) == expected == dataclasses.astuple(paper.precisions(config)[0])
 
 
 def test_an_sae_of_another_model_is_an_error(stepwise: Place, tmp_path: Path) -> None:
@@ -403,9 +397,9 @@ def test_other_options_make_other_stages_and_keep_earlier_runs(
     other = dataclasses.replace(read_run(first), key="other", folder=first.with_name("grpo-seed0-other"))
     with monkeypatch.context() as patch:
         patch.setenv("SAERL_HOME", str(stepwise.root / "home"))
-        patch.setattr(evaluate, "GenerateSampler", Silent)
+        patch.setattr(paper_runs, "GenerateSampler", Silent)
         home = Home(dataclasses.replace(config, policy=str(tmp_path / "policy")), frozenset({"evaluate"}))
-        evaluated = evaluate.evaluate_runs(home, data.data_stage(home), [other])
+        evaluated = paper_runs.evaluate_runs(home, paper.data_stage(home), [other])
     assert len(evaluated) == 1 + 2 and all(stage.computed for stage in evaluated)
     assert {path: (path / "manifest.json").read_text() for path in before} == before, "those of the earlier policy and runs stay"
 
@@ -430,18 +424,18 @@ def test_without_stand_ins_the_machine_is_asked(
     whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     place, _ = whole
-    monkeypatch.setattr(command, "look", lambda: BARE)
+    monkeypatch.setattr(needs, "look", lambda: BARE)
     code, out, error = Place(tmp_path, ["--policy", str(place.root / "policy")]).run("run", "--profile", "paper")
     assert code == 1 and "not given: --sources, --encoder, --sae\n" in error and "--plan-only" in error
     assert "  - network:" in out and "  - GPU:" in out and "--revision SET=HASH for amc23, minerva, olympiadbench" in out
     assert not (tmp_path / "home").exists()
     said: list[str] = []
     pinned = PaperConfig(revisions=tuple((name, "0" * 40) for name in ("amc23", "minerva", "olympiadbench")))
-    monkeypatch.setattr(command, "look", lambda: FULL)
-    command.require_machine(pinned, said.append)
+    monkeypatch.setattr(needs, "look", lambda: FULL)
+    needs.require_machine(pinned, said.append)
     assert "Stages (hours" in said[0]
     with pytest.raises(ValueError, match="this machine lacks"):
-        command.require_machine(PaperConfig(), said.append)
+        needs.require_machine(PaperConfig(), said.append)
 
 
 def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -455,7 +449,7 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     config = PaperConfig(policy="Qwen/Qwen2.5-Math-7B")
-    assert places.model_folder(places.policy_model(config), "--policy") == tmp_path
+    assert paper.model_folder(paper.policy_model(config), "--policy") == tmp_path
     assert asked[0]["name"] == config.policy and len(asked[0]["revision"]) == 40
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked[0]["allow_patterns"])
 
@@ -464,12 +458,12 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(DataError, match="HF_HUB_OFFLINE=0.*--policy FOLDER"):
-        places.model_folder(places.policy_model(config), "--policy")
+        paper.model_folder(paper.policy_model(config), "--policy")
     with pytest.raises(DataError, match="amc23, minerva, olympiadbench"):
-        places.sets_to_read(PaperConfig())
+        paper.sets_to_read(PaperConfig())
     with pytest.raises(DataError, match="train the SAE first"):
-        places.sae_name(PaperConfig(sae="trained"))
-    assert places.sae_name(PaperConfig()) == "saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27"
+        paper.sae_name(PaperConfig(sae="trained"))
+    assert paper.sae_name(PaperConfig()) == "saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27"
 
 
 def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tmp_path: Path) -> None:
@@ -504,8 +498,8 @@ def test_a_set_that_leaves_nothing_is_an_error_of_the_data(whole: tuple[Place, s
 def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = build.deepscaler_rows(40)
     bare = [{k: v for k, v in row.items() if k != "pass_rate" or i % 2} for i, row in enumerate(rows)]
-    monkeypatch.setattr(data, "published_rows", lambda source: iter(bare))
-    found = data.Rows(PaperConfig(sources="unused"))
+    monkeypatch.setattr(paper, "published_rows", lambda source: iter(bare))
+    found = paper.Rows(PaperConfig(sources="unused"))
     drawn = found.drawn("deepscaler", 12, with_label=True)
     assert len(drawn) == 12 and all(np.isfinite(sample.difficulty) for sample in drawn)
     assert found.counts["deepscaler", "no difficulty label"] == 20 and found.counts["deepscaler", "beyond the number drawn"] == 8
@@ -514,12 +508,13 @@ def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> 
 def test_repeated_ids_are_counted_by_row() -> None:
     samples = [Sample(name, "p", ("s",), "1") for name in ("a", "b", "b", "b", "c", "c")]
     with pytest.raises(DataError, match="target: id 'b' is given to 3 rows, and 1 more ids occur several times"):
-        data._require_distinct("target", samples)
+        paper._require_distinct("target", samples)
 
 
 def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes, clusters and plans read settings that no option names; their keys hold them."""
-    from saerl_lib.paper.path import fit, plan
+    from saerl_lib.studies import paper as fit
+    from saerl_lib.studies import paper as plan
 
     asked: list[dict] = []
 
@@ -563,7 +558,7 @@ def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
 
 
-@pytest.mark.parametrize("name", ["paper.path.home"])
+@pytest.mark.parametrize("name", ["studies.paper"])
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
     assert result.attempted > 0 and result.failed == 0
@@ -571,7 +566,7 @@ def test_doctests(name: str) -> None:
 
 def test_attempts_are_judged_within_their_time() -> None:
     pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3"), ("9^{9^{9^9}}", "1"), ("0.5", "\\frac{1}{2}")]
-    frame = judging.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    frame = policy.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
     assert frame["correct"].tolist() == [True, True, False, False, False, True]
     assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared", "overran", "compared"]
 
@@ -579,11 +574,11 @@ def test_attempts_are_judged_within_their_time() -> None:
 def test_the_papers_values_are_the_defaults() -> None:
     config = config_of({})
     assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
-    settings = train.settings_of(config, "saerl_dapo")
+    settings = paper_runs.settings_of(config, "saerl_dapo")
     assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
     assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
     assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
-    assert set(evaluate.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
+    assert set(paper_runs.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
 
 
 def test_arms_that_choose_as_they_learn_are_measured_and_trained(

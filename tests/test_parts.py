@@ -20,18 +20,17 @@ import pytest
 import torch
 from killing import below, processes
 
-from saerl_lib import __main__
+from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
 from saerl_lib.config import EncoderConfig
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
-from saerl_lib.encode.encoder import ENCODER, encoder_folder
-from saerl_lib.encode.features import load_features
-from saerl_lib.encode.models import ReaderSpec, open_reader
+from saerl_lib.encode.language_model import sample_spans
+from saerl_lib.encode.models import ENCODER, ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
-from saerl_lib.encode.pooling import pool_samples
+from saerl_lib.encode.pool import pool_samples
 from saerl_lib.encode.sae import train_sae
-from saerl_lib.encode.spans import sample_spans
+from saerl_lib.encode.store import load_features
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""
@@ -306,7 +305,7 @@ def records(n: int = 60) -> list[dict[str, Any]]:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     capsys.readouterr()
-    code = __main__.main(list(words))
+    code = cli.main(list(words))
     return code, *capsys.readouterr()
 
 
@@ -324,7 +323,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
     assert file_sha256(tmp_path / "two" / shard(0)) == file_sha256(tmp_path / "stored" / shard(0)), "files are one list"
     usual = ["plan", "--data", source, "--prompts-per-step", "16", "--out"]
     assert run(capsys, *usual, str(tmp_path / "direct"), *model)[0] == 0
-    monkeypatch.setattr("saerl_lib.own.represent.open_reader", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr("saerl_lib.own.open_reader", lambda *_: pytest.fail("a model was opened"))
     assert run(capsys, *usual, str(tmp_path / "plan"), "--features", folder)[0] == 0
     z = [load_features(tmp_path / name / "features.safetensors").z for name in ("direct", "plan")]
     np.testing.assert_array_equal(*z)

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.__main__ import main
-from saerl_lib.bench import plan as bench
+from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import ORDERS, BatchPlan, PlanError, batch_plan, build_plan, curriculum, mixing, orders
-from saerl_lib.plan.batch_plan import COLUMNS, plan_hash, read_plan, rows_of, validate, write_plan
+from saerl_lib.plan import batch_plan, curriculum, mixing, orders
+from saerl_lib.plan.batch_plan import COLUMNS, BatchPlan, PlanError, plan_hash, read_plan, rows_of, validate, write_plan
 from saerl_lib.plan.curriculum import Batches, cluster_first
 from saerl_lib.plan.mixing import mix_tails
+from saerl_lib.plan.orders import ORDERS, build_plan
+from saerl_lib.studies import bench
 
 
 def config(b: int, h: int = 0, window: int = 100, difficulty: float = 1e9, length: float = 1.0) -> PlanConfig:

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.__main__ import main
+from saerl_lib.cli import main
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, PropertyConfig
-from saerl_lib.plan import build_plan, write_plan
-from saerl_lib.plan.batch_plan import BatchPlan, has_moved, plan_diff
+from saerl_lib.plan.batch_plan import BatchPlan, has_moved, plan_diff, write_plan
 from saerl_lib.plan.curriculum import cluster_first, stage_of_batch
-from saerl_lib.plan.sensitivity import changed_values
+from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import fit_clusters, pairwise_ari, stability_row
-from saerl_lib.properties.label_curve import curve_sizes, nested_subsets
+from saerl_lib.studies.sensitivity import changed_values, curve_sizes, nested_subsets
 
 DOZEN = [f"s{i:02d}" for i in range(12)]
 CLUSTERS = np.array([0] * 7 + [1] * 5)

@@ -10,16 +10,24 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from saerl_lib import paths, properties
+from saerl_lib import paths
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import LabelledSet, Sample, split_by_hash
 from saerl_lib.properties import probes
-from saerl_lib.properties.ladder import block_sets, empty_row, ladder, predict, text_sets
-from saerl_lib.properties.probes import Task, fit_tfidf
-from saerl_lib.properties.scores import baseline, interval, metric, task_rows
-from saerl_lib.properties.tasks import labelled_task, tasks_of_file, world_tasks
+from saerl_lib.properties.probes import (
+    Task,
+    baseline,
+    fit_tfidf,
+    interval,
+    labelled_task,
+    metric,
+    task_rows,
+    tasks_of_file,
+    world_tasks,
+)
 from saerl_lib.report.statistics import bootstrap_interval
+from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
 
@@ -54,7 +62,7 @@ def test_elastic_net_finds_the_order_in_dense_and_sparse_features() -> None:
     y = 2 * x[:, 0] - x[:, 1] + 0.1 * rng.normal(size=400)
     for kind in (np.asarray, sparse.csr_matrix):
         fitted = probes.fit_elastic_net(kind(x[:200]), y[:200], CONFIG, 0, probe=True)
-        assert properties.correlation("spearman", fitted.predict(kind(x[200:])), y[200:]) > 0.98
+        assert probes.correlation("spearman", fitted.predict(kind(x[200:])), y[200:]) > 0.98
 
 
 def test_probes_look_further_down_the_penalty_path_than_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +269,7 @@ def test_too_few_samples_are_refused() -> None:
 
 
 def test_world_tasks_follow_the_papers_tables() -> None:
-    from saerl_lib.data.splits import draw_world
+    from saerl_lib.world.sources import draw_world
 
     splits = draw_world(get_profile("smoke").world)
     tasks = world_tasks(splits)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.command_line import build_parser
+from saerl_lib.cli import build_parser
 from saerl_lib.report.tables import BLOCKS, read_table, write_documents
 
 DOCUMENTS = {p: p.read_text(encoding="utf-8") for p in (paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md")))}

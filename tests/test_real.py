@@ -13,10 +13,10 @@ from saerl_lib import paths
 from saerl_lib.config import get_profile
 from saerl_lib.data.published import corpus_texts, evaluation_keys, load_labelled
 from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
-from saerl_lib.encode import kinds_stage, real_stage
-from saerl_lib.encode.spans import Layout
-from saerl_lib.properties.ladder import overlap_table
-from saerl_lib.properties.tasks import real_tasks
+from saerl_lib.encode.language_model import Layout
+from saerl_lib.properties.probes import real_tasks
+from saerl_lib.studies.ladder import overlap_table
+from saerl_lib.world import stages
 
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
@@ -69,15 +69,15 @@ def test_no_model_reads_a_question_that_a_probe_is_tested_on(tmp_path: Path, mon
     profile = get_profile("smoke")
     texts: list[str] = []
     monkeypatch.setattr(
-        real_stage, "train_text_model", lambda given, _, folder, __: texts.extend(given) or folder.mkdir() or [1.0]
+        stages, "train_text_model", lambda given, _, folder, __: texts.extend(given) or folder.mkdir() or [1.0]
     )
-    real_stage.text_model_stage(profile)
+    stages.text_model_stage(profile)
     read: list[Sample] = []
     monkeypatch.setattr(
-        kinds_stage, "token_vectors", lambda samples, *_: read.extend(samples) or iter([torch.zeros(len(samples), 4)])
+        stages, "token_vectors", lambda samples, *_: read.extend(samples) or iter([torch.zeros(len(samples), 4)])
     )
-    kinds_stage.collect_text_vectors(None, None, profile.method.text_sae, profile.method, Layout(), 0)
-    tested = {s.prompt for t in real_tasks(real_stage.load_set, profile.method, real_stage.held_out_keys()) for s in t.test}
+    stages.collect_text_vectors(None, None, profile.method.text_sae, profile.method, Layout(), 0)
+    tested = {s.prompt for t in real_tasks(stages.load_set, profile.method, stages.held_out_keys()) for s in t.test}
     assert len(tested) > 100 and {s.prompt for s in read} == {t.split("\n")[0] for t in texts}
     assert len(texts) > 150 and not tested & {s.prompt for s in read}
 

@@ -19,22 +19,39 @@ from transformers import BertConfig, BertModel
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.data.splits import draw_world
-from saerl_lib.encode import sparse
-from saerl_lib.encode.activations import activations, truncate
-from saerl_lib.encode.encoder import ENCODER, load_encoder
-from saerl_lib.encode.features import encode_samples
-from saerl_lib.encode.influence import hooked_gradient
-from saerl_lib.encode.metadata import FEATURES, FORMULAS, formula_table, metadata_features
-from saerl_lib.encode.pooling import Encoder, pool_on_device, pool_samples, pool_triples
+from saerl_lib.encode import pool
+from saerl_lib.encode.language_model import Layout, activations, pack, sample_spans, token_batches, truncate
+from saerl_lib.encode.models import ENCODER, load_encoder
+from saerl_lib.encode.pool import (
+    CHUNK_ELEMENTS,
+    FEATURES,
+    FORMULAS,
+    Encoder,
+    SparseLatents,
+    Triples,
+    encode_all,
+    find_retained,
+    formula_table,
+    metadata_features,
+    pool_on_device,
+    pool_samples,
+    pool_triples,
+)
 from saerl_lib.encode.readers import pool_dense
-from saerl_lib.encode.retain import RULES, choose_retained, latent_statistics
-from saerl_lib.encode.sae import KINDS, SAEGateError, load_sae, train_sae
-from saerl_lib.encode.sources import load_opensae, open_sae_source
-from saerl_lib.encode.spans import Layout, pack, sample_spans, token_batches
-from saerl_lib.encode.sparse import CHUNK_ELEMENTS, SparseLatents, Triples, encode_all, find_retained
-from saerl_lib.encode.store import Store, write_store
-from saerl_lib.encode.topk import GROUP, WIDE, _of_best_groups, topk_entries
+from saerl_lib.encode.sae import (
+    GROUP,
+    KINDS,
+    WIDE,
+    SAEGateError,
+    _of_best_groups,
+    load_opensae,
+    load_sae,
+    open_sae_source,
+    topk_entries,
+    train_sae,
+)
+from saerl_lib.encode.store import RULES, Store, choose_retained, encode_samples, hooked_gradient, latent_statistics, write_store
+from saerl_lib.world.sources import draw_world
 
 WIDTH = ENCODER.width
 
@@ -85,8 +102,8 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
 def test_no_chunk_is_left_with_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of one row takes another kernel than the rest, with other last digits."""
     sae, sizes = random_sae("topk"), []
-    whole = sparse.topk_entries
-    monkeypatch.setattr(sparse, "topk_entries", lambda hidden, k: sizes.append(len(hidden)) or whole(hidden, k))
+    whole = pool.topk_entries
+    monkeypatch.setattr(pool, "topk_entries", lambda hidden, k: sizes.append(len(hidden)) or whole(hidden, k))
     most = CHUNK_ELEMENTS["cpu"] // 512
     for n in (most - 1, most + 1, 3 * most + 2):
         sizes.clear()

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from saerl_lib import paths
-from saerl_lib.data.rebuild import rebuild_policy
 from saerl_lib.data.sample import Sample
-from saerl_lib.rl.base_rates import REFERENCE_SHARES, reference_shares
-from saerl_lib.rl.calibrate import fit_weights
+from saerl_lib.studies.world_check import fit_weights
 from saerl_lib.train.policy import POLICIES, load_policy, policy_folder
 from saerl_lib.train.sampler import GroupSampler, correct_attempts, sample_groups
+from saerl_lib.world.gates import REFERENCE_SHARES, reference_shares
+from saerl_lib.world.sources import rebuild_policy
 
 
 def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:

@@ -22,7 +22,7 @@ from saerl_lib.data.answers import Checked, check_answers, read_final_answer
 from saerl_lib.data.published import READERS, SETS, HubData, learnability, load_labelled, prm800k, published_rows
 from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.text_stream import documents, require_sources
+from saerl_lib.encode.sae import documents, require_sources
 
 LABELLED = Fields(labels="level")
 TEXTS = [f"The sum of {i} and {i} is\n{2 * i}." for i in range(30)]
@@ -54,9 +54,9 @@ def fails(source: str, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["answers", "published", "sample"])
+@pytest.mark.parametrize("name", ["data.answers", "data.published", "data.sample"])
 def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.data.{name}"))
+    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
     assert result.attempted > 0 and result.failed == 0
 
 

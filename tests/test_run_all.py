@@ -12,11 +12,23 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from saerl_lib import paths, runner
-from saerl_lib.__main__ import main
+from saerl_lib import notebooks, paths
+from saerl_lib.cli import main
 from saerl_lib.execution import ENVIRONMENT, embed_figures, ended_early
-from saerl_lib.notebooks import NOTEBOOKS, Notebook, UserError, find, output_files, select
-from saerl_lib.runner import RunOptions, alone, duration, prepare_folders, read_record, run
+from saerl_lib.notebooks import (
+    NOTEBOOKS,
+    Notebook,
+    RunOptions,
+    UserError,
+    alone,
+    duration,
+    find,
+    output_files,
+    prepare_folders,
+    read_record,
+    run,
+    select,
+)
 
 PARAMETERS = 'profile = "laptop"\nseed = 0\nseeds = 0'
 WRITE = """from pathlib import Path
@@ -93,25 +105,25 @@ def test_altered_output_runs_its_notebook_and_what_reads_it_alone_if_contents_di
 def reasons(lab: Lab, **options: object) -> dict[str, list[str]]:
     """Why each notebook of the lab would run now, without running it."""
     given = RunOptions(**{"profile": "smoke", **options})
-    profile = runner.get_profile(given.profile, given.seeds, given.seed)
-    known = runner.definitions(lab.registry, profile, lab.folder)
+    profile = notebooks.get_profile(given.profile, given.seeds, given.seed)
+    known = notebooks.definitions(lab.registry, profile, lab.folder)
     found = {}
     for notebook in lab.registry:
-        parts = runner.current_parts(notebook, known, lab.registry, "smoke")
-        found[notebook.number] = runner.reasons_to_run(notebook, parts, read_record(notebook, "smoke"), "smoke")
+        parts = notebooks.current_parts(notebook, known, lab.registry, "smoke")
+        found[notebook.number] = notebooks.reasons_to_run(notebook, parts, read_record(notebook, "smoke"), "smoke")
     return found
 
 
 def record_as_done(lab: Lab) -> None:
     """Write the outputs and the records that a run of the lab would leave, without a kernel."""
-    known = runner.definitions(lab.registry, runner.get_profile("smoke"), lab.folder)
+    known = notebooks.definitions(lab.registry, notebooks.get_profile("smoke"), lab.folder)
     for notebook in lab.registry:
         for path in (path for name in notebook.outputs for path in output_files(name, "smoke")):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"outputs": {}}))
-        parts = runner.current_parts(notebook, known, lab.registry, "smoke")
-        hashes = {name: runner.output_hash(name, "smoke") or "" for name in notebook.outputs}
-        runner.write_record(notebook, "smoke", runner.Record(parts, hashes, 1.0))
+        parts = notebooks.current_parts(notebook, known, lab.registry, "smoke")
+        hashes = {name: notebooks.output_hash(name, "smoke") or "" for name in notebook.outputs}
+        notebooks.write_record(notebook, "smoke", notebooks.Record(parts, hashes, 1.0))
 
 
 def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +133,10 @@ def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: py
     assert reasons(lab, seeds=3)["00"] == ["config changed"]
     assert reasons(lab, seed=1)["01"] == ["config changed", "inputs changed"]
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "notebook_code", lambda path: "other")
+        patch.setattr(notebooks, "notebook_code", lambda path: "other")
         assert reasons(lab)["00"] == ["code changed"]
     (lab.folder.parent / "lock").write_text("x==1\n")
-    monkeypatch.setattr(runner, "LOCK", lab.folder.parent / "lock")
+    monkeypatch.setattr(notebooks, "LOCK", lab.folder.parent / "lock")
     assert reasons(lab)["00"] == ["packages changed"]
 
 
@@ -150,9 +162,9 @@ def test_a_stage_is_checked_down_to_its_files(lab: Lab, saerl_home: Path) -> Non
     notebook = lab.registry[0]
     record = read_record(notebook, "smoke")
     assert record is not None
-    whole = replace(record, outputs={"stage:world": runner.output_hash("stage:world", "smoke") or ""})
+    whole = replace(record, outputs={"stage:world": notebooks.output_hash("stage:world", "smoke") or ""})
     (folder / "a.txt").write_text("tampered")
-    assert runner.reasons_to_run(notebook, record.parts, whole, "smoke") == ["stage:world was altered"]
+    assert notebooks.reasons_to_run(notebook, record.parts, whole, "smoke") == ["stage:world was altered"]
 
 
 def test_a_notebook_of_tables_alone_ignores_the_configuration(lab: Lab, saerl_home: Path) -> None:

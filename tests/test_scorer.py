@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import clusters, correlation, quality, real_study, tasks
+from saerl_lib.properties import clusters, probes, quality
+from saerl_lib.properties.probes import correlation
 from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources
+from saerl_lib.studies import real
 
 CONFIG = PropertyConfig(clusters=3, elastic_net_alphas=8, shrinkage_tau=10.0)
 COLUMNS = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality", "kept"]
@@ -37,7 +39,7 @@ def fitted() -> tuple[Scorer, Columns, np.ndarray]:
     return fit_scorer(pool, labelled, labels, rated_sources(labelled, other), CONFIG, 7), pool, truth
 
 
-@pytest.mark.parametrize("module", [clusters, quality, real_study, tasks], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [clusters, quality, real, probes], ids=lambda m: m.__name__)
 def test_docstring_examples(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

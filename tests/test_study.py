@@ -14,19 +14,19 @@ from sample_tables import run_tables
 from saerl_lib import paths
 from saerl_lib.config import get_profile
 from saerl_lib.report import study
-from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, planned_seeds, study_claims
-from saerl_lib.report.figures import FIGURES
+from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, study_claims
 from saerl_lib.report.figures_studies import gaps
+from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.statistics import compare
-from saerl_lib.report.study import MIXING, final_differences, final_values, outcome_values, outcomes
+from saerl_lib.report.study import MIXING, final_differences, final_values, outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.rl.gates import gate_row
-from saerl_lib.rl.reserved import order_gates
-from saerl_lib.study import results as study_results
-from saerl_lib.study.results import PROBLEMS, TABLES, compact, study_tables
+from saerl_lib.studies import results as studies_results
+from saerl_lib.studies.results import PROBLEMS, TABLES, compact, study_tables
+from saerl_lib.studies.world_check import order_gates
 from saerl_lib.train.arms import all_arms
-from saerl_lib.train.evaluate import final_outcome
+from saerl_lib.train.policy import final_outcome
 from saerl_lib.train.run import write_table
+from saerl_lib.world.gates import gate_row
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
@@ -164,13 +164,13 @@ def test_the_tables_can_be_written_again_from_the_committed_runs(tmp_path: Path)
     profile = get_profile("study")
     profile = replace(profile, pool_samples=30 * 32, world=replace(profile.world, eval_problems_small=SMALL))
     made = results({"grpo": 0.0, "saerl_grpo": 0.05, "minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1})
-    sizes = study_results.sizes_of(profile)
+    sizes = studies_results.sizes_of(profile)
     for name, table in study_tables(made, SMALL, profile.steps, sizes, DIVERSITY, PLANS, 32).items():
         write_csv(table, name, tmp_path)
     write_table(compact(made["evaluations"]), tmp_path / PROBLEMS)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
     (tmp_path / "study_comparisons.csv").unlink()
-    study_results.rewrite_tables(profile, tmp_path)
+    studies_results.rewrite_tables(profile, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
 
 

@@ -11,7 +11,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.plan.batch_plan import make_pool, plan_of
 from saerl_lib.report.tables import read_table
-from saerl_lib.study.plans import COLUMNS, facts
+from saerl_lib.studies.results import COLUMNS, facts
 from saerl_lib.train.arms import ArmPool
 
 

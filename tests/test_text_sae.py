@@ -12,13 +12,11 @@ import pytest
 import stand_ins as build
 import torch
 
-from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.encode.activations import CutModel
+from saerl_lib.cli import main
+from saerl_lib.encode.language_model import CutModel
 from saerl_lib.encode.models import open_decoder
-from saerl_lib.encode.sae import load_sae
-from saerl_lib.encode.text_sae import TextSAEConfig, train_text_sae
-from saerl_lib.encode.text_stream import VectorStream, blocks, documents
+from saerl_lib.encode.sae import TextSAEConfig, VectorStream, blocks, documents, load_sae, train_text_sae
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
 SMALL = TextSAEConfig(

@@ -20,24 +20,20 @@ import torch
 from killing import until
 
 from saerl_lib import paths
-from saerl_lib.__main__ import main
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.command_line import build_parser
+from saerl_lib.cli import build_parser, main, plan_run
 from saerl_lib.config import PlanConfig, TrainConfig
+from saerl_lib.cost import SELECTORS
 from saerl_lib.data.sample import write_samples
-from saerl_lib.data.world import draw_split, target_weights
-from saerl_lib.export.follow import follow
-from saerl_lib.export.log import append_rows, read_log, read_rows
-from saerl_lib.paper.replacements import SELECTORS
 from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
+from saerl_lib.plan.follow import append_rows, follow, read_log, read_rows
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.train import run as runs
+from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
-from saerl_lib.train.arms import find_arm
+from saerl_lib.train.arms import difficulty, find_arm, moved
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, read_run, run_samples, train
-from saerl_lib.train.selectors import difficulty, moved
-from saerl_lib.train_command import plan_run
+from saerl_lib.world.sources import draw_split, target_weights
 
 B, G, STEPS = 4, 4, 3
 TRAIN = TrainConfig(
@@ -89,7 +85,7 @@ def test_the_command_trains_on_the_plan_once(
     assert curve["step"].tolist() == [1, 2, 3] and curve[["reward_mean", "entropy", "loss"]].notna().all(axis=None)
     assert not (out / "checkpoints").exists() and [p.name for p in out.glob("*.jsonl")] == ["times.jsonl"]
 
-    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(train_run, "_train", lambda *_: pytest.fail("trained again"))
     assert main(words(files, out, "--keep-every", "2", "--loss", "dapo")) == 0, "a finished run is found"
     assert main(words(files, out, "--loss", "grpo")) == 1
     assert "holds a run of another plan, policy, setting or version of the code: choose another folder" in capsys.readouterr().err
@@ -221,7 +217,7 @@ def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, m
     with pytest.raises(PlanError, match="none.parquet is missing"):
         plan_run(tmp_path / "none.parquet", None, str(FOLDER), tmp_path, TRAIN)
     with pytest.raises(ArtifactError, match="engine 'packed' trains in one process"):
-        runs.prepare(a_run(files, tmp_path, engine="packed"), 0, 2)
+        train_run.prepare(a_run(files, tmp_path, engine="packed"), 0, 2)
 
 
 def test_weights_that_would_not_be_saved_whole_are_refused(tmp_path: Path) -> None:
@@ -249,15 +245,15 @@ def test_weights_that_would_not_be_saved_whole_are_refused(tmp_path: Path) -> No
 def test_a_broken_checkpoint_is_passed_over_and_removed_later(files: Path, tmp_path: Path) -> None:
     run = replace(a_run(files, tmp_path), steps=10)
     checkpoints = tmp_path / "checkpoints"
-    assert runs.resume_point(run) is None
+    assert train_run.resume_point(run) is None
     for step, state in ((8, "{}"), (9, "{}"), (10, "{}"), (15, '{"epoch": 0.'), (16, None)):
         (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
         if state is not None:
             (checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert runs.resume_point(run) == checkpoints / "checkpoint-9", "behind the last step there is none to end the run with"
+    assert train_run.resume_point(run) == checkpoints / "checkpoint-9", "behind the last step there is none to end the run with"
     append_rows(tmp_path / "rollouts-000.jsonl", [{"step": 1 + i // 18, "round": 0, "row": i % 18} for i in range(162)])
-    assert runs.resume_point(run) == checkpoints / "checkpoint-8", "dynamic sampling had spent the budget at step 9"
-    runs.remove_broken_checkpoints(checkpoints)
+    assert train_run.resume_point(run) == checkpoints / "checkpoint-8", "dynamic sampling had spent the budget at step 9"
+    train_run.remove_broken_checkpoints(checkpoints)
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-8", "checkpoint-9"]
 
 
@@ -271,7 +267,7 @@ def test_a_run_killed_behind_its_last_step_is_only_concluded(
     (tmp_path / "checkpoints").mkdir()
     state = {"log_history": [{"step": s, "reward": 0.5, "loss": 0.1} for s in (1, 2, 3)] + [{"step": 3, "train_runtime": 1}]}
     (tmp_path / "checkpoints" / "trainer_state.json").write_text(json.dumps(state))
-    monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(train_run, "_train", lambda *_: pytest.fail("trained again"))
     train(run)
     assert run.finished and len(pd.read_parquet(tmp_path / "curve.parquet")) == STEPS
     assert json.loads((tmp_path / "done.json").read_text())["seconds"] == {"training": 1.5, "evaluation": 0.5}
@@ -290,5 +286,5 @@ def test_the_key_holds_what_decides_and_not_where_it_lies(files: Path, tmp_path:
             plan_run(files / "plan.parquet", None, str(FOLDER), tmp_path, TRAIN, steps=2).key,
             plan_run(files / "plan.parquet", None, str(FOLDER), tmp_path, TRAIN, seed=1).key}  # fmt: skip
     assert len(keys) == 5
-    runs.write_run(run)
+    train_run.write_run(run)
     assert read_run(run.folder) == run

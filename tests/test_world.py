@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 
 from saerl_lib.config import WORLD_VERSION, WorldConfig, get_profile
 from saerl_lib.data.answers import equivalent, read_answer, reward
-from saerl_lib.data.families import FAMILIES
-from saerl_lib.data.families.base import LEVELS
-from saerl_lib.data.gates import guess_rate, met, single_token_accuracy
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
-from saerl_lib.data.skills import SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, learner_rates
-from saerl_lib.data.splits import EVAL_SETS, draw_world
-from saerl_lib.data.world import draw_sample, source_weights, step_labels
+from saerl_lib.world.gates import guess_rate, met, single_token_accuracy
+from saerl_lib.world.problems import FAMILIES, LEVELS, SCHOOL_WEIGHT, SLIP_RATE, Solver, difficulty, learner_rates
+from saerl_lib.world.sources import EVAL_SETS, draw_sample, draw_world, source_weights, step_labels
 
 FROZEN = "f68dd83a253e5815"
 

@@ -1,1 +1,1 @@
-
+"""Problems as rows: read, judged, split, published sets, and their answers checked."""

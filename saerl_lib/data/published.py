@@ -21,16 +21,7 @@ import numpy as np
 
 from saerl_lib.config import MethodConfig
 from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
-from saerl_lib.data.sample import (
-    DataError,
-    Dropped,
-    LabelledSet,
-    Sample,
-    Split,
-    lines,
-    split_by_hash,
-    without,
-)
+from saerl_lib.data.sample import DataError, Dropped, LabelledSet, Sample, Split, lines, split_by_hash, without
 
 # Files of labelled problems.
 

@@ -1,4 +1,11 @@
-"""Readers of texts: any Hugging Face model cut at a layer, with the SAE of its residual stream there."""
+"""Readers of texts: any Hugging Face model cut at a layer, with the SAE of its residual stream there.
+
+The encoder of the embedded world: a small LM of its own that reads the data and never trains.
+
+It has another tokenizer, width and seed than the policy and a broader corpus (worked problems, comparisons,
+counting; `saerl_lib.world.sources`), which leaves out `HELD_OUT` leaf families and shares no prompt with any split of
+the world. `all_families=True` builds the control that saw every family.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +18,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from saerl_lib.artifacts import file_sha256
-from saerl_lib.encode.activations import CutModel, truncate
-from saerl_lib.encode.device import pick_device, place, place_model
-from saerl_lib.encode.pooling import Encoder
-from saerl_lib.encode.sources import open_sae_source
-from saerl_lib.encode.spans import Layout
+from saerl_lib import paths
+from saerl_lib.artifacts import Stage, file_sha256
+from saerl_lib.config import Profile
+from saerl_lib.encode.language_model import (
+    CutModel,
+    LanguageModelConfig,
+    Layout,
+    load_model,
+    pick_device,
+    place,
+    place_model,
+    truncate,
+)
+from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.sae import load_sae, open_sae_source
 
 OPENSAE = "opensae:"
 """Before the folder of an OpenSAE checkpoint."""
@@ -142,3 +158,37 @@ def _keeps_spaces(tokenizer: Any, texts: Sequence[str]) -> bool:
     """Whether a round trip keeps at least half of the white space."""
     decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
     return 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text)
+
+
+ENCODER = LanguageModelConfig(
+    seed=29,
+    vocabulary=900,
+    width=96,
+    layers=4,
+    heads=4,
+    feed_forward=256,
+    steps=1500,
+    sequences_per_step=64,
+    solution_only=False,
+)
+
+
+def encoder_folder(all_families: bool = False) -> Path:
+    """Where the shipped weights lie."""
+    return paths.WEIGHTS / ("encoder_all_families" if all_families else "encoder")
+
+
+def load_encoder(all_families: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The shipped encoder, or the control that saw every family."""
+    return load_model(encoder_folder(all_families))
+
+
+def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> Encoder:
+    """The encoder cut at its hook, with the SAE of a stage."""
+    model, tokenizer = load_encoder(all_families)
+    return Encoder(
+        truncate(model, profile.encoder.hook_layer),
+        tokenizer,
+        load_sae(sae.path("sae"), ENCODER.width),
+        profile.encoder.tokens_per_batch,
+    )

@@ -37,7 +37,7 @@ from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, provenance, 
 from saerl_lib.config import content_hash
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
-from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.store import Store, read_record, shard_path, write_shard
 
 SAMPLES_PER_PART = 1024

@@ -3,27 +3,47 @@
 A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over
 the combined index (span, latent): row pointers [n + 1], column = span * F + latent, mean and peak; with them the lengths. Zeros
 are not stored. Ids, F and what the shard was made from (`saerl_lib.encode.parts`) stand in the file's header.
+
+The retained set F: which latents enter z (the paper keeps 240 and does not say which; all rules here are ours).
+
+Every rule gives each latent a score from the samples of L alone and takes the highest. Two are label-free
+(`frequency_variance`, the default, and `variance`), two read labels of L (`anova`, `elastic_net`), one reads the model's
+own gradient (`gradient`, after GradSAE, arXiv 2505.08080). `random` is the control.
+
+The feature table: z, metadata and phi of a list of samples, stored as safetensors.
+
+Gradient influence of SAE latents on the model's output (after GradSAE, arXiv 2505.08080; the reduction to one number is ours).
+
+Influence of latent f = mean over samples of sum over tokens of |a_tf * <g_t, w_f>|: a its activation, w_f its decoder row, g_t
+the gradient of the mean solution loss (nats a token) with respect to the residual stream at the hook. To first order it is
+how much the loss would change if the latent were silenced.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sae_lens import SAE
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from scipy import sparse
+from sklearn.feature_selection import f_regression
+from sklearn.linear_model import ElasticNet
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from saerl_lib.artifacts import ArtifactError
+from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.pooling import Encoder, pool_batch
-from saerl_lib.encode.spans import pack, pad, sample_spans
+from saerl_lib.encode.language_model import Layout, TokenBatch, pack, pad, sample_spans, token_batches
+from saerl_lib.encode.pool import PROMPT_COLUMNS, Encoder, encode_all, metadata_features, pool_batch, pool_samples
 
 SHARD_SAMPLES = 4096
 """Samples of one shard of `write_store`; bounds the memory of writing and reading."""
@@ -192,3 +212,240 @@ def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
     for name in ARRAYS:
         found.update(np.ascontiguousarray(arrays[name]))
     return found.hexdigest()
+
+
+RULES = ("frequency_variance", "variance", "anova", "elastic_net", "gradient", "random")
+"""Names of the rules; the first is the default."""
+LABEL_FREE = ("frequency_variance", "variance")
+"""Rules that read activations alone."""
+LABELLED = ("anova", "elastic_net")
+"""Rules that read labels, which must be those of training samples."""
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What label-free rules read, one entry a latent, [F]."""
+
+    share: NDArray[np.float64]
+    """Share of samples on which the latent fires."""
+    variance: NDArray[np.float64]
+    """Variance over samples of its largest activation, zeros included."""
+
+
+def latent_statistics(store: Store) -> LatentStatistics:
+    """Firing share and variance of the per-sample peak, shard by shard."""
+    fired, total, squares = (np.zeros(store.width) for _ in range(3))
+    n = 0
+    for shard in store.shards():
+        both = shard.matrix(shard.peak, store.width)
+        peak = both[:, : store.width].maximum(both[:, store.width :]).tocsc().astype(np.float64)
+        fired += peak.getnnz(axis=0)
+        total += np.asarray(peak.sum(axis=0)).ravel()
+        squares += np.asarray(peak.multiply(peak).sum(axis=0)).ravel()
+        n += len(shard.ids)
+    return LatentStatistics(fired / n, squares / n - (total / n) ** 2)
+
+
+def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """`count` latents: those of `first` by falling score, then the others; ties to the lower number. Ascending."""
+    order = np.lexsort((np.arange(len(score)), -score, ~first))
+    return np.sort(order[:count]).astype(np.int64)
+
+
+def require_label_free(rule: str) -> None:
+    """Raise ValueError for a rule that reads labels or gradients."""
+    if rule not in LABEL_FREE:
+        raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
+
+
+def choose_label_free(
+    share: NDArray[np.float64], variance: NDArray[np.float64], count: int, band: tuple[float, float], rule: str
+) -> NDArray[np.int64]:
+    """Ascending indices of `count` latents by a rule of `LABEL_FREE`, from firing share and variance of the peak, [F] each."""
+    require_label_free(rule)
+    first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
+    return best(variance, first, count)
+
+
+def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F statistic of the linear relation of each latent's peak with the label; 0 for a constant latent."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(f_regression(peaks.astype(np.float64), labels)[0], nan=0.0, posinf=0.0)
+
+
+def _coefficients(blocks: sparse.csr_matrix, labels: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Sum of |coefficient| over the four blocks of a latent, in an elastic net on columns of unit deviation."""
+    scaled = blocks.astype(np.float64).tocsc()
+    mean = np.asarray(scaled.mean(axis=0)).ravel()
+    deviation = np.sqrt(np.maximum(np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel() - mean**2, 0.0))
+    scaled = scaled @ sparse.diags(1.0 / np.where(deviation > 0, deviation, 1.0))
+    centred = labels - labels.mean()
+    alpha = 0.1 * np.abs(scaled.T @ centred).max() / len(labels) or 1.0  # a tenth of the penalty that empties the model
+    model = ElasticNet(alpha=alpha, l1_ratio=0.5, max_iter=300, tol=1e-3).fit(scaled.tocsc(), centred)
+    return np.abs(model.coef_).reshape(4, width).sum(axis=0)
+
+
+def choose_retained(
+    store: Store,
+    count: int,
+    *,
+    rule: str = RULES[0],
+    band: tuple[float, float] = (0.01, 0.9),
+    labels: NDArray[np.float64] | None = None,
+    influence: Callable[[], NDArray[np.float64]] | None = None,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Ascending indices of `count` retained latents, chosen from a store of training samples.
+
+    frequency_variance: of the latents that fire on a share of samples inside `band`, those whose peak varies most (the rest
+    follows when the band holds too few). variance: those whose peak varies most. anova: largest F statistic with `labels`.
+    elastic_net: largest coefficients on all blocks. gradient: largest `influence()` [F]. random: a seeded draw among the
+    latents that fire.
+    Raises ValueError for an unknown rule, missing labels or influence, or a count outside 1..F.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule {rule!r} does not exist; choose one of {', '.join(RULES)}")
+    if not 1 <= count <= store.width:
+        raise ValueError(f"retained_latents={count} must lie between 1 and the SAE's {store.width} latents")
+    if rule in LABELLED and (labels is None or not np.isfinite(labels).all()):
+        raise ValueError(f"rule {rule!r} needs a finite label for every sample of the store; pass the labels of L")
+    if rule == "gradient" and influence is None:
+        raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
+    found = latent_statistics(store)
+    fires = found.share > 0
+    if rule in LABEL_FREE:
+        return choose_label_free(found.share, found.variance, count, band, rule)
+    if rule == "anova":
+        return best(_relevance(store.peaks(), labels), fires, count)
+    if rule == "elastic_net":
+        score = _coefficients(store.blocks(), labels, store.width)
+        return best(score + 1e-12 * found.variance / (found.variance.max() or 1.0), fires, count)
+    if rule == "gradient":
+        return best(influence(), fires, count)
+    return best(np.random.default_rng(seed).random(store.width), fires, count)
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Representation of N samples."""
+
+    ids: tuple[str, ...]
+    z: NDArray[np.float32]
+    """[N, 4 S] pooled SAE features; the solution blocks are NaN for a sample without a worked solution."""
+    metadata: NDArray[np.float32]
+    """[N, 26] metadata features; those of the solution are NaN for a sample without one."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.z) == len(self.metadata):
+            raise ValueError(
+                f"{len(self.ids)} ids, {len(self.z)} rows of z and {len(self.metadata)} of metadata: lengths must agree"
+            )
+
+    @property
+    def phi(self) -> NDArray[np.float32]:
+        """[N, 4 S + 26], phi = [z ; m] (paper, section 3.1)."""
+        return np.concatenate([self.z, self.metadata], axis=1)
+
+    @property
+    def solved(self) -> NDArray[np.bool_]:
+        """[N] whether the sample has a solution span."""
+        return np.isfinite(self.z[:, self.z.shape[1] // 2 :]).all(axis=1)
+
+    @property
+    def prompt_phi(self) -> NDArray[np.float32]:
+        """[N, 2 S + 13], the prompt-only representation: prompt blocks and prompt metadata, for pools without solutions."""
+        return np.concatenate([self.prompt_z, self.metadata[:, PROMPT_COLUMNS]], axis=1)
+
+    def complete(self, reference: FeatureTable | None = None) -> FeatureTable:
+        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN.
+
+        The mean says "no information" to a standardised linear model and to k-means; zeros would say "nothing fires".
+        Raises ValueError when no sample of the reference has a solution: use `prompt_phi` then.
+        """
+        source = reference or self
+        if not source.solved.any():
+            raise ValueError("no sample has a worked solution; use the prompt-only features (prompt_z, prompt_phi)")
+        filled = [np.where(np.isnan(own), np.nanmean(given[source.solved], axis=0), own).astype(np.float32)
+                  for own, given in ((self.z, source.z), (self.metadata, source.metadata))]  # fmt: skip
+        return FeatureTable(self.ids, *filled)
+
+    @property
+    def prompt_z(self) -> NDArray[np.float32]:
+        """[N, 2 S] prompt-side blocks of z, for the topic probe."""
+        return self.z[:, : self.z.shape[1] // 2]
+
+    def rows(self, keep: NDArray[np.int64]) -> FeatureTable:
+        """The table of some rows."""
+        return FeatureTable(tuple(self.ids[i] for i in keep), self.z[keep], self.metadata[keep])
+
+
+def encode_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[np.int64]) -> FeatureTable:
+    """Encode samples into a feature table, in their order."""
+    return FeatureTable(tuple(s.id for s in samples), pool_samples(samples, encoder, retained), metadata_features(samples))
+
+
+def save_features(table: FeatureTable, path: Path) -> None:
+    """Write a feature table as safetensors, the ids in its header."""
+    save_file({"z": table.z, "metadata": table.metadata}, path, metadata={"ids": json.dumps(table.ids)})
+
+
+def load_features(path: Path) -> FeatureTable:
+    """Read a feature table."""
+    with safe_open(path, framework="numpy") as handle:
+        ids = tuple(json.loads(handle.metadata()["ids"]))
+        return FeatureTable(ids, handle.get_tensor("z"), handle.get_tensor("metadata"))
+
+
+def load_split_features(features: Stage, name: str) -> FeatureTable:
+    """The feature table of one split."""
+    return load_features(features.path(f"{name}.safetensors"))
+
+
+def retained_latents(features: Stage) -> np.ndarray:
+    """Indices of the retained latents."""
+    return load_file(features.path("retained.safetensors"))["retained"]
+
+
+def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D].
+
+    A sample without a solution span has no loss and a gradient of 0.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        states = output[0] if isinstance(output, tuple) else output
+        kept["states"] = states.detach().requires_grad_(True)
+        return (kept["states"], *output[1:]) if isinstance(output, tuple) else kept["states"]
+
+    handle = model.base_model.layers[layer - 1].register_forward_hook(keep)
+    try:
+        logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits[:, :-1]
+    finally:
+        handle.remove()
+    counted = batch.solution[:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
+    loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
+    loss.backward()
+    return kept["states"].detach(), kept["states"].grad
+
+
+def gradient_influence(
+    samples: Sequence[Sample], model: PreTrainedModel, tokenizer: object, layer: int, sae: SAE, tokens_per_batch: int
+) -> NDArray[np.float64]:
+    """Influence of each latent, [F], over samples with a solution. `model` is the whole LM, not the one cut at the hook."""
+    total, n = np.zeros(sae.cfg.d_sae), 0
+    model.requires_grad_(False)
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, Layout()):
+        states, gradient = hooked_gradient(model, layer, batch)
+        keep = batch.prompt | batch.solution
+        vectors, slopes = states[keep], gradient[keep]
+        found = encode_all(sae, vectors)
+        token, latent = torch.from_numpy(found.token), torch.from_numpy(found.latent)
+        effect = np.empty(len(found.value))
+        for part in torch.arange(len(token)).split(2**18):
+            along = (slopes[token[part]] * sae.W_dec.detach()[latent[part]]).sum(dim=1).numpy()
+            effect[part.numpy()] = np.abs(found.value[part.numpy()] * along)
+        total += np.bincount(found.latent, weights=effect, minlength=len(total))
+        n += int(batch.solution.any(dim=1).sum())
+    return total / max(n, 1)

@@ -19,14 +19,22 @@ from scipy.special import expit
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.features import FeatureTable, load_split_features, retained_latents
-from saerl_lib.encode.pooling import Encoder
+from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.store import FeatureTable, load_split_features, retained_latents
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.curriculum import Batch, cluster_first
 from saerl_lib.plan.mixing import BatchFacts, Candidate, batch_facts, candidates, dominant_cluster
-from saerl_lib.plan.stage import load_plan
-from saerl_lib.properties.audit import HighlightPage, Wanted, feature_names, is_latent, load_decision_model, token_highlights
-from saerl_lib.properties.decision import DecisionModel, LinearReader
+from saerl_lib.plan.orders import load_plan
+from saerl_lib.properties.audit import (
+    DecisionModel,
+    HighlightPage,
+    LinearReader,
+    Wanted,
+    feature_names,
+    is_latent,
+    load_decision_model,
+    token_highlights,
+)
 from saerl_lib.properties.difficulty import LEVEL
 
 LISTED = 5

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan, Ids, PlanError, rows_of
 from saerl_lib.plan.curriculum import Batches
-from saerl_lib.properties import require_finite
+from saerl_lib.properties.probes import require_finite
 from saerl_lib.report.statistics import bootstrap_interval
 
 DIFFICULTY, LENGTH, CLUSTER = "difficulty too different", "length too different", "same dominant cluster"

@@ -1,17 +1,46 @@
-"""Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
+"""The batch plan: which samples form the batch of every optimiser step (paper, section 3).
+
+`build_plan` is the entry point; `curriculum` and `mixing` are its two steps, `batch_plan` is the record that is stored
+and followed, `diversity` describes it. Axes: N samples, T batches (= steps), b = prompts_per_step.
+
+Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
 
 `random` is the order of GRPO and DAPO, `ascending` that of DIFF, `descending` is ours. All orders visit the same
 samples once, in batches of the same size.
+
+Stage `plans`: the filtered pool in the orders that are trained or compared.
+
+The map of SAE space: two principal components of the pool's z, with domain and cluster.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from saerl_lib.config import PlanConfig
-from saerl_lib.plan.batch_plan import BatchPlan, Ids, PlanError, by_name, make_pool, plan_of, require_full_batches, validate
+import numpy as np
+import pandas as pd
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import PlanConfig, Profile, sub_seed, to_dict
+from saerl_lib.data.sample import load_split
+from saerl_lib.encode.store import load_split_features
+from saerl_lib.plan.batch_plan import (
+    BatchPlan,
+    Ids,
+    PlanError,
+    by_name,
+    make_pool,
+    plan_of,
+    read_plan,
+    require_full_batches,
+    rows_of,
+    validate,
+    write_plan,
+)
 from saerl_lib.plan.curriculum import cluster_first
-from saerl_lib.plan.mixing import mix_tails
+from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
+from saerl_lib.properties.clusters import pool_clusters
+from saerl_lib.properties.scorer import topics_at
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
@@ -64,3 +93,80 @@ def build_plan(
     plan = plan_of(pool, rows, swapped_with, order, b, h)
     validate(plan, pool.ids, b)
     return plan
+
+
+def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
+    """Scores of the samples that the filter kept, in pool order."""
+    scores = pd.read_parquet(difficulty.path("scores.parquet"))
+    kept = pd.read_parquet(quality.path("kept.parquet"))
+    return scores.merge(kept[kept["kept"]][["sample_id"]], on="sample_id", validate="one_to_one")
+
+
+def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0) -> BatchPlan:
+    """A validated plan of the kept pool."""
+    arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "length"))
+    return build_plan(pool["sample_id"], *arrays, config, order=order, seed=seed)
+
+
+def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
+    """Write saerl.parquet, saerl_before_mixing.parquet and one random-<seed>.parquet a matched seed, with two tables.
+
+    composition.parquet and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv.
+    """
+
+    def compute(folder: Path) -> None:
+        pool = kept_pool(difficulty, quality)
+        plans = {name: order_pool(pool, profile.plan, name) for name in ("saerl", "saerl_before_mixing")}
+        for seed in range(profile.train.seeds):
+            shuffle = sub_seed(profile.seed, f"random-order-{seed}")
+            plans[f"random-{seed}"] = order_pool(pool, profile.plan, "random", shuffle)
+        for name, plan in plans.items():
+            write_plan(plan, folder / f"{name}.parquet")
+        shown = (plans["random-0"], plans["saerl_before_mixing"], plans["saerl"])
+        composition = [composition_rows(plan, pool["sample_id"], pool["length"].to_numpy()) for plan in shown]
+        pd.concat(composition).to_parquet(folder / "composition.parquet", index=False)
+        _diversity(profile, features, pool, plans).to_parquet(folder / "diversity.parquet", index=False)
+
+    config = {
+        **to_dict(profile.plan),
+        "seeds": profile.train.seeds,
+        "seed": profile.seed,
+        "bootstrap": profile.properties.bootstrap_samples,
+    }
+    return get_or_compute(profile, "plans", config, compute, (features, difficulty, quality))
+
+
+def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dict[str, BatchPlan]) -> pd.DataFrame:
+    """In-batch diversity of random order and of the curriculum with h = 0 to half a batch swapped."""
+    table = load_split_features(features, "pool")
+    z = table.z[rows_of(pool["sample_id"], table.ids)]
+    spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
+    b, resamples = profile.plan.prompts_per_step, profile.properties.bootstrap_samples
+    rows = [diversity_rows(plans["random-0"], pool["sample_id"], spaces, resamples, profile.seed)]
+    for h in range(b // 2 + 1):
+        config = PlanConfig(**{**to_dict(profile.plan), "swapped_per_batch": h})
+        plan = order_pool(pool, config, "saerl")
+        rows.append(diversity_rows(plan, pool["sample_id"], spaces, resamples, profile.seed))
+    return pd.concat(rows)
+
+
+def load_plan(plans: Stage, name: str) -> BatchPlan:
+    """One plan of the stage."""
+    return read_plan(plans.path(f"{name}.parquet"))
+
+
+def sae_map_table(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:
+    """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage (same seed, same phi)."""
+    samples, table = load_split(world, "pool"), load_split_features(features, "pool")
+    clusters = pool_clusters(table.phi, profile.properties, profile.seed)
+    points = projection_2d(table.z)
+    return pd.DataFrame(
+        {
+            "sample_id": table.ids,
+            "x": points[:, 0],
+            "y": points[:, 1],
+            "domain": topics_at(samples, 1),
+            "cluster": clusters.assign(table.phi).label,
+            "difficulty": np.array([s.difficulty for s in samples]),
+        }
+    )

@@ -6,6 +6,23 @@ same labels", section 5.4); the total gain of its splits is summed by feature gr
 were grown on: it ranks features, it is no accuracy. The strength of a token is shown by shade and by weight (bold from half
 the maximum, the maximum underlined), so that it also reads without colour. Columns of phi are named as in the paper:
 `sol_mean/50831`.
+
+The fitted models as arrays, so that one sample's decision can be taken apart without fitting again (paper, D.3).
+
+Difficulty and quality are linear in standardised features, so prediction = intercept + sum over features of
+weight * (x - mean) / scale: each term is that feature's contribution. They describe the readers, not the policy.
+
+How well one latent stands for one label: necessity, sufficiency and their harmonic mean, FRC.
+
+Ours, after the definition of "feature representation confidence" in LinguaLens (arXiv 2502.20344), which the paper's
+authors use elsewhere. There both probabilities come from minimal pairs of sentences with and without a property; here
+they are conditional frequencies over the samples of a pool, so everything below is correlational: necessity is a recall,
+sufficiency a precision, FRC their F1. No text is changed and no latent is switched off.
+
+    necessity   = P(latent active | label)      sufficiency = P(label | latent active)
+    FRC = 2 * necessity * sufficiency / (necessity + sufficiency)
+
+A latent is active in a sample when it fires on a token of the span of its block. Axes: N samples, J latents, C labels.
 """
 
 from __future__ import annotations
@@ -13,7 +30,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +38,191 @@ import lightgbm
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.activations import token_batches
-from saerl_lib.encode.encoder import open_encoder
-from saerl_lib.encode.features import FeatureTable, load_split_features, retained_latents
-from saerl_lib.encode.metadata import FEATURES
-from saerl_lib.encode.pooling import BLOCKS, Encoder, batch_latents
-from saerl_lib.properties import require_finite, require_rows
-from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.confidence import best_label_control, best_labels, confidence, confidence_interval
-from saerl_lib.properties.decision import DecisionModel, fit_decision, load_decision, save_decision
+from saerl_lib.encode.language_model import token_batches
+from saerl_lib.encode.models import open_encoder
+from saerl_lib.encode.pool import BLOCKS, FEATURES, Encoder, batch_latents
+from saerl_lib.encode.store import FeatureTable, load_split_features, retained_latents
+from saerl_lib.properties.clusters import Assignment, Clusters, topic_entropy
+from saerl_lib.properties.difficulty import DifficultyModel, HalfWidths, cluster_half_widths, coverage_table
+from saerl_lib.properties.probes import require_finite, require_rows
+from saerl_lib.properties.quality import SourceClassifier, fit_source_classifier
+from saerl_lib.properties.scorer import fit_properties
+from saerl_lib.report.statistics import Interval, percentile_interval
+
+
+@dataclass(frozen=True)
+class LinearReader:
+    """A linear model of D standardised features."""
+
+    mean: np.ndarray
+    """[D]."""
+    scale: np.ndarray
+    """[D]."""
+    weight: np.ndarray
+    """Of the standardised features, [D]."""
+    intercept: float
+
+    def standardise(self, x: np.ndarray) -> np.ndarray:
+        """x [..., D] in deviations."""
+        return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """weight * standardised value, [..., D]; with the intercept they add up to the prediction.
+
+        >>> reader = LinearReader(np.array([1.0, 0.0]), np.array([2.0, 1.0]), np.array([3.0, -1.0]), 0.5)
+        >>> reader.contributions(np.array([5.0, 4.0])).tolist()
+        [6.0, -4.0]
+        """
+        return self.standardise(x) * self.weight
+
+
+@dataclass(frozen=True)
+class DecisionModel:
+    """What decides about a sample before the plan."""
+
+    clusters: Clusters
+    difficulty: LinearReader
+    """phi -> d_hat, label units."""
+    quality: LinearReader
+    """z -> log-odds of the filter score."""
+    widths: HalfWidths
+    """Of the interval r +- width, one a cluster."""
+
+
+def linear_readers(model: DifficultyModel, classifier: SourceClassifier) -> tuple[LinearReader, LinearReader]:
+    """The elastic net and the source classifier as linear readers of unscaled features."""
+    scaler, probe = model.predictor.named_steps["scale"], model.predictor.named_steps["probe"]
+    net = LinearReader(scaler.mean_, scaler.scale_, np.asarray(probe.coef_), float(probe.intercept_))
+    scaler, linear = classifier.scaler, classifier.classifier
+    weight, intercept = linear.coef_[0] / classifier.norm, float(linear.intercept_[0])
+    return net, LinearReader(scaler.mean_, scaler.scale_, weight, intercept)
+
+
+def fit_decision(profile: Profile, world: Stage, features: Stage) -> tuple[DecisionModel, pd.DataFrame]:
+    """The models of stages `difficulty` and `filter`, fitted again with their seeds, and the interval's coverage on test.
+
+    The second value holds the rows of `conformal.coverage_table` on the held-out test split.
+    """
+    clusters, model = fit_properties(profile, world, features)
+    labelled, negatives, test = (load_split_features(features, n) for n in ("labelled", "filter_negatives", "test"))
+    train = np.concatenate([labelled.z, negatives.z[: len(negatives.ids) // 2]])
+    is_target = np.arange(len(train)) < len(labelled.ids)
+    classifier = fit_source_classifier(train, is_target, sub_seed(profile.seed, "filter"))
+    labels, test_labels = (np.array([s.difficulty for s in load_split(world, n)]) for n in ("labelled", "test"))
+    residuals = labels - model.out_of_fold.ranking
+    widths = cluster_half_widths(residuals, clusters.assign(labelled.phi).label, clusters.k)
+    assigned = clusters.assign(test.phi).label
+    coverage = coverage_table(model.predict(test.phi, assigned).ranking, test_labels, assigned, widths)
+    return DecisionModel(clusters, *linear_readers(model, classifier), widths), coverage
+
+
+def save_decision(decision: DecisionModel, path: Path) -> None:
+    """Write every part's arrays and numbers as safetensors named `part.field`."""
+    parts = {entry.name: vars(getattr(decision, entry.name)) for entry in fields(decision)}
+    save_file({f"{part}.{name}": np.array(v, order="C") for part, values in parts.items() for name, v in values.items()}, path)
+
+
+def load_decision(path: Path) -> DecisionModel:
+    """Read what `save_decision` wrote; a part's numbers were kept as arrays without axes."""
+    parts: dict[str, dict[str, Any]] = {"clusters": {}, "difficulty": {}, "quality": {}, "widths": {}}
+    for key, value in load_file(path).items():
+        part, name = key.split(".")
+        parts[part][name] = value if value.ndim else value.item()
+    return DecisionModel(Clusters(**parts["clusters"]), LinearReader(**parts["difficulty"]),
+                         LinearReader(**parts["quality"]), HalfWidths(**parts["widths"]))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """One latent against one label over n samples."""
+
+    necessity: float
+    """P(active | label); 0 when no sample has the label."""
+    sufficiency: float
+    """P(label | active); 0 when the latent is never active."""
+    base_rate: float
+    """P(label)."""
+    n: int
+    n_active: int
+    n_label: int
+
+    @property
+    def frc(self) -> float:
+        """Harmonic mean of necessity and sufficiency, 0 when both are 0."""
+        total = self.necessity + self.sufficiency
+        return 2 * self.necessity * self.sufficiency / total if total else 0.0
+
+    @property
+    def lift(self) -> float:
+        """Sufficiency over base rate; 1 means that the latent says nothing about the label."""
+        return self.sufficiency / self.base_rate if self.base_rate else float("nan")
+
+
+def confidence(active: np.ndarray, has_label: np.ndarray) -> Confidence:
+    """Necessity and sufficiency of a latent, active [N], for a label, has_label [N].
+
+    >>> c = confidence(np.array([1, 1, 1, 0, 0]), np.array([1, 1, 0, 1, 0]))
+    >>> round(c.necessity, 3), round(c.sufficiency, 3), round(c.frc, 3), round(c.lift, 3)
+    (0.667, 0.667, 0.667, 1.111)
+
+    Raises ValueError for unequal rows or none.
+    """
+    require_rows(active=active, has_label=has_label)
+    active, has_label = np.asarray(active, dtype=bool), np.asarray(has_label, dtype=bool)
+    n, both, n_active, n_label = len(active), int((active & has_label).sum()), int(active.sum()), int(has_label.sum())
+    return Confidence(both / max(1, n_label), both / max(1, n_active), n_label / n, n, n_active, n_label)
+
+
+def confidence_interval(active: np.ndarray, has_label: np.ndarray, samples: int, seed: int) -> Interval:
+    """95 % percentile interval of FRC over `samples` bootstrap resamples of the N samples.
+
+    A resample only redraws how many samples fall into the four cells of (active, label), so the cells are drawn directly.
+    The interval does not cover that the label was chosen as the best one; `best_label_control` does.
+    """
+    require_rows(active=active, has_label=has_label)
+    cells = np.bincount(2 * np.asarray(active, dtype=int) + np.asarray(has_label, dtype=int), minlength=4)
+    draws = np.random.default_rng(seed).multinomial(cells.sum(), cells / cells.sum(), size=samples)
+    marginals = draws[:, 1] + draws[:, 2] + 2 * draws[:, 3]
+    return percentile_interval(confidence(active, has_label).frc, 2 * draws[:, 3] / np.maximum(1, marginals))
+
+
+def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
+    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
+
+    The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
+    """
+    both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
+    marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
+    return 2 * both / np.maximum(1, marginals)
+
+
+def best_labels(active: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The label with the largest FRC for each latent, str [J]; the first by name among equals."""
+    require_rows(active=active, labels=labels)
+    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    one_hot = codes[:, None] == np.arange(len(names))
+    return names[frc_matrix(np.asarray(active, dtype=bool), one_hot).argmax(axis=1)]
+
+
+def best_label_control(active: np.ndarray, labels: np.ndarray, shuffles: int, seed: int) -> np.ndarray:
+    """Mean over shuffles of the labels of the largest FRC that each latent then reaches, float [J].
+
+    The best label is chosen anew in every shuffle, as for the real labels: what FRC looks like without a relation.
+    """
+    require_rows(active=active, labels=labels)
+    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    rng, active = np.random.default_rng(seed), np.asarray(active, dtype=bool)
+    found = [
+        frc_matrix(active, rng.permutation(codes)[:, None] == np.arange(len(names))).max(axis=1) for _ in range(shuffles)
+    ]
+    return np.mean(found, axis=0)
+
 
 METADATA = "metadata"
 GROUPS = (*(block.replace("solution", "sol") for block in BLOCKS), METADATA)

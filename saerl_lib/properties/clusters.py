@@ -25,7 +25,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.properties import require_rows
+from saerl_lib.properties.probes import require_rows
 
 CHUNK_ROWS = 4096
 """Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""

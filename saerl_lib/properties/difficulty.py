@@ -25,9 +25,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import require_finite, require_rows
 from saerl_lib.properties.clusters import by_chunks
-from saerl_lib.properties.probes import FOLDS, fit_elastic_net
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_finite, require_rows
 from saerl_lib.report.statistics import wilson_interval
 
 

@@ -1,29 +1,78 @@
-"""Linear probes of topic, difficulty and solution quality, and what they are asked (paper, section 2, Tables 1-3).
+"""What the representation knows about a sample: topic, difficulty, quality, and its cluster (paper, sections 2 and 4).
+
+`probes` and `text` measure; `clusters`, `difficulty` and `quality` produce what the batch plan needs.
+Arrays only: no model, no file. Axes: N samples, D features (z 4 x S, metadata 26, phi both), K clusters.
+Here: the input checks that all of them share.
+
+Linear probes of topic, difficulty and solution quality, and what they are asked (paper, section 2, Tables 1-3).
 
 Every feature set gets the same budget: dense features are standardised on the training samples; sparse ones (TF-IDF)
 stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
 to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
 stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
+
+Probe tasks of the control ladder: which label is read from which samples, on the world, on real data and in any file.
+
+Splits are those of `saerl_lib.data.published`; no training row shares its question with an evaluation set.
+
+From test predictions to rows of `probe_ladder.csv`, with intervals over test samples and over SAE seeds (ours).
+
+The bootstrap resamples test samples and, where a feature set has several seeds, the seeds as well: each resample draws
+seeds with replacement and averages their metric on the same resampled samples.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
+from joblib import Parallel, delayed
+from scipy import sparse, stats
+from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import ElasticNet, ElasticNetCV, LogisticRegression, RidgeCV
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from saerl_lib.config import PropertyConfig
-from saerl_lib.data.sample import Sample
-from saerl_lib.properties import Matrix, require_finite, require_rows
+from saerl_lib.config import MethodConfig, PropertyConfig
+from saerl_lib.data.published import SPLIT_LABELS, probe_splits
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
+from saerl_lib.report.statistics import Interval, bootstrap_runs
+
+Matrix = Any
+"""Dense array or scipy sparse matrix [N, D]."""
+
+
+def require_finite(name: str, values: Matrix) -> None:
+    """Raise ValueError that names `values` and its first bad row when an entry is NaN or infinite."""
+    matrix = sparse.coo_matrix(values) if sparse.issparse(values) else np.asarray(values)
+    bad = ~np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)
+    if bad.any():
+        rows = matrix.row[bad] if sparse.issparse(matrix) else np.nonzero(bad)[0]
+        raise ValueError(
+            f"{name} holds {len(rows)} non-finite values, first in row {rows.min()}: encode that sample again or drop it"
+        )
+
+
+def require_rows(**arrays: Matrix) -> None:
+    """Raise ValueError unless all named arrays have the same, non-zero number of rows."""
+    sizes = {name: (a.shape[0] if hasattr(a, "shape") else len(a)) for name, a in arrays.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise ValueError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
+
+
+def correlation(kind: str, first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman or Pearson correlation of two vectors [N]; 0 when one of them is constant, since it orders nothing."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float((stats.spearmanr if kind == "spearman" else stats.pearsonr)(first, second)[0])
+
 
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)
 """C times the mean squared row norm; one held-out fold chooses."""
@@ -196,3 +245,216 @@ def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVe
         raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=max_terms, sublinear_tf=True)
     return vectorizer.fit(train_texts)
+
+
+LEAST_ROWS = 43
+"""Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
+LEAST_TOPIC_ROWS = 10
+"""Rows of a file that a topic needs to be a class."""
+STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
+"""Step label -> share of correctness (paper, Table 3)."""
+
+
+def solution_quality(sample: Sample) -> float:
+    """Mean step score of a solution (paper, Table 3)."""
+    return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
+
+
+def labelled_task(
+    train: LabelledSet, test: LabelledSet, label: str, target: str, kind: str, *, sign: float = 1.0, with_solution: bool = False
+) -> Task:
+    """The task of one label; rows without it are left out of this task alone. `sign` = -1 turns a pass rate into difficulty."""
+    train, test = train.with_label(label), test.with_label(label)
+    y, truth = train.labels[label], test.labels[label]
+    if kind in ("rank", "binary"):
+        y, truth = sign * y, sign * truth
+    return Task(test.name, target, kind, train.samples, test.samples, y, truth, with_solution)
+
+
+LABEL_KINDS = {"subject": "topic", "level": "rank", "pass_rate": "rank", "learnability": "rank", "valid": "binary"}
+"""Label of a file -> kind of its task."""
+TARGET_NAMES = {
+    "subject": "subject", "level": "difficulty_level", "pass_rate": "difficulty_by_pass_rate", "learnability": "learnability",
+    "valid": "well_posed",
+}  # fmt: skip
+
+
+def joined_labels(*sources: np.ndarray) -> np.ndarray:
+    """Labels of several sources in a row, each brought to mean 0 and deviation 1: they have no common scale (ours).
+
+    >>> joined_labels(np.array([1.0, 3.0]), np.array([0.0, 100.0])).tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+    return np.concatenate([(values - values.mean()) / (values.std() or 1.0) for values in sources])
+
+
+def real_tasks(load: Callable[[str], LabelledSet], config: MethodConfig, held_out: set[str]) -> list[Task]:
+    """The tasks of the shared sets: MATH, DeepMath, DeepScaleR, ValiMath, DSR-sub (paper, Tables 1 and 2, and beyond)."""
+    math_train, math_test = without(load("math_train"), held_out), load("math_test")
+    if not config.official_split:
+        math_train = math_train.rows(hash_order(math_train)[: config.max_train])
+        math_test = math_test.rows(hash_order(math_test)[: config.max_test])
+    tasks = [
+        labelled_task(math_train, math_test, "subject", "subject", "topic"),
+        labelled_task(math_train, math_test, "level", "difficulty_level", "rank"),
+        labelled_task(math_train, math_test, "level", "difficulty_level_with_solution", "rank", with_solution=True),
+    ]
+    splits = probe_splits(load, config, held_out)
+    for name, label in SPLIT_LABELS.items():
+        split, sign = splits[name], -1.0 if label == "pass_rate" else 1.0
+        tasks.append(labelled_task(split.train, split.test, label, TARGET_NAMES[label], LABEL_KINDS[label], sign=sign))
+    scaler = splits["deepscaler_pass_rate"]
+    return tasks + transfer_tasks(splits["deepmath_18k"].train, scaler.train, scaler.test, config)
+
+
+def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet, config: MethodConfig) -> list[Task]:
+    """DeepMath difficulty -> DeepScaleR pass rate, without and with some labels of the target source (Table 2)."""
+    deepmath = deepmath.with_label("level")
+    y, truth = joined_labels(deepmath.labels["level"]), -held.labels["pass_rate"]
+    outside = Task(held.name, "difficulty_out_of_domain", "rank", deepmath.samples, held.samples, y, truth, False)
+    some = rated.rows(np.arange(min(config.adapted_labels, len(rated))))
+    both = joined_labels(deepmath.labels["level"], -some.labels["pass_rate"])
+    adapted = Task(held.name, "difficulty_adapted", "rank", (*deepmath.samples, *some.samples), held.samples, both, truth, False)
+    return [outside, adapted]
+
+
+def world_tasks(splits: Mapping[str, Sequence[Sample]]) -> list[Task]:
+    """Tables 1 to 3 on the embedded world: splits labelled, test, contest_train, contest_test, step_labelled."""
+    labelled, test = tuple(splits["labelled"]), tuple(splits["test"])
+    contest, extra = tuple(splits["contest_test"]), tuple(splits["contest_train"])
+    steps = tuple(splits["step_labelled"])
+    cut = 3 * len(steps) // 4
+
+    def difficulty(samples: Sequence[Sample]) -> np.ndarray:
+        return np.array([s.difficulty for s in samples])
+
+    joined = joined_labels(difficulty(labelled), difficulty(extra))
+    tasks = []
+    for target, depth in (("topic_l2", 1), ("topic_l3", 2), ("topic_leaf", 3)):
+        y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in part]) for part in (labelled, test))
+        tasks.append(Task("world", target, "topic", labelled, test, y, truth, False))
+    for target, train, y, held in (
+        ("difficulty_in_domain", labelled, difficulty(labelled), test),
+        ("difficulty_out_of_domain", labelled, difficulty(labelled), contest),
+        ("difficulty_adapted", (*labelled, *extra), joined, contest),
+    ):
+        tasks.append(Task("world", target, "rank", train, held, y, difficulty(held), True))
+    scores = np.array([solution_quality(s) for s in steps])
+    tasks.append(Task("world", "solution_quality", "quality", steps[:cut], steps[cut:], scores[:cut], scores[cut:], True))
+    return tasks
+
+
+def tasks_of_file(
+    data: LabelledSet, config: MethodConfig, held_out: set[str], say: Callable[[str], None] = lambda line: None
+) -> list[Task]:
+    """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out.
+
+    Raises ValueError when no label has two values on `LEAST_ROWS` different questions.
+    """
+    tasks = []
+    for label, kind in LABEL_KINDS.items():
+        labelled = data.with_label(label)
+        if not len(labelled):
+            continue
+        part = _frequent_topics(labelled) if kind == "topic" else labelled
+        questions, values = len(unique(part)), len(np.unique(part.labels[label]))
+        if questions < LEAST_ROWS or values < 2:
+            say(f"{label}: not read; {len(labelled)} rows carry it, {questions} different questions with {values} values of use, "
+                f"and {LEAST_ROWS} with 2 are needed")  # fmt: skip
+            continue
+        train, test = split_by_hash(part, config.max_train, config.max_test)
+        own = without(train, held_out)
+        left = {
+            f"of topics with fewer than {LEAST_TOPIC_ROWS} rows": len(labelled) - len(part),
+            "that repeat a question": len(part) - questions,
+            f"beyond max_train = {config.max_train} and max_test = {config.max_test}": questions - len(train) - len(test),
+            "for training whose question stands in an evaluation set": len(train) - len(own),
+        }
+        say(f"{label}: {len(labelled)} of {len(data)} rows carry it; left out: "
+            + (", ".join(f"{count} {reason}" for reason, count in left.items() if count) or "none"))  # fmt: skip
+        sign = -1.0 if label == "pass_rate" else 1.0
+        tasks.append(labelled_task(own, test, label, TARGET_NAMES[label], kind, sign=sign))
+        if label == "level":
+            bare = sum(not s.solved for s in (*own.samples, *test.samples))
+            if not bare:
+                tasks.append(labelled_task(own, test, label, "difficulty_level_with_solution", kind, with_solution=True))
+            elif bare < len(own) + len(test):
+                say(f"level with solutions: not read; {bare} of {len(own) + len(test)} rows have no solution")
+    if not tasks:
+        raise ValueError(
+            f"{data.name}: no label with two values on at least {LEAST_ROWS} rows; known labels: {', '.join(LABEL_KINDS)}"
+        )
+    return tasks
+
+
+def _frequent_topics(data: LabelledSet) -> LabelledSet:
+    names, counts = np.unique(data.labels["subject"], return_counts=True)
+    return data.rows(np.flatnonzero(np.isin(data.labels["subject"], names[counts >= LEAST_TOPIC_ROWS])))
+
+
+def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Accuracy, Spearman, ROC-AUC or Pearson of predictions [n]; a constant prediction orders nothing: 0, or 0.5 for ROC-AUC.
+
+    Spearman is Pearson of the ranks, so that a bootstrap may rank once and resample ranks.
+    """
+    if kind == "topic":
+        return float(np.mean(predicted == truth))
+    if kind == "binary":
+        return float(roc_auc_score(truth, predicted)) if 0 < truth.sum() < len(truth) else float("nan")
+    if kind == "rank":
+        predicted, truth = rankdata(predicted), rankdata(truth)
+    a, b = predicted - predicted.mean(), truth - truth.mean()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+ERRORS = {
+    "rmse": lambda gap: float(np.sqrt(np.mean(gap**2))),
+    "mae": lambda gap: float(np.mean(np.abs(gap))),
+}
+"""Metric of Table 3 -> its value from predictions minus truth [n]."""
+
+
+def interval(kind: str, runs: list[np.ndarray], truth: np.ndarray, samples: int, seed: int) -> Interval:
+    """Mean metric over runs (seeds) and its 95 % bootstrap interval; each run is a vector of predictions [n]."""
+    return bootstrap_runs(lambda rows, i: metric(kind, runs[i][rows], truth[rows]), len(truth), len(runs), samples, seed)
+
+
+def baseline(task: Task) -> tuple[str, np.ndarray]:
+    """The prediction that reads nothing: the most frequent topic, or the mean."""
+    if task.kind == "topic":
+        names, counts = np.unique(task.y_train, return_counts=True)
+        return "majority", np.full(len(task.y_test), names[counts.argmax()])
+    return ("majority" if task.kind == "binary" else "mean"), np.full(len(task.y_test), float(np.mean(task.y_train)))
+
+
+def task_rows(
+    task: Task, predictions: Mapping[tuple[str, int], np.ndarray], bootstrap_samples: int, seed: int, workers: int = 1
+) -> list[ProbeRow]:
+    """Rows of one task: its metric for every feature set, and RMSE and MAE for a quality task; `workers` processes."""
+    name, constant = baseline(task)
+    runs: dict[str, list[np.ndarray]] = {name: [constant]}
+    for (features, _), values in predictions.items():
+        runs.setdefault(features, []).append(values)
+    n_train, n_test = len(task.y_train), len(task.y_test)
+    measured = [features for features in runs if not (task.kind == "quality" and features == "mean")]
+    found_all = Parallel(n_jobs=workers)(
+        delayed(interval)(task.kind, runs[features], task.y_test, bootstrap_samples, seed) for features in measured
+    )
+    intervals = dict(zip(measured, found_all, strict=True))
+    rows = []
+    for features, values in runs.items():
+        if features in intervals:
+            found = intervals[features]
+            rows.append(ProbeRow(task.dataset, task.target, METRICS[task.kind], features, *found, n_train, n_test))
+        if task.kind == "quality" and features != "shuffled_labels":
+            rows += _error_rows(task, features, values, bootstrap_samples, seed)
+    return rows
+
+
+def _error_rows(task: Task, features: str, runs: list[np.ndarray], samples: int, seed: int) -> list[ProbeRow]:
+    truth, out = task.y_test, []
+    for name, error in ERRORS.items():
+        found = bootstrap_runs(lambda rows, i, f=error: f(runs[i][rows] - truth[rows]), len(truth), len(runs), samples, seed)
+        out.append(ProbeRow(task.dataset, task.target, name, features, *found, len(task.y_train), len(truth)))
+    return out

@@ -17,8 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import Matrix, require_finite, require_rows
-from saerl_lib.properties.probes import ProbeRow, mean_squared_row_norm, scaler_for
+from saerl_lib.properties.probes import Matrix, ProbeRow, mean_squared_row_norm, require_finite, require_rows, scaler_for
 from saerl_lib.report.statistics import bootstrap_interval
 
 PENALTY = 1e-4

@@ -1,1 +1,1 @@
-"""The report room: statistics, figures drawn from CSV tables alone, claims and their Markdown tables."""
+"""Statistics, tables, figures and the page of one's own data."""

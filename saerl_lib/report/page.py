@@ -2,25 +2,318 @@
 
 Equal inputs give equal bytes. Jinja escapes every text of the data, the rows travel as JSON in which `<`, `>` and `&` are
 escaped, the script writes text alone, and the page's policy runs no script but this file's (by hash) and forbids every request.
+
+What a plan leaves behind as tables: one row a sample with its reasons, the cards of the clusters, the rows left out.
+
+What a reader of the plan must know: what the data allow, what they do not, and what was left out.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.special import rel_entr
+from sklearn.feature_extraction.text import CountVectorizer
 
-from saerl_lib.own.arrange import Arranged
-from saerl_lib.own.caveats import Caveat
-from saerl_lib.own.tables import TYPICAL
+from saerl_lib.data.sample import Dropped, normalise
+from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged
 from saerl_lib.plan.mixing import dominant_clusters
 from saerl_lib.properties.difficulty import reliability_table
+
+TERMS = 8
+"""Words of a cluster's card, each of three letters or more."""
+TYPICAL = 3
+"""Samples nearest to the centroid on a card."""
+
+
+def score_table(arranged: Arranged) -> pd.DataFrame:
+    """Rows of scores.csv, one a usable row in the order of the source; unknown numbers are NaN, step and slot -1 without a place.
+
+    Columns: where, id, status (planned, filtered or left over), cluster, distance, length, label, difficulty, low, high,
+    percentile (share of the cluster that is ranked lower), quality, position, step, slot, swapped_with, reason.
+    """
+    data, difficulty, plan = arranged.data, arranged.difficulty, arranged.plan.table
+    out, label = {d.id: d for d in arranged.dropped}, arranged.grouping.assignment.label
+    rank = pd.Series(arranged.ranking).groupby(label).rank(method="min").to_numpy() - 1
+    table = pd.DataFrame({
+        "where": data.where, "id": data.ids, "status": [out[i].status if i in out else "planned" for i in data.ids],
+        "cluster": label, "distance": arranged.grouping.assignment.distance, "length": arranged.found.lengths,
+        "label": data.labels, "difficulty": difficulty.ranking if difficulty else np.nan,
+        "low": difficulty.low if difficulty else np.nan, "high": difficulty.high if difficulty else np.nan,
+        "percentile": rank / np.bincount(label)[label], "quality": arranged.quality.score if arranged.quality else np.nan,
+    })  # fmt: skip
+    places = plan.set_index("sample_id")[["position", "step", "slot", "swapped_with"]]
+    table = pd.concat([table, places.reindex(data.ids, fill_value=-1).reset_index(drop=True)], axis=1)
+    leading = dominant_clusters(plan["cluster"].to_numpy().reshape(arranged.plan.steps, -1))
+    reasons = [_reason(row, out.get(row.id), leading, arranged.ranked_by, arranged.found.unit) for row in table.itertuples()]
+    return table.assign(reason=reasons)
+
+
+def _reason(row: object, dropped: Dropped | None, leading: Sequence[int], ranked_by: str, unit: str) -> str:
+    """Why a row stands where it stands, in words."""
+    if dropped:
+        parts = [f"{dropped.status}: {dropped.reason}"]
+    elif row.swapped_with >= 0:
+        parts = [f"step {row.step}, slot {row.slot}: tail exchanged with step {row.swapped_with}"]
+    elif leading[row.step] == row.cluster:
+        parts = [f"step {row.step}, slot {row.slot}: with its own cluster"]
+    else:
+        parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster, with cluster "
+                 f"{leading[row.step]}"]  # fmt: skip
+    parts.append(f"in cluster {row.cluster}, {row.distance:.1f} from its centre")
+    if np.isfinite(row.difficulty):
+        span = f" ({row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
+        own = f", label {row.label:g}" if np.isfinite(row.label) else ""
+        parts.append(f"difficulty {row.difficulty:.2f}{span}{own}")
+    parts.append({
+        "difficulty": f"harder than {row.percentile:.0%} of its cluster",
+        "length": f"longer than {row.percentile:.0%} of its cluster ({row.length:.0f} {unit})",
+        "random": "random order within its cluster",
+    }[ranked_by])  # fmt: skip
+    if np.isfinite(row.quality):
+        parts.append(f"quality {row.quality:.2f}")
+    return "; ".join(parts)
+
+
+def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms,
+    typical.
+
+    terms are words of the prompts that are frequent here and rare elsewhere; typical are the ids nearest to the centre.
+    """
+    samples = arranged.data.samples
+    terms = _terms([s.prompt for s in samples], arranged.grouping.assignment.label)
+    topics = pd.Series([s.topic for s in samples], dtype=object)
+    rows = []
+    for cluster, inside in scores.groupby("cluster"):
+        counts = topics[inside.index][topics[inside.index] != ""].value_counts().sort_index(kind="stable")
+        nearest = inside.sort_values(["distance", "id"])["id"].head(TYPICAL).tolist()
+        rows.append({
+            "cluster": int(cluster), "n": len(inside), "share": len(inside) / len(scores),
+            "planned": int((inside["status"] == "planned").sum()), "median_length": float(inside["length"].median()),
+            "mean_difficulty": float(inside["difficulty"].mean()), "labels": int(inside["label"].notna().sum()),
+            "top_topic": str(counts.idxmax()) if len(counts) else "",
+            "topic_share": float(counts.max() / len(inside)) if len(counts) else np.nan,
+            "terms": " ".join(terms[int(cluster)]), "typical": " ".join(nearest),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
+    """Words of each cluster by share inside x log of (share inside / share of all)."""
+    counter = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", binary=True, max_features=5000, stop_words="english")
+    try:
+        seen = counter.fit_transform(prompts).tocsr()
+    except ValueError:  # no prompt holds a word
+        return {int(c): [] for c in np.unique(cluster)}
+    names, everywhere = counter.get_feature_names_out(), (np.asarray(seen.sum(axis=0)).ravel() + 1) / (len(prompts) + 2)
+    out = {}
+    for number in np.unique(cluster):
+        inside = seen[np.flatnonzero(cluster == number)]
+        weight = rel_entr(np.asarray(inside.sum(axis=0)).ravel() / inside.shape[0], everywhere)
+        best = np.lexsort((names, -weight))[:TERMS]
+        out[int(number)] = [str(names[i]) for i in best if weight[i] > 0]
+    return out
+
+
+def not_planned_table(arranged: Arranged) -> pd.DataFrame:
+    """Rows of not_planned.csv: where, id, status, reason of every row of the source that is not in the plan."""
+    rows = [(d.where, d.id, d.status, d.reason) for d in (*arranged.data.dropped, *arranged.dropped)]
+    return pd.DataFrame(rows, columns=["where", "id", "status", "reason"])
+
+
+FEW_LABELS = 200
+"""Below this many labels the difficulty is called rough (ours)."""
+DOMINANT = 0.5
+"""A cluster with more than this share of the rows is called dominant (ours)."""
+SMALL_GAIN = 0.05
+"""A gain in rank correlation over length that does not matter (ours)."""
+MANY = 0.05
+"""When more than this share of the rows is not planned for one reason, it is a warning (ours)."""
+UNPAIRED = 0.5
+"""More batches without a swap partner than this are named (ours)."""
+STATUS_TEXT = {
+    "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
+    "no answer": "Set aside, since no reward could be computed.",
+    "filtered": "Below the share that --keep asks for.",
+    "left over": "They fill no whole batch; which ones is decided by the hash of the question.",
+}
+"""What became of rows that are not planned."""
+Told = Iterator[tuple[str, str, str]]
+"""Kind, title and text of caveats."""
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """One thing to know."""
+
+    kind: str
+    """warning: doubt the result. note: how it was made."""
+    title: str
+    text: str
+
+
+def caveats(arranged: Arranged) -> list[Caveat]:
+    """Warnings first, then notes."""
+    parts = (_difficulty, _clusters, _quality, _rows, _features)
+    listed = [Caveat(*told) for part in parts for told in part(arranged)]
+    return sorted(listed, key=lambda caveat: caveat.kind != "warning")
+
+
+def _count(n: int, what: str) -> str:
+    """A number with its noun.
+
+    >>> _count(1, "row"), _count(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _without_difficulty(arranged: Arranged) -> Told:
+    known = int(np.isfinite(arranged.data.labels).sum())
+    order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
+    text = (
+        "Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. "
+        f"Within a cluster the order is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no "
+        "calibration."
+    )
+    if arranged.config.fields.labels is None:
+        yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."
+    elif known < MIN_LABELS:
+        yield "warning", "Too few labels", f"{known} rows have a label, {MIN_LABELS} are needed. {text}"
+    else:
+        yield "warning", "All labels are equal", f"They order nothing. {text}"
+
+
+def _difficulty(arranged: Arranged) -> Told:
+    difficulty, config, n = arranged.difficulty, arranged.config, len(arranged.data.samples)
+    if difficulty is None:
+        yield from _without_difficulty(arranged)
+        return
+    known, gain = difficulty.n_labels, difficulty.gain
+    if known < FEW_LABELS:
+        yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
+    if gain.low <= 0:
+        worse = gain.high <= SMALL_GAIN
+        yield (
+            "warning",
+            "The probe is no better than length" if worse else "The probe is not shown to be better than length",
+            f"Rank correlation with the labels: {difficulty.spearman:.3f} from the features, {difficulty.spearman_length:.3f} "
+            f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). "
+            + ("Sorting by length would do as well." if worse else "More labels would decide it."),
+        )
+    if config.turned:
+        how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
+        yield (
+            "note", "Labels are turned round",
+            f"A larger {config.fields.labels} means easier; the report and scores.csv show {how}, so that larger is harder.",
+        )  # fmt: skip
+    if not np.isfinite(difficulty.high).all():
+        yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
+    yield (
+        "note", "How difficulty was read",
+        f"{known:,} of {n:,} rows have a label. A labelled row's prediction comes from a fit that did not see its label; the "
+        "calibration on top of it saw all labels.",
+    )  # fmt: skip
+
+
+def _clusters(arranged: Arranged) -> Told:
+    clusters, plan = arranged.grouping.clusters, arranged.plan
+    sizes = np.bincount(arranged.grouping.assignment.label, minlength=clusters.k)
+    if clusters.k == 1:
+        yield (
+            "warning", "One cluster",
+            "All rows are in one cluster: there is no company to choose and no tail to swap. A small file has several when "
+            "batches are smaller (--prompts-per-step) or when --clusters asks for them.",
+        )  # fmt: skip
+    elif sizes.max() > DOMINANT * sizes.sum():
+        yield (
+            "warning", "Dominant cluster",
+            f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
+            "Try other features or more clusters.",
+        )  # fmt: skip
+    if clusters.k > 1 and plan.unpaired_share > UNPAIRED:
+        yield "note", "Few swaps", f"{plan.unpaired_share:.0%} of the batches found no partner for the tail swap."
+    if clusters.n_merged:
+        yield (
+            "note", _count(clusters.n_merged, "small cluster") + " merged",
+            f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one.",
+        )  # fmt: skip
+    yield (
+        "note", "How varied batches are",
+        f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
+        f"{arranged.diversity_random:.2f} in a random order. Batches of one cluster are meant to be closer.",
+    )  # fmt: skip
+
+
+def _quality(arranged: Arranged) -> Told:
+    quality, keep = arranged.quality, arranged.config.keep
+    if arranged.config.fields.quality is None:
+        yield "note", "No filter", "No quality labels were named (--quality FIELD): no row was filtered."
+        return
+    if quality is None:
+        known = int(np.isfinite(arranged.data.quality).sum())
+        text = f"{known} rows have one; {MIN_CLASS} of either kind are needed. No row was filtered."
+        yield "warning", "Too few quality labels", text
+        return
+    if quality.roc_auc <= quality.roc_auc_length:
+        text = f"ROC-AUC {quality.roc_auc:.3f} from the features, {quality.roc_auc_length:.3f} from the length alone."
+        yield "warning", "The filter is no better than length", text
+    kept = "no row was filtered (--keep SHARE would)" if keep is None else f"the best {keep:.0%} were kept"
+    text = f"{quality.n_labels} labels, ROC-AUC {quality.roc_auc:.3f} on rows that a fit did not see; {kept}."
+    yield "note", "How quality was read", text
+
+
+def _rows(arranged: Arranged) -> Told:
+    data, truncated = arranged.data, arranged.found.truncated
+    counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
+    for status, text in STATUS_TEXT.items():
+        if count := counts[status]:
+            doubtful = status == "malformed" or (count > MANY * data.read and status != "filtered")
+            title = f"{_count(count, 'row')} of {data.read:,}: {status}"
+            yield "warning" if doubtful else "note", title, f"{text} Listed in not_planned.csv."
+    repeated = sum(count - 1 for count in Counter(normalise(s.prompt) for s in data.samples).values())
+    if repeated:
+        yield (
+            "warning", _count(repeated, "repeated question"),
+            "Equal to an earlier row but for case, space or punctuation. They stay in the plan, so their question counts more "
+            "than once.",
+        )  # fmt: skip
+    if truncated:
+        text = "Longer than the model reads; the end was not read. --max-tokens sets where."
+        yield "warning", f"{_count(truncated, 'row')} cut", text
+    for note in data.notes:
+        yield "note", "Assumed", note
+
+
+def _features(arranged: Arranged) -> Told:
+    found, sae = arranged.found, arranged.found.sae
+    what = "prompt and solution were read, a missing one stands at the mean" if found.with_solution else "prompts alone were read"
+    solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
+    yield "note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {solved}; {what}."
+    if sae is not None:
+        told = (f"Explained variance {sae.explained_variance:.3f} on {sae.n_tokens:,} tokens of these rows, "
+                f"{sae.l0:.0f} latents a token.")  # fmt: skip
+        if sae.explained_variance > 0:
+            yield "note", "How well the SAE reads the model", told
+        else:
+            yield (
+                "warning", "The SAE does not fit this layer",
+                f"{told} The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and "
+                "its features are noise. Layers count from 1, the block after which the residual stream is read.",
+            )  # fmt: skip
+    if not found.by_model:
+        yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
+
 
 HERE = Path(__file__).parent
 EXCERPT = 280
@@ -41,7 +334,7 @@ RANKS = {
 def page(
     arranged: Arranged, caveats: Sequence[Caveat], scores: pd.DataFrame, clusters: pd.DataFrame, not_planned: pd.DataFrame
 ) -> str:
-    """The whole report as one HTML document; the tables are those of `saerl_lib.own.tables`."""
+    """The whole report as one HTML document; the tables are those of `saerl_lib.report.page`."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
     k, (rank, order) = arranged.grouping.clusters.k, RANKS[arranged.ranked_by]
     tints = [TINTS[c] if c < len(TINTS) else f"hsl({c * 137 % 360} 60% 50%)" for c in range(k)]
@@ -50,7 +343,7 @@ def page(
         rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
         left_out=not_planned["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
         curve=_curve(arranged, tints), reliability=_reliability(arranged), not_planned=not_planned, listed=LISTED,
-        rows=_rows(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
+        rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{_digest(text)}'" for text in scripts),
     )  # fmt: skip
@@ -81,7 +374,7 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _rows(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]:
+def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]:
     """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
     points = arranged.grouping.points
     low, span = points.min(axis=0), np.ptp(points, axis=0)

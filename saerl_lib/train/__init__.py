@@ -1,1 +1,1 @@
-"""Policies, arms, sampling, GRPO by TRL, runs and their evaluation."""
+"""GRPO on a batch plan: policy, sampler, trainer, runs, arms, evaluation."""

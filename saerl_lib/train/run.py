@@ -38,14 +38,12 @@ from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.models import open_tokenizer
-from saerl_lib.export.follow import follow
-from saerl_lib.export.log import ConsumedLog, append_rows, cut_back, read_rows
-from saerl_lib.export.samples import in_plan_order, read_sample_file
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
-from saerl_lib.train.evaluate import evaluate
+from saerl_lib.plan.export import in_plan_order, read_sample_file
+from saerl_lib.plan.follow import ConsumedLog, append_rows, cut_back, follow, read_rows
+from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
+from saerl_lib.train.policy import evaluate
 from saerl_lib.train.sampler import GroupSampler
-from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,

@@ -1,0 +1,256 @@
+"""Did a trainer follow the plan? The first departure, and what was dropped, repeated or never planned.
+
+A step of the trainer is compared with the same step of the plan; a log of several epochs repeats the plan.
+
+What a trainer consumed, as it was logged: Parquet, JSON lines or one id a line; and the append-only logs of our own runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saerl_lib.data.rows import json_rows
+from saerl_lib.plan.batch_plan import BatchPlan
+
+
+class LogError(ValueError):
+    """The log cannot be read as ids that a trainer consumed."""
+
+
+@dataclass(frozen=True)
+class ConsumedLog:
+    """Sample ids in the order of the log, one a rollout or one a prompt."""
+
+    ids: tuple[str, ...]
+    steps: tuple[int, ...] | None = None
+    """The trainer's step of each id, from 0 or 1; None when the log has none."""
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows as JSON lines."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Complete rows of a JSON-lines log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def cut_back(path: Path, step: int, field: str = "step") -> None:
+    """Keep only rows whose `field` is at most `step`: a resumed run writes the later ones again."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    append_rows(partial, [row for row in read_rows(path) if row[field] <= step])
+    partial.replace(path)
+
+
+def read_log(path: Path) -> ConsumedLog:
+    """The log of one run.
+
+    `.parquet`: columns sample_id and, if there, step. Text whose first line is a JSON object: objects with sample_id
+    and, in all or none, step; a last line without line break that a kill cut short is left out. Other text: one id a line.
+    Raises LogError that names the line or column: missing file, missing or ill-typed field, several runs, no id.
+    """
+    if not path.is_file():
+        raise LogError(f"{path} is missing: pass the log of sample ids that the trainer wrote")
+    if path.suffix == ".parquet":
+        log = _from_parquet(path)
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise LogError(f"{path} is no UTF-8 text: pass Parquet with the suffix .parquet, JSON lines or text") from error
+        first = next((line for line in lines if line.strip()), "")
+        if "," in first and "sample_id" in first and not first.lstrip().startswith("{"):
+            raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
+        plain = tuple(line.strip() for line in lines if line.strip())
+        log = _from_json(path) if first.lstrip().startswith("{") else ConsumedLog(plain)
+    if not log.ids:
+        raise LogError(f"{path} holds no sample id")
+    return log
+
+
+def _from_parquet(path: Path) -> ConsumedLog:
+    try:
+        schema = pq.read_schema(path)
+        if "sample_id" not in schema.names:
+            raise LogError(f"{path}: column 'sample_id' is missing, found {schema.names}")
+        wanted = [name for name in ("sample_id", "step", "arm", "seed") if name in schema.names]
+        table = pq.read_table(path, columns=wanted).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise LogError(f"{path} is no Parquet file: {error}") from error
+    for name in ("arm", "seed"):
+        if len(runs := set(table.get(name, ()))) > 1:
+            raise LogError(f"{path} holds {len(runs)} runs (column {name!r}): pass the log of one run")
+    return _checked(table["sample_id"], table.get("step"), path.name, "row", range(len(table["sample_id"])))
+
+
+def _from_json(path: Path) -> ConsumedLog:
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for row in json_rows(path, strict_end=False):
+        if row.record is None or "sample_id" not in row.record:
+            problem = row.problem or "field 'sample_id' is missing"
+            raise LogError(f"{path.name}, {row.where}: {problem}")
+        rows.append(row.record)
+        numbers.append(int(row.where.removeprefix("line ")))
+    with_step = sum("step" in row for row in rows)
+    if with_step not in (0, len(rows)):
+        raise LogError(f"{path.name}: {with_step} of {len(rows)} lines have a step; write it in all lines or in none")
+    steps = [row["step"] for row in rows] if with_step else None
+    return _checked([row["sample_id"] for row in rows], steps, path.name, "line", numbers)
+
+
+def _checked(ids: Sequence[Any], steps: Sequence[Any] | None, name: str, unit: str, numbers: Sequence[int]) -> ConsumedLog:
+    for number, found in zip(numbers, ids, strict=True):
+        if not isinstance(found, str) or not found:
+            raise LogError(f"{name}, {unit} {number}: sample_id is {found!r}, not an id; write it as text")
+    for number, found in zip(numbers, steps or [0] * len(ids), strict=True):
+        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+            raise LogError(f"{name}, {unit} {number}: step is {found!r}, not a whole number from 0")
+    return ConsumedLog(tuple(ids), None if steps is None else tuple(steps))
+
+
+EPOCHS = 1000
+"""A log of more repetitions of the plan than this is taken for a mistake."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first place where log and plan differ; steps and slots count from 0."""
+
+    step: int
+    """Step of the trainer, on through all epochs."""
+    slot: int
+    planned: str | None
+    """None when the step holds more prompts than planned."""
+    consumed: str | None
+    """None when the step, or the log, ends here."""
+
+
+@dataclass(frozen=True)
+class FollowReport:
+    """The comparison of a log with a plan."""
+
+    followed: bool
+    steps_logged: int
+    """Steps of the log, the last one perhaps unfinished."""
+    steps_planned: int
+    """T, of one epoch."""
+    epochs: int
+    """Times that the log would have to repeat the plan: steps logged / T, rounded up."""
+    steps_kept: int
+    """Steps of the log that hold the planned prompts in any order."""
+    first: Departure | None
+    """None when the plan was followed."""
+    log_ended: bool
+    """Whether all that was logged agrees with the plan, which goes on."""
+    dropped: tuple[str, ...]
+    """Planned ids that were never consumed, in plan order."""
+    repeated: tuple[str, ...]
+    """Ids consumed in more steps than there are epochs, in order of appearance."""
+    unknown: tuple[str, ...]
+    """Ids that are not in the plan, in order of appearance."""
+
+    def followed_for(self, steps: int | None) -> bool:
+        """Whether the log holds exactly `steps` steps of the plan, however often it starts again; None: whole passes."""
+        if steps is None:
+            return self.followed
+        return (self.followed or self.log_ended) and self.steps_logged == self.steps_kept == steps
+
+    @property
+    def only_order_inside_steps(self) -> bool:
+        """Whether every step holds the planned prompts and yet the plan was not followed to the letter."""
+        return not self.followed and self.steps_kept == self.steps_planned * self.epochs
+
+
+def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_slot: bool = False) -> FollowReport:
+    """Compare what was consumed with the plan.
+
+    Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared
+    step by step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G.
+    `any_slot` compares the prompts of each step in any order, for logs whose rollouts are not in prompt order: a prompt with
+    more rollouts than a group has, G or what most groups of the log have, was consumed more than once.
+    Raises LogError when `rollouts` is below 1 or the log's steps go beyond `EPOCHS` repetitions of the plan.
+    """
+    steps = consumed_steps(log, plan.prompts_per_step, rollouts, any_slot)
+    count = max(steps) + 1
+    if count > EPOCHS * plan.steps:
+        raise LogError(f"the log reaches step {count - 1}, the plan has {plan.steps}: is its 'step' the optimiser step?")
+    epochs = -(-count // plan.steps)
+    planned = [plan.ids[i : i + plan.prompts_per_step] for i in range(0, len(plan.ids), plan.prompts_per_step)] * epochs
+    found = [steps.get(step, []) for step in range(len(planned))]
+    first = next((d for step in range(len(found)) if (d := _departure(step, planned[step], found[step], any_slot))), None)
+    times = Counter(name for step in found for name in set(step))
+    known = set(plan.ids)
+    return FollowReport(
+        followed=first is None,
+        steps_logged=count,
+        steps_planned=plan.steps,
+        epochs=epochs,
+        steps_kept=sum(sorted(a) == sorted(b) for a, b in zip(planned, found, strict=True)),
+        first=first,
+        log_ended=first is not None and first.consumed is None and not any(found[first.step + 1 :]),
+        dropped=tuple(name for name in plan.ids if name not in times),
+        repeated=tuple(name for name in dict.fromkeys(log.ids) if times[name] > epochs),
+        unknown=tuple(name for name in dict.fromkeys(log.ids) if name not in known),
+    )
+
+
+def consumed_steps(
+    log: ConsumedLog, prompts_per_step: int, rollouts: int | None = None, any_slot: bool = False
+) -> dict[int, list[str]]:
+    """Step from 0 -> the prompts it consumed, in order of the log; with `any_slot` each group of a prompt's rollouts once.
+
+    >>> consumed_steps(ConsumedLog(("a", "a", "b", "b", "c", "c")), prompts_per_step=2)
+    {0: ['a', 'b'], 1: ['c']}
+    """
+    if rollouts is not None and rollouts < 1:
+        raise LogError(f"--rollouts {rollouts}: give the rollouts a prompt, at least 1")
+    lines: dict[int, list[str]] = {}
+    if log.steps is not None:
+        base = 0 if min(log.steps) == 0 else 1
+        for step, name in sorted(zip((s - base for s in log.steps), log.ids, strict=True), key=lambda pair: pair[0]):
+            lines.setdefault(step, []).append(name)
+    else:
+        ids = list(log.ids) if rollouts else _without_rollouts(list(log.ids))
+        size = prompts_per_step * (rollouts or 1)
+        lines = {i // size: ids[i : i + size] for i in range(0, len(ids), size)}
+    if not any_slot:
+        return {step: _without_rollouts(ids) for step, ids in lines.items()}
+    counts = {step: Counter(ids) for step, ids in lines.items()}
+    sizes = Counter(count for found in counts.values() for count in found.values())
+    group = rollouts or max(sizes, key=lambda size: (sizes[size], -size))
+    return {step: [name for name, n in found.items() for _ in range(-(-n // group))] for step, found in counts.items()}
+
+
+def _without_rollouts(ids: list[str]) -> list[str]:
+    return [name for name, _ in groupby(ids)]
+
+
+def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) -> Departure | None:
+    """The first difference of one step; with `any_slot` the first planned prompt that is missing and the first one too many."""
+    if any_slot:
+        missing = [i for i, name in enumerate(planned) if name not in found]
+        strangers = list((Counter(found) - Counter(planned)).elements())
+        if not missing and not strangers:
+            return None
+        slot = missing[0] if missing else len(planned)
+        return Departure(step, slot, planned[slot] if missing else None, strangers[0] if strangers else None)
+    for slot in range(max(len(planned), len(found))):
+        pair = [names[slot] if slot < len(names) else None for names in (planned, found)]
+        if pair[0] != pair[1]:
+            return Departure(step, slot, *pair)
+    return None

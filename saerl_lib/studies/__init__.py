@@ -1,0 +1,1 @@
+"""Studies of the method; the core imports none of them."""

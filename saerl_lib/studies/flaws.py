@@ -1,0 +1,436 @@
+"""Does a quality score find wrong or ill-posed samples, and what is left of it without length and style? (ours)
+
+The paper's filter predicts the source and asks no further. Every score is turned so that larger means more suspect, without a
+look at the labels: the source probe as 1 - s, DSIR as the negative log weight, surprise and length as they are. An AUC below
+0.5 is therefore a finding, not a sign to be flipped. Probes of flaws are trained on labelled samples outside the pool: an
+upper reference, since real pools come without such labels.
+
+SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on them.
+Here metadata (lengths, counts, shares of signs) says what is unintended: a column of z counts as tied in the measure R^2 in
+which a linear regression on metadata explains it. Three suppressions, fitted on training samples alone, have random twins:
+
+- scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
+- dropped: the half of the columns with the largest R^2 is set to zero;
+- residual: the linear prediction from metadata is taken away from each column.
+
+Metadata also holds what the problem is about (largest number, operators), so the fall is an upper bound on what style alone
+carried. Axes: N samples, D features, M metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.language_model import measure_surprise
+from saerl_lib.encode.models import load_encoder
+from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
+from saerl_lib.properties.quality import PENALTY, fit_source_classifier
+from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
+from saerl_lib.report.statistics import Interval, bootstrap_weights, dropped_share, rank_metrics, weighted_interval
+
+FLAW_COLUMNS = ("dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound")
+"""Columns of filter_flaws.csv."""
+PENALTIES = (1e-4, 1e-3, 1e-2)
+"""Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
+ANY = "any"
+"""Name of "a flaw of whatever kind" in the column `flaw`."""
+BUCKETS = 10_000
+"""Hash buckets (DSIR, section 4)."""
+SMOOTHING = 1.0
+"""Count added to every bucket of both distributions, so that no weight is infinite (ours)."""
+
+
+@dataclass(frozen=True)
+class FlawData:
+    """N samples with known flaws."""
+
+    z: np.ndarray
+    """[N, D] features that the probe reads."""
+    metadata: np.ndarray
+    """[N, M] shallow features."""
+    texts: tuple[str, ...]
+    flaw: np.ndarray
+    """[N] kind of flaw, '' when the sample is sound."""
+
+    def __post_init__(self) -> None:
+        require_rows(z=self.z, metadata=self.metadata, texts=self.texts, flaw=self.flaw)
+
+    @property
+    def flawed(self) -> np.ndarray:
+        """Mask bool [N]."""
+        return np.asarray(self.flaw) != ""
+
+    def rows(self, index: np.ndarray) -> FlawData:
+        """The samples at some positions."""
+        return FlawData(self.z[index], self.metadata[index], tuple(self.texts[i] for i in index), self.flaw[index])
+
+
+def log_importance_weights(
+    pool_texts: Sequence[str], target_texts: Sequence[str], *, buckets: int = BUCKETS, per_ngram: bool = False
+) -> np.ndarray:
+    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's.
+
+    The text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into
+    `buckets`; target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of
+    n-grams (ours): the sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts.
+    """
+    hashed = HashingVectorizer(
+        n_features=buckets, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
+    )
+    if not (len(pool_texts) and len(target_texts)):
+        raise ValueError("a list of texts is empty: DSIR needs at least one text of the pool and of the target")
+    pool = hashed.transform(pool_texts)
+    smoothed = [np.asarray(counts.sum(axis=0)).ravel() + SMOOTHING for counts in (hashed.transform(target_texts), pool)]
+    target, raw = (np.log(counts / counts.sum()) for counts in smoothed)
+    weights = np.asarray(pool @ (target - raw)).ravel()
+    return weights / np.maximum(np.asarray(pool.sum(axis=1)).ravel(), 1.0) if per_ngram else weights
+
+
+def sgd_scores(
+    train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int, penalty: float = PENALTY, standardise: bool = True
+) -> np.ndarray:
+    """[N test] log-odds by the paper's probe (`fit_source_classifier`), larger for the class True; errors as there."""
+    return fit_source_classifier(train_x, train_y, seed, penalty, standardise).log_odds(test_x)
+
+
+def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int) -> np.ndarray:
+    """`sgd_scores` with the penalty of `PENALTIES` that ranks a held-out third best; ties towards the stronger penalty.
+
+    With fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken.
+    """
+    train_y, penalty = np.asarray(train_y, dtype=bool), PENALTIES[-1]
+    if min(train_y.sum(), (~train_y).sum()) >= 6:
+        kept, held_out = train_test_split(np.arange(len(train_y)), test_size=1 / 3, random_state=seed, stratify=train_y)
+
+        def held_out_auc(alpha: float) -> float:
+            scores = sgd_scores(train_x[kept], train_y[kept], train_x[held_out], seed, alpha)
+            return float(roc_auc_score(train_y[held_out], scores))
+
+        penalty = max(reversed(PENALTIES), key=held_out_auc)
+    return sgd_scores(train_x, train_y, test_x, seed, penalty)
+
+
+def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+    """score -> [N test] suspicion, from arrays and texts alone.
+
+    `flaw_probe_*`: probes of flaws fitted on `train` (SAE features; metadata; TF-IDF; SAE features with shuffled labels).
+    `dsir`: how little a text looks like `target_texts` against the test pool, as a sum and per n-gram. `length`: characters.
+    """
+    vectorizer = fit_tfidf(train.texts)
+    words = [vectorizer.transform(data.texts) for data in (train, test)]
+    noise = shuffled(train.flawed, sub_seed(seed, "shuffled flaws"))
+    probes = {
+        "flaw_probe_sae": (train.z, train.flawed, test.z),
+        "flaw_probe_metadata": (train.metadata, train.flawed, test.metadata),
+        "flaw_probe_tfidf": (words[0], train.flawed, words[1]),
+        "flaw_probe_shuffled": (train.z, noise, test.z),
+    }
+    scores = {name: tuned_scores(*data, sub_seed(seed, name)) for name, data in probes.items()}
+    scores["dsir"] = -log_importance_weights(test.texts, target_texts)
+    scores["dsir_per_ngram"] = -log_importance_weights(test.texts, target_texts, per_ngram=True)
+    scores["length"] = np.array([len(text) for text in test.texts], dtype=float)
+    return scores
+
+
+def flaw_table(
+    scores: Mapping[str, np.ndarray],
+    flaw: Sequence[str],
+    pools: Mapping[str, np.ndarray],
+    *,
+    dataset: str,
+    keep_share: float,
+    config: PropertyConfig,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound.
+
+    `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples;
+    dropped_share is the share of that kind among all of the pool that goes when the `keep_share` least suspect stay. The score
+    `chance` states what a random order gives. Intervals resample samples of the pool, the same resamples for every score.
+    Raises ValueError when a pool lacks flawed or sound samples.
+    """
+    kinds, rows = np.asarray(flaw, dtype=str), []
+    for pool, mask in pools.items():
+        require_rows(flaw=kinds, mask=mask)
+        inside = kinds[np.asarray(mask, dtype=bool)]
+        sound = inside == ""
+        if sound.all() or not sound.any():
+            raise ValueError(f"pool {pool!r} has {int(sum(~sound))} flawed and {int(sum(sound))} sound samples: it needs both")
+        weights = bootstrap_weights(len(inside), config.bootstrap_samples, sub_seed(seed, f"flaws {pool}"))
+        for kind in (ANY, *sorted(set(inside[~sound]))):
+            positive = ~sound if kind == ANY else inside == kind
+            compared = positive | sound
+            label, counts = (dataset, pool, kind), (int(positive.sum()), int(sound.sum()))
+            chance = {"roc_auc": 0.5, "average_precision": positive.sum() / compared.sum(), "dropped_share": 1 - keep_share}
+            rows += [(*label, "chance", metric, value, np.nan, np.nan, *counts) for metric, value in chance.items()]
+            for name, values in scores.items():
+                values = np.asarray(values, dtype=float)[mask]
+                found = rank_metrics(values[compared], positive[compared], weights[:, compared])
+                found["dropped_share"] = dropped_share(values, positive, weights, keep_share)
+                rows += [(*label, name, metric, e.value, e.low, e.high, *counts) for metric, e in found.items()]
+    return pd.DataFrame(rows, columns=list(FLAW_COLUMNS))
+
+
+def flaw_rows_from_features(
+    z: np.ndarray,
+    metadata: np.ndarray,
+    texts: Sequence[str],
+    valid: np.ndarray,
+    split: Sequence[str],
+    *,
+    dataset: str,
+    keep_share: float,
+    config: PropertyConfig,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    extra_scores: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Rows of filter_flaws.csv for real data, from plain arrays of N samples: z [N, D], metadata [N, M], texts, valid bool [N].
+
+    `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
+    training texts as its target. `kinds` names the flaw of each invalid sample (ignored where valid; default 'invalid').
+    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for unequal rows, another split
+    name, or a split with a single class.
+    """
+    require_rows(z=z, metadata=metadata, texts=texts, valid=valid, split=split)
+    split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
+    unknown = sorted(set(split) - {"train", "test"})
+    if unknown:
+        raise ValueError(f"split holds {unknown[0]!r}: use 'train' and 'test' only")
+    kinds = np.full(len(valid), "invalid") if kinds is None else np.asarray(kinds, dtype=str)
+    require_rows(valid=valid, kinds=kinds)
+    data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), np.where(valid, "", kinds))
+    train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
+    sound_texts = [text for text, flawed in zip(train.texts, train.flawed, strict=True) if not flawed]
+    scores = common_scores(train, test, sound_texts, seed)
+    scores |= {name: np.asarray(values, dtype=float)[split == "test"] for name, values in (extra_scores or {}).items()}
+    pools = {"test": np.ones(len(test.flaw), dtype=bool)}
+    return flaw_table(scores, test.flaw, pools, dataset=dataset, keep_share=keep_share, config=config, seed=seed)
+
+
+SELFREG_COLUMNS = ("dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test")
+"""Columns of filter_selfreg.csv."""
+DROPPED_SHARE = 0.5
+"""Share of the columns that the variant `dropped` sets to zero (ours)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the score of a probe is measured against."""
+
+    labels: np.ndarray
+    """[N test] bool."""
+    mask: np.ndarray
+    """[N test] bool, samples that it is measured on."""
+    sign: float = 1.0
+    """-1 where a small score speaks for the label."""
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Linear regression of every standardised column of z on standardised covariates."""
+
+    scaler: StandardScaler
+    covariate_scaler: StandardScaler
+    coefficients: np.ndarray
+    """[M, D]"""
+    explained: np.ndarray
+    """[D] adjusted R^2 on the training samples, cut to 0..1."""
+
+    def scaled(self, z: np.ndarray) -> np.ndarray:
+        """[N, D] standardised z, each column times 1 - R^2."""
+        return self.scaler.transform(z.astype(np.float64)) * (1.0 - self.explained)
+
+    def untied(self) -> np.ndarray:
+        """[D] bool, False for the `DROPPED_SHARE` of columns with the largest R^2, the later ones among equals."""
+        rank = np.argsort(np.argsort(self.explained, kind="stable"), kind="stable")
+        return rank < round((1 - DROPPED_SHARE) * len(rank))
+
+    def residual(self, z: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+        """[N, D] standardised z without its linear prediction from covariates [N, M]; not standardised again."""
+        predicted = self.covariate_scaler.transform(covariates.astype(np.float64)) @ self.coefficients
+        return self.scaler.transform(z.astype(np.float64)) - predicted
+
+
+def fit_suppression(z: np.ndarray, covariates: np.ndarray) -> Suppression:
+    """Regress z [N, D] on covariates [N, M], both of training samples.
+
+    Raises ValueError for non-finite values, unequal rows or no more samples than covariates.
+    """
+    require_rows(z=z, covariates=covariates)
+    require_finite("z", z)
+    require_finite("covariates", covariates)
+    n, m = covariates.shape
+    if n <= m + 1:
+        raise ValueError(f"{n} samples for {m} covariates: R^2 is undefined; pass more training samples")
+    scaler, covariate_scaler = StandardScaler(), StandardScaler()
+    points = scaler.fit_transform(z.astype(np.float64))
+    design = covariate_scaler.fit_transform(covariates.astype(np.float64))
+    coefficients = np.linalg.lstsq(design, points, rcond=1e-10)[0]
+    unexplained = np.square(points - design @ coefficients).mean(axis=0)
+    total = np.square(points).mean(axis=0)
+    share = np.divide(unexplained, total, out=np.ones_like(total), where=total > 0)
+    adjusted = 1.0 - share * (n - 1) / (n - m - 1)
+    return Suppression(scaler, covariate_scaler, coefficients, np.clip(np.where(total > 0, adjusted, 0.0), 0.0, 1.0))
+
+
+def suppressed_views(
+    train_z: np.ndarray, train_metadata: np.ndarray, test_z: np.ndarray, test_metadata: np.ndarray, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """variant -> (training features, test features).
+
+    `scaled_random` and `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as
+    many random projections of z as there are metadata features.
+    """
+    rng = np.random.default_rng(seed)
+    fitted = fit_suppression(train_z, train_metadata)
+    plain = tuple(fitted.scaler.transform(z.astype(np.float64)) for z in (train_z, test_z))
+    factors, untied = 1.0 - rng.permutation(fitted.explained), rng.permutation(fitted.untied())
+    directions = rng.normal(size=(train_z.shape[1], train_metadata.shape[1]))
+    covariates = tuple(z @ directions for z in plain)
+    random = fit_suppression(train_z, covariates[0])
+    metadata = tuple(fitted.covariate_scaler.transform(m.astype(np.float64)) for m in (train_metadata, test_metadata))
+    return {
+        "plain": plain,
+        "scaled": (fitted.scaled(train_z), fitted.scaled(test_z)),
+        "scaled_random": (plain[0] * factors, plain[1] * factors),
+        "dropped": (plain[0] * fitted.untied(), plain[1] * fitted.untied()),
+        "dropped_random": (plain[0] * untied, plain[1] * untied),
+        "residual": (fitted.residual(train_z, train_metadata), fitted.residual(test_z, test_metadata)),
+        "residual_random": (random.residual(train_z, covariates[0]), random.residual(test_z, covariates[1])),
+        "metadata_only": metadata,
+    }
+
+
+def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> Interval:
+    """Weighted Pearson of the ranks in the whole test set: ranks are not drawn anew in a resample."""
+    total = weights.sum(axis=1, keepdims=True)
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (scores, length))
+    mean_a, mean_b = (weights @ values[:, None] / total for values in (a, b))
+    covariance = weights @ (a * b)[:, None] / total - mean_a * mean_b
+    spread = (weights @ (a * a)[:, None] / total - mean_a**2) * (weights @ (b * b)[:, None] / total - mean_b**2)
+    return weighted_interval((covariance / np.sqrt(np.where(spread > 0, spread, np.nan))).ravel())
+
+
+def selfreg_table(
+    views: dict[str, tuple[np.ndarray, np.ndarray]],
+    train_y: np.ndarray,
+    targets: dict[str, Target],
+    length: np.ndarray,
+    *,
+    dataset: str,
+    config: PropertyConfig,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target.
+
+    `length` [N test] in any unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score
+    (turned by the target's sign) with length.
+    """
+    rows = []
+    for variant, (train_x, test_x) in views.items():
+        scores = sgd_scores(train_x, train_y, test_x, sub_seed(seed, "selfreg"), standardise=False)
+        for name, target in targets.items():
+            require_rows(scores=scores, labels=target.labels, mask=target.mask, length=length)
+            inside, n = target.sign * scores[target.mask], int(target.mask.sum())
+            weights = bootstrap_weights(n, config.bootstrap_samples, sub_seed(seed, f"selfreg {name}"))
+            found = rank_metrics(inside, target.labels[target.mask], weights)
+            found["spearman_length"] = _spearman(inside, length[target.mask], weights)
+            rows += [(dataset, name, variant, metric, e.value, e.low, e.high, n) for metric, e in found.items()]
+    return pd.DataFrame(rows, columns=list(SELFREG_COLUMNS))
+
+
+DATASET = "world"
+
+
+def flaw_data(samples: Sequence[Sample], features: FeatureTable) -> FlawData:
+    """Features, texts and flaws of samples [N]. Raises ValueError when the features are of other samples."""
+    if tuple(s.id for s in samples) != features.ids:
+        raise ValueError("samples and features have different ids: load both from the same split")
+    texts = tuple(f"{s.prompt}\n{s.solution}" for s in samples)
+    return FlawData(features.z, features.metadata, texts, np.array([s.flaw for s in samples]))
+
+
+def pool_scores(
+    profile: Profile, scorer: Scorer, target: FlawData, parent: FlawData, pool: FlawData, samples: Sequence[Sample]
+) -> dict[str, np.ndarray]:
+    """score -> [N pool] suspicion: the paper's source probe, surprise, lengths of the sides, and `common_scores`.
+
+    `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge
+    of flaws.
+    """
+    assert scorer.quality is not None  # the world's has one
+    surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *load_encoder())
+    return {
+        "source_membership": np.array([s.source == "parent" for s in samples], dtype=float),
+        "source_probe": 1.0 - scorer.quality.score(pool.z),
+        **common_scores(parent, pool, target.texts, sub_seed(profile.seed, "flaws")),
+        "perplexity_prompt": surprise.prompt,
+        "perplexity_solution": surprise.solution,
+        "peak_surprise_solution": surprise.solution_peak,
+        "prompt_length": np.array([len(s.prompt) for s in samples], dtype=float),
+        "solution_length": np.array([len(s.solution) for s in samples], dtype=float),
+    }
+
+
+def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: FlawData, in_parent: np.ndarray) -> pd.DataFrame:
+    """Rows of filter_selfreg.csv: the source probe on source and (as 1 - s) on flaws, and the direct flaw probe.
+
+    Targets: `source` on the whole pool; `flaw by source probe` and `flaw` among parent samples.
+    """
+    half, seed = len(parent.z) // 2, sub_seed(profile.seed, "selfreg")  # the rows that train the source filter
+    z, metadata = np.concatenate([target.z, parent.z[:half]]), np.concatenate([target.metadata, parent.metadata[:half]])
+    is_target = np.arange(len(z)) < len(target.z)
+    length = np.array([len(text) for text in pool.texts], dtype=float)
+    everything = np.ones(len(length), dtype=bool)
+    named = {"dataset": DATASET, "config": profile.properties, "seed": seed}
+    views = suppressed_views(z, metadata, pool.z, pool.metadata, seed)
+    targets = {"source": Target(~in_parent, everything), "flaw by source probe": Target(pool.flawed, in_parent, sign=-1.0)}
+    source = selfreg_table(views, is_target, targets, length, **named)
+    views = suppressed_views(parent.z, parent.metadata, pool.z, pool.metadata, seed)
+    flaws = selfreg_table(views, parent.flawed, {"flaw": Target(pool.flawed, in_parent)}, length, **named)
+    return pd.concat([source, flaws], ignore_index=True)
+
+
+def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
+    """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv).
+
+    Pools: `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and
+    `within parent`, where it does not. The share kept is the run's own.
+    """
+    fitted = difficulty_stage(profile, world, features)
+
+    def compute(folder: Path) -> None:
+        samples = {name: load_split(world, name) for name in ("labelled", "filter_negatives", "pool")}
+        data = {name: flaw_data(rows, load_split_features(features, name)) for name, rows in samples.items()}
+        target, parent, pool = data.values()
+        in_parent = np.array([s.source == "parent" for s in samples["pool"]])
+        scores = pool_scores(profile, load_scorer(fitted.path("scorer.safetensors")), target, parent, pool, samples["pool"])
+        table = flaw_table(
+            scores,
+            pool.flaw,
+            {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent},
+            dataset=DATASET,
+            keep_share=profile.pool_samples / len(in_parent),
+            config=profile.properties,
+            seed=profile.seed,
+        )
+        table.to_parquet(folder / "flaws.parquet", index=False)
+        selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
+
+    config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
+    return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))

@@ -1,0 +1,653 @@
+"""GRPO policy gradients of single prompts at the base policy, kept as their exact Gram matrix.
+
+The paper lets distance in SAE space stand for gradient coherence (Appendix A) and measures no gradient. Here every
+prompt gets two independent groups of G rollouts ("halves"), each with the gradient that training would take from it:
+group-normalised advantages and TRL's loss_type "grpo". The first step is on-policy, so the ratio is 1 and no clip acts.
+A batch gradient is the mean of its prompts' gradients, and all that is asked of them are inner products: the Gram
+matrix of the float32 gradients loses nothing, where a projection to m dimensions errs by about 1 / sqrt(m) a cosine.
+
+Do gradients agree where samples are alike? Cosines by grouping, and gradient distance against distance in a space.
+
+The assumption of the paper's Appendix A, measured (ours). Everything is a quadratic form of the Gram matrix of prompt
+gradients, so one bootstrap serves all: prompts get multinomial weights, and products of a prompt with itself are left
+out, so that a prompt drawn twice never passes for two that agree. Where a mean gradient is near zero such intervals are
+wider than needed, never narrower. S = resamples + 1, the first row being the sample itself; N prompts; K groups.
+
+Appendix A with measured gradients: what mixing a batch of one cluster with samples of another does to its error.
+
+A batch of b prompts, rho b of them from cluster d and the rest from c, estimates G, the mean gradient of the pool:
+    MSE(rho) - MSE(0) = - rho A + rho^2 C,   A = 2 <r_c, v> - tr(Sigma_d - Sigma_c) / b,   C = ||v||^2,
+r_c = G - mu_c, v = mu_d - mu_c, optimum rho* = A / 2C clipped to [0, 1]. A and C are estimated without bias from
+products of different prompts (`coherence.Moments`); rho*, a clipped ratio of them, is not. Where the estimate of C is
+not positive, rho* is the better end of [0, 1] (ours). The share of a cluster in G is its share of the kept pool.
+
+Stage `gradients`: gradient coherence and the quantities of Appendix A on a seeded sample of the kept pool (ours).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import save_file
+from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
+from tqdm import tqdm
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
+from saerl_lib.data.answers import reward
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.store import load_split_features
+from saerl_lib.plan.mixing import standardised_space
+from saerl_lib.plan.orders import kept_pool
+from saerl_lib.properties.clusters import CLIP
+from saerl_lib.properties.probes import fit_tfidf, require_rows
+from saerl_lib.properties.scorer import topics_at
+from saerl_lib.report.statistics import weighted_interval
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import encode_prompts, sample_groups
+
+HALVES = 2
+"""Independent groups a prompt: products between them carry no rollout noise (ours)."""
+DEVIATION_FLOOR = 1e-4
+"""Added to a group's standard deviation, as TRL does."""
+GRAM_BLOCK = 65_536
+"""Parameters of one product in float32; blocks are summed in float64."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Two groups of one prompt."""
+
+    prompt: list[int]
+    """Token ids, separator included."""
+    completions: list[list[int]]
+    """2 G completions up to and with their end token."""
+    rewards: np.ndarray
+    """[2, G] exact-answer rewards."""
+
+
+@dataclass(frozen=True)
+class GradientGram:
+    """Inner products of the gradients of N prompts."""
+
+    ids: tuple[str, ...]
+    products: np.ndarray
+    """[2 N, 2 N] float64; row h N + i is half h of prompt i; zero where the group has no gradient."""
+    pass_rate: np.ndarray
+    """[N, 2] share of right answers in each half."""
+
+    @property
+    def zero(self) -> np.ndarray:
+        """[N, 2] whether all rewards of the half were equal, so that its gradient is exactly zero."""
+        return (self.pass_rate == 0) | (self.pass_rate == 1)
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """Group-normalised advantages of rewards [..., G], zero where a group's rewards are all equal.
+
+    >>> advantages(np.array([1.0, 0.0, 0.0, 0.0])).round(2).tolist()
+    [1.5, -0.5, -0.5, -0.5]
+    """
+    deviation = rewards.std(axis=-1, ddof=1, keepdims=True)
+    return (rewards - rewards.mean(axis=-1, keepdims=True)) / (deviation + DEVIATION_FLOOR)
+
+
+def draw_rollouts(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
+) -> list[Rollouts]:
+    """Two groups of `train.rollouts_per_prompt` completions of every sample, in their order, from a stream of their own."""
+    rows = HALVES * train.rollouts_per_prompt
+    prompts = [s.prompt for s in samples]
+    with tqdm(total=len(samples) * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
+        found = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed, bar.update)
+    marks = np.array([reward(text, samples[i // rows].answer) for i, text in enumerate(found.texts)])
+    return [
+        Rollouts(tokens, found.ids[i * rows : (i + 1) * rows], marks[i * rows : (i + 1) * rows].reshape(HALVES, -1))
+        for i, tokens in enumerate(encode_prompts(tokenizer, prompts))
+    ]
+
+
+def group_loss(
+    model: LlamaForCausalLM, prompt: list[int], completions: Sequence[list[int]], weights: np.ndarray, temperature: float
+) -> torch.Tensor:
+    """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens.
+
+    `weights` [G] are the advantages. Rows are padded on the right, where causal attention never looks.
+    """
+    longest = max(1, max(map(len, completions)))
+    ids = torch.zeros(len(completions), len(prompt) + longest, dtype=torch.long)
+    counted = torch.zeros(len(completions), longest)
+    for i, completion in enumerate(completions):
+        ids[i, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        counted[i, : len(completion)] = 1.0
+    logits = model(input_ids=ids, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1] / temperature
+    chosen = torch.log_softmax(logits, dim=-1).gather(2, ids[:, len(prompt) :].unsqueeze(2)).squeeze(2)
+    rows = (chosen * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1.0)
+    return -(torch.as_tensor(weights, dtype=rows.dtype) * rows).mean()
+
+
+def flat_gradient(model: LlamaForCausalLM, loss: torch.Tensor) -> torch.Tensor:
+    """Gradient of `loss` over all parameters as one vector [P]; tied weights count once."""
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def gram_matrix(rows: torch.Tensor) -> np.ndarray:
+    """Inner products [R, R] of rows [R, P], float64."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for start in range(0, rows.shape[1], GRAM_BLOCK):
+        block = rows[:, start : start + GRAM_BLOCK]
+        total += (block @ block.T).double()
+    return ((total + total.T) / 2).numpy()
+
+
+def measure_gradients(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
+) -> GradientGram:
+    """Draw two groups a sample and return the Gram matrix of their gradients.
+
+    Transient memory: one float32 gradient (3.8 MB at 0.94 M parameters) a group that has one.
+    """
+    drawn = draw_rollouts(model, tokenizer, samples, train, seed)
+    weights = np.stack([advantages(r.rewards) for r in drawn])
+    pass_rate = np.stack([r.rewards.mean(axis=1) for r in drawn])
+    places = [(h, i) for h in range(HALVES) for i in range(len(drawn)) if 0 < pass_rate[i, h] < 1]
+    rows = torch.empty(len(places), sum(p.numel() for p in model.parameters()))
+    for row, (h, i) in enumerate(tqdm(places, desc="prompt gradients", file=sys.stdout, mininterval=10)):
+        group = drawn[i].completions[h * train.rollouts_per_prompt : (h + 1) * train.rollouts_per_prompt]
+        rows[row] = flat_gradient(model, group_loss(model, drawn[i].prompt, group, weights[i, h], train.temperature))
+    products = np.zeros((HALVES * len(drawn), HALVES * len(drawn)))
+    where = np.array([h * len(drawn) + i for h, i in places], dtype=int)
+    products[np.ix_(where, where)] = gram_matrix(rows)
+    return GradientGram(tuple(s.id for s in samples), products, pass_rate)
+
+
+COHERENCE_COLUMNS = ["grouping", "level", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
+DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
+
+
+def resample_weights(n: int, samples: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
+    """[samples + 1, n] multiplicities of n prompts; the first row is all ones. `strata` [n] keeps group sizes fixed."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(n, dtype=int) if strata is None else np.asarray(strata)
+    weights = np.ones((samples + 1, n))
+    for label in np.unique(labels):
+        (rows,) = np.nonzero(labels == label)
+        weights[1:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=samples)
+    return weights
+
+
+def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Sum over pairs of w_p w_q matrix_pq, one value a resample, [S]."""
+    return ((weights @ matrix) * weights).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The Gram matrix by prompt, free of rollout noise where that can be had."""
+
+    products: np.ndarray
+    """[N, N] estimates of <E g_p, E g_q>: all four pairs of halves for p != q, the two halves on the diagonal."""
+    squared: np.ndarray
+    """[N] ||g_p||^2 of one group, rollout noise included, mean of the halves."""
+    cosine_sum: np.ndarray
+    """[N, N] sum of the cosines of the pairs of halves that have both a gradient, zero on the diagonal."""
+    cosine_count: np.ndarray
+    """[N, N] their number, 0 to 4."""
+    halves: np.ndarray
+    """[N] cosine of a prompt's two halves, NaN where one has no gradient."""
+
+
+def prompt_pairs(gram: GradientGram) -> Pairs:
+    """Products and cosines between the prompts of a Gram matrix."""
+    n, full = len(gram.ids), gram.products
+    size = np.sqrt(np.diag(full))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.clip(full / np.outer(size, size), -1, 1)
+    blocks = full.reshape(2, n, 2, n)
+    products = blocks.sum(axis=(0, 2)) / 4
+    cross = np.diag(blocks[0, :, 1]).copy()
+    np.fill_diagonal(products, cross)
+    parts = cosine.reshape(2, n, 2, n)
+    count = np.isfinite(parts).sum(axis=(0, 2)).astype(float)
+    total = np.nansum(parts, axis=(0, 2))
+    np.fill_diagonal(count, 0)
+    np.fill_diagonal(total, 0)
+    return Pairs(products, (size**2).reshape(2, n).mean(axis=0), total, count, np.diag(parts[0, :, 1]).copy())
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of the gradients of K groups, without bias; NaN for a group of fewer than two prompts."""
+
+    products: np.ndarray
+    """[S, K, K] <mu_c, mu_d>, over pairs of different prompts."""
+    squared: np.ndarray
+    """[S, K] E ||g||^2."""
+    halves: np.ndarray
+    """[S, K] E ||E[g | prompt]||^2, from independent halves."""
+    size: np.ndarray
+    """[S, K] prompts of the group, multiplicities counted."""
+
+    @property
+    def variance(self) -> np.ndarray:
+        """[S, K] tr Sigma_c of one prompt's gradient, over prompts and rollouts."""
+        return self.squared - np.diagonal(self.products, axis1=1, axis2=2)
+
+
+def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Moments:
+    """Moments of the groups of labels [N], in sorted order, under weights [S, N]."""
+    require_rows(labels=labels, products=pairs.products)
+    members = (np.asarray(labels)[:, None] == np.unique(labels)).astype(float)
+    apart = pairs.products - np.diag(np.diag(pairs.products))
+    parts = weights[:, :, None] * members
+    size = parts.sum(axis=1)
+    counts = size[:, :, None] * size[:, None, :]
+    inside = np.arange(members.shape[1])
+    counts[:, inside, inside] -= (parts**2).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        products = (parts.transpose(0, 2, 1) @ (apart @ parts)) / np.where(counts > 0, counts, np.nan)
+        squared, halves = ((weights * v) @ members / size for v in (pairs.squared, np.diag(pairs.products)))
+    return Moments(products, squared, halves, size)
+
+
+def batch_cosines(moments: Moments, prompts_per_step: int) -> dict[str, np.ndarray]:
+    """within, across and halves [S]: cosine of the gradients of two batches of `prompts_per_step`, each of one group.
+
+    E<B, B'> over the root of E||B||^2 E||B'||^2, groups weighted by size: the ratio of unbiased means, not the mean of
+    ratios. `halves` are the same prompts with new rollouts: what is left of 1 after rollout noise.
+    """
+    b, k = prompts_per_step, moments.products.shape[1]
+    own = np.diagonal(moments.products, axis1=1, axis2=2)
+    length = np.clip(own + (moments.squared - own) / b, 0, None)
+    share = np.where(np.isfinite(own), moments.size, 0.0)
+    again = own + (moments.halves - own) / b
+    norm = np.nansum(share * length, axis=1)
+    found = {"within": np.nansum(share * own, axis=1) / norm, "halves": np.nansum(share * again, axis=1) / norm}
+    if k > 1:
+        both = share[:, :, None] * share[:, None, :] * (1 - np.eye(k))
+        root = np.sqrt(length[:, :, None] * length[:, None, :])
+        found["across"] = np.nansum(both * moments.products, axis=(1, 2)) / np.nansum(both * root, axis=(1, 2))
+        found["difference"] = found["within"] - found["across"]
+    return found
+
+
+def prompt_cosines(pairs: Pairs, within: np.ndarray, across: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean cosine of single prompts' gradients [S] over the pairs of two boolean masks [N, N], and their difference."""
+    found = {}
+    for name, mask in (("within", within), ("across", across)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[name] = pair_form(weights, pairs.cosine_sum * mask) / pair_form(weights, pairs.cosine_count * mask)
+    found["difference"] = found["within"] - found["across"]
+    return found
+
+
+def nearest_mask(distance: np.ndarray, neighbours: int) -> np.ndarray:
+    """[N, N] whether one of two samples is among the `neighbours` nearest of the other; distance [N, N]."""
+    far = distance + np.diag(np.full(len(distance), np.inf))
+    order = np.argsort(far, axis=1, kind="stable")[:, :neighbours]
+    mask = np.zeros(distance.shape, dtype=bool)
+    np.put_along_axis(mask, order, True, axis=1)
+    return mask | mask.T
+
+
+def coherence_table(
+    gram: GradientGram,
+    labels: Mapping[str, np.ndarray],
+    spaces: Mapping[str, np.ndarray],
+    neighbours: int,
+    prompts_per_step: int,
+    samples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Rows of gradient_coherence.csv.
+
+    `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a name to distances [N, N].
+    n are the prompts behind a row, n_zero those of the sample without any gradient: left out between prompts, counted
+    as zero inside batches, as in training.
+    """
+    pairs, n = prompt_pairs(gram), len(gram.ids)
+    weights = resample_weights(n, samples, seed)
+    alive = int((~gram.zero).any(axis=1).sum())
+    everyone = np.zeros(n, dtype=int)
+    masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
+    other_topic = ~masks["leaf topic"][0]
+    masks["cluster, topics differ"] = (masks["cluster"][0] & other_topic, masks["cluster"][1] & other_topic)
+    near = {f"{neighbours} nearest in {name}": nearest_mask(d, neighbours) for name, d in spaces.items()}
+    masks.update({name: (mask, ~mask) for name, mask in near.items()})
+    rows: list[tuple[object, ...]] = []
+
+    def add(grouping: str, level: str, relation: str, values: np.ndarray, count: int) -> None:
+        rows.append((grouping, level, relation, *weighted_interval(values), count, n - alive))
+
+    for name, (within, across) in masks.items():
+        for relation, values in prompt_cosines(pairs, within, across, weights).items():
+            add(name, "prompt", relation, values, alive)
+    drawn = prompt_cosines(pairs, everyone[:, None] == everyone, masks["cluster"][0], weights)["within"]
+    add("random", "prompt", "random", drawn, alive)
+    both = np.isfinite(pairs.halves)
+    again = (weights * both) @ np.where(both, pairs.halves, 0.0) / (weights @ both)
+    add("random", "prompt", "halves", again, int(both.sum()))
+    for name, label in labels.items():
+        for relation, values in batch_cosines(group_moments(pairs, label, weights), prompts_per_step).items():
+            if relation != "halves":
+                add(name, "batch", relation, values, n)
+    pool = batch_cosines(group_moments(pairs, everyone, weights), prompts_per_step)
+    add("random", "batch", "random", pool["within"], n)
+    add("random", "batch", "halves", pool["halves"], n)
+    return pd.DataFrame(rows, columns=COHERENCE_COLUMNS)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman rho [S] of two distances [N, N] over the pairs p < q of prompts `use` [N]; resamples keep the ranks."""
+    pairs = np.triu(np.outer(use, use), k=1)
+    x, y = np.zeros(first.shape), np.zeros(first.shape)
+    x[pairs], y[pairs] = rankdata(first[pairs]), rankdata(second[pairs])
+    x[pairs], y[pairs] = x[pairs] - x[pairs].mean(), y[pairs] - y[pairs].mean()
+    total = pair_form(weights, pairs.astype(float))
+    sums = {name: pair_form(weights, m) / total for name, m in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y))}
+    spread = (sums["xx"] - sums["x"] ** 2) * (sums["yy"] - sums["y"] ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (sums["xy"] - sums["x"] * sums["y"]) / np.sqrt(spread)
+
+
+def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples: int, seed: int) -> pd.DataFrame:
+    """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space.
+
+    measure "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared
+    distance": ||E g_p - E g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half
+    against the other: the most that any space could reach with G rollouts a prompt.
+    """
+    pairs, n = prompt_pairs(gram), len(gram.ids)
+    weights = resample_weights(n, samples, seed)
+    whole = gram.products.reshape(2, n, 2, n)
+    halves = {name: _distances(whole[h, :, h], np.diag(whole[h, :, h])) for h, name in enumerate(("first", "second"))}
+    mean = whole.sum(axis=(0, 2)) / 4
+    joint = _distances(mean, np.diag(mean), np.diag(pairs.products))
+    alive, both = (~gram.zero).any(axis=1), (~gram.zero).all(axis=1)
+    rows = []
+    for measure, use, sure in (("cosine", alive, both), ("squared distance", np.ones(n, dtype=bool), np.ones(n, dtype=bool))):
+        compared = [(name, joint[measure], distance, use) for name, distance in spaces.items()]
+        compared.append(("gradient, other rollouts", halves["first"][measure], halves["second"][measure], sure))
+        for name, first, second, kept in compared:
+            values = weighted_interval(rank_correlation(first, second, kept, weights))
+            count = int(kept.sum())
+            rows.append((name, measure, *values, count * (count - 1) // 2, count))
+    return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
+
+
+def _distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N]."""
+    size = np.sqrt(np.where(squared > 0, squared, 1.0))
+    length = squared if unbiased is None else unbiased
+    return {
+        "cosine": 1 - products / np.outer(size, size),
+        "squared distance": length[:, None] + length[None] - 2 * products,
+    }
+
+
+MEAN = "mean"
+"""A partner, or a cluster, drawn by its share of the pool."""
+THEORY_COLUMNS = [
+    "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
+    "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
+    "random_change", "random_low", "random_high",
+]  # fmt: skip
+CURVE_COLUMNS = ["cluster_c", "rho", "mse_change", "ci_low", "ci_high", "n_prompts"]
+CURVE_POINTS = 21
+
+
+@dataclass(frozen=True)
+class MixingTerms:
+    """Terms of Appendix A for K clusters and S resamples."""
+
+    a: np.ndarray
+    """A of clusters c and d, [S, K, K], in squared gradient units."""
+    c: np.ndarray
+    """C = ||mu_d - mu_c||^2, [S, K, K]."""
+    bias2: np.ndarray
+    """||G - mu_c||^2, [S, K]."""
+    variance: np.ndarray
+    """tr Sigma_c / b, [S, K]."""
+    random: np.ndarray
+    """MSE of a batch drawn from the whole pool, [S]: all variance, no bias."""
+
+
+def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) -> MixingTerms:
+    """Appendix A from moments of K clusters and their shares [K] of the pool (summing to 1)."""
+    m, own = moments.products, np.diagonal(moments.products, axis1=1, axis2=2)
+    to_pool = m @ shares
+    pool = to_pool @ shares
+    residual_v = to_pool[:, None, :] - to_pool[:, :, None] - m + own[:, :, None]
+    spread = moments.variance / prompts_per_step
+    squared_v = own[:, :, None] + own[:, None, :] - 2 * m
+    bias2 = pool[:, None] - 2 * to_pool + own
+    random = (moments.squared @ shares - pool) / prompts_per_step
+    return MixingTerms(2 * residual_v - (spread[:, None, :] - spread[:, :, None]), squared_v, bias2, spread, random)
+
+
+def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Minimiser of - rho a + rho^2 c on [0, 1].
+
+    >>> rho_star(np.array([1.0, 3.0, -1.0, 1.0]), np.array([2.0, 1.0, 1.0, -1.0])).tolist()
+    [0.25, 1.0, 0.0, 1.0]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = np.clip(a / (2 * c), 0, 1)
+    found = np.where(c > 0, inside, (a > c).astype(float))
+    return np.where(np.isfinite(a) & np.isfinite(c), found, np.nan)
+
+
+def mixing_tables(
+    pairs: Pairs,
+    clusters: np.ndarray,
+    pool_shares: Mapping[int, float],
+    prompts_per_step: int,
+    swapped_per_batch: int,
+    samples: int,
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of mixing_theory.csv and mixing_curve.csv; changes are fractions of the MSE at rho = 0.
+
+    clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
+    with fewer than two sampled prompts is left out. Rows with cluster_d "mean" have a partner drawn by share, those
+    with cluster_c "mean" average over clusters as well. `random_change` is a batch of the whole pool instead.
+    """
+    names, counts = np.unique(clusters, return_counts=True)
+    names, counts = names[counts > 1], counts[counts > 1]
+    shares = np.array([pool_shares[int(c)] for c in names])
+    shares = shares / shares.sum()
+    keep = np.isin(clusters, names)
+    kept = Pairs(*(getattr(pairs, f)[np.ix_(keep, keep)] if getattr(pairs, f).ndim == 2 else getattr(pairs, f)[keep]
+                   for f in Pairs.__dataclass_fields__))  # fmt: skip
+    weights = resample_weights(int(keep.sum()), samples, seed, clusters[keep])
+    terms = mixing_terms(group_moments(kept, clusters[keep], weights), shares, prompts_per_step)
+    cases = _cases(terms, names, counts, shares)
+    rho_h = swapped_per_batch / prompts_per_step
+    theory = pd.DataFrame([_theory_row(case, rho_h, terms.random) for case in cases], columns=THEORY_COLUMNS)
+    curve = [row for case in cases if case.d == MEAN for row in _curve_rows(case)]
+    return theory, pd.DataFrame(curve, columns=CURVE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One pair of clusters, or a mean over them; arrays [S]."""
+
+    c: str
+    d: str
+    n_c: int
+    n_d: int
+    a: np.ndarray
+    cc: np.ndarray
+    bias2: np.ndarray
+    variance: np.ndarray
+
+    @property
+    def start(self) -> np.ndarray:
+        """MSE at rho = 0."""
+        return self.bias2 + self.variance
+
+
+def _cases(terms: MixingTerms, names: np.ndarray, counts: np.ndarray, shares: np.ndarray) -> list[_Case]:
+    """Every pair, then every cluster with the mean partner, then the mean of those."""
+    total = int(counts.sum())
+    found, means = [], []
+    for i, c in enumerate(names):
+        own = (terms.bias2[:, i], terms.variance[:, i])
+        for j, d in enumerate(names):
+            if i != j:
+                found.append(_Case(str(c), str(d), int(counts[i]), int(counts[j]), terms.a[:, i, j], terms.c[:, i, j], *own))
+        partner = np.where(np.arange(len(names)) == i, 0.0, shares)
+        partner = partner / partner.sum()
+        a, cc = terms.a[:, i] @ partner, terms.c[:, i] @ partner
+        means.append(_Case(str(c), MEAN, int(counts[i]), total - int(counts[i]), a, cc, *own))
+    averaged = [np.stack([getattr(m, f) for m in means], axis=1) @ shares for f in ("a", "cc", "bias2", "variance")]
+    return [*found, *means, _Case(MEAN, MEAN, total, total, *averaged)]
+
+
+def _theory_row(case: _Case, rho_h: float, random: np.ndarray) -> tuple[object, ...]:
+    best, change = rho_star(case.a, case.cc), (-rho_h * case.a + rho_h**2 * case.cc) / case.start
+    head = (case.c, case.d, case.n_c, case.n_d, float(case.bias2[0]), float(case.variance[0]))
+    parts = [v for values in (case.a, case.cc, best) for v in weighted_interval(values)]
+    return (*head, *parts, rho_h, *weighted_interval(change), *weighted_interval(random / case.start - 1))
+
+
+def _curve_rows(case: _Case) -> list[tuple[object, ...]]:
+    grid = np.linspace(0, 1, CURVE_POINTS)
+    return [(case.c, float(r), *weighted_interval((-r * case.a + r**2 * case.cc) / case.start), case.n_c) for r in grid]
+
+
+LOCAL_SPACES = ("z", "metadata", "TF-IDF")
+"""Spaces whose nearest neighbours are compared."""
+
+
+def gradient_sample(pool: pd.DataFrame, prompts: int, seed: int) -> pd.DataFrame:
+    """`prompts` rows of the kept pool drawn without replacement (all, if it holds fewer), in pool order."""
+    rows = np.random.default_rng(seed).choice(len(pool), min(prompts, len(pool)), replace=False)
+    return pool.iloc[np.sort(rows)].reset_index(drop=True)
+
+
+def space_distances(
+    z: np.ndarray, metadata: np.ndarray, samples: list[Sample], rows: np.ndarray, ranking: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool.
+
+    Euclidean after standardising on the pool and clipping as for clusters; TF-IDF of prompt and solution by cosine;
+    difficulty by the difference of labels and of ranking scores [N]; "z, permuted" gives every prompt another's z.
+    """
+    points = {"z": z, "phi": np.concatenate([z, metadata], axis=1), "metadata": metadata}
+    points = {name: np.clip(standardised_space(v), -CLIP, CLIP)[rows] for name, v in points.items()}
+    found = {name: cdist(v, v) for name, v in points.items()}
+    texts = [f"{s.prompt}\n{s.solution}" for s in samples]
+    terms = fit_tfidf(texts).transform(texts).toarray()
+    found["TF-IDF"] = 1 - terms @ terms.T
+    for name, values in (("difficulty label", np.array([s.difficulty for s in samples])), ("ranking score", ranking)):
+        found[name] = np.abs(values[:, None] - values[None])
+    order = np.random.default_rng(seed).permutation(len(rows))
+    found["z, permuted"] = found["z"][np.ix_(order, order)]
+    return found
+
+
+def tenths(values: np.ndarray) -> np.ndarray:
+    """Tenth 0 to 9 of each value [N] by rank; equal values may part."""
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable") * 10 // len(values)
+
+
+def groupings(samples: list[Sample], clusters: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Labels [N] of every grouping; "clusters, permuted" keeps the sizes and nothing else."""
+    return {
+        "cluster": clusters,
+        "leaf topic": topics_at(samples, 3),
+        "domain": topics_at(samples, 1),
+        "difficulty tenth": tenths(np.array([s.difficulty for s in samples])),
+        "clusters, permuted": np.random.default_rng(seed).permutation(clusters),
+    }
+
+
+def write_tables(
+    folder: Path, profile: Profile, pool: pd.DataFrame, chosen: pd.DataFrame, samples: list[Sample], gram: GradientGram,
+    spaces: dict[str, np.ndarray],
+) -> None:
+    """The tables of the stage from a Gram matrix: needs no model."""
+    config, b = profile.gradients, profile.plan.prompts_per_step
+    clusters, seed = chosen["cluster"].to_numpy(), sub_seed(profile.seed, "gradient-bootstrap")
+    labels = groupings(samples, clusters, sub_seed(profile.seed, "gradient-permutation"))
+    local = {name: spaces[name] for name in LOCAL_SPACES}
+    coherence = coherence_table(gram, labels, local, config.neighbours, b, config.bootstrap_samples, seed)
+    coherence.to_parquet(folder / "gradient_coherence.parquet", index=False)
+    distance_table(gram, spaces, config.bootstrap_samples, seed).to_parquet(folder / "gradient_distance.parquet", index=False)
+    shares = pool["cluster"].value_counts(normalize=True).to_dict()
+    theory, curve = mixing_tables(
+        prompt_pairs(gram), clusters, shares, b, profile.plan.swapped_per_batch, config.bootstrap_samples, seed
+    )
+    theory.to_parquet(folder / "mixing_theory.parquet", index=False)
+    curve.to_parquet(folder / "mixing_curve.parquet", index=False)
+
+
+def prompt_table(chosen: pd.DataFrame, samples: list[Sample], gram: GradientGram) -> pd.DataFrame:
+    """One row a prompt: sample_id, cluster, topic, difficulty, pass rate and squared gradient of each half."""
+    squared = np.diag(gram.products).reshape(2, -1)
+    frame = pd.DataFrame({"sample_id": gram.ids, "cluster": chosen["cluster"].to_numpy()})
+    frame["topic"], frame["difficulty"] = [s.topic for s in samples], [s.difficulty for s in samples]
+    for half in range(2):
+        frame[f"pass_rate_{half + 1}"], frame[f"squared_gradient_{half + 1}"] = gram.pass_rate[:, half], squared[half]
+    return frame
+
+
+def compute_gradients(
+    folder: Path, profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
+) -> None:
+    """Measure the gradients and write all outputs of the stage into `folder`."""
+    torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
+    pool = kept_pool(difficulty, quality)
+    chosen = gradient_sample(pool, profile.gradients.prompts, sub_seed(profile.seed, "gradient-sample"))
+    by_id = {s.id: s for s in load_split(world, "pool")}
+    samples = [by_id[name] for name in chosen["sample_id"]]
+    gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
+    save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
+    prompt_table(chosen, samples, gram).to_parquet(folder / "gradient_prompts.parquet", index=False)
+    table = load_split_features(features, "pool")
+    place = {name: i for i, name in enumerate(table.ids)}
+    kept = np.array([place[name] for name in pool["sample_id"]])
+    rows = np.flatnonzero(pool["sample_id"].isin(chosen["sample_id"]).to_numpy())
+    spaces = space_distances(
+        table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
+        sub_seed(profile.seed, "gradient-permuted-z"),
+    )  # fmt: skip
+    write_tables(folder, profile, pool, chosen, samples, gram, spaces)
+
+
+def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
+    """Write gradient_coherence, gradient_distance, mixing_theory and mixing_curve (rows of the CSV tables of the same
+    names), gradient_prompts.parquet (a prompt a row) and gram.safetensors (inner products [2 N, 2 N])."""
+
+    def compute(folder: Path) -> None:
+        compute_gradients(folder, profile, world, features, difficulty, quality)
+
+    config = {
+        **to_dict(profile.gradients),
+        "train": to_dict(profile.train),
+        "plan": to_dict(profile.plan),
+        "seed": profile.seed,
+    }
+    config["train"].pop("seeds")
+    return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))
+
+
+def zero_variance_table(stage: Stage) -> pd.DataFrame:
+    """One row a cluster and one for all: prompts, share of groups whose rewards are all equal (no gradient), by side."""
+    frame = pd.read_parquet(stage.path("gradient_prompts.parquet"))
+    groups = [*((str(c), part) for c, part in frame.groupby("cluster")), ("all", frame)]
+    rows = []
+    for name, part in groups:
+        rates = part[["pass_rate_1", "pass_rate_2"]].to_numpy()
+        wrong, right = rates == 0, rates == 1
+        rows.append((name, len(part), float(np.mean(wrong | right)), float(wrong.mean()), float(right.mean())))
+    return pd.DataFrame(rows, columns=["cluster", "prompts", "zero-variance share", "all wrong", "all right"])

@@ -1,0 +1,1 @@
+"""The embedded world: generated problems, their sources, and the gates that it must pass."""
