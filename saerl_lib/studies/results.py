@@ -15,6 +15,7 @@ What the study's fixed orders look like: how far they sort by difficulty and mix
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -354,9 +355,7 @@ def run_grid_on_ray(
     """`run_grid` on the cluster at `address` by joblib's Ray backend; the outputs lie under the same path on all its machines."""
     runs = [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
     with ray_cluster(address):
-        from ray.util.joblib import register_ray
-
-        register_ray()
+        import_module("ray.util.joblib").register_ray()
         return spread(runs, "ray")
 
 
