@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN3_17B_BASE, TRAINING_DATA, HubData, HubModel
 
@@ -244,19 +243,7 @@ SETTINGS = {
     },
 }  # fmt: skip
 """Origin -> fields of `PaperConfig` that enter the plan, and what they count."""
-
-
-class Assumption(NamedTuple):
-    """A number beside the settings that the estimates rest on."""
-
-    name: str
-    value: float
-    unit: str
-    origin: str
-    why: str
-
-
-ASSUMPTIONS = tuple(Assumption(*row) for row in (
+ASSUMPTIONS: tuple[tuple[str, float, str, str, str], ...] = (
     ("h100_peak_flops", 989e12, "FLOP/s", OURS, "dense bf16 of an H100 SXM, NVIDIA's data sheet"),
     ("h100_bytes_per_second", 3.35e12, "B/s", OURS, "memory of an H100 SXM, NVIDIA's data sheet"),
     ("a100_peak_flops", 312e12, "FLOP/s", OURS, "dense bf16 of an A100, NVIDIA's data sheet"),
@@ -281,8 +268,9 @@ ASSUMPTIONS = tuple(Assumption(*row) for row in (
     ("sae_train_bytes_per_parameter", 16.0, "B", OURS, "fp32 weights 4, gradient 4, Adam 8"),
     ("logits_tile", 4096 * 32_768, "numbers", OURS, "tokens x vocabulary that TRL's output head holds in fp32 at a time"),
     ("working_bytes", 8e9, "B", OURS, "buffers, and activations of a forward pass without gradients"),
-))  # fmt: skip
-GIVEN = SimpleNamespace(**{row.name: row.value for row in ASSUMPTIONS})
+)  # fmt: skip
+"""Numbers beside the settings that the estimates rest on: name, value, unit, origin, why."""
+GIVEN = SimpleNamespace(**{name: value for name, value, *_ in ASSUMPTIONS})
 """Assumed values by name."""
 
 
@@ -291,8 +279,9 @@ def assumption_rows(config: PaperConfig) -> list[tuple[str, str, str, str]]:
     stated = ((origin, *item) for origin, names in SETTINGS.items() for item in names.items())
     rows = [(name, str(getattr(config, name)), origin, what) for origin, name, what in stated]
     rows.append(("benchmark problems", f"{config.benchmark_problems:,}", OURS, "rows of the six repositories"))
-    shown = [f"{row.value:,}" if isinstance(row.value, int) else f"{row.value:.4g}" for row in ASSUMPTIONS]
-    return rows + [(row.name, f"{value} {row.unit}", row.origin, row.why) for row, value in zip(ASSUMPTIONS, shown, strict=True)]
+    for name, value, unit, origin, why in ASSUMPTIONS:
+        rows.append((name, f"{value:,} {unit}" if isinstance(value, int) else f"{value:.4g} {unit}", origin, why))
+    return rows
 
 
 def sae_parameters(width: int, latents: int) -> int:

@@ -17,7 +17,7 @@ import pytest
 from saerl_lib import cost, needs, paths
 from saerl_lib.cli import main
 from saerl_lib.config import UnknownProfileError, get_profile
-from saerl_lib.cost import ASSUMPTIONS, GIVEN, OURS, PAPER, PaperConfig
+from saerl_lib.cost import GIVEN, OURS, PAPER, PaperConfig
 from saerl_lib.data.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData, HubModel
 from saerl_lib.needs import Machine, downloads, missing, plan_text, reachable, stages
 
@@ -44,8 +44,8 @@ def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, cap
     for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours",
                   "All of it: 662 to 2,865 H100-hours, 10 TB of results.", "response_tokens                 1,000 tokens"):
         assert words in text
-    for item in (*ASSUMPTIONS, *dataclasses.fields(PaperConfig)[-10:]):
-        assert re.search(rf"^  {item.name} .*({PAPER}|{OURS})", text, re.M), f"{item.name} is not printed with its origin"
+    for name in (*vars(GIVEN), *(item.name for item in dataclasses.fields(PaperConfig)[-10:])):
+        assert re.search(rf"^  {name} .*({PAPER}|{OURS})", text, re.M), f"{name} is not printed with its origin"
 
 
 def test_full_machine_lacks_only_what_no_machine_has() -> None:
