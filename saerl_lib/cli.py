@@ -101,7 +101,7 @@ def _add_notebooks(commands: Any, common: argparse.ArgumentParser) -> None:
                         help=f"train what the world ships anew, all of it or some: {', '.join(WORLD_PARTS)}")  # fmt: skip
     world.add_argument("--device", metavar="NAME", help="where --rebuild trains weights: cpu or cuda (default: cpu)")
     bench = commands.add_parser("bench", parents=[common], help="measure speed as ratios")
-    bench.add_argument("name", choices=("encode", "memory", "plan", "grpo", "preparation"))
+    bench.add_argument("name", choices=("encode", "plan", "grpo", "preparation"))
     bench.add_argument("--samples", type=int, default=103_022, metavar="N", help="pool size of `bench plan` (default: 103022)")
     bench.add_argument("--device", metavar="NAME", help="cpu or cuda, for `bench encode` (default: cpu)")
     publish = commands.add_parser("publish", parents=[common], help="replace the published results by those of the finished run")

@@ -1,88 +1,19 @@
-"""Profile `paper`: the paper's own models, data and settings, what they would cost, and readers of the published data sets.
+"""What the paper's run is and what it would cost: its settings in one record, the numbers assumed, GPU-hours and memory.
 
-`python -m saerl_lib run --profile paper --plan-only` prints the plan from the standard library alone; nothing is downloaded.
-
-Models of the Hugging Face hub that the paper's run reads, each with its pinned revision where one is known.
-
-A revision stands here only when public sources show it in full with the repository's name; None is printed as "not pinned
-yet". The sets stand in `saerl_lib.data.published`.
-
-What may stand in for the paper's hub models and data, and what a run of the path decides beside them.
-
-The defaults are the paper's run; a field that the paper does not state says so. Needs the standard library alone.
-
-The paper's run in one frozen record: models, SAE, data, and the hyperparameters that the paper states (its Table 9).
-
-Each field says "paper, section X" or "not stated in the paper; ours". What may stand in for hub models and data, and how a
-run is split, are the fields of `replacements`.
-
-Parameters, FLOPs and bytes of a decoder, from the fields of its configuration. Pure functions of numbers.
-
-GPU memory of generation and of training, and how many GPUs hold it.
-
-What the estimates rest on beyond `PaperConfig`: each number with its unit, its origin and why. All are printed by the plan.
-
-GPU-hours, memory and disk of every stage of the paper's run, computed from `PaperConfig` and `Assumptions` alone.
-
-Every figure is a pair: expected, and an upper one (the longest texts, dense instead of sparse SAE gradients).
-
-Sizes and tables as plain text.
+`PaperConfig` holds what the paper states (its Table 9) and what it leaves open; each field says "paper, section X" or "not
+stated in the paper; ours". `Replacements` holds what may stand in for hub models and data, and how a run is split.
+`ASSUMPTIONS` are the numbers beside them. The formulas are pure; hours are pairs of an expected and an upper figure (the
+longest texts, dense instead of sparse SAE gradients). Nothing of this was run at that scale. Standard library alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-from saerl_lib.data.published import BENCHMARKS, TRAINING_DATA, HubData
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A decoder-only LM by the fields of its config.json, from which parameters and FLOPs are computed."""
-
-    repository: str
-    """owner/name on the hub."""
-    layers: int
-    """Blocks."""
-    width: int
-    """Width D of the residual stream."""
-    feed_forward: int
-    """Inner width of a block's gated MLP."""
-    heads: int
-    """Query heads."""
-    key_value_heads: int
-    """Key and value heads (grouped-query attention)."""
-    head_width: int
-    """Width of one head."""
-    vocabulary: int
-    """Rows of the embedding."""
-    tied_embedding: bool
-    """Whether the output head is the embedding."""
-    query_bias: bool
-    """Biases of query, key and value (Qwen2); otherwise norms of query and key a head (Qwen3)."""
-    revision: str | None = None
-    """Commit hash of the repository; None: not pinned yet."""
-
-
-QWEN25_MATH_15B = HubModel(
-    "Qwen/Qwen2.5-Math-1.5B", layers=28, width=1536, feed_forward=8960, heads=12, key_value_heads=2, head_width=128,
-    vocabulary=151_936, tied_embedding=True, query_bias=True, revision="4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2",
-)  # fmt: skip
-QWEN25_MATH_7B = HubModel(
-    "Qwen/Qwen2.5-Math-7B", layers=28, width=3584, feed_forward=18_944, heads=28, key_value_heads=4, head_width=128,
-    vocabulary=152_064, tied_embedding=False, query_bias=True, revision="b101308fe89651ea5ce025f25317fea6fc07e96e",
-)  # fmt: skip
-QWEN3_17B = HubModel(
-    "Qwen/Qwen3-1.7B", layers=28, width=2048, feed_forward=6144, heads=16, key_value_heads=8, head_width=128,
-    vocabulary=151_936, tied_embedding=True, query_bias=False, revision="70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
-)  # fmt: skip
-QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
-
+from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN3_17B_BASE, TRAINING_DATA, HubData, HubModel
 
 ORDERS = {"grpo": "random", "dapo": "random", "diff": "ascending", "saerl_grpo": "saerl", "saerl_dapo": "saerl"}
 """Arm -> order of `saerl_lib.plan.orders` (paper, section 4.1)."""
@@ -91,6 +22,14 @@ SELECTORS = {"adarft": "pass_rate", "gainrl": "angle_concentration"}
 ARMS = (*ORDERS, *SELECTORS)
 POOLS = ("target", "filtered")
 TARGETS = ("trl", "verl", "nemo-rl", "prime-rl")
+LEAST = {"rollouts_per_prompt": 2, "swapped_per_batch": 0, "seed": 0}
+"""Smallest value of a count where it is not 1; one rollout has no other to be compared with."""
+
+
+def require(holds: object, message: str) -> None:
+    """Raise ValueError with `message` unless `holds`."""
+    if not holds:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -158,46 +97,33 @@ class Replacements:
 
     def __post_init__(self) -> None:
         """Raises ValueError with the field and the fix."""
-        unknown = [name for name in self.arms if name not in ARMS]
-        if unknown or not self.arms or len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms={', '.join(self.arms)}: name each of {', '.join(ARMS)} at most once")
-        if any(name not in TARGETS for name in self.exports):
-            raise ValueError(f"exports={', '.join(self.exports)}: choose from {', '.join(TARGETS)}")
-        if self.train_on not in POOLS:
-            raise ValueError(f"train_on={self.train_on!r}: choose {' or '.join(POOLS)}")
-        counts = ("seeds", "filter_samples", "source_labels", "encode_max_tokens", "micro_batch", "eval_sequences")
-        for name in (*counts, "measure_part", "measure_sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.answer_seconds <= 0 or self.eval_temperature <= 0:
-            raise ValueError("answer_seconds and eval_temperature must be above 0")
+        for name, value in vars(self).items():
+            least = LEAST.get(name, 1)
+            if type(value) in (int, float):
+                whole = type(value) is int
+                bound = f"at least {least}" if whole else "above 0"
+                require(value >= least if whole else value > 0, f"{name}={value} must be {bound}")
+        once = len(set(self.arms)) == len(self.arms) > 0
+        require(once and set(self.arms) <= set(ARMS), f"arms={', '.join(self.arms)}: name each of {', '.join(ARMS)} at most once")
+        require(set(self.exports) <= set(TARGETS), f"exports={', '.join(self.exports)}: choose from {', '.join(TARGETS)}")
+        require(self.train_on in POOLS, f"train_on={self.train_on!r}: choose {' or '.join(POOLS)}")
 
     @property
     def stand_ins(self) -> dict[str, bool]:
         """Option -> whether the run needs no hub for what it names."""
         local_sae = self.sae_source is not None and not self.sae_source.startswith("saelens:")
-        return {
-            "--sources": self.sources is not None, "--encoder": self.encoder_folder is not None, "--sae": local_sae,
-            "--policy": Path(self.policy).is_dir(),
-        }  # fmt: skip
+        local = {"--sources": self.sources is not None, "--encoder": self.encoder_folder is not None, "--sae": local_sae}
+        return local | {"--policy": Path(self.policy).is_dir()}
 
 
 SAE_CHOICES = ("published", "trained", "opensae")
-LEAST = {
-    "steps": ("--steps", 1), "eval_every_steps": ("--eval-every", 1), "eval_samples": ("--attempts", 1),
-    "labelled_samples": ("--labelled", 1), "retained_latents": ("--retained", 1), "clusters": ("--clusters", 1),
-    "max_prompt_tokens": ("--max-prompt", 1), "max_response_tokens": ("--max-completion", 1),
-    "prompts_per_step": ("--prompts-per-step", 1), "rollouts_per_prompt": ("--rollouts", 2),
-    "adarft_samples": ("--rate-attempts", 1),
-}  # fmt: skip
-"""Field -> option, smallest value; one rollout has no other to be compared with."""
 
 
 @dataclass(frozen=True)
 class PaperConfig(Replacements):
     """Models, data and settings of the paper's experiments."""
 
-    policies: tuple[HubModel, ...] = (QWEN25_MATH_15B, QWEN25_MATH_7B)
+    policies: tuple[HubModel, ...] = POLICIES
     """Policies that GRPO trains (paper, section 4.1)."""
     runs_per_policy: tuple[int, ...] = (7, 5)
     """Main runs of each policy: the rows of Table 4, one seed each (paper, Table 4)."""
@@ -264,35 +190,20 @@ class PaperConfig(Replacements):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sae not in SAE_CHOICES:
-            raise ValueError(f"sae={self.sae!r}: choose one of {', '.join(SAE_CHOICES)}")
-        if self.sae == "opensae" and self.opensae_folder is None:
-            raise ValueError("sae='opensae' needs opensae_folder, the folder of the checkpoint")
-        if len(self.runs_per_policy) != len(self.policies):
-            raise ValueError(f"runs_per_policy={self.runs_per_policy}: give one number for each of {len(self.policies)} policies")
-        if self.solution_index not in (1, 2, 3):
-            raise ValueError(f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
-        for name, (option, least) in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}: raise {option}")
-        if not 0 <= self.swapped_per_batch < self.prompts_per_step:
-            raise ValueError(
-                f"swapped_per_batch={self.swapped_per_batch} must lie below prompts_per_step={self.prompts_per_step}: "
-                "raise --prompts-per-step"
-            )
-        if (self.prompts_per_step * self.rollouts_per_prompt) % self.micro_batch:
-            raise ValueError(
-                f"micro_batch={self.micro_batch} does not divide a step of prompts_per_step={self.prompts_per_step} x "
-                f"rollouts_per_prompt={self.rollouts_per_prompt} rollouts: choose another --micro-batch"
-            )
+        require(self.sae in SAE_CHOICES, f"sae={self.sae!r}: choose one of {', '.join(SAE_CHOICES)}")
+        require(self.sae != "opensae" or self.opensae_folder, "sae='opensae' needs opensae_folder, the folder of the checkpoint")
+        require(len(self.runs_per_policy) == len(self.policies),
+                f"runs_per_policy={self.runs_per_policy}: give one number for each of {len(self.policies)} policies")  # fmt: skip
+        require(self.solution_index <= 3, f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
+        b, g, h = self.prompts_per_step, self.rollouts_per_prompt, self.swapped_per_batch
+        require(0 <= h < b, f"swapped_per_batch={h} must lie below prompts_per_step={b}")
+        require(b * g % self.micro_batch == 0,
+                f"micro_batch={self.micro_batch} does not divide a step of prompts_per_step={b} x rollouts_per_prompt={g} "
+                "rollouts: choose another one")  # fmt: skip
 
     @property
     def reading_model(self) -> HubModel:
-        """The model whose residual stream the chosen SAE reads: the base model for the published SAE, else the paper's.
-
-        A folder given as `sae_source` is taken for an SAE of the paper's encoder; releases of SAELens' registry for this
-        model family read the base model.
-        """
+        """The model whose residual stream the chosen SAE reads: the base model for SAELens' releases, else the paper's."""
         published = self.sae == "published" and (self.sae_source is None or self.sae_source.startswith("saelens:"))
         return QWEN3_17B_BASE if published else self.encoder
 
@@ -311,64 +222,66 @@ class PaperConfig(Replacements):
         """Problems of all evaluation sets."""
         return sum(data.rows for data in self.benchmarks)
 
-
-SAE_DIFFERENCES = (
-    "it was trained on Qwen3-1.7B-Base, the paper's on Qwen3-1.7B: the encoder read through it is the base model",
-    "width 32,768 (expansion 16), the paper's 131,072 (expansion 64)",
-    "TopK with k = 50; the paper does not state k",
-    "trained on Qwen's own corpus, which is not public; the paper's on 80 GB of FineWeb-Edu and Wikipedia",
-    "trained by Qwen-Scope and loaded by SAELens; the paper's with OpenSAE, which also standardises every token",
-)
-"""How the published stand-in differs from the paper's SAE."""
-
-NOT_STATED = (
-    "reward function, KL weight, clip values and mini-batch of GRPO",
-    "temperature and response length of evaluations",
-    "k, learning rate, number of tokens and reconstruction quality of the SAE",
-    "how the 240 latents are chosen, scaling, chat template, which R1 solution is read",
-    "alpha and l1_ratio of the elastic net, the form of g, tau_sh, window and tolerances of the tail swap",
-    "rests that fill no batch, clusters of unequal size, the order of a second epoch (900 steps are 1.12 epochs)",
-)
-"""What would still have to be chosen; `saerl_lib/config/` names the artifact's choices."""
+    @property
+    def evaluated_policies(self) -> int:
+        """Of one run: those of every evaluated step, and the final ones."""
+        return self.steps // self.eval_every_steps + 1
 
 
-def block_parameters(model: HubModel) -> int:
-    """Weights of one block: attention, gated MLP, norms and, where the family has them, biases or head norms."""
-    query, key = model.heads * model.head_width, model.key_value_heads * model.head_width
-    attention = model.width * (2 * query + 2 * key)
-    extra = query + 2 * key if model.query_bias else 2 * model.head_width
-    return attention + extra + 3 * model.width * model.feed_forward + 2 * model.width
+PAPER, OURS = "stated in the paper", "ours"
+SETTINGS = {
+    PAPER: {
+        "steps": "optimiser steps", "prompts_per_step": "prompts", "rollouts_per_prompt": "completions",
+        "max_prompt_tokens": "tokens", "max_response_tokens": "tokens", "learning_rate": "", "temperature": "",
+        "pool_samples": "samples", "labelled_samples": "samples", "clusters": "", "eval_samples": "completions a problem",
+        "adarft_samples": "rollouts a prompt", "sae_expansion": "latents / width", "sae_text_gigabytes": "GB of text",
+        "runs_per_policy": "rows of Table 4",
+    },
+    OURS: {
+        "eval_every_steps": "steps, from the multiples of 20 in Table 5", "retained_latents": "from 960 = 4 x 240",
+        "micro_batch": "rollouts of one forward pass, not stated",
+    },
+}  # fmt: skip
+"""Origin -> fields of `PaperConfig` that enter the plan, and what they count."""
+ASSUMPTIONS: tuple[tuple[str, float, str, str, str], ...] = (
+    ("h100_peak_flops", 989e12, "FLOP/s", OURS, "dense bf16 of an H100 SXM, NVIDIA's data sheet"),
+    ("h100_bytes_per_second", 3.35e12, "B/s", OURS, "memory of an H100 SXM, NVIDIA's data sheet"),
+    ("a100_peak_flops", 312e12, "FLOP/s", OURS, "dense bf16 of an A100, NVIDIA's data sheet"),
+    ("gpu_memory_bytes", 80e9, "B", OURS, "one H100 or A100; the paper does not say which size it used"),
+    ("encode_utilisation", 0.4, "share", OURS, "of the peak, forward passes over packed texts"),
+    ("train_utilisation", 0.4, "share", OURS, "of the peak, training of SAE and policy"),
+    ("decode_bandwidth_share", 0.3, "share", OURS, "of the memory's bandwidth, generation with batches that run empty"),
+    ("decode_sequences", 256, "sequences", OURS, "that a GPU generates together"),
+    ("deepmath_solution_bytes", 4_959_744_761 / 103_022 / 3, "B", OURS, "card of DeepMath-103K: bytes / rows / 3 solutions"),
+    ("numina_sample_bytes", 1_141_178_809 / 896_215, "B", OURS, "card of NuminaMath-1.5: bytes / rows"),
+    ("prm_sample_bytes", 343_127_415 / 93_794, "B", OURS, "card of a copy of PRM800K: bytes / rows, metadata included"),
+    ("deepscaler_sample_bytes", 19_443_229 / 40_315, "B", OURS, "card of a copy of DeepScaleR: bytes / rows"),
+    ("numina_samples", 107_021, "samples", PAPER, "Table 6"),
+    ("deepscaler_samples", 10_800, "samples", PAPER, "Table 2: 10,000 + 800"),
+    ("math_bytes_per_token", 3.0, "B/token", OURS, "mathematics in LaTeX with Qwen's tokenizer"),
+    ("web_bytes_per_token", 4.2, "B/token", OURS, "English web text with Qwen's tokenizer"),
+    ("prompt_tokens", 100, "tokens", OURS, "mean prompt with its template"),
+    ("response_tokens", 1000, "tokens", OURS, "mean completion; the upper figure takes the longest allowed"),
+    ("update_forwards", 4.0, "forward passes", OURS, "an update: old log-probabilities, forward, and two for backward"),
+    ("train_bytes_per_parameter", 18.0, "B", OURS, "bf16 weights 2, fp32 weights 4, Adam 8, fp32 gradient 4"),
+    ("checkpoint_bytes_per_parameter", 14.0, "B", OURS, "bf16 weights 2, fp32 weights 4, Adam 8"),
+    ("sae_train_bytes_per_parameter", 16.0, "B", OURS, "fp32 weights 4, gradient 4, Adam 8"),
+    ("logits_tile", 4096 * 32_768, "numbers", OURS, "tokens x vocabulary that TRL's output head holds in fp32 at a time"),
+    ("working_bytes", 8e9, "B", OURS, "buffers, and activations of a forward pass without gradients"),
+)  # fmt: skip
+"""Numbers beside the settings that the estimates rest on: name, value, unit, origin, why."""
+GIVEN = SimpleNamespace(**{name: value for name, value, *_ in ASSUMPTIONS})
+"""Assumed values by name."""
 
 
-def parameters(model: HubModel) -> int:
-    """All weights, a tied embedding counted once.
-
-    >>> from saerl_lib.cost import QWEN25_MATH_7B
-    >>> from saerl_lib.cost import QWEN25_MATH_15B
-    >>> parameters(QWEN25_MATH_15B), parameters(QWEN25_MATH_7B)
-    (1543714304, 7615616512)
-    """
-    embedding = model.vocabulary * model.width
-    return model.layers * block_parameters(model) + model.width + embedding * (1 if model.tied_embedding else 2)
-
-
-def forward_flops_per_token(model: HubModel, context_tokens: float, head: bool = True) -> float:
-    """FLOPs of one token's forward pass: two a weight of the blocks and, with `head`, of the output head, plus attention.
-
-    Attention over an average context of c tokens takes 4 c (heads x head width) FLOPs a layer.
-    """
-    weights = model.layers * block_parameters(model) + (model.vocabulary * model.width if head else 0)
-    return 2.0 * weights + 4.0 * model.layers * context_tokens * model.heads * model.head_width
-
-
-def key_value_bytes_per_token(model: HubModel, bytes_per_number: int = 2) -> int:
-    """Cache of one token, keys and values of all layers.
-
-    >>> from saerl_lib.cost import QWEN25_MATH_15B
-    >>> key_value_bytes_per_token(QWEN25_MATH_15B)
-    28672
-    """
-    return 2 * model.layers * model.key_value_heads * model.head_width * bytes_per_number
+def assumption_rows(config: PaperConfig) -> list[tuple[str, str, str, str]]:
+    """All that the estimates rest on: name, value with unit, origin, reason."""
+    stated = ((origin, *item) for origin, names in SETTINGS.items() for item in names.items())
+    rows = [(name, str(getattr(config, name)), origin, what) for origin, name, what in stated]
+    rows.append(("benchmark problems", f"{config.benchmark_problems:,}", OURS, "rows of the six repositories"))
+    for name, value, unit, origin, why in ASSUMPTIONS:
+        rows.append((name, f"{value:,} {unit}" if isinstance(value, int) else f"{value:.4g} {unit}", origin, why))
+    return rows
 
 
 def sae_parameters(width: int, latents: int) -> int:
@@ -380,314 +293,83 @@ def sae_parameters(width: int, latents: int) -> int:
     return 2 * width * latents + width + latents
 
 
-def decode_seconds_per_token(model: HubModel, sequences: int, context_tokens: float, bytes_per_second: float) -> float:
-    """Seconds a generated token when memory traffic is the limit: weights once a step, the cache of every sequence.
-
-    `sequences` decode together, each over `context_tokens` on average; weights and cache hold two bytes a number.
-    """
-    step_bytes = 2 * parameters(model) + sequences * context_tokens * key_value_bytes_per_token(model)
-    return step_bytes / bytes_per_second / sequences
-
-
 def hours(flops: float, peak_flops: float, utilisation: float) -> float:
-    """GPU-hours of `flops` on a GPU of `peak_flops` a second of which `utilisation` is reached.
-
-    >>> hours(3.6e18, 1e15, 0.5)
-    2.0
-    """
+    """GPU-hours of `flops` on a GPU of `peak_flops` a second of which `utilisation` is reached."""
     return flops / (peak_flops * utilisation) / 3600.0
 
 
-PAPER = "stated in the paper"
-OURS = "ours"
-
-
-def ours(value: float, unit: str, why: str) -> Any:
-    """A field of `Assumptions` that the paper does not state."""
-    return field(default=value, metadata={"unit": unit, "origin": OURS, "why": why})
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """Hardware, tokens and bytes; every field carries unit, origin and reason as metadata."""
-
-    h100_peak_flops: float = ours(989e12, "FLOP/s", "dense bf16 of an H100 SXM, NVIDIA's data sheet")
-    h100_bytes_per_second: float = ours(3.35e12, "B/s", "memory of an H100 SXM, NVIDIA's data sheet")
-    a100_peak_flops: float = ours(312e12, "FLOP/s", "dense bf16 of an A100, NVIDIA's data sheet")
-    gpu_memory_bytes: float = ours(80e9, "B", "one H100 or A100; the paper does not say which size it used")
-    encode_utilisation: float = ours(0.4, "share", "of the peak, forward passes over packed texts")
-    train_utilisation: float = ours(0.4, "share", "of the peak, training of SAE and policy")
-    decode_bandwidth_share: float = ours(0.3, "share", "of the memory's bandwidth, generation with batches that run empty")
-    decode_sequences: int = ours(256, "sequences", "that a GPU generates together")
-    deepmath_solution_bytes: float = ours(4_959_744_761 / 103_022 / 3, "B", "card of DeepMath-103K: bytes / rows / 3 solutions")
-    numina_sample_bytes: float = ours(1_141_178_809 / 896_215, "B", "card of NuminaMath-1.5: bytes / rows")
-    prm_sample_bytes: float = ours(343_127_415 / 93_794, "B", "card of a copy of PRM800K: bytes / rows, metadata included")
-    deepscaler_sample_bytes: float = ours(19_443_229 / 40_315, "B", "card of a copy of DeepScaleR: bytes / rows")
-    numina_samples: int = field(default=107_021, metadata={"unit": "samples", "origin": PAPER, "why": "Table 6"})
-    deepscaler_samples: int = field(default=10_800, metadata={"unit": "samples", "origin": PAPER, "why": "Table 2: 10,000 + 800"})
-    math_bytes_per_token: float = ours(3.0, "B/token", "mathematics in LaTeX with Qwen's tokenizer")
-    web_bytes_per_token: float = ours(4.2, "B/token", "English web text with Qwen's tokenizer")
-    prompt_tokens: int = ours(100, "tokens", "mean prompt with its template")
-    response_tokens: int = ours(1000, "tokens", "mean completion; the upper figure takes the longest allowed")
-    update_forwards: float = ours(4.0, "forward passes", "an update: old log-probabilities, forward, and two for backward")
-    train_bytes_per_parameter: float = ours(18.0, "B", "bf16 weights 2, fp32 weights 4, Adam 8, fp32 gradient 4")
-    checkpoint_bytes_per_parameter: float = ours(14.0, "B", "bf16 weights 2, fp32 weights 4, Adam 8")
-    sae_train_bytes_per_parameter: float = ours(16.0, "B", "fp32 weights 4, gradient 4, Adam 8")
-    logits_tile: int = ours(4096 * 32_768, "numbers", "tokens x vocabulary that TRL's output head holds in fp32 at a time")
-    working_bytes: float = ours(8e9, "B", "buffers, and activations of a forward pass without gradients")
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """(name, value with unit, origin, why) of every assumption.
-
-        >>> Assumptions().rows()[3][:3]
-        ('gpu_memory_bytes', '8e+10 B', 'ours')
-        """
-        found = []
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-            found.append((item.name, f"{shown} {item.metadata['unit']}", item.metadata["origin"], item.metadata["why"]))
-        return found
-
-
-STATED = (
-    ("steps", "optimiser steps"),
-    ("prompts_per_step", "prompts"),
-    ("rollouts_per_prompt", "completions"),
-    ("max_prompt_tokens", "tokens"),
-    ("max_response_tokens", "tokens"),
-    ("learning_rate", ""),
-    ("temperature", ""),
-    ("pool_samples", "samples"),
-    ("labelled_samples", "samples"),
-    ("clusters", ""),
-    ("eval_samples", "completions a problem"),
-    ("adarft_samples", "rollouts a prompt"),
-    ("sae_expansion", "latents / width"),
-    ("sae_text_gigabytes", "GB of text"),
-    ("runs_per_policy", "rows of Table 4"),
-)
-"""Fields of `PaperConfig` that enter the plan and are stated in the paper, with their unit."""
-
-INFERRED = (
-    ("eval_every_steps", "steps, from the multiples of 20 in Table 5"),
-    ("retained_latents", "from 960 = 4 x 240"),
-    ("micro_batch", "rollouts of one forward pass, not stated"),
-)
-"""Fields that the paper does not state; marked as ours."""
-
-
-def generation_memory(config: PaperConfig, given: Assumptions, model: HubModel) -> float:
+def generation_memory(config: PaperConfig, model: HubModel) -> float:
     """Bytes of GPU memory to generate: bf16 weights, the cache of all sequences at full length, working memory."""
     longest = config.max_prompt_tokens + config.max_response_tokens
-    cache = given.decode_sequences * longest * key_value_bytes_per_token(model)
-    return 2 * parameters(model) + cache + given.working_bytes
+    return 2 * model.parameters + GIVEN.decode_sequences * longest * model.cache_bytes + GIVEN.working_bytes
 
 
-def activation_bytes_per_token(model: HubModel) -> int:
-    """Kept for the backward pass with gradient checkpointing in mixed precision (ours).
+def training_memory(config: PaperConfig, model: HubModel) -> float:
+    """Bytes of GPU memory of one run: weights and optimiser, one micro-batch of the longest sequences, and what generates.
 
-    4 L D for the fp32 input of every block, and one block that is computed again: 8 D for its two norms in fp32, and in bf16
-    2 (2 q + 2 k + 2 D + 4 F) for queries and their output, keys and values, both projections back, and the gated MLP of
-    width F. Attention scores are not stored (FlashAttention or its like).
-
-    >>> from saerl_lib.cost import QWEN25_MATH_15B
-    >>> activation_bytes_per_token(QWEN25_MATH_15B)
-    269312
-    """
-    query, key = model.heads * model.head_width, model.key_value_heads * model.head_width
-    block = 8 * model.width + 2 * (2 * query + 2 * key + 2 * model.width + 4 * model.feed_forward)
-    return 4 * model.layers * model.width + block
-
-
-def update_memory(config: PaperConfig, given: Assumptions, model: HubModel) -> float:
-    """Bytes beside weights and optimiser while one micro-batch of the longest sequences is trained on (ours).
-
-    The logits count as one fp32 tile, since TRL projects tile by tile. With several GPUs each holds a micro-batch of its own:
-    lower `micro_batch` in proportion to stay within this figure.
+    The logits count as one fp32 tile, since TRL projects tile by tile (ours). With several GPUs each holds a micro-batch of its
+    own: lower `micro_batch` in proportion to stay within this figure.
     """
     tokens = config.micro_batch * (config.max_prompt_tokens + config.max_response_tokens)
-    return tokens * activation_bytes_per_token(model) + 4.0 * given.logits_tile
+    update = tokens * model.activation_bytes + 4.0 * GIVEN.logits_tile
+    return model.parameters * GIVEN.train_bytes_per_parameter + update + generation_memory(config, model)
 
 
-def training_memory(config: PaperConfig, given: Assumptions, model: HubModel) -> float:
-    """Bytes of GPU memory of one run: the training state and one micro-batch's activations beside what generates."""
-    state = parameters(model) * given.train_bytes_per_parameter + update_memory(config, given, model)
-    return state + generation_memory(config, given, model)
+def gpus(memory_bytes: float) -> int:
+    """GPUs whose memory holds `memory_bytes`."""
+    return max(1, math.ceil(memory_bytes / GIVEN.gpu_memory_bytes))
 
 
-def gpus(memory_bytes: float, given: Assumptions) -> int:
-    """GPUs whose memory holds `memory_bytes`.
-
-    >>> gpus(81e9, Assumptions())
-    2
-    """
-    return max(1, math.ceil(memory_bytes / given.gpu_memory_bytes))
+def reading_hours(config: PaperConfig, samples: int, text_tokens: float, latents: int) -> float:
+    """H100-hours to encode texts of `text_tokens`: a forward pass through all blocks without head, and the SAE's encoder."""
+    encoder = config.encoder
+    flops = encoder.forward_flops(text_tokens / 2, head=False) + 2.0 * encoder.width * latents
+    return hours(samples * text_tokens * flops, GIVEN.h100_peak_flops, GIVEN.encode_utilisation)
 
 
-CHECKPOINTS = 2
-"""That `train` leaves of a run."""
-WEIGHT_BYTES = 4
-"""A parameter of the policies that are kept to be evaluated, in float32."""
+def encode_hours(config: PaperConfig, latents: int) -> tuple[float, ...]:
+    """H100-hours to encode the pool: solutions cut at the longest response, and whole R1 solutions."""
+    whole = GIVEN.deepmath_solution_bytes / GIVEN.math_bytes_per_token
+    cut = min(whole, config.max_response_tokens)
+    return tuple(reading_hours(config, config.pool_samples, GIVEN.prompt_tokens + n, latents) for n in (cut, whole))
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one stage needs."""
-
-    name: str
-    gpu: str
-    """Kind of GPU that the hours are counted in; '' for a stage of the CPU."""
-    gpu_hours: tuple[float, float]
-    """Expected and upper."""
-    memory_bytes: float
-    """GPU memory of all GPUs together, or the CPU's for a stage without one."""
-    disk_bytes: float
-    """What it leaves on the disk."""
-    how: str
-    """The computation in a few words."""
-
-
-def _read_flops(config: PaperConfig, tokens: float, text_tokens: float, latents: int) -> float:
-    """Forward pass without head through all blocks and the SAE's encoder, over texts of `text_tokens`."""
-    model = config.encoder
-    return tokens * (forward_flops_per_token(model, text_tokens / 2, head=False) + 2.0 * model.width * latents)
-
-
-def encode_hours(config: PaperConfig, given: Assumptions, latents: int) -> tuple[float, float]:
-    """H100-hours to encode the pool: solutions cut at the longest response (the first figure) and whole R1 solutions."""
-    whole = given.prompt_tokens + given.deepmath_solution_bytes / given.math_bytes_per_token
-    cut = min(whole, given.prompt_tokens + config.max_response_tokens)
-    pair = [_read_flops(config, config.pool_samples * text, text, latents) for text in (cut, whole)]
-    low, high = (hours(flops, given.h100_peak_flops, given.encode_utilisation) for flops in pair)
-    return low, high
-
-
-def other_sources_hours(config: PaperConfig, given: Assumptions, latents: int) -> float:
-    """H100-hours to encode NuminaMath-1.5, PRM800K and DeepScaleR as far as the paper uses them."""
-    rows = {data.name: data.rows for data in config.training_data}
-    parts = (
-        (given.numina_samples, given.numina_sample_bytes),
-        (rows.get("prm800k", 0), given.prm_sample_bytes),
-        (given.deepscaler_samples, given.deepscaler_sample_bytes),
-    )
-    flops = 0.0
-    for samples, size in parts:
-        text = size / given.math_bytes_per_token
-        flops += _read_flops(config, samples * text, text, latents)
-    return hours(flops, given.h100_peak_flops, given.encode_utilisation)
-
-
-def sae_training_hours(config: PaperConfig, given: Assumptions) -> tuple[float, float]:
+def sae_training_hours(config: PaperConfig) -> tuple[float, ...]:
     """A100-hours to train the SAE with the paper's settings: sparse gradients (TopK kernels), and dense ones.
 
     A token costs the LM's forward pass and 2 D F for the encoder, or six times both products, 12 D F, when all is dense.
     """
-    tokens = config.sae_text_gigabytes * 1e9 / given.web_bytes_per_token
-    product = config.encoder.width * config.paper_latents
-    forward = forward_flops_per_token(config.encoder, 1024.0, head=False)
-    low, high = (
-        hours(tokens * (forward + factor * product), given.a100_peak_flops, given.train_utilisation) for factor in (2, 12)
-    )
-    return low, high
+    tokens = config.sae_text_gigabytes * 1e9 / GIVEN.web_bytes_per_token
+    forward = config.encoder.forward_flops(1024.0, head=False)
+    flops = (tokens * (forward + factor * config.encoder.width * config.paper_latents) for factor in (2, 12))
+    return tuple(hours(count, GIVEN.a100_peak_flops, GIVEN.train_utilisation) for count in flops)
 
 
-def rollout_hours(model: HubModel, completions: float, tokens: float, given: Assumptions) -> float:
-    """H100-hours to generate `completions` of `tokens` each: memory traffic of decoding and the FLOPs of the prompts."""
-    context = given.prompt_tokens + tokens / 2
-    rate = given.h100_bytes_per_second * given.decode_bandwidth_share
-    decode = completions * tokens * decode_seconds_per_token(model, given.decode_sequences, context, rate) / 3600.0
-    prefill = completions * given.prompt_tokens * forward_flops_per_token(model, given.prompt_tokens / 2)
-    return decode + hours(prefill, given.h100_peak_flops, given.encode_utilisation)
+def rollout_hours(model: HubModel, completions: float, tokens: float) -> float:
+    """H100-hours to generate `completions` of `tokens` each: memory traffic of decoding and the FLOPs of the prompts.
+
+    A step of decoding reads the bf16 weights once and the cache of every sequence, half of its tokens on average.
+    """
+    traffic = 2 * model.parameters / GIVEN.decode_sequences + (GIVEN.prompt_tokens + tokens / 2) * model.cache_bytes
+    decode = completions * tokens * traffic / (GIVEN.h100_bytes_per_second * GIVEN.decode_bandwidth_share) / 3600.0
+    prefill = completions * GIVEN.prompt_tokens * model.forward_flops(GIVEN.prompt_tokens / 2)
+    return decode + hours(prefill, GIVEN.h100_peak_flops, GIVEN.encode_utilisation)
 
 
-def adarft_hours(config: PaperConfig, given: Assumptions) -> tuple[float, float]:
+def adarft_hours(config: PaperConfig) -> tuple[float, ...]:
     """H100-hours of ADARFT's difficulty estimate on the first policy, mean and longest completions."""
-    completions = config.pool_samples * config.adarft_samples
-    low, high = (
-        rollout_hours(config.policies[0], completions, tokens, given)
-        for tokens in (given.response_tokens, config.max_response_tokens)
-    )
-    return low, high
+    completions, lengths = config.pool_samples * config.adarft_samples, (GIVEN.response_tokens, config.max_response_tokens)
+    return tuple(rollout_hours(config.policies[0], completions, tokens) for tokens in lengths)
 
 
-def run_hours(config: PaperConfig, given: Assumptions, model: HubModel, tokens: float) -> dict[str, float]:
+def run_hours(config: PaperConfig, model: HubModel, tokens: float) -> dict[str, float]:
     """H100-hours of one GRPO run with completions of `tokens`: rollouts, updates and evaluations."""
     completions = config.steps * config.prompts_per_step * config.rollouts_per_prompt
-    text = given.prompt_tokens + tokens
-    update = given.update_forwards * completions * text * forward_flops_per_token(model, text / 2)
-    evaluations = config.steps // config.eval_every_steps + 1
-    answers = evaluations * config.benchmark_problems * config.eval_samples
+    text = GIVEN.prompt_tokens + tokens
+    update = GIVEN.update_forwards * completions * text * model.forward_flops(text / 2)
+    answers = config.evaluated_policies * config.benchmark_problems * config.eval_samples
     return {
-        "rollouts": rollout_hours(model, completions, tokens, given),
-        "updates": hours(update, given.h100_peak_flops, given.train_utilisation),
-        "evaluations": rollout_hours(model, answers, tokens, given),
+        "rollouts": rollout_hours(model, completions, tokens),
+        "updates": hours(update, GIVEN.h100_peak_flops, GIVEN.train_utilisation),
+        "evaluations": rollout_hours(model, answers, tokens),
     }
-
-
-def _training_stage(config: PaperConfig, given: Assumptions, model: HubModel, runs: int) -> Stage:
-    low, high = (run_hours(config, given, model, t) for t in (given.response_tokens, config.max_response_tokens))
-    parts = ", ".join(f"{name} {low[name]:.0f}" for name in low)
-    kept = config.steps // config.eval_every_steps + 1  # of every evaluated step, and the final ones
-    disk = runs * parameters(model) * (CHECKPOINTS * given.checkpoint_bytes_per_parameter + WEIGHT_BYTES * kept)
-    how = f"{runs} runs of {config.steps} steps; one run: {parts} hours; disk: {CHECKPOINTS} checkpoints and {kept} weights a run"
-    totals = (runs * sum(low.values()), runs * sum(high.values()))
-    return Stage(f"GRPO, {model.repository}", "H100", totals, training_memory(config, given, model), disk, how)
-
-
-def stages(config: PaperConfig, given: Assumptions) -> list[Stage]:
-    """Every stage in order; training of the SAE is there when `config.sae` is 'trained'."""
-    features = 4 * (4 * config.retained_latents + config.metadata_features)
-    weights, sae_bytes = 2 * parameters(config.encoder), 4 * sae_parameters(config.encoder.width, config.sae_latents)
-    reading = weights + sae_bytes + given.working_bytes
-    found = [sae_training_stage(config, given)] if config.sae == "trained" else []
-    others = other_sources_hours(config, given, config.sae_latents)
-    extra = given.numina_samples + given.deepscaler_samples + sum(d.rows for d in config.training_data if d.name == "prm800k")
-    found += [
-        Stage("encode the pool", "H100", encode_hours(config, given, config.sae_latents), reading, config.pool_samples * features,
-              "forward pass and SAE encoder; solutions cut at the longest response, or whole R1 solutions"),
-        Stage("encode the other sources", "H100", (others, others), reading, extra * features,
-              "NuminaMath-1.5, PRM800K, DeepScaleR, as far as the paper uses them"),
-        Stage("probes, clusters, filter, plan", "", (0.0, 0.0), 4e9, 0.1e9, "CPU; `bench plan` measures 8 s for the plan itself"),
-        Stage("ADARFT's difficulty rollouts", "H100", adarft_hours(config, given),
-              generation_memory(config, given, config.policies[0]), 0.1e9,
-              f"{config.pool_samples * config.adarft_samples:,} completions; for arm adarft alone"),
-    ]  # fmt: skip
-    return found + [_training_stage(config, given, m, n) for m, n in zip(config.policies, config.runs_per_policy, strict=True)]
-
-
-def sae_training_stage(config: PaperConfig, given: Assumptions) -> Stage:
-    """Training of the SAE with the paper's settings; activations are streamed, never stored."""
-    count = sae_parameters(config.encoder.width, config.paper_latents)
-    memory = count * given.sae_train_bytes_per_parameter + 2 * parameters(config.encoder) + given.working_bytes
-    how = f"{config.sae_text_gigabytes / given.web_bytes_per_token:.1f}e9 tokens, streamed; sparse or dense gradients"
-    return Stage("train the SAE", "A100", sae_training_hours(config, given), memory, 4.0 * count, how)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them, in powers of ten.
-
-    >>> size(2_136_106_260), size(81_670), size(80e9)
-    ('2.1 GB', '82 kB', '80 GB')
-    """
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            value = count / factor
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines of aligned columns, the last one ragged."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        yield "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-
-
-def number(value: float) -> str:
-    """Two digits below ten, whole numbers above.
-
-    >>> number(0.853), number(13.7), number(152.2)
-    ('0.85', '14', '152')
-    """
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from saerl_lib.data.published import SETS
+from saerl_lib.data.hub import SETS
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (

@@ -24,7 +24,7 @@ from saerl_lib.encode.language_model import pick_device, token_vectors
 from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.pool import encode_all, pool_samples
 from saerl_lib.encode.store import write_store
-from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, peak_mib, seconds, shape_ratios
+from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, shape_ratios
 
 ALL = np.arange(CONFIG.sae_latents)
 
@@ -103,15 +103,12 @@ def test_every_tensor_of_the_encode_path_lies_on_the_device() -> None:
     assert len(found) == 7 and all(found.values()), found
 
 
-def test_devices_are_named_and_missing_ones_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_are_named_and_missing_ones_refused() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="choose cpu, cuda or cuda:N"):
         pick_device("gpu")
     with pytest.raises(ValueError, match="CUDA devices; use --device cpu"):
         pick_device(f"cuda:{torch.cuda.device_count()}")
-    assert seconds(lambda: None) >= 0 and peak_mib(lambda: None, CPU) is None
-    assert main(["bench", "plan", "--device", "cpu"]) == 1
-    assert "bench plan has no --device" in capsys.readouterr().err
 
 
 def test_world_refuses_a_device_that_it_cannot_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Profile `paper`: its plan, its arithmetic, the readers of the published sets, and answers checked under a time limit."""
+"""Profile `paper`: its plan, its settings, its arithmetic, and what a machine lacks."""
 
 from __future__ import annotations
 
@@ -14,33 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from saerl_lib import needs, paths
+from saerl_lib import cost, needs, paths
 from saerl_lib.cli import main
 from saerl_lib.config import UnknownProfileError, get_profile
-from saerl_lib.cost import (
-    OURS,
-    PAPER,
-    QWEN3_17B,
-    QWEN25_MATH_7B,
-    QWEN25_MATH_15B,
-    Assumptions,
-    PaperConfig,
-    activation_bytes_per_token,
-    adarft_hours,
-    encode_hours,
-    forward_flops_per_token,
-    gpus,
-    hours,
-    parameters,
-    sae_training_hours,
-    stages,
-    training_memory,
-)
-from saerl_lib.data.published import BENCHMARKS, TRAINING_DATA, HubData
-from saerl_lib.needs import Machine, downloads, missing, parse_gpus, plan_text, reachable
+from saerl_lib.cost import GIVEN, OURS, PAPER, PaperConfig
+from saerl_lib.data.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData, HubModel
+from saerl_lib.needs import Machine, downloads, missing, plan_text, reachable, stages
 
-BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, 8 * 10**9, False, None)
-FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, 10**12, True, None)
+BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, False)
+FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, True)
 
 
 # The plan.
@@ -59,19 +41,15 @@ def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, cap
     for name in ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-7B", "Qwen3-1.7B-Base", "qwen-scope-3-1.7b-base-w32k-l50, layer27"):
         assert name in text
     assert text.count("  not pinned yet") == 4
-    for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours"):
+    for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours",
+                  "All of it: 662 to 2,865 H100-hours, 10 TB of results.", "response_tokens                 1,000 tokens"):
         assert words in text
-    for item in (*dataclasses.fields(Assumptions), *dataclasses.fields(PaperConfig)[-10:]):
-        assert re.search(rf"^  {item.name} .*({PAPER}|{OURS})", text, re.M), f"{item.name} is not printed with its origin"
-
-
-def test_too_little_main_memory_is_said() -> None:
-    small = dataclasses.replace(BARE, memory_bytes=2 * 10**9)
-    assert any(s.startswith("memory: 4.0 GB") for s in missing(PaperConfig(), Assumptions(), small))
+    for name in (*vars(GIVEN), *(item.name for item in dataclasses.fields(PaperConfig)[-10:])):
+        assert re.search(rf"^  {name} .*({PAPER}|{OURS})", text, re.M), f"{name} is not printed with its origin"
 
 
 def test_full_machine_lacks_only_what_no_machine_has() -> None:
-    found = missing(PaperConfig(), Assumptions(), FULL)
+    found = missing(PaperConfig(), FULL)
     assert [sentence.split(":")[0] for sentence in found] == ["packages", "revisions"]
 
 
@@ -99,7 +77,7 @@ def test_plan_needs_the_standard_library_alone() -> None:
     code = (
         "import sys\n"
         "from saerl_lib import needs\n"
-        "needs.reachable = lambda seconds: False\n"
+        "needs.reachable = lambda: False\n"
         "assert needs.main(['--profile', 'paper', '--plan-only']) == 0\n"
         "assert needs.main(['--profile', 'paper']) == 1 and needs.main(['--profile', 'smoke', '--plan-only']) == 1\n"
         "print([name for name in ('torch', 'pandas', 'numpy', 'datasets', 'safetensors') if name in sys.modules])"
@@ -110,14 +88,15 @@ def test_plan_needs_the_standard_library_alone() -> None:
 
 
 def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
-    for name in ("run_all.sh", "requirements.lock", "saerl_lib/__init__.py", "saerl_lib/paths.py", "saerl_lib/envcheck.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    modules = ("__init__", "paths", "envcheck", "cost", "data/__init__", "data/hub")
+    for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
     (tmp_path / "run_all.sh").chmod(0o755)
     (tmp_path / "requirements.lock").write_text("saerl_probe==1.0\n")
-    before, main = (paths.ROOT / "saerl_lib" / "cost.py").read_text(encoding="utf-8").split("if __name__ ==")
-    offline = "reachable = lambda seconds: False\n\n\nif __name__ =="
-    (tmp_path / "saerl_lib" / "cost.py").write_text(before + offline + main, encoding="utf-8")
+    before, last = (paths.ROOT / "saerl_lib" / "needs.py").read_text(encoding="utf-8").split("if __name__ ==")
+    offline = "reachable = lambda: False\n\n\nif __name__ =="
+    (tmp_path / "saerl_lib" / "needs.py").write_text(before + offline + last, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SAERL_", "PYTHON", "VIRTUAL"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     script = [str(tmp_path / "run_all.sh"), "--profile", "paper", "--plan-only"]
@@ -127,15 +106,15 @@ def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-def test_other_saes_change_downloads_and_stages() -> None:
+def test_other_saes_change_downloads_and_widths() -> None:
     trained = PaperConfig(sae="trained")
-    assert any("fineweb-edu" in name and size == 80e9 for name, size, _ in downloads(trained))
-    assert stages(trained, Assumptions())[0].name == "train the SAE" and trained.sae_latents == 131_072
+    assert any("fineweb-edu" in name and count == 80e9 for name, count, _ in downloads(trained))
+    assert trained.sae_latents == 131_072 == 4 * PaperConfig().sae_latents
     opensae = PaperConfig(sae="opensae", opensae_folder="checkpoint")
     assert opensae.reading_model == QWEN3_17B and PaperConfig().reading_model.repository == "Qwen/Qwen3-1.7B-Base"
     for config in (trained, opensae):
-        text = plan_text(config, Assumptions(), BARE)
-        assert "differs from the paper" not in text and "qwen-scope" not in text
+        text = plan_text(config, BARE)
+        assert "differs from the paper" not in text and "qwen-scope" not in text and "train the SAE  152.2 to 266.0" in text
 
 
 def test_published_sae_is_in_saelens_registry() -> None:
@@ -179,7 +158,7 @@ def test_revision_is_a_whole_hash_or_none() -> None:
 
 
 @pytest.mark.parametrize("model", [QWEN25_MATH_15B, QWEN25_MATH_7B, QWEN3_17B])
-def test_parameters_agree_with_transformers(model) -> None:
+def test_parameters_agree_with_transformers(model: HubModel) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -193,52 +172,59 @@ def test_parameters_agree_with_transformers(model) -> None:
             built = Qwen2ForCausalLM(Qwen2Config(**shape))
         else:
             built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=model.head_width))
-    assert parameters(model) == sum(p.numel() for p in built.parameters())
+    assert model.parameters == sum(p.numel() for p in built.parameters())
 
 
-def test_flops_and_hours_by_hand() -> None:
-    blocks = parameters(QWEN3_17B) - 151_936 * 2048 - 2048
-    assert forward_flops_per_token(QWEN3_17B, 0, head=False) == 2 * blocks
-    assert forward_flops_per_token(QWEN3_17B, 10) - forward_flops_per_token(QWEN3_17B, 0) == 4 * 10 * 28 * 2048
-    assert hours(989e12 * 0.4 * 3600, 989e12, 0.4) == pytest.approx(1.0)
+def test_flops_hours_and_gpus_by_hand() -> None:
+    blocks = QWEN3_17B.parameters - 151_936 * 2048 - 2048
+    assert QWEN3_17B.forward_flops(0, head=False) == 2 * blocks
+    assert QWEN3_17B.forward_flops(10) - QWEN3_17B.forward_flops(0) == 4 * 10 * 28 * 2048
+    assert cost.hours(989e12 * 0.4 * 3600, 989e12, 0.4) == pytest.approx(1.0)
+    assert [cost.gpus(memory) for memory in (1.0, 80e9, 81e9)] == [1, 1, 2]
 
 
 def test_estimates_lie_near_the_papers_own_figures() -> None:
-    config, given = PaperConfig(), Assumptions()
+    config = PaperConfig()
     for paper, (low, high) in (
-        (0.5, encode_hours(config, given, config.paper_latents)), (116.0, sae_training_hours(config, given)),
-        (17.33, adarft_hours(config, given)),
+        (0.5, cost.encode_hours(config, config.paper_latents)), (116.0, cost.sae_training_hours(config)),
+        (17.33, cost.adarft_hours(config)),
     ):  # fmt: skip
         assert paper / 2 < low < 2 * paper and low <= high < 6 * paper
 
 
-def test_estimates_follow_their_inputs() -> None:
-    config, given = PaperConfig(), Assumptions()
-    half = dataclasses.replace(config, pool_samples=config.pool_samples // 2)
-    assert encode_hours(half, given, 32_768)[0] == pytest.approx(encode_hours(config, given, 32_768)[0] / 2)
-    slow = dataclasses.replace(given, train_utilisation=0.2)
-    assert sae_training_hours(config, slow)[0] == pytest.approx(2 * sae_training_hours(config, given)[0])
-    for stage in stages(config, given):
+def test_estimates_follow_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PaperConfig()
+    half, before = dataclasses.replace(config, pool_samples=config.pool_samples // 2), cost.sae_training_hours(config)[0]
+    assert cost.encode_hours(half, 32_768)[0] == pytest.approx(cost.encode_hours(config, 32_768)[0] / 2)
+    for stage in stages(config):
         assert 0 <= stage.gpu_hours[0] <= stage.gpu_hours[1] and stage.disk_bytes > 0 and stage.how
+    monkeypatch.setattr(GIVEN, "train_utilisation", 0.2)
+    assert cost.sae_training_hours(config)[0] == pytest.approx(2 * before)
 
 
 def test_training_memory_by_hand() -> None:
-    config, given = PaperConfig(), Assumptions()
-    tokens, state = 8 * 4096, (18 + 2) * parameters(QWEN25_MATH_7B)
+    config = PaperConfig()
+    tokens, state = 8 * 4096, (18 + 2) * QWEN25_MATH_7B.parameters
     kept, block = 4 * 28 * 3584, 8 * 3584 + 2 * (2 * 3584 + 2 * 512 + 2 * 3584 + 4 * 18944)
-    assert activation_bytes_per_token(QWEN25_MATH_7B) == kept + block
-    cache = given.decode_sequences * 4096 * 57_344
-    expected = state + tokens * (kept + block) + 4 * given.logits_tile + cache + given.working_bytes
-    found = training_memory(config, given, QWEN25_MATH_7B)
-    assert found == pytest.approx(expected) and gpus(found, given) == 4
+    assert QWEN25_MATH_7B.activation_bytes == kept + block
+    cache = GIVEN.decode_sequences * 4096 * 57_344
+    expected = state + tokens * (kept + block) + 4 * GIVEN.logits_tile + cache + GIVEN.working_bytes
+    found = cost.training_memory(config, QWEN25_MATH_7B)
+    assert found == pytest.approx(expected) and cost.gpus(found) == 4
     twice = dataclasses.replace(config, micro_batch=16)
-    assert training_memory(twice, given, QWEN25_MATH_7B) - found == pytest.approx(tokens * (kept + block))
+    assert cost.training_memory(twice, QWEN25_MATH_7B) - found == pytest.approx(tokens * (kept + block))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["cost", "needs"],
-)  # fmt: skip
+def test_the_disk_of_training_holds_what_train_keeps() -> None:
+    config = PaperConfig()
+    found = {stage.name: stage.disk_bytes for stage in stages(config)}
+    for model, runs in zip(config.policies, config.runs_per_policy, strict=True):
+        kept = len(range(config.eval_every_steps, config.steps + 1, config.eval_every_steps)) + 1
+        expected = runs * model.parameters * (2 * GIVEN.checkpoint_bytes_per_parameter + 4 * kept)
+        assert found[f"GRPO, {model.repository}"] == pytest.approx(expected) and expected > 1e12
+
+
+@pytest.mark.parametrize("name", ["cost", "needs", "data.hub"])
 def test_doctests(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
     assert result.attempted > 0 and result.failed == 0
@@ -247,8 +233,8 @@ def test_doctests(name: str) -> None:
 # The machine.
 
 
-def test_machine_is_looked_at_quickly_and_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(needs, "reachable", lambda seconds: False)
+def test_machine_is_looked_at_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(needs, "reachable", lambda: False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setenv("HF_TOKEN", "x")
     found = needs.look()
@@ -263,18 +249,9 @@ def test_reachable_gives_up_in_time() -> None:
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920'\n")
+    tool.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920'; echo 'no devices, found'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert needs.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
     tool.write_text("#!/bin/sh\necho 'failed to initialize NVML'; exit 9\n")
-    assert needs.list_gpus() == () == parse_gpus("no devices, found\n")
-
-
-def test_the_disk_of_training_holds_what_train_keeps() -> None:
-    config, given = PaperConfig(), Assumptions()
-    found = {stage.name: stage.disk_bytes for stage in stages(config, given)}
-    for model, runs in zip(config.policies, config.runs_per_policy, strict=True):
-        kept = len(range(config.eval_every_steps, config.steps + 1, config.eval_every_steps)) + 1
-        expected = runs * parameters(model) * (2 * given.checkpoint_bytes_per_parameter + 4 * kept)
-        assert found[f"GRPO, {model.repository}"] == pytest.approx(expected) and expected > 1e12
+    assert needs.list_gpus() == ()

@@ -24,7 +24,7 @@ from saerl_lib.cli import build_parser, config_of, given, main
 from saerl_lib.config import sub_seed
 from saerl_lib.cost import PaperConfig
 from saerl_lib.data.answers import Checked, check_answers
-from saerl_lib.data.published import SETS
+from saerl_lib.data.hub import SETS
 from saerl_lib.data.sample import DataError, Sample, normalise, read_samples
 from saerl_lib.encode import parts
 from saerl_lib.encode.store import load_features
@@ -539,7 +539,7 @@ def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.Mon
         (["paper", "data", "--arms", "best"], "name each of grpo"),
         (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
         (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
-        (["paper", "data", "--attempts", "0"], "eval_samples=0 must be at least 1: raise --attempts"),
+        (["paper", "data", "--attempts", "0"], "eval_samples=0 must be at least 1"),
         (["paper", "data", "--micro-batch", "3"], "micro_batch=3 does not divide"),
         (["paper", "data", "--steps", "2", "--to", "openrlhf"], "exports=openrlhf"),
         (["paper", "data", "--commands"], "--commands belongs to step train"),

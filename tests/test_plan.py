@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan import batch_plan, curriculum, mixing, orders
 from saerl_lib.plan.batch_plan import COLUMNS, BatchPlan, PlanError, plan_hash, read_plan, rows_of, validate, write_plan
@@ -173,22 +171,6 @@ def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
     assert np.array_equal(plan.table["ranking_score"], scores["ranking"].to_numpy()[place])
     home = plan.table["swapped_with"].to_numpy()
     assert 0 < (home >= 0).sum() <= n // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
-
-
-def test_bench_plan_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def here(folder: str, what: str) -> dict[str, float]:
-        return {**bench.WAYS[what](Path(folder)), "peak_gb": 0.5}
-
-    monkeypatch.setattr(bench, "_in_fresh_process", here)
-    monkeypatch.setattr(bench, "FEATURES_UP_TO", 0)
-    assert main(["bench", "plan", "--samples", "1300"]) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (line["samples"], line["obvious_rows"], line["peak_gb"]) == (1300, 1280, 0.5)
-    parts = (line[f"{name}_s"] for name in ("read", "curriculum_swap_validate", "write"))
-    assert line["total_s"] == pytest.approx(sum(parts), abs=1e-4)
-    assert line["ratio_total_to_floor"] > 0 and line["ratio_obvious_to_ours"] > 0 and "bars_met" not in line
-    assert main(["bench", "plan", "--samples", "5"]) == 1
-    assert "samples=5 fill no batch of 128" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [batch_plan, curriculum, mixing], ids=lambda module: module.__name__)

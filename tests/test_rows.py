@@ -19,7 +19,8 @@ import pytest
 
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer
-from saerl_lib.data.published import READERS, SETS, HubData, learnability, load_labelled, prm800k, published_rows
+from saerl_lib.data.hub import SETS, HubData
+from saerl_lib.data.published import READERS, learnability, load_labelled, prm800k, published_rows
 from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.sae import documents, require_sources

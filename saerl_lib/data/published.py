@@ -1,9 +1,10 @@
 """The published sets: files of labelled problems in the schema of the README, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set and are counted by `LabelledSet.with_label`. `published_rows` reads a set of `SETS` at its pinned
-revision, and `READERS` turns one of its rows into a `Sample`; field names are those of the data set cards and, for PRM800K, of
-OpenAI's README. What a probe is tested on, the LM and the SAEs must not read: `probe_splits` says which questions these are.
+a label stay in the set and are counted by `LabelledSet.with_label`. `published_rows` reads a set of `saerl_lib.data.hub` at its
+pinned revision, and `READERS` turns one of its rows into a `Sample`; field names are those of the data set cards and, for
+PRM800K, of OpenAI's README. What a probe is tested on, the LM and the SAEs must not read: `probe_splits` says which questions
+these are.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saerl_lib.config import MethodConfig
+from saerl_lib.data.hub import HubData
 from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
 from saerl_lib.data.sample import DataError, Dropped, LabelledSet, Sample, Split, lines, split_by_hash, without
 
@@ -150,84 +151,6 @@ GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
 ANSWER_HEADING = "# Answer"
 UNJUDGED = ("bad_problem", "give_up")
 """Values of PRM800K's finish_reason after which the labels judge no solution; such rows carry them as `flaw`."""
-
-
-@dataclass(frozen=True)
-class HubData:
-    """A data set of the hub and, where one exists, its local copy in the folder named by `SAERL_DATA_DIR`."""
-
-    name: str
-    """Key of `READERS`."""
-    repository: str
-    """owner/name on the hub."""
-    split: str
-    """Split that is read."""
-    rows: int
-    """Rows of that split."""
-    download_bytes: int
-    """Size of the files of that split."""
-    configuration: str | None = None
-    """Configuration (subset) of the repository."""
-    data_file: str | None = None
-    """The one file to read, for a repository of plain JSON lines."""
-    local_file: str | None = None
-    """File of the local copy."""
-    revision: str | None = None
-    """Commit hash of the repository; None: not pinned yet."""
-    note: str = ""
-    """What differs from the paper or is not known."""
-
-    def __post_init__(self) -> None:
-        if self.revision is not None and len(self.revision) != 40:
-            raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
-
-
-DEEPMATH = HubData(
-    "deepmath", "zwhe99/DeepMath-103K", "train", 103_022, 2_136_106_260, local_file="deepmath_18k.jsonl.gz",
-    revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
-    note="an early revision has 103,110 rows, this one the paper's 103,022; "
-    "the local copy holds 18,329 rows without topics and R1 solutions",
-)  # fmt: skip
-NUMINA = HubData(
-    "numinamath", "AI-MO/NuminaMath-1.5", "train", 896_215, 531_355_727, revision="9a5aae8427cb65ac9a8bb3136ffb1d554b70c478",
-    note="the paper takes 107,021 of these rows and does not say which",
-)  # fmt: skip
-PRM800K = HubData(
-    "prm800k", "tasksource/PRM800K", "train", 97_782, 456_000_000, data_file="phase2_train.jsonl",
-    revision="547b19506677a59037ee888838834b65e9b1ddd4",
-    note="OpenAI's own file of phase 2; its rows are counted by a public derivative; the paper names no repository or phase",
-)  # fmt: skip
-DEEPSCALER = HubData(
-    "deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "train", 40_315, 21_500_000,
-    local_file="deepscaler_pass_rate.jsonl.gz", revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
-    note="the local copy holds 29,405 rows with pass rates",
-)  # fmt: skip
-TRAINING_DATA = (DEEPMATH, NUMINA, PRM800K, DEEPSCALER)
-
-BENCHMARKS = (
-    HubData(
-        "aime24", "HuggingFaceH4/aime_2024", "train", 30, 81_670, local_file="eval_aime24.jsonl.gz",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-    ),
-    HubData("amc23", "math-ai/amc23", "test", 40, 11_900, local_file="eval_amc23.jsonl.gz"),
-    HubData(
-        "gsm8k", "openai/gsm8k", "test", 1319, 420_000, configuration="main", local_file="gsm8k_test.jsonl.gz",
-        revision="740312add88f781978c0658806c59bc2815b9866",
-    ),
-    HubData(
-        "math500", "HuggingFaceH4/MATH-500", "test", 500, 446_564, local_file="eval_math500.jsonl.gz",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-    ),
-    HubData("minerva", "math-ai/minervamath", "test", 272, 120_181, local_file="eval_minerva_math.jsonl.gz"),
-    HubData(
-        "olympiadbench", "Hothan/OlympiadBench", "train", 674, 1_000_000, configuration="OE_TO_maths_en_COMP",
-        local_file="eval_olympiadbench.jsonl.gz", note="674 rows here, 675 in the copy of Qwen2.5-Math's evaluation",
-    ),
-)  # fmt: skip
-"""The paper's six sets; it names no repository, so these are ours. The sizes of GSM8K and OlympiadBench are rounded."""
-
-SETS: dict[str, HubData] = {data.name: data for data in (*TRAINING_DATA, *BENCHMARKS)}
-"""Every published set by its name."""
 
 
 def published_rows(data: HubData, limit: int | None = None) -> Iterator[Record]:

@@ -57,8 +57,9 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute, is_complete, module_of, stage_key
 from saerl_lib.config import PlanConfig, Profile, PropertyConfig, content_hash, sub_seed
 from saerl_lib.cost import ORDERS, SELECTORS, HubModel, PaperConfig
-from saerl_lib.data.published import BENCHMARKS, READERS, UNJUDGED, HubData, Reader, deepmath, published_rows
-from saerl_lib.data.published import SETS as PUBLISHED_SETS
+from saerl_lib.data.hub import BENCHMARKS, HubData
+from saerl_lib.data.hub import SETS as PUBLISHED_SETS
+from saerl_lib.data.published import READERS, UNJUDGED, Reader, deepmath, published_rows
 from saerl_lib.data.sample import DataError, Sample, hash_share, normalise, read_samples, write_samples
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode

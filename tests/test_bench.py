@@ -1,0 +1,106 @@
+"""The benchmarks in their smallest form: what is measured is what it says, and bars and the JSON line are printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from saerl_lib.cli import main
+from saerl_lib.encode import language_model as lm
+from saerl_lib.encode.pool import pool_vectors
+from saerl_lib.studies import bench
+from saerl_lib.studies.bench import SMALL, Stopwatch, peak_mib, report, seconds
+
+
+def test_encoding_adds_to_the_forward_pass() -> None:
+    rows = bench.shape_ratios(1, SMALL)
+    for latents in SMALL.latents:
+        assert rows[f"forward_s_{latents}"] > 0
+        assert all(rows[f"{way}_to_forward_{latents}"] > 1 for way in ("obvious", "all", "retained"))
+        assert 0 < rows[f"all_to_forward_and_product_{latents}"] < rows[f"all_to_forward_{latents}"]
+
+
+def test_the_obvious_way_pools_the_same_latents() -> None:
+    batch, sae = bench.paper_batch(SMALL), bench.random_sae(512, "topk", SMALL)
+    with torch.inference_mode():
+        vectors = lm.activations(bench.paper_model(SMALL), batch).flatten(0, 1)
+        mean = bench.dense_way(sae, vectors, 2 * SMALL.samples)[: 2 * SMALL.samples]
+    group = np.repeat(np.arange(2 * SMALL.samples), SMALL.tokens // SMALL.samples // 2)
+    found = pool_vectors(sae, vectors, group, np.bincount(group))
+    dense = np.zeros(mean.shape, np.float32)
+    dense[2 * found.row + found.span, found.latent] = found.mean
+    assert np.allclose(dense, mean, atol=1e-5) and (dense > 0).any()
+
+
+def test_the_obvious_way_takes_more_memory() -> None:
+    rows = bench.encode_peaks(Path(), replace(SMALL, latents=(16_384,), tokens=2048))
+    assert rows["obvious_peak_mib"] > 2048 * 16_384 * 4 / 2**20
+    assert rows["obvious_to_chunked_peak"] > 2
+
+
+def test_peaks_and_seconds_are_of_the_one_call() -> None:
+    assert 60 < peak_mib(lambda: np.ones(2**23)) < 90
+    assert peak_mib(lambda: None) < 20 and seconds(lambda: None) >= 0
+    watch = Stopwatch()
+    assert [watch("a_s", int, "7"), watch("a_s", max, [1, 2], key=abs)] == [7, 2]
+    watch("floor_s", sum, range(10**6))
+    assert watch.times["floor_s"] > watch.times["a_s"] and watch.times["processor_s"] < watch.times["floor_s"]
+
+
+def test_bars_and_the_json_line_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report({"a": 1.23456789, "b": 2.0}, [("a", "at most", 1.3), ("b", "at least", 2.5)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == ["bar: a 1.235, at most 1.3: met", "bar: b 2.000, at least 2.5: MISSED"]
+    assert json.loads(lines[-1]) == {"a": 1.23457, "b": 2.0}
+
+
+@pytest.mark.parametrize("kind", ["scores", "features"])
+def test_a_plan_is_timed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench, "in_fresh_process", lambda way, folder: bench.WAYS[way](Path(folder)))
+    monkeypatch.setattr(bench, "FEATURES_UP_TO", 10**6 if kind == "features" else 0)
+    small = {"Z_COLUMNS": 40, "DRAWN": {"labelled": 300, "negatives": 150}, "PLAN_BARS": {1300: (1000.0, 100.0)}}
+    for name, value in small.items():
+        monkeypatch.setattr(bench, name, value)
+    assert main(["bench", "plan", "--samples", "1300"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = json.loads(lines[-1])
+    assert (row["samples"], row["obvious_rows"]) == (1300, 1300 if kind == "features" else 1280)
+    stages = [key for key in row if key.endswith("_s") and key not in (*bench.APART, "total_s", "processor_s")]
+    assert {"curriculum_swap_validate_s", "write_s"} < set(stages)
+    assert row["total_s"] == pytest.approx(sum(row[key] for key in stages), abs=1e-4)
+    assert row["ratio_total_to_floor"] > 0 and row["ratio_obvious_to_ours"] > 0 and row["peak_gb"] > 0.1
+    assert [line.rsplit(" ", 1)[-1] for line in lines if line.startswith("bar: ")] == ["met", "met"]
+
+
+def test_a_fresh_process_runs_one_thread_and_says_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    lines = ("#!/bin/sh", '[ "$3" = plan ] || { echo "no such way" >&2; exit 1; }', 'echo "{\\"threads\\": $OMP_NUM_THREADS}"')
+    python.write_text("\n".join(lines) + "\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert bench.in_fresh_process("plan") == {"threads": 1}
+    with pytest.raises(RuntimeError, match="bench .nothing. failed:\nno such way"):
+        bench.in_fresh_process("nothing")
+
+
+def test_options_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["--samples", "5"], "samples=5 fill no batch of 128"), (["--device", "cpu"], "bench plan has no --device"),
+    ):  # fmt: skip
+        assert main(["bench", "plan", *words]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_parts_of_a_step_are_timed() -> None:
+    trainer = SimpleNamespace(feed=SimpleNamespace(step=lambda: 1), accelerator=SimpleNamespace(backward=lambda loss: None))
+    trainer._compute_loss = lambda: 2
+    trainer.train = lambda: [trainer.feed.step(), trainer._compute_loss(), trainer.accelerator.backward(3), seconds(lambda: None)]
+    found = bench.timed_parts(trainer)
+    assert found["total"] > found["rollouts"] + found["loss"] + found["backward"] > 0
