@@ -414,7 +414,7 @@ def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     run, made = read_run(folder), record["environment"]
     return {
         "run": folder.name, "arm": run.arm, "seed": run.seed, "config_hash": record["key"],
-        "learning_rate": run.train.learning_rate, "commit": made["commit"], "cpu": made["cpu"],
+        "learning_rate": run.train.learning_rate, "commit": made["commit"], "cpu": made["processor"],
         "threads": made["threads"], "versions": " ".join(f"{k}={v}" for k, v in sorted(made["versions"].items())),
         "training_s": record["seconds"]["training"], "evaluation_s": record["seconds"]["evaluation"],
         "peak_memory_mb": made["peak_memory_mb"],

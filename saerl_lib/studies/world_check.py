@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -417,10 +416,9 @@ def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
         rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
     else:
         rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report, device=device)
-    machine = {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()}
     on = {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
     command = f"python -m saerl_lib world --rebuild {part}" + (f" --device {device.type}" if on else "")
-    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **machine, **on, "command": command})
+    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **on, "command": command})
 
 
 def run_world(check: bool, rebuild: Sequence[str] | None, device_name: str | None = None) -> int:
