@@ -361,37 +361,35 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     if not chosen:
         raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
     prepare_folders(profile.name)
-    with alone(profile.name):
-        executed = _run_chosen(options, profile, registry, chosen, folder)
-        if options.only is None:
-            _reproduction(options)
-    return executed
-
-
-def _run_chosen(
-    options: RunOptions, profile: Profile, registry: tuple[Notebook, ...], chosen: tuple[Notebook, ...], folder: Path
-) -> int:
     started, executed = time.monotonic(), 0
-    for position, notebook in enumerate(chosen):
-        _fill_tables(notebook, registry, profile)
-        record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
-        later = {name for n in chosen[position + 1 :] for name in n.outputs}
-        reasons = reasons_to_run(notebook, parts, record, profile.name, later)
-        label = f"[{registry.index(notebook) + 1:02d}/{len(registry):02d}] {notebook.stem}"
-        if not reasons and not options.force:
-            print(f"{label} is up to date", flush=True)
-            continue
-        last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
-        print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
-        _run_one(notebook, parts, options, folder)
-        executed += 1
-    print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
-    print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}", flush=True)
+    with alone(profile.name):
+        for position, notebook in enumerate(chosen):
+            _fill_tables(notebook, registry, profile)
+            record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
+            later = {name for n in chosen[position + 1 :] for name in n.outputs}
+            reasons = reasons_to_run(notebook, parts, record, profile.name, later)
+            label = f"[{registry.index(notebook) + 1:02d}/{len(registry):02d}] {notebook.stem}"
+            if not reasons and not options.force:
+                print(f"{label} is up to date", flush=True)
+                continue
+            last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
+            print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
+            _run_one(notebook, parts, options, folder)
+            executed += 1
+        print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
+        print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
+        if options.only is None:
+            _reproduction(options, executed)
     return executed
 
 
-def _reproduction(options: RunOptions) -> None:
+def _reproduction(options: RunOptions, executed: int) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
+    table = paths.profile_dir(options.profile) / "reproduction.csv"
+    newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
+    if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
+        print(f"The comparison with what is published is unchanged: {table}", flush=True)
+        return
     from saerl_lib.report.reproduction import published_tables, report
 
     if not published_tables(options.profile):
