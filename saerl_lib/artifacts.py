@@ -37,6 +37,8 @@ TRAINED_GATES = "trained_gates.json"
 DATA_SUFFIXES = (".safetensors", ".json", ".csv")
 """Endings of the data files that count as code."""
 
+PACKAGES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "sae-lens", "scikit-learn", "numpy", "safetensors")
+"""Packages whose versions decide results."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """System errors that mean the output folder is full or cannot be written."""
 
@@ -123,20 +125,42 @@ def module_of(function: Callable[..., Any]) -> str:
 
 
 @functools.cache
-def provenance() -> dict[str, Any]:
-    """Commit, versions and machine, written into every manifest."""
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide results."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+@functools.cache
+def _commit() -> str:
+    """The commit of the sources, marked when they differ from it; "unknown" outside a clone."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True).stdout.strip()
+
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
-        commit = answer.stdout.strip()
+        return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if git("status", "--porcelain", "--", "saerl_lib") else "")
     except FileNotFoundError:
-        commit = ""
-    packages = ("torch", "transformers", "trl", "sae-lens", "scikit-learn", "numpy")
-    return {
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": {name: metadata.version(name) for name in packages},
-    }
+        return "unknown"
+
+
+@functools.cache
+def _processor() -> str:
+    """Model of the processor and the instructions that torch uses: AVX-512, for one, changes the last bits of a product."""
+    import torch
+
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in block.splitlines() if ":" in line)}
+        name = f"{fields.get('model name', name)}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result was made, stored with it: commit, versions, processor and threads."""
+    import torch
+
+    return {"commit": _commit(), "versions": versions(), "processor": _processor(), "threads": torch.get_num_threads()}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -165,10 +189,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_complete(folder: Path, key: str) -> bool:
-    """Whether `folder` holds a manifest with `key` and every output with its recorded hash."""
+def is_complete(folder: Path, key: str | None = None) -> bool:
+    """Whether `folder` holds a manifest, with `key` if one is given, and every output with its recorded hash."""
     manifest = read_manifest(folder)
-    if manifest is None or manifest.get("key") != key:
+    if manifest is None or key not in (None, manifest.get("key")):
         return False
     outputs: Mapping[str, str] = manifest["outputs"]
     return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
@@ -252,8 +276,8 @@ def get_or_compute(
 ) -> Stage:
     """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
 
-    `compute(folder)` writes all outputs into `folder`; its module and all that this imports are part of the key. Raises ArtifactError when the disk is full or not writable;
-    an exception of `compute` propagates and leaves no folder behind.
+    `compute(folder)` writes all outputs into `folder`; its module and all that this imports are part of the key. Raises
+    ArtifactError when the disk is full or not writable; an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
     key = stage_key(name, module_of(compute), config, inputs)

@@ -613,7 +613,7 @@ def run_ladder(file: Path, profile_name: str) -> int:
     folder = paths.profile_dir(profile.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
     blocks = encode_tasks(tasks, profile, reader, folder)
-    table, predictions = ladder(tasks, blocks, profile.properties, profile.seed, workers=profile.method.workers)
+    table, predictions = ladder(tasks, blocks, profile.properties, profile.seed)
     write_csv(table, "probe_ladder", folder)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(profile)), **provenance()})

@@ -1,34 +1,20 @@
-"""Every choice of a run in frozen records, one module a stage; `get_profile` is the only dial.
+"""Every choice of a run in frozen records; a profile holds one of each, and `get_profile` is the only dial.
 
-A field says where its value comes from: "paper, section X" or "not stated in the paper; ours".
-
-Configurations as plain values, content hashes and derived seeds.
-
-The embedded world and its policy's gradients: sizes of the splits (ours; the paper's where it states them).
-
-What reads the data: encoder, SAE, and the small LM of real text.
-
-Probes, clusters and difficulty.
-
-The batch plan and its open choices.
-
-GRPO, the gradients at the base policy, and the RL study.
-
-Profiles: every choice of a run in one frozen record, the only dial. A bad combination raises with the fix in the message.
+A field says where its value comes from: "paper, section X" or "not stated in the paper; ours". What no profile, arm, ablation or
+option ever changes is a constant beside its use. A bad combination raises with the fix in the message.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON-ready values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(asdict(config)))
 
 
 def content_hash(value: Any) -> str:
@@ -45,6 +31,17 @@ def sub_seed(base: int, label: str) -> int:
     """
     digest = hashlib.sha256(f"{base}:{label}".encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _choose(config: Any, **known: tuple[str, ...]) -> None:
+    """Raise ValueError for a field whose value is none of the known ones."""
+    for name, values in known.items():
+        _require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
 
 WORLD_VERSION = "1"
@@ -65,8 +62,6 @@ class WorldConfig:
     """Held-out target-source samples for the in-domain probes."""
     noisy_pool_samples: int = 3920
     """Target plus parent samples before the quality filter."""
-    target_share: float = 103_022 / 210_043
-    """Share of the target source in the noisy pool (paper, Table 6)."""
     contest_train_samples: int = 800
     """Extra labels of the third source in the adapted regime (paper, Table 2)."""
     contest_test_samples: int = 2000
@@ -83,13 +78,8 @@ class WorldConfig:
     """Problems of each evaluation set at the first and the last step."""
 
     def __post_init__(self) -> None:
-        if self.eval_problems_small > self.eval_problems_full:
-            raise ValueError(
-                f"eval_problems_small={self.eval_problems_small} exceeds eval_problems_full={self.eval_problems_full}: "
-                "the small sets are the first problems of the full ones; lower eval_problems_small"
-            )
-        if not 0.0 < self.target_share < 1.0:
-            raise ValueError(f"target_share={self.target_share} must lie strictly between 0 and 1")
+        small, full = self.eval_problems_small, self.eval_problems_full
+        _require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
 
 
 @dataclass(frozen=True)
@@ -120,28 +110,20 @@ class EncoderConfig:
     """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
     retained_rule: str = "frequency_variance"
     """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.store.RULES`."""
-    frequency_band: tuple[float, float] = (0.01, 0.9)
-    """Shares of samples a retained latent may fire on (not stated in the paper; ours)."""
     tokens_per_batch: int = 16_384
     """Padded tokens of one encoding batch; bounds the memory."""
 
     def __post_init__(self) -> None:
-        if self.retained_latents > self.sae_latents:
-            raise ValueError(
-                f"retained_latents={self.retained_latents} exceeds sae_latents={self.sae_latents}: retain fewer or widen the SAE"
-            )
-        if self.sae_architecture not in ("topk", "batchtopk", "jumprelu"):
-            raise ValueError(f"sae_architecture={self.sae_architecture!r}: choose 'topk', 'batchtopk' or 'jumprelu'")
-        if self.sae_k > self.sae_latents:
-            raise ValueError(f"sae_k={self.sae_k} exceeds sae_latents={self.sae_latents}")
+        retained, k, width = self.retained_latents, self.sae_k, self.sae_latents
+        _require(retained <= width, f"retained_latents={retained} exceeds sae_latents={width}: retain fewer or widen the SAE")
+        _require(k <= width, f"sae_k={k} exceeds sae_latents={width}")
+        _choose(self, sae_architecture=("topk", "batchtopk", "jumprelu"))
 
 
 @dataclass(frozen=True)
 class TextModelConfig:
     """The small LM that reads real mathematics offline (ours; the paper reads Qwen3-1.7B)."""
 
-    seed: int = 27354
-    """Seed of weights and order."""
     vocabulary: int = 4096
     """Byte-level BPE tokens."""
     width: int = 128
@@ -152,14 +134,10 @@ class TextModelConfig:
     """Attention heads."""
     feed_forward: int = 352
     """Inner width of a block."""
-    row_tokens: int = 256
-    """Tokens of a training row; texts are joined and cut, so there is no padding."""
     rows_per_step: int = 32
     """Rows of one optimiser step."""
-    learning_rate: float = 2e-3
-    """Peak of a cosine schedule with 50 warm-up steps, AdamW."""
     max_rows: int = 16_000
-    """Training rows, each read once: a seeded sample of the corpus (4.1 million tokens)."""
+    """Training rows, 256 tokens each, read once: a seeded sample of the corpus (4.1 million tokens)."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +160,10 @@ class PropertyConfig:
     """Resamples of every probe interval (ours)."""
 
     def __post_init__(self) -> None:
-        if self.shrinkage_tau <= 0:
-            raise ValueError(f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
-        if self.smallest_cluster < 1:
-            raise ValueError(f"smallest_cluster={self.smallest_cluster} must be at least 1: 1 merges nothing")
-        if self.cluster_fit_rows < self.clusters:
-            raise ValueError(
-                f"cluster_fit_rows={self.cluster_fit_rows} is below clusters={self.clusters}: fit k-means on more samples"
-            )
+        rows, k, smallest = self.cluster_fit_rows, self.clusters, self.smallest_cluster
+        _require(self.shrinkage_tau > 0, f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
+        _require(smallest >= 1, f"smallest_cluster={smallest} must be at least 1: 1 merges nothing")
+        _require(rows >= k, f"cluster_fit_rows={rows} is below clusters={k}: fit k-means on more samples")
 
 
 REST = ("pool", "pool_easiest", "append")
@@ -220,14 +194,9 @@ class PlanConfig:
     """In which stages a cluster with few batches takes part (not stated in the paper; ours), one of `UNEQUAL`."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.swapped_per_batch < self.prompts_per_step:
-            raise ValueError(
-                f"swapped_per_batch={self.swapped_per_batch} must be at least 0 and "
-                f"below prompts_per_step={self.prompts_per_step}"
-            )
-        for name, known in (("rest", REST), ("unequal", UNEQUAL)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}")
+        h, b = self.swapped_per_batch, self.prompts_per_step
+        _require(0 <= h < b, f"swapped_per_batch={h} must be at least 0 and below prompts_per_step={b}")
+        _choose(self, rest=REST, unequal=UNEQUAL)
 
 
 ENGINES, LOSSES = ("packed", "trl"), ("grpo", "dapo")
@@ -275,17 +244,13 @@ class TrainConfig:
     """Stay on the CPU where there is a GPU; engine "trl"."""
 
     def __post_init__(self) -> None:
-        if self.rollouts_per_prompt < 2:
-            raise ValueError("rollouts_per_prompt must be at least 2: a group of one has no advantage")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
-        for name, known in (("loss", LOSSES), ("engine", ENGINES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, known))}")
-        if self.keep_every_steps is not None and self.keep_every_steps < 1:
-            raise ValueError(f"keep_every_steps={self.keep_every_steps} must be at least 1")
-        if self.dynamic_sampling and self.engine != "packed":
-            raise ValueError("dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
+        kept = self.keep_every_steps
+        _require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
+        _require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
+        _require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
+        _choose(self, loss=LOSSES, engine=ENGINES)
+        ours = self.engine == "packed" or not self.dynamic_sampling
+        _require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
 
 
 @dataclass(frozen=True)
@@ -296,56 +261,28 @@ class GradientConfig:
     """Prompts of the kept pool, two groups of `TrainConfig.rollouts_per_prompt` each (not stated in the paper; ours)."""
     bootstrap_samples: int = 500
     """Resamples of prompts behind every interval (ours)."""
-    neighbours: int = 5
-    """Nearest samples of a space that are compared with all others (ours)."""
 
     def __post_init__(self) -> None:
-        if self.prompts < 4:
-            raise ValueError(f"prompts={self.prompts} must be at least 4: products between prompts need pairs")
-        if not 1 <= self.neighbours < self.prompts:
-            raise ValueError(f"neighbours={self.neighbours} must be at least 1 and below prompts={self.prompts}")
+        _require(self.prompts >= 6, f"prompts={self.prompts} must be at least 6: a prompt is compared with its 5 nearest")
 
 
 @dataclass(frozen=True)
 class StudyConfig:
     """The RL study: arms x matched seeds (profile `study`)."""
 
-    learning_rates: tuple[float, ...] = (2e-5, 4e-5, 8e-5, 1.6e-4)
-    """Grid of the pilot, on `grpo` alone, doubled until the best lies inside; the best outcome wins, ties go to the
-    smaller (ours)."""
-    pilot_seeds: tuple[int, ...] = (200, 201, 202)
-    """Reserved matched seeds of the pilot; its pool and its problems are reserved too."""
-    grid_seeds: int = 2
-    """Pilot seeds of each learning rate."""
-    detectable_points: float = 1.0
-    """Paired difference of the main arms that the study must be able to detect, with power 0.8 at alpha 0.05."""
-    main_seeds: tuple[int, int] = (8, 32)
-    """Fewest and most matched seeds of the paper's arms."""
     seeds: int = 8
     """Matched seeds of the paper's arms, as `python -m saerl_lib seeds-needed` found them."""
     other_seeds: int = 5
     """Matched seeds of all other arms."""
-    smallest_effect_points: float = 0.5
-    """Smallest effect of interest: an interval wholly below it says "not reproduced" (ours)."""
-    difficulty_attempts: int = 16
-    """Attempts a prompt behind measured pass rates (paper: Avg@16 for ADARFT)."""
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.main_seeds[0] <= self.main_seeds[1]:
-            raise ValueError(f"main_seeds={self.main_seeds} must rise and start at 2 or more: differences are paired over seeds")
-        if not 1 <= self.grid_seeds <= len(self.pilot_seeds):
-            raise ValueError(f"grid_seeds={self.grid_seeds} must lie in 1..{len(self.pilot_seeds)}, the number of pilot_seeds")
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """The full control ladder, on the embedded world and on real labelled mathematics (profile `method`)."""
 
-    text_model: TextModelConfig = field(default_factory=TextModelConfig)
+    text_model: TextModelConfig = TextModelConfig()
     """The LM that reads real text."""
-    text_sae: EncoderConfig = field(
-        default_factory=lambda: EncoderConfig(sae_k=32, max_dead_share=0.5, tokens_per_batch=8192)
-    )
+    text_sae: EncoderConfig = EncoderConfig(sae_k=32, max_dead_share=0.5, tokens_per_batch=8192)
     """Its SAE; the dead share is reported, and bounded loosely, since few tokens are to be had offline (ours)."""
     sae_seeds: int = 3
     """SAEs of each kind that differ in their seed alone; intervals cover them."""
@@ -359,8 +296,6 @@ class MethodConfig:
     """Test problems of one probe (the paper: up to 10,000)."""
     adapted_labels: int = 800
     """Labels of the other source in the adapted regime (paper, Table 2)."""
-    workers: int = 2
-    """Processes side by side, one thread each."""
 
 
 @dataclass(frozen=True)
@@ -370,12 +305,12 @@ class Profile:
     name: str
     seed: int = 0
     """Base seed of fits, plans and training; `WorldConfig.seed` is separate."""
-    world: WorldConfig = field(default_factory=WorldConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    properties: PropertyConfig = field(default_factory=PropertyConfig)
-    plan: PlanConfig = field(default_factory=PlanConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    gradients: GradientConfig = field(default_factory=GradientConfig)
+    world: WorldConfig = WorldConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    properties: PropertyConfig = PropertyConfig()
+    plan: PlanConfig = PlanConfig()
+    train: TrainConfig = TrainConfig()
+    gradients: GradientConfig = GradientConfig()
     method: MethodConfig | None = None
     """The full ladder; None: this profile shows the committed one."""
     study: StudyConfig | None = None
@@ -383,21 +318,13 @@ class Profile:
     trains: bool = True
     """Whether notebooks 07 and 08 (GRPO and its evaluation) belong to the profile."""
     pool_samples: int = 1920
-    """Prompts kept by the filter and planned once (ours: 240 steps, where plain GRPO still gained on reserved seeds; not
-    at 400)."""
+    """Prompts kept by the filter and planned once (ours: 240 steps; plain GRPO still gained on reserved seeds, not at 400)."""
 
     def __post_init__(self) -> None:
-        if self.pool_samples % self.plan.prompts_per_step:
-            raise ValueError(
-                f"pool_samples={self.pool_samples} is no multiple of prompts_per_step={self.plan.prompts_per_step}: "
-                "the last step would be short"
-            )
-        if self.pool_samples > self.world.noisy_pool_samples:
-            raise ValueError(f"pool_samples={self.pool_samples} exceeds noisy_pool_samples={self.world.noisy_pool_samples}")
-        if self.properties.clusters > self.pool_samples:
-            raise ValueError(
-                f"clusters={self.properties.clusters} exceeds pool_samples={self.pool_samples}: ask for fewer clusters"
-            )
+        n, b, noisy, k = self.pool_samples, self.plan.prompts_per_step, self.world.noisy_pool_samples, self.properties.clusters
+        _require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
+        _require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
+        _require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
 
     @property
     def steps(self) -> int:
@@ -408,25 +335,12 @@ class Profile:
 SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
-        labelled_samples=240,
-        test_samples=160,
-        noisy_pool_samples=196,
-        contest_train_samples=60,
-        contest_test_samples=120,
-        step_labelled_samples=240,
-        rated_prompts=48,
-        rated_attempts=8,
-        eval_problems_small=8,
-        eval_problems_full=8,
+        labelled_samples=240, test_samples=160, noisy_pool_samples=196, contest_train_samples=60, contest_test_samples=120,
+        step_labelled_samples=240, rated_prompts=48, rated_attempts=8, eval_problems_small=8, eval_problems_full=8,
     ),
     encoder=EncoderConfig(
-        sae_latents=512,
-        retained_latents=32,
-        sae_vectors=20_000,
-        sae_heldout_vectors=5_000,
-        sae_training_tokens=200_000,
-        min_explained_variance=0.5,
-        max_dead_share=0.9,
+        sae_latents=512, retained_latents=32, sae_vectors=20_000, sae_heldout_vectors=5_000, sae_training_tokens=200_000,
+        min_explained_variance=0.5, max_dead_share=0.9,
     ),
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
@@ -438,15 +352,10 @@ SMOKE = Profile(
             hook_layer=2, sae_latents=128, sae_k=8, retained_latents=32, sae_vectors=8_000, sae_heldout_vectors=2_000,
             sae_training_tokens=20_000, tokens_per_batch=8192,
         ),
-        sae_seeds=1,
-        real_data="if_present",
-        official_split=False,
-        max_train=150,
-        max_test=100,
-        adapted_labels=50,
+        sae_seeds=1, real_data="if_present", official_split=False, max_train=150, max_test=100, adapted_labels=50,
     ),
     pool_samples=96,
-)
+)  # fmt: skip
 
 LAPTOP = Profile(name="laptop")
 
@@ -462,7 +371,6 @@ STUDY = Profile(
     study=StudyConfig(),
 )
 """25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128. The learning rate is the pilot's."""
-
 PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "method": METHOD, "study": STUDY}
 """Profiles that run here. `paper` is described in the README; it needs hub models and GPUs."""
 
@@ -481,15 +389,12 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     """
     if name == "paper":
         raise UnknownProfileError(
-            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and notebooks at that scale are "
-            "not part of this version yet. ./run_all.sh --profile paper runs its steps (--plan-only: what they take); "
-            "--profile laptop runs here"
+            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and has no notebooks yet: "
+            "./run_all.sh --profile paper runs its steps (--plan-only: what they take); --profile laptop runs here"
         )
     if name not in PROFILES:
         raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}")
     profile = PROFILES[name]
     if seeds is not None:
-        profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, seeds=seeds))
-    if seed is not None:
-        profile = dataclasses.replace(profile, seed=seed)
-    return profile
+        profile = replace(profile, train=replace(profile.train, seeds=seeds))
+    return profile if seed is None else replace(profile, seed=seed)

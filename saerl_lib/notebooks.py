@@ -1,14 +1,11 @@
-"""The notebooks in order, with what each reads and must leave behind. Edit the table when a notebook changes.
+"""The notebooks in order, what each reads and must leave behind, and the main job: run them, skipping what is up to date.
 
-A name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and NAME.pdf
-in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`, and
-`notebook:NN` (inputs alone) is all that notebook NN leaves.
+A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
+NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-The main job: every notebook in order, skipping what is up to date, stopping at the first failure.
-
-A notebook counts as done when it ran to its last cell and each declared output was written by this run and is not empty;
-only then its record is written, last and atomically. The record holds the notebook's fingerprint (source, profile, code,
-locked packages, shared data, fingerprints and contents of what it reads) and the hash of every declared output.
+A notebook is done when it ran to its last cell and every declared output is there; only then its record is written, atomically:
+what decides its outputs (cells, library code, locked packages, profile, shared data, contents of what it reads), and their
+hashes. The run stops at the first failure.
 """
 
 from __future__ import annotations
@@ -19,18 +16,17 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, read_manifest, write_json
+from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.envcheck import LOCK
 
 PARAMETERS = ("profile", "seed", "seeds")
-"""Every notebook's `parameters` cell; `seeds = 0` means the profile's own number."""
+"""Names that every notebook's `parameters` cell defines; `seeds = 0` means the profile's own number."""
 
 
 class UserError(RuntimeError):
@@ -41,62 +37,53 @@ class UserError(RuntimeError):
 class Notebook:
     """One numbered notebook."""
 
-    number: str
-    """Two digits, as typed after `--only` and `--from`."""
     stem: str
-    """File name without `.ipynb`."""
-    title: str
-    """What it shows, in a few words."""
-    outputs: tuple[str, ...]
+    """File name without `.ipynb`; its first two digits are what `--only` and `--from` take."""
+    outputs: tuple[str, ...] = ()
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
-    """What it reads: when that changes, the notebook is no longer up to date."""
-    parameters: tuple[str, ...] = PARAMETERS
-    """Names that its `parameters` cell must define."""
+    """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
     trains: bool = False
     """Left out by a profile that does not train."""
     tables_only: bool = False
     """Reads CSV files alone: the configuration does not matter to it."""
 
+    @property
+    def number(self) -> str:
+        """Two digits."""
+        return self.stem[:2]
 
-def _notebook(stem: str, title: str, inputs: str, outputs: str, figures: str) -> Notebook:
+
+def _notebook(stem: str, inputs: str, outputs: str, figures: str) -> Notebook:
     declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
-    reads = tuple(f"notebook:{number}" for number in inputs.split())
-    return Notebook(stem[:2], stem, title, declared, reads, trains=stem[:2] in ("07", "08"))
+    return Notebook(stem, declared, tuple(inputs.split()), trains=stem[:2] in ("07", "08"))
 
 
-def _redraw(stem: str, title: str, written: tuple[Notebook, ...]) -> Notebook:
-    names = [name for notebook in written for name in notebook.outputs]
-    figures = tuple(name for name in names if name.startswith("figure:"))
-    tables = tuple(name for name in names if name.startswith("csv:"))
-    return Notebook(stem[:2], stem, title, figures, tables, tables_only=True)
+def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
+    figures = tuple(name for notebook in written for name in notebook.outputs if name.startswith("figure:"))
+    return Notebook(stem, figures, tuple(notebook.number for notebook in written), tables_only=True)
 
 
-# Arguments: stem, title, numbers of the notebooks it reads, stages and tables, figures.
+# Arguments: stem, numbers of the notebooks it reads, stages and tables, figures.
 _COMPUTED = (
     _notebook(
-        "00_data", "The data and its gates", "",
+        "00_data", "",
         "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
         "world_gates pass_rates difficulty_vs_pass_rate",
     ),
+    _notebook("01_policy_and_sae", "", "stage:sae stage:sae_all_families csv:sae_quality", "sae_quality"),
     _notebook(
-        "01_policy_and_sae", "The encoder and its SAE", "",
-        "stage:sae stage:sae_all_families csv:sae_quality",
-        "sae_quality",
-    ),
-    _notebook(
-        "02_sae_representation", "Samples in SAE space", "00 01",
-        "stage:store stage:features stage:representation csv:sae_map csv:representation",
+        "02_sae_representation", "00 01", "stage:store stage:features stage:representation csv:sae_map csv:representation",
         "sae_map representation",
     ),
     _notebook(
-        "03_data_properties", "What the features know", "00 01 02",
+        "03_data_properties", "00 01 02",
         "stage:store_all_families stage:features_all_families stage:ladder_world csv:world_probes csv:probe_ladder "
         "csv:ladder_saes csv:real_overlap",
         "world_probes probe_ladder_world probe_ladder",
     ),
     _notebook(
-        "04_clusters_and_difficulty", "Clusters and calibrated difficulty", "00 01 02",
+        "04_clusters_and_difficulty", "00 01 02",
         "stage:difficulty stage:features_of_seeds stage:plan_study stage:audit csv:calibration csv:cluster_topics "
         "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
         "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
@@ -104,20 +91,20 @@ _COMPUTED = (
         "real_feature_groups",
     ),
     _notebook(
-        "05_quality_filter", "The quality filter", "00 02",
+        "05_quality_filter", "00 02",
         "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
         "csv:real_separation csv:real_flaws csv:real_selfreg",
         "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg",
     ),
     _notebook(
-        "06_batch_plans", "The batch plans", "00 01 02 04 05",
+        "06_batch_plans", "00 01 02 04 05",
         "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
         "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
         "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
     ),
-    _notebook("07_grpo_training", "GRPO training", "00 06", "stage:train csv:training_curves", "training_curves"),
+    _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
-        "08_evaluation", "Evaluation and claims", "00 01 02 03 04 05 06 07",
+        "08_evaluation", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
         "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_final csv:study_paper_tables "
         "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
@@ -128,24 +115,18 @@ _COMPUTED = (
 
 NOTEBOOKS: tuple[Notebook, ...] = (
     *_COMPUTED,
-    _redraw("09_figures", "Every figure from the tables alone", _COMPUTED),
-    _notebook("10_your_own_data", "The library on a file of one's own", "00", "csv:own_clusters", ""),
+    _redraw("09_figures", _COMPUTED),
+    _notebook("10_your_own_data", "00", "csv:own_clusters", ""),
 )
 """All notebooks, in the order in which they run."""
 
 
 def find(number: str, registry: tuple[Notebook, ...] = NOTEBOOKS) -> Notebook:
-    """The notebook with this number; one digit is enough.
-
-    >>> find("7").stem
-    '07_grpo_training'
-
-    Raises UserError for a number that is not in the registry.
-    """
-    for notebook in registry:
-        if notebook.number == number.zfill(2):
-            return notebook
-    raise UserError(f"notebook {number!r} does not exist; choose one of {', '.join(n.number for n in registry)}")
+    """The notebook with this number; one digit is enough. Raises UserError for a number that is not in the registry."""
+    known = {notebook.number: notebook for notebook in registry}
+    if number.zfill(2) not in known:
+        raise UserError(f"notebook {number!r} does not exist; choose one of {', '.join(known)}")
+    return known[number.zfill(2)]
 
 
 def select(registry: tuple[Notebook, ...], start: str | None = None, only: str | None = None) -> tuple[Notebook, ...]:
@@ -157,9 +138,7 @@ def select(registry: tuple[Notebook, ...], start: str | None = None, only: str |
         raise UserError("--from and --only exclude each other; give one of them")
     if only is not None:
         return (find(only, registry),)
-    if start is not None:
-        return registry[registry.index(find(start, registry)) :]
-    return registry
+    return registry[registry.index(find(start, registry)) :] if start is not None else registry
 
 
 def executed_dir(profile: str) -> Path:
@@ -182,30 +161,31 @@ def output_files(name: str, profile: str) -> tuple[Path, ...]:
     raise ValueError(f"declared output {name!r} must start with csv:, figure: or stage:")
 
 
-def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file, or None when it is missing or empty."""
-    return file_sha256(path) if path.is_file() and path.stat().st_size else None
+def output_hash(name: str, profile: str) -> str | None:
+    """Hash of one declared output (a stage: its manifest), or None when it is missing or empty."""
+    files = output_files(name, profile)
+    if not all(path.is_file() and path.stat().st_size for path in files):
+        return None
+    return content_hash([file_sha256(path) for path in files])
 
 
-def source_hash(path: Path) -> str | None:
-    """Hash of kind, text and tags of a notebook's cells, so that stored outputs do not matter; None when it is missing."""
+def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str, ...]:
+    """Tables and stages that the notebook reads; figures are results and nobody's input."""
+    kinds = ("csv:",) if notebook.tables_only else ("csv:", "stage:")
+    return tuple(name for n in registry if n.number in notebook.inputs for name in n.outputs if name.startswith(kinds))
+
+
+def notebook_hashes(path: Path) -> dict[str, str | None]:
+    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return file_sha256(path)
+        source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
     except FileNotFoundError:
-        return None
-
-
-def notebook_code(path: Path) -> str | None:
-    """Hash of the library code that the notebook's cells import, directly or not; None when it cannot be read."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        return code_hash(*sorted(set().union(*map(imported_names, sources))))
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError):
-        return None
+        return {"source": None}
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+        return {"source": file_sha256(path)}
 
 
 def data_digest() -> str:
@@ -215,35 +195,16 @@ def data_digest() -> str:
     return content_hash([[str(path.relative_to(folder)), path.stat().st_size] for path in files])
 
 
-def output_hash(name: str, profile: str) -> str | None:
-    """Hash of one declared output (a stage: its manifest), or None when it is missing or empty."""
-    hashes = [file_hash(path) for path in output_files(name, profile)]
-    return None if None in hashes else content_hash(hashes)
+Parts = dict[str, object]
+"""What decides a notebook's outputs, by kind: source, code, packages, config, data, contents."""
 
 
-def stage_is_whole(name: str, profile: str) -> bool:
-    """Whether every file that the manifest of a stage lists still has its recorded hash."""
-    folder = output_files(name, profile)[0].parent
-    outputs = (read_manifest(folder) or {}).get("outputs", {})
-    return all((folder / file).is_file() and file_sha256(folder / file) == sha for file, sha in outputs.items())
-
-
-def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str, ...]:
-    """Tables and stages that the notebook reads; figures are results and nobody's input."""
-    names: list[str] = []
-    for name in notebook.inputs:
-        kind, _, number = name.partition(":")
-        names += [n for n in find(number, registry).outputs if not n.startswith("figure:")] if kind == "notebook" else [name]
-    return tuple(dict.fromkeys(names))
-
-
-def stage_folders(notebook: Notebook, profile: str) -> tuple[Path, ...]:
-    """Folders of the stages that the notebook declares."""
-    return tuple(output_files(name, profile)[0].parent for name in notebook.outputs if name.startswith("stage:"))
-
-
-Parts = dict[str, Any]
-"""What decides a notebook's outputs, by kind: source, config, code, packages, data, inputs, contents."""
+def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
+    """What decides the outputs of a notebook of `folder`, as everything lies on the disk now."""
+    parts: Parts = {**notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16]}
+    if not notebook.tables_only:
+        parts |= {"config": content_hash(to_dict(profile)), "data": data_digest()}
+    return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
 
 
 @dataclass(frozen=True)
@@ -251,73 +212,41 @@ class Record:
     """What the last successful run of a notebook left behind."""
 
     parts: Parts
-    outputs: dict[str, str]
-    """Hash of the files by declared output."""
+    outputs: dict[str, str | None]
+    """Hash by declared output."""
     elapsed_seconds: float
-
-
-def record_path(notebook: Notebook, profile: str) -> Path:
-    """Where the record of a notebook lies."""
-    return paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
 
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
     """The record of the last successful run, or None when there is none that can be read."""
+    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
     try:
-        value = json.loads(record_path(notebook, profile).read_text(encoding="utf-8"))
-        return Record(dict(value["parts"]), dict(value["outputs"]), float(value["elapsed_seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
 
 
-def write_record(notebook: Notebook, profile: str, record: Record) -> None:
-    """Write the record atomically. Raises ArtifactError when the folder cannot be written."""
-    value = {
-        "notebook": notebook.stem,
-        "fingerprint": content_hash(record.parts),
-        "parts": record.parts,
-        "outputs": record.outputs,
-        "elapsed_seconds": round(record.elapsed_seconds, 2),
-    }
-    write_json(record_path(notebook, profile), value)
+def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
+    """Write the record of a notebook whose outputs are there. Raises ArtifactError when the folder cannot be written."""
+    outputs = {name: output_hash(name, profile) for name in notebook.outputs}
+    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
+    write_json(path, asdict(Record(parts, outputs, round(elapsed_seconds, 2))))
 
 
-def definitions(registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> dict[str, Parts]:
-    """What is known before anything runs, by notebook number; `folder` holds the notebooks.
-
-    The fingerprint of every notebook named in `inputs` is part of it, so a change travels to all that build on it.
-    """
-    packages, data = file_sha256(LOCK)[:16], data_digest()
-    known: dict[str, Parts] = {}
-    for notebook in registry:
-        path = folder / f"{notebook.stem}.ipynb"
-        parts: Parts = {"source": source_hash(path), "packages": packages, "code": notebook_code(path)}
-        if not notebook.tables_only:
-            read = [name.removeprefix("notebook:") for name in notebook.inputs if name.startswith("notebook:")]
-            parts |= {"config": content_hash(to_dict(profile)), "data": data}
-            parts["inputs"] = {number: content_hash(known[number]) for number in read}
-        known[notebook.number] = parts
-    return known
-
-
-def current_parts(notebook: Notebook, known: dict[str, Parts], registry: tuple[Notebook, ...], profile: str) -> Parts:
-    """The definition of a notebook together with the contents of its inputs as they lie on the disk now."""
-    contents = {name: output_hash(name, profile) for name in input_names(notebook, registry)}
-    return known[notebook.number] | {"contents": contents}
-
-
-def reasons_to_run(notebook: Notebook, parts: Parts, record: Record | None, profile: str) -> list[str]:
-    """Why the notebook has to run, in a few words each; empty when it is up to date."""
+def reasons_to_run(
+    notebook: Notebook, parts: Parts, record: Record | None, profile: str, unchecked: Collection[str] = ()
+) -> list[str]:
+    """Why the notebook has to run, in a few words each; outputs in `unchecked`, which a later one writes again, do not count."""
     if record is None:
         return ["it has not finished before"]
-    names = {**parts, **record.parts}
-    changed = [f"{name} changed" for name in sorted(names) if parts.get(name) != record.parts.get(name)]
-    for name in notebook.outputs:
+    changed = [f"{name} changed" for name in sorted({**parts, **record.parts}) if parts.get(name) != record.parts.get(name)]
+    for name in (name for name in notebook.outputs if name not in unchecked):
         now = output_hash(name, profile)
-        if now is None:
-            changed.append(f"{name} is missing")
-        elif now != record.outputs.get(name) or (name.startswith("stage:") and not stage_is_whole(name, profile)):
-            changed.append(f"{name} was altered")
+        damaged = name.startswith("stage:") and not is_complete(output_files(name, profile)[0].parent)
+        if now != record.outputs.get(name) or damaged:
+            changed.append(f"{name} is missing" if now is None else f"{name} was altered")
+    if not (executed_dir(profile) / f"{notebook.stem}.html").is_file():
+        changed.append("its HTML version is missing")
     return changed
 
 
@@ -370,10 +299,8 @@ def prepare_folders(profile: str) -> None:
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(bytes(4096))
         except OSError as error:
-            raise UserError(
-                f"cannot write into {folder}: {error.strerror}; free space, mend its permissions, "
-                "or set SAERL_HOME to a writable folder for the large outputs"
-            ) from error
+            fix = "free space, mend its permissions, or set SAERL_HOME to a writable folder"
+            raise UserError(f"cannot write into {folder}: {error.strerror}; {fix}") from error
 
 
 @contextlib.contextmanager
@@ -391,38 +318,37 @@ def alone(profile: str) -> Iterator[None]:
         yield
 
 
-def _check_tables(notebook: Notebook, profile: str) -> None:
-    """Tables that a notebook draws from; in a folder without any, `laptop` takes the published ones."""
-    tables = [name for name in notebook.inputs if name.startswith("csv:")]
-    missing = [name for name in tables if output_hash(name, profile) is None]
-    if missing == tables and tables and profile == "laptop":
-        for name in missing:
-            path = output_files(name, profile)[0]
-            shutil.copyfile(paths.PUBLISHED / path.name, path)
-        print(f"     no run yet: notebook {notebook.stem} draws the {len(missing)} published tables", flush=True)
-    elif missing:
-        path = output_files(missing[0], profile)[0]
-        raise UserError(f"notebook {notebook.stem} needs {path}, which is missing; run the notebook that writes it (--from 00)")
-
-
-def _where(notebook: Notebook, profile: str) -> str:
-    folders = {path.parent: None for name in notebook.outputs for path in output_files(name, profile)}
-    return "\n".join(f"     {folder}" for folder in [*folders, executed_dir(profile) / f"{notebook.stem}.html"])
+def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
+    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`), or those of notebooks that train
+    and that the profile leaves out. Raises UserError when others are missing.
+    """
+    names = input_names(notebook, registry) if notebook.tables_only else ()
+    missing = {n: output_files(n, profile.name)[0] for n in names if output_hash(n, profile.name) is None}
+    left_out = {name for n in registry if n.trains and not profile.trains for name in n.outputs}
+    published = missing if profile.name == "laptop" and len(missing) == len(names) else left_out
+    needed = [path for name, path in missing.items() if name not in published]
+    if needed:
+        raise UserError(f"notebook {notebook.stem} needs {needed[0]}, which is missing; run what writes it (--from 00)")
+    for path in missing.values():
+        shutil.copyfile(paths.PUBLISHED / path.name, path)
+    if missing:
+        print(f"     not made here: notebook {notebook.stem} draws {len(missing)} published tables", flush=True)
 
 
 def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
-    if options.force:
-        for stage in stage_folders(notebook, options.profile):
-            shutil.rmtree(stage, ignore_errors=True)
-            shutil.rmtree(stage.with_name(f".{stage.name}.partial"), ignore_errors=True)
     from saerl_lib.execution import run_notebook
 
+    stages = [output_files(name, options.profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
+    for stage in stages if options.force else ():
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage.with_name(f".{stage.name}.partial"), ignore_errors=True)
     started = time.monotonic()
     run_notebook(notebook, options.profile, options.parameters(), folder)
     elapsed = time.monotonic() - started
-    outputs = {name: output_hash(name, options.profile) or "" for name in notebook.outputs}
-    write_record(notebook, options.profile, Record(parts, outputs, elapsed))
-    print(f"     done in {duration(elapsed)}; outputs:\n{_where(notebook, options.profile)}", flush=True)
+    write_record(notebook, options.profile, parts, elapsed)
+    places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, options.profile))
+    lines = [f"     {place}" for place in [*places, executed_dir(options.profile) / f"{notebook.stem}.html"]]
+    print("\n".join([f"     done in {duration(elapsed)}; outputs:", *lines]), flush=True)
 
 
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
@@ -430,20 +356,40 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
 
     Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
     """
-    profile: Profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
+    profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
     chosen = tuple(n for n in select(registry, options.start, options.only) if profile.trains or not n.trains)
     if not chosen:
         raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
     prepare_folders(profile.name)
+    started, executed = time.monotonic(), 0
     with alone(profile.name):
-        executed = _run_chosen(options, profile, registry, chosen, folder)
+        for position, notebook in enumerate(chosen):
+            _fill_tables(notebook, registry, profile)
+            record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
+            later = {name for n in chosen[position + 1 :] for name in n.outputs}
+            reasons = reasons_to_run(notebook, parts, record, profile.name, later)
+            label = f"[{registry.index(notebook) + 1:02d}/{len(registry):02d}] {notebook.stem}"
+            if not reasons and not options.force:
+                print(f"{label} is up to date", flush=True)
+                continue
+            last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
+            print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
+            _run_one(notebook, parts, options, folder)
+            executed += 1
+        print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
+        print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
         if options.only is None:
-            _reproduction(options)
+            _reproduction(options, executed)
     return executed
 
 
-def _reproduction(options: RunOptions) -> None:
+def _reproduction(options: RunOptions, executed: int) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
+    table = paths.profile_dir(options.profile) / "reproduction.csv"
+    newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
+    if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
+        print(f"The comparison with what is published is unchanged: {table}", flush=True)
+        return
     from saerl_lib.report.reproduction import published_tables, report
 
     if not published_tables(options.profile):
@@ -453,29 +399,3 @@ def _reproduction(options: RunOptions) -> None:
     print(f"\n{text}", flush=True)
     if outside and options.strict:
         raise UserError(f"{outside} numbers are outside what is published (--strict)")
-
-
-def _run_chosen(
-    options: RunOptions, profile: Profile, registry: tuple[Notebook, ...], chosen: tuple[Notebook, ...], folder: Path
-) -> int:
-    known = definitions(registry, profile, folder)
-    started, executed = time.monotonic(), 0
-    for notebook in chosen:
-        _check_tables(notebook, profile.name)
-        record = read_record(notebook, profile.name)
-        parts = current_parts(notebook, known, registry, profile.name)
-        reasons = reasons_to_run(notebook, parts, record, profile.name)
-        if not reasons and not (executed_dir(profile.name) / f"{notebook.stem}.html").is_file():
-            reasons = ["its HTML version is missing"]
-        label = f"[{registry.index(notebook) + 1:02d}/{len(registry):02d}] {notebook.stem}"
-        if not reasons and not options.force:
-            print(f"{label} is up to date", flush=True)
-            continue
-        last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
-        print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
-        _run_one(notebook, parts, options, folder)
-        executed += 1
-    total = duration(time.monotonic() - started)
-    print(f"All done in {total}: {executed} run, {len(chosen) - executed} up to date.")
-    print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}", flush=True)
-    return executed

@@ -31,15 +31,11 @@ def test_profiles_have_their_own_name() -> None:
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
-def test_laptop_encodes_240_latents_and_trains_240_steps() -> None:
-    assert LAPTOP.encoder.retained_latents == 240
-    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 240
-
-
 def test_method_reads_the_world_of_laptop_and_does_not_train() -> None:
     method = PROFILES["method"]
     assert (method.world, method.encoder, method.plan) == (LAPTOP.world, LAPTOP.encoder, LAPTOP.plan)
     assert not method.trains and method.method is not None and LAPTOP.method is None
+    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 240
 
 
 @pytest.mark.parametrize("name", ["", "Laptop", "huge"])
@@ -70,6 +66,9 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
         (lambda: config.EncoderConfig(retained_latents=4096), "retained_latents=4096"),
         (lambda: config.PropertyConfig(shrinkage_tau=0), "shrinkage_tau=0"),
+        (lambda: config.EncoderConfig(sae_architecture="relu"), "sae_architecture='relu': choose one of topk, batchtopk"),
+        (lambda: config.GradientConfig(prompts=5), "prompts=5"),
+        (lambda: TrainConfig(dynamic_sampling=True, engine="trl"), "choose engine='packed'"),
         (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
     ],
 )
@@ -78,18 +77,10 @@ def test_bad_combination_names_the_field(build: Callable[[], object], message: s
         build()
 
 
-def test_configuration_is_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        get_profile("smoke").seed = 1  # type: ignore[misc]
-
-
 def test_content_hash_ignores_key_order_and_sees_values() -> None:
     assert content_hash({"a": 1, "b": [2.5]}) == content_hash({"b": [2.5], "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 2})
     assert content_hash([]) == "4f53cda18c2baa0c"  # sha256 of "[]"
-
-
-def test_content_hash_rejects_nan() -> None:
     with pytest.raises(ValueError):
         content_hash({"a": float("nan")})
 
@@ -99,12 +90,7 @@ def test_profile_hash_is_the_same_in_another_process_with_another_hash_seed() ->
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(paths.ROOT)}
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert other.stdout.split() == [content_hash(to_dict(LAPTOP)), str(sub_seed(3, "plan"))]
-
-
-def test_sub_seed_depends_on_base_and_label() -> None:
-    seeds = {sub_seed(base, label) for base in (0, 1, 2) for label in ("plan", "train", "evaluation")}
-    assert len(seeds) == 9
-    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert len({sub_seed(base, label) for base in (0, 1, 2) for label in ("plan", "train", "evaluation")}) == 9
 
 
 def test_no_run_writes_where_the_published_figures_lie(saerl_home: Path) -> None:

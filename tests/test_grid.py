@@ -40,7 +40,7 @@ PROFILE = replace(
     ),
     properties=replace(SMOKE.properties, clusters=2),
     world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
-    study=StudyConfig(main_seeds=(2, 4), seeds=2, other_seeds=1),
+    study=StudyConfig(seeds=2, other_seeds=1),
 )  # fmt: skip
 NAMES = ["grpo", "adarft", "dapo", "grpo_4b", "backwards"]
 MINE = """import numpy as np
@@ -234,4 +234,4 @@ def test_pilot_rules_by_hand() -> None:
     assert chosen_rate(table) == 1.0, "ties go to the smaller"
     runs = pd.DataFrame({"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]})
     assert paired_deviation(runs) == pytest.approx(1.0)
-    assert seeds_needed(1.0, StudyConfig()) == 10
+    assert seeds_needed(1.0) == 10

@@ -15,47 +15,51 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from saerl_lib import notebooks, paths
 from saerl_lib.cli import main
 from saerl_lib.execution import ENVIRONMENT, embed_figures, ended_early
-from saerl_lib.notebooks import (
-    NOTEBOOKS,
-    Notebook,
-    RunOptions,
-    UserError,
-    alone,
-    duration,
-    find,
-    output_files,
-    prepare_folders,
-    read_record,
-    run,
-    select,
-)
+from saerl_lib.notebooks import NOTEBOOKS, Notebook, RunOptions, UserError, output_files, read_record, run, select
 
 PARAMETERS = 'profile = "laptop"\nseed = 0\nseeds = 0'
-WRITE = """from pathlib import Path
-from saerl_lib import paths
-folder = paths.figure_data_dir(profile)
-Path(folder / "{name}.csv").write_text("{text}")"""
+WRITE = """from saerl_lib import paths
+(paths.figure_data_dir(profile) / "{name}.csv").write_text("{text}")"""
 
 
 @dataclass
 class Lab:
-    """A folder of tiny notebooks with a registry of its own."""
+    """A folder of tiny notebooks with a registry of its own, run under profile `smoke`."""
 
     folder: Path
     registry: tuple[Notebook, ...] = field(default_factory=tuple)
 
-    def add(self, stem: str, *cells: str, outputs: tuple[str, ...] = (), inputs: tuple[str, ...] = ()) -> Notebook:
+    def add(self, stem: str, *cells: str, outputs: tuple[str, ...] = (), inputs: tuple[str, ...] = (), **kind: bool) -> Notebook:
         """Write a notebook with a heading, the parameters cell and these code cells, and register it."""
         tagged = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         notebook = new_notebook(cells=[new_markdown_cell("# " + stem), tagged, *map(new_code_cell, cells)])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, self.folder / f"{stem}.ipynb")
-        entry = Notebook(stem[:2], stem, stem, outputs, inputs)
+        entry = Notebook(stem, outputs, inputs, **kind)
         self.registry = (*(n for n in self.registry if n.stem != stem), entry)
         return entry
 
     def run(self, **options: object) -> int:
         return run(RunOptions(**{"profile": "smoke", **options}), self.registry, self.folder)
+
+    def reasons(self, **options: object) -> dict[str, list[str]]:
+        """Why each notebook would run now."""
+        profile, found = notebooks.get_profile("smoke", **options), {}
+        for notebook in self.registry:
+            parts = notebooks.current_parts(notebook, self.registry, profile, self.folder)
+            found[notebook.number] = notebooks.reasons_to_run(notebook, parts, read_record(notebook, "smoke"), "smoke")
+        return found
+
+    def pretend(self) -> None:
+        """Leave what a run would leave, without a kernel."""
+        notebooks.prepare_folders("smoke")
+        for notebook in self.registry:
+            for path in (path for name in notebook.outputs for path in output_files(name, "smoke")):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"outputs": {}}))
+            (notebooks.executed_dir("smoke") / f"{notebook.stem}.html").write_text("page")
+            parts = notebooks.current_parts(notebook, self.registry, notebooks.get_profile("smoke"), self.folder)
+            notebooks.write_record(notebook, "smoke", parts, 1.0)
 
 
 @pytest.fixture
@@ -68,118 +72,84 @@ def lab(tmp_path: Path, saerl_home: Path) -> Lab:
 def add_chain(lab: Lab) -> None:
     """Notebook 00 writes a table, 01 reads it."""
     lab.add("00_one", WRITE.format(name="one", text="1"), outputs=("csv:one",))
-    lab.add("01_two", WRITE.format(name="two", text="2"), outputs=("csv:two",), inputs=("notebook:00",))
+    lab.add("01_two", WRITE.format(name="two", text="2"), outputs=("csv:two",), inputs=("00",))
 
 
-def test_runs_in_order_then_skips_then_follows_a_change(
-    lab: Lab, saerl_home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_in_order_then_skips_then_follows_a_change(lab: Lab, saerl_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_chain(lab)
     assert lab.run() == 2
     first = capsys.readouterr().out
     assert first.index("[01/02] 00_one (first time") < first.index("[02/02] 01_two (first time")
     assert str(saerl_home / "smoke" / "figures") in first
-    for name in ("00_one.ipynb", "00_one.html", "01_two.ipynb", "01_two.html"):
-        assert (saerl_home / "smoke" / "notebooks" / name).stat().st_size > 0
-    assert list((saerl_home / "smoke" / "notebooks").glob(".*")) == []
+    left = {path.name for path in (saerl_home / "smoke" / "notebooks").iterdir()}
+    assert left == {"00_one.ipynb", "00_one.html", "01_two.ipynb", "01_two.html"}
 
     assert lab.run() == 0
     assert "00_one is up to date" in capsys.readouterr().out
 
-    lab.add("01_two", WRITE.format(name="two", text="3"), outputs=("csv:two",), inputs=("notebook:00",))
-    assert lab.run() == 1
+    lab.add("01_two", WRITE.format(name="two", text="3"), outputs=("csv:two",), inputs=("00",))
+    (saerl_home / "smoke/figures/data/one.csv").write_text("9")
+    assert lab.run() == 2
     assert "01_two (last time " in (changed := capsys.readouterr().out)
-    assert "source changed" in changed
-    assert (saerl_home / "smoke/figures/data/two.csv").read_text() == "3"
-
-
-def test_altered_output_runs_its_notebook_and_what_reads_it_alone_if_contents_differ(lab: Lab, saerl_home: Path) -> None:
-    add_chain(lab)
-    lab.run()
-    table = saerl_home / "smoke/figures/data/one.csv"
-    table.write_text("9")
-    assert lab.run() == 1  # 00 writes the same bytes again, so 01 stays up to date
-    assert table.read_text() == "1"
-
-
-def reasons(lab: Lab, **options: object) -> dict[str, list[str]]:
-    """Why each notebook of the lab would run now, without running it."""
-    given = RunOptions(**{"profile": "smoke", **options})
-    profile = notebooks.get_profile(given.profile, given.seeds, given.seed)
-    known = notebooks.definitions(lab.registry, profile, lab.folder)
-    found = {}
-    for notebook in lab.registry:
-        parts = notebooks.current_parts(notebook, known, lab.registry, "smoke")
-        found[notebook.number] = notebooks.reasons_to_run(notebook, parts, read_record(notebook, "smoke"), "smoke")
-    return found
-
-
-def record_as_done(lab: Lab) -> None:
-    """Write the outputs and the records that a run of the lab would leave, without a kernel."""
-    known = notebooks.definitions(lab.registry, notebooks.get_profile("smoke"), lab.folder)
-    for notebook in lab.registry:
-        for path in (path for name in notebook.outputs for path in output_files(name, "smoke")):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"outputs": {}}))
-        parts = notebooks.current_parts(notebook, known, lab.registry, "smoke")
-        hashes = {name: notebooks.output_hash(name, "smoke") or "" for name in notebook.outputs}
-        notebooks.write_record(notebook, "smoke", notebooks.Record(parts, hashes, 1.0))
+    assert "csv:one was altered" in changed and "source changed" in changed
+    assert [(saerl_home / f"smoke/figures/data/{name}.csv").read_text() for name in ("one", "two")] == ["1", "3"]
 
 
 def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_chain(lab)
-    record_as_done(lab)
-    assert reasons(lab) == {"00": [], "01": []}
-    assert reasons(lab, seeds=3)["00"] == ["config changed"]
-    assert reasons(lab, seed=1)["01"] == ["config changed", "inputs changed"]
+    lab.pretend()
+    assert lab.reasons() == {"00": [], "01": []}
+    assert lab.reasons(seeds=3) == {"00": ["config changed"], "01": ["config changed"]}
     with monkeypatch.context() as patch:
-        patch.setattr(notebooks, "notebook_code", lambda path: "other")
-        assert reasons(lab)["00"] == ["code changed"]
-    (lab.folder.parent / "lock").write_text("x==1\n")
-    monkeypatch.setattr(notebooks, "LOCK", lab.folder.parent / "lock")
-    assert reasons(lab)["00"] == ["packages changed"]
-
-
-def test_contents_of_an_input_and_stored_outputs(lab: Lab, saerl_home: Path) -> None:
-    add_chain(lab)
-    record_as_done(lab)
+        patch.setattr(notebooks, "code_hash", lambda *modules: "other")
+        assert lab.reasons()["00"] == ["code changed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(notebooks, "LOCK", lab.folder / "00_one.ipynb")
+        assert lab.reasons()["00"] == ["packages changed"]
+    with monkeypatch.context() as patch:
+        patch.setenv("SAERL_DATA_DIR", str(lab.folder))
+        assert lab.reasons()["00"] == ["data changed"]
     source = lab.folder / "00_one.ipynb"
     stored = nbformat.read(source, as_version=4)
     stored.cells[1]["execution_count"] = 4
     nbformat.write(stored, source)
-    assert reasons(lab) == {"00": [], "01": []}
+    assert lab.reasons() == {"00": [], "01": []}, "stored outputs are no part of the source"
+    (saerl_home / "smoke/notebooks/01_two.html").unlink()
     (saerl_home / "smoke/figures/data/one.csv").write_text("9")
-    assert reasons(lab) == {"00": ["csv:one was altered"], "01": ["contents changed"]}
+    assert lab.reasons() == {"00": ["csv:one was altered"], "01": ["contents changed", "its HTML version is missing"]}
     (saerl_home / "smoke/figures/data/one.csv").unlink()
-    assert reasons(lab)["00"] == ["csv:one is missing"]
+    assert lab.reasons()["00"] == ["csv:one is missing"]
 
 
 def test_a_stage_is_checked_down_to_its_files(lab: Lab, saerl_home: Path) -> None:
-    lab.add("00_one", outputs=("stage:world",))
-    record_as_done(lab)
-    folder = saerl_home / "smoke" / "world"
-    (folder / "manifest.json").write_text(json.dumps({"outputs": {"a.txt": "0" * 64}}))
-    notebook = lab.registry[0]
+    notebook = lab.add("00_one", outputs=("stage:world",))
+    lab.pretend()
+    assert lab.reasons() == {"00": []}
+    (saerl_home / "smoke/world/manifest.json").write_text(json.dumps({"outputs": {"a.txt": "0" * 64}}))
+    (saerl_home / "smoke/world/a.txt").write_text("tampered")
     record = read_record(notebook, "smoke")
-    assert record is not None
-    whole = replace(record, outputs={"stage:world": notebooks.output_hash("stage:world", "smoke") or ""})
-    (folder / "a.txt").write_text("tampered")
+    whole = replace(record, outputs={"stage:world": notebooks.output_hash("stage:world", "smoke")})
     assert notebooks.reasons_to_run(notebook, record.parts, whole, "smoke") == ["stage:world was altered"]
 
 
-def test_a_notebook_of_tables_alone_ignores_the_configuration(lab: Lab, saerl_home: Path) -> None:
-    add_chain(lab)
-    lab.add("09_all", outputs=("figure:one",), inputs=("csv:one",))
-    lab.registry = (*lab.registry[:2], replace(lab.registry[2], tables_only=True))
-    record_as_done(lab)
-    assert reasons(lab, seed=5)["09"] == []
-    (saerl_home / "smoke/figures/data/one.csv").write_text("9")
-    assert reasons(lab)["09"] == ["contents changed"]
-
-
-def test_failing_cell_is_named_and_stops_the_run(
+def test_a_notebook_of_tables_alone_ignores_the_configuration_and_redraws_what_is_missing(
     lab: Lab, saerl_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    lab.add("00_one", "1 / 0", outputs=("csv:one", "figure:one"))
+    draw = "from saerl_lib import paths\n[(paths.figures_dir(profile) / f'one.{e}').write_text('1') for e in ('png', 'pdf')]"
+    lab.add("09_all", draw, outputs=("figure:one",), inputs=("00",), tables_only=True)
+    lab.pretend()
+    assert lab.reasons(seed=5)["09"] == []
+    (saerl_home / "smoke/figures/one.png").unlink()  # as after a kill of 09, which begins by removing its figures
+    assert lab.run() == 1
+    out = capsys.readouterr().out
+    assert "00_one is up to date" in out and "09_all (last time 1.0 s; runs because figure:one is missing)" in out
+    (saerl_home / "smoke/figures/data/one.csv").unlink()
+    with pytest.raises(UserError, match="09_all needs .*one.csv, which is missing"):
+        lab.run(only="9")
+
+
+def test_failing_cell_is_named_and_stops_the_run(lab: Lab, saerl_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lab.add("00_one", "a = 1", "b = {}\nb['missing'] = a / 0", outputs=("csv:one",))
     lab.add("01_two", WRITE.format(name="two", text="2"), outputs=("csv:two",))
     with pytest.raises(UserError) as caught:
@@ -202,21 +172,24 @@ def test_dead_kernel_is_named(lab: Lab) -> None:
 
 def test_early_exit_is_a_failure_even_with_an_old_output(lab: Lab, saerl_home: Path) -> None:
     lab.add("00_one", "import sys\nsys.exit(0)", WRITE.format(name="one", text="1"), outputs=("csv:one",))
-    with pytest.raises(UserError, match="00_one failed: it ended early, .*declared output csv:one is missing"):
-        lab.run()
+    notebooks.prepare_folders("smoke")
     (saerl_home / "smoke/figures/data/one.csv").write_text("old")
-    with pytest.raises(UserError, match="it ended early, after cell 3; declared output csv:one was not written by this run"):
+    with pytest.raises(UserError, match="00_one failed: it ended early, after cell 3; declared output csv:one is missing"):
         lab.run()
     assert read_record(lab.registry[0], "smoke") is None
 
 
-def test_undeclared_parameter_is_an_error(lab: Lab) -> None:
-    entry = lab.add("00_one", "a = 1")
+def test_undeclared_parameter_and_missing_notebook_leave_what_is_there(lab: Lab, saerl_home: Path) -> None:
+    lab.add("00_one", outputs=("csv:one",))
+    lab.pretend()
     source = lab.folder / "00_one.ipynb"
     source.write_text(source.read_text().replace("seeds = 0", "sedes = 0"))
-    assert entry.parameters == ("profile", "seed", "seeds")
     with pytest.raises(UserError, match="00_one does not know the parameter seeds;.*profile, seed, sedes"):
         lab.run()
+    source.unlink()
+    with pytest.raises(UserError, match="00_one.ipynb is missing"):
+        lab.run()
+    assert (saerl_home / "smoke/figures/data/one.csv").is_file()
 
 
 def test_kernel_is_this_interpreter_and_gets_the_parameters(
@@ -251,38 +224,23 @@ def test_force_removes_the_stage_and_only_picks_one(lab: Lab, saerl_home: Path) 
     )
     lab.add("00_one", cell, outputs=("stage:world",))  # mkdir fails when the stage folder is still there
     lab.add("01_two", "a = 1")
-    assert lab.run(only="0") == 1
-    (saerl_home / "smoke" / "world" / "old.txt").write_text("old")
+    lab.pretend()
     assert lab.run(only="00", force=True) == 1
-    assert not (saerl_home / "smoke" / "world" / "old.txt").exists()
-
-
-def test_missing_table_names_the_file(lab: Lab, saerl_home: Path) -> None:
-    lab.add("09_figures", inputs=("csv:one",))
-    with pytest.raises(UserError, match="09_figures needs .*one.csv, which is missing"):
-        lab.run()
-
-
-def test_missing_notebook_is_named(lab: Lab) -> None:
-    lab.add("00_one")
-    (lab.folder / "00_one.ipynb").unlink()
-    with pytest.raises(UserError, match="00_one.ipynb is missing"):
-        lab.run()
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(lab: Lab, saerl_home: Path) -> None:
     add_chain(lab)
-    prepare_folders("smoke")
-    with alone("smoke"), pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
+    lab.pretend()
+    with notebooks.alone("smoke"), pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
         lab.run()
-    assert lab.run() == 2
+    assert lab.run() == 0
 
 
 def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SAERL_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write into .*file/smoke/notebooks: .*SAERL_HOME"):
-        prepare_folders("smoke")
+        notebooks.prepare_folders("smoke")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +281,6 @@ def test_select_from_and_only() -> None:
     assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09", "10"]
     assert [n.stem for n in select(NOTEBOOKS, only="9")] == ["09_figures"]
     assert select(NOTEBOOKS) == NOTEBOOKS
-    assert find("07") is find("7")
 
 
 def test_output_files_by_kind(saerl_home: Path) -> None:
@@ -335,8 +292,17 @@ def test_output_files_by_kind(saerl_home: Path) -> None:
         output_files("filter", "smoke")
 
 
-def test_durations() -> None:
-    assert [duration(s) for s in (0, 59.9, 60, 1390, 3600)] == ["0.0 s", "59.9 s", "1 min 0 s", "23 min 10 s", "1 h 0 min"]
+def test_tables_that_a_profile_does_not_train_for_are_the_published_ones(saerl_home: Path) -> None:
+    figures, method = notebooks.find("09"), notebooks.get_profile("method")
+    notebooks.prepare_folders("method")
+    with pytest.raises(UserError, match="09_figures needs .*world_gates.csv"):
+        notebooks._fill_tables(figures, NOTEBOOKS, method)
+    for name in notebooks.input_names(figures, [n for n in NOTEBOOKS if not n.trains]):
+        output_files(name, "method")[0].write_text("own")
+    notebooks._fill_tables(figures, NOTEBOOKS, method)
+    data = paths.figure_data_dir("method")
+    assert (data / "world_gates.csv").read_text() == "own"
+    assert (data / "study_runs.csv").read_bytes() == (paths.PUBLISHED / "study_runs.csv").read_bytes()
 
 
 def test_ended_early_counts_cells_as_stored() -> None:

@@ -41,6 +41,8 @@ from saerl_lib.encode.pool import Pooled, fill_z, pool_vectors
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.store import LABEL_FREE, choose_label_free, require_label_free
 
+WORKERS = 2
+"""Processes side by side where a command asks for no number, one thread each."""
 DENSE = "dense"
 """Name of the features that are the activations themselves."""
 

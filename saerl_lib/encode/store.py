@@ -218,6 +218,8 @@ RULES = ("frequency_variance", "variance", "anova", "elastic_net", "gradient", "
 """Names of the rules; the first is the default."""
 LABEL_FREE = ("frequency_variance", "variance")
 """Rules that read activations alone."""
+FREQUENCY_BAND = (0.01, 0.9)
+"""Shares of samples on which a retained latent may fire (not stated in the paper; ours)."""
 LABELLED = ("anova", "elastic_net")
 """Rules that read labels, which must be those of training samples."""
 
@@ -290,7 +292,7 @@ def choose_retained(
     count: int,
     *,
     rule: str = RULES[0],
-    band: tuple[float, float] = (0.01, 0.9),
+    band: tuple[float, float] = FREQUENCY_BAND,
     labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None,
     seed: int = 0,

@@ -190,14 +190,6 @@ def compare(profile: str, published: Path | None = None, rerun: Path | None = No
     return pd.DataFrame([asdict(number) for number in numbers])
 
 
-def environment() -> dict[str, object]:
-    """Processor type, threads, versions and commit of this run."""
-    import torch
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {**provenance(), "processor": capability, "threads": torch.get_num_threads()}
-
-
 def published_record(profile: str) -> dict[str, object]:
     """What `publish` wrote of the run that the published results of `profile` come from; empty where nothing is known."""
     path = paths.PUBLISHED / RECORD
@@ -211,7 +203,7 @@ def summary(profile: str, numbers: pd.DataFrame) -> str:
     changed = counts[counts[SAME] < counts.sum(axis=1)]
     total = {outcome: int(counts[outcome].sum()) for outcome in OUTCOMES}
     known = published_record(profile)
-    machine = f"published on {known.get('processor', 'an unrecorded processor')}, rerun on {environment()['processor']}"
+    machine = f"published on {known.get('processor', 'an unrecorded processor')}, rerun on {provenance()['processor']}"
     lines = [f"Reproduction of the {len(numbers)} published numbers of profile {profile} ({machine}):"]
     lines.append("  " + ", ".join(f"{count} {outcome}" for outcome, count in total.items()))
     if not changed.empty:
@@ -285,5 +277,5 @@ def publish(profile: str) -> list[Path]:
     write_documents(paths.ROOT, paths.PUBLISHED)
     record = paths.PUBLISHED / RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    write_json(record, {**known, profile: environment()})
+    write_json(record, {**known, profile: provenance()})
     return [path for path, data in before.items() if path.read_bytes() != data]

@@ -44,7 +44,7 @@ from trl import GRPOTrainer
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import PlanConfig, Profile, PropertyConfig, StudyConfig, get_profile, sub_seed
+from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
@@ -59,7 +59,7 @@ from saerl_lib.properties.difficulty import fit_difficulty
 from saerl_lib.properties.probes import fit_elastic_net
 from saerl_lib.properties.quality import fit_source_classifier, keep_top_k
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.grid import pass_rates
+from saerl_lib.studies.grid import DIFFICULTY_ATTEMPTS, pass_rates
 from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
@@ -580,7 +580,7 @@ def preparation_costs(profile: Profile, world: Stage, parts: int = PARTS, prompt
     samples, encoder = load_split(world, "pool"), open_encoder(profile, sae_stage(profile))
     if len(samples) < parts * prompts:
         raise ValueError(f"the pool holds {len(samples)} samples, {parts} parts of {prompts} need {parts * prompts}")
-    (model, tokenizer), attempts = load_policy(), StudyConfig().difficulty_attempts
+    (model, tokenizer), attempts = load_policy(), DIFFICULTY_ATTEMPTS
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_store(samples[-prompts:], encoder, Path(folder) / "warm")

@@ -526,6 +526,8 @@ def _curve_rows(case: _Case) -> list[tuple[object, ...]]:
 
 LOCAL_SPACES = ("z", "metadata", "TF-IDF")
 """Spaces whose nearest neighbours are compared."""
+NEIGHBOURS = 5
+"""So many samples, the nearest in a space, are compared with all others (ours)."""
 
 
 def gradient_sample(pool: pd.DataFrame, prompts: int, seed: int) -> pd.DataFrame:
@@ -580,7 +582,7 @@ def write_tables(
     clusters, seed = chosen["cluster"].to_numpy(), sub_seed(profile.seed, "gradient-bootstrap")
     labels = groupings(samples, clusters, sub_seed(profile.seed, "gradient-permutation"))
     local = {name: spaces[name] for name in LOCAL_SPACES}
-    coherence = coherence_table(gram, labels, local, config.neighbours, b, config.bootstrap_samples, seed)
+    coherence = coherence_table(gram, labels, local, NEIGHBOURS, b, config.bootstrap_samples, seed)
     coherence.to_parquet(folder / "gradient_coherence.parquet", index=False)
     distance_table(gram, spaces, config.bootstrap_samples, seed).to_parquet(folder / "gradient_distance.parquet", index=False)
     shares = pool["cluster"].value_counts(normalize=True).to_dict()

@@ -43,6 +43,8 @@ from saerl_lib.train.run import DONE, PARENT, Run, command, keyed, read_run, wri
 from saerl_lib.train.sampler import correct_attempts, encode_prompts, sample_groups
 from saerl_lib.world.sources import EVAL_SETS
 
+DIFFICULTY_ATTEMPTS = 16
+"""Attempts a prompt behind measured pass rates (paper: Avg@16 for ADARFT)."""
 MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
 GREEDY = 1e-4
@@ -143,7 +145,7 @@ def arm_pool_stage(
         kept = [samples[i] for i in rows["kept"]]
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
         model, tokenizer = load_policy()
-        train, attempts, costs = profile.train, profile.study.difficulty_attempts, list[dict]()
+        train, attempts, costs = profile.train, DIFFICULTY_ATTEMPTS, list[dict]()
         n, seed = len(kept), sub_seed(profile.seed, "arm-pool")
         extra = {
             "pass_rate": _timed(costs, f"rollouts_{attempts}", n * attempts, n,
@@ -160,7 +162,7 @@ def arm_pool_stage(
         pd.DataFrame(costs).to_parquet(folder / "costs.parquet", index=False)
 
     config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
-    config |= {"attempts": profile.study.difficulty_attempts, "pool": to_dict(profile.world)}
+    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
     inputs = (world, features, difficulty, quality, alternatives)
     return get_or_compute(profile, "arm_pool", config, compute, inputs)
 
@@ -412,7 +414,7 @@ def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     run, made = read_run(folder), record["environment"]
     return {
         "run": folder.name, "arm": run.arm, "seed": run.seed, "config_hash": record["key"],
-        "learning_rate": run.train.learning_rate, "commit": made["commit"], "cpu": made["cpu"],
+        "learning_rate": run.train.learning_rate, "commit": made["commit"], "cpu": made["processor"],
         "threads": made["threads"], "versions": " ".join(f"{k}={v}" for k, v in sorted(made["versions"].items())),
         "training_s": record["seconds"]["training"], "evaluation_s": record["seconds"]["evaluation"],
         "peak_memory_mb": made["peak_memory_mb"],

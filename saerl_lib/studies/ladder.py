@@ -28,8 +28,8 @@ from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.pool import FEATURES, PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.readers import DENSE, Reader, read_retaining
-from saerl_lib.encode.store import RULES, Store, load_split_features
+from saerl_lib.encode.readers import DENSE, WORKERS, Reader, read_retaining
+from saerl_lib.encode.store import FREQUENCY_BAND, RULES, Store, load_split_features
 from saerl_lib.properties.probes import (
     METRICS,
     Matrix,
@@ -62,8 +62,6 @@ Blocks = Mapping[str, tuple[Sequence[str], np.ndarray]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
 SHUFFLES = 5
 """Permutations of the shuffled-label control."""
-WORKERS = 2
-"""Processes that fit side by side where a profile names no number."""
 GROUPS = {
     "math": ("math_train", "math_test"),
     "deepmath": ("deepmath_18k", "deepscaler_pass_rate"),
@@ -258,7 +256,7 @@ def encode_tasks(tasks: Sequence[Task], profile: Profile, reader: Reader, folder
     ordered = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))
     chosen = {s.id for s in ordered[: profile.method.max_train]}
     config = profile.method.text_sae if reader.layout.max_tokens else profile.encoder
-    rule = config.retained_latents, config.frequency_band, config.retained_rule, profile.method.workers
+    rule = config.retained_latents, FREQUENCY_BAND, config.retained_rule, WORKERS
     pooled, _ = read_retaining(list(samples.values()), chosen, reader, *rule)
     save_file(dict(pooled.features), folder / "features.safetensors")
     pd.DataFrame({"sample_id": list(samples)}).to_parquet(folder / "samples.parquet", index=False)
@@ -290,8 +288,7 @@ def _ladder_stage(
     def compute(folder: Path) -> None:
         blocks = {name: _stage_block(stage, tasks) for name, stage in others.items()}
         blocks |= read_blocks(encoded.folder) if encoded else {}
-        workers = profile.method.workers if profile.method else WORKERS
-        found = ladder(tasks, blocks, profile.properties, profile.seed, workers=workers, only=only)
+        found = ladder(tasks, blocks, profile.properties, profile.seed, only=only)
         for name, table in zip(("ladder", "predictions"), found, strict=True):
             table.to_parquet(folder / f"{name}.parquet", index=False)
 

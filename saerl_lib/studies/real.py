@@ -35,8 +35,8 @@ from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode.language_model import load_model, measure_surprise
 from saerl_lib.encode.pool import PROMPT_COLUMNS, Encoder, metadata_features
-from saerl_lib.encode.readers import Reader, read_all, read_retaining
-from saerl_lib.encode.store import FeatureTable, load_features, save_features
+from saerl_lib.encode.readers import WORKERS, Reader, read_all, read_retaining
+from saerl_lib.encode.store import FREQUENCY_BAND, FeatureTable, load_features, save_features
 from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import Matrix, fit_tfidf, shuffled
@@ -199,7 +199,7 @@ def encode_part(
     samples, config = part.data.samples, method.text_sae
     chosen = {s.id for s in training_samples(part, method.max_train)}
     pooled, retained = read_retaining(
-        samples, chosen, reader, config.retained_latents, config.frequency_band, config.retained_rule, method.workers
+        samples, chosen, reader, config.retained_latents, FREQUENCY_BAND, config.retained_rule, WORKERS
     )
     found = pooled.features
     if not all(s.solved for s in samples):
@@ -487,7 +487,7 @@ def _flaw_scores(parts: dict[str, RealPart], features: Stage, reader: Reader, pr
     """Suspicion of the ValiMath questions [N] that needs no label of a flaw: the paper's filter, and surprise of the LM."""
     part, limit = parts["valimath"], MAX_TEXT_TOKENS
     retained = {"sae#0": load_retained(features, "sources")["sae#0"]}
-    z = read_all(part.data.samples, reader, retained, profile.method.workers).features["sae#0"]
+    z = read_all(part.data.samples, reader, retained, WORKERS).features["sae#0"]
     z = z[:, : z.shape[1] // 2]
     return {
         "source_probe": paper_probe(parts["sources"], load_part(features, parts["sources"])["sae#0"], z, profile.seed),

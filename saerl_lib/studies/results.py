@@ -47,6 +47,7 @@ from saerl_lib.report.study import (
 )
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.grid import (
+    DIFFICULTY_ATTEMPTS,
     arm_plan,
     arm_pool_stage,
     chosen_arms,
@@ -185,7 +186,7 @@ def repeated(here: Results, record: Results) -> pd.DataFrame:
 
 def sizes_of(profile: Profile) -> Sizes:
     """What the preparation of the arms is counted from."""
-    return Sizes(profile.pool_samples, profile.world.labelled_samples, profile.study.difficulty_attempts)
+    return Sizes(profile.pool_samples, profile.world.labelled_samples, DIFFICULTY_ATTEMPTS)
 
 
 def study_tables(
@@ -386,7 +387,7 @@ def run_seeds_needed(profile_name: str = "study") -> int:
     rate = chosen_rate(rates)
     runs = seeds_pilot(profile, world, rate)
     deviation = paired_deviation(runs)
-    needed = seeds_needed(deviation, profile.study)
+    needed = seeds_needed(deviation)
     table = pd.concat([
         rates.assign(part="learning rate", arm="grpo"), runs.assign(part="seeds", learning_rate=rate)
     ])[["part", "arm", "learning_rate", "seed", "outcome"]]  # fmt: skip

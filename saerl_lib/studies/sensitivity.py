@@ -34,7 +34,7 @@ from saerl_lib.encode.language_model import Layout
 from saerl_lib.encode.models import ENCODER, encoder_folder
 from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
 from saerl_lib.encode.sae import train_sae
-from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.store import FREQUENCY_BAND, FeatureTable, load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
@@ -304,7 +304,7 @@ def model_features(
     reader = Reader(
         encoder_folder(), config.hook_layer, {FROZEN: folder / "sae"}, config.tokens_per_batch, Layout(), ENCODER.width
     )
-    retained = retained_sets(labelled, reader, config.retained_latents, config.frequency_band)
+    retained = retained_sets(labelled, reader, config.retained_latents, FREQUENCY_BAND)
     parts = [read_all(samples, reader, retained, workers=1).features for samples in (labelled, pool)]
     return {"frozen": (parts[0][FROZEN], parts[1][FROZEN]), "dense": (parts[0][DENSE], parts[1][DENSE])}
 

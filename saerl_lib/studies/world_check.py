@@ -11,9 +11,9 @@ random, easy to hard and hard to easy by the true label.
 The pilot: the learning rate, chosen on `grpo` alone, and the number of matched seeds, both on reserved seeds.
 
 The pool, the matched seeds and the evaluation problems are used by nothing else. Rule for the learning rate: the highest
-outcome (mean of the last three evaluations) of `grpo` on the first `grid_seeds` pilot seeds; ties go to the smaller.
+outcome (mean of the last three evaluations) of `grpo` on the first `GRID_SEEDS` pilot seeds; ties go to the smaller.
 Rule for the seeds: the standard deviation of the paired difference to `grpo`, pooled over the pilot's other arms, put
-into the paired t-test's sample size for `detectable_points`, within the bounds of `main_seeds`.
+into the paired t-test's sample size for `DETECTABLE_POINTS`, within the bounds of `MAIN_SEEDS`.
 
 `python -m saerl_lib world`: measure every gate of the world, or rebuild what it ships.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ from transformers import LlamaForCausalLM
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute, provenance, write_json
-from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, StudyConfig, TrainConfig, get_profile, sub_seed, to_dict
+from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, TrainConfig, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.encode.language_model import pick_device
 from saerl_lib.plan.batch_plan import write_plan
@@ -289,6 +288,14 @@ def _domain_rates(profile: Profile, world: Stage, policy: Any) -> dict[str, floa
 
 PILOT_RESERVED_SEED = 90_004
 POWER, ALPHA = 0.8, 0.05
+PILOT_RATES = (2e-5, 4e-5, 8e-5, 1.6e-4)
+"""Learning rates of the pilot, on `grpo` alone, doubled until the best lies inside (ours)."""
+PILOT_SEEDS, GRID_SEEDS = (200, 201, 202), 2
+"""Reserved matched seeds of the pilot, its pool and problems reserved too; so many of them for each learning rate."""
+DETECTABLE_POINTS = 1.0
+"""Paired difference of the main arms that the study must be able to detect."""
+MAIN_SEEDS = (8, 32)
+"""Fewest and most matched seeds of the paper's arms; differences are paired over seeds."""
 
 
 def pilot_world(profile: Profile) -> Stage:
@@ -302,7 +309,7 @@ def pilot_world(profile: Profile) -> Stage:
         write_samples(pool, folder / "samples" / "pool.parquet")
         for name, samples in sets.items():
             write_samples(samples, folder / "samples" / f"eval_{name}.parquet")
-        for seed in profile.study.pilot_seeds:
+        for seed in PILOT_SEEDS:
             _plan(pool, profile, "random", seed, folder / f"random-{seed}.parquet")
         _plan(pool, profile, "ascending", 0, folder / "ascending.parquet")
 
@@ -330,8 +337,8 @@ def _run(profile: Profile, world: Stage, arms: Sequence[tuple[str, int, Path]], 
 def learning_rate_pilot(profile: Profile, world: Stage) -> pd.DataFrame:
     """Rows learning_rate, seed, outcome (percent) of `grpo`."""
     rows = []
-    for rate in profile.study.learning_rates:
-        seeds = profile.study.pilot_seeds[: profile.study.grid_seeds]
+    for rate in PILOT_RATES:
+        seeds = PILOT_SEEDS[:GRID_SEEDS]
         runs = [("grpo", seed, world.path(f"random-{seed}.parquet")) for seed in seeds]
         rows.append(_run(profile, world, runs, rate).assign(learning_rate=rate))
     return pd.concat(rows)[["learning_rate", "seed", "outcome"]]
@@ -346,7 +353,7 @@ def chosen_rate(table: pd.DataFrame) -> float:
 def seeds_pilot(profile: Profile, world: Stage, rate: float) -> pd.DataFrame:
     """Rows arm, seed, outcome (percent) of `grpo`, `dapo` and `diff` on every pilot seed."""
     runs = []
-    for seed in profile.study.pilot_seeds:
+    for seed in PILOT_SEEDS:
         shuffled = world.path(f"random-{seed}.parquet")
         runs += [("grpo", seed, shuffled), ("dapo", seed, shuffled), ("diff", seed, world.path("ascending.parquet"))]
     return _run(profile, world, runs, rate)
@@ -360,16 +367,16 @@ def paired_deviation(table: pd.DataFrame, baseline: str = "grpo") -> float:
     return float(math.sqrt((spread**2).sum() / (spread.size - spread.shape[1])))
 
 
-def seeds_needed(deviation: float, study: StudyConfig) -> int:
-    """Fewest seeds whose paired t-test detects `detectable_points` with power 0.8 at alpha 0.05, within `main_seeds`.
+def seeds_needed(deviation: float) -> int:
+    """Fewest seeds whose paired t-test detects `DETECTABLE_POINTS` with power 0.8 at alpha 0.05, within `MAIN_SEEDS`.
 
-    >>> seeds_needed(1.0, StudyConfig()), seeds_needed(0.1, StudyConfig()), seeds_needed(9.0, StudyConfig())
+    >>> seeds_needed(1.0), seeds_needed(0.1), seeds_needed(9.0)
     (10, 8, 32)
     """
-    lowest, highest = study.main_seeds
+    lowest, highest = MAIN_SEEDS
     for seeds in range(lowest, highest):
         quantiles = student.ppf(1 - ALPHA / 2, seeds - 1) + student.ppf(POWER, seeds - 1)
-        if quantiles * deviation / math.sqrt(seeds) <= study.detectable_points:
+        if quantiles * deviation / math.sqrt(seeds) <= DETECTABLE_POINTS:
             return seeds
     return highest
 
@@ -409,10 +416,9 @@ def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
         rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
     else:
         rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report, device=device)
-    machine = {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()}
     on = {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
     command = f"python -m saerl_lib world --rebuild {part}" + (f" --device {device.type}" if on else "")
-    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **machine, **on, "command": command})
+    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **on, "command": command})
 
 
 def run_world(check: bool, rebuild: Sequence[str] | None, device_name: str | None = None) -> int:

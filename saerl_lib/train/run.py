@@ -11,14 +11,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,8 +29,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, write_json
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import load_model
@@ -58,8 +54,6 @@ from saerl_lib.train.trainer import (
 RECORD, DONE = "run.json", "done.json"
 PARENT = "SAERL_PARENT"
 """Environment variable with the process id of whoever started a run and stops it when it ends."""
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy", "tokenizers")
-"""Packages whose versions decide a run."""
 CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
          "completions/mean_length": "completion_tokens", "loss": "loss"}  # fmt: skip
 """TRL's log names against ours."""
@@ -121,11 +115,6 @@ class Run:
     def kept(self, step: int) -> Path:
         """Where the weights of a step that is kept lie."""
         return self.folder / "policies" / f"step-{step:05d}"
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of `PACKAGES`."""
-    return {"python": ".".join(map(str, sys.version_info[:2])), **{n: importlib.metadata.version(n) for n in PACKAGES}}
 
 
 def keyed(run: Run, identity: str = "") -> Run:
@@ -392,8 +381,8 @@ def conclude(run: Run) -> None:
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
     spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
     seconds = {name: round(float(value), 1) for name, value in spent.items()}
-    record_of = {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": environment()}
-    write_json(run.folder / DONE, record_of)
+    made = {**provenance(), "peak_memory_mb": peak_memory_mb()}
+    write_json(run.folder / DONE, {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": made})
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
         path.unlink(missing_ok=True)
@@ -407,23 +396,9 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     partial.replace(path)
 
 
-def environment() -> dict[str, Any]:
-    """Where a run was made, stored with it: versions, commit (marked when sources differ from it), processor, threads, memory."""
-    name, cpu = str(provenance()["commit"]), platform.machine()
-    status = ["git", "status", "--porcelain", "--", "saerl_lib"]
-    if name != "unknown" and subprocess.run(status, cwd=paths.ROOT, capture_output=True, text=True).stdout.strip():
-        name = f"{name}+changes"
-    try:  # AVX-512, for one, changes the last bits of a product
-        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-        fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in block.splitlines() if ":" in line)}
-        cpu = f"{fields.get('model name', cpu)}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    return {
-        "versions": versions(), "commit": name, "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(), "peak_memory_mb": round(peak),
-    }  # fmt: skip
+def peak_memory_mb() -> int:
+    """Largest resident memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
 
 
 def step_of(checkpoint: Path) -> int:

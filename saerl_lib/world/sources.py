@@ -130,6 +130,8 @@ def word(task: Task, family: Family, level: int, source: str, rng: random.Random
 
 MIXTURE_PATH = Path(__file__).with_name("mixture.json")
 FLAWS = ("wrong_answer", "missing_premise", "contradiction", "truncated_solution", "wrong_step")
+TARGET_SHARE = 103_022 / 210_043
+"""Share of the target source in the noisy pool (paper, Table 6)."""
 FLAW_SHARE = 0.3
 """Share of the parent source with one planted error."""
 STEP_SLIPS = dict.fromkeys(SLIP_RATE, 0.3)
@@ -357,7 +359,7 @@ def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     splits["step_labelled"] = draw_split(
         "steps", config.step_labelled_samples, uniform_weights(), "target", seed, taken, STEP_SLIPS
     )
-    inside = round(config.noisy_pool_samples * config.target_share)
+    inside = round(config.noisy_pool_samples * TARGET_SHARE)
     pool = draw_split("pool-target", inside, target, "target", seed, taken)
     pool += draw_split("pool-parent", config.noisy_pool_samples - inside, parent, "parent", seed, taken)
     random.Random(sub_seed(seed, "pool-order")).shuffle(pool)

@@ -52,9 +52,10 @@ from saerl_lib.encode.language_model import (
 )
 from saerl_lib.encode.models import ENCODER, encoder_folder, load_encoder, open_encoder
 from saerl_lib.encode.pool import metadata_features
-from saerl_lib.encode.readers import Reader
+from saerl_lib.encode.readers import WORKERS, Reader
 from saerl_lib.encode.sae import SAEQuality, check_sae, load_sae, measure_sae, train_sae, write_quality
 from saerl_lib.encode.store import (
+    FREQUENCY_BAND,
     FeatureTable,
     Store,
     choose_retained,
@@ -142,7 +143,7 @@ def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule:
     """The retained set that a rule chooses on the store of L; ascending indices."""
     config = profile.encoder
     return choose_retained(
-        store, config.retained_latents, rule=rule, band=config.frequency_band,
+        store, config.retained_latents, rule=rule, band=FREQUENCY_BAND,
         labels=np.array([s.difficulty for s in samples]), seed=sub_seed(profile.seed, "retained"),
         influence=lambda: influence_of(profile, sae_stage(profile, all_families), samples, all_families),
     )  # fmt: skip
@@ -217,15 +218,23 @@ def pools_of_seeds(stage: Stage) -> list[FeatureTable]:
     return [load_features(stage.folder / str(number) / "pool.safetensors") for number in range(1, OTHER_SEEDS + 1)]
 
 
-def packed_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, row_tokens: int, seed: int) -> torch.Tensor:
-    """[n, row_tokens] texts in a seeded order, joined by EOS and cut into rows: no padding."""
-    order = np.random.default_rng(seed).permutation(len(texts))
+TEXT_MODEL_SEED = 27354
+"""Seed of the text model's weights and of the order of its texts."""
+ROW_TOKENS = 256
+"""Tokens of a training row of the text model."""
+TEXT_LEARNING_RATE = 2e-3
+"""Peak of a cosine schedule with 50 warm-up steps, AdamW."""
+
+
+def packed_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """[n, ROW_TOKENS] texts in a seeded order, joined by EOS and cut into rows: no padding."""
+    order = np.random.default_rng(TEXT_MODEL_SEED).permutation(len(texts))
     stream: list[int] = []
     for start in range(0, len(order), 1000):
         for ids in tokenizer([texts[i] for i in order[start : start + 1000]])["input_ids"]:
             stream += [*ids, tokenizer.eos_token_id]
-    rows = len(stream) // row_tokens
-    return torch.tensor(stream[: rows * row_tokens]).view(rows, row_tokens)
+    rows = len(stream) // ROW_TOKENS
+    return torch.tensor(stream[: rows * ROW_TOKENS]).view(rows, ROW_TOKENS)
 
 
 def train_text_model(
@@ -237,11 +246,11 @@ def train_text_model(
     """
     tokenizer = train_tokenizer(iter(texts), config.vocabulary)
     shape = LanguageModelConfig(
-        seed=config.seed, vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=config.heads,
+        seed=TEXT_MODEL_SEED, vocabulary=config.vocabulary, width=config.width, layers=config.layers, heads=config.heads,
         feed_forward=config.feed_forward, steps=0,
     )  # fmt: skip
     model = build_model(shape, tokenizer)
-    rows = packed_rows(texts, tokenizer, config.row_tokens, config.seed)[: config.max_rows]
+    rows = packed_rows(texts, tokenizer)[: config.max_rows]
     losses = _fit(model, rows, config, report)
     save_model(model.eval(), tokenizer, folder)
     return losses
@@ -250,14 +259,14 @@ def train_text_model(
 def _fit(
     model: LlamaForCausalLM, rows: torch.Tensor, config: TextModelConfig, report: Callable[[int, int, float], None]
 ) -> list[float]:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=TEXT_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     batches = rows.split(config.rows_per_step)
     losses: list[float] = []
     model.train()
     for step, ids in enumerate(batches):
         decay = 0.02 + 0.49 * (1 + math.cos(math.pi * step / len(batches)))
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / 50) * decay
+            group["lr"] = TEXT_LEARNING_RATE * min(1.0, (step + 1) / 50) * decay
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden).flatten(0, 1), ids[:, 1:].flatten())
         optimiser.zero_grad(set_to_none=True)
@@ -384,7 +393,7 @@ def train_kinds(
         )
         for kind, number in jobs
     )
-    done = list(tqdm(Parallel(n_jobs=method.workers, return_as="generator")(work), desc="SAEs", unit="SAE", total=len(jobs)))
+    done = list(tqdm(Parallel(n_jobs=WORKERS, return_as="generator")(work), desc="SAEs", unit="SAE", total=len(jobs)))
     rows = [{"features": kinds[k], "seed": n, **quality} for (k, n), quality in zip(jobs, done, strict=True)]
     pd.DataFrame(rows).to_parquet(folder / "quality.parquet", index=False)
 
