@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from saerl_lib.artifacts import Stage
+
 COLUMNS = ("id", "prompt", "steps", "answer", "topic", "difficulty", "source", "flaw", "step_labels")
 SAMPLES = "samples.parquet"
 """Name of the samples beside a plan of one's own data."""
-from saerl_lib.artifacts import Stage
 
 
 class DataError(ValueError):

@@ -397,7 +397,7 @@ def activations(decoder: CutModel, batch: TokenBatch) -> Tensor:
 
 
 def token_vectors(
-    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()  # noqa: B008
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
 ) -> Iterator[Tensor]:
     """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
 
