@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,14 +26,6 @@ from saerl_lib.properties.clusters import Assignment, Clusters
 from saerl_lib.properties.difficulty import HalfWidths
 from saerl_lib.report import figures
 from saerl_lib.report.tables import SCHEMAS, read_table, write_csv
-
-
-@pytest.mark.parametrize("module", [properties_audit, properties_audit, properties_audit, difficulty], ids=lambda m: m.__name__)
-def test_docstring_examples(module) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
-
 
 # Confidence of a latent for a label.
 

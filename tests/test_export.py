@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
 import gzip
 import importlib
 import json
@@ -558,10 +557,3 @@ def test_commands(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captu
     log.write_text("\n".join(small_plan().ids[::-1]))
     assert main(["verify", "--plan", plan, "--log", str(log)]) == 1 and "it says" in capsys.readouterr().out
     assert main(["verify", "--plan", samples, "--log", str(log)]) == 1 and "no batch plan" in capsys.readouterr().err
-
-
-def test_doctest_of_follow() -> None:
-    import importlib
-
-    result = doctest.testmod(importlib.import_module("saerl_lib.plan.follow"))
-    assert result.attempted > 0 and result.failed == 0

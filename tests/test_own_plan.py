@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import html
-import importlib
 import json
 import re
 import shutil
@@ -445,9 +443,3 @@ def test_bad_commands_end_with_one_message(
     assert cli.main(["plan", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and part in error and "Traceback" not in error and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["own", "report.page"])
-def test_docstring_examples(name: str) -> None:
-    found = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert found.failed == 0 and found.attempted > 0

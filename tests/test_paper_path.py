@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import doctest
-import importlib
 import io
 import json
 import shlex
@@ -556,12 +554,6 @@ def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.
     config = config_of({"sae_source": "opensae:sae", "policy": "Qwen/Qwen2.5-Math-7B", "encoder_folder": "sae"})
     assert (config.sae_source, config.encoder_folder) == (f"opensae:{tmp_path / 'sae'}", str(tmp_path / "sae"))
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
-
-
-@pytest.mark.parametrize("name", ["studies.paper"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert result.attempted > 0 and result.failed == 0
 
 
 def test_attempts_are_judged_within_their_time() -> None:

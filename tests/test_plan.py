@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import json
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan import batch_plan, curriculum, mixing, orders
+from saerl_lib.plan import mixing, orders
 from saerl_lib.plan.batch_plan import COLUMNS, BatchPlan, PlanError, plan_hash, read_plan, rows_of, validate, write_plan
 from saerl_lib.plan.curriculum import Batches, cluster_first
 from saerl_lib.plan.mixing import mix_tails
@@ -189,12 +188,6 @@ def test_bench_plan_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert line["ratio_total_to_floor"] > 0 and line["ratio_obvious_to_ours"] > 0 and "bars_met" not in line
     assert main(["bench", "plan", "--samples", "5"]) == 1
     assert "samples=5 fill no batch of 128" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("module", [batch_plan, curriculum, mixing], ids=lambda module: module.__name__)
-def test_doctests(module) -> None:
-    found = doctest.testmod(module)
-    assert found.attempted > 0 and found.failed == 0
 
 
 @settings(max_examples=100, deadline=None)

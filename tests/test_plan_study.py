@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.cli import main
-from saerl_lib.config import REST, UNEQUAL, PlanConfig, PropertyConfig
+from saerl_lib.config import REST, UNEQUAL, PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, plan_diff, write_plan
 from saerl_lib.plan.curriculum import cluster_first, stage_of_batch
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties.clusters import fit_clusters, pairwise_ari, stability_row
 from saerl_lib.studies.sensitivity import changed_values, curve_sizes, nested_subsets
 
 DOZEN = [f"s{i:02d}" for i in range(12)]
@@ -103,40 +102,9 @@ def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["plan", "diff", str(tmp_path / "a.parquet"), str(tmp_path / "d.parquet")]) == 1
 
 
-def test_stability_by_hand() -> None:
-    labels = [np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]), np.array([0, 1, 0, 1])]
-    assert pairwise_ari(labels).round(3).tolist() == [1.0, -0.5, -0.5]
-    row = stability_row("seeds", labels).iloc[0]
-    assert (row["pairs"], row["ari_low"], row["ari_high"], row["n"]) == (3, -0.5, 1.0, 4)
-    with pytest.raises(ValueError, match="at least two seeds"):
-        pairwise_ari(labels[:1])
-
-
 def test_settings_that_are_tried_leave_out_the_default() -> None:
     assert changed_values(10, (0.5, 1.0, 2.0)) == [5, 20]
     assert curve_sizes(240) == (30, 100, 240)
     first, second = nested_subsets(50, 0, 2)
     assert sorted(first.tolist()) == list(range(50)) and first.tolist() != second.tolist()
     assert first.tolist() == nested_subsets(50, 0, 1)[0].tolist()
-
-
-def test_tiny_clusters_are_merged_and_counted() -> None:
-    rng = np.random.default_rng(0)
-    phi = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(5, 0.1, (30, 2)), rng.normal(20, 0.1, (2, 2))])
-    kept = fit_clusters(phi, 3, 0)
-    merged = fit_clusters(phi, 3, 0, smallest=5)
-    assert kept.k == 3 and merged.k == 2 and (merged.n_merged, merged.n_moved) == (1, 2)
-    assert np.bincount(merged.assign(phi).label).min() >= 5
-
-
-def test_a_large_pool_is_fitted_on_a_seeded_subsample_and_may_be_a_memory_map(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    phi = (rng.normal(0, 0.2, (900, 4)) + 4 * (np.arange(900) % 3)[:, None]).astype(np.float32)
-    stored = np.memmap(tmp_path / "phi", np.float32, "w+", shape=phi.shape)
-    stored[:] = phi
-    first = fit_clusters(stored, 3, 0, fit_rows=200)
-    assert np.array_equal(first.centroids, fit_clusters(phi, 3, 0, fit_rows=200).centroids)
-    whole = fit_clusters(phi, 3, 0)
-    assert pairwise_ari([first.assign(stored).label, whole.assign(phi).label])[0] == 1.0
-    with pytest.raises(ValueError, match="cluster_fit_rows=5 is below clusters=10"):
-        PropertyConfig(cluster_fit_rows=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from sample_tables import frame, property_tables, run_tables, write_tables
 
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import claims, figures, figures_studies, plots, tables
+from saerl_lib.report import claims, figures, plots, tables
 from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.statistics import Interval
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
@@ -22,12 +21,6 @@ from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 @pytest.fixture(scope="module")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tables(tmp_path_factory.mktemp("data"))
-
-
-@pytest.mark.parametrize("module", [claims, figures_studies, plots, tables])
-def test_docstring_examples(module) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 0 and result.failed == 0
 
 
 # Figures.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import doctest
 import gzip
-import importlib
 import json
 import math
 import time
@@ -52,12 +50,6 @@ def fails(source: str, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         read(source, LABELLED, **options)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["data.answers", "data.published", "data.sample"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert result.attempted > 0 and result.failed == 0
 
 
 # Rows of any source.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from saerl_lib.report import statistics
 from saerl_lib.report.statistics import (
     Estimate,
     Interval,
@@ -37,11 +35,6 @@ from saerl_lib.report.statistics import (
     weighted_interval,
     wilson_interval,
 )
-
-
-def test_docstring_examples() -> None:
-    result = doctest.testmod(statistics)
-    assert result.attempted > 12 and result.failed == 0
 
 
 @given(st.integers(1, 7), st.data())
