@@ -240,7 +240,8 @@ def test_validate_names_missing_doubled_and_unknown_ids() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": config(5)}, "12 samples are no multiple of prompts_per_step=5: keep 10"), ({"order": "ascending"}, "pass labels"),
+        ({"config": config(5)}, "12 samples are no multiple of prompts_per_step=5: keep 10"),
+        ({"order": "ascending"}, "pass labels"),
         ({"order": "zigzag"}, "order='zigzag' does not exist; choose one of saerl"),
         ({"order": "descending", "labels": np.full(12, np.nan)}, "labels must hold 12 finite"),
         ({"ids": ["x"] * 12}, "1 repeated ids, first \\['x'\\]"),
