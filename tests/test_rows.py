@@ -58,7 +58,8 @@ def fails(source: str, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"question": 5}, ("'question' is a int, not text",)), ({"question": None}, ("'question' is missing or empty", "remove the row")),
+        ({"question": 5}, ("'question' is a int, not text",)),
+        ({"question": None}, ("'question' is missing or empty", "remove the row")),
         ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
         ({"question": "half \ud800"}, ("half a character",)), ({"id": "a\0"}, ("control characters",)),
         ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")), ({"id": None}, ("'id' is missing",)),
