@@ -1,4 +1,4 @@
-"""A plan of one's own data: what is read and judged, no row lost or doubled, nothing half-written, a report of text, not markup."""
+"""A plan of one's own data: what is read, no row lost or doubled, nothing half-written, a report of text, not markup."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=4000", "--window-size=1100,900")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--window-size=1100,900")
 BEFORE = """<script>
 const faults = [];
 addEventListener("error", (event) => faults.push(event.message));
