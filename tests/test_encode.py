@@ -1,4 +1,4 @@
-"""Encoding: spans, sparse encoding against SAELens, pooling against slow twins, the store, retained sets, SAEs and their sources."""
+"""Encoding: spans, sparse encoding against SAELens, pooling against slow twins, the store, retained sets, SAE sources."""
 
 from __future__ import annotations
 
@@ -222,7 +222,8 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
 def test_no_chunk_is_left_with_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product of one row takes another kernel than the rest, with other last digits."""
     sae, sizes = random_sae("topk"), []
-    monkeypatch.setattr("saerl_lib.encode.sae.topk_entries", lambda hidden, k: sizes.append(len(hidden)) or topk_entries(hidden, k))
+    whole = lambda hidden, k: sizes.append(len(hidden)) or topk_entries(hidden, k)  # noqa: E731
+    monkeypatch.setattr("saerl_lib.encode.sae.topk_entries", whole)
     most = CHUNK_ELEMENTS["cpu"] // 512
     for n in (most - 1, most + 1, 3 * most + 2):
         sizes.clear()

@@ -1,4 +1,4 @@
-"""The shipped policies, rollouts, the packed loss and dynamic sampling against slow twins, TRL's loss and Hugging Face's generation."""
+"""The shipped policies, rollouts, the packed loss and dynamic sampling, against slow twins, TRL and Hugging Face."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ from saerl_lib.world.gates import REFERENCE_SHARES, reference_shares
 from saerl_lib.world.sources import draw_split, rebuild_policy, target_weights
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
-PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")
 SAMPLES = [replace(s, id=f"p{i}") for i, s in enumerate(draw_split("feed", 16, target_weights(), "target", 7, set()))]
 
 

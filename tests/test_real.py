@@ -11,7 +11,7 @@ from real_files import write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.data.published import corpus_texts, evaluation_keys, load_labelled
+from saerl_lib.data.published import evaluation_keys, load_labelled
 from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode.language_model import Layout
 from saerl_lib.properties.probes import real_tasks
@@ -46,12 +46,6 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     left = without(first, set(train.keys))
     assert not set(left.keys) & set(train.keys) and len(set(left.keys)) == 100
     assert sorted(hash_order(first).tolist()) == list(range(201))
-
-
-def test_the_corpus_holds_no_held_out_question(tmp_path: Path) -> None:
-    data = load_labelled(write(tmp_path / "a.jsonl", problems(5, solution="s")))
-    texts = list(corpus_texts([data], set(data.keys[:2])))
-    assert len(texts) == 3 and all("\n" in t for t in texts)
 
 
 def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
