@@ -15,7 +15,6 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.store import FeatureTable
-from saerl_lib.plan import mixing
 from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, gather
 from saerl_lib.plan.audit_text import audit_table, audit_text
 from saerl_lib.plan.orders import build_plan
@@ -111,18 +110,6 @@ def test_the_gain_lies_where_the_classes_differ_and_repeats() -> None:
     assert row["gain_share"] > 0.8
     assert 0 <= row["ci_low"] <= row["gain_share"] <= row["ci_high"] <= 1
     assert (row["paper_top_20"], row["paper_top_100"], row["n_features"]) == (10, 36, 2)
-
-
-def test_one_class_and_a_class_of_one_do_not_crash() -> None:
-    phi, _, names = groups(40)
-    alone = np.zeros(40, dtype=int)
-    nothing = audits.feature_groups_table(
-        audits.feature_gain(phi, alone, 0), audits.resampled_gains(phi, alone, 0, 2), names, 40
-    )
-    assert nothing[["gain_share", "ci_low", "ci_high"]].isna().all(axis=None)
-    assert (nothing[["top_20", "top_100"]] == 0).all(axis=None)
-    alone[7] = 4
-    assert audits.resampled_gains(phi, alone, 0, 3).shape == (3, 10)
 
 
 def test_top_latents_name_the_topic_they_stand_for() -> None:
@@ -274,22 +261,6 @@ def test_every_audit_adds_up_agrees_with_the_plan_and_says_why(evidence: Evidenc
     assert said == {True: {True}, False: {True, False}, None: {None}}, "the small world holds every case"
     still = world(replace(CONFIG, swapped_per_batch=0))
     assert "stays: this plan exchanges nothing" in audit_text(audit(still.plan.ids[0], still))
-
-
-def test_partner_conditions_by_hand() -> None:
-    facts = [
-        mixing.BatchFacts(0, 0, 1.0, 10.0, 4, 1),
-        mixing.BatchFacts(1, 0, 1.2, 30.0, 4, 1),
-        mixing.BatchFacts(2, 0, 2.0, 10.0, 5, 1),
-        mixing.BatchFacts(3, 1, 1.0, 10.0, 5, 1),
-        mixing.BatchFacts(4, 0, 1.0, 10.0, 5, 1),
-    ]
-    found = mixing.candidates(0, facts, np.array([-1, -1, 9, -1, -1]), CONFIG)
-    assert [(c.step, c.failed) for c in found] == [
-        (1, (mixing.LENGTH, mixing.CLUSTER)), (2, (mixing.DIFFICULTY, mixing.TAKEN))
-    ]  # fmt: skip
-    assert found[0].ranking_difference == pytest.approx(0.2)
-    assert found[0].length_difference == pytest.approx(2 / 3)
 
 
 def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:

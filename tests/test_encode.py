@@ -31,7 +31,6 @@ from saerl_lib.encode.language_model import (
 )
 from saerl_lib.encode.models import ENCODER, encoder_folder, load_encoder
 from saerl_lib.encode.pool import (
-    CHUNK_ELEMENTS,
     FEATURES,
     Encoder,
     SparseLatents,
@@ -91,14 +90,6 @@ def encoder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("sae")
     train_sae(vectors, CONFIG, 0, folder)
     return Encoder(decoder, tokenizer, load_sae(folder, vectors.shape[1]), 512)
-
-
-def test_batches_hold_every_sample_once_and_respect_the_bound(samples: list[Sample], encoder: Encoder) -> None:
-    batches = list(token_batches(samples, encoder.tokenizer, 512))
-    assert sorted(i for b in batches for i in b.rows) == list(range(len(samples)))
-    assert all(b.ids.numel() <= 512 or len(b.rows) == 1 for b in batches)
-    real = sum(int((b.ids != encoder.tokenizer.pad_token_id).sum()) for b in batches)
-    assert sum(b.ids.numel() for b in batches) <= 1.25 * real
 
 
 def test_spans_decode_to_prompt_and_solution(samples: list[Sample], encoder: Encoder) -> None:
@@ -217,18 +208,6 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
     expected = sae.encode(vectors).detach()
     for elements in (512, 512 * 7, 2**25):
         torch.testing.assert_close(dense(encode_all(sae, vectors, elements), expected.shape), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_no_chunk_is_left_with_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product of one row takes another kernel than the rest, with other last digits."""
-    sae, sizes = random_sae("topk"), []
-    whole = lambda hidden, k: sizes.append(len(hidden)) or topk_entries(hidden, k)  # noqa: E731
-    monkeypatch.setattr("saerl_lib.encode.sae.topk_entries", whole)
-    most = CHUNK_ELEMENTS["cpu"] // 512
-    for n in (most - 1, most + 1, 3 * most + 2):
-        sizes.clear()
-        assert encode_all(sae, torch.randn(n, WIDTH)).token.max() == n - 1
-        assert sum(sizes) == n and max(sizes) <= most and max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])

@@ -26,7 +26,7 @@ from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, write_samples
-from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_plan, open_export, open_plan, write_folder
 from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
 
@@ -67,14 +67,6 @@ def answers(export: Export) -> list[str]:
     return [s.answer for s in export.samples]
 
 
-def test_samples_of_json_lines(files: tuple[Path, Path], tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    rows = [{"id": s.id, "question": s.prompt, "answer": s.answer} for s in pool_samples()]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    found, expected = open_export(files[0], path), open_export(*files)
-    assert [(s.id, s.prompt, s.answer) for s in found.samples] == [(s.id, s.prompt, s.answer) for s in expected.samples]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -87,15 +79,6 @@ def test_samples_that_do_not_fit_the_plan(files: tuple[Path, Path], change: Call
     write_samples(change(pool_samples()), files[1])
     with pytest.raises(ExportError, match=message):
         open_export(*files)
-
-
-def test_files_that_are_no_input(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="no batch plan"):
-        open_plan(files[1])
-    with pytest.raises(ExportError, match="missing"):
-        open_export(files[0], tmp_path / "none.jsonl")
-    with pytest.raises(ExportError, match="at least 2"):
-        open_export(*files, rollouts_per_prompt=1)
 
 
 # What is written.

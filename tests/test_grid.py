@@ -129,13 +129,14 @@ def test_a_run_follows_its_order_and_logs_every_rollout(finished: Path, stages: 
 def test_kill_9_resume_and_a_failure_beside_it(
     finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path
 ) -> None:
-    """A selector's run is killed; the grid reports a run that fails and resumes the killed one to the same tables."""
+    """A selector's run is killed and resumed to the same tables; the grid reports a run that fails beside it."""
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
     arms = grid.chosen_arms(["broken", "adarft"], broken)
     run = grid.planned_run(PROFILE, *stages, grid.find_arm("adarft"), 0, home)
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
+    train(run)
     failed = grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
     assert [f.name for f in grid.finished(PROFILE, [(arm, 0) for arm in arms])] == ["adarft-seed0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.cli import main
 from saerl_lib.config import REST, UNEQUAL, PlanConfig
 from saerl_lib.plan import mixing, orders
 from saerl_lib.plan.batch_plan import (
@@ -172,34 +170,6 @@ def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
     assert 0 < (home >= 0).sum() <= n // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
 
 
-def test_bench_plan_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def here(folder: str, what: str) -> dict[str, float]:
-        return {**bench.WAYS[what](Path(folder)), "peak_gb": 0.5}
-
-    monkeypatch.setattr(bench, "_in_fresh_process", here)
-    monkeypatch.setattr(bench, "FEATURES_UP_TO", 0)
-    assert main(["bench", "plan", "--samples", "1300"]) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (line["samples"], line["obvious_rows"], line["peak_gb"]) == (1300, 1280, 0.5)
-    parts = (line[f"{name}_s"] for name in ("read", "curriculum_swap_validate", "write"))
-    assert line["total_s"] == pytest.approx(sum(parts), abs=1e-4)
-    assert line["ratio_total_to_floor"] > 0 and line["ratio_obvious_to_ours"] > 0 and "bars_met" not in line
-    assert main(["bench", "plan", "--samples", "5"]) == 1
-    assert "samples=5 fill no batch of 128" in capsys.readouterr().err
-
-
-@settings(max_examples=100, deadline=None)
-@given(pools)
-def test_full_batches_hold_one_cluster_and_ascend(pool) -> None:
-    b, _, samples, _ = pool
-    clusters, ranking, _ = (np.array(column) for column in zip(*samples, strict=True))
-    batches = cluster_first([str(i) for i in range(len(samples))], clusters, ranking, ranking, config(b))
-    pure = sum(len(set(clusters[batch.rows])) == 1 for batch in batches)
-    assert pure >= sum(np.bincount(clusters) // b)
-    assert all((np.diff(ranking[batch.rows]) >= 0).all() for batch in batches)
-    assert (np.diff([batch.stage for batch in batches]) >= 0).all()
-
-
 def test_baseline_orders() -> None:
     ids = ["a", "b", "c", "d"]
     labels = np.array([2.0, 1.0, 2.0, 0.0])
@@ -348,15 +318,6 @@ def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
     found = plan_diff(forty(n=40), forty(n=32))
     assert found.n == 32 and len(found.only_a) == 8 and found.only_b == ()
     assert has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]
-
-
-def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_plan(forty(), tmp_path / "a.parquet")
-    write_plan(forty("random"), tmp_path / "b.parquet")
-    assert main(["plan", "diff", str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 40
-    assert main(["plan", "diff", str(tmp_path / "a.parquet"), str(tmp_path / "c.parquet")]) == 1
-    assert "c.parquet is missing" in capsys.readouterr().err
 
 
 def test_settings_that_are_tried_leave_out_the_default() -> None:

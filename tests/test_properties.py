@@ -158,15 +158,6 @@ def test_cluster_correction_improves_the_order_on_held_out_samples() -> None:
     assert model.corrections.n_labelled.sum() == 300
 
 
-def test_calibration_uses_out_of_fold_predictions() -> None:
-    rng = np.random.default_rng(0)
-    phi, labels = rng.normal(size=(60, 50)), rng.normal(size=60)  # nothing to learn: in-sample predictions would flatter
-    model = difficulty.fit_difficulty(phi, labels, np.zeros(60, int), 1, PropertyConfig(elastic_net_alphas=8), seed=0)
-    in_sample = model.predictor.predict(phi)
-    assert not np.allclose(model.out_of_fold.raw, in_sample)
-    assert model.out_of_fold.calibrated_global.mean() == pytest.approx(labels.mean())
-
-
 def test_isotonic_map_is_monotone_and_clipped() -> None:
     phi, labels, cluster = labelled()
     model = difficulty.fit_difficulty(phi, labels, cluster, 3, CONFIG, seed=0)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sample_tables import run_tables
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
@@ -20,7 +19,7 @@ from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, s
 from saerl_lib.report.figures_studies import gaps
 from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.statistics import compare
-from saerl_lib.report.study import MIXING, final_differences, outcome_values, outcomes, planned_seeds
+from saerl_lib.report.study import MIXING, outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies import results as studies_results
 from saerl_lib.studies.results import COLUMNS, PROBLEMS, TABLES, compact, facts, study_tables
@@ -358,15 +357,6 @@ def test_sensitivity_is_large_only_when_orders_differ() -> None:
     assert far["grpo: gain in the last quarter, points"]["value"] > 0
 
 
-def test_final_differences_use_the_largest_last_evaluation() -> None:
-    curves = run_tables(3)["learning_curves"]
-    small = final_differences(curves[curves["n_samples"] == 2], {"easy_a": "avg_at_k", "hard": "avg_at_k"})
-    assert small == pytest.approx([2.0, 2.2, 2.4])
-    assert final_differences(curves, {"easy_a": "avg_at_k"}) == pytest.approx([4.0, 4.2, 4.4])
-    with pytest.raises(TableError, match="different steps"):
-        final_differences(curves[(curves["arm"] == "grpo") | (curves["step"] < 4)], {"easy_a": "avg_at_k"})
-
-
 def test_what_an_order_sorts_and_mixes_by_hand() -> None:
     ids, clusters = [f"s{i}" for i in range(8)], np.array([0, 0, 0, 0, 0, 1, 1, 1])
     zeros = np.zeros(8)
@@ -381,10 +371,3 @@ def test_what_an_order_sorts_and_mixes_by_hand() -> None:
     # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))
     assert found["label_rho"] == pytest.approx(1 - 24 / 504)
     assert found["plan_hash"] == hashlib.sha256(b"s0\ns1\ns2\ns3\ns5\ns4\ns7\ns6").hexdigest()[:12]
-
-
-def test_the_larger_policy_was_trained_on_the_plans_of_the_smaller_one() -> None:
-    hashes = read_table("study_plans", paths.FIGURES / "data").set_index("arm")["plan_hash"]
-    for arm in ("grpo", "saerl_grpo"):
-        assert hashes[f"{arm}_large"] == hashes[arm]
-    assert hashes["grpo"] != hashes["saerl_grpo"]
