@@ -68,7 +68,7 @@ from saerl_lib.encode.store import (
     save_features,
     write_store,
 )
-from saerl_lib.world.sources import draw_world, rebuild_encoder
+from saerl_lib.world.sources import rebuild_encoder
 from tests import stand_ins as build
 
 CONFIG = replace(
@@ -78,8 +78,8 @@ CONFIG = replace(
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    return draw_world(get_profile("smoke").world)["labelled"][:40]
+def samples(smoke_world: dict[str, list[Sample]]) -> list[Sample]:
+    return smoke_world["labelled"][:40]
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from saerl_lib.own import (
 )
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.report.page import caveats, score_table
+from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
@@ -48,11 +49,6 @@ def rows(n: int = 60, **extra: Any) -> list[dict[str, Any]]:
          "solution": f"Step one of {i}.\nStep two.", "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4, **extra}
         for i in range(n)
     ]  # fmt: skip
-
-
-def write_jsonl(path: Path, records: list[dict[str, Any]]) -> str:
-    path.write_text("\n".join(json.dumps(r) for r in records) + "\n", encoding="utf-8")
-    return str(path)
 
 
 def make(

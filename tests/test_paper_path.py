@@ -10,6 +10,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,9 +59,12 @@ class Place:
         return self.root / "home" / "paper"
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        """Exit code, standard output and error of `python -m saerl_lib WORDS` with the options."""
+        """Exit code, standard output and error of `python -m saerl_lib WORDS` with the options; probes start no process."""
         out, error = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
+        with (
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch,
+            joblib.parallel_config("threading"),
+        ):  # fmt: skip
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
             patch.setattr(policy, "check_answers", checked_once)

@@ -28,6 +28,7 @@ from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
 from saerl_lib.encode.pool import pool_samples
 from saerl_lib.encode.store import load_features
+from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
 
 SIZE = 16
@@ -262,11 +263,6 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
 
 
 # The commands.
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return str(path)
 
 
 def records(n: int = 60) -> list[dict[str, Any]]:

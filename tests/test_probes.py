@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from saerl_lib.properties.probes import (
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
+from tests.real_files import problems, write_jsonl
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
 
@@ -112,22 +112,9 @@ def test_bad_input_names_the_place() -> None:
         task(n=40)
 
 
-def problems(n: int, **labels: object) -> list[dict]:
-    return [
-        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
-        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
-        for i in range(n)
-    ]
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    return path
-
-
 def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:
     rows = problems(120, level=lambda i: i % 4, subject=lambda i: "ab"[i % 2], pass_rate=lambda i: (i % 9) / 8, solution="x")
-    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
     tasks = tasks_of_file(data, MethodConfig(), held_out=set(data.keys[:3]))
     assert [t.target for t in tasks] == [
         "subject", "difficulty_level", "difficulty_level_with_solution", "difficulty_by_pass_rate",
@@ -144,7 +131,7 @@ def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
         row |= {"pass_rate": 0.5, "solution": "x"}
     rows += [{**rows[3], "id": "again"}]
     said: list[str] = []
-    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
     config = MethodConfig(max_train=50, max_test=20)
     held_out = {data.keys[i] for i in range(95)}
     with pytest.raises(ValueError, match="0 training and 20 test samples are too few"):
@@ -163,7 +150,7 @@ def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
     ]
     assert said[1].startswith("level: 101 of 101 rows carry it; left out: 1 that repeat")
     with pytest.raises(ValueError, match="no label with two values"):
-        tasks_of_file(load_labelled(write(tmp_path / "bare.jsonl", problems(60, level=2))), config, set())
+        tasks_of_file(load_labelled(Path(write_jsonl(tmp_path / "bare.jsonl", problems(60, level=2)))), config, set())
 
 
 def task(kind: str = "rank", n: int = 80) -> Task:
@@ -226,10 +213,8 @@ def test_prompt_tasks_read_no_solution() -> None:
     assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
 
 
-def test_world_tasks_follow_the_papers_tables() -> None:
-    from saerl_lib.world.sources import draw_world
-
-    splits = draw_world(get_profile("smoke").world)
+def test_world_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
+    splits = smoke_world
     tasks = world_tasks(splits)
     assert [t.target for t in tasks] == [
         "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",

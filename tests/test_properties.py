@@ -146,18 +146,6 @@ def test_equation_10_on_three_clusters_by_hand() -> None:
     assert scores.calibrated_global.tolist() == [4.0, 4.0, 4.0]
 
 
-def test_cluster_correction_improves_the_order_on_held_out_samples() -> None:
-    phi, labels, cluster = labelled()
-    model = difficulty.fit_difficulty(phi, labels, cluster, 3, CONFIG, seed=0)
-    test_phi, test_labels, test_cluster = labelled(seed=1)
-    scores = model.predict(test_phi, test_cluster)
-    before, after = (correlation("spearman", s, test_labels) for s in (scores.calibrated_global, scores.ranking))
-    assert after > before + 0.1
-    assert model.corrections.residual[1] > 0.5 > -0.5 > model.corrections.residual[0]
-    assert model.corrections.residual[2] == 0.0
-    assert model.corrections.n_labelled.sum() == 300
-
-
 def test_isotonic_map_is_monotone_and_clipped() -> None:
     phi, labels, cluster = labelled()
     model = difficulty.fit_difficulty(phi, labels, cluster, 3, CONFIG, seed=0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from real_files import write_real_files
+from real_files import problems, write_jsonl, write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
@@ -21,24 +20,11 @@ from saerl_lib.world import stages
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    return path
-
-
-def problems(n: int, **labels: object) -> list[dict]:
-    return [
-        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
-        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
-        for i in range(n)
-    ]
-
-
 def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     rows = problems(200, level=lambda i: i % 5)
     rows.append({**rows[7], "id": "again"})
-    first = load_labelled(write(tmp_path / "a.jsonl", rows))
-    second = load_labelled(write(tmp_path / "b.jsonl", rows[::-1]))
+    first = load_labelled(Path(write_jsonl(tmp_path / "a.jsonl", rows)))
+    second = load_labelled(Path(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))
     train, test = split_by_hash(first, 100, 50)
     again, _ = split_by_hash(second, 100, 50)
     assert sorted(train.keys) == sorted(again.keys) and not set(train.keys) & set(test.keys)

@@ -58,13 +58,6 @@ def test_training_figures_take_one_seed_and_many(seeds: int) -> None:
         assert getattr(figures, name)(runs[name]).axes
 
 
-def test_learning_curves_has_a_panel_a_set_and_labels_the_metric() -> None:
-    figure = figures.learning_curves(run_tables(2)["learning_curves"])
-    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
-    assert [t.split("\n")[0] for t in titles] == ["easy a, avg@k", "hard, avg@k", "hardest, pass@k", "mean of the sets, avg@k"]
-    assert titles[0].endswith("8 x 2, open 20 x 8")
-
-
 def test_a_forest_puts_values_in_their_rows_and_leaves_missing_ones_empty() -> None:
     rows = [("p", "a", 1.0, 0.5, 2.0, 3.0), ("p", "b", np.nan, np.nan, np.nan, np.nan), ("q", "b", 2.0, np.nan, np.nan, np.nan)]
     table = pd.DataFrame(rows, columns=["panel", "row", "value", "ci_low", "ci_high", "paper"])
@@ -73,12 +66,6 @@ def test_a_forest_puts_values_in_their_rows_and_leaves_missing_ones_empty() -> N
     assert [line.get_xydata().tolist() for line in second.lines if line.get_marker() == "o"] == [[[2.0, 1.0]]]
     (bars,) = first.containers[0].lines[2]
     assert [path.vertices.tolist() for path in bars.get_paths()] == [[[0.5, 0.0], [2.0, 0.0]]]
-
-
-def test_looks_keep_fixed_ones_and_never_repeat() -> None:
-    found = plots.looks(["other", "grpo", "saerl", "more"], plots.ARMS)
-    assert found["grpo"].colour == plots.ARMS["grpo"].colour
-    assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 4
 
 
 # Tables.

@@ -21,6 +21,7 @@ from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.sae import documents, require_sources
 from tests import stand_ins as build
+from tests.real_files import write_jsonl
 
 LABELLED = Fields(labels="level")
 TEXTS = [f"The sum of {i} and {i} is\n{2 * i}." for i in range(30)]
@@ -39,11 +40,6 @@ def changed(**values: Any) -> list[dict[str, Any]]:
     made = records()
     made[2] |= values
     return made
-
-
-def write_jsonl(path: Path, made: list[dict[str, Any]]) -> str:
-    path.write_text("\n".join(json.dumps(r) for r in made) + "\n", encoding="utf-8")
-    return str(path)
 
 
 def fails(source: str, **options: Any) -> str:

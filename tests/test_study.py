@@ -18,7 +18,6 @@ from saerl_lib.report import study
 from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, study_claims
 from saerl_lib.report.figures_studies import gaps
 from saerl_lib.report.plots import FIGURES
-from saerl_lib.report.statistics import compare
 from saerl_lib.report.study import MIXING, outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies import results as studies_results
@@ -85,17 +84,6 @@ def test_outcome_by_hand_and_by_both_ways() -> None:
     pd.testing.assert_series_equal(outcomes(outcome_values(full)).sort_index(), both.sort_index(), check_names=False)
     with pytest.raises(ValueError, match="averages the last 3"):
         final_outcome(frame[frame["step"] > 1])
-
-
-def test_comparisons_pair_by_seed_and_correct_within_the_family() -> None:
-    values = outcome_values(evaluations({"grpo": 0.0, "diff": 0.3, "adarft": 0.0}, seeds=4))
-    found = compare(values, [("diff", "grpo"), ("adarft", "grpo")])
-    assert found[0].interval.low > 15 and found[0].n_seeds == 4 and found[0].p_holm < 0.01
-    assert found[1].interval.low < 0 < found[1].interval.high
-    for c in found:
-        assert c.corrected.low <= c.interval.low and c.corrected.high >= c.interval.high and c.p_holm >= c.p_value
-    alone = compare(values, [("diff", "grpo")])[0]
-    assert alone.corrected == alone.interval
 
 
 def test_steps_to_target_by_hand() -> None:

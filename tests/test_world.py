@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import WORLD_VERSION, get_profile
-from saerl_lib.data.answers import read_answer, reward
+from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.world.gates import guess_rate, met, single_token_accuracy
 from saerl_lib.world.problems import FAMILIES, LEVELS, SCHOOL_WEIGHT, Solver, difficulty
@@ -22,30 +22,25 @@ from saerl_lib.world.sources import EVAL_SETS, draw_sample, draw_world, step_lab
 FROZEN = "f68dd83a253e5815"
 
 
-@pytest.fixture(scope="module")
-def splits() -> dict[str, list[Sample]]:
-    return draw_world(get_profile("smoke").world)
-
-
 def fingerprint(splits: dict[str, list[Sample]]) -> str:
     rows = [(s.id, s.prompt, s.steps, s.answer, s.difficulty, s.flaw) for name in sorted(splits) for s in splits[name]]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def test_world_is_frozen_under_its_version(splits: dict[str, list[Sample]]) -> None:
-    assert (WORLD_VERSION, fingerprint(splits)) == ("1", FROZEN), (
+def test_world_is_frozen_under_its_version(smoke_world: dict[str, list[Sample]]) -> None:
+    assert (WORLD_VERSION, fingerprint(smoke_world)) == ("1", FROZEN), (
         "a sample changed: raise WORLD_VERSION and measure the gates again"
     )
 
 
-def test_no_normalised_prompt_occurs_twice(splits: dict[str, list[Sample]]) -> None:
-    prompts = [normalise(s.prompt) for samples in splits.values() for s in samples]
+def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]]) -> None:
+    prompts = [normalise(s.prompt) for samples in smoke_world.values() for s in samples]
     assert len(prompts) == len(set(prompts))
-    ids = [s.id for samples in splits.values() for s in samples]
+    ids = [s.id for samples in smoke_world.values() for s in samples]
     assert len(ids) == len(set(ids))
-    assert not any(s.flaw for spec in EVAL_SETS for s in splits[f"eval_{spec.name}"])
+    assert not any(s.flaw for spec in EVAL_SETS for s in smoke_world[f"eval_{spec.name}"])
     other = draw_world(replace(get_profile("smoke").world, seed=1))
-    assert fingerprint(other) != fingerprint(splits)
+    assert fingerprint(other) != fingerprint(smoke_world)
 
 
 @given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(LEVELS), st.integers(0, 10_000))
@@ -102,22 +97,15 @@ def test_step_labels_follow_the_first_slip() -> None:
     assert step_labels(solver) == (1, -1, 0, 0)
 
 
-def test_planted_errors_are_of_known_kinds(splits: dict[str, list[Sample]]) -> None:
-    flaws = {s.flaw for s in splits["pool"]} - {""}
+def test_planted_errors_are_of_known_kinds(smoke_world: dict[str, list[Sample]]) -> None:
+    flaws = {s.flaw for s in smoke_world["pool"]} - {""}
     assert flaws <= {"wrong_answer", "missing_premise", "contradiction", "truncated_solution", "wrong_step"}
-    assert flaws and all(s.source == "parent" for s in splits["pool"] if s.flaw)
+    assert flaws and all(s.source == "parent" for s in smoke_world["pool"] if s.flaw)
 
 
-def test_rewards_need_the_canonical_form() -> None:
-    assert reward("6/8\nAnswer: 3/4", "3/4") == 1.0
-    assert reward("Answer: 6/8", "3/4") == 0.0
-    assert reward("no answer", "3/4") == 0.0
-    assert read_answer("Answer: 1\nAnswer: 2") == "2"
-
-
-def test_samples_survive_the_disk(splits: dict[str, list[Sample]], tmp_path) -> None:
-    write_samples(splits["pool"], tmp_path / "pool.parquet")
-    assert read_samples(tmp_path / "pool.parquet") == splits["pool"]
+def test_samples_survive_the_disk(smoke_world: dict[str, list[Sample]], tmp_path) -> None:
+    write_samples(smoke_world["pool"], tmp_path / "pool.parquet")
+    assert read_samples(tmp_path / "pool.parquet") == smoke_world["pool"]
 
 
 def test_gate_measures_by_hand() -> None:
