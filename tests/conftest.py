@@ -12,6 +12,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import torch
 
+    from saerl_lib.data.sample import Sample
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run side by side; threads that wait for a core would spin
 
@@ -26,6 +28,15 @@ def saerl_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAERL_HOME", str(home))
     monkeypatch.delenv("SAERL_DATA_DIR", raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def smoke_world() -> dict[str, list[Sample]]:
+    """The splits of profile smoke, drawn once; not to be changed."""
+    from saerl_lib.config import get_profile
+    from saerl_lib.world.sources import draw_world
+
+    return draw_world(get_profile("smoke").world)
 
 
 GPU_TESTS_ON = "SAERL_GPU_TESTS_ON"

@@ -1,15 +1,31 @@
-"""Small files in the names and schema of the real labelled sets, for tests that read all of them."""
+"""Small files of labelled problems, and of the names and schema of the real labelled sets."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 FILES = (
     "math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate", "math_test", "gsm8k_test", "quality_valimath",
     "dsr_sub_training_accuracy", "eval_math500", "eval_aime24", "eval_amc23", "eval_minerva_math", "eval_olympiadbench",
 )  # fmt: skip
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    """A row a line; returns the path as a command takes it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def problems(n: int, **labels: Any) -> list[dict[str, Any]]:
+    """n rows of a labelled file; a label is a value or a function of the row's number."""
+    return [
+        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
+        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
+        for i in range(n)
+    ]
 
 
 def write_real_files(folder: Path) -> Path:

@@ -29,18 +29,15 @@ def world_tables() -> dict[str, pd.DataFrame]:
         (claims.ORDER_GATE, 1.5, 1.0, nan, True, 3, "", ""),
     ]
     shares = [0.4, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.2]
-    prompts = [(f"s{i}", "ab"[i % 2], i / 3, (i * 7 % 9) / 8, 8) for i in range(24)]
     return {
         "world_gates": frame("world_gates", gates),
         "pass_rates": frame("pass_rates", [(i / 10, (i + 1) / 10, s, 0.1, 100, 4000) for i, s in enumerate(shares)]),
-        "difficulty_vs_pass_rate": frame("difficulty_vs_pass_rate", prompts),
     }
 
 
 def property_tables() -> dict[str, pd.DataFrame]:
     """Tables of notebooks 01 to 05."""
     nan = float("nan")
-    quality = [("main", "explained_variance", 0.86, 0.8, nan, True, 900), ("main", "l0", 31.5, nan, nan, None, 900)]
     accuracy = {"majority": 0.2, "tfidf": 0.6, "sae": 0.5}
     ladder = [("world", t, "accuracy", f, v, v - 0.03, v + 0.03, 90, 40)
               for t in ("topic_l2", "topic_l3", "topic_leaf") for f, v in accuracy.items()]  # fmt: skip
@@ -52,28 +49,15 @@ def property_tables() -> dict[str, pd.DataFrame]:
     real = [("math_test", t, m, f, v, v - 0.02, v + 0.02, 700, 300)
             for t, m in (("subject", "accuracy"), ("difficulty_level", "spearman"))
             for f, v in (("majority", 0.24), ("tfidf", 0.7), ("dense", 0.6), ("sae_untrained", 0.5), ("sae", 0.55))]  # fmt: skip
-    choices = [(c, o, t, m, 0.5, 0.4, 0.6, 90, 40, 0.3)
-               for c, o in (("retained set", "variance"), ("retained set", "random"), ("spans", "prompt only"))
-               for t, m in (("topic_leaf", "accuracy"), ("difficulty_in_domain", "spearman"))]  # fmt: skip
     bins = [(s, b, 12, b + 0.1, b, b - 0.5, b + 0.5) for s in ("raw", "global", "ranking") for b in range(3)]
     kept = [("full", 100, 100, 50, 0.5, 1.0, 0.4905, 1.0), ("p95", 50, 100, 45, 0.9, 0.9, 0.9537, 0.9546),
             ("top_k used", 40, 100, 38, 0.95, 0.76, nan, nan)]  # fmt: skip
     scores = [(s, i / 4, (i + 1) / 4, share, 50) for s, shares in (("target", (0, 0.1, 0.3, 0.6)), ("parent", (0.6, 0.3, 0.1, 0)))
               for i, share in enumerate(shares)]  # fmt: skip
-    clusters = [(c, 20, f"Topic {c}", "A -> B (50%)", 1.5, 2.1, 1.5, 2.0, 2.5, 20, 9.0, 5.0, "s1; s2", "sol_max/3 (+1.2)")
-                for c in range(3)]  # fmt: skip
-    groups = [(g, 4, 0.2, 0.1, 0.3, 4, 20, 5, 26, 90) for g in ("prompt_mean", "prompt_max", "sol_mean", "sol_max", "metadata")]
     return {
-        "sae_quality": frame("sae_quality", quality),
-        "sae_map": frame("sae_map", [(f"s{i}", i % 5, i % 7, "ab"[i % 2], i % 4, float(i)) for i in range(40)]),
         "world_probes": frame("world_probes", ladder),
         "probe_ladder": frame("probe_ladder", [*ladder, *real]),
-        "representation": frame("representation", choices),
         "calibration": frame("calibration", bins),
-        "cluster_topics": frame("cluster_topics", [(c, d, 3 + c) for c in range(4) for d in "abc"]),
-        "cluster_summary": frame("cluster_summary", [(c, 20, 5, 0.1, 0.3, 2.0, 1.5, "a", 0.5, 30.0, 40.0) for c in range(4)]),
-        "cluster_audit": frame("cluster_audit", clusters),
-        "feature_groups": frame("feature_groups", groups),
         "filter": frame("filter", kept),
         "filter_scores": frame("filter_scores", scores),
     }
@@ -81,8 +65,6 @@ def property_tables() -> dict[str, pd.DataFrame]:
 
 def run_tables(seeds: int) -> dict[str, pd.DataFrame]:
     """Tables of notebooks 06 to 08."""
-    orders = ("random", "saerl_before_mixing", "saerl")
-    batches = [(o, t, 0, 0.5 + 0.25 * i, 3 - i, t * 0.5, 30.0) for i, o in enumerate(orders) for t in range(4)]
     diversity = [("random", 0, "pca2", 1.4, 1.3, 1.5, 4), ("saerl_before_mixing", 0, "pca2", 1.0, 0.9, 1.1, 4),
                  ("saerl", 1, "pca2", 1.5, 1.4, 1.6, 4), ("saerl", 2, "pca2", 1.7, 1.6, 1.8, 4)]  # fmt: skip
     gain = {"grpo": 0.0, "saerl": 0.02}
@@ -103,17 +85,7 @@ def run_tables(seeds: int) -> dict[str, pd.DataFrame]:
                 curves.append((arm, seed, step, "all", "avg_at_k", 0.4, 24, 2))
     paired = [(n, "pass_at_k" if n == "hardest" else "avg_at_k", 2.0, 0.5, 3.5, seeds, 8, 1.1) for n in (*SETS, "all")]
     steps = [(n, 0.5, a, s, None if (n, a) == ("hard", "grpo") else 2.0) for n in SETS for a in gain for s in range(seeds)]
-    nan = float("nan")
-    path = [("s1", "path", n, nan, nan, nan, nan, nan, nan, "a line")
-            for n in ("cluster", "difficulty", "filter", "batch", "swap")]  # fmt: skip
-    parts = [("s1", p, i, v, nan, nan, nan, nan, 3, "") for p in ("difficulty", "quality")
-             for i, v in (("intercept", 2.0), ("sol_max/3", 0.4), ("metadata/words", -0.2), ("others", 0.1))]  # fmt: skip
-    place = [("s1", "pool", "r", 0.5, b, b + 1.0, nan, nan, 40, "") for b in (1.0, 2.0)]
-    place += [("s1", "score", "r", 2.3, 1.8, 2.8, nan, nan, 60, "95 %")]
-    batch = [("s1", "batch", f"s{i}", 2.0 + i / 9, nan, nan, i % 2, i, 5, "this sample" if i == 1 else "") for i in range(4)]
     return {
-        "sample_audit": frame("sample_audit", path + parts + place + batch),
-        "batch_composition": frame("batch_composition", batches),
         "inbatch_diversity": frame("inbatch_diversity", diversity),
         "training_curves": frame("training_curves", training),
         "learning_curves": frame("learning_curves", curves),

@@ -20,7 +20,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from saerl_lib.config import EncoderConfig
 from saerl_lib.data.hub import SETS
+from saerl_lib.encode.models import ENCODER
+from saerl_lib.encode.sae import train_sae
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (
@@ -194,4 +197,12 @@ def build_opensae(folder: Path) -> Path:
     values = {"hidden_size": WIDTH, "feature_size": LATENTS, "input_normalize": True, "input_normalize_eps": 1e-5,
               "activation": "topk", "k": 7}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def untrained_sae(folder: Path) -> Path:
+    """An SAE of the shipped encoder as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
+    torch.manual_seed(0)
+    sizes = EncoderConfig(sae_latents=128, sae_k=8, retained_latents=12)
+    train_sae(torch.randn(4096, ENCODER.width), sizes, 0, folder, "untrained")
     return folder

@@ -1,32 +1,85 @@
-"""Encoding: batches, spans, pooling against a slow loop, the SAE's gates, the shipped models."""
+"""Encoding: spans, sparse encoding against SAELens, pooling against slow twins, the store, retained sets, SAE sources."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from saerl_lib.config import get_profile
-from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import SEPARATOR, activations, token_batches, token_vectors, truncate
-from saerl_lib.encode.models import encoder_folder, load_encoder
-from saerl_lib.encode.pool import FEATURES, Encoder, metadata_features, pool_samples
-from saerl_lib.encode.sae import SAEGateError, SAEQuality, check_sae, load_sae, measure_sae, train_sae
-from saerl_lib.encode.store import choose_retained, encode_samples, load_features, save_features, write_store
-from saerl_lib.world.sources import HELD_OUT, draw_world, encoder_families, rebuild_encoder
+from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.encode.language_model import (
+    SEPARATOR,
+    Layout,
+    activations,
+    pack,
+    sample_spans,
+    token_batches,
+    token_vectors,
+    truncate,
+)
+from saerl_lib.encode.models import ENCODER, encoder_folder, load_encoder
+from saerl_lib.encode.pool import (
+    FEATURES,
+    Encoder,
+    SparseLatents,
+    Triples,
+    encode_all,
+    find_retained,
+    metadata_features,
+    pool_on_device,
+    pool_samples,
+    pool_triples,
+)
+from saerl_lib.encode.readers import pool_dense
+from saerl_lib.encode.sae import (
+    GROUP,
+    KINDS,
+    WIDE,
+    SAEGateError,
+    SAEQuality,
+    _of_best_groups,
+    check_sae,
+    load_opensae,
+    load_sae,
+    measure_sae,
+    open_sae_source,
+    topk_entries,
+    train_sae,
+)
+from saerl_lib.encode.store import (
+    RULES,
+    choose_retained,
+    encode_samples,
+    hooked_gradient,
+    latent_statistics,
+    load_features,
+    save_features,
+    write_store,
+)
+from saerl_lib.world.sources import rebuild_encoder
+from tests import stand_ins as build
 
 CONFIG = replace(
-    get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=200_000,
+    get_profile("smoke").encoder, sae_latents=128, sae_k=8, retained_latents=12, sae_training_tokens=100_000,
     sae_learning_rate=5e-3, tokens_per_batch=512
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    return draw_world(get_profile("smoke").world)["labelled"][:40]
+def samples(smoke_world: dict[str, list[Sample]]) -> list[Sample]:
+    return smoke_world["labelled"][:40]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +90,6 @@ def encoder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("sae")
     train_sae(vectors, CONFIG, 0, folder)
     return Encoder(decoder, tokenizer, load_sae(folder, vectors.shape[1]), 512)
-
-
-def test_batches_hold_every_sample_once_and_respect_the_bound(samples: list[Sample], encoder: Encoder) -> None:
-    batches = list(token_batches(samples, encoder.tokenizer, 512))
-    assert sorted(i for b in batches for i in b.rows) == list(range(len(samples)))
-    assert all(b.ids.numel() <= 512 or len(b.rows) == 1 for b in batches)
-    real = sum(int((b.ids != encoder.tokenizer.pad_token_id).sum()) for b in batches)
-    assert sum(b.ids.numel() for b in batches) <= 1.25 * real
 
 
 def test_spans_decode_to_prompt_and_solution(samples: list[Sample], encoder: Encoder) -> None:
@@ -65,22 +110,6 @@ def test_pooling_equals_a_slow_loop(samples: list[Sample], encoder: Encoder) -> 
         spans = (latents[batch.prompt[0]], latents[batch.solution[0]])
         slow = torch.cat([v for s in spans for v in (s.mean(dim=0), s.max(dim=0).values)])
         np.testing.assert_allclose(z[i], slow.numpy(), rtol=2e-4, atol=2e-5)
-
-
-def test_padding_changes_no_activation(samples: list[Sample], encoder: Encoder) -> None:
-    (alone,) = token_batches(samples[:1], encoder.tokenizer, 4096)
-    (together,) = token_batches(samples[:8], encoder.tokenizer, 100_000)
-    row = together.rows.index(0)
-    n = int((alone.prompt | alone.solution).sum()) + 1
-    values = activations(encoder.decoder, together)[row, :n]
-    torch.testing.assert_close(values, activations(encoder.decoder, alone)[0, :n], rtol=1e-4, atol=1e-4)
-
-
-def test_default_retained_set_is_label_free_and_fixed(samples: list[Sample], encoder: Encoder, tmp_path) -> None:
-    store = write_store(samples, encoder, tmp_path)
-    first = choose_retained(store, CONFIG.retained_latents)
-    assert first.tolist() == choose_retained(store, CONFIG.retained_latents, labels=np.arange(40.0)).tolist()
-    assert len(set(first.tolist())) == CONFIG.retained_latents
 
 
 def test_features_survive_the_disk(samples: list[Sample], encoder: Encoder, tmp_path) -> None:
@@ -109,18 +138,9 @@ def test_truncation_matches_the_hidden_state_of_the_whole_model(samples: list[Sa
     torch.testing.assert_close(activations(truncate(whole, 3), batch), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_hook_outside_the_model_is_refused() -> None:
+def test_gates_stop_the_run() -> None:
     with pytest.raises(ValueError, match="hook_layer=9 does not fit a model of 4 blocks"):
         truncate(load_encoder()[0], 9)
-
-
-def test_sae_of_another_width_is_refused(tmp_path) -> None:
-    train_sae(torch.randn(256, 16), replace(CONFIG, sae_latents=32, sae_k=4, sae_training_tokens=256), 0, tmp_path)
-    with pytest.raises(SAEGateError, match="reads vectors of width 16, the model's residual stream has width 96"):
-        load_sae(tmp_path, 96)
-
-
-def test_sae_gates_stop_the_run() -> None:
     with pytest.raises(SAEGateError, match="explained variance 0.100 is below"):
         check_sae(SAEQuality(0.1, 8.0, 0.0, 10), CONFIG)
     with pytest.raises(SAEGateError, match="dead share 0.950 is above"):
@@ -141,12 +161,286 @@ def test_non_finite_activations_name_the_sample(samples: list[Sample]) -> None:
         list(token_vectors(samples, truncate(model, 3), tokenizer, 512))
 
 
-def test_encoder_leaves_out_four_families() -> None:
-    assert len(HELD_OUT) >= 4 and not set(HELD_OUT) & set(encoder_families(False))
-    assert set(HELD_OUT) <= set(encoder_families(True))
-
-
 def test_a_rebuild_begins_with_the_recorded_loss(tmp_path) -> None:
     recorded = json.loads((encoder_folder() / "losses.json").read_text(encoding="utf-8"))
     losses = rebuild_encoder(tmp_path, steps=1)
     assert losses[0] == pytest.approx(recorded[0], rel=0.002)
+
+# Sparse encoding, the store, retained sets and SAE sources.
+
+
+WIDTH = ENCODER.width
+
+
+def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | StandardSAE:
+    torch.manual_seed(3)
+    shape = {"d_in": WIDTH, "d_sae": latents}
+    if kind == "topk":
+        sae = TopKSAE(TopKSAEConfig(k=12, rescale_acts_by_decoder_norm=True, **shape))
+    elif kind == "jumprelu":
+        sae = JumpReLUSAE(JumpReLUSAEConfig(**shape))
+    else:
+        sae = StandardSAE(StandardSAEConfig(**shape))
+    with torch.no_grad():
+        sae.W_enc.normal_(std=0.1)
+        sae.b_enc.normal_(std=0.1)
+        sae.W_dec.normal_()
+        if kind == "jumprelu":
+            sae.threshold.uniform_(0.5, 1.5)
+    return sae.eval()
+
+
+@pytest.fixture(scope="module")
+def random_encoder() -> Encoder:
+    model, tokenizer = load_encoder()
+    return Encoder(truncate(model, 3), tokenizer, random_sae("jumprelu"), 600)
+
+
+def dense(found: SparseLatents, shape: tuple[int, int]) -> torch.Tensor:
+    out = torch.zeros(shape)
+    out[torch.from_numpy(found.token), torch.from_numpy(found.latent)] = torch.from_numpy(found.value)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
+def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str) -> None:
+    sae, vectors = random_sae(kind), torch.randn(70, WIDTH, generator=torch.Generator().manual_seed(1))
+    expected = sae.encode(vectors).detach()
+    for elements in (512, 512 * 7, 2**25):
+        torch.testing.assert_close(dense(encode_all(sae, vectors, elements), expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard"])
+def test_retained_latents_alone_equal_the_full_encoding(kind: str) -> None:
+    sae, vectors = random_sae(kind), torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(2))
+    retained = np.array([0, 5, 77, 300, 511])
+    found = dense(find_retained(sae, vectors, retained).host(), (40, 5))
+    torch.testing.assert_close(found, sae.encode(vectors).detach()[:, retained], rtol=1e-5, atol=1e-6)
+    assert (found > 0).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([24, 256, 1024, 4096]), st.integers(0, 2), st.floats(-4, 1),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_topk_by_groups_equals_a_sort(k: int, seed: int, width: int, decimals: int, shift: float, kind: torch.dtype) -> None:
+    hidden = (torch.randn(5, width, generator=torch.Generator().manual_seed(seed)) + shift).round(decimals=decimals).to(kind)
+    expected = hidden.sort(descending=True).values[:, :k]
+    rows, columns, values = topk_entries(hidden, k)
+    assert rows.tolist() == sorted(rows.tolist()) and values.dtype == kind
+    for row in range(5):
+        largest, found = expected[row][expected[row] > 0], columns[rows == row].tolist()
+        assert sorted(values[rows == row].tolist(), reverse=True) == largest.tolist() and found == sorted(set(found))
+        torch.testing.assert_close(hidden[row, found], values[rows == row])
+        if width < WIDE * k * GROUP:  # of equal entries those that torch takes
+            taken = hidden.topk(k, sorted=False).indices[row]
+            assert found == sorted(taken[hidden[row, taken] > 0].tolist())
+    if width // GROUP >= k:
+        values, columns = _of_best_groups(hidden, k)
+        torch.testing.assert_close(values.sort(descending=True).values, expected, rtol=0, atol=0)
+        torch.testing.assert_close(hidden.gather(1, columns), values, rtol=0, atol=0)
+        assert all(len(set(row)) == k for row in columns.tolist())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10_000))
+def test_pooling_on_the_device_equals_pooling_on_the_host(entries: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    group = np.sort(rng.integers(0, 6, 12))
+    token = np.sort(rng.integers(0, 12, entries))
+    latent, value = rng.integers(0, 9, entries), rng.random(entries).astype(np.float32) + 0.1
+    triples = Triples(torch.from_numpy(token), torch.from_numpy(latent), torch.from_numpy(value))
+    tokens = np.bincount(group, minlength=6)
+    host, device = (pool(found, group, tokens, 9) for pool, found in ((pool_triples, triples.host()), (pool_on_device, triples)))
+    for name in ("row", "span", "latent", "peak"):
+        np.testing.assert_array_equal(getattr(device, name), getattr(host, name))
+    np.testing.assert_allclose(device.mean, host.mean, rtol=1e-6)
+    vectors = np.array([[1.0], [3.0], [8.0]], dtype=np.float32)
+    found = pool_dense(vectors, np.array([0, 0, 3]), 2)
+    np.testing.assert_array_equal(found, [[2.0, 3.0, np.nan, np.nan], [np.nan, np.nan, 8.0, 8.0]])
+
+
+def test_the_store_gives_what_encoding_again_gives(samples: list[Sample], random_encoder: Encoder, tmp_path: Path) -> None:
+    mixed = [replace(s, solved=i % 3 > 0) for i, s in enumerate(samples)]
+    store = write_store(mixed, random_encoder, tmp_path)
+    retained = np.array([1, 50, 200, 400])
+    z = pool_samples(mixed, random_encoder, retained)
+    np.testing.assert_allclose(store.select(retained), z, rtol=1e-5, atol=1e-6)
+    assert np.isnan(z[0, 8:]).all() and np.isfinite(z[1]).all() and np.isfinite(z[0, :8]).all()
+    assert store.ids == tuple(s.id for s in mixed)
+    peaks = np.nan_to_num(z.reshape(len(z), 4, 4))[:, [1, 3]].max(axis=1)
+    np.testing.assert_allclose(store.peaks()[:, retained].toarray(), peaks, rtol=1e-5)
+    np.testing.assert_allclose(latent_statistics(store).variance[retained], peaks.astype(float).var(axis=0), rtol=1e-4)
+
+
+def test_samples_without_solution_are_nan_and_can_be_completed(samples: list[Sample], random_encoder: Encoder) -> None:
+    mixed = [replace(samples[0], solved=False), *samples[1:4]]
+    table = encode_samples(mixed, random_encoder, np.arange(0, 512, 8))
+    assert table.solved.tolist() == [False, True, True, True]
+    whole = table.complete()
+    assert np.isfinite(whole.phi).all()
+    np.testing.assert_allclose(whole.z[0, 128:], table.z[1:, 128:].mean(axis=0), rtol=1e-5, atol=1e-7)
+    assert table.prompt_phi.shape == (4, 128 + 13) and np.isfinite(table.prompt_phi).all()
+    with pytest.raises(ValueError, match="no sample has a worked solution"):
+        table.rows(np.array([0])).complete()
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> None:
+    _, tokenizer = load_encoder()
+    tokenizer.chat_template = CHAT
+    sample = replace(samples[0], prompt="Add 12 and 30.", steps=("12 + 30 = 42",), answer="42")
+    spans = sample_spans(sample, tokenizer, Layout(chat=True))
+    prompt = tokenizer.decode([t for t, keep in zip(spans.ids, spans.prompt, strict=True) if keep])
+    solution = tokenizer.decode([t for t, keep in zip(spans.ids, spans.solution, strict=True) if keep])
+    assert prompt.strip() == sample.prompt and solution.strip() == sample.solution
+    assert not any(a and b for a, b in zip(spans.prompt, spans.solution, strict=True))
+    alone = sample_spans(replace(sample, solved=False), tokenizer, Layout(chat=True))
+    assert any(alone.prompt) and not any(alone.solution)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    with pytest.raises(DataError, match=f"sample {sample.id}: the chat template changes its text"):
+        sample_spans(sample, tokenizer, Layout(chat=True))
+    with pytest.raises(DataError, match="no prompt token is left"):
+        sample_spans(sample, tokenizer, Layout(max_tokens=1))
+    assert sample_spans(sample, tokenizer, Layout(max_tokens=8)).truncated
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    bare = sample_spans(replace(samples[0], solved=False), tokenizer, Layout(chat=True))
+    assert bare.prompt == [False] + [True] * (len(bare.ids) - 1), "the first token is an attention sink, content or not"
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
+def test_packing_loses_and_doubles_nothing(lengths: list[int], bound: int) -> None:
+    batches = pack(lengths, bound)
+    assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
+    assert all(len(rows) * max(lengths[i] for i in rows) <= bound or len(rows) == 1 for rows in batches)
+
+
+def test_bidirectional_models_mask_their_padding(samples: list[Sample]) -> None:
+    torch.manual_seed(0)
+    model = truncate(BertModel(BertConfig(vocab_size=1000, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+                                          intermediate_size=64)), 2)  # fmt: skip
+    _, tokenizer = load_encoder()
+    (alone,) = token_batches(samples[:1], tokenizer, 4096)
+    (together,) = token_batches(samples[:6], tokenizer, 100_000)
+    row, n = together.rows.index(0), alone.ids.shape[1]
+    assert together.ids.shape[1] > n
+    torch.testing.assert_close(activations(model, together)[row, :n], activations(model, alone)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
+    samples: list[Sample], random_encoder: Encoder, tmp_path: Path
+) -> None:
+    store = write_store(samples, random_encoder, tmp_path)
+    peaks = store.peaks().toarray()
+    best = int(peaks.var(axis=0).argmax())
+    labels = peaks[:, best] * 2.0 + np.random.default_rng(0).normal(size=len(peaks))  # of an exact line the F value overflows
+    for rule in RULES:
+        chosen = choose_retained(store, 10, rule=rule, labels=labels, influence=lambda: np.arange(512.0))
+        assert len(set(chosen.tolist())) == 10 and sorted(chosen) == chosen.tolist()
+    assert choose_retained(store, 1, rule="variance").tolist() == [best]
+    for rule in ("anova", "elastic_net"):
+        (taken,) = choose_retained(store, 1, rule=rule, labels=labels)
+        strength = [abs(np.corrcoef(peaks[:, column], labels)[0, 1]) for column in (taken, best)]
+        assert strength[0] >= strength[1] - 1e-3 > 0.8, "the label's own latent, or its equal"
+    fires = np.flatnonzero((peaks > 0).any(axis=0))
+    assert choose_retained(store, 3, rule="gradient", influence=lambda: np.arange(512.0)).tolist() == fires[-3:].tolist()
+    one, other = (choose_retained(store, 10, rule="random", seed=s).tolist() for s in (0, 1))
+    assert one == choose_retained(store, 10, rule="random", seed=0).tolist() != other
+    with pytest.raises(ValueError, match="needs a finite label"):
+        choose_retained(store, 10, rule="anova")
+    with pytest.raises(ValueError, match="rule 'best' does not exist"):
+        choose_retained(store, 10, rule="best")
+
+
+def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sample]) -> None:
+    model, tokenizer = load_encoder()
+    model = model.double()
+    (batch,) = token_batches(samples[:1], tokenizer, 4096)
+    states, gradient = hooked_gradient(model, 2, batch)
+    direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(step: float) -> float:
+        def shift(_m: object, _i: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
+            moved = (output[0] if isinstance(output, tuple) else output) + step * direction
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        handle = model.model.layers[1].register_forward_hook(shift)
+        with torch.no_grad():
+            logits = model(input_ids=batch.ids).logits[0, :-1]
+        handle.remove()
+        counted = batch.solution[0, 1:]
+        return float(torch.nn.functional.cross_entropy(logits[counted], batch.ids[0, 1:][counted]))
+
+    slope = (loss(2e-3) - loss(-2e-3)) / 4e-3  # the norms of the model compute in float32
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=5e-3)
+
+
+def test_opensae_checkpoints_give_the_latents_of_their_own_formula(tmp_path: Path) -> None:
+    tensors = load_file(build.build_opensae(tmp_path / "sae") / "model.safetensors")
+    x = torch.randn(9, build.WIDTH, generator=torch.Generator().manual_seed(6)) * 3 + 1
+    centred = x - x.mean(dim=-1, keepdim=True)
+    standard = centred / (centred.std(dim=-1, keepdim=True) + 1e-5)
+    hidden = torch.relu((standard - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
+    values, columns = hidden.topk(7)
+    expected = torch.zeros_like(hidden).scatter(1, columns, values)
+    sae = open_sae_source(f"opensae:{tmp_path / 'sae'}", build.WIDTH)
+    torch.testing.assert_close(sae.encode(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(encode_all(sae, x), (9, build.LATENTS)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_source_that_does_not_exist_fit_or_convert_is_refused(tmp_path: Path) -> None:
+    source = build.build_opensae(tmp_path / "o")
+    with pytest.raises(SAEGateError, match="width 32, the model's residual stream has width 96"):
+        open_sae_source(f"opensae:{source}", 96)
+    with pytest.raises(SAEGateError, match="no cfg.json"):
+        open_sae_source(str(tmp_path), 16)
+    config = json.loads((source / "config.json").read_text())
+    for change, message in (
+        ({"num_experts": 4}, "mixture of experts"), ({"input_normalize_eps": 1e-3}, "input_normalize_eps"),
+        ({"activation": "gelu"}, "activation 'gelu' is not known"), ({"feature_size": 65}, "the download is damaged"),
+    ):  # fmt: skip
+        (source / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(SAEGateError, match=message):
+            load_opensae(source)
+
+
+def train_small(kind: str, folder: Path, architecture: str = "topk") -> torch.nn.Module:
+    config = replace(
+        get_profile("smoke").encoder, sae_architecture=architecture, sae_latents=64, sae_k=6, retained_latents=8,
+        sae_training_tokens=12_000,
+    )  # fmt: skip
+    vectors = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    train_sae(vectors, config, 0, folder, kind, cosine=0.999)
+    return load_sae(folder, 16)
+
+
+def directions(sae: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+
+
+def test_controls_move_only_what_they_may(tmp_path: Path) -> None:
+    saes = {kind: train_small(kind, tmp_path / kind) for kind in KINDS}
+    start = saes["untrained"]
+    cosine = {kind: (directions(sae) * directions(start)).sum(dim=1).min().item() for kind, sae in saes.items()}
+    assert cosine["frozen_decoder"] == pytest.approx(1.0, abs=1e-5)
+    assert cosine["trained"] < cosine["soft_frozen_decoder"]
+    assert cosine["soft_frozen_decoder"] >= 0.999 - 1e-5
+    assert cosine["frozen_encoder"] < 0.9999
+    encoders = {kind: torch.nn.functional.normalize(sae.W_enc.detach(), dim=0) for kind, sae in saes.items()}
+    torch.testing.assert_close(encoders["frozen_encoder"], encoders["untrained"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(encoders["trained"], encoders["untrained"], atol=1e-2)
+
+
+@pytest.mark.parametrize(("architecture", "saved"), [("batchtopk", "jumprelu"), ("jumprelu", "jumprelu")])
+def test_other_architectures_train_and_can_be_encoded_by_retained_latents(tmp_path: Path, architecture: str, saved: str) -> None:
+    sae = train_small("trained", tmp_path, architecture)
+    assert sae.cfg.architecture() == saved
+    vectors = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    found = dense(find_retained(sae, vectors, np.arange(0, 64, 4)).host(), (50, 16))
+    torch.testing.assert_close(found, sae.encode(vectors).detach()[:, ::4], rtol=1e-5, atol=1e-6)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import doctest
-import gzip
 import importlib
 import json
 import os
@@ -28,8 +25,8 @@ from hypothesis import strategies as st
 from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
-from saerl_lib.data.sample import DataError, Sample, write_samples
-from saerl_lib.plan.batch_plan import BatchPlan, PlanError, make_pool, plan_of, write_plan
+from saerl_lib.data.sample import Sample, write_samples
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_plan, open_export, open_plan, write_folder
 from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
 
@@ -70,22 +67,6 @@ def answers(export: Export) -> list[str]:
     return [s.answer for s in export.samples]
 
 
-def test_samples_stand_in_plan_order(export: Export) -> None:
-    assert [s.id for s in export.samples] == export.plan.ids == small_plan().ids
-    assert export.rollouts_per_step == B * G and [export.step_of(i) for i in (0, 3, 4, 19)] == [0, 0, 1, 4]
-
-
-def test_samples_of_json_lines(files: tuple[Path, Path], tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    rows = [{"id": s.id, "question": s.prompt, "answer": s.answer} for s in pool_samples()]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    found, expected = open_export(files[0], path), open_export(*files)
-    assert [(s.id, s.prompt, s.answer) for s in found.samples] == [(s.id, s.prompt, s.answer) for s in expected.samples]
-    path.write_text('{"id": "a"}\n')
-    with pytest.raises(DataError, match="question"):
-        open_export(files[0], path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -98,22 +79,6 @@ def test_samples_that_do_not_fit_the_plan(files: tuple[Path, Path], change: Call
     write_samples(change(pool_samples()), files[1])
     with pytest.raises(ExportError, match=message):
         open_export(*files)
-
-
-def test_files_that_are_no_input(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="missing"):
-        open_plan(tmp_path / "none.parquet")
-    with pytest.raises(PlanError, match="no batch plan"):
-        open_plan(files[1])
-    with pytest.raises(ExportError, match="missing"):
-        open_export(files[0], tmp_path / "none.jsonl")
-    with pytest.raises(ExportError, match="at least 2"):
-        open_export(*files, rollouts_per_prompt=1)
-    doubled = small_plan()
-    doubled.table.loc[1, "sample_id"] = doubled.table.loc[0, "sample_id"]
-    write_plan(doubled, files[0])
-    with pytest.raises(PlanError, match="doubled"):
-        open_plan(files[0])
 
 
 # What is written.
@@ -162,9 +127,7 @@ def test_verl_schema(export: Export, tmp_path: Path) -> None:
     assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": a} for a in answers(export)]
     settings = yaml.safe_load((tmp_path / "out" / "saerl_plan.yaml").read_text())
     assert settings["data"]["shuffle"] is False and settings["data"]["train_batch_size"] == B
-    assert settings["actor_rollout_ref"]["rollout"] == {"n": G}
-    assert settings["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == B
-    assert settings["trainer"]["total_training_steps"] == STEPS
+    assert settings["actor_rollout_ref"]["rollout"] == {"n": G} and settings["trainer"]["total_training_steps"] == STEPS
 
 
 def test_nemo_rl_schema(export: Export, tmp_path: Path) -> None:
@@ -381,6 +344,9 @@ def test_departures_by_hand() -> None:
     assert (without.first.step, without.first.slot) == (1, 3) and without.dropped == (ids[7],) and without.steps_kept == 1
     strange = follow(plan, ConsumedLog(tuple([*ids[:-1], "x"])))
     assert strange.unknown == ("x",) and strange.dropped == (ids[-1],) and strange.first.step == STEPS - 1
+    kept = [(i // B, name) for i, name in enumerate(ids) if i // B != 2]
+    gap = follow(plan, ConsumedLog(tuple(name for _, name in kept), tuple(step for step, _ in kept)))
+    assert gap.first.step == 2 and gap.first.consumed is None and not gap.log_ended and gap.steps_kept == STEPS - 1
     again = follow(plan, ConsumedLog(tuple([*ids[:4], *ids[:4], *ids[8:]])))
     assert again.repeated == tuple(ids[:4]) and again.dropped == tuple(ids[4:8])
 
@@ -405,13 +371,8 @@ def test_order_inside_a_step_counts_unless_told_otherwise() -> None:
     assert follow(plan, ConsumedLog(tuple(interleaved)), rollouts=G, any_slot=True).followed
     steps = tuple(i // (B * G) for i in range(len(interleaved)))
     assert follow(plan, ConsumedLog(tuple(interleaved), steps), any_slot=True).followed
-    moved = interleaved[: B * G - 1] + [plan.ids[B]] + interleaved[B * G :]
-    report = follow(plan, ConsumedLog(tuple(moved)), rollouts=G, any_slot=True)
-    assert (report.first.step, report.first.planned, report.first.consumed) == (0, None, plan.ids[B])
     with pytest.raises(LogError, match="optimiser step"):
         follow(plan, ConsumedLog(("s00",), (10**9,)))
-    with pytest.raises(LogError, match="at least 1"):
-        follow(plan, ConsumedLog(("s00",)), rollouts=0)
 
 
 def test_a_prompt_consumed_twice_is_no_order_inside_a_step() -> None:
@@ -440,30 +401,20 @@ def test_a_run_may_end_within_a_pass(files: tuple[Path, Path], tmp_path: Path, c
         out = capsys.readouterr().out
         assert code == (0 if said.startswith("the plan") else 1) and said in out
         assert json.loads(out.strip().split("\n")[-1])["followed"] == (code == 0)
-    assert main(["verify", "--plan", str(files[0]), "--log", str(log), "--steps", "0"]) == 1
 
 
 def own_file(folder: Path, kind: str) -> tuple[Path, list[str]]:
-    """40 problems in a form that `plan` reads, and the options it needs."""
+    """40 problems in a form that `plan` reads, and the options it needs; lines have no id."""
     rows = [{"key": 100 + i, "text": f"Add {i} and {i * 7 % 31}.", "result": i + i * 7 % 31, "level": i % 5} for i in range(40)]
-    path, options = folder / f"my.{kind.removeprefix('plain ')}", ["--prompt-field", "text", "--answer-field", "result"]
-    options += [] if kind.startswith("plain") else ["--id-field", "key"]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if kind.endswith("jsonl"):
-        path.write_text(text)
-    elif kind == "jsonl.gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    elif kind == "csv":
-        with path.open("w", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        pd.DataFrame(rows).to_parquet(path)
-    return path, options
+    path, options = folder / f"my.{kind}", ["--prompt-field", "text", "--answer-field", "result"]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path, options
+    pd.DataFrame(rows).to_parquet(path)
+    return path, [*options, "--id-field", "key"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "plain jsonl", "jsonl.gz", "csv", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
     path, options = own_file(tmp_path, kind)
     plan = tmp_path / "plan"
@@ -476,14 +427,6 @@ def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path, kind: str)
     }
     (plan / "samples.parquet").unlink()
     assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "again")]) == 1
-
-
-def test_a_step_missing_from_the_log() -> None:
-    plan = small_plan()
-    kept = [(i // B, name) for i, name in enumerate(plan.ids) if i // B != 2]
-    report = follow(plan, ConsumedLog(tuple(name for _, name in kept), tuple(step for step, _ in kept)))
-    assert report.first.step == 2 and report.first.consumed is None and not report.log_ended
-    assert report.dropped == tuple(plan.ids[8:12]) and report.steps_kept == STEPS - 1
 
 
 @given(st.permutations(range(STEPS * B)), st.integers(1, 4))
@@ -500,16 +443,12 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no sample id"),
-        ("\n \n", "no sample id"),
-        ('{"sample_id": "a"}\n{"id": "b"}\n', "line 2: field 'sample_id' is missing"),
+        ("\n \n", "no sample id"), ('{"sample_id": "a"}\n{"id": "b"}\n', "line 2: field 'sample_id' is missing"),
         ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
         ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
-        ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"),
-        ("step,sample_id\n1,a\n", "looks like CSV"),
-        ('{"sample_id": "a"}\n{"sample_\n{"sample_id": "b"}\n', "line 2: not JSON"),
+        ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"), ("step,sample_id\n1,a\n", "looks like CSV"),
     ],
-)
+)  # fmt: skip
 def test_malformed_logs(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(text)
@@ -517,10 +456,7 @@ def test_malformed_logs(tmp_path: Path, text: str, message: str) -> None:
         read_log(path)
 
 
-def test_logs_that_are_cut_short_or_of_several_runs(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"sample_id": "a"}\n{"sample_')
-    assert read_log(path) == ConsumedLog(("a",))
+def test_tables_that_are_no_log_of_one_run(tmp_path: Path) -> None:
     table = tmp_path / "log.parquet"
     pd.DataFrame({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}).to_parquet(table)
     with pytest.raises(LogError, match="2 runs"):
@@ -528,11 +464,6 @@ def test_logs_that_are_cut_short_or_of_several_runs(tmp_path: Path) -> None:
     pd.DataFrame({"step": [1]}).to_parquet(table)
     with pytest.raises(LogError, match="column 'sample_id' is missing"):
         read_log(table)
-    table.write_text("no parquet")
-    with pytest.raises(LogError, match="no Parquet file"):
-        read_log(table)
-    with pytest.raises(LogError, match="missing"):
-        read_log(tmp_path / "none.txt")
 
 
 # The commands.
@@ -544,24 +475,11 @@ def test_commands(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captu
     arguments = ["export", "--plan", plan, "--samples", samples, "--out", str(out)]
     assert main([*arguments, "--to", "verl", "--rollouts", str(G)]) == 0
     assert "5 steps of 4 prompts" in capsys.readouterr().out and (out / "README.md").is_file()
-    assert main([*arguments, "--to", "openrlhf"]) == 1 and "cannot keep an order" in capsys.readouterr().err
     assert main([*arguments, "--to", "trl"]) == 1 and "already exists" in capsys.readouterr().err
     log = tmp_path / "log.txt"
-    log.write_text("\n".join(small_plan().ids))
-    assert main(["verify", "--plan", plan, "--log", str(log)]) == 0
-    assert capsys.readouterr().out.startswith("the plan was followed: 5 steps\n")
     log.write_text("\n".join(small_plan().ids[:-2]))
     assert main(["verify", "--plan", plan, "--log", str(log)]) == 1
     said = capsys.readouterr().out.strip().split("\n")
     assert "NOT followed to its end" in said[0] and any(line.startswith("2 ids planned and never consumed") for line in said)
     assert json.loads(said[-1])["dropped"] == 2
-    log.write_text("\n".join(small_plan().ids[::-1]))
-    assert main(["verify", "--plan", plan, "--log", str(log)]) == 1 and "it says" in capsys.readouterr().out
     assert main(["verify", "--plan", samples, "--log", str(log)]) == 1 and "no batch plan" in capsys.readouterr().err
-
-
-def test_doctest_of_follow() -> None:
-    import importlib
-
-    result = doctest.testmod(importlib.import_module("saerl_lib.plan.follow"))
-    assert result.attempted > 0 and result.failed == 0

@@ -9,11 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from saerl_lib.studies.gradients import (
     GradientGram,
-    Pairs,
-    advantages,
     coherence_table,
     flat_gradient,
-    gram_matrix,
     group_loss,
     group_moments,
     mixing_tables,
@@ -49,27 +46,11 @@ def test_the_gradient_equals_a_finite_difference(model: LlamaForCausalLM) -> Non
     arguments = ([3, 4], [[6, 7], [8, 2]], np.array([1.0, -1.0]), 1.0)
     gradient = flat_gradient(model, group_loss(model, *arguments))
     step = 1e-2 * torch.nn.functional.normalize(gradient, dim=0)
-    losses = []
-    for sign in (1, -1):
-        start = 0
-        for parameter in model.parameters():
-            parameter.data += sign * step[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
+    before, losses = torch.nn.utils.parameters_to_vector(model.parameters()).detach(), []
+    for moved in (before + step, before - step, before):
+        torch.nn.utils.vector_to_parameters(moved, model.parameters())
         losses.append(float(group_loss(model, *arguments).detach()))
-        start = 0
-        for parameter in model.parameters():
-            parameter.data -= sign * step[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
     assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(gradient.norm()), rel=1e-2)
-
-
-def test_advantages_of_an_equal_group_are_zero() -> None:
-    assert advantages(np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0]]))[0].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_the_gram_matrix_is_that_of_all_products() -> None:
-    rows = torch.randn(5, 70_000, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(gram_matrix(rows), (rows.double() @ rows.double().T).numpy(), rtol=1e-5, atol=1e-2)
 
 
 def planted(seed: int, n: int = 120, gap: float = 2.0) -> tuple[GradientGram, np.ndarray]:
@@ -125,22 +106,9 @@ def test_tables_hold_every_pair_and_are_the_same_for_the_same_seed() -> None:
     arguments = (prompt_pairs(gram), label, {0: 0.5, 1: 0.5}, 8, 1, 30)
     theory, curve = mixing_tables(*arguments, 0)
     again, _ = mixing_tables(*arguments, 0)
-    other, _ = mixing_tables(*arguments, 1)
-    assert theory.equals(again) and not theory.equals(other)
+    assert theory.equals(again) and not theory.equals(mixing_tables(*arguments, 1)[0])
     assert {(r.cluster_c, r.cluster_d) for r in theory.itertuples()} >= {("0", "1"), ("1", "0"), ("0", "mean"), ("mean", "mean")}
     assert curve[curve["rho"] == 0]["mse_change"].abs().max() == 0.0
-
-
-def test_prompts_without_gradient_are_counted_and_left_out() -> None:
-    gram, label = planted(0, n=30)
-    rate, products = gram.pass_rate.copy(), gram.products.copy()
-    rate[0] = 1.0
-    for row in (0, 30):
-        products[row] = products[:, row] = 0.0
-    table = coherence_table(
-        GradientGram(gram.ids, products, rate), {"cluster": label, "leaf topic": label}, {}, 3, 8, 20, 0
-    )
-    assert set(table["n_zero"]) == {1} and (table[table["level"] == "prompt"]["n"] <= 29).all()
 
 
 def test_rank_correlation_equals_scipy_on_all_pairs() -> None:
@@ -151,4 +119,3 @@ def test_rank_correlation_equals_scipy_on_all_pairs() -> None:
     upper = np.triu_indices(9, 1)
     found = rank_correlation(first, second, np.ones(9, dtype=bool), resample_weights(9, 3, 0))
     assert found[0] == pytest.approx(spearmanr(first[upper], second[upper])[0])
-    assert Pairs.__dataclass_fields__.keys() >= {"products", "squared"}

@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.sample import read_samples, write_samples
-from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.report.study import runs_table
 from saerl_lib.report.tables import write_csv
@@ -130,13 +129,14 @@ def test_a_run_follows_its_order_and_logs_every_rollout(finished: Path, stages: 
 def test_kill_9_resume_and_a_failure_beside_it(
     finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path
 ) -> None:
-    """A selector's run is killed; the grid reports a run that fails and resumes the killed one to the same tables."""
+    """A selector's run is killed and resumed to the same tables; the grid reports a run that fails beside it."""
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
     arms = grid.chosen_arms(["broken", "adarft"], broken)
     run = grid.planned_run(PROFILE, *stages, grid.find_arm("adarft"), 0, home)
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
+    train(run)
     failed = grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
     assert [f.name for f in grid.finished(PROFILE, [(arm, 0) for arm in arms])] == ["adarft-seed0"]
@@ -154,18 +154,6 @@ def test_kill_9_resume_and_a_failure_beside_it(
     assert [p.name for p in run.folder.iterdir()] == ["run.json"], "a run under another key begins in an empty folder"
 
 
-def test_results_of_other_versions_are_refused(finished: Path, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("a", "b")]
-    for folder in folders:
-        shutil.copytree(finished / "grpo-seed0", folder)
-    record = json.loads((folders[1] / "done.json").read_text())
-    record["environment"]["versions"]["torch"] = "1.0"
-    write_json(folders[1] / "done.json", record)
-    with pytest.raises(ArtifactError, match="different versions are not merged"):
-        grid.results(folders)
-    assert set(grid.results(folders[:1])["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
-
-
 def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Path, tmp_path: Path) -> None:
     fresh = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "dapo")])
     runs = runs_table(fresh["evaluations"], fresh["curve"])
@@ -176,16 +164,20 @@ def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Pat
     pd.testing.assert_frame_equal(runs_table(record["evaluations"], record["curve"]), runs, rtol=1e-5)
     pd.testing.assert_frame_equal(record["budget"], fresh["budget"], check_dtype=False)
     ours = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "grpo_4b")])
+    assert set(ours["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
     same = repeated(ours, record).set_index("run")
     assert same["equal"].to_dict() == {"grpo-seed0": True, "adarft-seed0": True}, "by arm and seed, whatever the key"
     wanted = final_outcome(ours["evaluations"].query("arm == 'grpo'"))["outcome"].item()
     assert same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist() == [wanted] * 2, "small integers do not overflow"
     record["evaluations"].loc[record["evaluations"].query("arm == 'adarft'").index[-1], "correct"] ^= 1
     again = repeated(ours, record).set_index("run")
-    other = again.loc["adarft-seed0"]
-    assert not other["equal"] and other["outcome"] != other["committed_outcome"] and again.loc["grpo-seed0", "equal"]
-    with pytest.raises(ArtifactError, match="there are no committed runs"):
-        read_record(tmp_path / "nowhere")
+    assert not again.loc["adarft-seed0", "equal"] and again.loc["grpo-seed0", "equal"]
+    shutil.copytree(finished / "grpo-seed0", tmp_path / "b")
+    done = json.loads((tmp_path / "b" / "done.json").read_text())
+    done["environment"]["versions"]["torch"] = "1.0"
+    write_json(tmp_path / "b" / "done.json", done)
+    with pytest.raises(ArtifactError, match="different versions are not merged"):
+        grid.results([finished / "grpo-seed0", tmp_path / "b"])
 
 
 def test_one_run_without_grpo_is_no_error(
@@ -201,16 +193,9 @@ def test_one_run_without_grpo_is_no_error(
         monkeypatch.setattr(results, name, value)
     assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
     assert "no tables: they compare with grpo" in capsys.readouterr().out and not collected
-    with pytest.raises(UserError, match="--hours belongs to this machine's cores"):
-        results.run_grid_command([], None, 1.0, None, ray="auto")
     monkeypatch.setattr(results, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
     assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
     assert len(collected) == 1
-
-
-def test_cells_come_seed_by_seed(stages: tuple[Stage, Stage]) -> None:
-    cells = grid.grid(PROFILE, 2, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
-    assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
 
 
 def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:
@@ -229,7 +214,9 @@ def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Sta
         grid.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
 
 
-def test_pilot_rules_by_hand() -> None:
+def test_pilot_rules_and_the_order_of_cells_by_hand() -> None:
+    cells = grid.grid(PROFILE, 2, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
+    assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
     table = pd.DataFrame({"learning_rate": [1.0, 1.0, 2.0, 2.0, 4.0, 4.0], "seed": [0, 1] * 3, "outcome": [1, 3, 2, 2, 0, 1.0]})
     assert chosen_rate(table) == 1.0, "ties go to the smaller"
     runs = pd.DataFrame({"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]})

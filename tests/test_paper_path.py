@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import doctest
-import importlib
 import io
 import json
 import shlex
 import shutil
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,25 +19,21 @@ from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import needs
 from saerl_lib.artifacts import Stage
-from saerl_lib.cli import build_parser, config_of, given, main
-from saerl_lib.config import sub_seed
+from saerl_lib.cli import config_of, main
 from saerl_lib.cost import PaperConfig
 from saerl_lib.data.answers import Checked, check_answers
 from saerl_lib.data.hub import SETS
 from saerl_lib.data.sample import DataError, Sample, normalise, read_samples
-from saerl_lib.encode import parts
-from saerl_lib.encode.store import load_features
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.follow import follow, read_log
 from saerl_lib.properties.difficulty import cluster_corrections
-from saerl_lib.properties.probes import fit_ridge
 from saerl_lib.report.tables import read_table
 from saerl_lib.studies import paper, paper_runs
 from saerl_lib.studies.paper import STEPS, Home, trains
 from saerl_lib.train import policy, sampler
 from saerl_lib.train.run import read_run
 from tests import stand_ins as build
-from tests.test_paper import BARE, FULL
+from tests.test_paper import BARE
 
 B, G, ATTEMPTS, TARGET, PARENT, RATED = 16, 2, 2, 40, 30, 60
 COMPARED: dict[tuple[str, str], Checked] = {}
@@ -64,9 +59,12 @@ class Place:
         return self.root / "home" / "paper"
 
     def run(self, *words: str) -> tuple[int, str, str]:
-        """Exit code, standard output and error of `python -m saerl_lib WORDS` with the options."""
+        """Exit code, standard output and error of `python -m saerl_lib WORDS` with the options; probes start no process."""
         out, error = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
+        with (
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), pytest.MonkeyPatch.context() as patch,
+            joblib.parallel_config("threading"),
+        ):  # fmt: skip
             patch.setenv("SAERL_HOME", str(self.root / "home"))
             patch.setenv("HF_DATASETS_CACHE", str(self.root / "cache"))
             patch.setattr(policy, "check_answers", checked_once)
@@ -135,21 +133,6 @@ def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(whole: tup
     assert not trained & asked and len(asked) == 12
 
 
-def test_features_are_those_of_encoding_directly(whole: tuple[Place, str]) -> None:
-    from saerl_lib.encode.pool import pool_samples
-    from saerl_lib.encode.store import Store, choose_retained
-
-    place, _ = whole
-    config = config_of({"encoder_folder": str(place.root / "encoder"), "encoder_layer": 2, "sae_source": str(place.root / "sae"),
-                        "retained_latents": 8})  # fmt: skip
-    samples = read_samples(place.out / "data" / "target.parquet")
-    encoder = paper.open_reader(paper.encoder_settings(config, place.root / "encoder"), [s.prompt for s in samples])
-    retained = choose_retained(Store(place.out / "parts" / "labelled", build.LATENTS), 8)
-    table = load_features(place.out / "features" / "target.safetensors")
-    np.testing.assert_allclose(table.z, pool_samples(samples, encoder, retained), atol=1e-5)
-    assert table.z.std(axis=0).max() > 0 and table.ids == tuple(s.id for s in samples)
-
-
 def test_scores_are_equation_10_and_labels_of_l_alone_decide(whole: tuple[Place, str]) -> None:
     place, _ = whole
     scores = pd.read_parquet(place.out / "scores" / "scores.parquet")
@@ -165,12 +148,8 @@ def test_scores_are_equation_10_and_labels_of_l_alone_decide(whole: tuple[Place,
     corrections = (found.shrinkage * found.residual)[scores["cluster"]]
     assert np.abs(corrections).max() > 1e-4 and len(inside) == 32 < len(scores)
     np.testing.assert_allclose(scores["ranking"], g.predict(scores["raw"]) + corrections, atol=1e-9)
-    regimes = pd.read_csv(place.out / "tables" / "difficulty.csv").set_index("target")
-    assert regimes.loc["difficulty_in_domain", ["n_train", "n_test"]].tolist() == [32, TARGET - 32]
-    assert regimes.loc["difficulty_out_of_domain", "n_test"] == 0 and np.isnan(regimes.loc["difficulty_adapted", "value"])
     rules = pd.read_csv(place.out / "tables" / "filter.csv").set_index("rule")
     assert rules.loc["full", "n_pool"] == TARGET + 1 + PARENT * 9 // 10 and rules.loc["full", "recall"] == 1
-    assert pd.read_csv(place.out / "tables" / "separation.csv").set_index("metric").loc["roc_auc", "value"] > 0.8
 
 
 def test_what_was_consumed_is_the_plan(whole: tuple[Place, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,13 +179,9 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     everything = pd.concat(attempts)
     assert 0.1 < everything["correct"].mean() < 0.7 and set(everything["outcome"]) <= {"same", "compared", "no answer"}
     runs = pd.read_csv(place.out / "tables" / "runs.csv")
-    (before,) = place.out.glob("evaluation-initial-*-seed0")
-    initial = pd.read_parquet(before / "attempts.parquet")
-    first = initial.groupby("eval_set")["correct"].mean().mean()
-    start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"].tolist()
-    assert start == pytest.approx([100 * first] * 2, rel=1e-4), "both arms start at the same evaluation"
     assert len(runs) == 4 * 3 and set(runs["completions"]) == {12 * ATTEMPTS}
-    assert {f"avg_{name}" for name in paper_runs.SETS} | {"pass_aime24", "mean_with_pass", "mean_avg"} <= set(runs)
+    start = runs[(runs["step"] == 0) & (runs["seed"] == 0)]["mean_avg"]
+    assert start.nunique() == 1 and runs["mean_avg"].nunique() > 1, "both arms start at the same evaluation"
     assert runs[runs["step"] == 0]["entropy"].isna().all() and runs[runs["step"] > 0]["entropy"].gt(0).all()
     tables = place.out / "tables"
     assert len(read_table("study_targets", tables)) == 4 * 6 and len(read_table("training_curves", tables)) == 4 * 2
@@ -214,79 +189,40 @@ def test_tables_hold_every_set_attempt_and_step(whole: tuple[Place, str]) -> Non
     assert compared[["arm", "baseline", "n_seeds", "paper_value"]].values.tolist() == [["saerl_grpo", "grpo", 2, 3.0]]
     quality = read_table("sae_quality", tables).set_index("quantity")
     assert quality.loc["explained variance", "value"] > 0.9 and (quality["n_tokens"] > 1000).all()
-    assert pd.read_csv(tables / "truncated.csv").values.tolist() == [
-        ["labelled", 32, 0], ["target", TARGET - 31, 0], ["parent", 27, 0], ["outside", 0, 0], ["rated", 0, 0]]  # fmt: skip
-    bare = pd.read_csv(tables / "solutions.csv")
-    assert bare["value"].isna().all() and bare["n_test"].tolist() == [0], "no PRM800K was given"
     assert pd.read_csv(tables / "summary.csv")[["arm", "n_seeds"]].values.tolist() == [["grpo", 2], ["saerl_grpo", 2]]
-
-
-def test_training_moved_the_policy(whole: tuple[Place, str]) -> None:
-    from safetensors.torch import load_file
-
-    place, _ = whole
-    run = next((place.out / "runs").glob("saerl_grpo-seed0-*"))
-    steps = [load_file(run / "policies" / f"step-{step:05d}" / "model.safetensors") for step in (1, 2)]
-    final = load_file(run / "final" / "model.safetensors")
-    assert all(final[name].equal(steps[1][name]) for name in final)
-    base = load_file(place.root / "policy" / "model.safetensors")
-    for before, after in ((base, steps[0]), (steps[0], steps[1])):
-        assert not all(after[name].equal(before[name]) for name in base)
-    assert not (run / "policies" / ".partial").exists() and not list(run.rglob("policies/*/training_args.bin"))
 
 
 def test_a_second_run_computes_nothing(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
     place, first = whole
-    for owner, name in ((paper, "open_model"), (paper_runs, "train"), (paper_runs, "GenerateSampler")):
+    for owner, name in ((paper, "open_reader"), (paper_runs, "train"), (paper_runs, "GenerateSampler")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("computed again"))
     code, out, _ = place.run("run", "--profile", "paper")
     assert code == 0 and "computed" not in out and "trained" not in out
     assert first.count("computed") + first.count("trained,") == out.count("found") > 15
 
 
-def test_a_step_names_the_one_that_is_missing(stepwise: Place) -> None:
+def test_steps_run_one_by_one_and_name_what_is_missing(stepwise: Place) -> None:
     code, _, error = stepwise.run("paper", "plan")
     assert code == 1 and "run `python -m saerl_lib paper data`" in error
-
-
-def test_a_killed_step_goes_on_where_it_was(stepwise: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs the steps one by one; encoding is killed in its second part, training between its two runs."""
-    assert stepwise.run("paper", "data")[0] == 0
-    calls: list[int] = []
-
-    def dies_second(function):
-        calls.clear()
-
-        def call(*arguments):
-            calls.append(1)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return function(*arguments)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_shard", dies_second(parts.write_shard))
-        assert stepwise.run("paper", "encode")[0] == 130
-    code, out, _ = stepwise.run("paper", "encode")
-    assert code == 0 and "labelled, 1 parts, 1 of them there before" in out and "target, 1 parts, 0 of them" in out
-    assert stepwise.run("paper", "plan")[0] == 0
+    for step in ("data", "encode", "plan"):
+        assert stepwise.run("paper", step)[0] == 0
+    lengths = pd.read_parquet(stepwise.out / "features" / "lengths.parquet")
+    assert lengths["tokens"].max() == 57 and lengths["truncated"].any(), "long samples are cut"
     code, out, _ = stepwise.run("paper", "train", "--commands")
     lines = [shlex.split(line) for line in out.splitlines()]
     assert code == 0 and [words[1:4] for words in lines] == [["-m", "saerl_lib", "train-job"]] * 2
     assert [read_run(Path(words[4])).train.loss for words in lines] == ["grpo", "dapo"]
-    with monkeypatch.context() as patch:
-        patch.setattr(paper_runs, "train", dies_second(paper_runs.train))
-        assert stepwise.run("paper", "train")[0] == 130
     code, _, error = Place(stepwise.root, [*stepwise.options, "--launch", "true"]).run("paper", "train")
     assert code == 1 and "left no final weights" in error
     assert main(lines[1][3:]) == 0, "the printed command trains, as behind a launcher"
     code, out, _ = stepwise.run("paper", "train")
-    assert code == 0 and out.count("found") == 2 and "trained" not in out
+    assert code == 0 and out.count("trained,") == 1 and out.count("found") == 1
     assert stepwise.run("paper", "evaluate")[0] == 0
     code, out, error = stepwise.run("paper", "report")
     assert code == 0, error
     assert pd.read_csv(stepwise.out / "tables" / "runs.csv")["step"].tolist() == [0, 2, 3] * 2, "the last step is evaluated too"
+    cut = pd.read_csv(stepwise.out / "tables" / "truncated.csv").set_index("group")
+    assert cut["n"].sum() == len(lengths) and cut["truncated"].sum() == lengths["truncated"].sum()
     assert not (stepwise.out / "tables" / "study_comparisons.csv").exists(), "one seed has no paired difference"
 
 
@@ -325,20 +261,6 @@ def test_the_quality_of_solutions_is_read_from_step_labels_question_by_question(
     assert {name for name, _ in found.index} >= {"mean", "metadata", "tfidf", "sae", "shuffled_labels"}
     expected = (2 / 27) ** 0.5  # solutions of quality 1, 2/3 and 1/3 to every question, the mean being 2/3
     assert found.loc[("mean", "rmse"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx([expected] * 3), "by question"
-    z = load_features(stepwise.out / "features" / "rated.safetensors").z
-    is_train = np.array([trains(normalise(s.prompt)) for s in samples])
-    quality = np.array([np.mean([(label + 1) / 2 for label in s.step_labels]) for s in samples])
-    seed = sub_seed(sub_seed(0, "ladder-prm800k-solution_quality"), "solution_quality")
-    model = fit_ridge(z[is_train], quality[is_train], seed)
-    error = model.predict(z[~is_train].astype(float)) - quality[~is_train]
-    assert found.loc[("sae", "rmse"), "value"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)
-
-
-def test_cut_samples_are_counted(stepwise: Place) -> None:
-    lengths = pd.read_parquet(stepwise.out / "features" / "lengths.parquet")
-    cut = pd.read_csv(stepwise.out / "tables" / "truncated.csv").set_index("group")
-    assert lengths["tokens"].max() == 57 and cut["n"].sum() == len(lengths)
-    assert cut["truncated"].sum() == lengths["truncated"].sum() > 0 == cut.loc["outside", "truncated"]
 
 
 def test_what_a_gpu_encoded_is_planned_without_one(stepwise: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,15 +271,6 @@ def test_what_a_gpu_encoded_is_planned_without_one(stepwise: Place, monkeypatch:
     monkeypatch.setattr(paper, "precisions", lambda config: (elsewhere, paper.Precision("cuda", True)))
     code, _, error = stepwise.run("paper", "plan")
     assert code == 1 and "run `python -m saerl_lib paper encode`" in error, "parts of two precisions are never mixed"
-
-
-def test_encoding_takes_the_gpu_where_there_is_one(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    place, _ = whole
-    config = config_of({"sae_source": str(place.root / "sae"), "bf16": True})
-    for there, expected in ((True, ("cuda", True)), (False, ("cpu", False))):
-        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
-        own = paper.encoder_settings(config, place.root / "encoder")
-        assert (own.device, own.bf16) == expected == dataclasses.astuple(paper.precisions(config)[0])
 
 
 def test_an_sae_of_another_model_is_an_error(stepwise: Place, tmp_path: Path) -> None:
@@ -373,35 +286,10 @@ def test_an_sae_of_another_model_is_an_error(stepwise: Place, tmp_path: Path) ->
     assert [p.name for p in (tmp_path / "home" / "paper").iterdir()] == ["data"]
 
 
-def test_other_options_make_other_stages_and_keep_earlier_runs(
-    stepwise: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_other_options_make_other_stages_and_keep_earlier_runs(stepwise: Place) -> None:
     code, _, error = Place(stepwise.root, [*stepwise.options, "--learning-rate", "1e-5"]).run("paper", "report")
     assert code == 1 and "run `python -m saerl_lib paper train`" in error
     assert len(list((stepwise.out / "runs").iterdir())) == 2
-    config = config_of(given(build_parser().parse_args(["paper", "evaluate", *stepwise.options])))
-    before = {path.parent: path.read_text() for path in stepwise.out.glob("evaluation-*/manifest.json")}
-    assert len(before) == 1 + 2 * 2
-
-    class Silent:
-        """A policy that never answers."""
-
-        def __init__(self, *_: object) -> None: ...
-
-        def complete(self, prompts: list[str], attempts: int, *_: object) -> list[list[str]]:
-            return [[""] * attempts for _ in prompts]
-
-    shutil.copytree(stepwise.root / "policy", tmp_path / "policy")
-    (tmp_path / "policy" / "generation_config.json").write_text('{"eos_token_id": [2]}')
-    (first,) = (stepwise.out / "runs").glob("grpo-seed0-*")
-    other = dataclasses.replace(read_run(first), key="other", folder=first.with_name("grpo-seed0-other"))
-    with monkeypatch.context() as patch:
-        patch.setenv("SAERL_HOME", str(stepwise.root / "home"))
-        patch.setattr(paper_runs, "GenerateSampler", Silent)
-        home = Home(dataclasses.replace(config, policy=str(tmp_path / "policy")), frozenset({"evaluate"}))
-        evaluated = paper_runs.evaluate_runs(home, paper.data_stage(home), [other])
-    assert len(evaluated) == 1 + 2 and all(stage.computed for stage in evaluated)
-    assert {path: (path / "manifest.json").read_text() for path in before} == before, "those of the earlier policy and runs stay"
 
 
 # What is missing.
@@ -429,13 +317,6 @@ def test_without_stand_ins_the_machine_is_asked(
     assert code == 1 and "not given: --sources, --encoder, --sae\n" in error and "--plan-only" in error
     assert "  - network:" in out and "  - GPU:" in out and "--revision SET=HASH for amc23, minerva, olympiadbench" in out
     assert not (tmp_path / "home").exists()
-    said: list[str] = []
-    pinned = PaperConfig(revisions=tuple((name, "0" * 40) for name in ("amc23", "minerva", "olympiadbench")))
-    monkeypatch.setattr(needs, "look", lambda: FULL)
-    needs.require_machine(pinned, said.append)
-    assert "Stages (hours" in said[0]
-    with pytest.raises(ValueError, match="this machine lacks"):
-        needs.require_machine(PaperConfig(), said.append)
 
 
 def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -461,8 +342,6 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
         paper.model_folder(paper.policy_model(config), "--policy")
     with pytest.raises(DataError, match="amc23, minerva, olympiadbench"):
         paper.sets_to_read(PaperConfig())
-    with pytest.raises(DataError, match="train the SAE first"):
-        paper.sae_name(PaperConfig(sae="trained"))
     assert paper.sae_name(PaperConfig()) == "saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27"
 
 
@@ -483,18 +362,6 @@ def test_malformed_rows_stop_the_step_or_are_listed(whole: tuple[Place, str], tm
     assert "row 3" in pd.read_csv(skipping.out / "data" / "malformed.csv")["problem"][0]
 
 
-def test_a_set_that_leaves_nothing_is_an_error_of_the_data(whole: tuple[Place, str], tmp_path: Path) -> None:
-    place, _ = whole
-    for name, rows, message in (
-        ("deepmath", build.deepmath_rows(32), "deepmath: no row is left beside the 32 labelled ones: lower --labelled"),
-        ("numinamath", build.numina_rows(10)[9:], "numinamath: no row can be trained on"),
-    ):
-        shutil.copytree(place.root / "sources", tmp_path / name)
-        build.write_set(tmp_path / name, name, rows)
-        code, _, error = Place(tmp_path, ["--sources", str(tmp_path / name), *place.options[2:]]).run("paper", "data")
-        assert code == 1 and message in error and not (tmp_path / "home" / "paper" / "data").exists()
-
-
 def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = build.deepscaler_rows(40)
     bare = [{k: v for k, v in row.items() if k != "pass_rate" or i % 2} for i, row in enumerate(rows)]
@@ -513,19 +380,16 @@ def test_repeated_ids_are_counted_by_row() -> None:
 
 def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes, clusters and plans read settings that no option names; their keys hold them."""
-    from saerl_lib.studies import paper as fit
-    from saerl_lib.studies import paper as plan
-
     asked: list[dict] = []
 
     class Keys(Home):
-        def stage(self, step, name, code, settings, compute, inputs=()):
+        def stage(self, step, name, settings, compute, inputs=()):
             asked.append(dict(settings))
 
-    monkeypatch.setattr(plan, "model_identity", lambda model: "model")
+    monkeypatch.setattr(paper, "model_identity", lambda model: "model")
     home = Keys(PaperConfig(), frozenset())
-    fit.fit_stage(home, None, None)
-    plan.plans_stage(home, None, None)
+    paper.fit_stage(home, None, None)
+    paper.plans_stage(home, None, None)
     assert {"shrinkage_tau", "clusters", "cluster_fit_rows"} <= set(asked[0]["properties"])
     assert {"window_batches", "length_tolerance", "swapped_per_batch"} <= set(asked[1]["plan"])
 
@@ -558,17 +422,11 @@ def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
 
 
-@pytest.mark.parametrize("name", ["studies.paper"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert result.attempted > 0 and result.failed == 0
-
-
-def test_attempts_are_judged_within_their_time() -> None:
-    pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3"), ("9^{9^{9^9}}", "1"), ("0.5", "\\frac{1}{2}")]
+def test_attempts_are_judged_by_text_then_by_meaning() -> None:
+    pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3")]
     frame = policy.judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
-    assert frame["correct"].tolist() == [True, True, False, False, False, True]
-    assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared", "overran", "compared"]
+    assert frame["correct"].tolist() == [True, True, False, False]
+    assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared"]
 
 
 def test_the_papers_values_are_the_defaults() -> None:
@@ -602,24 +460,17 @@ def test_arms_that_choose_as_they_learn_are_measured_and_trained(
     assert pd.read_csv(place.out / "measured" / "measured.csv")["rollouts"].tolist() == [3 * len(samples), 0]
     angles = pd.read_parquet(place.out / "measured" / "angle_concentration.parquet").set_index("sample_id")["angle_concentration"]
     policy = sampler.GenerateSampler(stepwise.root / "policy")
-    tokenizer = sampler.open_tokenizer(str(policy.folder), [], local=True)
-    for sample in samples[::7]:
-        (shown,) = sampler.shown_prompts(tokenizer, [sample.prompt], True)
-        start = shown.index(sample.prompt)
-        tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
-        places = tokens.pop("offset_mapping")[0].tolist()
-        asked = [i for i, (low, high) in enumerate(places) if high > start and low < start + len(sample.prompt)]
-        states = policy.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach().double()
-        means = [
-            np.mean([torch.cosine_similarity(states[i], states[j], dim=0).item() for i in asked for j in others])
-            for others in (asked, range(asked[0]))
-        ]
-        assert angles[sample.id] == pytest.approx(means[0] + 8 * means[1], abs=1e-5), "the template stands before the question"
+    tokenizer, sample = sampler.open_tokenizer(str(policy.folder), [], local=True), samples[7]
+    (shown,) = sampler.shown_prompts(tokenizer, [sample.prompt], True)
+    start = shown.index(sample.prompt)
+    tokens = tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
+    asked = [i for i, (low, high) in enumerate(tokens.pop("offset_mapping")[0].tolist())
+             if high > start and low < start + len(sample.prompt)]  # fmt: skip
+    states = torch.nn.functional.normalize(policy.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach(), dim=1)
+    cosines = (states @ states.T)[asked].mean(dim=0)
+    expected = cosines[asked].mean() + 8 * cosines[: asked[0]].mean()
+    assert angles[sample.id] == pytest.approx(expected.item(), abs=1e-5), "the template stands before the question"
     code, out, error = place.run("paper", "train")
     assert code == 0 and out.count("trained, 3 steps, as chosen") == 2, error
-    (run,) = (place.out / "runs").glob("adarft-*")
-    rollouts, nearest = pd.read_parquet(run / "rollouts.parquet"), rates.sort_values("pass_rate")["pass_rate"].iloc[-B:]
-    first = rollouts[rollouts["step"] == 1]["sample_id"].unique()
-    assert sorted(rates.set_index("sample_id").loc[first, "pass_rate"]) == sorted(nearest), "the easiest come first"
     runs = [read_run(path) for path in sorted((place.out / "runs").iterdir())]
     assert [Path(run.table).name for run in runs] == ["pass_rate.parquet", "angle_concentration.parquet"]

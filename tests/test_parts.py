@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from killing import below, processes
 
 from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
-from saerl_lib.config import EncoderConfig
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
 from saerl_lib.encode.language_model import sample_spans
-from saerl_lib.encode.models import ENCODER, ReaderSpec, encoder_folder, open_reader
+from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
 from saerl_lib.encode.pool import pool_samples
-from saerl_lib.encode.sae import train_sae
 from saerl_lib.encode.store import load_features
+from tests.real_files import write_jsonl
+from tests.stand_ins import untrained_sae
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""
@@ -48,12 +47,7 @@ def samples(n: int = 70) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> ReaderSpec:
-    """The shipped encoder with a small SAE as drawn: its latents mean nothing, its arithmetic is that of any other."""
-    folder = tmp_path_factory.mktemp("sae")
-    torch.manual_seed(0)
-    sizes = EncoderConfig(sae_latents=128, sae_k=8, retained_latents=12)
-    train_sae(torch.randn(4096, ENCODER.width), sizes, 0, folder, "untrained")
-    return ReaderSpec(str(encoder_folder()), 3, str(folder))
+    return ReaderSpec(str(encoder_folder()), 3, str(untrained_sae(tmp_path_factory.mktemp("sae"))))
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +100,6 @@ def test_the_store_holds_the_pooled_latents_of_encoding_directly(spec: ReaderSpe
 # Finished, damaged, stale and missing parts.
 
 
-def test_a_finished_folder_is_left_as_it_is(tmp_path: Path, spec: ReaderSpec, out: Path) -> None:
-    times = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != LOCK}
-    shutil.copytree(spec.sae, tmp_path / "sae")
-    assert again(out, replace(spec, sae=str(tmp_path / "sae"))) == 5, "where the SAE lies does not matter"
-    assert {p: p.stat().st_mtime_ns for p in times} == times
-
-
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
@@ -123,9 +110,7 @@ def flip(path: Path) -> None:
     ("change", "kept"),
     [
         (lambda out: (out / shard(1)).unlink(), 4), (lambda out: flip(out / shard(2)), 4),
-        (lambda out: (out / shard(3)).write_bytes((out / shard(3)).read_bytes()[:900]), 4),
-        (lambda out: (out / shard(0)).rename(out / shard(9)), 4), (lambda out: (out / "manifest.json").unlink(), 5),
-        (lambda out: shutil.copy(out / shard(1), out / shard(2)), 4),
+        (lambda out: (out / "manifest.json").unlink(), 5), (lambda out: shutil.copy(out / shard(1), out / shard(2)), 4),
     ],
 )  # fmt: skip
 def test_what_is_not_whole_is_done_again(
@@ -138,10 +123,16 @@ def test_what_is_not_whole_is_done_again(
     same(out, reference)
 
 
-def test_a_changed_row_costs_its_part(spec: ReaderSpec, out: Path, reference: Path) -> None:
+def test_a_changed_row_costs_its_part_and_the_rest_is_left_as_it_is(
+    tmp_path: Path, spec: ReaderSpec, out: Path, reference: Path
+) -> None:
+    times = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != LOCK}
+    shutil.copytree(spec.sae, tmp_path / "sae")
+    assert again(out, replace(spec, sae=str(tmp_path / "sae"))) == 5, "where the SAE lies does not matter"
+    assert {p: p.stat().st_mtime_ns for p in times} == times
     rows = samples()
     rows[3] = replace(rows[3], prompt=rows[3].prompt + " Say why.")
-    assert again(out, spec, rows) == 4 and again(out, spec, rows[: 3 * SIZE]) == 3
+    assert again(out, spec, rows[: 3 * SIZE]) == 2
     assert [p.name for p in sorted(out.glob("shard-*"))] == [shard(i) for i in range(3)], "what is beyond the end goes"
     assert again(out, spec) == 2
     same(out, reference)
@@ -154,29 +145,12 @@ def test_other_settings_or_another_sae_make_every_part_stale(
     if "sae" in change:
         change["sae"] = str(shutil.copytree(spec.sae, tmp_path / "sae"))
         (tmp_path / "sae" / "more.txt").write_text("other content")
-    begun: list[int] = []
-    with pytest.raises(RuntimeError, match="stop"):
-        encode(samples(), replace(spec, **change), out, samples_per_part=SIZE, workers=1, opened=lambda: stop(begun))
-    assert begun == [1]
+    def opened() -> Any:
+        raise RuntimeError("the model is opened")
+
+    with pytest.raises(RuntimeError, match="the model is opened"):
+        encode(samples(), replace(spec, **change), out, samples_per_part=SIZE, workers=1, opened=opened)
     same(out, reference)
-
-
-def stop(begun: list[int]) -> Any:
-    begun.append(1)
-    raise RuntimeError("stop")
-
-
-def test_a_stopped_call_keeps_its_parts_and_has_no_manifest(tmp_path: Path, spec: ReaderSpec, reference: Path) -> None:
-    def rows() -> Iterator[Sample]:
-        yield from samples()[: 2 * SIZE + 5]
-        raise DataError("line 38 is bad")
-
-    with pytest.raises(DataError, match="line 38"):
-        encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, workers=1)
-    with pytest.raises(ArtifactError, match="has not finished there"):
-        open_encoded(tmp_path / "out")
-    assert again(tmp_path / "out", spec) == 2
-    same(tmp_path / "out", reference)
 
 
 def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderSpec) -> None:
@@ -212,10 +186,10 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spe
     done = encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
     assert len(killed) == 1 and done.totals["samples"] == 70
     same(tmp_path / "out", reference)
-    bad = replace(samples()[40], prompt="")
+    (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(DataError, match="sample p-40: no prompt token is left"):
-        encode([*samples()[:40], bad], spec, tmp_path / "bad", samples_per_part=8, workers=2)
-    assert not (tmp_path / "bad" / "manifest.json").exists()
+        encode([*samples()[:40], replace(samples()[40], prompt="")], spec, tmp_path / "out", samples_per_part=SIZE, workers=1)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 class StandIn(types.ModuleType):
@@ -278,7 +252,7 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
 ) -> None:
     for ray, address, part in (
         (None, "auto", 'pip install -e ".\\[ray]"'), (StandIn(), "127.0.0.1:1", "--ray 127.0.0.1:1: nothing answers there"),
-        (StandIn(), "here", "--ray here: not an address"), (StandIn(), "ray://127.0.0.1:10001", "not an address"),
+        (StandIn(), "here", "--ray here: not an address"),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "ray", ray)
         with pytest.raises(ArtifactError, match=part):
@@ -289,11 +263,6 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
 
 
 # The commands.
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    return str(path)
 
 
 def records(n: int = 60) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""Curriculum, tail swap, orders and the plan record."""
+"""Curriculum, tail swap, orders, the plan record, the plan's open choices and the comparison of two plans."""
 
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saerl_lib.config import PlanConfig
-from saerl_lib.plan import batch_plan, curriculum, mixing, orders
-from saerl_lib.plan.batch_plan import COLUMNS, BatchPlan, PlanError, plan_hash, read_plan, rows_of, validate, write_plan
-from saerl_lib.plan.curriculum import Batches, cluster_first
+from saerl_lib.config import REST, UNEQUAL, PlanConfig
+from saerl_lib.plan import mixing, orders
+from saerl_lib.plan.batch_plan import (
+    COLUMNS,
+    BatchPlan,
+    PlanError,
+    has_moved,
+    plan_diff,
+    plan_hash,
+    read_plan,
+    rows_of,
+    validate,
+    write_plan,
+)
+from saerl_lib.plan.curriculum import Batches, cluster_first, stage_of_batch
 from saerl_lib.plan.mixing import mix_tails
 from saerl_lib.plan.orders import ORDERS, build_plan
 from saerl_lib.studies import bench
+from saerl_lib.studies.sensitivity import changed_values, curve_sizes, nested_subsets
 
 
 def config(b: int, h: int = 0, window: int = 100, difficulty: float = 1e9, length: float = 1.0) -> PlanConfig:
@@ -39,9 +51,6 @@ def test_curriculum_of_a_dozen_by_hand() -> None:
     found = [(batch.stage, batch.rows.tolist()) for batch in batches]
     # stage means: (1, 2, 1.4, 2.4) -> 1.7; (3, 4, 3.4, 4.4) -> 3.7; (5, 6) -> 5.5; rests s11 (2.2) and s10 (9.0) -> 5.6
     assert found == [(0, [5, 4]), (0, [6, 7]), (1, [3, 2]), (1, [8, 9]), (2, [1, 0]), (3, [11, 10])]
-
-
-def test_rest_batch_goes_before_the_first_harder_stage() -> None:
     samples = dozen()
     samples["ranking"][10] = 4.5  # the rest batch now has mean 3.35: before stage 1 (mean 3.7)
     found = [(batch.stage, batch.rows.tolist()) for batch in cluster_first(**samples, config=config(2))]
@@ -67,18 +76,14 @@ def test_swap_by_hand_changes_tails_only() -> None:
 @pytest.mark.parametrize(
     ("narrowed", "clusters", "stages", "swaps"),
     [
-        ({}, [0, 0, 1, 1], (0, 0), True),
-        ({"difficulty": 1.0}, [0, 0, 1, 1], (0, 0), True),
-        ({"difficulty": 0.9}, [0, 0, 1, 1], (0, 0), False),
-        ({"length": 0.5}, [0, 0, 1, 1], (0, 0), True),
-        ({"length": 0.4}, [0, 0, 1, 1], (0, 0), False),
-        ({"h": 0}, [0, 0, 1, 1], (0, 0), False),
-        ({"window": 0}, [0, 0, 1, 1], (0, 0), False),
-        ({}, [0, 0, 0, 0], (0, 0), False),
+        ({}, [0, 0, 1, 1], (0, 0), True), ({"difficulty": 1.0}, [0, 0, 1, 1], (0, 0), True),
+        ({"difficulty": 0.9}, [0, 0, 1, 1], (0, 0), False), ({"length": 0.5}, [0, 0, 1, 1], (0, 0), True),
+        ({"length": 0.4}, [0, 0, 1, 1], (0, 0), False), ({"h": 0}, [0, 0, 1, 1], (0, 0), False),
+        ({"window": 0}, [0, 0, 1, 1], (0, 0), False), ({}, [0, 0, 0, 0], (0, 0), False),
         ({}, [0, 1, 0, 2], (0, 0), False),  # both dominated by 0, the lowest number among equals
         ({}, [0, 0, 1, 1], (0, 1), False),
     ],
-)
+)  # fmt: skip
 def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int, int], swaps: bool) -> None:
     batches = Batches(np.array(stages), np.arange(4).reshape(2, 2))
     ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
@@ -125,8 +130,8 @@ pools = st.integers(2, 6).flatmap(
 
 
 @settings(max_examples=100, deadline=None)
-@given(pools, st.sampled_from(ORDERS), st.randoms(use_true_random=False))
-def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: str, random) -> None:
+@given(pools, st.sampled_from(("saerl", *ORDERS)), st.randoms(use_true_random=False))
+def test_every_plan_is_a_permutation_that_ignores_the_input_order(pool, order: str, random) -> None:
     b, h, samples, window = pool
     clusters, ranking, lengths = (np.array(column) for column in zip(*samples, strict=True))
     ids = np.array([f"id{i}" for i in range(len(samples))])
@@ -146,17 +151,9 @@ def test_every_plan_is_a_permutation_and_ignores_the_input_order(pool, order: st
     rows = list(range(len(ids)))
     random.shuffle(rows)
     assert plan_hash(plan) == plan_hash(plan_of(np.array(rows)))
-    pd.testing.assert_frame_equal(plan.table, plan_of(np.arange(len(ids))).table)
-
-
-@settings(max_examples=80, deadline=None)
-@given(pools)
-def test_a_plan_is_that_of_lists_and_loops(pool) -> None:
-    b, h, samples, window = pool
-    clusters, ranking, lengths = map(list, zip(*samples, strict=True))
-    arrays = ([f"id{i}" for i in range(len(samples))], clusters, ranking, [r % 3 for r in ranking], lengths)
-    settings_ = config(b, h, window, difficulty=2.0, length=0.5)
-    assert build_plan(*arrays, settings_).ids == bench.plain_order(*arrays, settings_)
+    if order == "saerl":
+        arrays = (list(map(str, ids)), clusters.tolist(), ranking.tolist(), (ranking % 3).tolist(), lengths.tolist())
+        assert plan.ids == bench.plain_order(*arrays, settings_), "the plan is that of lists and loops"
 
 
 def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
@@ -171,31 +168,6 @@ def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
     assert np.array_equal(plan.table["ranking_score"], scores["ranking"].to_numpy()[place])
     home = plan.table["swapped_with"].to_numpy()
     assert 0 < (home >= 0).sum() <= n // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
-
-
-@pytest.mark.parametrize("module", [batch_plan, curriculum, mixing], ids=lambda module: module.__name__)
-def test_doctests(module) -> None:
-    found = doctest.testmod(module)
-    assert found.attempted > 0 and found.failed == 0
-
-
-@settings(max_examples=100, deadline=None)
-@given(pools)
-def test_full_batches_hold_one_cluster_and_ascend(pool) -> None:
-    b, _, samples, _ = pool
-    clusters, ranking, _ = (np.array(column) for column in zip(*samples, strict=True))
-    batches = cluster_first([str(i) for i in range(len(samples))], clusters, ranking, ranking, config(b))
-    pure = sum(len(set(clusters[batch.rows])) == 1 for batch in batches)
-    assert pure >= sum(np.bincount(clusters) // b)
-    assert all((np.diff(ranking[batch.rows]) >= 0).all() for batch in batches)
-    assert (np.diff([batch.stage for batch in batches]) >= 0).all()
-
-
-def test_saerl_with_h_0_is_the_curriculum() -> None:
-    unmixed = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=0))
-    before = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1), order="saerl_before_mixing")
-    assert plan_hash(unmixed) == plan_hash(before)
-    assert plan_hash(unmixed) != plan_hash(build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1)))
 
 
 def test_baseline_orders() -> None:
@@ -233,18 +205,14 @@ def test_validate_names_missing_doubled_and_unknown_ids() -> None:
         validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
     with pytest.raises(PlanError, match="column step"):
         validate(plan, dozen()["ids"], 3)
-    with pytest.raises(PlanError, match="no multiple of prompts_per_step=5"):
-        validate(plan, dozen()["ids"], 5)
-    with pytest.raises(PlanError, match="has columns"):
-        validate(dataclasses.replace(plan, table=plan.table.drop(columns="slot")), dozen()["ids"], 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"config": config(5)}, "12 samples are no multiple of prompts_per_step=5: keep 10"),
-        ({"order": "zigzag"}, "order='zigzag' does not exist; choose one of saerl"),
         ({"order": "ascending"}, "pass labels"),
+        ({"order": "zigzag"}, "order='zigzag' does not exist; choose one of saerl"),
         ({"order": "descending", "labels": np.full(12, np.nan)}, "labels must hold 12 finite"),
         ({"ids": ["x"] * 12}, "1 repeated ids, first \\['x'\\]"),
         ({"ranking": np.full(12, np.nan)}, "ranking holds non-finite"),
@@ -278,3 +246,83 @@ def test_composition_rows_by_hand() -> None:
     }
     with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
         mixing.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
+
+# Open choices, and the comparison of two plans.
+
+
+DOZEN = [f"s{i:02d}" for i in range(12)]
+CLUSTERS = np.array([0] * 7 + [1] * 5)
+DIFFICULTY = np.array([1.0, 2, 3, 4, 5, 6, 7, 1.5, 2.5, 3.5, 4.5, 5.5])
+
+
+def batches(config: PlanConfig) -> list[list[int]]:
+    return [b.rows.tolist() for b in cluster_first(DOZEN, CLUSTERS, DIFFICULTY, DIFFICULTY, config)]
+
+
+def test_what_happens_to_a_clusters_rest_by_hand() -> None:
+    # cluster 0 holds rows 0-6, cluster 1 rows 7-11, b = 3: rests are row 6 and rows 10, 11 (the hardest)
+    config = PlanConfig(prompts_per_step=3, swapped_per_batch=0)
+    assert batches(config) == [[0, 1, 2], [7, 8, 9], [3, 4, 5], [10, 11, 6]]
+    assert batches(replace(config, rest="append"))[-1] == [10, 11, 6]
+    easiest = batches(replace(config, rest="pool_easiest"))
+    assert easiest[0] == [0, 7, 8] and [4, 5, 6] in easiest and [9, 10, 11] in easiest
+
+
+def test_clusters_of_unequal_size_by_hand() -> None:
+    assert [stage_of_batch(j, 1, 3, name) for name in UNEQUAL for j in range(1)] == [0, 1, 2]
+    clusters = np.array([0] * 9 + [1] * 3)
+    ranking = np.array([1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0, 3.1, 3.2, 0.1, 0.2, 0.3])
+    small = [9, 10, 11]
+    for name, place in (("front", 0), ("stretch", 1), ("back", 2)):
+        config = PlanConfig(prompts_per_step=3, swapped_per_batch=0, unequal=name)
+        found = [b.rows.tolist() for b in cluster_first(DOZEN, clusters, ranking, ranking, config)]
+        assert found.index(small) == place
+
+
+@st.composite
+def open_choices(draw: st.DrawFn) -> tuple:
+    b = draw(st.integers(1, 5))
+    n = b * draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    config = PlanConfig(
+        prompts_per_step=b, swapped_per_batch=draw(st.integers(0, b - 1)), rest=draw(st.sampled_from(REST)),
+        unequal=draw(st.sampled_from(UNEQUAL)),
+    )  # fmt: skip
+    ids = [f"p{i}" for i in range(n)]
+    scores = rng.random(n).round(1)
+    return ids, rng.integers(0, draw(st.integers(1, 5)), n), scores, scores, rng.integers(1, 50, n).astype(float), config
+
+
+@settings(max_examples=60, deadline=None)
+@given(open_choices())
+def test_no_choice_loses_or_doubles_a_sample(pool: tuple) -> None:
+    *arrays, config = pool
+    plan = build_plan(*arrays, config)
+    assert sorted(plan.ids) == sorted(arrays[0])
+
+
+def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -> BatchPlan:
+    rng = np.random.default_rng(3)
+    difficulty = rng.random(n)
+    config = replace(PlanConfig(prompts_per_step=4, swapped_per_batch=1), **changes)
+    ids = [f"p{i:02d}" for i in range(n)]
+    return build_plan(ids, np.arange(n) % 3, difficulty, difficulty, np.full(n, 9.0), config, order=order, seed=seed)
+
+
+def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
+    plan = forty()
+    same = plan_diff(plan, plan)
+    assert (same.share_moved, same.spearman, same.same_batches, same.company) == (0.0, pytest.approx(1.0), 1.0, 1.0)
+    other = plan_diff(forty("random", seed=1), forty("random", seed=2))
+    assert other.share_moved > 0.5 and abs(other.spearman) < 0.5 and other.company < 0.5
+    found = plan_diff(forty(n=40), forty(n=32))
+    assert found.n == 32 and len(found.only_a) == 8 and found.only_b == ()
+    assert has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]
+
+
+def test_settings_that_are_tried_leave_out_the_default() -> None:
+    assert changed_values(10, (0.5, 1.0, 2.0)) == [5, 20]
+    assert curve_sizes(240) == (30, 100, 240)
+    first, second = nested_subsets(50, 0, 2)
+    assert sorted(first.tolist()) == list(range(50)) and first.tolist() != second.tolist()
+    assert first.tolist() == nested_subsets(50, 0, 1)[0].tolist()

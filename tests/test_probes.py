@@ -1,19 +1,22 @@
-"""Probes, tasks and the control ladder: fits by hand, controls at chance, what a task reads, rows and their intervals."""
+"""Probes, tasks and the control ladder, and the scores that should find wrong samples: by hand, at chance, against slow twins."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib import paths
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
-from saerl_lib.data.sample import LabelledSet, Sample, split_by_hash
+from saerl_lib.data.sample import DataError, LabelledSet, Sample, split_by_hash
+from saerl_lib.encode.language_model import SEPARATOR, measure_surprise
+from saerl_lib.encode.models import load_encoder
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import (
     Task,
@@ -26,8 +29,10 @@ from saerl_lib.properties.probes import (
     tasks_of_file,
     world_tasks,
 )
-from saerl_lib.report.statistics import bootstrap_interval
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
+from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
+from tests.real_files import problems, write_jsonl
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
 
@@ -47,13 +52,6 @@ def test_topic_probe_reads_a_clear_signal_and_shuffled_labels_are_at_chance() ->
     mixed = [probes.fit_topic_probe(train_x, probes.shuffled(train_y, s), 0).score(test_x, test_y) for s in range(10)]
     # errors of one probe are not independent (a probe of noise may swap whole topics), hence the mean of ten
     assert abs(np.mean(mixed) - 1 / 3) < 0.06
-
-
-def test_a_probe_repeats_itself_and_scales_by_training_rows() -> None:
-    train_x, train_y = topics(120, 1.0, 1)
-    first, again = (probes.fit_topic_probe(train_x, train_y, 0) for _ in range(2))
-    np.testing.assert_array_equal(first["probe"].coef_, again["probe"].coef_)
-    np.testing.assert_allclose(first["scale"].mean_, train_x.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_elastic_net_finds_the_order_in_dense_and_sparse_features() -> None:
@@ -81,13 +79,6 @@ def test_constant_labels_or_features_give_the_mean() -> None:
     assert np.ptp(probes.fit_elastic_net(np.ones((12, 2)), x[:, 0], CONFIG, 0).predict(np.ones((12, 2)))) == 0.0
 
 
-def test_ridge_reads_quality() -> None:
-    x = np.random.default_rng(4).normal(size=(300, 5))
-    y = 0.5 + 0.1 * x[:, 2]
-    found = probes.fit_ridge(x[:200], y[:200], 0).predict(x[200:])
-    assert np.sqrt(np.mean((found - y[200:]) ** 2)) < 0.1 * y[200:].std()
-
-
 def test_penalty_is_relative_to_the_scale_of_the_features() -> None:
     x, y = topics(200, 2.0, 5)
     small, large = (probes.fit_topic_probe(sparse.csr_matrix(x * s), y, 0) for s in (0.01, 100.0))
@@ -105,23 +96,11 @@ def test_tfidf_keeps_digits_and_signs_and_feeds_the_probe() -> None:
         fit_tfidf(["", " "])
 
 
-def test_bootstrap_interval_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(size=400)
-    interval = bootstrap_interval(lambda rows: float(values[rows].mean()), 400, 500, seed=1)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
-    with pytest.raises(ValueError, match="at least one"):
-        bootstrap_interval(lambda rows: 0.0, 0, 10, seed=0)
-    with pytest.raises(ValueError, match="undefined"):
-        bootstrap_interval(lambda rows: float("nan"), 3, 10, seed=0)
-
-
 def test_bad_input_names_the_place() -> None:
     x, y = topics(30, 1.0, 0)
     x[7, 2] = np.nan
     with pytest.raises(ValueError, match="train_x holds 1 non-finite values, first in row 7"):
         probes.fit_topic_probe(x, y, 0)
-    with pytest.raises(ValueError, match="first in row 7"):
-        probes.fit_topic_probe(sparse.csr_matrix(x), y, 0)
     x = np.nan_to_num(x)
     with pytest.raises(ValueError, match="single topic"):
         probes.fit_topic_probe(x, np.full(30, "a"), 0)
@@ -129,26 +108,13 @@ def test_bad_input_names_the_place() -> None:
         probes.fit_ridge(x, np.zeros(29), 0)
     with pytest.raises(ValueError, match="2 training samples are fewer than the 3 folds"):
         probes.fit_ridge(x[:2], np.array([0.0, 1.0]), 0)
-    with pytest.raises(ValueError, match="train_y"):
-        probes.fit_elastic_net(x, np.full(30, np.inf), CONFIG, 0)
-
-
-def problems(n: int, **labels: object) -> list[dict]:
-    return [
-        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
-        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
-        for i in range(n)
-    ]
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    return path
+    with pytest.raises(ValueError, match="too few; label at least 30 and 10"):
+        task(n=40)
 
 
 def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:
     rows = problems(120, level=lambda i: i % 4, subject=lambda i: "ab"[i % 2], pass_rate=lambda i: (i % 9) / 8, solution="x")
-    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
     tasks = tasks_of_file(data, MethodConfig(), held_out=set(data.keys[:3]))
     assert [t.target for t in tasks] == [
         "subject", "difficulty_level", "difficulty_level_with_solution", "difficulty_by_pass_rate",
@@ -165,7 +131,7 @@ def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
         row |= {"pass_rate": 0.5, "solution": "x"}
     rows += [{**rows[3], "id": "again"}]
     said: list[str] = []
-    data = load_labelled(write(tmp_path / "mine.jsonl", rows))
+    data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
     config = MethodConfig(max_train=50, max_test=20)
     held_out = {data.keys[i] for i in range(95)}
     with pytest.raises(ValueError, match="0 training and 20 test samples are too few"):
@@ -184,7 +150,7 @@ def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
     ]
     assert said[1].startswith("level: 101 of 101 rows carry it; left out: 1 that repeat")
     with pytest.raises(ValueError, match="no label with two values"):
-        tasks_of_file(load_labelled(write(tmp_path / "bare.jsonl", problems(60, level=2))), config, set())
+        tasks_of_file(load_labelled(Path(write_jsonl(tmp_path / "bare.jsonl", problems(60, level=2)))), config, set())
 
 
 def task(kind: str = "rank", n: int = 80) -> Task:
@@ -238,22 +204,6 @@ def metric_name(kind: str) -> str:
     return {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc"}[kind]
 
 
-def test_a_planted_signal_is_found_and_shuffled_labels_are_at_chance() -> None:
-    rng = np.random.default_rng(1)
-    n = 600
-    samples = tuple(Sample(f"s{i}", f"Find {i}.", ("a",), "1") for i in range(n))
-    x = rng.random((n, 24)).astype(np.float32)
-    y = x[:, 0] + x[:, 7] + 0.1 * rng.standard_normal(n)
-    t = Task("d", "t", "rank", samples[:400], samples[400:], y[:400], y[400:], True)
-    sets = block_sets(t, {"sae#0": (x[:400], x[400:]), "dense": (x[:400], x[400:])}, 0)
-    config = PropertyConfig(probe_alphas=8)
-    scores = {(s.name, s.seed): metric("rank", predict(t, s, config, 0), t.y_test) for s in sets}
-    assert scores["sae", 0] > 0.9 and scores["dense", 0] > 0.9
-    mixed = [v for (name, _), v in scores.items() if name == "shuffled_labels"]
-    assert len(mixed) == 5 and abs(np.mean(mixed)) < 0.2
-    assert {name for name, _ in scores} >= {"sae+metadata", "dense_pca", "dense_random_projection"}
-
-
 def test_prompt_tasks_read_no_solution() -> None:
     t = task()
     object.__setattr__(t, "with_solution", False)
@@ -263,15 +213,8 @@ def test_prompt_tasks_read_no_solution() -> None:
     assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
 
 
-def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="too few; label at least 30 and 10"):
-        task(n=40)
-
-
-def test_world_tasks_follow_the_papers_tables() -> None:
-    from saerl_lib.world.sources import draw_world
-
-    splits = draw_world(get_profile("smoke").world)
+def test_world_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
+    splits = smoke_world
     tasks = world_tasks(splits)
     assert [t.target for t in tasks] == [
         "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",
@@ -328,3 +271,84 @@ def test_tfidf_meets_the_known_number_of_valimath() -> None:
     made = labelled_task(*flawed, "valid", "valid", "binary")
     (words,) = (s for s in text_sets(made) if s.name == "tfidf")
     assert metric("binary", predict(made, words, PropertyConfig(), 0), made.y_test) > 0.69
+
+# Scores that should find wrong samples.
+
+
+def test_dsir_by_hand() -> None:
+    # target p = (1 + 1) / (size + 1), raw q = (1 + 1) / (size + 2) of two texts with a bucket each, smoothed by one
+    size = 1 << 16
+    weights = log_importance_weights(["find", "sum"], ["find"], buckets=size)
+    q = 2 / (2 + size)
+    assert weights.tolist() == pytest.approx([np.log(2 / (1 + size) / q), np.log(1 / (1 + size) / q)])
+    # "a b a" has the n-grams a, b, a, "a b", "b a"; signs and digits are words
+    whole, each = (log_importance_weights(["A b a", "3+4", ""], ["3 + 4"], per_ngram=flag) for flag in (False, True))
+    assert whole.tolist() == pytest.approx([5 * each[0], 5 * each[1], 0.0]) and each[1] > 0 > each[0]
+
+
+def test_rank_metrics_equal_those_of_scikit_learn_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 9, 60) / 3, rng.random(60) < 0.3
+    found = rank_metrics(scores, positive, bootstrap_weights(60, 20, 0))
+    assert found["roc_auc"].value == pytest.approx(roc_auc_score(positive, scores))
+    assert found["average_precision"].value == pytest.approx(average_precision_score(positive, scores))
+    assert found["roc_auc"].low < found["roc_auc"].value < found["roc_auc"].high
+    half = weighted_share_dropped(np.array([4.0, 3, 2, 1]), np.array([True, False, True, False]), np.ones((1, 4)), 0.5)
+    assert half.tolist() == [0.5]
+
+
+def planted_flaw(n: int, seed: int) -> FlawData:
+    """Flaws shift the first column of z; metadata and words know nothing."""
+    rng = np.random.default_rng(seed)
+    flaw = np.where(rng.random(n) < 0.3, "wrong_answer", "")
+    z = rng.standard_normal((n, 6))
+    z[:, 0] += 2.5 * (flaw != "")
+    texts = tuple(f"find {rng.integers(99)} and {rng.integers(99)}" for _ in range(n))
+    return FlawData(z, rng.standard_normal((n, 3)), texts, flaw)
+
+
+def test_a_planted_flaw_is_found_by_the_right_probe_alone() -> None:
+    data = planted_flaw(600, 0)
+    split = np.array(["train"] * 400 + ["test"] * 200)
+    table = flaw_rows_from_features(
+        data.z, data.metadata, data.texts, data.flaw == "", split, dataset="d", keep_share=0.5, config=CONFIG, seed=0
+    )
+    auc = table[(table["metric"] == "roc_auc") & (table["flaw"] == "any")].set_index("score")["value"]
+    assert auc["flaw_probe_sae"] > 0.9
+    for name in ("flaw_probe_metadata", "flaw_probe_tfidf", "flaw_probe_shuffled", "dsir", "length"):
+        assert abs(auc[name] - 0.5) < 0.2, name
+    assert auc["chance"] == 0.5
+    dropped = table[(table["metric"] == "dropped_share") & (table["flaw"] == "any")].set_index("score")["value"]
+    assert dropped["flaw_probe_sae"] > 0.85
+
+
+def test_bad_scores_are_named() -> None:
+    data = planted_flaw(60, 0)
+    with pytest.raises(ValueError, match="use 'train' and 'test' only"):
+        flaw_rows_from_features(
+            data.z, data.metadata, data.texts, data.flaw == "", ["dev"] * 60, dataset="d", keep_share=0.5, config=CONFIG, seed=0
+        )
+    with pytest.raises(ValueError, match="single class"):
+        sgd_scores(data.z, np.ones(60, dtype=bool), data.z, 0)
+    with pytest.raises(ValueError, match="it needs both"):
+        flaw_table({}, [""] * 60, {"p": np.ones(60, dtype=bool)}, dataset="d", keep_share=0.5, config=CONFIG, seed=0)
+    with pytest.raises(ValueError, match="DSIR needs at least one text"):
+        log_importance_weights([], ["a"])
+
+
+def test_surprise_equals_a_loop_and_does_not_depend_on_order() -> None:
+    model, tokenizer = load_encoder()
+    prompts, solutions = ["Add 3 and 4.", "What is 12 times 7, then?", "Sum 1 and 1."], ["3 + 4 = 7", "84", "1 + 1 = 2"]
+    found = measure_surprise(prompts, solutions, model, tokenizer)
+    for i, (prompt, solution) in enumerate(zip(prompts, solutions, strict=True)):
+        head, tail = tokenizer(prompt + SEPARATOR)["input_ids"], tokenizer(solution)["input_ids"]
+        with torch.no_grad():
+            logs = torch.log_softmax(model(input_ids=torch.tensor([head + tail])).logits[0], dim=-1)
+        nats = [-float(logs[t - 1, token]) for t, token in enumerate(head + tail) if t]
+        assert found.prompt[i] == pytest.approx(np.mean(nats[: len(head) - 1]), rel=1e-4)
+        assert found.solution[i] == pytest.approx(np.mean(nats[len(head) - 1 :]), rel=1e-4)
+        assert found.solution_peak[i] == pytest.approx(np.max(nats[len(head) - 1 :]), rel=1e-4)
+    again = measure_surprise(prompts[::-1], solutions[::-1], model, tokenizer, tokens_per_batch=20)
+    np.testing.assert_allclose(again.solution[::-1], found.solution, rtol=1e-5)
+    with pytest.raises(DataError, match="row 1: the solution has too few tokens"):
+        measure_surprise(prompts[:2], ["1", ""], model, tokenizer)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from real_files import write_real_files
+from real_files import problems, write_jsonl, write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.data.published import corpus_texts, evaluation_keys, load_labelled
+from saerl_lib.data.published import evaluation_keys, load_labelled
 from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.encode.language_model import Layout
 from saerl_lib.properties.probes import real_tasks
@@ -21,24 +20,11 @@ from saerl_lib.world import stages
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    return path
-
-
-def problems(n: int, **labels: object) -> list[dict]:
-    return [
-        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
-        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
-        for i in range(n)
-    ]
-
-
 def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     rows = problems(200, level=lambda i: i % 5)
     rows.append({**rows[7], "id": "again"})
-    first = load_labelled(write(tmp_path / "a.jsonl", rows))
-    second = load_labelled(write(tmp_path / "b.jsonl", rows[::-1]))
+    first = load_labelled(Path(write_jsonl(tmp_path / "a.jsonl", rows)))
+    second = load_labelled(Path(write_jsonl(tmp_path / "b.jsonl", rows[::-1])))
     train, test = split_by_hash(first, 100, 50)
     again, _ = split_by_hash(second, 100, 50)
     assert sorted(train.keys) == sorted(again.keys) and not set(train.keys) & set(test.keys)
@@ -46,12 +32,6 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     left = without(first, set(train.keys))
     assert not set(left.keys) & set(train.keys) and len(set(left.keys)) == 100
     assert sorted(hash_order(first).tolist()) == list(range(201))
-
-
-def test_the_corpus_holds_no_held_out_question(tmp_path: Path) -> None:
-    data = load_labelled(write(tmp_path / "a.jsonl", problems(5, solution="s")))
-    texts = list(corpus_texts([data], set(data.keys[:2])))
-    assert len(texts) == 3 and all("\n" in t for t in texts)
 
 
 def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import doctest
 import gzip
-import importlib
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,8 @@ from saerl_lib.data.published import READERS, learnability, load_labelled, prm80
 from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.sae import documents, require_sources
+from tests import stand_ins as build
+from tests.real_files import write_jsonl
 
 LABELLED = Fields(labels="level")
 TEXTS = [f"The sum of {i} and {i} is\n{2 * i}." for i in range(30)]
@@ -44,21 +43,10 @@ def changed(**values: Any) -> list[dict[str, Any]]:
     return made
 
 
-def write_jsonl(path: Path, made: list[dict[str, Any]]) -> str:
-    path.write_text("\n".join(json.dumps(r) for r in made) + "\n", encoding="utf-8")
-    return str(path)
-
-
 def fails(source: str, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         read(source, LABELLED, **options)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["data.answers", "data.published", "data.sample"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert result.attempted > 0 and result.failed == 0
 
 
 # Rows of any source.
@@ -67,29 +55,18 @@ def test_doctests(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"question": ["a", "list"]}, ("'question' is a list, not text",)),
         ({"question": 5}, ("'question' is a int, not text",)),
-        ({"question": "  \n"}, ("'question' is missing or empty", "remove the row")),
-        ({"question": None}, ("'question' is missing or empty",)),
+        ({"question": None}, ("'question' is missing or empty", "remove the row")),
         ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
-        ({"question": "half \ud800"}, ("half a character",)),
-        ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")),
-        ({"id": 1.5}, ("'id' is a float",)),
-        ({"id": None}, ("'id' is missing",)),
-        ({"id": "a\0"}, ("control characters",)),
-        ({"id": "x" * 300}, ("longer than 200",)),
+        ({"question": "half \ud800"}, ("half a character",)), ({"id": "a\0"}, ("control characters",)),
+        ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")), ({"id": None}, ("'id' is missing",)),
+        ({"id": "x" * 300}, ("longer than 200",)), ({"level": True}, ("a bool, not a number",)),
         ({"level": "hard"}, ("'level' is 'hard', a str, not a number", "leave it out when unknown")),
-        ({"level": True}, ("a bool, not a number",)),
-        ({"level": float("nan")}, ("'level' is nan, not a finite number",)),
-        ({"level": float("inf")}, ("'level' is inf, not a finite number",)),
-        ({"level": 10**400}, ("not a finite number",)),
+        ({"level": 10**400}, ("not a finite number",)), ({"level": float("nan")}, ("'level' is nan, not a finite number",)),
         ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
-        ({"level": -1}, ("outside 1 to 5",)),
-        ({"answer": {"value": 3}}, ("'answer' is a dict, not text",)),
-        ({"answer": float("nan")}, ("'answer' is nan",)),
-        ({"solution": ["a", "b"]}, ("'solution' is a list",)),
+        ({"answer": float("nan")}, ("'answer' is nan",)), ({"solution": ["a", "b"]}, ("'solution' is a list",)),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_row_is_named_with_the_fix(tmp_path: Path, values: dict[str, Any], parts: tuple[str, ...]) -> None:
     message = fails(write_jsonl(tmp_path / "my.jsonl", changed(**values)), allowed=(1.0, 5.0))
     for part in ("my.jsonl, line 3", "of 60 rows, 1 cannot be used", "--skip-bad-rows", *parts):
@@ -105,12 +82,8 @@ def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("empty.jsonl", b"", ("empty.jsonl: no row; the file is empty",)),
-        ("blank.jsonl", b"\n \n", ("no row",)),
-        ("empty.csv", b"", ("no row",)),
-        ("header.csv", b"id,question,level\n", ("no row",)),
-        ("my.txt", b"{}", ("unknown ending", ".jsonl")),
-        ("my.jsonl.gz", b"{}", ("my.jsonl.gz", "only when the file is gzip")),
+        ("empty.jsonl", b"", ("empty.jsonl: no row; the file is empty",)), ("header.csv", b"id,question,level\n", ("no row",)),
+        ("my.txt", b"{}", ("unknown ending", ".jsonl")), ("my.jsonl.gz", b"{}", ("my.jsonl.gz", "only when the file is gzip")),
         ("my.parquet", b"PAR1 no PAR1", ("my.parquet: cannot be read as Parquet",)),
         ("my.csv", b"id,question,level\n1,caf\xe9,3\n", ("my.csv, line 2", "UTF-8")),
         ("my.csv", b"id,id\n1,2\n", ("line 1", "occurs twice")),
@@ -119,19 +92,16 @@ def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> N
         ("my.tsv", b"id,question\n1,two\n", ("line 1", "by tabs instead of ','")),
         ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON", "one list of objects")),
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is a int, not an object")),
-        ("my.csv", b"id\tquestion\n1\ttwo\n", ("line 1", "by commas instead of '\\t'")),
         ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
         ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
-        ("my.csv", b"id,question,level\n1,two,inf\n", ("line 2", "'level' is inf")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
         ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
-        ("my.jsonl", b'{"problem": "a", "level": 1}', ("no row has a field 'question'", "problem, level", "--prompt-field")),
         ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_file_is_named_with_the_fix(tmp_path: Path, name: str, content: bytes, parts: tuple[str, ...]) -> None:
     (tmp_path / name).write_bytes(content)
     message = fails(str(tmp_path / name))
@@ -241,23 +211,12 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # Files of labelled problems.
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    return path
-
-
-def problems(n: int, **labels: object) -> list[dict]:
-    return [
-        {"id": f"p{i}", "question": f"What is {i} plus {i * 7 % 13}?", "answer": "1"}
-        | {name: (value(i) if callable(value) else value) for name, value in labels.items()}
-        for i in range(n)
-    ]
-
-
 def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
-    rows = problems(3, level=lambda i: [2, -1, 5][i], subject=lambda i: ["a", "", "b"][i], valid=lambda i: i > 0)
+    rows = records(3)
+    for row, level, subject, valid in zip(rows, (2, -1, 5), ("a", "", "b"), (False, True, True), strict=True):
+        row |= {"level": level, "subject": subject, "valid": valid, "solution": ""}
     rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
-    data = load_labelled(write(tmp_path / "x.jsonl", rows))
+    data = load_labelled(Path(write_jsonl(tmp_path / "x.jsonl", rows)))
     assert data.name == "x" and len(data) == 3
     assert data.has_label("level").tolist() == [True, False, True]
     assert data.has_label("subject").tolist() == [True, False, True]
@@ -265,40 +224,18 @@ def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
 
 
-def test_gzip_and_plain_files_are_the_same(tmp_path: Path) -> None:
-    plain = write(tmp_path / "a.jsonl", problems(4, level=3))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    assert load_labelled(plain).samples == load_labelled(tmp_path / "b.jsonl.gz").samples
-
-
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "x.jsonl, line 2: not JSON"),
-        ([1], "line 2: expected a JSON object"),
-        ({"id": "b", "question": " "}, "line 2: field 'question' is missing or empty"),
-        ({"id": "p0", "question": "q"}, "line 2: id 'p0' was already used"),
-        ({"question": "q"}, "line 2: field 'id' is missing"),
-        ({"id": "b", "question": "q", "level": "hard"}, "line 2: field 'level' is 'hard', not a number"),
-        ({"id": "b", "question": "q", "pass_rate": 40}, "line 2: field 'pass_rate' is 40, not a share"),
-        ({"id": "b", "question": "q", "valid": "yes"}, "line 2: field 'valid' is 'yes'; write true, false"),
-        ({"id": "b", "question": "q", "meta": 3}, "line 2: field 'meta' is no object"),
+        ({"question": "q"}, "line 3: field 'id' is missing"),
+        ({"id": "b", "question": "q", "pass_rate": 40}, "line 3: field 'pass_rate' is 40, not a share"),
+        ({"id": "b", "question": "q", "valid": "yes"}, "line 3: field 'valid' is 'yes'; write true, false"),
+        ({"id": "b", "question": "q", "meta": 3}, "line 3: field 'meta' is no object"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, row: object, message: str) -> None:
-    second = row if isinstance(row, str) else json.dumps(row)
-    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n" + second, encoding="utf-8")
-    with pytest.raises(DataError, match=message.replace("(", r"\(")):
-        load_labelled(tmp_path / "x.jsonl")
-
-
-def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
-    row = json.dumps({"id": "b", "question": "q", "level": "hard"})
-    (tmp_path / "x.jsonl").write_text(json.dumps(problems(1)[0]) + "\n\n\n" + row, encoding="utf-8")
-    with pytest.raises(DataError, match="line 4: field 'level'"):
-        load_labelled(tmp_path / "x.jsonl")
-    (tmp_path / "x.jsonl").write_text("\n\n" + json.dumps({"id": "b", "question": " "}), encoding="utf-8")
-    with pytest.raises(DataError, match="line 3: field 'question' is missing or empty"):
+def test_bad_rows_of_labelled_files_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(json.dumps(records(1)[0]) + "\n\n" + json.dumps(row), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
         load_labelled(tmp_path / "x.jsonl")
 
 
@@ -428,18 +365,16 @@ def from_hub(data: HubData, limit: int | None = None) -> list[Sample]:
     return [READERS[data.name](row, index) for index, row in enumerate(published_rows(data, limit))]
 
 
-@pytest.mark.parametrize("name", ["deepmath", "numinamath", "math500"])
-def test_hub_format_is_streamed_from_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["math500", "prm800k", "olympiadbench"])
+def test_a_folder_laid_out_as_the_hub_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS[name], repository=str(tmp_path / "repository"), revision=None)
-    (tmp_path / "repository" / "data").mkdir(parents=True)
-    pd.DataFrame([ROWS[name]] * 3).to_parquet(tmp_path / "repository" / "data" / f"{data.split}-00000-of-00001.parquet")
-    samples = from_hub(data, limit=2)
-    assert [s.prompt for s in samples] == [READERS[name](ROWS[name], 0).prompt] * 2
+    build.write_set(tmp_path, name, [ROWS[name]] * 3)
+    data = dataclasses.replace(SETS[name], repository=str(tmp_path / SETS[name].repository), revision=None)
+    assert [str(s) for s in from_hub(data, limit=2)] == [str(READERS[name](ROWS[name], i)) for i in (0, 1)]
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "olympiadbench"])
-def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "gsm8k"
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
     entry = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/*"
@@ -450,14 +385,6 @@ def test_configuration_of_a_repository_is_asked_for(name: str, tmp_path: Path, m
         pd.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
     (sample,) = from_hub(data)
     assert str(sample) == str(READERS[name](ROWS[name], 0))
-
-
-def test_prm800k_file_is_streamed_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS["prm800k"], repository=str(tmp_path), revision=None)
-    (tmp_path / "phase2_train.jsonl").write_text(json.dumps(ROWS["prm800k"]) + "\n")
-    (sample,) = from_hub(data)
-    assert sample.step_labels == (0, -1)
 
 
 def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,13 +420,11 @@ ENDLESS = "9^{9^{9^9}}"
 
 def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
     pairs = [(gold, answer) for gold, answer, _ in PAIRS]
-    started = time.monotonic()
-    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=5)
+    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=2)
     assert found.pop(9) == Checked(False, "overran")
     assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
     wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
     assert not wrong
-    assert time.monotonic() - started < 60
 
 
 def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,7 +439,6 @@ def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers._Worker, "ask", killed_once)
     found = check_answers([("1", "1"), ("poison", "1"), ("2", "2")], seconds=10)
     assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
-    assert check_answers([], seconds=1) == []
     with pytest.raises(ValueError, match="positive"):
         check_answers([("1", "1")], seconds=0)
 

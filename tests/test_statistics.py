@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from saerl_lib.report import statistics
 from saerl_lib.report.statistics import (
     Estimate,
     Interval,
@@ -25,7 +23,6 @@ from saerl_lib.report.statistics import (
     compare,
     corrected,
     difference_interval,
-    dropped_share,
     histogram_auc,
     over_seeds,
     pass_at_k,
@@ -39,48 +36,29 @@ from saerl_lib.report.statistics import (
 )
 
 
-def test_docstring_examples() -> None:
-    result = doctest.testmod(statistics)
-    assert result.attempted > 12 and result.failed == 0
-
-
 @given(st.integers(1, 7), st.data())
 def test_pass_at_k_equals_the_share_of_subsets_with_a_right_answer(n: int, data: st.DataObject) -> None:
     correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     subsets = list(itertools.combinations([1] * correct + [0] * (n - correct), k))
     assert pass_at_k(n, [correct], k)[0] == pytest.approx(np.mean([max(subset) for subset in subsets]))
-
-
-def test_pass_at_k_rejects_what_it_cannot_estimate() -> None:
     with pytest.raises(ValueError, match="draw more completions"):
-        pass_at_k(2, [1], k=8)
-    with pytest.raises(ValueError, match="n_correct"):
-        pass_at_k(2, [3], k=1)
+        pass_at_k(n, [correct], k=n + 1)
 
 
-def test_steps_to_target_takes_the_first_evaluation_that_reaches_it() -> None:
+def test_steps_to_target_is_the_first_that_reaches_it_and_area_is_the_mean_height() -> None:
     assert steps_to_target([0, 20, 40, 60], [0.1, 0.29, 0.3, 0.2], 0.3) == 40
     assert steps_to_target([0, 20], [0.3, 0.2], 0.3) == 0
     assert steps_to_target([0, 20], [0.1, 0.2], 0.3) is None
     with pytest.raises(ValueError, match="rise"):
         steps_to_target([20, 20], [0.1, 0.2], 0.3)
-    with pytest.raises(ValueError, match="one value a step"):
-        steps_to_target([20], [0.1, 0.2], 0.3)
-
-
-def test_area_under_curve_is_the_mean_height() -> None:
     assert area_under_curve([0, 20, 40], [0.0, 0.5, 1.0]) == pytest.approx(0.5)
     assert area_under_curve([10, 20, 40], [1.0, 1.0, 0.0]) == pytest.approx((10 * 1 + 20 * 0.5) / 30)
-    with pytest.raises(ValueError, match="rising"):
-        area_under_curve([20, 10], [0.0, 1.0])
 
 
 def test_total_variation() -> None:
     assert total_variation([0.2, 0.3, 0.5], [0.5, 0.3, 0.2]) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="sum of 0.9"):
         total_variation([0.5, 0.4], [0.5, 0.5])
-    with pytest.raises(ValueError, match="same bins"):
-        total_variation([0.5, 0.5], [1.0])
 
 
 def test_difference_interval_adds_half_widths_in_squares() -> None:
@@ -95,8 +73,6 @@ def test_histogram_auc_by_pairs() -> None:
     pairs = [(p, n) for p in range(3) for _ in range(positive[p]) for n in range(3) for _ in range(negative[n])]
     expected = np.mean([1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs])
     assert histogram_auc(positive, negative) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="same bins"):
-        histogram_auc([1, 0], [1, 0, 0])
 
 
 def test_closed_form_intervals() -> None:
@@ -106,8 +82,6 @@ def test_closed_form_intervals() -> None:
     assert auc_interval(1.0, 10, 10) == (1.0, 1.0, 1.0)
     wide, narrow = auc_interval(0.8, 20, 20), auc_interval(0.8, 200, 200)
     assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
-    with pytest.raises(ValueError, match="n at least 1"):
-        wilson_interval(0, 0)
 
 
 def test_a_bootstrap_of_a_mean_has_its_standard_error() -> None:
@@ -135,10 +109,6 @@ def test_undefined_resamples_are_left_out_or_named() -> None:
         rank_metrics(scores, positive, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
     with pytest.raises(ValueError, match="a single class"):
         rank_metrics(scores, ~positive | True, bootstrap_weights(2, 3, 0))
-    with pytest.raises(ValueError, match="items: pass those of the same samples"):
-        rank_metrics(scores, positive[:1], bootstrap_weights(2, 3, 0))
-    with pytest.raises(ValueError, match="keep_share=2"):
-        dropped_share(scores, positive, bootstrap_weights(2, 3, 0), 2)
 
 
 def test_one_value_a_seed_is_a_t_test() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import stand_ins as build
 import torch
@@ -30,13 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build.build_qwen("qwen3", TEXTS, tmp_path_factory.mktemp("model") / "qwen3")
 
 
-def write_texts(folder: Path, kind: str) -> str:
-    path = folder / f"text.{kind}"
-    if kind == "parquet":
-        pd.DataFrame({"text": TEXTS}).to_parquet(path)
-        return str(path)
-    body = "\n\n".join(TEXTS) if kind.startswith("txt") else "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
-    path.write_bytes(gzip.compress(body.encode()) if kind.endswith(".gz") else body.encode())
+def write_texts(folder: Path) -> str:
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     return str(path)
 
 
@@ -70,7 +64,7 @@ def train(model: Path, source: str, out: Path, device: str = "cpu", config: Text
 
 
 def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = write_texts(tmp_path, "jsonl"), tmp_path / "sae"
+    source, out = write_texts(tmp_path), tmp_path / "sae"
     options = ["--encoder", str(model), "--layer", "2", "--out", str(out), "--tokens", "12000", "--latents", "96", "--k", "8",
                "--learning-rate", "0.003", "--vectors-per-step", "200", "--context", "32", "--buffer", "800",
                "--heldout", "400"]  # fmt: skip
@@ -90,7 +84,7 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     where: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     device = "cpu" if where == "cpu" else str(request.getfixturevalue("gpu_device"))
-    source, read = write_texts(tmp_path, "jsonl"), []
+    source, read = write_texts(tmp_path), []
     whole = CutModel.forward
 
     def stops(self: CutModel, batch: object) -> torch.Tensor:
@@ -119,12 +113,6 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
 
 
 def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) -> None:
-    source = write_texts(tmp_path, "jsonl")
+    source = write_texts(tmp_path)
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
         train(model, source, tmp_path / "long", config=TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "x").write_text("mine")
-    with pytest.raises(ArtifactError, match="holds something else"):
-        train(model, source, tmp_path / "taken")
-    with pytest.raises(ValueError, match="at least twice vectors_per_step"):
-        TextSAEConfig(latents=64, tokens=6_000, buffer_vectors=4_096)

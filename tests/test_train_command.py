@@ -147,7 +147,7 @@ def log_of(run: Run, steps: int, reward: float = 0.5) -> list[dict]:
     return rows
 
 
-def test_a_departure_from_the_plan_is_an_error(files: Path, tmp_path: Path) -> None:
+def test_a_departure_from_the_plan_or_the_selector_is_an_error(files: Path, tmp_path: Path) -> None:
     run = a_run(files, tmp_path)
     rows = log_of(run, STEPS)
     check_followed(run, rows)
@@ -157,17 +157,11 @@ def test_a_departure_from_the_plan_is_an_error(files: Path, tmp_path: Path) -> N
     for wrong in (swapped, rows[: 2 * B * G], rows[:-1], [*rows, {**rows[-1], "step": 4}]):
         with pytest.raises(ArtifactError, match="did not follow the plan"):
             check_followed(run, wrong)
-
-
-def test_what_was_consumed_must_be_what_the_selector_chooses(files: Path, tmp_path: Path) -> None:
     run = a_run(files, tmp_path, "adarft")
     rows = log_of(run, STEPS)
     check_followed(run, rows)
     other = [{**row, "reward": 1.0 if row["step"] == 1 else row["reward"]} for row in rows]
-    for wrong, message in (
-        (other, "step 2 cannot be replayed"), (rows[: 2 * B * G], "holds 32 rollouts of 2 steps, the run has 48"),
-        (rows[:-1], "step 3 cannot be replayed"),
-    ):  # fmt: skip
+    for wrong, message in ((other, "step 2 cannot be replayed"), (rows[: 2 * B * G], "holds 32 rollouts of 2 steps")):
         with pytest.raises(ArtifactError, match=message):
             check_followed(run, wrong)
 
@@ -183,10 +177,6 @@ def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_pat
         with pytest.raises(ArtifactError, match=message):
             open_selector(changed, of)
     assert {name: find_arm(name).needs[0] for name in SELECTORS} == SELECTORS
-    angles = tmp_path / "angles.parquet"
-    pd.DataFrame({"sample_id": ids, "angle_concentration": np.linspace(1.0, 0.0, len(ids))}).to_parquet(angles)
-    drawn = [open_selector(replace(run, arm="gainrl", table=str(angles), seed=seed), ids).next(8) for seed in (1, 1, 2)]
-    assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist(), "the Gaussian draws by its seed"
 
 
 def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,12 +189,8 @@ def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: py
         assert message in capsys.readouterr().err and not out.exists()
     with pytest.raises(SystemExit):
         build_parser().parse_args(words(files, out, "--selector", "mopps"))
-    for changes, message in (({"engine": "vllm"}, "engine='vllm': choose"), ({"loss": "ppo"}, "loss='ppo': choose"),
-                             ({"dynamic_sampling": True}, "choose engine='packed'")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            replace(TRAIN, **changes)
-    with pytest.raises(ArtifactError, match="run.json is missing"):
-        read_run(tmp_path)
+    with pytest.raises(ValueError, match="choose engine='packed'"):
+        replace(TRAIN, dynamic_sampling=True)
 
 
 def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Rollouts, the packed loss and dynamic sampling against slow twins and TRL's own loss."""
+"""The shipped policies, rollouts, the packed loss and dynamic sampling, against slow twins, TRL and Hugging Face."""
 
 from __future__ import annotations
 
+import json
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,16 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
+from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
-from saerl_lib.plan.follow import append_rows, cut_back, read_rows
+from saerl_lib.plan.follow import cut_back, read_rows
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import InOrder
-from saerl_lib.train.policy import load_policy
-from saerl_lib.train.sampler import draw, sample_groups
+from saerl_lib.train.policy import POLICIES, load_policy, policy_folder
+from saerl_lib.train.sampler import GroupSampler, draw, sample_groups
 from saerl_lib.train.trainer import (
     Feed,
-    Group,
     PackedFeed,
     PlanTrainer,
     groups_of,
@@ -32,10 +33,10 @@ from saerl_lib.train.trainer import (
     pieces,
     record,
 )
-from saerl_lib.world.sources import draw_split, target_weights
+from saerl_lib.world.gates import REFERENCE_SHARES, reference_shares
+from saerl_lib.world.sources import draw_split, rebuild_policy, target_weights
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
-PROMPTS = ("31+47", "Find 90-13.", "40+3*7.", "A box holds 86 beads; 20 go out. How many are left?", "12+5", "Find 9/4+1/8.")
 SAMPLES = [replace(s, id=f"p{i}") for i, s in enumerate(draw_split("feed", 16, target_weights(), "target", 7, set()))]
 
 
@@ -110,13 +111,6 @@ def test_draw_follows_the_distribution() -> None:
     assert entropy[0].item() == pytest.approx(-sum(p * np.log(p) for p in (0.2, 0.5, 0.3)), abs=1e-5)
 
 
-def test_groups_follow_their_prompts_in_any_batch(policy: tuple[Any, Any]) -> None:
-    greedy = sample_groups(*policy, PROMPTS, 3, 40, 1e-4, seed=0)
-    alone = [sample_groups(*policy, [p], 1, 40, 1e-4, seed=0).texts[0] for p in PROMPTS]
-    assert greedy.texts == [text for text in alone for _ in range(3)]
-    assert all(len(ids) <= 40 for ids in greedy.ids) and (greedy.entropy >= 0).all()
-
-
 def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     policy: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,13 +123,9 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     rows = read_rows(log)
     assert source.generated == len(rows) and sum(r["used"] for r in rows) == 8 and source.generated > 8
     assert [r["sample_id"] for r in rows[:12:4]] == ["p0", "p1", "p2"]
-
-
-def test_dynamic_sampling_stops_at_the_budget(policy: tuple[Any, Any], tmp_path: Path) -> None:
-    train = replace(TRAIN, dynamic_sampling=True)
-    source = feed(policy, tmp_path / "r.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
+    source = feed(policy, tmp_path / "s.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
     source.step(1)
-    assert source.generated == 20
+    assert source.generated == 20, "it stops at the budget"
 
 
 def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -> None:
@@ -153,21 +143,6 @@ def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -
     wrong = feed(policy, log, selector=InOrder([5, 4, 3, 2, 1, 0]))
     with pytest.raises(ArtifactError, match="cannot be replayed"):
         wrong.replay(read_rows(log))
-
-
-def test_a_group_without_spread_is_not_informative() -> None:
-    group = Group(SAMPLES[0], [[1]] * 2, ["", ""], [1.0, 1.0], [0.0, 0.0])
-    assert not group.informative and replace(group, rewards=[0.0, 1.0]).informative
-
-
-def test_logs_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    append_rows(path, [{"step": i} for i in range(5)])
-    with path.open("a") as handle:
-        handle.write('{"step": 5')
-    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
-    cut_back(path, 2)
-    assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
 
 
 def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) -> None:
@@ -196,3 +171,60 @@ def test_a_step_must_divide_into_passes_and_activations_are_kept_on_the_cpu_alon
         assert asked[-1]["gradient_accumulation_steps"] == asked[-1]["steps_per_generation"] == 2
     with pytest.raises(ArtifactError, match="16 rollouts, which 3 processes x 4 do not divide: choose another --micro-batch"):
         grpo_arguments(train, 4, 3, 0, tmp_path, processes=3)
+
+# The shipped policies.
+
+
+def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:
+    model, tokenizer = load_policy()
+    prompts = ["31+47", "Find 90-13.", "31+47"]
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first == sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
+    assert first != sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=2).texts
+    assert GroupSampler(model, tokenizer).complete(prompts, 1, 24, 2.0, seed=1) == [[text] for text in first]
+
+
+def test_near_greedy_sampling_equals_generate() -> None:
+    """The sampler drops finished rows; the reference is Hugging Face's own greedy generation."""
+    model, tokenizer = load_policy()
+    prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", "Find 9/4+1/8.\n"]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    out = model.generate(**batch, max_new_tokens=40, do_sample=False)
+    expected = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    stripped = [p.rstrip("\n") for p in prompts]
+    assert sample_groups(model, tokenizer, stripped, 3, 40, 1e-4, seed=0).texts == [text for text in expected for _ in range(3)]
+
+
+def test_tokenizer_splits_digits_and_survives_the_disk() -> None:
+    _, tokenizer = load_policy()
+    text = "Find 4075-12, then add 9. \nAnswer: 4072"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    pieces = [tokenizer.decode([i]) for i in ids]
+    assert all(len([c for c in piece if c.isdigit()]) <= 1 for piece in pieces)
+
+
+@pytest.mark.parametrize(("name", "losses"), [("policy", [6.48531, 6.45493, 6.39856]), ("policy_large", [6.49214])])
+def test_a_rebuild_begins_with_the_recorded_losses(name: str, losses: list[float], tmp_path: Path) -> None:
+    """Data order, initialisation, optimiser and loss are those that made the shipped weights."""
+    assert losses[0] == json.loads((policy_folder(name) / "losses.json").read_text(encoding="utf-8"))[0]
+    assert rebuild_policy(tmp_path, steps=len(losses), config=POLICIES[name]) == pytest.approx(losses, rel=0.002)
+    with pytest.raises(KeyError, match="policy 'huge' does not exist; choose one of policy, policy_large"):
+        policy_folder("huge")
+
+
+def test_shipped_weights_are_small_and_safe() -> None:
+    files = [p for p in paths.WEIGHTS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 12e6
+    assert {p.suffix for p in files} <= {".safetensors", ".json"}
+
+
+def test_published_histogram_equals_its_source() -> None:
+    folder = paths.shared_data_dir()
+    if folder is None:
+        pytest.skip("SAERL_DATA_DIR is not set: no real pass rates to compare with")
+    assert reference_shares(folder / "deepscaler_pass_rate.jsonl.gz") == REFERENCE_SHARES

@@ -1,0 +1,343 @@
+"""Clusters, difficulty by Equation 10, the source classifier with its filter, and the scorer that saves them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saerl_lib.config import PropertyConfig
+from saerl_lib.properties import clusters, difficulty, quality
+from saerl_lib.properties.clusters import Clusters
+from saerl_lib.properties.probes import correlation
+from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources
+
+
+def blobs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Three well separated groups of 20 in the plane."""
+    group = np.repeat([0, 1, 2], 20)
+    centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 1000.0]])
+    noise = np.random.default_rng(seed).normal(size=(60, 2)) * [0.5, 50.0]
+    return (centres[group] + noise).astype(np.float32), group
+
+
+def test_separated_groups_are_found_the_fit_repeats_and_empty_clusters_go() -> None:
+    phi, group = blobs()
+    fitted = clusters.fit_clusters(phi, 3, seed=1)
+    labels = fitted.assign(phi).label
+    assert clusters.agreement(labels, group) == clusters.Agreement(purity=1.0, nmi=1.0, ari=1.0)
+    assert (fitted.k, fitted.n_dropped) == (3, 0)
+    np.testing.assert_array_equal(fitted.centroids, clusters.fit_clusters(phi, 3, seed=1).centroids)
+    twice = np.repeat([[0.0, 0.0], [5.0, 5.0]], 10, axis=0)
+    fitted = clusters.fit_clusters(twice, 4, seed=0)
+    assert (fitted.k, fitted.n_dropped) == (2, 2) and set(fitted.assign(twice).label) == {0, 1}, "empty clusters are dropped"
+
+
+def test_assignment_by_hand() -> None:
+    centroids = np.array([[0.0, 0.0], [3.0, 0.0]])
+    fitted = Clusters(mean=np.array([1.0, 0.0]), scale=np.array([2.0, 1.0]), centroids=centroids, n_dropped=0)
+    found = fitted.assign(np.array([[1.0, 0.5], [7.0, 4.0], [4.0, 0.0]]))
+    assert found.label.tolist() == [0, 1, 0]  # the last one lies half-way: lowest number
+    assert found.distance.tolist() == [0.5, 4.0, 1.5]
+    assert fitted.runner_up(np.array([[1.0, 0.5], [7.0, 4.0]]), np.array([0, 1])).tolist() == [1, 0]
+    assert replace(fitted, centroids=centroids[:1]).runner_up(np.zeros((2, 2)), np.zeros(2, int)).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("smallest", [1, 4])
+def test_clusters_are_numbered_by_size_then_by_their_first_sample(smallest: int) -> None:
+    centres = np.repeat([[0.0, 9.0], [9.0, 0.0], [0.0, 0.0], [9.0, 9.0]], (20, 30, 20, 3), axis=0)
+    phi = centres + np.random.default_rng(0).normal(size=centres.shape) * 0.1
+    for seed in range(3):
+        label = clusters.fit_clusters(phi, 4, seed, smallest=smallest).assign(phi).label
+        assert label[[20, 0, 50]].tolist() == [0, 1, 2] and (label[72] == 3) == (smallest == 1), "ties go by first sample"
+
+
+def test_a_rare_feature_takes_no_centroid_for_itself() -> None:
+    phi, group = blobs()
+    phi = np.column_stack([phi, np.where(np.arange(60) == 4, 1e6, 0.0), np.where(np.arange(60) == 50, 1e6, 0.0)])
+    fitted = clusters.fit_clusters(phi, 3, seed=0)
+    assert np.bincount(fitted.assign(phi).label).min() > 10
+    assert np.abs(fitted.standardise(phi)).max() == clusters.CLIP
+
+
+def test_agreement_and_entropy_by_hand() -> None:
+    labels, topics = np.array([0, 0, 0, 1, 1]), np.array(["a", "a", "b", "b", "b"])
+    assert clusters.agreement(labels, topics).purity == 0.8
+    assert clusters.topic_entropy(["a", "a", "b", "b"]) == 1.0
+    assert clusters.topic_entropy(["a", "a"]) == 0.0
+    rows = clusters.cluster_topics(labels, topics)
+    assert rows.to_numpy().tolist() == [[0, "a", 2], [0, "b", 1], [1, "b", 2]]
+    summary = clusters.topic_summary(labels, topics)
+    assert summary["top_topic"].tolist() == ["a", "b"]
+    assert summary["top_share"].tolist() == [pytest.approx(2 / 3), 1.0]
+    assert summary["topic_entropy_bits"].tolist() == [pytest.approx(0.9183, abs=1e-4), 0.0]
+
+
+def test_bad_clusters_name_the_field_and_the_fix() -> None:
+    phi, _ = blobs()
+    with pytest.raises(ValueError, match="clusters=61 exceeds the 60 samples: lower PropertyConfig.clusters"):
+        clusters.fit_clusters(phi, 61, seed=0)
+    with pytest.raises(ValueError, match="clusters=0"):
+        clusters.fit_clusters(phi, 0, seed=0)
+    fitted = clusters.fit_clusters(phi, 2, seed=0)
+    with pytest.raises(ValueError, match="fitted on 2 columns"):
+        fitted.assign(np.zeros((3, 4)))
+    phi[3, 1] = np.inf
+    with pytest.raises(ValueError, match="phi holds 1 non-finite values, first in row 3"):
+        clusters.fit_clusters(phi, 3, seed=0)
+
+
+def test_stability_by_hand() -> None:
+    labels = [np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]), np.array([0, 1, 0, 1])]
+    assert clusters.pairwise_ari(labels).round(3).tolist() == [1.0, -0.5, -0.5]
+    row = clusters.stability_row("seeds", labels).iloc[0]
+    assert (row["pairs"], row["ari_low"], row["ari_high"], row["n"]) == (3, -0.5, 1.0, 4)
+    with pytest.raises(ValueError, match="at least two seeds"):
+        clusters.pairwise_ari(labels[:1])
+
+
+def test_tiny_clusters_are_merged_and_counted() -> None:
+    rng = np.random.default_rng(0)
+    phi = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(5, 0.1, (30, 2)), rng.normal(20, 0.1, (2, 2))])
+    kept = clusters.fit_clusters(phi, 3, 0)
+    merged = clusters.fit_clusters(phi, 3, 0, smallest=5)
+    assert kept.k == 3 and merged.k == 2 and (merged.n_merged, merged.n_moved) == (1, 2)
+    assert np.bincount(merged.assign(phi).label).min() >= 5
+
+
+def test_a_large_pool_is_fitted_on_a_seeded_subsample_and_may_be_a_memory_map(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    phi = (rng.normal(0, 0.2, (900, 4)) + 4 * (np.arange(900) % 3)[:, None]).astype(np.float32)
+    stored = np.memmap(tmp_path / "phi", np.float32, "w+", shape=phi.shape)
+    stored[:] = phi
+    first = clusters.fit_clusters(stored, 3, 0, fit_rows=200)
+    assert np.array_equal(first.centroids, clusters.fit_clusters(phi, 3, 0, fit_rows=200).centroids)
+    whole = clusters.fit_clusters(phi, 3, 0)
+    assert clusters.pairwise_ari([first.assign(stored).label, whole.assign(phi).label])[0] == 1.0
+    with pytest.raises(ValueError, match="cluster_fit_rows=5 is below clusters=10"):
+        PropertyConfig(cluster_fit_rows=5)
+
+# Difficulty.
+
+
+CONFIG = PropertyConfig(clusters=3, elastic_net_alphas=8, shrinkage_tau=10.0)
+
+
+def labelled(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """phi [n, 6], labels [n] and clusters [n]; cluster 1 is harder by 2 than phi says."""
+    rng = np.random.default_rng(seed)
+    phi, cluster = rng.normal(size=(n, 6)), rng.integers(0, 2, n)
+    return phi, 5 + phi[:, 0] + 2.0 * cluster + 0.1 * rng.normal(size=n), cluster
+
+
+def test_equation_10_on_three_clusters_by_hand() -> None:
+    labels = np.array([3.0, 5.0, 6.0, 2.0])
+    calibrated = np.array([2.0, 2.0, 4.0, 3.0])
+    found = difficulty.cluster_corrections(labels - calibrated, np.array([0, 0, 0, 1]), k=3, tau=1.0)
+    assert found.n_labelled.tolist() == [3, 1, 0]
+    assert found.residual.tolist() == [2.0, -1.0, 0.0]  # (1 + 3 + 2) / 3; -1; no labels
+    assert found.shrinkage.tolist() == [0.75, 0.5, 0.0]
+    scores = difficulty.rank(np.array([9.0, 8.0, 7.0]), np.array([4.0, 4.0, 4.0]), np.array([0, 1, 2]), found)
+    assert scores.ranking.tolist() == [4 + 0.75 * 2, 4 - 0.5 * 1, 4.0]
+    assert scores.raw.tolist() == [9.0, 8.0, 7.0]
+    assert scores.calibrated_global.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_isotonic_map_is_monotone_and_clipped() -> None:
+    phi, labels, cluster = labelled()
+    model = difficulty.fit_difficulty(phi, labels, cluster, 3, CONFIG, seed=0)
+    grid = np.zeros((50, 6))
+    grid[:, 0] = np.linspace(-30, 30, 50)
+    scores = model.predict(grid, np.full(50, 2))
+    assert (np.diff(scores.calibrated_global) >= 0).all()
+    assert labels.min() <= scores.calibrated_global.min() <= scores.calibrated_global.max() <= labels.max()
+    np.testing.assert_array_equal(scores.ranking, scores.calibrated_global)  # cluster 2 has no labels
+
+
+def test_reliability_table_by_hand() -> None:
+    rows = difficulty.reliability_table("raw", np.array([4.0, 1.0, 3.0, 2.0]), np.array([8.0, 1.0, 6.0, 3.0]), bins=2)
+    assert rows["n"].tolist() == [2, 2]
+    assert rows["predicted_mean"].tolist() == [1.5, 3.5]
+    assert rows["label_mean"].tolist() == [2.0, 7.0]
+    # t(0.975, 1) = 12.706, standard error of (1, 3) = 1
+    assert rows.loc[0, ["ci_low", "ci_high"]].tolist() == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)
+    predicted = np.array([1.0] * 7 + [2.0] + [3.0] * 4)
+    rows = difficulty.reliability_table("global", predicted, np.arange(12.0), bins=12)
+    assert rows["n"].tolist() == [7, 1, 4] and np.isnan(rows.loc[1, "ci_low"]), "equal predictions stay together"
+
+
+def test_bad_difficulty_input() -> None:
+    phi, labels, cluster = labelled(30)
+    model = difficulty.fit_difficulty(phi, labels, cluster, 2, CONFIG, seed=0)
+    with pytest.raises(ValueError, match="clusters holds values from 0 to 5, known are 0 to 1"):
+        model.predict(phi[:2], np.array([0, 5]))
+    broken = phi.copy()
+    broken[4, 0] = np.nan
+    with pytest.raises(ValueError, match="phi holds 1 non-finite values, first in row 4"):
+        model.predict(broken, cluster)
+    with pytest.raises(ValueError, match="train_x holds 1 non-finite"):
+        difficulty.fit_difficulty(broken, labels, cluster, 2, CONFIG, seed=0)
+    with pytest.raises(ValueError, match="row counts"):
+        difficulty.fit_difficulty(phi, labels[:-1], cluster, 2, CONFIG, seed=0)
+
+# Quality.
+
+
+def sources(n: int, shift: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """z [n, 8] of which the target half is shifted on the first axis."""
+    rng = np.random.default_rng(seed)
+    is_target = np.arange(n) % 2 == 0
+    z = rng.normal(size=(n, 8)) * [1, 1, 1, 1, 1, 1, 1, 1000]
+    z[:, 0] += shift * is_target
+    return z, is_target
+
+
+def test_classifier_separates_sources_and_repeats() -> None:
+    z, is_target = sources(400, 3.0, 0)
+    fitted = quality.fit_source_classifier(z, is_target, seed=0)
+    test_z, test_target = sources(400, 3.0, 1)
+    scores = fitted.score(test_z)
+    assert scores.min() > 0.0 and scores.max() < 1.0
+    names = {"n_train": 400, "dataset": "toy", "features": "sae", "config": PropertyConfig(bootstrap_samples=100), "seed": 0}
+    auc, precision = quality.source_separation(scores, test_target, **names)
+    assert (auc.metric, precision.metric) == ("roc_auc", "average_precision")
+    assert auc.value > 0.95 and precision.value > 0.95
+    assert auc.ci_low < auc.value < auc.ci_high
+    np.testing.assert_array_equal(scores, quality.fit_source_classifier(z, is_target, seed=0).score(test_z))
+    assert not np.array_equal(scores, quality.fit_source_classifier(z, is_target, seed=1).score(test_z))
+
+
+def test_roc_auc_and_average_precision_by_hand() -> None:
+    scores, is_target = np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False])
+    auc, precision = quality.source_separation(
+        scores, is_target, n_train=0, dataset="toy", features="sae", config=PropertyConfig(bootstrap_samples=100), seed=0
+    )
+    assert auc.value == 0.75  # 3 of 4 pairs in the right order
+    assert precision.value == pytest.approx((1 / 1 + 2 / 3) / 2)
+
+
+def test_filter_table_by_hand() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.2])
+    is_target = np.array([True, True, False, True, False])
+    negative_scores = np.arange(101) / 100 - 0.38  # 95th percentile 0.57, 99th 0.61
+    table = quality.filter_table(scores, list("abcde"), is_target, negative_scores, {"top_k": 3}).set_index("rule")
+    assert table.loc["full", ["kept", "target_kept", "purity", "recall"]].tolist() == [5, 3, 0.6, 1.0]
+    assert table.loc["p95", ["kept", "target_kept"]].tolist() == [4, 3]
+    assert table.loc["p99", ["kept", "target_kept"]].tolist() == [3, 2]
+    assert table.loc["top_k", ["kept", "target_kept", "purity", "recall"]].tolist() == [3, 2, 2 / 3, 2 / 3]
+    assert table.loc["p95", "paper_purity"] == 0.9537
+    assert np.isnan(table.loc["top_k", "paper_recall"])
+    assert (table["n_pool"] == 5).all()
+
+
+def test_top_k_breaks_ties_by_id_in_any_input_order() -> None:
+    scores, ids = np.array([0.5, 0.5, 0.9, 0.5]), np.array(["d", "b", "c", "a"])
+    assert sorted(ids[quality.keep_top_k(scores, ids, 3)]) == ["a", "b", "c"]
+    turn = np.array([3, 2, 1, 0])
+    assert sorted(ids[turn][quality.keep_top_k(scores[turn], ids[turn], 3)]) == ["a", "b", "c"]
+
+
+def test_score_histogram_by_hand() -> None:
+    rows = quality.score_histogram(np.array([0.1, 0.9, 1.0, 0.2]), np.array(["t", "t", "t", "p"]), bins=2)
+    assert rows.to_numpy().tolist() == [
+        ["p", 0.0, 0.5, 1.0, 1],
+        ["p", 0.5, 1.0, 0.0, 0],
+        ["t", 0.0, 0.5, 1 / 3, 1],
+        ["t", 0.5, 1.0, 2 / 3, 2],
+    ]
+
+
+def test_bad_quality_input() -> None:
+    scores = np.array([0.1, 0.2])
+    with pytest.raises(ValueError, match="k=3 must lie between 1 and the 2 samples"):
+        quality.keep_top_k(scores, ["a", "b"], 3)
+    with pytest.raises(ValueError, match="repeated"):
+        quality.keep_top_k(scores, ["a", "a"], 1)
+    with pytest.raises(ValueError, match="scores holds 1 non-finite"):
+        quality.keep_top_k(np.array([np.nan, 0.1]), ["a", "b"], 1)
+    with pytest.raises(ValueError, match="single class"):
+        quality.fit_source_classifier(np.eye(3), np.ones(3), seed=0)
+    with pytest.raises(ValueError, match="marks no sample"):
+        quality.filter_table(scores, ["a", "b"], np.zeros(2, bool), scores, {})
+
+# The scorer.
+
+
+COLUMNS = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality", "kept"]
+
+
+def made(n: int, seed: int, name: str, shift: float = 0.0) -> tuple[Columns, np.ndarray]:
+    """n samples of three groups in 6 columns, and their difficulty; `shift` moves the source along the last column."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6))
+    x[:, 0] += 6.0 * rng.integers(0, 3, n)
+    x[:, 5] += shift
+    labels = 2 * x[:, 1] + 0.3 * x[:, 0] + 0.2 * rng.normal(size=n)
+    return Columns([f"{name}{i}" for i in range(n)], x, x), labels
+
+
+def rows(table: Columns, index: np.ndarray) -> Columns:
+    return Columns([table.ids[i] for i in index], table.phi[index], table.z[index])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Scorer, Columns, np.ndarray]:
+    (labelled, labels), (pool, truth), (other, _) = made(400, 0, "l"), made(400, 1, "p"), made(120, 2, "o", 3.0)
+    return fit_scorer(pool, labelled, labels, rated_sources(labelled, other), CONFIG, 7), pool, truth
+
+
+def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray]) -> None:
+    scorer, pool, truth = fitted
+    table = scorer.score(pool)
+    assert table.columns.tolist() == COLUMNS and table["sample_id"].tolist() == pool.ids
+    assert correlation("spearman", table["ranking"].to_numpy(), truth) > 0.9
+    assert (table["runner_up"] != table["cluster"]).all() and table["cluster"].value_counts().is_monotonic_decreasing
+    inside = np.abs(table["ranking"] - truth) <= table["half_width"]
+    assert 0.85 < inside.mean() <= 1.0, "nominal 95 %"
+    assert (table["kept"] == (table["quality"] >= scorer.threshold)).all()
+    assert scorer.score(pool, keep=37)["kept"].sum() == 37
+    assert scorer.negatives is not None and len(scorer.negatives) == 60 and len(scorer.rated) == 400 + 60
+    np.testing.assert_array_equal(table, scorer.score(pool), "scoring repeats itself")
+
+
+def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarray], tmp_path: Path) -> None:
+    scorer, pool, _ = fitted
+    scorer.save(tmp_path / "scorer.safetensors")
+    again = load_scorer(tmp_path / "scorer.safetensors")
+    pd.testing.assert_frame_equal(again.score(pool, 50), scorer.score(pool, 50), check_exact=True)
+    bare = fit_scorer(pool, None, None, None, CONFIG, 7)
+    bare.save(tmp_path / "bare.safetensors")
+    table = load_scorer(tmp_path / "bare.safetensors").score(pool)
+    pd.testing.assert_frame_equal(table, bare.score(pool), check_exact=True)
+    assert table[["ranking", "half_width", "quality"]].isna().all(axis=None) and table["kept"].all()
+    np.testing.assert_array_equal(table["cluster"], scorer.score(pool)["cluster"], "clusters read no label")
+
+
+def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
+    """Labels of pure noise: in-sample scores would follow them, out-of-fold scores do not."""
+    pool, _ = made(200, 3, "p")
+    noise, known = np.random.default_rng(4).normal(size=200), np.arange(0, 200, 2)
+    rng = np.random.default_rng(5)
+    wide = Columns(pool.ids, rng.normal(size=(200, 60)), rng.normal(size=(200, 60)))
+    rated = Rated([wide.ids[i] for i in known], wide.z[known], noise[known] > 0)
+    scorer = fit_scorer(wide, rows(wide, known), noise[known], rated, CONFIG, 0)
+    table = scorer.score(wide).iloc[known]
+    assert correlation("spearman", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
+    np.testing.assert_array_equal(table["raw"], scorer.difficulty.out_of_fold.raw)
+    seen = scorer.quality.score(wide.z[known])
+    assert correlation("spearman", seen, noise[known]) > 0.5 > 0.3 > correlation("spearman", table["quality"], noise[known])
+
+
+def test_bad_scorer_input(fitted: tuple[Scorer, Columns, np.ndarray]) -> None:
+    scorer, pool, truth = fitted
+    with pytest.raises(ValueError, match="fitted on 6 columns"):
+        scorer.score(Columns(pool.ids, pool.phi[:, :4], pool.z))
+    with pytest.raises(ValueError, match="row counts"):
+        fit_scorer(pool, pool, truth[:-1], None, CONFIG, 0)
+    with pytest.raises(ValueError, match="single class"):
+        fit_scorer(pool, None, None, Rated(pool.ids, pool.z, np.ones(400, bool)), CONFIG, 0)
+    with pytest.raises(ValueError, match="k=401 must lie between"):
+        scorer.score(pool, keep=401)
