@@ -434,7 +434,7 @@ def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ([], "plan diff A B"), (["--data", "x.jsonl"], "--out"), (["--data", "absent.jsonl", "--out", "o"], "no such file"),
+        (["--data", "absent.jsonl", "--out", "o"], "no such file"),
         (["--data", "x", "--out", "o", "--layer", "3"], "need a model"),
     ],
 )  # fmt: skip

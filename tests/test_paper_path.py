@@ -20,7 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import needs
 from saerl_lib.artifacts import Stage
-from saerl_lib.cli import build_parser, config_of, given, main
+from saerl_lib.cli import main, parse
 from saerl_lib.config import sub_seed
 from saerl_lib.cost import PaperConfig
 from saerl_lib.data.answers import Checked, check_answers
@@ -140,8 +140,8 @@ def test_features_are_those_of_encoding_directly(whole: tuple[Place, str]) -> No
     from saerl_lib.encode.store import Store, choose_retained
 
     place, _ = whole
-    config = config_of({"encoder_folder": str(place.root / "encoder"), "encoder_layer": 2, "sae_source": str(place.root / "sae"),
-                        "retained_latents": 8})  # fmt: skip
+    config = PaperConfig(encoder_folder=str(place.root / "encoder"), encoder_layer=2, sae_source=str(place.root / "sae"),
+                         retained_latents=8)  # fmt: skip
     samples = read_samples(place.out / "data" / "target.parquet")
     encoder = paper.open_reader(paper.encoder_settings(config, place.root / "encoder"), [s.prompt for s in samples])
     retained = choose_retained(Store(place.out / "parts" / "labelled", build.LATENTS), 8)
@@ -353,7 +353,7 @@ def test_what_a_gpu_encoded_is_planned_without_one(stepwise: Place, monkeypatch:
 
 def test_encoding_takes_the_gpu_where_there_is_one(whole: tuple[Place, str], monkeypatch: pytest.MonkeyPatch) -> None:
     place, _ = whole
-    config = config_of({"sae_source": str(place.root / "sae"), "bf16": True})
+    config = PaperConfig(sae_source=str(place.root / "sae"), bf16=True)
     for there, expected in ((True, ("cuda", True)), (False, ("cpu", False))):
         monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         own = paper.encoder_settings(config, place.root / "encoder")
@@ -379,7 +379,7 @@ def test_other_options_make_other_stages_and_keep_earlier_runs(
     code, _, error = Place(stepwise.root, [*stepwise.options, "--learning-rate", "1e-5"]).run("paper", "report")
     assert code == 1 and "run `python -m saerl_lib paper train`" in error
     assert len(list((stepwise.out / "runs").iterdir())) == 2
-    config = config_of(given(build_parser().parse_args(["paper", "evaluate", *stepwise.options])))
+    config = parse(["paper", "evaluate", *stepwise.options])[1].settings
     before = {path.parent: path.read_text() for path in stepwise.out.glob("evaluation-*/manifest.json")}
     assert len(before) == 1 + 2 * 2
 
@@ -533,9 +533,6 @@ def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--profile", "paper", "--only", "03"], "--only: profile paper has steps"),
-        (["run", "--profile", "laptop", "--policy", "x"], "--policy: only profile paper takes this"),
-        (["run", "--profile", "paper", "--plan-only", "--policy", "x"], "leave out --policy"),
         (["paper", "data", "--arms", "best"], "name each of grpo"),
         (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
         (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
@@ -553,7 +550,8 @@ def test_options_that_do_not_fit_are_refused(words: list[str], message: str, cap
 def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sae").mkdir()
     monkeypatch.setenv("SAERL_CALLED_FROM", str(tmp_path))
-    config = config_of({"sae_source": "opensae:sae", "policy": "Qwen/Qwen2.5-Math-7B", "encoder_folder": "sae"})
+    named = PaperConfig(sae_source="opensae:sae", policy="Qwen/Qwen2.5-Math-7B", encoder_folder="sae")
+    config = paper_runs.from_here(named)
     assert (config.sae_source, config.encoder_folder) == (f"opensae:{tmp_path / 'sae'}", str(tmp_path / "sae"))
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
 
@@ -572,12 +570,12 @@ def test_attempts_are_judged_within_their_time() -> None:
 
 
 def test_the_papers_values_are_the_defaults() -> None:
-    config = config_of({})
-    assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
+    config = PaperConfig()
+    assert (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
     settings = paper_runs.settings_of(config, "saerl_dapo")
     assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
     assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
-    assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
+    assert PaperConfig(prompts_per_step=512).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
     assert set(paper_runs.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
 
 
