@@ -37,7 +37,7 @@ WRITES_WHOLE = ("plan", "export")
 """Commands whose folder appears whole or not at all."""
 
 _ROW = "id=id-field prompt=prompt-field answer=answer-field solution=solution-field topic=topic-field"
-_READING = "fields encoder layer sae device bf16 skip_bad_rows"
+_READING = "fields encoder layer sae max_tokens device bf16 skip_bad_rows"
 OPTIONS: dict[type, str] = {
     RunOptions: "profile start=from only force strict seeds seed",
     config.RowFields: _ROW,
@@ -52,7 +52,7 @@ OPTIONS: dict[type, str] = {
     "labelled_samples=labelled source_labels rated_samples=rated clusters retained_latents=retained "
     "encode_max_tokens=encode-tokens train_on arms exports=to steps prompts_per_step rollouts_per_prompt=rollouts "
     "max_response_tokens=max-completion learning_rate micro_batch eval_every_steps=eval-every eval_samples=attempts "
-    "adarft_samples=rate-attempts measure_part revisions=revision launch vllm bf16 seeds seed",
+    "adarft_samples=rate-attempts measure_part revisions=revision launch vllm bf16 chat seeds seed",
 }
 """Record of the method -> those of its fields that are options, as FIELD or FIELD=OPTION; the others keep their value."""
 
@@ -197,7 +197,9 @@ class Sae(Command):
     """Train an SAE on any text, for any model; the same command goes on after a stop."""
 
     text: tuple[str, ...]
-    """JSON lines (field `text`), Parquet or text, or OWNER/NAME@COMMIT[:CONFIGURATION] on the hub; read one after another."""
+    """JSON lines, Parquet or text, or OWNER/NAME@COMMIT[:CONFIGURATION] on the hub; read one after another."""
+    text_field: str = "text"
+    """Field that holds the text."""
     encoder: str
     """Model in Hugging Face format: folder or hub name."""
     layer: int

@@ -14,6 +14,8 @@ The batch plan and its open choices.
 
 GRPO, the gradients at the base policy, and the RL study.
 
+One's own data: names of fields, the model and SAE that read it, the plan; an SAE of one's own.
+
 Profiles: every choice of a run in one frozen record, the only dial. A bad combination raises with the fix in the message.
 """
 

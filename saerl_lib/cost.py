@@ -143,7 +143,7 @@ class Replacements:
     bf16: bool = False
     """Mixed precision in training, bfloat16 weights in encoding, measuring and evaluation; needs a GPU (on a CPU: float32)."""
     chat: bool = True
-    """Prompts in the policy's chat template (not stated in the paper; ours); else plain text and a line break."""
+    """Prompts stand in the policy's chat template (not stated in the paper; ours); --no-chat: plain text, a line break."""
     eval_temperature: float = 0.6
     """Of evaluations (not stated in the paper; ours: that of the rollouts)."""
     measure_part: int = 512

@@ -1,7 +1,5 @@
 """A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
 
-Settings of a plan of one's own data; a bad combination raises before a file is read.
-
 Features of one's own rows: metadata and TF-IDF for a first look, SAE features of a model, or those that `encode` stored.
 
 All give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.

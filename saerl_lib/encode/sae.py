@@ -621,7 +621,9 @@ def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
     torch.manual_seed(sub_seed(trainer.n_training_samples, "text-sae"))  # the mixing of what follows
 
 
-def run_sae(text: Sequence[str], encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: TextSAEConfig) -> int:
+def run_sae(
+    text: Sequence[str], text_field: str, encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: TextSAEConfig
+) -> int:
     """`sae`: train into `out` or go on; the last line is one JSON object. Raises as `open_decoder` and `train_text_sae`."""
     from saerl_lib.encode.models import open_decoder  # it imports this module
 
@@ -629,7 +631,7 @@ def run_sae(text: Sequence[str], encoder: str, layer: int, out: Path, device: st
     started = time.monotonic()
     decoder, tokenizer, width, identity = open_decoder(encoder, layer, device, bf16)
     config = replace(settings, latents=settings.latents or EXPANSION * width)
-    found = train_text_sae(text, "text", decoder, tokenizer, config, identity, out, lambda line: print(line, flush=True))
+    found = train_text_sae(text, text_field, decoder, tokenizer, config, identity, out, lambda line: print(line, flush=True))
     print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
           f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
     line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,
