@@ -6,15 +6,31 @@ option ever changes is a constant beside its use. A bad combination raises with 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from saerl_lib.encode.models import ReaderSpec
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON-ready values."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about a mistyped `name`: the nearest known one, or nothing.
+
+    >>> near("lapto", ["smoke", "laptop"]), near("huge", ["smoke", "laptop"])
+    ('; did you mean laptop?', '')
+    """
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def content_hash(value: Any) -> str:
@@ -46,7 +62,8 @@ def _choose(config: Any, **known: tuple[str, ...]) -> None:
 
 WORLD_VERSION = "1"
 """Version of the embedded world; raised whenever a generated sample may change."""
-WORLD_PARTS = ("policy", "policy_large", "encoder", "encoder_all_families", "mixture")
+WorldPart = Literal["policy", "policy_large", "encoder", "encoder_all_families", "mixture"]
+WORLD_PARTS: tuple[str, ...] = get_args(WorldPart)
 """What `world --rebuild` makes, in this order."""
 
 
@@ -199,7 +216,8 @@ class PlanConfig:
         _choose(self, rest=REST, unequal=UNEQUAL)
 
 
-ENGINES, LOSSES = ("packed", "trl"), ("grpo", "dapo")
+Loss = Literal["grpo", "dapo"]
+ENGINES, LOSSES = ("packed", "trl"), get_args(Loss)
 
 
 @dataclass(frozen=True)
@@ -211,17 +229,17 @@ class TrainConfig:
     rollouts_per_prompt: int = 8
     """G, completions of one group (paper, section C.2)."""
     learning_rate: float = 4e-5
-    """Constant: a decaying rate would confound order (the paper: 1e-6 on 1.5B parameters)."""
+    """Constant learning rate: a decaying one would confound order (the paper: 1e-6 on 1.5B parameters)."""
     temperature: float = 1.0
     """Rollout temperature (paper: 0.6)."""
     max_completion_tokens: int = 80
-    """Longest completion (paper: 3,072)."""
-    loss: str = "grpo"
+    """Longest completion, tokens (paper: 3,072)."""
+    loss: Loss = "grpo"
     """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch, upper clip 0.28."""
     dynamic_sampling: bool = False
     """DAPO, engine "packed" alone: draw prompts until every group of the step has a gradient; all rollouts count."""
     checkpoint_every_steps: int = 50
-    """A stopped run goes on from the last checkpoint, with its place in the plan."""
+    """Steps between checkpoints; a stopped run goes on from the last one, with its place in the plan."""
     eval_every_steps: int = 20
     """Small evaluations during training (the paper's step counts are multiples of 20)."""
     eval_samples_small: int = 2
@@ -233,7 +251,7 @@ class TrainConfig:
     micro_batch: int = 8
     """Rollouts of one forward pass of one process; engine "trl"."""
     keep_every_steps: int | None = None
-    """Keep the weights of every such step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
+    """Keep the weights of every N-th step, and of the last, under policies/ to evaluate them; None: the final ones alone."""
     vllm: bool = False
     """Rollouts by vLLM beside the trainer (TRL's `use_vllm`, colocated); engine "trl"."""
     bf16: bool = False
@@ -332,6 +350,198 @@ class Profile:
         return self.pool_samples // self.plan.prompts_per_step
 
 
+DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "solution", "topic": "subject"}
+"""Names that are looked for when none is given; only the prompt must be there."""
+SHARE_FIELD = "pass_rate"
+"""A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
+NO_ENCODER = "none"
+"""Value of `encoder` for metadata and TF-IDF features, without a model."""
+PAPER_SWAP = 16
+"""One of so many samples of a batch is exchanged (paper: 8 of 128)."""
+
+
+@dataclass(frozen=True)
+class RowFields:
+    """Names of the fields in the file. None: the usual name (`DEFAULTS`) if the file has it; a given name must be there."""
+
+    id: str | None = None
+    """Field of the id; None: `id`, and without that field ids are made of row numbers."""
+    prompt: str | None = None
+    """Field of the prompt; None: `question`."""
+    answer: str | None = None
+    """Field of the answer; None: `answer`, and without that field every row counts as answerable."""
+    solution: str | None = None
+    """Field of the solution; None: `solution`."""
+    topic: str | None = None
+    """Field of the topic; None: `subject`."""
+
+
+@dataclass(frozen=True)
+class Fields(RowFields):
+    """The same with the labels that a plan reads."""
+
+    labels: str | None = None
+    """Field of the difficulty label, a number, such as level or pass_rate; None: there are no labels."""
+    quality: str | None = None
+    """Field of the quality label, true (sound, or of the wanted source) or false; None: there are none."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which fields of the rows are read, and with which model and SAE."""
+
+    fields: RowFields = field(default_factory=RowFields)
+    encoder: str = NO_ENCODER
+    """'none', or a model in Hugging Face format: folder or hub name."""
+    layer: int | None = None
+    """Block whose residual stream the SAE reads; 1 is the first."""
+    sae: str | None = None
+    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
+    max_tokens: int | None = None
+    """Tokens; longer samples are cut at the end and counted. None: the positions that the model has."""
+    tokens_per_batch: int = 8192
+    """Padded tokens of one encoding batch; bounds the memory."""
+    device: str = "cpu"
+    """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
+    bf16: bool = False
+    """Run the model in bfloat16; the SAE stays in float32."""
+    skip_bad_rows: bool = False
+    """Leave malformed rows out and list them, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the option and the fix."""
+        if self.encoder == NO_ENCODER:
+            if self.layer is not None or self.sae is not None:
+                raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
+            if self.device != "cpu" or self.bf16:
+                raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
+        elif self.layer is None or self.sae is None:
+            raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, "
+                             "and the SAE")  # fmt: skip
+        elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
+            raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
+        _at_least(self, tokens_per_batch=1, max_tokens=2)
+
+    @property
+    def reader(self) -> ReaderSpec:
+        """The model and SAE that read the rows."""
+        from saerl_lib.encode.models import ReaderSpec
+
+        assert self.layer is not None and self.sae is not None  # __post_init__ checks it
+        return ReaderSpec(
+            self.encoder, self.layer, self.sae, self.max_tokens, self.tokens_per_batch, device=self.device, bf16=self.bf16
+        )
+
+
+def _at_least(config: Any, **least: int) -> None:
+    """Raises ValueError for a field, unless it is None, below its smallest value."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value} must be at least {smallest}")
+
+
+@dataclass(frozen=True)
+class OwnConfig(Reading):
+    """Everything that decides a plan of one's own beside the data; a bad combination raises before a file is read."""
+
+    fields: Fields = field(default_factory=Fields)
+    split: str = "train"
+    """Split of a data set named on the Hugging Face Hub."""
+    retained_latents: int = 240
+    """|F|; all latents when the SAE has fewer (paper, section B.1, inferred)."""
+    label_range: tuple[float, float] | None = None
+    """Smallest and largest allowed label, in label units; None: any finite number (0 to 1 for `pass_rate`)."""
+    larger_is_easier: bool = False
+    """Turn the labels round: a larger one means easier; `pass_rate` is always turned."""
+    clusters: int | None = None
+    """K, number of clusters; None: 10 (paper), fewer when a cluster would hold less than two batches."""
+    prompts_per_step: int = 32
+    """b, prompts of one batch (paper: 128)."""
+    without_labels: Literal["length", "random"] = "length"
+    """Order within a cluster when there are no labels: length (short first, a stand-in) or random."""
+    keep: float | None = None
+    """Share of rows kept by the quality filter, in (0, 1]; None: nothing is filtered."""
+    seed: int = 0
+    """Base seed of fits and orders."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the option and the fix."""
+        super().__post_init__()
+        _at_least(self, prompts_per_step=2, retained_latents=1, clusters=1)
+        if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
+            low, high = self.label_range
+            raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise ValueError(f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
+        if self.keep is not None and self.fields.quality is None:
+            raise ValueError("--keep needs quality labels: name their field with --quality")
+        if self.without_labels not in ("length", "random"):
+            raise ValueError(f"without_labels={self.without_labels!r}: choose length or random")
+
+    @property
+    def swapped_per_batch(self) -> int:
+        """h, samples that a batch exchanges with its partner."""
+        return max(1, self.prompts_per_step // PAPER_SWAP)
+
+    @property
+    def turned(self) -> bool:
+        """Whether a larger label means easier, so that labels are turned round."""
+        return self.fields.labels is not None and (self.larger_is_easier or self.fields.labels == SHARE_FIELD)
+
+    @property
+    def allowed_labels(self) -> tuple[float, float] | None:
+        """Range that labels must lie in, or None."""
+        if self.label_range is None and self.fields.labels == SHARE_FIELD:
+            return (0.0, 1.0)
+        return self.label_range
+
+
+EXPANSION = 64
+"""F over the model's width (paper, section C.1)."""
+
+
+@dataclass(frozen=True)
+class TextSAEConfig:
+    """Everything that decides the SAE beside model and text."""
+
+    tokens: int
+    """Activation vectors that it is trained on."""
+    latents: int | None = None
+    """F, width of the SAE; None: 64 times the model's width, as the paper's (section C.1)."""
+    k: int = 50
+    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
+    learning_rate: float = 3e-4
+    """Of Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
+    vectors_per_step: int = 4096
+    """Vectors of one optimiser step."""
+    context: int = 1024
+    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
+    blocks_per_pass: int = 8
+    """Blocks of one forward pass."""
+    buffer_vectors: int = 131_072
+    """Vectors that are mixed before they are served; half of them stay."""
+    heldout_tokens: int = 100_000
+    """The first vectors of the text, which measure the SAE and are never trained on."""
+    checkpoint_every: int = 10_000_000
+    """Vectors between checkpoints."""
+    seed: int = 0
+    """Of weights and mixing."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the option and the fix."""
+        counts = ("latents", "tokens", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
+        _at_least(self, **dict.fromkeys(counts, 1))
+        if self.context < 2 or (self.latents is not None and self.k > self.latents) or self.tokens < self.vectors_per_step:
+            raise ValueError(
+                f"context={self.context} must be at least 2, k={self.k} at most latents={self.latents}, "
+                f"tokens={self.tokens} at least vectors_per_step={self.vectors_per_step}"
+            )
+        if self.buffer_vectors < 2 * self.vectors_per_step:
+            least = 2 * self.vectors_per_step
+            raise ValueError(f"buffer_vectors={self.buffer_vectors} must be at least twice vectors_per_step, {least}")
+
+
 SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
@@ -393,7 +603,7 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
             "./run_all.sh --profile paper runs its steps (--plan-only: what they take); --profile laptop runs here"
         )
     if name not in PROFILES:
-        raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}")
+        raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
     profile = PROFILES[name]
     if seeds is not None:
         profile = replace(profile, train=replace(profile.train, seeds=seeds))

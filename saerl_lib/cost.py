@@ -12,7 +12,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
+from saerl_lib.config import near
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN3_17B_BASE, TRAINING_DATA, HubData, HubModel
 
 ORDERS = {"grpo": "random", "dapo": "random", "diff": "ascending", "saerl_grpo": "saerl", "saerl_dapo": "saerl"}
@@ -39,15 +41,15 @@ class Replacements:
     sources: str | None = None
     """Folder that holds every data set as OWNER/NAME in the hub's format; None: the hub, at pinned revisions."""
     revisions: tuple[tuple[str, str], ...] = ()
-    """(set, commit hash) of data sets that are not pinned yet."""
+    """Commit hashes of data sets that are not pinned yet, such as amc23=0123..."""
     encoder_folder: str | None = None
     """Model that reads the data, a folder in Hugging Face format; None: the hub's."""
     encoder_layer: int = 28
     """Block whose residual stream the SAE reads, 1 is the first (paper, section C.1: layer 27 counted from 0)."""
     sae_source: str | None = None
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID; None: what `PaperConfig.sae` names."""
+    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID; None: the published one."""
     policy: str = "Qwen/Qwen2.5-Math-1.5B"
-    """Policy that is trained: one of `PaperConfig.policies` by its repository, or a folder in Hugging Face format."""
+    """Policy that is trained: Qwen/Qwen2.5-Math-1.5B, Qwen/Qwen2.5-Math-7B, or a folder in Hugging Face format."""
     skip_bad_rows: bool = False
     """Leave malformed rows out and list them, instead of stopping."""
     filter_samples: int = 107_021
@@ -60,16 +62,16 @@ class Replacements:
     """DeepScaleR samples that the out-of-domain regimes are tested on (paper, Table 2)."""
     rated_samples: int = 97_782
     """PRM800K solutions whose quality is read (paper, Table 3; how many is not stated: all of phase 2; ours)."""
-    train_on: str = "target"
+    train_on: Literal["target", "filtered"] = "target"
     """target: DeepMath alone, as the paper's runs. filtered: as many samples of the noisy pool, by the source classifier."""
     arms: tuple[str, ...] = ("grpo", "saerl_grpo")
-    """Arms to plan, train and evaluate, of `ARMS`."""
+    """Arms to plan, train and evaluate, of grpo, dapo, diff, saerl_grpo, saerl_dapo, adarft and gainrl."""
     seeds: int = 1
     """Matched seeds (paper: single runs)."""
     exports: tuple[str, ...] = ("verl",)
-    """Other trainers that every plan is exported for (paper: verl)."""
+    """Other trainers that every plan is exported for, of trl, verl, nemo-rl and prime-rl (paper: verl)."""
     encode_max_tokens: int = 4096
-    """Longer samples are cut at the end and counted (truncated.csv): the policy's prompt and response (not stated; ours)."""
+    """Tokens; longer samples are cut at the end and counted (truncated.csv): the policy's prompt and response (ours)."""
     tokens_per_batch: int = 8192
     """Padded tokens of one batch that a model reads, in encoding and measuring."""
     micro_batch: int = 8
@@ -81,7 +83,7 @@ class Replacements:
     bf16: bool = False
     """Mixed precision in training, bfloat16 weights in encoding, measuring and evaluation; needs a GPU (on a CPU: float32)."""
     chat: bool = True
-    """Prompts in the policy's chat template (not stated in the paper; ours); else plain text and a line break."""
+    """Prompts stand in the policy's chat template (not stated in the paper; ours); --no-chat: plain text, a line break."""
     eval_temperature: float = 0.6
     """Of evaluations (not stated in the paper; ours: that of the rollouts)."""
     measure_part: int = 512
@@ -104,7 +106,8 @@ class Replacements:
                 bound = f"at least {least}" if whole else "above 0"
                 require(value >= least if whole else value > 0, f"{name}={value} must be {bound}")
         once = len(set(self.arms)) == len(self.arms) > 0
-        require(once and set(self.arms) <= set(ARMS), f"arms={', '.join(self.arms)}: name each of {', '.join(ARMS)} at most once")
+        require(once and set(self.arms) <= set(ARMS), f"arms={', '.join(self.arms)}: name each of {', '.join(ARMS)} at most once"
+                + "".join(near(name, ARMS) for name in self.arms if name not in ARMS))  # fmt: skip
         require(set(self.exports) <= set(TARGETS), f"exports={', '.join(self.exports)}: choose from {', '.join(TARGETS)}")
         require(self.train_on in POOLS, f"train_on={self.train_on!r}: choose {' or '.join(POOLS)}")
 
@@ -158,31 +161,29 @@ class PaperConfig(Replacements):
     solution_index: int = 1
     """Which of DeepMath's three R1 solutions is the solution span, 1 to 3 (not stated in the paper; ours)."""
     retained_latents: int = 240
-    """|F| retained: 960 = 4 x 240 (paper, section B.1, inferred)."""
+    """|F|, latents that enter z: 960 = 4 x 240 (paper, section B.1, inferred)."""
     metadata_features: int = 26
     """Shallow features m beside z (paper, section 3.1)."""
     clusters: int = 10
-    """K of MiniBatchKMeans (paper, section 3)."""
+    """K, number of clusters by MiniBatchKMeans (paper, section 3)."""
     labelled_samples: int = 3000
     """|L|, difficulty labels of the calibration (paper, section 3.3)."""
-    swapped_per_batch: int = 8
-    """h of b = 128, best in the mixing study; h of the main runs is not stated in the paper (ours)."""
     learning_rate: float = 1e-6
-    """GRPO (paper, Table 9)."""
+    """Constant learning rate of GRPO (paper, Table 9)."""
     prompts_per_step: int = 128
-    """b (paper, Table 9)."""
+    """b, prompts of one step; one of 16 is swapped (paper, Table 9)."""
     rollouts_per_prompt: int = 8
-    """G (paper, Table 9)."""
+    """G, rollouts a prompt (paper, Table 9)."""
     max_prompt_tokens: int = 1024
     """Longest prompt (paper, Table 9)."""
     max_response_tokens: int = 3072
-    """Longest response (paper, Table 9)."""
+    """Longest completion, tokens (paper, Table 9)."""
     temperature: float = 0.6
     """Of rollouts (paper, Table 9); that of evaluations is not stated."""
     steps: int = 900
-    """Optimiser steps, at which Table 4 is reported (paper, section 4.1)."""
+    """Optimiser steps; beyond the plan's end the plan starts again (paper, section 4.1)."""
     eval_every_steps: int = 20
-    """All step counts of the paper are multiples of 20 (paper, Table 5, inferred)."""
+    """Steps between evaluated policies (paper, Table 5, inferred: all step counts are multiples of 20)."""
     eval_samples: int = 8
     """Completions a problem, for Avg@8 and Pass@8 (paper, section 4.1)."""
     adarft_samples: int = 16
@@ -200,6 +201,11 @@ class PaperConfig(Replacements):
         require(b * g % self.micro_batch == 0,
                 f"micro_batch={self.micro_batch} does not divide a step of prompts_per_step={b} x rollouts_per_prompt={g} "
                 "rollouts: choose another one")  # fmt: skip
+
+    @property
+    def swapped_per_batch(self) -> int:
+        """h, one of 16: 8 of b = 128 is best in the mixing study; h of the main runs is not stated in the paper (ours)."""
+        return max(1, self.prompts_per_step // 16)
 
     @property
     def reading_model(self) -> HubModel:

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from saerl_lib import paths
@@ -255,14 +255,15 @@ class RunOptions:
     """What the command line asks for."""
 
     profile: str = "laptop"
+    """smoke, laptop, method, study or paper."""
     seed: int = 0
     """Base seed of fits, plans and training."""
     seeds: int | None = None
-    """Number of matched seeds; None keeps the profile's own."""
+    """Number of matched training seeds; None: the profile's own."""
     start: str | None = None
-    """First notebook to run (`--from`)."""
+    """First notebook to run, such as 07; None: the first of all."""
     only: str | None = None
-    """The one notebook to run (`--only`)."""
+    """The one notebook to run, such as 09; None: all."""
     force: bool = False
     """Run even what is up to date, and compute its stages anew."""
     strict: bool = False
@@ -381,6 +382,17 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
         if options.only is None:
             _reproduction(options, executed)
     return executed
+
+
+def run_notebooks(notebooks: RunOptions, plan_only: bool) -> int:
+    """`run`; with `plan_only` the plan of profile paper instead. Raises ValueError for any other option beside that."""
+    if plan_only:
+        from saerl_lib.needs import run_plan
+
+        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default}
+        return run_plan(notebooks.profile, [f"--{'from' if name == 'start' else name}" for name in sorted(given - {"profile"})])
+    run(notebooks)
+    return 0
 
 
 def _reproduction(options: RunOptions, executed: int) -> None:

@@ -1,7 +1,5 @@
 """A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
 
-Settings of a plan of one's own data; a bad combination raises before a file is read.
-
 Features of one's own rows: metadata and TF-IDF for a first look, SAE features of a model, or those that `encode` stored.
 
 All give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.
@@ -23,28 +21,29 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
 from saerl_lib.artifacts import file_sha256, write_json
-from saerl_lib.config import PlanConfig, PropertyConfig, content_hash, sub_seed, to_dict
+from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
-from saerl_lib.data.rows import SHARE_FIELD, Fields
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, hash_share, normalise, write_samples
 from saerl_lib.encode.models import open_reader
-from saerl_lib.encode.parts import encode, open_encoded
+from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder, metadata_features
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained
+from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
 from saerl_lib.plan.orders import build_plan, random_order
@@ -53,109 +52,6 @@ from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_interval
-
-if TYPE_CHECKING:
-    from saerl_lib.encode.models import ReaderSpec
-
-NO_ENCODER = "none"
-"""Value of `encoder` for metadata and TF-IDF features, without a model."""
-PAPER_SWAP = 16
-"""One of so many samples of a batch is exchanged (paper: 8 of 128)."""
-
-
-@dataclass(frozen=True)
-class OwnConfig:
-    """Everything that decides a plan beside the data."""
-
-    fields: Fields = field(default_factory=Fields)
-    split: str = "train"
-    """Split of a data set named on the Hugging Face Hub."""
-    encoder: str = NO_ENCODER
-    """'none', or a model in Hugging Face format: folder or hub name."""
-    layer: int | None = None
-    """Block whose residual stream the SAE reads; 1 is the first."""
-    sae: str | None = None
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
-    retained_latents: int = 240
-    """|F|; all latents when the SAE has fewer (paper, section B.1, inferred)."""
-    max_tokens: int | None = None
-    """Longer samples are cut at the end and counted; None: the positions that the model has."""
-    tokens_per_batch: int = 8192
-    """Padded tokens of one encoding batch; bounds the memory."""
-    device: str = "cpu"
-    """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
-    bf16: bool = False
-    """Run the model in bfloat16; the SAE stays in float32."""
-    label_range: tuple[float, float] | None = None
-    """Smallest and largest allowed label, in label units; None: any finite number (0 to 1 for `pass_rate`)."""
-    larger_is_easier: bool = False
-    """Turns the labels round; `pass_rate` is always turned."""
-    clusters: int | None = None
-    """K; None: 10 (paper), fewer when a cluster would hold less than two batches."""
-    prompts_per_step: int = 32
-    """b (paper: 128)."""
-    without_labels: str = "length"
-    """Order within a cluster when there are no labels: length (short first, a stand-in) or random."""
-    keep: float | None = None
-    """Share of rows kept by the quality filter, in (0, 1]; None: nothing is filtered."""
-    skip_bad_rows: bool = False
-    """Leave malformed rows out and list them, instead of stopping."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        if self.encoder == NO_ENCODER:
-            if self.layer is not None or self.sae is not None:
-                raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
-            if self.device != "cpu" or self.bf16:
-                raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
-        elif self.layer is None or self.sae is None:
-            raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, "
-                             "and the SAE")  # fmt: skip
-        elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
-            raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
-        for name, least in (("prompts_per_step", 2), ("retained_latents", 1), ("tokens_per_batch", 1), ("clusters", 1),
-                            ("max_tokens", 2)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
-        if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
-            low, high = self.label_range
-            raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
-        if self.keep is not None and self.fields.quality is None:
-            raise ValueError("--keep needs quality labels: name their field with --quality")
-        if self.without_labels not in ("length", "random"):
-            raise ValueError(f"without_labels={self.without_labels!r}: choose length or random")
-
-    @property
-    def reader(self) -> ReaderSpec:
-        """The model and SAE that read the rows."""
-        from saerl_lib.encode.models import ReaderSpec
-
-        assert self.layer is not None and self.sae is not None  # __post_init__ checks it
-        return ReaderSpec(
-            self.encoder, self.layer, self.sae, self.max_tokens, self.tokens_per_batch, device=self.device, bf16=self.bf16
-        )
-
-    @property
-    def swapped_per_batch(self) -> int:
-        """h, samples that a batch exchanges with its partner."""
-        return max(1, self.prompts_per_step // PAPER_SWAP)
-
-    @property
-    def turned(self) -> bool:
-        """Whether a larger label means easier, so that labels are turned round."""
-        return self.fields.labels is not None and (self.larger_is_easier or self.fields.labels == SHARE_FIELD)
-
-    @property
-    def allowed_labels(self) -> tuple[float, float] | None:
-        """Range that labels must lie in, or None."""
-        if self.label_range is None and self.fields.labels == SHARE_FIELD:
-            return (0.0, 1.0)
-        return self.label_range
-
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
@@ -623,3 +519,78 @@ def write_example(samples: Sequence[Sample], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def usable_rows(sources: Sequence[str], reading: Reading) -> tuple[list[Sample], list[Dropped], list[str]]:
+    """The usable rows of files that are read as one list, the others, and what was assumed; judged as `plan` judges them.
+
+    Raises DataError with file, row, field and fix.
+    """
+    places = [rows.Source.parse(source) for source in sources]
+    name = places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+    raw = [
+        replace(row, where=f"{place.name}, {row.where}") if len(places) > 1 else row
+        for place in places
+        for row in rows.rows(place)
+    ]
+    names, notes = rows.resolve_fields(name, rows.field_names(raw), reading.fields)
+    rules = rows.Rules(names)
+    judged = [rows.judge(row, number, rules) for number, row in enumerate(raw, start=1)]
+    dropped = [found for found in judged if isinstance(found, Dropped)]
+    samples = [found.sample for found in judged if not isinstance(found, Dropped)]
+    if not reading.skip_bad_rows:
+        rows.require_sound(name, len(raw), dropped)
+    if not samples:
+        raise DataError(f"{name}: none of {len(dropped)} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
+    return samples, dropped, notes
+
+
+LEFT_OUT = "not_encoded.csv"
+
+
+def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | None, reading: Reading) -> int:
+    """`encode`: the latents of data files in `out`, with a bar; the last line is one JSON object.
+
+    Raises UserError without a model, DataError for bad data, and what `encode` raises.
+    """
+    if reading.encoder == NO_ENCODER:
+        raise UserError("encode reads with a model: give --encoder MODEL, --layer N and --sae SAE")
+    if ray is not None:
+        require_ray(ray)
+        require_shared(reading.reader)
+    started = time.monotonic()
+    samples, dropped, notes = usable_rows(data, reading)
+    files = [Path(name) for name in data]
+    counts = {"read": len(samples) + len(dropped), "left_out": dict(sorted(Counter(d.status for d in dropped).items()))}
+    source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
+    done = encode(samples, reading.reader, out, workers=workers, ray=ray, about={"source": source, **counts, "notes": notes})
+    rest = [(d.where, d.id, d.status, d.reason) for d in dropped]
+    table = pd.DataFrame(rest, columns=["where", "id", "status", "reason"])
+    table.to_csv(out / LEFT_OUT, index=False, lineterminator="\n")
+    for status, count in counts["left_out"].items():
+        print(f"not encoded, {status}: {count} ({LEFT_OUT})")
+    seconds = round(time.monotonic() - started, 1)
+    print(json.dumps({**counts, "parts": done.parts, "reused": done.reused, **done.totals, "seconds": seconds}))
+    return 0
+
+
+def run_plan(data: str, out: Path, force: bool, features: Path | None, settings: OwnConfig) -> int:
+    """`plan`: plan, tell each step and the warnings; the last line is one JSON object. Raises what `plan_own_data` raises."""
+    started, read = time.monotonic(), None
+    if features is not None:
+        if settings.encoder != NO_ENCODER:
+            raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
+
+        def read(found: Dataset) -> Representation:
+            return represent_encoded(found, data, features, settings)
+
+    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), read)
+    for title in outcome.warnings:
+        print(f"warning: {title}")
+    for status, count in outcome.left_out.items():
+        print(f"not planned, {status}: {count} (not_planned.csv)")
+    print(f"{outcome.planned} of {outcome.read} rows in {outcome.steps} steps; open {out / 'report.html'}")
+    line = {"read": outcome.read, "planned": outcome.planned, "left_out": outcome.left_out, "steps": outcome.steps,
+            "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+    print(json.dumps(line))
+    return 0

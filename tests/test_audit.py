@@ -311,10 +311,11 @@ def test_the_models_survive_the_disk(evidence: Evidence, tmp_path) -> None:
 
 def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     from saerl_lib import cli
+    from saerl_lib.plan import audit_text
 
-    monkeypatch.setattr(cli, "load_stage", lambda *_: None)
-    monkeypatch.setattr(cli, "audit_stage", lambda *_: None)
-    monkeypatch.setattr(cli, "open_evidence", lambda *_: evidence)
+    monkeypatch.setattr(audit_text, "load_stage", lambda *_: None)
+    monkeypatch.setattr(audit_text, "audit_stage", lambda *_: None)
+    monkeypatch.setattr(audit_text, "open_evidence", lambda *_: evidence)
     assert cli.main(["audit", "item-03", "--profile", "smoke"]) == 0
     assert capsys.readouterr().out.startswith("Sample item-03 (target source, A -> B, difficulty label 2.00).")
     assert cli.main(["audit", "item-03", "--json"]) == 0

@@ -129,7 +129,7 @@ def test_published_sae_is_in_saelens_registry() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"sae": "random"}, {"sae": "opensae"}, {"runs_per_policy": (7,)}, {"solution_index": 4}, {"swapped_per_batch": 128},
+        {"sae": "random"}, {"sae": "opensae"}, {"runs_per_policy": (7,)}, {"solution_index": 4}, {"prompts_per_step": 1},
         {"micro_batch": 3}, {"rollouts_per_prompt": 1}, {"steps": 0}, {"eval_every_steps": 0}, {"eval_samples": 0},
         {"labelled_samples": 0}, {"retained_latents": 0}, {"clusters": 0}, {"max_prompt_tokens": 0}, {"max_response_tokens": -1},
     ],

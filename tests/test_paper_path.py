@@ -19,7 +19,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from saerl_lib import needs
 from saerl_lib.artifacts import Stage
-from saerl_lib.cli import config_of, main
+from saerl_lib.cli import main
 from saerl_lib.cost import PaperConfig
 from saerl_lib.data.answers import Checked, check_answers
 from saerl_lib.data.hub import SETS
@@ -397,9 +397,6 @@ def test_other_defaults_of_the_library_make_other_stages(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--profile", "paper", "--only", "03"], "--only: profile paper has steps"),
-        (["run", "--profile", "laptop", "--policy", "x"], "--policy: only profile paper takes this"),
-        (["run", "--profile", "paper", "--plan-only", "--policy", "x"], "leave out --policy"),
         (["paper", "data", "--arms", "best"], "name each of grpo"),
         (["paper", "data", "--revision", "amc23"], "write SET=HASH"),
         (["paper", "data", "--filter-samples", "0"], "filter_samples=0 must be at least 1"),
@@ -417,7 +414,8 @@ def test_options_that_do_not_fit_are_refused(words: list[str], message: str, cap
 def test_folders_are_meant_from_where_the_command_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "sae").mkdir()
     monkeypatch.setenv("SAERL_CALLED_FROM", str(tmp_path))
-    config = config_of({"sae_source": "opensae:sae", "policy": "Qwen/Qwen2.5-Math-7B", "encoder_folder": "sae"})
+    named = PaperConfig(sae_source="opensae:sae", policy="Qwen/Qwen2.5-Math-7B", encoder_folder="sae")
+    config = paper_runs.from_here(named)
     assert (config.sae_source, config.encoder_folder) == (f"opensae:{tmp_path / 'sae'}", str(tmp_path / "sae"))
     assert config.policy == "Qwen/Qwen2.5-Math-7B"
 
@@ -430,12 +428,12 @@ def test_attempts_are_judged_by_text_then_by_meaning() -> None:
 
 
 def test_the_papers_values_are_the_defaults() -> None:
-    config = config_of({})
-    assert config == PaperConfig() and (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
+    config = PaperConfig()
+    assert (config.steps, config.prompts_per_step, config.swapped_per_batch) == (900, 128, 8)
     settings = paper_runs.settings_of(config, "saerl_dapo")
     assert (settings.learning_rate, settings.rollouts_per_prompt) == (1e-6, 8)
     assert (settings.max_completion_tokens, settings.loss) == (3072, "dapo")
-    assert config_of({"prompts_per_step": 512}).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
+    assert PaperConfig(prompts_per_step=512).swapped_per_batch == 32 and tuple(STEPS)[-1] == "report"
     assert set(paper_runs.SETS) <= set(SETS) and json.dumps(dataclasses.asdict(config))
 
 

@@ -247,7 +247,6 @@ def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch
     ("arguments", "message"),
     [
         (["--profile", "huge"], "profile 'huge' does not exist; choose one of smoke, laptop"),
-        (["--profile", "paper"], "Hugging Face Hub"),
         (["--only", "12"], "notebook '12' does not exist; choose one of 00, 01"),
         (["--from", "x"], "notebook 'x' does not exist"),
         (["--from", "01", "--only", "02"], "exclude each other"),
@@ -263,13 +262,6 @@ def test_bad_options_end_with_one_line_and_exit_code_1(
     assert error.startswith("error: ") and message in error
     assert error.count("\n") == 1
     assert not saerl_home.exists()
-
-
-def test_unknown_option_ends_with_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["run", "--profle", "smoke"])
-    assert caught.value.code == 1
-    assert "unrecognized arguments: --profle" in capsys.readouterr().err
 
 
 def test_debug_keeps_the_traceback(saerl_home: Path) -> None:

@@ -22,18 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from saerl_lib.config import DEFAULTS, Fields, RowFields
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines
 
+USUAL = Fields()
+"""The usual names."""
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Endings that are read; all but Parquet may be followed by .gz. A .json file may also hold one list of objects."""
 HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?")
 """[hub:]owner/name[@commit][:configuration][:split]."""
 READ_ROWS = 1024
 """Rows of Parquet that are held at once."""
-DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "solution", "topic": "subject"}
-"""Names that are looked for when none is given; only the prompt must be there."""
-SHARE_FIELD = "pass_rate"
-"""A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
 SHOWN = 5
@@ -279,23 +278,6 @@ def _hub(source: Source) -> Iterator[Row]:
 
 
 @dataclass(frozen=True)
-class Fields:
-    """Names of the fields in the file. None: the usual name (`DEFAULTS`) if the file has it; a given name must be there."""
-
-    id: str | None = None
-    """Without one, ids are made of row numbers."""
-    prompt: str | None = None
-    answer: str | None = None
-    """Without one, every row counts as answerable."""
-    solution: str | None = None
-    topic: str | None = None
-    labels: str | None = None
-    """Difficulty label, a number; None: there are no labels."""
-    quality: str | None = None
-    """Quality label, true (sound, or of the wanted source) or false; None: there are none."""
-
-
-@dataclass(frozen=True)
 class Rules:
     """What the rows of one source are judged by."""
 
@@ -316,7 +298,7 @@ class BadRow(Exception):
 
 
 def read(
-    source: Source | str | Path, fields: Fields = Fields(), *, allowed: tuple[float, float] | None = None, turned: bool = False,
+    source: Source | str | Path, fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None, turned: bool = False,
     skip_bad_rows: bool = False, batch: int = 1,
 ) -> Dataset:  # fmt: skip
     """The usable rows of a source, with labels and the list of the others; `allowed` and `turned` as in `Rules`.
@@ -383,7 +365,7 @@ def field_names(found: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in found for key in row.record or ()))
 
 
-def resolve_fields(name: str, present: Sequence[str], fields: Fields) -> tuple[dict[str, str], list[str]]:
+def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tuple[dict[str, str], list[str]]:
     """(our name -> the file's, what was assumed) where rows have the fields `present`.
 
     Raises DataError for a field that no row has.

@@ -31,8 +31,9 @@ import io
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
-from saerl_lib.config import EncoderConfig, sub_seed, to_dict
+from saerl_lib.config import EXPANSION, EncoderConfig, TextSAEConfig, sub_seed, to_dict
 from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError, Sample
@@ -532,47 +533,6 @@ CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "setting
 MEASURED_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class TextSAEConfig:
-    """Everything that decides the SAE beside model and text."""
-
-    latents: int
-    """F (paper: 64 times the model's width)."""
-    tokens: int
-    """Activation vectors that it is trained on."""
-    k: int = 50
-    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
-    learning_rate: float = 3e-4
-    """Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
-    vectors_per_step: int = 4096
-    """Vectors of one optimiser step."""
-    context: int = 1024
-    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
-    blocks_per_pass: int = 8
-    """Blocks of one forward pass."""
-    buffer_vectors: int = 131_072
-    """Vectors that are mixed before they are served; half of them stay."""
-    heldout_tokens: int = 100_000
-    """The first vectors of the text, which measure the SAE and are never trained on."""
-    checkpoint_every: int = 10_000_000
-    """Vectors between checkpoints."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        for name in ("latents", "tokens", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.context < 2 or self.k > self.latents or self.tokens < self.vectors_per_step:
-            raise ValueError(
-                f"context={self.context} must be at least 2, k={self.k} at most latents={self.latents}, "
-                f"tokens={self.tokens} at least vectors_per_step={self.vectors_per_step}"
-            )
-        if self.buffer_vectors < 2 * self.vectors_per_step:
-            least = 2 * self.vectors_per_step
-            raise ValueError(f"buffer_vectors={self.buffer_vectors} must be at least twice vectors_per_step, {least}")
-
-
 def train_text_sae(
     sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: TextSAEConfig, identity: str, out: Path,
     say: Callable[[str], None] = lambda text: None,
@@ -659,3 +619,22 @@ def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples]
     stream.skip_to(int(json.loads((checkpoint / POSITION).read_text(encoding="utf-8"))["blocks"]))
     torch.manual_seed(sub_seed(trainer.n_training_samples, "text-sae"))  # the mixing of what follows
+
+
+def run_sae(
+    text: Sequence[str], text_field: str, encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: TextSAEConfig
+) -> int:
+    """`sae`: train into `out` or go on; the last line is one JSON object. Raises as `open_decoder` and `train_text_sae`."""
+    from saerl_lib.encode.models import open_decoder  # it imports this module
+
+    require_sources(text)
+    started = time.monotonic()
+    decoder, tokenizer, width, identity = open_decoder(encoder, layer, device, bf16)
+    config = replace(settings, latents=settings.latents or EXPANSION * width)
+    found = train_text_sae(text, text_field, decoder, tokenizer, config, identity, out, lambda line: print(line, flush=True))
+    print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
+          f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
+    line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,
+            "tokens": config.tokens, "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+    print(json.dumps(line))
+    return 0

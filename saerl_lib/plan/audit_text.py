@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
+from json import dumps
 
 import numpy as np
 import pandas as pd
 
-from saerl_lib.plan.audit import Breakdown, DifficultyPart, Evidence, SampleAudit, SwapPart
+from saerl_lib.artifacts import load_stage
+from saerl_lib.config import get_profile
+from saerl_lib.plan.audit import Breakdown, DifficultyPart, Evidence, SampleAudit, SwapPart, audit, open_evidence
 from saerl_lib.plan.mixing import Candidate
+from saerl_lib.properties.audit import audit_stage
 
 WIDTH = 110
 """Characters of a line of text."""
@@ -159,3 +163,17 @@ def audit_table(audit: SampleAudit, evidence: Evidence) -> pd.DataFrame:
                      "n": m.home_step, "note": note})  # fmt: skip
     frame = pd.DataFrame(rows).assign(sample_id=audit.sample_id).reindex(columns=list(COLUMNS))
     return frame.assign(note=frame["note"].fillna(""))
+
+
+def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
+    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing.
+
+    Raises UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet.
+    """
+    settings = get_profile(profile, seed=seed)
+    stages = [load_stage(settings, name) for name in ("world", "sae", "features", "difficulty")]
+    for name in ("filter", "plans"):
+        load_stage(settings, name)
+    record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages)))
+    print(dumps(record.to_dict(), indent=1, ensure_ascii=False) if json else audit_text(record))
+    return 0

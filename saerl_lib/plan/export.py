@@ -37,6 +37,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saerl_lib.config import near
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SAMPLES, Sample, read_samples
 from saerl_lib.plan.batch_plan import BatchPlan, PlanError, plan_hash, read_plan, validate
@@ -640,4 +641,17 @@ def require_target(target: str) -> None:
     if target in REFUSED:
         raise ExportError(REFUSED[target].format(targets=names))
     if target not in TARGETS:
-        raise ExportError(f"--to {target}: choose one of {names}")
+        raise ExportError(f"--to {target}: choose one of {names}{near(target, TARGETS)}")
+
+
+def run_export(plan: Path, samples: Path | None, out: Path, to: str, rollouts: int) -> int:
+    """`export`: write the plan's data set, configuration and README for a framework.
+
+    Raises ExportError for a framework that cannot keep an order, ids without a sample, or a folder that is not free.
+    """
+    require_target(to)
+    export = open_export(plan, samples, rollouts)
+    files = export_plan(export, to, out)
+    print(f"{out}: {export.plan.steps} steps of {export.prompts_per_step} prompts for {to}")
+    print(f"files: {', '.join(files)}; {out / 'README.md'} has the launch command")
+    return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,34 @@ class FollowReport:
             return self.followed
         return (self.followed or self.log_ended) and self.steps_logged == self.steps_kept == steps
 
+    def told(self, steps: int | None = None) -> list[str]:
+        """The comparison in words, one line a finding; `steps` as in `followed_for`."""
+        followed = self.followed_for(steps)
+        if followed and not self.followed:
+            return [f"the plan was followed: {steps} steps, {self.steps_planned} in a pass"]
+        if self.first is None:
+            times = "" if self.epochs == 1 else f", {self.epochs} times"
+            lines = [f"the plan was followed: {self.steps_planned} steps{times}"]
+            return lines if followed else [*lines, f"but the log holds {self.steps_logged} steps, not {steps}"]
+        first = self.first
+        place = f"step {first.step}, slot {first.slot} (both from 0)"
+        if self.log_ended:
+            lines = [f"the plan was NOT followed to its end: the log ends before {place}, where the plan says {first.planned}"]
+        else:
+            planned, consumed = first.planned or "nothing more", first.consumed or "nothing"
+            lines = [f"the plan was NOT followed: at {place} it says {planned}, the trainer consumed {consumed}"]
+        lines.append(f"{self.steps_kept} of {self.steps_planned * self.epochs} steps hold the planned prompts")
+        if self.only_order_inside_steps:
+            lines.append("only the order inside steps differs, which changes no batch: --any-slot accepts it")
+        for label, ids in (
+            ("planned and never consumed", self.dropped),
+            ("consumed in more steps than planned", self.repeated),
+            ("not in the plan", self.unknown),
+        ):
+            if ids:
+                lines.append(f"{len(ids)} ids {label}, first {', '.join(ids[:3])}")
+        return lines
+
     @property
     def only_order_inside_steps(self) -> bool:
         """Whether every step holds the planned prompts and yet the plan was not followed to the letter."""
@@ -254,3 +282,20 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
         if pair[0] != pair[1]:
             return Departure(step, slot, *pair)
     return None
+
+
+def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
+    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1.
+
+    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. Raises PlanError or LogError
+    when a file is missing or malformed.
+    """
+    from saerl_lib.plan.export import open_plan
+
+    if steps is not None and steps < 1:
+        raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
+    report = follow(open_plan(plan), read_log(log), rollouts, any_slot)
+    print("\n".join(report.told(steps)))
+    values = asdict(report) | {"followed": report.followed_for(steps)}
+    print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))
+    return 0 if values["followed"] else 1

@@ -27,6 +27,7 @@ import pandas as pd
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
+from saerl_lib.config import get_profile
 from saerl_lib.report.tables import write_atomic
 
 SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
@@ -279,3 +280,10 @@ def publish(profile: str) -> list[Path]:
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     write_json(record, {**known, profile: provenance()})
     return [path for path, data in before.items() if path.read_bytes() != data]
+
+
+def run_publish(profile: str) -> int:
+    """`publish`: say which published files changed."""
+    changed = publish(get_profile(profile).name)
+    print(f"{len(changed)} published files changed" + "".join(f"\n  {path}" for path in changed))
+    return 0

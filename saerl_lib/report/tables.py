@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 
 COLUMNS = """
@@ -368,3 +369,9 @@ def write_documents(root: Path, data_folder: Path) -> list[str]:
         if update_block(root / block.document, block.marker, text):
             changed.add(block.document)
     return sorted(changed)
+
+
+def run_readme() -> int:
+    """`readme`: say which documents changed."""
+    print("written: " + (", ".join(write_documents(paths.ROOT, paths.PUBLISHED)) or "nothing, all tables are up to date"))
+    return 0

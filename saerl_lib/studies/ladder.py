@@ -23,13 +23,14 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
-from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.published import evaluation_keys
+from saerl_lib.artifacts import Stage, file_sha256, get_or_compute, provenance, write_json
+from saerl_lib.config import Profile, PropertyConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.data.published import evaluation_keys, load_labelled
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.pool import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.readers import DENSE, WORKERS, Reader, read_retaining
 from saerl_lib.encode.store import FREQUENCY_BAND, RULES, Store, load_split_features
+from saerl_lib.notebooks import UserError
 from saerl_lib.properties.probes import (
     METRICS,
     Matrix,
@@ -44,10 +45,14 @@ from saerl_lib.properties.probes import (
     real_tasks,
     shuffled,
     task_rows,
+    tasks_of_file,
     world_tasks,
 )
+from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
+from saerl_lib.report.tables import write_csv
 from saerl_lib.world.stages import (
+    corpus_keys,
     data_file,
     held_out_keys,
     ladder_reader,
@@ -424,3 +429,33 @@ def representation_stage(profile: Profile, world: Stage, sae: Stage, store: Stag
 
     config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
     return get_or_compute(profile, "representation", config, compute, (world, sae, store))
+
+
+def run_ladder(file: Path, profile: str) -> int:
+    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to a folder of their own.
+
+    Raises UserError for a profile that has not the full ladder.
+    """
+    chosen = get_profile(profile)
+    if chosen.method is None:
+        raise UserError(f"profile {profile!r} computes no ladder; use --profile method, or smoke to try it in small")
+    data = load_labelled(file)
+    tasks = tasks_of_file(data, chosen.method, held_out_keys(), lambda line: print(line, flush=True))
+    read = corpus_keys(chosen.method)
+    for task in tasks:
+        seen = sum(normalise(s.prompt) in read for s in task.test)
+        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the LM and the SAEs may have read "
+              f"the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
+    text_model = text_model_stage(chosen)
+    reader = ladder_reader(chosen, sae_kinds_stage(chosen, "text", text_model), text_model)
+    folder = paths.profile_dir(chosen.name) / "files" / data.name
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = encode_tasks(tasks, chosen, reader, folder)
+    table, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed, workers=chosen.method.workers)
+    write_csv(table, "probe_ladder", folder)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
+    shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
+    print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
+    print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
+    return 0

@@ -25,7 +25,6 @@ study_comparisons.csv; beside them what the earlier steps counted and measured. 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shlex
@@ -41,7 +40,6 @@ import torch
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage
-from saerl_lib.cli import config_of, given, plan_run
 from saerl_lib.config import TrainConfig, content_hash, sub_seed
 from saerl_lib.cost import SELECTORS, PaperConfig
 from saerl_lib.data.sample import Sample, read_samples
@@ -66,7 +64,7 @@ from saerl_lib.studies.paper import (
     samples_digest,
 )
 from saerl_lib.train.policy import attempted, counted, judged
-from saerl_lib.train.run import Run, command, train, write_run
+from saerl_lib.train.run import Run, command, plan_run, train, write_run
 from saerl_lib.train.sampler import GenerateSampler
 
 
@@ -75,32 +73,31 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
-def run_profile(arguments: argparse.Namespace) -> int:
-    """`run --profile paper`: all steps in order. Raises UserError for options that belong to notebooks."""
-    named = {"--from": arguments.start, "--only": arguments.only, "--force": arguments.force}
-    wrong = [name for name, value in named.items() if value]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: profile paper has steps, not notebooks; `python -m saerl_lib paper STEP` runs one")
-    values = given(arguments) | {"seed": arguments.seed} | ({"seeds": arguments.seeds} if arguments.seeds is not None else {})
-    config = config_of(values)
-    require_stand_ins(config)
-    require_machine(config, tell)
-    tell(f"tables: {run_steps(config, STEPS, tell)}")
-    return 0
-
-
-def run_command(arguments: argparse.Namespace) -> int:
-    """`paper STEP`: one step, on what the earlier ones left, or all."""
-    config, step = config_of(given(arguments)), arguments.step
+def run_paper(step: str, commands: bool, settings: PaperConfig) -> int:
+    """`paper STEP`: one step, on what the earlier ones left, or all; `commands` prints those of the runs of step train."""
+    config = from_here(settings)
     require_stand_ins(config)
     if step == "all":
         require_machine(config, tell)
-    if arguments.commands:
+    if commands:
         if step != "train":
             raise UserError("--commands belongs to step train")
         return print_commands(config)
-    tell(f"{step}: {run_steps(config, STEPS if step == 'all' else (step,), tell)}")
+    done = run_steps(config, STEPS if step == "all" else (step,), tell)
+    tell(f"{'tables' if step == 'all' else step}: {done}")
     return 0
+
+
+def from_here(config: PaperConfig) -> PaperConfig:
+    """Folders by their path from the root: run_all.sh changes the folder and passes on where it was called. Other names stay."""
+    here, changed = Path(os.environ.get("SAERL_CALLED_FROM") or ".").absolute(), {}
+    for name in ("sources", "encoder_folder", "sae_source", "policy"):
+        value = getattr(config, name) or ""
+        head = "opensae:" if value.startswith("opensae:") else ""
+        path = here / Path(value.removeprefix(head)).expanduser()
+        if value and path.is_dir():
+            changed[name] = head + str(path)
+    return dataclasses.replace(config, **changed)
 
 
 def run_steps(config: PaperConfig, steps: tuple[str, ...], say: Callable[[str], None] = lambda text: None) -> Path:

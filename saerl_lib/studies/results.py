@@ -379,19 +379,19 @@ def run_tables(profile_name: str = "study") -> int:
     return 0
 
 
-def run_seeds_needed(profile_name: str = "study") -> int:
+def run_seeds_needed(profile: str = "study") -> int:
     """The pilot: learning rate on `grpo` alone, then the number of seeds; writes study_pilot.csv."""
-    profile = study_profile(profile_name)
-    world = pilot_world(profile)
-    rates = learning_rate_pilot(profile, world)
+    chosen = study_profile(profile)
+    world = pilot_world(chosen)
+    rates = learning_rate_pilot(chosen, world)
     rate = chosen_rate(rates)
-    runs = seeds_pilot(profile, world, rate)
+    runs = seeds_pilot(chosen, world, rate)
     deviation = paired_deviation(runs)
     needed = seeds_needed(deviation)
     table = pd.concat([
         rates.assign(part="learning rate", arm="grpo"), runs.assign(part="seeds", learning_rate=rate)
     ])[["part", "arm", "learning_rate", "seed", "outcome"]]  # fmt: skip
-    write_csv(table, "study_pilot", paths.figure_data_dir(profile.name))
+    write_csv(table, "study_pilot", paths.figure_data_dir(chosen.name))
     print(rates.groupby("learning_rate")["outcome"].mean().round(2).to_string())
     print(f"learning rate {rate:g}; paired standard deviation {deviation:.2f} points; seeds needed: {needed}")
     return 0
@@ -402,3 +402,13 @@ def list_arms(arms_file: Path | None) -> int:
     for arm in chosen_arms([], arms_file):
         print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
     return 0
+
+
+def run_study(
+    arms: Sequence[str] | None, seeds: Sequence[int] | None, hours: float | None, arms_from: Path | None, profile: str,
+    list: bool, tables: bool, ray: str | None,
+) -> int:  # fmt: skip
+    """`grid`: runs of the study; with `list` its arms instead, with `tables` the tables of the committed runs."""
+    if list:
+        return list_arms(arms_from)
+    return run_tables(profile) if tables else run_grid_command(arms or (), seeds, hours, arms_from, profile, ray)

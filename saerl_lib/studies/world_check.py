@@ -421,16 +421,18 @@ def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
     write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **on, "command": command})
 
 
-def run_world(check: bool, rebuild: Sequence[str] | None, device_name: str | None = None) -> int:
+def run_world(check: bool, rebuild: Sequence[str] | None, device: str | None = None) -> int:
     """Entry of the command; exit code 1 when a gate is missed.
 
     `rebuild` names some of `WORLD_PARTS`, all of them when it is empty. Raises ValueError for a device that is not there
     and for one given with `check`: gates and mixture are measured on the CPU.
     """
-    if check and device_name:
+    if check == (rebuild is not None):
+        raise ValueError("world takes one of --check and --rebuild [PART ...]")
+    if check and device:
         raise ValueError("world --check has no --device: gates are measured on the CPU")
-    device = pick_device(device_name or "cpu")
+    where = pick_device(device or "cpu")
     profile = get_profile("laptop")
-    for part in WORLD_PARTS if rebuild == [] else rebuild or ():
-        rebuild_part(part, profile, device)
+    for part in rebuild or (() if check else WORLD_PARTS):
+        rebuild_part(part, profile, where)
     return 0 if not check or check_world(profile) else 1

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from saerl_lib.config import PlanConfig, sub_seed
+from saerl_lib.config import PlanConfig, near, sub_seed
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import build_plan, by_difficulty, random_order
 
@@ -611,5 +611,5 @@ def find_arm(name: str, extra: Path | None = None) -> Arm:
     """The arm `name`. Raises ArmError when there is none."""
     arms = all_arms(extra)
     if name not in arms:
-        raise ArmError(f"arm {name!r} does not exist; choose one of {', '.join(arms)}")
+        raise ArmError(f"arm {name!r} does not exist; choose one of {', '.join(arms)}{near(name, arms)}")
     return arms[name]

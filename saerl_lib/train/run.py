@@ -35,7 +35,7 @@ from saerl_lib.data.sample import Sample
 from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.plan.export import in_plan_order, read_sample_file
+from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import ConsumedLog, append_rows, cut_back, follow, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
 from saerl_lib.train.policy import evaluate
@@ -452,3 +452,50 @@ def _lock(folder: Path, seconds: float = 60.0) -> Any:
             if time.monotonic() > deadline:
                 raise ArtifactError(f"{folder}: another process trains this run; wait for it or stop it") from error
             time.sleep(0.5)
+
+
+def plan_run(
+    plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainConfig, seed: int = 0,
+    steps: int | None = None, arm: str = "", measured: Path | None = None, identity: str = "",
+) -> Run:  # fmt: skip
+    """The run of a plan on its samples, or of `arm` among its samples by what `measured` knows of them.
+
+    `samples` None: those beside the plan. `steps` None: one pass over the plan. Raises what `open_export` raises, ValueError for
+    `steps` below 1.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    export = open_export(plan, samples, settings.rollouts_per_prompt)
+    files = [str(Path(p).absolute()) for p in (plan, samples or samples_beside(plan))]
+    return keyed(Run(
+        arm=arm or "plan", seed=seed, folder=folder, policy=str(Path(model).absolute()) if Path(model).is_dir() else model,
+        plan=files[0], samples=files[1], prompts_per_step=export.prompts_per_step, steps=steps or export.plan.steps,
+        rollouts_per_step=export.rollouts_per_step, train=settings, table=str(measured.absolute()) if measured else "",
+    ), identity)  # fmt: skip
+
+
+def run_train(
+    plan: Path, samples: Path | None, out: Path, model: str, steps: int | None, selector: str | None, measured: Path | None,
+    seed: int, settings: TrainConfig,
+) -> int:  # fmt: skip
+    """`train`; process 0 says at the end that the plan, or what the selector chose, was followed.
+
+    Raises ArtifactError for one of --selector and --measured without the other, and what `plan_run`, `write_run` and `train`
+    raise.
+    """
+    if bool(selector) != (measured is not None):
+        raise ArtifactError("--selector and --measured belong together: give both, or neither to follow the plan")
+    run = plan_run(plan, samples, model, out, settings, seed, steps, selector or "", measured)
+    first, processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
+    if first:
+        write_run(run)
+    train(run)
+    if first:
+        print(json.dumps({"followed": True, "steps": run.updates, "processes": processes}), flush=True)
+    return 0
+
+
+def run_train_job(folder: Path) -> int:
+    """`train-job`: run or resume the recorded run of a folder."""
+    train(read_run(folder))
+    return 0

@@ -51,7 +51,7 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[st
     if not chat:
         return [prompt + SEPARATOR for prompt in prompts]
     if not tokenizer.chat_template:
-        raise DataError("the policy's tokenizer has no chat template: pass --plain for prompts as plain text")
+        raise DataError("the policy's tokenizer has no chat template: pass --no-chat (train: leave out --chat) for plain text")
     return [
         tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
         for prompt in prompts

@@ -1,0 +1,97 @@
+"""The command line: help, near misses, exit codes, and options that reach what they are for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+from saerl_lib import cli, paths
+from saerl_lib.config import Fields, OwnConfig
+from saerl_lib.cost import PaperConfig
+from saerl_lib.notebooks import RunOptions
+
+
+def test_help_shows_each_option_once_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.COMMANDS:
+        assert cli.main([*name.split(), "--help"]) == 0
+        lines = [line.rstrip("│| ") for line in capsys.readouterr().out.splitlines()]
+        starts = [i for i, line in enumerate(lines) if re.match(r"\S --[a-z]", line)]
+        shown = [lines[i].split()[1] for i in starts]
+        assert len(shown) == len(set(shown)), f"{name} shows an option twice"
+        for option, i, end in zip(shown, starts, [*starts[1:], len(lines)], strict=False):
+            text = " ".join(" ".join(line.lstrip("│|") for line in lines[i:end]).split())
+            assert re.match(r"--\S+ .*[a-z]{3}.*\((default: .*?|required)\)", text), f"{name} {option}: {text}"
+    assert cli.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert [name for name in cli.COMMANDS if f"\n  {name} " not in overview] == []
+
+
+def test_every_command_runs_a_function_that_takes_its_options() -> None:
+    for name, (record, entry) in cli.COMMANDS.items():
+        module, function = entry.split(":")
+        found = getattr(importlib.import_module(f"saerl_lib.{module}"), function)
+        assert list(inspect.signature(found).parameters) == [f.name for f in dataclasses.fields(record)], name  # type: ignore[arg-type]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "sklearn", "transformers", "scipy", "matplotlib")
+    code = f"import sys; from saerl_lib import cli; cli.main(['plan', '--help']); print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["runn"], 1, "did you mean run?"),
+        (["bench", "grop"], 1, "did you mean grpo?"),
+        (["run", "--profile", "lapto"], 1, "did you mean laptop?"),
+        (["paper", "trian"], 1, "did you mean train?"),
+        (["paper", "data", "--arms", "saerl_grop"], 1, "did you mean saerl_grpo?"),
+        (["grid", "--profile", "stuyd"], 1, "did you mean study?"),
+        (["world", "--rebuild", "policy_larg"], 1, "did you mean policy_large?"),
+        (["export", "--plan", "p", "--out", "o", "--to", "nemo"], 1, "did you mean nemo-rl?"),
+        (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 1, "did you mean length?"),
+        (["plan", "--data", "d", "--out", "o", "--layr", "3"], 2, "--layer INT"),
+        (["run", "--profle", "smoke"], 2, "--profile STR"),
+        (["run", "--only"], 2, "Missing value for argument '--only'"),
+        (["run", "--seeds", "two"], 2, "--seeds"),
+        (["run", "--profile", "paper", "--only", "03"], 2, "Unrecognized options: --only, 03"),
+        (["run", "--policy", "x"], 2, "Unrecognized options: --policy, x"),
+        (["plan"], 2, "--data STR"),
+        (["world"], 1, "--check and --rebuild"),
+        ([], 2, ""),
+    ],
+)
+def test_a_mistake_ends_with_one_message(words: list[str], code: int, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert part in error and "Traceback" not in error and (code == 2 or error.count("\n") == 1)
+
+
+def test_options_reach_the_records_of_the_method() -> None:
+    model = ["--encoder", "M", "--layer", "14", "--sae", "opensae:F", "--bf16"]
+    own = ["--labels", "level", "--prompt-field", "text", "--label-range", "-1", "5"]
+    name, plan = cli.parse(["plan", "--data", "d", "--out", "o", *own, *model])
+    fields = Fields(prompt="text", labels="level")
+    assert (name, plan.settings) == (
+        "plan", OwnConfig(fields=fields, label_range=(-1.0, 5.0), encoder="M", layer=14, sae="opensae:F", bf16=True)
+    )  # fmt: skip
+    name, run = cli.parse(["run", "--from", "06", "--seeds", "5"])
+    assert (name, run.notebooks) == ("run", RunOptions(start="06", seeds=5))
+    settings = PaperConfig(arms=("adarft",), seeds=2, revisions=(("amc23", "01"), ("minerva", "23")), learning_rate=1e-5)
+    words = ["--arms", "adarft", "--seeds", "2", "--revision", "amc23=01", "minerva=23", "--learning-rate", "1e-5"]
+    for start in (["paper", "all"], ["run", "--profile", "paper"], ["run", "--profile=paper"]):
+        name, paper = cli.parse([*start, *words])
+        assert (name, paper.step, paper.settings) == ("paper", "all", settings)
+    train = cli.parse(["train", "--plan", "p", "--out", "o", "--model", "m", "--rollouts", "4"])[1].settings
+    assert (train.engine, train.rollouts_per_prompt, train.learning_rate) == ("trl", 4, 1e-6)
+    assert cli.parse(["world", "--rebuild"])[1].rebuild == () and cli.parse(["world", "--check"])[1].rebuild is None
+    assert cli.parse(["grid", "--arms", "grpo", "saerl_grpo", "--seeds", "0", "1"])[1].seeds == (0, 1)
+    assert cli.parse(["plan", "diff", "a", "b"])[0] == "plan diff"
