@@ -24,7 +24,7 @@ SELECTORS = {"adarft": "pass_rate", "gainrl": "angle_concentration"}
 ARMS = (*ORDERS, *SELECTORS)
 POOLS = ("target", "filtered")
 TARGETS = ("trl", "verl", "nemo-rl", "prime-rl")
-LEAST = {"rollouts_per_prompt": 2, "swapped_per_batch": 0, "seed": 0}
+LEAST = {"prompts_per_step": 2, "rollouts_per_prompt": 2, "seed": 0}
 """Smallest value of a count where it is not 1; one rollout has no other to be compared with."""
 
 
@@ -196,8 +196,7 @@ class PaperConfig(Replacements):
         require(len(self.runs_per_policy) == len(self.policies),
                 f"runs_per_policy={self.runs_per_policy}: give one number for each of {len(self.policies)} policies")  # fmt: skip
         require(self.solution_index <= 3, f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
-        b, g, h = self.prompts_per_step, self.rollouts_per_prompt, self.swapped_per_batch
-        require(0 <= h < b, f"swapped_per_batch={h} must lie below prompts_per_step={b}")
+        b, g = self.prompts_per_step, self.rollouts_per_prompt
         require(b * g % self.micro_batch == 0,
                 f"micro_batch={self.micro_batch} does not divide a step of prompts_per_step={b} x rollouts_per_prompt={g} "
                 "rollouts: choose another one")  # fmt: skip

@@ -54,7 +54,7 @@ def test_full_machine_lacks_only_what_no_machine_has() -> None:
 
 
 def test_training_is_refused_and_names_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UnknownProfileError, match="not part of this version yet.*--plan-only"):
+    with pytest.raises(UnknownProfileError, match="has no notebooks yet.*--plan-only"):
         get_profile("paper")
     assert main(["run", "--profile", "paper"]) == 1
     assert "--plan-only" in capsys.readouterr().err
@@ -88,7 +88,7 @@ def test_plan_needs_the_standard_library_alone() -> None:
 
 
 def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
-    modules = ("__init__", "paths", "envcheck", "cost", "data/__init__", "data/hub")
+    modules = ("__init__", "paths", "envcheck", "config", "cost", "data/__init__", "data/hub")
     for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
