@@ -320,13 +320,12 @@ def run_grid_command(
     The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
     go to the profile's own folder; without a run of `grpo` there are none. Runs that are committed too are compared with those.
     """
-    profile = study_profile(profile_name)
+    profile, arms = study_profile(profile_name), chosen_arms(names, arms_file)
     if ray is not None:
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
         require_ray(ray)
     world, pools = study_stages(profile)
-    arms = chosen_arms(names, arms_file)
     whole, cells = study_cells(profile, chosen_arms([], arms_file)), study_cells(profile, arms, seeds)
     if ray is None:
         failed = run_grid(profile, world, pools, cells, arms_file, hours * 3600 if hours is not None else None)
