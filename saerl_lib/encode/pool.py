@@ -9,8 +9,8 @@ SAE latents as (token, latent, value) triples, a bounded number of tokens at a t
 The encoder's product is the floor: a dense [T, F] array exists for one chunk of tokens only, and what follows the product
 touches it once. Three ways in: all latents of a TopK SAE, all latents of a threshold SAE (ReLU, JumpReLU, and BatchTopK,
 which SAELens saves as JumpReLU), and the retained latents alone, which a threshold SAE can encode without the others.
-Values are those of SAELens' `encode` (a test compares them). `find_*` leave the triples on the SAE's device, where
-`saerl_lib.encode.pool` reduces them before anything is copied; `encode_all` brings them to the host.
+Values are those of SAELens' `encode` (a test compares them). `find_*` leave the triples on the SAE's device, where they
+are reduced before anything is copied; `encode_all` brings them to the host.
 
 The 26 shallow metadata features m (paper, section 3.1 and B.1; the paper names three kinds, the list is ours).
 """

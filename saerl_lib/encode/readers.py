@@ -6,7 +6,7 @@ encodes the same vectors. Axes: N samples, D model width, S retained latents.
 Features of every reader in one pass over the texts, although the retained set is chosen from the same texts.
 
 All pooled latents of a part of the samples lie on disk until the parts together say which latents are retained; the model
-and the SAEs, which are the cost, run once. `readers.retained_sets` followed by `readers.read_all` gives the same in two passes.
+and the SAEs, which are the cost, run once. `retained_sets` followed by `read_all` gives the same in two passes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The batch plan: which samples form the batch of every optimiser step (paper, section 3).
 
 `build_plan` is the entry point; `curriculum` and `mixing` are its two steps, `batch_plan` is the record that is stored
-and followed, `diversity` describes it. Axes: N samples, T batches (= steps), b = prompts_per_step.
+and followed. Axes: N samples, T batches (= steps), b = prompts_per_step.
 
 Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
 

@@ -1,8 +1,6 @@
 """What the representation knows about a sample: topic, difficulty, quality, and its cluster (paper, sections 2 and 4).
 
-`probes` and `text` measure; `clusters`, `difficulty` and `quality` produce what the batch plan needs.
 Arrays only: no model, no file. Axes: N samples, D features (z 4 x S, metadata 26, phi both), K clusters.
-Here: the input checks that all of them share.
 
 Linear probes of topic, difficulty and solution quality, and what they are asked (paper, section 2, Tables 1-3).
 

@@ -1,6 +1,6 @@
 """The arms of the study: which prompts, in which order.
 
-An arm is an order of the pool fixed beforehand, or a selector that learns from rewards (`saerl_lib.train.arms`). Here are
+An arm is an order of the pool fixed beforehand, or a selector that learns from rewards. Here are
 the random order and the controls of order, the SAERL curriculum with its ablations (Table 7), mixing (Figure 3) and batch size
 (Table 8), other features in place of the SAE's, and the rivals. An arm of your own is one file with a function and an `Arm` in a
 tuple named `ARMS`, named by `grid --arms-from`.

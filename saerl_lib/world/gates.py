@@ -1,11 +1,11 @@
 """Gates of the world: one table of measured values, allowed ranges and whether they are met.
 
-Text gates come from `saerl_lib.world.gates`, policy gates from the base attempts. Gates that need training runs are
+Text gates are read off the texts, policy gates off the base attempts. Gates that need training runs are
 measured by `python -m saerl_lib world --check` on reserved seeds and kept with their provenance in `TRAINED_RECORD`.
 
 Gates of the world that its texts and labels alone decide: neither topic, difficulty nor source may be read off trivially.
 
-Each function returns one number; bounds lie in `TEXT_BOUNDS`. Gates that need the policy are in `saerl_lib.world.gates`.
+Each function of a text gate returns one number; bounds lie in `TEXT_BOUNDS`.
 
 Pass rates of the base policy on the pool, and the published histogram that they are held against.
 """
