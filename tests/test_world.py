@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from saerl_lib.config import WORLD_VERSION, get_profile
 from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
-from saerl_lib.world.gates import guess_rate, met, single_token_accuracy
+from saerl_lib.world.gates import guess_rate, met, single_token_accuracy, trained_gates
 from saerl_lib.world.problems import FAMILIES, LEVELS, SCHOOL_WEIGHT, Solver, difficulty
 from saerl_lib.world.sources import EVAL_SETS, draw_sample, draw_world, step_labels
 
@@ -106,6 +106,10 @@ def test_planted_errors_are_of_known_kinds(smoke_world: dict[str, list[Sample]])
 def test_samples_survive_the_disk(smoke_world: dict[str, list[Sample]], tmp_path) -> None:
     write_samples(smoke_world["pool"], tmp_path / "pool.parquet")
     assert read_samples(tmp_path / "pool.parquet") == smoke_world["pool"]
+
+
+def test_the_recorded_gates_belong_to_the_present_settings() -> None:
+    assert {"transfer: other domains' gain / own gain", "grpo: gain in the last quarter, points"} <= set(trained_gates())
 
 
 def test_gate_measures_by_hand() -> None:
