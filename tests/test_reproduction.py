@@ -100,9 +100,14 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     monkeypatch.setattr(paths, "PUBLISHED", root / "figures" / "data")
     monkeypatch.setattr("saerl_lib.report.figures.draw_all", lambda data, figures: [])
     study = (paths.PUBLISHED / "study_runs.csv").read_bytes()
+    (perturbed / "problems.parquet").write_bytes(b"evaluations that the tables are made from")
+    (perturbed / "study_problems.parquet").write_bytes(b"another profile's")
+    problems = (paths.PUBLISHED / "study_problems.parquet").read_bytes()
     changed = {path.name for path in publish("laptop")}
     assert {"world_probes.csv", "learning_curves.csv"} <= changed and "study_runs.csv" not in changed
     assert (paths.PUBLISHED / "study_runs.csv").read_bytes() == study
+    assert (paths.PUBLISHED / "problems.parquet").read_bytes() == (perturbed / "problems.parquet").read_bytes()
+    assert (paths.PUBLISHED / "study_problems.parquet").read_bytes() == problems
     assert (paths.PUBLISHED / "world_probes.csv").read_bytes() == (perturbed / "world_probes.csv").read_bytes()
     assert {"processor", "threads", "versions", "commit"} <= set(reproduction.published_record("laptop"))
     (perturbed / "filter.csv").unlink()

@@ -6,7 +6,7 @@ table that the profile computes gets one of four outcomes:
   within tolerance  a value within `RELATIVE` of the published one; the end of an interval that moved by less than half of the
                     published width; a column without an interval whose mean moved by less than `STANDARD_ERRORS` standard errors;
   inside interval   the value of a row inside the published interval of that row;
-  outside           none of these; a verdict that changed; a row or table that one side lacks.
+  outside           none of these; a verdict that changed; a row or table that the rerun lacks.
 Rows are matched by their text columns, else by their position. Clusters and samples differ between processors, so a column
 without an interval is compared by its mean alone.
 """
@@ -269,10 +269,11 @@ def publish(profile: str) -> list[Path]:
     if missing:
         raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
     before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]")]}
-    for name in names:
+    evaluations = [path.name for path in source.glob("*.parquet") if publisher(path.stem) == profile]
+    for name in [*(f"{name}.csv" for name in names), *sorted(evaluations)]:
         partial = paths.PUBLISHED / f".{name}.{os.getpid()}.partial"
-        shutil.copyfile(source / f"{name}.csv", partial)
-        partial.replace(paths.PUBLISHED / f"{name}.csv")
+        shutil.copyfile(source / name, partial)
+        partial.replace(paths.PUBLISHED / name)
     write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
     draw_all(paths.PUBLISHED, paths.FIGURES)
     write_documents(paths.ROOT, paths.PUBLISHED)
