@@ -13,10 +13,13 @@ from torch import Tensor
 
 from saerl_lib.config import EncoderConfig, sub_seed
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import load_model, place, token_vectors, truncate
+from saerl_lib.train.language_model import load_model
+from saerl_lib.encode.language_model import place
+from saerl_lib.encode.models import token_vectors, truncate
 from saerl_lib.encode.models import encoder_folder
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import load_sae, train_sae
+from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.world.sources import draw_split, target_weights
 
 KINDS = ("topk", "jumprelu")

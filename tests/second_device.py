@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from saerl_lib.encode.language_model import token_batches, token_vectors, truncate
+from saerl_lib.encode.tokens import token_batches
+from saerl_lib.encode.models import token_vectors, truncate
 from saerl_lib.encode.models import load_encoder
 from saerl_lib.encode.pool import Encoder, batch_latents, pool_samples
 from saerl_lib.studies.bench import SMALL, random_sae

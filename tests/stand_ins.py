@@ -23,7 +23,7 @@ from transformers import (
 from saerl_lib.config import EncoderConfig
 from saerl_lib.data.hub import SETS
 from saerl_lib.encode.models import ENCODER
-from saerl_lib.encode.sae import train_sae
+from saerl_lib.encode.train_sae import train_sae
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (

@@ -19,45 +19,14 @@ from transformers import BertConfig, BertModel
 
 from saerl_lib.config import get_profile
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.language_model import (
-    SEPARATOR,
-    Layout,
-    activations,
-    pack,
-    sample_spans,
-    token_batches,
-    token_vectors,
-    truncate,
-)
+from saerl_lib.encode.tokens import SEPARATOR, Layout, pack, sample_spans, token_batches
+from saerl_lib.encode.models import activations, token_vectors, truncate
 from saerl_lib.encode.models import ENCODER, encoder_folder, load_encoder
-from saerl_lib.encode.pool import (
-    FEATURES,
-    Encoder,
-    SparseLatents,
-    Triples,
-    encode_all,
-    find_retained,
-    metadata_features,
-    pool_on_device,
-    pool_samples,
-    pool_triples,
-)
-from saerl_lib.encode.readers import pool_dense
-from saerl_lib.encode.sae import (
-    GROUP,
-    KINDS,
-    WIDE,
-    SAEGateError,
-    SAEQuality,
-    _of_best_groups,
-    check_sae,
-    load_opensae,
-    load_sae,
-    measure_sae,
-    open_sae_source,
-    topk_entries,
-    train_sae,
-)
+from saerl_lib.encode.metadata import FEATURES, metadata_features
+from saerl_lib.encode.pool import Encoder, SparseLatents, Triples, encode_all, find_retained, pool_on_device, pool_samples, pool_triples
+from saerl_lib.encode.pool import pool_dense
+from saerl_lib.encode.sae import GROUP, WIDE, SAEGateError, SAEQuality, _of_best_groups, check_sae, load_opensae, load_sae, measure_sae, open_sae_source, topk_entries
+from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.encode.store import (
     RULES,
     choose_retained,

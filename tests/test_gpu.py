@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 from saerl_lib import paths
 from saerl_lib.cli import main
-from saerl_lib.encode.language_model import pick_device, token_vectors
+from saerl_lib.encode.models import pick_device, token_vectors
 from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.pool import encode_all, pool_samples
 from saerl_lib.encode.store import write_store

@@ -23,7 +23,7 @@ from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
-from saerl_lib.encode.language_model import sample_spans
+from saerl_lib.encode.tokens import sample_spans
 from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
 from saerl_lib.encode.pool import pool_samples

@@ -15,7 +15,7 @@ from saerl_lib import paths
 from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import DataError, LabelledSet, Sample, split_by_hash
-from saerl_lib.encode.language_model import SEPARATOR, measure_surprise
+from saerl_lib.encode.tokens import SEPARATOR, measure_surprise
 from saerl_lib.encode.models import load_encoder
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import (

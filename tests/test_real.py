@@ -12,10 +12,10 @@ from saerl_lib import paths
 from saerl_lib.config import get_profile
 from saerl_lib.data.published import evaluation_keys, load_labelled
 from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
-from saerl_lib.encode.language_model import Layout
+from saerl_lib.encode.tokens import Layout
 from saerl_lib.properties.probes import real_tasks
 from saerl_lib.studies.ladder import overlap_table
-from saerl_lib.world import stages
+from saerl_lib.needs import stages
 
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 

@@ -12,9 +12,10 @@ import torch
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
-from saerl_lib.encode.language_model import CutModel
+from saerl_lib.encode.models import CutModel
 from saerl_lib.encode.models import open_decoder
-from saerl_lib.encode.sae import TextSAEConfig, VectorStream, blocks, documents, load_sae, train_text_sae
+from saerl_lib.encode.sae import TextSAEConfig, load_sae
+from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
 SMALL = TextSAEConfig(

@@ -38,7 +38,7 @@ from sklearn.model_selection import KFold, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from saerl_lib.config import MethodConfig, PropertyConfig
+from saerl_lib.config import LadderConfig, PropertyConfig
 from saerl_lib.data.published import SPLIT_LABELS, probe_splits
 from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
 from saerl_lib.report.statistics import Interval, bootstrap_runs
@@ -286,7 +286,7 @@ def joined_labels(*sources: np.ndarray) -> np.ndarray:
     return np.concatenate([(values - values.mean()) / (values.std() or 1.0) for values in sources])
 
 
-def real_tasks(load: Callable[[str], LabelledSet], config: MethodConfig, held_out: set[str]) -> list[Task]:
+def real_tasks(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> list[Task]:
     """The tasks of the shared sets: MATH, DeepMath, DeepScaleR, ValiMath, DSR-sub (paper, Tables 1 and 2, and beyond)."""
     math_train, math_test = without(load("math_train"), held_out), load("math_test")
     if not config.official_split:
@@ -305,7 +305,7 @@ def real_tasks(load: Callable[[str], LabelledSet], config: MethodConfig, held_ou
     return tasks + transfer_tasks(splits["deepmath_18k"].train, scaler.train, scaler.test, config)
 
 
-def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet, config: MethodConfig) -> list[Task]:
+def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet, config: LadderConfig) -> list[Task]:
     """DeepMath difficulty -> DeepScaleR pass rate, without and with some labels of the target source (Table 2)."""
     deepmath = deepmath.with_label("level")
     y, truth = joined_labels(deepmath.labels["level"]), -held.labels["pass_rate"]
@@ -343,7 +343,7 @@ def world_tasks(splits: Mapping[str, Sequence[Sample]]) -> list[Task]:
 
 
 def tasks_of_file(
-    data: LabelledSet, config: MethodConfig, held_out: set[str], say: Callable[[str], None] = lambda line: None
+    data: LabelledSet, config: LadderConfig, held_out: set[str], say: Callable[[str], None] = lambda line: None
 ) -> list[Task]:
     """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out.
 

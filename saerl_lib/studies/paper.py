@@ -61,9 +61,10 @@ from saerl_lib.data.hub import BENCHMARKS, HubData
 from saerl_lib.data.hub import SETS as PUBLISHED_SETS
 from saerl_lib.data.published import READERS, UNJUDGED, Reader, deepmath, published_rows
 from saerl_lib.data.sample import DataError, Sample, hash_share, normalise, read_samples, write_samples
+from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode
-from saerl_lib.encode.pool import Encoder, metadata_features
+from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, SAEQuality, explains, measured
 from saerl_lib.encode.store import FeatureTable, choose_retained, load_features, save_features
 from saerl_lib.own import MIN_CLASS, SOLVED_SHARE, TOLERANCE, Representation, finish, fit_quality, whole_batches

@@ -43,8 +43,8 @@ from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import TrainConfig, content_hash, sub_seed
 from saerl_lib.cost import SELECTORS, PaperConfig
 from saerl_lib.data.sample import Sample, read_samples
-from saerl_lib.encode.language_model import Layout, pack, sample_spans
 from saerl_lib.encode.models import open_tokenizer
+from saerl_lib.encode.tokens import Layout, pack, sample_spans
 from saerl_lib.needs import require_machine
 from saerl_lib.notebooks import UserError
 from saerl_lib.report.statistics import compare

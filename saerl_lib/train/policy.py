@@ -22,7 +22,7 @@ from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import LanguageModelConfig, load_model
+from saerl_lib.train.language_model import LanguageModelConfig, load_model
 from saerl_lib.train.sampler import Sampler
 
 POLICY = LanguageModelConfig(
