@@ -245,7 +245,8 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
         return open_reader(config.reader, [s.prompt for s in samples])
 
     store = encode(samples, config.reader, work, opened=opened).store
-    found = _of_store(samples, store, np.arange(len(samples)), config, f"{Path(config.encoder).name}, layer {config.reader.layer}")
+    origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
+    found = _of_store(samples, store, np.arange(len(samples)), config, origin)
     return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened()))
 
 

@@ -49,7 +49,9 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
     def compute(folder: Path) -> None:
         encoder = open_reader(profile.reader)
-        rows = [row for name in ("labelled", "test") for row in _quality_rows(name, load_split(data, name), encoder, profile.reader)]
+        rows = []
+        for name in ("labelled", "test"):
+            rows += _quality_rows(name, load_split(data, name), encoder, profile.reader)
         columns = ["split", "quantity", "value", "low", "high", "met", "n_tokens"]
         pd.DataFrame(rows, columns=columns).to_parquet(folder / "sae_quality.parquet", index=False)
 
@@ -132,7 +134,8 @@ def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
         save_file({"retained": retained}, folder / "retained.safetensors")
         for name in splits_of(data):
             samples = load_split(data, name)
-            table = FeatureTable(tuple(s.id for s in samples), Store(store.path(name)).select(retained), metadata_features(samples))
+            z = Store(store.path(name)).select(retained)
+            table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
             save_features(table, folder / f"{name}.safetensors")
 
     return get_or_compute(profile, "features", to_dict(profile.reader), compute, (data, store))

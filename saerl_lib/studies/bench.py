@@ -188,7 +188,7 @@ def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
 REPEATS = 5
 ENCODE_BARS = (
     ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
-    ("retained_to_forward_131072", "at most", 1.02), ("padded_to_real_tokens", "at most", 1.1),
+    ("padded_to_real_tokens", "at most", 1.1),
     ("file_order_to_packed_s", "at least", 1.5), ("obvious_to_chunked_peak", "at least", 5.0),
 )  # fmt: skip
 """On a CPU; none was fixed for a GPU."""
@@ -207,7 +207,6 @@ class Shape:
     latents: tuple[int, ...] = (32_768, 131_072)  # F of the SAEs that are measured
     k: int = 50  # active latents a token of the TopK SAE
     threshold: float = 3.2  # of the JumpReLU SAE, in deviations of a pre-activation; about k latents of the paper's F pass
-    retained: int = 240
     samples: int = 4  # of the batch, half prompt and half solution
     tokens: int = 256  # of the batch
 
@@ -216,7 +215,7 @@ PAPER = Shape()
 PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 """256 tokens would leave a GPU idle; at 4,096 the obvious way still fits into 24 GB beside model and SAEs."""
 PAPER_MEMORY = replace(PAPER, latents=(131_072,), samples=32, tokens=8192)
-SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 24, 4, 128)
+SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 4, 128)
 """For a dry run."""
 
 
@@ -275,14 +274,12 @@ def shape_ratios(
     vectors = vectors / vectors.norm(dim=1, keepdim=True) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
-        top, jump = (random_sae(latents, kind, shape, device, precision) for kind in ("topk", "jumprelu"))
-        retained = np.arange(0, latents, latents // shape.retained)[: shape.retained]
+        top = random_sae(latents, "topk", shape, device, precision)
         works: dict[str, Callable[[], Any]] = {
             "forward": functools.partial(models.activations, model, batch),
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
             "dense": functools.partial(dense_way, top, vectors, spans),
             "all": functools.partial(pool_vectors, top, vectors, group, counts),
-            "retained": functools.partial(pool_vectors, jump, vectors, group, counts, retained),
         }
         found = alternate(works, repeats, device)
         forward = found["forward"]
@@ -291,10 +288,9 @@ def shape_ratios(
             f"obvious_to_forward_{latents}": (forward + found["dense"]) / forward,
             f"all_to_forward_{latents}": (forward + found["all"]) / forward,
             f"all_to_forward_and_product_{latents}": (forward + found["all"]) / (forward + found["product"]),
-            f"retained_to_forward_{latents}": (forward + found["retained"]) / forward,
         }
         if device.type == "cuda":
-            ways = ("forward", "dense", "all", "retained")
+            ways = ("forward", "dense", "all")
             rows |= {f"{name}_peak_mib_{latents}": peak_mib(works[name], device) for name in ways}
     return rows
 
@@ -328,7 +324,8 @@ def text_shape(profile: Profile, world: Stage, device: torch.device = CPU, timed
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
     part = samples[:timed]
     batches, own = (
-        list(tokens.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)) for texts in (samples, part)
+        list(tokens.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
+        for texts in (samples, part)
     )
     works = {
         "forward": lambda: [models.activations(encoder.decoder, batch) for batch in own],

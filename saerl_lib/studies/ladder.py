@@ -273,8 +273,9 @@ def read_blocks(folder: Path) -> Blocks:
 
 def _encoded(profile: Profile, group: str, tasks: Sequence[Task]) -> Stage:
     files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[group]}
-    settings = {"ladder": to_dict(profile.ladder), "reader": identity(ladder_reader(profile)), "data": files, "seed": profile.seed,
-                "retained": [profile.reader.retained_latents, profile.reader.retained_rule]}  # fmt: skip
+    retained = [profile.reader.retained_latents, profile.reader.retained_rule]
+    reader = identity(ladder_reader(profile))
+    settings = {"ladder": to_dict(profile.ladder), "reader": reader, "data": files, "retained": retained, "seed": profile.seed}
     return get_or_compute(profile, f"encoded_{group}", settings, lambda folder: encode_tasks(tasks, profile, folder))
 
 
@@ -348,7 +349,7 @@ def full_ladder(profile: Profile, world_ladder: Stage) -> pd.DataFrame:
     return pd.concat([ladder_table(stage) for stage in (world_ladder, *real_ladder_stages(profile))], ignore_index=True)
 
 
-def overlap_table(profile: Profile) -> pd.DataFrame:
+def overlap_table() -> pd.DataFrame:
     """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question."""
     if not has_real_data():
         return _committed("real_overlap")
@@ -407,7 +408,7 @@ def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
 
 
 def run_ladder(file: Path, profile: str) -> int:
-    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to a folder of their own."""
+    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
     chosen = get_profile(profile)
     data = load_labelled(file)
     tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))

@@ -233,8 +233,9 @@ def real_features_stage(profile: Profile) -> Stage:
         pd.concat(counts).to_parquet(folder / "counts.parquet", index=False)
 
     files = {name: file_sha256(data_file(name))[:16] for names in FILES.values() for name in names}
-    settings = {"ladder": to_dict(profile.ladder), "reader": to_dict(profile.reader), "saes": identity(part_reader(profile, "math")),
-                "data": files, "seed": profile.seed}  # fmt: skip
+    saes = identity(part_reader(profile, "math"))
+    settings = {"ladder": to_dict(profile.ladder), "reader": to_dict(profile.reader), "saes": saes, "data": files,
+                "seed": profile.seed}  # fmt: skip
     return get_or_compute(profile, "real_features", settings, compute)
 
 
