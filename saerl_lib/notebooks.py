@@ -43,8 +43,6 @@ class Notebook:
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
-    trains: bool = False
-    """Left out by a profile that does not train."""
     tables_only: bool = False
     """Reads CSV files alone: the configuration does not matter to it."""
 
@@ -56,7 +54,7 @@ class Notebook:
 
 def _notebook(stem: str, inputs: str, outputs: str, figures: str) -> Notebook:
     declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
-    return Notebook(stem, declared, tuple(inputs.split()), trains=stem[:2] in ("07", "08"))
+    return Notebook(stem, declared, tuple(inputs.split()))
 
 
 def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
@@ -319,16 +317,12 @@ def alone(profile: str) -> Iterator[None]:
 
 
 def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
-    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`), or those of notebooks that train
-    and that the profile leaves out. Raises UserError when others are missing.
-    """
+    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`). Raises UserError otherwise."""
     names = input_names(notebook, registry) if notebook.tables_only else ()
     missing = {n: output_files(n, profile.name)[0] for n in names if output_hash(n, profile.name) is None}
-    left_out = {name for n in registry if n.trains and not profile.trains for name in n.outputs}
-    published = missing if profile.name == "laptop" and len(missing) == len(names) else left_out
-    needed = [path for name, path in missing.items() if name not in published]
-    if needed:
-        raise UserError(f"notebook {notebook.stem} needs {needed[0]}, which is missing; run what writes it (--from 00)")
+    if missing and not (profile.name == "laptop" and len(missing) == len(names)):
+        needed = next(iter(missing.values()))
+        raise UserError(f"notebook {notebook.stem} needs {needed}, which is missing; run what writes it (--from 00)")
     for path in missing.values():
         shutil.copyfile(paths.PUBLISHED / path.name, path)
     if missing:
@@ -357,9 +351,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
     """
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
-    chosen = tuple(n for n in select(registry, options.start, options.only) if profile.trains or not n.trains)
-    if not chosen:
-        raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
+    chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
     started, executed = time.monotonic(), 0
     with alone(profile.name):
