@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from saerl_lib import envcheck
-from saerl_lib.execution import ENVIRONMENT
+from saerl_lib.notebooks import ENVIRONMENT
 from saerl_lib.paths import ROOT
 
 LOCK = ROOT / "requirements.lock"
