@@ -424,8 +424,8 @@ def mixing_tables(
     a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
     partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
     partner = partner / partner.sum(axis=1, keepdims=True)
-    mean_a, mean_c = (np.einsum("skd,kd->sk", x, partner) for x in (a, c))
     total, every = int(counts.sum()), range(len(names))
+    mean_a, mean_c = (np.stack([x[:, i] @ partner[i] for i in every], axis=1) for x in (a, c))
     cases = [(names[i], names[j], counts[i], counts[j], a[:, i, j], c[:, i, j], bias2[:, i], variance[:, i])
              for i in every for j in every if i != j]  # fmt: skip
     cases += [(names[i], MEAN, counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
