@@ -16,15 +16,16 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -167,18 +168,15 @@ def resident_mib(mark: str) -> float:
     return int(lines[mark].split()[0]) / 1024
 
 
-def in_fresh_process(way: str, folder: Path | str = ".") -> Rows:
-    """What `WAYS[way](folder)` measures in a process of its own, so that its memory is its own.
+def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
+    """What `work` measures in a process of its own, so that its memory is its own.
 
     It runs one thread unless OMP_NUM_THREADS says otherwise: small products of k-means lose more by waiting for a second one
-    than they gain. Raises RuntimeError with what it printed when it fails.
+    than they gain.
     """
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment, command = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}, [sys.executable, "-m", __spec__.name]
-    done = subprocess.run([*command, way, str(folder)], capture_output=True, text=True, env=environment, cwd=paths.ROOT)
-    if done.returncode:
-        raise RuntimeError(f"bench ({way}) failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with patch.dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(work, *args).result()
 
 
 def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
@@ -305,7 +303,7 @@ def shape_ratios(
 
 
 @torch.inference_mode()
-def encode_peaks(_: Path, shape: Shape = PAPER_MEMORY) -> Rows:
+def encode_peaks(shape: Shape = PAPER_MEMORY) -> Rows:
     """Peaks of resident memory above weights and activations of both ways of encoding, in this process."""
     sae, vectors = random_sae(shape.latents[0], "topk", shape), torch.randn(shape.tokens, shape.width)
     chunked = peak_mib(lambda: pool_vectors(sae, vectors, *span_groups(shape)))
@@ -349,7 +347,7 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
-        return report(rows | in_fresh_process("encode"), ENCODE_BARS)
+        return report(rows | in_fresh_process(encode_peaks), ENCODE_BARS)
     print(f"device {torch.cuda.get_device_name(device)}")
     half = shape_ratios(REPEATS, shape, device, torch.bfloat16)
     return report(rows | {f"bf16_{name}": value for name, value in half.items()})
@@ -365,10 +363,11 @@ def bench_plan(samples: int) -> int:
     """
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
-    kind, draw = ("features", write_features) if samples <= FEATURES_UP_TO else ("scores", write_scores)
+    from_features = samples <= FEATURES_UP_TO
+    draw, work = (write_features, plan_from_features) if from_features else (write_scores, plan_from_scores)
     with tempfile.TemporaryDirectory(prefix="saerl-bench-") as name:
-        print(f"{kind} of {samples:,} samples drawn in {seconds(lambda: draw(Path(name), samples)):.1f} s (not timed)")
-        rows = in_fresh_process(kind, name)
+        draw(Path(name), samples)
+        rows = in_fresh_process(work, Path(name))
     total = sum(value for key, value in rows.items() if key.endswith("_s") and key not in (*APART, "processor_s"))
     rows |= {"samples": samples, "total_s": total, "ratio_total_to_floor": total / rows["floor_s"]}
     if "obvious_s" in rows:
@@ -551,11 +550,3 @@ def bench_grpo(profile: Profile, world: Stage) -> int:
     rows = (pd.DataFrame(runs).drop(columns="processor_s").median() / GRPO_STEPS).to_dict()
     rows["other_s"] = rows["artifact_step_s"] - sum(rows[part] for part in ("rollouts_s", "loss_s", "backward_s"))
     return report(rows | {"ratio_trl_to_artifact": rows["trl_step_s"] / rows["artifact_step_s"]})
-
-
-WAYS: dict[str, Callable[[Path], Rows]] = {
-    "encode": encode_peaks, "features": plan_from_features, "scores": plan_from_scores,
-}  # fmt: skip
-
-if __name__ == "__main__":
-    print(json.dumps(WAYS[sys.argv[1]](Path(sys.argv[2]))))
