@@ -280,13 +280,9 @@ def test_debug_keeps_the_traceback(saerl_home: Path) -> None:
         main(["run", "--only", "12", "--debug"])
 
 
-def test_select_from_and_only() -> None:
-    assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09", "10"]
+def test_selection_and_files_of_an_output(saerl_home: Path) -> None:
+    assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09", "10"] and select(NOTEBOOKS) == NOTEBOOKS
     assert [n.stem for n in select(NOTEBOOKS, only="9")] == ["09_figures"]
-    assert select(NOTEBOOKS) == NOTEBOOKS
-
-
-def test_output_files_by_kind(saerl_home: Path) -> None:
     smoke = saerl_home / "smoke"
     assert output_files("csv:filter", "smoke") == (smoke / "figures/data/filter.csv",)
     assert output_files("figure:filter", "smoke") == (smoke / "figures/filter.png", smoke / "figures/filter.pdf")

@@ -180,9 +180,9 @@ def study_cells(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | No
 
 
 def study_table(profile: Profile, name: str) -> pd.DataFrame:
-    """A table of the study as a profile that trains one wrote it, else the committed one."""
+    """A table of the study: that of the profile's own runs where it has a study, else the committed one."""
     own = paths.figure_data_dir(profile.name)
-    made = profile.study is not None and (own / f"{name}.csv").is_file()
+    made = profile.study is not None and (name in TABLES or (own / f"{name}.csv").is_file())
     return read_table(name, own if made else paths.PUBLISHED)
 
 
