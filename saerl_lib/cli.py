@@ -336,8 +336,6 @@ class Grid(Command):
     """study, or smoke to try it in small."""
     list: bool = False
     """Print the arms and stop."""
-    tables: bool = False
-    """Write the tables again from the committed runs alone, and stop."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
 
@@ -365,7 +363,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "train": (Train, "train.run:run_train"),
     "train-job": (TrainJob, "train.run:run_train_job"),
     "grid": (Grid, "studies.results:run_study"),
-    "seeds-needed": (SeedsNeeded, "studies.results:run_seeds_needed"),
+    "seeds-needed": (SeedsNeeded, "studies.world_check:run_seeds_needed"),
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
     "publish": (Publish, "report.reproduction:run_publish"),
