@@ -346,7 +346,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "encode": (Encode, "own:run_encode"),
     "sae": (Sae, "encode.sae:run_sae"),
     "ladder": (Ladder, "studies.ladder:run_ladder"),
-    "audit": (Audit, "plan.audit_text:run_audit"),
+    "audit": (Audit, "plan.audit:run_audit"),
     "export": (Export, "plan.export:run_export"),
     "verify": (Verify, "plan.follow:run_verify"),
     "train": (Train, "train.run:run_train"),
