@@ -1,29 +1,18 @@
-"""A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
+"""A plan of one's own data: read, represent, score, filter, plan, write (README, Your own data); and the command `encode`.
 
-Features of one's own rows: metadata and TF-IDF for a first look, SAE features of a model, or those that `encode` stored.
-
-All give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.
-
-Clusters, calibrated difficulty and the quality score of one's own rows (paper, sections 3.2, 3.3 and B.4).
-
-No row is scored by a model that saw its own label: labelled rows take out-of-fold scores, the others those of the final model.
-
-One's own rows from features to a plan: fit, filter, cut to whole batches, plan; a row ends in the plan or among the others.
-
-From a file of problems to a plan with its report: read, validate, represent, arrange, write.
-
-An example file of problems, written from the embedded world: what a user's own file may look like.
+The same steps as every profile, with what the data allow: metadata and TF-IDF for a first look, SAE features of a model, or those
+that `encode` stored; difficulty with labels, quality with ratings. Vocabulary and SVD see all rows, but no label, and no row is
+scored by a model that saw its own label. A row ends in the plan or among the others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import file_sha256, write_json
+from saerl_lib.artifacts import file_sha256, whole_folder, write_json
 from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, hash_share, normalise, write_samples
@@ -42,9 +31,9 @@ from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder, metadata_features
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_features
 from saerl_lib.notebooks import UserError
-from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, write_plan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
 from saerl_lib.plan.orders import build_plan, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
@@ -76,8 +65,8 @@ class Outcome:
 def load_data(source: str, config: OwnConfig) -> Dataset:
     """The usable rows of a file or hub data set. Raises DataError as `data.rows.read` does."""
     return rows.read(
-        rows.Source.parse(source, config.split), config.fields, allowed=config.allowed_labels, turned=config.turned,
-        skip_bad_rows=config.skip_bad_rows, batch=config.prompts_per_step,
+        [rows.Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
+        skip_bad_rows=config.skip_bad_rows, least=max(rows.MIN_ROWS, config.prompts_per_step),
     )  # fmt: skip
 
 
@@ -100,8 +89,14 @@ def plan_own_data(
     _require_place(out, force)
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
-    with _new_folder(out) as folder:
-        found = read(data) if read else _represent(data, folder, config)
+    with whole_folder(out) as folder:
+        if read is not None:
+            found = read(data)
+        elif config.encoder == NO_ENCODER:
+            found = represent_text(data.samples, config.seed)
+        else:
+            found = represent_model(data.samples, config, folder / "store")
+            shutil.rmtree(folder / "store")
         say(f"features: {found.name}, {found.phi.shape[1]} columns")
         arranged = arrange(data, found, config)
         labels = arranged.difficulty.n_labels if arranged.difficulty else 0
@@ -109,25 +104,13 @@ def plan_own_data(
         return _write(arranged, folder, out)
 
 
-def _represent(data: Dataset, folder: Path, config: OwnConfig) -> Representation:
-    if config.encoder == NO_ENCODER:
-        return represent_text(data.samples, config.seed)
-    found = represent_model(data.samples, config, folder / "store")
-    shutil.rmtree(folder / "store")
-    return found
-
-
 def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
-    """Write features, plan, tables, report and record of `out` into `folder`. Raises RuntimeError when a row was lost."""
-    from saerl_lib.encode.store import save_features
-    from saerl_lib.plan.batch_plan import plan_hash, write_plan
+    """Write features, plan, tables, report and record of `out` into `folder`."""
     from saerl_lib.report.page import caveats, cluster_table, not_planned_table, page, score_table
 
     data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
     scores, rest, listed = score_table(arranged), not_planned_table(arranged), caveats(arranged)
     cards = cluster_table(arranged, scores)
-    if len(plan.ids) + len(rest) != data.read:
-        raise RuntimeError(f"{data.read} rows were read, {len(plan.ids)} planned and {len(rest)} listed: a row was lost")
     save_features(arranged.found.table, folder / "features.safetensors")
     write_plan(plan, folder / "plan.parquet")
     write_samples(data.samples, folder / SAMPLES)
@@ -139,7 +122,7 @@ def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
     record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": config,
               "settings_hash": content_hash(config), "plan_hash": plan_hash(plan),
               "caveats": [asdict(c) for c in listed]}  # fmt: skip
-    write_json(folder / RECORD, json.loads(json.dumps(record)))
+    write_json(folder / RECORD, record)
     return outcome
 
 
@@ -158,32 +141,7 @@ def _require_place(out: Path, force: bool) -> None:
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
 
 
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    missing = [folder for folder in out.parents if not folder.exists()]
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                folder.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
+# Features.
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
@@ -301,6 +259,8 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     return out
 
 
+# Scores.
+
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""
 MIN_CLASS = 10
@@ -360,14 +320,6 @@ def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
     return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
 
 
-def group(found: Representation, settings: PropertyConfig, seed: int) -> Grouping:
-    """Fit clusters on phi and lay the map."""
-    clusters = pool_clusters(found.phi, settings, seed)
-    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
-        points = projection_2d(clusters.standardise(found.phi))
-    return Grouping(clusters, clusters.assign(found.phi), points)
-
-
 def fit_scores(
     found: Representation, grouping: Grouping, labels: np.ndarray, settings: PropertyConfig, seed: int
 ) -> Difficulty | None:
@@ -406,6 +358,8 @@ def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyCo
     by_length = float(roc_auc_score(sound, found.lengths[known]))
     return Quality(score, len(known), float(roc_auc_score(sound, score[known])), max(by_length, 1 - by_length))
 
+
+# The plan.
 
 TOLERANCE = 0.5
 """Partners of a tail swap differ by at most this many standard deviations of the ranking score (ours)."""
@@ -453,7 +407,9 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     """
     ids, b = data.ids, config.prompts_per_step
     settings = properties_of(len(ids), config)
-    grouping = group(found, settings, config.seed)
+    clusters = pool_clusters(found.phi, settings, config.seed)
+    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
+        grouping = Grouping(clusters, clusters.assign(found.phi), projection_2d(clusters.standardise(found.phi)))
     difficulty = fit_scores(found, grouping, data.labels, settings, config.seed)
     quality = fit_quality(found, data.quality, settings, config.seed)
     ranking, ties, ranked_by = _ranking(ids, found, difficulty, config)
@@ -466,19 +422,17 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
         PlanConfig(prompts_per_step=b, swapped_per_batch=config.swapped_per_batch,
                    difficulty_tolerance=TOLERANCE * float(ranking[planned].std())),
     )  # fmt: skip
-    dropped = [
-        Dropped(
-            data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}"
-        )
-        for i in np.flatnonzero(~kept)
-    ] + [Dropped(data.where[i], ids[i], "left over", f"fills no whole batch of {b}") for i in rows[~full]]
+    low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
+           for i in np.flatnonzero(~kept)}  # fmt: skip
+    reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
+    dropped = tuple(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items())
     row = {name: i for i, name in enumerate(ids)}
     shuffled = random_order([ids[i] for i in planned], sub_seed(config.seed, "diversity"))
     spread = [
         float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
         for order in (np.array([row[name] for name in plan.ids]), planned[shuffled])
     ]
-    return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, tuple(dropped), *spread)
+    return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, dropped, *spread)
 
 
 def _ranking(
@@ -507,6 +461,9 @@ def _filtered(ids: Sequence[str], quality: Quality | None, config: OwnConfig) ->
     return kept
 
 
+# The commands.
+
+
 def write_example(samples: Sequence[Sample], path: Path) -> Path:
     """JSON lines with id, question, answer, solution, subject and level; returns the path."""
     rows = [
@@ -519,30 +476,6 @@ def write_example(samples: Sequence[Sample], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def usable_rows(sources: Sequence[str], reading: Reading) -> tuple[list[Sample], list[Dropped], list[str]]:
-    """The usable rows of files that are read as one list, the others, and what was assumed; judged as `plan` judges them.
-
-    Raises DataError with file, row, field and fix.
-    """
-    places = [rows.Source.parse(source) for source in sources]
-    name = places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-    raw = [
-        replace(row, where=f"{place.name}, {row.where}") if len(places) > 1 else row
-        for place in places
-        for row in rows.rows(place)
-    ]
-    names, notes = rows.resolve_fields(name, rows.field_names(raw), reading.fields)
-    rules = rows.Rules(names)
-    judged = [rows.judge(row, number, rules) for number, row in enumerate(raw, start=1)]
-    dropped = [found for found in judged if isinstance(found, Dropped)]
-    samples = [found.sample for found in judged if not isinstance(found, Dropped)]
-    if not reading.skip_bad_rows:
-        rows.require_sound(name, len(raw), dropped)
-    if not samples:
-        raise DataError(f"{name}: none of {len(dropped)} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
-    return samples, dropped, notes
 
 
 LEFT_OUT = "not_encoded.csv"
@@ -559,13 +492,13 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    samples, dropped, notes = usable_rows(data, reading)
+    found = rows.read([rows.Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
     files = [Path(name) for name in data]
-    counts = {"read": len(samples) + len(dropped), "left_out": dict(sorted(Counter(d.status for d in dropped).items()))}
+    counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
-    done = encode(samples, reading.reader, out, workers=workers, ray=ray, about={"source": source, **counts, "notes": notes})
-    rest = [(d.where, d.id, d.status, d.reason) for d in dropped]
-    table = pd.DataFrame(rest, columns=["where", "id", "status", "reason"])
+    about = {"source": source, **counts, "notes": list(found.notes)}
+    done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
+    table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / LEFT_OUT, index=False, lineterminator="\n")
     for status, count in counts["left_out"].items():
         print(f"not encoded, {status}: {count} ({LEFT_OUT})")

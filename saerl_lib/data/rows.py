@@ -15,7 +15,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,28 +298,42 @@ class BadRow(Exception):
 
 
 def read(
-    source: Source | str | Path, fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None, turned: bool = False,
-    skip_bad_rows: bool = False, batch: int = 1,
+    sources: Sequence[Source | str | Path], fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None,
+    turned: bool = False, skip_bad_rows: bool = False, least: int = 1,
 ) -> Dataset:  # fmt: skip
-    """The usable rows of a source, with labels and the list of the others; `allowed` and `turned` as in `Rules`.
+    """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
 
     A row without an answer is set aside when other rows have one: no reward could be computed for it. Raises DataError that
     names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are listed), unless
-    `skip_bad_rows` sets them aside; or fewer usable rows than `MIN_ROWS` or one `batch`.
+    `skip_bad_rows` sets them aside; or fewer usable rows than `least`.
     """
-    source = source if isinstance(source, Source) else Source.parse(str(source))
-    raw = list(rows(source))
-    names, notes = resolve_fields(source.name, field_names(raw), fields)
+    places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
+    several = len(places) > 1
+    raw = [
+        dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
+        for place in places
+        for row in rows(place)
+    ]
+    name = places[0].name + (f" and {len(places) - 1} more" if several else "")
+    names, notes = resolve_fields(name, list(dict.fromkeys(key for row in raw for key in row.record or ())), fields)
     rules = Rules(names, allowed, turned)
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
     kept = [(row.where, found) for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged)]
-    if not skip_bad_rows:
-        require_sound(source.name, len(raw), dropped)
-    _require_enough(source.name, len(raw), len(kept), dropped, max(MIN_ROWS, batch))
+    bad = [f"{problem.where}: {problem.reason}" for problem in dropped if problem.status == "malformed"]
+    if bad and not skip_bad_rows:
+        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:SHOWN])
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise DataError(f"{name}: of {len(raw)} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass "
+                        "--skip-bad-rows to leave them out and have them listed")  # fmt: skip
+    if len(kept) < least:
+        needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
+        lower = " or lower --prompts-per-step" if len(kept) >= MIN_ROWS else ""
+        first = f"; first row left out: {dropped[0].where}: {dropped[0].reason}" if dropped else ""
+        raise DataError(f"{name}: {len(kept)} of {len(raw)} rows are usable, {needed}; add rows{lower}{first}")
     numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
     samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
-    return Dataset(source.name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes))
+    return Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes))
 
 
 def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
@@ -360,11 +374,6 @@ def _checked(row: Row, number: int, rules: Rules) -> Judged:
     return Judged(sample, label, truth(given.get("quality"), names.get("quality", ""), row.text_only))
 
 
-def field_names(found: Iterable[Row]) -> list[str]:
-    """Names that occur in some row, in order of appearance."""
-    return list(dict.fromkeys(key for row in found for key in row.record or ()))
-
-
 def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tuple[dict[str, str], list[str]]:
     """(our name -> the file's, what was assumed) where rows have the fields `present`.
 
@@ -390,26 +399,6 @@ def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tupl
     if "answer" not in names:
         notes.append(f"the file has no field {DEFAULTS['answer']!r}: whether a row can be rewarded was not checked")
     return names, notes
-
-
-def require_sound(name: str, read: int, dropped: Sequence[Dropped]) -> None:
-    """Raises DataError that lists the first malformed rows."""
-    bad = [d for d in dropped if d.status == "malformed"]
-    if bad:
-        listed = "\n".join(f"  {name}, {problem.where}: {problem.reason}" for problem in bad[:SHOWN])
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise DataError(f"{name}: of {read} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass --skip-bad-rows "
-                        "to leave them out and have them listed")  # fmt: skip
-
-
-def _require_enough(name: str, read: int, kept: int, dropped: Sequence[Dropped], least: int) -> None:
-    if kept < least:
-        bad = [d for d in dropped if d.status == "malformed"]
-        first = f"; first bad row: {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise DataError(
-            f"{name}: {kept} of {read} rows are usable, at least {least} are needed (one batch, and {MIN_ROWS} rows); "
-            f"add rows{' or lower --prompts-per-step' if kept >= MIN_ROWS else ''}{first}"
-        )
 
 
 # One value.

@@ -170,8 +170,8 @@ Record = dict[str, Any]
 def audit(sample_id: str, evidence: Evidence) -> Record:
     """The decision path of one sample of the pool; a number that is not finite is None.
 
-    Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw); cluster,
-    difficulty and quality; batch and swap, None for a sample that the filter dropped. See the functions below for their keys.
+    Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
+    cluster, difficulty, quality; batch and swap, None for a sample that the filter dropped. The functions below tell their keys.
     Raises UnknownSampleError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
     are not the sums of their parts (stages of different runs).
     """
@@ -295,8 +295,8 @@ def _batch(sample_id: str, evidence: Evidence) -> Record:
 
 
 def _swap(sample_id: str, evidence: Evidence) -> Record:
-    """What the tail swap did: home_step, whether the sample stood among the last h of its batch, the step that this batch exchanged
-    its tail with, whether the sample moved; as `candidates` the partner, or the nearest ones of a batch without one."""
+    """What the tail swap did: home_step, whether the sample stood among the last h of its batch, the step that this batch
+    exchanged its tail with, whether the sample moved; as `candidates` the partner, or the nearest ones of a batch without one."""
     partner = evidence.plan.table.groupby("step")["swapped_with"].max().to_numpy()
     home, in_tail = evidence.homes[sample_id], sample_id in evidence.tail
     found = candidates(home, evidence.facts, partner, evidence.config)

@@ -1,8 +1,8 @@
 """A batch plan for other trainers: the ordered data set in each framework's own schema, with what keeps the order there.
 
-`export_plan` writes a folder for one of `TARGETS`: the rows in plan order, and the files of `templates/<framework>`, filled in. What
-keeps an order was read in the frameworks' sources: TRL 1.16, verl 0.9.1, OpenRLHF 0.11.2, SkyRL 0.3.0 and verifiers 0.4.0 from the
-package index, NeMo-RL and prime-rl in their repositories. Axes: T steps, b prompts_per_step, G rollouts_per_prompt.
+`export_plan` writes a folder for one of `TARGETS`: the rows in plan order, and the files of `templates/<framework>`, filled in.
+What keeps an order was read in the frameworks' sources: TRL 1.16, verl 0.9.1, OpenRLHF 0.11.2, SkyRL 0.3.0 and verifiers 0.4.0
+from the package index, NeMo-RL and prime-rl in their repositories. Axes: T steps, b prompts_per_step, G rollouts_per_prompt.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ def export_files(export: Export, target: str) -> dict[str, bytes]:
     files = {chosen.data: _rows_as_bytes(rows, Path(chosen.data).suffix)}
     if chosen.answers:  # it needs math-verify alone
         files[chosen.answers] = (Path(__file__).parents[1] / "data" / "answers.py").read_bytes()
-    made = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
     values = {"plan": plan, "rollouts": export.rollouts_per_prompt, "rollouts_per_step": export.rollouts_per_step,
               "hash": plan_hash(plan)}  # fmt: skip
     for path in sorted((TEMPLATES / target).rglob("*.j2")):

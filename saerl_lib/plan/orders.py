@@ -1,11 +1,11 @@
 """Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
 
-`build_plan` is the entry point. `random` is the order of GRPO and DAPO, `ascending` that of DIFF, `descending` is ours. All orders
-visit the same samples once, in batches of the same size. The curriculum of SAERL is `cluster_first`: batches of one cluster, easy
-to hard, interleaved stage by stage; stage t holds the t-th batch of every cluster that has one. Not stated in the paper; ours:
-inside a stage batches go by ascending mean ranking score; the samples that fill no batch of their own cluster (the hardest of each)
-are sorted together into mixed batches, and each of those is a stage of its own before the first stage with a larger mean.
-`PlanConfig.rest` and `PlanConfig.unequal` name the other readings. Axes: N samples, T batches (= steps), b = prompts_per_step.
+`build_plan` is the entry point. `random` is the order of GRPO and DAPO, `ascending` that of DIFF, `descending` is ours. All
+orders visit the same samples once, in batches of the same size. The curriculum of SAERL is `cluster_first`: batches of one
+cluster, easy to hard, interleaved stage by stage; stage t holds the t-th batch of every cluster that has one. Not stated in the
+paper; ours: inside a stage batches go by ascending mean ranking score; the samples that fill no batch of their own cluster (the
+hardest of each) are sorted together into mixed batches, and each of those is a stage of its own before the first stage with a
+larger mean. `PlanConfig.rest` and `PlanConfig.unequal` name the other readings. Axes: N samples, T batches (= steps), b a batch.
 """
 
 from __future__ import annotations

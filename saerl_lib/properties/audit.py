@@ -231,7 +231,7 @@ def strongest_features(gain: np.ndarray, top: int) -> np.ndarray:
 
 
 def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequence[str], n: int) -> pd.DataFrame:
-    """Rows of `feature_groups.csv`: share of the gain of each group with an interval, and its features among the strongest; n samples.
+    """Rows of `feature_groups.csv`: each group's share of the gain with an interval, and how many of the strongest are its own.
 
     The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]:
     with so few resamples percentiles would be too narrow. Empty when nothing was gained.
