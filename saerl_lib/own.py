@@ -33,9 +33,9 @@ from saerl_lib.encode.pool import Encoder, metadata_features
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_features
 from saerl_lib.notebooks import UserError
-from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
-from saerl_lib.plan.orders import build_plan, random_order
+from saerl_lib.plan.orders import order_pool, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -71,14 +71,10 @@ def load_data(source: str, config: OwnConfig) -> Dataset:
 
 
 def plan_own_data(
-    source: str,
-    out: Path,
-    config: OwnConfig,
-    force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    read: Callable[[Dataset], Representation] | None = None,
-) -> Outcome:
-    """Plan `source` into the new folder `out`; `say` is told each step, `read` gives features that exist already.
+    source: str, out: Path, config: OwnConfig, force: bool = False, say: Callable[[str], None] = lambda text: None,
+    features: Path | None = None,
+) -> Outcome:  # fmt: skip
+    """Plan `source` into the new folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
     `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.csv, clusters.csv,
     not_planned.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end:
@@ -90,8 +86,8 @@ def plan_own_data(
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
     with whole_folder(out) as folder:
-        if read is not None:
-            found = read(data)
+        if features is not None:
+            found = represent_encoded(data, source, features, config)
         elif config.encoder == NO_ENCODER:
             found = represent_text(data.samples, config.seed)
         else:
@@ -216,15 +212,14 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
     if Path(source).is_file() and file_sha256(Path(source)) not in {file["sha256"] for file in manifest["source"]}:
         names = ", ".join(file["name"] for file in manifest["source"])
         raise DataError(f"--features {folder}: `encode` read {names}, not this {Path(source).name}; encode it as it is now")
-    place = {name: row for row, name in enumerate(store.ids)}
-    absent = [name for name in data.ids if name not in place]
+    place = rows_of(data.ids, store.ids)
+    absent = [name for name, row in zip(data.ids, place, strict=True) if row < 0]
     if absent:
         raise DataError(
             f"--features {folder}: {len(absent)} of {len(data.samples)} rows are not there, first {absent[:3]}; encode this file "
             "with the same field options"
         )
-    rows = np.array([place[name] for name in data.ids])
-    return _of_store(data.samples, store, rows, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
+    return _of_store(data.samples, store, place, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
 
 
 def _of_store(
@@ -331,18 +326,15 @@ def fit_scores(
     labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
     scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, grouping.clusters).score(pool)
     raw, ranking, half = (scores[name].to_numpy() for name in ("raw", "ranking", "half_width"))
-    read, length = raw[known], found.lengths[known]
 
-    def gain(rows: np.ndarray) -> float:
-        return correlation("spearman", read[rows], labels[known][rows]) - abs(
-            correlation("spearman", length[rows], labels[known][rows])
-        )
+    def rho(rows: np.ndarray | slice) -> tuple[float, float]:
+        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in (raw[known], found.lengths[known]))
+        return own, abs(by_length)
 
-    return Difficulty(
-        raw, ranking, ranking - half, ranking + half, len(known),
-        correlation("spearman", read, labels[known]), abs(correlation("spearman", length, labels[known])),
-        bootstrap_interval(gain, len(known), settings.bootstrap_samples, sub_seed(seed, "gain")),
-    )  # fmt: skip
+    gain = bootstrap_interval(
+        lambda rows: float(np.subtract(*rho(rows))), len(known), settings.bootstrap_samples, sub_seed(seed, "gain")
+    )
+    return Difficulty(raw, ranking, ranking - half, ranking + half, len(known), *rho(slice(None)), gain)
 
 
 def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyConfig, seed: int) -> Quality | None:
@@ -417,21 +409,16 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     rows = np.flatnonzero(kept)
     full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
     planned = rows[full]
-    plan = build_plan(
-        [ids[i] for i in planned], grouping.assignment.label[planned], ranking[planned], ties[planned], found.lengths[planned],
-        PlanConfig(prompts_per_step=b, swapped_per_batch=config.swapped_per_batch,
-                   difficulty_tolerance=TOLERANCE * float(ranking[planned].std())),
-    )  # fmt: skip
+    columns = {"sample_id": ids, "cluster": grouping.assignment.label, "ranking": ranking, "raw": ties, "length": found.lengths}
+    pool, tolerance = pd.DataFrame(columns).iloc[planned], TOLERANCE * float(ranking[planned].std())
+    plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance), "saerl")
     low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
            for i in np.flatnonzero(~kept)}  # fmt: skip
     reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
     dropped = tuple(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items())
-    row = {name: i for i, name in enumerate(ids)}
-    shuffled = random_order([ids[i] for i in planned], sub_seed(config.seed, "diversity"))
-    spread = [
-        float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
-        for order in (np.array([row[name] for name in plan.ids]), planned[shuffled])
-    ]
+    shuffled = planned[random_order(pool["sample_id"], sub_seed(config.seed, "diversity"))]
+    spread = [float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
+              for order in (rows_of(plan.ids, ids), shuffled)]  # fmt: skip
     return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, dropped, *spread)
 
 
@@ -509,21 +496,15 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 
 def run_plan(data: str, out: Path, force: bool, features: Path | None, settings: OwnConfig) -> int:
     """`plan`: plan, tell each step and the warnings; the last line is one JSON object. Raises what `plan_own_data` raises."""
-    started, read = time.monotonic(), None
-    if features is not None:
-        if settings.encoder != NO_ENCODER:
-            raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
-
-        def read(found: Dataset) -> Representation:
-            return represent_encoded(found, data, features, settings)
-
-    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), read)
+    started = time.monotonic()
+    if features is not None and settings.encoder != NO_ENCODER:
+        raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
+    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
     for title in outcome.warnings:
         print(f"warning: {title}")
     for status, count in outcome.left_out.items():
         print(f"not planned, {status}: {count} (not_planned.csv)")
     print(f"{outcome.planned} of {outcome.read} rows in {outcome.steps} steps; open {out / 'report.html'}")
-    line = {"read": outcome.read, "planned": outcome.planned, "left_out": outcome.left_out, "steps": outcome.steps,
-            "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
-    print(json.dumps(line))
+    line = {name: getattr(outcome, name) for name in ("read", "planned", "left_out", "steps")}
+    print(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}))
     return 0

@@ -462,7 +462,7 @@ def test_tables_that_are_no_log_of_one_run(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="2 runs"):
         read_log(table)
     pd.DataFrame({"step": [1]}).to_parquet(table)
-    with pytest.raises(LogError, match="column 'sample_id' is missing"):
+    with pytest.raises(LogError, match="row 1: field 'sample_id' is missing"):
         read_log(table)
 
 
