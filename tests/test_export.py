@@ -26,7 +26,7 @@ from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, write_samples
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, open_plan, plan_hash, plan_of, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
 from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_files, export_plan, open_export, write_folder
 from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
 
@@ -421,7 +421,7 @@ def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path, kind: str)
     assert main(["plan", "--data", str(path), "--labels", "level", "--out", str(plan), "--prompts-per-step", "8", *options]) == 0
     assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "out")]) == 0
     table = pq.read_table(tmp_path / "out" / "data" / "train.parquet").to_pylist()
-    assert [row["sample_id"] for row in table] == open_plan(plan / "plan.parquet").ids and len(table) == 40
+    assert [row["sample_id"] for row in table] == read_plan(plan / "plan.parquet").ids and len(table) == 40
     assert {(row["prompt"][0]["content"], row["solution"]) for row in table} == {
         (f"Add {i} and {i * 7 % 31}.", str(i + i * 7 % 31)) for i in range(40)
     }

@@ -212,6 +212,7 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{name}, line {line}: a byte is no UTF-8; save the file as UTF-8") from error
+    found: list[Row] = []
     before = csv.field_size_limit(max(1, len(text)))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
@@ -220,25 +221,20 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
             raise DataError(f"{name}, line 1: one column {header[0][:60]!r}; separate the cells by {wanted} instead of {other!r}")
         if len(set(header)) < len(header):
             raise DataError(f"{name}, line 1: a column name occurs twice; give every column its own name")
-        return list(_csv_rows(reader, header, wanted))
+        start = reader.line_num + 1
+        for cells in reader:
+            where, start = f"line {start}", reader.line_num + 1
+            if len(cells) == len(header):
+                found.append(Row(where, {key: cell or None for key, cell in zip(header, cells, strict=True)}, text_only=True))
+            elif cells:
+                problem = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold {wanted}"
+                found.append(Row(where, None, problem))
     except csv.Error as error:
-        raise DataError(
-            f"{name}, line {reader.line_num}: not CSV ({error}); quote cells that hold {wanted}, quotes or line ends"
-        ) from error
+        fix = f"quote cells that hold {wanted}, quotes or line ends"
+        raise DataError(f"{name}, line {reader.line_num}: not CSV ({error}); {fix}") from error
     finally:
         csv.field_size_limit(before)
-
-
-def _csv_rows(reader: Any, header: list[str], separators: str) -> Iterator[Row]:
-    start = reader.line_num + 1
-    for cells in reader:
-        where, start = f"line {start}", reader.line_num + 1
-        if len(cells) == len(header):
-            record = {key: cell if cell else None for key, cell in zip(header, cells, strict=True)}
-            yield Row(where, record, text_only=True)
-        elif cells:
-            problem = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold {separators}"
-            yield Row(where, None, problem, text_only=True)
+    return found
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -339,9 +335,7 @@ def read(
 def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     """What a row holds, or why it cannot be used; `number` counts the rows of the source from 1 and names rows without id."""
     try:
-        judged = _checked(row, number, rules)
-        if judged.sample.id in rules.seen:
-            raise BadRow(f"id {judged.sample.id!r} was already used in {rules.seen[judged.sample.id]}; give every row its own id")
+        judged = _judged(row, number, rules)
     except BadRow as problem:
         value = (row.record or {}).get(rules.names.get("id", ""))
         shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
@@ -352,26 +346,22 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     return judged
 
 
-def _checked(row: Row, number: int, rules: Rules) -> Judged:
-    """One row, its id not yet compared with others. Raises BadRow."""
+def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if row.record is None:
         raise BadRow(row.problem)
-    names = rules.names
-    given = {key: row.record.get(name) for key, name in names.items()}
-    prompt = text(given["prompt"], names["prompt"])
+    names = {field.name: rules.names.get(field.name, "") for field in dataclasses.fields(Fields)}
+    given = {field: row.record.get(name) for field, name in names.items() if name}
+    prompt, solution = (text(given.get(field), names[field]) for field in ("prompt", "solution"))
     if not prompt.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
-    solution = text(given.get("solution"), names.get("solution", ""))
-    sample = Sample(
-        id=identifier(given["id"], names["id"]) if "id" in names else f"row-{number:06d}",
-        prompt=prompt,
-        steps=lines(solution),
-        answer=plain(given.get("answer"), names.get("answer", "")).strip(),
-        topic=plain(given.get("topic"), names.get("topic", "")),
-        solved=bool(solution.strip()),
-    )
-    label = difficulty(given.get("labels"), names.get("labels", ""), rules, row.text_only)
-    return Judged(sample, label, truth(given.get("quality"), names.get("quality", ""), row.text_only))
+    answer, topic = (plain(given.get(field), names[field]) for field in ("answer", "topic"))
+    name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
+    sample = Sample(name, prompt, lines(solution), answer.strip(), topic, solved=bool(solution.strip()))
+    label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
+    quality = truth(given.get("quality"), names["quality"], row.text_only)
+    if name in rules.seen:
+        raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
+    return Judged(sample, label, quality)
 
 
 def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tuple[dict[str, str], list[str]]:
@@ -454,24 +444,13 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
             raise BadRow(f"field {name!r} is {value[:40]!r}, not a number; leave it empty when unknown") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"field {name!r} is {str(value)[:40]!r}, a {type(value).__name__}, not a number; leave it out when unknown")
-    label, allowed = finite(value, name), rules.allowed
+    if not abs(value) <= 1e12:
+        raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
+    label, allowed = float(value), rules.allowed
     if allowed is not None and not allowed[0] <= label <= allowed[1]:
-        raise BadRow(
-            f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; mend it, leave it out when unknown, "
-            "or set --label-range"
-        )
+        fix = "mend it, leave it out when unknown, or set --label-range"
+        raise BadRow(f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; {fix}")
     return (sum(allowed) if allowed else 0.0) - label if rules.turned else label
-
-
-def finite(value: float, name: str) -> float:
-    """A number below 1e12 in size."""
-    try:
-        label = float(value)
-    except OverflowError:
-        label = math.inf
-    if not math.isfinite(label) or abs(label) > 1e12:
-        raise BadRow(f"field {name!r} is {label}, not a finite number of usual size; leave it out when unknown")
-    return label
 
 
 def truth(value: Any, name: str, text_only: bool) -> float:

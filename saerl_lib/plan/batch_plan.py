@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -63,39 +64,32 @@ def rows_of(ids: Ids, pool_ids: Ids) -> np.ndarray:
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The samples to plan, N rows."""
+class Pool(NamedTuple):
+    """The samples to plan, N rows; see `make_pool`."""
 
     ids: pa.LargeStringArray
-    """Unique sample ids, [N]."""
     clusters: np.ndarray
-    """int [N]."""
     ranking: np.ndarray
-    """Ranking score r, larger is harder, float [N]."""
     raw: np.ndarray
-    """d_hat, breaks ties of r, float [N]."""
     lengths: np.ndarray
-    """Sequence length in tokens, above 0, float [N]."""
-
-    def __post_init__(self) -> None:
-        sizes = {name: len(getattr(self, name)) for name in ("ids", "clusters", "ranking", "raw", "lengths")}
-        if len(set(sizes.values())) > 1 or not sizes["ids"]:
-            raise PlanError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
-        repeated = _repeated(self.ids)
-        if repeated:
-            raise PlanError(f"ids holds {len(repeated)} repeated ids, first {repeated[:3]}: give every sample its own id")
-        for name in ("ranking", "raw", "lengths"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise PlanError(f"{name} holds non-finite values: score every sample before planning")
-        if (self.lengths <= 0).any():
-            raise PlanError("lengths holds values of 0 or less: count the tokens of every sample")
 
 
 def make_pool(ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray) -> Pool:
-    """A checked Pool from sequences. Raises PlanError as `Pool` says."""
+    """The samples to plan: unique ids, clusters int [N], ranking scores r (larger is harder), d_hat, which breaks ties of r, and
+    lengths in tokens, above 0. Raises PlanError with the fix for unequal rows, repeated ids, and other values."""
     scores = [np.asarray(values, dtype=np.float64) for values in (ranking, raw, lengths)]
-    return Pool(as_arrow(ids), np.asarray(clusters, dtype=np.int64), *scores)
+    pool = Pool(as_arrow(ids), np.asarray(clusters, dtype=np.int64), *scores)
+    sizes = {name: len(values) for name, values in pool._asdict().items()}
+    if len(set(sizes.values())) > 1 or not sizes["ids"]:
+        raise PlanError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
+    if repeated := _repeated(pool.ids):
+        raise PlanError(f"ids holds {len(repeated)} repeated ids, first {repeated[:3]}: give every sample its own id")
+    for name in ("ranking", "raw", "lengths"):
+        if not np.isfinite(getattr(pool, name)).all():
+            raise PlanError(f"{name} holds non-finite values: score every sample before planning")
+    if (pool.lengths <= 0).any():
+        raise PlanError("lengths holds values of 0 or less: count the tokens of every sample")
+    return pool
 
 
 @dataclass(frozen=True)
@@ -196,8 +190,13 @@ def write_plan(plan: BatchPlan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> BatchPlan:
-    """The stored plan. Raises PlanError when the file is no plan."""
-    table = pq.read_table(path)
+    """The stored plan. Raises PlanError when the file is missing or is no plan."""
+    if not path.is_file():
+        raise PlanError(f"{path} is missing: pass a plan, such as plans/saerl.parquet of a profile or the one that `plan` wrote")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise PlanError(f"{path} is no batch plan: {error}") from error
     meta = table.schema.metadata or {}
     if any(key not in meta for key in _META) or set(table.column_names) != set(COLUMNS):
         raise PlanError(f"{path} is no batch plan: write it with write_plan")
@@ -205,17 +204,9 @@ def read_plan(path: Path) -> BatchPlan:
     return BatchPlan(table.to_pandas()[list(COLUMNS)].astype(COLUMNS), order, int(b), int(h))
 
 
-def open_plan(path: Path) -> BatchPlan:
-    """The stored plan, checked to be whole batches of distinct samples.
-
-    Raises PlanError when the file is missing, is no plan, repeats an id or misnumbers its steps.
-    """
-    if not path.is_file():
-        raise PlanError(f"{path} is missing: pass a plan, such as plans/saerl.parquet of a profile or the one that `plan` wrote")
-    try:
-        plan = read_plan(path)
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, PlanError) else PlanError(f"{path} is no batch plan: {error}") from error
+def read_whole_plan(path: Path) -> BatchPlan:
+    """The stored plan, checked to be whole batches of distinct samples; an arm's own order may repeat some. Raises PlanError."""
+    plan = read_plan(path)
     validate(plan, plan.ids, plan.prompts_per_step)
     return plan
 
@@ -278,7 +269,7 @@ def run_plan_diff(first: Path, second: Path) -> int:
 
     Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
     """
-    a, b = open_plan(first), open_plan(second)
+    a, b = read_plan(first), read_plan(second)
     found = plan_diff(a, b)
     for side, path, plan in (("A", first, a), ("B", second, b)):
         print(f"{side}  {path}: {plan.order}, {plan.steps} steps of {plan.prompts_per_step}")

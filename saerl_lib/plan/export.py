@@ -22,7 +22,7 @@ from saerl_lib.artifacts import whole_folder
 from saerl_lib.config import near
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SAMPLES, Sample, read_samples
-from saerl_lib.plan.batch_plan import BatchPlan, open_plan, plan_hash
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_whole_plan
 
 
 class ExportError(ValueError):
@@ -94,9 +94,9 @@ def samples_beside(plan: Path) -> Path:
 def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: int = 8) -> Export:
     """Plan and samples from files; None: the samples beside the plan.
 
-    Raises what `open_plan`, `samples_beside`, `read_sample_file` and `in_plan_order` raise.
+    Raises what `read_whole_plan`, `samples_beside`, `read_sample_file` and `in_plan_order` raise.
     """
-    found = open_plan(plan)
+    found = read_whole_plan(plan)
     chosen = samples_beside(plan) if samples is None else samples
     return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)
 

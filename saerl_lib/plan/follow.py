@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib.data.rows import Row, Source, json_rows, rows
-from saerl_lib.plan.batch_plan import BatchPlan, open_plan
+from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
 
 
 class LogError(ValueError):
@@ -263,7 +263,7 @@ def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, a
     """
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
-    report = follow(open_plan(plan), read_log(log), rollouts, any_slot)
+    report = follow(read_whole_plan(plan), read_log(log), rollouts, any_slot)
     print("\n".join(report.told(steps)))
     values = asdict(report) | {"followed": report.followed_for(steps)}
     print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))
