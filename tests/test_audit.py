@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from saerl_lib.artifacts import ArtifactError, Stage
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.store import FeatureTable
@@ -118,10 +118,10 @@ def test_top_latents_name_the_topic_they_stand_for() -> None:
 # Highlights.
 
 
-def test_highlights_escape_html_and_read_without_colour(tmp_path) -> None:
+def test_highlights_escape_html_and_read_without_colour() -> None:
     tokens, activations = ("if ", "x<", "y>", " &", "\n"), (0.0, 4.0, 2.0, 1.0, 0.0)
     item = audits.TokenHighlights("sol_max/<3>", "a&b", "solution", tokens, activations)
-    html = item._repr_html_()
+    html = item.html()
     assert "sol_max/&lt;3&gt;" in html
     assert "a&amp;b" in html
     assert "x&lt;</span>" in html
@@ -129,11 +129,7 @@ def test_highlights_escape_html_and_read_without_colour(tmp_path) -> None:
     assert html.count("font-weight:bold") == 2  # from half the maximum on
     assert item.text() == "if «x<»y> & |"
     assert item.text(context=0) == "...«x<»..."
-    page = audits.HighlightPage((item,))
-    audits.save_highlights(page, tmp_path / "highlights.json")
-    assert audits.load_highlights(Stage("audit", tmp_path, "", False)) == page
-    with pytest.raises(ValueError, match="2 tokens, 1 activations"):
-        audits.TokenHighlights("f", "s", "prompt", ("a", "b"), (0.0,))
+    assert html._repr_html_() == html
 
 
 def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +140,7 @@ def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.Mon
     encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9, layout=None)
     monkeypatch.setattr(audits, "token_batches", lambda *_: [batch])
     monkeypatch.setattr(audits, "batch_latents", lambda *_: values)
-    first, second = audits.token_highlights([("sol_max/1", samples[0]), ("prompt_max/0", samples[1])], encoder).items
+    first, second = audits.token_highlights([("sol_max/1", samples[0]), ("prompt_max/0", samples[1])], encoder)
     assert (first.sample_id, first.tokens, first.activations) == ("p", ("<9>", "<0>"), (9.0, 11.0))
     assert (second.sample_id, second.tokens, second.activations) == ("q", ("<5>", "<6>"), (0.0, 2.0))
 

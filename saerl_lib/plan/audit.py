@@ -30,7 +30,7 @@ from saerl_lib.encode.store import FeatureTable, load_split_features, retained_l
 from saerl_lib.plan.batch_plan import Batches, BatchPlan
 from saerl_lib.plan.mixing import BatchFacts, batch_facts, candidates, dominant_clusters
 from saerl_lib.plan.orders import cluster_first, load_plan
-from saerl_lib.properties.audit import HighlightPage, audit_stage, feature_names, is_latent, token_highlights
+from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.difficulty import LEVEL, DifficultyModel, HalfWidths
 from saerl_lib.properties.quality import SourceClassifier
@@ -55,14 +55,11 @@ class UnknownSampleError(ValueError):
 
 @dataclass(frozen=True)
 class LinearReader:
-    """A linear model of D standardised features: prediction = intercept + sum of weight * (x - mean) / scale."""
+    """A linear model of D standardised features: prediction = intercept + sum of weight * (x - mean) / scale; [D] each."""
 
     mean: np.ndarray
-    """[D]."""
     scale: np.ndarray
-    """[D]."""
     weight: np.ndarray
-    """Of the standardised features, [D]."""
     intercept: float
 
     def standardise(self, x: np.ndarray) -> np.ndarray:
@@ -307,7 +304,7 @@ def _swap(sample_id: str, evidence: Evidence) -> Record:
             "n_candidates": len(found)}  # fmt: skip
 
 
-def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> HighlightPage:
+def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
     """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once.
 
     Runs the encoder on this one sample.
@@ -316,7 +313,7 @@ def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Highlig
     scores = (record["difficulty"]["parts"], record["quality"]["parts"])
     mattered = [*record["cluster"]["features"], *(part for parts in scores for part in parts["listed"])]
     names = dict.fromkeys(part["feature"] for part in mattered if part["value"] > 0 and is_latent(part["feature"]))
-    return token_highlights([(name, sample) for name in names], encoder)
+    return Html("".join(item.html() for item in token_highlights([(name, sample) for name in names], encoder)))
 
 
 # As text and as a table.

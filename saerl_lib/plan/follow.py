@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -193,19 +193,15 @@ def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_s
     found = [steps.get(step, []) for step in range(len(planned))]
     first = next((d for step in range(len(found)) if (d := _departure(step, planned[step], found[step], any_slot))), None)
     times = Counter(name for step in found for name in set(step))
-    known = set(plan.ids)
+    known, consumed = set(plan.ids), dict.fromkeys(log.ids)
     return FollowReport(
-        followed=first is None,
-        steps_logged=count,
-        steps_planned=plan.steps,
-        epochs=epochs,
+        first is None, count, plan.steps, epochs, first=first,
         steps_kept=sum(sorted(a) == sorted(b) for a, b in zip(planned, found, strict=True)),
-        first=first,
         log_ended=first is not None and first.consumed is None and not any(found[first.step + 1 :]),
         dropped=tuple(name for name in plan.ids if name not in times),
-        repeated=tuple(name for name in dict.fromkeys(log.ids) if times[name] > epochs),
-        unknown=tuple(name for name in dict.fromkeys(log.ids) if name not in known),
-    )
+        repeated=tuple(name for name in consumed if times[name] > epochs),
+        unknown=tuple(name for name in consumed if name not in known),
+    )  # fmt: skip
 
 
 def consumed_steps(
@@ -248,11 +244,8 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
             return None
         slot = missing[0] if missing else len(planned)
         return Departure(step, slot, planned[slot] if missing else None, strangers[0] if strangers else None)
-    for slot in range(max(len(planned), len(found))):
-        pair = [names[slot] if slot < len(names) else None for names in (planned, found)]
-        if pair[0] != pair[1]:
-            return Departure(step, slot, *pair)
-    return None
+    pairs = enumerate(zip_longest(planned, found))
+    return next((Departure(step, slot, name, other) for slot, (name, other) in pairs if name != other), None)
 
 
 def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, any_slot: bool) -> int:

@@ -162,12 +162,8 @@ def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS
     b = batches.shape[1]
     if b < 2:
         raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
-    values = []
-    for rows in batches:
-        distances = np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2)
-        np.fill_diagonal(distances, np.inf)
-        values.append(np.sort(distances, axis=1)[:, : min(k, b - 1)].mean())
-    return np.array(values)
+    distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
+    return np.array([np.sort(d, axis=1)[:, 1 : min(k, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
 
 
 def diversity_rows(
@@ -196,17 +192,11 @@ def composition_rows(plan: BatchPlan, ids: Ids, prompt_tokens: np.ndarray) -> pd
     tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)].reshape(shape)
     clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
     dominant = np.array(dominant_clusters(clusters))
-    return pd.DataFrame(
-        {
-            "order": plan.order,
-            "step": np.arange(plan.steps),
-            "dominant_cluster": dominant,
-            "dominant_share": (clusters == dominant[:, None]).mean(axis=1),
-            "n_clusters": _distinct(clusters),
-            "mean_ranking_score": ranking.mean(axis=1),
-            "mean_sequence_words": tokens.mean(axis=1),
-        }
-    )
+    return pd.DataFrame({
+        "order": plan.order, "step": np.arange(plan.steps), "dominant_cluster": dominant,
+        "dominant_share": (clusters == dominant[:, None]).mean(axis=1), "n_clusters": _distinct(clusters),
+        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": tokens.mean(axis=1),
+    })  # fmt: skip
 
 
 def _distinct(clusters: np.ndarray) -> np.ndarray:

@@ -16,9 +16,8 @@ A latent is active in a sample when it fires on a token of the span of its block
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightgbm
@@ -67,8 +66,6 @@ def is_latent(name: str) -> bool:
 
 # Clusters.
 
-UNLABELLED = "unlabelled"
-"""Label of a cluster whose samples have no topic."""
 TOP_TOPICS, REPRESENTATIVES, TOP_LATENTS = 3, 3, 5
 """Named topics, samples nearest to the centroid and latents a cluster (not stated in the paper; ours)."""
 LABEL_SHARE = 0.1
@@ -112,7 +109,7 @@ def cluster_label(ranked: Sequence[tuple[str, float]]) -> str:
     'mixed: Linear'
     """
     if not ranked:
-        return UNLABELLED
+        return "unlabelled"
     named = [topic for place, (topic, share) in enumerate(ranked[:TOP_TOPICS]) if place == 0 or share >= LABEL_SHARE]
     return ("mixed: " if ranked[0][1] < MIXED_SHARE else "") + ", ".join(topic.split(" -> ")[-1] for topic in named)
 
@@ -224,12 +221,6 @@ def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
 
 
-def strongest_features(gain: np.ndarray, top: int) -> np.ndarray:
-    """Columns of the `top` largest gains above 0, strongest first, the lower column among equals."""
-    order = np.argsort(-gain, kind="stable")[:top]
-    return order[gain[order] > 0]
-
-
 def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequence[str], n: int) -> pd.DataFrame:
     """Rows of `feature_groups.csv`: each group's share of the gain with an interval, and how many of the strongest are its own.
 
@@ -241,12 +232,12 @@ def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequenc
     half = np.full(len(GROUPS), np.nan)
     if len(usable) > 1:
         half = stats.t.ppf(0.975, len(usable) - 1) * usable.std(axis=0, ddof=1)
-    groups = np.array([group_of(name) for name in names])
+    groups, order = np.array([group_of(name) for name in names]), np.argsort(-gain, kind="stable")
+    strongest = groups[order[gain[order] > 0]]
     table = pd.DataFrame({"group": GROUPS, "n_features": [int((groups == g).sum()) for g in GROUPS], "gain_share": shares,
                           "ci_low": np.clip(shares - half, 0, 1), "ci_high": np.clip(shares + half, 0, 1)})  # fmt: skip
     for k in TOP_FEATURES:
-        top = groups[strongest_features(gain, k)]
-        table[f"top_{k}"] = [int((top == g).sum()) for g in GROUPS]
+        table[f"top_{k}"] = [int((strongest[:k] == g).sum()) for g in GROUPS]
     for place, k in enumerate(TOP_FEATURES):
         table[f"paper_top_{k}"] = [PAPER_GROUPS[g][place] for g in GROUPS]
     return table.assign(n=n)
@@ -323,6 +314,13 @@ FULL_SHADE = (86, 180, 233)
 """RGB of the strongest token: sky blue of Okabe and Ito; black text stays readable on it."""
 
 
+class Html(str):
+    """HTML that a notebook shows as such."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
 @dataclass(frozen=True)
 class TokenHighlights:
     """One span of one sample with the activations of one latent."""
@@ -335,12 +333,6 @@ class TokenHighlights:
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
     """One a token, at least 0, in the SAE's units."""
-
-    def __post_init__(self) -> None:
-        if len(self.tokens) != len(self.activations):
-            raise ValueError(
-                f"{self.sample_id}: {len(self.tokens)} tokens, {len(self.activations)} activations: lengths must agree"
-            )
 
     @property
     def strongest(self) -> int | None:
@@ -366,23 +358,14 @@ class TokenHighlights:
         texts = (self.text(context) for context in range(CONTEXT_TOKENS, -1, -1))
         return next((text for text in texts if len(text) <= characters), self.text(0)[:characters])
 
-    def _repr_html_(self) -> str:
+    def html(self) -> Html:
+        """All tokens, shaded by activation."""
         peak = max(self.activations, default=0.0)
         pairs = enumerate(zip(self.tokens, self.activations, strict=True))
         shown = "".join(_token(t, a / peak if peak else 0.0, i == self.strongest, a) for i, (t, a) in pairs)
         feature, span, sample = (html.escape(name) for name in (self.feature, self.span, self.sample_id))
         head = f"<b>{feature}</b> in the {span} of {sample}, maximum {peak:.2f}"
-        return f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>'
-
-
-@dataclass(frozen=True)
-class HighlightPage:
-    """Some highlights below each other; a notebook shows them as HTML."""
-
-    items: tuple[TokenHighlights, ...]
-
-    def _repr_html_(self) -> str:
-        return "".join(item._repr_html_() for item in self.items)
+        return Html(f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>')
 
 
 def _token(token: str, share: float, strongest: bool, activation: float) -> str:
@@ -395,7 +378,7 @@ def _token(token: str, share: float, strongest: bool, activation: float) -> str:
     return f'<span style="{style}" title="{activation:.2f}">{text}</span>'
 
 
-def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> HighlightPage:
+def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:
     """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`.
 
     The span is that of the column's block. Every sample is encoded once, one batch at a time.
@@ -413,21 +396,12 @@ def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> 
                     tokens = tuple(str(encoder.tokenizer.decode([i])) for i in batch.ids[b][mask].tolist())
                     values = latents[b, mask, int(latent)].to(torch.float64)
                     found[place] = TokenHighlights(feature, sample.id, span, tokens, tuple(values.tolist()))
-    return HighlightPage(tuple(found[place] for place in range(len(wanted))))
+    return [found[place] for place in range(len(wanted))]
 
 
-def save_highlights(page: HighlightPage, path: Path) -> None:
-    """Write a page as JSON; activations to 5 digits."""
-    records = [{**asdict(item), "activations": [round(a, 5) for a in item.activations]} for item in page.items]
-    path.write_text(json.dumps(records) + "\n", encoding="utf-8")
-
-
-def load_highlights(audit: Stage) -> HighlightPage:
+def load_highlights(audit: Stage) -> Html:
     """The tokens of the top latents' highest-activating samples."""
-    records = json.loads(audit.path("highlights.json").read_text(encoding="utf-8"))
-    return HighlightPage(tuple(
-        TokenHighlights(**{**r, "tokens": tuple(r["tokens"]), "activations": tuple(r["activations"])}) for r in records
-    ))  # fmt: skip
+    return Html(audit.path("highlights.html").read_text(encoding="utf-8"))
 
 
 # The stage.
@@ -447,7 +421,7 @@ def pool_facts(samples: list[Sample], metadata: np.ndarray) -> PoolFacts:
 def audit_tables(
     samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: PoolFacts,
     encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
-) -> tuple[dict[str, pd.DataFrame], HighlightPage]:  # fmt: skip
+) -> tuple[dict[str, pd.DataFrame], list[TokenHighlights]]:  # fmt: skip
     """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
 
     top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
@@ -459,22 +433,22 @@ def audit_tables(
     for feature in latents["feature"]:
         values = table.z[:, names.index(feature)]
         wanted += [(feature, samples[i]) for i in np.lexsort((ids, -values))[:EXAMPLES] if values[i] > 0]
-    page = token_highlights(wanted, encoder) if wanted else HighlightPage(())
-    first = {item.feature: item for item in reversed(page.items)}
+    items = token_highlights(wanted, encoder) if wanted else []
+    first = {item.feature: item for item in reversed(items)}
     shown = [first[feature] for feature in latents["feature"]]
     texts = [item.text() if characters is None else item.excerpt(characters) for item in shown]
     return {
         "cluster_audit": cluster_audit_table(phi, names, assigned, facts),
         "feature_groups": feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi)),
         "top_latents": latents.assign(example_id=[item.sample_id for item in shown], example_text=texts),
-    }, page
+    }, items
 
 
 def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, difficulty: Stage) -> Stage:
     """Write what notebook 04 shows and what `plan.audit` reads.
 
     cluster_audit.parquet, feature_groups.parquet and top_latents.parquet hold the rows of the CSV tables of these names,
-    difficulty_interval.parquet the interval's coverage on the test split, highlights.json the tokens of the top latents.
+    difficulty_interval.parquet the interval's coverage on the test split, highlights.html the tokens of the top latents.
     """
 
     def compute(folder: Path) -> None:
@@ -482,7 +456,7 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         names = feature_names(retained_latents(features))
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
         assigned = Assignment(scores["cluster"].to_numpy(), scores["distance"].to_numpy())
-        tables, page = audit_tables(
+        tables, items = audit_tables(
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_encoder(profile, sae), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
@@ -493,7 +467,7 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         )
         for name, found in tables.items():
             found.to_parquet(folder / f"{name}.parquet", index=False)
-        save_highlights(page, folder / "highlights.json")
+        (folder / "highlights.html").write_text("".join(item.html() for item in items) + "\n", encoding="utf-8")
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "audit", config, compute, (world, sae, features, difficulty))

@@ -296,8 +296,8 @@ def stability_row(varied: str, labels: Sequence[np.ndarray]) -> pd.DataFrame:
 
     Adjusted Rand index of all pairs (1 is equal): number of pairs, mean, least and largest, and N.
 
-    >>> stability_row("seeds", [np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]), np.array([0, 1, 0, 1])]).iloc[0].tolist()
-    ['seeds', 3, 0.0, -0.5, 1.0, 4]
+    >>> stability_row("seeds", [[0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]]).to_numpy().tolist()
+    [['seeds', 3, 0.0, -0.5, 1.0, 4]]
     """
     values = [adjusted_rand_score(first, second) for first, second in combinations(labels, 2)]
     row = {"varied": varied, "pairs": len(values), "ari_mean": float(np.mean(values)), "ari_low": float(min(values)),
