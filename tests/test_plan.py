@@ -279,26 +279,14 @@ def test_clusters_of_unequal_size_by_hand() -> None:
         assert found.index(small) == place
 
 
-@st.composite
-def open_choices(draw: st.DrawFn) -> tuple:
-    b = draw(st.integers(1, 5))
-    n = b * draw(st.integers(1, 12))
-    rng = np.random.default_rng(draw(st.integers(0, 999)))
-    config = PlanConfig(
-        prompts_per_step=b, swapped_per_batch=draw(st.integers(0, b - 1)), rest=draw(st.sampled_from(REST)),
-        unequal=draw(st.sampled_from(UNEQUAL)),
-    )  # fmt: skip
-    ids = [f"p{i}" for i in range(n)]
-    scores = rng.random(n).round(1)
-    return ids, rng.integers(0, draw(st.integers(1, 5)), n), scores, scores, rng.integers(1, 50, n).astype(float), config
-
-
 @settings(max_examples=60, deadline=None)
-@given(open_choices())
-def test_no_choice_loses_or_doubles_a_sample(pool: tuple) -> None:
-    *arrays, config = pool
-    plan = build_plan(*arrays, config)
-    assert sorted(plan.ids) == sorted(arrays[0])
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 5), st.sampled_from(REST), st.sampled_from(UNEQUAL), st.data())
+def test_no_choice_loses_or_doubles_a_sample(b: int, steps: int, k: int, rest: str, unequal: str, data: st.DataObject) -> None:
+    n, rng = b * steps, np.random.default_rng(data.draw(st.integers(0, 999)))
+    config = PlanConfig(b, data.draw(st.integers(0, b - 1)), rest=rest, unequal=unequal)
+    ids, scores = [f"p{i}" for i in range(n)], rng.random(n).round(1)
+    plan = build_plan(ids, rng.integers(0, k, n), scores, scores, rng.integers(1, 50, n).astype(float), config)
+    assert sorted(plan.ids) == sorted(ids)
 
 
 def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -> BatchPlan:
