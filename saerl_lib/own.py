@@ -175,13 +175,14 @@ class Representation:
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
     """Metadata and TF-IDF (by truncated SVD) of N samples; no model. Deterministic for a seed."""
-    z = [_svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd"))]
-    solved = np.array([s.solved for s in samples])
-    z.append(np.full_like(z[0], np.nan))
-    if solved.any():
-        block = _svd([s.solution if s.solved else "" for s in samples], sub_seed(seed, "solution-svd"))
-        z[1][solved] = block[solved]
-    table = FeatureTable(tuple(s.id for s in samples), np.concatenate(z, axis=1), metadata_features(samples))
+    prompts, unsolved = _svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd")), [not s.solved for s in samples]
+    if all(unsolved):
+        solutions = np.full_like(prompts, np.nan)
+    else:
+        solutions = _svd([s.solution for s in samples], sub_seed(seed, "solution-svd"))
+        solutions[unsolved] = np.nan
+    z = np.concatenate([prompts, solutions], axis=1)
+    table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
     lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples], dtype=float)
     return finish(table, lengths, "words", "metadata and TF-IDF")
 
@@ -453,15 +454,12 @@ def _filtered(ids: Sequence[str], quality: Quality | None, config: OwnConfig) ->
 
 def write_example(samples: Sequence[Sample], path: Path) -> Path:
     """JSON lines with id, question, answer, solution, subject and level; returns the path."""
-    rows = [
-        {
-            "id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
-            "subject": s.topic.split(" -> ")[0], "level": s.difficulty,
-        }
-        for s in samples
-    ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as handle:
+        for s in samples:
+            row = {"id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
+                   "subject": s.topic.split(" -> ")[0], "level": s.difficulty}  # fmt: skip
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -342,7 +341,7 @@ IDS = small_plan().ids
 def test_departures_by_hand(ids: list[str], first: tuple, kept: int, lists: tuple) -> None:
     report = follow(small_plan(), ConsumedLog(tuple(rollouts_of(ids))))
     assert not report.followed and report.steps_kept == kept and report.log_ended == (first[3] is None)
-    assert dataclasses.astuple(report.first) == first and (report.dropped, report.repeated, report.unknown) == lists
+    assert report.first == first and (report.dropped, report.repeated, report.unknown) == lists
 
 
 def test_a_missing_step_and_two_epochs() -> None:

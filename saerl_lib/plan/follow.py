@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saerl_lib.data.rows import Row, Source, json_rows, rows
 from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
@@ -105,12 +105,10 @@ EPOCHS = 1000
 """A log of more repetitions of the plan than this is taken for a mistake."""
 
 
-@dataclass(frozen=True)
-class Departure:
-    """The first place where log and plan differ; steps and slots count from 0."""
+class Departure(NamedTuple):
+    """The first place where log and plan differ; steps, on through all epochs, and slots count from 0."""
 
     step: int
-    """Step of the trainer, on through all epochs."""
     slot: int
     planned: str | None
     """None when the step holds more prompts than planned."""
@@ -258,6 +256,6 @@ def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, a
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     report = follow(read_whole_plan(plan), read_log(log), rollouts, any_slot)
     print("\n".join(report.told(steps)))
-    values = asdict(report) | {"followed": report.followed_for(steps)}
+    values = vars(report) | {"followed": report.followed_for(steps), "first": report.first and report.first._asdict()}
     print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))
     return 0 if values["followed"] else 1

@@ -77,7 +77,7 @@ def dominant_clusters(clusters: np.ndarray) -> list[int]:
 def batch_facts(batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray) -> BatchFacts:
     """What a partner is chosen by; clusters, ranking and lengths (above 0) are [N], indexed by `Batches.rows`."""
     rows, inside = batches.rows, clusters[batches.rows]
-    means = ranking[rows].mean(axis=1), lengths[rows].mean(axis=1)
+    means = (values[rows].mean(axis=1).astype(np.float64) for values in (ranking, lengths))
     return BatchFacts(batches.stage, *means, np.array(dominant_clusters(inside)), _distinct(inside))
 
 

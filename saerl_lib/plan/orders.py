@@ -11,7 +11,6 @@ larger mean. `PlanConfig.rest` and `PlanConfig.unequal` name the other readings.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,19 +69,6 @@ def cluster_first(
     return _insert_rests(full, rests, ranking, at_end=config.rest == "append")
 
 
-def stage_of_batch(batch: Any, batches: Any, stages: int, unequal: str) -> Any:
-    """Stage of a cluster's batch number `batch` of `batches`, when the largest cluster has `stages`; see `UNEQUAL`.
-
-    Numbers or arrays of them.
-
-    >>> [stage_of_batch(np.arange(2), 2, 5, unequal).tolist() for unequal in ("front", "stretch", "back")]
-    [[0, 1], [1, 3], [3, 4]]
-    """
-    if unequal == "stretch":
-        return (2 * batch + 1) * stages // (2 * batches)
-    return batch + (stages - batches if unequal == "back" else 0)
-
-
 def _numbers(sizes: np.ndarray) -> np.ndarray:
     """0, 1, ... anew for each group of `sizes`, joined."""
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -99,7 +85,11 @@ def _cut(order: np.ndarray, clusters: np.ndarray, ranking: np.ndarray, config: P
     full, left = grouped[inside].reshape(-1, b), np.ones(len(order), dtype=bool)
     left[full] = False
     batches = size // b
-    stage = stage_of_batch(_numbers(batches), np.repeat(batches, batches), batches.max(), config.unequal)
+    stage, stages, of = _numbers(batches), batches.max(), np.repeat(batches, batches)
+    if config.unequal == "stretch":
+        stage = (2 * stage + 1) * stages // (2 * of)
+    elif config.unequal == "back":
+        stage = stage + stages - of
     # a stable sort: equal means of a stage stay in the order of the cluster numbers
     easy_first = np.lexsort((ranking[full].mean(axis=1), stage))
     return Batches(stage[easy_first], full[easy_first]), order[left[order]].reshape(-1, b)

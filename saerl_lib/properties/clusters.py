@@ -193,7 +193,8 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     n = min(len(phi), fit_rows or len(phi))
     if k > n:
         raise ValueError(f"clusters={k} exceeds the {n} samples: lower PropertyConfig.clusters or encode more samples")
-    sample = phi if n == len(phi) else phi[subsample(len(phi), n, seed)]
+    rng = np.random.default_rng(sub_seed(seed, "cluster-subsample"))
+    sample = phi if n == len(phi) else phi[np.sort(rng.choice(len(phi), n, replace=False))]
     scaler = StandardScaler().fit(np.asarray(sample[:], dtype=np.float64))
     space = Clusters(scaler.mean_, scaler.scale_, np.empty((0, phi.shape[1])), n_dropped=0)
     points = space.standardise(sample[:])
@@ -216,11 +217,6 @@ def _by_size(label: np.ndarray, k: int) -> np.ndarray:
     row = np.full(k, len(label))
     row[names] = first
     return np.lexsort((row, -np.bincount(label, minlength=k)))
-
-
-def subsample(n: int, size: int, seed: int) -> np.ndarray:
-    """`size` of n row numbers in ascending order, drawn without repetition."""
-    return np.sort(np.random.default_rng(sub_seed(seed, "cluster-subsample")).choice(n, size, replace=False))
 
 
 def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
