@@ -20,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -165,6 +165,33 @@ def write_json(path: Path, value: Any) -> None:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)
         raise ArtifactError(f"cannot write {path}: {error.strerror}; {FREE}") from error
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    missing = [folder for folder in out.parents if not folder.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        try:
+            partial.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

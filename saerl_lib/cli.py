@@ -357,7 +357,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "sae": (Sae, "encode.train_sae:run_sae"),
     "rebuild-sae": (RebuildSae, "studies.reader:run_rebuild"),
     "ladder": (Ladder, "studies.ladder:run_ladder"),
-    "audit": (Audit, "plan.audit_text:run_audit"),
+    "audit": (Audit, "plan.audit:run_audit"),
     "export": (Export, "plan.export:run_export"),
     "verify": (Verify, "plan.follow:run_verify"),
     "train": (Train, "train.run:run_train"),
