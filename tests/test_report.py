@@ -55,7 +55,7 @@ def test_training_figures_take_one_seed_and_many(seeds: int) -> None:
     runs = run_tables(seeds)
     runs["paired_difference"].loc[:, ["ci_low", "ci_high", "minimum_detectable_effect"]] = np.nan
     for name in ("learning_curves", "training_curves", "paired_difference"):
-        assert getattr(figures, name)(runs[name]).axes
+        assert FIGURES[name][1](runs[name]).axes
 
 
 def test_a_forest_puts_values_in_their_rows_and_leaves_missing_ones_empty() -> None:
@@ -185,10 +185,10 @@ def test_claims_on_real_data_by_hand() -> None:
             ("deepmath_18k", "difficulty_level", "spearman", "sae", 0.5, 0.45, 0.55, 300, 100),
             ("deepscaler_pass_rate", "difficulty_out_of_domain", "spearman", "sae", 0.2, 0.17, 0.23, 300, 100),
             ("deepscaler_pass_rate", "difficulty_adapted", "spearman", "sae", 0.3, 0.26, 0.34, 380, 100)]  # fmt: skip
-    found = claims.real_probe_effects(frame("probe_ladder", rows))
+    found = claims.probe_effects(frame("probe_ladder", rows), real=True)
     assert [round(e.interval.value, 6) for e in found] == [40.0, 0.5, 0.3, 0.1]
     assert found[3].interval.low == pytest.approx(0.1 - (0.04**2 + 0.03**2) ** 0.5)
-    assert claims.real_probe_effects(frame("probe_ladder", rows[:0])) == []
+    assert claims.probe_effects(frame("probe_ladder", rows[:0]), real=True) == []
 
 
 def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Path, tmp_path: Path) -> None:

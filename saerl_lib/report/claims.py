@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from saerl_lib.config import MethodConfig
@@ -31,11 +32,12 @@ from saerl_lib.report.statistics import (
     Interval,
     auc_interval,
     difference_interval,
-    histogram_auc,
     over_seeds,
+    weighted_roc_auc,
     wilson_interval,
 )
 from saerl_lib.report.study import (
+    BASELINE,
     BUDGET,
     FAMILIES,
     NO_GAIN,
@@ -55,19 +57,11 @@ INPUTS = (
 ORDER_GATE = "sensitivity: order effect / minimum detectable effect"
 SPEED_GATE = "sensitivity of speed: order effect / minimum detectable effect"
 SMALLEST = {
-    "accuracy points": SMALLEST_POINTS,
-    "fewer steps percent": SMALLEST_STEPS,
-    "probe points": 5.0,
-    "correlation": 0.05,
-    "purity points": 5.0,
-    "auc": 0.1,
-    "diversity percent": 2.0,
-    "time percent": 5.0,
-}
+    "accuracy points": SMALLEST_POINTS, "fewer steps percent": SMALLEST_STEPS, "probe points": 5.0, "correlation": 0.05,
+    "purity points": 5.0, "auc": 0.1, "diversity percent": 2.0, "time percent": 5.0,
+}  # fmt: skip
 """Smallest effects of interest, in the unit of the claim (ours)."""
-OTHERS_NOT_RUN: tuple[tuple[str, float], ...] = (
-    ("One SAE serves policies of other families (the paper trained two sizes of one family)", math.nan),
-)
+OTHERS_NOT_RUN = (("One SAE serves policies of other families (the paper trained two sizes of one family)", math.nan),)
 """Claims of the paper, with its value, that no comparison of the study speaks of."""
 HEADLINE = {
     "outcome": ("all sets by Avg@k, mean of the last three evaluations", 1.4),
@@ -86,9 +80,6 @@ HEADLINE_PAIR = FAMILIES["paper"][0].claim
 """The claim that the rows of `HEADLINE` stand for."""
 
 
-# The effects behind them, each from the tables of `figures/data` alone.
-
-
 class Effect(NamedTuple):
     """One claim with what was measured."""
 
@@ -100,8 +91,20 @@ class Effect(NamedTuple):
     n_seeds: int
     notebook: str
     figure: str
-    profile: str = ""
-    """Profile that computes it; '' for the default one."""
+    command: str = ""
+    """What computes it; '' for its notebook under the default profile."""
+
+
+def _interval(row: pd.Series) -> Interval:
+    return Interval(*(float(row[column]) for column in ("value", "ci_low", "ci_high")))
+
+
+def _moved(interval: Interval, factor: float, by: float = 0.0) -> Interval:
+    """The interval plus `by`, times `factor`."""
+    return Interval(*(factor * (bound + by) for bound in interval))
+
+
+# The effects, each from the tables of `figures/data` alone.
 
 
 def accuracy_effects(curves: pd.DataFrame) -> list[Effect]:
@@ -109,20 +112,15 @@ def accuracy_effects(curves: pd.DataFrame) -> list[Effect]:
     sets = [name for name in dict.fromkeys(curves["eval_set"]) if name != "all"]
     paper = {name: "pass_at_k" if name == "hardest" else "avg_at_k" for name in sets}
     without = {name: metric for name, metric in paper.items() if name != "hardest"}
-    variants: list[tuple[str, float, dict[str, str]]] = [
-        ("{n} sets, the hardest by Pass@k", 3.0, paper),
-        ("{n} sets, without the Pass@k set", 1.6, without),
-        ("{n} sets, all by Avg@k", 1.4, dict.fromkeys(sets, "avg_at_k")),
-    ]
-    rows = []
-    for text, value, metrics in variants:
-        if not metrics or (text != variants[1][0] and "hardest" not in metrics):
+    average, rows = dict.fromkeys(sets, "avg_at_k"), []
+    for how, value, metrics in (("the hardest by Pass@k", 3.0, paper), ("without the Pass@k set", 1.6, without),
+                                ("all by Avg@k", 1.4, average)):  # fmt: skip
+        if not metrics or (metrics is not without and "hardest" not in metrics):
             continue
-        differences = final_differences(curves, metrics)
-        claim = f"Laptop runs: accuracy gain over GRPO, points ({text.format(n=len(metrics))})"
-        effect = over_seeds(differences).interval()
-        rows.append(Effect(claim, value, effect, "accuracy points", len(differences), "08_evaluation", "paired_difference"))
-    return rows
+        found = over_seeds(final_differences(curves, metrics))
+        claim = f"Laptop runs: accuracy gain over GRPO, points ({len(metrics)} sets, {how})"
+        rows.append((claim, value, found.interval(), "accuracy points", found.n_seeds, "08_evaluation", "paired_difference"))
+    return [Effect(*row) for row in rows]
 
 
 def steps_effect(steps: pd.DataFrame, budget: int) -> Effect:
@@ -140,107 +138,90 @@ def steps_effect(steps: pd.DataFrame, budget: int) -> Effect:
     return Effect(claim, 19.1, effect, "fewer steps percent", len(means), "08_evaluation", "learning_curves")
 
 
-def _probe(ladder: pd.DataFrame, target: str, metric: str, *features: str) -> Interval | None:
-    rows = ladder[(ladder["target"] == target) & (ladder["metric"] == metric) & ladder["features"].isin(features)]
-    if rows.empty or pd.isna(rows["value"].iloc[0]):
-        return None
-    return Interval(*(float(rows[column].iloc[0]) for column in ("value", "ci_low", "ci_high")))
+def _regimes(label: str, inside: str, outside: str, adapted: str) -> list[tuple[str, float, str, str, str]]:
+    """Readings of Table 2: rho in-domain, its fall out of domain, and what some labels of the other source bring back."""
+    inside, outside, adapted = (f"{task} spearman sae" for task in (inside, outside, adapted))
+    return [
+        (f"{label}, in-domain: Spearman rho", 0.749, "correlation", inside, ""),
+        (f"{label}, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, "correlation", inside, outside),
+        (f"{label}, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, "correlation", adapted, outside),
+    ]
 
 
-def _regime_rows(label: str, inside: Interval | None, outside: Interval | None, adapted: Interval | None) -> list[tuple]:
-    """Claims of Table 2: rho in-domain, its fall out of domain, and what some labels of the other source bring back."""
-    rows = []
-    if inside:
-        rows.append((f"{label}, in-domain: Spearman rho", 0.749, inside, "correlation"))
-    if inside and outside:
-        effect = difference_interval(inside, outside)
-        rows.append((f"{label}, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, effect, "correlation"))
-    if outside and adapted:
-        effect = difference_interval(adapted, outside)
-        rows.append((f"{label}, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, effect, "correlation"))
-    return rows
+WORLD_READINGS = (
+    *((f"{label} topic from SAE features: accuracy above majority, points", paper, "probe points",
+       f"world topic_{level} accuracy sae", f"world topic_{level} accuracy majority")
+      for label, level, paper in (("L2", "l2", 22.8), ("L3", "l3", 20.5), ("leaf", "leaf", 19.1))),
+    *_regimes("Difficulty from SAE features", *(f"world difficulty_{n}" for n in ("in_domain", "out_of_domain", "adapted"))),
+    ("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, "correlation",
+     "world solution_quality pearson sae", "world solution_quality pearson metadata"),
+)  # fmt: skip
+"""Tables 1 to 3: claim, the paper's value, kind, and data set, target, metric and features of two probes: first minus second."""
+REAL_READINGS = (
+    ("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, "probe points",
+     "math_test subject accuracy sae", "math_test subject accuracy majority"),
+    *_regimes("DeepMath difficulty, then DeepScaleR", "deepmath_18k difficulty_level",
+              *(f"deepscaler_pass_rate difficulty_{name}" for name in ("out_of_domain", "adapted"))),
+)  # fmt: skip
+"""The same on real data, questions alone, read by a small LM."""
 
 
-def probe_effects(ladder: pd.DataFrame, dataset: str = "world") -> list[Effect]:
-    """Topic, difficulty and solution quality read from SAE features (Tables 1 to 3), on the rows of one data set.
+def probe_effects(ladder: pd.DataFrame, real: bool = False) -> list[Effect]:
+    """The effects of `WORLD_READINGS` or `REAL_READINGS` that the ladder has rows for.
 
     A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
-    Raises TableError when the data set has no rows.
+    Raises TableError when the world's ladder has no row of the world.
     """
-    table = ladder[ladder["dataset"] == dataset]
-    if table.empty:
-        raise TableError(f"world_probes: no rows of dataset {dataset!r}; it holds {sorted(ladder['dataset'].unique())}")
-    rows = []
-    for target, label, paper in (("topic_l2", "L2", 22.8), ("topic_l3", "L3", 20.5), ("topic_leaf", "leaf", 19.1)):
-        sae, majority = _probe(table, target, "accuracy", "sae"), _probe(table, target, "accuracy", "majority", "majority|mean")
-        if sae and majority:
-            effect = Interval(*(100 * x for x in difference_interval(sae, majority)))
-            rows.append((f"{label} topic from SAE features: accuracy above majority, points", paper, effect, "probe points"))
-    regimes = [_probe(table, f"difficulty_{name}", "spearman", "sae") for name in ("in_domain", "out_of_domain", "adapted")]
-    rows += _regime_rows("Difficulty from SAE features", *regimes)
-    sae, metadata = (_probe(table, "solution_quality", "pearson", name) for name in ("sae", "metadata"))
-    if sae and metadata:
-        effect = difference_interval(sae, metadata)
-        rows.append(("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, effect, "correlation"))
-    return [Effect(*row, 1, "03_data_properties", "world_probes") for row in rows]
-
-
-def real_probe_effects(ladder: pd.DataFrame) -> list[Effect]:
-    """Tables 1 and 2 on real data, read by a small LM: MATH subjects, DeepMath difficulty, and its transfer to DeepScaleR.
-
-    Questions alone. Differences get the interval of two separate estimates. A ladder without real data gives no effect.
-    """
-    subjects, deepmath, scaler = (ladder[ladder["dataset"] == n] for n in ("math_test", "deepmath_18k", "deepscaler_pass_rate"))
-    rows = []
-    sae, majority = _probe(subjects, "subject", "accuracy", "sae"), _probe(subjects, "subject", "accuracy", "majority")
-    if sae and majority:
-        effect = Interval(*(100 * x for x in difference_interval(sae, majority)))
-        rows.append(("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, effect, "probe points"))
-    inside = _probe(deepmath, "difficulty_level", "spearman", "sae")
-    outside, adapted = (_probe(scaler, f"difficulty_{n}", "spearman", "sae") for n in ("out_of_domain", "adapted"))
-    rows += _regime_rows("DeepMath difficulty, then DeepScaleR", inside, outside, adapted)
-    return [Effect(*row, MethodConfig().sae_seeds, "03_data_properties", "probe_ladder", "method") for row in rows]
+    if not real and not (ladder["dataset"] == "world").any():
+        raise TableError(f"world_probes: no rows of dataset 'world'; it holds {sorted(ladder['dataset'].unique())}")
+    found = ladder.dropna(subset=["value"])
+    keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
+    found = found.set_axis(keys, axis=0)
+    origin = (MethodConfig().sae_seeds, "03_data_properties", "probe_ladder", "./run_all.sh --profile method")
+    effects = []
+    for claim, paper, kind, first, second in REAL_READINGS if real else WORLD_READINGS:
+        if first not in found.index or (second and second not in found.index):
+            continue
+        effect = _interval(found.loc[first])
+        effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
+        effect = _moved(effect, 100 if kind == "probe points" else 1)
+        effects.append(Effect(claim, paper, effect, kind, *(origin if real else (1, "03_data_properties", "world_probes"))))
+    return effects
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
     """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
-    by_rule = rules.set_index("rule")
+    by_rule, rows = rules.set_index("rule"), []
     for name in ("full", "p95"):
         if name not in by_rule.index:
             raise TableError(f"filter: rule {name!r} is missing; notebook 05 writes it")
     kept, full = by_rule.loc["p95"], by_rule.loc["full"]
-    rows = []
     if kept["kept"] > 0:
         purity = wilson_interval(int(kept["target_kept"]), int(kept["kept"]))
-        base = float(full["target_kept"]) / float(full["kept"])
-        effect = Interval(*(100 * (value - base) for value in purity))
+        effect = _moved(purity, 100, -float(full["target_kept"]) / float(full["kept"]))
         recall = 100 * float(kept["target_kept"]) / float(full["target_kept"])
         claim = f"Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here {recall:.0f} %)"
         rows.append((claim, 46.32, effect, "purity points"))
-    parts = {name: part.sort_values("bin_low")["share"].to_numpy() for name, part in scores.groupby("source")}
-    if not {"target", "parent"} <= parts.keys():
-        raise TableError(f"filter_scores: sources {sorted(parts)} lack 'target' or 'parent'; notebook 05 writes both")
-    auc = histogram_auc(parts["target"], parts["parent"])
+    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()
+    if not {"target", "parent"} <= set(wide):
+        raise TableError(f"filter_scores: sources {sorted(wide)} lack 'target' or 'parent'; notebook 05 writes both")
+    shares, bins = (wide[["target", "parent"]] / wide[["target", "parent"]].sum()).to_numpy(), np.arange(len(wide))
+    is_target = np.repeat([True, False], len(wide))
+    auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
     interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
-    effect = Interval(*(value - 0.5 for value in interval))
-    rows.append(("Source probe: ROC-AUC above chance (0.9911 - 0.5)", 0.4911, effect, "auc"))
+    rows.append(("Source probe: ROC-AUC above chance (0.9911 - 0.5)", 0.4911, _moved(interval, 1, -0.5), "auc"))
     return [Effect(*row, 1, "05_quality_filter", "filter") for row in rows]
 
 
 def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
     """Gain of in-batch diversity by the tail swap with the smallest h above 0, percent, a row a space (Figure 3)."""
-    ours = diversity[diversity["order"].str.startswith("saerl")]
-    rows = []
-    for space in sorted(ours["space"].unique()):
-        part = ours[ours["space"] == space].sort_values("swapped_per_batch", kind="stable")
-        mixed = part[part["swapped_per_batch"] > 0]
-        unmixed = part[part["swapped_per_batch"] == 0]
+    ours, rows = diversity[diversity["order"].str.startswith("saerl")], []
+    for space, part in ours.sort_values("swapped_per_batch", kind="stable").groupby("space"):
+        mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
         if mixed.empty or unmixed.empty or unmixed["value"].iloc[0] <= 0:
             continue
-        after, before = (
-            Interval(*(float(rows_of[c].iloc[0]) for c in ("value", "ci_low", "ci_high"))) for rows_of in (mixed, unmixed)
-        )
-        effect = Interval(*(100 * value / before.value for value in difference_interval(after, before)))
+        before = _interval(unmixed.iloc[0])
+        effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
         claim = f"Tail swap raises in-batch diversity, percent (h = {int(mixed['swapped_per_batch'].iloc[0])}, space {space})"
         rows.append(Effect(claim, 15.3, effect, "diversity percent", 1, "06_batch_plans", "inbatch_diversity"))
     return rows
@@ -249,8 +230,8 @@ def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
 def preparation_effect(cost: pd.DataFrame) -> Effect:
     """Share of ADARFT's rollout time that SAE encoding of the same prompts saves, percent, t-interval over parts (section 5)."""
     claim = "Preparation: time that SAE encoding saves over ADARFT's rollouts, percent (0.5 against 17.33 H100-hours)"
-    found = over_seeds(cost["saved"]).interval()
-    return Effect(claim, 97.1, found, "time percent", 1, "08_evaluation", "preparation_cost")
+    where = ("08_evaluation", "preparation_cost", "python -m saerl_lib bench preparation")
+    return Effect(claim, 97.1, over_seeds(cost["saved"]).interval(), "time percent", 1, *where)
 
 
 # The claims.
@@ -274,27 +255,24 @@ def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
 
 def claim_row(effect: Effect, decidable: bool = True) -> dict[str, Any]:
     """A row of `claims.csv`; an effect that is not `decidable` is "undecided" whatever its interval."""
+    judged = verdict(effect.interval, SMALLEST[effect.kind], no_gain=effect.claim == NO_GAIN)
     return {
-        "claim": effect.claim,
-        "paper_value": effect.paper_value,
-        "our_value": effect.interval.value,
-        "ci_low": effect.interval.low,
-        "ci_high": effect.interval.high,
-        "n_seeds": effect.n_seeds,
-        "verdict": verdict(effect.interval, SMALLEST[effect.kind]) if decidable else "undecided",
-        "notebook": f"notebooks/{effect.notebook}.ipynb",
-        "figure": f"figures/{effect.figure}.png",
-        "command": f"./run_all.sh --profile {effect.profile}" if effect.profile else f"./run_all.sh --only {effect.notebook[:2]}",
-    }
+        "claim": effect.claim, "paper_value": effect.paper_value, "our_value": effect.interval.value,
+        "ci_low": effect.interval.low, "ci_high": effect.interval.high, "n_seeds": effect.n_seeds,
+        "verdict": judged if decidable else "undecided", "notebook": f"notebooks/{effect.notebook}.ipynb",
+        "figure": f"figures/{effect.figure}.png", "command": effect.command or f"./run_all.sh --only {effect.notebook[:2]}",
+    }  # fmt: skip
 
 
 def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row for each claim of the paper that no row answers; `present` are those that one does."""
     claims = [(p.claim, p.paper_value) for pairs in FAMILIES.values() for p in pairs if p.claim]
-    empty = dict.fromkeys(SCHEMAS["claims"].columns, "")
-    numbers = {"our_value": math.nan, "ci_low": math.nan, "ci_high": math.nan, "n_seeds": 0, "verdict": "not run"}
+    empty = dict.fromkeys(SCHEMAS["claims"].columns, "") | dict.fromkeys(("our_value", "ci_low", "ci_high"), math.nan)
     missing = [c for c in (*claims, *OTHERS_NOT_RUN) if c[0] not in present]
-    return [empty | numbers | {"claim": claim, "paper_value": value} for claim, value in missing]
+    return [empty | {"claim": c, "paper_value": value, "n_seeds": 0, "verdict": "not run"} for c, value in missing]
+
+
+STUDY = ("08_evaluation", "study_effects", "./run_all.sh --profile study")
 
 
 def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
@@ -307,19 +285,16 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
         claim, value, kind, pair = row.claim, row.paper_value, "accuracy points", (row.arm, row.baseline)
         if row.metric == "steps":
             (claim, value), kind = STEPS_CLAIMS.get(pair, ("", math.nan)), "fewer steps percent"
-        elif pair == ("saerl_grpo", "grpo"):
+        elif pair == ("saerl_grpo", BASELINE):
             how, value = HEADLINE[row.metric]
             claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
         if not isinstance(claim, str) or not claim:
             continue
         interval = Interval(row.difference, row.holm_low, row.holm_high)
-        effect = Effect(claim, value, interval, kind, int(row.n_seeds), "08_evaluation", "study_effects")
-        complete = row.n_seeds >= planned_seeds(row.family)
-        made = claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"}
-        if claim == NO_GAIN and complete:
-            made["verdict"] = verdict(interval, SMALLEST[kind], no_gain=True)
-        decided = "reproduced" if claim == NO_GAIN else "not reproduced"  # by a bound from above
-        if made["verdict"] == decided and row.p_small > ALPHA:
+        effect = Effect(claim, value, interval, kind, int(row.n_seeds), *STUDY)
+        made = claim_row(effect, decidable=row.n_seeds >= planned_seeds(row.family))
+        from_above = "reproduced" if claim == NO_GAIN else "not reproduced"
+        if made["verdict"] == from_above and row.p_small > ALPHA:
             made["verdict"] = "undecided"
         rows.append(made)
     return rows
@@ -331,9 +306,8 @@ def batch_claim(readings: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for row in part.itertuples():
         interval = Interval(row.difference, row.ci_low, row.ci_high)
-        effect = Effect(FEWER_CLAIM, 1.4, interval, "accuracy points", int(row.n_seeds), "08_evaluation", "study_effects")
-        complete = row.n_seeds >= planned_seeds("batch")
-        rows.append(claim_row(effect, decidable=complete) | {"command": "./run_all.sh --profile study"})
+        effect = Effect(FEWER_CLAIM, 1.4, interval, "accuracy points", int(row.n_seeds), *STUDY)
+        rows.append(claim_row(effect, decidable=row.n_seeds >= planned_seeds("batch")))
     return rows
 
 
@@ -351,17 +325,16 @@ def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFram
     curves = tables["learning_curves"]
     gates = (ORDER_GATE, SPEED_GATE)
     final, speed = (order_gate_met(tables["world_gates"], g) if gate_met is None else gate_met for g in gates)
-    on_order = [claim_row(effect, decidable=final) for effect in accuracy_effects(curves)]
     steps = steps_effect(tables["steps_to_target"], int(curves["step"].max()))
-    on_order.append(claim_row(steps, decidable=speed))
-    on_data = [
+    others = [
         *probe_effects(tables["world_probes"]),
-        *real_probe_effects(tables["probe_ladder"]),
+        *probe_effects(tables["probe_ladder"], real=True),
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),
+        preparation_effect(tables["preparation_cost"]),
     ]
-    costs = claim_row(preparation_effect(tables["preparation_cost"])) | {"command": "python -m saerl_lib bench preparation"}
     study = study_claims(tables["study_comparisons"]) + batch_claim(tables["study_batch"])
-    rows = study + on_order + [claim_row(effect) for effect in on_data] + [costs]
+    laptop = [*(claim_row(effect, final) for effect in accuracy_effects(curves)), claim_row(steps, speed)]
+    rows = study + laptop + [claim_row(effect) for effect in others]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
     return pd.DataFrame(rows + not_run_claims(answered), columns=list(SCHEMAS["claims"].columns))

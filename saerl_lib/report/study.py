@@ -2,18 +2,19 @@
 
 Outcome of a run: the mean over the sets of Avg@k, averaged over the last three evaluations. Small evaluations use the first
 problems of a set, the last one all of them; each carries the weight that makes the mean over a set's problems the outcome.
-Differences between arms are paired by seed (`statistics.paired_estimate`) and corrected by Holm within families of comparisons
-that were fixed before the arms were trained, but for `post_hoc`, which the first results suggested. The paper's Tables 4, 5, 7, 8
-and Figure 3 stand beside the study's; its values lie in `paper_tables.csv` beside this file. All ours unless the paper is named.
+Pass@k is counted over all k attempts at a problem, where it is whether one of them is right. Differences between arms are paired
+by seed (`statistics.paired_estimate`) and corrected by Holm within families of comparisons that were fixed before the arms were
+trained, but for `post_hoc`, which the first results suggested. The paper's Tables 4, 5, 7, 8 and Figure 3 stand beside the
+study's; its values lie in `paper_tables.csv` beside this file. All ours unless the paper is named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,63 +23,57 @@ from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import (
     Comparison,
     Interval,
-    area_under_curve,
     compare,
     corrected,
     over_seeds,
     paired_estimate,
-    pass_at_k,
-    steps_to_target,
 )
 from saerl_lib.report.tables import SCHEMAS, TableError
 
-# From evaluations to outcomes.
-
+if TYPE_CHECKING:
+    from saerl_lib.train.arms import Arm
 
 LAST = 3
 """Evaluations that the outcome averages."""
 RUN = ["arm", "seed"]
+SET = [*RUN, "step", "eval_set"]
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+PASS_SET = "hardest"
+"""The set that the paper's way of averaging scores by Pass@k, as AIME24."""
+BASELINE, PAPER = "grpo", "paper"
+
+# From evaluations to outcomes.
 
 
-def outcome_values(evaluations: pd.DataFrame, last: int = LAST) -> dict[str, pd.DataFrame]:
+def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = "") -> dict[str, pd.DataFrame]:
     """Set name -> values [(arm, seed) x problem] in percent whose mean over problems is the run's outcome on that set.
 
-    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct.
+    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct. The set named
+    `passed` counts by Pass@k, the others by Avg@k. Columns are (evaluations that hold the problem, sample_id).
     Raises ValueError when a run lacks one of the last evaluations or was evaluated on other problems.
     """
     steps = np.sort(evaluations["step"].unique())[-last:]
     frame = evaluations[evaluations["step"].isin(steps)]
-    seen = frame.groupby(["arm", "seed", "step"])["sample_id"].nunique().unstack("step")
+    seen = frame.groupby([*RUN, "step"])["sample_id"].nunique().unstack("step")
     if seen.isna().to_numpy().any() or (seen.nunique() > 1).any():
         raise ValueError(
             f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not"
         )
-    rate = 100.0 * (frame["correct"] / frame["attempts"]) / len(steps)
+    rate = (frame["correct"] / frame["attempts"]).where(frame["eval_set"] != passed, (frame["correct"] > 0).astype(float))
     out = {}
-    for name, part in frame.assign(rate=rate).groupby("eval_set"):
-        problems = part["sample_id"].nunique()
+    for name, part in frame.assign(rate=100.0 * rate / len(steps)).groupby("eval_set"):
         counts = part.groupby("step")["sample_id"].nunique()
-        scaled = part["rate"] * problems / part["step"].map(counts)
-        table = part.assign(rate=scaled).groupby(["arm", "seed", "sample_id"])["rate"].sum().unstack("sample_id")
-        out[str(name)] = _by_evaluations(table.fillna(0.0), part.groupby("sample_id")["step"].nunique())
+        scaled = part["rate"] * part["sample_id"].nunique() / part["step"].map(counts)
+        table = part.assign(rate=scaled).groupby([*RUN, "sample_id"])["rate"].sum().unstack("sample_id").fillna(0.0)
+        number = part.groupby("sample_id")["step"].nunique()[table.columns]
+        columns = pd.MultiIndex.from_arrays([number, table.columns], names=["evaluations", "sample_id"])
+        out[str(name)] = table.set_axis(columns, axis=1)
     return out
 
 
 def final_values(evaluations: pd.DataFrame, passed: str = "") -> dict[str, pd.DataFrame]:
-    """As `outcome_values`, of the last evaluation alone; the set named `passed` counts by Pass@k, the others by Avg@k."""
-    frame = evaluations[evaluations["step"] == evaluations["step"].max()]
-    rate = frame["correct"] / frame["attempts"]
-    rate = rate.where(frame["eval_set"] != passed, (frame["correct"] > 0).astype(float))
-    out = {}
-    for name, part in frame.assign(rate=100 * rate).groupby("eval_set"):
-        out[str(name)] = _by_evaluations(part.pivot(index=["arm", "seed"], columns="sample_id", values="rate"))
-    return out
-
-
-def _by_evaluations(table: pd.DataFrame, counts: pd.Series | None = None) -> pd.DataFrame:
-    number = [1 if counts is None else int(counts[name]) for name in table.columns]
-    return table.set_axis(pd.MultiIndex.from_arrays([number, table.columns], names=["evaluations", "sample_id"]), axis=1)
+    """`outcome_values` of the last evaluation alone."""
+    return outcome_values(evaluations, 1, passed)
 
 
 def outcomes(values: Mapping[str, pd.DataFrame]) -> pd.Series:
@@ -89,84 +84,72 @@ def outcomes(values: Mapping[str, pd.DataFrame]) -> pd.Series:
 # Runs and arms.
 
 
-PASS_SET = "hardest"
-"""The set that the paper's way of averaging scores by Pass@k, as AIME24."""
-BASELINE, PAPER = "grpo", "paper"
+def set_rates(evaluations: pd.DataFrame, problems: int | None = None, by: Sequence[str] = SET) -> pd.DataFrame:
+    """Percent by arm, seed, step and set: avg (Avg@k), passed (Pass@k), n (problems), of the first `problems` or of all."""
+    frame = evaluations if problems is None else evaluations.groupby(SET).head(problems)
+    rated = frame.assign(avg=100.0 * (frame["correct"] / frame["attempts"]), passed=100.0 * (frame["correct"] > 0))
+    return rated.groupby(list(by)).agg(avg=("avg", "mean"), passed=("passed", "mean"), n=("correct", "size")).reset_index()
 
 
-class StudyArm(Protocol):
-    """What the tables need to know of an arm."""
-
-    title: str
-    group: str
-    model: str
-    """The policy that it trains."""
-    baseline: str
-    cost: Sequence[str]
-
-
-def set_rates(evaluations: pd.DataFrame, problems: int | None = None) -> pd.DataFrame:
-    """Percent by arm, seed, step and set: columns avg (Avg@k) and passed (Pass@k), of the first `problems` or of all."""
-    frame = evaluations
-    if problems is not None:
-        frame = frame.groupby([*RUN, "step", "eval_set"]).head(problems)
-    passed = np.concatenate([pass_at_k(int(k), part["correct"].to_numpy(), int(k)) for k, part in frame.groupby("attempts")])
-    index = np.concatenate([part.index.to_numpy() for _, part in frame.groupby("attempts")])
-    frame = frame.assign(avg=100.0 * (frame["correct"] / frame["attempts"]), passed=pd.Series(100 * passed, index=index))
-    return frame.groupby([*RUN, "step", "eval_set"])[["avg", "passed"]].mean().reset_index()
+def _with_mean(rates: pd.DataFrame, value: str = "avg", name: str = "mean") -> pd.DataFrame:
+    """arm, seed, eval_set, value (and step) with the mean over sets added as the set `name`."""
+    keys = [key for key in (*RUN, "step") if key in rates]
+    means = rates.groupby(keys)[value].mean().reset_index().assign(eval_set=name)
+    return pd.concat([rates, means])[[*keys, "eval_set", value]].rename(columns={value: "value"})
 
 
 def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_runs.csv: one an arm, seed and evaluation step."""
-    evaluations = evaluations.reset_index(drop=True)
-    rates = set_rates(evaluations)
-    wide = rates.pivot(index=[*RUN, "step"], columns="eval_set", values="avg")
-    scored = rates.assign(value=rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"]))
+    keys, rates = [*RUN, "step"], set_rates(evaluations)
+    wide = rates.pivot(index=keys, columns="eval_set", values="avg")
+    scored = rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"])
     table = wide.add_prefix("avg_").assign(
         mean_avg=wide.mean(axis=1),
-        mean_with_pass=scored.groupby([*RUN, "step"])["value"].mean(),
+        mean_with_pass=rates.assign(value=scored).groupby(keys)["value"].mean(),
         mean_without_pass_set=wide.drop(columns=PASS_SET).mean(axis=1),
     )
-    table[f"pass_{PASS_SET}"] = rates[rates["eval_set"] == PASS_SET].set_index([*RUN, "step"])["passed"]
-    facts = evaluations.groupby([*RUN, "step"]).agg(
+    table[f"pass_{PASS_SET}"] = rates[rates["eval_set"] == PASS_SET].set_index(keys)["passed"]
+    facts = evaluations.groupby(keys).agg(
         update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"),
         completions=("attempts", "sum"),
     )  # fmt: skip
     return facts.join(table).join(_training(facts, curve)).reset_index()
 
 
+TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
+
+
 def _training(facts: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
-    """Means over the updates since the evaluation before: zero-variance share, entropy, gradient norm."""
-    names = ["zero_variance_share", "entropy", "grad_norm"]
-    rows = {}
-    for run, part in facts.groupby(level=RUN):
-        own = curve[(curve["arm"] == run[0]) & (curve["seed"] == run[1])]
-        before = 0
-        for (arm, seed, step), update in part["update"].items():
-            inside = own[(own["step"] > before) & (own["step"] <= update)]
-            rows[arm, seed, step] = inside[names].mean()
-            before = update
+    """Means over the updates since the evaluation before."""
+    before, rows = facts["update"].groupby(level=RUN).shift(fill_value=0), {}
+    for (arm, seed), own in curve.groupby(RUN):
+        for step, update in facts["update"].loc[arm, seed].items():
+            inside = (own["step"] > before.loc[arm, seed, step]) & (own["step"] <= update)
+            rows[arm, seed, step] = own.loc[inside, TRAINING].mean()
     return pd.DataFrame(rows).T.rename_axis([*RUN, "step"])
 
 
-def target_steps(evaluations: pd.DataFrame, arms: Sequence[str], problems: int, budget: int) -> pd.DataFrame:
+def target_steps(
+    evaluations: pd.DataFrame, arms: Sequence[str], problems: int, budget: float, overall: bool = False
+) -> pd.DataFrame:
     """Steps to target of every run and set: arm, seed, eval_set, target, steps, reached.
 
     A set's target is the lowest final accuracy among `arms`, the paper's, each averaged over its seeds (paper, section
-    5). All curves are of the first `problems` of a set. A run that never reaches it counts with the budget.
+    5). All curves are of the first `problems` of a set. A run that never reaches it counts with the budget. `overall` adds the
+    mean over sets as the set "all".
     """
-    rates = set_rates(evaluations.reset_index(drop=True), problems)
+    rates = set_rates(evaluations, problems)
+    rates = _with_mean(rates, name="all") if overall else rates.rename(columns={"avg": "value"})
     final = rates[(rates["step"] == rates["step"].max()) & rates["arm"].isin(arms)]
-    target = final.groupby(["eval_set", "arm"])["avg"].mean().groupby("eval_set").min()
+    target = final.groupby(["eval_set", "arm"])["value"].mean().groupby("eval_set").min()
     rows = []
-    for (arm, seed, name), part in rates.groupby([*RUN, "eval_set"]):
-        part = part.sort_values("step")
-        found = steps_to_target(part["step"].tolist(), part["avg"].tolist(), target[name])
-        rows.append((arm, seed, name, target[name], budget if found is None else found, found is not None))
+    for (arm, seed, name), part in rates.sort_values("step").groupby([*RUN, "eval_set"]):
+        reached = part.loc[part["value"] >= target[name] - 1e-9, "step"]
+        rows.append((arm, seed, name, target[name], reached.iloc[0] if len(reached) else budget, len(reached) > 0))
     return pd.DataFrame(rows, columns=[*RUN, "eval_set", "target", "steps", "reached"])
 
 
-def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, StudyArm], problems: int, budget: int) -> pd.DataFrame:
+def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
     """`target_steps` of each trained policy by itself: its targets come from the paper's arms, or from all where it has none."""
     present, parts = set(evaluations["arm"]), []
     for model in dict.fromkeys(arm.model for arm in arms.values()):
@@ -177,14 +160,17 @@ def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, StudyArm], p
     return pd.concat(parts, ignore_index=True)
 
 
-def against_random(arms: Mapping[str, StudyArm], present: Sequence[str]) -> list[tuple[str, str]]:
+def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
+    """(arm, seed) -> area under the curve of `value` over steps, divided by the run's length."""
+    groups = runs.sort_values("step").groupby(RUN)[["step", value]]
+    return groups.apply(lambda run: float(np.trapezoid(run[value], run["step"]) / np.ptp(run["step"])))
+
+
+def against_random(arms: Mapping[str, Arm], present: Sequence[str]) -> list[tuple[str, str]]:
     """Every arm with what it is compared with: `grpo`, or for an arm of another policy its baseline, which trains that policy."""
-    found = []
-    for name in present:
-        baseline = BASELINE if arms[name].model == arms[BASELINE].model else arms[name].baseline
-        if name != baseline and baseline in present:
-            found.append((name, baseline))
-    return found
+    own = arms[BASELINE].model
+    pairs = [(name, BASELINE if arms[name].model == own else arms[name].baseline) for name in present]
+    return [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
 
 
 @dataclass(frozen=True)
@@ -213,7 +199,7 @@ def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
         "rollouts_16": ("prep_rollouts", sizes.pool * sizes.attempts), "rollouts_1": ("prep_rollouts", sizes.pool),
         "encode": ("prep_encoded", sizes.pool + sizes.labelled), "policy_forward": ("prep_forward", sizes.pool),
     }  # fmt: skip
-    found = dict.fromkeys(("prep_labels", "prep_rollouts", "prep_encoded", "prep_forward"), 0)
+    found = {name: 0 for name, _ in known.values()}
     for item in cost:
         if item not in known:
             raise ValueError(f"cost item {item!r} is not known; choose from {', '.join(known)}")
@@ -223,52 +209,29 @@ def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
 
 
 def summary_table(
-    results: Mapping[str, pd.DataFrame], arms: Mapping[str, StudyArm], problems: int, budget: int, sizes: Sizes
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, sizes: Sizes
 ) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms."""
-    evaluations = results["evaluations"].reset_index(drop=True)
-    values = outcome_values(evaluations)
-    outcome, present = outcomes(values), [name for name in arms if name in set(evaluations["arm"])]
-    against = {c.arm: c for c in compare(values, against_random(arms, present))}
-    runs = runs_table(evaluations, results["curve"])
-    steps = targets_by_policy(evaluations, arms, problems, budget)
-    rows = []
-    for name in present:
-        own = outcome.loc[name]
-        row = {"arm": name, "title": arms[name].title, "group": arms[name].group, "n_seeds": len(own)}
-        row |= {"outcome": own.mean(), "outcome_sd": own.std(ddof=1)} | _difference(against.get(name))
-        row |= _final(runs, name) | _speed(runs, steps, name) | _budget(results, name)
-        rows.append(row | preparation(arms[name].cost, sizes))
-    return pd.DataFrame(rows)
-
-
-def _difference(found: Comparison | None) -> dict[str, float]:
-    names = ("difference", "ci_low", "ci_high", "holm_low", "holm_high", "detectable")
-    if found is None:
-        return dict.fromkeys(names, np.nan)
-    values = (*found.interval, found.corrected.low, found.corrected.high, found.detectable)
-    return dict(zip(names, values, strict=True))
-
-
-def _final(runs: pd.DataFrame, name: str) -> dict[str, float]:
-    last = runs[(runs["arm"] == name) & (runs["step"] == runs["step"].max())]
-    columns = [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
-    return {f"final_{c}": last[c].mean() for c in columns}
-
-
-def _speed(runs: pd.DataFrame, steps: pd.DataFrame, name: str) -> dict[str, float]:
-    own, part = runs[runs["arm"] == name], steps[steps["arm"] == name]
-    areas = [area_under_curve(r["step"].to_numpy(), r["mean_avg"].to_numpy()) for _, r in own.groupby("seed")]
-    training = own[own["step"] > 0][["zero_variance_share", "entropy", "grad_norm"]].mean()
-    found = {"steps_to_target": part["steps"].mean(), "targets_reached": part["reached"].mean(), "area": float(np.mean(areas))}
-    return found | training.to_dict()
-
-
-def _budget(results: Mapping[str, pd.DataFrame], name: str) -> dict[str, float]:
-    spent = results["budget"][results["budget"]["arm"] == name]
-    columns = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
-    made = results["provenance"][results["provenance"]["arm"] == name]
-    return spent[columns].mean().to_dict() | made[["training_s", "evaluation_s"]].mean().to_dict()
+    evaluations = results["evaluations"]
+    values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
+    steps = targets_by_policy(evaluations, arms, problems, budget).groupby("arm")
+    present = [name for name in arms if name in set(evaluations["arm"])]
+    told = {n: {"title": arms[n].title, "group": arms[n].group, **preparation(arms[n].cost, sizes)} for n in present}
+    against = {found.arm: _numbers(found) for found in compare(values, against_random(arms, present))}
+    by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
+    spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
+    parts = [
+        pd.DataFrame.from_dict(told, orient="index"),
+        by_arm.agg(n_seeds="size", outcome="mean", outcome_sd="std"),
+        pd.DataFrame.from_dict(against, orient="index").drop(columns=["n_seeds", "p_value", "p_holm", "p_small"]),
+        runs[runs["step"] == runs["step"].max()].groupby("arm")[shown].mean().add_prefix("final_"),
+        steps.agg(steps_to_target=("steps", "mean"), targets_reached=("reached", "mean")),
+        _areas(runs, "mean_avg").groupby("arm").mean().rename("area"),
+        runs[runs["step"] > 0].groupby("arm")[TRAINING].mean(),
+        results["budget"].groupby("arm")[spent].mean(),
+        results["provenance"].groupby("arm")[["training_s", "evaluation_s"]].mean(),
+    ]
+    return pd.concat(parts, axis=1).loc[present].rename_axis("arm").reset_index()
 
 
 # Comparisons.
@@ -321,10 +284,7 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
         Pair("saerl_grpo", "mix_8", "Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)", 1.65),
     ),
     "batch": (Pair("saerl_4b", "grpo_4b", FOUR_TIMES, 1.82),),
-    "filter": (
-        Pair("grpo", "grpo_unfiltered"),
-        Pair("saerl_grpo", "saerl_unfiltered"),
-    ),
+    "filter": (Pair("grpo", "grpo_unfiltered"), Pair("saerl_grpo", "saerl_unfiltered")),
     "features": (
         Pair("saerl_grpo", "saerl_tfidf", f"{SAE_FEATURES} TF-IDF features: accuracy gain, points (not in the paper)"),
         Pair("saerl_grpo", "saerl_dense", f"{SAE_FEATURES} dense activations: accuracy gain, points (not in the paper)"),
@@ -357,73 +317,57 @@ def planned_seeds(family: str) -> int:
 
 def family_pairs(present: Sequence[str], extra: Sequence[str] = ()) -> dict[str, list[Pair]]:
     """Comparisons whose two arms are present; arms of the user, `extra`, are compared with `grpo`."""
-    known = set(present)
-    families = {name: [p for p in pairs if {p.arm, p.baseline} <= known] for name, pairs in FAMILIES.items()}
-    families["user"] = [Pair(name, "grpo") for name in extra if {name, "grpo"} <= known]
-    return {name: pairs for name, pairs in families.items() if pairs}
+    known, families = set(present), FAMILIES | {"user": tuple(Pair(name, BASELINE) for name in extra)}
+    found = {name: [p for p in pairs if {p.arm, p.baseline} <= known] for name, pairs in families.items()}
+    return {name: pairs for name, pairs in found.items() if pairs}
 
 
 def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.DataFrame]]:
     """Metric -> values by set: the outcome, and the last evaluation as the paper averages it, and without its Pass@8 set."""
     final = final_values(evaluations, PASS_SET)
-    return {
-        "outcome": outcome_values(evaluations),
-        "final_with_pass": final,
-        "final_without_pass_set": {name: table for name, table in final.items() if name != PASS_SET},
-    }
+    without = {name: table for name, table in final.items() if name != PASS_SET}
+    return {"outcome": outcome_values(evaluations), "final_with_pass": final, "final_without_pass_set": without}
 
 
-def compare_steps(steps: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """Percent of the baseline's steps to target saved, mean over sets, paired by seed with Student's t, corrected by Holm."""
-    means = steps.groupby(["arm", "seed"])["steps"].mean()
+def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> list[Comparison]:
+    """Comparisons of one value a run, by arm and seed: t intervals over the seeds that both arms have, corrected by Holm.
 
-    def saved(arm: pd.Series, baseline: pd.Series) -> pd.Series:
-        return 100 * (baseline - arm) / baseline.clip(lower=1.0)
-
-    return _paired(means, pairs, saved, SMALLEST_STEPS)
-
-
-def compare_areas(evaluations: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """Points of the area under the accuracy curve (mean over sets, divided by the run's length), as `compare_steps`."""
-    rates = set_rates(evaluations.reset_index(drop=True)).groupby(["arm", "seed", "step"])["avg"].mean()
-    runs = rates.reset_index("step").groupby(["arm", "seed"])
-    areas = runs.apply(lambda run: area_under_curve(run["step"].to_numpy(), run["avg"].to_numpy()))
-    return _paired(areas, pairs, lambda arm, baseline: arm - baseline, SMALLEST_POINTS)
-
-
-def _paired(
-    values: pd.Series, pairs: Sequence[tuple[str, str]], effect: Callable[[pd.Series, pd.Series], pd.Series], smallest: float
-) -> list[Comparison]:
-    """Comparisons of one value a run, by arm and seed, with t intervals over the seeds that both arms have."""
+    In the value's unit; with `saved` in percent of the baseline that the arm saves, as for steps.
+    """
     found = []
     for arm, baseline in pairs:
-        both = values.loc[arm].index.intersection(values.loc[baseline].index)
-        found.append(over_seeds(effect(values.loc[arm].loc[both], values.loc[baseline].loc[both]).to_numpy()))
-    return corrected(pairs, found, smallest)
+        first, second = values.loc[arm].align(values.loc[baseline], join="inner")
+        found.append(over_seeds(100 * (second - first) / second.clip(lower=1.0) if saved else first - second))
+    return corrected(pairs, found, SMALLEST_STEPS if saved else SMALLEST_POINTS)
 
 
 def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows of study_comparisons.csv for all comparisons whose arms are there."""
-    rows, metrics = [], accuracy_metrics(evaluations)
+    """Rows of study_comparisons.csv for all comparisons whose arms are there: the accuracies, percent of the steps to target
+    saved (mean over sets), and points of the area under the accuracy curve (mean over sets)."""
+    rows, metrics, steps_of_run = [], accuracy_metrics(evaluations), steps.groupby(RUN)["steps"].mean()
+    areas = _areas(set_rates(evaluations).groupby([*RUN, "step"])["avg"].mean().reset_index(), "avg")
     for family, pairs in family_pairs(sorted(evaluations["arm"].unique()), extra).items():
         names = [(p.arm, p.baseline) for p in pairs]
         found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
-        found |= {"steps": compare_steps(steps, names), "area": compare_areas(evaluations, names)}
+        found |= {"steps": compare_runs(steps_of_run, names, saved=True), "area": compare_runs(areas, names)}
         for metric, comparisons in found.items():
             rows += [comparison_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
     return pd.DataFrame(rows)
 
 
+def _numbers(found: Comparison) -> dict[str, float]:
+    return {
+        "n_seeds": found.n_seeds, "difference": found.interval.value, "ci_low": found.interval.low,
+        "ci_high": found.interval.high, "holm_low": found.corrected.low, "holm_high": found.corrected.high,
+        "p_value": found.p_value, "p_holm": found.p_holm, "p_small": found.p_small, "detectable": found.detectable,
+    }  # fmt: skip
+
+
 def comparison_row(family: str, metric: str, pair: Pair, found: Comparison) -> dict[str, object]:
     """A row of study_comparisons.csv; the claim and the paper's value stand with the outcome alone."""
-    told = metric == "outcome"
-    return {
-        "family": family, "metric": metric, "arm": pair.arm, "baseline": pair.baseline, "n_seeds": found.n_seeds,
-        "difference": found.interval.value, "ci_low": found.interval.low, "ci_high": found.interval.high,
-        "holm_low": found.corrected.low, "holm_high": found.corrected.high, "p_value": found.p_value,
-        "p_holm": found.p_holm, "p_small": found.p_small, "detectable": found.detectable,
-        "claim": pair.claim if told else "", "paper_value": pair.paper_value if told else np.nan,
-    }  # fmt: skip
+    told = (pair.claim, pair.paper_value) if metric == "outcome" else ("", math.nan)
+    named = {"family": family, "metric": metric, "arm": pair.arm, "baseline": pair.baseline}
+    return named | _numbers(found) | dict(zip(("claim", "paper_value"), told, strict=True))
 
 
 # Beside the paper.
@@ -447,34 +391,25 @@ def paper_values() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
 
 
-def last_rates(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """Percent of the last evaluation: arm, seed, eval_set (and "mean" over sets), avg (Avg@k), passed (Pass@k)."""
-    last = evaluations[evaluations["step"] == evaluations["step"].max()].reset_index(drop=True)
-    rates = set_rates(last).drop(columns="step")
-    return pd.concat([rates, rates.groupby(["arm", "seed"])[["avg", "passed"]].mean().reset_index().assign(eval_set="mean")])
-
-
 def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_paper_tables.csv: every cell of Tables 4, 5, 7 and 8 with the study's mean and its t-interval over seeds.
 
     `steps` has arm, seed, eval_set, steps. Cells of arms that were not trained stay empty. Tables 4 and 7 count the
     hardest set by Pass@k, as the paper does.
     """
-    rates = last_rates(evaluations)
-    scored = rates[rates["eval_set"] != "mean"]
-    scored = scored.assign(value=scored["avg"].where(scored["eval_set"] != PASS_SET, scored["passed"]))
-    steps = steps.rename(columns={"steps": "value"})
+    rates = set_rates(evaluations[evaluations["step"] == evaluations["step"].max()]).drop(columns="step")
+    rates["scored"] = rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"])
+    scored = _with_mean(rates, "scored")
     sources = {
-        "4": _with_mean(scored), "7": _with_mean(scored), "5": _with_mean(steps),
-        "8 Avg@8": rates.assign(value=rates["avg"]), "8 Pass@8": rates.assign(value=rates["passed"]),
+        "4": scored, "7": scored, "5": _with_mean(steps[[*RUN, "eval_set", "steps"]], "steps"),
+        "8 Avg@8": _with_mean(rates, "avg"), "8 Pass@8": _with_mean(rates, "passed"),
     }  # fmt: skip
-    rows = []
-    paper = paper_values()
+    rows, paper = [], paper_values()
     for row in paper[paper["table"].isin(sources)].itertuples():
         source, name = sources[str(row.table)], BENCHMARKS[row.column]
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
-        rows.append((row.table, row.arm, row.column, name, row.value, found.value, found.low, found.high, len(own)))
+        rows.append((row.table, row.arm, row.column, name, row.value, *found, len(own)))
     return pd.DataFrame(rows + _gains(evaluations, paper), columns=list(SCHEMAS["study_paper_tables"].columns))
 
 
@@ -509,12 +444,6 @@ def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     return wide.loc[part["arm"].unique(), order].rename(columns=names).rename_axis(columns=[None, None], index=None)
 
 
-def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
-    """arm, seed, eval_set, value with the mean over sets added."""
-    frame = frame[["arm", "seed", "eval_set", "value"]]
-    return pd.concat([frame, frame.groupby(["arm", "seed"])["value"].mean().reset_index().assign(eval_set="mean")])
-
-
 def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
     """Rows of study_batch.csv: SAERL's gain at b and at 4b, and the difference of the two gains, in two readings of Table 8.
 
@@ -524,7 +453,7 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
     """
     columns = list(SCHEMAS["study_batch"].columns)
     arms = [name for pair in BATCH for name in pair]
-    evaluations = evaluations[evaluations["arm"].isin(arms)].reset_index(drop=True)
+    evaluations = evaluations[evaluations["arm"].isin(arms)]
     if set(evaluations["arm"]) != set(arms):
         return pd.DataFrame(columns=columns)
     last, rows, own_sizes = evaluations["step"].max(), [], [sizes[arm] for arm, _ in BATCH]
@@ -533,7 +462,7 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
         gains, found = [], []
         for (arm, baseline), limit in zip(BATCH, (until * last, last), strict=True):
             part = evaluations[evaluations["arm"].isin([arm, baseline]) & (evaluations["step"] <= limit)]
-            part = part[part["seed"].isin(shared)].reset_index(drop=True)
+            part = part[part["seed"].isin(shared)]
             values = outcome_values(part)
             found.append(paired_estimate(values, arm, baseline))
             gains.append(outcomes(values).loc[arm] - outcomes(values).loc[baseline])
@@ -580,17 +509,14 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
 
 def learning_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Rows of learning_curves.csv: Avg@k and Pass@k a set, and the mean of the sets' Avg@k as 'all'; k is n_samples."""
-    rows, keys = [], [*RUN, "step", "eval_set"]
-    for (arm, seed, step, name, attempts), part in evaluations.groupby([*keys, "attempts"], sort=True):
-        rates = part["correct"].to_numpy() / attempts
-        common = (arm, seed, step, name)
-        rows.append((*common, "avg_at_k", float(rates.mean()), len(part), attempts))
-        passed = pass_at_k(attempts, part["correct"].to_numpy(), attempts)
-        rows.append((*common, "pass_at_k", float(passed.mean()), len(part), attempts))
-    curves = pd.DataFrame(rows, columns=[*keys, "metric", "value", "n_problems", "n_samples"])
-    means = curves[curves["metric"] == "avg_at_k"].groupby(["arm", "seed", "step", "n_samples"], as_index=False)
+    rates = set_rates(evaluations, by=[*SET, "attempts"]).rename(
+        columns={"avg": "avg_at_k", "passed": "pass_at_k", "n": "n_problems", "attempts": "n_samples"}
+    )
+    curves = rates.melt([*SET, "n_problems", "n_samples"], ["avg_at_k", "pass_at_k"], "metric")
+    curves = curves.sort_values([*SET, "n_samples"], kind="stable").assign(value=curves["value"] / 100)
+    means = curves[curves["metric"] == "avg_at_k"].groupby([*RUN, "step", "n_samples"], as_index=False)
     mean = means.agg(value=("value", "mean"), n_problems=("n_problems", "sum")).assign(eval_set="all", metric="avg_at_k")
-    return pd.concat([curves, mean[curves.columns]], ignore_index=True)
+    return pd.concat([curves, mean], ignore_index=True)[list(SCHEMAS["learning_curves"].columns)]
 
 
 def final_differences(curves: pd.DataFrame, metrics: dict[str, str], arm: str = "saerl", baseline: str = "grpo") -> np.ndarray:
@@ -629,20 +555,7 @@ def paired_differences(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
-    """Rows of steps_to_target.csv: the target is the lowest final accuracy among the arms, mean over seeds (paper, section 5).
-
-    A run reaches it at its first evaluation at or above it; empty when none is. Every evaluation counts on the first
-    `problems` problems of a set, those of the small evaluations, so that target and curve speak of the same problems.
-    """
-    curves = learning_curves(evaluations.groupby([*RUN, "step", "eval_set"], sort=False).head(problems))
-    values = curves[curves["metric"] == "avg_at_k"]
-    final = values[values["step"] == values["step"].max()]
-    rows = []
-    for name, part in values.groupby("eval_set", sort=False):
-        target = float(final[final["eval_set"] == name].groupby("arm")["value"].mean().min())
-        for (arm, seed), run in part.groupby(["arm", "seed"]):
-            run = run.sort_values("step")
-            reached = steps_to_target(run["step"].tolist(), run["value"].tolist(), target)
-            rows.append((name, target, arm, seed, reached))
-    frame = pd.DataFrame(rows, columns=["eval_set", "target", "arm", "seed", "steps"])
-    return frame.astype({"steps": "Int64"})
+    """Rows of steps_to_target.csv: `target_steps` with all arms as the paper's, and of the mean over sets; empty: never."""
+    found = target_steps(evaluations, list(evaluations["arm"].unique()), problems, math.nan, overall=True)
+    found = found.assign(target=found["target"] / 100, steps=found["steps"].astype("Int64"))
+    return found[list(SCHEMAS["steps_to_target"].columns)]

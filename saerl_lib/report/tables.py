@@ -76,7 +76,6 @@ COLUMNS = """
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
-08 study_final: arm seed eval_set avg_at_k pass_at_k
 08 study_batch: reading comparison prompts_per_step difference ci_low? ci_high? n_seeds
 08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds steps_to_target diversity_2d diversity_full
     paper_swapped paper_difference paper_steps paper_diversity
@@ -245,10 +244,30 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _bounds(low: Any, high: Any) -> str:
-    if pd.isna(low) or pd.isna(high):
+def number(value: float) -> str:
+    """Three significant digits, thousands grouped; empty for nan.
+
+    >>> number(0.08333), number(12345.0), number(float("nan"))
+    ('0.0833', '12,345', '')
+    """
+    if math.isnan(value):
         return ""
-    return f"{float(low):.3g} to {float(high):.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def allowed(low: float, high: float) -> str:
+    """The range of a gate in words.
+
+    >>> allowed(0.2, 0.4), allowed(float("nan"), 0.1), allowed(float("nan"), float("nan"))
+    ('0.2 to 0.4', 'at most 0.1', 'reported')
+    """
+    if math.isnan(low):
+        return "reported" if math.isnan(high) else f"at most {number(high)}"
+    return f"at least {number(low)}" if math.isnan(high) else f"{number(low)} to {number(high)}"
+
+
+def _bounds(low: Any, high: Any) -> str:
+    return "" if pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
 
 
 def _count(value: Any) -> str:
@@ -319,12 +338,9 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
     rows = []
     for row, met in zip(frame.to_dict("records"), is_true(frame["met"]), strict=True):
-        low, high = row["low"], row["high"]
-        allowed = _bounds(low, high) or (
-            f"at most {high:.3g}" if pd.notna(high) else f"at least {low:.3g}" if pd.notna(low) else "reported"
-        )
         unit = "" if pd.isna(row["unit"]) else str(row["unit"])
-        rows.append([row["gate"], f"{row['value']:.3g} {unit}", allowed, "yes" if met else "**no**", _count(row["n"])])
+        told = (f"{row['value']:.3g} {unit}", allowed(row["low"], row["high"]), "yes" if met else "**no**")
+        rows.append([row["gate"], *told, _count(row["n"])])
     return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
 
 

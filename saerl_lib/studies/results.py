@@ -39,7 +39,6 @@ from saerl_lib.report.study import (
     batch_readings,
     beside_paper,
     comparison_rows,
-    last_rates,
     mixing_rows,
     runs_table,
     summary_table,
@@ -136,7 +135,7 @@ def plan_facts(profile: Profile, arms: Mapping[str, Arm]) -> pd.DataFrame:
 
 
 TABLES = (
-    "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
+    "study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
     "study_batch", "study_budget", "study_provenance", "study_plans",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
@@ -204,13 +203,11 @@ def study_tables(
     steps = targets_by_policy(evaluations, known, problems, budget)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     per_step = {name: arm.batch_factor * prompts for name, arm in known.items()}
-    final = last_rates(evaluations).rename(columns={"avg": "avg_at_k", "passed": "pass_at_k"})
     return {
         "study_runs": runs_table(evaluations, results_by_name["curve"]),
         "study_summary": summary_table(results_by_name, known, problems, budget, sizes),
         "study_comparisons": comparison_rows(evaluations, steps, own),
         "study_targets": steps,
-        "study_final": final,
         "study_paper_tables": beside_paper(evaluations, steps),
         "study_mixing": mixing_rows(evaluations, steps, diversity),
         "study_batch": batch_readings(evaluations, per_step),
