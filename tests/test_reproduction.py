@@ -15,7 +15,8 @@ from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, co
 
 
 def outcomes(old: dict, new: dict, column: str) -> list[str]:
-    return [n.outcome for n in compare_table("t", pd.DataFrame(old), pd.DataFrame(new)) if n.column == column]
+    found = compare_table(pd.DataFrame(old), pd.DataFrame(new))
+    return found.loc[found["column"] == column, "outcome"].tolist()
 
 
 def test_values_are_judged_by_the_published_interval_of_their_row() -> None:

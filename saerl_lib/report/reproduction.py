@@ -17,8 +17,6 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jinja2
@@ -52,22 +50,6 @@ class NothingPublishedError(ValueError):
     """The profile has no published results."""
 
 
-@dataclass(frozen=True)
-class Number:
-    """One published number beside that of the rerun."""
-
-    table: str
-    row: str
-    """Text columns of the row; "mean of N" for a column that is compared by its mean."""
-    column: str
-    published: float | str
-    rerun: float | str
-    low: float
-    """Lower end of what counts as reproduced; NaN where there is none."""
-    high: float
-    outcome: str
-
-
 def publisher(table: str) -> str:
     """The profile (or `bench`) whose run the published `table` comes from.
 
@@ -96,81 +78,71 @@ def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _text_columns(*frames: pd.DataFrame) -> list[str]:
-    first = frames[0]
-    return [c for c in first.columns if not all(pd.api.types.is_numeric_dtype(frame[c]) for frame in frames)]
-
-
 def _matched(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Rows of both in one order, and a name for each row; NaN in a row that the rerun lacks."""
-    text = [c for c in _text_columns(old, new) if c not in ("verdict", "note", "met")]
+    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
+    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
     words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
     names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
     if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
         return old, new, names
     if not text:
         return old, new.reindex(range(len(old))), names
-
-    def keys(part: pd.DataFrame) -> pd.Index:
-        joined = part.agg("\x1f".join, axis=1)
-        return pd.Index(joined + "\x1f" + joined.groupby(joined).cumcount().astype(str))
-
-    return old, new.set_axis(keys(others)).reindex(keys(words)).reset_index(drop=True), names
+    keys = [pd.MultiIndex.from_frame(part.assign(place=part.groupby(text).cumcount())) for part in (words, others)]
+    return old, new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
 
 
-def _judge(old: float, new: float, low: float, high: float) -> str:
-    if old == new or (np.isnan(old) and np.isnan(new)):
-        return SAME
-    if np.isnan(old) or np.isnan(new):
-        return OUTSIDE
-    if abs(new - old) <= RELATIVE * abs(old):
-        return TOLERANCE
-    return INTERVAL if low <= new <= high else OUTSIDE
+def _floats(values: pd.Series) -> np.ndarray:
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
 
 
-def _row_by_row(table: str, old: pd.DataFrame, new: pd.DataFrame, bounds: dict[str, tuple[str, str]]) -> Iterator[Number]:
-    """Values with an interval, and the ends of their intervals."""
-    first, second, names = _matched(old, new)
-    for value, ends in bounds.items():
-        lows, highs = (pd.to_numeric(first[end], errors="coerce").astype(float) for end in ends)
-        for column in (value, *ends):
-            a, b = (pd.to_numeric(frame[column], errors="coerce").astype(float) for frame in (first, second))
-            for name, x, y, low, high in zip(names, a, b, lows, highs, strict=True):
-                if column in ends:
-                    half = (high - low) / 2
-                    outcome = _judge(x, y, x - half, x + half)
-                    yield Number(table, name, column, x, y, x - half, x + half, TOLERANCE if outcome == INTERVAL else outcome)
-                else:
-                    yield Number(table, name, column, x, y, low, high, _judge(x, y, low, high))
+def _judged(
+    rows: str | list[str], column: str, old: np.ndarray, new: np.ndarray, low: np.ndarray, high: np.ndarray, inside: str
+) -> pd.DataFrame:
+    """A row a number: what is published, the rerun's, what counts as reproduced, and the outcome; `inside` names that range."""
+    same = (old == new) | (np.isnan(old) & np.isnan(new))
+    near, between = np.abs(new - old) <= RELATIVE * np.abs(old), (low <= new) & (new <= high)
+    outcome = np.select([same, np.isnan(old) | np.isnan(new), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
+    values = {"row": rows, "column": column, "published": old, "rerun": new, "low": low, "high": high, "outcome": outcome}
+    return pd.DataFrame(values)
 
 
-def _by_mean(table: str, old: pd.DataFrame, new: pd.DataFrame, column: str) -> Number:
-    a, b = (pd.to_numeric(frame[column], errors="coerce").astype(float) for frame in (old, new))
-    mean, other = float(a.mean()), float(b.mean())
-    if len(a) == len(b) and np.array_equal(a.to_numpy(), b.to_numpy(), equal_nan=True):
-        return Number(table, f"mean of {len(a)}", column, mean, other, np.nan, np.nan, SAME)
-    half = STANDARD_ERRORS * float(a.std(ddof=1)) / np.sqrt(max(1, int(a.notna().sum()))) if a.notna().sum() > 1 else 0.0
-    outcome = _judge(mean, other, mean - half, mean + half)
-    outcome = TOLERANCE if outcome in (INTERVAL, SAME) else outcome
-    return Number(table, f"mean of {len(a)}", column, mean, other, mean - half, mean + half, outcome)
+def _by_mean(old: pd.Series, new: pd.Series, column: str) -> pd.DataFrame:
+    """A column as one number, its mean; equal means of unequal columns are within tolerance, not the same."""
+    a, b = _floats(old), _floats(new)
+    equal, spread = np.array_equal(a, b, equal_nan=True), pd.Series(a).sem()
+    mean, other = np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in (a, b)]).reshape(2, 1)
+    half = np.nan if equal else STANDARD_ERRORS * (0.0 if np.isnan(spread) else spread)
+    found = _judged(f"mean of {len(a)}", column, mean, other, mean - half, mean + half, TOLERANCE)
+    return found if equal else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
 
 
-def compare_table(table: str, old: pd.DataFrame, new: pd.DataFrame) -> list[Number]:
+def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
-    numbers: list[Number] = []
     missing = [column for column in old.columns if column not in new.columns]
-    numbers += [Number(table, "", column, "column", "missing", np.nan, np.nan, OUTSIDE) for column in missing]
+    parts = [_named("", column, "column", "missing") for column in missing]
     old, new = old.drop(columns=missing), new[[column for column in old.columns if column in new.columns]]
     bounds = _intervals(list(old.columns))
-    numbers += _row_by_row(table, old, new, bounds)
+    first, second, names = _matched(old, new)
+    for value, ends in bounds.items():
+        low, high = (_floats(first[end]) for end in ends)
+        parts.append(_judged(names, value, _floats(first[value]), _floats(second[value]), low, high, INTERVAL))
+        for end in ends:
+            here, half = _floats(first[end]), (high - low) / 2
+            parts.append(_judged(names, end, here, _floats(second[end]), here - half, here + half, TOLERANCE))
     covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
     numeric = [c for c in old.columns if pd.api.types.is_numeric_dtype(old[c]) and pd.api.types.is_numeric_dtype(new[c])]
-    numbers += [_by_mean(table, old, new, column) for column in numeric if column not in covered]
+    parts += [_by_mean(old[column], new[column], column) for column in numeric if column not in covered]
     if "verdict" in old.columns:
-        first, second, names = _matched(old, new)
-        for name, x, y in zip(names, first["verdict"], second["verdict"], strict=True):
-            numbers.append(Number(table, name, "verdict", str(x), str(y), np.nan, np.nan, SAME if x == y else OUTSIDE))
-    return numbers
+        both = zip(names, first["verdict"].astype(str), second["verdict"].astype(str), strict=True)
+        parts += [_named(name, "verdict", x, y) for name, x, y in both]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _named(row: str, column: str, published: str, rerun: str) -> pd.DataFrame:
+    """The row of something that is compared as a word."""
+    values = {"row": row, "column": column, "published": published, "rerun": rerun, "low": np.nan, "high": np.nan}
+    return pd.DataFrame([values | {"outcome": SAME if published == rerun else OUTSIDE}])
 
 
 def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
@@ -182,13 +154,13 @@ def compare(profile: str, published: Path | None = None, rerun: Path | None = No
     names = published_tables(profile, published)
     if not names:
         raise NothingPublishedError(f"profile {profile} has no published results; laptop, method and study have")
-    numbers: list[Number] = []
+    found = {}
     for name in names:
-        if not (rerun / f"{name}.csv").is_file():
-            numbers.append(Number(name, "", "", "table", "missing", np.nan, np.nan, OUTSIDE))
-            continue
-        numbers += compare_table(name, *(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
-    return pd.DataFrame([asdict(number) for number in numbers])
+        if (rerun / f"{name}.csv").is_file():
+            found[name] = compare_table(*(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
+        else:
+            found[name] = _named("", "", "table", "missing")
+    return pd.concat(found, names=["table", None]).reset_index("table").reset_index(drop=True)
 
 
 def published_record(profile: str) -> dict[str, object]:
