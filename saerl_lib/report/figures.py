@@ -18,43 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from saerl_lib.report.plots import (
-    ARMS,
-    BLACK,
-    BLUE,
-    COLUMN_WIDTH,
-    FIGURES,
-    FULL_WIDTH,
-    GREEN,
-    GREY,
-    LIGHT,
-    ORANGE,
-    ORDERS,
-    PAPER,
-    SHADE,
-    SKY,
-    VERMILLION,
-    Look,
-    aside,
-    bar_panel,
-    error_lengths,
-    figure_of,
-    forest,
-    forest_panel,
-    legend,
-    light_grid,
-    line_panel,
-    lines,
-    looks,
-    ordered,
-    panels,
-    readable,
-    row_axis,
-    save,
-    smoothed,
-    span,
-    symlog,
-)
+from saerl_lib.report import plots
+from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, figure_of, forest, lines, looks, ordered, panels, readable
 from saerl_lib.report.statistics import over_seeds
 from saerl_lib.report.study import BASELINE, BENCHMARKS, baseline_of, planned_seeds
 from saerl_lib.report.tables import TableError, allowed, is_true, number, read_table
@@ -69,15 +34,15 @@ def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
     Raises TableError for an unknown figure, a missing table or a missing column (naming the notebook that writes it),
     ArtifactError when the folder cannot be written.
     """
-    if name not in FIGURES:
-        raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
-    tables, function = FIGURES[name]
-    return save(function(*(read_table(table, data_folder) for table in tables)), name, figure_folder)
+    if name not in plots.FIGURES:
+        raise TableError(f"figure {name!r} is not known; choose one of {', '.join(plots.FIGURES)}")
+    tables, function = plots.FIGURES[name]
+    return plots.save(function(*(read_table(table, data_folder) for table in tables)), name, figure_folder)
 
 
 def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
     """Draw every figure; raises as `draw` does."""
-    return [draw(name, data_folder, figure_folder) for name in FIGURES]
+    return [draw(name, data_folder, figure_folder) for name in plots.FIGURES]
 
 
 EVAL_SETS = ("easy_a", "easy_b", "mid_a", "mid_b", "hard", "hardest", "all")
@@ -91,35 +56,25 @@ STRIP = (-0.6, 1.6)
 """Visible part of the strip; the allowed range is 0..1, values beyond are drawn at its edge."""
 
 
-def strip_position(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Places of gates' values on a strip where the allowed range ends at 0 (low) and 1 (high); nan is an open end.
-
-    With one bound, the distance to it is measured in units of that bound, so twice an upper bound lies at 2.
-
-    >>> strip_position(np.array([0.3, 0.05, 3]), np.array([0.2, np.nan, 2]), np.array([0.4, 0.1, np.nan])).round(3)
-    array([0.5, 0.5, 0.5])
-    """
-    unit = np.where(np.isnan(low), np.abs(high), np.where(np.isnan(high), np.abs(low), high - low))
-    unit = np.where(unit > 0, unit, 1.0)
-    return np.nan_to_num(np.where(np.isnan(low), 1 + (value - high) / unit, (value - low) / unit), nan=0.5)
-
-
 @figure_of("world_gates")
 def world_gates(gates: pd.DataFrame) -> Drawn:
     """A row a gate: its value on a strip that marks the allowed range; met or not by colour and by symbol."""
     met, y = is_true(gates["met"]).to_numpy(), np.arange(len(gates))
     value, low, high = gates[["value", "low", "high"]].to_numpy(dtype=float).T
     names = ["\n".join(textwrap.wrap(str(name), 44)) for name in gates["gate"]]
-    figure, axes = panels(FULL_WIDTH, 0.9 + 0.26 * len(gates) + 0.06 * sum(name.count("\n") for name in names))
+    figure, axes = panels(0.9 + 0.26 * len(gates) + 0.06 * sum(name.count("\n") for name in names))
     axis, told = axes[0, 0], []
     start, end = np.where(np.isnan(low), STRIP[0], 0.0), np.where(np.isnan(high), STRIP[1], 1.0)
-    axis.barh(y, end - start, left=start, height=0.6, color=SHADE, edgecolor="none")
+    axis.barh(y, end - start, left=start, height=0.6, color=plots.SHADE, edgecolor="none")
     for bound, place in ((low, 0.0), (high, 1.0)):
         axis.vlines(np.full(np.isfinite(bound).sum(), place), y[np.isfinite(bound)] - 0.3, y[np.isfinite(bound)] + 0.3,
                     color=BLUE, linewidth=1)  # fmt: skip
-    place = strip_position(value, low, high)
+    # with one bound, the distance to it is measured in units of that bound: twice an upper bound lies at 2
+    unit = np.where(np.isnan(low), np.abs(high), np.where(np.isnan(high), np.abs(low), high - low))
+    unit = np.where(unit > 0, unit, 1.0)
+    place = np.nan_to_num(np.where(np.isnan(low), 1 + (value - high) / unit, (value - low) / unit), nan=0.5)
     shown = np.clip(place, STRIP[0] + 0.05, STRIP[1] - 0.05)
-    for judged, marker, colour in ((met, "o", GREEN), (~met, "X", VERMILLION)):
+    for judged, marker, colour in ((met, "o", plots.GREEN), (~met, "X", plots.VERMILLION)):
         for where, x, sign, size in ((judged, shown, marker, 6), (judged & (place < shown), 0 * y + STRIP[0] - 0.01, "<", 3),
                                      (judged & (place > shown), 0 * y + STRIP[1] + 0.01, ">", 3)):  # fmt: skip
             if where.any():  # an empty artist has no place, which breaks the layout
@@ -129,7 +84,7 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
         n = "" if pd.isna(gate.n) else f"   n = {float(gate.n):,.0f}"
         told.append(f"{number(gate.value)}{unit}  ({allowed(gate.low, gate.high)})  {'met' if ok else 'NOT MET'}{n}")
     for target, labels in ((axis, names), (axis.twinx(), told)):
-        row_axis(target, labels)
+        plots.row_axis(target, labels)
         target.grid(False)
         target.tick_params(axis="y", length=0)
         target.spines[:].set_visible(False)
@@ -143,7 +98,7 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
 @figure_of("pass_rates")
 def pass_rates(rates: pd.DataFrame) -> Drawn:
     """Side by side: share of prompts by base-policy pass rate, in the world and in the reference."""
-    figure, axes = panels(COLUMN_WIDTH, 2.5)
+    figure, axes = panels(2.5, width=plots.COLUMN_WIDTH)
     axis, width = axes[0, 0], (rates["bin_high"] - rates["bin_low"]).to_numpy()
     centre = (rates["bin_low"] + rates["bin_high"]).to_numpy() / 2
     for name, side, style in (("world", -0.2, {"color": BLUE}), ("reference", 0.2, {"color": ORANGE, "hatch": "////"})):
@@ -159,7 +114,7 @@ def pass_rates(rates: pd.DataFrame) -> Drawn:
 @figure_of("difficulty_vs_pass_rate")
 def difficulty_vs_pass_rate(table: pd.DataFrame) -> Drawn:
     """A point a prompt, with the mean pass rate and its 95 % interval by quantile bins of difficulty."""
-    figure, axes = panels(FULL_WIDTH, 3.0)
+    figure, axes = panels(3.0)
     axis, attempts = axes[0, 0], int(table["attempts"].max())
     jittered = table["pass_rate"] + np.random.default_rng(0).uniform(-0.5, 0.5, len(table)) / max(attempts, 1)
     for domain, look in looks(ordered(table["domain"])).items():
@@ -170,7 +125,7 @@ def difficulty_vs_pass_rate(table: pd.DataFrame) -> Drawn:
     index = np.clip(np.searchsorted(edges, table["difficulty"], side="right") - 1, 0, max(len(edges) - 2, 0))
     rows = [(part["difficulty"].mean(), *over_seeds(part["pass_rate"]).interval()) for _, part in table.groupby(index)]
     means = pd.DataFrame(rows, columns=["x", "value", "ci_low", "ci_high"])
-    axis.errorbar(means["x"], means["value"], error_lengths(means), color=BLACK, marker="o", markersize=3.5, zorder=5,
+    axis.errorbar(means["x"], means["value"], plots.error_lengths(means), color=BLACK, marker="o", markersize=3.5, zorder=5,
                   label="mean, 95 %")  # fmt: skip
     axis.set(xlabel="Difficulty label", ylabel="Pass rate of the base policy", title="Difficulty against pass rate")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.8)
@@ -183,7 +138,7 @@ def difficulty_vs_pass_rate(table: pd.DataFrame) -> Drawn:
 
 # The representation, and what is read from it.
 
-QUALITY = {"reported": Look(BLUE), "met": Look(GREEN), "outside": Look(VERMILLION, "X")}
+QUALITY = {"reported": Look(BLUE), "met": Look(plots.GREEN), "outside": Look(plots.VERMILLION, "X")}
 
 
 @figure_of("sae_quality")
@@ -197,7 +152,7 @@ def sae_quality(quality: pd.DataFrame) -> Drawn:
         left, largest = min(np.nanmin(numbers), 0.0), np.nanmax(numbers)
         right = largest + 0.25 * (largest - left or 1.0)
         if not (math.isnan(low) and math.isnan(high)):
-            axis.axvspan(left if math.isnan(low) else low, right if math.isnan(high) else high, color=SHADE, zorder=0)
+            axis.axvspan(left if math.isnan(low) else low, right if math.isnan(high) else high, color=plots.SHADE, zorder=0)
         for place, value in enumerate(part["value"].astype(float)):
             axis.annotate(number(value), (value, place), (0, 5), textcoords="offset points", ha="center")
         axis.set_xlim(left, right)
@@ -209,7 +164,7 @@ def sae_quality(quality: pd.DataFrame) -> Drawn:
 @figure_of("sae_map")
 def sae_map(points: pd.DataFrame) -> Drawn:
     """Two views of the same projection of SAE space: coloured by domain and by cluster."""
-    figure, axes = panels(FULL_WIDTH, 3.6, 1, 2)
+    figure, axes = panels(3.6, 1, 2)
     for axis, column in zip(axes[0], ("domain", "cluster"), strict=True):
         for group, look in looks(ordered(points[column])).items():
             part = points[points[column] == group]
@@ -226,8 +181,8 @@ def sae_map(points: pd.DataFrame) -> Drawn:
 
 
 RUNGS = {
-    "sae": Look(BLUE, "o", "SAE"), "control": Look(SKY, "D", "SAE controls"),
-    "dense": Look(GREEN, "^", "dense: sentence embedding, activations"),
+    "sae": Look(BLUE, "o", "SAE"), "control": Look(plots.SKY, "D", "SAE controls"),
+    "dense": Look(plots.GREEN, "^", "dense: sentence embedding, activations"),
     "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"), "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
 }  # fmt: skip
 """Kind of a feature set -> its look."""
@@ -271,7 +226,7 @@ def ladder(table: pd.DataFrame, world: bool | None, text: str = LADDER_TEXT) -> 
     for axis, (_, part) in zip(figure.axes, table.groupby("panel", sort=False), strict=False):
         for best in part.loc[part["row"] == "tfidf", "value"]:
             axis.axvline(float(best), color=ORANGE, linewidth=0.7, linestyle=":")
-    legend(figure, 3)
+    plots.legend(figure, 3)
     return figure, text
 
 
@@ -313,7 +268,7 @@ def cluster_topics(counts: pd.DataFrame) -> Drawn:
     table = counts.pivot_table(index="domain", columns="cluster", values="n", aggfunc="sum", fill_value=0).sort_index()
     totals = table.sum(axis=0)
     shares = (table / totals.where(totals > 0, 1)).to_numpy()
-    figure, axes = panels(FULL_WIDTH, 1.3 + 0.3 * len(table))
+    figure, axes = panels(1.3 + 0.3 * len(table))
     axis = axes[0, 0]
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, x in np.ndindex(*shares.shape) if shares.shape[1] <= 16 else ():
@@ -343,19 +298,19 @@ def cluster_audit(clusters: pd.DataFrame, text: str) -> Drawn:
     """A row a cluster, easiest above: quartiles of difficulty, topic entropy, words of the solution, number of samples."""
     table = clusters.sort_values(["difficulty_median", "cluster"], kind="stable").reset_index(drop=True)
     y, ratios = np.arange(len(table)), {"width_ratios": [1.6, 1, 1, 1]}
-    figure, axes = panels(FULL_WIDTH, 1.3 + 0.36 * len(table), 1, 4, sharey=True, gridspec_kw=ratios)
+    figure, axes = panels(1.3 + 0.36 * len(table), 1, 4, sharey=True, gridspec_kw=ratios)
     first = axes[0, 0]
-    first.hlines(y, table["difficulty_q25"], table["difficulty_q75"], color=SKY, linewidth=6)
+    first.hlines(y, table["difficulty_q25"], table["difficulty_q75"], color=plots.SKY, linewidth=6)
     first.plot(table["difficulty_median"], y, "|", color=BLACK, markersize=9, markeredgewidth=1.6)
-    first.plot(table["difficulty_mean"], y, "D", color=VERMILLION, markersize=3.5)
+    first.plot(table["difficulty_mean"], y, "D", color=plots.VERMILLION, markersize=3.5)
     first.set(xlabel="Difficulty label", title="Difficulty")
     columns = (("topic_entropy_bits", "Bits", "Topic entropy"), ("solution_words_mean", "Words (mean)", "Solution length"),
                ("n", "Samples", "Size"))  # fmt: skip
     for axis, (column, unit, title) in zip(axes[0, 1:], columns, strict=True):
-        bar_panel(axis, table[column])
+        plots.bar_panel(axis, table[column])
         axis.set(xlabel=unit, title=title)
     names = [textwrap.shorten(str(label), 58, placeholder=" ...") for label in table["label"]]
-    row_axis(first, [textwrap.fill(f"{c}  {name}", 30) for c, name in zip(table["cluster"], names, strict=True)])
+    plots.row_axis(first, [textwrap.fill(f"{c}  {name}", 30) for c, name in zip(table["cluster"], names, strict=True)])
     return figure, text.format(n=int(table["n"].sum()))
 
 
@@ -373,7 +328,7 @@ def feature_groups(groups: pd.DataFrame, of: str, source: str) -> Drawn:
     for axis in figure.axes:
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    legend(figure)
+    plots.legend(figure)
     return figure, (
         f"n = {int(groups['n'].max()):,} {of}; number of features of a group in brackets. LightGBM predicts the cluster label; "
         f"bars: 95 % interval over bootstrap resamples of the {of}. Open: paper, section 5.4 {source}."
@@ -388,9 +343,9 @@ LABELLED = {"sae+metadata": Look(BLUE, "o", "SAE + metadata (phi)"), "metadata":
 def label_curve(curve: pd.DataFrame) -> Drawn:
     """Spearman of predicted with labelled difficulty against the number of labels, a line a feature set."""
     names = looks(ordered(curve["features"], LABELLED), LABELLED)
-    x = curve["n_labels"] * 1.05 ** aside(curve["features"], list(names))
-    figure = lines(curve.assign(group=curve["features"], panel="Labels", x=x), names, width=COLUMN_WIDTH, height=2.0, band=False,
-                   titles=False)  # fmt: skip
+    x = curve["n_labels"] * 1.05 ** plots.aside(curve["features"], list(names))
+    table = curve.assign(group=curve["features"], panel="Labels", x=x)
+    figure = lines(table, names, width=plots.COLUMN_WIDTH, height=2.0, band=False, titles=False)
     axis, sizes = figure.axes[0], sorted(curve["n_labels"].unique())
     axis.set_xscale("log")
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -449,7 +404,7 @@ def _filter_panels(
     """Purity and recall of each rule in percent beside the paper's, groups by column look."""
     for axis, column in zip(axes, ("purity", "recall"), strict=True):
         part = rules.assign(row=rules["rule"], value=100 * rules[column], paper=100 * rules[f"paper_{column}"])
-        forest_panel(axis, part, looks, list(dict.fromkeys(rules["rule"])), labels, 0.16)
+        plots.forest_panel(axis, part, looks, list(dict.fromkeys(rules["rule"])), labels, 0.16)
         axis.set(xlim=(-3, 103), xlabel=f"{column.capitalize()} (%)", title=column.capitalize())
     axes[1].set_yticklabels([])
 
@@ -457,7 +412,7 @@ def _filter_panels(
 @figure_of("filter", "filter", "filter_scores")
 def filter_rules(rules: pd.DataFrame, scores: pd.DataFrame) -> Drawn:
     """Score histograms by source; purity and recall of each rule, filled here, open in the paper (Table 6)."""
-    figure, axes = panels(FULL_WIDTH, 1.4 + 0.24 * len(rules), 1, 3, gridspec_kw={"width_ratios": [1.25, 1, 1]})
+    figure, axes = panels(1.4 + 0.24 * len(rules), 1, 3, gridspec_kw={"width_ratios": [1.25, 1, 1]})
     axis, sources = axes[0, 0], looks(ordered(scores["source"], ("target", "parent")))
     for (source, look), dashes in zip(sources.items(), ("-", "--", ":", "-.") * len(sources), strict=False):
         part = scores[scores["source"] == source].sort_values("bin_low")
@@ -466,7 +421,7 @@ def filter_rules(rules: pd.DataFrame, scores: pd.DataFrame) -> Drawn:
     axis.set(xlabel="Filter score", ylabel="Share of the source", title="Scores by source", ylim=(0, None))
     kept = {rule: f"{readable(rule)}\n({int(n):,} kept)" for rule, n in zip(rules["rule"], rules["kept"], strict=True)}
     _filter_panels(axes[0, 1:], rules.assign(look=""), HERE, kept)
-    legend(figure)
+    plots.legend(figure)
     return figure, (
         f"n = {int(rules['n_pool'].max()):,} samples in the pool. Filled: here; open: paper, Table 6, on DeepMath and "
         "NuminaMath-1.5. Purity: share of the kept from the target source; recall: share of the target source kept."
@@ -479,13 +434,13 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     part = separation[separation["metric"] == "roc_auc"]
     part = part.assign(row=part["features"], look=_is_sae(part["features"]), paper=part["paper_value"], xlabel="ROC-AUC")
     names = ordered(part["features"], FEATURES)
-    figure, axes = panels(FULL_WIDTH, 1.4 + 0.2 * len(names), 1, 3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
-    forest_panel(axes[0, 0], part, FEATURE_LOOKS, names, FEATURES, chance=0.5)
+    figure, axes = panels(1.4 + 0.2 * len(names), 1, 3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
+    plots.forest_panel(axes[0, 0], part, FEATURE_LOOKS, names, FEATURES, chance=0.5)
     axes[0, 0].set_title("DeepMath against DeepScaleR")
     shown = [name for name in ("sae", "sae_plain", "tfidf", "length") if name in set(rules["features"])]
     rules = rules[rules["features"].isin(shown)].assign(look=rules["features"])
     _filter_panels(axes[0, 1:], rules, looks(shown, labels=FEATURES))
-    legend(figure)
+    plots.legend(figure)
     return figure, (
         f"n = {int(part['n_test'].max()):,} questions in the pool. Filled: here; open squares: paper, Table 6, on DeepMath and "
         "NuminaMath-1.5, another pair of sources. No $ signs: questions read without the signs around formulas, which the two "
@@ -504,8 +459,8 @@ SCORES = {
 }  # fmt: skip
 """Scores from top to bottom: source, text and likelihood without labels of flaws, lengths, then probes trained on flaws."""
 SCORE_LOOKS = {
-    "source": Look(BLUE), "true source": Look(SKY, hollow=True), "score": Look(VERMILLION), "probe": Look(GREEN),
-    "shuffled": Look(GREY, hollow=True),
+    "source_probe": Look(BLUE), "source_membership": Look(plots.SKY, hollow=True), "score": Look(plots.VERMILLION),
+    "flaw_probe": Look(plots.GREEN), "flaw_probe_shuffled": Look(GREY, hollow=True),
 }  # fmt: skip
 FEWEST = 10
 """Flaws of a kind that get a panel of their own; rarer kinds are in the table alone."""
@@ -519,12 +474,6 @@ REAL_FLAWS_TEXT = (
     "question failed, where ten or more did. * trained on 1,502 judged questions at most; selfreg: columns that metadata explain "
     "count less. Bars: 95 % bootstrap over questions."
 )
-
-
-def _score_look(score: str) -> str:
-    if score.startswith("flaw_probe"):
-        return "shuffled" if score.endswith("shuffled") else "probe"
-    return {"source_probe": "source", "source_membership": "true source"}.get(score, "score")
 
 
 @figure_of("filter_flaws", text=FLAWS_TEXT)
@@ -541,8 +490,9 @@ def filter_flaws(frame: pd.DataFrame, text: str, dataset: str = "") -> Drawn:
             flawed, sound = own.iloc[0][["n_flawed", "n_sound"]]
             title = f"{'any flaw' if flaw == 'any' else readable(flaw)}\n{dataset or name}, {pool}"
             parts.append(own.assign(panel=f"{title}\n{flawed:,} of {flawed + sound:,}"))
-    table = pd.concat(parts).assign(xlabel="ROC-AUC")
-    table = table.assign(row=table["score"], look=table["score"].map(_score_look))
+    table = pd.concat(parts)
+    kinds = ["flaw_probe" if s.startswith("flaw_probe") and s not in SCORE_LOOKS else s for s in table["score"]]
+    table = table.assign(row=table["score"], look=[k if k in SCORE_LOOKS else "score" for k in kinds], xlabel="ROC-AUC")
     figure = forest(table, SCORE_LOOKS, ordered(table["score"], SCORES), columns=4, labels=SCORES, chance=0.5, share_x=True)
     figure.axes[0].set_xlim(-0.02, 1.02)
     figure.axes[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
@@ -587,9 +537,9 @@ SPACES = {"pca2": "2-D projection (PCA)", "full": "Full standardised space"}
 @figure_of("batch_composition")
 def batch_composition(batches: pd.DataFrame) -> Drawn:
     """Three panels over training steps, a line an order: share of the largest cluster, clusters, mean ranking score."""
-    orders, steps = looks(ordered(batches["order"], ORDERS), ORDERS), int(batches.groupby("order").size().max())
+    orders, steps = looks(ordered(batches["order"], plots.ORDERS), plots.ORDERS), int(batches.groupby("order").size().max())
     long = batches.melt(["order", "step"], list(QUANTITIES), "panel", "raw").sort_values("step", kind="stable")
-    mean, _, smoothing = smoothed(long, ["panel", "order"], steps)
+    mean, _, smoothing = plots.smoothed(long, ["panel", "order"], steps)
     long = long.assign(value=mean, x=long["step"], group=long["order"])
     figure = lines(
         long, orders, columns=1, height=1.25, every=max(1, steps // 8), xlabel="Optimiser step", titles=False, sharex=True
@@ -607,12 +557,12 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
 @figure_of("inbatch_diversity")
 def inbatch_diversity(diversity: pd.DataFrame) -> Drawn:
     """Mean distance between nearest neighbours of a batch against the number of exchanged samples, a panel a space."""
-    orders, spaces = looks(ordered(diversity["order"], ORDERS), ORDERS), ordered(diversity["space"], SPACES)
+    orders, spaces = looks(ordered(diversity["order"], plots.ORDERS), plots.ORDERS), ordered(diversity["space"], SPACES)
     swapped = diversity["swapped_per_batch"]
-    x = swapped + 0.03 * max(1, int(swapped.max())) * aside(diversity["order"], list(orders))
+    x = swapped + 0.03 * max(1, int(swapped.max())) * plots.aside(diversity["order"], list(orders))
     table = diversity.assign(group=diversity["order"], x=x, panel=diversity["space"].map(lambda s: SPACES.get(s, readable(s))))
     table = table.sort_values("space", key=lambda space: space.map(spaces.index), kind="stable")
-    figure = lines(table, orders, columns=2, width=min(FULL_WIDTH, 0.4 + 3.0 * len(spaces)), band=False,
+    figure = lines(table, orders, columns=2, width=min(plots.FULL_WIDTH, 0.4 + 3.0 * len(spaces)), band=False,
                    xlabel="Samples exchanged in a batch, h", ylabel="Mean nearest-neighbour\ndistance in a batch")  # fmt: skip
     for axis, space in zip(figure.axes, spaces, strict=True):
         for order, part in diversity[diversity["space"] == space].groupby("order"):
@@ -621,8 +571,8 @@ def inbatch_diversity(diversity: pd.DataFrame) -> Drawn:
         axis.set_xticks(sorted(swapped.unique()))
         axis.margins(x=0.12)
     return figure, (
-        f"n = {span(diversity['n_batches'])} batches a point; bars: 95 % interval over batches; dotted: level of an order with "
-        "one h. Points of equal h are set apart sideways."
+        f"n = {plots.span(diversity['n_batches'])} batches a point; bars: 95 % interval over batches; dotted: level of an order "
+        "with one h. Points of equal h are set apart sideways."
     )
 
 
@@ -633,9 +583,9 @@ def _contributions(axis: Axes, parts: pd.DataFrame, title: str, unit: str) -> No
     """What leads from the intercept to a score: latents keep block/number, metadata features go by their words."""
     rows = parts[parts["item"] != "intercept"].reset_index(drop=True)
     values = rows["value"].to_numpy(dtype=float)
-    bar_panel(axis, values, np.where(values < 0, BLUE, VERMILLION).tolist(), "{:+.2f}".format)
+    plots.bar_panel(axis, values, np.where(values < 0, BLUE, plots.VERMILLION).tolist(), "{:+.2f}".format)
     names = rows["item"].astype(str).where(rows["item"] != "others", rows["n"].map("{:,.0f} others".format))
-    row_axis(axis, [readable(n.removeprefix("metadata/")) if n.startswith("metadata/") else n for n in names])
+    plots.row_axis(axis, [readable(n.removeprefix("metadata/")) if n.startswith("metadata/") else n for n in names])
     axis.grid(False)
     axis.axvline(0, color=BLACK, linewidth=0.6)
     start = float(parts.loc[parts["item"] == "intercept", "value"].iloc[0])
@@ -643,10 +593,11 @@ def _contributions(axis: Axes, parts: pd.DataFrame, title: str, unit: str) -> No
 
 
 def _score_in_pool(axis: Axes, pool: pd.DataFrame, score: pd.Series) -> None:
-    axis.stairs(100 * pool["value"], np.append(pool["low"], pool["high"].iloc[-1]), fill=True, color=LIGHT)
+    axis.stairs(100 * pool["value"], np.append(pool["low"], pool["high"].iloc[-1]), fill=True, color=plots.LIGHT)
     if math.isfinite(score["low"]):
-        axis.axvspan(score["low"], score["high"], color=SKY, alpha=0.35, linewidth=0, ymax=0.8, label=f"{score['note']} interval")
-    axis.axvline(float(score["value"]), color=VERMILLION, ymax=0.8, label="this sample")
+        label = f"{score['note']} interval"
+        axis.axvspan(score["low"], score["high"], color=plots.SKY, alpha=0.35, linewidth=0, ymax=0.8, label=label)
+    axis.axvline(float(score["value"]), color=plots.VERMILLION, ymax=0.8, label="this sample")
     axis.set(ylim=(0, 130 * pool["value"].max()), xlabel="Ranking score r (difficulty units)", ylabel="Share of the pool (%)",
              title="Difficulty in the pool")  # fmt: skip
     axis.legend(loc="upper center", ncols=2, columnspacing=1.0)
@@ -669,7 +620,7 @@ def _its_batch(axis: Axes, batch: pd.DataFrame) -> None:
     axis.margins(x=0.06, y=0.3)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.set(xlabel="Slot (above the mark: cluster)", ylabel="Ranking score r")
-    light_grid(axis, "y")
+    plots.light_grid(axis, "y")
 
 
 @figure_of("sample_audit")
@@ -677,7 +628,7 @@ def sample_audit(table: pd.DataFrame) -> Drawn:
     """One sample's decision path: a line a decision, contributions to both scores, its place in the pool, its batch."""
     part = {name: rows.reset_index(drop=True) for name, rows in table.groupby("part", sort=False)}
     said = dict(zip(part["path"]["item"], part["path"]["note"], strict=True))
-    figure, axes = panels(FULL_WIDTH, 5.9, 2, 2, gridspec_kw={"height_ratios": [1.35, 1]})
+    figure, axes = panels(5.9, 2, 2, gridspec_kw={"height_ratios": [1.35, 1]})
     text = [textwrap.fill(f"{name.capitalize()}: {said[name]}", 118, subsequent_indent="    ") for name in PATH if name in said]
     head = "\n".join([f"Decision path of {table['sample_id'].iloc[0]}", *text])
     figure.suptitle(head, fontsize=7.5, x=0.01, ha="left", linespacing=1.5)
@@ -709,11 +660,11 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     own = {name: look._replace(label="") for name, look in looks(groups).items()}
     table = changed.assign(row=names, look=changed["varied"], panel="", value=changed["share_moved"])
     names += [f"{len(seeds)} other k-means seeds"] * bool(len(seeds))
-    figure = forest(table, own, names, labels=dict(zip(names, names, strict=True)), width=COLUMN_WIDTH, row_height=0.17)
+    figure = forest(table, own, names, labels=dict(zip(names, names, strict=True)), width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
     axis.hlines(range(len(table)), 0, table["value"], color=[own[name].colour for name in table["look"]], linewidth=0.8)
     if len(seeds):
-        axis.axvspan(seeds["share_moved"].min(), seeds["share_moved"].max(), color=LIGHT, alpha=0.6, linewidth=0)
+        axis.axvspan(seeds["share_moved"].min(), seeds["share_moved"].max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
         axis.plot(seeds["share_moved"], np.full(len(seeds), len(table)), "|", color=BLACK, markersize=7)
     axis.axvline(RANDOM_ORDERS, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
@@ -746,9 +697,9 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
             row = rows[rows["relation"] == relation].iloc[0]
             axis.axvspan(row["ci_low"], row["ci_high"], color=look.colour, alpha=0.12, linewidth=0)
             axis.axvline(row["value"], color=look.colour, linestyle=look.marker, linewidth=1, label=look.label)
-        symlog(axis, 0.1, (-0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0))
+        plots.symlog(axis, 0.1, (-0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0))
         axis.set_xlim(min(-0.03, 1.2 * rows["ci_low"].min()), 1.0)
-    legend(figure)
+    plots.legend(figure)
     pool = coherence[coherence["relation"] == "random"]
     n, alive, zero = (int(v) for v in (pool["n"].max(), pool["n"].min(), pool["n_zero"].max()))
     return figure, (
@@ -764,22 +715,22 @@ def mixing_theory(theory: pd.DataFrame, curve: pd.DataFrame) -> Drawn:
     theory, curve = theory.astype({"cluster_c": str, "cluster_d": str}), curve.astype({"cluster_c": str})
     means, pairs = theory[theory["cluster_d"] == MEAN], theory[theory["cluster_d"] != MEAN]
     everyone = means[means["cluster_c"] == MEAN].iloc[0]
-    figure, axes = panels(FULL_WIDTH, 2.9, 1, 3)
+    figure, axes = panels(2.9, 1, 3)
     left, middle, right = axes[0]
-    left.hist(pairs["rho_star"], bins=np.linspace(0, 1, 11), color=SKY, edgecolor="white", linewidth=0.6)
+    left.hist(pairs["rho_star"], bins=np.linspace(0, 1, 11), color=plots.SKY, edgecolor="white", linewidth=0.6)
     left.set(xlabel=r"Best share of the partner, $\rho^*$", ylabel="Ordered pairs of clusters", title="Optimum of a pair")
     interval = ["value", "ci_low", "ci_high"]
     change = 100 * means[["mse_change_at_h", "change_low", "change_high"]].set_axis(interval, axis=1)
     change = change.assign(row=means["cluster_c"], look=means["cluster_c"] == MEAN)
     clusters = [MEAN, *sorted((c for c in means["cluster_c"] if c != MEAN), key=int)]
-    forest_panel(middle, change, {True: Look(VERMILLION, "D"), False: Look(BLUE)}, clusters, {MEAN: "all"})
-    symlog(middle, 10, [-100, -10, 0, 10, 100, 1000])
+    plots.forest_panel(middle, change, {True: Look(plots.VERMILLION, "D"), False: Look(BLUE)}, clusters, {MEAN: "all"})
+    plots.symlog(middle, 10, [-100, -10, 0, 10, 100, 1000])
     middle.axvline(0, color=BLACK, linewidth=0.8)
     middle.set(ylabel="Cluster of the batch", xlabel="Change of the error (%)\n(linear to 10, then logarithmic)",
                title=rf"At the plan's $\rho$ = {everyone['rho_h']:g}")  # fmt: skip
     part = curve[curve["cluster_c"] == MEAN]
     part = (100 * part[["mse_change", "ci_low", "ci_high"]]).set_axis(interval, axis=1).assign(group="", x=part["rho"])
-    line_panel(right, part, {"": Look(VERMILLION, "", "Mixed batch")})
+    plots.line_panel(right, part, {"": Look(plots.VERMILLION, "", "Mixed batch")})
     right.axhline(100 * everyone["random_change"], color=GREY, linestyle="--", linewidth=1, label="Random batch")
     right.axhline(0, color=BLACK, linewidth=0.8)
     right.axvline(everyone["rho_h"], color=BLUE, linestyle=":", linewidth=1, label="Plan (h / b)")
@@ -800,10 +751,10 @@ def mixing_theory(theory: pd.DataFrame, curve: pd.DataFrame) -> Drawn:
 def training_curves(curves: pd.DataFrame) -> Drawn:
     """Reward and share of groups without variance by step: thick the mean over seeds, thin each seed."""
     seeds = curves.groupby("arm")["seed"].nunique()
-    arms = looks(ordered(curves["arm"], ARMS), ARMS, {arm: f"{arm} (n = {n} seeds)" for arm, n in seeds.items()})
+    arms = looks(ordered(curves["arm"], plots.ARMS), plots.ARMS, {arm: f"{arm} (n = {n} seeds)" for arm, n in seeds.items()})
     titles = {"reward_mean": "Mean reward (0 to 1)", "zero_variance_share": "Share of groups of equal rewards (no gradient)"}
     runs = curves.melt(["arm", "seed", "step"], list(titles), "panel", "raw").sort_values("step", kind="stable")
-    mean, window, smoothing = smoothed(runs, ["panel", "arm", "seed"], int(curves["step"].nunique()))
+    mean, window, smoothing = plots.smoothed(runs, ["panel", "arm", "seed"], int(curves["step"].nunique()))
     runs = runs.assign(value=mean, panel=runs["panel"].map(titles))
     means = runs.groupby(["panel", "arm", "step"], sort=False)["value"].mean().reset_index()
     means = means.rename(columns={"arm": "group", "step": "x"})
@@ -841,7 +792,7 @@ def _set_panel(part: pd.DataFrame) -> pd.DataFrame:
 @figure_of("learning_curves")
 def learning_curves(curves: pd.DataFrame) -> Drawn:
     """A panel an evaluation set and their mean: accuracy by step, mean over seeds, band from lowest to highest seed."""
-    arms, seeds = looks(ordered(curves["arm"], ARMS), ARMS), curves.groupby("arm")["seed"].nunique()
+    arms, seeds = looks(ordered(curves["arm"], plots.ARMS), plots.ARMS), curves.groupby("arm")["seed"].nunique()
     table = pd.concat([_set_panel(curves[curves["eval_set"] == name]) for name in ordered(curves["eval_set"], EVAL_SETS)])
     figure = lines(table, arms, columns=4, height=1.8, xlabel="Optimiser step", ylabel="Accuracy (0 to 1)", sharex=True)
     count = ", ".join(f"{arm} {seeds[arm]}" for arm in arms)
@@ -859,7 +810,7 @@ def paired_difference(differences: pd.DataFrame) -> Drawn:
     names = [_set_name(*pair) for pair in zip(table["eval_set"], table["metric"], strict=True)]
     table = table.assign(panel="Paired difference by evaluation set", row=names, value=table["difference"],
                          look=np.where(table["eval_set"] == "all", "mean", "set"))  # fmt: skip
-    figure = forest(table, {"set": Look(BLUE), "mean": Look(VERMILLION, "D")}, names, row_height=0.27)
+    figure = forest(table, {"set": Look(BLUE), "mean": Look(plots.VERMILLION, "D")}, names, row_height=0.27)
     axis, effect = figure.axes[0], np.nan_to_num(table["minimum_detectable_effect"].to_numpy(dtype=float))
     axis.barh(np.arange(len(table)), 2 * effect, left=-effect, height=0.62, color="#E9E9E9", zorder=0)
     axis.use_sticky_edges = False
@@ -867,12 +818,12 @@ def paired_difference(differences: pd.DataFrame) -> Drawn:
     axis.set_xlabel("saerl minus grpo at the last step (percent points)")
     right = axis.twinx()
     problems = ["" if pd.isna(n) else f", {int(n):,} problems" for n in table["n_problems"]]
-    row_axis(right, [f"{d:+.2f}{p}" for d, p in zip(table["difference"], problems, strict=True)])
+    plots.row_axis(right, [f"{d:+.2f}{p}" for d, p in zip(table["difference"], problems, strict=True)])
     right.spines["left"].set_visible(False)
     right.tick_params(axis="y", length=0)
     return figure, (
-        f"n = {span(table['n_seeds'])} matched seeds; bars: 95 % interval. Grey: below the minimum detectable effect, a true "
-        "difference that would be found with probability 0.8 at alpha 0.05."
+        f"n = {plots.span(table['n_seeds'])} matched seeds; bars: 95 % interval. Grey: below the minimum detectable effect, a "
+        "true difference that would be found with probability 0.8 at alpha 0.05."
     )
 
 
@@ -903,18 +854,9 @@ SHORT = {
 """Arms in the labels of figures; others are shown by their names."""
 
 
-def short(arm: str) -> str:
-    """The label of an arm.
-
-    >>> short("minus_diff"), short("hard_to_easy")
-    ('unsorted', 'hard to easy')
-    """
-    return SHORT.get(arm, readable(arm))
-
-
 def _effect(axis: Axes, y: int, row: pd.Series, early: bool) -> None:
     """One comparison at height y: grey band, thin and thick interval, its point, and the paper's value."""
-    colour = GREY if early else GREEN if row["holm_low"] > 0 else VERMILLION if row["holm_high"] < 0 else BLUE
+    colour = GREY if early else plots.GREEN if row["holm_low"] > 0 else plots.VERMILLION if row["holm_high"] < 0 else BLUE
     missed = float(np.nan_to_num(row["detectable"]))
     axis.barh(y, 2 * missed, left=-missed, height=0.7, color="#EDEDED", zorder=0)
     axis.plot([row["holm_low"], row["holm_high"]], [y, y], color=colour, linewidth=0.8)
@@ -922,7 +864,7 @@ def _effect(axis: Axes, y: int, row: pd.Series, early: bool) -> None:
     axis.plot(row["difference"], y, marker="o", markersize=4.5, color="white" if early else colour,
               markeredgecolor=colour if early else "white")  # fmt: skip
     if pd.notna(row["paper_value"]):
-        axis.plot(row["paper_value"], y, **PAPER | {"markersize": 5})
+        axis.plot(row["paper_value"], y, **plots.PAPER | {"markersize": 5})
 
 
 @figure_of("study_effects", "study_comparisons")
@@ -930,19 +872,20 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
     """Every comparison of the outcome in points: thick the 95 % interval, thin Holm's within its family."""
     table = comparisons[comparisons["metric"] == "outcome"]
     early = table["n_seeds"] < table["family"].map(planned_seeds)
-    figure, axes = panels(FULL_WIDTH, 1.3 + 0.24 * (len(table) + table["family"].nunique()))
+    figure, axes = panels(1.3 + 0.24 * (len(table) + table["family"].nunique()))
     axis, places, y = axes[0, 0], {}, 0
     for family, part in table.groupby("family", sort=False):
         axis.text(0.005, y, FAMILY_TITLES.get(family, family), transform=axis.get_yaxis_transform(), fontsize=7.5,
                   fontweight="bold", va="center", color=GREY)  # fmt: skip
         for y, (index, row) in enumerate(part.iterrows(), start=y + 1):  # noqa: B020
             _effect(axis, y, row, bool(early[index]))
-            places[y] = f"{short(row['arm'])} - {short(row['baseline'])} (n = {row['n_seeds']})"
+            first, second = (SHORT.get(arm, readable(arm)) for arm in (row["arm"], row["baseline"]))
+            places[y] = f"{first} - {second} (n = {row['n_seeds']})"
         y += 1
     axis.axvline(0, color=BLACK, linewidth=0.8)
     axis.set_yticks(list(places), list(places.values()), fontsize=7)
     axis.set(ylim=(y - 0.4, -0.8), xlabel="second better  <  difference of the outcome (percent points)  >  first better")
-    light_grid(axis, "x")
+    plots.light_grid(axis, "x")
     return figure, (
         "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % interval, over seeds and problems; thin: "
         "corrected by Holm within its family. Green / red: the corrected interval excludes 0. "
@@ -995,11 +938,13 @@ def study_gap(runs: pd.DataFrame) -> Drawn:
     sets = [name for name in EVAL_SETS if f"avg_{name}" in runs]
     end = pd.concat([gaps(last, f"avg_{name}").assign(place=i) for i, name in enumerate(sets)])
     n = over.groupby("group")["n"].max()
-    arms = looks(ordered(over["group"], STUDY_ORDERS), STUDY_ARMS, {arm: f"{short(arm)} ({n[arm]})" for arm in n.index})
-    figure, axes = panels(FULL_WIDTH, 3.1, 1, 2, sharey=True)
+    labels = {arm: f"{SHORT.get(arm, readable(arm))} ({n[arm]})" for arm in n.index}
+    arms = looks(ordered(over["group"], STUDY_ORDERS), STUDY_ARMS, labels)
+    figure, axes = panels(3.1, 1, 2, sharey=True)
     left, right = axes[0]
-    line_panel(left, over.assign(x=over["step"]), arms)
-    line_panel(right, end.assign(x=end["place"] + 0.14 * aside(end["group"], list(arms))), arms, band=False, joined=False)
+    plots.line_panel(left, over.assign(x=over["step"]), arms)
+    end = end.assign(x=end["place"] + 0.14 * plots.aside(end["group"], list(arms)))
+    plots.line_panel(right, end, arms, band=False, joined=False)
     for axis in (left, right):
         axis.axhline(0, color=BLACK, linewidth=0.8)
     left.set(xlabel="Step", ylabel="Difference to GRPO (points)")
@@ -1017,7 +962,7 @@ def study_gap(runs: pd.DataFrame) -> Drawn:
 @figure_of("study_pilot")
 def study_pilot(pilot: pd.DataFrame) -> Drawn:
     """The pilot's learning rates, and the arms behind the number of seeds."""
-    figure, axes = panels(FULL_WIDTH, 2.5, 1, 2)
+    figure, axes = panels(2.5, 1, 2)
     left, right = axes[0]
     rates = pilot[pilot["part"] == "learning rate"]
     left.plot(rates["learning_rate"], rates["outcome"], "o", color=BLUE)
@@ -1035,7 +980,7 @@ def study_pilot(pilot: pd.DataFrame) -> Drawn:
     right.set_xticks(range(len(others)), others)
     right.set(xlim=(-0.5, len(others) - 0.5), ylabel="Difference to grpo (points)", title="Paired differences")
     for axis in axes[0]:
-        light_grid(axis)
+        plots.light_grid(axis)
     counts = f"n = {rates['seed'].nunique()} seeds a rate, {len(seeds)} seeds a pair"
     return figure, f"Each point is a run; {counts}, none used by the study."
 
@@ -1052,7 +997,7 @@ def study_sets(tables: pd.DataFrame) -> Drawn:
     figure = forest(table, HERE, list(BENCHMARKS), labels=names, share_x=True)
     for axis in figure.axes:
         axis.axvline(0, color=BLACK, linewidth=0.8)
-    legend(figure)
+    plots.legend(figure)
     return figure, (
         "First arm minus second at the last evaluation. Dot: here, with a 95 % t interval over n matched seeds, uncorrected. "
         "Square: the paper's single runs on the benchmark in brackets, which the set stands for. Avg@8; the hardest set by "
@@ -1063,14 +1008,14 @@ def study_sets(tables: pd.DataFrame) -> Drawn:
 @figure_of("study_mixing")
 def study_mixing(mixing: pd.DataFrame) -> Drawn:
     """Figure 3: accuracy against h and against in-batch diversity, both relative to h = 0."""
-    figure, axes = panels(FULL_WIDTH, 2.7, 1, 2, sharey=True)
+    figure, axes = panels(2.7, 1, 2, sharey=True)
     left, right = axes[0]
     here, share = mixing.assign(group="", value=mixing["difference"]), mixing["paper_swapped"] / 1.28
     look = {"": Look(BLUE, "o", f"here (n = {mixing['n_seeds'].min()} seeds)")}
     for axis, x, paper_x in ((left, share, share), (right, mixing["diversity_2d"], mixing["paper_diversity"])):
-        line_panel(axis, here.assign(x=x), look, band=False, joined=axis is left)
+        plots.line_panel(axis, here.assign(x=x), look, band=False, joined=axis is left)
         style = {"label": "paper (one run)", "linewidth": 0.8, "linestyle": "--" if axis is left else "none"}
-        axis.plot(paper_x, mixing["paper_difference"], **PAPER | style)
+        axis.plot(paper_x, mixing["paper_difference"], **plots.PAPER | style)
         axis.axhline(0, color=GREY, linewidth=0.8)
     for row in mixing.itertuples():
         top = row.difference if np.isnan(row.ci_high) else row.ci_high
@@ -1100,10 +1045,10 @@ def preparation_cost(cost: pd.DataFrame) -> Drawn:
     table = table.assign(value=1000 * table["seconds"] / table["prompts"], look="", panel="",
                          paper=3.6e6 * table["row"].map(PAPER_HOURS) / PAPER_SAMPLES)  # fmt: skip
     here = {"": Look(BLUE, label="here, each part")}
-    figure = forest(table, here, list(names), labels=names, width=COLUMN_WIDTH, row_height=0.3)
+    figure = forest(table, here, list(names), labels=names, width=plots.COLUMN_WIDTH, row_height=0.3)
     figure.axes[0].set_xscale("log")
     figure.axes[0].set_xlabel("Milliseconds a prompt (log scale)")
-    legend(figure)
+    plots.legend(figure)
     return figure, (
         f"n = {len(cost)} disjoint parts of {int(cost['prompts'].iloc[0])} prompts, CPU; the paper: one H100, "
         f"{PAPER_SAMPLES:,} samples."

@@ -145,7 +145,9 @@ def aside(groups: pd.Series, names: Sequence[Any]) -> pd.Series:
 # Panels.
 
 
-def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def panels(
+    height: float, rows: int = 1, columns: int = 1, width: float = FULL_WIDTH, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches and its axes [rows, columns]; `options` go to `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -156,7 +158,7 @@ def _grid(names: Sequence[Any], columns: int, width: float, height: float, **sha
     """A panel a name, at most `columns` in a row of `height` inches; unused places stay empty, lowest panels keep their ticks."""
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = panels(width, 0.9 + rows * height, rows, columns, **share)
+    figure, axes = panels(0.9 + rows * height, rows, columns, width, **share)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:
