@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -241,85 +241,71 @@ SMALLEST_POINTS, SMALLEST_STEPS = 0.5, 5.0
 """Smallest effects of interest: points of accuracy, percent of steps; an interval wholly below says "not reproduced" (ours)."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One comparison, and the paper's claim that it answers."""
 
     arm: str
     baseline: str
-    claim: str = ""
     paper_value: float = math.nan
     """In points, of the paper's own tables."""
+    claim: str = ""
 
 
 NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
 """The one claim that is reproduced by a gain below the smallest effect of interest."""
-
 BUDGET = ", equal generated rollouts"
 """DAPO drops rollouts, so that at this budget it makes fewer updates: not the paper's comparison at equal steps."""
-FOUR_TIMES = "Four times the batch, a quarter of the updates: Avg@8 gain over GRPO, points (Table 8, 512 prompts a step)"
-SAE_FEATURES = "SAERL on SAE features against SAERL on"
 
-FAMILIES: dict[str, tuple[Pair, ...]] = {
-    "paper": (
-        Pair("saerl_grpo", "grpo", "SAERL on GRPO against GRPO: accuracy gain, points (Table 4)", 3.0),
-        Pair("saerl_dapo", "dapo", f"SAERL on DAPO against DAPO{BUDGET}: accuracy gain, points (Table 4)", 1.05),
-        Pair("dapo", "grpo", f"DAPO against GRPO{BUDGET}: accuracy gain, points (Table 4)", 2.1),
-        Pair("diff", "grpo", "DIFF against GRPO: accuracy gain, points (Table 4)", 1.1),
-        Pair("adarft", "grpo", "ADARFT against GRPO: accuracy gain, points (Table 4)", 0.5),
-        Pair("gainrl", "grpo", "", 0.0),
-        Pair("saerl_grpo", "diff", "SAERL on GRPO against DIFF: accuracy gain, points (Table 4)", 1.9),
-    ),
-    "ablation": (
-        Pair("saerl_grpo", "minus_diff", "Ablation without difficulty sorting: accuracy lost, points (Table 7)", 2.7),
-        Pair("saerl_grpo", "minus_diff_mix", "Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)",
-             2.3),
-        Pair("saerl_grpo", "minus_clus_mix", "Ablation without clusters and mixing: accuracy lost, points (Table 7)", 1.6),
-        Pair("saerl_grpo", "minus_mix", "Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)", 1.9),
-        Pair("minus_diff", "minus_diff_mix", NO_GAIN, -0.4),
-    ),
-    "mixing": (
-        Pair("mix_1", "minus_mix", "", 1.05),
-        Pair("saerl_grpo", "mix_4", "Mixing study: accuracy gain of h = 8 of 128 over h = 16, points (Figure 3)", 1.1),
-        Pair("saerl_grpo", "mix_8", "Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)", 1.65),
-    ),
-    "batch": (Pair("saerl_4b", "grpo_4b", FOUR_TIMES, 1.82),),
-    "filter": (Pair("grpo", "grpo_unfiltered"), Pair("saerl_grpo", "saerl_unfiltered")),
-    "features": (
-        Pair("saerl_grpo", "saerl_tfidf", f"{SAE_FEATURES} TF-IDF features: accuracy gain, points (not in the paper)"),
-        Pair("saerl_grpo", "saerl_dense", f"{SAE_FEATURES} dense activations: accuracy gain, points (not in the paper)"),
-        Pair("saerl_grpo", "saerl_frozen",
-             f"{SAE_FEATURES} an SAE with a frozen decoder: accuracy gain, points (not in the paper)"),
-        Pair("saerl_grpo", "saerl_shuffled"), Pair("saerl_true", "saerl_grpo"),
-    ),
-    "post_hoc": (
-        Pair("saerl_stretch", "saerl_grpo"), Pair("saerl_back", "saerl_grpo"), Pair("minus_clus_mix", "diff"),
-        Pair("minus_diff", "grpo"), Pair("informative_half", "grpo"),
-    ),
-    "order": (
-        Pair("grpo_shuffle_b", "grpo"), Pair("grpo_shuffle_c", "grpo"), Pair("hard_to_easy", "grpo"),
-        Pair("short_to_long", "grpo"), Pair("pass_rate_order", "grpo"),
-    ),
-    "rival": (
-        Pair("shift", "grpo"), Pair("irds", "grpo"), Pair("e2h", "grpo"), Pair("mopps", "grpo"), Pair("sec", "grpo"),
-    ),
-    "transfer": (
-        Pair("saerl_grpo_large", "grpo_large", "Larger policy, same plan: accuracy gain over GRPO, points (Table 4, 7B)", 2.0),
-    ),
-}  # fmt: skip
+COMPARISONS = f"""
+paper saerl_grpo-grpo | 3 | SAERL on GRPO against GRPO: accuracy gain, points (Table 4)
+paper saerl_dapo-dapo | 1.05 | SAERL on DAPO against DAPO{BUDGET}: accuracy gain, points (Table 4)
+paper dapo-grpo | 2.1 | DAPO against GRPO{BUDGET}: accuracy gain, points (Table 4)
+paper diff-grpo | 1.1 | DIFF against GRPO: accuracy gain, points (Table 4)
+paper adarft-grpo | 0.5 | ADARFT against GRPO: accuracy gain, points (Table 4)
+paper gainrl-grpo | 0
+paper saerl_grpo-diff | 1.9 | SAERL on GRPO against DIFF: accuracy gain, points (Table 4)
+ablation saerl_grpo-minus_diff | 2.7 | Ablation without difficulty sorting: accuracy lost, points (Table 7)
+ablation saerl_grpo-minus_diff_mix | 2.3 | Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)
+ablation saerl_grpo-minus_clus_mix | 1.6 | Ablation without clusters and mixing: accuracy lost, points (Table 7)
+ablation saerl_grpo-minus_mix | 1.9 | Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)
+ablation minus_diff-minus_diff_mix | -0.4 | {NO_GAIN}
+mixing mix_1-minus_mix | 1.05
+mixing saerl_grpo-mix_4 | 1.1 | Mixing study: accuracy gain of h = 8 of 128 over h = 16, points (Figure 3)
+mixing saerl_grpo-mix_8 | 1.65 | Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)
+batch saerl_4b-grpo_4b | 1.82 | Four times the batch, a quarter of the updates: Avg@8 gain over GRPO, points \
+(Table 8, 512 prompts a step)
+filter grpo-grpo_unfiltered saerl_grpo-saerl_unfiltered
+features saerl_grpo-saerl_tfidf | nan | SAERL on SAE features against SAERL on TF-IDF features: accuracy gain, points \
+(not in the paper)
+features saerl_grpo-saerl_dense | nan | SAERL on SAE features against SAERL on dense activations: accuracy gain, points \
+(not in the paper)
+features saerl_grpo-saerl_frozen | nan | SAERL on SAE features against SAERL on an SAE with a frozen decoder: accuracy gain, \
+points (not in the paper)
+features saerl_grpo-saerl_shuffled saerl_true-saerl_grpo
+post_hoc saerl_stretch-saerl_grpo saerl_back-saerl_grpo minus_clus_mix-diff minus_diff-grpo informative_half-grpo
+order grpo_shuffle_b-grpo grpo_shuffle_c-grpo hard_to_easy-grpo short_to_long-grpo pass_rate_order-grpo
+rival shift-grpo irds-grpo e2h-grpo mopps-grpo sec-grpo
+transfer saerl_grpo_large-grpo_large | 2 | Larger policy, same plan: accuracy gain over GRPO, points (Table 4, 7B)
+"""
+"""A family and its comparisons, the paper's value, and the paper's claim that the comparison answers."""
+
+
+def _families(text: str) -> dict[str, tuple[Pair, ...]]:
+    found: dict[str, tuple[Pair, ...]] = {}
+    for line in text.strip().splitlines():
+        (family, *pairs), *told = line.split(" | ")[0].split(), *line.split(" | ")[1:]
+        answer = (float(told[0]), *told[1:]) if told else ()
+        found[family] = found.get(family, ()) + tuple(Pair(*pair.split("-"), *answer) for pair in pairs)
+    return found
+
+
+FAMILIES = _families(COMPARISONS)
 
 
 def planned_seeds(family: str) -> int:
     """Matched seeds that the protocol gives to the arms of a family of comparisons."""
     study = StudyConfig()
     return study.seeds if family == "paper" else study.other_seeds
-
-
-def family_pairs(present: Sequence[str], extra: Sequence[str] = ()) -> dict[str, list[Pair]]:
-    """Comparisons whose two arms are present; arms of the user, `extra`, are compared with `grpo`."""
-    known, families = set(present), FAMILIES | {"user": tuple(Pair(name, BASELINE) for name in extra)}
-    found = {name: [p for p in pairs if {p.arm, p.baseline} <= known] for name, pairs in families.items()}
-    return {name: pairs for name, pairs in found.items() if pairs}
 
 
 def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.DataFrame]]:
@@ -342,12 +328,16 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
 
 
 def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows of study_comparisons.csv for all comparisons whose arms are there: the accuracies, percent of the steps to target
-    saved (mean over sets), and points of the area under the accuracy curve (mean over sets)."""
+    """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
+
+    Metrics: the accuracies, percent of the steps to target saved, points of the area under the accuracy curve (means over sets).
+    """
     rows, metrics, steps_of_run = [], accuracy_metrics(evaluations), steps.groupby(RUN)["steps"].mean()
     areas = _areas(set_rates(evaluations).groupby([*RUN, "step"])["avg"].mean().reset_index(), "avg")
-    for family, pairs in family_pairs(sorted(evaluations["arm"].unique()), extra).items():
-        names = [(p.arm, p.baseline) for p in pairs]
+    present, families = set(evaluations["arm"]), FAMILIES | {"user": tuple(Pair(name, BASELINE) for name in extra)}
+    for family, known in families.items():
+        pairs = [pair for pair in known if {pair.arm, pair.baseline} <= present]
+        names = [(pair.arm, pair.baseline) for pair in pairs]
         found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
         found |= {"steps": compare_runs(steps_of_run, names, saved=True), "area": compare_runs(areas, names)}
         for metric, comparisons in found.items():

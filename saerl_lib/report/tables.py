@@ -120,13 +120,6 @@ class TableError(ValueError):
     """A table is missing, empty or does not have its columns."""
 
 
-def schema_of(name: str) -> Schema:
-    """The schema of table `name`; raises TableError for a name that is not in `SCHEMAS`."""
-    if name not in SCHEMAS:
-        raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
-    return SCHEMAS[name]
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write bytes through a temporary sibling that is renamed into place.
 
@@ -143,19 +136,21 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or choose a writable folder") from error
 
 
-def _check_columns(columns: list[str], name: str, where: str) -> None:
-    schema = schema_of(name)
-    missing = [column for column in schema.columns if column not in columns]
-    unknown = [column for column in columns if column not in schema.columns]
-    if missing or unknown:
-        found = " and ".join(
-            f"{word} {', '.join(names)}" for word, names in (("lacks column", missing), ("has unknown column", unknown)) if names
-        )
+def _schema(name: str) -> Schema:
+    if name not in SCHEMAS:
+        raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def _check_columns(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+    columns = {"lacks column": [c for c in schema.columns if c not in frame],
+               "has unknown column": [c for c in frame if c not in schema.columns]}  # fmt: skip
+    found = " and ".join(f"{word} {', '.join(names)}" for word, names in columns.items() if names)
+    if found:
         raise TableError(f"{where} {found}; notebook {schema.notebook} writes {','.join(schema.columns)}")
 
 
-def _check_values(frame: pd.DataFrame, name: str) -> None:
-    schema = schema_of(name)
+def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
     for column in schema.columns:
         values = frame[column]
         if column not in schema.optional and values.isna().any():
@@ -167,13 +162,10 @@ def _check_values(frame: pd.DataFrame, name: str) -> None:
             raise TableError(f"table {name}: column {column} must lie in 0..1; write fractions, not percent")
 
 
-def _text_ready(values: pd.Series) -> pd.Series:
-    if values.dtype == bool:
-        return values.map({True: "true", False: "false"})
-    if values.dtype == object:
-        values = values.map(lambda cell: str(bool(cell)).lower() if isinstance(cell, (bool, np.bool_)) else cell)
-        return values.map(lambda cell: f"{cell:.6g}" if isinstance(cell, (float, np.floating)) and np.isfinite(cell) else cell)
-    return values
+def _text(cell: Any) -> Any:
+    if isinstance(cell, (bool, np.bool_)):
+        return str(bool(cell)).lower()
+    return f"{cell:.6g}" if isinstance(cell, (float, np.floating)) and np.isfinite(cell) else cell
 
 
 def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
@@ -182,11 +174,12 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     Raises TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
-    _check_columns(list(frame.columns), name, f"table {name}")
+    schema = _schema(name)
+    _check_columns(frame, schema, f"table {name}")
     if frame.empty:
         raise TableError(f"table {name} has no rows; nothing would be drawn from it")
-    _check_values(frame, name)
-    ready = frame[list(schema_of(name).columns)].apply(_text_ready)
+    _check_values(frame, name, schema)
+    ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
     write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
     return path
@@ -197,8 +190,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
 
     Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
     """
-    schema = schema_of(name)
-    path = folder / f"{name}.csv"
+    schema, path = _schema(name), folder / f"{name}.csv"
     remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
     if not path.is_file():
         raise TableError(f"{path} is missing; {remedy}")
@@ -206,7 +198,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _check_columns(list(frame.columns), name, str(path))
+    _check_columns(frame, schema, str(path))
     if frame.empty:
         raise TableError(f"{path} has no rows; {remedy}")
     return frame
@@ -220,12 +212,9 @@ def is_true(values: pd.Series) -> pd.Series:
 # Markdown for README.md.
 
 
-EMPTY = "-"
-
-
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
-        return EMPTY
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -277,14 +266,11 @@ def _count(value: Any) -> str:
 def claims_markdown(frame: pd.DataFrame) -> str:
     """`claims.csv` as a Markdown table: claim, the paper's value, ours with its interval, seeds, verdict, where to look."""
     rows = []
-    for row in frame.to_dict("records"):
-        where = "" if pd.isna(row["figure"]) or not str(row["figure"]) else f"[figure]({row['figure']})"
-        command = "" if pd.isna(row["command"]) or not str(row["command"]) else f"`{row['command']}`"
-        interval = _bounds(row["ci_low"], row["ci_high"])
-        seeds = _count(row["n_seeds"]) if row["verdict"] != "not run" else ""
-        rows.append(
-            [row["claim"], row["paper_value"], row["our_value"], interval, seeds, f"**{row['verdict']}**", where, command]
-        )
+    for row in frame.fillna({"figure": "", "command": ""}).itertuples():
+        where, command = f"[figure]({row.figure})" if row.figure else "", f"`{row.command}`" if row.command else ""
+        seeds = _count(row.n_seeds) if row.verdict != "not run" else ""
+        interval = _bounds(row.ci_low, row.ci_high)
+        rows.append([row.claim, row.paper_value, row.our_value, interval, seeds, f"**{row.verdict}**", where, command])
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
@@ -309,10 +295,10 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     """How many claims got which verdict, by what they speak of, and the main ones, from `claims.csv`."""
     rows = []
     for start in HEADLINES:
-        for row in frame[frame["claim"].str.startswith(start)].to_dict("records"):
-            bounds = _bounds(row["ci_low"], row["ci_high"])
-            here = "" if pd.isna(row["our_value"]) else f"{row['our_value']:.3g}" + (f" ({bounds})" if bounds else "")
-            rows.append([row["claim"], row["paper_value"], here, f"**{row['verdict']}**"])
+        for row in frame[frame["claim"].str.startswith(start)].itertuples():
+            bounds = _bounds(row.ci_low, row.ci_high)
+            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({bounds})" if bounds else "")
+            rows.append([row.claim, row.paper_value, here, f"**{row.verdict}**"])
     table = markdown_table(["Claim", "Paper", "Here, 95 % interval", "Verdict"], rows)
     return f"{_counted_verdicts(frame)} The main claims:\n\n{table}"
 
@@ -337,10 +323,9 @@ def _counted_verdicts(frame: pd.DataFrame) -> str:
 def gates_markdown(frame: pd.DataFrame) -> str:
     """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
     rows = []
-    for row, met in zip(frame.to_dict("records"), is_true(frame["met"]), strict=True):
-        unit = "" if pd.isna(row["unit"]) else str(row["unit"])
-        told = (f"{row['value']:.3g} {unit}", allowed(row["low"], row["high"]), "yes" if met else "**no**")
-        rows.append([row["gate"], *told, _count(row["n"])])
+    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
+        value = f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
+        rows.append([row.gate, value, allowed(row.low, row.high), "yes" if met else "**no**", _count(row.n)])
     return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
 
 
