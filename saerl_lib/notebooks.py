@@ -402,7 +402,7 @@ def _reproduction(options: RunOptions, executed: int) -> None:
     if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
         print(f"The comparison with what is published is unchanged: {table}", flush=True)
         return
-    from saerl_lib.report.reproduction import published_tables, report
+    from saerl_lib.report.tables import published_tables, report
 
     if not published_tables(options.profile):
         print(f"Nothing is published of profile {options.profile}: no comparison.", flush=True)

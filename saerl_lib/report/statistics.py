@@ -237,8 +237,6 @@ class Estimate:
 
     def interval(self, level: float = ALPHA) -> Interval:
         """The interval that misses with probability `level`; nan bounds for one seed."""
-        if self.n_seeds < 2:
-            return Interval(self.mean, math.nan, math.nan)
         half = float(stats.t.ppf(1 - level / 2, self.degrees)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
@@ -251,8 +249,6 @@ class Estimate:
 
     def detectable(self, level: float = ALPHA, power: float = POWER) -> float:
         """Smallest true mean that a test at `level` finds with `power`: (t_{1-level/2} + t_power) * error; nan for one seed."""
-        if self.n_seeds < 2:
-            return math.nan
         return float(stats.t.ppf(1 - level / 2, self.degrees) + stats.t.ppf(power, self.degrees)) * self.error
 
 
