@@ -124,7 +124,7 @@ _COMPUTED = (
     _notebook(
         "08_evaluation", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
-        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_final csv:study_paper_tables "
+        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
         "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
         "learning_curves paired_difference study_pilot study_curves study_effects study_gap study_sets study_mixing "
         "preparation_cost",
@@ -514,7 +514,7 @@ def _reproduction(options: RunOptions, executed: int) -> None:
     if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
         print(f"The comparison with what is published is unchanged: {table}", flush=True)
         return
-    from saerl_lib.report.reproduction import published_tables, report
+    from saerl_lib.report.tables import published_tables, report
 
     if not published_tables(options.profile):
         print(f"Nothing is published of profile {options.profile}: no comparison.", flush=True)

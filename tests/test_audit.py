@@ -281,7 +281,7 @@ def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp
         assert raw == pytest.approx(evidence.scores.set_index("sample_id").loc[sample_id, "raw"])
         assert (table["part"] == "batch").sum() == (0 if sample_id == dropped else 4)
         write_csv(table, "sample_audit", tmp_path)
-        figure = figures.sample_audit(read_table("sample_audit", tmp_path))
+        figure, _ = figures.sample_audit(read_table("sample_audit", tmp_path))
         assert figure.axes
 
 

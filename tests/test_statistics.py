@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from saerl_lib.report.statistics import (
     Estimate,
     Interval,
-    area_under_curve,
     auc_interval,
     bootstrap_interval,
     bootstrap_runs,
@@ -23,42 +19,13 @@ from saerl_lib.report.statistics import (
     compare,
     corrected,
     difference_interval,
-    histogram_auc,
     over_seeds,
-    pass_at_k,
     percentile_interval,
     problem_variance,
     rank_metrics,
-    steps_to_target,
-    total_variation,
     weighted_interval,
     wilson_interval,
 )
-
-
-@given(st.integers(1, 7), st.data())
-def test_pass_at_k_equals_the_share_of_subsets_with_a_right_answer(n: int, data: st.DataObject) -> None:
-    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    subsets = list(itertools.combinations([1] * correct + [0] * (n - correct), k))
-    assert pass_at_k(n, [correct], k)[0] == pytest.approx(np.mean([max(subset) for subset in subsets]))
-    with pytest.raises(ValueError, match="draw more completions"):
-        pass_at_k(n, [correct], k=n + 1)
-
-
-def test_steps_to_target_is_the_first_that_reaches_it_and_area_is_the_mean_height() -> None:
-    assert steps_to_target([0, 20, 40, 60], [0.1, 0.29, 0.3, 0.2], 0.3) == 40
-    assert steps_to_target([0, 20], [0.3, 0.2], 0.3) == 0
-    assert steps_to_target([0, 20], [0.1, 0.2], 0.3) is None
-    with pytest.raises(ValueError, match="rise"):
-        steps_to_target([20, 20], [0.1, 0.2], 0.3)
-    assert area_under_curve([0, 20, 40], [0.0, 0.5, 1.0]) == pytest.approx(0.5)
-    assert area_under_curve([10, 20, 40], [1.0, 1.0, 0.0]) == pytest.approx((10 * 1 + 20 * 0.5) / 30)
-
-
-def test_total_variation() -> None:
-    assert total_variation([0.2, 0.3, 0.5], [0.5, 0.3, 0.2]) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="sum of 0.9"):
-        total_variation([0.5, 0.4], [0.5, 0.5])
 
 
 def test_difference_interval_adds_half_widths_in_squares() -> None:
@@ -66,13 +33,6 @@ def test_difference_interval_adds_half_widths_in_squares() -> None:
     constant = Interval(0.2, math.nan, math.nan)
     assert difference_interval(Interval(0.7, 0.4, 0.9), constant) == pytest.approx((0.5, 0.2, 0.7))
     assert math.isnan(difference_interval(constant, Interval(0.1, 0.0, 0.2)).low)
-
-
-def test_histogram_auc_by_pairs() -> None:
-    positive, negative = [0, 1, 3], [2, 2, 0]
-    pairs = [(p, n) for p in range(3) for _ in range(positive[p]) for n in range(3) for _ in range(negative[n])]
-    expected = np.mean([1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs])
-    assert histogram_auc(positive, negative) == pytest.approx(expected)
 
 
 def test_closed_form_intervals() -> None:

@@ -14,10 +14,9 @@ from saerl_lib import paths
 from saerl_lib.config import get_profile
 from saerl_lib.plan.batch_plan import make_pool, plan_of
 from saerl_lib.report import study
-from saerl_lib.report.claims import STEPS_CLAIMS, batch_claim, not_run_claims, study_claims
-from saerl_lib.report.figures_studies import gaps
+from saerl_lib.report.figures import gaps
 from saerl_lib.report.plots import FIGURES
-from saerl_lib.report.study import MIXING, outcome_values, outcomes, planned_seeds
+from saerl_lib.report.study import MIXING, batch_claim, outcome_values, outcomes, planned_seeds, study_claims
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies.results import PLAN_COLUMNS, TABLES, facts, study_tables
 from saerl_lib.studies.world_check import order_gates
@@ -95,7 +94,7 @@ def test_steps_to_target_by_hand() -> None:
     assert steps["steps"].to_dict() == {"grpo": 20, "diff": 10, "slow": 20}
     assert not steps.loc["slow", "reached"]
     three = pd.concat([steps.reset_index().assign(seed=s, steps=lambda t, s=s: t["steps"] + s) for s in range(3)])
-    (found,) = study.compare_steps(three, [("diff", "grpo")])
+    (found,) = study.compare_runs(three.groupby(["arm", "seed"])["steps"].mean(), [("diff", "grpo")], saved=True)
     assert found.interval.value == pytest.approx(np.mean([100 * 10 / (20 + s) for s in range(3)]))
 
 
@@ -154,7 +153,7 @@ def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
     assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 8
     assert rows["DIFF against GRPO: accuracy gain, points (Table 4)"]["verdict"] in ("undecided", "not reproduced")
-    left = {row["claim"] for row in not_run_claims(list(rows))}
+    left = {row["claim"] for row in study.not_run_claims(list(rows))}
     assert not left & set(rows) and any(claim.startswith("SAERL on DAPO against DAPO") for claim in left)
 
 
@@ -258,14 +257,12 @@ def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
     for row in pairs.itertuples():
         paired = (outcome.loc[row.arm] - outcome.loc[row.baseline]).dropna()
         assert len(paired) == row.n_seeds and paired.mean() == pytest.approx(row.difference, abs=1e-3)
-    rates = study.last_rates(frame).query("eval_set == 'mean'").groupby("arm")["avg"].mean()
-    np.testing.assert_allclose(rates[summary.index], summary["final_mean_avg"], rtol=1e-5)
 
 
 def test_the_papers_values_of_steps_and_batch_claims_follow_from_its_tables() -> None:
     paper = study.paper_values()
     steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
-    for (arm, baseline), (_, saved) in STEPS_CLAIMS.items():
+    for (arm, baseline), (_, saved) in study.STEPS_CLAIMS.items():
         assert saved == pytest.approx(100 * (steps[baseline] - steps[arm]) / steps[baseline], abs=0.06)
     gains = paper[paper["table"] == "8 Avg@8"].groupby("arm")["value"].mean()
     readings = pd.DataFrame([("the paper's counts", "gain at b", -6.0, -9.0, -3.0, 5)],

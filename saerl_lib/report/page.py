@@ -1,11 +1,8 @@
-"""The report of a plan: one HTML file that needs no network, with a map, cards of the clusters and a reason for each row.
+"""What a plan leaves behind: a reason for each row, cards of clusters, rows left out, what a reader must know, and the report.
 
-Equal inputs give equal bytes. Jinja escapes every text of the data, the rows travel as JSON in which `<`, `>` and `&` are
-escaped, the script writes text alone, and the page's policy runs no script but this file's (by hash) and forbids every request.
-
-What a plan leaves behind as tables: one row a sample with its reasons, the cards of the clusters, the rows left out.
-
-What a reader of the plan must know: what the data allow, what they do not, and what was left out.
+The report is one HTML file that needs no network; equal inputs give equal bytes. Jinja escapes every text of the data, the rows
+travel as JSON in which `<`, `>` and `&` are escaped, the script writes text alone, and the page's policy runs no script but this
+file's (by hash) and forbids every request.
 """
 
 from __future__ import annotations
@@ -154,10 +151,9 @@ Told = Iterator[tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class Caveat:
-    """One thing to know."""
+    """One thing to know; its kind is warning (doubt the result) or note (how it was made)."""
 
     kind: str
-    """warning: doubt the result. note: how it was made."""
     title: str
     text: str
 
@@ -213,46 +209,32 @@ def _difficulty(arranged: Arranged) -> Told:
         )
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
-        yield (
-            "note", "Labels are turned round",
-            f"A larger {config.fields.labels} means easier; the report and scores.csv show {how}, so that larger is harder.",
-        )  # fmt: skip
+        text = f"A larger {config.fields.labels} means easier; the report and scores.csv show {how}, so that larger is harder."
+        yield "note", "Labels are turned round", text
     if not np.isfinite(difficulty.high).all():
         yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
-    yield (
-        "note", "How difficulty was read",
-        f"{known:,} of {n:,} rows have a label. A labelled row's prediction comes from a fit that did not see its label; the "
-        "calibration on top of it saw all labels.",
-    )  # fmt: skip
+    text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
+    yield "note", "How difficulty was read", f"{known:,} of {n:,} rows have a label. {text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
     clusters, plan = arranged.grouping.clusters, arranged.plan
     sizes = np.bincount(arranged.grouping.assignment.label, minlength=clusters.k)
     if clusters.k == 1:
-        yield (
-            "warning", "One cluster",
-            "All rows are in one cluster: there is no company to choose and no tail to swap. A small file has several when "
-            "batches are smaller (--prompts-per-step) or when --clusters asks for them.",
-        )  # fmt: skip
+        text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
+        told = f"All rows are in one cluster: there is no company to choose and no tail to swap. {text}"
+        yield "warning", "One cluster", told
     elif sizes.max() > DOMINANT * sizes.sum():
-        yield (
-            "warning", "Dominant cluster",
-            f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
-            "Try other features or more clusters.",
-        )  # fmt: skip
+        text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
+        yield "warning", "Dominant cluster", text + "Try other features or more clusters."
     if clusters.k > 1 and plan.unpaired_share > UNPAIRED:
         yield "note", "Few swaps", f"{plan.unpaired_share:.0%} of the batches found no partner for the tail swap."
     if clusters.n_merged:
-        yield (
-            "note", _count(clusters.n_merged, "small cluster") + " merged",
-            f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one.",
-        )  # fmt: skip
-    yield (
-        "note", "How varied batches are",
-        f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
-        f"{arranged.diversity_random:.2f} in a random order. Batches of one cluster are meant to be closer.",
-    )  # fmt: skip
+        text = f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one."
+        yield "note", _count(clusters.n_merged, "small cluster") + " merged", text
+    text = f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
+    more = f"{arranged.diversity_random:.2f} in a random order. Batches of one cluster are meant to be closer."
+    yield "note", "How varied batches are", text + more
 
 
 def _quality(arranged: Arranged) -> Told:
@@ -283,11 +265,8 @@ def _rows(arranged: Arranged) -> Told:
             yield "warning" if doubtful else "note", title, f"{text} Listed in not_planned.csv."
     repeated = sum(count - 1 for count in Counter(normalise(s.prompt) for s in data.samples).values())
     if repeated:
-        yield (
-            "warning", _count(repeated, "repeated question"),
-            "Equal to an earlier row but for case, space or punctuation. They stay in the plan, so their question counts more "
-            "than once.",
-        )  # fmt: skip
+        text = "Equal to an earlier row but for case, space or punctuation. They stay in the plan, so their question counts more "
+        yield "warning", _count(repeated, "repeated question"), text + "than once."
     if truncated:
         text = "Longer than the model reads; the end was not read. --max-tokens sets where."
         yield "warning", f"{_count(truncated, 'row')} cut", text
@@ -306,11 +285,11 @@ def _features(arranged: Arranged) -> Told:
         if sae.explained_variance > 0:
             yield "note", "How well the SAE reads the model", told
         else:
-            yield (
-                "warning", "The SAE does not fit this layer",
+            text = (
                 f"{told} The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and "
-                "its features are noise. Layers count from 1, the block after which the residual stream is read.",
-            )  # fmt: skip
+                "its features are noise. Layers count from 1, the block after which the residual stream is read."
+            )
+            yield "warning", "The SAE does not fit this layer", text
     if not found.by_model:
         yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
@@ -334,8 +313,9 @@ RANKS = {
 def page(
     arranged: Arranged, caveats: Sequence[Caveat], scores: pd.DataFrame, clusters: pd.DataFrame, not_planned: pd.DataFrame
 ) -> str:
-    """The whole report as one HTML document; the tables are those of `saerl_lib.report.page`."""
+    """The whole report as one HTML document; the tables are those of this module."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     k, (rank, order) = arranged.grouping.clusters.k, RANKS[arranged.ranked_by]
     tints = [TINTS[c] if c < len(TINTS) else f"hsl({c * 137 % 360} 60% 50%)" for c in range(k)]
     return _templates().get_template("page.html.j2").render(
@@ -345,7 +325,7 @@ def page(
         curve=_curve(arranged, tints), reliability=_reliability(arranged), not_planned=not_planned, listed=LISTED,
         rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
-        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in scripts),
+        hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )  # fmt: skip
 
 
@@ -368,10 +348,6 @@ def _templates() -> Environment:
     found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
     found.filters["excerpt"] = excerpt
     return found
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""One look for every figure: the helpers that draw tidy tables, and byte-identical files.
+"""One look for every figure: helpers that draw tidy tables, and byte-identical files.
 
 `forest` draws values with intervals, a row a name; `lines` draws curves with bands or bars; `bar_panel` draws lengths. Each takes
 a tidy table and knows nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), each paired with a marker;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from saerl_lib.report.tables import write_atomic
+from saerl_lib.report.tables import number, write_atomic
 
 COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.8
 """Inches of one column, and of the text width."""
@@ -45,6 +44,8 @@ RC: dict[str, Any] = {
     "lines.markersize": 4, "errorbar.capsize": 2, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "saerl",
     "path.simplify": True, "savefig.dpi": DPI, "figure.dpi": 100,
 }  # fmt: skip
+STYLE = ["default", RC]
+"""The style whatever the user's own settings are."""
 PAPER: dict[str, Any] = {
     "marker": "s", "linestyle": "none", "color": ORANGE, "markerfacecolor": "none", "markersize": 6.5, "clip_on": False,
     "label": "paper",
@@ -68,23 +69,23 @@ ARMS = {"grpo": Look(GREY, "s"), "saerl": Look(BLUE)}
 ORDERS = {"random": Look(GREY, "s"), "saerl_before_mixing": Look(ORANGE, "^"), "saerl": Look(BLUE)}
 
 
-def styled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `function` under matplotlib's defaults plus `RC`, whatever the user's own settings are."""
+def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`.
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with matplotlib.style.context(["default", RC]):
-            return function(*args, **kwargs)
+    The function returns its panels and their small print; the registered one draws both in the one style.
+    """
 
-    return wrapper
+    def register(function: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[Figure, str]]:
+        @functools.wraps(function)
+        def drawn(*frames: pd.DataFrame) -> Figure:
+            with matplotlib.style.context(STYLE):
+                figure, text = function(*frames, **options)
+                filled = textwrap.fill(text, int(figure.get_figwidth() * 19))
+                figure.supxlabel(filled, fontsize=7, color="#333333", x=0.01, ha="left")
+            return figure
 
-
-def figure_of(*tables: str, name: str = "") -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Register a function of `tables` as the figure of its own name, or of `name`, drawn in the one style."""
-
-    def register(function: Callable[..., Figure]) -> Callable[..., Figure]:
-        FIGURES[name or function.__name__] = (tables, drawn := styled(function))
-        return drawn
+        FIGURES[name] = (tables or (name,), drawn)
+        return function
 
     return register
 
@@ -121,17 +122,6 @@ def looks(
     return {name: look._replace(label=labels.get(name, look.label or readable(name))) for name, look in chosen.items()}
 
 
-def number(value: float) -> str:
-    """Three significant digits, thousands grouped; empty for nan.
-
-    >>> number(0.08333), number(12345.0), number(float("nan"))
-    ('0.0833', '12,345', '')
-    """
-    if math.isnan(value):
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def readable(name: Any) -> str:
     """A column value as a label: underscores become spaces."""
     return str(name).replace("_", " ")
@@ -147,33 +137,33 @@ def span(counts: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def aside(groups: pd.Series, names: Sequence[Any]) -> pd.Series:
+    """How many places each group stands from the middle of `names`, so that points of equal x can be set apart."""
+    return groups.map({name: i - (len(names) - 1) / 2 for i, name in enumerate(names)})
+
+
 # Panels.
 
 
-def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def panels(
+    height: float, rows: int = 1, columns: int = 1, width: float = FULL_WIDTH, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches and its axes [rows, columns]; `options` go to `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _grid(names: Sequence[Any], columns: int, width: float, height: float, **share: Any) -> tuple[Figure, list[Axes]]:
     """A panel a name, at most `columns` in a row of `height` inches; unused places stay empty, lowest panels keep their ticks."""
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = panels(width, 0.9 + rows * height, rows, columns, **share)
+    figure, axes = panels(0.9 + rows * height, rows, columns, width, **share)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:
         axis.tick_params(axis="x", labelbottom=True)
     return figure, list(axes.flat[: len(names)])
-
-
-def caption(figure: Figure, text: str) -> None:
-    """Small print below the panels: n, units, what an interval covers; wrapped to the figure's width."""
-    characters = int(figure.get_figwidth() * 19)
-    figure.supxlabel(textwrap.fill(text, characters), fontsize=7, color="#333333", x=0.01, ha="left")
 
 
 def legend(figure: Figure, columns: int = 6) -> None:
@@ -201,15 +191,15 @@ def symlog(axis: Axes, linear: float, ticks: Sequence[float]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
 
 
+def _bounds(part: pd.DataFrame) -> np.ndarray:
+    """Bounds [2, n] of the intervals; nan where the table has none."""
+    return part.reindex(columns=["ci_low", "ci_high"]).to_numpy(dtype=float).T
+
+
 def error_lengths(part: pd.DataFrame) -> np.ndarray:
     """Error bar lengths [2, n] below and above `value`; an empty bound of ci_low and ci_high is drawn as no bar."""
-    v, a, b = (part[name].to_numpy(dtype=float) for name in ("value", "ci_low", "ci_high"))
-    return np.nan_to_num(np.clip(np.stack([v - a, b - v]), 0.0, None))
-
-
-def without_interval(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with empty bounds."""
-    return table.assign(ci_low=np.nan, ci_high=np.nan)
+    value, (low, high) = part["value"].to_numpy(dtype=float), _bounds(part)
+    return np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0.0, None))
 
 
 # Forest plots.
@@ -228,7 +218,7 @@ def forest_panel(
 ) -> None:  # fmt: skip
     """Values with horizontal intervals, a row a name; rows without a value stay empty.
 
-    `part` has row, value, ci_low, ci_high and look (a key of `looks`); optionally paper (an open square) and xlabel. Groups of
+    `part` has row, value and look (a key of `looks`); optionally ci_low, ci_high, paper (an open square) and xlabel. Groups of
     one row stand `shift` apart. `chance` is a dashed line.
     """
     place = {row: y for y, row in enumerate(rows)}
@@ -266,8 +256,7 @@ def forest(
     table = table if "look" in table else table.assign(look="")
     names = list(dict.fromkeys(table["panel"]))
     most = len(rows) if rows is not None else int(table.groupby("panel")["row"].nunique().max())
-    lines = max(str(name).count("\n") for name in names)
-    height = 0.6 + 0.13 * lines + row_height * most
+    height = 0.6 + 0.13 * max(str(name).count("\n") for name in names) + row_height * most
     figure, axes = _grid(names, columns, width, height, sharex=share_x, sharey=rows is not None)
     for axis, name in zip(axes, names, strict=True):
         part = table[table["panel"] == name]
@@ -283,13 +272,20 @@ def forest(
 # Curves.
 
 
+def smoothed(long: pd.DataFrame, groups: Sequence[str], steps: int) -> tuple[pd.Series, int, str]:
+    """Rolling mean of `raw` along the steps of each of `groups`, its window (a twentieth of the run), and how to say it."""
+    window = max(1, steps // 20)
+    mean = long.groupby(list(groups))["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
+    return mean, window, f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
+
+
 def line_panel(
     axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], *, band: bool = True, joined: bool = True, every: int = 1
 ) -> None:
     """A curve a group with its interval as a band or as bars; a mark at each `every`-th point.
 
-    `part` has group (a key of `looks`), x, value, ci_low, ci_high; optionally apart: points that stand for themselves, as open
-    marks with bars.
+    `part` has group (a key of `looks`), x and value; optionally ci_low, ci_high, and apart: points that stand for themselves, as
+    open marks with bars.
     """
     for key, look in looks.items():
         own = part[part["group"] == key].sort_values("x", kind="stable")
@@ -298,7 +294,7 @@ def line_panel(
         style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": look.label or None}
         style["linestyle"] = "-" if joined else "none"
         if band:
-            axis.fill_between(near["x"], near["ci_low"], near["ci_high"], color=look.colour, alpha=0.15, linewidth=0)
+            axis.fill_between(near["x"], *_bounds(near), color=look.colour, alpha=0.15, linewidth=0)
             axis.plot(near["x"], near["value"], markersize=3, markevery=every, **style)
         else:
             axis.errorbar(near["x"], near["value"], error_lengths(near), elinewidth=1, **style)
@@ -347,19 +343,15 @@ def bar_panel(axis: Axes, values: Sequence[float], colours: Any = SKY, form: Cal
     axis.locator_params(axis="x", nbins=4)
 
 
-@styled
 def save(figure: Figure, name: str, folder: Path) -> Path:
     """Write `folder/name.png` (200 dots an inch) and `folder/name.pdf` (embedded TrueType), return the PNG's path.
 
     No dates or program names are stored, so the same figure gives the same bytes. Raises ArtifactError when the folder
     cannot be written.
     """
-    metadata: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    for suffix in ("png", "pdf"):
+    for suffix, unnamed in (("png", ["Software"]), ("pdf", ["CreationDate", "Creator", "Producer"])):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata[suffix])
+        with matplotlib.style.context(STYLE):
+            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=dict.fromkeys(unnamed))
         write_atomic(folder / f"{name}.{suffix}", buffer.getvalue())
     return folder / f"{name}.png"

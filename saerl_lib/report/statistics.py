@@ -1,7 +1,7 @@
 """Every estimate and interval of the library: bootstraps, rankings, shares, seeds, families of comparisons.
 
 Pure functions on arrays; this module imports no other room, so that all of them use it. The paper reports single runs without
-intervals (section 4.1); every interval here is ours. Axes: S seeds, P problems, N items, R resamples, k completions.
+intervals (section 4.1); every interval here is ours. Axes: S seeds, P problems, N items, R resamples.
 """
 
 from __future__ import annotations
@@ -32,69 +32,6 @@ def _vector(values: ArrayLike, name: str) -> np.ndarray:
     if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
         raise ValueError(f"{name} must be a non-empty vector of finite numbers, got shape {vector.shape}")
     return vector
-
-
-# Accuracy and learning curves.
-
-
-def pass_at_k(n_samples: int, n_correct: ArrayLike, k: int) -> np.ndarray:
-    """Unbiased Pass@k of each problem: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021; used in the paper, section C.3).
-
-    `n_correct` is [N] counts of right completions out of `n_samples`; returns [N] values in 0..1.
-    Raises ValueError when k is outside 1..n_samples or a count is outside 0..n_samples.
-
-    >>> pass_at_k(4, [0, 1, 3, 4], k=2).tolist()
-    [0.0, 0.5, 1.0, 1.0]
-    """
-    counts = np.asarray(n_correct)
-    if not 1 <= k <= n_samples:
-        raise ValueError(f"k={k} must lie in 1..n_samples={n_samples}: draw more completions or lower k")
-    if counts.size and (counts.min() < 0 or counts.max() > n_samples or (counts != np.round(counts)).any()):
-        raise ValueError(f"n_correct must hold whole numbers in 0..n_samples={n_samples}")
-    total = math.comb(n_samples, k)
-    return np.array([1.0 - math.comb(n_samples - int(c), k) / total for c in counts.ravel()]).reshape(counts.shape)
-
-
-def steps_to_target(steps: Sequence[int], values: Sequence[float], target: float) -> int | None:
-    """First evaluated step whose value reaches `target`, None when none does (paper, section 4.1).
-
-    Raises ValueError when the lengths differ or the steps do not rise. Values within 1e-9 of the target count.
-
-    >>> steps_to_target([0, 20, 40], [0.1, 0.5, 0.4], 0.5), steps_to_target([0, 20], [0.1, 0.2], 0.5)
-    (20, None)
-    """
-    if len(steps) != len(values):
-        raise ValueError(f"{len(steps)} steps but {len(values)} values: give one value a step")
-    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise ValueError("steps must rise strictly: sort the evaluations and drop doubled steps")
-    return next((int(step) for step, value in zip(steps, values, strict=True) if value >= target - 1e-9), None)
-
-
-def area_under_curve(steps: ArrayLike, values: ArrayLike) -> float:
-    """Area under a learning curve by trapezoids, divided by the steps spanned: its mean height, in the value's unit (ours).
-
-    >>> area_under_curve([0, 10, 30], [0.0, 1.0, 1.0])
-    0.8333333333333334
-    """
-    x, y = _vector(steps, "steps"), _vector(values, "values")
-    if x.shape != y.shape or x.size < 2 or (np.diff(x) <= 0).any():
-        raise ValueError("area_under_curve needs two or more rising steps and one value each")
-    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def total_variation(p: ArrayLike, q: ArrayLike) -> float:
-    """Total variation distance of two distributions over the same bins, 0..1.
-
-    >>> total_variation([0.5, 0.5], [0.75, 0.25])
-    0.25
-    """
-    a, b = _vector(p, "p"), _vector(q, "q")
-    if a.shape != b.shape:
-        raise ValueError(f"p has {a.size} bins, q has {b.size}: use the same bins")
-    for name, shares in (("p", a), ("q", b)):
-        if (shares < 0).any() or abs(shares.sum() - 1.0) > 1e-3:
-            raise ValueError(f"{name} must hold shares that add up to 1, got a sum of {shares.sum():.6g}")
-    return float(0.5 * np.abs(a - b).sum())
 
 
 # Bootstraps over samples.
@@ -270,19 +207,6 @@ def difference_interval(a: Interval, b: Interval) -> Interval:
     return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b_low))
 
 
-def histogram_auc(positive: ArrayLike, negative: ArrayLike) -> float:
-    """ROC-AUC of scores known by bin only: P(positive in a higher bin) + half of P(same bin). Bins rise.
-
-    >>> histogram_auc([0, 1, 1], [1, 1, 0])
-    0.875
-    """
-    p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
-    if p.ndim != 1 or p.shape != n.shape or not (p.sum() > 0 and n.sum() > 0):
-        raise ValueError("histogram_auc needs the same bins for both classes and some mass in each")
-    p, n = p / p.sum(), n / n.sum()
-    return float((p * (np.cumsum(n) - n / 2)).sum())
-
-
 def auc_interval(auc: float, n_positive: int, n_negative: int) -> Interval:
     """95 % interval of a ROC-AUC by Hanley and McNeil (1982), cut to 0..1.
 
@@ -313,8 +237,6 @@ class Estimate:
 
     def interval(self, level: float = ALPHA) -> Interval:
         """The interval that misses with probability `level`; nan bounds for one seed."""
-        if self.n_seeds < 2:
-            return Interval(self.mean, math.nan, math.nan)
         half = float(stats.t.ppf(1 - level / 2, self.degrees)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
@@ -327,8 +249,6 @@ class Estimate:
 
     def detectable(self, level: float = ALPHA, power: float = POWER) -> float:
         """Smallest true mean that a test at `level` finds with `power`: (t_{1-level/2} + t_power) * error; nan for one seed."""
-        if self.n_seeds < 2:
-            return math.nan
         return float(stats.t.ppf(1 - level / 2, self.degrees) + stats.t.ppf(power, self.degrees)) * self.error
 
 

@@ -1,4 +1,4 @@
-"""The CSV tables of `figures/data`: their columns, checked writing and reading; their Markdown in README.md.
+"""The CSV tables of `figures/data`: their columns, checked writing and reading, their Markdown in README.md, and a rerun's.
 
 The notebooks and the study write them, figures and claims are drawn from them alone. Shares, accuracies, purity and recall are
 fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of `claims.csv` that say so are in percent.
@@ -6,18 +6,23 @@ fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of 
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError
+from saerl_lib.artifacts import ArtifactError, provenance, write_json
+from saerl_lib.config import get_profile
 
 COLUMNS = """
 00 world_gates: gate value low? high? met n? unit? note?
@@ -27,7 +32,6 @@ COLUMNS = """
 02 sae_map: sample_id x y domain cluster difficulty?
 02 representation: choice option target metric value ci_low ci_high n_train n_test shared_with_default%
 03 world_probes probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
-03 ladder_saes: model features seed explained_variance l0 dead_share n_tokens
 03 real_overlap: dataset evaluation_set n n_overlap
 04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
 04 cluster_topics: cluster domain n
@@ -76,7 +80,6 @@ COLUMNS = """
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
-08 study_final: arm seed eval_set avg_at_k pass_at_k
 08 study_batch: reading comparison prompts_per_step difference ci_low? ci_high? n_seeds
 08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds steps_to_target diversity_2d diversity_full
     paper_swapped paper_difference paper_steps paper_diversity
@@ -121,11 +124,8 @@ class TableError(ValueError):
     """A table is missing, empty or does not have its columns."""
 
 
-def schema_of(name: str) -> Schema:
-    """The schema of table `name`; raises TableError for a name that is not in `SCHEMAS`."""
-    if name not in SCHEMAS:
-        raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
-    return SCHEMAS[name]
+class NothingPublishedError(ValueError):
+    """The profile has no published results."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -144,19 +144,21 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or choose a writable folder") from error
 
 
-def _check_columns(columns: list[str], name: str, where: str) -> None:
-    schema = schema_of(name)
-    missing = [column for column in schema.columns if column not in columns]
-    unknown = [column for column in columns if column not in schema.columns]
-    if missing or unknown:
-        found = " and ".join(
-            f"{word} {', '.join(names)}" for word, names in (("lacks column", missing), ("has unknown column", unknown)) if names
-        )
+def _schema(name: str) -> Schema:
+    if name not in SCHEMAS:
+        raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def _check_columns(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+    columns = {"lacks column": [c for c in schema.columns if c not in frame],
+               "has unknown column": [c for c in frame if c not in schema.columns]}  # fmt: skip
+    found = " and ".join(f"{word} {', '.join(names)}" for word, names in columns.items() if names)
+    if found:
         raise TableError(f"{where} {found}; notebook {schema.notebook} writes {','.join(schema.columns)}")
 
 
-def _check_values(frame: pd.DataFrame, name: str) -> None:
-    schema = schema_of(name)
+def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
     for column in schema.columns:
         values = frame[column]
         if column not in schema.optional and values.isna().any():
@@ -168,13 +170,10 @@ def _check_values(frame: pd.DataFrame, name: str) -> None:
             raise TableError(f"table {name}: column {column} must lie in 0..1; write fractions, not percent")
 
 
-def _text_ready(values: pd.Series) -> pd.Series:
-    if values.dtype == bool:
-        return values.map({True: "true", False: "false"})
-    if values.dtype == object:
-        values = values.map(lambda cell: str(bool(cell)).lower() if isinstance(cell, (bool, np.bool_)) else cell)
-        return values.map(lambda cell: f"{cell:.6g}" if isinstance(cell, (float, np.floating)) and np.isfinite(cell) else cell)
-    return values
+def _text(cell: Any) -> Any:
+    if isinstance(cell, (bool, np.bool_)):
+        return str(bool(cell)).lower()
+    return f"{cell:.6g}" if isinstance(cell, (float, np.floating)) and np.isfinite(cell) else cell
 
 
 def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
@@ -183,11 +182,12 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     Raises TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
-    _check_columns(list(frame.columns), name, f"table {name}")
+    schema = _schema(name)
+    _check_columns(frame, schema, f"table {name}")
     if frame.empty:
         raise TableError(f"table {name} has no rows; nothing would be drawn from it")
-    _check_values(frame, name)
-    ready = frame[list(schema_of(name).columns)].apply(_text_ready)
+    _check_values(frame, name, schema)
+    ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
     write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
     return path
@@ -198,8 +198,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
 
     Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
     """
-    schema = schema_of(name)
-    path = folder / f"{name}.csv"
+    schema, path = _schema(name), folder / f"{name}.csv"
     remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
     if not path.is_file():
         raise TableError(f"{path} is missing; {remedy}")
@@ -207,7 +206,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _check_columns(list(frame.columns), name, str(path))
+    _check_columns(frame, schema, str(path))
     if frame.empty:
         raise TableError(f"{path} has no rows; {remedy}")
     return frame
@@ -221,12 +220,9 @@ def is_true(values: pd.Series) -> pd.Series:
 # Markdown for README.md.
 
 
-EMPTY = "-"
-
-
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
-        return EMPTY
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -245,10 +241,30 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _bounds(low: Any, high: Any) -> str:
-    if pd.isna(low) or pd.isna(high):
+def number(value: float) -> str:
+    """Three significant digits, thousands grouped; empty for nan.
+
+    >>> number(0.08333), number(12345.0), number(float("nan"))
+    ('0.0833', '12,345', '')
+    """
+    if math.isnan(value):
         return ""
-    return f"{float(low):.3g} to {float(high):.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def allowed(low: float, high: float) -> str:
+    """The range of a gate in words.
+
+    >>> allowed(0.2, 0.4), allowed(float("nan"), 0.1), allowed(float("nan"), float("nan"))
+    ('0.2 to 0.4', 'at most 0.1', 'reported')
+    """
+    if math.isnan(low):
+        return "reported" if math.isnan(high) else f"at most {number(high)}"
+    return f"at least {number(low)}" if math.isnan(high) else f"{number(low)} to {number(high)}"
+
+
+def _bounds(low: Any, high: Any) -> str:
+    return "" if pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
 
 
 def _count(value: Any) -> str:
@@ -258,14 +274,11 @@ def _count(value: Any) -> str:
 def claims_markdown(frame: pd.DataFrame) -> str:
     """`claims.csv` as a Markdown table: claim, the paper's value, ours with its interval, seeds, verdict, where to look."""
     rows = []
-    for row in frame.to_dict("records"):
-        where = "" if pd.isna(row["figure"]) or not str(row["figure"]) else f"[figure]({row['figure']})"
-        command = "" if pd.isna(row["command"]) or not str(row["command"]) else f"`{row['command']}`"
-        interval = _bounds(row["ci_low"], row["ci_high"])
-        seeds = _count(row["n_seeds"]) if row["verdict"] != "not run" else ""
-        rows.append(
-            [row["claim"], row["paper_value"], row["our_value"], interval, seeds, f"**{row['verdict']}**", where, command]
-        )
+    for row in frame.fillna({"figure": "", "command": ""}).itertuples():
+        where, command = f"[figure]({row.figure})" if row.figure else "", f"`{row.command}`" if row.command else ""
+        seeds = _count(row.n_seeds) if row.verdict != "not run" else ""
+        interval = _bounds(row.ci_low, row.ci_high)
+        rows.append([row.claim, row.paper_value, row.our_value, interval, seeds, f"**{row.verdict}**", where, command])
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
@@ -290,10 +303,10 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     """How many claims got which verdict, by what they speak of, and the main ones, from `claims.csv`."""
     rows = []
     for start in HEADLINES:
-        for row in frame[frame["claim"].str.startswith(start)].to_dict("records"):
-            bounds = _bounds(row["ci_low"], row["ci_high"])
-            here = "" if pd.isna(row["our_value"]) else f"{row['our_value']:.3g}" + (f" ({bounds})" if bounds else "")
-            rows.append([row["claim"], row["paper_value"], here, f"**{row['verdict']}**"])
+        for row in frame[frame["claim"].str.startswith(start)].itertuples():
+            bounds = _bounds(row.ci_low, row.ci_high)
+            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({bounds})" if bounds else "")
+            rows.append([row.claim, row.paper_value, here, f"**{row.verdict}**"])
     table = markdown_table(["Claim", "Paper", "Here, 95 % interval", "Verdict"], rows)
     return f"{_counted_verdicts(frame)} The main claims:\n\n{table}"
 
@@ -318,13 +331,9 @@ def _counted_verdicts(frame: pd.DataFrame) -> str:
 def gates_markdown(frame: pd.DataFrame) -> str:
     """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
     rows = []
-    for row, met in zip(frame.to_dict("records"), is_true(frame["met"]), strict=True):
-        low, high = row["low"], row["high"]
-        allowed = _bounds(low, high) or (
-            f"at most {high:.3g}" if pd.notna(high) else f"at least {low:.3g}" if pd.notna(low) else "reported"
-        )
-        unit = "" if pd.isna(row["unit"]) else str(row["unit"])
-        rows.append([row["gate"], f"{row['value']:.3g} {unit}", allowed, "yes" if met else "**no**", _count(row["n"])])
+    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
+        value = f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
+        rows.append([row.gate, value, allowed(row.low, row.high), "yes" if met else "**no**", _count(row.n)])
     return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
 
 
@@ -374,4 +383,240 @@ def write_documents(root: Path, data_folder: Path) -> list[str]:
 def run_readme() -> int:
     """`readme`: say which documents changed."""
     print("written: " + (", ".join(write_documents(paths.ROOT, paths.PUBLISHED)) or "nothing, all tables are up to date"))
+    return 0
+
+
+# A rerun beside what is published. A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie
+# in `figures/`. Rows are matched by their text columns, else by their position. Clusters and samples differ between processors:
+# a column without an interval is compared by its mean alone.
+
+
+SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
+OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
+"""The same number; within `RELATIVE` of it, or the end of an interval that moved by less than half of the published width, or a
+column without an interval whose mean moved by less than `STANDARD_ERRORS`; inside the published interval of its row; none of
+these, a verdict that changed, a row or table that the rerun lacks."""
+RELATIVE = 0.001
+"""Relative difference of two values that counts as none."""
+STANDARD_ERRORS = 3.0
+"""Move of a column's mean that counts as none, in standard errors of the published column."""
+SCREEN_ROWS = 12
+"""Numbers outside that are printed; all of them stand in the CSV file."""
+RECORD = "published.json"
+"""Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
+TABLES_OF = {
+    "study": ("study_",),
+    "bench": ("preparation_cost", "gpu_checks"),
+}
+"""Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""
+
+
+def publisher(table: str) -> str:
+    """The profile (or `bench`) whose run the published `table` comes from.
+
+    >>> publisher("study_runs"), publisher("world_gates")
+    ('study', 'laptop')
+    """
+    return next((profile for profile, starts in TABLES_OF.items() if table.startswith(starts)), "laptop")
+
+
+def published_tables(profile: str, folder: Path | None = None) -> list[str]:
+    """Names of the published tables that a run of `profile` computes itself, sorted."""
+    return sorted(path.stem for path in (folder or paths.PUBLISHED).glob("*.csv") if publisher(path.stem) == profile)
+
+
+def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
+    """Value column -> the columns of its interval: `X_low` and `X_high` bound X, or the column before them."""
+    found: dict[str, tuple[str, str]] = {}
+    for place, low in enumerate(columns):
+        stem = low.removesuffix("_low")
+        if stem in (low, "bin") or f"{stem}_high" not in columns or not place:
+            continue
+        before = columns[place - 1]
+        value = stem if stem in columns else f"{stem}_mean" if f"{stem}_mean" in columns else before
+        if not value.endswith("_high"):
+            found.setdefault(value, (low, f"{stem}_high"))
+    return found
+
+
+def _matched(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Rows of both in one order, and a name for each row; NaN in a row that the rerun lacks."""
+    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
+    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
+    words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
+    names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
+    if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
+        return old, new, names
+    if not text:
+        return old, new.reindex(range(len(old))), names
+    keys = [pd.MultiIndex.from_frame(part.assign(place=part.groupby(text).cumcount())) for part in (words, others)]
+    return old, new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
+
+
+def _floats(values: pd.Series) -> np.ndarray:
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
+
+
+def _judged(
+    rows: str | list[str], column: str, old: np.ndarray, new: np.ndarray, low: np.ndarray, high: np.ndarray, inside: str
+) -> pd.DataFrame:
+    """A row a number: what is published, the rerun's, what counts as reproduced, and the outcome; `inside` names that range."""
+    same = (old == new) | (np.isnan(old) & np.isnan(new))
+    near, between = np.abs(new - old) <= RELATIVE * np.abs(old), (low <= new) & (new <= high)
+    outcome = np.select([same, np.isnan(old) | np.isnan(new), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
+    values = {"row": rows, "column": column, "published": old, "rerun": new, "low": low, "high": high, "outcome": outcome}
+    return pd.DataFrame(values)
+
+
+def _by_mean(old: pd.Series, new: pd.Series, column: str) -> pd.DataFrame:
+    """A column as one number, its mean; equal means of unequal columns are within tolerance, not the same."""
+    a, b = _floats(old), _floats(new)
+    equal, spread = np.array_equal(a, b, equal_nan=True), pd.Series(a).sem()
+    mean, other = np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in (a, b)]).reshape(2, 1)
+    half = np.nan if equal else STANDARD_ERRORS * (0.0 if np.isnan(spread) else spread)
+    found = _judged(f"mean of {len(a)}", column, mean, other, mean - half, mean + half, TOLERANCE)
+    return found if equal else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
+
+
+def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
+    missing = [column for column in old.columns if column not in new.columns]
+    parts = [_named("", column, "column", "missing") for column in missing]
+    old, new = old.drop(columns=missing), new[[column for column in old.columns if column in new.columns]]
+    bounds = _intervals(list(old.columns))
+    first, second, names = _matched(old, new)
+    for value, ends in bounds.items():
+        low, high = (_floats(first[end]) for end in ends)
+        parts.append(_judged(names, value, _floats(first[value]), _floats(second[value]), low, high, INTERVAL))
+        for end in ends:
+            here, half = _floats(first[end]), (high - low) / 2
+            parts.append(_judged(names, end, here, _floats(second[end]), here - half, here + half, TOLERANCE))
+    covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
+    numeric = [c for c in old.columns if pd.api.types.is_numeric_dtype(old[c]) and pd.api.types.is_numeric_dtype(new[c])]
+    parts += [_by_mean(old[column], new[column], column) for column in numeric if column not in covered]
+    if "verdict" in old.columns:
+        both = zip(names, first["verdict"].astype(str), second["verdict"].astype(str), strict=True)
+        parts += [_named(name, "verdict", x, y) for name, x, y in both]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _named(row: str, column: str, published: str, rerun: str) -> pd.DataFrame:
+    """The row of something that is compared as a word."""
+    values = {"row": row, "column": column, "published": published, "rerun": rerun, "low": np.nan, "high": np.nan}
+    return pd.DataFrame([values | {"outcome": SAME if published == rerun else OUTSIDE}])
+
+
+def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
+    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome.
+
+    Raises NothingPublishedError for a profile that publishes no table.
+    """
+    published, rerun = published or paths.PUBLISHED, rerun or paths.figure_data_dir(profile)
+    names = published_tables(profile, published)
+    if not names:
+        raise NothingPublishedError(f"profile {profile} has no published results; laptop, method and study have")
+    found = {}
+    for name in names:
+        if (rerun / f"{name}.csv").is_file():
+            found[name] = compare_table(*(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
+        else:
+            found[name] = _named("", "", "table", "missing")
+    return pd.concat(found, names=["table", None]).reset_index("table").reset_index(drop=True)
+
+
+def published_record(profile: str) -> dict[str, object]:
+    """What `publish` wrote of the run that the published results of `profile` come from; empty where nothing is known."""
+    path = paths.PUBLISHED / RECORD
+    return json.loads(path.read_text(encoding="utf-8")).get(profile, {}) if path.is_file() else {}
+
+
+def summary(profile: str, numbers: pd.DataFrame) -> str:
+    """The comparison on one screen: counts a table, then the numbers outside."""
+    counts = numbers.groupby("table", sort=True)["outcome"].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(columns=list(OUTCOMES), fill_value=0)
+    changed = counts[counts[SAME] < counts.sum(axis=1)]
+    total = {outcome: int(counts[outcome].sum()) for outcome in OUTCOMES}
+    known = published_record(profile)
+    machine = f"published on {known.get('processor', 'an unrecorded processor')}, rerun on {provenance()['processor']}"
+    lines = [f"Reproduction of the {len(numbers)} published numbers of profile {profile} ({machine}):"]
+    lines.append("  " + ", ".join(f"{count} {outcome}" for outcome, count in total.items()))
+    if not changed.empty:
+        lines += ["", changed.to_string()]
+    outside = numbers[numbers["outcome"] == OUTSIDE]
+    for row in outside.head(SCREEN_ROWS).itertuples():
+        lines.append(f"  outside: {row.table}, {row.row[:70]}, {row.column}: published {row.published}, here {row.rerun}")
+    if len(outside) > SCREEN_ROWS:
+        lines.append(f"  and {len(outside) - SCREEN_ROWS} more")
+    return "\n".join(lines)
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>Reproduction, profile {{ profile }}</title>
+<style>body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em}img{width:48%}td,th{padding:0 .8em;text-align:right}
+td:first-child,th:first-child{text-align:left}pre{white-space:pre-wrap}</style>
+<h1>Reproduction, profile {{ profile }}</h1><pre>{{ text }}</pre>
+<h2>Figures: published left, this run right</h2>
+{% for name, old, new in figures %}<h3>{{ name }}{% if old == new %}: the same{% endif %}</h3>
+{% for data in ([old] if old == new else [old, new]) %}{% if data %}<img src="data:image/png;base64,{{ data }}" alt="{{ name }}">
+{% else %}<em>missing</em>{% endif %}{% endfor %}{% endfor %}
+"""
+
+
+def _picture(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
+
+
+def write_page(profile: str, text: str) -> Path:
+    """`reproduction.html` beside the run's tables: the summary and every figure old and new."""
+    names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
+    figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
+    page = jinja2.Environment(autoescape=True).from_string(PAGE).render(profile=profile, text=text, figures=figures)
+    path = paths.profile_dir(profile) / "reproduction.html"
+    write_atomic(path, page.encode("utf-8"))
+    return path
+
+
+def report(profile: str) -> tuple[str, int]:
+    """Compare a finished run with what is published, write `reproduction.csv` and `.html`; the screen and the number outside."""
+    numbers = compare(profile)
+    table = paths.profile_dir(profile) / "reproduction.csv"
+    write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
+    text = summary(profile, numbers)
+    page = write_page(profile, text)
+    return f"{text}\nEvery number: {table}\nFigures old and new: {page}", int((numbers["outcome"] == OUTSIDE).sum())
+
+
+def publish(profile: str) -> list[Path]:
+    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
+
+    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises
+    NothingPublishedError for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
+    """
+    from saerl_lib.report.figures import draw_all
+    from saerl_lib.report.study import build_claims
+
+    names, source = published_tables(profile), paths.figure_data_dir(profile)
+    if not names:
+        raise NothingPublishedError(f"profile {profile} has no published results; laptop, method and study have")
+    missing = [name for name in names if not (source / f"{name}.csv").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
+    before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]")]}
+    evaluations = [path.name for path in source.glob("*.parquet") if publisher(path.stem) == profile]
+    for name in [*(f"{name}.csv" for name in names), *sorted(evaluations)]:
+        partial = paths.PUBLISHED / f".{name}.{os.getpid()}.partial"
+        shutil.copyfile(source / name, partial)
+        partial.replace(paths.PUBLISHED / name)
+    write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
+    draw_all(paths.PUBLISHED, paths.FIGURES)
+    write_documents(paths.ROOT, paths.PUBLISHED)
+    record = paths.PUBLISHED / RECORD
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    write_json(record, {**known, profile: provenance()})
+    return [path for path, data in before.items() if path.read_bytes() != data]
+
+
+def run_publish(profile: str) -> int:
+    """`publish`: say which published files changed."""
+    changed = publish(get_profile(profile).name)
+    print(f"{len(changed)} published files changed" + "".join(f"\n  {path}" for path in changed))
     return 0

@@ -35,7 +35,7 @@ from saerl_lib.train.run import write_table
 from saerl_lib.world.sources import world_stage
 
 TABLES = (
-    "study_runs", "study_final", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
+    "study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
     "study_batch", "study_budget", "study_provenance", "study_plans",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
@@ -127,7 +127,6 @@ def study_tables(
         "study_summary": study.summary_table(found, known, problems, budget, sizes),
         "study_comparisons": study.comparison_rows(evaluations, steps, own),
         "study_targets": steps,
-        "study_final": study.last_rates(evaluations).rename(columns={"avg": "avg_at_k", "passed": "pass_at_k"}),
         "study_paper_tables": study.beside_paper(evaluations, steps),
         "study_mixing": study.mixing_rows(evaluations, steps, diversity),
         "study_batch": study.batch_readings(evaluations, per_step),
