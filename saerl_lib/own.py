@@ -37,7 +37,7 @@ from sklearn.metrics import roc_auc_score
 from saerl_lib.artifacts import file_sha256, write_json
 from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
-from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, hash_share, normalise, write_samples
+from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder, metadata_features
@@ -46,7 +46,7 @@ from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
-from saerl_lib.plan.orders import build_plan, random_order
+from saerl_lib.plan.orders import build_plan, random_order, whole_batches
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -432,18 +432,6 @@ class Arranged:
     """Mean distance to the 5 nearest neighbours of a batch on the map."""
     diversity_random: float
     """The same for a random order of the planned samples."""
-
-
-def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
-    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
-
-    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
-    2
-    """
-    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
-    return mask
 
 
 def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:

@@ -59,9 +59,9 @@ from saerl_lib.properties.difficulty import fit_difficulty
 from saerl_lib.properties.probes import fit_elastic_net
 from saerl_lib.properties.quality import fit_source_classifier, keep_top_k
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.grid import DIFFICULTY_ATTEMPTS, pass_rates
 from saerl_lib.train.arms import InOrder
-from saerl_lib.train.policy import load_policy
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
+from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
 from saerl_lib.world.stages import sae_stage
@@ -580,7 +580,7 @@ def preparation_costs(profile: Profile, world: Stage, parts: int = PARTS, prompt
     samples, encoder = load_split(world, "pool"), open_encoder(profile, sae_stage(profile))
     if len(samples) < parts * prompts:
         raise ValueError(f"the pool holds {len(samples)} samples, {parts} parts of {prompts} need {parts * prompts}")
-    (model, tokenizer), attempts = load_policy(), DIFFICULTY_ATTEMPTS
+    sampler, attempts = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_store(samples[-prompts:], encoder, Path(folder) / "warm")
@@ -588,7 +588,7 @@ def preparation_costs(profile: Profile, world: Stage, parts: int = PARTS, prompt
             chosen, watch = samples[part * prompts : (part + 1) * prompts], Stopwatch()
             watch("encode_s", write_store, chosen, encoder, Path(folder) / str(part))
             seed = sub_seed(profile.seed, f"bench-preparation-{part}")
-            watch("rollouts_s", pass_rates, model, tokenizer, chosen, attempts, profile.train, seed)
+            watch("rollouts_s", pass_rates, sampler, chosen, profile.train, seed)
             read, rolled = watch.times["encode_s"], watch.times["rollouts_s"]
             rows.append((part, prompts, prompts * attempts, read, rolled, 100 * (1 - read / rolled)))
     return pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])

@@ -47,13 +47,11 @@ from saerl_lib.report.study import (
 )
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.grid import (
-    DIFFICULTY_ATTEMPTS,
     arm_plan,
     arm_pool_stage,
     chosen_arms,
     finished,
     grid,
-    jobs_home,
     load_arm_pool,
     planned_run,
     results,
@@ -71,8 +69,9 @@ from saerl_lib.studies.world_check import (
     seeds_pilot,
 )
 from saerl_lib.train.arms import Arm, ArmPool, all_arms, find_arm
-from saerl_lib.train.policy import final_outcome
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, final_outcome
 from saerl_lib.train.run import write_table
+from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import world_stage
 from saerl_lib.world.stages import features_stage, sae_stage, store_stage
 
