@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from saerl_lib import paths
 from saerl_lib.config import PLANS, Profile, get_profile
-from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel
+from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel, model_folder
 from saerl_lib.envcheck import LOCK, differences, installed_versions, read_lock
 
 HUB = ("huggingface.co", 443)
@@ -150,7 +150,8 @@ def rollout_hours(model: HubModel, completions: float, tokens: float) -> float:
 
 def adarft_hours(profile: Profile) -> tuple[float, ...]:
     """H100-hours of ADARFT's difficulty estimate on the first policy, mean and longest completions."""
-    completions, lengths = profile.pool_samples * GIVEN.adarft_samples, (GIVEN.response_tokens, profile.train.max_completion_tokens)
+    completions = profile.pool_samples * GIVEN.adarft_samples
+    lengths = (GIVEN.response_tokens, profile.train.max_completion_tokens)
     return tuple(rollout_hours(POLICIES[0], completions, tokens) for tokens in lengths)
 
 
@@ -382,7 +383,8 @@ Stages (hours: expected to upper; memory: of one run, and the GPUs that hold it)
 {table([("stage", "hours", "", "GPU memory", "disk", "how"), *map(stage_row, listed)])}
   All of it: {low:,.0f} to {high:,.0f} H100-hours, {size(sum(stage.disk_bytes for stage in listed))} of results.
   That is the paper's list. The profile itself trains {", ".join(profile.arms)} on {profile.policy},
-  {profile.train.seeds} seed(s), {profile.steps} steps, unless told otherwise (--arms, of {", ".join(PLANS)}; --policy; --seeds; --steps).
+  {profile.train.seeds} seed(s), {profile.steps} steps, unless --arms (of {", ".join(PLANS)}), --policy, --seeds or
+  --steps say otherwise.
   An SAE trained with the paper's settings instead (`python -m saerl_lib sae`, then --sae FOLDER):
 {table([stage_row(sae_training_stage())])}
 
@@ -419,17 +421,36 @@ def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> 
 
 
 def require_machine(profile: Profile) -> None:
-    """Let a run pass whose models, SAE and data are all local, or that this machine can hold.
+    """Look at every local stand-in before anything is read, and at the machine where one of them is missing.
 
-    Raises ValueError that lists what is missing, and the options that name local stand-ins.
+    Raises ValueError that lists all that is wrong, or what the machine lacks and the options that name stand-ins.
     """
     config, reader = profile.published, profile.reader
     if config is None or reader is None:
         return
-    local = {"--data": config.folder is not None, "--reader": Path(reader.model).is_dir(),
-             "--sae": not reader.sae.startswith("saelens:"), "--policy": Path(profile.policy).is_dir()}  # fmt: skip
-    absent = [option for option, there in local.items() if not there]
-    count = len(profile.arms) * profile.train.seeds
+    from saerl_lib.data.published import sets_to_read  # needs packages, the plan does not
+
+    def require_sae() -> None:
+        folder, file = Path(reader.sae.removeprefix("opensae:")), "config.json" if reader.sae.startswith("opensae:") else "cfg.json"
+        if not (folder / file).is_file():
+            known = "a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID"
+            raise ValueError(f"--sae {reader.sae}: no {file} there; name {known}")
+
+    checks = {
+        "--data": (config.folder is not None, lambda: sets_to_read(profile)),
+        "--reader": (reader.model not in MODELS, lambda: model_folder(reader.model, "--reader")),
+        "--sae": (not reader.sae.startswith("saelens:"), require_sae),
+        "--policy": (profile.policy not in MODELS, lambda: model_folder(profile.policy, "--policy")),
+    }
+    problems = []
+    for local, check in checks.values():
+        try:
+            _ = check() if local else None
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    absent, count = [option for option, (local, _) in checks.items() if not local], len(profile.arms) * profile.train.seeds
     lacks = missing(profile, look(), {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
     if lacks:
         raise ValueError(

@@ -403,8 +403,8 @@ READERS: dict[str, Reader] = {
 
 REQUIRED = ("deepmath", "numinamath")
 """Sets that the path cannot do without, beside the evaluation sets."""
-OPTIONAL = {"deepscaler": ("contest_train", "contest_test"), "prm800k": ("step_labelled",)}
-"""Sets that are read where a folder holds them -> the splits that are empty without (paper, Tables 2 and 3)."""
+OPTIONAL = ("deepscaler", "prm800k")
+"""Sets that are read where a folder holds them, and the splits contest_* and step_labelled with them (paper, Tables 2 and 3)."""
 
 
 def data_set(config: PublishedConfig, name: str) -> HubData:
@@ -537,7 +537,7 @@ def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Samp
     cut = min(cut, len(outside) // 4)  # of a small set a quarter adapts
     splits["contest_train"], splits["contest_test"] = outside[:cut], outside[cut:]
     steps = rows.drawn("prm800k", rows.judged("prm800k"), config.step_labelled_samples) if "prm800k" in there else []
-    return splits | {"step_labelled": steps}
+    return {name: samples for name, samples in (splits | {"step_labelled": steps}).items() if samples}
 
 
 def published_stage(profile: Profile) -> Stage:
