@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Usage: ./run_all.sh [--profile smoke|laptop|method|study] [--from NN] [--only NN] [--force] [--strict] [--seeds N] [--seed N] [--debug]
+# Usage: ./run_all.sh [--profile smoke|laptop|study] [--from NN] [--only NN] [--force] [--strict] [--seeds N] [--seed N] [--debug]
 #        ./run_all.sh --profile paper --plan-only | --profile paper [--data DIR --reader DIR --sae DIR --policy DIR ..., see run --help]
 #        ./run_all.sh test [pytest arguments]
-#        ./run_all.sh publish [--profile laptop|method|study]
+#        ./run_all.sh publish [--profile laptop|study]
 # Runs the notebooks in order, leaves artifacts/<profile>/ and says how it compares with figures/; runs the test suite;
 # or replaces figures/ by the results of the finished run.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
@@ -105,6 +105,9 @@ export PYDEVD_DISABLE_FILE_VALIDATION="${PYDEVD_DISABLE_FILE_VALIDATION:-1}"
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:IProgress not found}"
 export JUPYTER_PREFER_ENV_PATH=1
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+# The reader, SmolLM2, is fetched once, like the packages; without it only what it reads is missing.
+if [[ "${1:-}" != "publish" ]]; then "$PYTHON" -m saerl_lib fetch || echo "reader: not there; commands that read text will say so"; fi
 
 if [[ "${1:-}" == "test" ]]; then
   shift

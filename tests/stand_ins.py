@@ -20,10 +20,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from saerl_lib.config import EncoderConfig
 from saerl_lib.data.hub import SETS
-from saerl_lib.encode.models import ENCODER
-from saerl_lib.encode.sae import train_sae
+from saerl_lib.encode.sae import fresh_sae
+from saerl_lib.train.policy import POLICY
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (
@@ -201,8 +200,6 @@ def build_opensae(folder: Path) -> Path:
 
 
 def untrained_sae(folder: Path) -> Path:
-    """An SAE of the shipped encoder as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
-    torch.manual_seed(0)
-    sizes = EncoderConfig(sae_latents=128, sae_k=8, retained_latents=12)
-    train_sae(torch.randn(4096, ENCODER.width), sizes, 0, folder, "untrained")
+    """An SAE of the shipped policy as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
+    fresh_sae(torch.zeros(POLICY.width), 0, 8, 128).save_inference_model(folder)
     return folder

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from saerl_lib.cli import main
-from saerl_lib.encode import language_model as lm
+from saerl_lib.encode import models
 from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.studies import bench
 from saerl_lib.studies.bench import SMALL, Stopwatch, peak_mib, report, seconds
@@ -29,7 +29,7 @@ def test_encoding_adds_to_the_forward_pass() -> None:
 def test_the_obvious_way_pools_the_same_latents() -> None:
     batch, sae = bench.paper_batch(SMALL), bench.random_sae(512, "topk", SMALL)
     with torch.inference_mode():
-        vectors = lm.activations(bench.paper_model(SMALL), batch).flatten(0, 1)
+        vectors = models.activations(bench.paper_model(SMALL), batch).flatten(0, 1)
         mean = bench.dense_way(sae, vectors, 2 * SMALL.samples)[: 2 * SMALL.samples]
     group = np.repeat(np.arange(2 * SMALL.samples), SMALL.tokens // SMALL.samples // 2)
     found = pool_vectors(sae, vectors, group, np.bincount(group))

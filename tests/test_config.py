@@ -28,14 +28,11 @@ from saerl_lib.config import (
 
 
 def test_profiles_have_their_own_name() -> None:
-    assert set(PROFILES) == {"smoke", "laptop", "method", "study", "paper", "paper_tiny"}
+    assert set(PROFILES) == {"smoke", "laptop", "study", "paper", "paper_tiny"}
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
-def test_method_reads_the_world_of_laptop_and_does_not_train() -> None:
-    method = PROFILES["method"]
-    assert (method.world, method.encoder, method.plan) == (LAPTOP.world, LAPTOP.encoder, LAPTOP.plan)
-    assert not method.trains and method.method is not None and LAPTOP.method is None
+def test_the_laptop_runs_240_steps() -> None:
     assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 240
 
 

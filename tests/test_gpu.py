@@ -15,18 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from devices import CONFIG, KINDS, different_share, open_on, train_saes, world_samples
+from devices import KINDS, different_share, open_on, pooled, train_saes, world_samples
 from scipy.stats import spearmanr
 
 from saerl_lib import paths
 from saerl_lib.cli import main
-from saerl_lib.encode.language_model import pick_device, token_vectors
-from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
-from saerl_lib.encode.pool import encode_all, pool_samples
-from saerl_lib.encode.store import write_store
+from saerl_lib.encode.models import pick_device, token_vectors
+from saerl_lib.encode.pool import encode_all
 from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, shape_ratios
-
-ALL = np.arange(CONFIG.sae_latents)
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +33,16 @@ def saes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_the_device_are_those_of_the_cpu(
-    kind: str, saes: dict[str, Path], gpu_device: torch.device, tmp_path: Path
+    kind: str, saes: dict[str, Path], gpu_device: torch.device
 ) -> None:
     samples = world_samples(48, "gpu-encode")
-    expected = write_store(samples, open_on(saes[kind], CPU), tmp_path / "cpu").select(ALL)
+    expected = pooled(samples, open_on(saes[kind], CPU))
     own = open_on(saes[kind], gpu_device, tokens=512)
-    found = pool_samples(samples, own, ALL)
+    found = pooled(samples, own)
     assert (expected > 0).mean() > 0.01
     assert different_share(found, expected) < 2e-3
-    assert different_share(found, write_store(samples, own, tmp_path / "device").select(ALL), 1e-4) < 1e-4
-    half = pool_samples(samples, open_on(saes[kind], gpu_device, torch.bfloat16), ALL)
+    assert different_share(found, pooled(samples, own), 1e-4) < 1e-4
+    half = pooled(samples, open_on(saes[kind], gpu_device, torch.bfloat16))
     varying = np.flatnonzero(np.ptp(expected, axis=0) > 0)
     rho = [spearmanr(half[:, c], expected[:, c]).statistic if np.ptp(half[:, c]) else 0.0 for c in varying]
     assert np.median(rho) > 0.9
@@ -77,7 +73,7 @@ def test_the_encode_benchmark_runs(precision: torch.dtype, gpu_device: torch.dev
 def test_the_comparison_notices_a_wrong_layer_and_coarse_numbers(saes: dict[str, Path]) -> None:
     samples = world_samples(24, "gpu-wrong")
     right, coarse, wrong = (
-        pool_samples(samples, open_on(saes["topk"], CPU, precision, layer), ALL)
+        pooled(samples, open_on(saes["topk"], CPU, precision, layer))
         for precision, layer in ((torch.float32, 3), (torch.bfloat16, 3), (torch.float32, 2))
     )
     assert different_share(right, right) == 0
@@ -85,13 +81,11 @@ def test_the_comparison_notices_a_wrong_layer_and_coarse_numbers(saes: dict[str,
 
 
 def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(saes: dict[str, Path]) -> None:
-    spec = ReaderSpec(str(encoder_folder()), 3, str(saes["topk"]), bf16=True)
-    full, samples = open_on(saes["topk"], CPU), world_samples(4, "gpu-rotary")
-    for encoder in (open_reader(spec, [s.prompt for s in samples]), open_on(saes["topk"], CPU, torch.bfloat16)):
-        assert {w.dtype for w in encoder.decoder.parameters()} == {torch.bfloat16} and encoder.sae.dtype == torch.float32
-        for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
-            assert torch.equal(buffer, expected), name
-        assert pool_samples(samples, encoder, np.arange(4)).dtype == np.float32
+    full, encoder = open_on(saes["topk"], CPU), open_on(saes["topk"], CPU, torch.bfloat16)
+    assert {w.dtype for w in encoder.decoder.parameters()} == {torch.bfloat16} and encoder.sae.dtype == torch.float32
+    for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+    assert pooled(world_samples(4, "gpu-rotary"), encoder).dtype == np.float32
 
 
 def test_every_tensor_of_the_encode_path_lies_on_the_device() -> None:

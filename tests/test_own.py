@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from saerl_lib import cli
 from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
-from saerl_lib.encode.models import encoder_folder
 from saerl_lib.encode.store import load_features
 from saerl_lib.own import (
     Arranged,
@@ -34,6 +33,7 @@ from saerl_lib.own import (
 )
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.report.page import caveats, score_table
+from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
 
@@ -426,7 +426,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> None:
-    config = replace(LABELLED, encoder=str(encoder_folder()), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
+    config = replace(LABELLED, encoder=str(FOLDER), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
     records = rows(45)
     records[7]["solution"] = None
     records[8]["solution"] = "Very long. " * 80
@@ -443,12 +443,12 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
 
 def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(45))
-    for name, good in (("encoder", encoder_folder()), ("sae", sae)):
+    for name, good in (("encoder", FOLDER), ("sae", sae)):
         bad = tmp_path / name
         shutil.copytree(good, bad)
         (weights,) = bad.glob("*.safetensors")
         weights.write_bytes(weights.read_bytes()[:200])
-        used = {"encoder": encoder_folder(), "sae": sae} | {name: bad}
+        used = {"encoder": FOLDER, "sae": sae} | {name: bad}
         options = ["--encoder", str(used["encoder"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
         assert cli.main(["plan", "--data", source, *options]) == 1
         assert f"{bad}: its weights cannot be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -458,7 +458,7 @@ def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.Cap
     ("change", "part"), [({"sae": "nowhere"}, "no cfg.json"), ({"layer": 9}, "choose 1 to 4")]
 )
 def test_what_does_not_fit_the_model_leaves_nothing(tmp_path: Path, sae: Path, change: dict[str, Any], part: str) -> None:
-    config = replace(LABELLED, **({"encoder": str(encoder_folder()), "layer": 3, "sae": str(sae)} | change))
+    config = replace(LABELLED, **({"encoder": str(FOLDER), "layer": 3, "sae": str(sae)} | change))
     with pytest.raises((ValueError, RuntimeError), match=part):
         make(tmp_path, config=config)
     assert [p.name for p in tmp_path.iterdir()] == ["my.jsonl"]

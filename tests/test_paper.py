@@ -25,7 +25,7 @@ from saerl_lib.config import PAPER, PAPER_TINY, Options, Profile, PublishedConfi
 from saerl_lib.data import hub, published
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN25_MATH_7B, TRAINING_DATA, HubModel
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise
-from saerl_lib.encode.published_tmp import features_stage, store_stage
+from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.needs import GIVEN, Machine
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
@@ -265,7 +265,8 @@ def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Don
 def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(stage.computed for stage in path(done.profile))
     changed = dataclasses.replace(done.profile, train=dataclasses.replace(done.profile.train, learning_rate=1e-5))
-    runs = train_stages.profile_runs(changed, done.data, done.plans, Stage("measured", done.plans.folder.parent / "measured", "", False))
+    measured = Stage("measured", done.plans.folder.parent / "measured", "", False)
+    runs = train_stages.profile_runs(changed, done.data, done.plans, measured)
     assert len(runs) == 4 and not any(run.finished or run.folder.exists() for run in runs)
 
 
@@ -277,7 +278,8 @@ def test_angle_concentration_by_hand(done: Done) -> None:
     tokens = sampler.tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
     asked = [i for i, (low, high) in enumerate(tokens.pop("offset_mapping")[0].tolist())
              if high > start and low < start + len(sample.prompt)]  # fmt: skip
-    states = torch.nn.functional.normalize(sampler.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach(), dim=1)
+    last = sampler.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach()
+    states = torch.nn.functional.normalize(last, dim=1)
     cosines = (states @ states.T)[asked].mean(dim=0)
     expected = cosines[asked].mean() + 8 * cosines[: asked[0]].mean()
     assert angle_concentration(sampler, [sample], done.profile.train)[0] == pytest.approx(expected.item(), abs=1e-5)

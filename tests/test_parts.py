@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from devices import pooled
 from killing import below, processes
 
 from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
+from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
-from saerl_lib.encode.language_model import sample_spans
-from saerl_lib.encode.models import ReaderSpec, encoder_folder, open_reader
+from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
-from saerl_lib.encode.pool import pool_samples
 from saerl_lib.encode.store import load_features
+from saerl_lib.encode.tokens import sample_spans
+from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
 
@@ -46,12 +48,12 @@ def samples(n: int = 70) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> ReaderSpec:
-    return ReaderSpec(str(encoder_folder()), 3, str(untrained_sae(tmp_path_factory.mktemp("sae"))))
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ReaderConfig:
+    return ReaderConfig(str(FOLDER), 3, str(untrained_sae(tmp_path_factory.mktemp("sae"))))
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, spec: ReaderSpec) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory, spec: ReaderConfig) -> Path:
     """What an undisturbed call in this process leaves."""
     out = tmp_path_factory.mktemp("reference") / "out"
     done = encode(samples(), spec, out, samples_per_part=SIZE, workers=1)
@@ -69,7 +71,7 @@ def shard(number: int) -> str:
     return f"shard-{number:06d}.safetensors"
 
 
-def again(out: Path, spec: ReaderSpec, rows: list[Sample] | None = None) -> int:
+def again(out: Path, spec: ReaderConfig, rows: list[Sample] | None = None) -> int:
     """Encode once more in this process; returns the number of parts that were kept."""
     return encode(rows or samples(), spec, out, samples_per_part=SIZE, workers=1).reused
 
@@ -83,12 +85,12 @@ def same(folder: Path, reference: Path) -> None:
 # What is stored.
 
 
-def test_the_store_holds_the_pooled_latents_of_encoding_directly(spec: ReaderSpec, reference: Path) -> None:
+def test_the_store_holds_the_pooled_latents_of_encoding_directly(spec: ReaderConfig, reference: Path) -> None:
     store, manifest = open_encoded(reference)
     encoder, rows = open_reader(spec, [s.prompt for s in samples()]), samples()
     retained = np.arange(0, 128, 5)
     z = store.select(retained)
-    np.testing.assert_allclose(z, pool_samples(rows, encoder, retained), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(z, pooled(rows, encoder, retained), rtol=1e-4, atol=1e-4)
     assert store.ids == tuple(s.id for s in rows) and np.isnan(z[::5, 2 * len(retained) :]).all() and (np.nan_to_num(z) > 0).any()
     lengths = [len(sample_spans(s, encoder.tokenizer).ids) for s in rows]
     assert store.values("tokens").tolist() == lengths and not store.values("truncated").any()
@@ -114,7 +116,7 @@ def flip(path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_whole_is_done_again(
-    spec: ReaderSpec, out: Path, reference: Path, change: Callable[[Path], Any], kept: int
+    spec: ReaderConfig, out: Path, reference: Path, change: Callable[[Path], Any], kept: int
 ) -> None:
     change(out)
     with pytest.raises(ArtifactError, match="has not finished there|damaged or of another encoding"):
@@ -124,7 +126,7 @@ def test_what_is_not_whole_is_done_again(
 
 
 def test_a_changed_row_costs_its_part_and_the_rest_is_left_as_it_is(
-    tmp_path: Path, spec: ReaderSpec, out: Path, reference: Path
+    tmp_path: Path, spec: ReaderConfig, out: Path, reference: Path
 ) -> None:
     times = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != LOCK}
     shutil.copytree(spec.sae, tmp_path / "sae")
@@ -140,7 +142,7 @@ def test_a_changed_row_costs_its_part_and_the_rest_is_left_as_it_is(
 
 @pytest.mark.parametrize("change", [{"layer": 2}, {"max_tokens": 40}, {"tokens_per_batch": 4096}, {"bf16": True}, {"sae": ""}])
 def test_other_settings_or_another_sae_make_every_part_stale(
-    tmp_path: Path, spec: ReaderSpec, out: Path, reference: Path, change: dict[str, Any]
+    tmp_path: Path, spec: ReaderConfig, out: Path, reference: Path, change: dict[str, Any]
 ) -> None:
     if "sae" in change:
         change["sae"] = str(shutil.copytree(spec.sae, tmp_path / "sae"))
@@ -153,7 +155,7 @@ def test_other_settings_or_another_sae_make_every_part_stale(
     same(out, reference)
 
 
-def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderSpec) -> None:
+def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderConfig) -> None:
     (tmp_path / "mine.txt").write_text("not of encode")
     for given, more, part in (
         ([], {}, "no sample"), (samples(), {}, "did not write"), (samples(), {"workers": 0}, "workers=0 must be at least 1"),
@@ -173,7 +175,7 @@ def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderSpec) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderSpec, reference: Path) -> None:
+def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderConfig, reference: Path) -> None:
     killed: list[int] = []
 
     def rows() -> Iterator[Sample]:
@@ -228,7 +230,7 @@ class StandIn(types.ModuleType):
 
 
 def test_ray_tasks_write_the_same_bytes(
-    tmp_path: Path, spec: ReaderSpec, reference: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, spec: ReaderConfig, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = StandIn()
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -240,7 +242,7 @@ def test_ray_tasks_write_the_same_bytes(
         encode(samples(), spec, tmp_path / "elsewhere", ray="auto")
 
 
-def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderSpec) -> None:
+def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderConfig) -> None:
     reading = parts.Reading(spec, (), parts.environment() | {"torch": "1.0"})
     with pytest.raises(ArtifactError, match="torch is .* and 1.0 where the command runs"):
         parts._encode_part(parts.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
@@ -248,7 +250,7 @@ def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderSpe
 
 
 def test_ray_that_is_missing_or_cannot_be_reached_is_named(
-    tmp_path: Path, spec: ReaderSpec, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, spec: ReaderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for ray, address, part in (
         (None, "auto", 'pip install -e ".\\[ray]"'), (StandIn(), "127.0.0.1:1", "--ray 127.0.0.1:1: nothing answers there"),
@@ -279,7 +281,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def test_a_plan_from_stored_features_equals_one_that_encodes(
-    tmp_path: Path, spec: ReaderSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, spec: ReaderConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", records()[:40]), ("b", records()[40:]))]
     source, model = write_jsonl(tmp_path / "my.jsonl", records()), ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]
@@ -309,7 +311,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
         assert code == 1 and said in error and not (tmp_path / "no").exists()
 
 
-def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderSpec, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderConfig, capsys: pytest.CaptureFixture[str]) -> None:
     bad = records(30)
     bad[7]["question"], bad[9]["answer"], bad[11]["id"] = 5, None, "p-1"
     folder, model = tmp_path / "out", ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]

@@ -12,11 +12,10 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib import paths
-from saerl_lib.config import MethodConfig, PropertyConfig, get_profile
+from saerl_lib.config import LadderConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import DataError, LabelledSet, Sample, split_by_hash
-from saerl_lib.encode.language_model import SEPARATOR, measure_surprise
-from saerl_lib.encode.models import load_encoder
+from saerl_lib.encode.tokens import SEPARATOR, measure_surprise
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import (
     Task,
@@ -25,13 +24,14 @@ from saerl_lib.properties.probes import (
     interval,
     labelled_task,
     metric,
+    split_tasks,
     task_rows,
     tasks_of_file,
-    world_tasks,
 )
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
+from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
 CONFIG = PropertyConfig(bootstrap_samples=200, elastic_net_alphas=8)
@@ -115,7 +115,7 @@ def test_bad_input_names_the_place() -> None:
 def test_any_labelled_file_gets_its_tasks(tmp_path: Path) -> None:
     rows = problems(120, level=lambda i: i % 4, subject=lambda i: "ab"[i % 2], pass_rate=lambda i: (i % 9) / 8, solution="x")
     data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
-    tasks = tasks_of_file(data, MethodConfig(), held_out=set(data.keys[:3]))
+    tasks = tasks_of_file(data, LadderConfig(), held_out=set(data.keys[:3]))
     assert [t.target for t in tasks] == [
         "subject", "difficulty_level", "difficulty_level_with_solution", "difficulty_by_pass_rate",
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_a_file_is_told_of_every_row_that_is_left_out(tmp_path: Path) -> None:
     rows += [{**rows[3], "id": "again"}]
     said: list[str] = []
     data = load_labelled(Path(write_jsonl(tmp_path / "mine.jsonl", rows)))
-    config = MethodConfig(max_train=50, max_test=20)
+    config = LadderConfig(max_train=50, max_test=20)
     held_out = {data.keys[i] for i in range(95)}
     with pytest.raises(ValueError, match="0 training and 20 test samples are too few"):
         tasks_of_file(data, config, held_out, said.append)
@@ -213,16 +213,16 @@ def test_prompt_tasks_read_no_solution() -> None:
     assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
 
 
-def test_world_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
+def test_split_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
     splits = smoke_world
-    tasks = world_tasks(splits)
+    tasks = split_tasks(splits)
     assert [t.target for t in tasks] == [
         "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",
         "solution_quality",
     ]  # fmt: skip
     assert not any(t.with_solution for t in tasks[:3]) and all(t.with_solution for t in tasks[3:])
     other = [replace(s, difficulty=10 + 3 * s.difficulty) for s in splits["contest_train"]]
-    again = world_tasks({**splits, "contest_train": other})
+    again = split_tasks({**splits, "contest_train": other})
     np.testing.assert_allclose(again[5].y_train, tasks[5].y_train, err_msg="the scale of a source's labels is its own affair")
     assert abs(tasks[5].y_train[-len(other) :].mean()) < 1e-9 and abs(tasks[5].y_train[: -len(other)].mean()) < 1e-9
 
@@ -337,7 +337,7 @@ def test_bad_scores_are_named() -> None:
 
 
 def test_surprise_equals_a_loop_and_does_not_depend_on_order() -> None:
-    model, tokenizer = load_encoder()
+    model, tokenizer = load_policy()
     prompts, solutions = ["Add 3 and 4.", "What is 12 times 7, then?", "Sum 1 and 1."], ["3 + 4 = 7", "84", "1 + 1 = 2"]
     found = measure_surprise(prompts, solutions, model, tokenizer)
     for i, (prompt, solution) in enumerate(zip(prompts, solutions, strict=True)):

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from real_files import problems, write_jsonl, write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.data.published import evaluation_keys, load_labelled
-from saerl_lib.data.sample import Sample, hash_order, split_by_hash, unique, without
-from saerl_lib.encode.language_model import Layout
+from saerl_lib.data.published import evaluation_keys, held_out_keys, load_labelled, load_set
+from saerl_lib.data.sample import hash_order, split_by_hash, unique, without
 from saerl_lib.properties.probes import real_tasks
 from saerl_lib.studies.ladder import overlap_table
-from saerl_lib.world import stages
+from saerl_lib.studies.reader import corpus
 
 REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 
@@ -36,30 +34,19 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
 
 def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAERL_DATA_DIR", str(write_real_files(tmp_path / "data")))
-    found = overlap_table(get_profile("smoke")).set_index(["dataset", "evaluation_set"])
+    found = overlap_table().set_index(["dataset", "evaluation_set"])
     assert found["n_overlap"].sum() == found.loc[("math_train", "eval_aime24"), "n_overlap"] == 1
     assert found.loc[("math_train", "math_test"), "n"] == 80 and ("math_test", "math_test") not in found.index
     monkeypatch.delenv("SAERL_DATA_DIR")
-    assert overlap_table(get_profile("smoke"))["n"].min() > 80, "without the files the committed table stands"
+    assert overlap_table()["n"].min() > 80, "without the files the committed table stands"
 
 
-def test_no_model_reads_a_question_that_a_probe_is_tested_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sae_is_trained_on_a_question_that_a_probe_is_tested_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAERL_DATA_DIR", str(write_real_files(tmp_path / "data")))
-    monkeypatch.setenv("SAERL_HOME", str(tmp_path / "home"))
-    profile = get_profile("smoke")
-    texts: list[str] = []
-    monkeypatch.setattr(
-        stages, "train_text_model", lambda given, _, folder, __: texts.extend(given) or folder.mkdir() or [1.0]
-    )
-    stages.text_model_stage(profile)
-    read: list[Sample] = []
-    monkeypatch.setattr(
-        stages, "token_vectors", lambda samples, *_: read.extend(samples) or iter([torch.zeros(len(samples), 4)])
-    )
-    stages.collect_text_vectors(None, None, profile.method.text_sae, profile.method, Layout(), 0)
-    tested = {s.prompt for t in real_tasks(stages.load_set, profile.method, stages.held_out_keys()) for s in t.test}
-    assert len(tested) > 100 and {s.prompt for s in read} == {t.split("\n")[0] for t in texts}
-    assert len(texts) > 150 and not tested & {s.prompt for s in read}
+    config = get_profile("smoke").ladder
+    read = {s.prompt for s in corpus(config)}
+    tested = {s.prompt for t in real_tasks(load_set, config, held_out_keys()) for s in t.test}
+    assert len(tested) > 100 and len(read) > 4000 and not tested & read
 
 
 @REAL

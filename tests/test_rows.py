@@ -20,7 +20,7 @@ from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.published import READERS, learnability, load_labelled, prm800k, published_rows
 from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.sae import documents, require_sources
+from saerl_lib.encode.train_sae import documents, require_sources
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
 

@@ -12,12 +12,13 @@ import torch
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
-from saerl_lib.encode.language_model import CutModel
-from saerl_lib.encode.models import open_decoder
-from saerl_lib.encode.sae import TextSAEConfig, VectorStream, blocks, documents, load_sae, train_text_sae
+from saerl_lib.config import ReaderConfig, SAEConfig
+from saerl_lib.encode.models import CutModel, open_decoder
+from saerl_lib.encode.sae import load_sae
+from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
-SMALL = TextSAEConfig(
+SMALL = SAEConfig(
     latents=64, tokens=6_000, k=8, learning_rate=3e-3, vectors_per_step=200, context=32, blocks_per_pass=4, buffer_vectors=800,
     heldout_tokens=400, checkpoint_every=1_500,
 )  # fmt: skip
@@ -35,7 +36,7 @@ def write_texts(folder: Path) -> str:
 
 
 def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path) -> None:
-    _, tokenizer, _, _ = open_decoder(str(model), 2, "cpu", False)
+    _, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2))
     whole = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     found = list(blocks(iter(TEXTS), tokenizer, 32))
     assert list(itertools.chain(*found)) == whole[: 32 * len(found)] and 0 <= len(whole) - 32 * len(found) < 32
@@ -44,11 +45,11 @@ def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path)
 def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model: Path) -> None:
     from transformers import AutoModel
 
-    decoder, tokenizer, width, _ = open_decoder(str(model), 1, "cpu", False)
+    decoder, tokenizer, shape = open_decoder(ReaderConfig(str(model), 1, max_norm=None))
     found = list(blocks(iter(TEXTS), tokenizer, 32))[:5]
     stream = VectorStream(iter(found), decoder, rows=2)
     vectors = torch.cat(list(stream))
-    assert stream.read == 5 and vectors.shape == (5 * 31, width)
+    assert stream.read == 5 and vectors.shape == (5 * 31, shape.hidden_size)
     whole = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
     with torch.no_grad():
         states = whole(input_ids=torch.tensor(found), output_hidden_states=True).hidden_states[1]
@@ -58,9 +59,9 @@ def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model
     torch.testing.assert_close(torch.cat(list(later)), vectors[4 * 31 :], atol=1e-5, rtol=1e-4)
 
 
-def train(model: Path, source: str, out: Path, device: str = "cpu", config: TextSAEConfig = SMALL):
-    decoder, tokenizer, _, identity = open_decoder(str(model), 2, device, False)
-    return train_text_sae([source] * 3, "text", decoder, tokenizer, config, identity, out)
+def train(model: Path, source: str, out: Path, device: str = "cpu", config: SAEConfig = SMALL):
+    decoder, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2, device=device, max_norm=None))
+    return train_text_sae([source] * 3, "text", decoder, tokenizer, config, "model", out)
 
 
 def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +103,8 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     again: list[torch.Tensor] = []
     monkeypatch.setattr(CutModel, "forward", lambda self, batch: again.append(batch.ids) or whole(self, batch))
     said: list[str] = []
-    decoder, tokenizer, _, identity = open_decoder(str(model), 2, device, False)
-    quality = train_text_sae([source] * 3, "text", decoder, tokenizer, SMALL, identity, tmp_path / "sae", said.append)
+    decoder, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2, max_norm=None))
+    quality = train_text_sae([source] * 3, "text", decoder, tokenizer, SMALL, "model", tmp_path / "sae", said.append)
     assert said == [f"going on after {int(checkpoint.name):,} of 6,000 vectors"] and quality.explained_variance > 0
     held_out = -(-SMALL.heldout_tokens // (4 * 31))  # passes before training
     found = list(blocks(documents([source] * 3), tokenizer, 32))
@@ -115,4 +116,4 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
 def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) -> None:
     source = write_texts(tmp_path)
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
-        train(model, source, tmp_path / "long", config=TextSAEConfig(**{**vars(SMALL), "tokens": 900_000}))
+        train(model, source, tmp_path / "long", config=SAEConfig(**{**vars(SMALL), "tokens": 900_000}))

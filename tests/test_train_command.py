@@ -169,7 +169,7 @@ def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_pat
     run = a_run(files, tmp_path, "adarft")
     ids = [s.id for s in run_samples(run)]
     for changed, of, message in (
-        (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what the stage .measured. writes"),
+        (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what the stage .measured."),
         (replace(run, arm="gainrl"), ids, "gainrl needs the columns sample_id and angle_concentration"),
         (run, [*ids, "stranger"], "no pass_rate for 1 of 13 samples .first stranger"),
     ):

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
-from saerl_lib.config import MethodConfig, Profile, PublishedConfig, content_hash, to_dict
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
+from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
 from saerl_lib.data.sample import (
@@ -125,15 +126,7 @@ def evaluation_keys(folder: Path) -> dict[str, set[str]]:
     return {path.name.split(".")[0]: set(load_labelled(path).keys) for path in sorted(folder.glob("eval_*.jsonl*"))}
 
 
-def corpus_texts(sets: Sequence[LabelledSet], held_out: set[str]) -> Iterator[str]:
-    """Question and, where there is one, solution of every row whose question is not held out."""
-    for data in sets:
-        for sample, key in zip(data.samples, data.keys, strict=True):
-            if key not in held_out:
-                yield f"{sample.prompt}\n{sample.solution}" if sample.solved else sample.prompt
-
-
-def probe_splits(load: Callable[[str], LabelledSet], config: MethodConfig, held_out: set[str]) -> dict[str, Split]:
+def probe_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> dict[str, Split]:
     """The split of every file of `SPLIT_LABELS`, of its labelled rows.
 
     No training row has its question in `held_out`, and DeepScaleR gives up the questions that it shares with DeepMath.
@@ -153,6 +146,51 @@ def probe_splits(load: Callable[[str], LabelledSet], config: MethodConfig, held_
 def probe_test_keys(splits: dict[str, Split]) -> set[str]:
     """Normalised questions on which a probe is tested."""
     return set().union(*(split.test.keys for split in splits.values()))
+
+
+CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate")
+"""Files whose texts an SAE may be trained on, without labels and without any question that a probe or a policy is tested on."""
+TEST_FILES = ("math_test", "gsm8k_test")
+"""Files whose questions are kept out of the corpus, beside every evaluation set."""
+
+
+def real_folder() -> Path:
+    """The folder of real labelled mathematics. Raises ArtifactError when `SAERL_DATA_DIR` is not set."""
+    folder = paths.shared_data_dir()
+    if folder is None:
+        raise ArtifactError("SAERL_DATA_DIR is not set; point it at the folder of labelled mathematics (README, Real data)")
+    return folder
+
+
+def data_file(stem: str) -> Path:
+    """The file of one real set, gzip or plain. Raises ArtifactError when it is missing."""
+    folder = real_folder()
+    for name in (f"{stem}.jsonl.gz", f"{stem}.jsonl"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ArtifactError(f"{folder}: {stem}.jsonl.gz is missing; the folder must hold the sets that the README lists")
+
+
+def load_set(stem: str) -> LabelledSet:
+    """One real set by name."""
+    return load_labelled(data_file(stem))
+
+
+def held_out_keys() -> set[str]:
+    """Normalised questions that no fit may see: evaluation sets and official test sets."""
+    keys = set().union(*evaluation_keys(real_folder()).values())
+    return keys.union(*(load_set(name).keys for name in TEST_FILES))
+
+
+def unread_keys(config: LadderConfig) -> set[str]:
+    """Normalised questions that no SAE may be trained on: `held_out_keys` and what the probes are tested on."""
+    held_out = held_out_keys()
+    return held_out | probe_test_keys(probe_splits(load_set, config, held_out))
+
+
+def corpus_keys(config: LadderConfig) -> set[str]:
+    """Normalised questions that the SAE may have been trained on."""
+    return set().union(*(load_set(name).keys for name in CORPUS_FILES)) - unread_keys(config)
 
 
 # Sets of the hub.

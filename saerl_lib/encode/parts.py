@@ -1,6 +1,6 @@
 """Samples -> stored features, in parts that are resumed one by one and spread over processes or a Ray cluster (ours).
 
-A part is a pure function: some samples and a `ReaderSpec` give one shard of a `Store`, which appears under its name when it is
+A part is a pure function: some samples and a `ReaderConfig` give one shard of a `Store`, which appears under its name when it is
 whole. Its record holds the key of all that decides it, so a finished part is kept and one of other rows, another reader or other
 code is done again: a killed run costs the parts that were under way, and the same call goes on. A part is encoded by one thread
 on a CPU, so the bytes are the same whatever the number of workers.
@@ -34,9 +34,9 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, provenance, read_manifest, write_json
-from saerl_lib.config import content_hash
+from saerl_lib.config import ReaderConfig, content_hash
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.models import PROBED, ReaderSpec, open_reader, open_tokenizer
+from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.store import Store, read_record, shard_path, write_shard
 
@@ -83,7 +83,7 @@ class Part:
 class Reading:
     """What the parts of one call share; travels to the workers."""
 
-    spec: ReaderSpec
+    spec: ReaderConfig
     """Folders are absolute."""
     prompts: tuple[str, ...]
     """On which the tokenizer is tried, the same for every part."""
@@ -92,7 +92,7 @@ class Reading:
 
 
 def encode(
-    samples: Iterable[Sample], spec: ReaderSpec, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
+    samples: Iterable[Sample], spec: ReaderConfig, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
     workers: int | None = None, ray: str | None = None, opened: Callable[[], Encoder] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Encoded:  # fmt: skip
@@ -112,13 +112,13 @@ def encode(
     if ray is not None:
         require_ray(ray)
         require_shared(spec)
-    spec, samples_left = spec.absolute(), iter(samples)
+    spec, samples_left = absolute(spec), iter(samples)
     first = tuple(itertools.islice(samples_left, samples_per_part))
     if not first:
         raise DataError("no sample to encode")
     reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
-    tokenizer = open_tokenizer(spec.model, reading.prompts, Path(spec.model).is_dir())
-    decides = {**spec.identity(), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
+    tokenizer = open_tokenizer(model_name(spec), reading.prompts, Path(model_name(spec)).is_dir())
+    decides = {**identity(spec), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
     records: dict[int, dict[str, Any]] = {}
     total = len(samples) if isinstance(samples, Sized) else None
     with _locked(folder.absolute()) as folder, tqdm(total=total, desc="encoding", unit="sample") as bar:
@@ -183,12 +183,12 @@ def _finish(
         path.unlink(missing_ok=True)
     totals = {name: sum(record[name] for record in records) for name in TOTALS}
     manifest = {
-        **about, "decided_by": dict(decides), "totals": totals, "width": records[0]["width"],
+        **about, "decided_by": dict(decides), "totals": totals, "widths": records[0]["widths"],
         "shards": [record["key"] for record in records],
     }  # fmt: skip
     if (read_manifest(folder) or {}) | {"provenance": None} != manifest | {"provenance": None}:
         write_json(folder / MANIFEST, {**manifest, "provenance": provenance()})
-    return Encoded(Store(folder, records[0]["width"]), len(records), reused, totals)
+    return Encoded(Store(folder), len(records), reused, totals)
 
 
 def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
@@ -200,7 +200,7 @@ def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
         record = read_record(shard_path(folder, number))
         if record is None or record["key"] != key:
             raise ArtifactError(f"{shard_path(folder, number)}: damaged or of another encoding; run the same `encode` again")
-    return Store(folder, manifest["width"]), manifest
+    return Store(folder), manifest
 
 
 # One part.
@@ -231,7 +231,7 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(spec: ReaderSpec, prompts: tuple[str, ...]) -> Encoder:
+def _opened(spec: ReaderConfig, prompts: tuple[str, ...]) -> Encoder:
     """The reader, once a worker, which ends when the process that started it is killed."""
     parent = os.getppid()
 
@@ -345,9 +345,9 @@ def require_ray(address: str) -> None:
             ) from error
 
 
-def require_shared(spec: ReaderSpec) -> None:
+def require_shared(spec: ReaderConfig) -> None:
     """Raise ValueError for a reader on the hub, which the machines of a cluster may not all reach."""
-    for option, folder in (("--encoder", Path(spec.model)), ("--sae", spec.sae_folder)):
+    for option, folder in (("--encoder", Path(model_name(spec))), ("--sae", sae_folder(spec.sae))):
         if folder is None or not folder.is_dir():
             raise ValueError(f"{option}: with --ray, name a folder that all machines share, so that all read the same")
 

@@ -1,22 +1,10 @@
-"""Pooled statistics of all latents, sparse on disk, so that the retained set can be chosen without encoding again.
+"""Pooled statistics of all latents on disk, the retained set chosen from them, and the feature table.
 
-A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over
-the combined index (span, latent): row pointers [n + 1], column = span * F + latent, mean and peak; with them the lengths. Zeros
-are not stored. Ids, F and what the shard was made from (`saerl_lib.encode.parts`) stand in the file's header.
-
-The retained set F: which latents enter z (the paper keeps 240 and does not say which; all rules here are ours).
-
-Every rule gives each latent a score from the samples of L alone and takes the highest. Two are label-free
-(`frequency_variance`, the default, and `variance`), two read labels of L (`anova`, `elastic_net`), one reads the model's
-own gradient (`gradient`, after GradSAE, arXiv 2505.08080). `random` is the control.
-
-The feature table: z, metadata and phi of a list of samples, stored as safetensors.
-
-Gradient influence of SAE latents on the model's output (after GradSAE, arXiv 2505.08080; the reduction to one number is ours).
-
-Influence of latent f = mean over samples of sum over tokens of |a_tf * <g_t, w_f>|: a its activation, w_f its decoder row, g_t
-the gradient of the mean solution loss (nats a token) with respect to the residual stream at the hook. To first order it is
-how much the loss would change if the latent were silenced.
+A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over the
+combined index (span, latent), once for every SAE that read them: row pointers [n + 1], column = span * F + latent, mean and
+peak; with them the lengths and, if wanted, the pooled activations. Zeros are not stored. Ids and what the shard was made from
+stand in the file's header. The paper keeps 240 latents and does not say which; every rule here scores each latent on training
+samples alone.
 """
 
 from __future__ import annotations
@@ -24,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +30,23 @@ from transformers import PreTrainedModel
 
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import Layout, TokenBatch, pack, pad, sample_spans, token_batches
-from saerl_lib.encode.pool import PROMPT_COLUMNS, Encoder, encode_all, metadata_features, pool_batch, pool_samples
+from saerl_lib.encode.metadata import PROMPT_COLUMNS
+from saerl_lib.encode.pool import Encoder, Pooled, encode_all, pool_batch
+from saerl_lib.encode.tokens import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 
-SHARD_SAMPLES = 4096
-"""Samples of one shard of `write_store`; bounds the memory of writing and reading."""
+MAIN, DENSE = "sae", "dense"
+"""Names of the reader's own SAE and of the activations themselves in a shard."""
 HEADER = "shard"
 """Key of the header's one entry: several would be written in no fixed order."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Pooled latents of some consecutive samples."""
+    """Latents of one SAE, pooled, of some consecutive samples."""
 
     ids: tuple[str, ...]
     solved: NDArray[np.bool_]
     """Whether the sample has a solution span, [n]."""
-    tokens: NDArray[np.int32]
-    """Tokens that were read, [n]."""
-    truncated: NDArray[np.bool_]
-    """Whether the sample's end was cut, [n]."""
     pointers: NDArray[np.int64]
     column: NDArray[np.int32]
     mean: NDArray[np.float32]
@@ -72,32 +57,48 @@ class Shard:
         return sparse.csr_matrix((values, self.column, self.pointers), shape=(len(self.ids), 2 * width))
 
 
-ARRAYS = tuple(field.name for field in fields(Shard) if field.name != "ids")
+ENTRIES = ("pointers", "column", "mean", "peak")
 
 
 @dataclass(frozen=True)
 class Store:
-    """Shards of one list of samples, in its order."""
+    """Shards of one list of samples, in its order, as one SAE reads them."""
 
     folder: Path
-    width: int
-    """F of the SAE."""
+    name: str = MAIN
+    """Of the SAE."""
 
     def files(self) -> list[Path]:
         """The shards, in order. Raises ArtifactError when there is none."""
         files = sorted(self.folder.glob("shard-*.safetensors"))
         if not files:
-            raise ArtifactError(f"{self.folder}: no shard; write the store with write_store")
+            raise ArtifactError(f"{self.folder}: no shard; `encode` has not finished there")
         return files
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The record of every shard."""
+        return [_header(path)["record"] for path in self.files()]
+
+    @property
+    def width(self) -> int:
+        """F of the SAE."""
+        return int(self.records[0]["widths"][self.name])
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Sample ids, in order."""
+        return tuple(name for path in self.files() for name in _header(path)["ids"])
 
     def shards(self) -> Iterator[Shard]:
         """One shard after another."""
         for path in self.files():
             with safe_open(path, framework="numpy") as handle:
-                yield Shard(tuple(_header(handle)["ids"]), **{name: handle.get_tensor(name) for name in ARRAYS})
+                entries = {field: handle.get_tensor(f"{self.name}.{field}") for field in ENTRIES}
+                yield Shard(tuple(_header(path)["ids"]), handle.get_tensor("solved"), **entries)
 
     def values(self, name: str) -> NDArray:
-        """[N] one of `solved`, `tokens` and `truncated`."""
+        """[N] `solved`, `tokens` or `truncated`, or [N, 4 D] `dense`."""
         parts = []
         for path in self.files():
             with safe_open(path, framework="numpy") as handle:
@@ -105,11 +106,11 @@ class Store:
         return np.concatenate(parts)
 
     def select(self, retained: NDArray[np.int64]) -> NDArray[np.float32]:
-        """z [N, 4 S] of a retained set, equal to encoding again; solution blocks are NaN without a solution span."""
-        parts = []
+        """z [N, 4 S] of a retained set; solution blocks are NaN without a solution span."""
+        parts, width = [], self.width
         for shard in self.shards():
-            mean, peak = (shard.matrix(values, self.width) for values in (shard.mean, shard.peak))
-            columns = [matrix[:, span * self.width + retained].toarray() for span in (0, 1) for matrix in (mean, peak)]
+            mean, peak = (shard.matrix(values, width) for values in (shard.mean, shard.peak))
+            columns = [matrix[:, span * width + retained].toarray() for span in (0, 1) for matrix in (mean, peak)]
             z = np.concatenate(columns, axis=1)
             z[~shard.solved, 2 * len(retained) :] = np.nan
             parts.append(z)
@@ -117,45 +118,29 @@ class Store:
 
     def peaks(self) -> sparse.csr_matrix:
         """[N, F] largest activation of each latent over both spans."""
-        parts = []
+        parts, width = [], self.width
         for shard in self.shards():
-            both = shard.matrix(shard.peak, self.width)
-            parts.append(both[:, : self.width].maximum(both[:, self.width :]))
+            both = shard.matrix(shard.peak, width)
+            parts.append(both[:, :width].maximum(both[:, width:]))
         return sparse.vstack(parts, format="csr")
 
     def blocks(self) -> sparse.csr_matrix:
         """[N, 4 F] all blocks of z with every latent; a missing solution span has no entries."""
-        parts = []
+        parts, width = [], self.width
         for shard in self.shards():
-            mean, peak = (shard.matrix(values, self.width) for values in (shard.mean, shard.peak))
-            parts.append(sparse.hstack([m[:, s * self.width : (s + 1) * self.width] for s in (0, 1) for m in (mean, peak)]))
+            mean, peak = (shard.matrix(values, width) for values in (shard.mean, shard.peak))
+            parts.append(sparse.hstack([m[:, s * width : (s + 1) * width] for s in (0, 1) for m in (mean, peak)]))
         return sparse.vstack(parts, format="csr")
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Sample ids, in order."""
-        found: list[str] = []
-        for path in self.files():
-            with safe_open(path, framework="numpy") as handle:
-                found += _header(handle)["ids"]
-        return tuple(found)
 
-
-def _header(handle: Any) -> dict[str, Any]:
-    return json.loads(handle.metadata()[HEADER])
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="numpy") as handle:
+        return json.loads(handle.metadata()[HEADER])
 
 
 def shard_path(folder: Path, number: int) -> Path:
     """Where shard `number` of a store lies; names sort like numbers."""
     return folder / f"shard-{number:06d}.safetensors"
-
-
-def write_store(samples: Sequence[Sample], encoder: Encoder, folder: Path) -> Store:
-    """Encode samples shard by shard into `folder`; memory is bounded by a shard of samples and a batch of tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, start in enumerate(range(0, len(samples), SHARD_SAMPLES)):
-        write_shard(samples[start : start + SHARD_SAMPLES], encoder, shard_path(folder, number), {})
-    return Store(folder, encoder.sae.cfg.d_sae)
 
 
 def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,42 +150,52 @@ def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_fr
     FloatingPointError with the sample id when an activation is not finite.
     """
     spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
-    width, solved = encoder.sae.cfg.d_sae, np.zeros(len(samples), dtype=bool)
-    rows, columns, means, peaks = [], [], [], []
+    solved, dense = np.zeros(len(samples), dtype=bool), None
+    found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
     for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
         batch = pad(batch_rows, spans, encoder.tokenizer.pad_token_id or 0)
-        pooled = pool_batch(encoder, batch, samples)
+        pooled, activations = pool_batch(encoder, batch, samples)
         solved[list(batch.rows)] = batch.solution.any(dim=1).numpy()
-        rows.append(pooled.row)
-        columns.append(pooled.span * width + pooled.latent)
-        means.append(pooled.mean)
-        peaks.append(pooled.peak)
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    order = np.lexsort((column, row))
+        for name, part in pooled.items():
+            found[name].append(part)
+        if activations is not None:
+            dense = np.empty((len(samples), activations.shape[1]), dtype=np.float32) if dense is None else dense
+            dense[list(batch.rows)] = activations
     arrays = {
         "solved": solved,
         "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
         "truncated": np.array([s.truncated for s in spans], dtype=bool),
-        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(samples)))]).astype(np.int64),
-        "column": column[order].astype(np.int32),
-        "mean": np.concatenate(means)[order],
-        "peak": np.concatenate(peaks)[order],
+        **({} if dense is None else {DENSE: dense}),
     }
+    for name, parts in found.items():
+        arrays |= {f"{name}.{k}": v for k, v in _entries(parts, len(samples), encoder.saes[name].cfg.d_sae).items()}
     ids = [s.id for s in samples]
     record = {
-        **made_from, "width": width, "samples": len(samples), "tokens": int(arrays["tokens"].sum()),
-        "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()), "entries": len(order),
-        "values": _values_hash(ids, arrays),
+        **made_from, "widths": {name: sae.cfg.d_sae for name, sae in encoder.saes.items()}, "samples": len(samples),
+        "tokens": int(arrays["tokens"].sum()), "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()),
+        "entries": len(arrays[f"{next(iter(found))}.column"]), "values": _values_hash(ids, arrays),
     }  # fmt: skip
     save_file(arrays, path, metadata={HEADER: json.dumps({"ids": ids, "record": record}, sort_keys=True)})
     return record
 
 
+def _entries(parts: Sequence[Pooled], n: int, width: int) -> dict[str, NDArray]:
+    """CSR arrays of one SAE from the batches of a shard of n samples."""
+    row = np.concatenate([part.row for part in parts])
+    column = np.concatenate([part.span * width + part.latent for part in parts])
+    order = np.lexsort((column, row))
+    return {
+        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64),
+        "column": column[order].astype(np.int32),
+        "mean": np.concatenate([part.mean for part in parts])[order],
+        "peak": np.concatenate([part.peak for part in parts])[order],
+    }
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record that `write_shard` returned for the file, or None when it is missing or not as it was written."""
     try:
-        with safe_open(path, framework="numpy") as handle:
-            header, arrays = _header(handle), {name: handle.get_tensor(name) for name in ARRAYS}
+        header, arrays = _header(path), load_file(path)
         record = header["record"]
         return record if record["values"] == _values_hash(header["ids"], arrays) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -209,7 +204,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
     found = hashlib.sha256(json.dumps(list(ids)).encode())
-    for name in ARRAYS:
+    for name in sorted(arrays):
         found.update(np.ascontiguousarray(arrays[name]))
     return found.hexdigest()
 
@@ -234,18 +229,13 @@ class LatentStatistics:
     """Variance over samples of its largest activation, zeros included."""
 
 
-def latent_statistics(store: Store) -> LatentStatistics:
-    """Firing share and variance of the per-sample peak, shard by shard."""
-    fired, total, squares = (np.zeros(store.width) for _ in range(3))
-    n = 0
-    for shard in store.shards():
-        both = shard.matrix(shard.peak, store.width)
-        peak = both[:, : store.width].maximum(both[:, store.width :]).tocsc().astype(np.float64)
-        fired += peak.getnnz(axis=0)
-        total += np.asarray(peak.sum(axis=0)).ravel()
-        squares += np.asarray(peak.multiply(peak).sum(axis=0)).ravel()
-        n += len(shard.ids)
-    return LatentStatistics(fired / n, squares / n - (total / n) ** 2)
+def latent_statistics(store: Store, rows: NDArray[np.bool_] | None = None) -> LatentStatistics:
+    """Firing share and variance of the per-sample peak over the samples of `rows` [N] (default: all)."""
+    peak = store.peaks()
+    peak = (peak if rows is None else peak[rows]).tocsc().astype(np.float64)
+    n = peak.shape[0]
+    total, squares = (np.asarray(values.sum(axis=0)).ravel() for values in (peak, peak.multiply(peak)))
+    return LatentStatistics(peak.getnnz(axis=0) / n, squares / n - (total / n) ** 2)
 
 
 def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
@@ -254,19 +244,10 @@ def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> ND
     return np.sort(order[:count]).astype(np.int64)
 
 
-def require_label_free(rule: str) -> None:
-    """Raise ValueError for a rule that reads labels or gradients."""
-    if rule not in LABEL_FREE:
-        raise ValueError(f"retained_rule={rule!r} is not label-free; the ladder's readers know {', '.join(LABEL_FREE)}")
-
-
-def choose_label_free(
-    share: NDArray[np.float64], variance: NDArray[np.float64], count: int, band: tuple[float, float], rule: str
-) -> NDArray[np.int64]:
-    """Ascending indices of `count` latents by a rule of `LABEL_FREE`, from firing share and variance of the peak, [F] each."""
-    require_label_free(rule)
-    first = (share >= band[0]) & (share <= band[1]) if rule == "frequency_variance" else share > 0
-    return best(variance, first, count)
+def choose_label_free(found: LatentStatistics, count: int, band: tuple[float, float], rule: str) -> NDArray[np.int64]:
+    """Ascending indices of `count` latents by a rule of `LABEL_FREE`."""
+    inside = (found.share >= band[0]) & (found.share <= band[1])
+    return best(found.variance, inside if rule == "frequency_variance" else found.share > 0, count)
 
 
 def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -296,8 +277,9 @@ def choose_retained(
     labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None,
     seed: int = 0,
+    rows: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """Ascending indices of `count` retained latents, chosen from a store of training samples.
+    """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
 
     frequency_variance: of the latents that fire on a share of samples inside `band`, those whose peak varies most (the rest
     follows when the band holds too few). variance: those whose peak varies most. anova: largest F statistic with `labels`.
@@ -310,17 +292,17 @@ def choose_retained(
     if not 1 <= count <= store.width:
         raise ValueError(f"retained_latents={count} must lie between 1 and the SAE's {store.width} latents")
     if rule in LABELLED and (labels is None or not np.isfinite(labels).all()):
-        raise ValueError(f"rule {rule!r} needs a finite label for every sample of the store; pass the labels of L")
+        raise ValueError(f"rule {rule!r} needs a finite label for every sample that it reads; pass the labels of L")
     if rule == "gradient" and influence is None:
         raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
-    found = latent_statistics(store)
-    fires = found.share > 0
+    found = latent_statistics(store, rows)
+    fires, kept = found.share > 0, slice(None) if rows is None else np.flatnonzero(rows)
     if rule in LABEL_FREE:
-        return choose_label_free(found.share, found.variance, count, band, rule)
+        return choose_label_free(found, count, band, rule)
     if rule == "anova":
-        return best(_relevance(store.peaks(), labels), fires, count)
+        return best(_relevance(store.peaks()[kept], labels), fires, count)
     if rule == "elastic_net":
-        score = _coefficients(store.blocks(), labels, store.width)
+        score = _coefficients(store.blocks()[kept], labels, store.width)
         return best(score + 1e-12 * found.variance / (found.variance.max() or 1.0), fires, count)
     if rule == "gradient":
         return best(influence(), fires, count)
@@ -381,11 +363,6 @@ class FeatureTable:
         return FeatureTable(tuple(self.ids[i] for i in keep), self.z[keep], self.metadata[keep])
 
 
-def encode_samples(samples: Sequence[Sample], encoder: Encoder, retained: NDArray[np.int64]) -> FeatureTable:
-    """Encode samples into a feature table, in their order."""
-    return FeatureTable(tuple(s.id for s in samples), pool_samples(samples, encoder, retained), metadata_features(samples))
-
-
 def save_features(table: FeatureTable, path: Path) -> None:
     """Write a feature table as safetensors, the ids in its header."""
     save_file({"z": table.z, "metadata": table.metadata}, path, metadata={"ids": json.dumps(table.ids)})
@@ -399,13 +376,9 @@ def load_features(path: Path) -> FeatureTable:
 
 
 def load_split_features(features: Stage, name: str) -> FeatureTable:
-    """The feature table of one split."""
-    return load_features(features.path(f"{name}.safetensors"))
-
-
-def retained_latents(features: Stage) -> np.ndarray:
-    """Indices of the retained latents."""
-    return load_file(features.path("retained.safetensors"))["retained"]
+    """The feature table of one split; a sample without a solution gets the pool's mean one (`FeatureTable.complete`)."""
+    table = load_features(features.path(f"{name}.safetensors"))
+    return table if table.solved.all() else table.complete(load_features(features.path("pool.safetensors")))
 
 
 def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:

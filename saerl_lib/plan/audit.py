@@ -20,7 +20,8 @@ from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.store import FeatureTable, load_split_features, retained_latents
+from saerl_lib.encode.stages import retained_latents
+from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.curriculum import Batch, cluster_first
 from saerl_lib.plan.mixing import BatchFacts, Candidate, batch_facts, candidates, dominant_cluster

@@ -44,10 +44,12 @@ from scipy import stats
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.language_model import token_batches
-from saerl_lib.encode.models import open_encoder
-from saerl_lib.encode.pool import BLOCKS, FEATURES, Encoder, batch_latents
-from saerl_lib.encode.store import FeatureTable, load_split_features, retained_latents
+from saerl_lib.encode.metadata import FEATURES
+from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
+from saerl_lib.encode.stages import retained_latents
+from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, Clusters, topic_entropy
 from saerl_lib.properties.difficulty import DifficultyModel, HalfWidths, cluster_half_widths, coverage_table
 from saerl_lib.properties.probes import require_finite, require_rows
@@ -669,7 +671,7 @@ def audit_tables(
     }, page
 
 
-def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, difficulty: Stage) -> Stage:
+def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
     """Write what notebook 04 shows and what `plan.audit` reads.
 
     cluster_audit.parquet, feature_groups.parquet and top_latents.parquet hold the rows of the CSV tables of these names,
@@ -683,7 +685,7 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
         assigned = Assignment(scores["cluster"].to_numpy(), scores["distance"].to_numpy())
         tables, page = audit_tables(
-            samples, table, names, assigned, pool_facts(samples, table.metadata), open_encoder(profile, sae), profile.properties,
+            samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
         for name, found in tables.items():
@@ -694,7 +696,7 @@ def audit_stage(profile: Profile, world: Stage, sae: Stage, features: Stage, dif
         coverage.to_parquet(folder / "difficulty_interval.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "audit", config, compute, (world, sae, features, difficulty))
+    return get_or_compute(profile, "audit", config, compute, (world, features, difficulty))
 
 
 def load_highlights(audit: Stage) -> HighlightPage:

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.pool import FEATURES
+from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
 from saerl_lib.properties.difficulty import (

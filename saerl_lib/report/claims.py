@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from saerl_lib.config import MethodConfig
 from saerl_lib.report.statistics import (
     ALPHA,
     Interval,
@@ -199,7 +198,7 @@ def real_probe_effects(ladder: pd.DataFrame) -> list[Effect]:
     inside = _probe(deepmath, "difficulty_level", "spearman", "sae")
     outside, adapted = (_probe(scaler, f"difficulty_{n}", "spearman", "sae") for n in ("out_of_domain", "adapted"))
     rows += _regime_rows("DeepMath difficulty, then DeepScaleR", inside, outside, adapted)
-    return [Effect(*row, MethodConfig().sae_seeds, "03_data_properties", "probe_ladder", "method") for row in rows]
+    return [Effect(*row, 1, "03_data_properties", "probe_ladder", "laptop") for row in rows]
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:

@@ -42,7 +42,7 @@ RECORD = "published.json"
 """Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
 TABLES_OF = {
     "study": ("study_",),
-    "method": ("probe_ladder", "ladder_saes", "real_"),
+    "real data": ("probe_ladder", "real_"),
     "bench": ("preparation_cost", "gpu_checks"),
 }
 """Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""

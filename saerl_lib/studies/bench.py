@@ -48,10 +48,10 @@ from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, s
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode import language_model as lm
-from saerl_lib.encode.models import open_encoder
-from saerl_lib.encode.pool import Encoder, pool_samples, pool_vectors
-from saerl_lib.encode.store import write_store
+from saerl_lib.encode import models, tokens
+from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.pool import Encoder, pool_batch, pool_vectors
+from saerl_lib.encode.store import write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import CLIP, RESTARTS, SAMPLES_PER_STEP, StoredPhi, by_chunks, float_chunks, pool_clusters
@@ -64,7 +64,6 @@ from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
-from saerl_lib.world.stages import sae_stage
 
 
 def run_bench(name: str, samples: int, device: str | None = None) -> int:
@@ -76,7 +75,7 @@ def run_bench(name: str, samples: int, device: str | None = None) -> int:
         raise ValueError(f"bench {name} has no --device; `bench encode` has one")
     if name == "plan":
         return bench_plan(samples)
-    where, profile = lm.pick_device(device or "cpu"), get_profile("laptop")
+    where, profile = models.pick_device(device or "cpu"), get_profile("laptop")
     world = world_stage(profile)
     if name == "encode":
         return bench_encode(profile, world, where)
@@ -189,7 +188,7 @@ def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
 REPEATS = 5
 ENCODE_BARS = (
     ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
-    ("retained_to_forward_131072", "at most", 1.02), ("padded_to_real_tokens", "at most", 1.1),
+    ("padded_to_real_tokens", "at most", 1.1),
     ("file_order_to_packed_s", "at least", 1.5), ("obvious_to_chunked_peak", "at least", 5.0),
 )  # fmt: skip
 """On a CPU; none was fixed for a GPU."""
@@ -208,7 +207,6 @@ class Shape:
     latents: tuple[int, ...] = (32_768, 131_072)  # F of the SAEs that are measured
     k: int = 50  # active latents a token of the TopK SAE
     threshold: float = 3.2  # of the JumpReLU SAE, in deviations of a pre-activation; about k latents of the paper's F pass
-    retained: int = 240
     samples: int = 4  # of the batch, half prompt and half solution
     tokens: int = 256  # of the batch
 
@@ -217,18 +215,18 @@ PAPER = Shape()
 PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 """256 tokens would leave a GPU idle; at 4,096 the obvious way still fits into 24 GB beside model and SAEs."""
 PAPER_MEMORY = replace(PAPER, latents=(131_072,), samples=32, tokens=8192)
-SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 24, 4, 128)
+SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 4, 128)
 """For a dry run."""
 
 
-def paper_model(shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> lm.CutModel:
+def paper_model(shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> models.CutModel:
     """Random weights, cut at the last block; the vocabulary is small, as embeddings cost no product."""
     size = {"hidden_size": shape.width, "intermediate_size": shape.feed_forward, "num_hidden_layers": shape.layers}
     heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_width}
     torch.manual_seed(0)
     with device:
         model = Qwen3Model(Qwen3Config(vocab_size=512, max_position_embeddings=1024, **size, **heads))
-        model = lm.truncate(model, shape.layers)
+        model = models.truncate(model, shape.layers)
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
     return model
@@ -247,12 +245,12 @@ def random_sae(
     return sae.to(dtype=precision).eval()
 
 
-def paper_batch(shape: Shape = PAPER) -> lm.TokenBatch:
+def paper_batch(shape: Shape = PAPER) -> tokens.TokenBatch:
     """Samples of equal length, the second half of each the solution."""
     size = (shape.samples, shape.tokens // shape.samples)
     half = torch.arange(size[1]).expand(size) < size[1] // 2
     ids = torch.randint(0, 512, size, generator=torch.Generator().manual_seed(0))
-    return lm.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(size, dtype=torch.bool))
+    return tokens.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(size, dtype=torch.bool))
 
 
 def dense_way(sae: SAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
@@ -272,18 +270,16 @@ def shape_ratios(
     model, batch, spans = paper_model(shape, device, precision), paper_batch(shape), 2 * shape.samples
     group = (2 * torch.arange(shape.samples).unsqueeze(1) + batch.solution.long()).flatten().numpy()
     counts = np.bincount(group, minlength=spans)
-    vectors = lm.activations(model, batch).flatten(0, 1)
+    vectors = models.activations(model, batch).flatten(0, 1)
     vectors = vectors / vectors.norm(dim=1, keepdim=True) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
-        top, jump = (random_sae(latents, kind, shape, device, precision) for kind in ("topk", "jumprelu"))
-        retained = np.arange(0, latents, latents // shape.retained)[: shape.retained]
+        top = random_sae(latents, "topk", shape, device, precision)
         works: dict[str, Callable[[], Any]] = {
-            "forward": functools.partial(lm.activations, model, batch),
+            "forward": functools.partial(models.activations, model, batch),
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
             "dense": functools.partial(dense_way, top, vectors, spans),
             "all": functools.partial(pool_vectors, top, vectors, group, counts),
-            "retained": functools.partial(pool_vectors, jump, vectors, group, counts, retained),
         }
         found = alternate(works, repeats, device)
         forward = found["forward"]
@@ -292,10 +288,9 @@ def shape_ratios(
             f"obvious_to_forward_{latents}": (forward + found["dense"]) / forward,
             f"all_to_forward_{latents}": (forward + found["all"]) / forward,
             f"all_to_forward_and_product_{latents}": (forward + found["all"]) / (forward + found["product"]),
-            f"retained_to_forward_{latents}": (forward + found["retained"]) / forward,
         }
         if device.type == "cuda":
-            ways = ("forward", "dense", "all", "retained")
+            ways = ("forward", "dense", "all")
             rows |= {f"{name}_peak_mib_{latents}": peak_mib(works[name], device) for name in ways}
     return rows
 
@@ -312,12 +307,12 @@ def encode_peaks(_: Path, shape: Shape = PAPER_MEMORY) -> Rows:
 
 def file_order(samples: list[Sample], encoder: Encoder, device: torch.device, size: int = 32) -> None:
     """The obvious way with text: fixed batches in file order, dense latents, pooling by mask."""
-    spans = [lm.sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
+    spans = [tokens.sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
     with torch.inference_mode():
         for start in range(0, len(samples), size):
             rows = tuple(range(start, min(start + size, len(samples))))
-            batch = lm.pad(rows, spans, encoder.tokenizer.pad_token_id)
-            latents = encoder.sae.encode(lm.activations(encoder.decoder, batch))
+            batch = tokens.pad(rows, spans, encoder.tokenizer.pad_token_id)
+            latents = encoder.sae.encode(models.activations(encoder.decoder, batch))
             for mask in (batch.prompt.to(device), batch.solution.to(device)):
                 kept = latents * mask.unsqueeze(-1)
                 kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), kept.amax(dim=1)
@@ -325,16 +320,16 @@ def file_order(samples: list[Sample], encoder: Encoder, device: torch.device, si
 
 def text_shape(profile: Profile, world: Stage, device: torch.device = CPU, timed: int = 1500) -> Rows:
     """Padding and end-to-end time on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
-    opened, folder = lm.place(open_encoder(profile, sae_stage(profile)), device), paths.shared_data_dir()
-    encoder = Encoder(opened.decoder, opened.tokenizer, opened.sae, opened.tokens_per_batch, lm.Layout(max_tokens=512))
+    encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
-    part, retained = samples[:timed], np.arange(profile.encoder.retained_latents)
+    part = samples[:timed]
     batches, own = (
-        list(lm.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)) for texts in (samples, part)
+        list(tokens.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
+        for texts in (samples, part)
     )
     works = {
-        "forward": lambda: [lm.activations(encoder.decoder, batch) for batch in own],
-        "packed": lambda: pool_samples(part, encoder, retained),
+        "forward": lambda: [models.activations(encoder.decoder, batch) for batch in own],
+        "packed": lambda: [pool_batch(encoder, batch, part) for batch in own],
         "file_order": lambda: file_order(part, encoder, device),
     }
     found = alternate(works, 3, device)
@@ -577,16 +572,16 @@ def preparation_costs(profile: Profile, world: Stage, parts: int = PARTS, prompt
     Disjoint parts of the pool are each encoded (prompt and solution, all pooled latents stored) and rolled out by the policy.
     Raises ValueError when the pool is smaller than `parts` x `prompts`.
     """
-    samples, encoder = load_split(world, "pool"), open_encoder(profile, sae_stage(profile))
+    samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
     if len(samples) < parts * prompts:
         raise ValueError(f"the pool holds {len(samples)} samples, {parts} parts of {prompts} need {parts * prompts}")
     sampler, attempts = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        write_store(samples[-prompts:], encoder, Path(folder) / "warm")
+        write_shard(samples[-prompts:], encoder, Path(folder) / "warm", {})
         for part in tqdm(range(parts), desc="preparation", unit="part"):
             chosen, watch = samples[part * prompts : (part + 1) * prompts], Stopwatch()
-            watch("encode_s", write_store, chosen, encoder, Path(folder) / str(part))
+            watch("encode_s", write_shard, chosen, encoder, Path(folder) / str(part), {})
             seed = sub_seed(profile.seed, f"bench-preparation-{part}")
             watch("rollouts_s", pass_rates, sampler, chosen, profile.train, seed)
             read, rolled = watch.times["encode_s"], watch.times["rollouts_s"]

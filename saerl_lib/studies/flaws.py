@@ -34,9 +34,9 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.language_model import measure_surprise
-from saerl_lib.encode.models import load_encoder
+from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
@@ -374,7 +374,7 @@ def pool_scores(
     of flaws.
     """
     assert scorer.quality is not None  # the world's has one
-    surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *load_encoder())
+    surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader))
     return {
         "source_membership": np.array([s.source == "parent" for s in samples], dtype=float),
         "source_probe": 1.0 - scorer.quality.score(pool.z),

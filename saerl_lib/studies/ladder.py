@@ -8,7 +8,9 @@ rows alone. Test predictions are kept, so that a reader can ask new questions wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import functools
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +26,13 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute, provenance, write_json
-from saerl_lib.config import Profile, PropertyConfig, content_hash, get_profile, sub_seed, to_dict
-from saerl_lib.data.published import evaluation_keys, load_labelled
+from saerl_lib.config import Profile, PropertyConfig, ReaderConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.data.published import corpus_keys, data_file, evaluation_keys, held_out_keys, load_labelled, load_set, real_folder
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
-from saerl_lib.encode.pool import FEATURES, PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.readers import DENSE, WORKERS, Reader, read_retaining
-from saerl_lib.encode.store import FREQUENCY_BAND, RULES, Store, load_split_features
-from saerl_lib.notebooks import UserError
+from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
+from saerl_lib.encode.models import identity
+from saerl_lib.encode.stages import read_features, retained_of, splits_of
+from saerl_lib.encode.store import DENSE, RULES, Store
 from saerl_lib.properties.probes import (
     METRICS,
     Matrix,
@@ -44,27 +46,20 @@ from saerl_lib.properties.probes import (
     metric,
     real_tasks,
     shuffled,
+    split_tasks,
     task_rows,
     tasks_of_file,
-    world_tasks,
 )
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import write_csv
-from saerl_lib.world.stages import (
-    corpus_keys,
-    data_file,
-    held_out_keys,
-    ladder_reader,
-    load_set,
-    real_folder,
-    retained_of,
-    sae_kinds_stage,
-    text_model_stage,
-)
 
 Blocks = Mapping[str, tuple[Sequence[str], np.ndarray]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
+CONTROLS = (("sae_untrained", "untrained@0"),)
+"""SAEs that read beside the reader's own."""
+WORKERS = 2
+"""Processes of the fits, one thread each."""
 SHUFFLES = 5
 """Permutations of the shuffled-label control."""
 GROUPS = {
@@ -75,9 +70,7 @@ GROUPS = {
 }
 """Group of real tasks, which share their samples -> the files they read."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
-WORLD_SETS = (
-    "majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "sae_all_families", "shuffled_labels"
-)  # fmt: skip
+WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
 COLUMNS = [field.name for field in dataclasses.fields(ProbeRow)]
 
@@ -245,13 +238,12 @@ def grouped_rows(
     return rows
 
 
-def empty_row(dataset: str, target: str, kind: str, n_train: int, n_test: int) -> pd.DataFrame:
-    """The row without a value of a task that has too few samples."""
-    row = ProbeRow(dataset, target, METRICS[kind], "sae", np.nan, np.nan, np.nan, n_train, n_test)
-    return pd.DataFrame([dataclasses.asdict(row)], columns=COLUMNS)
+def ladder_reader(profile: Profile) -> ReaderConfig:
+    """The profile's reader with the ladder's controls: the SAE as it was drawn, and the activations themselves."""
+    return dataclasses.replace(profile.reader, others=CONTROLS, dense=True)
 
 
-def encode_tasks(tasks: Sequence[Task], profile: Profile, reader: Reader, folder: Path) -> Blocks:
+def encode_tasks(tasks: Sequence[Task], profile: Profile, folder: Path) -> Blocks:
     """Features of all samples of some tasks by every reader, also written: features.safetensors and samples.parquet (ids).
 
     Retained sets are chosen on training samples alone.
@@ -259,11 +251,10 @@ def encode_tasks(tasks: Sequence[Task], profile: Profile, reader: Reader, folder
     samples: dict[str, Sample] = {s.id: s for task in tasks for s in (*task.train, *task.test)}
     training = {s.id: s for task in tasks for s in task.train}
     ordered = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))
-    chosen = {s.id for s in ordered[: profile.method.max_train]}
-    config = profile.method.text_sae if reader.layout.max_tokens else profile.encoder
-    rule = config.retained_latents, FREQUENCY_BAND, config.retained_rule, WORKERS
-    pooled, _ = read_retaining(list(samples.values()), chosen, reader, *rule)
-    save_file(dict(pooled.features), folder / "features.safetensors")
+    chosen = {s.id for s in ordered[: profile.ladder.max_train]}
+    features, _, store = read_features(list(samples.values()), chosen, profile, ladder_reader(profile), folder)
+    shutil.rmtree(store.folder)
+    save_file(features, folder / "features.safetensors")
     pd.DataFrame({"sample_id": list(samples)}).to_parquet(folder / "samples.parquet", index=False)
     return read_blocks(folder)
 
@@ -274,68 +265,60 @@ def read_blocks(folder: Path) -> Blocks:
     return {name: (ids, values) for name, values in load_file(folder / "features.safetensors").items()}
 
 
-def _encoded(profile: Profile, group: str, tasks: Sequence[Task], reader: Reader, inputs: tuple[Stage, ...]) -> Stage:
-    files = {name: file_sha256(data_file(name))[:16] for name in GROUPS.get(group, ())}
-    settings = {"method": to_dict(profile.method), "encoder": to_dict(profile.encoder), "data": files, "seed": profile.seed}
-
-    def compute(folder: Path) -> None:
-        encode_tasks(tasks, profile, reader, folder)
-
-    return get_or_compute(profile, f"encoded_{group}", settings, compute, inputs)
+def _encoded(profile: Profile, group: str, tasks: Sequence[Task]) -> Stage:
+    files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[group]}
+    retained = [profile.reader.retained_latents, profile.reader.retained_rule]
+    reader = identity(ladder_reader(profile))
+    settings = {"ladder": to_dict(profile.ladder), "reader": reader, "data": files, "retained": retained, "seed": profile.seed}
+    return get_or_compute(profile, f"encoded_{group}", settings, lambda folder: encode_tasks(tasks, profile, folder))
 
 
 def _ladder_stage(
-    profile: Profile, group: str, tasks: Sequence[Task], encoded: Stage | None, others: Mapping[str, Stage],
-    only: Collection[str] | None = None,
-) -> Stage:  # fmt: skip
-    """ladder.parquet and predictions.parquet of a group, from its encoded samples and stages of features by reader."""
+    profile: Profile, group: str, tasks: Sequence[Task], blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]
+) -> Stage:
+    """ladder.parquet and predictions.parquet of a group."""
 
     def compute(folder: Path) -> None:
-        blocks = {name: _stage_block(stage, tasks) for name, stage in others.items()}
-        blocks |= read_blocks(encoded.folder) if encoded else {}
-        found = ladder(tasks, blocks, profile.properties, profile.seed, only=only)
+        found = ladder(tasks, blocks(), profile.properties, profile.seed)
         for name, table in zip(("ladder", "predictions"), found, strict=True):
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
     config = {"properties": to_dict(profile.properties), "seed": profile.seed}
-    inputs = (*((encoded,) if encoded else ()), *others.values())
     return get_or_compute(profile, f"ladder_{group}", config, compute, inputs)
 
 
-def _stage_block(features: Stage, tasks: Sequence[Task]) -> tuple[list[str], np.ndarray]:
-    """The splits of a stage of features that the world's tasks read."""
-    tables = [load_split_features(features, n) for n in WORLD_SPLITS if (features.folder / f"{n}.safetensors").is_file()]
-    return [name for table in tables for name in table.ids], np.concatenate([table.z for table in tables])
+def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
+    """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
+    there = [name for name in splits_of(world) if name in WORLD_SPLITS]
+    tasks = split_tasks({name: load_split(world, name) for name in there}, "world" if profile.world else "published")
 
+    def blocks() -> Blocks:
+        stores, found = [Store(store.path(name)) for name in there], {}
+        ids = [name for part in stores for name in part.ids]
+        for name in profile.reader.sources:
+            own = [dataclasses.replace(part, name=name) for part in stores]
+            retained = retained_of(profile, own[0], load_split(world, "labelled"), profile.reader.retained_rule)
+            found[name] = (ids, np.concatenate([part.select(retained) for part in own]))
+        if profile.reader.dense:
+            found[DENSE] = (ids, np.concatenate([part.values(DENSE) for part in stores]))
+        return found
 
-def world_ladder_stage(profile: Profile, world: Stage, features: Stage, control: Stage) -> Stage:
-    """The ladder on the embedded world; `control` holds features of the encoder that saw every family.
-
-    A profile with a `method` reads every SAE and control, the others the features of their one SAE.
-    """
-    tasks = world_tasks({name: load_split(world, name) for name in WORLD_SPLITS})
-    if profile.method is None:
-        return _ladder_stage(profile, "world", tasks, None, {"sae": features, "sae_all_families": control}, WORLD_SETS)
-    saes = sae_kinds_stage(profile, "world", None)
-    encoded = _encoded(profile, "world", tasks, ladder_reader(profile, saes, None), (world, saes))
-    return _ladder_stage(profile, "world", tasks, encoded, {"sae_all_families": control})
+    return _ladder_stage(profile, "world", tasks, blocks, (world, store))
 
 
 def real_ladder_stages(profile: Profile) -> list[Stage]:
     """The full ladder on the real sets, a stage a group."""
-    text_model = text_model_stage(profile)
-    saes = sae_kinds_stage(profile, "text", text_model)
-    tasks, reader = real_tasks(load_set, profile.method, held_out_keys()), ladder_reader(profile, saes, text_model)
-    found = []
+    tasks, found = real_tasks(load_set, profile.ladder, held_out_keys()), []
     for group, files in GROUPS.items():
         own = [task for task in tasks if task.dataset in files]
-        found.append(_ladder_stage(profile, group, own, _encoded(profile, group, own, reader, (text_model, saes)), {}))
+        encoded = _encoded(profile, group, own)
+        found.append(_ladder_stage(profile, group, own, functools.partial(read_blocks, encoded.folder), (encoded,)))
     return found
 
 
-def has_real_data(profile: Profile) -> bool:
-    """Whether the profile reads the real sets: the folder is there, or the profile demands it."""
-    return profile.method is not None and (profile.method.real_data == "required" or paths.shared_data_dir() is not None)
+def has_real_data() -> bool:
+    """Whether the real sets are there to be read."""
+    return paths.shared_data_dir() is not None
 
 
 def ladder_table(stage: Stage) -> pd.DataFrame:
@@ -354,28 +337,16 @@ def _committed(name: str) -> pd.DataFrame:
 
 
 def full_ladder(profile: Profile, world_ladder: Stage) -> pd.DataFrame:
-    """Rows of probe_ladder.csv: computed in a profile with a `method`, else as profile `method` committed them."""
-    if profile.method is None:
-        return _committed("probe_ladder")
-    stages = [world_ladder, *(real_ladder_stages(profile) if has_real_data(profile) else [])]
-    return pd.concat([ladder_table(stage) for stage in stages], ignore_index=True)
+    """Rows of probe_ladder.csv: the world's, and the real sets' where they are there, else as they were published."""
+    if not has_real_data():
+        published = _committed("probe_ladder")
+        return pd.concat([ladder_table(world_ladder), published[published["dataset"] != "world"]], ignore_index=True)
+    return pd.concat([ladder_table(stage) for stage in (world_ladder, *real_ladder_stages(profile))], ignore_index=True)
 
 
-def ladder_saes(profile: Profile) -> pd.DataFrame:
-    """Rows of ladder_saes.csv: explained variance, L0 and dead share of each SAE, on tokens it was not trained on."""
-    if profile.method is None:
-        return _committed("ladder_saes")
-    stages = {"world encoder": sae_kinds_stage(profile, "world", None)}
-    if has_real_data(profile):
-        stages["LM of real text"] = sae_kinds_stage(profile, "text", text_model_stage(profile))
-    tables = [pd.read_parquet(stage.path("quality.parquet")).assign(model=name) for name, stage in stages.items()]
-    columns = ["model", "features", "seed", "explained_variance", "l0", "dead_share", "n_tokens"]
-    return pd.concat(tables, ignore_index=True)[columns]
-
-
-def overlap_table(profile: Profile) -> pd.DataFrame:
+def overlap_table() -> pd.DataFrame:
     """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question."""
-    if not has_real_data(profile):
+    if not has_real_data():
         return _committed("real_overlap")
     evaluation = {**evaluation_keys(real_folder()), "math_test": set(load_set("math_test").keys)}
     rows = []
@@ -393,17 +364,17 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     the same store, and the prompt alone is read beside both spans. Columns: choice, option, target, metric, value, ci_low,
     ci_high, n_train, n_test, shared_with_default.
     """
-    splits = {name: load_split(world, name) for name in WORLD_SPLITS}
-    tasks = {task.target: task for task in world_tasks(splits)}
+    splits = {name: load_split(world, name) for name in ("labelled", "test")}
+    tasks = {task.target: task for task in split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
     prompt = dataclasses.replace(both, with_solution=False)
     ids = [s.id for name in ("labelled", "test") for s in splits[name]]
-    stores = [Store(store.path(name), profile.encoder.sae_latents) for name in ("labelled", "test")]
+    stores = [Store(store.path(name)) for name in ("labelled", "test")]
     default, found = None, []
     for rule in RULES:
         chosen = retained_of(profile, stores[0], splits["labelled"], rule)
         default = chosen if default is None else default
-        shared = len(np.intersect1d(chosen, default)) / profile.encoder.retained_latents
+        shared = len(np.intersect1d(chosen, default)) / len(chosen)
         blocks = {"sae": (ids, np.concatenate([part.select(chosen) for part in stores]))}
 
         def read(task: Task, features: str = "sae", blocks: Blocks = blocks) -> pd.DataFrame:
@@ -421,37 +392,30 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     return pd.concat(named, ignore_index=True)[columns]
 
 
-def representation_stage(profile: Profile, world: Stage, sae: Stage, store: Stage) -> Stage:
+def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """Stage `representation`: representation.parquet."""
 
     def compute(folder: Path) -> None:
         representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
-    return get_or_compute(profile, "representation", config, compute, (world, sae, store))
+    config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
+    return get_or_compute(profile, "representation", config, compute, (world, store))
 
 
 def run_ladder(file: Path, profile: str) -> int:
-    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to a folder of their own.
-
-    Raises UserError for a profile that has not the full ladder.
-    """
+    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
     chosen = get_profile(profile)
-    if chosen.method is None:
-        raise UserError(f"profile {profile!r} computes no ladder; use --profile method, or smoke to try it in small")
     data = load_labelled(file)
-    tasks = tasks_of_file(data, chosen.method, held_out_keys(), lambda line: print(line, flush=True))
-    read = corpus_keys(chosen.method)
+    tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
+    read = corpus_keys(chosen.ladder)
     for task in tasks:
         seen = sum(normalise(s.prompt) in read for s in task.test)
-        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the LM and the SAEs may have read "
-              f"the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
-    text_model = text_model_stage(chosen)
-    reader = ladder_reader(chosen, sae_kinds_stage(chosen, "text", text_model), text_model)
+        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the SAE may have been "
+              f"trained on the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = encode_tasks(tasks, chosen, reader, folder)
-    table, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed, workers=chosen.method.workers)
+    blocks = encode_tasks(tasks, chosen, folder)
+    table, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})

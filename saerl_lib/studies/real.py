@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
-from saerl_lib.config import MethodConfig, Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.published import load_labelled
+from saerl_lib.config import LadderConfig, Profile, PropertyConfig, ReaderConfig, sub_seed, to_dict
+from saerl_lib.data.published import data_file, held_out_keys, load_labelled
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
-from saerl_lib.encode.language_model import load_model, measure_surprise
-from saerl_lib.encode.pool import PROMPT_COLUMNS, Encoder, metadata_features
-from saerl_lib.encode.readers import WORKERS, Reader, read_all, read_retaining
-from saerl_lib.encode.store import FREQUENCY_BAND, FeatureTable, load_features, save_features
+from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
+from saerl_lib.encode.models import identity, open_causal, open_reader
+from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.stages import read_features
+from saerl_lib.encode.store import DENSE, FeatureTable, Store, load_features, save_features
+from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import Matrix, fit_tfidf, shuffled
@@ -44,10 +47,10 @@ from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import Target, flaw_rows_from_features, selfreg_table, sgd_scores, suppressed_views, tuned_scores
-from saerl_lib.world.stages import MAX_TEXT_TOKENS, data_file, held_out_keys, ladder_reader, sae_kinds_stage, text_model_stage
+from saerl_lib.studies.ladder import CONTROLS
 
 SAE, UNTRAINED = "sae", "sae_untrained"
-"""Ladder names of the SAE and of its control of random weights; `sae#1` is the second seed."""
+"""Ladder names of the SAE and of its control of random weights."""
 PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
 CLASSIFIER_SHARE = 0.15
@@ -108,7 +111,7 @@ def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]], counts: l
     return RealPart(name, joined, role, source, pd.DataFrame(counts, columns=["part", "source", "what", "n"]))
 
 
-def math_part(config: MethodConfig, held_out: set[str]) -> RealPart:
+def math_part(config: LadderConfig, held_out: set[str]) -> RealPart:
     """MATH's training problems with their solutions; all of them, or `max_train` where the profile is small."""
     data, counts = fresh("math", "math_train", held_out)
     kept = data if config.official_split else data.rows(np.arange(min(len(data), config.max_train)))
@@ -116,7 +119,7 @@ def math_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     return _part("math", [(kept, np.repeat("fit", len(kept)))], counts)
 
 
-def source_part(config: MethodConfig, held_out: set[str]) -> RealPart:
+def source_part(config: LadderConfig, held_out: set[str]) -> RealPart:
     """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool.
 
     The pool has the paper's proportions; the first rows by hash train the probe, the next ones of the other source place
@@ -139,7 +142,7 @@ def source_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     return _part("sources", pieces, counts + more)
 
 
-def valimath_part(config: MethodConfig, held_out: set[str]) -> RealPart:
+def valimath_part(config: LadderConfig, held_out: set[str]) -> RealPart:
     """ValiMath questions, split by hash as the ladder's task `well_posed` is."""
     data, counts = fresh("valimath", DATASET, held_out)
     labelled = data.with_label("valid")
@@ -149,7 +152,7 @@ def valimath_part(config: MethodConfig, held_out: set[str]) -> RealPart:
     return _part("valimath", [(train, np.repeat("train", len(train))), (test, np.repeat("test", len(test)))], counts)
 
 
-def real_parts(config: MethodConfig) -> dict[str, RealPart]:
+def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     """Every part of the study by name. Raises ArtifactError without `SAERL_DATA_DIR`."""
     held_out = held_out_keys()
     return {part.name: part for part in (f(config, held_out) for f in (math_part, source_part, valimath_part))}
@@ -178,34 +181,26 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
     return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
 
 
-def study_reader(reader: Reader, part: str) -> Reader:
-    """The readers that a part needs: the SAE in every seed and one SAE of random weights; plain text only the first SAE."""
-    wanted = {n: f for n, f in reader.saes.items() if n == f"{SAE}#0" or part != PLAIN and n in _study_names(reader)}
-    return dataclasses.replace(reader, saes=wanted)
-
-
-def _study_names(reader: Reader) -> set[str]:
-    return {n for n in reader.saes if n.split("#")[0] == SAE} | {f"{UNTRAINED}#0"}
+def part_reader(profile: Profile, part: str) -> ReaderConfig:
+    """The readers that a part needs: the SAE, one as it was drawn and the activations; plain text only the SAE."""
+    return profile.reader if part == PLAIN else dataclasses.replace(profile.reader, others=CONTROLS, dense=True)
 
 
 def encode_part(
-    part: RealPart, reader: Reader, method: MethodConfig
-) -> tuple[dict[str, FeatureTable], dict[str, np.ndarray], int]:
-    """Reader name -> features of a part, SAE name -> its retained latents, and how many texts were cut.
+    part: RealPart, profile: Profile, folder: Path
+) -> tuple[dict[str, FeatureTable], dict[str, np.ndarray], Store]:
+    """Reader name -> features of a part, SAE name -> its retained latents, and the store of all latents below `folder`.
 
     z is [N, 4 S] for an SAE and [N, 4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S];
     its solution metadata are NaN.
     """
-    samples, config = part.data.samples, method.text_sae
-    chosen = {s.id for s in training_samples(part, method.max_train)}
-    pooled, retained = read_retaining(
-        samples, chosen, reader, config.retained_latents, FREQUENCY_BAND, config.retained_rule, WORKERS
-    )
-    found = pooled.features
+    samples = part.data.samples
+    chosen = {s.id for s in training_samples(part, profile.ladder.max_train)}
+    found, retained, store = read_features(samples, chosen, profile, part_reader(profile, part.name), folder)
     if not all(s.solved for s in samples):
         found = {name: z[:, : z.shape[1] // 2].copy() for name, z in found.items()}
     ids, metadata = tuple(s.id for s in samples), metadata_features(samples)
-    return {name: FeatureTable(ids, z, metadata) for name, z in found.items()}, retained, pooled.truncated
+    return {name: FeatureTable(ids, z, metadata) for name, z in found.items()}, retained, store
 
 
 def training_samples(part: RealPart, limit: int) -> list[Sample]:
@@ -216,26 +211,32 @@ def training_samples(part: RealPart, limit: int) -> list[Sample]:
 
 
 def real_features_stage(profile: Profile) -> Stage:
-    """`<part>/<reader>.safetensors`, `<part>/retained.safetensors` and counts.parquet (rows of real_counts.csv)."""
-    method, text_model = profile.method, text_model_stage(profile)
-    saes = sae_kinds_stage(profile, "text", text_model)
+    """`<part>/<reader>.safetensors`, `<part>/retained.safetensors` and counts.parquet (rows of real_counts.csv).
+
+    Of ValiMath, `valimath/source.safetensors` holds the latents that part `sources` retains as well.
+    """
 
     def compute(folder: Path) -> None:
-        parts, counts = real_parts(method), []
+        parts, counts, kept = real_parts(profile.ladder), [], {}
         for name, part in {**parts, PLAIN: plain_part(parts["sources"])}.items():
-            reader = study_reader(ladder_reader(profile, saes, text_model), name)
-            tables, retained, cut = encode_part(part, reader, method)
             (folder / name).mkdir()
-            save_file({n: np.ascontiguousarray(r) for n, r in retained.items()}, folder / name / "retained.safetensors")
+            tables, kept[name], store = encode_part(part, profile, folder / name)
+            save_file({n: np.ascontiguousarray(r) for n, r in kept[name].items()}, folder / name / "retained.safetensors")
             for reader_name, table in tables.items():
                 save_features(table, folder / name / f"{reader_name}.safetensors")
-            extra = (name, "all", f"used, but cut at {MAX_TEXT_TOKENS} tokens", cut)
+            if name == "valimath":
+                z = store.select(kept["sources"][SAE])
+                save_features(dataclasses.replace(tables[SAE], z=z[:, : z.shape[1] // 2]), folder / name / "source.safetensors")
+            extra = (name, "all", f"used, but cut at {profile.reader.max_tokens} tokens", int(store.values("truncated").sum()))
             counts.append(pd.concat([part.counts, pd.DataFrame([extra], columns=part.counts.columns)]))
+            shutil.rmtree(store.folder)
         pd.concat(counts).to_parquet(folder / "counts.parquet", index=False)
 
     files = {name: file_sha256(data_file(name))[:16] for names in FILES.values() for name in names}
-    settings = {"method": to_dict(method), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "real_features", settings, compute, (text_model, saes))
+    saes = identity(part_reader(profile, "math"))
+    settings = {"ladder": to_dict(profile.ladder), "reader": to_dict(profile.reader), "saes": saes, "data": files,
+                "seed": profile.seed}  # fmt: skip
+    return get_or_compute(profile, "real_features", settings, compute)
 
 
 def load_part(stage: Stage, part: RealPart) -> dict[str, FeatureTable]:
@@ -243,7 +244,7 @@ def load_part(stage: Stage, part: RealPart) -> dict[str, FeatureTable]:
 
     Raises ArtifactError when they are of other samples.
     """
-    files = [path for path in sorted((stage.folder / part.name).glob("*.safetensors")) if path.stem != "retained"]
+    files = [path for path in sorted((stage.folder / part.name).glob("*.safetensors")) if path.stem not in ("retained", "source")]
     tables = {path.stem: load_features(path) for path in files}
     if any(table.ids != tuple(s.id for s in part.data.samples) for table in tables.values()):
         raise ArtifactError(f"{stage.folder}: features of other samples; delete the folder and run again")
@@ -262,7 +263,6 @@ EXCERPT = 100
 """Longest quotation of a problem in characters: the data themselves are not redistributed."""
 CLUSTERS_COLUMNS = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
 """Columns of real_clusters.csv."""
-MAIN, FIRST = "sae", "sae#0"
 
 
 def agreement_rows(
@@ -290,16 +290,15 @@ def shuffled_rows(label: np.ndarray, topics: np.ndarray, seed: int) -> list[tupl
 
 def clustered_features(tables: Mapping[str, FeatureTable]) -> dict[str, np.ndarray]:
     """Features set -> phi [N, D] that is clustered: the SAE's, those of its controls, and metadata alone."""
-    named = {MAIN: FIRST, "sae_untrained": "sae_untrained#0", "dense": "dense"}
-    found = {name: tables[key].complete().phi for name, key in named.items()}
-    return {**found, "metadata": tables[FIRST].metadata}
+    found = {name: tables[name].complete().phi for name in (SAE, UNTRAINED, DENSE)}
+    return {**found, "metadata": tables[SAE].metadata}
 
 
 def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> pd.DataFrame:
     """Rows of real_clusters.csv: agreement with subject and level by features, its controls, and stability over seeds.
 
-    Quantities `ari_kmeans_seeds` and `ari_sae_seeds` compare clusters with clusters: value, ci_low and ci_high are mean, least
-    and largest over all pairs; the latter is left out with one SAE. The paper's values are of its own leaf topics.
+    Quantity `ari_kmeans_seeds` compares clusters with clusters: value, ci_low and ci_high are mean, least and largest over all
+    pairs. The paper's values are of its own leaf topics.
     """
     config, seed, rows = profile.properties, profile.seed, []
     subject, level = part.data.labels["subject"], part.data.labels["level"]
@@ -308,29 +307,17 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     draw = sub_seed(seed, "real-agreement")
     for name, own in label.items():
         rows += [(name, *row, len(own)) for row in agreement_rows(own, subject, "", config, draw)]
-    rows += [("shuffled_labels", *row, len(subject)) for row in shuffled_rows(label[MAIN], subject, draw)]
+    rows += [("shuffled_labels", *row, len(subject)) for row in shuffled_rows(label[SAE], subject, draw)]
     largest = float(np.unique(subject, return_counts=True)[1].max() / len(subject))
     rows.append(("majority", "purity", largest, np.nan, np.nan, len(subject)))
-    pairs = agreement_rows(label[MAIN][rated], level[rated].astype(str), "level_", config, draw)
-    rows += [(MAIN, *row, int(rated.sum())) for row in pairs]
-    for quantity, labels in _seed_labels(tables, label[MAIN], config, seed).items():
-        if len(labels) > 1:
-            found = stability_row(quantity, labels).iloc[0]
-            rows.append((MAIN, quantity, found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
+    pairs = agreement_rows(label[SAE][rated], level[rated].astype(str), "level_", config, draw)
+    rows += [(SAE, *row, int(rated.sum())) for row in pairs]
+    phi = tables[SAE].complete().phi
+    found = stability_row("k-means seed", [fit.assign(phi).label for fit in seed_fits(phi, config, seed)]).iloc[0]
+    rows.append((SAE, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
     frame = pd.DataFrame([(part.source[0], f, q, *rest[:3], np.nan, rest[3]) for f, q, *rest in rows], columns=CLUSTERS_COLUMNS)
-    own = frame["features"].eq(MAIN)
+    own = frame["features"].eq(SAE)
     return frame.assign(paper_value=frame["quantity"].map(paper).where(own))
-
-
-def _seed_labels(
-    tables: Mapping[str, FeatureTable], main: np.ndarray, config: PropertyConfig, seed: int
-) -> dict[str, list[np.ndarray]]:
-    phi = tables[FIRST].complete().phi
-    others = [tables[n].complete().phi for n in sorted(tables) if n.startswith("sae#") and n != FIRST]
-    return {
-        "ari_kmeans_seeds": [fit.assign(phi).label for fit in seed_fits(phi, config, seed)],
-        "ari_sae_seeds": [main, *(pool_clusters(x, config, seed).assign(x).label for x in others)],
-    }
 
 
 def math_facts(part: RealPart, table: FeatureTable) -> PoolFacts:
@@ -343,7 +330,7 @@ def cluster_study(
     tables: Mapping[str, FeatureTable], retained: np.ndarray, part: RealPart, encoder: Encoder, profile: Profile
 ) -> dict[str, pd.DataFrame]:
     """Tables real_clusters, real_cluster_audit, real_feature_groups, real_top_latents; `retained` [S] of the first SAE."""
-    table, seed = tables[FIRST].complete(), sub_seed(profile.seed, "real-feature-audit")
+    table, seed = tables[SAE].complete(), sub_seed(profile.seed, "real-feature-audit")
     assigned = pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi)
     found, _ = audit_tables(
         part.data.samples, table, feature_names(retained), assigned, math_facts(part, table), encoder, profile.properties, seed,
@@ -373,10 +360,9 @@ def source_features(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: Mapping[str, FeatureTable], train: np.ndarray
 ) -> dict[str, Matrix]:
     """Name -> features [N, D] of the questions; TF-IDF is fitted on the rows `train`."""
-    found: dict[str, Matrix] = {"sae": tables["sae#0"].z}
-    found |= {f"sae_seed_{n.split('#')[1]}": t.z for n, t in tables.items() if n.startswith("sae#") and n != "sae#0"}
-    found |= {"sae_plain": plain["sae#0"].z, "sae_untrained": tables["sae_untrained#0"].z, "dense": tables["dense"].z}
-    found["metadata"] = tables["sae#0"].metadata[:, PROMPT_COLUMNS]
+    found: dict[str, Matrix] = {"sae": tables[SAE].z}
+    found |= {"sae_plain": plain[SAE].z, "sae_untrained": tables[UNTRAINED].z, "dense": tables[DENSE].z}
+    found["metadata"] = tables[SAE].metadata[:, PROMPT_COLUMNS]
     for name, texts in (("tfidf", part.texts), ("tfidf_plain", [plain_text(t) for t in part.texts])):
         found[name] = fit_tfidf([texts[i] for i in train]).transform(texts)
     found["delimiters"] = sign_counts(part.texts)
@@ -439,13 +425,13 @@ def flaw_study(
 
     `extra` maps a name to suspicion [N]. A cut keeps as many as are valid in the training rows.
     """
-    z, metadata, valid = tables["sae#0"].z, tables["sae#0"].metadata[:, PROMPT_COLUMNS], part.data.labels["valid"] > 0.5
+    z, metadata, valid = tables[SAE].z, tables[SAE].metadata[:, PROMPT_COLUMNS], part.data.labels["valid"] > 0.5
     train, test, seed = part.where("train"), part.where("test"), sub_seed(seed, "real-flaws")
     views = suppressed_views(z[train], metadata[train], z[test], metadata[test], seed)
     probes = {
         "flaw_probe_selfreg": sgd_scores(views[SELFREG][0], ~valid[train], views[SELFREG][1], seed, standardise=False),
-        "flaw_probe_sae_untrained": tuned_scores(*_sides(tables["sae_untrained#0"].z, ~valid, train, test), seed),
-        "flaw_probe_dense": tuned_scores(*_sides(tables["dense"].z, ~valid, train, test), seed),
+        "flaw_probe_sae_untrained": tuned_scores(*_sides(tables[UNTRAINED].z, ~valid, train, test), seed),
+        "flaw_probe_dense": tuned_scores(*_sides(tables[DENSE].z, ~valid, train, test), seed),
     }
     scores = dict(extra)
     for name, values in probes.items():
@@ -472,26 +458,13 @@ TABLES = (
 """Tables of the study, by the names of their CSV files."""
 
 
-def plain_reader(profile: Profile) -> Reader:
-    """The text LM with its first SAE alone."""
-    text_model = text_model_stage(profile)
-    return study_reader(ladder_reader(profile, sae_kinds_stage(profile, "text", text_model), text_model), PLAIN)
-
-
-def _encoder(reader: Reader) -> Encoder:
-    decoder, tokenizer, saes = reader.open()
-    return Encoder(decoder, tokenizer, saes["sae#0"], reader.tokens_per_batch, reader.layout)
-
-
-def _flaw_scores(parts: dict[str, RealPart], features: Stage, reader: Reader, profile: Profile) -> dict[str, np.ndarray]:
+def _flaw_scores(parts: dict[str, RealPart], features: Stage, profile: Profile) -> dict[str, np.ndarray]:
     """Suspicion of the ValiMath questions [N] that needs no label of a flaw: the paper's filter, and surprise of the LM."""
-    part, limit = parts["valimath"], MAX_TEXT_TOKENS
-    retained = {"sae#0": load_retained(features, "sources")["sae#0"]}
-    z = read_all(part.data.samples, reader, retained, WORKERS).features["sae#0"]
-    z = z[:, : z.shape[1] // 2]
+    part = parts["valimath"]
+    z = load_features(features.path("valimath/source.safetensors")).z
     return {
-        "source_probe": paper_probe(parts["sources"], load_part(features, parts["sources"])["sae#0"], z, profile.seed),
-        "perplexity_prompt": question_surprise(part.texts, *load_model(reader.model), limit),
+        "source_probe": paper_probe(parts["sources"], load_part(features, parts["sources"])[SAE], z, profile.seed),
+        "perplexity_prompt": question_surprise(part.texts, *open_causal(profile.reader), profile.reader.max_tokens),
     }
 
 
@@ -503,32 +476,27 @@ def real_study_stage(profile: Profile) -> Stage:
     features = real_features_stage(profile)
 
     def compute(folder: Path) -> None:
-        parts, reader = real_parts(profile.method), plain_reader(profile)
+        parts = real_parts(profile.ladder)
         tables = {name: load_part(features, part) for name, part in parts.items()}
         plain = load_part(features, plain_part(parts["sources"]))
-        latents = load_retained(features, "math")["sae#0"]
-        scores = _flaw_scores(parts, features, reader, profile)
+        latents = load_retained(features, "math")[SAE]
+        scores = _flaw_scores(parts, features, profile)
         found = {
             "real_counts": pd.read_parquet(features.path("counts.parquet")),
-            **cluster_study(tables["math"], latents, parts["math"], _encoder(reader), profile),
+            **cluster_study(tables["math"], latents, parts["math"], open_reader(profile.reader), profile),
             **filter_study(parts["sources"], tables["sources"], plain, profile),
             **flaw_study(parts["valimath"], tables["valimath"], scores, profile.properties, profile.seed),
         }
         for name in TABLES:
             found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
-    settings = {"method": to_dict(profile.method), "properties": to_dict(profile.properties), "seed": profile.seed}
+    settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "real_study", settings, compute, (features,))
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
-    """Table name -> rows of the CSV table of that name: computed in a profile with a `method` where the real data lie.
-
-    Else the committed ones of profile `method`, as `full_ladder` does. Raises ArtifactError when the profile demands the
-    data and `SAERL_DATA_DIR` is not set.
-    """
-    method = profile.method
-    if method is None or method.real_data != "required" and paths.shared_data_dir() is None:
-        return {name: pd.read_csv(paths.FIGURES / "data" / f"{name}.csv") for name in TABLES}
+    """Table name -> rows of the CSV table of that name: computed where the real data lie, else as they were published."""
+    if paths.shared_data_dir() is None:
+        return {name: pd.read_csv(paths.PUBLISHED / f"{name}.csv") for name in TABLES}
     stage = real_study_stage(profile)
     return {name: pd.read_parquet(stage.path(f"{name}.parquet")) for name in TABLES}

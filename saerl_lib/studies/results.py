@@ -27,6 +27,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import Profile, get_profile
 from saerl_lib.encode.parts import ray_cluster, require_ray
+from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash
@@ -73,7 +74,6 @@ from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, final_outcome
 from saerl_lib.train.run import write_table
 from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import world_stage
-from saerl_lib.world.stages import features_stage, sae_stage, store_stage
 
 
 def mixing_diversity(profile: Profile) -> pd.DataFrame:
@@ -265,7 +265,7 @@ def study_stages(profile: Profile) -> tuple[Stage, Stage]:
     torch.set_num_threads(1)
     with threadpool_limits(1):
         world = world_stage(profile)
-        features = features_stage(profile, world, store_stage(profile, world, sae_stage(profile)))
+        features = features_stage(profile, world, store_stage(profile, world))
         difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
         alternatives = alternatives_stage(profile, world, features)
         return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)

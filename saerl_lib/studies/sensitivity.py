@@ -19,22 +19,24 @@ difficulty model fitted on permuted labels. Metadata, K, settings and seeds are 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
+from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, SAEConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.language_model import Layout
-from saerl_lib.encode.models import ENCODER, encoder_folder
-from saerl_lib.encode.readers import DENSE, Reader, read_all, retained_sets
-from saerl_lib.encode.sae import train_sae
-from saerl_lib.encode.store import FREQUENCY_BAND, FeatureTable, load_split_features
+from saerl_lib.encode.models import open_decoder, token_vectors
+from saerl_lib.encode.stages import read_features
+from saerl_lib.encode.store import DENSE, MAIN, load_split_features
+from saerl_lib.encode.tokens import Layout
+from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
@@ -42,7 +44,6 @@ from saerl_lib.properties.difficulty import DifficultyModel, with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows, shuffled
 from saerl_lib.properties.scorer import Columns, fit_properties, fit_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
-from saerl_lib.world.stages import collect_vectors, pools_of_seeds
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
@@ -202,19 +203,18 @@ def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, se
 
 
 def plan_study_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, seeds: Stage
+    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
 ) -> Stage:
     """Write cluster_stability.parquet, label_curve.parquet, plan_sensitivity.parquet and cluster_sizes.parquet.
 
     The first three hold the rows of the CSV tables of their names, the last the sizes of the profile's clusters.
-    `seeds` holds features of the same pool under SAEs of other seeds, for the second row of cluster_stability.
     """
 
     def compute(folder: Path) -> None:
         inputs = plan_inputs(profile, world, features, quality)
         _, *others = fits = seed_fits(inputs.phi, profile.properties, profile.seed)
         tables = {
-            "cluster_stability": _stability(profile, inputs, fits, pools_of_seeds(seeds)),
+            "cluster_stability": stability_row("k-means seed", [clusters.assign(inputs.phi).label for clusters in fits]),
             "cluster_sizes": cluster_sizes(profile, inputs),
             "plan_sensitivity": plan_sensitivity(inputs, profile, others),
             "label_curve": _label_curve(profile, world, features),
@@ -227,7 +227,7 @@ def plan_study_stage(
         "plan": to_dict(profile.plan),
         "seed": profile.seed,
     }
-    return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality, seeds))
+    return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality))
 
 
 def plan_inputs(profile: Profile, world: Stage, features: Stage, quality: Stage) -> PlanInputs:
@@ -247,12 +247,6 @@ def cluster_sizes(profile: Profile, inputs: PlanInputs) -> pd.DataFrame:
     row = (profile.properties.clusters, found.k, found.n_dropped, found.n_merged, found.n_moved)
     columns = ["asked", "clusters", "empty", "merged", "samples_moved", "smallest", "largest", "n_fitted", "n"]
     return pd.DataFrame([(*row, int(sizes.min()), int(sizes.max()), fitted, len(inputs.phi))], columns=columns)
-
-
-def _stability(profile: Profile, inputs: PlanInputs, fits: Sequence[Clusters], others: Sequence[FeatureTable]) -> pd.DataFrame:
-    by_seed = [clusters.assign(inputs.phi).label for clusters in fits]
-    by_sae = [pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi).label for table in others]
-    return pd.concat([stability_row("k-means seed", by_seed), stability_row("SAE seed", [by_seed[0], *by_sae])])
 
 
 def _label_curve(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:
@@ -279,7 +273,6 @@ def _texts(samples: Sequence[Sample]) -> list[str]:
 
 
 NAMES = ("tfidf", "dense", "frozen", "shuffled")
-FROZEN = "sae_frozen_decoder"
 
 
 def _texts_alternatives(samples: list[Sample]) -> list[str]:
@@ -294,19 +287,25 @@ def tfidf_features(labelled: list[Sample], pool: list[Sample], width: int, seed:
     return svd.transform(matrix), svd.transform(words.transform(_texts_alternatives(pool)))
 
 
+FROZEN_SAE = SAEConfig(tokens=600_000, latents=4608, k=32, learning_rate=1e-3, vectors_per_step=2048)
+"""Of the SAE with a frozen decoder: the settings of the shipped one but for the vectors, which are those of L."""
+
+
 def model_features(
     profile: Profile, labelled: list[Sample], pool: list[Sample], folder: Path
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pooled features of the frozen-decoder SAE, trained into `folder`, and of the dense activations."""
-    config = profile.encoder
-    vectors = collect_vectors(config, False, sub_seed(profile.seed, "sae-corpus-False"))
-    train_sae(vectors[: config.sae_vectors], config, sub_seed(profile.seed, "sae"), folder / "sae", "frozen_decoder")
-    reader = Reader(
-        encoder_folder(), config.hook_layer, {FROZEN: folder / "sae"}, config.tokens_per_batch, Layout(), ENCODER.width
-    )
-    retained = retained_sets(labelled, reader, config.retained_latents, FREQUENCY_BAND)
-    parts = [read_all(samples, reader, retained, workers=1).features for samples in (labelled, pool)]
-    return {"frozen": (parts[0][FROZEN], parts[1][FROZEN]), "dense": (parts[0][DENSE], parts[1][DENSE])}
+    """Pooled features of a frozen-decoder SAE, trained on L's activations into `folder`, and of the dense activations."""
+    decoder, tokenizer, _ = open_decoder(profile.reader)
+    layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
+    vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
+    config = replace(FROZEN_SAE, seed=sub_seed(profile.seed, "sae"))
+    train_sae(vectors, config, folder / "sae", "frozen_decoder")
+    reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
+    ids = {s.id for s in labelled}
+    found, _, store = read_features([*labelled, *pool], ids, profile, reader, folder)
+    shutil.rmtree(store.folder)
+    cut = len(labelled)
+    return {"frozen": (found[MAIN][:cut], found[MAIN][cut:]), "dense": (found[DENSE][:cut], found[DENSE][cut:])}
 
 
 def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
@@ -328,5 +327,5 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
         frame.to_parquet(folder / "scores.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "encoder": to_dict(profile.encoder), "seed": profile.seed}
+    config = {**to_dict(profile.properties), "reader": to_dict(profile.reader), "seed": profile.seed}
     return get_or_compute(profile, "alternatives", config, compute, (world, features))

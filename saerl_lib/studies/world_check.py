@@ -42,7 +42,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute, provenance, write_json
 from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, TrainConfig, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
-from saerl_lib.encode.language_model import pick_device
+from saerl_lib.encode.models import pick_device
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.report.figures import draw
@@ -60,7 +60,6 @@ from saerl_lib.world.sources import (
     draw_sample,
     draw_split,
     draw_world,
-    rebuild_encoder,
     rebuild_policy,
     target_weights,
     uniform_weights,
@@ -412,10 +411,7 @@ def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
         print(f"mixture: total variation {rebuild_mixture(profile.train):.4f} on the pilot")
         return
     print(part)
-    if part in POLICIES:
-        rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
-    else:
-        rebuild_encoder(paths.WEIGHTS / part, part == "encoder_all_families", report=report, device=device)
+    rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
     on = {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
     command = f"python -m saerl_lib world --rebuild {part}" + (f" --device {device.type}" if on else "")
     write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **on, "command": command})

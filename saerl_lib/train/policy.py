@@ -24,7 +24,8 @@ from saerl_lib.config import Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
 from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.language_model import LanguageModelConfig, Layout, load_model, pack, sample_spans
+from saerl_lib.encode.tokens import Layout, pack, sample_spans
+from saerl_lib.train.language_model import LanguageModelConfig, load_model
 from saerl_lib.train.sampler import GenerateSampler, GroupSampler, Sampler
 
 POLICY = LanguageModelConfig(

@@ -32,12 +32,12 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import load_model
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import ConsumedLog, append_rows, cut_back, follow, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
+from saerl_lib.train.language_model import load_model
 from saerl_lib.train.policy import evaluate
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import (

@@ -32,8 +32,8 @@ from transformers.masking_utils import sdpa_mask
 
 from saerl_lib.data.answers import reward
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import SEPARATOR
 from saerl_lib.encode.models import open_tokenizer
+from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.orders import shown_prompts
 
 ROWS_PER_BATCH = 512

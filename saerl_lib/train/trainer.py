@@ -25,7 +25,7 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
 from saerl_lib.data.answers import equivalent, read_final_answer, reward
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.language_model import SEPARATOR
+from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.follow import append_rows
 from saerl_lib.train.arms import Selector
 from saerl_lib.train.sampler import Completions, encode_prompts, sample_groups

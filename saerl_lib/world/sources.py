@@ -1,22 +1,9 @@
-"""The embedded world: samples of three sources, drawn from (family, level) cells with fixed weights.
+"""The embedded world: samples of three sources, drawn from (family, level) cells with fixed weights, and how they are worded.
 
-Deterministic from a seed and of any size. The weights of the target source were fitted once, on reserved seeds, so
-that the base policy's pass rates follow a published histogram (`saerl_lib.studies.world_check`); they are frozen in
-`mixture.json`.
-
-How a task is put into words: bare or told, with follow-up operations, distractors and a source's habits.
-
-The encoder's pre-training corpus, and which of its prompts the world must therefore leave out.
-
-Four fifths worked problems of all but the `HELD_OUT` leaf families, one fifth general texts (comparing, counting on,
-parity, sorting). The draws are repeatable, so `encoder_prompts` lists every prompt that the shipped encoder has read
-and the splits of the world avoid them: the encoder never sees the RL pool.
-
-Every split of the embedded world in one fixed order, so that no normalised prompt occurs in two of them.
-
-Stage `world`: every split of the embedded world as Parquet.
-
-The weights that the world ships, trained again from scratch: the encoder on its corpus, the policies on a learner's solutions.
+Deterministic from a seed and of any size. The weights of the target source were fitted once, on reserved seeds, so that the base
+policy's pass rates follow a published histogram (`saerl_lib.studies.world_check`); they are frozen in `mixture.json`. A task is put
+into words bare or told, with follow-up operations, distractors and a source's habits. Splits are drawn in one fixed order, so that no
+normalised prompt occurs in two of them, or in the corpus that SAEs are trained on.
 """
 
 from __future__ import annotations
@@ -29,14 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, WorldConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise, write_samples
-from saerl_lib.encode.language_model import CPU, LanguageModelConfig, Text, batches, pretrain, save_model, train_tokenizer
-from saerl_lib.encode.models import ENCODER
+from saerl_lib.train.language_model import CPU, LanguageModelConfig, Text, batches, pretrain, save_model, train_tokenizer
 from saerl_lib.train.policy import FOLDER, POLICY
 from saerl_lib.world.problems import FAMILIES, LEVELS, SLIP_RATE, Family, Solver, Task, difficulty, learner_rates
 
@@ -244,10 +229,12 @@ def draw_split(
     return samples
 
 
-TOKENIZER_TEXTS = 20_000
-"""Texts that the encoder's tokenizer is trained on."""
+CORPUS_SEED, CORPUS_TEXTS = 29, 20_000
+"""Of the texts that SAEs may be trained on, whose prompts no split holds."""
+FURTHER_BATCHES, BATCH_TEXTS = 1500, 64
+"""Further texts whose prompts the splits avoid, from the first version of the world: without them its samples would be others."""
 HELD_OUT = ("double_negative", "proportion", "congruence", "lengths")
-"""Leaf families that the encoder never reads in training."""
+"""Leaf families that the corpus leaves out."""
 MILD_SLIPS = dict.fromkeys(SLIP_RATE, 0.1)
 SOURCES = tuple(HABITS)
 
@@ -266,38 +253,29 @@ def draw_general_text(rng: random.Random) -> Text:
 
 
 def draw_corpus_text(rng: random.Random, families: tuple[str, ...]) -> Text:
-    """One text of the encoder's corpus: four fifths worked problems, one fifth general."""
+    """One text of the corpus: four fifths worked problems, one fifth general."""
     if rng.random() < 0.2:
         return draw_general_text(rng)
     sample = draw_sample(rng.choice(families), rng.choice(LEVELS), rng.choice(SOURCES), rng, "", MILD_SLIPS)
     return sample.prompt, sample.solution
 
 
-def encoder_families(all_families: bool) -> tuple[str, ...]:
-    """Families of the corpus."""
-    return tuple(name for name in FAMILIES if all_families or name not in HELD_OUT)
-
-
-def tokenizer_corpus(families: tuple[str, ...]) -> Iterator[Text]:
-    """The texts that the encoder's tokenizer is trained on."""
-    rng = random.Random(sub_seed(ENCODER.seed, "tokenizer"))
-    for _ in range(TOKENIZER_TEXTS):
+def corpus_texts() -> Iterator[Text]:
+    """The world's texts that SAEs may be trained on."""
+    rng, families = random.Random(sub_seed(CORPUS_SEED, "tokenizer")), tuple(name for name in FAMILIES if name not in HELD_OUT)
+    for _ in range(CORPUS_TEXTS):
         yield draw_corpus_text(rng, families)
 
 
 @functools.cache
-def _encoder_prompts() -> frozenset[str]:
-    families = encoder_families(all_families=False)
-    prompts = {normalise(prompt) for prompt, _ in tokenizer_corpus(families)}
-    stream = batches(random.Random(ENCODER.seed), lambda rng: draw_corpus_text(rng, families), ENCODER.sequences_per_step)
-    for _ in range(ENCODER.steps):
+def corpus_prompts() -> frozenset[str]:
+    """Normalised prompts that the splits avoid."""
+    families = tuple(name for name in FAMILIES if name not in HELD_OUT)
+    prompts = {normalise(prompt) for prompt, _ in corpus_texts()}
+    stream = batches(random.Random(CORPUS_SEED), lambda rng: draw_corpus_text(rng, families), BATCH_TEXTS)
+    for _ in range(FURTHER_BATCHES):
         prompts.update(normalise(prompt) for prompt, _ in next(stream))
     return frozenset(prompts)
-
-
-def encoder_prompts() -> set[str]:
-    """Normalised prompts that the shipped encoder was pre-trained on, drawn again from its seeds."""
-    return set(_encoder_prompts())
 
 
 @dataclass(frozen=True)
@@ -344,10 +322,10 @@ def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     """All splits: evaluation sets first, then labelled data, then the noisy pool.
 
     `labelled` is L, disjoint from `pool`; `filter_negatives` are parent samples that train and place the quality
-    filter; `pool` mixes target and parent in the paper's proportion (Table 6). No prompt that the encoder was
-    pre-trained on occurs in any split.
+    filter; `pool` mixes target and parent in the paper's proportion (Table 6). No prompt of the corpus occurs in any
+    split.
     """
-    taken = encoder_prompts()
+    taken = set(corpus_prompts())
     splits = {f"eval_{name}": samples for name, samples in draw_eval_sets(config, taken).items()}
     target, parent, contest = (source_weights(name) for name in ("target", "parent", "contest"))
     seed = config.seed
@@ -377,24 +355,6 @@ def world_stage(profile: Profile) -> Stage:
     return get_or_compute(profile, "world", to_dict(profile.world), compute)
 
 
-def rebuild_encoder(
-    folder: Path,
-    all_families: bool = False,
-    steps: int | None = None,
-    report: Callable[[int, float], None] = lambda step, loss: None,
-    device: torch.device = CPU,
-) -> list[float]:
-    """Train tokenizer and encoder from scratch into `folder`; returns the losses in nats a token."""
-    families = encoder_families(all_families)
-
-    def draw(rng: random.Random) -> Text:
-        return draw_corpus_text(rng, families)
-
-    tokenizer = train_tokenizer(("\n".join(text) for text in tokenizer_corpus(families)), ENCODER.vocabulary)
-    model, losses = pretrain(ENCODER, tokenizer, draw, report, steps, device)
-    save_model(model, tokenizer, folder)
-    (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
-    return losses
 
 
 def draw_learner_text(rng: random.Random) -> Text:

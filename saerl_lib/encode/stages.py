@@ -1,0 +1,161 @@
+"""The reader's stages of a run: its SAE measured, every split read into a store, and z with metadata of each split.
+
+The data stage holds `<split>.parquet`, whether a world drew it or published sets were read; L, the split `labelled`, must be
+there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from saerl_lib import paths
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import SHIPPED, Profile, ReaderConfig, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.metadata import metadata_features
+from saerl_lib.encode.models import identity, open_causal, open_reader
+from saerl_lib.encode.parts import encode
+from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, explains, measured
+from saerl_lib.encode.store import DENSE, FREQUENCY_BAND, FeatureTable, Store, choose_retained, gradient_influence, save_features
+
+READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
+"""Splits that are read where the data stage holds them; evaluation sets never are."""
+BOUNDS = {"explained variance": (0.8, 1.0), "dead share": (0.0, 0.1), "L0": (0.0, 0.06)}
+"""Lower and upper bounds of the shipped SAE; that of L0 is a share of the model's width (ours)."""
+INFLUENCE_SAMPLES = 500
+"""Samples of L behind the gradient rule."""
+
+
+def splits_of(data: Stage) -> list[str]:
+    """Names of the splits of a data stage that are read, in the order of `READ`."""
+    return [name for name in READ if data.path(f"{name}.parquet").is_file()]
+
+
+def reader_stage(profile: Profile, data: Stage) -> Stage:
+    """sae_quality.parquet: rows of sae_quality.csv, the SAE on the first samples of L and of the test split.
+
+    Raises SAEGateError for an SAE that explains less of L than the mean vector does: it is of another model or block.
+    """
+
+    def compute(folder: Path) -> None:
+        encoder = open_reader(profile.reader)
+        rows = []
+        for name in ("labelled", "test"):
+            rows += _quality_rows(name, load_split(data, name), encoder, profile.reader)
+        columns = ["split", "quantity", "value", "low", "high", "met", "n_tokens"]
+        pd.DataFrame(rows, columns=columns).to_parquet(folder / "sae_quality.parquet", index=False)
+
+    return get_or_compute(profile, "reader", identity(profile.reader), compute, (data,))
+
+
+def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
+    found = measured(samples[:MEASURED_SAMPLES], encoder)
+    if not explains(found):
+        raise SAEGateError(
+            f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
+            f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--encoder) is "
+            "probably not the one that this SAE was trained on"
+        )
+    values = dict(zip(("explained variance", "L0", "dead share"), asdict(found).values(), strict=False))
+    rows = []
+    for quantity, value in values.items():
+        low, high = BOUNDS[quantity] if reader.sae == SHIPPED else (None, None)
+        if quantity == "L0" and high is not None:
+            high *= encoder.sae.cfg.d_in
+        rows.append((split, quantity, value, low, high, None if low is None else low <= value <= high, found.n_tokens))
+    return rows
+
+
+def store_stage(profile: Profile, data: Stage) -> Stage:
+    """Read every split once: <split>/shard-*.safetensors with the pooled statistics of all latents, sparse.
+
+    Parts lie beside the stage until it is whole, so that a killed run goes on behind its last part.
+    """
+
+    def compute(folder: Path) -> None:
+        opened = cache(lambda: open_reader(profile.reader, [s.prompt for s in load_split(data, "labelled")]))
+        for name in splits_of(data):
+            read(load_split(data, name), profile.reader, folder / name, paths.profile_dir(profile.name) / "parts" / name, opened)
+
+    return get_or_compute(profile, "store", identity(profile.reader), compute, (data,))
+
+
+def read(
+    samples: Sequence[Sample], reader: ReaderConfig, folder: Path, parts: Path, opened: Callable[[], Encoder] | None = None
+) -> Store:
+    """The store of samples in `folder`, read in `parts`, where finished parts outlive a kill."""
+    encode(samples, reader, parts, opened=opened)
+    shutil.copytree(parts, folder, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
+    shutil.rmtree(parts)
+    return Store(folder)
+
+
+def read_features(
+    samples: Sequence[Sample], training: Collection[str], profile: Profile, reader: ReaderConfig, folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Store]:
+    """Samples read into `folder`/store: SAE name -> z [N, 4 S], and `dense` [N, 4 D] if wanted; SAE name -> retained; the store.
+
+    Retained sets are chosen from the samples whose ids are in `training` by `ReaderConfig.retained_rule`. Raises ValueError when
+    there is none.
+    """
+    rows = np.array([s.id in training for s in samples])
+    if not rows.any():
+        raise ValueError("no sample is a training sample: the retained set needs some to be chosen from")
+    store = read(samples, reader, folder / "store", paths.profile_dir(profile.name) / "parts" / folder.name)
+    features, retained = {}, {}
+    for name in reader.sources:
+        own = replace(store, name=name)
+        retained[name] = choose_retained(
+            own, min(reader.retained_latents, own.width), rule=reader.retained_rule, band=FREQUENCY_BAND, rows=rows,
+            labels=np.array([s.difficulty for s in samples])[rows], seed=sub_seed(profile.seed, "retained"),
+        )  # fmt: skip
+        features[name] = own.select(retained[name])
+    return features | ({DENSE: store.values(DENSE)} if reader.dense else {}), retained, store
+
+
+def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
+    """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again.
+
+    The retained set is chosen on L by `ReaderConfig.retained_rule`, by default without its labels.
+    """
+
+    def compute(folder: Path) -> None:
+        retained = retained_of(profile, Store(store.path("labelled")), load_split(data, "labelled"), profile.reader.retained_rule)
+        save_file({"retained": retained}, folder / "retained.safetensors")
+        for name in splits_of(data):
+            samples = load_split(data, name)
+            z = Store(store.path(name)).select(retained)
+            table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
+            save_features(table, folder / f"{name}.safetensors")
+
+    return get_or_compute(profile, "features", to_dict(profile.reader), compute, (data, store))
+
+
+def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule: str) -> np.ndarray:
+    """The retained set that a rule chooses on the store of L; ascending indices."""
+    return choose_retained(
+        store, min(profile.reader.retained_latents, store.width), rule=rule, band=FREQUENCY_BAND,
+        labels=np.array([s.difficulty for s in samples]), seed=sub_seed(profile.seed, "retained"),
+        influence=lambda: influence_of(profile.reader, samples),
+    )  # fmt: skip
+
+
+def influence_of(reader: ReaderConfig, samples: Sequence[Sample]) -> np.ndarray:
+    """Gradient influence of the reader's SAE on the first samples of L, [F]; the whole model runs."""
+    sae, (model, tokenizer) = open_reader(reader).sae, open_causal(reader)
+    return gradient_influence(samples[:INFLUENCE_SAMPLES], model, tokenizer, reader.layer, sae, reader.tokens_per_batch // 4)
+
+
+def retained_latents(features: Stage) -> np.ndarray:
+    """Indices of the retained latents."""
+    return load_file(features.path("retained.safetensors"))["retained"]

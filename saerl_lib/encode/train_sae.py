@@ -1,0 +1,306 @@
+"""SAEs trained by SAELens on a model's residual stream: from text as it streams by, or from stored vectors.
+
+The paper trains one of expansion 64 on 80 GB of FineWeb-Edu and Wikipedia (section C.1); its k, learning rate and context are
+not stated. Sources are what `data.rows` reads, with a text field, plain text with a blank line between documents, or
+OWNER/NAME@COMMIT on the Hugging Face Hub, streamed. The first token of a block is an attention sink and is left out, as
+everywhere in this room.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.mixing_buffer import mixing_buffer
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from saerl_lib.artifacts import ArtifactError, provenance, write_json
+from saerl_lib.config import EXPANSION, ReaderConfig, SAEConfig, sub_seed, to_dict
+from saerl_lib.data.rows import HUB, Source, kind_of, rows
+from saerl_lib.data.rows import KINDS as ROWS_KINDS
+from saerl_lib.data.sample import DataError
+from saerl_lib.encode.models import CutModel, identity, open_decoder
+from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae, write_quality
+from saerl_lib.encode.tokens import TokenBatch
+
+TEXT = (".txt", ".txt.gz")
+
+
+def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
+    """Every document of some sources, one source after another; empty ones are passed over.
+
+    Raises DataError with the source, line and fix: no such file, an unknown ending, a row without the field.
+    """
+    for source in sources:
+        yield from (text for text in _one(source, field) if text.strip())
+
+
+def require_sources(sources: Sequence[str]) -> None:
+    """Raise DataError for a source that is neither a readable file nor a hub name with its commit."""
+    for source in sources:
+        if (named := HUB.fullmatch(source)) and named.group(2):
+            continue
+        if not Path(source).is_file():
+            raise DataError(f"{source}: no such file; name one, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
+        if not kind_of(Path(source)) and not source.endswith(TEXT):
+            raise DataError(f"{source}: unknown ending; name the file {', '.join((*ROWS_KINDS, *TEXT))} by what it holds")
+
+
+def _one(source: str, field: str) -> Iterator[str]:
+    if source.endswith(TEXT):
+        yield from _paragraphs(source)
+        return
+    for row in rows(Source.parse(source, streaming=True), (field,)):
+        if row.record is None:
+            raise DataError(f"{source}, {row.where}: {row.problem}")
+        value = row.record.get(field)
+        if not isinstance(value, str):
+            found = f"field {field!r} is {type(value).__name__}"
+            raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
+        yield value
+
+
+def _lines(source: str) -> io.TextIOBase:
+    opened = gzip.open if source.endswith(".gz") else open
+    return opened(source, "rt", encoding="utf-8", newline="\n")  # type: ignore[return-value]
+
+
+def _paragraphs(source: str) -> Iterator[str]:
+    held: list[str] = []
+    with _lines(source) as lines:
+        for line in lines:
+            if line.strip():
+                held.append(line)
+            elif held:
+                yield "".join(held)
+                held = []
+    if held:
+        yield "".join(held)
+
+
+def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
+    """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out.
+
+    Raises ValueError for a tokenizer without an end-of-text token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("the tokenizer has no end-of-text token to put between documents; set eos_token in its configuration")
+    held: list[int] = []
+    for text in texts:
+        held += [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+
+
+@torch.no_grad()
+def block_vectors(found: Sequence[list[int]], decoder: CutModel) -> Tensor:
+    """[n, D] activations of the tokens of some blocks of one length but the first of each, float32 on the model's device.
+
+    Raises FloatingPointError for a value that is not finite.
+    """
+    ids = torch.tensor(found)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    values = decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float()
+    if not torch.isfinite(values).all():
+        raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
+    vectors = values.flatten(0, 1)
+    return vectors if decoder.max_norm is None else vectors[vectors.norm(dim=1) <= decoder.max_norm]
+
+
+class VectorStream:
+    """Vectors from blocks of tokens; knows how many blocks it has read, so that it can go on after a stop."""
+
+    def __init__(self, found: Iterator[list[int]], decoder: CutModel, rows: int) -> None:
+        self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
+
+    def skip_to(self, count: int) -> None:
+        """Pass over blocks until `count` have been read; the model does not see them."""
+        while self.read < count and next(self.blocks, None) is not None:
+            self.read += 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        taken = [block for _, block in zip(range(self.rows), self.blocks, strict=False)]
+        if not taken:
+            raise StopIteration
+        self.read += len(taken)
+        return block_vectors(taken, self.decoder)
+
+    def first(self, count: int) -> Tensor:
+        """The next `count` vectors or a few more, [n, D]. Raises StopIteration when the text holds fewer."""
+        parts: list[Tensor] = []
+        while sum(map(len, parts)) < count:
+            parts.append(next(self))
+        return torch.cat(parts)
+
+
+class BarTrainer(SAETrainer):
+    """SAELens's trainer with a bar that moves at every step; its own moves every 100 steps, which a short training never sees."""
+
+    def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 1) -> None:
+        pbar.update(self.cfg.train_batch_size_samples)
+
+
+KINDS = ("trained", "frozen_decoder")
+"""The SAE, and the control of arXiv 2602.14111 whose decoder is never updated."""
+
+
+def build_trainer(
+    start: Tensor, provider: Iterator[Tensor], config: SAEConfig, kind: str = KINDS[0], **keeping: Any
+) -> SAETrainer:
+    """SAELens' trainer of a TopK SAE on batches of vectors; `start` [n, D] gives the mean where the decoder's bias begins.
+
+    `keeping` are SAELens' settings of checkpoints. Raises ValueError for another kind than `KINDS`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    steps, save = max(1, config.tokens // config.vectors_per_step), keeping.pop("save", None)
+    mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
+    sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")
+    sae.W_dec.requires_grad_(kind != "frozen_decoder")
+    return BarTrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
+            device=str(start.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,
+            dead_feature_window=min(1000, max(5, steps // 30)), n_batches_for_norm_estimate=10,
+            logger=LoggingConfig(log_to_wandb=False), **keeping,
+        ),
+        sae=sae,
+        data_provider=provider,
+        save_checkpoint_fn=save,
+    )  # fmt: skip
+
+
+def shuffled_vectors(vectors: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Endless batches of [size, D] in float32, in a fresh order each pass."""
+    generator, size = torch.Generator().manual_seed(seed), min(size, len(vectors))
+    while True:
+        for chosen in torch.randperm(len(vectors), generator=generator).split(size):
+            if len(chosen) == size:
+                yield vectors[chosen].float()
+
+
+def train_sae(vectors: Tensor, config: SAEConfig, folder: Path, kind: str = KINDS[0]) -> None:
+    """Train on stored vectors [n, D], several passes if `config.tokens` asks for them, and save for inference under `folder`.
+
+    `start.safetensors` beside it holds what an untrained SAE begins from as well.
+    """
+    start = vectors[:: max(1, len(vectors) // 100_000)].float()
+    provider = shuffled_vectors(vectors, config.vectors_per_step, config.seed)
+    build_trainer(start, provider, config, kind).fit().save_inference_model(str(folder))
+    save_file({"mean": start.mean(dim=0)}, folder / START)
+
+
+CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "settings.json", "quality.json"
+"""Checkpoints, each with its place in the text; what decides the SAE; what is written last."""
+MEASURED_AT_ONCE = 1024
+
+
+def train_text_sae(
+    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path,
+    say: Callable[[str], None] = lambda text: None,
+) -> SAEQuality:  # fmt: skip
+    """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop.
+
+    `model` tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that
+    lay in the buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or
+    text that ends too early, FloatingPointError for non-finite activations.
+    """
+    settings = {**to_dict(config), "sources": list(sources), "field": field, "model": model}
+    _claim(out, settings)
+    if (out / DONE).is_file():
+        return SAEQuality(**json.loads((out / DONE).read_text(encoding="utf-8")))
+    stream = VectorStream(blocks(documents(sources, field), tokenizer, config.context), decoder, config.blocks_per_pass)
+    try:
+        held_out = stream.first(config.heldout_tokens)
+        trainer = _streaming(held_out, config, stream, out)
+        if checkpoint := _last_checkpoint(out):
+            _go_on(trainer, stream, checkpoint)
+            say(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors")
+        trainer.fit().save_inference_model(str(out))
+    except StopIteration as error:
+        raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
+                            "were read; name more sources or lower --tokens") from error  # fmt: skip
+    sae, vectors = load_sae(out, held_out.shape[1]), held_out.cpu()
+    quality = measure_sae(sae, vectors.split(MEASURED_AT_ONCE))
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    write_json(out / "provenance.json", {"settings": settings, **provenance()})
+    write_quality(quality, out / DONE)
+    return quality
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or find that it is of the same settings. Raises ArtifactError otherwise."""
+    record = out / SETTINGS
+    if record.is_file():
+        if json.loads(record.read_text(encoding="utf-8")) != settings:
+            raise ArtifactError(f"{out} was begun with other settings, model or text; name another folder")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} holds something else; name a folder that does not exist yet")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(record, settings)
+
+
+def _streaming(held_out: Tensor, config: SAEConfig, stream: VectorStream, out: Path) -> SAETrainer:
+    """The trainer of a stream, whose checkpoints know their place in the text."""
+
+    def keep(checkpoint_path: Path | None) -> None:
+        write_json(checkpoint_path / POSITION, {"blocks": stream.read})
+        for older in (out / CHECKPOINTS).iterdir():
+            if older != checkpoint_path:
+                shutil.rmtree(older)
+
+    mixed = mixing_buffer(config.buffer_vectors, config.vectors_per_step, stream)
+    checkpoints = (config.tokens - 1) // config.checkpoint_every
+    return build_trainer(held_out, mixed, config, n_checkpoints=checkpoints, checkpoint_path=str(out / CHECKPOINTS), save=keep)
+
+
+def _last_checkpoint(out: Path) -> Path | None:
+    """The last whole checkpoint: its place in the text is written after everything else."""
+    found = [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
+    trainer.sae.to(trainer.cfg.device)  # SAELens does so in `fit`, and the moments loaded before that would stay on the CPU
+    trainer.sae.load_weights_from_checkpoint(checkpoint)
+    trainer.load_trainer_state(checkpoint)
+    trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples]
+    stream.skip_to(int(json.loads((checkpoint / POSITION).read_text(encoding="utf-8"))["blocks"]))
+    torch.manual_seed(sub_seed(trainer.n_training_samples, "text-sae"))  # the mixing of what follows
+
+
+def run_sae(
+    text: Sequence[str], text_field: str, encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: SAEConfig
+) -> int:
+    """`sae`: train into `out` or go on; the last line is one JSON object. Raises as `open_decoder` and `train_text_sae`."""
+    require_sources(text)
+    started, reader = time.monotonic(), ReaderConfig(encoder, layer, device=device, bf16=bf16, max_norm=None, max_tokens=None)
+    decoder, tokenizer, shape = open_decoder(reader)
+    config = replace(settings, latents=settings.latents or EXPANSION * shape.hidden_size)
+    told = json.dumps(identity(replace(reader, sae="none")), sort_keys=True)
+    found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out, lambda line: print(line, flush=True))
+    print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
+          f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
+    line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,
+            "tokens": config.tokens, "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+    print(json.dumps(line))
+    return 0
