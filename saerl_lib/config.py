@@ -719,7 +719,8 @@ class Options:
         return replace(
             profile,
             published=replace(profile.published, **chosen(folder="data", revisions="revision", skip_bad_rows="skip_bad_rows")),
-            reader=replace(profile.reader, revision=None if self.reader else profile.reader.revision, **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
+            reader=replace(profile.reader, revision=None if self.reader else profile.reader.revision,
+                           **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
             train=replace(profile.train, chat=profile.train.chat and not self.plain,
                           **chosen(micro_batch="micro_batch", vllm="vllm", bf16="bf16")),
             **chosen(policy="policy", planned="planned", arms="arms", train_steps="steps", launch="launch", exports="export_to"),

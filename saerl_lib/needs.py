@@ -431,8 +431,8 @@ def require_machine(profile: Profile) -> None:
     from saerl_lib.data.published import sets_to_read  # needs packages, the plan does not
 
     def require_sae() -> None:
-        folder, file = Path(reader.sae.removeprefix("opensae:")), "config.json" if reader.sae.startswith("opensae:") else "cfg.json"
-        if not (folder / file).is_file():
+        file = "config.json" if reader.sae.startswith("opensae:") else "cfg.json"
+        if not (Path(reader.sae.removeprefix("opensae:")) / file).is_file():
             known = "a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID"
             raise ValueError(f"--sae {reader.sae}: no {file} there; name {known}")
 
@@ -455,7 +455,8 @@ def require_machine(profile: Profile) -> None:
     if lacks:
         raise ValueError(
             f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"
-            f"{items(lacks)}\n--plan-only prints the whole plan. On local stand-ins it runs anywhere; not given: {', '.join(absent)}"
+            f"{items(lacks)}\n--plan-only prints the whole plan. On local stand-ins it runs anywhere; not given: "
+            + ", ".join(absent)
         )
 
 

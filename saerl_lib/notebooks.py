@@ -76,16 +76,16 @@ _COMPUTED = (
     ),
     _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
     _notebook(
-        "02_sae_representation", "00 01", "stage:store stage:features stage:representation csv:sae_map csv:representation",
+        "02_sae_representation", "00", "stage:store stage:features stage:representation csv:sae_map csv:representation",
         "sae_map representation", "representation",
     ),
     _notebook(
-        "03_data_properties", "00 01 02",
+        "03_data_properties", "00 02",
         "stage:ladder_world csv:world_probes csv:probe_ladder csv:real_overlap",
         "world_probes probe_ladder_world probe_ladder", "world_probes probe_ladder_world",
     ),
     _notebook(
-        "04_clusters_and_difficulty", "00 01 02",
+        "04_clusters_and_difficulty", "00 02",
         "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics "
         "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
         "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups csv:real_top_latents",
@@ -99,7 +99,7 @@ _COMPUTED = (
         "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg",
     ),
     _notebook(
-        "06_batch_plans", "00 01 02 04 05",
+        "06_batch_plans", "00 02 04 05",
         "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
         "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
         "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",

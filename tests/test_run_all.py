@@ -284,19 +284,6 @@ def test_output_files_by_kind(saerl_home: Path) -> None:
         output_files("filter", "smoke")
 
 
-def test_tables_that_a_profile_does_not_train_for_are_the_published_ones(saerl_home: Path) -> None:
-    figures, method = notebooks.find("09"), notebooks.get_profile("method")
-    notebooks.prepare_folders("method")
-    with pytest.raises(UserError, match="09_figures needs .*world_gates.csv"):
-        notebooks._fill_tables(figures, NOTEBOOKS, method)
-    for name in notebooks.input_names(figures, [n for n in NOTEBOOKS if not n.trains]):
-        output_files(name, "method")[0].write_text("own")
-    notebooks._fill_tables(figures, NOTEBOOKS, method)
-    data = paths.figure_data_dir("method")
-    assert (data / "world_gates.csv").read_text() == "own"
-    assert (data / "study_runs.csv").read_bytes() == (paths.PUBLISHED / "study_runs.csv").read_bytes()
-
-
 def test_ended_early_counts_cells_as_stored() -> None:
     ran, empty, pending = new_code_cell("a", execution_count=1), new_code_cell(" "), new_code_cell("b")
     added = new_code_cell("profile = 1", execution_count=2, metadata={"tags": ["injected-parameters"]})

@@ -52,7 +52,7 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
         rows = []
         for name in ("labelled", "test"):
             rows += _quality_rows(name, load_split(data, name), encoder, profile.reader)
-        columns = ["split", "quantity", "value", "low", "high", "met", "n_tokens"]
+        columns = ["encoder", "quantity", "value", "low", "high", "met", "n_tokens"]
         pd.DataFrame(rows, columns=columns).to_parquet(folder / "sae_quality.parquet", index=False)
 
     return get_or_compute(profile, "reader", identity(profile.reader), compute, (data,))

@@ -344,7 +344,8 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
         keys, cut = [normalise(s.prompt) for s in steps], 3 * len(steps) // 4
         while keys[cut] == keys[cut - 1] and cut < len(keys) - 1:
             cut += 1
-        scores, groups = np.array([solution_quality(s) for s in steps]), np.array(keys[cut:]) if len({*keys}) < len(keys) else None
+        scores = np.array([solution_quality(s) for s in steps])
+        groups = np.array(keys[cut:]) if len({*keys}) < len(keys) else None
         train, held, y, truth = steps[:cut], steps[cut:], scores[:cut], scores[cut:]
         tasks.append(Task(dataset, "solution_quality", "quality", train, held, y, truth, True, groups))
     return tasks
