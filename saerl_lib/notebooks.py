@@ -77,7 +77,7 @@ _COMPUTED = (
     _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
     _notebook(
         "02_sae_representation", "00", "stage:store stage:features stage:representation csv:sae_map csv:representation",
-        "sae_map representation", "representation",
+        "sae_map representation",
     ),
     _notebook(
         "03_data_properties", "00 02",
@@ -96,14 +96,14 @@ _COMPUTED = (
         "05_quality_filter", "00 02",
         "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
         "csv:real_separation csv:real_flaws csv:real_selfreg",
-        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg",
+        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg", "flaws filter_flaws filter_selfreg",
     ),
     _notebook(
         "06_batch_plans", "00 02 04 05",
         "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
         "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
         "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
-        "gradients plan_sensitivity sample_audit gradient_coherence gradient_distance mixing_theory mixing_curve",
+        "gradients gradient_coherence gradient_distance mixing_theory mixing_curve",
     ),
     _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(

@@ -47,11 +47,11 @@ from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
-from saerl_lib.plan.orders import build_plan, random_order, whole_batches
+from saerl_lib.plan.orders import build_plan, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
-from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer
+from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
 
 RECORD = "run.json"

@@ -17,7 +17,7 @@ import pandas as pd
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
 from saerl_lib.data.hub import model_folder
-from saerl_lib.data.sample import DataError, Sample, hash_share, load_split, normalise, write_samples
+from saerl_lib.data.sample import DataError, Sample, load_split, normalise, write_samples
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import SEPARATOR
@@ -38,7 +38,7 @@ from saerl_lib.plan.curriculum import cluster_first
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.scorer import topics_at
+from saerl_lib.properties.scorer import topics_at, whole_batches
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
@@ -91,18 +91,6 @@ def build_plan(
     plan = plan_of(pool, rows, swapped_with, order, b, h)
     validate(plan, pool.ids, b)
     return plan
-
-
-def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
-    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
-
-    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
-    2
-    """
-    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
-    return mask
 
 
 def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
@@ -165,8 +153,9 @@ def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stag
     def compute(folder: Path) -> None:
         pool, samples = kept_pool(difficulty, quality), {sample.id: sample for sample in load_split(data, "pool")}
         reason = left_out(profile, [samples[name] for name in pool["sample_id"]])
+        cut = pd.read_parquet(quality.path("kept.parquet")).query("reason.str.startswith('fills')")[["sample_id", "reason"]]
         rest = pd.DataFrame({"sample_id": pool["sample_id"], "reason": reason})[reason != ""]
-        rest.to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
+        pd.concat([cut, rest]).to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
         pool = pool[reason == ""].reset_index(drop=True)
         planned = [samples[name] for name in pool["sample_id"]]
         write_samples(planned, folder / "samples.parquet")

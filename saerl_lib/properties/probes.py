@@ -331,7 +331,8 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
     tasks = []
     for target, depth in (("topic_l2", 1), ("topic_l3", 2), ("topic_leaf", 3)):
         y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in part]) for part in (labelled, test))
-        tasks.append(Task(dataset, target, "topic", labelled, test, y, truth, False))
+        if len({*y}) > 1:  # DeepMath's paths share their first level
+            tasks.append(Task(dataset, target, "topic", labelled, test, y, truth, False))
     regimes = [("difficulty_in_domain", labelled, difficulty(labelled), test)]
     if len(contest) >= LEAST_TEST:
         joined = joined_labels(*(difficulty(part) for part in (labelled, extra) if part))

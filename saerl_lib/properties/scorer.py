@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
@@ -336,17 +336,31 @@ def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarr
     return frame
 
 
+def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
+    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
+
+    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
+    2
+    """
+    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
+    return mask
+
+
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept).
+    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
 
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. Kept are the top
-    `pool_samples`, one of the paper's two rules (of published sets: as many as the target has), or the target alone.
+    `pool_samples`, one of the paper's two rules (of published sets: as many as the target has), or the target alone; in each case
+    whole batches.
     """
     fitted = difficulty_stage(profile, data, features)
 
     def compute(folder: Path) -> None:
         scorer, pool = load_scorer(fitted.path("scorer.safetensors")), load_split_features(features, "pool")
-        sources = np.array([s.source for s in load_split(data, "pool")])
+        samples = load_split(data, "pool")
+        sources = np.array([s.source for s in samples])
         is_target = sources == profile.target
         count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
         found = scorer.score(pool, count)
@@ -362,7 +376,12 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         kept = found[["sample_id", "quality", "kept"]].rename(columns={"quality": "score"})
         if profile.planned == "target":
             kept["kept"] = is_target
+        kept["reason"] = np.where(kept["kept"], "", "filtered")
+        rows, b = np.flatnonzero(kept["kept"]), profile.plan.prompts_per_step
+        full = whole_batches([pool.ids[i] for i in rows], [normalise(samples[i].prompt) for i in rows], b)
+        kept.loc[rows[~full], ["kept", "reason"]] = [False, f"fills no whole batch of {b}"]
         kept.to_parquet(folder / "kept.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "kept": [profile.pool_samples, profile.planned], "seed": profile.seed}
+    chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
+    config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
     return get_or_compute(profile, "filter", config, compute, (data, features, fitted))
