@@ -20,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +41,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "sae-len
 """Packages whose versions decide results."""
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 """System errors that mean the output folder is full or cannot be written."""
+FREE = "free space or set SAERL_HOME to a writable folder"
+"""What mends them."""
 
 
 class ArtifactError(RuntimeError):
@@ -93,8 +95,9 @@ def _direct_imports(path: Path) -> frozenset[str]:
     return frozenset(imported_names(path.read_text(encoding="utf-8")))
 
 
-def imported_files(modules: Iterable[str], root: Path = paths.ROOT) -> list[Path]:
-    """Sources below `root`/saerl_lib that these modules import, directly or not, themselves included; sorted.
+@functools.cache
+def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
+    """Hash of the code below `root`/saerl_lib that these modules really import, directly or not, themselves included.
 
     The data files of a room (weights, JSON, CSV) come along with its modules.
     """
@@ -106,17 +109,10 @@ def imported_files(modules: Iterable[str], root: Path = paths.ROOT) -> list[Path
             if path.is_file() and path not in found:
                 found.add(path)
                 waiting |= _direct_imports(path)
-    package = root / "saerl_lib"
-    for room in sorted({path.relative_to(package).parts[0] for path in found if path.parent != package}):
+    package, digest = root / "saerl_lib", hashlib.sha256()
+    for room in {path.relative_to(package).parts[0] for path in found if path.parent != package}:
         found |= {p for p in (package / room).rglob("*") if p.suffix in DATA_SUFFIXES and p.name != TRAINED_GATES}
-    return sorted(found)
-
-
-@functools.cache
-def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
-    """Hash of the code that these modules really import, as `imported_files` finds it."""
-    digest = hashlib.sha256()
-    for path in imported_files(modules, root):
+    for path in sorted(found):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -136,43 +132,35 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def _commit() -> str:
-    """The commit of the sources, marked when they differ from it; "unknown" outside a clone."""
+def _made_by() -> dict[str, str]:
+    """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor.
+
+    The processor is named with the instructions that torch uses: AVX-512, for one, changes the last bits of a product.
+    """
+    import torch
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True).stdout.strip()
 
-    try:
-        return (git("rev-parse", "HEAD") or "unknown") + ("+changes" if git("status", "--porcelain", "--", "saerl_lib") else "")
-    except FileNotFoundError:
-        return "unknown"
-
-
-@functools.cache
-def _processor() -> str:
-    """Model of the processor and the instructions that torch uses: AVX-512, for one, changes the last bits of a product."""
-    import torch
-
-    name = platform.machine()
+    commit, name = "unknown", platform.machine()
+    with contextlib.suppress(FileNotFoundError):
+        commit = (git("rev-parse", "HEAD") or "unknown") + ("+changes" if git("status", "--porcelain", "--", "saerl_lib") else "")
     with contextlib.suppress(OSError):
         block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
         fields = {k.strip(): v.strip() for k, v in (line.split(":", 1) for line in block.splitlines() if ":" in line)}
         name = f"{fields.get('model name', name)}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"commit": commit, "processor": f"{name}, {torch.backends.cpu.get_cpu_capability()}"}
 
 
 def provenance() -> dict[str, Any]:
     """Where a result was made, stored with it: commit, versions, processor and threads."""
     import torch
 
-    return {"commit": _commit(), "versions": versions(), "processor": _processor(), "threads": torch.get_num_threads()}
+    return {**_made_by(), "versions": versions(), "threads": torch.get_num_threads()}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a temporary sibling is renamed into place.
-
-    Raises ArtifactError when the folder cannot be written.
-    """
+    """Write JSON atomically: a temporary sibling is renamed into place. Raises ArtifactError when it cannot be written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +169,34 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as error:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror}; free space or set SAERL_HOME to a writable folder"
-        ) from error
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; {FREE}") from error
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    missing = [folder for folder in out.parents if not folder.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        try:
+            partial.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -232,46 +245,6 @@ def load_stage(profile: Profile, name: str) -> Stage:
     return Stage(name, folder, manifest["key"], computed=False)
 
 
-def finish(folder: Path, name: str, key: str, config: Mapping[str, Any], inputs: tuple[Stage, ...], profile: Profile) -> None:
-    """Write the manifest of a folder whose outputs are complete."""
-    outputs = {
-        str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
-    }
-    if not outputs:
-        raise ArtifactError(f"stage {name} wrote no output into {folder}")
-    write_json(
-        folder / MANIFEST,
-        {
-            "stage": name,
-            "key": key,
-            "settings": settings_hash(profile),
-            "config": dict(config),
-            "inputs": {s.name: s.key for s in inputs},
-            "outputs": outputs,
-            "provenance": provenance(),
-        },
-    )
-
-
-def _renew_settings(folder: Path, profile: Profile) -> None:
-    """Note that a stage also belongs to these settings: another base seed may share an upstream stage."""
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest["settings"] != settings_hash(profile):
-        write_json(folder / MANIFEST, {**manifest, "settings": settings_hash(profile)})
-
-
-@contextlib.contextmanager
-def _own_threads() -> Iterator[None]:
-    """Restore torch's thread count, which decides last digits, so that what a stage sets does not leak into the next."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 0
-    try:
-        yield
-    finally:
-        if torch:
-            torch.set_num_threads(before)
-
-
 def get_or_compute(
     profile: Profile,
     name: str,
@@ -285,27 +258,34 @@ def get_or_compute(
     ArtifactError when the disk is full or not writable; an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
-    key = stage_key(name, module_of(compute), config, inputs)
+    key, settings = stage_key(name, module_of(compute), config, inputs), settings_hash(profile)
     if is_complete(folder, key):
-        _renew_settings(folder, profile)
+        manifest = read_manifest(folder) or {}
+        if manifest["settings"] != settings:  # another base seed may share an upstream stage
+            write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)
-    partial = folder.with_name(f".{name}.partial")
+    partial, torch = folder.with_name(f".{name}.partial"), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with _own_threads():
-            compute(partial)
-        finish(partial, name, key, config, inputs, profile)
+        compute(partial)
+        files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
+        if not files:
+            raise ArtifactError(f"stage {name} wrote no output into {partial}")
+        outputs = {str(p.relative_to(partial)): file_sha256(p) for p in files}
+        write_json(partial / MANIFEST, {
+            "stage": name, "key": key, "settings": settings, "config": dict(config), "inputs": {s.name: s.key for s in inputs},
+            "outputs": outputs, "provenance": provenance(),
+        })  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if getattr(error, "errno", None) not in UNWRITABLE and "os error" not in str(error):
             raise
-        raise ArtifactError(
-            f"stage {name} cannot write {folder}: {error}; free space or set SAERL_HOME to a writable folder"
-        ) from error
-    except BaseException:
+        raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        if torch:
+            torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

@@ -323,8 +323,6 @@ class Grid(Command):
     """study, or smoke to try it in small."""
     list: bool = False
     """Print the arms and stop."""
-    tables: bool = False
-    """Write the tables again from the committed runs alone, and stop."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
 
@@ -345,13 +343,13 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "sae": (Sae, "encode.train_sae:run_sae"),
     "rebuild-sae": (RebuildSae, "studies.reader:run_rebuild"),
     "ladder": (Ladder, "studies.ladder:run_ladder"),
-    "audit": (Audit, "plan.audit_text:run_audit"),
+    "audit": (Audit, "plan.audit:run_audit"),
     "export": (Export, "plan.export:run_export"),
     "verify": (Verify, "plan.follow:run_verify"),
     "train": (Train, "train.run:run_train"),
     "train-job": (TrainJob, "train.run:run_train_job"),
     "grid": (Grid, "studies.results:run_study"),
-    "seeds-needed": (SeedsNeeded, "studies.results:run_seeds_needed"),
+    "seeds-needed": (SeedsNeeded, "studies.world_check:run_seeds_needed"),
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
     "publish": (Publish, "report.reproduction:run_publish"),

@@ -600,7 +600,7 @@ SMOKE = Profile(
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
-    ladder=LadderConfig(official_split=False, max_train=150, max_test=100, adapted_labels=50),
+    ladder=LadderConfig(official_split=False, max_train=100, max_test=60, adapted_labels=40),
     pool_samples=96,
 )  # fmt: skip
 

@@ -18,39 +18,26 @@ SHOWN = 5
 
 
 def canonical(name: str) -> str:
-    """A distribution name as package indexes compare it (PEP 503).
-
-    >>> canonical("Typing_Extensions")
-    'typing-extensions'
-    """
+    """A distribution name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """Locked version by canonical name.
-
-    Raises ValueError for a line that is neither empty, a comment, nor `name==version`.
-    """
+    """Locked version by canonical name. Raises ValueError for a line that is neither empty, a comment, nor `name==version`."""
     locked: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         text = line.split("#")[0].strip()
-        if not text:
-            continue
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", text)
-        if match is None:
+        if text and match is None:
             raise ValueError(f"{path.name} line {number}: {text!r} is not of the form name==version")
-        locked[canonical(match[1])] = match[2]
+        locked |= {canonical(match[1]): match[2]} if match else {}
     return locked
 
 
 def installed_versions() -> dict[str, str]:
     """Installed version by canonical name; the first one on the import path wins, as it does for `import`."""
-    found: dict[str, str] = {}
-    for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(canonical(name), distribution.version)
-    return found
+    found = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
+    return {canonical(name): version for name, version in reversed(found) if name}
 
 
 def differences(locked: dict[str, str], installed: dict[str, str]) -> list[str]:
@@ -75,15 +62,11 @@ def main(arguments: list[str]) -> int:
         print(f"Python {sys.version.split()[0]} is older than {'.'.join(map(str, MINIMUM_PYTHON))}")
         return 1
     try:
-        locked = read_lock(Path(arguments[0]) if arguments else LOCK)
+        wrong = differences(read_lock(Path(arguments[0]) if arguments else LOCK), installed_versions())
     except (OSError, ValueError) as error:
-        print(f"cannot read the lock: {error}")
-        return 1
-    wrong = differences(locked, installed_versions())
-    for sentence in wrong[:SHOWN]:
+        wrong = [f"cannot read the lock: {error}"]
+    for sentence in [*wrong[:SHOWN], *([f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])]:
         print(sentence)
-    if len(wrong) > SHOWN:
-        print(f"and {len(wrong) - SHOWN} more")
     return 1 if wrong else 0
 
 

@@ -3,23 +3,31 @@
 A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-A notebook is done when it ran to its last cell and every declared output is there; only then its record is written, atomically:
-what decides its outputs (cells, library code, locked packages, profile, shared data, contents of what it reads), and their
-hashes. The run stops at the first failure.
+A notebook is executed by papermill in this interpreter's environment, from the project's root, into a copy. It is done when it
+ran to its last cell and every declared output is there: tables and figures are removed before it runs. Only then its copy and
+their HTML are moved into place and its record is written: what decides its outputs (cells, library code, locked packages,
+profile, shared data, contents of what it reads), and their hashes. A failed copy stays as `<stem>.failed.ipynb`; the run stops at
+the first failure.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
@@ -28,6 +36,18 @@ from saerl_lib.envcheck import LOCK
 
 PARAMETERS = ("profile", "seed", "seeds")
 """Names that every notebook's `parameters` cell defines; `seeds = 0` means the profile's own number."""
+ADDED_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
+"""Tags of cells that papermill adds; cells are counted without them."""
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "1779753600",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+}
+"""What every notebook runs under; `run_all.sh` exports the same values."""
 
 
 class UserError(RuntimeError):
@@ -156,18 +176,11 @@ def executed_dir(profile: str) -> Path:
 
 
 def output_files(name: str, profile: str) -> tuple[Path, ...]:
-    """Files that stand for one declared name of `profile`: a stage is its manifest, a figure its PNG and its PDF.
-
-    Raises ValueError for a name without a known prefix.
-    """
+    """Files that stand for one declared name of `profile`: a stage is its manifest, a figure its PNG and its PDF."""
     kind, _, stem = name.partition(":")
-    if kind == "csv" and stem:
-        return (paths.figure_data_dir(profile) / f"{stem}.csv",)
-    if kind == "figure" and stem:
+    if kind == "figure":
         return tuple(paths.figures_dir(profile) / f"{stem}.{ending}" for ending in ("png", "pdf"))
-    if kind == "stage" and stem:
-        return (paths.profile_dir(profile) / stem / MANIFEST,)
-    raise ValueError(f"declared output {name!r} must start with csv:, figure: or stage:")
+    return ({"csv": paths.figure_data_dir(profile) / f"{stem}.csv", "stage": paths.profile_dir(profile) / stem / MANIFEST}[kind],)
 
 
 def output_hash(name: str, profile: str) -> str | None:
@@ -185,15 +198,18 @@ def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str
 
 
 def notebook_hashes(path: Path) -> dict[str, str | None]:
-    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
+    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import.
+
+    A file that cannot be read as cells of Python is hashed whole.
+    """
+    if not path.is_file():
+        return {"source": None}
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
         return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
-    except FileNotFoundError:
-        return {"source": None}
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+    except (ValueError, KeyError, SyntaxError):
         return {"source": file_sha256(path)}
 
 
@@ -236,7 +252,7 @@ def read_record(notebook: Notebook, profile: str) -> Record | None:
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
-    """Write the record of a notebook whose outputs are there. Raises ArtifactError when the folder cannot be written."""
+    """Write the record of a notebook whose outputs are there."""
     outputs = {name: output_hash(name, profile) for name in notebook.outputs}
     path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
     write_json(path, asdict(Record(parts, outputs, round(elapsed_seconds, 2))))
@@ -284,21 +300,14 @@ class RunOptions:
         if self.seeds is not None and self.seeds < 1:
             raise UserError(f"--seeds {self.seeds} must be at least 1")
 
+    @property
+    def name(self) -> str:
+        """The profile without options."""
+        return self.profile.partition(" ")[0]
+
     def parameters(self) -> dict[str, str | int]:
         """The values of every notebook's `parameters` cell."""
         return {"profile": self.profile, "seed": self.seed, "seeds": self.seeds or 0}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(4.26), duration(1390), duration(3725)
-    ('4.3 s', '23 min 10 s', '1 h 2 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def prepare_folders(profile: str) -> None:
@@ -328,16 +337,132 @@ def alone(profile: str) -> Iterator[None]:
         yield
 
 
-def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
-    """Copy the published tables where a notebook of tables alone lacks all of them, in profile `laptop`.
+# One notebook.
 
-    Raises UserError when others are missing.
+
+@contextlib.contextmanager
+def kernel_environment() -> Iterator[None]:
+    """Environment in which the kernel `python3` is this very interpreter, whatever kernels the user has installed.
+
+    A kernelspec in a temporary folder at the head of `JUPYTER_PATH` wins over every other; the IPython folder is
+    temporary too, so that no startup file of the user takes part.
     """
+    from ipykernel.kernelspec import write_kernel_spec
+
+    with tempfile.TemporaryDirectory(prefix="saerl-kernel-", ignore_cleanup_errors=True) as folder:
+        write_kernel_spec(os.path.join(folder, "kernels", "python3"), extra_arguments=["--log-level=ERROR"])
+        values = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+        values |= {"IPYTHONDIR": os.path.join(folder, "ipython"), "SAERL_HOME": str(paths.artifacts_root())}
+        for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(paths.ROOT))):
+            values[name] = os.pathsep.join([first, *filter(None, [os.environ.get(name)])])
+        with patch.dict(os.environ, values):
+            yield
+
+
+def _code_cells(executed: Any) -> list[tuple[int, Any]]:
+    """The code cells and their numbers, counted from 1 as stored: without the cells that papermill added."""
+    own = [cell for cell in executed.cells if not ADDED_TAGS & set(cell.metadata.get("tags", []))]
+    return [(number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()]
+
+
+def failed_place(executed: Any) -> str:
+    """The cell that failed, else the last that was started, with its first lines."""
+    started = [found for found in _code_cells(executed) if found[1].metadata.get("papermill", {}).get("start_time")]
+    failed = [found for found in started if any(output.output_type == "error" for output in found[1].get("outputs", []))]
+    for number, cell in failed[:1] or started[-1:]:
+        return "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
+    return "before its first cell"
+
+
+def ended_early(executed: Any) -> str | None:
+    """The place after which code cells did not run (a `sys.exit` in a cell ends with exit code 0), or None."""
+    last = 0
+    for number, cell in _code_cells(executed):
+        if cell.execution_count is None:
+            return f"after cell {last}"
+        last = number
+    return None
+
+
+def embed_figures(executed: Any, folder: Path) -> None:
+    """Turn links to `../figures/NAME.png` into attachments, so that the copy and its HTML can be moved anywhere."""
+    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
+        for name in dict.fromkeys(re.findall(r"\]\(\.\./figures/([\w.-]+\.png)\)", cell.source)):
+            if (folder / name).is_file():
+                data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
+                cell.setdefault("attachments", {})[name] = {"image/png": data}
+                cell.source = cell.source.replace(f"](../figures/{name})", f"](attachment:{name})")
+
+
+def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
+    """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
+
+    Raises UserError when the notebook is missing, does not know a parameter, fails, ends early or leaves a declared output out.
+    """
+    import nbformat
+    import papermill
+    from nbconvert import HTMLExporter
+    from papermill.exceptions import PapermillException
+
+    profile, stem, source = options.name, notebook.stem, folder / f"{notebook.stem}.ipynb"
+    if not source.is_file():
+        raise UserError(f"notebook {source} is missing; restore it or take it out of saerl_lib/notebooks.py")
+    known = papermill.inspect_notebook(str(source))  # papermill itself would only warn
+    if unknown := [name for name in PARAMETERS if name not in known]:
+        cell = f"its cell tagged 'parameters' defines {', '.join(known) or 'nothing'}"
+        raise UserError(f"notebook {stem} does not know the parameter {', '.join(unknown)}; {cell}")
+    for path in (path for name in notebook.outputs if not name.startswith("stage:") for path in output_files(name, profile)):
+        path.unlink(missing_ok=True)
+    copy = executed_dir(profile) / f".{stem}.partial.ipynb"
+    copy.unlink(missing_ok=True)
+    try:
+        with kernel_environment():
+            executed = papermill.execute_notebook(
+                str(source), str(copy), parameters=options.parameters(), kernel_name="python3", progress_bar=False,
+                cwd=str(paths.ROOT), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=180,
+            )  # fmt: skip
+        wrong = [f"it ended early, {place}"] if (place := ended_early(executed)) else []
+        wrong += [f"declared output {name} is missing" for name in notebook.outputs if output_hash(name, profile) is None]
+        if wrong:
+            raise UserError(f"notebook {stem} failed: {'; '.join(wrong)}")
+    except (UserError, PapermillException, RuntimeError, OSError) as error:
+        message, kept = str(error), "no executed copy was written"
+        if copy.is_file():
+            place = failed_place(nbformat.read(copy, as_version=4))
+            kept = f"the executed copy with the full traceback: {copy.replace(copy.with_name(f'{stem}.failed.ipynb'))}"
+        if not isinstance(error, UserError):
+            name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+            message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
+        raise UserError(f"{message}\n{kept}") from error
+    embed_figures(executed, paths.figures_dir(profile))
+    nbformat.write(executed, copy)
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources={"metadata": {"name": stem}})
+    page = copy.with_suffix(".html")
+    page.write_text(text, encoding="utf-8")
+    page.replace(copy.with_name(f"{stem}.html"))
+    copy.replace(copy.with_name(f"{stem}.ipynb"))
+    copy.with_name(f"{stem}.failed.ipynb").unlink(missing_ok=True)
+
+
+# All of them.
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds; short ones with a decimal.
+
+    >>> duration(4.26), duration(1390)
+    ('4.3 s', '0:23:10')
+    """
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
+    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`). Raises UserError otherwise."""
     names = input_names(notebook, registry) if notebook.tables_only else ()
     missing = {n: output_files(n, profile.name)[0] for n in names if output_hash(n, profile.name) is None}
-    if missing and (profile.name != "laptop" or len(missing) < len(names)):
-        path = next(iter(missing.values()))
-        raise UserError(f"notebook {notebook.stem} needs {path}, which is missing; run what writes it (--from 00)")
+    if missing and not (profile.name == "laptop" and len(missing) == len(names)):
+        needed = next(iter(missing.values()))
+        raise UserError(f"notebook {notebook.stem} needs {needed}, which is missing; run what writes it (--from 00)")
     for path in missing.values():
         shutil.copyfile(paths.PUBLISHED / path.name, path)
     if missing:
@@ -345,15 +470,12 @@ def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Pr
 
 
 def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
-    from saerl_lib.execution import run_notebook
-
-    profile = options.profile.partition(" ")[0]
+    profile = options.name
     stages = [output_files(name, profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
     for stage in stages if options.force else ():
         shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(stage.with_name(f".{stage.name}.partial"), ignore_errors=True)
     started = time.monotonic()
-    run_notebook(notebook, profile, options.parameters(), folder)
+    execute(notebook, options, folder)
     elapsed = time.monotonic() - started
     write_record(notebook, profile, parts, elapsed)
     places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
@@ -420,7 +542,7 @@ def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> i
 
 def _reproduction(options: RunOptions, executed: int) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
-    profile = options.profile.partition(" ")[0]
+    profile = options.name
     table = paths.profile_dir(profile) / "reproduction.csv"
     newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
     if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:

@@ -1,29 +1,18 @@
-"""A plan of one's own data: `load_data` judges the rows, `plan_own_data` writes plan, scores and report (README, Your own data).
+"""A plan of one's own data: read, represent, score, filter, plan, write (README, Your own data); and the command `encode`.
 
-Features of one's own rows: metadata and TF-IDF for a first look, SAE features of a model, or those that `encode` stored.
-
-All give a FeatureTable, so that what follows is the same. Vocabulary and SVD see all rows, but no label.
-
-Clusters, calibrated difficulty and the quality score of one's own rows (paper, sections 3.2, 3.3 and B.4).
-
-No row is scored by a model that saw its own label: labelled rows take out-of-fold scores, the others those of the final model.
-
-One's own rows from features to a plan: fit, filter, cut to whole batches, plan; a row ends in the plan or among the others.
-
-From a file of problems to a plan with its report: read, validate, represent, arrange, write.
-
-An example file of problems, written from the embedded world: what a user's own file may look like.
+The same steps as every profile, with what the data allow: metadata and TF-IDF for a first look, SAE features of a model, or those
+that `encode` stored; difficulty with labels, quality with ratings. Vocabulary and SVD see all rows, but no label, and no row is
+scored by a model that saw its own label. A row ends in the plan or among the others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import file_sha256, write_json
+from saerl_lib.artifacts import file_sha256, whole_folder, write_json
 from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
@@ -43,11 +32,11 @@ from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_features
 from saerl_lib.notebooks import UserError
-from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
-from saerl_lib.plan.orders import build_plan, random_order
+from saerl_lib.plan.orders import order_pool, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -77,20 +66,16 @@ class Outcome:
 def load_data(source: str, config: OwnConfig) -> Dataset:
     """The usable rows of a file or hub data set. Raises DataError as `data.rows.read` does."""
     return rows.read(
-        rows.Source.parse(source, config.split), config.fields, allowed=config.allowed_labels, turned=config.turned,
-        skip_bad_rows=config.skip_bad_rows, batch=config.prompts_per_step,
+        [rows.Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
+        skip_bad_rows=config.skip_bad_rows, least=max(rows.MIN_ROWS, config.prompts_per_step),
     )  # fmt: skip
 
 
 def plan_own_data(
-    source: str,
-    out: Path,
-    config: OwnConfig,
-    force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    read: Callable[[Dataset], Representation] | None = None,
-) -> Outcome:
-    """Plan `source` into the new folder `out`; `say` is told each step, `read` gives features that exist already.
+    source: str, out: Path, config: OwnConfig, force: bool = False, say: Callable[[str], None] = lambda text: None,
+    features: Path | None = None,
+) -> Outcome:  # fmt: skip
+    """Plan `source` into the new folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
     `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.csv, clusters.csv,
     not_planned.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end:
@@ -101,8 +86,14 @@ def plan_own_data(
     _require_place(out, force)
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
-    with _new_folder(out) as folder:
-        found = read(data) if read else _represent(data, folder, config)
+    with whole_folder(out) as folder:
+        if features is not None:
+            found = represent_encoded(data, source, features, config)
+        elif config.encoder == NO_ENCODER:
+            found = represent_text(data.samples, config.seed)
+        else:
+            found = represent_model(data.samples, config, folder / "store")
+            shutil.rmtree(folder / "store")
         say(f"features: {found.name}, {found.phi.shape[1]} columns")
         arranged = arrange(data, found, config)
         labels = arranged.difficulty.n_labels if arranged.difficulty else 0
@@ -110,25 +101,13 @@ def plan_own_data(
         return _write(arranged, folder, out)
 
 
-def _represent(data: Dataset, folder: Path, config: OwnConfig) -> Representation:
-    if config.encoder == NO_ENCODER:
-        return represent_text(data.samples, config.seed)
-    found = represent_model(data.samples, config, folder / "store")
-    shutil.rmtree(folder / "store")
-    return found
-
-
 def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
-    """Write features, plan, tables, report and record of `out` into `folder`. Raises RuntimeError when a row was lost."""
-    from saerl_lib.encode.store import save_features
-    from saerl_lib.plan.batch_plan import plan_hash, write_plan
+    """Write features, plan, tables, report and record of `out` into `folder`."""
     from saerl_lib.report.page import caveats, cluster_table, not_planned_table, page, score_table
 
     data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
     scores, rest, listed = score_table(arranged), not_planned_table(arranged), caveats(arranged)
     cards = cluster_table(arranged, scores)
-    if len(plan.ids) + len(rest) != data.read:
-        raise RuntimeError(f"{data.read} rows were read, {len(plan.ids)} planned and {len(rest)} listed: a row was lost")
     save_features(arranged.found.table, folder / "features.safetensors")
     write_plan(plan, folder / "plan.parquet")
     write_samples(data.samples, folder / SAMPLES)
@@ -140,7 +119,7 @@ def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
     record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": config,
               "settings_hash": content_hash(config), "plan_hash": plan_hash(plan),
               "caveats": [asdict(c) for c in listed]}  # fmt: skip
-    write_json(folder / RECORD, json.loads(json.dumps(record)))
+    write_json(folder / RECORD, record)
     return outcome
 
 
@@ -159,32 +138,7 @@ def _require_place(out: Path, force: bool) -> None:
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
 
 
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    missing = [folder for folder in out.parents if not folder.exists()]
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        try:
-            partial.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                folder.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
+# Features.
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
@@ -222,13 +176,14 @@ class Representation:
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
     """Metadata and TF-IDF (by truncated SVD) of N samples; no model. Deterministic for a seed."""
-    z = [_svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd"))]
-    solved = np.array([s.solved for s in samples])
-    z.append(np.full_like(z[0], np.nan))
-    if solved.any():
-        block = _svd([s.solution if s.solved else "" for s in samples], sub_seed(seed, "solution-svd"))
-        z[1][solved] = block[solved]
-    table = FeatureTable(tuple(s.id for s in samples), np.concatenate(z, axis=1), metadata_features(samples))
+    prompts, unsolved = _svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd")), [not s.solved for s in samples]
+    if all(unsolved):
+        solutions = np.full_like(prompts, np.nan)
+    else:
+        solutions = _svd([s.solution for s in samples], sub_seed(seed, "solution-svd"))
+        solutions[unsolved] = np.nan
+    z = np.concatenate([prompts, solutions], axis=1)
+    table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
     lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples], dtype=float)
     return finish(table, lengths, "words", "metadata and TF-IDF")
 
@@ -260,15 +215,14 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
     if Path(source).is_file() and file_sha256(Path(source)) not in {file["sha256"] for file in manifest["source"]}:
         names = ", ".join(file["name"] for file in manifest["source"])
         raise DataError(f"--features {folder}: `encode` read {names}, not this {Path(source).name}; encode it as it is now")
-    place = {name: row for row, name in enumerate(store.ids)}
-    absent = [name for name in data.ids if name not in place]
+    place = rows_of(data.ids, store.ids)
+    absent = [name for name, row in zip(data.ids, place, strict=True) if row < 0]
     if absent:
         raise DataError(
             f"--features {folder}: {len(absent)} of {len(data.samples)} rows are not there, first {absent[:3]}; encode this file "
             "with the same field options"
         )
-    rows = np.array([place[name] for name in data.ids])
-    return _of_store(data.samples, store, rows, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
+    return _of_store(data.samples, store, place, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
 
 
 def _of_store(
@@ -302,6 +256,8 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
             out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
     return out
 
+
+# Scores.
 
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""
@@ -362,14 +318,6 @@ def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
     return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
 
 
-def group(found: Representation, settings: PropertyConfig, seed: int) -> Grouping:
-    """Fit clusters on phi and lay the map."""
-    clusters = pool_clusters(found.phi, settings, seed)
-    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
-        points = projection_2d(clusters.standardise(found.phi))
-    return Grouping(clusters, clusters.assign(found.phi), points)
-
-
 def fit_scores(
     found: Representation, grouping: Grouping, labels: np.ndarray, settings: PropertyConfig, seed: int
 ) -> Difficulty | None:
@@ -381,18 +329,15 @@ def fit_scores(
     labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
     scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, grouping.clusters).score(pool)
     raw, ranking, half = (scores[name].to_numpy() for name in ("raw", "ranking", "half_width"))
-    read, length = raw[known], found.lengths[known]
 
-    def gain(rows: np.ndarray) -> float:
-        return correlation("spearman", read[rows], labels[known][rows]) - abs(
-            correlation("spearman", length[rows], labels[known][rows])
-        )
+    def rho(rows: np.ndarray | slice) -> tuple[float, float]:
+        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in (raw[known], found.lengths[known]))
+        return own, abs(by_length)
 
-    return Difficulty(
-        raw, ranking, ranking - half, ranking + half, len(known),
-        correlation("spearman", read, labels[known]), abs(correlation("spearman", length, labels[known])),
-        bootstrap_interval(gain, len(known), settings.bootstrap_samples, sub_seed(seed, "gain")),
-    )  # fmt: skip
+    gain = bootstrap_interval(
+        lambda rows: float(np.subtract(*rho(rows))), len(known), settings.bootstrap_samples, sub_seed(seed, "gain")
+    )
+    return Difficulty(raw, ranking, ranking - half, ranking + half, len(known), *rho(slice(None)), gain)
 
 
 def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyConfig, seed: int) -> Quality | None:
@@ -408,6 +353,8 @@ def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyCo
     by_length = float(roc_auc_score(sound, found.lengths[known]))
     return Quality(score, len(known), float(roc_auc_score(sound, score[known])), max(by_length, 1 - by_length))
 
+
+# The plan.
 
 TOLERANCE = 0.5
 """Partners of a tail swap differ by at most this many standard deviations of the ranking score (ours)."""
@@ -443,7 +390,9 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     """
     ids, b = data.ids, config.prompts_per_step
     settings = properties_of(len(ids), config)
-    grouping = group(found, settings, config.seed)
+    clusters = pool_clusters(found.phi, settings, config.seed)
+    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
+        grouping = Grouping(clusters, clusters.assign(found.phi), projection_2d(clusters.standardise(found.phi)))
     difficulty = fit_scores(found, grouping, data.labels, settings, config.seed)
     quality = fit_quality(found, data.quality, settings, config.seed)
     ranking, ties, ranked_by = _ranking(ids, found, difficulty, config)
@@ -451,24 +400,17 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     rows = np.flatnonzero(kept)
     full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
     planned = rows[full]
-    plan = build_plan(
-        [ids[i] for i in planned], grouping.assignment.label[planned], ranking[planned], ties[planned], found.lengths[planned],
-        PlanConfig(prompts_per_step=b, swapped_per_batch=config.swapped_per_batch,
-                   difficulty_tolerance=TOLERANCE * float(ranking[planned].std())),
-    )  # fmt: skip
-    dropped = [
-        Dropped(
-            data.where[i], ids[i], "filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}"
-        )
-        for i in np.flatnonzero(~kept)
-    ] + [Dropped(data.where[i], ids[i], "left over", f"fills no whole batch of {b}") for i in rows[~full]]
-    row = {name: i for i, name in enumerate(ids)}
-    shuffled = random_order([ids[i] for i in planned], sub_seed(config.seed, "diversity"))
-    spread = [
-        float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
-        for order in (np.array([row[name] for name in plan.ids]), planned[shuffled])
-    ]
-    return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, tuple(dropped), *spread)
+    columns = {"sample_id": ids, "cluster": grouping.assignment.label, "ranking": ranking, "raw": ties, "length": found.lengths}
+    pool, tolerance = pd.DataFrame(columns).iloc[planned], TOLERANCE * float(ranking[planned].std())
+    plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance), "saerl")
+    low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
+           for i in np.flatnonzero(~kept)}  # fmt: skip
+    reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
+    dropped = tuple(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items())
+    shuffled = planned[random_order(pool["sample_id"], sub_seed(config.seed, "diversity"))]
+    spread = [float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
+              for order in (rows_of(plan.ids, ids), shuffled)]  # fmt: skip
+    return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, dropped, *spread)
 
 
 def _ranking(
@@ -497,42 +439,18 @@ def _filtered(ids: Sequence[str], quality: Quality | None, config: OwnConfig) ->
     return kept
 
 
+# The commands.
+
+
 def write_example(samples: Sequence[Sample], path: Path) -> Path:
     """JSON lines with id, question, answer, solution, subject and level; returns the path."""
-    rows = [
-        {
-            "id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
-            "subject": s.topic.split(" -> ")[0], "level": s.difficulty,
-        }
-        for s in samples
-    ]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as handle:
+        for s in samples:
+            row = {"id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
+                   "subject": s.topic.split(" -> ")[0], "level": s.difficulty}  # fmt: skip
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
-
-
-def usable_rows(sources: Sequence[str], reading: Reading) -> tuple[list[Sample], list[Dropped], list[str]]:
-    """The usable rows of files that are read as one list, the others, and what was assumed; judged as `plan` judges them.
-
-    Raises DataError with file, row, field and fix.
-    """
-    places = [rows.Source.parse(source) for source in sources]
-    name = places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-    raw = [
-        replace(row, where=f"{place.name}, {row.where}") if len(places) > 1 else row
-        for place in places
-        for row in rows.rows(place)
-    ]
-    names, notes = rows.resolve_fields(name, rows.field_names(raw), reading.fields)
-    rules = rows.Rules(names)
-    judged = [rows.judge(row, number, rules) for number, row in enumerate(raw, start=1)]
-    dropped = [found for found in judged if isinstance(found, Dropped)]
-    samples = [found.sample for found in judged if not isinstance(found, Dropped)]
-    if not reading.skip_bad_rows:
-        rows.require_sound(name, len(raw), dropped)
-    if not samples:
-        raise DataError(f"{name}: none of {len(dropped)} rows is usable; first: {dropped[0].where}: {dropped[0].reason}")
-    return samples, dropped, notes
 
 
 LEFT_OUT = "not_encoded.csv"
@@ -549,13 +467,13 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    samples, dropped, notes = usable_rows(data, reading)
+    found = rows.read([rows.Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
     files = [Path(name) for name in data]
-    counts = {"read": len(samples) + len(dropped), "left_out": dict(sorted(Counter(d.status for d in dropped).items()))}
+    counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
-    done = encode(samples, reading.reader, out, workers=workers, ray=ray, about={"source": source, **counts, "notes": notes})
-    rest = [(d.where, d.id, d.status, d.reason) for d in dropped]
-    table = pd.DataFrame(rest, columns=["where", "id", "status", "reason"])
+    about = {"source": source, **counts, "notes": list(found.notes)}
+    done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
+    table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / LEFT_OUT, index=False, lineterminator="\n")
     for status, count in counts["left_out"].items():
         print(f"not encoded, {status}: {count} ({LEFT_OUT})")
@@ -566,21 +484,15 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 
 def run_plan(data: str, out: Path, force: bool, features: Path | None, settings: OwnConfig) -> int:
     """`plan`: plan, tell each step and the warnings; the last line is one JSON object. Raises what `plan_own_data` raises."""
-    started, read = time.monotonic(), None
-    if features is not None:
-        if settings.encoder != NO_ENCODER:
-            raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
-
-        def read(found: Dataset) -> Representation:
-            return represent_encoded(found, data, features, settings)
-
-    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), read)
+    started = time.monotonic()
+    if features is not None and settings.encoder != NO_ENCODER:
+        raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
+    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
     for title in outcome.warnings:
         print(f"warning: {title}")
     for status, count in outcome.left_out.items():
         print(f"not planned, {status}: {count} (not_planned.csv)")
     print(f"{outcome.planned} of {outcome.read} rows in {outcome.steps} steps; open {out / 'report.html'}")
-    line = {"read": outcome.read, "planned": outcome.planned, "left_out": outcome.left_out, "steps": outcome.steps,
-            "seconds": round(time.monotonic() - started, 1)}  # fmt: skip
-    print(json.dumps(line))
+    line = {name: getattr(outcome, name) for name in ("read", "planned", "left_out", "steps")}
+    print(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}))
     return 0

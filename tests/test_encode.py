@@ -185,7 +185,8 @@ def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | Standar
 @pytest.fixture(scope="module")
 def random_encoder() -> Encoder:
     model, tokenizer = load_policy()
-    return Encoder(truncate(model, 3), tokenizer, {"sae": random_sae("jumprelu"), "other": random_sae("topk", 256)}, 600, dense=True)
+    saes = {"sae": random_sae("jumprelu"), "other": random_sae("topk", 256)}
+    return Encoder(truncate(model, 3), tokenizer, saes, 600, dense=True)
 
 
 def dense(found: SparseLatents, shape: tuple[int, int]) -> torch.Tensor:

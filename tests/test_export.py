@@ -26,8 +26,8 @@ from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, write_samples
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
-from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_plan, open_export, open_plan, write_folder
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
+from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_files, export_plan, open_export, write_folder
 from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
 
 STEPS, B, G = 5, 4, 3
@@ -63,10 +63,6 @@ def export(files: tuple[Path, Path]) -> Export:
     return open_export(*files, rollouts_per_prompt=G)
 
 
-def answers(export: Export) -> list[str]:
-    return [s.answer for s in export.samples]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,13 +82,13 @@ def test_samples_that_do_not_fit_the_plan(files: tuple[Path, Path], change: Call
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_export_is_deterministic_and_names_what_keeps_the_order(export: Export, target: str, tmp_path: Path) -> None:
-    first, second = TARGETS[target](export), TARGETS[target](export)
+    first, second = export_files(export, target), export_files(export, target)
     assert first == second
     names = export_plan(export, target, tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
     text = first["README.md"].decode()
-    assert export.hash in text and "## Launch" in text and "verify --plan" in text
-    assert "ROLLOUTS" not in text and str(tmp_path) not in "".join(c.decode("latin-1") for c in first.values())
+    assert plan_hash(export.plan) in text and "## Launch" in text and "verify --plan" in text
+    assert "{{" not in text and str(tmp_path) not in "".join(c.decode("latin-1") for c in first.values())
 
 
 def test_refusals_say_why(export: Export, tmp_path: Path) -> None:
@@ -108,8 +104,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     with pytest.raises(TypeError):
         write_folder({"a/b": b"1", "c": None}, out)  # type: ignore[dict-item]
-    assert list((tmp_path / "deep").iterdir()) == []
-    out.mkdir()
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir(parents=True)
     write_folder({"a/b": b"1"}, out)
     assert (out / "a" / "b").read_bytes() == b"1" and [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
     with pytest.raises(ExportError, match="already exists"):
@@ -117,29 +113,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (out / "a" / "b").read_bytes() == b"1"
 
 
-def test_verl_schema(export: Export, tmp_path: Path) -> None:
-    export_plan(export, "verl", tmp_path / "out")
-    rows = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
-    assert set(rows[0]) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
+def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
+    for target in ("verl", "nemo-rl"):
+        export_plan(export, target, tmp_path / target)
+    rows = pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()
+    assert rows[5] == {
+        "data_source": "math_dapo", "prompt": [{"role": "user", "content": export.samples[5].prompt}], "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": export.samples[5].answer},
+        "extra_info": {"index": 5, "split": "train", "sample_id": export.plan.ids[5], "step": 1},
+    }
     assert [row["extra_info"]["sample_id"] for row in rows] == export.plan.ids
-    assert rows[5]["extra_info"] == {"index": 5, "split": "train", "sample_id": export.plan.ids[5], "step": 1}
-    assert rows[5]["prompt"] == [{"role": "user", "content": export.samples[5].prompt}]
-    assert [row["reward_model"] for row in rows] == [{"style": "rule", "ground_truth": a} for a in answers(export)]
-    settings = yaml.safe_load((tmp_path / "out" / "saerl_plan.yaml").read_text())
-    assert settings["data"]["shuffle"] is False and settings["data"]["train_batch_size"] == B
-    assert settings["actor_rollout_ref"]["rollout"] == {"n": G} and settings["trainer"]["total_training_steps"] == STEPS
-
-
-def test_nemo_rl_schema(export: Export, tmp_path: Path) -> None:
-    export_plan(export, "nemo-rl", tmp_path / "out")
-    settings = yaml.safe_load((tmp_path / "out" / "saerl_plan.yaml").read_text())
-    train = settings["data"]["train"]
-    data = load_dataset("json", data_files=str(tmp_path / "out" / train["data_path"]), cache_dir=str(tmp_path / "cache"))
+    verl, nemo = (yaml.safe_load((tmp_path / target / "saerl_plan.yaml").read_text()) for target in ("verl", "nemo-rl"))
+    assert verl["data"]["shuffle"] is nemo["data"]["shuffle"] is False and verl["data"]["train_batch_size"] == B
+    assert verl["actor_rollout_ref"]["rollout"] == {"n": G} and verl["trainer"]["total_training_steps"] == STEPS
+    train, grpo = nemo["data"]["train"], nemo["grpo"]
+    data = load_dataset("json", data_files=str(tmp_path / "nemo-rl" / train["data_path"]), cache_dir=str(tmp_path / "cache"))
     assert data[train["split"]][train["input_key"]] == [s.prompt for s in export.samples]
-    assert data[train["split"]][train["output_key"]] == answers(export)
-    assert settings["data"]["shuffle"] is False and train["split_validation_size"] == 0
-    assert settings["grpo"]["num_prompts_per_step"] == B and settings["grpo"]["num_generations_per_prompt"] == G
-    assert settings["policy"]["train_global_batch_size"] == B * G and settings["grpo"]["max_num_steps"] == STEPS
+    assert data[train["split"]][train["output_key"]] == [s.answer for s in export.samples]
+    assert (grpo["num_prompts_per_step"], grpo["num_generations_per_prompt"], grpo["max_num_steps"]) == (B, G, STEPS)
+    assert nemo["policy"]["train_global_batch_size"] == B * G and train["split_validation_size"] == 0
 
 
 @pytest.mark.slow
@@ -332,30 +324,31 @@ def test_a_followed_plan_in_every_form(tmp_path: Path, kind: str, first_step: in
     assert report.dropped == report.repeated == report.unknown == ()
 
 
-def test_departures_by_hand() -> None:
+IDS = small_plan().ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "first", "kept", "lists"),
+    [
+        ([*IDS[:6], IDS[9], *IDS[7:9], IDS[6], *IDS[10:]], (1, 2, IDS[6], IDS[9]), 3, ((), (), ())),
+        ([*IDS[:7], *IDS[8:]], (1, 3, IDS[7], IDS[8]), 1, ((IDS[7],), (), ())),
+        ([*IDS[:-1], "x"], (STEPS - 1, B - 1, IDS[-1], "x"), STEPS - 1, ((IDS[-1],), (), ("x",))),
+        ([*IDS[:4], *IDS[:4], *IDS[8:]], (1, 0, IDS[4], IDS[0]), STEPS - 1, (tuple(IDS[4:8]), tuple(IDS[:4]), ())),
+        (IDS[:10], (2, 2, IDS[10], None), 2, (tuple(IDS[10:]), (), ())),
+    ],
+    ids=["swapped", "left out", "unknown", "repeated", "ends early"],
+)
+def test_departures_by_hand(ids: list[str], first: tuple, kept: int, lists: tuple) -> None:
+    report = follow(small_plan(), ConsumedLog(tuple(rollouts_of(ids))))
+    assert not report.followed and report.steps_kept == kept and report.log_ended == (first[3] is None)
+    assert report.first == first and (report.dropped, report.repeated, report.unknown) == lists
+
+
+def test_a_missing_step_and_two_epochs() -> None:
     plan = small_plan()
-    ids = plan.ids
-    swapped = [*ids[:6], ids[9], *ids[7:9], ids[6], *ids[10:]]
-    report = follow(plan, ConsumedLog(tuple(rollouts_of(swapped))))
-    assert not report.followed and not report.log_ended and report.steps_kept == 3
-    assert (report.first.step, report.first.slot, report.first.planned, report.first.consumed) == (1, 2, ids[6], ids[9])
-    assert report.dropped == report.repeated == report.unknown == ()
-    without = follow(plan, ConsumedLog(tuple([*ids[:7], *ids[8:]])))
-    assert (without.first.step, without.first.slot) == (1, 3) and without.dropped == (ids[7],) and without.steps_kept == 1
-    strange = follow(plan, ConsumedLog(tuple([*ids[:-1], "x"])))
-    assert strange.unknown == ("x",) and strange.dropped == (ids[-1],) and strange.first.step == STEPS - 1
-    kept = [(i // B, name) for i, name in enumerate(ids) if i // B != 2]
-    gap = follow(plan, ConsumedLog(tuple(name for _, name in kept), tuple(step for step, _ in kept)))
+    rows = [(i // B, name) for i, name in enumerate(plan.ids) if i // B != 2]
+    gap = follow(plan, ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows)))
     assert gap.first.step == 2 and gap.first.consumed is None and not gap.log_ended and gap.steps_kept == STEPS - 1
-    again = follow(plan, ConsumedLog(tuple([*ids[:4], *ids[:4], *ids[8:]])))
-    assert again.repeated == tuple(ids[:4]) and again.dropped == tuple(ids[4:8])
-
-
-def test_a_log_that_ends_early_and_one_of_two_epochs() -> None:
-    plan = small_plan()
-    short = follow(plan, ConsumedLog(tuple(plan.ids[:10])))
-    assert not short.followed and short.log_ended and short.dropped == tuple(plan.ids[10:])
-    assert (short.first.step, short.first.slot, short.first.consumed) == (2, 2, None) and short.steps_kept == 2
     twice = follow(plan, ConsumedLog(tuple(plan.ids * 2)))
     assert twice.followed and twice.epochs == 2 and twice.repeated == ()
     assert not follow(plan, ConsumedLog(tuple(plan.ids + plan.ids[:4]))).followed
@@ -403,30 +396,19 @@ def test_a_run_may_end_within_a_pass(files: tuple[Path, Path], tmp_path: Path, c
         assert json.loads(out.strip().split("\n")[-1])["followed"] == (code == 0)
 
 
-def own_file(folder: Path, kind: str) -> tuple[Path, list[str]]:
-    """40 problems in a form that `plan` reads, and the options it needs; lines have no id."""
-    rows = [{"key": 100 + i, "text": f"Add {i} and {i * 7 % 31}.", "result": i + i * 7 % 31, "level": i % 5} for i in range(40)]
-    path, options = folder / f"my.{kind}", ["--prompt-field", "text", "--answer-field", "result"]
-    if kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path, options
-    pd.DataFrame(rows).to_parquet(path)
-    return path, [*options, "--id-field", "key"]
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path, kind: str) -> None:
-    path, options = own_file(tmp_path, kind)
-    plan = tmp_path / "plan"
-    assert main(["plan", "--data", str(path), "--labels", "level", "--out", str(plan), "--prompts-per-step", "8", *options]) == 0
-    assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "out")]) == 0
+def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path) -> None:
+    """40 problems under other field names; their ids are row numbers."""
+    rows = [{"text": f"Add {i} and {i * 7 % 31}.", "result": i + i * 7 % 31, "level": i % 5} for i in range(40)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "my.parquet")
+    plan = tmp_path / "plan" / "plan.parquet"
+    words = ["plan", "--data", str(tmp_path / "my.parquet"), "--labels", "level", "--prompt-field", "text", "--answer-field"]
+    assert main([*words, "result", "--prompts-per-step", "8", "--out", str(plan.parent)]) == 0
+    assert main(["export", "--plan", str(plan), "--to", "trl", "--out", str(tmp_path / "out")]) == 0
     table = pq.read_table(tmp_path / "out" / "data" / "train.parquet").to_pylist()
-    assert [row["sample_id"] for row in table] == open_plan(plan / "plan.parquet").ids and len(table) == 40
-    assert {(row["prompt"][0]["content"], row["solution"]) for row in table} == {
-        (f"Add {i} and {i * 7 % 31}.", str(i + i * 7 % 31)) for i in range(40)
-    }
-    (plan / "samples.parquet").unlink()
-    assert main(["export", "--plan", str(plan / "plan.parquet"), "--to", "trl", "--out", str(tmp_path / "again")]) == 1
+    assert [row["sample_id"] for row in table] == read_plan(plan).ids and len(table) == 40
+    assert {(row["prompt"][0]["content"], row["solution"]) for row in table} == {(r["text"], str(r["result"])) for r in rows}
+    (plan.parent / "samples.parquet").unlink()
+    assert main(["export", "--plan", str(plan), "--to", "trl", "--out", str(tmp_path / "again")]) == 1
 
 
 @given(st.permutations(range(STEPS * B)), st.integers(1, 4))
@@ -458,12 +440,11 @@ def test_malformed_logs(tmp_path: Path, text: str, message: str) -> None:
 
 def test_tables_that_are_no_log_of_one_run(tmp_path: Path) -> None:
     table = tmp_path / "log.parquet"
-    pd.DataFrame({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}).to_parquet(table)
-    with pytest.raises(LogError, match="2 runs"):
-        read_log(table)
-    pd.DataFrame({"step": [1]}).to_parquet(table)
-    with pytest.raises(LogError, match="column 'sample_id' is missing"):
-        read_log(table)
+    runs = {"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}
+    for columns, message in ((runs, "2 runs"), ({"step": [1]}, "row 1: field 'sample_id' is missing")):
+        pd.DataFrame(columns).to_parquet(table)
+        with pytest.raises(LogError, match=message):
+            read_log(table)
 
 
 # The commands.

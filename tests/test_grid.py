@@ -1,10 +1,12 @@
-"""A small grid of real runs: fixed orders, a selector, DAPO and a user's arm; kill -9, failures, tables, the committed runs."""
+"""A small grid of real runs: fixed orders, a selector, DAPO and a user's arm; kill -9, failures, tables."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +15,16 @@ import pytest
 from killing import kill_in_training
 from safetensors.numpy import save_file
 
+from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.report.study import runs_table
-from saerl_lib.report.tables import write_csv
+from saerl_lib.report.tables import TableError, write_csv
 from saerl_lib.studies import grid, results
-from saerl_lib.studies.results import PROBLEMS, compact, read_record, repeated
 from saerl_lib.studies.world_check import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.train.arms import ArmError
-from saerl_lib.train.policy import final_outcome, policy_folder
+from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import ROLLOUTS, train, write_run
 from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import draw_world
@@ -155,24 +156,7 @@ def test_kill_9_resume_and_a_failure_beside_it(
     assert [p.name for p in run.folder.iterdir()] == ["run.json"], "a run under another key begins in an empty folder"
 
 
-def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Path, tmp_path: Path) -> None:
-    fresh = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "dapo")])
-    runs = runs_table(fresh["evaluations"], fresh["curve"])
-    for name, table in {"study_runs": runs, "study_budget": fresh["budget"], "study_provenance": fresh["provenance"]}.items():
-        write_csv(table, name, tmp_path)
-    compact(fresh["evaluations"]).to_parquet(tmp_path / PROBLEMS, index=False)
-    record = read_record(tmp_path)
-    pd.testing.assert_frame_equal(runs_table(record["evaluations"], record["curve"]), runs, rtol=1e-5)
-    pd.testing.assert_frame_equal(record["budget"], fresh["budget"], check_dtype=False)
-    ours = grid.results([finished / f"{name}-seed0" for name in ("grpo", "adarft", "grpo_4b")])
-    assert set(ours["provenance"].columns) >= {"config_hash", "commit", "cpu", "versions", "threads"}
-    same = repeated(ours, record).set_index("run")
-    assert same["equal"].to_dict() == {"grpo-seed0": True, "adarft-seed0": True}, "by arm and seed, whatever the key"
-    wanted = final_outcome(ours["evaluations"].query("arm == 'grpo'"))["outcome"].item()
-    assert same.loc["grpo-seed0", ["outcome", "committed_outcome"]].tolist() == [wanted] * 2, "small integers do not overflow"
-    record["evaluations"].loc[record["evaluations"].query("arm == 'adarft'").index[-1], "correct"] ^= 1
-    again = repeated(ours, record).set_index("run")
-    assert not again.loc["adarft-seed0", "equal"] and again.loc["grpo-seed0", "equal"]
+def test_runs_of_other_versions_are_not_merged(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "grpo-seed0", tmp_path / "b")
     done = json.loads((tmp_path / "b" / "done.json").read_text())
     done["environment"]["versions"]["torch"] = "1.0"
@@ -184,19 +168,33 @@ def test_runs_are_compared_with_the_committed_ones_by_arm_and_seed(finished: Pat
 def test_one_run_without_grpo_is_no_error(
     stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training one arm and seed again, to compare it with the committed run, leaves no tables and no error."""
+    """Training one arm and seed leaves no tables and no error."""
     collected: list[object] = []
-    for name, value in (
-        ("study_profile", lambda name: PROFILE), ("study_stages", lambda profile: stages),
-        ("study_cells", lambda profile, arms, seeds=None: [(arm, 7) for arm in arms]),
-        ("run_grid", lambda *_: {}), ("collect_study", lambda *words: collected.append(words)),
+    for place, name, value in (
+        (results, "study_profile", lambda name: PROFILE), (results, "study_stages", lambda profile: stages),
+        (results, "study_cells", lambda profile, arms, seeds=None: [(arm, 7) for arm in arms]),
+        (grid, "run_grid", lambda *_: {}), (results, "collect_study", lambda *words: collected.append(words)),
     ):  # fmt: skip
-        monkeypatch.setattr(results, name, value)
-    assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+        monkeypatch.setattr(place, name, value)
+    command = partial(results.run_study, ["hard_to_easy"], [7], None, None, "study", ray=None)
+    assert command(list=True) == 0
+    assert re.search("^adarft +paper +during training", capsys.readouterr().out, re.MULTILINE)
+    assert command(list=False) == 0
     assert "no tables: they compare with grpo" in capsys.readouterr().out and not collected
-    monkeypatch.setattr(results, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
-    assert results.run_grid_command(["hard_to_easy"], [7], None, None) == 0
+    monkeypatch.setattr(grid, "finished", lambda profile, cells: [home] if cells[0][0].name == "grpo" else [])
+    assert command(list=False) == 0
     assert len(collected) == 1
+
+
+def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
+    own = paths.figure_data_dir("study")
+    own.mkdir(parents=True)
+    committed = results.study_table(get_profile("laptop"), "study_provenance")
+    write_csv(committed.head(3), "study_provenance", own)
+    assert len(results.study_table(get_profile("study"), "study_provenance")) == 3 < len(committed)
+    assert len(results.study_table(get_profile("study"), "study_pilot")), "the pilot is a command of its own"
+    with pytest.raises(TableError, match="study_runs"):
+        results.open_study(get_profile("study"))
 
 
 def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:

@@ -323,4 +323,4 @@ def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderConfig, capsys:
     assert pd.read_csv(folder / "not_encoded.csv")["where"].tolist() == ["line 8", "line 10", "line 12"]
     words[2] = write_jsonl(tmp_path / "none.jsonl", [{"question": ""}])
     code, _, error = run(capsys, *words, "--skip-bad-rows")
-    assert code == 1 and "none of 1 rows is usable" in error
+    assert code == 1 and "0 of 1 rows are usable" in error

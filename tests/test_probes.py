@@ -256,11 +256,11 @@ def test_intervals_of_a_grouped_task_resample_groups() -> None:
 
 def labelled_set(name: str, n: int) -> LabelledSet:
     samples = tuple(Sample(f"{name}{i}", f"{name} {i}", (), "", solved=False) for i in range(n))
-    return LabelledSet(name, samples, {"level": np.arange(float(n))}, ((),) * n)
+    return LabelledSet(name, samples, {"pass_rate": np.arange(float(n))}, ((),) * n)
 
 
 def test_a_pass_rate_becomes_difficulty_by_its_sign() -> None:
-    made = labelled_task(labelled_set("a", 40), labelled_set("b", 20), "level", "t", "rank", sign=-1.0)
+    made = labelled_task(labelled_set("a", 40), labelled_set("b", 20), "pass_rate", "t")
     assert made.y_train[3] == -3.0 and made.y_test[5] == -5.0
 
 
@@ -268,7 +268,7 @@ def test_a_pass_rate_becomes_difficulty_by_its_sign() -> None:
 def test_tfidf_meets_the_known_number_of_valimath() -> None:
     """0.72, from the question alone; MATH subject 0.75 and level 0.55 stand in probe_ladder.csv of profile `method`."""
     flawed = split_by_hash(load_labelled(paths.shared_data_dir() / "quality_valimath.jsonl.gz"), 3000, 5000)
-    made = labelled_task(*flawed, "valid", "valid", "binary")
+    made = labelled_task(*flawed, "valid")
     (words,) = (s for s in text_sets(made) if s.name == "tfidf")
     assert metric("binary", predict(made, words, PropertyConfig(), 0), made.y_test) > 0.69
 

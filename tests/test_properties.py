@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from saerl_lib.config import PropertyConfig
+from saerl_lib.plan.audit import linear_readers
 from saerl_lib.properties import clusters, difficulty, quality
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.probes import correlation
@@ -90,15 +91,6 @@ def test_bad_clusters_name_the_field_and_the_fix() -> None:
         clusters.fit_clusters(phi, 3, seed=0)
 
 
-def test_stability_by_hand() -> None:
-    labels = [np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2]), np.array([0, 1, 0, 1])]
-    assert clusters.pairwise_ari(labels).round(3).tolist() == [1.0, -0.5, -0.5]
-    row = clusters.stability_row("seeds", labels).iloc[0]
-    assert (row["pairs"], row["ari_low"], row["ari_high"], row["n"]) == (3, -0.5, 1.0, 4)
-    with pytest.raises(ValueError, match="at least two seeds"):
-        clusters.pairwise_ari(labels[:1])
-
-
 def test_tiny_clusters_are_merged_and_counted() -> None:
     rng = np.random.default_rng(0)
     phi = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(5, 0.1, (30, 2)), rng.normal(20, 0.1, (2, 2))])
@@ -116,7 +108,7 @@ def test_a_large_pool_is_fitted_on_a_seeded_subsample_and_may_be_a_memory_map(tm
     first = clusters.fit_clusters(stored, 3, 0, fit_rows=200)
     assert np.array_equal(first.centroids, clusters.fit_clusters(phi, 3, 0, fit_rows=200).centroids)
     whole = clusters.fit_clusters(phi, 3, 0)
-    assert clusters.pairwise_ari([first.assign(stored).label, whole.assign(phi).label])[0] == 1.0
+    assert clusters.stability_row("fit", [first.assign(stored).label, whole.assign(phi).label])["ari_low"][0] == 1.0
     with pytest.raises(ValueError, match="cluster_fit_rows=5 is below clusters=10"):
         PropertyConfig(cluster_fit_rows=5)
 
@@ -172,8 +164,6 @@ def test_reliability_table_by_hand() -> None:
 def test_bad_difficulty_input() -> None:
     phi, labels, cluster = labelled(30)
     model = difficulty.fit_difficulty(phi, labels, cluster, 2, CONFIG, seed=0)
-    with pytest.raises(ValueError, match="clusters holds values from 0 to 5, known are 0 to 1"):
-        model.predict(phi[:2], np.array([0, 5]))
     broken = phi.copy()
     broken[4, 0] = np.nan
     with pytest.raises(ValueError, match="phi holds 1 non-finite values, first in row 4"):
@@ -314,6 +304,10 @@ def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarra
     pd.testing.assert_frame_equal(table, bare.score(pool), check_exact=True)
     assert table[["ranking", "half_width", "quality"]].isna().all(axis=None) and table["kept"].all()
     np.testing.assert_array_equal(table["cluster"], scorer.score(pool)["cluster"], "clusters read no label")
+    net, source = linear_readers(again.difficulty, again.quality)
+    raw = net.intercept + net.contributions(pool.phi).sum(axis=1)
+    np.testing.assert_allclose(raw, scorer.difficulty.predictor.predict(pool.phi))
+    np.testing.assert_allclose(source.intercept + source.contributions(pool.z).sum(axis=1), scorer.quality.log_odds(pool.z))
 
 
 def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:

@@ -45,7 +45,7 @@ def changed(**values: Any) -> list[dict[str, Any]]:
 
 def fails(source: str, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
-        read(source, LABELLED, **options)
+        read([source], LABELLED, **options)
     return str(caught.value)
 
 
@@ -129,15 +129,17 @@ def test_every_format_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest
     for number, part in enumerate((made[:7], made[7:])):
         write_jsonl(tmp_path / "parts" / f"{number}.jsonl", part)
     monkeypatch.setattr("datasets.load_dataset", lambda place, split, **_: {"validation": made}[split])
-    hub = read(Source.parse("owner/name", "validation"), LABELLED)
-    assert read("hub:owner/name:main:validation", LABELLED).samples == hub.samples
+    hub = read([Source.parse("owner/name", "validation")], LABELLED)
+    assert read(["hub:owner/name:main:validation"], LABELLED).samples == hub.samples
     for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv", "a.tsv", "a.json", "parts"):
-        data = read(str(tmp_path / name), LABELLED)
+        data = read([tmp_path / name], LABELLED)
         assert data.samples == hub.samples
         np.testing.assert_array_equal(data.labels, hub.labels)
     assert hub.samples[4].prompt == 'Quotes " and\nlines, and commas.' and np.isnan(hub.labels[4])
-    assert read(str(tmp_path / "parts"), LABELLED).where[8] == "1.jsonl, line 2"
-    assert read(str(tmp_path / "a.csv"), LABELLED).where[5] == "line 13"  # four rows of two lines, one of three
+    assert read([tmp_path / "parts"], LABELLED).where[8] == "1.jsonl, line 2"
+    both = read([tmp_path / "parts" / f"{number}.jsonl" for number in (0, 1)], LABELLED)
+    assert both.samples == hub.samples and both.where[8] == "1.jsonl, line 2" and both.name == "0.jsonl and 1 more"
+    assert read([tmp_path / "a.csv"], LABELLED).where[5] == "line 13"  # four rows of two lines, one of three
 
 
 def test_a_hub_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +156,7 @@ def test_a_hub_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_field_names_numbers_as_text_and_missing_ids(tmp_path: Path) -> None:
     made = [{"problem": f"Say {i}.", "final": float(i)} for i in range(12)]
     fields = Fields(prompt="problem", answer="final")
-    data = read(write_jsonl(tmp_path / "my.jsonl", made), fields)
+    data = read([write_jsonl(tmp_path / "my.jsonl", made)], fields)
     assert data.ids[0] == "row-000001" and data.samples[3].answer == "3" and not data.samples[3].solved
     assert any("ids are row numbers" in note for note in data.notes)
 
@@ -163,11 +165,11 @@ def test_rows_without_an_answer_are_set_aside_only_if_others_have_one(tmp_path: 
     made = records(20)
     made[5]["answer"] = None
     made[6]["answer"] = " "
-    data = read(write_jsonl(tmp_path / "my.jsonl", made))
+    data = read([write_jsonl(tmp_path / "my.jsonl", made)])
     assert [(d.id, d.status) for d in data.dropped] == [("p-5", "no answer"), ("p-6", "no answer")] and data.read == 20
     for record in made:
         del record["answer"]
-    data = read(write_jsonl(tmp_path / "my.jsonl", made))
+    data = read([write_jsonl(tmp_path / "my.jsonl", made)])
     assert len(data.samples) == 20 and any("reward" in note for note in data.notes)
 
 

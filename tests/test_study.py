@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,10 @@ from saerl_lib.report.figures_studies import gaps
 from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.study import MIXING, outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.studies import results as studies_results
-from saerl_lib.studies.results import COLUMNS, PROBLEMS, TABLES, compact, facts, study_tables
+from saerl_lib.studies.results import PLAN_COLUMNS, TABLES, facts, study_tables
 from saerl_lib.studies.world_check import order_gates
 from saerl_lib.train.arms import ArmPool, all_arms
 from saerl_lib.train.policy import final_outcome
-from saerl_lib.train.run import write_table
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
@@ -36,7 +33,10 @@ DIVERSITY = pd.DataFrame(
 PLANS = pd.DataFrame(
     [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
 )
-SIZES = study.Sizes(pool=960, labelled=100, attempts=16)
+PROFILE = get_profile("study")
+PROFILE = replace(
+    PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL, labelled_samples=100)
+)
 
 
 def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def test_steps_to_target_by_hand() -> None:
 
 def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
     gains = {"grpo": 0.0, "diff": 0.1, "minus_diff": 0.0, "grpo_large": 0.3, "saerl_grpo_large": 0.35}
-    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
+    tables = study_tables(results(gains), PROFILE, DIVERSITY, PLANS)
     steps = tables["study_targets"].set_index("arm")
     target = {arm: steps.loc[arm].groupby("eval_set")["target"].first() for arm in ("grpo_large", "grpo")}
     assert (target["grpo_large"] > target["grpo"]).all()
@@ -117,7 +117,7 @@ def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
     gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
-    tables = study_tables(results(gains), SMALL, 30, SIZES, DIVERSITY, PLANS, prompts=32)
+    tables = study_tables(results(gains), PROFILE, DIVERSITY, PLANS)
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
@@ -135,20 +135,6 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
         assert function(read_table(name, tmp_path)).axes
 
 
-def test_the_tables_can_be_written_again_from_the_committed_runs(tmp_path: Path) -> None:
-    profile = get_profile("study")
-    profile = replace(profile, pool_samples=30 * 32, world=replace(profile.world, eval_problems_small=SMALL))
-    made = results({"grpo": 0.0, "saerl_grpo": 0.05, "minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1})
-    sizes = studies_results.sizes_of(profile)
-    for name, table in study_tables(made, SMALL, profile.steps, sizes, DIVERSITY, PLANS, 32).items():
-        write_csv(table, name, tmp_path)
-    write_table(compact(made["evaluations"]), tmp_path / PROBLEMS)
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
-    (tmp_path / "study_comparisons.csv").unlink()
-    studies_results.rewrite_tables(profile, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
-
-
 def test_gaps_are_paired_by_seed_and_step() -> None:
     rows = [("grpo", 0, 10, 40.0), ("grpo", 1, 10, 50.0), ("diff", 0, 10, 42.0), ("diff", 1, 10, 54.0), ("diff", 2, 10, 90.0)]
     runs = pd.DataFrame(rows, columns=["arm", "seed", "step", "mean_avg"])
@@ -161,7 +147,7 @@ def test_gaps_are_paired_by_seed_and_step() -> None:
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
     made = results(gains, seeds=planned_seeds("paper"))
-    pairs = study_tables(made, SMALL, 30, SIZES, DIVERSITY, PLANS, 32)["study_comparisons"]
+    pairs = study_tables(made, PROFILE, DIVERSITY, PLANS)["study_comparisons"]
     rows = {row["claim"]: row for row in study_claims(pairs)}
     early = study_claims(pairs.assign(n_seeds=3))
     assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"
@@ -353,7 +339,7 @@ def test_what_an_order_sorts_and_mixes_by_hand() -> None:
     plan = plan_of(make_pool(ids, clusters, zeros, zeros, zeros + 1), order, swapped, "x", b=2, h=1)
     pool = ArmPool(pd.DataFrame({"sample_id": ids, "label": np.arange(8.0)}), {})
     found = facts(plan, pool)
-    assert list(found) == COLUMNS[1:]
+    assert list(found) == PLAN_COLUMNS[1:]
     assert (found["batches"], found["swapped_batches"], found["swapped_batches_second_half"]) == (4, 0.5, 0.5)
     assert (found["swapped_samples"], found["largest_cluster"]) == (0.25, 0.625)
     # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))

@@ -10,11 +10,10 @@ is, so it imports nothing of this library.
 from __future__ import annotations
 
 import json
-import queue
 import re
+import select
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
@@ -126,42 +125,26 @@ class _Worker:
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, encoding="utf-8",
         )  # fmt: skip
-        self.replies: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True).start()
         if self.receive(START_SECONDS) != "ready\n":
             self.kill()
             raise RuntimeError("the checking process did not start; does `python -c 'import math_verify'` work?")
 
-    def _listen(self, stream: IO[str]) -> None:
-        for line in stream:
-            self.replies.put(line)
-        self.replies.put("")
-
     def receive(self, seconds: float) -> str | None:
         """The next line, '' when the process has ended, None when the time is up."""
-        try:
-            return self.replies.get(timeout=seconds)
-        except queue.Empty:
-            return None
+        replies = self.process.stdout
+        return replies.readline() if replies and select.select([replies], [], [], seconds)[0] else None
 
     def ask(self, gold: str, answer: str, seconds: float) -> str | None:
         """The reply to one pair, as `receive`."""
         try:
-            self.process.stdin.write(json.dumps([gold, answer]) + "\n")  # type: ignore[union-attr]
-            self.process.stdin.flush()  # type: ignore[union-attr]
+            print(json.dumps([gold, answer]), file=self.process.stdin, flush=True)
         except OSError:
             return ""
         return self.receive(seconds)
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass
+        self.process.communicate()
 
 
 def check_answers(pairs: Iterable[tuple[str, str]], seconds: float) -> list[Checked]:
@@ -177,12 +160,10 @@ def check_answers(pairs: Iterable[tuple[str, str]], seconds: float) -> list[Chec
         for gold, answer in pairs:
             worker = worker or _Worker()
             reply = worker.ask(gold, answer, seconds)
-            if reply:
-                results.append(Checked(reply == "equal\n", "compared"))
-                continue
-            results.append(Checked(False, "overran" if reply is None else "crashed"))
-            worker.kill()
-            worker = None
+            results.append(Checked(reply == "equal\n", "compared" if reply else "overran" if reply is None else "crashed"))
+            if not reply:
+                worker.kill()
+                worker = None
     finally:
         if worker is not None:
             worker.kill()

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,7 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{name}, line {line}: a byte is no UTF-8; save the file as UTF-8") from error
+    found: list[Row] = []
     before = csv.field_size_limit(max(1, len(text)))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
@@ -220,25 +221,20 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
             raise DataError(f"{name}, line 1: one column {header[0][:60]!r}; separate the cells by {wanted} instead of {other!r}")
         if len(set(header)) < len(header):
             raise DataError(f"{name}, line 1: a column name occurs twice; give every column its own name")
-        return list(_csv_rows(reader, header, wanted))
+        start = reader.line_num + 1
+        for cells in reader:
+            where, start = f"line {start}", reader.line_num + 1
+            if len(cells) == len(header):
+                found.append(Row(where, {key: cell or None for key, cell in zip(header, cells, strict=True)}, text_only=True))
+            elif cells:
+                problem = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold {wanted}"
+                found.append(Row(where, None, problem))
     except csv.Error as error:
-        raise DataError(
-            f"{name}, line {reader.line_num}: not CSV ({error}); quote cells that hold {wanted}, quotes or line ends"
-        ) from error
+        fix = f"quote cells that hold {wanted}, quotes or line ends"
+        raise DataError(f"{name}, line {reader.line_num}: not CSV ({error}); {fix}") from error
     finally:
         csv.field_size_limit(before)
-
-
-def _csv_rows(reader: Any, header: list[str], separators: str) -> Iterator[Row]:
-    start = reader.line_num + 1
-    for cells in reader:
-        where, start = f"line {start}", reader.line_num + 1
-        if len(cells) == len(header):
-            record = {key: cell if cell else None for key, cell in zip(header, cells, strict=True)}
-            yield Row(where, record, text_only=True)
-        elif cells:
-            problem = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold {separators}"
-            yield Row(where, None, problem, text_only=True)
+    return found
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -298,36 +294,48 @@ class BadRow(Exception):
 
 
 def read(
-    source: Source | str | Path, fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None, turned: bool = False,
-    skip_bad_rows: bool = False, batch: int = 1,
+    sources: Sequence[Source | str | Path], fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None,
+    turned: bool = False, skip_bad_rows: bool = False, least: int = 1,
 ) -> Dataset:  # fmt: skip
-    """The usable rows of a source, with labels and the list of the others; `allowed` and `turned` as in `Rules`.
+    """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
 
     A row without an answer is set aside when other rows have one: no reward could be computed for it. Raises DataError that
     names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are listed), unless
-    `skip_bad_rows` sets them aside; or fewer usable rows than `MIN_ROWS` or one `batch`.
+    `skip_bad_rows` sets them aside; or fewer usable rows than `least`.
     """
-    source = source if isinstance(source, Source) else Source.parse(str(source))
-    raw = list(rows(source))
-    names, notes = resolve_fields(source.name, field_names(raw), fields)
+    places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
+    several = len(places) > 1
+    raw = [
+        dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
+        for place in places
+        for row in rows(place)
+    ]
+    name = places[0].name + (f" and {len(places) - 1} more" if several else "")
+    names, notes = resolve_fields(name, list(dict.fromkeys(key for row in raw for key in row.record or ())), fields)
     rules = Rules(names, allowed, turned)
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
     kept = [(row.where, found) for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged)]
-    if not skip_bad_rows:
-        require_sound(source.name, len(raw), dropped)
-    _require_enough(source.name, len(raw), len(kept), dropped, max(MIN_ROWS, batch))
+    bad = [f"{problem.where}: {problem.reason}" for problem in dropped if problem.status == "malformed"]
+    if bad and not skip_bad_rows:
+        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:SHOWN])
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise DataError(f"{name}: of {len(raw)} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass "
+                        "--skip-bad-rows to leave them out and have them listed")  # fmt: skip
+    if len(kept) < least:
+        needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
+        lower = " or lower --prompts-per-step" if len(kept) >= MIN_ROWS else ""
+        first = f"; first row left out: {dropped[0].where}: {dropped[0].reason}" if dropped else ""
+        raise DataError(f"{name}: {len(kept)} of {len(raw)} rows are usable, {needed}; add rows{lower}{first}")
     numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
     samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
-    return Dataset(source.name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes))
+    return Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes))
 
 
 def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     """What a row holds, or why it cannot be used; `number` counts the rows of the source from 1 and names rows without id."""
     try:
-        judged = _checked(row, number, rules)
-        if judged.sample.id in rules.seen:
-            raise BadRow(f"id {judged.sample.id!r} was already used in {rules.seen[judged.sample.id]}; give every row its own id")
+        judged = _judged(row, number, rules)
     except BadRow as problem:
         value = (row.record or {}).get(rules.names.get("id", ""))
         shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
@@ -338,31 +346,22 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     return judged
 
 
-def _checked(row: Row, number: int, rules: Rules) -> Judged:
-    """One row, its id not yet compared with others. Raises BadRow."""
+def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if row.record is None:
         raise BadRow(row.problem)
-    names = rules.names
-    given = {key: row.record.get(name) for key, name in names.items()}
-    prompt = text(given["prompt"], names["prompt"])
+    names = {field.name: rules.names.get(field.name, "") for field in dataclasses.fields(Fields)}
+    given = {field: row.record.get(name) for field, name in names.items() if name}
+    prompt, solution = (text(given.get(field), names[field]) for field in ("prompt", "solution"))
     if not prompt.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
-    solution = text(given.get("solution"), names.get("solution", ""))
-    sample = Sample(
-        id=identifier(given["id"], names["id"]) if "id" in names else f"row-{number:06d}",
-        prompt=prompt,
-        steps=lines(solution),
-        answer=plain(given.get("answer"), names.get("answer", "")).strip(),
-        topic=plain(given.get("topic"), names.get("topic", "")),
-        solved=bool(solution.strip()),
-    )
-    label = difficulty(given.get("labels"), names.get("labels", ""), rules, row.text_only)
-    return Judged(sample, label, truth(given.get("quality"), names.get("quality", ""), row.text_only))
-
-
-def field_names(found: Iterable[Row]) -> list[str]:
-    """Names that occur in some row, in order of appearance."""
-    return list(dict.fromkeys(key for row in found for key in row.record or ()))
+    answer, topic = (plain(given.get(field), names[field]) for field in ("answer", "topic"))
+    name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
+    sample = Sample(name, prompt, lines(solution), answer.strip(), topic, solved=bool(solution.strip()))
+    label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
+    quality = truth(given.get("quality"), names["quality"], row.text_only)
+    if name in rules.seen:
+        raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
+    return Judged(sample, label, quality)
 
 
 def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tuple[dict[str, str], list[str]]:
@@ -390,26 +389,6 @@ def resolve_fields(name: str, present: Sequence[str], fields: RowFields) -> tupl
     if "answer" not in names:
         notes.append(f"the file has no field {DEFAULTS['answer']!r}: whether a row can be rewarded was not checked")
     return names, notes
-
-
-def require_sound(name: str, read: int, dropped: Sequence[Dropped]) -> None:
-    """Raises DataError that lists the first malformed rows."""
-    bad = [d for d in dropped if d.status == "malformed"]
-    if bad:
-        listed = "\n".join(f"  {name}, {problem.where}: {problem.reason}" for problem in bad[:SHOWN])
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise DataError(f"{name}: of {read} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass --skip-bad-rows "
-                        "to leave them out and have them listed")  # fmt: skip
-
-
-def _require_enough(name: str, read: int, kept: int, dropped: Sequence[Dropped], least: int) -> None:
-    if kept < least:
-        bad = [d for d in dropped if d.status == "malformed"]
-        first = f"; first bad row: {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise DataError(
-            f"{name}: {kept} of {read} rows are usable, at least {least} are needed (one batch, and {MIN_ROWS} rows); "
-            f"add rows{' or lower --prompts-per-step' if kept >= MIN_ROWS else ''}{first}"
-        )
 
 
 # One value.
@@ -465,24 +444,13 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
             raise BadRow(f"field {name!r} is {value[:40]!r}, not a number; leave it empty when unknown") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(f"field {name!r} is {str(value)[:40]!r}, a {type(value).__name__}, not a number; leave it out when unknown")
-    label, allowed = finite(value, name), rules.allowed
+    if not abs(value) <= 1e12:
+        raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
+    label, allowed = float(value), rules.allowed
     if allowed is not None and not allowed[0] <= label <= allowed[1]:
-        raise BadRow(
-            f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; mend it, leave it out when unknown, "
-            "or set --label-range"
-        )
+        fix = "mend it, leave it out when unknown, or set --label-range"
+        raise BadRow(f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; {fix}")
     return (sum(allowed) if allowed else 0.0) - label if rules.turned else label
-
-
-def finite(value: float, name: str) -> float:
-    """A number below 1e12 in size."""
-    try:
-        label = float(value)
-    except OverflowError:
-        label = math.inf
-    if not math.isfinite(label) or abs(label) > 1e12:
-        raise BadRow(f"field {name!r} is {label}, not a finite number of usual size; leave it out when unknown")
-    return label
 
 
 def truth(value: Any, name: str, text_only: bool) -> float:

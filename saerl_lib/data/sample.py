@@ -75,19 +75,13 @@ def hash_share(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def to_frame(samples: Sequence[Sample]) -> pd.DataFrame:
-    """A table with the columns of `COLUMNS`, one row a sample; `solved` joins them when a sample has no solution."""
-    rows = [dataclasses.asdict(s) for s in samples]
-    optional = [] if all(s.solved for s in samples) else ["solved"]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *optional])
-    frame["steps"] = [list(s.steps) for s in samples]
-    frame["step_labels"] = [list(s.step_labels) for s in samples]
-    return frame
-
-
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
-    """Write samples as Parquet."""
-    to_frame(samples).to_parquet(path, index=False, engine="pyarrow", compression="zstd")
+    """Write samples as Parquet, one row a sample with the columns of `COLUMNS`; `solved` joins them when one has no solution."""
+    optional = [] if all(s.solved for s in samples) else ["solved"]
+    frame = pd.DataFrame([dataclasses.asdict(s) for s in samples], columns=[*COLUMNS, *optional])
+    for name in ("steps", "step_labels"):
+        frame[name] = [list(getattr(s, name)) for s in samples]
+    frame.to_parquet(path, index=False, engine="pyarrow", compression="zstd")
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -96,10 +90,8 @@ def read_samples(path: Path) -> list[Sample]:
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise DataError(f"{path}: column {missing[0]!r} is missing; write the file with write_samples")
-    records = frame[[*COLUMNS, *(name for name in ("solved",) if name in frame.columns)]].to_dict("records")
-    return [
-        Sample(**{**r, "steps": tuple(r["steps"]), "step_labels": tuple(int(v) for v in r["step_labels"])}) for r in records
-    ]
+    lists = {"steps": frame["steps"].map(tuple), "step_labels": frame["step_labels"].map(lambda found: tuple(map(int, found)))}
+    return [Sample(**record) for record in frame.assign(**lists).to_dict("records")]
 
 
 @dataclass(frozen=True)
@@ -171,9 +163,7 @@ class LabelledSet:
         """The set of some rows."""
         rows = np.asarray(keep, dtype=np.int64)
         labels = {name: values[rows] for name, values in self.labels.items()}
-        return LabelledSet(
-            self.name, tuple(self.samples[i] for i in rows), labels, tuple(self.overlap[i] for i in rows)
-        )
+        return LabelledSet(self.name, tuple(self.samples[i] for i in rows), labels, tuple(self.overlap[i] for i in rows))
 
     def has_label(self, label: str) -> np.ndarray:
         """Mask [N] of the rows that carry a label."""
@@ -231,7 +221,7 @@ def split_table(data: Stage) -> pd.DataFrame:
     """One row a split: samples, leaf topics, mean difficulty of those that have one, share with a flaw."""
     rows = []
     for path in sorted(data.folder.glob("*.parquet")):
-        frame = to_frame(read_samples(path))
-        level, flawed = round(frame["difficulty"].astype(float).mean(), 2), (frame["flaw"] != "").astype(float).mean()
+        frame = pd.read_parquet(path)
+        level, flawed = round(frame["difficulty"].astype(float).mean(), 2), (frame["flaw"] != "").mean()
         rows.append((path.stem, len(frame), frame["topic"].nunique(), level, f"{flawed:.1%}"))
     return pd.DataFrame(rows, columns=["split", "samples", "leaf topics", "mean difficulty", "planted errors"])

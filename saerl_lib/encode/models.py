@@ -305,13 +305,13 @@ def activations(decoder: CutModel, batch: TokenBatch) -> Tensor:
 
 
 def token_vectors(
-    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout | None = None
 ) -> Iterator[Tensor]:
     """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
 
     Raises FloatingPointError with the sample id when a value is not finite.
     """
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout):
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout or Layout()):
         values = activations(decoder, batch)
         check_finite(values, batch, samples)
         yield values[kept_tokens(decoder, values, batch)].float().cpu()

@@ -1,42 +1,41 @@
-"""`audit(sample_id, evidence)`: why one sample stands where it stands in the plan (paper, section D.3).
+"""Why one sample stands where it stands in the plan: its decision path as a record, as text and as a table (paper, section D.3).
 
 The paper records z, m, cluster, d_hat, r, batch and tail-swap partner of every sample. Here that record also holds what
 each feature added to the two linear scores, an interval of the difficulty, and the conditions that a swap met or failed
-(ours). `open_evidence` reads the finished stages: nothing is fitted and no model runs. `audit_text` tells the record.
+(ours). `open_evidence` reads the finished stages: nothing is fitted and no model runs. Difficulty and quality are linear in
+standardised features: they describe the readers, not the policy.
 """
 
 from __future__ import annotations
 
 import difflib
+import json as json_format
 import math
+import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.special import expit
 
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
-from saerl_lib.config import PlanConfig, Profile
+from saerl_lib.config import PlanConfig, Profile, get_profile
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.plan.curriculum import Batch, cluster_first
-from saerl_lib.plan.mixing import BatchFacts, Candidate, batch_facts, candidates, dominant_cluster
-from saerl_lib.plan.orders import load_plan
-from saerl_lib.properties.audit import (
-    DecisionModel,
-    HighlightPage,
-    LinearReader,
-    Wanted,
-    feature_names,
-    is_latent,
-    load_decision_model,
-    token_highlights,
-)
-from saerl_lib.properties.difficulty import LEVEL
+from saerl_lib.plan.batch_plan import Batches, BatchPlan
+from saerl_lib.plan.mixing import BatchFacts, batch_facts, candidates, dominant_clusters
+from saerl_lib.plan.orders import cluster_first, load_plan
+from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
+from saerl_lib.properties.clusters import Clusters
+from saerl_lib.properties.difficulty import LEVEL, DifficultyModel, HalfWidths
+from saerl_lib.properties.quality import SourceClassifier
+from saerl_lib.properties.scorer import load_scorer
 
 LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""
@@ -44,10 +43,60 @@ LISTED_CANDIDATES = 3
 """Nearest partner candidates listed for a batch without a partner (ours)."""
 AGREEMENT = 1e-4
 """Largest relative difference between a stored score and the sum of its parts (ours; they agree to rounding)."""
+WIDTH = 110
+"""Characters of a line of text."""
+BINS = 40
+"""Bins of the pool's histogram of r."""
+COLUMNS = ("sample_id", "part", "item", "value", "low", "high", "cluster", "slot", "n", "note")
 
 
 class UnknownSampleError(ValueError):
     """The pool holds no sample of that id."""
+
+
+@dataclass(frozen=True)
+class LinearReader:
+    """A linear model of D standardised features: prediction = intercept + sum of weight * (x - mean) / scale; [D] each."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray
+    intercept: float
+
+    def standardise(self, x: np.ndarray) -> np.ndarray:
+        """x [..., D] in deviations."""
+        return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """weight * standardised value, [..., D]; with the intercept they add up to the prediction.
+
+        >>> reader = LinearReader(np.array([1.0, 0.0]), np.array([2.0, 1.0]), np.array([3.0, -1.0]), 0.5)
+        >>> reader.contributions(np.array([5.0, 4.0])).tolist()
+        [6.0, -4.0]
+        """
+        return self.standardise(x) * self.weight
+
+
+@dataclass(frozen=True)
+class DecisionModel:
+    """What decides about a sample before the plan."""
+
+    clusters: Clusters
+    difficulty: LinearReader
+    """phi -> d_hat, label units."""
+    quality: LinearReader
+    """z -> log-odds of the filter score."""
+    widths: HalfWidths
+    """Of the interval r +- width, one a cluster."""
+
+
+def linear_readers(model: DifficultyModel, classifier: SourceClassifier) -> tuple[LinearReader, LinearReader]:
+    """The elastic net and the source classifier as linear readers of unscaled features."""
+    scaler, probe = model.predictor.named_steps["scale"], model.predictor.named_steps["probe"]
+    net = LinearReader(scaler.mean_, scaler.scale_, np.asarray(probe.coef_), float(probe.intercept_))
+    scaler, linear = classifier.scaler, classifier.classifier
+    weight, intercept = linear.coef_[0] / classifier.norm, float(linear.intercept_[0])
+    return net, LinearReader(scaler.mean_, scaler.scale_, weight, intercept)
 
 
 @dataclass(frozen=True)
@@ -64,19 +113,13 @@ class Evidence:
     """Indexed by cluster: label, n_labelled, residual, shrinkage."""
     decision: DecisionModel
     plan: BatchPlan
-    batches: list[Batch]
-    """Batches of the curriculum before the tail swap; rows index `planned`."""
-    planned: pd.DataFrame
-    """The kept rows of `scores`."""
-    facts: list[BatchFacts]
-    """Of `batches`."""
+    homes: dict[str, int]
+    """Step of every planned sample before the tail swap."""
+    tail: set[str]
+    """The samples in the last h slots then."""
+    facts: BatchFacts
+    """Of the batches before the swap."""
     config: PlanConfig
-
-    @property
-    def homes(self) -> dict[str, int]:
-        """Step of every planned sample before the swap."""
-        ids = self.planned["sample_id"].tolist()
-        return {ids[row]: step for step, batch in enumerate(self.batches) for row in batch.rows.tolist()}
 
 
 def gather(
@@ -91,211 +134,42 @@ def gather(
         raise ArtifactError("samples, features and scores are of different pools: run the notebooks of this profile in order")
     planned = scores[scores["kept"]].reset_index(drop=True)
     ids, cluster, ranking, raw, length = (planned[c].to_numpy() for c in ("sample_id", "cluster", "ranking", "raw", "length"))
-    batches = cluster_first(ids.tolist(), cluster, ranking, raw, config)
-    before = ids[np.concatenate([b.rows for b in batches])]
-    stays = plan.table["swapped_with"].to_numpy() < 0
-    if len(before) != len(plan.ids) or (before != np.array(plan.ids))[stays].any():
+    batches: Batches = cluster_first(ids.tolist(), cluster, ranking, raw, config)
+    before, stays = ids[batches.rows], plan.table["swapped_with"].to_numpy() < 0
+    if before.size != len(plan.ids) or (before.ravel() != np.array(plan.ids))[stays].any():
         raise ArtifactError("the plan is not the saerl plan of this pool: run notebook 06 again")
+    homes = {name: step for step, inside in enumerate(before.tolist()) for name in inside}
+    tail = set(before[:, before.shape[1] - plan.swapped_per_batch :].ravel().tolist())
     facts = batch_facts(batches, cluster, ranking, length)
-    return Evidence(samples, features, names, scores, clusters, decision, plan, batches, planned, facts, config)
+    return Evidence(samples, features, names, scores, clusters, decision, plan, homes, tail, facts, config)
 
 
-def open_evidence(profile: Profile, audit_stage: Stage) -> Evidence:
+def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     """Evidence of a profile's finished stages. Raises ArtifactError for a stage that is missing or of other settings."""
     world, features, difficulty, quality, plans = (
         load_stage(profile, name) for name in ("world", "features", "difficulty", "filter", "plans")
     )
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
     scores = scores.merge(pd.read_parquet(quality.path("kept.parquet")), on="sample_id", validate="one_to_one")
-    labels = pd.read_parquet(audit_stage.path("cluster_audit.parquet"))[["cluster", "label"]]
+    labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
-    names = feature_names(retained_latents(features))
-    return gather(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters,
-                  load_decision_model(audit_stage), load_plan(plans, "saerl"), profile.plan)  # fmt: skip
+    names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty.path("scorer.safetensors"))
+    decision = DecisionModel(scorer.clusters, *linear_readers(scorer.difficulty, scorer.quality), scorer.widths)
+    return gather(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, decision,
+                  load_plan(plans, "saerl"), profile.plan)  # fmt: skip
 
 
 # The record.
 
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one feature added to a score."""
-
-    feature: str
-    value: float
-    """Pooled or metadata value, as encoded."""
-    standardised: float
-    """In deviations from the mean that the reader was fitted with."""
-    contribution: float
-    """In the score's units."""
+Record = dict[str, Any]
+"""Names -> numbers, text, further records and lists of them, ready for JSON."""
 
 
-@dataclass(frozen=True)
-class Breakdown:
-    """A linear score as intercept + the listed contributions (by falling size) + the rest, in the score's units."""
+def audit(sample_id: str, evidence: Evidence) -> Record:
+    """The decision path of one sample of the pool; a number that is not finite is None.
 
-    intercept: float
-    listed: tuple[Contribution, ...]
-    others: float
-    """Sum of the contributions that are not listed."""
-    n_others: int
-    """How many of those are not zero."""
-
-    @property
-    def total(self) -> float:
-        """The score."""
-        return self.intercept + sum(c.contribution for c in self.listed) + self.others
-
-
-@dataclass(frozen=True)
-class ClusterPart:
-    """Nearest centroid and runner-up; distances are Euclidean in standardised, clipped phi."""
-
-    cluster: int
-    label: str
-    distance: float
-    distance_rank: int
-    """1 is the sample of the cluster nearest to its centroid."""
-    size: int
-    second: int | None
-    """None when there is one cluster."""
-    second_label: str
-    second_distance: float
-    features: tuple[Contribution, ...]
-    """What makes the own centroid nearer than the second: the largest differences of squared distance."""
-
-
-@dataclass(frozen=True)
-class DifficultyPart:
-    """Equation 10 for one sample, in label units."""
-
-    raw: float
-    """d_hat, the sum of `parts`."""
-    parts: Breakdown
-    calibrated: float
-    """g(d_hat)."""
-    residual: float
-    """Delta_c."""
-    shrinkage: float
-    """lambda_c."""
-    n_labelled: int
-    """n_c."""
-    ranking: float
-    """r."""
-    low: float
-    high: float
-    level: float
-    """Nominal coverage of low to high, see `properties.conformal`."""
-    interval_of_cluster: bool
-    """Whether the interval rests on the labels of the cluster alone."""
-    n_residuals: int
-    percentile: float
-    """Share of the pool with a smaller r, ties by half, in percent."""
-    cluster_rank: int
-    """1 is the easiest of the cluster by r."""
-
-
-@dataclass(frozen=True)
-class QualityPart:
-    """The filter: a classifier of the source, not of correctness."""
-
-    score: float
-    rank: int
-    """1 is the best of the pool; equal scores in ascending order of id, as `keep_top_k` takes them."""
-    n_pool: int
-    n_kept: int
-    threshold: float
-    """Smallest score that was kept."""
-    kept: bool
-    parts: Breakdown
-    """Of the log-odds of the score."""
-
-
-@dataclass(frozen=True)
-class Companion:
-    """A sample of the same batch."""
-
-    slot: int
-    sample_id: str
-    cluster: int
-    ranking: float
-    home_step: int
-    """Step at which the curriculum had it before the swap."""
-
-
-@dataclass(frozen=True)
-class BatchPart:
-    """Where the sample trains."""
-
-    position: int
-    step: int
-    n_steps: int
-    slot: int
-    stage: int
-    dominant: int
-    """Most frequent cluster of the batch as trained."""
-    made_of_rests: bool
-    """Whether the home batch gathers samples that filled no batch of their own cluster."""
-    batch: tuple[Companion, ...]
-    """All samples of the step, this one included, in slot order."""
-
-
-@dataclass(frozen=True)
-class SwapPart:
-    """What the tail swap did."""
-
-    home_step: int
-    """Step of the sample before the swap."""
-    in_tail: bool
-    """Whether the sample stood among the last h of its home batch."""
-    partner: int | None
-    """Step that the home batch exchanged its tail with, None for none."""
-    swapped: bool
-    """Whether this sample changed its batch."""
-    h: int
-    candidates: tuple[Candidate, ...]
-    """The partner, or the nearest candidates of a batch without one."""
-    n_candidates: int
-    """Other batches of the stage inside the window."""
-
-
-@dataclass(frozen=True)
-class SampleAudit:
-    """The whole decision path of one sample; `batch` and `swap` are None for a sample that the filter dropped."""
-
-    sample_id: str
-    prompt: str
-    answer: str
-    solution: str
-    topic: str
-    source: str
-    label: float
-    """The source's difficulty label, NaN when unknown; the readers never saw it."""
-    cluster: ClusterPart
-    difficulty: DifficultyPart
-    quality: QualityPart
-    batch: BatchPart | None
-    swap: SwapPart | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; numbers that are not finite become null."""
-        return _finite(asdict(self))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# From evidence to record.
-
-
-def audit(sample_id: str, evidence: Evidence) -> SampleAudit:
-    """The decision path of one sample of the pool.
-
+    Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
+    cluster, difficulty, quality; batch and swap, None for a sample that the filter dropped. The functions below tell their keys.
     Raises UnknownSampleError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
     are not the sums of their parts (stages of different runs).
     """
@@ -306,14 +180,33 @@ def audit(sample_id: str, evidence: Evidence) -> SampleAudit:
         raise UnknownSampleError(f"sample {sample_id!r} is not in the pool{hint}")
     i = ids.index(sample_id)
     sample, placed = evidence.samples[i], bool(evidence.scores.iloc[i]["kept"])
-    return SampleAudit(
-        sample.id, sample.prompt, sample.answer, sample.solution, sample.topic, sample.source, float(sample.difficulty),
-        _cluster(i, evidence), _difficulty(i, evidence), _quality(i, evidence),
-        _batch(sample_id, evidence) if placed else None, _swap(sample_id, evidence) if placed else None,
-    )  # fmt: skip
+    return _finite({
+        "sample_id": sample.id, "prompt": sample.prompt, "answer": sample.answer, "solution": sample.solution,
+        "topic": sample.topic, "source": sample.source, "label": float(sample.difficulty),
+        "cluster": _cluster(i, evidence), "difficulty": _difficulty(i, evidence), "quality": _quality(i, evidence),
+        "batch": _batch(sample_id, evidence) if placed else None, "swap": _swap(sample_id, evidence) if placed else None,
+    })  # fmt: skip
 
 
-def _cluster(i: int, evidence: Evidence) -> ClusterPart:
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _contributions(places: list[int], names: tuple[str, ...], *columns: np.ndarray) -> list[Record]:
+    """feature, value (as encoded), standardised (in deviations), contribution (in the score's units) of some columns."""
+    keys = ("value", "standardised", "contribution")
+    return [{"feature": names[j]} | {k: float(v[j]) for k, v in zip(keys, columns, strict=True)} for j in places]
+
+
+def _cluster(i: int, evidence: Evidence) -> Record:
+    """Nearest centroid and runner-up; distances are Euclidean in standardised, clipped phi, rank 1 is the nearest of the cluster.
+
+    `features` make the own centroid nearer than the second: the largest differences of squared distance.
+    """
     space, row, phi = evidence.decision.clusters, evidence.scores.iloc[i], evidence.features.phi[i]
     labels, point, own = evidence.clusters["label"], space.standardise(phi[None])[0], int(row["cluster"])
     distances = np.linalg.norm(space.centroids - point, axis=1)
@@ -324,71 +217,57 @@ def _cluster(i: int, evidence: Evidence) -> ClusterPart:
     if second is not None:
         pull = np.square(point - space.centroids[second]) - np.square(point - space.centroids[own])
     top = [int(j) for j in np.argsort(-pull, kind="stable")[:LISTED] if pull[j] > 0]
-    return ClusterPart(
-        own, str(labels.get(own, "")), float(row["distance"]), int((mates < row["distance"]).sum()) + 1, len(mates),
-        second, "" if second is None else str(labels.get(second, "")), math.nan if second is None else float(distances[second]),
-        tuple(Contribution(evidence.names[j], float(phi[j]), float(point[j]), float(pull[j])) for j in top),
-    )  # fmt: skip
+    return {
+        "cluster": own, "label": str(labels.get(own, "")), "distance": float(row["distance"]),
+        "distance_rank": int((mates < row["distance"]).sum()) + 1, "size": len(mates), "second": second,
+        "second_label": "" if second is None else str(labels.get(second, "")),
+        "second_distance": math.nan if second is None else float(distances[second]),
+        "features": _contributions(top, evidence.names, phi, point, pull),
+    }  # fmt: skip
 
 
-def _difficulty(i: int, evidence: Evidence) -> DifficultyPart:
+def _difficulty(i: int, evidence: Evidence) -> Record:
+    """Equation 10 in label units: raw d_hat as the sum of its `parts`, calibrated g(d_hat), residual Delta_c, shrinkage lambda_c,
+    n_labelled n_c, ranking r; its interval and where that comes from; the share of the pool with a smaller r, ties by half, in
+    percent; cluster_rank 1 is the easiest of the cluster."""
     row, widths, pool = evidence.scores.iloc[i], evidence.decision.widths, evidence.scores["ranking"].to_numpy()
     own, r = int(row["cluster"]), float(row["ranking"])
-    parts = _parts(evidence.decision.difficulty, evidence.features.phi[i], evidence.names)
-    _agree("raw difficulty", parts.total, float(row["raw"]))
+    parts = _parts("raw difficulty", float(row["raw"]), evidence.decision.difficulty, evidence.features.phi[i], evidence.names)
     correction, width = evidence.clusters.loc[own], float(widths.width[own])
-    return DifficultyPart(
-        float(row["raw"]), parts, float(row["calibrated"]), float(correction["residual"]), float(correction["shrinkage"]),
-        int(correction["n_labelled"]), r, r - width, r + width, LEVEL, bool(widths.own[own]), int(widths.n[own]),
-        percentile=100 * float((pool < r).mean() + (pool == r).mean() / 2),
-        cluster_rank=int((pool[evidence.scores["cluster"] == own] < r).sum()) + 1,
-    )  # fmt: skip
+    return {
+        "raw": float(row["raw"]), "parts": parts, "calibrated": float(row["calibrated"]),
+        "residual": float(correction["residual"]), "shrinkage": float(correction["shrinkage"]),
+        "n_labelled": int(correction["n_labelled"]), "ranking": r, "low": r - width, "high": r + width, "level": LEVEL,
+        "interval_of_cluster": bool(widths.own[own]), "n_residuals": int(widths.n[own]),
+        "percentile": 100 * float((pool < r).mean() + (pool == r).mean() / 2),
+        "cluster_rank": int((pool[evidence.scores["cluster"] == own] < r).sum()) + 1,
+    }  # fmt: skip
 
 
-def _quality(i: int, evidence: Evidence) -> QualityPart:
+def _quality(i: int, evidence: Evidence) -> Record:
+    """The filter, a classifier of the source: score, rank (1 is the best; equal scores by id, as `keep_top_k` takes them), the
+    smallest score that was kept, and the `parts` of the score's log-odds."""
     scores, z = evidence.scores, evidence.features.z[i]
     row, kept = scores.iloc[i], scores.loc[scores["kept"], "score"]
-    parts = _parts(evidence.decision.quality, z, evidence.names[: len(z)])
-    _agree("filter score", float(expit(parts.total)), float(row["score"]))
+    parts = _parts("filter score", float(row["score"]), evidence.decision.quality, z, evidence.names[: len(z)], expit)
     equal = scores["score"] == row["score"]
     better = (scores["score"] > row["score"]) | (equal & (scores["sample_id"] < row["sample_id"]))
-    return QualityPart(
-        float(row["score"]), int(better.sum()) + 1, len(scores), len(kept), float(kept.min()), bool(row["kept"]), parts
-    )
+    return {"score": float(row["score"]), "rank": int(better.sum()) + 1, "n_pool": len(scores), "n_kept": len(kept),
+            "threshold": float(kept.min()), "kept": bool(row["kept"]), "parts": parts}  # fmt: skip
 
 
-def _batch(sample_id: str, evidence: Evidence) -> BatchPart:
-    table, home = evidence.plan.table, evidence.homes
-    row = table[table["sample_id"] == sample_id].iloc[0]
-    mates, origin = table[table["step"] == row["step"]], evidence.facts[home[sample_id]]
-    return BatchPart(
-        int(row["position"]), int(row["step"]), evidence.plan.steps, int(row["slot"]), origin.stage,
-        dominant_cluster(mates["cluster"].to_numpy()), origin.n_clusters > 1,
-        tuple(Companion(int(m.slot), m.sample_id, int(m.cluster), float(m.ranking_score), home[m.sample_id])
-              for m in mates.itertuples()),
-    )  # fmt: skip
-
-
-def _swap(sample_id: str, evidence: Evidence) -> SwapPart:
-    partner = evidence.plan.table.groupby("step")["swapped_with"].max().to_numpy()
-    home, h = evidence.homes[sample_id], evidence.plan.swapped_per_batch
-    rows = evidence.batches[home].rows.tolist()
-    in_tail = sample_id in evidence.planned["sample_id"].to_numpy()[rows[len(rows) - h :]]
-    found = candidates(home, evidence.facts, partner, evidence.config)
-    with_whom = int(partner[home]) if partner[home] >= 0 else None
-    shown = [c for c in found if c.step == with_whom] if with_whom is not None else found[:LISTED_CANDIDATES]
-    return SwapPart(home, in_tail, with_whom, in_tail and with_whom is not None, h, tuple(shown), len(found))
-
-
-def _parts(reader: LinearReader, x: np.ndarray, names: tuple[str, ...]) -> Breakdown:
-    """The `LISTED` largest positive and negative contributions by falling size, and the sum of all others."""
+def _parts(
+    what: str, stored: float, reader: LinearReader, x: np.ndarray, names: tuple[str, ...], link: Callable[[float], float] = float
+) -> Record:
+    """A linear score as intercept + `listed` contributions (the `LISTED` largest and smallest, by falling size) + all others."""
     parts, standardised = reader.contributions(x), reader.standardise(x)
     order = np.argsort(parts, kind="stable")
     listed = {int(j) for j in (*order[:LISTED], *order[::-1][:LISTED]) if parts[j] != 0}
     ranked = sorted(listed, key=lambda j: (-abs(parts[j]), j))
-    shown = tuple(Contribution(names[j], float(x[j]), float(standardised[j]), float(parts[j])) for j in ranked)
     others = np.delete(parts, ranked)
-    return Breakdown(reader.intercept, shown, float(others.sum()), int(np.count_nonzero(others)))
+    _agree(what, float(link(reader.intercept + parts.sum())), stored)
+    return {"intercept": reader.intercept, "listed": _contributions(ranked, names, x, standardised, parts),
+            "others": float(others.sum()), "n_others": int(np.count_nonzero(others))}  # fmt: skip
 
 
 def _agree(what: str, found: float, stored: float) -> None:
@@ -398,15 +277,125 @@ def _agree(what: str, found: float, stored: float) -> None:
         )
 
 
-def highlighted(record: SampleAudit, evidence: Evidence, encoder: Encoder) -> HighlightPage:
+def _batch(sample_id: str, evidence: Evidence) -> Record:
+    """Where the sample trains: position, step, slot, stage; the `batch` in slot order, each with its step before the swap, and
+    its most frequent cluster; whether its home batch gathers samples that filled no batch of their own cluster."""
+    table, home = evidence.plan.table, evidence.homes
+    row = table[table["sample_id"] == sample_id].iloc[0]
+    mates, origin = table[table["step"] == row["step"]], home[sample_id]
+    batch = [{"slot": int(m.slot), "sample_id": m.sample_id, "cluster": int(m.cluster), "ranking": float(m.ranking_score),
+              "home_step": home[m.sample_id]} for m in mates.itertuples()]  # fmt: skip
+    return {
+        "position": int(row["position"]), "step": int(row["step"]), "n_steps": evidence.plan.steps, "slot": int(row["slot"]),
+        "stage": int(evidence.facts.stage[origin]), "dominant": dominant_clusters(mates["cluster"].to_numpy()[None])[0],
+        "made_of_rests": bool(evidence.facts.n_clusters[origin] > 1), "batch": batch,
+    }  # fmt: skip
+
+
+def _swap(sample_id: str, evidence: Evidence) -> Record:
+    """What the tail swap did: home_step, whether the sample stood among the last h of its batch, the step that this batch
+    exchanged its tail with, whether the sample moved; as `candidates` the partner, or the nearest ones of a batch without one."""
+    partner = evidence.plan.table.groupby("step")["swapped_with"].max().to_numpy()
+    home, in_tail = evidence.homes[sample_id], sample_id in evidence.tail
+    found = candidates(home, evidence.facts, partner, evidence.config)
+    with_whom = int(partner[home]) if partner[home] >= 0 else None
+    shown = [c for c in found if c.step == with_whom] if with_whom is not None else found[:LISTED_CANDIDATES]
+    return {"home_step": home, "in_tail": in_tail, "partner": with_whom, "swapped": in_tail and with_whom is not None,
+            "h": evidence.plan.swapped_per_batch, "candidates": [asdict(c) for c in shown],
+            "n_candidates": len(found)}  # fmt: skip
+
+
+def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
     """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once.
 
     Runs the encoder on this one sample.
     """
-    sample = evidence.samples[evidence.features.ids.index(record.sample_id)]
-    mattered = (*record.cluster.features, *record.difficulty.parts.listed, *record.quality.parts.listed)
-    wanted = []
-    for name in dict.fromkeys(c.feature for c in mattered if c.value > 0 and is_latent(c.feature)):
-        block, latent = name.split("/")
-        wanted.append(Wanted(name, int(latent), "prompt" if block.startswith("prompt") else "solution", sample))
-    return token_highlights(wanted, encoder)
+    sample = evidence.samples[evidence.features.ids.index(record["sample_id"])]
+    scores = (record["difficulty"]["parts"], record["quality"]["parts"])
+    mattered = [*record["cluster"]["features"], *(part for parts in scores for part in parts["listed"])]
+    names = dict.fromkeys(part["feature"] for part in mattered if part["value"] > 0 and is_latent(part["feature"]))
+    return Html("".join(item.html() for item in token_highlights([(name, sample) for name in names], encoder)))
+
+
+# As text and as a table.
+
+
+def audit_text(record: Record) -> str:
+    """The path of a sample as paragraphs of at most `WIDTH` characters a line, each saying one decision and its grounds."""
+    made = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, trim_blocks=True)
+    made.globals |= {"interval": _interval, "swap_line": _swap_line, "one_line": lambda text: " ".join(text.split())}
+    label = "" if record["label"] is None else f"difficulty label {record['label']:.2f}"
+    about = ", ".join(filter(None, (f"{record['source']} source" * bool(record["source"]), record["topic"], label)))
+    lines = made.get_template("audit.txt.j2").render(record, about=about).splitlines()
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for line in lines)
+
+
+def path_lines(record: Record) -> dict[str, str]:
+    """One short line a decision: cluster, difficulty, filter, batch, swap; the head of the figure."""
+    c, d, q, b = (record[name] for name in ("cluster", "difficulty", "quality", "batch"))
+    second = "there is no other cluster" if c["second"] is None else f"next is {c['second']} at {c['second_distance']:.1f}"
+    kept = f"{'kept' if q['kept'] else 'dropped'}, score {q['score']:.3f}, rank {q['rank']:,} of {q['n_pool']:,}"
+    return {
+        "cluster": f"{c['cluster']} ({c['label']}), distance {c['distance']:.1f}; {second}",
+        "difficulty": f"r = {d['ranking']:.2f}{_interval(d)}, percentile {d['percentile']:.0f} of the pool",
+        "filter": f"{kept}; {q['n_kept']:,} stay",
+        "batch": f"step {b['step']} of {b['n_steps']} (from 0), slot {b['slot']}, stage {b['stage']}" if b else "none",
+        "swap": _swap_line(record["swap"]) if b else "none",
+    }
+
+
+def _interval(d: Record) -> str:
+    if d["high"] is None:
+        return f" (too few labels for a {100 * d['level']:.0f} % interval)"
+    return f" ({100 * d['level']:.0f} % interval {d['low']:.2f} to {d['high']:.2f})"
+
+
+def _swap_line(s: Record) -> str:
+    if s["swapped"]:
+        return f"exchanged from step {s['home_step']} to step {s['partner']}"
+    if s["h"] == 0:
+        return "stays: this plan exchanges nothing"
+    if not s["in_tail"]:
+        return f"stays: only the last {s['h']} of a batch are exchanged"
+    return f"stays: no admissible partner among {s['n_candidates']} candidates"
+
+
+def audit_table(record: Record, evidence: Evidence) -> pd.DataFrame:
+    """Rows of `sample_audit.csv`: sample_id, part, item, value, low, high, cluster, slot, n, note; unused cells are NaN or ''.
+
+    Parts: path (a line a decision in note), difficulty and quality (item a feature, value its contribution, first the
+    intercept, last the n others), pool (low, high a bin of r, value its share of n samples), score (value r, low, high its
+    interval, n residuals), batch (item a sample, value its r, n its home step, note 'this sample' or 'exchanged').
+    """
+    d, batch, pool = record["difficulty"], record["batch"], evidence.scores["ranking"].to_numpy()
+    rows = [{"part": "path", "item": name, "note": line} for name, line in path_lines(record).items()]
+    for part in ("difficulty", "quality"):
+        parts = record[part]["parts"]
+        rows.append({"part": part, "item": "intercept", "value": parts["intercept"]})
+        rows += [{"part": part, "item": c["feature"], "value": c["contribution"]} for c in parts["listed"]]
+        rows.append({"part": part, "item": "others", "value": parts["others"], "n": parts["n_others"]})
+    counts, edges = np.histogram(pool, bins=BINS)
+    bins = zip(counts / counts.sum(), edges, edges[1:], strict=False)
+    rows += [{"part": "pool", "item": "r", "value": v, "low": a, "high": b, "n": len(pool)} for v, a, b in bins]
+    rows.append({"part": "score", "item": "r", "value": d["ranking"], "low": d["low"], "high": d["high"], "n": d["n_residuals"],
+                 "note": f"{100 * d['level']:.0f} %"})  # fmt: skip
+    for m in batch["batch"] if batch else ():
+        moved = "exchanged" if m["home_step"] != batch["step"] else ""
+        rows.append({"part": "batch", "item": m["sample_id"], "value": m["ranking"], "cluster": m["cluster"], "slot": m["slot"],
+                     "n": m["home_step"], "note": "this sample" if m["sample_id"] == record["sample_id"] else moved})  # fmt: skip
+    frame = pd.DataFrame(rows).assign(sample_id=record["sample_id"]).reindex(columns=list(COLUMNS))
+    return frame.assign(note=frame["note"].fillna(""), **frame[["low", "high"]].astype(float))
+
+
+def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
+    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing.
+
+    Raises UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet.
+    """
+    settings = get_profile(profile, seed=seed)
+    stages = [load_stage(settings, name) for name in ("world", "features", "difficulty")]
+    for name in ("filter", "plans"):
+        load_stage(settings, name)
+    record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages)))
+    print(json_format.dumps(record, indent=1, ensure_ascii=False) if json else audit_text(record))
+    return 0

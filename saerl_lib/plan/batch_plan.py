@@ -1,18 +1,17 @@
-"""The BatchPlan: one row a sample, in training order, with the reasons of its place (paper, section D.3).
+"""The BatchPlan: one row a sample, in training order, with the reasons of its place (paper, section D.3); and two plans compared.
 
 The trainer follows `position`; its log of sample ids must equal `BatchPlan.ids`. Ids are one Arrow array beside columns of
-numbers, and whatever visits every sample does so a column at a time: tens of millions of rows fit in memory. The second half
-compares two plans of one pool (ours).
+numbers, and whatever visits every sample does so a column at a time: tens of millions of rows fit in memory.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -65,39 +64,42 @@ def rows_of(ids: Ids, pool_ids: Ids) -> np.ndarray:
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The samples to plan, N rows."""
+class Pool(NamedTuple):
+    """The samples to plan, N rows; see `make_pool`."""
 
     ids: pa.LargeStringArray
-    """Unique sample ids, [N]."""
     clusters: np.ndarray
-    """int [N]."""
     ranking: np.ndarray
-    """Ranking score r, larger is harder, float [N]."""
     raw: np.ndarray
-    """d_hat, breaks ties of r, float [N]."""
     lengths: np.ndarray
-    """Sequence length in tokens, above 0, float [N]."""
-
-    def __post_init__(self) -> None:
-        sizes = {name: len(getattr(self, name)) for name in ("ids", "clusters", "ranking", "raw", "lengths")}
-        if len(set(sizes.values())) > 1 or not sizes["ids"]:
-            raise PlanError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
-        repeated = _repeated(self.ids)
-        if repeated:
-            raise PlanError(f"ids holds {len(repeated)} repeated ids, first {repeated[:3]}: give every sample its own id")
-        for name in ("ranking", "raw", "lengths"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise PlanError(f"{name} holds non-finite values: score every sample before planning")
-        if (self.lengths <= 0).any():
-            raise PlanError("lengths holds values of 0 or less: count the tokens of every sample")
 
 
 def make_pool(ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray) -> Pool:
-    """A checked Pool from sequences. Raises PlanError as `Pool` says."""
+    """The samples to plan: unique ids, clusters int [N], ranking scores r (larger is harder), d_hat, which breaks ties of r, and
+    lengths in tokens, above 0. Raises PlanError with the fix for unequal rows, repeated ids, and other values."""
     scores = [np.asarray(values, dtype=np.float64) for values in (ranking, raw, lengths)]
-    return Pool(as_arrow(ids), np.asarray(clusters, dtype=np.int64), *scores)
+    pool = Pool(as_arrow(ids), np.asarray(clusters, dtype=np.int64), *scores)
+    sizes = {name: len(values) for name, values in pool._asdict().items()}
+    if len(set(sizes.values())) > 1 or not sizes["ids"]:
+        raise PlanError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
+    if repeated := _repeated(pool.ids):
+        raise PlanError(f"ids holds {len(repeated)} repeated ids, first {repeated[:3]}: give every sample its own id")
+    for name in ("ranking", "raw", "lengths"):
+        if not np.isfinite(getattr(pool, name)).all():
+            raise PlanError(f"{name} holds non-finite values: score every sample before planning")
+    if (pool.lengths <= 0).any():
+        raise PlanError("lengths holds values of 0 or less: count the tokens of every sample")
+    return pool
+
+
+@dataclass(frozen=True)
+class Batches:
+    """T batches in training order, before or after mixing."""
+
+    stage: np.ndarray
+    """Ascending from 0, int [T]."""
+    rows: np.ndarray
+    """Row numbers of the pool in slot order, easy to hard, int [T, b]."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,13 @@ def write_plan(plan: BatchPlan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> BatchPlan:
-    """The stored plan. Raises PlanError when the file is no plan."""
-    table = pq.read_table(path)
+    """The stored plan. Raises PlanError when the file is missing or is no plan."""
+    if not path.is_file():
+        raise PlanError(f"{path} is missing: pass a plan, such as plans/saerl.parquet of a profile or the one that `plan` wrote")
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise PlanError(f"{path} is no batch plan: {error}") from error
     meta = table.schema.metadata or {}
     if any(key not in meta for key in _META) or set(table.column_names) != set(COLUMNS):
         raise PlanError(f"{path} is no batch plan: write it with write_plan")
@@ -197,28 +204,11 @@ def read_plan(path: Path) -> BatchPlan:
     return BatchPlan(table.to_pandas()[list(COLUMNS)].astype(COLUMNS), order, int(b), int(h))
 
 
-@dataclass(frozen=True)
-class PlanDiff:
-    """What differs between plans A and B; all but the ids is about the samples of both."""
-
-    n: int
-    """Samples in both."""
-    only_a: tuple[str, ...]
-    """Ids in A alone, sorted."""
-    only_b: tuple[str, ...]
-    """Ids in B alone, sorted."""
-    share_moved: float
-    """Share of samples whose step differs by more than `MOVED` of the run."""
-    mean_step_shift: float
-    """Mean absolute difference of the step, in steps of A."""
-    spearman: float
-    """Of the positions; NaN for one sample."""
-    kendall: float
-    """Of the positions; NaN for one sample."""
-    same_batches: float
-    """Share of A's batches that hold the same samples as some batch of B."""
-    company: float
-    """Mean Jaccard index of a sample's batch-mates in A and in B; 1 where it has none in either."""
+def read_whole_plan(path: Path) -> BatchPlan:
+    """The stored plan, checked to be whole batches of distinct samples; an arm's own order may repeat some. Raises PlanError."""
+    plan = read_plan(path)
+    validate(plan, plan.ids, plan.prompts_per_step)
+    return plan
 
 
 def step_shift(a: BatchPlan, b: BatchPlan) -> np.ndarray:
@@ -239,46 +229,7 @@ def has_moved(shift: np.ndarray) -> np.ndarray:
     return shift > MOVED + 1e-12
 
 
-def plan_diff(a: BatchPlan, b: BatchPlan) -> PlanDiff:
-    """Compare two plans. Raises PlanError when they have no sample in common."""
-    orders, shift = _common(a, b), step_shift(a, b)
-    spearman, kendall = (
-        float(statistic(*orders)[0]) if len(shift) > 1 else float("nan") for statistic in (stats.spearmanr, stats.kendalltau)
-    )
-    size_a, size_b = a.prompts_per_step, b.prompts_per_step
-    step_a = orders[0] // size_a
-    _, meeting, met = np.unique(step_a * b.steps + orders[1] // size_b, return_inverse=True, return_counts=True)
-    together = met[meeting]
-    union = size_a + size_b - together - 1
-    company = np.where(union > 0, (together - 1) / np.maximum(union, 1), 1.0)
-    same = len(np.unique(step_a[(together == size_a) & (together == size_b)]))
-    return PlanDiff(
-        len(shift), tuple(_lacking(a.ids, b.ids)), tuple(_lacking(b.ids, a.ids)), float(has_moved(shift).mean()),
-        float(shift.mean() * a.steps), spearman, kendall, same / a.steps, float(company.mean()),
-    )  # fmt: skip
-
-
-def run_plan_diff(first: Path, second: Path) -> int:
-    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object.
-
-    Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
-    """
-    a, b = (_read(path) for path in (first, second))
-    found = plan_diff(a, b)
-    print(f"A  {first}: {a.order}, {a.steps} steps of {a.prompts_per_step}")
-    print(f"B  {second}: {b.order}, {b.steps} steps of {b.prompts_per_step}")
-    values = {**dataclasses.asdict(found), "only_a": len(found.only_a), "only_b": len(found.only_b)}
-    for name, value in values.items():
-        print(f"{LABELS[name]:55s} {value:>10,}" if isinstance(value, int) else f"{LABELS[name]:55s} {value:10.3f}")
-    for side, ids in (("A", found.only_a), ("B", found.only_b)):
-        if ids:
-            print(f"first ids in {side} alone: {', '.join(ids[:3])}")
-    line = {name: None if value != value else round(value, 6) for name, value in values.items()}
-    print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
-    return 0
-
-
-LABELS = {
+DIFFERENCES = {
     "n": "samples in both plans",
     "only_a": "samples in A alone",
     "only_b": "samples in B alone",
@@ -289,16 +240,47 @@ LABELS = {
     "same_batches": "share of A's batches with the same samples in B",
     "company": "mean Jaccard of a sample's batch-mates",
 }
-"""Words of the printed table."""
+"""What `plan_diff` measures, in words; all but the first three is about the samples of both plans."""
 
 
-def _read(path: Path) -> BatchPlan:
-    if not path.is_file():
-        raise PlanError(f"{path} is missing: pass a Parquet file of the stage plans, such as plans/saerl.parquet")
-    try:
-        return read_plan(path)
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, PlanError) else PlanError(f"{path} is no batch plan: {error}") from error
+def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
+    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, correlations NaN for one common sample.
+
+    A sample without batch-mates in either plan counts as company 1. Raises PlanError when no sample is common.
+    """
+    orders, shift = _common(a, b), step_shift(a, b)
+    correlations = [
+        float(statistic(*orders)[0]) if len(shift) > 1 else float("nan") for statistic in (stats.spearmanr, stats.kendalltau)
+    ]
+    size_a, size_b = a.prompts_per_step, b.prompts_per_step
+    step_a = orders[0] // size_a
+    _, meeting, met = np.unique(step_a * b.steps + orders[1] // size_b, return_inverse=True, return_counts=True)
+    together = met[meeting]
+    union = size_a + size_b - together - 1
+    company = np.where(union > 0, (together - 1) / np.maximum(union, 1), 1.0)
+    same = len(np.unique(step_a[(together == size_a) & (together == size_b)]))
+    values = (len(shift), len(a.ids) - len(shift), len(b.ids) - len(shift), float(has_moved(shift).mean()),
+              float(shift.mean() * a.steps), *correlations, same / a.steps, float(company.mean()))  # fmt: skip
+    return dict(zip(DIFFERENCES, values, strict=True))
+
+
+def run_plan_diff(first: Path, second: Path) -> int:
+    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object.
+
+    Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
+    """
+    a, b = read_plan(first), read_plan(second)
+    found = plan_diff(a, b)
+    for side, path, plan in (("A", first, a), ("B", second, b)):
+        print(f"{side}  {path}: {plan.order}, {plan.steps} steps of {plan.prompts_per_step}")
+    for name, value in found.items():
+        print(f"{DIFFERENCES[name]:55s} {value:>10,}" if isinstance(value, int) else f"{DIFFERENCES[name]:55s} {value:10.3f}")
+    for side, ids in (("A", _lacking(a.ids, b.ids)), ("B", _lacking(b.ids, a.ids))):
+        if ids:
+            print(f"first ids in {side} alone: {', '.join(ids[:3])}")
+    line = {name: None if value != value else round(value, 6) for name, value in found.items()}
+    print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
+    return 0
 
 
 def _common(a: BatchPlan, b: BatchPlan) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,7 @@
 """Did a trainer follow the plan? The first departure, and what was dropped, repeated or never planned.
 
-A step of the trainer is compared with the same step of the plan; a log of several epochs repeats the plan.
-
-What a trainer consumed, as it was logged: Parquet, JSON lines or one id a line; and the append-only logs of our own runs.
+A step of the trainer is compared with the same step of the plan; a log of several epochs repeats the plan. What was consumed is
+read from Parquet, JSON lines or text with one id a line; our own runs append to JSON-lines logs.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from saerl_lib.data.rows import json_rows
-from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.data.rows import Row, Source, json_rows, rows
+from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
 
 
 class LogError(ValueError):
@@ -35,10 +31,10 @@ class ConsumedLog:
     """The trainer's step of each id, from 0 or 1; None when the log has none."""
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows as JSON lines."""
+def append_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append records as JSON lines."""
     with path.open("a", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        handle.writelines(json.dumps(record, sort_keys=True) + "\n" for record in records)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -61,78 +57,58 @@ def read_log(path: Path) -> ConsumedLog:
 
     `.parquet`: columns sample_id and, if there, step. Text whose first line is a JSON object: objects with sample_id
     and, in all or none, step; a last line without line break that a kill cut short is left out. Other text: one id a line.
-    Raises LogError that names the line or column: missing file, missing or ill-typed field, several runs, no id.
+    Raises LogError that names the line or row: missing file, missing or ill-typed field, several runs, no id.
     """
     if not path.is_file():
         raise LogError(f"{path} is missing: pass the log of sample ids that the trainer wrote")
     if path.suffix == ".parquet":
-        log = _from_parquet(path)
+        found = list(rows(Source(str(path)), ("sample_id", "step", "arm", "seed")))
+        for name in ("arm", "seed"):
+            if len(runs := {(row.record or {}).get(name) for row in found}) > 1:
+                raise LogError(f"{path} holds {len(runs)} runs (column {name!r}): pass the log of one run")
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise LogError(f"{path} is no UTF-8 text: pass Parquet with the suffix .parquet, JSON lines or text") from error
-        first = next((line for line in lines if line.strip()), "")
-        if "," in first and "sample_id" in first and not first.lstrip().startswith("{"):
-            raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
-        plain = tuple(line.strip() for line in lines if line.strip())
-        log = _from_json(path) if first.lstrip().startswith("{") else ConsumedLog(plain)
-    if not log.ids:
+        found = _text_rows(path)
+    if not found:
         raise LogError(f"{path} holds no sample id")
-    return log
-
-
-def _from_parquet(path: Path) -> ConsumedLog:
-    try:
-        schema = pq.read_schema(path)
-        if "sample_id" not in schema.names:
-            raise LogError(f"{path}: column 'sample_id' is missing, found {schema.names}")
-        wanted = [name for name in ("sample_id", "step", "arm", "seed") if name in schema.names]
-        table = pq.read_table(path, columns=wanted).to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        raise LogError(f"{path} is no Parquet file: {error}") from error
-    for name in ("arm", "seed"):
-        if len(runs := set(table.get(name, ()))) > 1:
-            raise LogError(f"{path} holds {len(runs)} runs (column {name!r}): pass the log of one run")
-    return _checked(table["sample_id"], table.get("step"), path.name, "row", range(len(table["sample_id"])))
-
-
-def _from_json(path: Path) -> ConsumedLog:
-    rows: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    for row in json_rows(path, strict_end=False):
-        if row.record is None or "sample_id" not in row.record:
+    steps = []
+    for row in found:
+        record, where = row.record, f"{path.name}, {row.where}"
+        if record is None or "sample_id" not in record:
             problem = row.problem or "field 'sample_id' is missing"
-            raise LogError(f"{path.name}, {row.where}: {problem}")
-        rows.append(row.record)
-        numbers.append(int(row.where.removeprefix("line ")))
-    with_step = sum("step" in row for row in rows)
-    if with_step not in (0, len(rows)):
-        raise LogError(f"{path.name}: {with_step} of {len(rows)} lines have a step; write it in all lines or in none")
-    steps = [row["step"] for row in rows] if with_step else None
-    return _checked([row["sample_id"] for row in rows], steps, path.name, "line", numbers)
+            raise LogError(f"{where}: {problem}")
+        name, step = record["sample_id"], record.get("step", 0)
+        if not isinstance(name, str) or not name:
+            raise LogError(f"{where}: sample_id is {name!r}, not an id; write it as text")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise LogError(f"{where}: step is {step!r}, not a whole number from 0")
+        steps += [step] if "step" in record else []
+    if len(steps) not in (0, len(found)):
+        raise LogError(f"{path.name}: {len(steps)} of {len(found)} lines have a step; write it in all lines or in none")
+    return ConsumedLog(tuple(row.record["sample_id"] for row in found), tuple(steps) or None)
 
 
-def _checked(ids: Sequence[Any], steps: Sequence[Any] | None, name: str, unit: str, numbers: Sequence[int]) -> ConsumedLog:
-    for number, found in zip(numbers, ids, strict=True):
-        if not isinstance(found, str) or not found:
-            raise LogError(f"{name}, {unit} {number}: sample_id is {found!r}, not an id; write it as text")
-    for number, found in zip(numbers, steps or [0] * len(ids), strict=True):
-        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-            raise LogError(f"{name}, {unit} {number}: step is {found!r}, not a whole number from 0")
-    return ConsumedLog(tuple(ids), None if steps is None else tuple(steps))
+def _text_rows(path: Path) -> list[Row]:
+    """Rows of JSON lines or of text with one id a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise LogError(f"{path} is no UTF-8 text: pass Parquet with the suffix .parquet, JSON lines or text") from error
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith("{"):
+        return list(json_rows(path, strict_end=False))
+    if "," in first and "sample_id" in first:
+        raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
+    return [Row(f"line {n}", {"sample_id": line.strip()}) for n, line in enumerate(lines, start=1) if line.strip()]
 
 
 EPOCHS = 1000
 """A log of more repetitions of the plan than this is taken for a mistake."""
 
 
-@dataclass(frozen=True)
-class Departure:
-    """The first place where log and plan differ; steps and slots count from 0."""
+class Departure(NamedTuple):
+    """The first place where log and plan differ; steps, on through all epochs, and slots count from 0."""
 
     step: int
-    """Step of the trainer, on through all epochs."""
     slot: int
     planned: str | None
     """None when the step holds more prompts than planned."""
@@ -172,31 +148,24 @@ class FollowReport:
 
     def told(self, steps: int | None = None) -> list[str]:
         """The comparison in words, one line a finding; `steps` as in `followed_for`."""
-        followed = self.followed_for(steps)
+        first, followed = self.first, self.followed_for(steps)
         if followed and not self.followed:
             return [f"the plan was followed: {steps} steps, {self.steps_planned} in a pass"]
-        if self.first is None:
+        if first is None:
             times = "" if self.epochs == 1 else f", {self.epochs} times"
             lines = [f"the plan was followed: {self.steps_planned} steps{times}"]
             return lines if followed else [*lines, f"but the log holds {self.steps_logged} steps, not {steps}"]
-        first = self.first
         place = f"step {first.step}, slot {first.slot} (both from 0)"
+        said = f": at {place} it says {first.planned or 'nothing more'}, the trainer consumed {first.consumed or 'nothing'}"
         if self.log_ended:
-            lines = [f"the plan was NOT followed to its end: the log ends before {place}, where the plan says {first.planned}"]
-        else:
-            planned, consumed = first.planned or "nothing more", first.consumed or "nothing"
-            lines = [f"the plan was NOT followed: at {place} it says {planned}, the trainer consumed {consumed}"]
+            said = f" to its end: the log ends before {place}, where the plan says {first.planned}"
+        lines = [f"the plan was NOT followed{said}"]
         lines.append(f"{self.steps_kept} of {self.steps_planned * self.epochs} steps hold the planned prompts")
         if self.only_order_inside_steps:
             lines.append("only the order inside steps differs, which changes no batch: --any-slot accepts it")
-        for label, ids in (
-            ("planned and never consumed", self.dropped),
-            ("consumed in more steps than planned", self.repeated),
-            ("not in the plan", self.unknown),
-        ):
-            if ids:
-                lines.append(f"{len(ids)} ids {label}, first {', '.join(ids[:3])}")
-        return lines
+        kinds = {"planned and never consumed": self.dropped, "consumed in more steps than planned": self.repeated,
+                 "not in the plan": self.unknown}  # fmt: skip
+        return lines + [f"{len(ids)} ids {kind}, first {', '.join(ids[:3])}" for kind, ids in kinds.items() if ids]
 
     @property
     def only_order_inside_steps(self) -> bool:
@@ -222,19 +191,15 @@ def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_s
     found = [steps.get(step, []) for step in range(len(planned))]
     first = next((d for step in range(len(found)) if (d := _departure(step, planned[step], found[step], any_slot))), None)
     times = Counter(name for step in found for name in set(step))
-    known = set(plan.ids)
+    known, consumed = set(plan.ids), dict.fromkeys(log.ids)
     return FollowReport(
-        followed=first is None,
-        steps_logged=count,
-        steps_planned=plan.steps,
-        epochs=epochs,
+        first is None, count, plan.steps, epochs, first=first,
         steps_kept=sum(sorted(a) == sorted(b) for a, b in zip(planned, found, strict=True)),
-        first=first,
         log_ended=first is not None and first.consumed is None and not any(found[first.step + 1 :]),
         dropped=tuple(name for name in plan.ids if name not in times),
-        repeated=tuple(name for name in dict.fromkeys(log.ids) if times[name] > epochs),
-        unknown=tuple(name for name in dict.fromkeys(log.ids) if name not in known),
-    )
+        repeated=tuple(name for name in consumed if times[name] > epochs),
+        unknown=tuple(name for name in consumed if name not in known),
+    )  # fmt: skip
 
 
 def consumed_steps(
@@ -277,11 +242,8 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
             return None
         slot = missing[0] if missing else len(planned)
         return Departure(step, slot, planned[slot] if missing else None, strangers[0] if strangers else None)
-    for slot in range(max(len(planned), len(found))):
-        pair = [names[slot] if slot < len(names) else None for names in (planned, found)]
-        if pair[0] != pair[1]:
-            return Departure(step, slot, *pair)
-    return None
+    pairs = enumerate(zip_longest(planned, found))
+    return next((Departure(step, slot, name, other) for slot, (name, other) in pairs if name != other), None)
 
 
 def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
@@ -290,12 +252,10 @@ def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, a
     With `steps` the log is that many steps long and may end in the middle of a pass over the plan. Raises PlanError or LogError
     when a file is missing or malformed.
     """
-    from saerl_lib.plan.export import open_plan
-
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
-    report = follow(open_plan(plan), read_log(log), rollouts, any_slot)
+    report = follow(read_whole_plan(plan), read_log(log), rollouts, any_slot)
     print("\n".join(report.told(steps)))
-    values = asdict(report) | {"followed": report.followed_for(steps)}
+    values = vars(report) | {"followed": report.followed_for(steps), "first": report.first and report.first._asdict()}
     print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))
     return 0 if values["followed"] else 1

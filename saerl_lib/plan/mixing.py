@@ -13,7 +13,7 @@ SAE space" that it does not name: here PCA, and beside it the full standardised 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.config import PlanConfig
-from saerl_lib.plan.batch_plan import BatchPlan, Ids, PlanError, rows_of
-from saerl_lib.plan.curriculum import Batches
+from saerl_lib.plan.batch_plan import Batches, BatchPlan, Ids, PlanError, rows_of
 from saerl_lib.properties.probes import require_finite
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -36,105 +35,17 @@ NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Batches after the tail swap."""
-
-    batches: Batches
-    """In the same order; the partner's tail stands in the last h slots."""
-    partner: np.ndarray
-    """Position of the batch that each batch exchanged tails with, -1 for none, int [T]."""
-
-    @property
-    def unpaired_share(self) -> float:
-        """Share of batches without a partner; 1 when h = 0."""
-        return float((self.partner < 0).mean())
-
-
-def dominant_cluster(clusters: np.ndarray) -> int:
-    """The most frequent cluster of a batch [b], the lowest number among equals.
-
-    >>> dominant_cluster(np.array([4, 2, 4, 2, 7]))
-    2
-    """
-    labels, counts = np.unique(clusters, return_counts=True)
-    return int(labels[counts.argmax()])
-
-
-def dominant_clusters(clusters: np.ndarray) -> list[int]:
-    """`dominant_cluster` of each row of clusters [T, b].
-
-    >>> dominant_clusters(np.array([[4, 2, 4, 2, 7], [7, 7, 2, 2, 7]]))
-    [2, 7]
-    """
-    names, number = np.unique(clusters, return_inverse=True)
-    number = number.reshape(clusters.shape) + len(names) * np.arange(len(clusters))[:, None]
-    counts = np.bincount(number.ravel(), minlength=len(clusters) * len(names)).reshape(len(clusters), len(names))
-    return names[counts.argmax(axis=1)].tolist()
-
-
-def mix_tails(
-    batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
-) -> Mixed:
-    """Exchange the last `swapped_per_batch` samples of admissible pairs; h = 0 changes nothing.
-
-    clusters, ranking and lengths (tokens, above 0) are [N], indexed by `Batches.rows`.
-    """
-    h, rows = config.swapped_per_batch, batches.rows.copy()
-    if not h:
-        return Mixed(batches, np.full(len(rows), -1, dtype=np.int64))
-    partner = _find_partners(batches, clusters, ranking, lengths, config)
-    paired = np.flatnonzero(partner >= 0)
-    rows[paired, -h:] = batches.rows[partner[paired], -h:]
-    return Mixed(Batches(batches.stage, rows), partner)
-
-
-def relative_difference(first: float, second: float) -> float:
-    """|first - second| over the larger of two positive numbers.
-
-    >>> relative_difference(80.0, 100.0)
-    0.2
-    """
-    return abs(first - second) / max(first, second)
-
-
-def _find_partners(
-    batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
-) -> np.ndarray:
-    rows, window, partner = batches.rows, config.window_batches, [-1] * len(batches)
-    mean_ranking, mean_length = ranking[rows].mean(axis=1).tolist(), lengths[rows].mean(axis=1).tolist()
-    dominant = dominant_clusters(clusters[rows])
-    stage_ends = np.searchsorted(batches.stage, batches.stage, side="right").tolist()
-    for i, stage_end in enumerate(stage_ends):
-        if partner[i] >= 0:
-            continue
-        # earlier free batches need no second look: the conditions are symmetric, so one of them would have chosen i
-        found = [
-            (abs(mean_ranking[i] - mean_ranking[j]), j)
-            for j in range(i + 1, min(i + window + 1, stage_end))
-            if partner[j] < 0
-            and dominant[i] != dominant[j]
-            and abs(mean_ranking[i] - mean_ranking[j]) <= config.difficulty_tolerance
-            and relative_difference(mean_length[i], mean_length[j]) <= config.length_tolerance
-        ]
-        if found:
-            j = min(found)[1]
-            partner[i], partner[j] = j, i
-    return np.array(partner, dtype=np.int64)
-
-
-@dataclass(frozen=True)
 class BatchFacts:
-    """A batch of the curriculum before the tail swap, as the partner search sees it."""
+    """T batches of the curriculum before the tail swap, as the partner search sees them; [T] each."""
 
-    step: int
-    stage: int
-    mean_ranking: float
-    """Label units."""
-    mean_length: float
-    """Words of prompt and solution."""
-    dominant: int
+    stage: np.ndarray
+    ranking: np.ndarray
+    """Mean ranking score, label units."""
+    length: np.ndarray
+    """Mean length of prompt and solution, words or tokens."""
+    dominant: np.ndarray
     """Most frequent cluster."""
-    n_clusters: int
+    n_clusters: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,37 +62,80 @@ class Candidate:
     """Conditions that it fails, in the words above; empty for an admissible partner."""
 
 
-def batch_facts(batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray) -> list[BatchFacts]:
-    """Facts of the batches before the swap; clusters, ranking and lengths are [N], indexed by `Batches.rows`."""
-    inside = clusters[batches.rows]
-    columns = (ranking[batches.rows].mean(axis=1), lengths[batches.rows].mean(axis=1))
-    numbers = (batches.stage.tolist(), *(c.tolist() for c in columns), dominant_clusters(inside), _distinct(inside).tolist())
-    return [BatchFacts(step, *values) for step, values in enumerate(zip(*numbers, strict=True))]
+def dominant_clusters(clusters: np.ndarray) -> list[int]:
+    """The most frequent cluster of each batch of clusters [T, b], the lowest number among equals.
+
+    >>> dominant_clusters(np.array([[4, 2, 4, 2, 7], [7, 7, 2, 2, 7]]))
+    [2, 7]
+    """
+    names, number = np.unique(clusters, return_inverse=True)
+    number = number.reshape(clusters.shape) + len(names) * np.arange(len(clusters))[:, None]
+    counts = np.bincount(number.ravel(), minlength=len(clusters) * len(names)).reshape(len(clusters), len(names))
+    return names[counts.argmax(axis=1)].tolist()
 
 
-def candidates(step: int, facts: Sequence[BatchFacts], partner: np.ndarray, config: PlanConfig) -> list[Candidate]:
+def batch_facts(batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray) -> BatchFacts:
+    """What a partner is chosen by; clusters, ranking and lengths (above 0) are [N], indexed by `Batches.rows`."""
+    rows, inside = batches.rows, clusters[batches.rows]
+    means = (values[rows].mean(axis=1).astype(np.float64) for values in (ranking, lengths))
+    return BatchFacts(batches.stage, *means, np.array(dominant_clusters(inside)), _distinct(inside))
+
+
+def mix_tails(
+    batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
+) -> tuple[Batches, np.ndarray]:
+    """Exchange the last `swapped_per_batch` samples of admissible pairs; h = 0 changes nothing. Arrays as in `batch_facts`.
+
+    Returns the batches, the partner's tail in the last h slots, and the step that each exchanged tails with, -1 for none, [T].
+    """
+    h, rows = config.swapped_per_batch, batches.rows.copy()
+    partner = np.full(len(rows), -1, dtype=np.int64)
+    if not h:
+        return batches, partner
+    facts = batch_facts(batches, clusters, ranking, lengths)
+    ends = np.searchsorted(facts.stage, facts.stage, side="right")
+    for i, end in enumerate(np.minimum(ends, np.arange(len(rows)) + config.window_batches + 1).tolist()):
+        # earlier free batches need no second look: the conditions are symmetric, so one of them would have chosen i
+        if partner[i] < 0 and end > i + 1:
+            others = np.arange(i + 1, end)
+            difference, _, met = _compared(i, others, facts, config)
+            free = np.logical_and.reduce([*met.values(), partner[others] < 0])
+            if free.any():
+                j = others[free][difference[free].argmin()]
+                partner[i], partner[j] = j, i
+    paired = np.flatnonzero(partner >= 0)
+    rows[paired, -h:] = batches.rows[partner[paired], -h:]
+    return Batches(batches.stage, rows), partner
+
+
+def _compared(
+    step: int, others: np.ndarray, facts: BatchFacts, config: PlanConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Difference of the mean scores of a step and others [n], that of lengths as a share of the larger, and what is met."""
+    ranking = np.abs(facts.ranking[step] - facts.ranking[others])
+    longer = np.maximum(facts.length[step], facts.length[others])
+    length = np.abs(facts.length[step] - facts.length[others]) / longer
+    met = {DIFFICULTY: ranking <= config.difficulty_tolerance, LENGTH: length <= config.length_tolerance,
+           CLUSTER: facts.dominant[step] != facts.dominant[others]}  # fmt: skip
+    return ranking, length, met
+
+
+def candidates(step: int, facts: BatchFacts, partner: np.ndarray, config: PlanConfig) -> list[Candidate]:
     """The other batches of the stage inside the window, closest mean ranking score first, with the conditions each fails.
 
     partner [T] is the step that each batch exchanged tails with, -1 for none. A batch without a partner has no candidate
     that fails nothing, for the conditions are symmetric: one of the two would have chosen the other.
     """
-    here = facts[step]
-    low, high = max(0, step - config.window_batches), min(len(facts) - 1, step + config.window_batches)
-    near = [j for j in range(low, high + 1) if j != step and facts[j].stage == here.stage]
-    found = [_judge(here, facts[j], int(partner[j]), config) for j in near]
-    return sorted(found, key=lambda c: (c.ranking_difference, c.step))
-
-
-def _judge(here: BatchFacts, other: BatchFacts, partner_of_other: int, config: PlanConfig) -> Candidate:
-    ranking = abs(here.mean_ranking - other.mean_ranking)
-    length = relative_difference(here.mean_length, other.mean_length)
-    conditions = {
-        DIFFICULTY: ranking <= config.difficulty_tolerance,
-        LENGTH: length <= config.length_tolerance,
-        CLUSTER: here.dominant != other.dominant,
-        TAKEN: partner_of_other in (-1, here.step),
-    }
-    return Candidate(other.step, other.dominant, ranking, length, tuple(name for name, met in conditions.items() if not met))
+    near = np.abs(np.arange(len(facts.stage)) - step) <= config.window_batches
+    others = np.flatnonzero(near & (facts.stage == facts.stage[step]))
+    others = others[others != step]
+    ranking, length, met = _compared(step, others, facts, config)
+    met[TAKEN] = np.isin(partner[others], (-1, step))
+    return [
+        Candidate(int(others[i]), int(facts.dominant[others[i]]), float(ranking[i]), float(length[i]),
+                  tuple(name for name, values in met.items() if not values[i]))
+        for i in np.argsort(ranking, kind="stable")
+    ]  # fmt: skip
 
 
 def standardised_space(x: np.ndarray) -> np.ndarray:
@@ -208,12 +162,8 @@ def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS
     b = batches.shape[1]
     if b < 2:
         raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
-    values = []
-    for rows in batches:
-        distances = np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2)
-        np.fill_diagonal(distances, np.inf)
-        values.append(np.sort(distances, axis=1)[:, : min(k, b - 1)].mean())
-    return np.array(values)
+    distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
+    return np.array([np.sort(d, axis=1)[:, 1 : min(k, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
 
 
 def diversity_rows(
@@ -242,17 +192,11 @@ def composition_rows(plan: BatchPlan, ids: Ids, prompt_tokens: np.ndarray) -> pd
     tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)].reshape(shape)
     clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
     dominant = np.array(dominant_clusters(clusters))
-    return pd.DataFrame(
-        {
-            "order": plan.order,
-            "step": np.arange(plan.steps),
-            "dominant_cluster": dominant,
-            "dominant_share": (clusters == dominant[:, None]).mean(axis=1),
-            "n_clusters": _distinct(clusters),
-            "mean_ranking_score": ranking.mean(axis=1),
-            "mean_sequence_words": tokens.mean(axis=1),
-        }
-    )
+    return pd.DataFrame({
+        "order": plan.order, "step": np.arange(plan.steps), "dominant_cluster": dominant,
+        "dominant_share": (clusters == dominant[:, None]).mean(axis=1), "n_clusters": _distinct(clusters),
+        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": tokens.mean(axis=1),
+    })  # fmt: skip
 
 
 def _distinct(clusters: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""Every order of a pool as a batch plan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
+"""Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
 
-`build_plan` is the entry point; `curriculum` and `mixing` are its two steps, `batch_plan` is the record that is stored and
-followed. All orders visit the same samples once, in batches of the same size. Axes: N samples, T batches (= steps),
-b = prompts_per_step.
+`build_plan` is the entry point. `random` is the order of GRPO and DAPO, `ascending` that of DIFF, `descending` is ours. All
+orders visit the same samples once, in batches of the same size. The curriculum of SAERL is `cluster_first`: batches of one
+cluster, easy to hard, interleaved stage by stage; stage t holds the t-th batch of every cluster that has one. Not stated in the
+paper; ours: inside a stage batches go by ascending mean ranking score; the samples that fill no batch of their own cluster (the
+hardest of each) are sorted together into mixed batches, and each of those is a stage of its own before the first stage with a
+larger mean. `PlanConfig.rest` and `PlanConfig.unequal` name the other readings. Axes: N samples, T batches (= steps), b a batch.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.batch_plan import (
+    Batches,
     BatchPlan,
     Ids,
     PlanError,
@@ -34,7 +38,6 @@ from saerl_lib.plan.batch_plan import (
     validate,
     write_plan,
 )
-from saerl_lib.plan.curriculum import cluster_first
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
 from saerl_lib.properties.clusters import pool_clusters
@@ -55,6 +58,60 @@ def by_difficulty(ids: Ids, labels: np.ndarray, descending: bool = False) -> np.
         raise PlanError(f"labels must hold {len(ids)} finite numbers, one a sample: pass the difficulty of every sample")
     named = by_name(ids)
     return named[np.argsort((-labels if descending else labels)[named], kind="stable")]
+
+
+def cluster_first(
+    ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, config: PlanConfig, within: np.ndarray | None = None
+) -> Batches:
+    """Batches in training order; every row number 0..N-1 occurs once. N is a multiple of `prompts_per_step`, scores are finite.
+
+    Ties of the ranking score are broken by raw, then by id, so the order of the input does not matter. `within`, row
+    numbers [N], replaces the order easy to hard inside clusters and rests.
+    """
+    if within is None:
+        named = by_name(ids)
+        within = named[np.lexsort((raw[named], ranking[named]))]
+    full, rests = _cut(np.asarray(within), clusters, ranking, config)
+    return _insert_rests(full, rests, ranking, at_end=config.rest == "append")
+
+
+def _numbers(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... anew for each group of `sizes`, joined."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _cut(order: np.ndarray, clusters: np.ndarray, ranking: np.ndarray, config: PlanConfig) -> tuple[Batches, np.ndarray]:
+    """Full batches of the clusters, in stages, from rows in `order` [N]; and batches [m, b] of the rows left over."""
+    b = config.prompts_per_step
+    grouped = order[np.argsort(clusters[order], kind="stable")]
+    size = np.unique(clusters, return_counts=True)[1]
+    first = size % b if config.rest == "pool_easiest" else np.zeros_like(size)
+    number = _numbers(size)
+    inside = (number >= np.repeat(first, size)) & (number < np.repeat(first + size - size % b, size))
+    full, left = grouped[inside].reshape(-1, b), np.ones(len(order), dtype=bool)
+    left[full] = False
+    batches = size // b
+    stage, stages, of = _numbers(batches), batches.max(), np.repeat(batches, batches)
+    if config.unequal == "stretch":
+        stage = (2 * stage + 1) * stages // (2 * of)
+    elif config.unequal == "back":
+        stage = stage + stages - of
+    # a stable sort: equal means of a stage stay in the order of the cluster numbers
+    easy_first = np.lexsort((ranking[full].mean(axis=1), stage))
+    return Batches(stage[easy_first], full[easy_first]), order[left[order]].reshape(-1, b)
+
+
+def _insert_rests(full: Batches, rests: np.ndarray, ranking: np.ndarray, at_end: bool) -> Batches:
+    """Put each rest batch, as a stage of its own, before the first stage with a larger mean ranking score, or at the end."""
+    scores, ends = ranking[full.rows], np.flatnonzero(np.diff(full.stage, append=-1)) + 1
+    means = [scores[start:end].ravel().mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)] if len(full.rows) else []
+    # the first stage above a mean is also the first at which the running maximum is above it
+    place = np.searchsorted(np.maximum.accumulate(np.array(means)), ranking[rests].mean(axis=1), side="right")
+    before = np.concatenate([np.full_like(place, len(means)) if at_end else place, full.stage])
+    order = np.argsort(before, kind="stable")
+    is_rest, before = order < len(rests), before[order]
+    begins = is_rest[1:] | is_rest[:-1] | (before[1:] != before[:-1])
+    return Batches(np.concatenate([[0], np.cumsum(begins)]), np.concatenate([rests, full.rows])[order])
 
 
 def build_plan(
@@ -84,9 +141,8 @@ def build_plan(
         batches = cluster_first(pool.ids, pool.clusters, pool.ranking, pool.raw, config, within)
         if order == "saerl":
             h = config.swapped_per_batch
-            mixed = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)
-            batches = mixed.batches
-            swapped_with = np.where(np.arange(b) >= b - h, mixed.partner[:, None], -1).ravel()
+            batches, partner = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)
+            swapped_with = np.where(np.arange(b) >= b - h, partner[:, None], -1).ravel()
         rows = batches.rows.ravel()
     plan = plan_of(pool, rows, swapped_with, order, b, h)
     validate(plan, pool.ids, b)

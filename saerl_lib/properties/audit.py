@@ -3,42 +3,27 @@
 No external language model: a cluster's label is made of its most frequent leaf topics, and a reader sees the tokens of a
 latent where the paper lets a language model describe them. LightGBM predicts the cluster from phi ("auxiliary LightGBM on the
 same labels", section 5.4); the total gain of its splits is summed by feature group, measured on the samples that the trees
-were grown on: it ranks features, it is no accuracy. The strength of a token is shown by shade and by weight (bold from half
-the maximum, the maximum underlined), so that it also reads without colour. Columns of phi are named as in the paper:
-`sol_mean/50831`.
+were grown on: it ranks features, it is no accuracy. How well a latent stands for a topic is its FRC (ours, after "feature
+representation confidence" in LinguaLens, arXiv 2502.20344): there both probabilities come from minimal pairs of sentences, here
+they are frequencies over the samples of a pool, so all of it is correlational: no text is changed, no latent switched off.
 
-The fitted models as arrays, so that one sample's decision can be taken apart without fitting again (paper, D.3).
+    necessity = P(latent active | topic)    sufficiency = P(topic | latent active)    FRC = their harmonic mean
 
-Difficulty and quality are linear in standardised features, so prediction = intercept + sum over features of
-weight * (x - mean) / scale: each term is that feature's contribution. They describe the readers, not the policy.
-
-How well one latent stands for one label: necessity, sufficiency and their harmonic mean, FRC.
-
-Ours, after the definition of "feature representation confidence" in LinguaLens (arXiv 2502.20344), which the paper's
-authors use elsewhere. There both probabilities come from minimal pairs of sentences with and without a property; here
-they are conditional frequencies over the samples of a pool, so everything below is correlational: necessity is a recall,
-sufficiency a precision, FRC their F1. No text is changed and no latent is switched off.
-
-    necessity   = P(latent active | label)      sufficiency = P(label | latent active)
-    FRC = 2 * necessity * sufficiency / (necessity + sufficiency)
-
-A latent is active in a sample when it fires on a token of the span of its block. Axes: N samples, J latents, C labels.
+A latent is active in a sample when it fires on a token of the span of its block. Columns of phi are named as in the paper:
+`sol_mean/50831`. Axes: N samples, D columns, J latents, C labels.
 """
 
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from saerl_lib.artifacts import Stage, get_or_compute
@@ -50,181 +35,11 @@ from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
-from saerl_lib.properties.clusters import Assignment, Clusters, topic_entropy
-from saerl_lib.properties.difficulty import DifficultyModel, HalfWidths, cluster_half_widths, coverage_table
+from saerl_lib.properties.clusters import Assignment, topic_entropy
+from saerl_lib.properties.difficulty import coverage_table
 from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.quality import SourceClassifier, fit_source_classifier
-from saerl_lib.properties.scorer import fit_properties
-from saerl_lib.report.statistics import Interval, percentile_interval
-
-
-@dataclass(frozen=True)
-class LinearReader:
-    """A linear model of D standardised features."""
-
-    mean: np.ndarray
-    """[D]."""
-    scale: np.ndarray
-    """[D]."""
-    weight: np.ndarray
-    """Of the standardised features, [D]."""
-    intercept: float
-
-    def standardise(self, x: np.ndarray) -> np.ndarray:
-        """x [..., D] in deviations."""
-        return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
-
-    def contributions(self, x: np.ndarray) -> np.ndarray:
-        """weight * standardised value, [..., D]; with the intercept they add up to the prediction.
-
-        >>> reader = LinearReader(np.array([1.0, 0.0]), np.array([2.0, 1.0]), np.array([3.0, -1.0]), 0.5)
-        >>> reader.contributions(np.array([5.0, 4.0])).tolist()
-        [6.0, -4.0]
-        """
-        return self.standardise(x) * self.weight
-
-
-@dataclass(frozen=True)
-class DecisionModel:
-    """What decides about a sample before the plan."""
-
-    clusters: Clusters
-    difficulty: LinearReader
-    """phi -> d_hat, label units."""
-    quality: LinearReader
-    """z -> log-odds of the filter score."""
-    widths: HalfWidths
-    """Of the interval r +- width, one a cluster."""
-
-
-def linear_readers(model: DifficultyModel, classifier: SourceClassifier) -> tuple[LinearReader, LinearReader]:
-    """The elastic net and the source classifier as linear readers of unscaled features."""
-    scaler, probe = model.predictor.named_steps["scale"], model.predictor.named_steps["probe"]
-    net = LinearReader(scaler.mean_, scaler.scale_, np.asarray(probe.coef_), float(probe.intercept_))
-    scaler, linear = classifier.scaler, classifier.classifier
-    weight, intercept = linear.coef_[0] / classifier.norm, float(linear.intercept_[0])
-    return net, LinearReader(scaler.mean_, scaler.scale_, weight, intercept)
-
-
-def fit_decision(profile: Profile, world: Stage, features: Stage) -> tuple[DecisionModel, pd.DataFrame]:
-    """The models of stages `difficulty` and `filter`, fitted again with their seeds, and the interval's coverage on test.
-
-    The second value holds the rows of `conformal.coverage_table` on the held-out test split.
-    """
-    clusters, model = fit_properties(profile, world, features)
-    labelled, negatives, test = (load_split_features(features, n) for n in ("labelled", "filter_negatives", "test"))
-    train = np.concatenate([labelled.z, negatives.z[: len(negatives.ids) // 2]])
-    is_target = np.arange(len(train)) < len(labelled.ids)
-    classifier = fit_source_classifier(train, is_target, sub_seed(profile.seed, "filter"))
-    labels, test_labels = (np.array([s.difficulty for s in load_split(world, n)]) for n in ("labelled", "test"))
-    residuals = labels - model.out_of_fold.ranking
-    widths = cluster_half_widths(residuals, clusters.assign(labelled.phi).label, clusters.k)
-    assigned = clusters.assign(test.phi).label
-    coverage = coverage_table(model.predict(test.phi, assigned).ranking, test_labels, assigned, widths)
-    return DecisionModel(clusters, *linear_readers(model, classifier), widths), coverage
-
-
-def save_decision(decision: DecisionModel, path: Path) -> None:
-    """Write every part's arrays and numbers as safetensors named `part.field`."""
-    parts = {entry.name: vars(getattr(decision, entry.name)) for entry in fields(decision)}
-    save_file({f"{part}.{name}": np.array(v, order="C") for part, values in parts.items() for name, v in values.items()}, path)
-
-
-def load_decision(path: Path) -> DecisionModel:
-    """Read what `save_decision` wrote; a part's numbers were kept as arrays without axes."""
-    parts: dict[str, dict[str, Any]] = {"clusters": {}, "difficulty": {}, "quality": {}, "widths": {}}
-    for key, value in load_file(path).items():
-        part, name = key.split(".")
-        parts[part][name] = value if value.ndim else value.item()
-    return DecisionModel(Clusters(**parts["clusters"]), LinearReader(**parts["difficulty"]),
-                         LinearReader(**parts["quality"]), HalfWidths(**parts["widths"]))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """One latent against one label over n samples."""
-
-    necessity: float
-    """P(active | label); 0 when no sample has the label."""
-    sufficiency: float
-    """P(label | active); 0 when the latent is never active."""
-    base_rate: float
-    """P(label)."""
-    n: int
-    n_active: int
-    n_label: int
-
-    @property
-    def frc(self) -> float:
-        """Harmonic mean of necessity and sufficiency, 0 when both are 0."""
-        total = self.necessity + self.sufficiency
-        return 2 * self.necessity * self.sufficiency / total if total else 0.0
-
-    @property
-    def lift(self) -> float:
-        """Sufficiency over base rate; 1 means that the latent says nothing about the label."""
-        return self.sufficiency / self.base_rate if self.base_rate else float("nan")
-
-
-def confidence(active: np.ndarray, has_label: np.ndarray) -> Confidence:
-    """Necessity and sufficiency of a latent, active [N], for a label, has_label [N].
-
-    >>> c = confidence(np.array([1, 1, 1, 0, 0]), np.array([1, 1, 0, 1, 0]))
-    >>> round(c.necessity, 3), round(c.sufficiency, 3), round(c.frc, 3), round(c.lift, 3)
-    (0.667, 0.667, 0.667, 1.111)
-
-    Raises ValueError for unequal rows or none.
-    """
-    require_rows(active=active, has_label=has_label)
-    active, has_label = np.asarray(active, dtype=bool), np.asarray(has_label, dtype=bool)
-    n, both, n_active, n_label = len(active), int((active & has_label).sum()), int(active.sum()), int(has_label.sum())
-    return Confidence(both / max(1, n_label), both / max(1, n_active), n_label / n, n, n_active, n_label)
-
-
-def confidence_interval(active: np.ndarray, has_label: np.ndarray, samples: int, seed: int) -> Interval:
-    """95 % percentile interval of FRC over `samples` bootstrap resamples of the N samples.
-
-    A resample only redraws how many samples fall into the four cells of (active, label), so the cells are drawn directly.
-    The interval does not cover that the label was chosen as the best one; `best_label_control` does.
-    """
-    require_rows(active=active, has_label=has_label)
-    cells = np.bincount(2 * np.asarray(active, dtype=int) + np.asarray(has_label, dtype=int), minlength=4)
-    draws = np.random.default_rng(seed).multinomial(cells.sum(), cells / cells.sum(), size=samples)
-    marginals = draws[:, 1] + draws[:, 2] + 2 * draws[:, 3]
-    return percentile_interval(confidence(active, has_label).frc, 2 * draws[:, 3] / np.maximum(1, marginals))
-
-
-def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
-    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
-
-    The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
-    """
-    both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
-    marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
-    return 2 * both / np.maximum(1, marginals)
-
-
-def best_labels(active: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The label with the largest FRC for each latent, str [J]; the first by name among equals."""
-    require_rows(active=active, labels=labels)
-    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
-    one_hot = codes[:, None] == np.arange(len(names))
-    return names[frc_matrix(np.asarray(active, dtype=bool), one_hot).argmax(axis=1)]
-
-
-def best_label_control(active: np.ndarray, labels: np.ndarray, shuffles: int, seed: int) -> np.ndarray:
-    """Mean over shuffles of the labels of the largest FRC that each latent then reaches, float [J].
-
-    The best label is chosen anew in every shuffle, as for the real labels: what FRC looks like without a relation.
-    """
-    require_rows(active=active, labels=labels)
-    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
-    rng, active = np.random.default_rng(seed), np.asarray(active, dtype=bool)
-    found = [
-        frc_matrix(active, rng.permutation(codes)[:, None] == np.arange(len(names))).max(axis=1) for _ in range(shuffles)
-    ]
-    return np.mean(found, axis=0)
-
+from saerl_lib.properties.scorer import difficulties, load_scorer
+from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
 GROUPS = (*(block.replace("solution", "sol") for block in BLOCKS), METADATA)
@@ -251,18 +66,14 @@ def is_latent(name: str) -> bool:
     return group_of(name) != METADATA
 
 
-UNLABELLED = "unlabelled"
-"""Label of a cluster whose samples have no topic."""
+# Clusters.
+
 TOP_TOPICS, REPRESENTATIVES, TOP_LATENTS = 3, 3, 5
 """Named topics, samples nearest to the centroid and latents a cluster (not stated in the paper; ours)."""
 LABEL_SHARE = 0.1
 """A topic joins the label from this share of its cluster on; the first one always does (not stated in the paper; ours)."""
 MIXED_SHARE = 0.25
 """Below this share of the first topic the label says that the cluster is mixed (not stated in the paper; ours)."""
-CLUSTER_COLUMNS = (
-    "cluster", "n", "label", "top_topics", "topic_entropy_bits", "difficulty_mean", "difficulty_q25", "difficulty_median",
-    "difficulty_q75", "n_difficulty", "prompt_words_mean", "solution_words_mean", "representatives", "top_latents",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -300,7 +111,7 @@ def cluster_label(ranked: Sequence[tuple[str, float]]) -> str:
     'mixed: Linear'
     """
     if not ranked:
-        return UNLABELLED
+        return "unlabelled"
     named = [topic for place, (topic, share) in enumerate(ranked[:TOP_TOPICS]) if place == 0 or share >= LABEL_SHARE]
     return ("mixed: " if ranked[0][1] < MIXED_SHARE else "") + ", ".join(topic.split(" -> ")[-1] for topic in named)
 
@@ -319,50 +130,41 @@ def standardised_shift(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: PoolFacts) -> pd.DataFrame:
-    """Rows of `cluster_audit.csv`, one a cluster that holds a sample; columns of `CLUSTER_COLUMNS`.
+    """Rows of `cluster_audit.csv`, one a cluster that holds a sample; phi is [N, D] with column names [D].
 
-    phi is [N, D] with column names [D]. Quartiles are of the finite difficulty labels, NaN without one; entropy in bits,
-    0 without topics; lengths in words. `representatives` are the ids nearest to the centroid, `top_latents` the pooled
-    latents whose mean lies most deviations above that of the other clusters. Both are joined by '; '.
-
-    Raises ValueError for unequal rows, non-finite phi or another number of names than columns.
+    Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
+    `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
+    above that of the other clusters. Both are joined by '; '. Raises ValueError for unequal rows or non-finite phi.
     """
     require_rows(phi=phi, labels=assigned.label, ids=facts.ids, topics=facts.topics, difficulty=facts.difficulty)
     require_finite("phi", phi)
-    if len(names) != phi.shape[1]:
-        raise ValueError(f"{len(names)} names for {phi.shape[1]} columns of phi: build them with feature_names")
-    latents = np.flatnonzero([is_latent(name) for name in names])
-    values, latent_names = np.asarray(phi, dtype=np.float64)[:, latents], [names[i] for i in latents]
-    rows = [_cluster_row(int(c), values, latent_names, assigned, facts) for c in np.unique(assigned.label)]
-    return pd.DataFrame(rows, columns=list(CLUSTER_COLUMNS))
+    latents = [name for name in names if is_latent(name)]
+    values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
+    all_ids, all_topics = np.asarray(facts.ids, dtype=str), np.asarray(facts.topics, dtype=str)
+    rows = []
+    for cluster in np.unique(assigned.label):
+        inside = assigned.label == cluster
+        ids, topics, difficulty = all_ids[inside], all_topics[inside], np.asarray(facts.difficulty, dtype=float)[inside]
+        ranked, difficulty = ranked_topics(topics), difficulty[np.isfinite(difficulty)]
+        quartiles = np.percentile(difficulty, [25, 50, 75]) if len(difficulty) else [np.nan] * 3
+        shift = standardised_shift(values, inside)
+        top = [i for i in np.argsort(-shift, kind="stable")[:TOP_LATENTS] if shift[i] > 0]
+        rows.append({
+            "cluster": int(cluster), "n": int(inside.sum()), "label": cluster_label(ranked),
+            "top_topics": "; ".join(f"{topic} ({share:.0%})" for topic, share in ranked[:TOP_TOPICS]),
+            "topic_entropy_bits": topic_entropy(topics[topics != ""]) if ranked else 0.0,
+            "difficulty_mean": float(difficulty.mean()) if len(difficulty) else np.nan,
+            **dict(zip(("difficulty_q25", "difficulty_median", "difficulty_q75"), map(float, quartiles), strict=True)),
+            "n_difficulty": len(difficulty),
+            "prompt_words_mean": float(np.mean(np.asarray(facts.prompt_words)[inside])),
+            "solution_words_mean": float(np.mean(np.asarray(facts.solution_words)[inside])),
+            "representatives": "; ".join(ids[np.lexsort((ids, assigned.distance[inside]))][:REPRESENTATIVES]),
+            "top_latents": "; ".join(f"{latents[i]} (+{shift[i]:.1f})" for i in top),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def _cluster_row(cluster: int, values: np.ndarray, latents: Sequence[str], assigned: Assignment, facts: PoolFacts) -> tuple:
-    inside = assigned.label == cluster
-    topics = np.asarray(facts.topics, dtype=str)[inside]
-    ranked = ranked_topics(topics)
-    difficulty = np.asarray(facts.difficulty, dtype=float)[inside]
-    difficulty = difficulty[np.isfinite(difficulty)]
-    quartiles = np.percentile(difficulty, [25, 50, 75]).tolist() if len(difficulty) else [np.nan] * 3
-    ids = np.asarray(facts.ids, dtype=str)[inside]
-    nearest = ids[np.lexsort((ids, assigned.distance[inside]))][:REPRESENTATIVES]
-    shift = standardised_shift(values, inside)
-    top = [i for i in np.argsort(-shift, kind="stable")[:TOP_LATENTS] if shift[i] > 0]
-    return (
-        cluster,
-        int(inside.sum()),
-        cluster_label(ranked),
-        "; ".join(f"{topic} ({share:.0%})" for topic, share in ranked[:TOP_TOPICS]),
-        topic_entropy(topics[topics != ""]) if ranked else 0.0,
-        float(difficulty.mean()) if len(difficulty) else np.nan,
-        *quartiles,
-        len(difficulty),
-        float(np.mean(np.asarray(facts.prompt_words)[inside])),
-        float(np.mean(np.asarray(facts.solution_words)[inside])),
-        "; ".join(nearest),
-        "; ".join(f"{latents[i]} (+{shift[i]:.1f})" for i in top),
-    )
-
+# Features.
 
 ROUNDS, LEAVES, BINS, LEARNING_RATE = 30, 15, 63, 0.1
 """Boosting rounds, leaves a tree, histogram bins, shrinkage (not stated in the paper; ours)."""
@@ -376,11 +178,10 @@ TOP_FEATURES = (20, 100)
 """How many of the strongest features the paper counts by group."""
 PAPER_GROUPS = {"sol_mean": (10, 36), "prompt_max": (5, 26), "prompt_mean": (2, 24), "sol_max": (2, 11), "metadata": (1, 3)}
 """group -> features among the top 20 and the top 100 by gain in the paper (section 5.4, Table 11)."""
-GROUP_COLUMNS = (
-    "group", "n_features", "gain_share", "ci_low", "ci_high", "top_20", "top_100", "paper_top_20", "paper_top_100", "n"
-)  # fmt: skip
 SHOWN_LATENTS = 12
 """Latents of `top_latents.csv` (not stated in the paper; ours)."""
+FRC_COLUMNS = ("topic", "necessity", "sufficiency", "base_rate", "lift", "frc", "ci_low", "ci_high", "control", "n", "n_active",
+               "n_topic")  # fmt: skip
 
 
 def feature_gain(phi: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -395,18 +196,10 @@ def feature_gain(phi: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     if len(classes) < 2:
         return np.zeros(phi.shape[1])
     settings = {
-        "objective": "multiclass",
-        "num_class": len(classes),
-        "num_leaves": LEAVES,
-        "learning_rate": LEARNING_RATE,
-        "max_bin": BINS,
-        "min_data_in_leaf": int(max(1, min(MIN_LEAF_SAMPLES, np.median(counts) // 2))),
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": 1,
-        "verbosity": -1,
-    }
+        "objective": "multiclass", "num_class": len(classes), "num_leaves": LEAVES, "learning_rate": LEARNING_RATE,
+        "max_bin": BINS, "min_data_in_leaf": int(max(1, min(MIN_LEAF_SAMPLES, np.median(counts) // 2))), "seed": seed,
+        "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1,
+    }  # fmt: skip
     data = lightgbm.Dataset(np.asarray(phi, dtype=np.float64), codes, params=settings)
     return np.asarray(lightgbm.train(settings, data, ROUNDS).feature_importance("gain"), dtype=np.float64)
 
@@ -430,77 +223,88 @@ def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
 
 
-def strongest_features(gain: np.ndarray, top: int) -> np.ndarray:
-    """Columns of the `top` largest gains above 0, strongest first, the lower column among equals."""
-    order = np.argsort(-gain, kind="stable")[:top]
-    return order[gain[order] > 0]
-
-
 def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequence[str], n: int) -> pd.DataFrame:
-    """Rows of `feature_groups.csv`: group, n_features, gain_share, ci_low, ci_high, top_20, top_100, paper_top_20,
-    paper_top_100, n (samples).
+    """Rows of `feature_groups.csv`: each group's share of the gain with an interval, and how many of the strongest are its own.
 
     The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]:
     with so few resamples percentiles would be too narrow. Empty when nothing was gained.
     """
-    shares = group_shares(gain, names)
-    usable = group_shares(resampled, names)
+    shares, usable = group_shares(gain, names), group_shares(resampled, names)
     usable = usable[np.isfinite(usable).all(axis=1)]
     half = np.full(len(GROUPS), np.nan)
     if len(usable) > 1:
         half = stats.t.ppf(0.975, len(usable) - 1) * usable.std(axis=0, ddof=1)
-    groups = [group_of(name) for name in names]
-    top = [[groups[i] for i in strongest_features(gain, k)] for k in TOP_FEATURES]
-    rows = [
-        (
-            group, groups.count(group), shares[g], np.clip(shares[g] - half[g], 0, 1), np.clip(shares[g] + half[g], 0, 1),
-            top[0].count(group), top[1].count(group), *PAPER_GROUPS[group], n,
-        )
-        for g, group in enumerate(GROUPS)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+    groups, order = np.array([group_of(name) for name in names]), np.argsort(-gain, kind="stable")
+    strongest = groups[order[gain[order] > 0]]
+    table = pd.DataFrame({"group": GROUPS, "n_features": [int((groups == g).sum()) for g in GROUPS], "gain_share": shares,
+                          "ci_low": np.clip(shares - half, 0, 1), "ci_high": np.clip(shares + half, 0, 1)})  # fmt: skip
+    for k in TOP_FEATURES:
+        table[f"top_{k}"] = [int((strongest[:k] == g).sum()) for g in GROUPS]
+    for place, k in enumerate(TOP_FEATURES):
+        table[f"paper_top_{k}"] = [PAPER_GROUPS[g][place] for g in GROUPS]
+    return table.assign(n=n)
+
+
+def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
+    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
+
+    The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
+
+    >>> frc_matrix(np.array([[1], [1], [1], [0], [0]]), np.array([[1], [1], [0], [1], [0]])).round(3).tolist()
+    [[0.667]]
+    """
+    both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
+    marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
+    return 2 * both / np.maximum(1, marginals)
+
+
+def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int, seed: int) -> pd.DataFrame:
+    """The label that each latent, active bool [N, J], stands for best among labels str [N]; one row a latent.
+
+    Columns: topic (of the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency
+    over base rate; 1 says nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active
+    and topic are redrawn), control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC
+    looks like without a relation), n, n_active, n_topic. Raises ValueError for unequal rows or none.
+    """
+    require_rows(active=active, labels=labels)
+    active = np.asarray(active, dtype=bool)
+    names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    n, rng = len(codes), np.random.default_rng(seed)
+    found = frc_matrix(active, codes[:, None] == np.arange(len(names)))
+    shuffled = [frc_matrix(active, rng.permutation(codes)[:, None] == np.arange(len(names))) for _ in range(SHUFFLES)]
+    control = np.mean([values.max(axis=1) for values in shuffled], axis=0)
+    rows = []
+    for j, label in enumerate(found.argmax(axis=1)):
+        cells = np.bincount(2 * active[:, j].astype(int) + (codes == label), minlength=4)
+        both, n_active, n_label = (int(v) for v in (cells[3], cells[2] + cells[3], cells[1] + cells[3]))
+        draws = np.random.default_rng(seed + j).multinomial(n, cells / n, size=bootstrap_samples)
+        resampled = 2 * draws[:, 3] / np.maximum(1, draws[:, 1] + draws[:, 2] + 2 * draws[:, 3])
+        interval, sufficiency = percentile_interval(found[j, label], resampled), both / max(1, n_active)
+        rows.append((str(names[label]), both / n_label, sufficiency, n_label / n, sufficiency * n / n_label, found[j, label],
+                     interval.low, interval.high, control[j], n, n_active, n_label))  # fmt: skip
+    return pd.DataFrame(rows, columns=list(FRC_COLUMNS))
 
 
 def top_latents_table(
     gain: np.ndarray, names: Sequence[str], phi: np.ndarray, topics: np.ndarray, *, bootstrap_samples: int, seed: int,
     shown: int = SHOWN_LATENTS,
 ) -> pd.DataFrame:  # fmt: skip
-    """The pooled latents of largest gain with the topic that each stands for best, one a row.
-
-    Columns: feature, block, latent, gain (share of all features' total), topic (largest FRC), necessity, sufficiency,
-    base_rate, lift, frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed), control (FRC with shuffled topics,
-    the best topic chosen anew), n, n_active, n_topic. A latent is active where its pooled value is above 0. Samples
-    without a topic are left out of the FRC columns, which are empty when no sample has one. See `confidence` for the terms.
-    """
+    """The pooled latents of largest gain with the topic that each stands for best: feature, block, latent, gain (share of all
+    features' total), and the columns of `frc_table` over the samples with a topic, which are empty when no sample has one."""
     columns = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 0 and is_latent(names[i])][:shown]
     topics = np.asarray(topics, dtype=str)
     known = topics != ""
-    active = np.asarray(phi)[known][:, columns] > 0
-    best = best_labels(active, topics[known]) if known.any() and columns else [""] * len(columns)
-    control = best_label_control(active, topics[known], SHUFFLES, seed) if known.any() and columns else [np.nan] * len(columns)
-    rows = []
-    for j, column in enumerate(columns):
-        block, latent = names[column].split("/")
-        values: tuple = (np.nan,) * 8 + (int(known.sum()), 0, 0)
-        if known.any():
-            has = topics[known] == best[j]
-            c, ci = confidence(active[:, j], has), confidence_interval(active[:, j], has, bootstrap_samples, seed + j)
-            values = (c.necessity, c.sufficiency, c.base_rate, c.lift, c.frc, ci.low, ci.high, control[j])
-            values += (c.n, c.n_active, c.n_label)
-        rows.append((names[column], block, int(latent), gain[column] / gain.sum(), str(best[j]), *values))
-    return pd.DataFrame(
-        rows,
-        columns=["feature", "block", "latent", "gain", "topic", "necessity", "sufficiency", "base_rate", "lift", "frc",
-                 "ci_low", "ci_high", "control", "n", "n_active", "n_topic"],
-    )  # fmt: skip
+    table = pd.DataFrame(
+        [(names[i], group_of(names[i]), int(names[i].split("/")[1]), gain[i] / gain.sum()) for i in columns],
+        columns=["feature", "block", "latent", "gain"],
+    )
+    if known.any() and columns:
+        active = np.asarray(phi)[known][:, columns] > 0
+        return table.join(frc_table(active, topics[known], bootstrap_samples=bootstrap_samples, seed=seed))
+    return table.reindex(columns=[*table.columns, *FRC_COLUMNS]).assign(topic="", n=0, n_active=0, n_topic=0)
 
 
-def highest_activating(phi: np.ndarray, ids: Sequence[str], column: int, top: int) -> list[int]:
-    """Rows of the `top` largest values above 0 in a column of phi, ties by id."""
-    values = np.asarray(phi)[:, column]
-    order = np.lexsort((np.asarray(ids, dtype=str), -values))[:top]
-    return [int(i) for i in order if values[i] > 0]
-
+# Tokens.
 
 BOLD_SHARE = 0.5
 """Tokens from this share of the maximum on are bold (ours)."""
@@ -510,6 +314,13 @@ BOX = "font-family:monospace;white-space:pre-wrap;background:#FFFFFF;color:#0000
 """Style of the token box: black on white whatever the notebook's theme."""
 FULL_SHADE = (86, 180, 233)
 """RGB of the strongest token: sky blue of Okabe and Ito; black text stays readable on it."""
+
+
+class Html(str):
+    """HTML that a notebook shows as such."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -524,12 +335,6 @@ class TokenHighlights:
     tokens: tuple[str, ...]
     activations: tuple[float, ...]
     """One a token, at least 0, in the SAE's units."""
-
-    def __post_init__(self) -> None:
-        if len(self.tokens) != len(self.activations):
-            raise ValueError(
-                f"{self.sample_id}: {len(self.tokens)} tokens, {len(self.activations)} activations: lengths must agree"
-            )
 
     @property
     def strongest(self) -> int | None:
@@ -555,31 +360,14 @@ class TokenHighlights:
         texts = (self.text(context) for context in range(CONTEXT_TOKENS, -1, -1))
         return next((text for text in texts if len(text) <= characters), self.text(0)[:characters])
 
-    def _repr_html_(self) -> str:
+    def html(self) -> Html:
+        """All tokens, shaded by activation."""
         peak = max(self.activations, default=0.0)
         pairs = enumerate(zip(self.tokens, self.activations, strict=True))
         shown = "".join(_token(t, a / peak if peak else 0.0, i == self.strongest, a) for i, (t, a) in pairs)
         feature, span, sample = (html.escape(name) for name in (self.feature, self.span, self.sample_id))
         head = f"<b>{feature}</b> in the {span} of {sample}, maximum {peak:.2f}"
-        return f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>'
-
-
-@dataclass(frozen=True)
-class HighlightPage:
-    """Some highlights below each other."""
-
-    items: tuple[TokenHighlights, ...]
-
-    def _repr_html_(self) -> str:
-        return "".join(item._repr_html_() for item in self.items)
-
-    def text(self) -> str:
-        """One line an item: feature, sample, excerpt."""
-        return "\n".join(f"{i.feature}  {i.sample_id}  {i.text()}" for i in self.items)
-
-    def of(self, feature: str) -> HighlightPage:
-        """The highlights of one feature."""
-        return HighlightPage(tuple(item for item in self.items if item.feature == feature))
+        return Html(f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>')
 
 
 def _token(token: str, share: float, strongest: bool, activation: float) -> str:
@@ -592,45 +380,33 @@ def _token(token: str, share: float, strongest: bool, activation: float) -> str:
     return f'<span style="{style}" title="{activation:.2f}">{text}</span>'
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A latent to be shown in one sample."""
+def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:
+    """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`.
 
-    feature: str
-    latent: int
-    """Index of the SAE's dictionary."""
-    span: str
-    """prompt or solution."""
-    sample: Sample
-
-
-def token_highlights(wanted: Sequence[Wanted], encoder: Encoder) -> HighlightPage:
-    """Highlights in the order of `wanted`; every sample is encoded once, one batch at a time."""
-    samples = list({w.sample.id: w.sample for w in wanted}.values())
+    The span is that of the column's block. Every sample is encoded once, one batch at a time.
+    """
+    samples = list({sample.id: sample for _, sample in wanted}.values())
     found: dict[int, TokenHighlights] = {}
     for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
         latents = batch_latents(encoder, batch, samples)
         for b, row in enumerate(batch.rows):
-            for place, w in enumerate(wanted):
-                if w.sample.id == samples[row].id:
-                    mask = batch.prompt[b] if w.span == "prompt" else batch.solution[b]
+            for place, (feature, sample) in enumerate(wanted):
+                if sample.id == samples[row].id:
+                    block, latent = feature.split("/")
+                    span = "prompt" if block.startswith("prompt") else "solution"
+                    mask = (batch.prompt if span == "prompt" else batch.solution)[b]
                     tokens = tuple(str(encoder.tokenizer.decode([i])) for i in batch.ids[b][mask].tolist())
-                    values = latents[b, mask, w.latent].to(torch.float64)
-                    found[place] = TokenHighlights(w.feature, w.sample.id, w.span, tokens, tuple(values.tolist()))
-    return HighlightPage(tuple(found[place] for place in range(len(wanted))))
+                    values = latents[b, mask, int(latent)].to(torch.float64)
+                    found[place] = TokenHighlights(feature, sample.id, span, tokens, tuple(values.tolist()))
+    return [found[place] for place in range(len(wanted))]
 
 
-def to_records(page: HighlightPage) -> list[dict[str, Any]]:
-    """JSON-ready records of a page; activations to 5 digits."""
-    return [{**asdict(item), "activations": [round(a, 5) for a in item.activations]} for item in page.items]
+def load_highlights(audit: Stage) -> Html:
+    """The tokens of the top latents' highest-activating samples."""
+    return Html(audit.path("highlights.html").read_text(encoding="utf-8"))
 
 
-def from_records(records: Iterable[dict[str, Any]]) -> HighlightPage:
-    """A page from the records of `to_records`."""
-    return HighlightPage(
-        tuple(TokenHighlights(**{**r, "tokens": tuple(r["tokens"]), "activations": tuple(r["activations"])}) for r in records)
-    )
-
+# The stage.
 
 EXAMPLES = 3
 """Highest-activating samples of each top latent (ours)."""
@@ -647,7 +423,7 @@ def pool_facts(samples: list[Sample], metadata: np.ndarray) -> PoolFacts:
 def audit_tables(
     samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: PoolFacts,
     encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
-) -> tuple[dict[str, pd.DataFrame], HighlightPage]:  # fmt: skip
+) -> tuple[dict[str, pd.DataFrame], list[TokenHighlights]]:  # fmt: skip
     """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
 
     top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
@@ -655,28 +431,26 @@ def audit_tables(
     phi = table.phi
     gain = feature_gain(phi, assigned.label, seed)
     latents = top_latents_table(gain, names, phi, facts.topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
-    wanted = [
-        Wanted(row.feature, row.latent, "prompt" if row.block.startswith("prompt") else "solution", samples[i])
-        for row in latents.itertuples()
-        for i in highest_activating(table.z, table.ids, names.index(row.feature), EXAMPLES)
-    ]
-    page = token_highlights(wanted, encoder) if wanted else HighlightPage(())
-    first = {item.feature: item for item in reversed(page.items)}
+    wanted, ids = [], np.asarray(table.ids, dtype=str)
+    for feature in latents["feature"]:
+        values = table.z[:, names.index(feature)]
+        wanted += [(feature, samples[i]) for i in np.lexsort((ids, -values))[:EXAMPLES] if values[i] > 0]
+    items = token_highlights(wanted, encoder) if wanted else []
+    first = {item.feature: item for item in reversed(items)}
     shown = [first[feature] for feature in latents["feature"]]
     texts = [item.text() if characters is None else item.excerpt(characters) for item in shown]
     return {
         "cluster_audit": cluster_audit_table(phi, names, assigned, facts),
         "feature_groups": feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi)),
         "top_latents": latents.assign(example_id=[item.sample_id for item in shown], example_text=texts),
-    }, page
+    }, items
 
 
 def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
     """Write what notebook 04 shows and what `plan.audit` reads.
 
     cluster_audit.parquet, feature_groups.parquet and top_latents.parquet hold the rows of the CSV tables of these names,
-    difficulty_interval.parquet the interval's coverage on the test split, highlights.json the tokens of the top latents,
-    decision.safetensors the fitted models.
+    difficulty_interval.parquet the interval's coverage on the test split, highlights.html the tokens of the top latents.
     """
 
     def compute(folder: Path) -> None:
@@ -684,26 +458,18 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
         names = feature_names(retained_latents(features))
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
         assigned = Assignment(scores["cluster"].to_numpy(), scores["distance"].to_numpy())
-        tables, page = audit_tables(
+        tables, items = audit_tables(
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
+        scorer = load_scorer(difficulty.path("scorer.safetensors"))
+        held_out, truth = scorer.score(load_split_features(features, "test")), difficulties(world, "test")
+        tables["difficulty_interval"] = coverage_table(
+            held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths
+        )
         for name, found in tables.items():
             found.to_parquet(folder / f"{name}.parquet", index=False)
-        (folder / "highlights.json").write_text(json.dumps(to_records(page)) + "\n", encoding="utf-8")
-        decision, coverage = fit_decision(profile, world, features)
-        save_decision(decision, folder / "decision.safetensors")
-        coverage.to_parquet(folder / "difficulty_interval.parquet", index=False)
+        (folder / "highlights.html").write_text("".join(item.html() for item in items) + "\n", encoding="utf-8")
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "audit", config, compute, (world, features, difficulty))
-
-
-def load_highlights(audit: Stage) -> HighlightPage:
-    """The tokens of the top latents' highest-activating samples; shown as HTML in a notebook."""
-    return from_records(json.loads(audit.path("highlights.json").read_text(encoding="utf-8")))
-
-
-def load_decision_model(audit: Stage) -> DecisionModel:
-    """The fitted models of the stage."""
-    return load_decision(audit.path("decision.safetensors"))

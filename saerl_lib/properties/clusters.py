@@ -6,16 +6,14 @@ reassignment of centroids (late in a fit it leaves clusters of one sample), the 
 a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
 
 phi is anything with `shape` and rows that can be sliced: an array, a `numpy.memmap` or `StoredPhi`. A million samples of 986
-float32 columns take 4 GB, as float64 8 GB, so whatever visits all of them does so by `CHUNK_ROWS` rows.
+float32 columns take 4 GB, as float64 8 GB, so whatever visits all of them does so by chunks of rows.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,54 +57,19 @@ class StoredPhi:
         return np.concatenate([self.z[rows], self.metadata[rows]], axis=1)
 
 
-def open_phi(path: Path) -> StoredPhi:
-    """The feature table that `save_features` wrote, memory-mapped instead of read.
-
-    Raises ValueError when the file holds no feature table of float32.
-    """
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length)) if length < path.stat().st_size else {}
-    if {"z", "metadata", "__metadata__"} - header.keys() or {header[name]["dtype"] for name in ("z", "metadata")} != {"F32"}:
-        raise ValueError(f"{path} is no feature table of float32: write it with save_features")
-    z, metadata = (
-        np.memmap(path, np.float32, "r", 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]))
-        for name in ("z", "metadata")
-    )
-    return StoredPhi(tuple(json.loads(header["__metadata__"]["ids"])), z, metadata)
-
-
-def row_slices(n: int) -> Iterator[slice]:
-    """Slices of `CHUNK_ROWS` rows that cover n rows in order.
-
-    >>> [(s.start, s.stop) for s in row_slices(5000)]
-    [(0, 4096), (4096, 5000)]
-    """
-    return (slice(start, min(start + CHUNK_ROWS, n)) for start in range(0, n, CHUNK_ROWS))
-
-
 def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite.
+    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite; `CHUNK_ROWS` at a time.
 
     Raises ValueError that names `name` and its first bad row when an entry is NaN or infinite.
     """
-    for rows in row_slices(len(x)):
-        chunk = np.array(x[rows], dtype=np.float64)
-        if not np.isfinite(chunk).all():
-            require_finite_rows(name, x)
-        yield rows, chunk
-
-
-def require_finite_rows(name: str, x: Any) -> None:
-    """`require_finite` for a matrix [N, D] of any size. Raises ValueError with the count and the first bad row."""
-    count, first = 0, -1
-    for rows in row_slices(len(x)):
-        finite = np.isfinite(x[rows])
-        if not finite.all():
-            count += int(finite.size - finite.sum())
-            first = rows.start + int(np.flatnonzero(~finite.all(axis=1))[0]) if first < 0 else first
-    if count:
-        raise ValueError(f"{name} holds {count} non-finite values, first in row {first}: encode that sample again or drop it")
+    for start in range(0, len(x), CHUNK_ROWS):
+        chunk = np.array(x[start : start + CHUNK_ROWS], dtype=np.float64)
+        bad = ~np.isfinite(chunk)
+        if bad.any():
+            row = start + int(np.flatnonzero(bad.any(axis=1))[0])
+            fix = "encode that sample again or drop it"
+            raise ValueError(f"{name} holds {bad.sum()} non-finite values, first in row {row}: {fix}")
+        yield slice(start, start + len(chunk)), chunk
 
 
 def by_chunks(name: str, x: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -223,13 +186,15 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     size, the largest first, then by their first sample: numbers do not depend on the processor as those of k-means do.
     Raises ValueError for k below 1 or above the number of fitted samples, and for non-finite values.
     """
-    require_finite_rows("phi", phi)
+    for _ in float_chunks("phi", phi):
+        pass  # finite
     if k < 1:
         raise ValueError(f"clusters={k} must be at least 1")
     n = min(len(phi), fit_rows or len(phi))
     if k > n:
         raise ValueError(f"clusters={k} exceeds the {n} samples: lower PropertyConfig.clusters or encode more samples")
-    sample = phi if n == len(phi) else phi[subsample(len(phi), n, seed)]
+    rng = np.random.default_rng(sub_seed(seed, "cluster-subsample"))
+    sample = phi if n == len(phi) else phi[np.sort(rng.choice(len(phi), n, replace=False))]
     scaler = StandardScaler().fit(np.asarray(sample[:], dtype=np.float64))
     space = Clusters(scaler.mean_, scaler.scale_, np.empty((0, phi.shape[1])), n_dropped=0)
     points = space.standardise(sample[:])
@@ -252,11 +217,6 @@ def _by_size(label: np.ndarray, k: int) -> np.ndarray:
     row = np.full(k, len(label))
     row[names] = first
     return np.lexsort((row, -np.bincount(label, minlength=k)))
-
-
-def subsample(n: int, size: int, seed: int) -> np.ndarray:
-    """`size` of n row numbers in ascending order, drawn without repetition."""
-    return np.sort(np.random.default_rng(sub_seed(seed, "cluster-subsample")).choice(n, size, replace=False))
 
 
 def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
@@ -304,26 +264,21 @@ def topic_entropy(topics: np.ndarray) -> float:
 
 def cluster_topics(labels: np.ndarray, domains: np.ndarray) -> pd.DataFrame:
     """Rows of `cluster_topics.csv`: cluster, domain, n, for every pair that occurs."""
-    require_rows(labels=labels, domains=domains)
     pairs = pd.DataFrame({"cluster": np.asarray(labels), "domain": np.asarray(domains)})
     return pairs.groupby(["cluster", "domain"]).size().rename("n").reset_index()
 
 
 def topic_summary(labels: np.ndarray, topics: np.ndarray) -> pd.DataFrame:
     """One row a cluster: cluster, n, topic_entropy_bits, top_topic (first by name among equals), top_share."""
-    require_rows(labels=labels, topics=topics)
-    labels, topics, rows = np.asarray(labels), np.asarray(topics), []
-    for cluster in np.unique(labels):
-        inside = topics[labels == cluster]
-        names, counts = np.unique(inside, return_counts=True)
-        top = int(counts.argmax())
-        rows.append((int(cluster), len(inside), topic_entropy(inside), str(names[top]), float(counts[top] / len(inside))))
+    rows = []
+    for cluster, inside in pd.Series(np.asarray(topics)).groupby(np.asarray(labels)):
+        counts = inside.value_counts().sort_index()
+        rows.append((int(cluster), len(inside), topic_entropy(inside), counts.idxmax(), counts.max() / len(inside)))
     return pd.DataFrame(rows, columns=["cluster", "n", "topic_entropy_bits", "top_topic", "top_share"])
 
 
 OTHER_SEEDS = 5
 """Fits beside the profile's own one: 15 pairs."""
-STABILITY_COLUMNS = ["varied", "pairs", "ari_mean", "ari_low", "ari_high", "n"]
 
 
 def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int, others: int = OTHER_SEEDS) -> list[Clusters]:
@@ -332,26 +287,15 @@ def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int, others: int = 
     return [pool_clusters(phi, config, number) for number in seeds]
 
 
-def pairwise_ari(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """Adjusted Rand index of every pair of label vectors [N], in the order of `itertools.combinations`; 1 is equal.
-
-    >>> pairwise_ari([np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]), np.array([0, 1, 0, 1])]).round(3).tolist()
-    [1.0, -0.5, -0.5]
-
-    Raises ValueError for fewer than two vectors or unequal lengths.
-    """
-    if len(labels) < 2:
-        raise ValueError(f"{len(labels)} label vectors have no pair: fit with at least two seeds")
-    if len({len(vector) for vector in labels}) > 1:
-        raise ValueError(f"label vectors of {sorted({len(v) for v in labels})} samples: label the same samples under every seed")
-    return np.array([adjusted_rand_score(first, second) for first, second in combinations(labels, 2)])
-
-
 def stability_row(varied: str, labels: Sequence[np.ndarray]) -> pd.DataFrame:
-    """The row of `cluster_stability.csv` for label vectors [N] that differ in `varied`: mean, least and largest ARI of all pairs.
+    """The row of `cluster_stability.csv` for two or more label vectors [N] that differ in `varied`, seeds of k-means or the SAE.
 
-    Serves seeds of k-means and of the SAE alike. Raises as `pairwise_ari` does.
+    Adjusted Rand index of all pairs (1 is equal): number of pairs, mean, least and largest, and N.
+
+    >>> stability_row("seeds", [[0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]]).to_numpy().tolist()
+    [['seeds', 3, 0.0, -0.5, 1.0, 4]]
     """
-    values = pairwise_ari(labels)
-    row = (varied, len(values), float(values.mean()), float(values.min()), float(values.max()), len(labels[0]))
-    return pd.DataFrame([row], columns=STABILITY_COLUMNS)
+    values = [adjusted_rand_score(first, second) for first, second in combinations(labels, 2)]
+    row = {"varied": varied, "pairs": len(values), "ari_mean": float(np.mean(values)), "ari_low": float(min(values)),
+           "ari_high": float(max(values)), "n": len(labels[0])}  # fmt: skip
+    return pd.DataFrame([row])

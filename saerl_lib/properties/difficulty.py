@@ -69,11 +69,11 @@ class DifficultyModel:
     def predict(self, phi: np.ndarray, clusters: np.ndarray) -> Scores:
         """Scores of phi [N, D], read by chunks, whose clusters are [N].
 
-        Raises ValueError for non-finite phi or an unknown cluster.
+        Raises ValueError for non-finite phi.
         """
         require_rows(phi=phi, clusters=clusters)
         raw = by_chunks("phi", phi, self.predictor.predict)
-        return rank(raw, _apply(self.calibration, raw), clusters, self.corrections)
+        return rank(raw, self.calibration.predict(raw[:, None]), clusters, self.corrections)
 
 
 def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> Corrections:
@@ -83,15 +83,13 @@ def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau
     >>> c.residual.tolist(), c.shrinkage.round(3).tolist()
     ([2.0, -1.0, 0.0], [0.5, 0.333, 0.0])
     """
-    clusters = _known_clusters(clusters, k)
     n = np.bincount(clusters, minlength=k)
     residual = np.bincount(clusters, weights=residuals, minlength=k) / np.maximum(n, 1)
     return Corrections(n, residual, n / (n + tau))
 
 
 def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, corrections: Corrections) -> Scores:
-    """Equation 10 for N samples. Raises ValueError for a cluster that the corrections do not hold."""
-    clusters = _known_clusters(clusters, len(corrections.residual))
+    """Equation 10 for N samples, whose clusters [N] lie below K."""
     return Scores(raw, calibrated, calibrated + (corrections.shrinkage * corrections.residual)[clusters])
 
 
@@ -102,7 +100,7 @@ def fit_difficulty(
     """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
 
     `tuned` is a pipeline of `fit_elastic_net` whose penalties are taken over and fitted anew; without it they are tuned.
-    Raises ValueError for non-finite phi or labels, unequal rows, an unknown cluster or fewer samples than folds.
+    Raises ValueError for non-finite phi or labels, unequal rows or fewer samples than folds.
     """
     require_rows(phi=phi, labels=labels, clusters=clusters)
     labels = np.asarray(labels, dtype=np.float64)
@@ -114,7 +112,7 @@ def fit_difficulty(
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
     calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
-    calibrated = _apply(calibration, raw)
+    calibrated = calibration.predict(raw[:, None])
     corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
     return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
 
@@ -150,20 +148,6 @@ def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bin
     return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
 
 
-def _apply(calibration: IsotonicRegression, raw: np.ndarray) -> np.ndarray:
-    return np.asarray(calibration.predict(raw[:, None]), dtype=np.float64)
-
-
-def _known_clusters(clusters: np.ndarray, k: int) -> np.ndarray:
-    clusters = np.asarray(clusters, dtype=np.int64)
-    if clusters.size and not 0 <= clusters.min() <= clusters.max() < k:
-        raise ValueError(
-            f"clusters holds values from {clusters.min()} to {clusters.max()}, known are 0 to {k - 1}: "
-            "assign with the fitted Clusters"
-        )
-    return clusters
-
-
 LEVEL = 0.95
 """Nominal coverage (not stated in the paper; ours)."""
 MIN_LABELS = 50
@@ -190,45 +174,33 @@ def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
     >>> conformal_half_width(np.array([-1.0, 2.0, 3.0, -4.0]), level=0.8), conformal_half_width(np.array([1.0]), level=0.8)
     (4.0, inf)
 
-    Raises ValueError for no or non-finite residuals or a level outside (0, 1).
+    Raises ValueError for no or non-finite residuals.
     """
-    residuals = np.asarray(residuals, dtype=float)
     require_rows(residuals=residuals)
     require_finite("residuals", residuals)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie strictly between 0 and 1")
     place = math.ceil((len(residuals) + 1) * level - 1e-9)
     return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
 
 
-def cluster_half_widths(
-    residuals: np.ndarray, clusters: np.ndarray, k: int, level: float = LEVEL, min_labels: int = MIN_LABELS
-) -> HalfWidths:
+def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> HalfWidths:
     """Half-widths of K clusters from residuals [N] of labelled samples in clusters [N]; small clusters take that of all."""
     require_rows(residuals=residuals, clusters=clusters)
-    residuals, clusters = np.asarray(residuals, dtype=float), np.asarray(clusters)
     counts = np.bincount(clusters, minlength=k)
-    own = counts >= min_labels
-    everywhere = conformal_half_width(residuals, level)
-    width = [conformal_half_width(residuals[clusters == c], level) if own[c] else everywhere for c in range(k)]
+    own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
+    width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]
     return HalfWidths(np.array(width), np.where(own, counts, len(residuals)), own)
 
 
-def coverage_table(
-    scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: HalfWidths, level: float = LEVEL
-) -> pd.DataFrame:
+def coverage_table(scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: HalfWidths) -> pd.DataFrame:
     """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
     coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
     require_rows(scores=scores, labels=labels, clusters=clusters)
-    clusters = np.asarray(clusters)
-    inside = np.abs(np.asarray(labels, dtype=float) - np.asarray(scores, dtype=float)) <= widths.width[clusters]
-    rows = []
-    for c in np.unique(clusters).tolist():
-        hits, n = int(inside[clusters == c].sum()), int((clusters == c).sum())
-        origin = "cluster" if widths.own[c] else "all"
-        rows.append((str(c), widths.width[c], int(widths.n[c]), origin, n, *wilson_interval(hits, n), level))
-    mean = float(widths.width[clusters].mean())
-    hits, n = int(inside.sum()), len(inside)
-    rows.append(("all", mean, int(widths.n.max()), "mixed", n, *wilson_interval(hits, n), level))
+    inside = np.abs(labels - scores) <= widths.width[clusters]
+    rows = [
+        (str(c), widths.width[c], int(widths.n[c]), "cluster" if widths.own[c] else "all", inside[clusters == c])
+        for c in np.unique(clusters).tolist()
+    ]
+    rows.append(("all", float(widths.width[clusters].mean()), int(widths.n.max()), "mixed", inside))
+    counted = [(*row, len(hits), *wilson_interval(int(hits.sum()), len(hits)), LEVEL) for *row, hits in rows]
     columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(counted, columns=columns)

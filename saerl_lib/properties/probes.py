@@ -1,22 +1,15 @@
-"""What the representation knows about a sample: topic, difficulty, quality, and its cluster (paper, sections 2 and 4).
-
-Arrays only: no model, no file. Axes: N samples, D features (z 4 x S, metadata 26, phi both), K clusters.
-
-Linear probes of topic, difficulty and solution quality, and what they are asked (paper, section 2, Tables 1-3).
+"""Linear probes of topic, difficulty, quality and validity, their tasks, and the rows of a task (paper, section 2, Tables 1-3).
 
 Every feature set gets the same budget: dense features are standardised on the training samples; sparse ones (TF-IDF)
 stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
 to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
 stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
 
-Probe tasks of the control ladder: which label is read from which samples, on the world, on real data and in any file.
+A task says which label is read from which samples, on the world, on real data or in any file; no training row shares its
+question with an evaluation set. Intervals resample test samples and, where a feature set has several seeds, the seeds as well:
+each resample draws seeds with replacement and averages their metric on the same resampled samples (ours).
 
-Splits are those of `saerl_lib.data.published`; no training row shares its question with an evaluation set.
-
-From test predictions to rows of `probe_ladder.csv`, with intervals over test samples and over SAE seeds (ours).
-
-The bootstrap resamples test samples and, where a feature set has several seeds, the seeds as well: each resample draws
-seeds with replacement and averages their metric on the same resampled samples.
+Axes: N samples, D features (z 4 x S, metadata 26, phi both).
 """
 
 from __future__ import annotations
@@ -92,6 +85,20 @@ LEAST_TRAIN, LEAST_TEST = 30, 10
 """Samples of a task at least."""
 METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "quality": "pearson"}
 """Kind of a task -> its metric in the ladder."""
+ERRORS = ("rmse", "mae")
+"""Further metrics of a quality task (paper, Table 3)."""
+LEAST_ROWS = 43
+"""Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
+LEAST_TOPIC_ROWS = 10
+"""Rows of a file that a topic needs to be a class."""
+STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
+"""Step label -> share of correctness (paper, Table 3)."""
+LABEL_KINDS = {"subject": "topic", "level": "rank", "pass_rate": "rank", "learnability": "rank", "valid": "binary"}
+"""Label of a file -> kind of its task."""
+TARGET_NAMES = {
+    "subject": "subject", "level": "difficulty_level", "pass_rate": "difficulty_by_pass_rate", "learnability": "learnability",
+    "valid": "well_posed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -226,13 +233,6 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     return _as_float(x), np.asarray(y, dtype=np.float64)
 
 
-def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
-    require_rows(train_x=x, train_y=y)
-    require_finite("train_x", x)
-    require_finite("train_y", y)
-    return _as_float(x), np.asarray(y, dtype=np.float64)
-
-
 def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVectorizer:
     """A vectoriser of lower-case 1-grams and 2-grams with sublinear counts, fitted on training texts only.
 
@@ -245,36 +245,22 @@ def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVe
     return vectorizer.fit(train_texts)
 
 
-LEAST_ROWS = 43
-"""Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
-LEAST_TOPIC_ROWS = 10
-"""Rows of a file that a topic needs to be a class."""
-STEP_SCORE = {1: 1.0, 0: 0.5, -1: 0.0}
-"""Step label -> share of correctness (paper, Table 3)."""
-
-
 def solution_quality(sample: Sample) -> float:
     """Mean step score of a solution (paper, Table 3)."""
     return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
 
 
 def labelled_task(
-    train: LabelledSet, test: LabelledSet, label: str, target: str, kind: str, *, sign: float = 1.0, with_solution: bool = False
+    train: LabelledSet, test: LabelledSet, label: str, target: str | None = None, *, with_solution: bool = False
 ) -> Task:
-    """The task of one label; rows without it are left out of this task alone. `sign` = -1 turns a pass rate into difficulty."""
+    """The task of one label, `target` or its name in `TARGET_NAMES`; rows without it are left out of this task alone.
+
+    A pass rate is turned into difficulty by its sign.
+    """
     train, test = train.with_label(label), test.with_label(label)
-    y, truth = train.labels[label], test.labels[label]
-    if kind in ("rank", "binary"):
-        y, truth = sign * y, sign * truth
-    return Task(test.name, target, kind, train.samples, test.samples, y, truth, with_solution)
-
-
-LABEL_KINDS = {"subject": "topic", "level": "rank", "pass_rate": "rank", "learnability": "rank", "valid": "binary"}
-"""Label of a file -> kind of its task."""
-TARGET_NAMES = {
-    "subject": "subject", "level": "difficulty_level", "pass_rate": "difficulty_by_pass_rate", "learnability": "learnability",
-    "valid": "well_posed",
-}  # fmt: skip
+    labels = [-part.labels[label] if label == "pass_rate" else part.labels[label] for part in (train, test)]
+    samples = (train.samples, test.samples)
+    return Task(test.name, target or TARGET_NAMES[label], LABEL_KINDS[label], *samples, *labels, with_solution)
 
 
 def joined_labels(*sources: np.ndarray) -> np.ndarray:
@@ -293,14 +279,12 @@ def real_tasks(load: Callable[[str], LabelledSet], config: LadderConfig, held_ou
         math_train = math_train.rows(hash_order(math_train)[: config.max_train])
         math_test = math_test.rows(hash_order(math_test)[: config.max_test])
     tasks = [
-        labelled_task(math_train, math_test, "subject", "subject", "topic"),
-        labelled_task(math_train, math_test, "level", "difficulty_level", "rank"),
-        labelled_task(math_train, math_test, "level", "difficulty_level_with_solution", "rank", with_solution=True),
+        labelled_task(math_train, math_test, "subject"),
+        labelled_task(math_train, math_test, "level"),
+        labelled_task(math_train, math_test, "level", "difficulty_level_with_solution", with_solution=True),
     ]
     splits = probe_splits(load, config, held_out)
-    for name, label in SPLIT_LABELS.items():
-        split, sign = splits[name], -1.0 if label == "pass_rate" else 1.0
-        tasks.append(labelled_task(split.train, split.test, label, TARGET_NAMES[label], LABEL_KINDS[label], sign=sign))
+    tasks += [labelled_task(splits[name].train, splits[name].test, label) for name, label in SPLIT_LABELS.items()]
     scaler = splits["deepscaler_pass_rate"]
     return tasks + transfer_tasks(splits["deepmath_18k"].train, scaler.train, scaler.test, config)
 
@@ -364,7 +348,10 @@ def tasks_of_file(
         labelled = data.with_label(label)
         if not len(labelled):
             continue
-        part = _frequent_topics(labelled) if kind == "topic" else labelled
+        part = labelled
+        if kind == "topic":
+            names, counts = np.unique(labelled.labels[label], return_counts=True)
+            part = labelled.rows(np.flatnonzero(np.isin(labelled.labels[label], names[counts >= LEAST_TOPIC_ROWS])))
         questions, values = len(unique(part)), len(np.unique(part.labels[label]))
         if questions < LEAST_ROWS or values < 2:
             say(f"{label}: not read; {len(labelled)} rows carry it, {questions} different questions with {values} values of use, "
@@ -380,12 +367,11 @@ def tasks_of_file(
         }
         say(f"{label}: {len(labelled)} of {len(data)} rows carry it; left out: "
             + (", ".join(f"{count} {reason}" for reason, count in left.items() if count) or "none"))  # fmt: skip
-        sign = -1.0 if label == "pass_rate" else 1.0
-        tasks.append(labelled_task(own, test, label, TARGET_NAMES[label], kind, sign=sign))
+        tasks.append(labelled_task(own, test, label))
         if label == "level":
             bare = sum(not s.solved for s in (*own.samples, *test.samples))
             if not bare:
-                tasks.append(labelled_task(own, test, label, "difficulty_level_with_solution", kind, with_solution=True))
+                tasks.append(labelled_task(own, test, label, "difficulty_level_with_solution", with_solution=True))
             elif bare < len(own) + len(test):
                 say(f"level with solutions: not read; {bare} of {len(own) + len(test)} rows have no solution")
     if not tasks:
@@ -395,32 +381,24 @@ def tasks_of_file(
     return tasks
 
 
-def _frequent_topics(data: LabelledSet) -> LabelledSet:
-    names, counts = np.unique(data.labels["subject"], return_counts=True)
-    return data.rows(np.flatnonzero(np.isin(data.labels["subject"], names[counts >= LEAST_TOPIC_ROWS])))
-
-
 def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy, Spearman, ROC-AUC or Pearson of predictions [n]; a constant prediction orders nothing: 0, or 0.5 for ROC-AUC.
+    """Accuracy, Spearman, ROC-AUC or Pearson of predictions [n], by kind of task, or one of `ERRORS`.
 
-    Spearman is Pearson of the ranks, so that a bootstrap may rank once and resample ranks.
+    A constant prediction orders nothing: 0, or 0.5 for ROC-AUC. Spearman is Pearson of the ranks, so that a bootstrap may
+    rank once and resample ranks.
     """
     if kind == "topic":
         return float(np.mean(predicted == truth))
     if kind == "binary":
         return float(roc_auc_score(truth, predicted)) if 0 < truth.sum() < len(truth) else float("nan")
+    if kind in ERRORS:
+        gap = predicted - truth
+        return float(np.sqrt(np.mean(gap**2)) if kind == "rmse" else np.mean(np.abs(gap)))
     if kind == "rank":
         predicted, truth = rankdata(predicted), rankdata(truth)
     a, b = predicted - predicted.mean(), truth - truth.mean()
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
-
-
-ERRORS = {
-    "rmse": lambda gap: float(np.sqrt(np.mean(gap**2))),
-    "mae": lambda gap: float(np.mean(np.abs(gap))),
-}
-"""Metric of Table 3 -> its value from predictions minus truth [n]."""
 
 
 def interval(kind: str, runs: list[np.ndarray], truth: np.ndarray, samples: int, seed: int) -> Interval:
@@ -444,25 +422,16 @@ def task_rows(
     runs: dict[str, list[np.ndarray]] = {name: [constant]}
     for (features, _), values in predictions.items():
         runs.setdefault(features, []).append(values)
-    n_train, n_test = len(task.y_train), len(task.y_test)
-    measured = [features for features in runs if not (task.kind == "quality" and features == "mean")]
-    found_all = Parallel(n_jobs=workers)(
-        delayed(interval)(task.kind, runs[features], task.y_test, bootstrap_samples, seed) for features in measured
+    quality = task.kind == "quality"
+    measured = [
+        (features, kind) for features in runs for kind in (task.kind, *(ERRORS if quality else ()))
+        if not (quality and features == (name if kind == task.kind else "shuffled_labels"))  # a constant has no correlation
+    ]  # fmt: skip
+    intervals = Parallel(n_jobs=workers)(
+        delayed(interval)(kind, runs[features], task.y_test, bootstrap_samples, seed) for features, kind in measured
     )
-    intervals = dict(zip(measured, found_all, strict=True))
-    rows = []
-    for features, values in runs.items():
-        if features in intervals:
-            found = intervals[features]
-            rows.append(ProbeRow(task.dataset, task.target, METRICS[task.kind], features, *found, n_train, n_test))
-        if task.kind == "quality" and features != "shuffled_labels":
-            rows += _error_rows(task, features, values, bootstrap_samples, seed)
-    return rows
-
-
-def _error_rows(task: Task, features: str, runs: list[np.ndarray], samples: int, seed: int) -> list[ProbeRow]:
-    truth, out = task.y_test, []
-    for name, error in ERRORS.items():
-        found = bootstrap_runs(lambda rows, i, f=error: f(runs[i][rows] - truth[rows]), len(truth), len(runs), samples, seed)
-        out.append(ProbeRow(task.dataset, task.target, name, features, *found, len(task.y_train), len(truth)))
-    return out
+    sizes = (len(task.y_train), len(task.y_test))
+    return [
+        ProbeRow(task.dataset, task.target, METRICS.get(kind, kind), features, *found, *sizes)
+        for (features, kind), found in zip(measured, intervals, strict=True)
+    ]

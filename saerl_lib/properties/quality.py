@@ -116,7 +116,6 @@ def filter_table(
     Purity is NaN when a rule keeps nothing; the paper's columns are NaN for a rule that it does not have.
     """
     require_rows(scores=scores, ids=ids, is_target=is_target)
-    scores, is_target = np.asarray(scores, dtype=float), np.asarray(is_target, dtype=bool)
     if not is_target.any():
         raise ValueError("is_target marks no sample of the pool: recall is undefined")
     masks = {"full": np.ones(len(scores), dtype=bool)}
@@ -146,9 +145,6 @@ def source_separation(
 ) -> list[ProbeRow]:
     """ROC-AUC and average precision of scores [N], with intervals (paper: 0.9911 and 0.9910)."""
     require_rows(scores=scores, is_target=is_target)
-    scores, is_target = np.asarray(scores, dtype=float), np.asarray(is_target, dtype=bool)
-    if is_target.all() or not is_target.any():
-        raise ValueError("is_target holds a single class: ROC-AUC is undefined; pass target and parent samples")
     rows = []
     for name, metric in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
 
@@ -163,8 +159,7 @@ def source_separation(
 
 def score_histogram(scores: np.ndarray, sources: np.ndarray, bins: int = 20) -> pd.DataFrame:
     """Rows of `filter_scores.csv`: source, bin_low, bin_high, share (of that source), n; bins of equal width on [0, 1]."""
-    require_rows(scores=scores, sources=sources)
-    scores, sources, rows = np.asarray(scores, dtype=float), np.asarray(sources), []
+    rows: list[tuple] = []
     for source in np.unique(sources):
         counts, edges = np.histogram(scores[sources == source], bins=bins, range=(0.0, 1.0))
         rows += [(str(source), edges[i], edges[i + 1], counts[i] / counts.sum(), int(counts[i])) for i in range(bins)]

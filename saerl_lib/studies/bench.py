@@ -4,8 +4,8 @@ Each benchmark is held against a floor and against what a user would pick, the w
 
 `encode`: floor, the same model's forward pass on the same token batch, cut at the hook, no logits; the obvious way, SAELens'
 dense `encode`, then pooling, and a loop over fixed batches in file order; also the peak of memory against the obvious way.
-`plan`: from stored features (above `FEATURES_UP_TO` samples: from stored scores) to a checked plan on disk; floor, one pass
-over the features as float64 blocks, of scores reading and sorting them once; the obvious way on at most `OBVIOUS_ROWS` rows.
+`plan`: from stored features to a checked plan on disk, above `FEATURES_UP_TO` samples from stored scores; floor, reading the same
+numbers once (of scores, and sorting them); the obvious way on at most `OBVIOUS_ROWS` rows of features.
 `grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
 `preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
 H100-hours). It writes the published table preparation_cost.
@@ -16,16 +16,16 @@ from __future__ import annotations
 import functools
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,6 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
 
@@ -65,6 +64,38 @@ from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
 
+CPU = torch.device("cpu")
+Rows = dict[str, float]
+Bar = tuple[str, str, float]
+"""Row, "at most" or "at least", limit."""
+REPEATS = 5
+ENCODE_BARS = (
+    ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
+    ("padded_to_real_tokens", "at most", 1.1),
+    ("file_order_to_packed_s", "at least", 1.5), ("obvious_to_chunked_peak", "at least", 5.0),
+)  # fmt: skip
+"""On a CPU; none was fixed for a GPU."""
+PLAN = PlanConfig(prompts_per_step=128, swapped_per_batch=8)
+"""The paper's b and h."""
+PLAN_BARS = {103_022: (8.0, 4.0), 1_000_000: (60.0, 8.0), 10_000_000: (60.0, 4.0)}
+"""Pool size -> seconds and GB allowed on two cores."""
+FEATURES_UP_TO = 2_000_000
+"""Features of more samples would fill the disk (4 KB a sample)."""
+OBVIOUS_ROWS = 50_000
+Z_COLUMNS, METADATA_COLUMNS, GROUPS = 960, 26, 12
+DRAWN = {"labelled": 3000, "negatives": 1500}
+"""Feature tables beside the pool, and their samples."""
+CHUNK = 8192
+SCORES = ("sample_id", "cluster", "ranking", "raw", "length")
+"""Columns of the stored scores."""
+APART = ("floor_s", "tuning_apart_s", "ours_s", "obvious_s")
+"""Of no stage of the plan."""
+PARTS, PROMPTS = 5, 200
+"""Of `bench preparation`: disjoint parts of the pool, and their prompts."""
+GRPO_STEPS, GRPO_REPEATS = 4, 3
+GRPO_PROMPTS = 32
+"""Prompts of a step, as in profile `study`."""
+
 
 def run_bench(name: str, samples: int, device: str | None = None) -> int:
     """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`.
@@ -76,32 +107,21 @@ def run_bench(name: str, samples: int, device: str | None = None) -> int:
     if name == "plan":
         return bench_plan(samples)
     where, profile = models.pick_device(device or "cpu"), get_profile("laptop")
-    world = world_stage(profile)
     if name == "encode":
-        return bench_encode(profile, world, where)
-    return {"grpo": bench_grpo, "preparation": bench_preparation}[name](profile, world)
+        return bench_encode(profile, world_stage(profile), where)
+    return {"grpo": bench_grpo, "preparation": bench_preparation}[name](profile, world_stage(profile))
 
 
 # What the benchmarks share.
 
-CPU = torch.device("cpu")
-Rows = dict[str, float]
-Bar = tuple[str, str, float]
-"""Row, "at most" or "at least", limit."""
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until `device` has done all that was asked of it; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
 
 def seconds(work: Callable[[], Any], device: torch.device = CPU) -> float:
     """Wall-clock seconds of one call, the work that it leaves running on `device` included."""
-    synchronise(device)
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    synchronise(device)
+    wait()
     return time.perf_counter() - start
 
 
@@ -109,12 +129,7 @@ def alternate(works: dict[str, Callable[[], Any]], repeats: int, device: torch.d
     """Median seconds of each work, run in turn, so that a slow moment of the machine hits all of them."""
     for work in works.values():
         work()
-    times = [{name: seconds(work, device) for name, work in works.items()} for _ in range(repeats)]
-    return {name: float(np.median([row[name] for row in times])) for name in works}
-
-
-APART = ("floor_s", "tuning_apart_s", "ours_s", "obvious_s")
-"""Of no stage of the plan."""
+    return pd.DataFrame([{n: seconds(work, device) for n, work in works.items()} for _ in range(repeats)]).median().to_dict()
 
 
 class Stopwatch:
@@ -135,11 +150,10 @@ class Stopwatch:
 def peak_mib(work: Callable[[], Any], device: torch.device = CPU) -> float:
     """Largest memory that one call of `work` takes above what lies there before, MiB: of the GPU, or of this process (Linux)."""
     if device.type == "cuda":
-        synchronise(device)
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
-        synchronise(device)
+        seconds(work, device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from what is resident now
     before = resident_mib("VmRSS")
@@ -153,23 +167,15 @@ def resident_mib(mark: str) -> float:
     return int(lines[mark].split()[0]) / 1024
 
 
-def in_fresh_process(way: str, folder: Path | str = ".") -> Rows:
-    """What `WAYS[way](folder)` measures in a process of its own, so that its memory is its own.
+def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
+    """What `work` measures in a process of its own, so that its memory is its own.
 
     It runs one thread unless OMP_NUM_THREADS says otherwise: small products of k-means lose more by waiting for a second one
-    than they gain. Raises RuntimeError with what it printed when it fails.
+    than they gain.
     """
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment, command = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}, [sys.executable, "-m", __spec__.name]
-    done = subprocess.run([*command, way, str(folder)], capture_output=True, text=True, env=environment, cwd=paths.ROOT)
-    if done.returncode:
-        raise RuntimeError(f"bench ({way}) failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_gb() -> float:
-    """The most memory that this process ever held, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with patch.dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(work, *args).result()
 
 
 def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
@@ -184,14 +190,6 @@ def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
 
 
 # bench encode.
-
-REPEATS = 5
-ENCODE_BARS = (
-    ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
-    ("padded_to_real_tokens", "at most", 1.1),
-    ("file_order_to_packed_s", "at least", 1.5), ("obvious_to_chunked_peak", "at least", 5.0),
-)  # fmt: skip
-"""On a CPU; none was fixed for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +217,13 @@ SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 4, 128)
 """For a dry run."""
 
 
-def paper_model(shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> models.CutModel:
-    """Random weights, cut at the last block; the vocabulary is small, as embeddings cost no product."""
+def shape_activations(
+    shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32
+) -> Callable[[], torch.Tensor]:
+    """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block.
+
+    The vocabulary is small, as embeddings cost no product; the second half of a sample is its solution.
+    """
     size = {"hidden_size": shape.width, "intermediate_size": shape.feed_forward, "num_hidden_layers": shape.layers}
     heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_width}
     torch.manual_seed(0)
@@ -229,7 +232,11 @@ def paper_model(shape: Shape = PAPER, device: torch.device = CPU, precision: tor
         model = models.truncate(model, shape.layers)
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
-    return model
+    rows = (shape.samples, shape.tokens // shape.samples)
+    half = torch.arange(rows[1]).expand(rows) < rows[1] // 2
+    ids = torch.randint(0, 512, rows, generator=torch.Generator().manual_seed(0))
+    batch = tokens.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(rows, dtype=torch.bool))
+    return functools.partial(models.activations, model, batch)
 
 
 def random_sae(
@@ -245,12 +252,10 @@ def random_sae(
     return sae.to(dtype=precision).eval()
 
 
-def paper_batch(shape: Shape = PAPER) -> tokens.TokenBatch:
-    """Samples of equal length, the second half of each the solution."""
-    size = (shape.samples, shape.tokens // shape.samples)
-    half = torch.arange(size[1]).expand(size) < size[1] // 2
-    ids = torch.randint(0, 512, size, generator=torch.Generator().manual_seed(0))
-    return tokens.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(size, dtype=torch.bool))
+def span_groups(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Span of each token of the batch, prompts even and solutions odd, and the tokens of each span."""
+    group = np.repeat(np.arange(2 * shape.samples), shape.tokens // shape.samples // 2)
+    return group, np.bincount(group)
 
 
 def dense_way(sae: SAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
@@ -267,19 +272,17 @@ def shape_ratios(
 
     On a GPU also the peak of memory (MiB) that a way allocates. `precision` is that of model and SAEs alike.
     """
-    model, batch, spans = paper_model(shape, device, precision), paper_batch(shape), 2 * shape.samples
-    group = (2 * torch.arange(shape.samples).unsqueeze(1) + batch.solution.long()).flatten().numpy()
-    counts = np.bincount(group, minlength=spans)
-    vectors = models.activations(model, batch).flatten(0, 1)
+    forward_pass, spans = shape_activations(shape, device, precision), span_groups(shape)
+    vectors = forward_pass().flatten(0, 1)
     vectors = vectors / vectors.norm(dim=1, keepdim=True) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
         top = random_sae(latents, "topk", shape, device, precision)
         works: dict[str, Callable[[], Any]] = {
-            "forward": functools.partial(models.activations, model, batch),
+            "forward": forward_pass,
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
-            "dense": functools.partial(dense_way, top, vectors, spans),
-            "all": functools.partial(pool_vectors, top, vectors, group, counts),
+            "dense": functools.partial(dense_way, top, vectors, 2 * shape.samples),
+            "all": functools.partial(pool_vectors, top, vectors, *spans),
         }
         found = alternate(works, repeats, device)
         forward = found["forward"]
@@ -290,17 +293,15 @@ def shape_ratios(
             f"all_to_forward_and_product_{latents}": (forward + found["all"]) / (forward + found["product"]),
         }
         if device.type == "cuda":
-            ways = ("forward", "dense", "all")
-            rows |= {f"{name}_peak_mib_{latents}": peak_mib(works[name], device) for name in ways}
+            rows |= {f"{way}_peak_mib_{latents}": peak_mib(works[way], device) for way in ("dense", "all")}
     return rows
 
 
 @torch.inference_mode()
-def encode_peaks(_: Path, shape: Shape = PAPER_MEMORY) -> Rows:
+def encode_peaks(shape: Shape = PAPER_MEMORY) -> Rows:
     """Peaks of resident memory above weights and activations of both ways of encoding, in this process."""
     sae, vectors = random_sae(shape.latents[0], "topk", shape), torch.randn(shape.tokens, shape.width)
-    group = np.repeat(np.arange(2 * shape.samples), shape.tokens // shape.samples // 2)
-    chunked = peak_mib(lambda: pool_vectors(sae, vectors, group, np.bincount(group)))
+    chunked = peak_mib(lambda: pool_vectors(sae, vectors, *span_groups(shape)))
     obvious = peak_mib(lambda: dense_way(sae, vectors, 2 * shape.samples))
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
 
@@ -323,12 +324,9 @@ def text_shape(profile: Profile, world: Stage, device: torch.device = CPU, timed
     encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
     part = samples[:timed]
-    batches, own = (
-        list(tokens.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
-        for texts in (samples, part)
-    )
+    batches = list(tokens.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
+    own = list(tokens.token_batches(part, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
     works = {
-        "forward": lambda: [models.activations(encoder.decoder, batch) for batch in own],
         "packed": lambda: [pool_batch(encoder, batch, part) for batch in own],
         "file_order": lambda: file_order(part, encoder, device),
     }
@@ -336,9 +334,6 @@ def text_shape(profile: Profile, world: Stage, device: torch.device = CPU, timed
     return {
         "padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches),
         "file_order_to_packed_s": found["file_order"] / found["packed"],
-        "small_model_encode_to_forward": found["packed"] / found["forward"],
-        "small_model_tokens_per_s": sum(int(b.real.sum()) for b in own) / found["packed"],
-        "text_samples": len(samples),
     }
 
 
@@ -350,27 +345,13 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
-        return report(rows | in_fresh_process("encode"), ENCODE_BARS)
+        return report(rows | in_fresh_process(encode_peaks), ENCODE_BARS)
     print(f"device {torch.cuda.get_device_name(device)}")
     half = shape_ratios(REPEATS, shape, device, torch.bfloat16)
     return report(rows | {f"bf16_{name}": value for name, value in half.items()})
 
 
 # bench plan.
-
-PLAN = PlanConfig(prompts_per_step=128, swapped_per_batch=8)
-"""The paper's b and h."""
-PLAN_BARS = {103_022: (8.0, 4.0), 1_000_000: (60.0, 8.0), 10_000_000: (60.0, 4.0)}
-"""Pool size -> seconds and GB allowed on two cores."""
-FEATURES_UP_TO = 2_000_000
-"""Features of more samples would fill the disk (4 KB a sample)."""
-OBVIOUS_ROWS = 50_000
-Z_COLUMNS, METADATA_COLUMNS, GROUPS = 960, 26, 12
-DRAWN = {"labelled": 3000, "negatives": 1500}
-"""Feature tables beside the pool, and their samples."""
-CHUNK = 8192
-SCORES = ("sample_id", "cluster", "ranking", "raw", "length")
-"""Columns of the stored scores."""
 
 
 def bench_plan(samples: int) -> int:
@@ -380,19 +361,17 @@ def bench_plan(samples: int) -> int:
     """
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
-    kind, draw = ("features", write_features) if samples <= FEATURES_UP_TO else ("scores", write_scores)
+    from_features = samples <= FEATURES_UP_TO
+    draw, work = (write_features, plan_from_features) if from_features else (write_scores, plan_from_scores)
     with tempfile.TemporaryDirectory(prefix="saerl-bench-") as name:
-        print(f"{kind} of {samples:,} samples drawn in {seconds(lambda: draw(Path(name), samples)):.1f} s (not timed)")
-        times = in_fresh_process(kind, name)
-    memory, processor, obvious_rows = (times.pop(key) for key in ("peak_gb", "processor_s", "obvious_rows"))
-    total = sum(value for key, value in times.items() if key not in APART)
-    rows = {"samples": samples, "obvious_rows": obvious_rows, **times, "total_s": total, "processor_s": processor}
-    rows |= {"peak_gb": memory, "ratio_total_to_floor": total / times["floor_s"]}
-    rows["ratio_obvious_to_ours"] = times["obvious_s"] / times["ours_s"]
-    if samples not in PLAN_BARS:
-        print("no bar is set for this size; bars: " + ", ".join(f"{n:,}: {s:g} s, {g:g} GB" for n, (s, g) in PLAN_BARS.items()))
-        return report(rows)
-    return report(rows, [(row, "at most", limit) for row, limit in zip(("total_s", "peak_gb"), PLAN_BARS[samples], strict=True)])
+        draw(Path(name), samples)
+        rows = in_fresh_process(work, Path(name))
+    total = sum(value for key, value in rows.items() if key.endswith("_s") and key not in (*APART, "processor_s"))
+    rows |= {"samples": samples, "total_s": total, "ratio_total_to_floor": total / rows["floor_s"]}
+    if "obvious_s" in rows:
+        rows["ratio_obvious_to_ours"] = rows["obvious_s"] / rows["ours_s"]
+    limits = zip(("total_s", "peak_gb"), PLAN_BARS.get(samples, ()), strict=False)
+    return report(rows, [(row, "at most", limit) for row, limit in limits])
 
 
 def plan_from_features(folder: Path) -> Rows:
@@ -421,7 +400,7 @@ def plan_from_features(folder: Path) -> Rows:
     plan = watch("curriculum_swap_validate_s", build_plan, *arrays, PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
     watch("floor_s", lambda: [chunk.sum() for _, chunk in float_chunks("phi", pool)])
-    watch.times["peak_gb"] = peak_gb()
+    watch.times["peak_gb"] = resident_mib("VmHWM") / 1024
     n = min(len(pool), OBVIOUS_ROWS)
     pool = StoredPhi(pool.ids[:n], pool.z[:n], pool.metadata[:n])
 
@@ -443,79 +422,20 @@ def plan_from_features(folder: Path) -> Rows:
 
 
 def plan_from_scores(folder: Path) -> Rows:
-    """Seconds a stage, from the file of `write_scores` to plan.parquet beside it; then the plan of the first rows, both ways.
-
-    Rows that fill no batch are cut off. Raises ValueError when the two plans differ.
-    """
+    """Seconds a stage, from the file of `write_scores` to plan.parquet beside it. Rows that fill no batch are cut off."""
     watch = Stopwatch()
     plan = watch("curriculum_swap_validate_s", build_plan, *watch("read_s", read_scores, folder), PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
     del plan
     watch("floor_s", lambda: np.lexsort(read_scores(folder)[2:0:-1]))
-    watch.times["peak_gb"] = peak_gb()
-    arrays = read_scores(folder, OBVIOUS_ROWS)
-    lists = [column.to_pylist() if isinstance(column, pa.ChunkedArray) else column.tolist() for column in arrays]
-    if watch("ours_s", build_plan, *arrays, PLAN).ids != watch("obvious_s", plain_order, *lists, PLAN):
-        raise ValueError("the plan in lists and loops is another one: `plain_order` or `build_plan` is wrong")
-    return {**watch.times, "obvious_rows": len(lists[0])}
+    return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
-def read_scores(folder: Path, rows: int | None = None) -> list[Any]:
-    """Columns of `SCORES`, the first `rows` of them, cut to whole batches."""
+def read_scores(folder: Path) -> list[Any]:
+    """Columns of `SCORES`, cut to whole batches."""
     table = pq.read_table(folder / "scores.parquet")
-    n = min(len(table), rows or len(table))
-    table = table.slice(0, n - n % PLAN.prompts_per_step)
+    table = table.slice(0, len(table) - len(table) % PLAN.prompts_per_step)
     return [table["sample_id"], *(table[name].to_numpy() for name in SCORES[1:])]
-
-
-def plain_order(
-    ids: Sequence[str], clusters: Sequence[int], ranking: Sequence[float], raw: Sequence[float], lengths: Sequence[float],
-    config: PlanConfig,
-) -> list[str]:  # fmt: skip
-    """Ids in the order of the `saerl` plan for the default `rest` and `unequal`, in lists and loops.
-
-    Equal to `build_plan` up to the rounding of means. Raises ValueError for ids that are not each planned once.
-    """
-    b, h = config.prompts_per_step, config.swapped_per_batch
-    rows = sorted(range(len(ids)), key=lambda i: (ranking[i], raw[i], ids[i]))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in rows:
-        groups[clusters[i]].append(i)
-    stages: list[list[list[int]]] = []
-    for cluster in sorted(groups):
-        for t in range(len(groups[cluster]) // b):
-            stages += [[]] if t == len(stages) else []
-            stages[t].append(groups[cluster][t * b : (t + 1) * b])
-    stages = [sorted(stage, key=lambda batch: _mean(ranking, batch)) for stage in stages]
-    in_full = {i for stage in stages for batch in stage for i in batch}
-    left = [i for i in rows if i not in in_full]
-    for start in range(0, len(left), b):
-        mean = _mean(ranking, left[start : start + b])
-        harder = (t for t, stage in enumerate(stages) if _mean(ranking, [i for batch in stage for i in batch]) > mean)
-        stages.insert(next(harder, len(stages)), [left[start : start + b]])
-    batches = [(t, batch, Counter(sorted(clusters[i] for i in batch)).most_common(1)[0][0]) for t, stage in enumerate(stages)
-               for batch in stage]  # fmt: skip
-    taken, order = set(), [list(batch) for _, batch, _ in batches]
-    for i, (stage, batch, dominant) in enumerate(batches if h else []):
-        found = []
-        for j in range(i + 1, min(i + config.window_batches + 1, len(batches))):
-            gap = abs(_mean(ranking, batch) - _mean(ranking, batches[j][1]))
-            one, other = _mean(lengths, batch), _mean(lengths, batches[j][1])
-            alike = gap <= config.difficulty_tolerance and abs(one - other) / max(one, other) <= config.length_tolerance
-            if alike and batches[j][0] == stage and batches[j][2] != dominant and not {i, j} & taken:
-                found.append((gap, j))
-        if found:
-            j = min(found)[1]
-            taken |= {i, j}
-            order[i][-h:], order[j][-h:] = order[j][-h:], order[i][-h:]
-    planned = [ids[i] for batch in order for i in batch]
-    if Counter(planned) != Counter(dict.fromkeys(ids, 1)):
-        raise ValueError("the plan is no permutation of the pool")
-    return planned
-
-
-def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
-    return sum(values[i] for i in rows) / len(rows)
 
 
 def write_scores(folder: Path, samples: int, seed: int = 0) -> None:
@@ -563,78 +483,56 @@ def stored_phi(folder: Path, name: str) -> StoredPhi:
 
 # bench preparation.
 
-PARTS, PROMPTS = 5, 200
-
-
-def preparation_costs(profile: Profile, world: Stage, parts: int = PARTS, prompts: int = PROMPTS) -> pd.DataFrame:
-    """Rows of preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of the rollouts' time).
-
-    Disjoint parts of the pool are each encoded (prompt and solution, all pooled latents stored) and rolled out by the policy.
-    Raises ValueError when the pool is smaller than `parts` x `prompts`.
-    """
-    samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    if len(samples) < parts * prompts:
-        raise ValueError(f"the pool holds {len(samples)} samples, {parts} parts of {prompts} need {parts * prompts}")
-    sampler, attempts = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_shard(samples[-prompts:], encoder, Path(folder) / "warm", {})
-        for part in tqdm(range(parts), desc="preparation", unit="part"):
-            chosen, watch = samples[part * prompts : (part + 1) * prompts], Stopwatch()
-            watch("encode_s", write_shard, chosen, encoder, Path(folder) / str(part), {})
-            seed = sub_seed(profile.seed, f"bench-preparation-{part}")
-            watch("rollouts_s", pass_rates, sampler, chosen, profile.train, seed)
-            read, rolled = watch.times["encode_s"], watch.times["rollouts_s"]
-            rows.append((part, prompts, prompts * attempts, read, rolled, 100 * (1 - read / rolled)))
-    return pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
-
 
 def bench_preparation(profile: Profile, world: Stage) -> int:
-    """Measure, write figures/data/preparation_cost.csv and print the means."""
-    table = preparation_costs(profile, world)
-    print(f"written: {write_csv(table, 'preparation_cost', paths.FIGURES / 'data')}")
-    means = table.mean()
+    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out; print the means.
+
+    Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
+    """
+    samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
+    policy, attempts, rows = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS, []
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
+        for part in range(PARTS):
+            chosen, watch = samples[part * PROMPTS : (part + 1) * PROMPTS], Stopwatch()
+            seed = sub_seed(profile.seed, f"bench-preparation-{part}")
+            watch("read", write_shard, chosen, encoder, Path(folder) / str(part), {})
+            watch("rolled", pass_rates, policy, chosen, profile.train, seed)
+            read, rolled = watch.times["read"], watch.times["rolled"]
+            rows.append((part, PROMPTS, PROMPTS * attempts, read, rolled, 100 * (1 - read / rolled)))
+    table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
+    print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
+    read, rolled, saved = table[["encode_s", "rollouts_s", "saved"]].mean()
     return report({
-        "encoding, ms a prompt": 1000 * means["encode_s"] / means["prompts"],
-        "16 rollouts, ms a prompt": 1000 * means["rollouts_s"] / means["prompts"],
-        "rollouts / encoding": means["rollouts_s"] / means["encode_s"],
-        "saved, percent": means["saved"],
+        "encoding, ms a prompt": 1000 * read / PROMPTS, "16 rollouts, ms a prompt": 1000 * rolled / PROMPTS,
+        "rollouts / encoding": rolled / read, "saved, percent": saved,
     })  # fmt: skip
 
 
 # bench grpo.
 
-GRPO_STEPS, GRPO_REPEATS = 4, 3
-GRPO_PROMPTS = 32
-"""Prompts of a step, as in profile `study`; a run of 25,600 rollouts has 100 such steps."""
 
-
-def trl_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
-    """TRL's trainer as it comes, with the exact-answer reward."""
+def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bool) -> Any:
+    """The artifact's trainer with its log, or TRL's as it comes with the exact-answer reward."""
     def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
     (model, tokenizer), data = load_policy(), Dataset.from_list([record(s) for s in samples])
     arguments = grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
-    return GRPOTrainer(model=model, reward_funcs=exact_answer, args=arguments, processing_class=tokenizer, train_dataset=data)
-
-
-def own_trainer(profile: Profile, samples: list[Sample], folder: Path) -> Any:
-    """The artifact's trainer with its log."""
-    policy, data = load_policy(), Dataset.from_list([record(s) for s in samples])
-    arguments = grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
+    both: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": data, "processing_class": tokenizer}
+    if not own:
+        return GRPOTrainer(reward_funcs=exact_answer, **both)
     order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
-    feed = PackedFeed(policy, samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0)
-    return PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=data, processing_class=policy[1])
+    return PlanTrainer(PackedFeed((model, tokenizer), samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0), **both)
 
 
 def timed_parts(trainer: Any) -> Rows:
     """Seconds of `train` in all and of its parts; what is left is the optimiser and bookkeeping."""
     watch = Stopwatch()
-    for owner, name, part in ((trainer.feed, "step", "rollouts"), (trainer, "_compute_loss", "loss"),
-                              (trainer.accelerator, "backward", "backward")):  # fmt: skip
+    for owner, name, part in ((trainer.feed, "step", "rollouts_s"), (trainer, "_compute_loss", "loss_s"),
+                              (trainer.accelerator, "backward", "backward_s")):  # fmt: skip
         setattr(owner, name, functools.partial(watch, part, getattr(owner, name)))
-    watch("total", trainer.train)
+    watch("artifact_step_s", trainer.train)
     return watch.times
 
 
@@ -642,24 +540,11 @@ def bench_grpo(profile: Profile, world: Stage) -> int:
     """Medians of alternating runs of `GRPO_STEPS` steps on one thread."""
     torch.set_num_threads(1)
     samples = load_split(world, "pool")[: GRPO_STEPS * GRPO_PROMPTS]
-    plain, ours = [], []
+    runs = []
     for _ in range(GRPO_REPEATS):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            plain.append(seconds(trl_trainer(profile, samples, Path(one)).train) / GRPO_STEPS)
-            ours.append(timed_parts(own_trainer(profile, samples, Path(other))))
-    parts = ("rollouts", "loss", "backward", "total")
-    rollouts, loss, backward, total = (float(np.median([run[part] for run in ours])) / GRPO_STEPS for part in parts)
-    trl = float(np.median(plain))
-    return report({
-        "trl_step_s": trl, "artifact_step_s": total, "ratio_trl_to_artifact": trl / total, "rollouts_s": rollouts, "loss_s": loss,
-        "backward_s": backward, "other_s": total - rollouts - loss - backward, "run_of_25600_rollouts_s": 100 * total,
-        "prompts_per_step": GRPO_PROMPTS, "steps_timed": GRPO_REPEATS * GRPO_STEPS,
-    })  # fmt: skip
-
-
-WAYS: dict[str, Callable[[Path], Rows]] = {
-    "encode": encode_peaks, "features": plan_from_features, "scores": plan_from_scores,
-}  # fmt: skip
-
-if __name__ == "__main__":
-    print(json.dumps(WAYS[sys.argv[1]](Path(sys.argv[2]))))
+            plain = seconds(bench_trainer(profile, samples, Path(one), False).train)
+            runs.append({"trl_step_s": plain, **timed_parts(bench_trainer(profile, samples, Path(other), True))})
+    rows = (pd.DataFrame(runs).drop(columns="processor_s").median() / GRPO_STEPS).to_dict()
+    rows["other_s"] = rows["artifact_step_s"] - sum(rows[part] for part in ("rollouts_s", "loss_s", "backward_s"))
+    return report(rows | {"ratio_trl_to_artifact": rows["trl_step_s"] / rows["artifact_step_s"]})

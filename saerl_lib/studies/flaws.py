@@ -35,15 +35,17 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_causal
-from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, dropped_share, rank_metrics, weighted_interval
 
-FLAW_COLUMNS = ("dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound")
+FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
 """Columns of filter_flaws.csv."""
+SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
+"""Columns of filter_selfreg.csv."""
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
 ANY = "any"
@@ -52,6 +54,9 @@ BUCKETS = 10_000
 """Hash buckets (DSIR, section 4)."""
 SMOOTHING = 1.0
 """Count added to every bucket of both distributions, so that no weight is infinite (ours)."""
+DROPPED_SHARE = 0.5
+"""Share of the columns that the variant `dropped` sets to zero (ours)."""
+DATASET = "world"
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,12 @@ def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int
 
     With fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken.
     """
-    train_y, penalty = np.asarray(train_y, dtype=bool), PENALTIES[-1]
-    if min(train_y.sum(), (~train_y).sum()) >= 6:
-        kept, held_out = train_test_split(np.arange(len(train_y)), test_size=1 / 3, random_state=seed, stratify=train_y)
-
-        def held_out_auc(alpha: float) -> float:
-            scores = sgd_scores(train_x[kept], train_y[kept], train_x[held_out], seed, alpha)
-            return float(roc_auc_score(train_y[held_out], scores))
-
-        penalty = max(reversed(PENALTIES), key=held_out_auc)
-    return sgd_scores(train_x, train_y, test_x, seed, penalty)
+    y, penalty = np.asarray(train_y, dtype=bool), PENALTIES[-1]
+    if min(y.sum(), (~y).sum()) >= 6:
+        kept, held_out = train_test_split(np.arange(len(y)), test_size=1 / 3, random_state=seed, stratify=y)
+        scores = {alpha: sgd_scores(train_x[kept], y[kept], train_x[held_out], seed, alpha) for alpha in reversed(PENALTIES)}
+        penalty = max(scores, key=lambda alpha: roc_auc_score(y[held_out], scores[alpha]))
+    return sgd_scores(train_x, y, test_x, seed, penalty)
 
 
 def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], seed: int) -> dict[str, np.ndarray]:
@@ -147,15 +148,9 @@ def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], 
 
 
 def flaw_table(
-    scores: Mapping[str, np.ndarray],
-    flaw: Sequence[str],
-    pools: Mapping[str, np.ndarray],
-    *,
-    dataset: str,
-    keep_share: float,
-    config: PropertyConfig,
-    seed: int,
-) -> pd.DataFrame:
+    scores: Mapping[str, np.ndarray], flaw: Sequence[str], pools: Mapping[str, np.ndarray], *, dataset: str, keep_share: float,
+    config: PropertyConfig, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound.
 
     `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples;
@@ -182,23 +177,14 @@ def flaw_table(
                 found = rank_metrics(values[compared], positive[compared], weights[:, compared])
                 found["dropped_share"] = dropped_share(values, positive, weights, keep_share)
                 rows += [(*label, name, metric, e.value, e.low, e.high, *counts) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=list(FLAW_COLUMNS))
+    return pd.DataFrame(rows, columns=FLAW_COLUMNS)
 
 
 def flaw_rows_from_features(
-    z: np.ndarray,
-    metadata: np.ndarray,
-    texts: Sequence[str],
-    valid: np.ndarray,
-    split: Sequence[str],
-    *,
-    dataset: str,
-    keep_share: float,
-    config: PropertyConfig,
-    seed: int,
-    kinds: Sequence[str] | None = None,
+    z: np.ndarray, metadata: np.ndarray, texts: Sequence[str], valid: np.ndarray, split: Sequence[str], *, dataset: str,
+    keep_share: float, config: PropertyConfig, seed: int, kinds: Sequence[str] | None = None,
     extra_scores: Mapping[str, np.ndarray] | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_flaws.csv for real data, from plain arrays of N samples: z [N, D], metadata [N, M], texts, valid bool [N].
 
     `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
@@ -206,26 +192,18 @@ def flaw_rows_from_features(
     `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for unequal rows, another split
     name, or a split with a single class.
     """
-    require_rows(z=z, metadata=metadata, texts=texts, valid=valid, split=split)
+    require_rows(split=split, valid=valid, kinds=valid if kinds is None else kinds)
     split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
-    unknown = sorted(set(split) - {"train", "test"})
-    if unknown:
+    if unknown := sorted(set(split) - {"train", "test"}):
         raise ValueError(f"split holds {unknown[0]!r}: use 'train' and 'test' only")
-    kinds = np.full(len(valid), "invalid") if kinds is None else np.asarray(kinds, dtype=str)
-    require_rows(valid=valid, kinds=kinds)
-    data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), np.where(valid, "", kinds))
+    flaw = np.where(valid, "", "invalid" if kinds is None else np.asarray(kinds, dtype=str))
+    data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), flaw)
     train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
     sound_texts = [text for text, flawed in zip(train.texts, train.flawed, strict=True) if not flawed]
     scores = common_scores(train, test, sound_texts, seed)
     scores |= {name: np.asarray(values, dtype=float)[split == "test"] for name, values in (extra_scores or {}).items()}
     pools = {"test": np.ones(len(test.flaw), dtype=bool)}
     return flaw_table(scores, test.flaw, pools, dataset=dataset, keep_share=keep_share, config=config, seed=seed)
-
-
-SELFREG_COLUMNS = ("dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test")
-"""Columns of filter_selfreg.csv."""
-DROPPED_SHARE = 0.5
-"""Share of the columns that the variant `dropped` sets to zero (ours)."""
 
 
 @dataclass(frozen=True)
@@ -251,19 +229,14 @@ class Suppression:
     explained: np.ndarray
     """[D] adjusted R^2 on the training samples, cut to 0..1."""
 
-    def scaled(self, z: np.ndarray) -> np.ndarray:
-        """[N, D] standardised z, each column times 1 - R^2."""
-        return self.scaler.transform(z.astype(np.float64)) * (1.0 - self.explained)
-
     def untied(self) -> np.ndarray:
         """[D] bool, False for the `DROPPED_SHARE` of columns with the largest R^2, the later ones among equals."""
         rank = np.argsort(np.argsort(self.explained, kind="stable"), kind="stable")
         return rank < round((1 - DROPPED_SHARE) * len(rank))
 
-    def residual(self, z: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+    def residual(self, points: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """[N, D] standardised z without its linear prediction from covariates [N, M]; not standardised again."""
-        predicted = self.covariate_scaler.transform(covariates.astype(np.float64)) @ self.coefficients
-        return self.scaler.transform(z.astype(np.float64)) - predicted
+        return points - self.covariate_scaler.transform(covariates.astype(np.float64)) @ self.coefficients
 
 
 def fit_suppression(z: np.ndarray, covariates: np.ndarray) -> Suppression:
@@ -281,8 +254,7 @@ def fit_suppression(z: np.ndarray, covariates: np.ndarray) -> Suppression:
     points = scaler.fit_transform(z.astype(np.float64))
     design = covariate_scaler.fit_transform(covariates.astype(np.float64))
     coefficients = np.linalg.lstsq(design, points, rcond=1e-10)[0]
-    unexplained = np.square(points - design @ coefficients).mean(axis=0)
-    total = np.square(points).mean(axis=0)
+    unexplained, total = (np.square(x).mean(axis=0) for x in (points - design @ coefficients, points))
     share = np.divide(unexplained, total, out=np.ones_like(total), where=total > 0)
     adjusted = 1.0 - share * (n - 1) / (n - m - 1)
     return Suppression(scaler, covariate_scaler, coefficients, np.clip(np.where(total > 0, adjusted, 0.0), 0.0, 1.0))
@@ -299,19 +271,17 @@ def suppressed_views(
     rng = np.random.default_rng(seed)
     fitted = fit_suppression(train_z, train_metadata)
     plain = tuple(fitted.scaler.transform(z.astype(np.float64)) for z in (train_z, test_z))
-    factors, untied = 1.0 - rng.permutation(fitted.explained), rng.permutation(fitted.untied())
-    directions = rng.normal(size=(train_z.shape[1], train_metadata.shape[1]))
-    covariates = tuple(z @ directions for z in plain)
-    random = fit_suppression(train_z, covariates[0])
     metadata = tuple(fitted.covariate_scaler.transform(m.astype(np.float64)) for m in (train_metadata, test_metadata))
+    factors = {"scaled": 1.0 - fitted.explained, "scaled_random": 1.0 - rng.permutation(fitted.explained)}
+    factors |= {"dropped": fitted.untied(), "dropped_random": rng.permutation(fitted.untied())}
+    directions = rng.normal(size=(train_z.shape[1], train_metadata.shape[1]))
+    projections = tuple(z @ directions for z in plain)
+    random = fit_suppression(train_z, projections[0])
     return {
         "plain": plain,
-        "scaled": (fitted.scaled(train_z), fitted.scaled(test_z)),
-        "scaled_random": (plain[0] * factors, plain[1] * factors),
-        "dropped": (plain[0] * fitted.untied(), plain[1] * fitted.untied()),
-        "dropped_random": (plain[0] * untied, plain[1] * untied),
-        "residual": (fitted.residual(train_z, train_metadata), fitted.residual(test_z, test_metadata)),
-        "residual_random": (random.residual(train_z, covariates[0]), random.residual(test_z, covariates[1])),
+        **{name: (plain[0] * factor, plain[1] * factor) for name, factor in factors.items()},
+        "residual": tuple(map(fitted.residual, plain, (train_metadata, test_metadata))),
+        "residual_random": tuple(map(random.residual, plain, projections)),
         "metadata_only": metadata,
     }
 
@@ -327,15 +297,9 @@ def _spearman(scores: np.ndarray, length: np.ndarray, weights: np.ndarray) -> In
 
 
 def selfreg_table(
-    views: dict[str, tuple[np.ndarray, np.ndarray]],
-    train_y: np.ndarray,
-    targets: dict[str, Target],
-    length: np.ndarray,
-    *,
-    dataset: str,
-    config: PropertyConfig,
-    seed: int,
-) -> pd.DataFrame:
+    views: Mapping[str, tuple[np.ndarray, np.ndarray]], train_y: np.ndarray, targets: Mapping[str, Target], length: np.ndarray, *,
+    dataset: str, config: PropertyConfig, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target.
 
     `length` [N test] in any unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score
@@ -351,18 +315,7 @@ def selfreg_table(
             found = rank_metrics(inside, target.labels[target.mask], weights)
             found["spearman_length"] = _spearman(inside, length[target.mask], weights)
             rows += [(dataset, name, variant, metric, e.value, e.low, e.high, n) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=list(SELFREG_COLUMNS))
-
-
-DATASET = "world"
-
-
-def flaw_data(samples: Sequence[Sample], features: FeatureTable) -> FlawData:
-    """Features, texts and flaws of samples [N]. Raises ValueError when the features are of other samples."""
-    if tuple(s.id for s in samples) != features.ids:
-        raise ValueError("samples and features have different ids: load both from the same split")
-    texts = tuple(f"{s.prompt}\n{s.solution}" for s in samples)
-    return FlawData(features.z, features.metadata, texts, np.array([s.flaw for s in samples]))
+    return pd.DataFrame(rows, columns=SELFREG_COLUMNS)
 
 
 def pool_scores(
@@ -416,19 +369,15 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
 
     def compute(folder: Path) -> None:
         samples = {name: load_split(world, name) for name in ("labelled", "filter_negatives", "pool")}
-        data = {name: flaw_data(rows, load_split_features(features, name)) for name, rows in samples.items()}
-        target, parent, pool = data.values()
+        target, parent, pool = (
+            FlawData(table.z, table.metadata, tuple(f"{s.prompt}\n{s.solution}" for s in rows), np.array([s.flaw for s in rows]))
+            for rows, table in ((rows, load_split_features(features, name)) for name, rows in samples.items())
+        )
         in_parent = np.array([s.source == "parent" for s in samples["pool"]])
         scores = pool_scores(profile, load_scorer(fitted.path("scorer.safetensors")), target, parent, pool, samples["pool"])
-        table = flaw_table(
-            scores,
-            pool.flaw,
-            {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent},
-            dataset=DATASET,
-            keep_share=profile.pool_samples / len(in_parent),
-            config=profile.properties,
-            seed=profile.seed,
-        )
+        pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
+        named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
+        table = flaw_table(scores, pool.flaw, pools, keep_share=profile.pool_samples / len(in_parent), **named)
         table.to_parquet(folder / "flaws.parquet", index=False)
         selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
 

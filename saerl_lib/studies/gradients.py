@@ -1,27 +1,20 @@
-"""GRPO policy gradients of single prompts at the base policy, kept as their exact Gram matrix.
+"""Do gradients agree where samples are alike, and what does mixing do to a batch's error? Appendix A, measured (ours).
 
-The paper lets distance in SAE space stand for gradient coherence (Appendix A) and measures no gradient. Here every
-prompt gets two independent groups of G rollouts ("halves"), each with the gradient that training would take from it:
-group-normalised advantages and TRL's loss_type "grpo". The first step is on-policy, so the ratio is 1 and no clip acts.
-A batch gradient is the mean of its prompts' gradients, and all that is asked of them are inner products: the Gram
-matrix of the float32 gradients loses nothing, where a projection to m dimensions errs by about 1 / sqrt(m) a cosine.
-
-Do gradients agree where samples are alike? Cosines by grouping, and gradient distance against distance in a space.
-
-The assumption of the paper's Appendix A, measured (ours). Everything is a quadratic form of the Gram matrix of prompt
-gradients, so one bootstrap serves all: prompts get multinomial weights, and products of a prompt with itself are left
-out, so that a prompt drawn twice never passes for two that agree. Where a mean gradient is near zero such intervals are
-wider than needed, never narrower. S = resamples + 1, the first row being the sample itself; N prompts; K groups.
-
-Appendix A with measured gradients: what mixing a batch of one cluster with samples of another does to its error.
+The paper lets distance in SAE space stand for gradient coherence and measures no gradient. Here every prompt of a seeded sample
+of the kept pool gets two independent groups of G rollouts ("halves") at the base policy, each with the gradient that training
+would take from it: group-normalised advantages and TRL's loss_type "grpo"; the first step is on-policy, so no clip acts. All that
+is asked of gradients are inner products, so their exact Gram matrix is kept: it loses nothing, where a projection to m dimensions
+errs by about 1 / sqrt(m) a cosine. One bootstrap serves all tables: prompts get multinomial weights, and products of a prompt
+with itself are left out, so that a prompt drawn twice never passes for two that agree. Where a mean gradient is near zero such
+intervals are wider than needed, never narrower.
 
 A batch of b prompts, rho b of them from cluster d and the rest from c, estimates G, the mean gradient of the pool:
     MSE(rho) - MSE(0) = - rho A + rho^2 C,   A = 2 <r_c, v> - tr(Sigma_d - Sigma_c) / b,   C = ||v||^2,
-r_c = G - mu_c, v = mu_d - mu_c, optimum rho* = A / 2C clipped to [0, 1]. A and C are estimated without bias from
-products of different prompts (`coherence.Moments`); rho*, a clipped ratio of them, is not. Where the estimate of C is
-not positive, rho* is the better end of [0, 1] (ours). The share of a cluster in G is its share of the kept pool.
+r_c = G - mu_c, v = mu_d - mu_c, optimum rho* = A / 2C clipped to [0, 1]. A and C are estimated without bias from products of
+different prompts (`Moments`); rho*, a clipped ratio of them, is not. Where the estimate of C is not positive, rho* is the better
+end of [0, 1] (ours). The share of a cluster in G is its share of the kept pool.
 
-Stage `gradients`: gradient coherence and the quantities of Appendix A on a seeded sample of the kept pool (ours).
+Axes: N prompts, K groups, S = resamples + 1, the first row being the sample itself.
 """
 
 from __future__ import annotations
@@ -30,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,18 +54,21 @@ DEVIATION_FLOOR = 1e-4
 """Added to a group's standard deviation, as TRL does."""
 GRAM_BLOCK = 65_536
 """Parameters of one product in float32; blocks are summed in float64."""
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Two groups of one prompt."""
-
-    prompt: list[int]
-    """Token ids, separator included."""
-    completions: list[list[int]]
-    """2 G completions up to and with their end token."""
-    rewards: np.ndarray
-    """[2, G] exact-answer rewards."""
+COHERENCE_COLUMNS = ["grouping", "level", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
+DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
+THEORY_COLUMNS = [
+    "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
+    "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
+    "random_change", "random_low", "random_high",
+]  # fmt: skip
+CURVE_COLUMNS = ["cluster_c", "rho", "mse_change", "ci_low", "ci_high", "n_prompts"]
+CURVE_POINTS = 21
+MEAN = "mean"
+"""A partner, or a cluster, drawn by its share of the pool."""
+LOCAL_SPACES = ("z", "metadata", "TF-IDF")
+"""Spaces whose nearest neighbours are compared."""
+NEIGHBOURS = 5
+"""So many samples, the nearest in a space, are compared with all others (ours)."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +95,6 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
     """
     deviation = rewards.std(axis=-1, ddof=1, keepdims=True)
     return (rewards - rewards.mean(axis=-1, keepdims=True)) / (deviation + DEVIATION_FLOOR)
-
-
-def draw_rollouts(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
-) -> list[Rollouts]:
-    """Two groups of `train.rollouts_per_prompt` completions of every sample, in their order, from a stream of their own."""
-    rows = HALVES * train.rollouts_per_prompt
-    prompts = [s.prompt for s in samples]
-    with tqdm(total=len(samples) * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
-        found = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed, bar.update)
-    marks = np.array([reward(text, samples[i // rows].answer) for i, text in enumerate(found.texts)])
-    return [
-        Rollouts(tokens, found.ids[i * rows : (i + 1) * rows], marks[i * rows : (i + 1) * rows].reshape(HALVES, -1))
-        for i, tokens in enumerate(encode_prompts(tokenizer, prompts))
-    ]
 
 
 def group_loss(
@@ -151,26 +133,25 @@ def gram_matrix(rows: torch.Tensor) -> np.ndarray:
 def measure_gradients(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> GradientGram:
-    """Draw two groups a sample and return the Gram matrix of their gradients.
+    """Draw two groups of `train.rollouts_per_prompt` completions a sample and return the Gram matrix of their gradients.
 
     Transient memory: one float32 gradient (3.8 MB at 0.94 M parameters) a group that has one.
     """
-    drawn = draw_rollouts(model, tokenizer, samples, train, seed)
-    weights = np.stack([advantages(r.rewards) for r in drawn])
-    pass_rate = np.stack([r.rewards.mean(axis=1) for r in drawn])
-    places = [(h, i) for h in range(HALVES) for i in range(len(drawn)) if 0 < pass_rate[i, h] < 1]
-    rows = torch.empty(len(places), sum(p.numel() for p in model.parameters()))
+    n, g = len(samples), train.rollouts_per_prompt
+    rows, prompts = HALVES * g, [s.prompt for s in samples]
+    with tqdm(total=n * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
+        drawn = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed, bar.update)
+    rewards = np.array([reward(text, samples[i // rows].answer) for i, text in enumerate(drawn.texts)]).reshape(n, HALVES, g)
+    weights, pass_rate, ids = advantages(rewards), rewards.mean(axis=2), encode_prompts(tokenizer, prompts)
+    places = [(h, i) for h in range(HALVES) for i in range(n) if 0 < pass_rate[i, h] < 1]
+    gradients = torch.empty(len(places), sum(p.numel() for p in model.parameters()))
     for row, (h, i) in enumerate(tqdm(places, desc="prompt gradients", file=sys.stdout, mininterval=10)):
-        group = drawn[i].completions[h * train.rollouts_per_prompt : (h + 1) * train.rollouts_per_prompt]
-        rows[row] = flat_gradient(model, group_loss(model, drawn[i].prompt, group, weights[i, h], train.temperature))
-    products = np.zeros((HALVES * len(drawn), HALVES * len(drawn)))
-    where = np.array([h * len(drawn) + i for h, i in places], dtype=int)
-    products[np.ix_(where, where)] = gram_matrix(rows)
+        completions = drawn.ids[i * rows + h * g : i * rows + (h + 1) * g]
+        gradients[row] = flat_gradient(model, group_loss(model, ids[i], completions, weights[i, h], train.temperature))
+    products = np.zeros((HALVES * n, HALVES * n))
+    where = np.array([h * n + i for h, i in places], dtype=int)
+    products[np.ix_(where, where)] = gram_matrix(gradients)
     return GradientGram(tuple(s.id for s in samples), products, pass_rate)
-
-
-COHERENCE_COLUMNS = ["grouping", "level", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
-DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
 
 
 def resample_weights(n: int, samples: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
@@ -203,6 +184,12 @@ class Pairs:
     """[N, N] their number, 0 to 4."""
     halves: np.ndarray
     """[N] cosine of a prompt's two halves, NaN where one has no gradient."""
+
+    def of(self, keep: np.ndarray) -> Pairs:
+        """The prompts of a mask [N]."""
+        both = np.ix_(keep, keep)
+        counts = (self.cosine_sum[both], self.cosine_count[both])
+        return Pairs(self.products[both], self.squared[keep], *counts, self.halves[keep])
 
 
 def prompt_pairs(gram: GradientGram) -> Pairs:
@@ -299,14 +286,9 @@ def nearest_mask(distance: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def coherence_table(
-    gram: GradientGram,
-    labels: Mapping[str, np.ndarray],
-    spaces: Mapping[str, np.ndarray],
-    neighbours: int,
-    prompts_per_step: int,
-    samples: int,
-    seed: int,
-) -> pd.DataFrame:
+    gram: GradientGram, labels: Mapping[str, np.ndarray], spaces: Mapping[str, np.ndarray], neighbours: int,
+    prompts_per_step: int, samples: int, seed: int,
+) -> pd.DataFrame:  # fmt: skip
     """Rows of gradient_coherence.csv.
 
     `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a name to distances [N, N].
@@ -314,34 +296,26 @@ def coherence_table(
     as zero inside batches, as in training.
     """
     pairs, n = prompt_pairs(gram), len(gram.ids)
-    weights = resample_weights(n, samples, seed)
+    weights, everyone = resample_weights(n, samples, seed), np.zeros(n, dtype=int)
     alive = int((~gram.zero).any(axis=1).sum())
-    everyone = np.zeros(n, dtype=int)
     masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
     other_topic = ~masks["leaf topic"][0]
     masks["cluster, topics differ"] = (masks["cluster"][0] & other_topic, masks["cluster"][1] & other_topic)
-    near = {f"{neighbours} nearest in {name}": nearest_mask(d, neighbours) for name, d in spaces.items()}
-    masks.update({name: (mask, ~mask) for name, mask in near.items()})
-    rows: list[tuple[object, ...]] = []
-
-    def add(grouping: str, level: str, relation: str, values: np.ndarray, count: int) -> None:
-        rows.append((grouping, level, relation, *weighted_interval(values), count, n - alive))
-
-    for name, (within, across) in masks.items():
-        for relation, values in prompt_cosines(pairs, within, across, weights).items():
-            add(name, "prompt", relation, values, alive)
-    drawn = prompt_cosines(pairs, everyone[:, None] == everyone, masks["cluster"][0], weights)["within"]
-    add("random", "prompt", "random", drawn, alive)
+    for name, distance in spaces.items():
+        near = nearest_mask(distance, neighbours)
+        masks[f"{neighbours} nearest in {name}"] = (near, ~near)
+    found = [(name, "prompt", relation, values, alive)
+             for name, mask in masks.items() for relation, values in prompt_cosines(pairs, *mask, weights).items()]  # fmt: skip
+    drawn = prompt_cosines(pairs, np.ones((n, n), dtype=bool), masks["cluster"][0], weights)["within"]
     both = np.isfinite(pairs.halves)
     again = (weights * both) @ np.where(both, pairs.halves, 0.0) / (weights @ both)
-    add("random", "prompt", "halves", again, int(both.sum()))
+    found += [("random", "prompt", "random", drawn, alive), ("random", "prompt", "halves", again, int(both.sum()))]
     for name, label in labels.items():
-        for relation, values in batch_cosines(group_moments(pairs, label, weights), prompts_per_step).items():
-            if relation != "halves":
-                add(name, "batch", relation, values, n)
+        cosines = batch_cosines(group_moments(pairs, label, weights), prompts_per_step)
+        found += [(name, "batch", relation, values, n) for relation, values in cosines.items() if relation != "halves"]
     pool = batch_cosines(group_moments(pairs, everyone, weights), prompts_per_step)
-    add("random", "batch", "random", pool["within"], n)
-    add("random", "batch", "halves", pool["halves"], n)
+    found += [("random", "batch", "random", pool["within"], n), ("random", "batch", "halves", pool["halves"], n)]
+    rows = [(*names, *weighted_interval(values), count, n - alive) for *names, values, count in found]
     return pd.DataFrame(rows, columns=COHERENCE_COLUMNS)
 
 
@@ -358,6 +332,16 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, wei
         return (sums["xy"] - sums["x"] * sums["y"]) / np.sqrt(spread)
 
 
+def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N].
+
+    `unbiased` [N] are the lengths of the squared distance, where they are known without rollout noise.
+    """
+    size = np.sqrt(np.where(squared > 0, squared, 1.0))
+    length = squared if unbiased is None else unbiased
+    return {"cosine": 1 - products / np.outer(size, size), "squared distance": length[:, None] + length[None] - 2 * products}
+
+
 def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples: int, seed: int) -> pd.DataFrame:
     """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space.
 
@@ -368,44 +352,20 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
     pairs, n = prompt_pairs(gram), len(gram.ids)
     weights = resample_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
-    halves = {name: _distances(whole[h, :, h], np.diag(whole[h, :, h])) for h, name in enumerate(("first", "second"))}
+    first, second = (gradient_distances(whole[h, :, h], np.diag(whole[h, :, h])) for h in range(HALVES))
     mean = whole.sum(axis=(0, 2)) / 4
-    joint = _distances(mean, np.diag(mean), np.diag(pairs.products))
-    alive, both = (~gram.zero).any(axis=1), (~gram.zero).all(axis=1)
-    rows = []
-    for measure, use, sure in (("cosine", alive, both), ("squared distance", np.ones(n, dtype=bool), np.ones(n, dtype=bool))):
+    joint = gradient_distances(mean, np.diag(mean), np.diag(pairs.products))
+    everyone, rows = np.ones(n, dtype=bool), []
+    kept = {"cosine": ((~gram.zero).any(axis=1), (~gram.zero).all(axis=1)), "squared distance": (everyone, everyone)}
+    for measure, (use, sure) in kept.items():
         compared = [(name, joint[measure], distance, use) for name, distance in spaces.items()]
-        compared.append(("gradient, other rollouts", halves["first"][measure], halves["second"][measure], sure))
-        for name, first, second, kept in compared:
-            values = weighted_interval(rank_correlation(first, second, kept, weights))
-            count = int(kept.sum())
+        for name, one, other, mask in [*compared, ("gradient, other rollouts", first[measure], second[measure], sure)]:
+            values, count = weighted_interval(rank_correlation(one, other, mask, weights)), int(mask.sum())
             rows.append((name, measure, *values, count * (count - 1) // 2, count))
     return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
 
 
-def _distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N]."""
-    size = np.sqrt(np.where(squared > 0, squared, 1.0))
-    length = squared if unbiased is None else unbiased
-    return {
-        "cosine": 1 - products / np.outer(size, size),
-        "squared distance": length[:, None] + length[None] - 2 * products,
-    }
-
-
-MEAN = "mean"
-"""A partner, or a cluster, drawn by its share of the pool."""
-THEORY_COLUMNS = [
-    "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
-    "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
-    "random_change", "random_low", "random_high",
-]  # fmt: skip
-CURVE_COLUMNS = ["cluster_c", "rho", "mse_change", "ci_low", "ci_high", "n_prompts"]
-CURVE_POINTS = 21
-
-
-@dataclass(frozen=True)
-class MixingTerms:
+class MixingTerms(NamedTuple):
     """Terms of Appendix A for K clusters and S resamples."""
 
     a: np.ndarray
@@ -446,14 +406,9 @@ def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def mixing_tables(
-    pairs: Pairs,
-    clusters: np.ndarray,
-    pool_shares: Mapping[int, float],
-    prompts_per_step: int,
-    swapped_per_batch: int,
-    samples: int,
-    seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
+    samples: int, seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Rows of mixing_theory.csv and mixing_curve.csv; changes are fractions of the MSE at rho = 0.
 
     clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
@@ -463,81 +418,43 @@ def mixing_tables(
     names, counts = np.unique(clusters, return_counts=True)
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])
-    shares = shares / shares.sum()
-    keep = np.isin(clusters, names)
-    kept = Pairs(*(getattr(pairs, f)[np.ix_(keep, keep)] if getattr(pairs, f).ndim == 2 else getattr(pairs, f)[keep]
-                   for f in Pairs.__dataclass_fields__))  # fmt: skip
+    shares, keep = shares / shares.sum(), np.isin(clusters, names)
     weights = resample_weights(int(keep.sum()), samples, seed, clusters[keep])
-    terms = mixing_terms(group_moments(kept, clusters[keep], weights), shares, prompts_per_step)
-    cases = _cases(terms, names, counts, shares)
-    rho_h = swapped_per_batch / prompts_per_step
-    theory = pd.DataFrame([_theory_row(case, rho_h, terms.random) for case in cases], columns=THEORY_COLUMNS)
-    curve = [row for case in cases if case.d == MEAN for row in _curve_rows(case)]
-    return theory, pd.DataFrame(curve, columns=CURVE_COLUMNS)
+    moments = group_moments(pairs.of(keep), clusters[keep], weights)
+    a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
+    partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
+    partner = partner / partner.sum(axis=1, keepdims=True)
+    total, every = int(counts.sum()), range(len(names))
+    mean_a, mean_c = (np.stack([x[:, i] @ partner[i] for i in every], axis=1) for x in (a, c))
+    cases = [(names[i], names[j], counts[i], counts[j], a[:, i, j], c[:, i, j], bias2[:, i], variance[:, i])
+             for i in every for j in every if i != j]  # fmt: skip
+    cases += [(names[i], MEAN, counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
+              for i in every]  # fmt: skip
+    cases.append((MEAN, MEAN, total, total, *(x @ shares for x in (mean_a, mean_c, bias2, variance))))
+    theory, curve, rho_h = [], [], swapped_per_batch / prompts_per_step
+    for one, other, n_one, n_other, slope, bend, bias, spread in cases:
+        start = bias + spread
+        parts = (slope, bend, rho_star(slope, bend))
+        change = weighted_interval((-rho_h * slope + rho_h**2 * bend) / start)
+        head = (str(one), str(other), int(n_one), int(n_other), float(bias[0]), float(spread[0]))
+        theory.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
+                       *weighted_interval(random / start - 1)))  # fmt: skip
+        for rho in np.linspace(0, 1, CURVE_POINTS) if other == MEAN else ():
+            curve.append((str(one), float(rho), *weighted_interval((-rho * slope + rho**2 * bend) / start), int(n_one)))
+    return pd.DataFrame(theory, columns=THEORY_COLUMNS), pd.DataFrame(curve, columns=CURVE_COLUMNS)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One pair of clusters, or a mean over them; arrays [S]."""
-
-    c: str
-    d: str
-    n_c: int
-    n_d: int
-    a: np.ndarray
-    cc: np.ndarray
-    bias2: np.ndarray
-    variance: np.ndarray
-
-    @property
-    def start(self) -> np.ndarray:
-        """MSE at rho = 0."""
-        return self.bias2 + self.variance
-
-
-def _cases(terms: MixingTerms, names: np.ndarray, counts: np.ndarray, shares: np.ndarray) -> list[_Case]:
-    """Every pair, then every cluster with the mean partner, then the mean of those."""
-    total = int(counts.sum())
-    found, means = [], []
-    for i, c in enumerate(names):
-        own = (terms.bias2[:, i], terms.variance[:, i])
-        for j, d in enumerate(names):
-            if i != j:
-                found.append(_Case(str(c), str(d), int(counts[i]), int(counts[j]), terms.a[:, i, j], terms.c[:, i, j], *own))
-        partner = np.where(np.arange(len(names)) == i, 0.0, shares)
-        partner = partner / partner.sum()
-        a, cc = terms.a[:, i] @ partner, terms.c[:, i] @ partner
-        means.append(_Case(str(c), MEAN, int(counts[i]), total - int(counts[i]), a, cc, *own))
-    averaged = [np.stack([getattr(m, f) for m in means], axis=1) @ shares for f in ("a", "cc", "bias2", "variance")]
-    return [*found, *means, _Case(MEAN, MEAN, total, total, *averaged)]
-
-
-def _theory_row(case: _Case, rho_h: float, random: np.ndarray) -> tuple[object, ...]:
-    best, change = rho_star(case.a, case.cc), (-rho_h * case.a + rho_h**2 * case.cc) / case.start
-    head = (case.c, case.d, case.n_c, case.n_d, float(case.bias2[0]), float(case.variance[0]))
-    parts = [v for values in (case.a, case.cc, best) for v in weighted_interval(values)]
-    return (*head, *parts, rho_h, *weighted_interval(change), *weighted_interval(random / case.start - 1))
-
-
-def _curve_rows(case: _Case) -> list[tuple[object, ...]]:
-    grid = np.linspace(0, 1, CURVE_POINTS)
-    return [(case.c, float(r), *weighted_interval((-r * case.a + r**2 * case.cc) / case.start), case.n_c) for r in grid]
-
-
-LOCAL_SPACES = ("z", "metadata", "TF-IDF")
-"""Spaces whose nearest neighbours are compared."""
-NEIGHBOURS = 5
-"""So many samples, the nearest in a space, are compared with all others (ours)."""
-
-
-def gradient_sample(pool: pd.DataFrame, prompts: int, seed: int) -> pd.DataFrame:
-    """`prompts` rows of the kept pool drawn without replacement (all, if it holds fewer), in pool order."""
-    rows = np.random.default_rng(seed).choice(len(pool), min(prompts, len(pool)), replace=False)
-    return pool.iloc[np.sort(rows)].reset_index(drop=True)
+def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataFrame:
+    """One row a cluster and one for all: prompts, share of groups [N, 2] whose rewards are all equal (no gradient), by side."""
+    rows = []
+    for name, rates in [*((str(c), pass_rate[clusters == c]) for c in np.unique(clusters)), ("all", pass_rate)]:
+        wrong, right = rates == 0, rates == 1
+        rows.append((name, len(rates), float(np.mean(wrong | right)), float(wrong.mean()), float(right.mean())))
+    return pd.DataFrame(rows, columns=["cluster", "prompts", "zero-variance share", "all wrong", "all right"])
 
 
 def space_distances(
-    z: np.ndarray, metadata: np.ndarray, samples: list[Sample], rows: np.ndarray, ranking: np.ndarray, seed: int
+    z: np.ndarray, metadata: np.ndarray, samples: Sequence[Sample], rows: np.ndarray, ranking: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool.
 
@@ -557,99 +474,65 @@ def space_distances(
     return found
 
 
-def tenths(values: np.ndarray) -> np.ndarray:
-    """Tenth 0 to 9 of each value [N] by rank; equal values may part."""
-    return np.argsort(np.argsort(values, kind="stable"), kind="stable") * 10 // len(values)
-
-
-def groupings(samples: list[Sample], clusters: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Labels [N] of every grouping; "clusters, permuted" keeps the sizes and nothing else."""
+def groupings(samples: Sequence[Sample], clusters: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Labels [N] of every grouping; tenths are by rank, "clusters, permuted" keeps the sizes and nothing else."""
+    rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
     return {
         "cluster": clusters,
         "leaf topic": topics_at(samples, 3),
         "domain": topics_at(samples, 1),
-        "difficulty tenth": tenths(np.array([s.difficulty for s in samples])),
+        "difficulty tenth": rank * 10 // len(samples),
         "clusters, permuted": np.random.default_rng(seed).permutation(clusters),
     }
 
 
-def write_tables(
-    folder: Path, profile: Profile, pool: pd.DataFrame, chosen: pd.DataFrame, samples: list[Sample], gram: GradientGram,
-    spaces: dict[str, np.ndarray],
-) -> None:
-    """The tables of the stage from a Gram matrix: needs no model."""
-    config, b = profile.gradients, profile.plan.prompts_per_step
-    clusters, seed = chosen["cluster"].to_numpy(), sub_seed(profile.seed, "gradient-bootstrap")
+def gradient_tables(
+    profile: Profile, shares: Mapping[int, float], clusters: np.ndarray, samples: Sequence[Sample], gram: GradientGram,
+    spaces: Mapping[str, np.ndarray],
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts."""
+    b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.gradients.bootstrap_samples
+    seed = sub_seed(profile.seed, "gradient-bootstrap")
     labels = groupings(samples, clusters, sub_seed(profile.seed, "gradient-permutation"))
     local = {name: spaces[name] for name in LOCAL_SPACES}
-    coherence = coherence_table(gram, labels, local, NEIGHBOURS, b, config.bootstrap_samples, seed)
-    coherence.to_parquet(folder / "gradient_coherence.parquet", index=False)
-    distance_table(gram, spaces, config.bootstrap_samples, seed).to_parquet(folder / "gradient_distance.parquet", index=False)
-    shares = pool["cluster"].value_counts(normalize=True).to_dict()
-    theory, curve = mixing_tables(
-        prompt_pairs(gram), clusters, shares, b, profile.plan.swapped_per_batch, config.bootstrap_samples, seed
-    )
-    theory.to_parquet(folder / "mixing_theory.parquet", index=False)
-    curve.to_parquet(folder / "mixing_curve.parquet", index=False)
-
-
-def prompt_table(chosen: pd.DataFrame, samples: list[Sample], gram: GradientGram) -> pd.DataFrame:
-    """One row a prompt: sample_id, cluster, topic, difficulty, pass rate and squared gradient of each half."""
-    squared = np.diag(gram.products).reshape(2, -1)
-    frame = pd.DataFrame({"sample_id": gram.ids, "cluster": chosen["cluster"].to_numpy()})
-    frame["topic"], frame["difficulty"] = [s.topic for s in samples], [s.difficulty for s in samples]
-    for half in range(2):
-        frame[f"pass_rate_{half + 1}"], frame[f"squared_gradient_{half + 1}"] = gram.pass_rate[:, half], squared[half]
-    return frame
-
-
-def compute_gradients(
-    folder: Path, profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
-) -> None:
-    """Measure the gradients and write all outputs of the stage into `folder`."""
-    torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
-    pool = kept_pool(difficulty, quality)
-    chosen = gradient_sample(pool, profile.gradients.prompts, sub_seed(profile.seed, "gradient-sample"))
-    by_id = {s.id: s for s in load_split(world, "pool")}
-    samples = [by_id[name] for name in chosen["sample_id"]]
-    gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
-    save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
-    prompt_table(chosen, samples, gram).to_parquet(folder / "gradient_prompts.parquet", index=False)
-    table = load_split_features(features, "pool")
-    place = {name: i for i, name in enumerate(table.ids)}
-    kept = np.array([place[name] for name in pool["sample_id"]])
-    rows = np.flatnonzero(pool["sample_id"].isin(chosen["sample_id"]).to_numpy())
-    spaces = space_distances(
-        table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
-        sub_seed(profile.seed, "gradient-permuted-z"),
-    )  # fmt: skip
-    write_tables(folder, profile, pool, chosen, samples, gram, spaces)
+    theory, curve = mixing_tables(prompt_pairs(gram), clusters, shares, b, h, resamples, seed)
+    return {
+        "gradient_coherence": coherence_table(gram, labels, local, NEIGHBOURS, b, resamples, seed),
+        "gradient_distance": distance_table(gram, spaces, resamples, seed),
+        "mixing_theory": theory,
+        "mixing_curve": curve,
+        "zero_variance": zero_variance_table(clusters, gram.pass_rate),
+    }
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write gradient_coherence, gradient_distance, mixing_theory and mixing_curve (rows of the CSV tables of the same
-    names), gradient_prompts.parquet (a prompt a row) and gram.safetensors (inner products [2 N, 2 N])."""
+    """Write the tables of `gradient_tables` as <name>.parquet and gram.safetensors (inner products [2 N, 2 N], pass rates).
+
+    The sample holds `profile.gradients.prompts` rows of the kept pool, all if it holds fewer, in pool order.
+    """
 
     def compute(folder: Path) -> None:
-        compute_gradients(folder, profile, world, features, difficulty, quality)
+        torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
+        pool = kept_pool(difficulty, quality)
+        draw = np.random.default_rng(sub_seed(profile.seed, "gradient-sample"))
+        rows = np.sort(draw.choice(len(pool), min(profile.gradients.prompts, len(pool)), replace=False))
+        chosen, by_id = pool.iloc[rows], {s.id: s for s in load_split(world, "pool")}
+        samples = [by_id[name] for name in chosen["sample_id"]]
+        gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
+        save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
+        table = load_split_features(features, "pool")
+        place = {name: i for i, name in enumerate(table.ids)}
+        kept = np.array([place[name] for name in pool["sample_id"]])
+        spaces = space_distances(
+            table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
+            sub_seed(profile.seed, "gradient-permuted-z"),
+        )  # fmt: skip
+        shares = pool["cluster"].value_counts(normalize=True).to_dict()
+        found = gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
+        for name, frame in found.items():
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
 
-    config = {
-        **to_dict(profile.gradients),
-        "train": to_dict(profile.train),
-        "plan": to_dict(profile.plan),
-        "seed": profile.seed,
-    }
-    config["train"].pop("seeds")
+    train = to_dict(profile.train)
+    train.pop("seeds")
+    config = {**to_dict(profile.gradients), "train": train, "plan": to_dict(profile.plan), "seed": profile.seed}
     return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))
-
-
-def zero_variance_table(stage: Stage) -> pd.DataFrame:
-    """One row a cluster and one for all: prompts, share of groups whose rewards are all equal (no gradient), by side."""
-    frame = pd.read_parquet(stage.path("gradient_prompts.parquet"))
-    groups = [*((str(c), part) for c, part in frame.groupby("cluster")), ("all", frame)]
-    rows = []
-    for name, part in groups:
-        rates = part[["pass_rate_1", "pass_rate_2"]].to_numpy()
-        wrong, right = rates == 0, rates == 1
-        rows.append((name, len(part), float(np.mean(wrong | right)), float(wrong.mean()), float(right.mean())))
-    return pd.DataFrame(rows, columns=["cluster", "prompts", "zero-variance share", "all wrong", "all right"])

@@ -1,20 +1,13 @@
-"""How much of the plan hangs on each open choice: one setting changed at a time (ours; the paper reports none).
+"""What clusters, difficulty and plan depend on that the paper leaves open, or that comes from the SAE (ours).
 
-A change is read against a yardstick: the same settings under another k-means seed, which nobody chose. Only what depends
-on a setting is fitted again: clusters for K and the seed, the corrections of equation 10 for tau_sh, the plan for the rest.
+Sensitivity: one setting changed at a time, read against a yardstick, the same settings under another k-means seed, which nobody
+chose. Only what depends on a setting is fitted again: clusters for K and the seed, the corrections of equation 10 for tau_sh, the
+plan for the rest. Label curve: difficulty quality against |L|, on `SUBSETS` random permutations of L cut to their first 30, 100,
+... samples; every subset has its penalties tuned on itself.
 
-Stage `plan_study`: what clusters, difficulty and plan depend on that the paper leaves open (ours).
-
-Difficulty quality against the number of labels: what |L| = 3,000 buys (ours; the paper fixes |L|).
-
-`SUBSETS` random permutations of L are cut to their first 30, 100, ... samples, so the subsets of a permutation are nested.
-Every subset has its penalties tuned on itself. The interval covers both the choice of the subset and the test samples.
-
-The same pipeline with one ingredient changed: clusters and difficulty of the pool from other features than the SAE's (ours).
-
-tfidf: TF-IDF of prompt and solution by truncated SVD, as many columns as z. dense: pooled activations of the SAE's layer.
-frozen: an SAE whose decoder is random and never learns (arXiv 2602.14111). shuffled: the SAE's features, with the
-difficulty model fitted on permuted labels. Metadata, K, settings and seeds are those of the SAE's own pipeline.
+Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
+columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
+2602.14111). shuffled: the SAE's features, with the difficulty model fitted on permuted labels.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,12 +44,19 @@ FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "
 """Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
 SEED = "k-means seed"
 """Name of the yardstick."""
+SIZES = (30, 100, 300, 1000, 3000)
+"""Labels |L|."""
+SUBSETS = 5
+"""Nested random subsets of each size; all of L is one."""
+CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
+NAMES = ("tfidf", "dense", "frozen", "shuffled")
 
 
 @dataclass(frozen=True)
-class PlanInputs:
-    """All that a plan of the kept pool is made from: P pool samples, N of them kept, L labelled."""
+class Planner:
+    """Plans of the kept pool under changed settings: P pool samples, N of them kept, L labelled."""
 
+    profile: Profile
     ids: np.ndarray
     """str [P]."""
     phi: np.ndarray
@@ -63,7 +64,7 @@ class PlanInputs:
     lengths: np.ndarray
     """Words of prompt and solution, [P]."""
     kept: np.ndarray
-    """Mask of the samples that the filter keeps, bool [P]."""
+    """Rows that the filter keeps, [N]."""
     labelled_phi: np.ndarray
     """[L, D]."""
     labels: np.ndarray
@@ -73,29 +74,19 @@ class PlanInputs:
     model: DifficultyModel
     """Fitted on L with these clusters."""
 
-
-class Planner:
-    """Plans of the kept pool under changed settings."""
-
-    def __init__(self, inputs: PlanInputs, profile: Profile) -> None:
-        self.inputs, self.profile = inputs, profile
-        kept = inputs.phi[np.flatnonzero(inputs.kept)]
-        self._kept_phi = kept
-        self.default = self.plan()
-
     def plan(
         self, clusters: Clusters | None = None, tau: float | None = None, config: PlanConfig | None = None
     ) -> BatchPlan:
         """The SAERL plan with the given clusters, tau_sh or plan settings; the profile's own where none is given."""
-        inputs, profile = self.inputs, self.profile
-        clusters, model = clusters or inputs.clusters, inputs.model
-        if clusters is not inputs.clusters or tau is not None:
-            assigned = clusters.assign(inputs.labelled_phi).label
-            model = with_clusters(model, inputs.labels, assigned, clusters.k, tau or profile.properties.shrinkage_tau)
-        label = clusters.assign(self._kept_phi).label
-        scores = model.predict(self._kept_phi, label)
-        lengths = inputs.lengths[inputs.kept]
-        return build_plan(inputs.ids[inputs.kept], label, scores.ranking, scores.raw, lengths, config or profile.plan)
+        clusters, model = clusters or self.clusters, self.model
+        if clusters is not self.clusters or tau is not None:
+            assigned = clusters.assign(self.labelled_phi).label
+            tau = tau or self.profile.properties.shrinkage_tau
+            model = with_clusters(model, self.labels, assigned, clusters.k, tau)
+        phi = self.phi[self.kept]
+        label = clusters.assign(phi).label
+        scores, lengths = model.predict(phi, label), self.lengths[self.kept]
+        return build_plan(self.ids[self.kept], label, scores.ranking, scores.raw, lengths, config or self.profile.plan)
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -108,49 +99,38 @@ def changed_values(default: float, factors: Sequence[float]) -> list[float]:
     return [value for value in dict.fromkeys(values) if value != default]
 
 
-def plan_sensitivity(inputs: PlanInputs, profile: Profile, seed_clusters: Sequence[Clusters] = ()) -> pd.DataFrame:
+def plan_sensitivity(planner: Planner, seed_clusters: Sequence[Clusters] = ()) -> pd.DataFrame:
     """Rows of `plan_sensitivity.csv`: share of kept samples that move by more than a tenth of the run, mean shift in steps.
 
-    `seed_clusters` are fits under further k-means seeds (`stability.seed_fits`), the yardstick; a row a setting.
+    `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a setting.
     """
-    planner, rows = Planner(inputs, profile), []
-    for varied, setting, default, plan in _plans(planner, profile, seed_clusters):
-        shift = step_shift(planner.default, plan)
-        row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(default))
+    default, rows = planner.plan(), []
+    for varied, setting, usual, plan in _plans(planner, seed_clusters):
+        shift = step_shift(default, plan)
+        row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
         rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * plan.steps), len(shift)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _plans(
-    planner: Planner, profile: Profile, seed_clusters: Sequence[Clusters]
-) -> Iterator[tuple[str, object, object, BatchPlan]]:
+def _plans(planner: Planner, seed_clusters: Sequence[Clusters]) -> Iterator[tuple[str, object, object, BatchPlan]]:
     """(what varies, setting, default, plan), the yardstick first."""
-    properties, config = profile.properties, profile.plan
+    properties, config, seed = planner.profile.properties, planner.profile.plan, planner.profile.seed
     for number, clusters in enumerate(seed_clusters, start=1):
         yield SEED, f"seed {number}", "seed 0", planner.plan(clusters)
     for k in changed_values(properties.clusters, FACTORS["clusters"]):
-        other = replace(properties, clusters=k)
-        yield "K", k, properties.clusters, planner.plan(pool_clusters(planner.inputs.phi, other, profile.seed))
+        yield "K", k, properties.clusters, planner.plan(pool_clusters(planner.phi, replace(properties, clusters=k), seed))
     for tau in changed_values(properties.shrinkage_tau, FACTORS["shrinkage_tau"]):
         yield "tau_sh", tau, f"{properties.shrinkage_tau:g}", planner.plan(tau=tau)
     b, h = config.prompts_per_step, config.swapped_per_batch
-    for swapped in sorted({0, 1, 2, b // 4, b // 2} - {h}):
-        if swapped < b:
-            yield "h", swapped, h, planner.plan(config=replace(config, swapped_per_batch=swapped))
-    for window in changed_values(config.window_batches, FACTORS["window_batches"]):
-        yield "window", window, config.window_batches, planner.plan(config=replace(config, window_batches=window))
-    for name, known in (("rest", REST), ("unequal", UNEQUAL)):
-        default = getattr(config, name)
-        for value in known:
-            if value != default:
-                yield name, value, default, planner.plan(config=replace(config, **{name: value}))
-
-
-SIZES = (30, 100, 300, 1000, 3000)
-"""Labels |L|."""
-SUBSETS = 5
-"""Nested random subsets of each size; all of L is one."""
-CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
+    tried: dict[str, tuple[str, Sequence[Any]]] = {
+        "swapped_per_batch": ("h", [swapped for swapped in sorted({0, 1, 2, b // 4, b // 2} - {h}) if swapped < b]),
+        "window_batches": ("window", changed_values(config.window_batches, FACTORS["window_batches"])),
+        "rest": ("rest", [value for value in REST if value != config.rest]),
+        "unequal": ("unequal", [value for value in UNEQUAL if value != config.unequal]),
+    }
+    for name, (varied, values) in tried.items():
+        for value in values:
+            yield varied, value, getattr(config, name), planner.plan(config=replace(config, **{name: value}))
 
 
 def curve_sizes(n: int, sizes: tuple[int, ...] = SIZES) -> tuple[int, ...]:
@@ -202,6 +182,11 @@ def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, se
     return percentile_interval(np.mean([correlation("spearman", row, truth) for row in predicted]), drawn)
 
 
+def texts_of(samples: Sequence[Sample]) -> list[str]:
+    """Prompt and solution of each sample."""
+    return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
+
+
 def plan_study_stage(
     profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
 ) -> Stage:
@@ -211,83 +196,55 @@ def plan_study_stage(
     """
 
     def compute(folder: Path) -> None:
-        inputs = plan_inputs(profile, world, features, quality)
-        _, *others = fits = seed_fits(inputs.phi, profile.properties, profile.seed)
-        tables = {
-            "cluster_stability": stability_row("k-means seed", [clusters.assign(inputs.phi).label for clusters in fits]),
-            "cluster_sizes": cluster_sizes(profile, inputs),
-            "plan_sensitivity": plan_sensitivity(inputs, profile, others),
-            "label_curve": _label_curve(profile, world, features),
+        samples = {name: load_split(world, name) for name in ("labelled", "test")}
+        table = {name: load_split_features(features, name) for name in ("labelled", "test", "pool")}
+        labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
+        pool, config, seed = table["pool"], profile.properties, profile.seed
+        clusters, model = fit_properties(profile, world, features)
+        kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
+        planner = Planner(
+            profile, np.array(pool.ids), pool.phi, sequence_words(pool.metadata), np.flatnonzero(kept.to_numpy(dtype=bool)),
+            table["labelled"].phi, labels["labelled"], clusters, model,
+        )  # fmt: skip
+        fits = seed_fits(pool.phi, config, seed)
+        by_seed = [fit.assign(pool.phi).label for fit in fits]
+        words = fit_tfidf(texts_of(samples["labelled"]))  # chosen on the texts of all of L, which need no label
+        sets = {
+            name: {"sae+metadata": table[name].phi, "metadata": table[name].metadata, "tfidf": words.transform(texts_of(part))}
+            for name, part in samples.items()
         }
-        for name, table in tables.items():
-            table.to_parquet(folder / f"{name}.parquet", index=False)
+        sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
+        found = {
+            "cluster_stability": stability_row("k-means seed", by_seed),
+            "cluster_sizes": cluster_sizes(planner),
+            "plan_sensitivity": plan_sensitivity(planner, fits[1:]),
+            "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
+        }  # fmt: skip
+        for name, frame in found.items():
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
 
-    config = {
-        "properties": to_dict(profile.properties),
-        "plan": to_dict(profile.plan),
-        "seed": profile.seed,
-    }
+    config = {"properties": to_dict(profile.properties), "plan": to_dict(profile.plan), "seed": profile.seed}
     return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality))
 
 
-def plan_inputs(profile: Profile, world: Stage, features: Stage, quality: Stage) -> PlanInputs:
-    """Features, fits and the filter's choice; the fits are those of the stage `difficulty`."""
-    pool, labelled = load_split_features(features, "pool"), load_split_features(features, "labelled")
-    clusters, model = fit_properties(profile, world, features)
-    kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
-    labels = np.array([s.difficulty for s in load_split(world, "labelled")])
-    ids, lengths = np.array(pool.ids), sequence_words(pool.metadata)
-    return PlanInputs(ids, pool.phi, lengths, kept.to_numpy(dtype=bool), labelled.phi, labels, clusters, model)
-
-
-def cluster_sizes(profile: Profile, inputs: PlanInputs) -> pd.DataFrame:
+def cluster_sizes(planner: Planner) -> pd.DataFrame:
     """One row: clusters asked for and found, empty and merged ones, samples moved by merging, sizes in the pool."""
-    found, sizes = inputs.clusters, np.bincount(inputs.clusters.assign(inputs.phi).label, minlength=inputs.clusters.k)
-    fitted = min(len(inputs.phi), profile.properties.cluster_fit_rows)
-    row = (profile.properties.clusters, found.k, found.n_dropped, found.n_merged, found.n_moved)
+    found, config, n = planner.clusters, planner.profile.properties, len(planner.phi)
+    sizes = np.bincount(found.assign(planner.phi).label, minlength=found.k)
+    row = (config.clusters, found.k, found.n_dropped, found.n_merged, found.n_moved, int(sizes.min()), int(sizes.max()))
     columns = ["asked", "clusters", "empty", "merged", "samples_moved", "smallest", "largest", "n_fitted", "n"]
-    return pd.DataFrame([(*row, int(sizes.min()), int(sizes.max()), fitted, len(inputs.phi))], columns=columns)
-
-
-def _label_curve(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:
-    """phi, metadata and TF-IDF; the words of TF-IDF are chosen on the texts of all of L, which need no label."""
-    samples, tables = ({name: load(source, name) for name in ("labelled", "test")} for load, source in (
-        (load_split, world), (load_split_features, features)
-    ))  # fmt: skip
-    words = fit_tfidf(_texts(samples["labelled"]))
-    sets = {
-        name: {
-            "sae+metadata": tables[name].phi,
-            "metadata": tables[name].metadata,
-            "tfidf": words.transform(_texts(samples[name])),
-        }
-        for name in samples
-    }
-    y, truth = (np.array([s.difficulty for s in samples[name]]) for name in ("labelled", "test"))
-    seed = sub_seed(profile.seed, "label-curve")
-    return label_curve(sets["labelled"], y, sets["test"], truth, profile.properties, seed)
-
-
-def _texts(samples: Sequence[Sample]) -> list[str]:
-    return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
-
-
-NAMES = ("tfidf", "dense", "frozen", "shuffled")
-
-
-def _texts_alternatives(samples: list[Sample]) -> list[str]:
-    return [f"{s.prompt}\n{s.solution}" for s in samples]
+    return pd.DataFrame([(*row, min(n, config.cluster_fit_rows), n)], columns=columns)
 
 
 def tfidf_features(labelled: list[Sample], pool: list[Sample], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """([L, width], [N, width]) with vocabulary and SVD fitted on L alone."""
-    words = fit_tfidf(_texts_alternatives(labelled))
-    matrix = words.transform(_texts_alternatives(labelled))
+    words = fit_tfidf(texts_of(labelled))
+    matrix = words.transform(texts_of(labelled))
     svd = TruncatedSVD(min(width, matrix.shape[0] - 1, matrix.shape[1] - 1), random_state=seed).fit(matrix)
-    return svd.transform(matrix), svd.transform(words.transform(_texts_alternatives(pool)))
+    return svd.transform(matrix), svd.transform(words.transform(texts_of(pool)))
 
 
-FROZEN_SAE = SAEConfig(tokens=600_000, latents=4608, k=32, learning_rate=1e-3, vectors_per_step=2048)
+FROZEN_SAE = SAEConfig(tokens=600_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the SAE with a frozen decoder: the settings of the shipped one but for the vectors, which are those of L."""
 
 
@@ -298,11 +255,9 @@ def model_features(
     decoder, tokenizer, _ = open_decoder(profile.reader)
     layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
     vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
-    config = replace(FROZEN_SAE, seed=sub_seed(profile.seed, "sae"))
-    train_sae(vectors, config, folder / "sae", "frozen_decoder")
+    train_sae(vectors, replace(FROZEN_SAE, seed=sub_seed(profile.seed, "sae")), folder / "sae", "frozen_decoder")
     reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
-    ids = {s.id for s in labelled}
-    found, _, store = read_features([*labelled, *pool], ids, profile, reader, folder)
+    found, _, store = read_features([*labelled, *pool], {s.id for s in labelled}, profile, reader, folder)
     shutil.rmtree(store.folder)
     cut = len(labelled)
     return {"frozen": (found[MAIN][:cut], found[MAIN][cut:]), "dense": (found[DENSE][:cut], found[DENSE][cut:])}

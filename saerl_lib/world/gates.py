@@ -1,18 +1,12 @@
 """Gates of the world: one table of measured values, allowed ranges and whether they are met.
 
-Text gates are read off the texts, policy gates off the base attempts. Gates that need training runs are
-measured by `python -m saerl_lib world --check` on reserved seeds and kept with their provenance in `TRAINED_RECORD`.
-
-Gates of the world that its texts and labels alone decide: neither topic, difficulty nor source may be read off trivially.
-
-Each function of a text gate returns one number; bounds lie in `TEXT_BOUNDS`.
-
-Pass rates of the base policy on the pool, and the published histogram that they are held against.
+Text gates are read off texts and labels: neither topic, difficulty nor source may be read trivially. Policy gates are read off
+the base attempts, beside a published histogram of pass rates. Gates that need training runs are measured by `python -m saerl_lib
+world --check` on reserved seeds and kept with their provenance in `TRAINED_RECORD`.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import sys
@@ -40,8 +34,7 @@ from saerl_lib.train.sampler import correct_attempts
 from saerl_lib.world.sources import MIXTURE_PATH
 
 Bounds = tuple[float | None, float | None]
-
-TEXT_BOUNDS: dict[str, Bounds] = {
+BOUNDS: dict[str, Bounds] = {
     "guess rate": (None, 0.01),
     "rho(difficulty, prompt length)": (None, 0.4),
     "rho(difficulty, solution length)": (None, 0.6),
@@ -49,8 +42,27 @@ TEXT_BOUNDS: dict[str, Bounds] = {
     "TF-IDF leaf accuracy": (0.4, 0.8),
     "TF-IDF leaf accuracy, signs as tokens": (0.4, 0.8),
     "TF-IDF AUC target vs parent": (0.7, 0.95),
+    "total variation from published pass rates": (None, 0.10),
+    "rho(difficulty, pass rate)": (-0.7, -0.4),
+    "transfer: other domains' gain / own gain": (None, 0.5),
+    "grpo: gain in the last quarter, points": (0.5, None),
+    "sensitivity: order effect / minimum detectable effect": (1.0, None),
+    "sensitivity of speed: order effect / minimum detectable effect": (1.0, None),
 }
-"""Allowed ranges, fixed before any SAERL arm was trained."""
+"""Allowed ranges, fixed before any SAERL arm was trained; the last four are of training runs."""
+WORDS = r"(?u)\b\w\w+\b"
+"""scikit-learn's default tokens: words and numbers of two characters or more."""
+SIGNS = r"\w+|[^\w\s]"
+"""Every word, number and sign: the stronger reader of bare notation, and that of the probe ladder."""
+REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
+"""Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
+REFERENCE_N = 29_405
+TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
+USED = (
+    "rollouts_per_prompt", "learning_rate", "temperature", "max_completion_tokens", "checkpoint_every_steps", "eval_every_steps",
+    "eval_samples_small", "eval_samples_full",
+)  # fmt: skip
+"""Fields of TrainConfig that reserved runs depend on: they are GRPO by the packed engine, on seeds of their own."""
 
 
 def tokens(text: str) -> set[str]:
@@ -86,29 +98,25 @@ def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> fl
     return float(np.mean([(with_it if best in tokens(s.prompt) else without) == s.topic for s in test]))
 
 
-WORDS = r"(?u)\b\w\w+\b"
-"""scikit-learn's default tokens: words and numbers of two characters or more."""
-SIGNS = r"\w+|[^\w\s]"
-"""Every word, number and sign: the stronger reader of bare notation, and that of the probe ladder."""
-
-
-def _tfidf(texts: Sequence[str], pattern: str = WORDS) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern).fit(texts)
+def _tfidf_model(
+    train: Sequence[Sample], labels: Sequence[Any], penalty: float, pattern: str = WORDS
+) -> tuple[TfidfVectorizer, LogisticRegression]:
+    """1-2-grams of the prompt and a logistic regression on them; `pattern` says what a token is."""
+    texts = [s.prompt for s in train]
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern).fit(texts)
+    return words, LogisticRegression(C=penalty, max_iter=1000).fit(words.transform(texts), labels)
 
 
 def tfidf_leaf_accuracy(train: Sequence[Sample], test: Sequence[Sample], pattern: str = WORDS) -> float:
-    """Accuracy of a logistic regression on 1-2-grams of the prompt; `pattern` says what a token is."""
-    vectors = _tfidf([s.prompt for s in train], pattern)
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(vectors.transform([s.prompt for s in train]), [s.topic for s in train])
-    return float(model.score(vectors.transform([s.prompt for s in test]), [s.topic for s in test]))
+    """Test accuracy of the leaf topic from 1-2-grams of the prompt."""
+    words, model = _tfidf_model(train, [s.topic for s in train], 10.0, pattern)
+    return float(model.score(words.transform([s.prompt for s in test]), [s.topic for s in test]))
 
 
 def tfidf_source_auc(train: Sequence[Sample], test: Sequence[Sample]) -> float:
     """ROC-AUC of target against parent from 1-2-grams of the prompt."""
-    vectors = _tfidf([s.prompt for s in train])
-    model = LogisticRegression(C=1.0, max_iter=1000)
-    model.fit(vectors.transform([s.prompt for s in train]), [s.source == "target" for s in train])
-    scores = model.decision_function(vectors.transform([s.prompt for s in test]))
+    words, model = _tfidf_model(train, [s.source == "target" for s in train], 1.0)
+    scores = model.decision_function(words.transform([s.prompt for s in test]))
     return float(roc_auc_score([s.source == "target" for s in test], scores))
 
 
@@ -138,62 +146,31 @@ def met(value: float, bounds: Bounds) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
-REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
-"""Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
-REFERENCE_N = 29_405
-
-
-def reference_shares(path: Path) -> tuple[float, ...]:
-    """`REFERENCE_SHARES` recomputed from `deepscaler_pass_rate.jsonl.gz`."""
-    with gzip.open(path, "rt", encoding="utf-8") as handle:
-        frame = pd.read_json(handle, lines=True, dtype={"id": str})
-    return tuple(round(float(v), 4) for v in histogram(frame["pass_rate"].to_numpy()))
-
-
 def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares per tenth of [0, 1]; the last tenth is closed on the right."""
     return np.histogram(rates, bins=np.linspace(0, 1, 11))[0] / len(rates)
 
 
-def rated_prompts(pool: Sequence[Sample], count: int) -> list[Sample]:
-    """The first `count` target-source prompts of the pool, in pool order; parents may hold planted wrong answers."""
-    return [s for s in pool if s.source == "target"][:count]
-
-
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
-    """Attempts of the base policy on pool prompts: pass_rates.parquet with sample_id, domain, difficulty, pass_rate, attempts."""
-    config = profile.world
-    wanted = {
-        "prompts": config.rated_prompts,
-        "attempts": config.rated_attempts,
-        "train": to_dict(profile.train),
-        "seed": profile.seed,
-    }
+    """Attempts of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
+
+    pass_rates.parquet: sample_id, domain, difficulty, pass_rate, attempts.
+    """
+    config, train = profile.world, profile.train
+    attempts = config.rated_attempts
+    wanted = {"prompts": config.rated_prompts, "attempts": attempts, "train": to_dict(train), "seed": profile.seed}
 
     def compute(folder: Path) -> None:
         torch.set_num_threads(1)  # these small products lose time on more, and the samples would depend on the machine
-        samples = rated_prompts(load_split(world, "pool"), config.rated_prompts)
-        model, tokenizer = load_policy()
-        with tqdm(total=len(samples) * config.rated_attempts, desc="base attempts", file=sys.stdout, mininterval=10) as bar:
+        samples = [s for s in load_split(world, "pool") if s.source == "target"][: config.rated_prompts]
+        with tqdm(total=len(samples) * attempts, desc="base attempts", file=sys.stdout, mininterval=10) as bar:
             marks = correct_attempts(
-                model,
-                tokenizer,
-                samples,
-                config.rated_attempts,
-                profile.train.max_completion_tokens,
-                profile.train.temperature,
-                sub_seed(profile.seed, "base-rates"),
-                bar.update,
-            )
-        frame = pd.DataFrame(
-            {
-                "sample_id": [s.id for s in samples],
-                "domain": [s.topic.split(" -> ")[0] for s in samples],
-                "difficulty": [s.difficulty for s in samples],
-                "pass_rate": marks.mean(axis=1),
-                "attempts": config.rated_attempts,
-            }
-        )
+                *load_policy(), samples, attempts, train.max_completion_tokens, train.temperature,
+                sub_seed(profile.seed, "base-rates"), bar.update,
+            )  # fmt: skip
+        frame = pd.DataFrame({"sample_id": [s.id for s in samples], "domain": [s.topic.split(" -> ")[0] for s in samples],
+                              "difficulty": [s.difficulty for s in samples]})  # fmt: skip
+        frame = frame.assign(pass_rate=marks.mean(axis=1), attempts=attempts)
         frame.to_parquet(folder / "pass_rates.parquet", index=False)
 
     return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
@@ -202,30 +179,8 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
 def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     """Rows of pass_rates.csv: the world's histogram beside the published one."""
     edges = np.linspace(0, 1, 11)
-    return pd.DataFrame(
-        {
-            "bin_low": edges[:-1],
-            "bin_high": edges[1:],
-            "share_world": histogram(rates["pass_rate"].to_numpy()),
-            "share_reference": REFERENCE_SHARES,
-            "n_world": len(rates),
-            "n_reference": REFERENCE_N,
-        }
-    )
-
-
-TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
-POLICY_BOUNDS: dict[str, Bounds] = {
-    "total variation from published pass rates": (None, 0.10),
-    "rho(difficulty, pass rate)": (-0.7, -0.4),
-}
-TRAINED_BOUNDS: dict[str, Bounds] = {
-    "transfer: other domains' gain / own gain": (None, 0.5),
-    "grpo: gain in the last quarter, points": (0.5, None),
-    "sensitivity: order effect / minimum detectable effect": (1.0, None),
-    "sensitivity of speed: order effect / minimum detectable effect": (1.0, None),
-}
-"""Ranges fixed before any SAERL arm was trained."""
+    frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "share_world": histogram(rates["pass_rate"].to_numpy())})
+    return frame.assign(share_reference=REFERENCE_SHARES, n_world=len(rates), n_reference=REFERENCE_N)
 
 
 def policy_gates(rates: pd.DataFrame) -> dict[str, tuple[float, int]]:
@@ -248,13 +203,6 @@ def trained_gates() -> dict[str, dict[str, Any]]:
     return record["gates"] if record["settings"] == trained_settings() else {}
 
 
-USED = (
-    "rollouts_per_prompt", "learning_rate", "temperature", "max_completion_tokens", "checkpoint_every_steps", "eval_every_steps",
-    "eval_samples_small", "eval_samples_full",
-)  # fmt: skip
-"""Fields of TrainConfig that reserved runs depend on: they are GRPO by the packed engine, on seeds of their own."""
-
-
 def trained_settings() -> str:
     """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training."""
     laptop = get_profile("laptop")
@@ -264,26 +212,11 @@ def trained_settings() -> str:
     return content_hash(parts)
 
 
-def gate_row(name: str, value: float, bounds: Bounds, n: int, note: str) -> dict[str, Any]:
-    """One row of world_gates.csv."""
-    return {
-        "gate": name,
-        "value": value,
-        "low": bounds[0],
-        "high": bounds[1],
-        "met": met(value, bounds),
-        "n": n,
-        "unit": "",
-        "note": note,
-    }
-
-
-def gate_table(profile: Profile, world: Stage, rates: Stage) -> pd.DataFrame:
+def gate_table(world: Stage, rates: Stage) -> pd.DataFrame:
     """Rows of world_gates.csv."""
     splits = (load_split(world, name) for name in ("labelled", "test", "filter_negatives", "pool"))
-    measured = {**text_gates(*splits), **policy_gates(pd.read_parquet(rates.path("pass_rates.parquet")))}
-    bounds = {**TEXT_BOUNDS, **POLICY_BOUNDS}
-    rows = [gate_row(name, value, bounds[name], n, "measured in this run") for name, (value, n) in measured.items()]
-    for name, record in trained_gates().items():
-        rows.append(gate_row(name, record["value"], TRAINED_BOUNDS[name], record["n"], record["note"]))
-    return pd.DataFrame(rows)
+    measured = text_gates(*splits) | policy_gates(pd.read_parquet(rates.path("pass_rates.parquet")))
+    rows = [(name, value, n, "measured in this run") for name, (value, n) in measured.items()]
+    rows += [(name, record["value"], record["n"], record["note"]) for name, record in trained_gates().items()]
+    table = [(name, value, *BOUNDS[name], met(value, BOUNDS[name]), n, "", note) for name, value, n, note in rows]
+    return pd.DataFrame(table, columns=["gate", "value", "low", "high", "met", "n", "unit", "note"])

@@ -1,9 +1,9 @@
 """The embedded world: samples of three sources, drawn from (family, level) cells with fixed weights, and how they are worded.
 
-Deterministic from a seed and of any size. The weights of the target source were fitted once, on reserved seeds, so that the base
-policy's pass rates follow a published histogram (`saerl_lib.studies.world_check`); they are frozen in `mixture.json`. A task is put
-into words bare or told, with follow-up operations, distractors and a source's habits. Splits are drawn in one fixed order, so that no
-normalised prompt occurs in two of them, or in the corpus that SAEs are trained on.
+Deterministic from a seed and of any size. The weights of the target source were fitted once, on reserved seeds, so that the
+base policy's pass rates follow a published histogram (`saerl_lib.studies.world_check`); they are frozen in `mixture.json`. A
+task is put into words bare or told, with follow-up operations, distractors and a source's habits. Splits are drawn in one fixed
+order, so that no normalised prompt occurs in two of them, or in the corpus that SAEs are trained on.
 """
 
 from __future__ import annotations
