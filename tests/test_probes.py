@@ -30,7 +30,7 @@ from saerl_lib.properties.probes import (
 )
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
+from saerl_lib.studies.ladder import block_sets, ladder, predict, text_sets
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
@@ -242,7 +242,6 @@ def test_the_ladder_reads_every_block_that_holds_its_samples() -> None:
     assert sizes.loc["sae"].tolist() == [60, 60] and sizes.loc["shuffled_labels"].tolist() == [60] * 5
     few, _ = ladder([made], blocks, PropertyConfig(probe_alphas=8, bootstrap_samples=20), 0, workers=1, only=("sae",))
     assert few["features"].tolist() == ["mean", "sae"] and few["value"].iloc[1] == table.loc["sae", "value"]
-    assert empty_row("d", "t", "rank", 3, 2).columns.tolist() == rows.columns.tolist()
 
 
 def test_intervals_of_a_grouped_task_resample_groups() -> None:
