@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: ./run_all.sh [--profile smoke|laptop|study] [--from NN] [--only NN] [--force] [--strict] [--seeds N] [--seed N] [--debug]
-#        ./run_all.sh --profile paper --plan-only | --profile paper [options of python -m saerl_lib paper]
+#        ./run_all.sh --profile paper --plan-only | --profile paper [--data DIR --reader DIR --sae DIR --policy DIR ..., see run --help]
 #        ./run_all.sh test [pytest arguments]
 #        ./run_all.sh publish [--profile laptop|study]
 # Runs the notebooks in order, leaves artifacts/<profile>/ and says how it compares with figures/; runs the test suite;

@@ -49,6 +49,11 @@ class ArtifactError(RuntimeError):
     """An artifact is missing, stale or cannot be written."""
 
 
+def absent(reason: str) -> None:
+    """What a notebook says, in one line, in place of something that its profile lacks."""
+    print(f"Not in this profile: {reason}.")
+
+
 @dataclass(frozen=True)
 class Stage:
     """A finished stage: its name, folder and key."""

@@ -1,6 +1,6 @@
 """`python -m saerl_lib`: each command is a frozen record whose fields are its options; tyro makes parser and help of it.
 
-The docstring of a field is its help text. Records of the method (`OwnConfig`, `TrainConfig`, `PaperConfig` and their like) are
+The docstring of a field is its help text. Records of the method (`OwnConfig`, `TrainConfig`, `Options` and their like) are
 nested in a command as they are; `OPTIONS` names those of their fields that are options. Their modules are light, and what a
 command runs is imported when it runs, so that every `--help` is quick.
 
@@ -26,7 +26,6 @@ from tyro.constructors import PrimitiveConstructorSpec as Value
 from saerl_lib import config
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import near
-from saerl_lib.cost import PaperConfig
 from saerl_lib.notebooks import RunOptions, UserError
 
 PROGRAM = "python -m saerl_lib"
@@ -48,11 +47,8 @@ OPTIONS: dict[type, str] = {
     "heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss keep_every_steps=keep-every vllm bf16 chat",
-    PaperConfig: "sources encoder_folder=encoder encoder_layer=layer sae_source=sae policy skip_bad_rows filter_samples "
-    "labelled_samples=labelled source_labels rated_samples=rated clusters retained_latents=retained "
-    "encode_max_tokens=encode-tokens train_on arms exports=to steps prompts_per_step rollouts_per_prompt=rollouts "
-    "max_response_tokens=max-completion learning_rate micro_batch eval_every_steps=eval-every eval_samples=attempts "
-    "adarft_samples=rate-attempts measure_part revisions=revision launch vllm bf16 chat seeds seed",
+    config.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
+    "bf16 export_to=to",
 }
 """Record of the method -> those of its fields that are options, as FIELD or FIELD=OPTION; the others keep their value."""
 
@@ -121,21 +117,12 @@ class Command:
 
 
 class Run(Command):
-    """Execute the notebooks in order; profile paper has steps instead and takes the options of `paper`."""
+    """Execute the notebooks in order; the last options are for profile paper, on published data."""
 
     notebooks: RunOptions = field(default_factory=RunOptions)
+    options: config.Options = field(default_factory=config.Options)
     plan_only: bool = False
     """Print what --profile paper would take, and download nothing."""
-
-
-class Paper(Command):
-    """One step of profile paper, or all of them: the paper's own models, data and settings, or local stand-ins."""
-
-    step: Positional[Literal["data", "encode", "plan", "measure", "train", "evaluate", "report", "all"]]
-    """data, encode, plan, measure, train, evaluate or report, each on what the earlier ones left; or all."""
-    commands: bool = False
-    """With step train: print the command of every run and stop."""
-    settings: PaperConfig = field(default_factory=PaperConfig)
 
 
 class World(Command):
@@ -349,7 +336,6 @@ class SeedsNeeded(Command):
 
 COMMANDS: dict[str, tuple[type[Command], str]] = {
     "run": (Run, "notebooks:run_notebooks"),
-    "paper": (Paper, "studies.paper_runs:run_paper"),
     "plan": (Plan, "own:run_plan"),
     "plan diff": (PlanDiff, "plan.batch_plan:run_plan_diff"),
     "encode": (Encode, "own:run_encode"),
@@ -380,14 +366,11 @@ def overview() -> str:
 
 
 def parse(words: Sequence[str]) -> tuple[str, Command]:
-    """Name and options of the command that the words of a command line ask for; `run --profile paper` is `paper all`.
+    """Name and options of the command that the words of a command line ask for.
 
     Raises UserError for an unknown command or a bad value, and SystemExit where tyro said what is wrong (2) or helped (0).
     """
-    name, *rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--profile=") else [word])]
-    at = next((i for i, two in enumerate(zip(rest, rest[1:], strict=False)) if two == ("--profile", "paper")), None)
-    if name == "run" and at is not None and "--plan-only" not in rest:
-        name, rest = "paper", ["all", *rest[:at], *rest[at + 2 :]]
+    name, *rest = words
     if name == "plan" and rest[:1] == ["diff"]:
         name, rest = "plan diff", rest[1:]
     if name not in COMMANDS:

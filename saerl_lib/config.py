@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +49,14 @@ def sub_seed(base: int, label: str) -> int:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Raises ValueError for a field, unless it is None, below its smallest value."""
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value} must be at least {smallest}")
 
 
 def _choose(config: Any, **known: tuple[str, ...]) -> None:
@@ -98,6 +106,38 @@ class WorldConfig:
 
 SMOLLM2, SHIPPED = "smollm2", "shipped"
 """The default reader and its SAE, by the names that `ReaderConfig` takes."""
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """Which published sets are read, and how many rows of each (paper, sections 2 to 4); the target is DeepMath-103K."""
+
+    folder: str | None = None
+    """Folder that holds every set as OWNER/NAME in the hub's format; None: the hub, at pinned revisions."""
+    revisions: tuple[tuple[str, str], ...] = ()
+    """Commit hashes of sets that are not pinned yet, such as amc23 and 0123..."""
+    skip_bad_rows: bool = False
+    """Leave malformed rows out and list them, instead of stopping."""
+    solution_index: int = 1
+    """Which of DeepMath's three R1 solutions is the solution span, 1 to 3 (not stated in the paper; ours)."""
+    labelled_samples: int = 3000
+    """|L|, difficulty labels of the calibration (paper, section 3.3)."""
+    test_samples: int = 10_000
+    """Further labelled samples of the target, for the probes in domain (paper, Table 2)."""
+    parent_samples: int = 107_021
+    """NuminaMath-1.5 in the noisy pool (paper, Table 6; which rows is not stated: the first by hash of the question)."""
+    parent_labels: int = 6000
+    """Further ones: half trains the source classifier, half places its thresholds (not stated in the paper; ours)."""
+    contest_train_samples: int = 800
+    """DeepScaleR labels of the adapted regime (paper, Table 2)."""
+    contest_test_samples: int = 10_000
+    """DeepScaleR samples that the out-of-domain regimes are tested on (paper, Table 2)."""
+    step_labelled_samples: int = 97_782
+    """PRM800K solutions whose quality is read (paper, Table 3; how many is not stated: all of phase 2; ours)."""
+
+    def __post_init__(self) -> None:
+        at_least(self, **{f.name: 1 for f in fields(self) if f.name.endswith(("_samples", "_labels", "_index"))})
+        _require(self.solution_index <= 3, f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
 
 
 @dataclass(frozen=True)
@@ -214,6 +254,8 @@ class TrainConfig:
     """Rollout temperature (paper: 0.6)."""
     max_completion_tokens: int = 80
     """Longest completion, tokens (paper: 3,072)."""
+    max_prompt_tokens: int | None = None
+    """Samples with a longer prompt are not planned (paper, Table 9: 1,024); None: none is left out."""
     loss: Loss = "grpo"
     """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch, upper clip 0.28."""
     dynamic_sampling: bool = False
@@ -288,6 +330,14 @@ class LadderConfig:
     """Labels of the other source in the adapted regime (paper, Table 2)."""
 
 
+PLANS = {"grpo": "random-{seed}", "dapo": "random-{seed}", "diff": "ascending", "saerl": "saerl", "saerl_dapo": "saerl",
+         "adarft": "random-{seed}", "gainrl": "random-{seed}"}  # fmt: skip
+"""Arm of the paper -> its plan in the stage `plans`; of the last two, which choose as they learn, it only names the samples."""
+PLANNED = ("all", "target")
+"""all: the best `pool_samples` of the noisy pool by the quality filter. target: the target source alone (the paper's runs)."""
+WORLD_SETS = ("easy_a", "easy_b", "mid_a", "mid_b", "hard", "hardest")
+
+
 @dataclass(frozen=True)
 class Profile:
     """One dial: the name decides everything."""
@@ -295,7 +345,9 @@ class Profile:
     name: str
     seed: int = 0
     """Base seed of fits, plans and training; `WorldConfig.seed` is separate."""
-    world: WorldConfig = WorldConfig()
+    world: WorldConfig | None = WorldConfig()
+    """The embedded world, or None where the data are published sets."""
+    published: PublishedConfig | None = None
     reader: ReaderConfig = ReaderConfig()
     properties: PropertyConfig = PropertyConfig()
     plan: PlanConfig = PlanConfig()
@@ -303,20 +355,56 @@ class Profile:
     gradients: GradientConfig = GradientConfig()
     ladder: LadderConfig = LadderConfig()
     study: StudyConfig | None = None
-    """The full study; None: this profile trains `grpo` and `saerl` and shows the committed study."""
+    """The full study; None: this profile trains `arms` and shows the committed study."""
     pool_samples: int = 1920
     """Prompts kept by the filter and planned once (ours: 240 steps; plain GRPO still gained on reserved seeds, not at 400)."""
+    planned: str = "all"
+    """Which samples are kept, one of `PLANNED`."""
+    policy: str = "policy"
+    """Policy that is trained: one that the world ships, a folder in Hugging Face format, or a hub name."""
+    arms: tuple[str, ...] = ("grpo", "saerl")
+    """Arms that notebook 07 trains, of `PLANS`."""
+    train_steps: int | None = None
+    """Optimiser steps of a run; beyond the plan's end it starts again. None: one pass over the plan."""
+    exports: tuple[str, ...] = ()
+    """Other trainers that every plan is exported for, of trl, verl, nemo-rl and prime-rl."""
+    launch: str = ""
+    """Command that starts the processes of a run, such as 'accelerate launch --config_file FILE'; empty: one process a run."""
+    eval_sets: tuple[str, ...] = WORLD_SETS
+    """Evaluation sets, `eval_<name>.parquet` each of the data stage."""
+    pass_set: str = "hardest"
+    """The set that counts by Pass@k, the others by Avg@k (paper, section 4.1: AIME24)."""
 
     def __post_init__(self) -> None:
-        n, b, noisy, k = self.pool_samples, self.plan.prompts_per_step, self.world.noisy_pool_samples, self.properties.clusters
-        _require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
-        _require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
+        n, b, k = self.pool_samples, self.plan.prompts_per_step, self.properties.clusters
+        _require((self.world is None) != (self.published is None), "a profile has either a world or published sets")
+        if self.world is not None:
+            noisy = self.world.noisy_pool_samples
+            _require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
+            _require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
         _require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
+        _choose(self, planned=PLANNED)
+        rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
+        if self.train.engine == "trl":
+            _require(rollouts % size == 0, f"micro_batch={size} does not divide a step's {rollouts} rollouts: choose another one")
+        for name in self.arms:
+            _require(name in PLANS, f"arm {name!r} is none of {', '.join(PLANS)}{near(name, PLANS)}")
+        _require(len(set(self.arms)) == len(self.arms) > 0, f"arms={', '.join(self.arms)}: name each arm once, and one at least")
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of one pass over the kept pool."""
-        return self.pool_samples // self.plan.prompts_per_step
+        """Optimiser steps of a run: the asked number, or those of one pass over the kept pool."""
+        return self.train_steps or self.pool_samples // self.plan.prompts_per_step
+
+    @property
+    def target(self) -> str:
+        """`Sample.source` of the source that is wanted."""
+        return "target" if self.world else "deepmath"
+
+    @property
+    def curve_problems(self) -> int:
+        """Problems of each set that every evaluation holds: those of the small ones in a world, all of a published set."""
+        return self.world.eval_problems_small if self.world else 1_000_000
 
 
 DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "solution", "topic": "subject"}
@@ -389,7 +477,7 @@ class Reading:
                              "and the SAE")  # fmt: skip
         elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
             raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
-        _at_least(self, tokens_per_batch=1, max_tokens=2)
+        at_least(self, tokens_per_batch=1, max_tokens=2)
 
     @property
     def reader(self) -> ReaderConfig:
@@ -398,14 +486,6 @@ class Reading:
                            bf16=self.bf16)  # fmt: skip
         own = replace(own, layer=self.layer or own.layer, sae=self.sae or own.sae)
         return own if self.encoder == SMOLLM2 else replace(own, max_norm=None)
-
-
-def _at_least(config: Any, **least: int) -> None:
-    """Raises ValueError for a field, unless it is None, below its smallest value."""
-    for name, smallest in least.items():
-        value = getattr(config, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"{name}={value} must be at least {smallest}")
 
 
 @dataclass(frozen=True)
@@ -435,7 +515,7 @@ class OwnConfig(Reading):
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
         super().__post_init__()
-        _at_least(self, prompts_per_step=2, retained_latents=1, clusters=1)
+        at_least(self, prompts_per_step=2, retained_latents=1, clusters=1)
         if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
             low, high = self.label_range
             raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")
@@ -498,7 +578,7 @@ class SAEConfig:
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
         counts = ("latents", "tokens", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
-        _at_least(self, **dict.fromkeys(counts, 1))
+        at_least(self, **dict.fromkeys(counts, 1))
         if self.context < 2 or (self.latents is not None and self.k > self.latents) or self.tokens < self.vectors_per_step:
             raise ValueError(
                 f"context={self.context} must be at least 2, k={self.k} at most latents={self.latents}, "
@@ -535,8 +615,121 @@ STUDY = Profile(
     study=StudyConfig(),
 )
 """25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128. The learning rate is the pilot's."""
-PROFILES: dict[str, Profile] = {"smoke": SMOKE, "laptop": LAPTOP, "study": STUDY}
-"""Profiles that run here. `paper` is described in the README; it needs hub models and GPUs."""
+PAPER = Profile(
+    name="paper",
+    world=None,
+    published=PublishedConfig(),
+    reader=ReaderConfig(
+        "Qwen/Qwen3-1.7B-Base", layer=28, sae="saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27",
+        revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1", max_tokens=4096, max_norm=None, device="cuda",
+    ),
+    plan=PlanConfig(prompts_per_step=128, swapped_per_batch=8),
+    train=TrainConfig(
+        seeds=1, learning_rate=1e-6, temperature=0.6, max_completion_tokens=3072, max_prompt_tokens=1024,
+        checkpoint_every_steps=20, engine="trl", keep_every_steps=20, chat=True,
+    ),
+    pool_samples=103_022,
+    planned="target",
+    policy="Qwen/Qwen2.5-Math-1.5B",
+    arms=("grpo", "saerl"),
+    train_steps=900,
+    exports=("verl",),
+    eval_sets=("aime24", "amc23", "gsm8k", "math500", "minerva", "olympiadbench"),
+    pass_set="aime24",
+)  # fmt: skip
+"""The paper's own experiments (its Table 9, sections 2 to 4): block 28 is its layer 27 counted from 0, solutions are cut at the
+policy's prompt and response, and the SAE is a published one, since its own is not public. Never run at this scale."""
+
+PAPER_TINY = replace(
+    PAPER,
+    name="paper_tiny",
+    published=PublishedConfig(
+        labelled_samples=32, test_samples=40, parent_samples=24, parent_labels=20, contest_train_samples=12,
+        contest_test_samples=36, step_labelled_samples=87,
+    ),
+    reader=replace(PAPER.reader, layer=2, max_tokens=57, retained_latents=8, device="cpu"),
+    properties=PropertyConfig(clusters=3, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=30),
+    plan=PlanConfig(prompts_per_step=16, swapped_per_batch=1),
+    train=replace(
+        PAPER.train, learning_rate=1e-3, rollouts_per_prompt=2, max_completion_tokens=8, keep_every_steps=2,
+        checkpoint_every_steps=2, eval_samples_full=2,
+    ),
+    pool_samples=72,
+    train_steps=3,
+)  # fmt: skip
+"""The same path in small, for stand-ins of models, SAE and sets (`--data`, `--reader`, `--sae`, `--policy`)."""
+
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, LAPTOP, STUDY, PAPER, PAPER_TINY)}
+"""The dial's positions. `paper` needs models and data of the hub, or stand-ins, and GPUs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run on published data may be told: its sets, models and launcher; None keeps the profile's own."""
+
+    data: str | None = None
+    """Folder that holds every published set as OWNER/NAME; else the hub, at pinned revisions."""
+    revision: tuple[tuple[str, str], ...] = ()
+    """Commit hashes of sets that are not pinned yet, as SET=HASH."""
+    skip_bad_rows: bool = False
+    """Leave malformed rows out and list them, instead of stopping."""
+    reader: str | None = None
+    """Model that reads the data: folder or hub name."""
+    layer: int | None = None
+    """Block whose residual stream the SAE reads, 1 is the first."""
+    sae: str | None = None
+    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
+    device: str | None = None
+    """Where the reader runs: cpu, cuda or cuda:N."""
+    policy: str | None = None
+    """Policy that is trained: folder or hub name."""
+    planned: str | None = None
+    """target: DeepMath alone; all: as many samples of the noisy pool, by the quality filter."""
+    arms: tuple[str, ...] | None = None
+    """Arms to train, of grpo, dapo, diff, saerl, saerl_dapo, adarft and gainrl."""
+    steps: int | None = None
+    """Optimiser steps of a run."""
+    launch: str | None = None
+    """Command that starts the processes of a run, such as 'accelerate launch --config_file FILE'."""
+    micro_batch: int | None = None
+    """Rollouts of one forward pass of one training process."""
+    plain: bool = False
+    """Prompts as plain text with a line break, for a policy without a chat template."""
+    vllm: bool = False
+    """Rollouts of training by vLLM."""
+    bf16: bool = False
+    """bfloat16: mixed precision in training, weights in encoding and evaluation; needs a GPU."""
+    export_to: tuple[str, ...] | None = None
+    """Other trainers that every plan is exported for, of trl, verl, nemo-rl and prime-rl."""
+
+    def apply(self, profile: Profile) -> Profile:
+        """The profile with these options. Raises ValueError for an option of a profile that draws a world."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if not given:
+            return profile
+        if profile.published is None:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{options}: profile {profile.name} draws its own data; leave it out, or use --profile paper")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps {self.steps} must be at least 1")
+
+        def chosen(**names: str) -> dict[str, Any]:
+            return {field: given[option] for field, option in names.items() if option in given}
+
+        return replace(
+            profile,
+            published=replace(profile.published, **chosen(folder="data", revisions="revision", skip_bad_rows="skip_bad_rows")),
+            reader=replace(profile.reader, revision=None if self.reader else profile.reader.revision,
+                           **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
+            train=replace(profile.train, chat=profile.train.chat and not self.plain,
+                          **chosen(micro_batch="micro_batch", vllm="vllm", bf16="bf16")),
+            **chosen(policy="policy", planned="planned", arms="arms", train_steps="steps", launch="launch", exports="export_to"),
+        )  # fmt: skip
+
+    def text(self, name: str) -> str:
+        """The value of a notebook's `profile`: the name and, behind it, the options that were given, as JSON."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return f"{name} {json.dumps(given)}" if given else name
 
 
 class UnknownProfileError(ValueError):
@@ -549,16 +742,15 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     >>> get_profile("smoke").steps
     12
 
-    Raises UnknownProfileError for a name that is not in `PROFILES`.
+    `name` may be followed by the options of `Options` as JSON. Raises UnknownProfileError for a name that is not in `PROFILES`.
     """
-    if name == "paper":
-        raise UnknownProfileError(
-            "profile 'paper' needs models and data from the Hugging Face Hub and several GPUs, and has no notebooks yet: "
-            "./run_all.sh --profile paper runs its steps (--plan-only: what they take); --profile laptop runs here"
-        )
+    name, _, rest = name.partition(" ")
     if name not in PROFILES:
         raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
-    profile = PROFILES[name]
+    given = json.loads(rest or "{}")
+    pairs = {"revision": tuple(map(tuple, given.get("revision", ())))}
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list) and key != "revision"}
+    profile = Options(**{**given, **pairs, **lists}).apply(PROFILES[name])
     if seeds is not None:
         profile = replace(profile, train=replace(profile.train, seeds=seeds))
     return profile if seed is None else replace(profile, seed=seed)

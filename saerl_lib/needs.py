@@ -1,32 +1,174 @@
-"""What the paper's run needs stage by stage, what this machine lacks of it, and both as text.
+"""What the paper's run would cost stage by stage, what this machine lacks of it, and both as text.
 
 `python -m saerl_lib.needs --profile paper --plan-only` prints the plan before any package is installed: the standard library
-alone, and nothing is downloaded.
+alone, and nothing is downloaded. `ASSUMPTIONS` are the numbers beside the profile's settings that the estimates rest on; the
+formulas are pure. Hours are pairs of an expected and an upper figure (the longest texts, dense instead of sparse SAE gradients).
+Nothing of this was run at that scale.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from saerl_lib import cost, paths
-from saerl_lib.cost import GIVEN, PaperConfig
-from saerl_lib.data.hub import HubModel
+from saerl_lib import paths
+from saerl_lib.config import PLANS, Profile, get_profile
+from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel, model_folder
 from saerl_lib.envcheck import LOCK, differences, installed_versions, read_lock
 
 HUB = ("huggingface.co", 443)
+RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
+"""Policy -> main runs of the paper, one seed each: the rows of Table 4."""
+SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 32_768)
+"""What SAELens' registry reads for the profile's SAE, and its width; not pinned, SAELens downloads the newest revision."""
 CHECKPOINTS, WEIGHT_BYTES = 2, 4
-"""Checkpoints that `train` leaves of a run; bytes a parameter of the policies that are kept to be evaluated (float32)."""
+"""Checkpoints that a run leaves; bytes a parameter of the policies that are kept to be evaluated (float32)."""
+PAPER, OURS = "stated in the paper", "ours"
+ASSUMPTIONS: tuple[tuple[str, float, str, str, str], ...] = (
+    ("paper_latents", 131_072, "latents", PAPER, "expansion 64 of Qwen3-1.7B's width, section C.1"),
+    ("sae_text_bytes", 80e9, "B", PAPER, "FineWeb-Edu and Wikipedia, section C.1"),
+    ("adarft_samples", 16, "rollouts a prompt", PAPER, "section C.3"),
+    ("h100_peak_flops", 989e12, "FLOP/s", OURS, "dense bf16 of an H100 SXM, NVIDIA's data sheet"),
+    ("h100_bytes_per_second", 3.35e12, "B/s", OURS, "memory of an H100 SXM, NVIDIA's data sheet"),
+    ("a100_peak_flops", 312e12, "FLOP/s", OURS, "dense bf16 of an A100, NVIDIA's data sheet"),
+    ("gpu_memory_bytes", 80e9, "B", OURS, "one H100 or A100; the paper does not say which size it used"),
+    ("encode_utilisation", 0.4, "share", OURS, "of the peak, forward passes over packed texts"),
+    ("train_utilisation", 0.4, "share", OURS, "of the peak, training of SAE and policy"),
+    ("decode_bandwidth_share", 0.3, "share", OURS, "of the memory's bandwidth, generation with batches that run empty"),
+    ("decode_sequences", 256, "sequences", OURS, "that a GPU generates together"),
+    ("deepmath_solution_bytes", 4_959_744_761 / 103_022 / 3, "B", OURS, "card of DeepMath-103K: bytes / rows / 3 solutions"),
+    ("numina_sample_bytes", 1_141_178_809 / 896_215, "B", OURS, "card of NuminaMath-1.5: bytes / rows"),
+    ("prm_sample_bytes", 343_127_415 / 93_794, "B", OURS, "card of a copy of PRM800K: bytes / rows, metadata included"),
+    ("deepscaler_sample_bytes", 19_443_229 / 40_315, "B", OURS, "card of a copy of DeepScaleR: bytes / rows"),
+    ("math_bytes_per_token", 3.0, "B/token", OURS, "mathematics in LaTeX with Qwen's tokenizer"),
+    ("web_bytes_per_token", 4.2, "B/token", OURS, "English web text with Qwen's tokenizer"),
+    ("prompt_tokens", 100, "tokens", OURS, "mean prompt with its template"),
+    ("response_tokens", 1000, "tokens", OURS, "mean completion; the upper figure takes the longest allowed"),
+    ("update_forwards", 4.0, "forward passes", OURS, "an update: old log-probabilities, forward, and two for backward"),
+    ("train_bytes_per_parameter", 18.0, "B", OURS, "bf16 weights 2, fp32 weights 4, Adam 8, fp32 gradient 4"),
+    ("checkpoint_bytes_per_parameter", 14.0, "B", OURS, "bf16 weights 2, fp32 weights 4, Adam 8"),
+    ("sae_train_bytes_per_parameter", 16.0, "B", OURS, "fp32 weights 4, gradient 4, Adam 8"),
+    ("logits_tile", 4096 * 32_768, "numbers", OURS, "tokens x vocabulary that TRL's output head holds in fp32 at a time"),
+    ("working_bytes", 8e9, "B", OURS, "buffers, and activations of a forward pass without gradients"),
+)  # fmt: skip
+"""Name, value, unit, origin, why."""
+GIVEN = SimpleNamespace(**{name: value for name, value, *_ in ASSUMPTIONS})
+"""Assumed values by name."""
+
+
+# The arithmetic.
+
+
+def sae_parameters(width: int, latents: int) -> int:
+    """Encoder, decoder and both biases.
+
+    >>> sae_parameters(2048, 32768)
+    134252544
+    """
+    return 2 * width * latents + width + latents
+
+
+def hours(flops: float, peak_flops: float, utilisation: float) -> float:
+    """GPU-hours of `flops` on a GPU of `peak_flops` a second of which `utilisation` is reached."""
+    return flops / (peak_flops * utilisation) / 3600.0
+
+
+def gpus(memory_bytes: float) -> int:
+    """GPUs whose memory holds `memory_bytes`."""
+    return max(1, math.ceil(memory_bytes / GIVEN.gpu_memory_bytes))
+
+
+def evaluated_policies(profile: Profile) -> int:
+    """Of one run: those of every kept step, and the final ones."""
+    return profile.steps // (profile.train.keep_every_steps or profile.steps) + 1
+
+
+def longest_tokens(profile: Profile) -> int:
+    """Of prompt and completion."""
+    return (profile.train.max_prompt_tokens or 0) + profile.train.max_completion_tokens
+
+
+def generation_memory(profile: Profile, model: HubModel) -> float:
+    """Bytes of GPU memory to generate: bf16 weights, the cache of all sequences at full length, working memory."""
+    return 2 * model.parameters + GIVEN.decode_sequences * longest_tokens(profile) * model.cache_bytes + GIVEN.working_bytes
+
+
+def training_memory(profile: Profile, model: HubModel) -> float:
+    """Bytes of GPU memory of one run: weights and optimiser, one micro-batch of the longest sequences, and what generates.
+
+    The logits count as one fp32 tile, since TRL projects tile by tile (ours). With several GPUs each holds a micro-batch of its
+    own: lower `micro_batch` in proportion to stay within this figure.
+    """
+    update = profile.train.micro_batch * longest_tokens(profile) * model.activation_bytes + 4.0 * GIVEN.logits_tile
+    return model.parameters * GIVEN.train_bytes_per_parameter + update + generation_memory(profile, model)
+
+
+def reading_hours(samples: int, text_tokens: float, latents: int) -> float:
+    """H100-hours to encode texts of `text_tokens`: a forward pass through all blocks without head, and the SAE's encoder."""
+    flops = QWEN3_17B.forward_flops(text_tokens / 2, head=False) + 2.0 * QWEN3_17B.width * latents
+    return hours(samples * text_tokens * flops, GIVEN.h100_peak_flops, GIVEN.encode_utilisation)
+
+
+def encode_hours(profile: Profile, latents: int) -> tuple[float, ...]:
+    """H100-hours to encode the pool: solutions cut at the longest response, and whole R1 solutions."""
+    whole = GIVEN.deepmath_solution_bytes / GIVEN.math_bytes_per_token
+    cut = min(whole, profile.train.max_completion_tokens)
+    return tuple(reading_hours(profile.pool_samples, GIVEN.prompt_tokens + n, latents) for n in (cut, whole))
+
+
+def sae_training_hours() -> tuple[float, ...]:
+    """A100-hours to train the SAE with the paper's settings: sparse gradients (TopK kernels), and dense ones.
+
+    A token costs the LM's forward pass and 2 D F for the encoder, or six times both products, 12 D F, when all is dense.
+    """
+    tokens, forward = GIVEN.sae_text_bytes / GIVEN.web_bytes_per_token, QWEN3_17B.forward_flops(1024.0, head=False)
+    flops = (tokens * (forward + factor * QWEN3_17B.width * GIVEN.paper_latents) for factor in (2, 12))
+    return tuple(hours(count, GIVEN.a100_peak_flops, GIVEN.train_utilisation) for count in flops)
+
+
+def rollout_hours(model: HubModel, completions: float, tokens: float) -> float:
+    """H100-hours to generate `completions` of `tokens` each: memory traffic of decoding and the FLOPs of the prompts.
+
+    A step of decoding reads the bf16 weights once and the cache of every sequence, half of its tokens on average.
+    """
+    traffic = 2 * model.parameters / GIVEN.decode_sequences + (GIVEN.prompt_tokens + tokens / 2) * model.cache_bytes
+    decode = completions * tokens * traffic / (GIVEN.h100_bytes_per_second * GIVEN.decode_bandwidth_share) / 3600.0
+    prefill = completions * GIVEN.prompt_tokens * model.forward_flops(GIVEN.prompt_tokens / 2)
+    return decode + hours(prefill, GIVEN.h100_peak_flops, GIVEN.encode_utilisation)
+
+
+def adarft_hours(profile: Profile) -> tuple[float, ...]:
+    """H100-hours of ADARFT's difficulty estimate on the first policy, mean and longest completions."""
+    completions = profile.pool_samples * GIVEN.adarft_samples
+    lengths = (GIVEN.response_tokens, profile.train.max_completion_tokens)
+    return tuple(rollout_hours(POLICIES[0], completions, tokens) for tokens in lengths)
+
+
+def run_hours(profile: Profile, model: HubModel, tokens: float) -> dict[str, float]:
+    """H100-hours of one GRPO run with completions of `tokens`: rollouts, updates and evaluations."""
+    completions = profile.steps * profile.plan.prompts_per_step * profile.train.rollouts_per_prompt
+    text = GIVEN.prompt_tokens + tokens
+    update = GIVEN.update_forwards * completions * text * model.forward_flops(text / 2)
+    problems = sum(SETS[name].rows for name in profile.eval_sets)
+    return {
+        "rollouts": rollout_hours(model, completions, tokens),
+        "updates": hours(update, GIVEN.h100_peak_flops, GIVEN.train_utilisation),
+        "evaluations": rollout_hours(model, evaluated_policies(profile) * problems * profile.train.eval_samples_full, tokens),
+    }
+
+
+# The stages.
 
 
 class Stage(NamedTuple):
@@ -40,44 +182,62 @@ class Stage(NamedTuple):
     how: str
 
 
-def training_stage(config: PaperConfig, model: HubModel, runs: int) -> Stage:
+def training_stage(profile: Profile, model: HubModel, runs: int) -> Stage:
     """All runs of one policy."""
-    low, high = (cost.run_hours(config, model, tokens) for tokens in (GIVEN.response_tokens, config.max_response_tokens))
-    kept = config.evaluated_policies
-    how = (f"{runs} runs of {config.steps} steps; one run: {', '.join(f'{name} {low[name]:.0f}' for name in low)} hours; "
+    lengths = (GIVEN.response_tokens, profile.train.max_completion_tokens)
+    (low, high), kept = (run_hours(profile, model, tokens) for tokens in lengths), evaluated_policies(profile)
+    how = (f"{runs} runs of {profile.steps} steps; one run: {', '.join(f'{name} {low[name]:.0f}' for name in low)} hours; "
            f"disk: {CHECKPOINTS} checkpoints and {kept} weights a run")  # fmt: skip
     disk = runs * model.parameters * (CHECKPOINTS * GIVEN.checkpoint_bytes_per_parameter + WEIGHT_BYTES * kept)
     totals = (runs * sum(low.values()), runs * sum(high.values()))
-    return Stage(f"GRPO, {model.repository}", "H100", totals, cost.training_memory(config, model), disk, how)
+    return Stage(f"GRPO, {model.repository}", "H100", totals, training_memory(profile, model), disk, how)
 
 
-def sae_training_stage(config: PaperConfig) -> Stage:
+def sae_training_stage() -> Stage:
     """Training of the SAE with the paper's settings; activations are streamed, never stored."""
-    count = cost.sae_parameters(config.encoder.width, config.paper_latents)
-    memory = count * GIVEN.sae_train_bytes_per_parameter + 2 * config.encoder.parameters + GIVEN.working_bytes
-    how = f"{config.sae_text_gigabytes / GIVEN.web_bytes_per_token:.1f}e9 tokens, streamed; sparse or dense gradients"
-    return Stage("train the SAE", "A100", cost.sae_training_hours(config), memory, 4.0 * count, how)
+    count = sae_parameters(QWEN3_17B.width, GIVEN.paper_latents)
+    memory = count * GIVEN.sae_train_bytes_per_parameter + 2 * QWEN3_17B.parameters + GIVEN.working_bytes
+    how = f"{GIVEN.sae_text_bytes / GIVEN.web_bytes_per_token / 1e9:.1f}e9 tokens, streamed; sparse or dense gradients"
+    return Stage("train the SAE", "A100", sae_training_hours(), memory, 4.0 * count, how)
 
 
-def stages(config: PaperConfig) -> list[Stage]:
-    """Every stage of the paper's list in order, but for the SAE's training."""
-    features = 4 * (4 * config.retained_latents + config.metadata_features)
-    sae_bytes = 4 * cost.sae_parameters(config.encoder.width, config.sae_latents)
-    reading = 2 * config.encoder.parameters + sae_bytes + GIVEN.working_bytes
-    others = ((GIVEN.numina_samples, GIVEN.numina_sample_bytes), (config.rated_samples, GIVEN.prm_sample_bytes),
-              (GIVEN.deepscaler_samples, GIVEN.deepscaler_sample_bytes))  # fmt: skip
-    extra = sum(cost.reading_hours(config, n, text / GIVEN.math_bytes_per_token, config.sae_latents) for n, text in others)
-    generating = cost.generation_memory(config, config.policies[0])
+def stages(profile: Profile, runs: dict[HubModel, int] = RUNS_OF_TABLE_4) -> list[Stage]:
+    """Every stage in order, but for the SAE's training."""
+    config, reader = profile.published, profile.reader
+    assert config is not None and reader is not None
+    features, latents = 4 * (4 * reader.retained_latents + 26), SAE[1]
+    reading = 2 * QWEN3_17B.parameters + 4 * sae_parameters(QWEN3_17B.width, latents) + GIVEN.working_bytes
+    others = ((config.parent_samples, GIVEN.numina_sample_bytes), (config.step_labelled_samples, GIVEN.prm_sample_bytes),
+              (config.contest_train_samples + config.contest_test_samples, GIVEN.deepscaler_sample_bytes))  # fmt: skip
+    extra = sum(reading_hours(n, text / GIVEN.math_bytes_per_token, latents) for n, text in others)
+    pool = profile.pool_samples
     return [
-        Stage("encode the pool", "H100", cost.encode_hours(config, config.sae_latents), reading, config.pool_samples * features,
+        Stage("encode the pool", "H100", encode_hours(profile, latents), reading, pool * features,
               "forward pass and SAE encoder; solutions cut at the longest response, or whole R1 solutions"),
         Stage("encode the other sources", "H100", (extra, extra), reading, sum(n for n, _ in others) * features,
               "NuminaMath-1.5, PRM800K, DeepScaleR, as far as the paper uses them"),
         Stage("probes, clusters, filter, plan", "", (0.0, 0.0), 4e9, 0.1e9, "CPU; `bench plan` measures 8 s for the plan itself"),
-        Stage("ADARFT's difficulty rollouts", "H100", cost.adarft_hours(config), generating, 0.1e9,
-              f"{config.pool_samples * config.adarft_samples:,} completions; for arm adarft alone"),
-        *(training_stage(config, model, runs) for model, runs in zip(config.policies, config.runs_per_policy, strict=True)),
+        Stage("ADARFT's difficulty rollouts", "H100", adarft_hours(profile), generation_memory(profile, POLICIES[0]), 0.1e9,
+              f"{pool * GIVEN.adarft_samples:,} completions; for arm adarft alone"),
+        *(training_stage(profile, model, count) for model, count in runs.items()),
     ]  # fmt: skip
+
+
+def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
+    """(repository, bytes, revision) of everything that the plan would fetch; weights count two bytes a parameter."""
+    config, reader = profile.published, profile.reader
+    assert config is not None and reader is not None
+    pinned, models = dict(config.revisions), [*policies, *([MODELS[reader.model]] if reader.model in MODELS else [])]
+    found = [(model.repository, 2.0 * model.parameters, model.revision) for model in models]
+    if reader.sae.startswith("saelens:"):
+        found.append((SAE[0], 4.0 * sae_parameters(QWEN3_17B.width, SAE[1]), None))
+    if config.folder is None:
+        sets = (*TRAINING_DATA, *BENCHMARKS)
+        found += [(d.repository, float(d.download_bytes), pinned.get(d.name, d.revision)) for d in sets]
+    return found
+
+
+# This machine.
 
 
 class Machine(NamedTuple):
@@ -88,7 +248,6 @@ class Machine(NamedTuple):
     missing_packages: tuple[str, ...]  # a sentence for each locked package that is absent or of another version
     free_disk_bytes: int  # where the outputs go (`SAERL_HOME`)
     cache_disk_bytes: int  # where downloads go (`HF_HOME`, else ~/.cache/huggingface)
-    token_set: bool  # whether `HF_TOKEN` is set; its value is not looked at
 
 
 def reachable(seconds: float = 1.0, address: tuple[str, int] = HUB) -> bool:
@@ -121,70 +280,39 @@ def _free(folder: Path) -> int:
 
 
 def look() -> Machine:
-    """Look at this machine; takes about a second when the hub cannot be reached.
-
-    Raises ValueError for a damaged requirements.lock.
-    """
+    """Look at this machine; takes about a second without a hub. Raises ValueError for a damaged requirements.lock."""
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    return Machine(
-        hub_reachable=reachable(),
-        gpus=list_gpus(),
-        missing_packages=tuple(differences(read_lock(LOCK), installed_versions())),
-        free_disk_bytes=_free(paths.artifacts_root()),
-        cache_disk_bytes=_free(cache),
-        token_set=bool(os.environ.get("HF_TOKEN")),
-    )
+    packages = tuple(differences(read_lock(LOCK), installed_versions()))
+    return Machine(reachable(), list_gpus(), packages, _free(paths.artifacts_root()), _free(cache))
 
 
 SHOWN_PACKAGES = 3
 """Missing packages that are named before the rest is counted."""
-NOT_LOCKED = (
-    "packages: vLLM, without which rollouts and evaluations are several times slower; it is not locked here "
-    "(`--vllm` uses it in training; `export --to verl` writes a plan for a trainer that brings its own)"
-)
-"""What no locked environment holds; the path runs without it."""
 
 
-def downloads(config: PaperConfig) -> list[tuple[str, float, str | None]]:
-    """(repository, bytes, revision) of everything that the plan would fetch; weights count two bytes a parameter."""
-    found = [(m.repository, 2.0 * m.parameters, m.revision) for m in (*config.policies, config.reading_model)]
-    if config.sae == "published":
-        weights = 4.0 * cost.sae_parameters(config.encoder.width, config.sae_release_latents)
-        found.append((f"{config.sae_repository}, {config.sae_id} alone", weights, config.sae_revision))
-    if config.sae == "trained":
-        found.append((" and ".join(config.sae_corpora), config.sae_text_gigabytes * 1e9, None))
-    return found + [(d.repository, float(d.download_bytes), d.revision) for d in (*config.training_data, *config.benchmarks)]
-
-
-def missing(config: PaperConfig, machine: Machine) -> list[str]:
-    """One sentence for each thing that this machine lacks."""
-    listed, fetched = stages(config), downloads(config)
-    need = max(cost.gpus(stage.memory_bytes) for stage in listed if stage.gpu)
+def missing(profile: Profile, machine: Machine, runs: dict[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
+    """One sentence for each thing that this machine lacks to run the stages on hub models and data."""
+    listed, fetched = stages(profile, runs), downloads(profile, runs)
+    need = max(gpus(stage.memory_bytes) for stage in listed if stage.gpu)
     large = sum(memory >= 0.95 * GIVEN.gpu_memory_bytes for _, memory in machine.gpus)
     here = ", ".join(f"{name} ({size(memory)})" for name, memory in machine.gpus) or "none found"
     packages, rest = machine.missing_packages, len(machine.missing_packages) - SHOWN_PACKAGES
     more = f"; and {rest} more" if rest > 0 else ""
     weight, left = sum(row[1] for row in fetched), sum(stage.disk_bytes for stage in listed)
     cache, free = machine.cache_disk_bytes, machine.free_disk_bytes
-    unpinned = sum(revision is None for *_, revision in fetched)
+    bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
         "network: huggingface.co does not answer within a second": not machine.hub_reachable,
         f"GPU: {need} of {size(GIVEN.gpu_memory_bytes)} for the largest stage; here: {here}": large < need,
         f"packages: {'; '.join(packages[:SHOWN_PACKAGES])}{more} (requirements.lock)": packages,
-        NOT_LOCKED: True,
         f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
         f"disk: {size(left)} of results, {size(free)} free where outputs go (SAERL_HOME)": free < left,
-        f"revisions: {unpinned} repositories are not pinned yet": unpinned,
+        f"revisions: not pinned yet, pass --revision SET=HASH for {', '.join(bare)}": bare,
     }  # fmt: skip
     return [sentence for sentence, lacks in found.items() if lacks]
 
 
-def blocking(config: PaperConfig, machine: Machine) -> list[str]:
-    """Those sentences of `missing` without which the path cannot run on hub models and data."""
-    pinned, sets = dict(config.revisions), (*config.training_data, *config.benchmarks)
-    bare = [data.name for data in sets if data.revision is None and data.name not in pinned]
-    found = [item for item in missing(config, machine) if item != NOT_LOCKED and not item.startswith("revisions:")]
-    return found + ([f"revisions: pass --revision SET=HASH for {', '.join(bare)}"] if bare and config.sources is None else [])
+# As text.
 
 
 def size(count: float) -> str:
@@ -200,15 +328,6 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def number(value: float) -> str:
-    """Two digits below ten, whole numbers above.
-
-    >>> number(0.853), number(13.7), number(152.2)
-    ('0.85', '14', '152')
-    """
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as lines of aligned columns, the last one ragged."""
     widths = [*(max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]), 0]
@@ -220,42 +339,60 @@ def items(sentences: Iterable[str]) -> str:
     return "\n".join(f"  - {sentence}" for sentence in sentences)
 
 
-SAE_DIFFERENCES = """The SAE differs from the paper's:
-  - it was trained on Qwen3-1.7B-Base, the paper's on Qwen3-1.7B: the encoder read through it is the base model
-  - width 32,768 (expansion 16), the paper's 131,072 (expansion 64)
-  - TopK with k = 50; the paper does not state k
-  - trained on Qwen's own corpus, which is not public; the paper's on 80 GB of FineWeb-Edu and Wikipedia
-  - trained by Qwen-Scope and loaded by SAELens; the paper's with OpenSAE, which also standardises every token
-"""
+def stage_row(stage: Stage) -> tuple[str, ...]:
+    """A stage as it is printed."""
+    spent, unit, memory = "0", "no GPU", f"{size(stage.memory_bytes)} RAM"
+    if stage.gpu:
+        spent, unit = f"{stage.gpu_hours[0]:.1f} to {stage.gpu_hours[1]:.1f}", f"{stage.gpu}-hours"
+        memory = f"{size(stage.memory_bytes)}, {gpus(stage.memory_bytes)} x {size(GIVEN.gpu_memory_bytes)}"
+    return (stage.name, spent, unit, memory, size(stage.disk_bytes), stage.how)
 
 
-def plan_text(config: PaperConfig, machine: Machine) -> str:
+def comparison(profile: Profile) -> list[tuple[str, ...]]:
+    """The paper's own figures (section 5, section C) beside the same quantity computed here."""
+    measured = (
+        ("SAE encoding of the pool, F = 131,072", 0.5, "H100-hours", encode_hours(profile, GIVEN.paper_latents)),
+        ("SAE training, 29 h x 4 A100", 116.0, "A100-hours", sae_training_hours()),
+        ("ADARFT's rollouts", 17.33, "H100-hours", adarft_hours(profile)),
+    )
+    return [
+        (name, f"{paper:g} {unit}", f"{low:.2g} to {high:.2g}" if high < 10 else f"{low:,.0f} to {high:,.0f}",
+         f"{low / paper:.1f} to {high / paper:.1f}")
+        for name, paper, unit, (low, high) in measured
+    ]  # fmt: skip
+
+
+def plan_text(profile: Profile, machine: Machine) -> str:
     """The whole plan: downloads, costs by stage, the paper's own figures, assumptions, what is missing."""
-    saes = {"published": f"{config.sae_release}, {config.sae_id}", "trained": "trained with the paper's settings"}
-    fetched, listed = downloads(config), stages(config)
+    fetched, listed, reader = downloads(profile), stages(profile), profile.reader
+    assert reader is not None
     low, high = (sum(stage.gpu_hours[i] for stage in listed if stage.gpu == "H100") for i in (0, 1))
+    assumed = [(name, f"{value:,} {unit}" if isinstance(value, int) else f"{value:.4g} {unit}", origin, why)
+               for name, value, unit, origin, why in ASSUMPTIONS]  # fmt: skip
     return f"""Profile paper: a plan of arXiv 2605.27354's own experiments, none of which was run at this scale.
-Policies: {", ".join(model.repository for model in config.policies)}. \
-Encoder: {config.reading_model.repository}, SAE: {saes.get(config.sae, f"OpenSAE, {config.opensae_folder}")}.
-{SAE_DIFFERENCES if config.sae == "published" else ""}
+Policies: {", ".join(model.repository for model in POLICIES)}. Reader: {reader.model}, SAE: {reader.sae}.
+The SAE differs from the paper's, which is not public: trained on the base model, 32,768 latents (expansion 16) in place of
+131,072 (64), TopK with k = 50 (the paper does not state k), on Qwen's own corpus in place of FineWeb-Edu and Wikipedia.
+
 Downloads, {size(sum(row[1] for row in fetched))} (a plan downloads nothing):
 {table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched])}
   Notes:
-{items(f"{data.repository}: {data.note}" for data in (*config.training_data, *config.benchmarks) if data.note)}
+{items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note)}
 
 Stages (hours: expected to upper; memory: of one run, and the GPUs that hold it):
 {table([("stage", "hours", "", "GPU memory", "disk", "how"), *map(stage_row, listed)])}
   All of it: {low:,.0f} to {high:,.0f} H100-hours, {size(sum(stage.disk_bytes for stage in listed))} of results.
-  That is the paper's list. The profile itself trains {", ".join(config.arms)} on {config.policy},
-  {config.seeds} seed(s), unless told otherwise (--arms, of {", ".join(cost.ARMS)}; --policy; --seeds).
-  An SAE trained with the paper's settings instead (a checkpoint on disk costs nothing):
-{table([stage_row(sae_training_stage(config))])}
+  That is the paper's list. The profile itself trains {", ".join(profile.arms)} on {profile.policy},
+  {profile.train.seeds} seed(s), {profile.steps} steps, unless --arms (of {", ".join(PLANS)}), --policy, --seeds or
+  --steps say otherwise.
+  An SAE trained with the paper's settings instead (`python -m saerl_lib sae`, then --sae FOLDER):
+{table([stage_row(sae_training_stage())])}
 
 The paper's own figures:
-{table([("quantity", "paper", "computed", "computed / paper"), *comparison(config)])}
+{table([("quantity", "paper", "computed", "computed / paper"), *comparison(profile)])}
 
-Assumptions:
-{table(cost.assumption_rows(config))}
+Assumptions, beside the settings of profile paper in saerl_lib/config.py:
+{table(assumed)}
 Not stated in the paper and still to be chosen:
   - reward function, KL weight, clip values and mini-batch of GRPO
   - temperature and response length of evaluations
@@ -265,31 +402,7 @@ Not stated in the paper and still to be chosen:
   - rests that fill no batch, clusters of unequal size, the order of a second epoch (900 steps are 1.12 epochs)
 
 Missing here:
-{items(missing(config, machine))}
-  Token: none is needed as far as known, HF_TOKEN is \
-{"set" if machine.token_set else "not set; downloads are slower without one"}."""
-
-
-def stage_row(stage: Stage) -> tuple[str, ...]:
-    """A stage as it is printed."""
-    hours, unit, memory = "0", "no GPU", f"{size(stage.memory_bytes)} RAM"
-    if stage.gpu:
-        hours, unit = f"{stage.gpu_hours[0]:.1f} to {stage.gpu_hours[1]:.1f}", f"{stage.gpu}-hours"
-        memory = f"{size(stage.memory_bytes)}, {cost.gpus(stage.memory_bytes)} x {size(GIVEN.gpu_memory_bytes)}"
-    return (stage.name, hours, unit, memory, size(stage.disk_bytes), stage.how)
-
-
-def comparison(config: PaperConfig) -> list[tuple[str, ...]]:
-    """The paper's own figures (section 5, section C) beside the same quantity computed here."""
-    measured = (
-        ("SAE encoding of the pool, F = 131,072", 0.5, "H100-hours", cost.encode_hours(config, config.paper_latents)),
-        ("SAE training, 29 h x 4 A100", 116.0, "A100-hours", cost.sae_training_hours(config)),
-        ("ADARFT's rollouts", 17.33, "H100-hours", cost.adarft_hours(config)),
-    )
-    return [
-        (name, f"{paper:g} {unit}", f"{number(low)} to {number(high)}", f"{low / paper:.1f} to {high / paper:.1f}")
-        for name, paper, unit, (low, high) in measured
-    ]
+{items([*missing(profile, machine), "vLLM is not locked here: without it rollouts are several times slower"])}"""
 
 
 def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> int:
@@ -303,29 +416,48 @@ def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> 
         raise ValueError("profile 'paper' runs in an environment with the locked packages alone; add --plan-only for its plan")
     if rest:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
-    print(plan_text(PaperConfig(), look()))
+    print(plan_text(get_profile(profile), look()))
     return 0
 
 
-def require_machine(config: PaperConfig, say: Callable[[str], None]) -> None:
-    """Let a run pass whose models, SAE and data are all local, or whose plan this machine can hold; the plan is shown then.
+def require_machine(profile: Profile) -> None:
+    """Look at every local stand-in before anything is read, and at the machine where one of them is missing.
 
-    Else `say` is told what is missing, and ValueError is raised.
+    Raises ValueError that lists all that is wrong, or what the machine lacks and the options that name stand-ins.
     """
-    absent = [option for option, there in config.stand_ins.items() if not there]
-    if not absent:
+    config, reader = profile.published, profile.reader
+    if config is None or reader is None:
         return
-    chosen = tuple(model for model in config.policies if model.repository == config.policy) or config.policies[:1]
-    wanted, machine = replace(config, policies=chosen, runs_per_policy=(len(config.arms) * config.seeds,)), look()
-    lacks = blocking(wanted, machine)
-    if not lacks:
-        say(plan_text(wanted, machine))
-        return
-    say(f"Missing here:\n{items(lacks)}")
-    raise ValueError(
-        "profile 'paper' takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks what is listed above "
-        f"(--plan-only prints the whole plan). On local stand-ins it runs anywhere; not given: {', '.join(absent)}"
-    )
+    from saerl_lib.data.published import sets_to_read  # needs packages, the plan does not
+
+    def require_sae() -> None:
+        file = "config.json" if reader.sae.startswith("opensae:") else "cfg.json"
+        if not (Path(reader.sae.removeprefix("opensae:")) / file).is_file():
+            known = "a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID"
+            raise ValueError(f"--sae {reader.sae}: no {file} there; name {known}")
+
+    checks = {
+        "--data": (config.folder is not None, lambda: sets_to_read(profile)),
+        "--reader": (reader.model not in MODELS, lambda: model_folder(reader.model, "--reader")),
+        "--sae": (not reader.sae.startswith("saelens:"), require_sae),
+        "--policy": (profile.policy not in MODELS, lambda: model_folder(profile.policy, "--policy")),
+    }
+    problems = []
+    for local, check in checks.values():
+        try:
+            _ = check() if local else None
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    absent, count = [option for option, (local, _) in checks.items() if not local], len(profile.arms) * profile.train.seeds
+    lacks = missing(profile, look(), {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
+    if lacks:
+        raise ValueError(
+            f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"
+            f"{items(lacks)}\n--plan-only prints the whole plan. On local stand-ins it runs anywhere; not given: "
+            + ", ".join(absent)
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

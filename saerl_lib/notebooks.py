@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from unittest.mock import patch
 
 from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
-from saerl_lib.config import Profile, content_hash, get_profile, to_dict
+from saerl_lib.config import Options, Profile, content_hash, get_profile, to_dict
 from saerl_lib.envcheck import LOCK
 
 PARAMETERS = ("profile", "seed", "seeds")
@@ -66,6 +66,8 @@ class Notebook:
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
     tables_only: bool = False
     """Reads CSV files alone: the configuration does not matter to it."""
+    of_world: frozenset[str] = frozenset()
+    """Those outputs that only a profile with a world leaves."""
 
     @property
     def number(self) -> str:
@@ -73,22 +75,24 @@ class Notebook:
         return self.stem[:2]
 
 
-def _notebook(stem: str, inputs: str, outputs: str, figures: str) -> Notebook:
+def _notebook(stem: str, inputs: str, outputs: str, figures: str, of_world: str = "") -> Notebook:
     declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
-    return Notebook(stem, declared, tuple(inputs.split()))
+    only = frozenset(name for name in declared if name.partition(":")[2] in of_world.split())
+    return Notebook(stem, declared, tuple(inputs.split()), of_world=only)
 
 
 def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
     figures = tuple(name for notebook in written for name in notebook.outputs if name.startswith("figure:"))
-    return Notebook(stem, figures, tuple(notebook.number for notebook in written), tables_only=True)
+    only = frozenset().union(*(notebook.of_world for notebook in written))
+    return Notebook(stem, figures, tuple(notebook.number for notebook in written), tables_only=True, of_world=only)
 
 
-# Arguments: stem, numbers of the notebooks it reads, stages and tables, figures.
+# Arguments: stem, numbers of the notebooks it reads, stages and tables, figures, and those of them that only a world gives.
 _COMPUTED = (
     _notebook(
         "00_data", "",
         "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
-        "world_gates pass_rates difficulty_vs_pass_rate",
+        "world_gates pass_rates difficulty_vs_pass_rate", "policy_rates world_gates pass_rates difficulty_vs_pass_rate",
     ),
     _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
     _notebook(
@@ -98,7 +102,7 @@ _COMPUTED = (
     _notebook(
         "03_data_properties", "00 02",
         "stage:ladder_world csv:world_probes csv:probe_ladder csv:real_overlap",
-        "world_probes probe_ladder_world probe_ladder",
+        "world_probes probe_ladder_world probe_ladder", "world_probes probe_ladder_world",
     ),
     _notebook(
         "04_clusters_and_difficulty", "00 02",
@@ -112,13 +116,14 @@ _COMPUTED = (
         "05_quality_filter", "00 02",
         "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
         "csv:real_separation csv:real_flaws csv:real_selfreg",
-        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg",
+        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg", "flaws filter_flaws filter_selfreg",
     ),
     _notebook(
         "06_batch_plans", "00 02 04 05",
         "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
         "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
         "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
+        "gradients gradient_coherence gradient_distance mixing_theory mixing_curve",
     ),
     _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
@@ -127,7 +132,7 @@ _COMPUTED = (
         "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
         "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
         "learning_curves paired_difference study_pilot study_curves study_effects study_gap study_sets study_mixing "
-        "preparation_cost",
+        "preparation_cost", "claims",
     ),
 )  # fmt: skip
 
@@ -137,6 +142,12 @@ NOTEBOOKS: tuple[Notebook, ...] = (
     _notebook("10_your_own_data", "00", "csv:own_clusters", ""),
 )
 """All notebooks, in the order in which they run."""
+
+
+def registry_of(profile: Profile, registry: tuple[Notebook, ...] = NOTEBOOKS) -> tuple[Notebook, ...]:
+    """The registry with the outputs that the profile gives."""
+    left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
+    return tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)
 
 
 def find(number: str, registry: tuple[Notebook, ...] = NOTEBOOKS) -> Notebook:
@@ -269,7 +280,7 @@ class RunOptions:
     """What the command line asks for."""
 
     profile: str = "laptop"
-    """smoke, laptop, method, study or paper."""
+    """smoke, laptop, study or paper; options of paper may follow it as JSON."""
     seed: int = 0
     """Base seed of fits, plans and training."""
     seeds: int | None = None
@@ -288,6 +299,11 @@ class RunOptions:
             raise UserError(f"--seed {self.seed} must be 0 or more")
         if self.seeds is not None and self.seeds < 1:
             raise UserError(f"--seeds {self.seeds} must be at least 1")
+
+    @property
+    def name(self) -> str:
+        """The profile without options."""
+        return self.profile.partition(" ")[0]
 
     def parameters(self) -> dict[str, str | int]:
         """The values of every notebook's `parameters` cell."""
@@ -388,7 +404,7 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillException
 
-    profile, stem, source = options.profile, notebook.stem, folder / f"{notebook.stem}.ipynb"
+    profile, stem, source = options.name, notebook.stem, folder / f"{notebook.stem}.ipynb"
     if not source.is_file():
         raise UserError(f"notebook {source} is missing; restore it or take it out of saerl_lib/notebooks.py")
     known = papermill.inspect_notebook(str(source))  # papermill itself would only warn
@@ -454,15 +470,16 @@ def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Pr
 
 
 def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
-    stages = [output_files(name, options.profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
+    profile = options.name
+    stages = [output_files(name, profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
     for stage in stages if options.force else ():
         shutil.rmtree(stage, ignore_errors=True)
     started = time.monotonic()
     execute(notebook, options, folder)
     elapsed = time.monotonic() - started
-    write_record(notebook, options.profile, parts, elapsed)
-    places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, options.profile))
-    lines = [f"     {place}" for place in [*places, executed_dir(options.profile) / f"{notebook.stem}.html"]]
+    write_record(notebook, profile, parts, elapsed)
+    places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
+    lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.html"]]
     print("\n".join([f"     done in {duration(elapsed)}; outputs:", *lines]), flush=True)
 
 
@@ -472,6 +489,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
     """
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
+    registry = registry_of(profile, registry)
     chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
     started, executed = time.monotonic(), 0
@@ -496,30 +514,46 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     return executed
 
 
-def run_notebooks(notebooks: RunOptions, plan_only: bool) -> int:
-    """`run`; with `plan_only` the plan of profile paper instead. Raises ValueError for any other option beside that."""
-    if plan_only:
-        from saerl_lib.needs import run_plan
+def from_here(options: Options) -> Options:
+    """Folders by their path from the root: run_all.sh changes the folder and passes on where it was called. Other names stay."""
+    here, changed = Path(os.environ.get("SAERL_CALLED_FROM") or ".").absolute(), {}
+    for name in ("data", "reader", "sae", "policy"):
+        value = getattr(options, name) or ""
+        head = "opensae:" if value.startswith("opensae:") else ""
+        path = here / Path(value.removeprefix(head)).expanduser()
+        if value and path.is_dir():
+            changed[name] = head + str(path)
+    return replace(options, **changed)
 
-        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default}
-        return run_plan(notebooks.profile, [f"--{'from' if name == 'start' else name}" for name in sorted(given - {"profile"})])
-    run(notebooks)
+
+def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> int:
+    """`run`; with `plan_only` the plan of profile paper instead. Raises ValueError for any other option beside that."""
+    from saerl_lib.needs import require_machine, run_plan
+
+    if plan_only:
+        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default} - {"profile"}
+        given |= {f.name for f in fields(Options) if getattr(options, f.name) != f.default}
+        return run_plan(notebooks.profile, [f"--{'from' if name == 'start' else name}" for name in sorted(given)])
+    told = replace(notebooks, profile=from_here(options).text(notebooks.profile))
+    require_machine(get_profile(told.profile, told.seeds, told.seed))
+    run(told)
     return 0
 
 
 def _reproduction(options: RunOptions, executed: int) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
-    table = paths.profile_dir(options.profile) / "reproduction.csv"
+    profile = options.name
+    table = paths.profile_dir(profile) / "reproduction.csv"
     newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
     if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
         print(f"The comparison with what is published is unchanged: {table}", flush=True)
         return
     from saerl_lib.report.tables import published_tables, report
 
-    if not published_tables(options.profile):
-        print(f"Nothing is published of profile {options.profile}: no comparison.", flush=True)
+    if not published_tables(profile):
+        print(f"Nothing is published of profile {profile}: no comparison.", flush=True)
         return
-    text, outside = report(options.profile)
+    text, outside = report(profile)
     print(f"\n{text}", flush=True)
     if outside and options.strict:
         raise UserError(f"{outside} numbers are outside what is published (--strict)")

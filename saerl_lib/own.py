@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from saerl_lib.artifacts import file_sha256, whole_folder, write_json
 from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
 from saerl_lib.data import rows
-from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, hash_share, normalise, write_samples
+from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
@@ -40,7 +40,7 @@ from saerl_lib.plan.orders import order_pool, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
-from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer
+from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
 
 RECORD = "run.json"
@@ -381,18 +381,6 @@ class Arranged:
     """Mean distance to the 5 nearest neighbours of a batch on the map."""
     diversity_random: float
     """The same for a random order of the planned samples."""
-
-
-def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
-    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
-
-    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
-    2
-    """
-    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
-    return mask
 
 
 def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:

@@ -15,6 +15,7 @@ from saerl_lib import config, paths
 from saerl_lib.config import (
     LAPTOP,
     PROFILES,
+    Options,
     PlanConfig,
     Profile,
     TrainConfig,
@@ -27,7 +28,7 @@ from saerl_lib.config import (
 
 
 def test_profiles_have_their_own_name() -> None:
-    assert set(PROFILES) == {"smoke", "laptop", "study"}
+    assert set(PROFILES) == {"smoke", "laptop", "study", "paper", "paper_tiny"}
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
@@ -41,9 +42,22 @@ def test_unknown_profile_names_the_choices(name: str) -> None:
         get_profile(name)
 
 
-def test_paper_profile_says_what_it_needs() -> None:
-    with pytest.raises(UnknownProfileError, match="Hugging Face Hub.*--profile laptop"):
-        get_profile("paper")
+def test_the_papers_values_are_the_profile() -> None:
+    profile = get_profile("paper")
+    train = profile.train
+    assert (profile.steps, profile.plan.prompts_per_step, profile.plan.swapped_per_batch) == (900, 128, 8)
+    assert (train.learning_rate, train.rollouts_per_prompt) == (1e-6, 8)
+    assert (train.max_completion_tokens, train.eval_samples_full) == (3072, 8)
+    assert (profile.properties.clusters, profile.published.labelled_samples, profile.reader.retained_latents) == (10, 3000, 240)
+
+
+def test_options_travel_with_the_name_and_reach_their_records() -> None:
+    told = Options(data="/sets", revision=(("amc23", "01"),), layer=3, arms=("grpo", "diff"), steps=5, bf16=True, plain=True)
+    profile = get_profile(told.text("paper"))
+    assert (profile.published.folder, profile.published.revisions, profile.reader.layer) == ("/sets", (("amc23", "01"),), 3)
+    assert (profile.arms, profile.steps, profile.reader.bf16, profile.train.bf16) == (("grpo", "diff"), 5, True, True)
+    assert not profile.train.chat and profile.name == "paper" and Options().text("paper") == "paper"
+    assert get_profile("paper") == config.PAPER
 
 
 def test_seeds_and_seed_change_nothing_else() -> None:
@@ -65,6 +79,11 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: config.GradientConfig(prompts=5), "prompts=5"),
         (lambda: TrainConfig(dynamic_sampling=True, engine="trl"), "choose engine='packed'"),
         (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
+        (lambda: config.PublishedConfig(parent_samples=0), "parent_samples=0 must be at least 1"),
+        (lambda: config.PublishedConfig(solution_index=4), "DeepMath-103K has solutions 1, 2 and 3"),
+        (lambda: Profile("x", world=None), "either a world or published sets"),
+        (lambda: Profile("x", arms=("grpo", "grpo")), "name each arm once"),
+        (lambda: Options(data="x").apply(LAPTOP), "--data: profile laptop draws its own data"),
     ],
 )
 def test_bad_combination_names_the_field(build: Callable[[], object], message: str) -> None:

@@ -26,6 +26,7 @@ from saerl_lib.studies.world_check import chosen_rate, paired_deviation, seeds_n
 from saerl_lib.train.arms import ArmError
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import ROLLOUTS, train, write_run
+from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import draw_world
 
 SMOKE = get_profile("smoke")
@@ -101,7 +102,7 @@ def finished(stages: tuple[Stage, Stage], arms_file: Path, tmp_path_factory: pyt
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAERL_HOME", str(tmp_path))
-    return grid.jobs_home(PROFILE)
+    return jobs_home(PROFILE)
 
 
 def test_every_kind_of_arm_spends_the_same_rollouts(finished: Path) -> None:

@@ -1,101 +1,78 @@
-"""Profile `paper`: its plan, its settings, its arithmetic, and what a machine lacks."""
+"""Profile `paper`: its plan and arithmetic, and its whole path on local stand-ins of every model, SAE and data set."""
 
 from __future__ import annotations
 
 import dataclasses
 import doctest
-import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from saerl_lib import cost, needs, paths
+from saerl_lib import needs, paths
+from saerl_lib.artifacts import Stage
 from saerl_lib.cli import main
-from saerl_lib.config import UnknownProfileError, get_profile
-from saerl_lib.cost import GIVEN, OURS, PAPER, PaperConfig
-from saerl_lib.data.hub import BENCHMARKS, QWEN3_17B, QWEN25_MATH_7B, QWEN25_MATH_15B, TRAINING_DATA, HubData, HubModel
-from saerl_lib.needs import Machine, downloads, missing, plan_text, reachable, stages
+from saerl_lib.config import PAPER, PAPER_TINY, Options, Profile, PublishedConfig, get_profile
+from saerl_lib.data import hub, published
+from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN25_MATH_7B, TRAINING_DATA, HubModel
+from saerl_lib.data.sample import DataError, Sample, load_split, normalise
+from saerl_lib.encode.stages import features_stage, store_stage
+from saerl_lib.needs import GIVEN, Machine
+from saerl_lib.plan.orders import plans_stage, shown_prompts
+from saerl_lib.properties.scorer import difficulty_stage, filter_stage
+from saerl_lib.report.study import learning_curves, paired_differences, steps_to_targets
+from saerl_lib.train import stages as train_stages
+from saerl_lib.train.policy import angle_concentration, judged, open_sampler
+from saerl_lib.train.run import read_run, train, write_run
+from tests import stand_ins as build
 
-BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9, False)
-FULL = Machine(True, (("NVIDIA H100 80GB HBM3", 85.5e9),) * 4, (), 10**14, 10**14, True)
+BARE = Machine(False, (), ("torch 2.13.0 is not installed",), 10**9, 10**9)
+TARGET, PARENT, RATED = 122, 90, 90
 
 
 # The plan.
 
 
-@pytest.fixture
-def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_prints_downloads_costs_and_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(needs, "look", lambda: BARE)
-
-
-def test_plan_prints_downloads_costs_and_what_is_missing(bare_machine: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--profile", "paper", "--plan-only"]) == 0
     text = capsys.readouterr().out
     for data in (*TRAINING_DATA, *BENCHMARKS):
         assert data.repository in text
-    for name in ("Qwen2.5-Math-1.5B", "Qwen2.5-Math-7B", "Qwen3-1.7B-Base", "qwen-scope-3-1.7b-base-w32k-l50, layer27"):
-        assert name in text
-    assert text.count("  not pinned yet") == 4
-    for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "Token:", "0.5 H100-hours", "17.33 H100-hours",
-                  "All of it: 662 to 2,865 H100-hours, 10 TB of results.", "response_tokens                 1,000 tokens"):
+    assert text.count("  not pinned yet") == 4 and "qwen-scope-3-1.7b-base-w32k-l50/layer27" in text
+    for words in ("network:", "GPU: 4 of 80 GB", "packages: torch", "disk:", "0.5 H100-hours", "17.33 H100-hours",
+                  "All of it: 662 to 2,865 H100-hours, 10 TB of results.", "train the SAE  152.2 to 266.0"):
         assert words in text
-    for name in (*vars(GIVEN), *(item.name for item in dataclasses.fields(PaperConfig)[-10:])):
-        assert re.search(rf"^  {name} .*({PAPER}|{OURS})", text, re.M), f"{name} is not printed with its origin"
+    assert all(re.search(rf"^  {name} .*(stated in the paper|ours)", text, re.M) for name in vars(GIVEN))
+    for more, message in ((["--only", "03"], "leave out --only"), (["--policy", "x"], "leave out --policy")):
+        assert main(["run", "--profile", "paper", "--plan-only", *more]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["run", "--profile", "paper", "--policy", "Qwen/Qwen2.5-Math-7B"]) == 1
+    error = capsys.readouterr().err
+    assert "not given: --data, --reader, --sae, --policy" in error and "pass --revision SET=HASH for amc23, minerva" in error
 
 
-def test_full_machine_lacks_only_what_no_machine_has() -> None:
-    found = missing(PaperConfig(), FULL)
-    assert [sentence.split(":")[0] for sentence in found] == ["packages", "revisions"]
-
-
-def test_training_is_refused_and_names_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UnknownProfileError, match="has no notebooks yet.*--plan-only"):
-        get_profile("paper")
-    assert main(["run", "--profile", "paper"]) == 1
-    assert "--plan-only" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--profile", "laptop", "--plan-only"], "belongs to --profile paper"),
-        (["--profile", "paper", "--plan-only", "--only", "03"], "leave out --only"),
-        (["--profile", "paper", "--plan-only", "--seeds", "2"], "leave out --seeds"),
-    ],
-)
-def test_plan_only_ignores_no_option(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *arguments]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_plan_needs_the_standard_library_alone() -> None:
-    code = (
-        "import sys\n"
-        "from saerl_lib import needs\n"
-        "needs.reachable = lambda: False\n"
-        "assert needs.main(['--profile', 'paper', '--plan-only']) == 0\n"
-        "assert needs.main(['--profile', 'paper']) == 1 and needs.main(['--profile', 'smoke', '--plan-only']) == 1\n"
-        "print([name for name in ('torch', 'pandas', 'numpy', 'datasets', 'safetensors') if name in sys.modules])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert found.stdout.splitlines()[-1] == "[]", found.stderr
-
-
-def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
-    modules = ("__init__", "paths", "envcheck", "config", "cost", "data/__init__", "data/hub")
+def test_run_all_prints_the_plan_without_installing_and_without_a_package(tmp_path: Path) -> None:
+    modules = ("__init__", "paths", "envcheck", "config", "data/__init__", "data/hub")
     for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
     (tmp_path / "run_all.sh").chmod(0o755)
     (tmp_path / "requirements.lock").write_text("saerl_probe==1.0\n")
     before, last = (paths.ROOT / "saerl_lib" / "needs.py").read_text(encoding="utf-8").split("if __name__ ==")
-    offline = "reachable = lambda: False\n\n\nif __name__ =="
+    check = "assert not {'torch', 'pandas', 'numpy', 'safetensors'} & set(sys.modules)\n"
+    offline = f"reachable = lambda: False\n{check}\n\nif __name__ =="
     (tmp_path / "saerl_lib" / "needs.py").write_text(before + offline + last, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SAERL_", "PYTHON", "VIRTUAL"))}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
@@ -106,60 +83,20 @@ def test_run_all_prints_the_plan_without_installing(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-def test_other_saes_change_downloads_and_widths() -> None:
-    trained = PaperConfig(sae="trained")
-    assert any("fineweb-edu" in name and count == 80e9 for name, count, _ in downloads(trained))
-    assert trained.sae_latents == 131_072 == 4 * PaperConfig().sae_latents
-    opensae = PaperConfig(sae="opensae", opensae_folder="checkpoint")
-    assert opensae.reading_model == QWEN3_17B and PaperConfig().reading_model.repository == "Qwen/Qwen3-1.7B-Base"
-    for config in (trained, opensae):
-        text = plan_text(config, BARE)
-        assert "differs from the paper" not in text and "qwen-scope" not in text and "train the SAE  152.2 to 266.0" in text
-
-
 def test_published_sae_is_in_saelens_registry() -> None:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    config = PaperConfig()
-    release = get_pretrained_saes_directory()[config.sae_release]
-    assert release.repo_id == config.sae_repository and release.model == config.reading_model.repository
-    assert config.sae_id in release.saes_map
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sae": "random"}, {"sae": "opensae"}, {"runs_per_policy": (7,)}, {"solution_index": 4}, {"prompts_per_step": 1},
-        {"micro_batch": 3}, {"rollouts_per_prompt": 1}, {"steps": 0}, {"eval_every_steps": 0}, {"eval_samples": 0},
-        {"labelled_samples": 0}, {"retained_latents": 0}, {"clusters": 0}, {"max_prompt_tokens": 0}, {"max_response_tokens": -1},
-    ],
-)  # fmt: skip
-def test_bad_combination_is_rejected(change: dict[str, object]) -> None:
-    ((name, value),) = change.items()
-    with pytest.raises(ValueError, match=rf"{name}='?{re.escape(str(value))}'?.*(must|choose|give|needs|has)"):
-        PaperConfig(**change)  # type: ignore[arg-type]
-
-
-def test_a_given_sae_is_read_through_the_papers_encoder() -> None:
-    """Only the published SAE and others of its registry were trained on the base model."""
-    assert PaperConfig(sae_source="some/folder").reading_model == QWEN3_17B == PaperConfig(sae_source="opensae:x").reading_model
-    assert PaperConfig(sae_source="saelens:a/b").reading_model == PaperConfig().reading_model != QWEN3_17B
-
-
-def test_revision_is_a_whole_hash_or_none() -> None:
-    with pytest.raises(ValueError, match="40-digit"):
-        HubData("x", "a/b", "train", 1, 1, revision="main")
-    config = PaperConfig()
-    pinned = [item.revision for item in (*TRAINING_DATA, *BENCHMARKS, *config.policies, config.encoder, config.reading_model)]
-    assert all(re.fullmatch(r"[0-9a-f]{40}", revision) for revision in pinned if revision)
+    name, place = PAPER.reader.sae.removeprefix("saelens:").split("/")
+    release = get_pretrained_saes_directory()[name]
+    assert needs.SAE[0] == f"{release.repo_id}, {place} alone" and release.model == PAPER.reader.model
+    assert place in release.saes_map and int(place.removeprefix("layer")) + 1 == PAPER.reader.layer
 
 
 # The arithmetic.
 
 
-@pytest.mark.parametrize("model", [QWEN25_MATH_15B, QWEN25_MATH_7B, QWEN3_17B])
+@pytest.mark.parametrize("model", [*POLICIES, QWEN3_17B])
 def test_parameters_agree_with_transformers(model: HubModel) -> None:
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     shape = {
@@ -175,83 +112,253 @@ def test_parameters_agree_with_transformers(model: HubModel) -> None:
     assert model.parameters == sum(p.numel() for p in built.parameters())
 
 
-def test_flops_hours_and_gpus_by_hand() -> None:
-    blocks = QWEN3_17B.parameters - 151_936 * 2048 - 2048
-    assert QWEN3_17B.forward_flops(0, head=False) == 2 * blocks
+def test_flops_memory_disk_and_gpus_by_hand() -> None:
+    assert QWEN3_17B.forward_flops(0, head=False) == 2 * (QWEN3_17B.parameters - 151_936 * 2048 - 2048)
     assert QWEN3_17B.forward_flops(10) - QWEN3_17B.forward_flops(0) == 4 * 10 * 28 * 2048
-    assert cost.hours(989e12 * 0.4 * 3600, 989e12, 0.4) == pytest.approx(1.0)
-    assert [cost.gpus(memory) for memory in (1.0, 80e9, 81e9)] == [1, 1, 2]
+    assert needs.hours(989e12 * 0.4 * 3600, 989e12, 0.4) == pytest.approx(1.0)
+    assert [needs.gpus(memory) for memory in (1.0, 80e9, 81e9)] == [1, 1, 2]
+    kept, block = 4 * 28 * 3584, 8 * 3584 + 2 * (2 * 3584 + 2 * 512 + 2 * 3584 + 4 * 18944)
+    cache = GIVEN.decode_sequences * 4096 * 57_344
+    expected = 20 * QWEN25_MATH_7B.parameters + 8 * 4096 * (kept + block) + 4 * GIVEN.logits_tile + cache + GIVEN.working_bytes
+    assert needs.training_memory(PAPER, QWEN25_MATH_7B) == pytest.approx(expected)
+    disk = needs.training_stage(PAPER, QWEN25_MATH_7B, 5).disk_bytes
+    assert disk == pytest.approx(5 * QWEN25_MATH_7B.parameters * (2 * GIVEN.checkpoint_bytes_per_parameter + 4 * 46))
+    for module in (needs, hub):
+        result = doctest.testmod(module)
+        assert result.attempted > 0 and result.failed == 0
 
 
 def test_estimates_lie_near_the_papers_own_figures() -> None:
-    config = PaperConfig()
-    for paper, (low, high) in (
-        (0.5, cost.encode_hours(config, config.paper_latents)), (116.0, cost.sae_training_hours(config)),
-        (17.33, cost.adarft_hours(config)),
-    ):  # fmt: skip
+    encoding, training = needs.encode_hours(PAPER, GIVEN.paper_latents), needs.sae_training_hours()
+    for paper, (low, high) in ((0.5, encoding), (116.0, training), (17.33, needs.adarft_hours(PAPER))):
         assert paper / 2 < low < 2 * paper and low <= high < 6 * paper
 
 
-def test_estimates_follow_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PaperConfig()
-    half, before = dataclasses.replace(config, pool_samples=config.pool_samples // 2), cost.sae_training_hours(config)[0]
-    assert cost.encode_hours(half, 32_768)[0] == pytest.approx(cost.encode_hours(config, 32_768)[0] / 2)
-    for stage in stages(config):
-        assert 0 <= stage.gpu_hours[0] <= stage.gpu_hours[1] and stage.disk_bytes > 0 and stage.how
-    monkeypatch.setattr(GIVEN, "train_utilisation", 0.2)
-    assert cost.sae_training_hours(config)[0] == pytest.approx(2 * before)
-
-
-def test_training_memory_by_hand() -> None:
-    config = PaperConfig()
-    tokens, state = 8 * 4096, (18 + 2) * QWEN25_MATH_7B.parameters
-    kept, block = 4 * 28 * 3584, 8 * 3584 + 2 * (2 * 3584 + 2 * 512 + 2 * 3584 + 4 * 18944)
-    assert QWEN25_MATH_7B.activation_bytes == kept + block
-    cache = GIVEN.decode_sequences * 4096 * 57_344
-    expected = state + tokens * (kept + block) + 4 * GIVEN.logits_tile + cache + GIVEN.working_bytes
-    found = cost.training_memory(config, QWEN25_MATH_7B)
-    assert found == pytest.approx(expected) and cost.gpus(found) == 4
-    twice = dataclasses.replace(config, micro_batch=16)
-    assert cost.training_memory(twice, QWEN25_MATH_7B) - found == pytest.approx(tokens * (kept + block))
-
-
-def test_the_disk_of_training_holds_what_train_keeps() -> None:
-    config = PaperConfig()
-    found = {stage.name: stage.disk_bytes for stage in stages(config)}
-    for model, runs in zip(config.policies, config.runs_per_policy, strict=True):
-        kept = len(range(config.eval_every_steps, config.steps + 1, config.eval_every_steps)) + 1
-        expected = runs * model.parameters * (2 * GIVEN.checkpoint_bytes_per_parameter + 4 * kept)
-        assert found[f"GRPO, {model.repository}"] == pytest.approx(expected) and expected > 1e12
-
-
-@pytest.mark.parametrize("name", ["cost", "needs", "data.hub"])
-def test_doctests(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"saerl_lib.{name}"))
-    assert result.attempted > 0 and result.failed == 0
-
-
-# The machine.
-
-
-def test_machine_is_looked_at_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(needs, "reachable", lambda: False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
-    monkeypatch.setenv("HF_TOKEN", "x")
-    found = needs.look()
-    assert not found.hub_reachable and found.token_set and found.cache_disk_bytes > 0
-
-
-def test_reachable_gives_up_in_time() -> None:
+def test_the_machine_is_looked_at_in_time_and_without_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started = time.monotonic()
-    assert not reachable(0.3, ("127.0.0.1", 9))
-    assert time.monotonic() - started < 2
-
-
-def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not needs.reachable(0.3, ("127.0.0.1", 9)) and time.monotonic() - started < 2
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920'; echo 'no devices, found'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert needs.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
     tool.write_text("#!/bin/sh\necho 'failed to initialize NVML'; exit 9\n")
-    assert needs.list_gpus() == ()
+    monkeypatch.setattr(needs, "reachable", lambda: False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
+    assert needs.look().gpus == () and needs.look().cache_disk_bytes > 0
+
+
+# The path.
+
+
+def make(root: Path) -> Options:
+    """Stand-ins in `root`: Qwen3 reads through a SAELens SAE, Qwen2 trains."""
+    rows, others = build.deepmath_rows(TARGET - 2), build.numina_rows(PARENT)
+    asked = build.benchmark_rows("aime24")[0]["problem"].upper()
+    rows += [rows[0], {**rows[1], "question": asked}]
+    build.write_set(root / "sets", "deepmath", rows)
+    build.write_set(root / "sets", "numinamath", others)
+    for name in PAPER_TINY.eval_sets:
+        build.write_set(root / "sets", name, build.benchmark_rows(name))
+    shared = {"problem": others[0]["problem"], "answer": "2", "solution": "", "pass_rate": 0.5}
+    build.write_set(root / "sets", "deepscaler", [*build.deepscaler_rows(59), shared])
+    build.write_set(root / "sets", "prm800k", build.prm_rows(RATED))
+    texts = [r["question"] + "\n" + r["r1_solution_1"] for r in rows] + [r["problem"] + "\n" + r["solution"] for r in others]
+    build.build_qwen("qwen3", texts, root / "reader")
+    build.teach(build.build_qwen("qwen2", texts, root / "policy"), [r["question"] for r in rows[:43]])
+    sae = build.build_saelens(root / "sae")
+    return Options(data=str(root / "sets"), reader=str(root / "reader"), sae=str(sae), policy=str(root / "policy"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A finished path."""
+
+    options: Options
+    profile: Profile
+    data: Stage
+    plans: Stage
+    train: Stage
+    evaluation: Stage
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+    """The stages of the notebooks once, training in this process; arms of both kinds, beyond the plan's end."""
+    root = tmp_path_factory.mktemp("paper")
+    options = dataclasses.replace(make(root), arms=("grpo", "saerl", "gainrl", "adarft"), steps=9, export_to=("trl", "verl"))
+    profile = get_profile(options.text("paper_tiny"))
+    profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, keep_every_steps=6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAERL_HOME", str(root / "home"))
+        patch.setenv("HF_DATASETS_CACHE", str(root / "cache"))
+        patch.setattr(train_stages, "run_all", lambda runs, *_, **__: [(write_run(run), train(run)) for run in runs])
+        yield Done(options, profile, *path(profile))
+
+
+def path(profile: Profile) -> tuple[Stage, Stage, Stage, Stage]:
+    """Data, plans, training and evaluation."""
+    data = published.published_stage(profile)
+    features = features_stage(profile, data, store_stage(profile, data))
+    difficulty, quality = difficulty_stage(profile, data, features), filter_stage(profile, data, features)
+    plans = plans_stage(profile, data, features, difficulty, quality)
+    trained = train_stages.train_stage(profile, data, plans)
+    return data, plans, trained, train_stages.evaluation_stage(profile, data, trained)
+
+
+def counts(data: Stage, name: str) -> dict[str, int]:
+    table = pd.read_csv(data.path("counts.csv"))
+    return dict(table[table["source"] == name][["what", "n"]].itertuples(index=False, name=None))
+
+
+def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Done) -> None:
+    data, sizes = done.data, PAPER_TINY.published
+    assert counts(data, "deepmath") == {"read": TARGET, "question occurs twice": 1, "question is in aime24": 1}
+    drawn, proofs = sizes.parent_samples + sizes.parent_labels, PARENT // 10
+    assert counts(data, "numinamath") == {
+        "read": PARENT, "no answer to check": proofs, "beyond the number drawn": PARENT - proofs - drawn,
+    }  # fmt: skip
+    assert counts(data, "deepscaler") == {"read": 60, "beyond the number drawn": 12}, "NuminaMath-1.5 is never tested with it"
+    assert counts(data, "prm800k") == {
+        "read": RATED + 1, "step labels judge no solution (bad_problem)": 1, "beyond the number drawn": 3,
+    }  # fmt: skip
+    by_question = pd.Series([normalise(s.prompt) for s in load_split(data, "step_labelled")]).value_counts()
+    assert (by_question == 3).all(), "what is left out is one whole question, the last by its hash"
+    asked = {s.prompt.lower() for name in PAPER_TINY.eval_sets for s in load_split(data, f"eval_{name}")}
+    assert not asked & {s.prompt.lower() for s in load_split(data, "pool")} and len(asked) == 12
+    pool, negatives = ({s.id for s in load_split(data, name)} for name in ("pool", "filter_negatives"))
+    assert {s.id for name in ("labelled", "test") for s in load_split(data, name)} < pool and not negatives & pool
+
+
+def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    left = pd.read_csv(done.plans.path("left_out.csv"))["reason"].value_counts().to_dict()
+    assert left == {"fills no whole batch of 16": (TARGET - 2) % 16}, "the target alone is planned"
+    home = train_stages.jobs_home(done.profile)
+    for name in ("grpo", "saerl"):
+        (run,) = home.glob(f"{name}-seed0-*")
+        words = ["--plan", read_run(run).plan, "--log", str(run / "rollouts.parquet"), "--steps", "9"]
+        assert main(["verify", *words]) == 0
+        assert "the plan was followed" in capsys.readouterr().out
+    for trainer in ("trl", "verl"):
+        assert (done.plans.folder / "exports" / trainer / "saerl" / "README.md").is_file()
+    measured = pd.read_csv(done.train.path("measured.csv"))
+    assert measured[["quantity", "rollouts"]].values.tolist() == [["angle_concentration", 0], ["pass_rate", 16 * 112]]
+    assert 0 < measured["mean"][1] < 1
+    (chosen,) = home.glob("adarft-seed0-*")
+    assert pd.read_parquet(chosen / "rollouts.parquet").groupby("step")["sample_id"].nunique().eq(16).all()
+
+
+def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Done) -> None:
+    frame = pd.read_parquet(done.evaluation.path("evaluations.parquet"))
+    assert list(frame)[:5] == ["eval_set", "sample_id", "attempts", "correct", "run"] and set(frame["attempts"]) == {2}
+    assert frame.groupby(["arm", "step"]).size().to_dict() == {(arm, s): 12 for arm in done.profile.arms for s in (0, 6, 9)}
+    first = frame[frame["step"] == 0].groupby("arm")["correct"].apply(list)
+    assert first.map(tuple).nunique() == 1, "all arms start at the same evaluation"
+    curves = learning_curves(frame)
+    assert set(curves["eval_set"]) == {*PAPER_TINY.eval_sets, "all"} and 0.1 < curves["value"].mean() < 0.8
+    assert "pass_at_k" in set(paired_differences(curves, PAPER_TINY.pass_set)["metric"])
+    assert len(steps_to_targets(frame, done.profile.curve_problems)) == 4 * 7
+    answers = pd.read_parquet(done.evaluation.path("attempts.parquet"))
+    assert len(answers) == 4 * 3 * 24 and set(answers["outcome"]) <= {"same", "compared", "no answer"}
+
+
+def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(stage.computed for stage in path(done.profile))
+    changed = dataclasses.replace(done.profile, train=dataclasses.replace(done.profile.train, learning_rate=1e-5))
+    measured = Stage("measured", done.plans.folder.parent / "measured", "", False)
+    runs = train_stages.profile_runs(changed, done.data, done.plans, measured)
+    assert len(runs) == 4 and not any(run.finished or run.folder.exists() for run in runs)
+
+
+def test_angle_concentration_by_hand(done: Done) -> None:
+    """The template stands before the question, with its own weight."""
+    sampler, sample = open_sampler(Path(done.profile.policy), done.profile.train), load_split(done.data, "pool")[7]
+    shown = shown_prompts(sampler.tokenizer, [sample.prompt], True)[0]
+    start = shown.index(sample.prompt)
+    tokens = sampler.tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
+    asked = [i for i, (low, high) in enumerate(tokens.pop("offset_mapping")[0].tolist())
+             if high > start and low < start + len(sample.prompt)]  # fmt: skip
+    last = sampler.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach()
+    states = torch.nn.functional.normalize(last, dim=1)
+    cosines = (states @ states.T)[asked].mean(dim=0)
+    expected = cosines[asked].mean() + 8 * cosines[: asked[0]].mean()
+    assert angle_concentration(sampler, [sample], done.profile.train)[0] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_attempts_are_judged_by_text_then_by_meaning() -> None:
+    pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3")]
+    frame = judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    assert frame["correct"].tolist() == [True, True, False, False]
+    assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared"]
+
+
+# What is missing.
+
+
+def test_missing_stand_ins_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], saerl_home: Path) -> None:
+    (tmp_path / "sets" / "openai" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "reader").mkdir()
+    words = ["--data", str(tmp_path / "sets"), "--reader", str(tmp_path / "reader"), "--sae", f"opensae:{tmp_path}",
+             "--policy", str(tmp_path / "nowhere")]  # fmt: skip
+    assert main(["run", "--profile", "paper", *words]) == 1
+    error = capsys.readouterr().err
+    assert "zwhe99/DeepMath-103K, AI-MO/NuminaMath-1.5" in error and "openai/gsm8k" not in error and "--sae opensae:" in error
+    assert "no config.json there" in error and "nowhere: no such folder" in error and not saerl_home.exists()
+
+
+def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: list[dict] = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **rest: asked.append(rest) or str(tmp_path))
+    assert hub.model_folder("Qwen/Qwen2.5-Math-7B", "--policy") == tmp_path and len(asked[0]["revision"]) == 40
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked[0]["allow_patterns"])
+
+    def offline(name: str, **rest: object) -> str:
+        raise FileNotFoundError("offline mode is enabled")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE=0.*--policy FOLDER"):
+        hub.model_folder("Qwen/Qwen2.5-Math-7B", "--policy")
+    with pytest.raises(DataError, match="amc23, minerva, olympiadbench"):
+        published.sets_to_read(PAPER)
+    with pytest.raises(ValueError, match="40-digit"):
+        hub.HubData("x", "a/b", "train", 1, 1, revision="main")
+
+
+def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAERL_HOME", str(tmp_path / "home"))
+    shutil.copytree(done.options.data, tmp_path / "sets")
+    rows = build.numina_rows(PARENT)
+    rows[3]["problem"] = " "
+    build.write_set(tmp_path / "sets", "numinamath", rows)
+    options = dataclasses.replace(done.options, data=str(tmp_path / "sets"))
+    with pytest.raises(DataError, match="numinamath row 3: field 'problem' is empty.*--skip-bad-rows"):
+        published.published_stage(get_profile(options.text("paper_tiny")))
+    data = published.published_stage(get_profile(dataclasses.replace(options, skip_bad_rows=True).text("paper_tiny")))
+    assert counts(data, "numinamath")["malformed"] == 1 and "row 3" in pd.read_csv(data.path("malformed.csv"))["problem"][0]
+
+
+def test_draws_are_made_among_labelled_rows_and_repeated_ids_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = [{k: v for k, v in row.items() if k != "pass_rate" or i % 2} for i, row in enumerate(build.deepscaler_rows(40))]
+    monkeypatch.setattr(published, "published_rows", lambda source: iter(bare))
+    rows = published.PublishedRows(PublishedConfig(folder="unused"))
+    drawn = rows.drawn("deepscaler", rows.fresh("deepscaler", True), 12)
+    assert len(drawn) == 12 and all(np.isfinite(sample.difficulty) for sample in drawn)
+    assert rows.counts["deepscaler", "no difficulty label"] == 20 and rows.counts["deepscaler", "beyond the number drawn"] == 8
+    samples = [Sample(name, "p", ("s",), "1") for name in ("a", "b", "b", "b", "c", "c")]
+    with pytest.raises(DataError, match="target: id 'b' is given to 3 rows, and 1 more ids occur several times"):
+        published._require_distinct("target", samples)
+
+
+@pytest.mark.slow
+def test_the_notebooks_run_on_published_sets(done: Done, tmp_path: Path) -> None:
+    """`run --profile paper_tiny`, as a user types it: every notebook, two arms, training in processes of their own."""
+    named = {"data": done.options.data, "reader": done.options.reader, "sae": done.options.sae, "policy": done.options.policy}
+    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    environment = {**os.environ, "SAERL_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "paper_tiny", *words]
+    found = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    tables = tmp_path / "paper_tiny" / "figures" / "data"
+    assert {"learning_curves.csv", "steps_to_target.csv", "filter.csv", "sae_quality.csv"} <= {p.name for p in tables.iterdir()}

@@ -214,7 +214,7 @@ def test_a_rebuild_begins_with_the_recorded_losses(name: str, losses: list[float
     """Data order, initialisation, optimiser and loss are those that made the shipped weights."""
     assert losses[0] == json.loads((policy_folder(name) / "losses.json").read_text(encoding="utf-8"))[0]
     assert rebuild_policy(tmp_path, steps=len(losses), config=POLICIES[name]) == pytest.approx(losses, rel=0.002)
-    with pytest.raises(KeyError, match="policy 'huge' does not exist; choose one of policy, policy_large"):
+    with pytest.raises(ValueError, match="--policy huge: no such folder"):
         policy_folder("huge")
 
 

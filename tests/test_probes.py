@@ -24,13 +24,13 @@ from saerl_lib.properties.probes import (
     interval,
     labelled_task,
     metric,
+    split_tasks,
     task_rows,
     tasks_of_file,
-    world_tasks,
 )
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.studies.ladder import block_sets, empty_row, ladder, predict, text_sets
+from saerl_lib.studies.ladder import block_sets, ladder, predict, text_sets
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
@@ -213,16 +213,16 @@ def test_prompt_tasks_read_no_solution() -> None:
     assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
 
 
-def test_world_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
+def test_split_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
     splits = smoke_world
-    tasks = world_tasks(splits)
+    tasks = split_tasks(splits)
     assert [t.target for t in tasks] == [
         "topic_l2", "topic_l3", "topic_leaf", "difficulty_in_domain", "difficulty_out_of_domain", "difficulty_adapted",
         "solution_quality",
     ]  # fmt: skip
     assert not any(t.with_solution for t in tasks[:3]) and all(t.with_solution for t in tasks[3:])
     other = [replace(s, difficulty=10 + 3 * s.difficulty) for s in splits["contest_train"]]
-    again = world_tasks({**splits, "contest_train": other})
+    again = split_tasks({**splits, "contest_train": other})
     np.testing.assert_allclose(again[5].y_train, tasks[5].y_train, err_msg="the scale of a source's labels is its own affair")
     assert abs(tasks[5].y_train[-len(other) :].mean()) < 1e-9 and abs(tasks[5].y_train[: -len(other)].mean()) < 1e-9
 
@@ -242,7 +242,6 @@ def test_the_ladder_reads_every_block_that_holds_its_samples() -> None:
     assert sizes.loc["sae"].tolist() == [60, 60] and sizes.loc["shuffled_labels"].tolist() == [60] * 5
     few, _ = ladder([made], blocks, PropertyConfig(probe_alphas=8, bootstrap_samples=20), 0, workers=1, only=("sae",))
     assert few["features"].tolist() == ["mean", "sae"] and few["value"].iloc[1] == table.loc["sae", "value"]
-    assert empty_row("d", "t", "rank", 3, 2).columns.tolist() == rows.columns.tolist()
 
 
 def test_intervals_of_a_grouped_task_resample_groups() -> None:

@@ -289,7 +289,6 @@ def test_selection_and_files_of_an_output(saerl_home: Path) -> None:
     assert output_files("stage:world", "smoke") == (smoke / "world/manifest.json",)
 
 
-
 def test_ended_early_counts_cells_as_stored() -> None:
     ran, empty, pending = new_code_cell("a", execution_count=1), new_code_cell(" "), new_code_cell("b")
     added = new_code_cell("profile = 1", execution_count=2, metadata={"tags": ["injected-parameters"]})

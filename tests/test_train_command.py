@@ -23,7 +23,6 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig, TrainConfig
-from saerl_lib.cost import SELECTORS
 from saerl_lib.data.sample import write_samples
 from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
 from saerl_lib.plan.follow import append_rows, follow, read_log, read_rows
@@ -31,7 +30,7 @@ from saerl_lib.plan.orders import build_plan
 from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import difficulty, find_arm, moved
-from saerl_lib.train.policy import FOLDER
+from saerl_lib.train.policy import FOLDER, MEASURES
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, plan_run, read_run, run_samples, train
 from saerl_lib.world.sources import draw_split, target_weights
 
@@ -170,13 +169,13 @@ def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_pat
     run = a_run(files, tmp_path, "adarft")
     ids = [s.id for s in run_samples(run)]
     for changed, of, message in (
-        (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what .paper measure. writes"),
+        (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what the stage .measured."),
         (replace(run, arm="gainrl"), ids, "gainrl needs the columns sample_id and angle_concentration"),
         (run, [*ids, "stranger"], "no pass_rate for 1 of 13 samples .first stranger"),
     ):
         with pytest.raises(ArtifactError, match=message):
             open_selector(changed, of)
-    assert {name: find_arm(name).needs[0] for name in SELECTORS} == SELECTORS
+    assert {find_arm(name).needs[0] for name in ("adarft", "gainrl")} == set(MEASURES)
 
 
 def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ yet". Standard library alone: the plan of profile paper is printed before any pa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,32 @@ QWEN3_17B = HubModel(
 )  # fmt: skip
 QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
 POLICIES = (QWEN25_MATH_15B, QWEN25_MATH_7B)
+MODELS = {model.repository: model for model in (*POLICIES, QWEN3_17B, QWEN3_17B_BASE)}
+"""Every model by its repository."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+"""What is downloaded of a model: no pickle, no code."""
+
+
+def model_folder(name: str, option: str) -> Path:
+    """A folder with the model: the given one, or the hub's snapshot at its pinned revision, without pickles or code.
+
+    Raises ValueError, naming `option`, when the folder holds no configuration, weights or tokenizer, for a name that is no
+    folder and not in `MODELS`, and when the snapshot cannot be fetched.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        for needed in ("config.json", "*.safetensors", "tokenizer.json"):
+            if not any(folder.glob(needed)):
+                raise ValueError(f"{option} {name}: no {needed} there; name a folder in Hugging Face format with safetensors")
+        return folder
+    if name not in MODELS:
+        known = " or ".join(MODELS)
+        raise ValueError(f"{option} {name}: no such folder; name a folder in Hugging Face format, or {known}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=MODELS[name].revision, allow_patterns=list(MODEL_FILES)))
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        fix = f"set HF_HUB_OFFLINE=0 to allow downloads, or pass {option} FOLDER"
+        raise ValueError(f"{name} cannot be fetched ({reason}); {fix}") from error

@@ -1,30 +1,44 @@
 """The published sets: files of labelled problems in the schema of the README, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set and are counted by `LabelledSet.with_label`. `published_rows` reads a set of `saerl_lib.data.hub` at its
-pinned revision, and `READERS` turns one of its rows into a `Sample`; field names are those of the data set cards and, for
-PRM800K, of OpenAI's README. What a probe is tested on, the LM and the SAEs must not read: `probe_splits` says which questions
-these are.
+a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `READERS` turns one of
+its rows into a `Sample`; field names are those of the data set cards. `published_stage` cuts the splits of a profile from them,
+under the names that a world's splits have. Questions are the same when their text is, but for case, white space and marks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError
-from saerl_lib.config import LadderConfig
-from saerl_lib.data.hub import HubData
+from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
+from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
+from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
-from saerl_lib.data.sample import DataError, Dropped, LabelledSet, Sample, Split, lines, split_by_hash, without
+from saerl_lib.data.sample import (
+    DataError,
+    Dropped,
+    LabelledSet,
+    Sample,
+    Split,
+    hash_share,
+    lines,
+    normalise,
+    split_by_hash,
+    without,
+    write_samples,
+)
 
 # Files of labelled problems.
 
@@ -182,7 +196,8 @@ def corpus_keys(config: LadderConfig) -> set[str]:
 # Sets of the hub.
 
 Record = Mapping[str, Any]
-Reader = Callable[[Record, int], Sample]
+Reader = Callable[..., Sample]
+"""(row, its number) -> Sample."""
 NO_ANSWER = frozenset({"proof", "notfound", "not found"})
 """NuminaMath-1.5's words for a problem without a final answer that can be checked."""
 THINKING = "</think>"
@@ -420,3 +435,173 @@ READERS: dict[str, Reader] = {
     "olympiadbench": olympiadbench,
 }
 """Reader by the name of `HubData`."""
+
+
+# The splits of a profile.
+
+REQUIRED = ("deepmath", "numinamath")
+"""Sets that the path cannot do without, beside the evaluation sets."""
+OPTIONAL = ("deepscaler", "prm800k")
+"""Sets that are read where a folder holds them, and the splits contest_* and step_labelled with them (paper, Tables 2 and 3)."""
+
+
+def data_set(config: PublishedConfig, name: str) -> HubData:
+    """The set `name` as it is to be read: a folder of `config.folder`, or the hub at its pinned revision."""
+    data = SETS[name]
+    if config.folder is not None:
+        return dataclasses.replace(data, repository=str(Path(config.folder) / data.repository), revision=None)
+    return dataclasses.replace(data, revision=dict(config.revisions).get(name, data.revision))
+
+
+def sets_to_read(profile: Profile) -> dict[str, str]:
+    """Name of every set that is read -> what decides its rows: its revision, or the hash of its folder's contents.
+
+    Raises DataError that lists every folder that is missing, or every set without a revision.
+    """
+    config = profile.published
+    assert config is not None
+    unknown = [name for name, _ in config.revisions if name not in SETS]
+    if unknown:
+        raise DataError(f"--revision {unknown[0]}: no such set; choose from {', '.join(SETS)}")
+    needed = {name: data_set(config, name) for name in (*REQUIRED, *profile.eval_sets)}
+    further = {name: data_set(config, name) for name in OPTIONAL}
+    if config.folder is None:
+        bare = [name for name, data in needed.items() if data.revision is None]
+        if bare:
+            raise DataError(f"not pinned yet: {', '.join(bare)}; pass --revision SET=HASH for each, or --data DIR")
+        return {name: f"{data.repository}@{data.revision}" for name, data in (needed | further).items()}
+    absent = [SETS[name].repository for name, data in needed.items() if not Path(data.repository).is_dir()]
+    if absent:
+        raise DataError(f"--data {config.folder}: no folder {', '.join(absent)}; put every set there as OWNER/NAME")
+    return {name: _digest(Path(data.repository)) for name, data in (needed | further).items() if Path(data.repository).is_dir()}
+
+
+def _digest(folder: Path) -> str:
+    """Hash of names and contents of a folder's files, hidden ones left out."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    shown = {str(name): file_sha256(path) for name, path in files.items() if not any(p.startswith(".") for p in name.parts)}
+    return content_hash(shown)
+
+
+class PublishedRows:
+    """The rows of one run, judged one after another; what is not taken is counted under its reason."""
+
+    def __init__(self, config: PublishedConfig) -> None:
+        self.config = config
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.bad: list[tuple[str, str]] = []
+        self.seen: dict[str, str] = {}
+        """Normalised question -> the set that it was first seen in."""
+
+    def read(self, name: str) -> Iterator[Sample]:
+        """Every well-formed row of a set. Raises DataError at a malformed one unless they are to be skipped."""
+        options = {"solution_index": self.config.solution_index} if name == "deepmath" else {}
+        for index, row in enumerate(published_rows(data_set(self.config, name))):
+            self.counts[name, "read"] += 1
+            try:
+                sample = READERS[name](row, index, **options)
+            except DataError as error:
+                if not self.config.skip_bad_rows:
+                    raise DataError(f"{error}; or pass --skip-bad-rows to leave such rows out and list them") from error
+                self.counts[name, "malformed"] += 1
+                self.bad.append((name, str(error)))
+                continue
+            yield sample
+
+    def fresh(self, name: str, labelled: bool = False) -> Iterator[Sample]:
+        """The rows that can be trained on and whose question was not seen before; `labelled`: of those with a difficulty."""
+        for sample in self.read(name):
+            key = normalise(sample.prompt)
+            other = self.seen.get(key)
+            if not sample.answer.strip():
+                self.counts[name, "no answer to check"] += 1
+            elif sample.flaw:
+                self.counts[name, f"{sample.flaw} called not valid by the set"] += 1
+            elif other is not None:
+                self.counts[name, "question occurs twice" if other == name else f"question is in {other}"] += 1
+            elif labelled and not math.isfinite(sample.difficulty):
+                self.counts[name, "no difficulty label"] += 1
+            else:
+                self.seen[key] = name
+                yield sample
+
+    def judged(self, name: str) -> Iterator[Sample]:
+        """The solutions with step labels; a question may have several."""
+        for sample in self.read(name):
+            if sample.flaw in UNJUDGED or not sample.step_labels:
+                self.counts[name, f"step labels judge no solution ({sample.flaw or 'none'})"] += 1
+            else:
+                yield sample
+
+    def drawn(self, name: str, samples: Iterator[Sample], count: int | None = None) -> list[Sample]:
+        """The first `count` samples (None: all) in the order of their questions' hashes, ties by id."""
+        def place(sample: Sample) -> tuple[float, str]:
+            return hash_share(normalise(sample.prompt)), sample.id
+
+        found = sorted(samples, key=place) if count is None else heapq.nsmallest(count, samples, key=place)
+        taken = sum(n for (source, what), n in self.counts.items() if source == name and what != "read")
+        self.counts[name, "beyond the number drawn"] += self.counts[name, "read"] - taken - len(found)
+        return found
+
+
+def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Sample]]:
+    """All splits, under the names that a world's have: evaluation sets first, whose questions are kept out of what follows.
+
+    The noisy pool is the target, with `labelled` and `test`, and NuminaMath-1.5, of which `filter_negatives` are further rows.
+    Raises DataError for too few labels, and for a target or parent without a row.
+    """
+    config = rows.config
+    splits: dict[str, list[Sample]] = {}
+    for name in profile.eval_sets:
+        splits[f"eval_{name}"] = list(rows.read(name))
+        for sample in splits[f"eval_{name}"]:
+            rows.seen.setdefault(normalise(sample.prompt), name)
+    target = rows.drawn("deepmath", rows.fresh("deepmath"))
+    known, count = [sample for sample in target if math.isfinite(sample.difficulty)], config.labelled_samples
+    if len(known) <= count:
+        raise DataError(f"deepmath: {len(known)} rows carry a difficulty, no more than labelled_samples={count}: label more")
+    splits["labelled"], splits["test"] = known[:count], known[count : count + config.test_samples]
+    apart = dict(rows.seen)  # what DeepScaleR may not repeat: NuminaMath-1.5, drawn from or not, is never tested with it
+    parent = rows.drawn("numinamath", rows.fresh("numinamath"), config.parent_samples + config.parent_labels)
+    labels = min(config.parent_labels, len(parent) // 2)
+    if labels < 2:
+        raise DataError("numinamath: no row can be trained on: each has no checkable answer, is called not valid, or is known")
+    splits["filter_negatives"], splits["pool"] = parent[-labels:], target + parent[:-labels]
+    rows.seen, cut = apart, config.contest_train_samples
+    there = sets_to_read(profile)
+    outside = list[Sample]()
+    if "deepscaler" in there:
+        outside = rows.drawn("deepscaler", rows.fresh("deepscaler", True), cut + config.contest_test_samples)
+    cut = min(cut, len(outside) // 4)  # of a small set a quarter adapts
+    splits["contest_train"], splits["contest_test"] = outside[:cut], outside[cut:]
+    steps = rows.drawn("prm800k", rows.judged("prm800k"), config.step_labelled_samples) if "prm800k" in there else []
+    return {name: samples for name, samples in (splits | {"step_labelled": steps}).items() if samples}
+
+
+def published_stage(profile: Profile) -> Stage:
+    """One `<split>.parquet` a split, counts.csv (source, what, n: every row is counted) and malformed.csv (source, problem).
+
+    Raises DataError for missing sets, malformed rows, repeated ids, and what `draw_published` raises.
+    """
+    config = profile.published
+    assert config is not None
+    settings = {"config": {**to_dict(config), "folder": None}, "sets": sets_to_read(profile)}
+
+    def compute(folder: Path) -> None:
+        rows = PublishedRows(config)
+        for name, samples in draw_published(profile, rows).items():
+            _require_distinct(name, samples)
+            write_samples(samples, folder / f"{name}.parquet")
+            rows.counts[name, "kept"] += len(samples)
+        counted = [(name, what, n) for (name, what), n in sorted(rows.counts.items()) if n]
+        pd.DataFrame(counted, columns=["source", "what", "n"]).to_csv(folder / "counts.csv", index=False, lineterminator="\n")
+        pd.DataFrame(rows.bad, columns=["source", "problem"]).to_csv(folder / "malformed.csv", index=False, lineterminator="\n")
+
+    return get_or_compute(profile, "world", settings, compute)
+
+
+def _require_distinct(name: str, samples: Sequence[Sample]) -> None:
+    twice = [(i, n) for i, n in Counter(sample.id for sample in samples).items() if n > 1]
+    if twice:
+        others = f", and {len(twice) - 1} more ids occur several times" if len(twice) > 1 else ""
+        raise DataError(f"{name}: id {twice[0][0]!r} is given to {twice[0][1]} rows{others}; ids must be unique")

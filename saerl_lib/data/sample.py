@@ -215,3 +215,13 @@ def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> Split:
 def load_split(world: Stage, name: str) -> list[Sample]:
     """The samples of one split, in file order."""
     return read_samples(world.path(f"{name}.parquet"))
+
+
+def split_table(data: Stage) -> pd.DataFrame:
+    """One row a split: samples, leaf topics, mean difficulty of those that have one, share with a flaw."""
+    rows = []
+    for path in sorted(data.folder.glob("*.parquet")):
+        frame = pd.read_parquet(path)
+        level, flawed = round(frame["difficulty"].astype(float).mean(), 2), (frame["flaw"] != "").mean()
+        rows.append((path.stem, len(frame), frame["topic"].nunique(), level, f"{flawed:.1%}"))
+    return pd.DataFrame(rows, columns=["split", "samples", "leaf topics", "mean difficulty", "planted errors"])

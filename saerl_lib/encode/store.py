@@ -376,8 +376,9 @@ def load_features(path: Path) -> FeatureTable:
 
 
 def load_split_features(features: Stage, name: str) -> FeatureTable:
-    """The feature table of one split."""
-    return load_features(features.path(f"{name}.safetensors"))
+    """The feature table of one split; a sample without a solution gets the pool's mean one (`FeatureTable.complete`)."""
+    table = load_features(features.path(f"{name}.safetensors"))
+    return table if table.solved.all() else table.complete(load_features(features.path("pool.safetensors")))
 
 
 def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:

@@ -10,15 +10,20 @@ larger mean. `PlanConfig.rest` and `PlanConfig.unequal` name the other readings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.sample import load_split
+from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
+from saerl_lib.data.hub import model_folder
+from saerl_lib.data.sample import DataError, Sample, load_split, normalise, write_samples
+from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.store import load_split_features
+from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.batch_plan import (
     Batches,
     BatchPlan,
@@ -33,9 +38,10 @@ from saerl_lib.plan.batch_plan import (
     validate,
     write_plan,
 )
+from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.scorer import topics_at
+from saerl_lib.properties.scorer import topics_at, whole_batches
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
@@ -143,6 +149,21 @@ def build_plan(
     return plan
 
 
+def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
+    """Prompts as text: the tokenizer's chat template with the assistant's turn opened, or a line break behind them.
+
+    Raises DataError when the tokenizer has no chat template.
+    """
+    if not chat:
+        return [prompt + SEPARATOR for prompt in prompts]
+    if not tokenizer.chat_template:
+        raise DataError("the policy's tokenizer has no chat template: pass --plain (train: leave out --chat) for plain text")
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+
+
 def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     """Scores of the samples that the filter kept, in pool order."""
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
@@ -150,38 +171,73 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     return scores.merge(kept[kept["kept"]][["sample_id"]], on="sample_id", validate="one_to_one")
 
 
+def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
+    """Why a kept sample is not planned, str [N], '' when it is: its prompt is too long, or it fills no whole batch.
+
+    Raises DataError when less than a batch is left.
+    """
+    b, longest, reason = profile.plan.prompts_per_step, profile.train.max_prompt_tokens, np.full(len(samples), "", dtype=object)
+    if longest is not None:
+        prompts = [sample.prompt for sample in samples]
+        tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), prompts[:20], local=True)
+        shown = shown_prompts(tokenizer, prompts, profile.train.chat)
+        lengths = [len(ids) for ids in tokenizer(shown, add_special_tokens=not profile.train.chat)["input_ids"]]
+        reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
+    rows = np.flatnonzero(reason == "")
+    if len(rows) < b:
+        raise DataError(f"{len(rows)} samples are left to plan, less than a batch of {b}: lower prompts_per_step")
+    full = whole_batches([samples[i].id for i in rows], [normalise(samples[i].prompt) for i in rows], b)
+    reason[rows[~full]] = f"fills no whole batch of {b}"
+    return reason
+
+
 def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0) -> BatchPlan:
-    """A validated plan of the kept pool."""
+    """A validated plan of the kept pool; `label` among its columns is needed for `ascending`."""
     arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "length"))
-    return build_plan(pool["sample_id"], *arrays, config, order=order, seed=seed)
+    labels = pool["label"].to_numpy() if "label" in pool else None
+    return build_plan(pool["sample_id"], *arrays, config, order=order, seed=seed, labels=labels)
 
 
-def plans_stage(profile: Profile, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write saerl.parquet, saerl_before_mixing.parquet and one random-<seed>.parquet a matched seed, with two tables.
+def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
+    """The kept samples in every order that is trained or compared, <order>.parquet, with samples.parquet and left_out.csv.
 
-    composition.parquet and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv.
+    SAERL's plan, and that before mixing, are the same for all seeds; random-<k> belongs to matched seed k. composition.parquet
+    and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv, exports/<trainer>/<order>/ the plans
+    for other trainers. Raises DataError when less than a batch is left, PlanError when an order needs labels that are not there.
     """
 
     def compute(folder: Path) -> None:
-        pool = kept_pool(difficulty, quality)
-        plans = {name: order_pool(pool, profile.plan, name) for name in ("saerl", "saerl_before_mixing")}
+        pool, samples = kept_pool(difficulty, quality), {sample.id: sample for sample in load_split(data, "pool")}
+        reason = left_out(profile, [samples[name] for name in pool["sample_id"]])
+        cut = pd.read_parquet(quality.path("kept.parquet")).query("reason.str.startswith('fills')")[["sample_id", "reason"]]
+        rest = pd.DataFrame({"sample_id": pool["sample_id"], "reason": reason})[reason != ""]
+        pd.concat([cut, rest]).to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
+        pool = pool[reason == ""].reset_index(drop=True)
+        planned = [samples[name] for name in pool["sample_id"]]
+        write_samples(planned, folder / "samples.parquet")
+        pool = pool.assign(label=[sample.difficulty for sample in planned])
+        names = {PLANS[arm] for arm in profile.arms} - {"random-{seed}"} | {"saerl", "saerl_before_mixing"}
+        plans = {name: order_pool(pool, profile.plan, name) for name in sorted(names)}
         for seed in range(profile.train.seeds):
             shuffle = sub_seed(profile.seed, f"random-order-{seed}")
             plans[f"random-{seed}"] = order_pool(pool, profile.plan, "random", shuffle)
         for name, plan in plans.items():
             write_plan(plan, folder / f"{name}.parquet")
+            for target in profile.exports if name != "saerl_before_mixing" else ():
+                export = open_export(folder / f"{name}.parquet", folder / "samples.parquet", profile.train.rollouts_per_prompt)
+                export_plan(export, target, folder / "exports" / target / name)
         shown = (plans["random-0"], plans["saerl_before_mixing"], plans["saerl"])
         composition = [composition_rows(plan, pool["sample_id"], pool["length"].to_numpy()) for plan in shown]
         pd.concat(composition).to_parquet(folder / "composition.parquet", index=False)
         _diversity(profile, features, pool, plans).to_parquet(folder / "diversity.parquet", index=False)
 
+    train = profile.train
     config = {
-        **to_dict(profile.plan),
-        "seeds": profile.train.seeds,
-        "seed": profile.seed,
-        "bootstrap": profile.properties.bootstrap_samples,
-    }
-    return get_or_compute(profile, "plans", config, compute, (features, difficulty, quality))
+        **to_dict(profile.plan), "seeds": train.seeds, "seed": profile.seed, "bootstrap": profile.properties.bootstrap_samples,
+        "orders": sorted({PLANS[arm] for arm in profile.arms}), "exports": list(profile.exports),
+        "prompts": [profile.policy, train.max_prompt_tokens, train.chat, train.rollouts_per_prompt],
+    }  # fmt: skip
+    return get_or_compute(profile, "plans", config, compute, (data, features, difficulty, quality))
 
 
 def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dict[str, BatchPlan]) -> pd.DataFrame:
@@ -191,7 +247,7 @@ def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dic
     spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
     b, resamples = profile.plan.prompts_per_step, profile.properties.bootstrap_samples
     rows = [diversity_rows(plans["random-0"], pool["sample_id"], spaces, resamples, profile.seed)]
-    for h in range(b // 2 + 1):
+    for h in range(0, b // 2 + 1, max(1, b // 32)):
         config = PlanConfig(**{**to_dict(profile.plan), "swapped_per_batch": h})
         plan = order_pool(pool, config, "saerl")
         rows.append(diversity_rows(plan, pool["sample_id"], spaces, resamples, profile.seed))
@@ -203,9 +259,9 @@ def load_plan(plans: Stage, name: str) -> BatchPlan:
     return read_plan(plans.path(f"{name}.parquet"))
 
 
-def sae_map_table(profile: Profile, world: Stage, features: Stage) -> pd.DataFrame:
+def sae_map_table(profile: Profile, data: Stage, features: Stage) -> pd.DataFrame:
     """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage (same seed, same phi)."""
-    samples, table = load_split(world, "pool"), load_split_features(features, "pool")
+    samples, table = load_split(data, "pool"), load_split_features(features, "pool")
     clusters = pool_clusters(table.phi, profile.properties, profile.seed)
     points = projection_2d(table.z)
     return pd.DataFrame(

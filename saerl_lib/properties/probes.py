@@ -33,7 +33,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import LadderConfig, PropertyConfig
 from saerl_lib.data.published import SPLIT_LABELS, probe_splits
-from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
+from saerl_lib.data.sample import LabelledSet, Sample, hash_order, normalise, split_by_hash, unique, without
 from saerl_lib.report.statistics import Interval, bootstrap_runs
 
 Matrix = Any
@@ -300,29 +300,39 @@ def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet,
     return [outside, adapted]
 
 
-def world_tasks(splits: Mapping[str, Sequence[Sample]]) -> list[Task]:
-    """Tables 1 to 3 on the embedded world: splits labelled, test, contest_train, contest_test, step_labelled."""
-    labelled, test = tuple(splits["labelled"]), tuple(splits["test"])
-    contest, extra = tuple(splits["contest_test"]), tuple(splits["contest_train"])
-    steps = tuple(splits["step_labelled"])
-    cut = 3 * len(steps) // 4
+def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") -> list[Task]:
+    """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some.
+
+    Labels of two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question with
+    several solutions lies on one side of the split, and intervals resample questions (both ours).
+    """
+    labelled, test, contest, extra, steps = (tuple(splits.get(name, ())) for name in
+                                             ("labelled", "test", "contest_test", "contest_train", "step_labelled"))  # fmt: skip
 
     def difficulty(samples: Sequence[Sample]) -> np.ndarray:
         return np.array([s.difficulty for s in samples])
 
-    joined = joined_labels(difficulty(labelled), difficulty(extra))
     tasks = []
     for target, depth in (("topic_l2", 1), ("topic_l3", 2), ("topic_leaf", 3)):
         y, truth = (np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in part]) for part in (labelled, test))
-        tasks.append(Task("world", target, "topic", labelled, test, y, truth, False))
-    for target, train, y, held in (
-        ("difficulty_in_domain", labelled, difficulty(labelled), test),
-        ("difficulty_out_of_domain", labelled, difficulty(labelled), contest),
-        ("difficulty_adapted", (*labelled, *extra), joined, contest),
-    ):
-        tasks.append(Task("world", target, "rank", train, held, y, difficulty(held), True))
-    scores = np.array([solution_quality(s) for s in steps])
-    tasks.append(Task("world", "solution_quality", "quality", steps[:cut], steps[cut:], scores[:cut], scores[cut:], True))
+        if len({*y}) > 1:  # DeepMath's paths share their first level
+            tasks.append(Task(dataset, target, "topic", labelled, test, y, truth, False))
+    regimes = [("difficulty_in_domain", labelled, difficulty(labelled), test)]
+    if len(contest) >= LEAST_TEST:
+        joined = joined_labels(*(difficulty(part) for part in (labelled, extra) if part))
+        regimes.append(("difficulty_out_of_domain", labelled, difficulty(labelled), contest))
+        regimes.append(("difficulty_adapted", (*labelled, *extra), joined, contest))
+    for target, train, y, held in regimes:
+        with_solution = all(sample.solved for sample in (*train, *held))
+        tasks.append(Task(dataset, target, "rank", train, held, y, difficulty(held), with_solution))
+    if len(steps) >= 2 * LEAST_TRAIN:
+        keys, cut = [normalise(s.prompt) for s in steps], 3 * len(steps) // 4
+        while keys[cut] == keys[cut - 1] and cut < len(keys) - 1:
+            cut += 1
+        scores = np.array([solution_quality(s) for s in steps])
+        groups = np.array(keys[cut:]) if len({*keys}) < len(keys) else None
+        train, held, y, truth = steps[:cut], steps[cut:], scores[:cut], scores[cut:]
+        tasks.append(Task(dataset, "solution_quality", "quality", train, held, y, truth, True, groups))
     return tasks
 
 

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
@@ -273,49 +273,48 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
     return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
 
 
-def difficulties(world: Stage, split: str) -> np.ndarray:
+def difficulties(data: Stage, split: str) -> np.ndarray:
     """Difficulty labels of a split [n]."""
-    return np.array([s.difficulty for s in load_split(world, split)])
+    return np.array([s.difficulty for s in load_split(data, split)])
 
 
-def difficulty_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """The scorer of the world's pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
+def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
+    """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
 
     Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
     agreement.parquet, cluster_topics.parquet, clusters.parquet.
     """
 
     def compute(folder: Path) -> None:
-        pool, labelled, parent, test = (
-            load_split_features(features, n) for n in ("pool", "labelled", "filter_negatives", "test")
-        )
-        labels, rated = difficulties(world, "labelled"), rated_sources(labelled, parent)
+        splits = ("pool", "labelled", "filter_negatives", "test")
+        pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
+        labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed)
         scorer.save(folder / "scorer.safetensors")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
         frame.to_parquet(folder / "scores.parquet", index=False)
-        held_out, truth = scorer.score(test), difficulties(world, "test")
+        held_out, truth = scorer.score(test), difficulties(data, "test")
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
         pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
-        samples, label = load_split(world, "pool"), frame["cluster"].to_numpy()
+        samples, label = load_split(data, "pool"), frame["cluster"].to_numpy()
         agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
         cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
         _summary(frame, samples, pool.metadata, scorer.difficulty).to_parquet(folder / "clusters.parquet", index=False)
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "difficulty", config, compute, (world, features))
+    return get_or_compute(profile, "difficulty", config, compute, (data, features))
 
 
-def pool_scorer(profile: Profile, world: Stage, features: Stage) -> Scorer:
+def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:
     """The fitted scorer of the stage `difficulty`."""
-    return load_scorer(difficulty_stage(profile, world, features).path("scorer.safetensors"))
+    return load_scorer(difficulty_stage(profile, data, features).path("scorer.safetensors"))
 
 
-def fit_properties(profile: Profile, world: Stage, features: Stage) -> tuple[Clusters, DifficultyModel]:
+def fit_properties(profile: Profile, data: Stage, features: Stage) -> tuple[Clusters, DifficultyModel]:
     """Clusters and difficulty of the stage `difficulty`."""
-    scorer = pool_scorer(profile, world, features)
-    assert scorer.difficulty is not None  # the world has labels
+    scorer = pool_scorer(profile, data, features)
+    assert scorer.difficulty is not None  # L has labels
     return scorer.clusters, scorer.difficulty
 
 
@@ -333,33 +332,56 @@ def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarr
         "solution_words_mean": words["solution"],
     }
     for name, values in means.items():
-        frame[name] = [float(values[label == c].mean()) for c in frame["cluster"]]
+        frame[name] = [float(pd.Series(values[label == c]).mean()) for c in frame["cluster"]]  # of those that have a value
     return frame
 
 
-def filter_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept).
+def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
+    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
 
-    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. The run keeps
-    the top `pool_samples`, one of the paper's two rules.
+    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
+    2
     """
-    fitted = difficulty_stage(profile, world, features)
+    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
+    return mask
+
+
+def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
+    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
+
+    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. Kept are the top
+    `pool_samples`, one of the paper's two rules (of published sets: as many as the target has), or the target alone; in each case
+    whole batches.
+    """
+    fitted = difficulty_stage(profile, data, features)
 
     def compute(folder: Path) -> None:
         scorer, pool = load_scorer(fitted.path("scorer.safetensors")), load_split_features(features, "pool")
-        found = scorer.score(pool, profile.pool_samples)
-        scores, sources = found["quality"].to_numpy(), np.array([s.source for s in load_split(world, "pool")])
-        rules = {**paper_share_k(len(pool.ids)), "top_k used": profile.pool_samples}
-        table = filter_table(scores, pool.ids, sources == "target", scorer.negatives, rules)
+        samples = load_split(data, "pool")
+        sources = np.array([s.source for s in samples])
+        is_target = sources == profile.target
+        count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
+        found = scorer.score(pool, count)
+        scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
+        table = filter_table(scores, pool.ids, is_target, scorer.negatives, rules)
         table.to_parquet(folder / "table.parquet", index=False)
         score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
         rows = source_separation(
-            scores, sources == "target", n_train=len(scorer.rated), dataset="world", features="sae", config=profile.properties,
-            seed=profile.seed,
+            scores, is_target, n_train=len(scorer.rated), dataset="world" if profile.world else "published", features="sae",
+            config=profile.properties, seed=profile.seed,
         )  # fmt: skip
         pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
         kept = found[["sample_id", "quality", "kept"]].rename(columns={"quality": "score"})
+        if profile.planned == "target":
+            kept["kept"] = is_target
+        kept["reason"] = np.where(kept["kept"], "", "filtered")
+        rows, b = np.flatnonzero(kept["kept"]), profile.plan.prompts_per_step
+        full = whole_batches([pool.ids[i] for i in rows], [normalise(samples[i].prompt) for i in rows], b)
+        kept.loc[rows[~full], ["kept", "reason"]] = [False, f"fills no whole batch of {b}"]
         kept.to_parquet(folder / "kept.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
-    return get_or_compute(profile, "filter", config, compute, (world, features, fitted))
+    chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
+    config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
+    return get_or_compute(profile, "filter", config, compute, (data, features, fitted))

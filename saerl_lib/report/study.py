@@ -536,10 +536,13 @@ def final_differences(curves: pd.DataFrame, metrics: dict[str, str], arm: str = 
     return pd.concat(columns, axis=1, join="inner").mean(axis=1).sort_index().to_numpy()
 
 
-def paired_differences(curves: pd.DataFrame) -> pd.DataFrame:
-    """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds."""
+def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataFrame:
+    """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds.
+
+    The set named `passed` counts by Pass@k as well.
+    """
     sets = list(dict.fromkeys(curves["eval_set"]))
-    wanted = [(name, "avg_at_k") for name in sets] + ([("hardest", "pass_at_k")] if "hardest" in sets else [])
+    wanted = [(name, "avg_at_k") for name in sets] + ([(passed, "pass_at_k")] if passed in sets else [])
     last = curves[curves["step"] == curves["step"].max()]
     rows = []
     for name, metric in wanted:

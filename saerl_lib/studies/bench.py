@@ -58,9 +58,9 @@ from saerl_lib.properties.difficulty import fit_difficulty
 from saerl_lib.properties.probes import fit_elastic_net
 from saerl_lib.properties.quality import fit_source_classifier, keep_top_k
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.grid import DIFFICULTY_ATTEMPTS, pass_rates
 from saerl_lib.train.arms import InOrder
-from saerl_lib.train.policy import load_policy
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
+from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
 
@@ -490,14 +490,14 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
     Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    policy, attempts, rows = load_policy(), DIFFICULTY_ATTEMPTS, []
+    policy, attempts, rows = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS, []
     with tempfile.TemporaryDirectory() as folder:
         write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
         for part in range(PARTS):
             chosen, watch = samples[part * PROMPTS : (part + 1) * PROMPTS], Stopwatch()
             seed = sub_seed(profile.seed, f"bench-preparation-{part}")
             watch("read", write_shard, chosen, encoder, Path(folder) / str(part), {})
-            watch("rolled", pass_rates, *policy, chosen, attempts, profile.train, seed)
+            watch("rolled", pass_rates, policy, chosen, profile.train, seed)
             read, rolled = watch.times["read"], watch.times["rolled"]
             rows.append((part, PROMPTS, PROMPTS * attempts, read, rolled, 100 * (1 - read / rolled)))
     table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])

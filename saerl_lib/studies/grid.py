@@ -1,21 +1,13 @@
 """The study's grid: every arm on its matched seeds as independent runs, in parts, and what the finished ones say.
 
-Seeds come first, arms second, so that a part that ends early holds whole seeds and its differences stay paired. Runs are
-processes, one a core with one thread each; a killed grid goes on where it was.
-
-Stage `arm_pool`: everything that any arm may read of the kept and of the unfiltered pool, and what preparing it cost.
-
-Some arms ask something of the base policy before training: pass rates, angle concentration, the shift over a solution. What that
-costs in rollouts and tokens is reported for the arm.
+Seeds come first, arms second, so that a part that ends early holds whole seeds and its differences stay paired; a killed grid
+goes on where it was. The stage `arm_pool` holds everything that any arm may read of the kept and of the unfiltered pool, some of
+it asked of the base policy, and what preparing it cost.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,53 +19,23 @@ import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.cluster import KMeans
-from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
 from saerl_lib.config import PlanConfig, Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, read_plan, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
-from saerl_lib.train.policy import FOLDER as POLICY_FOLDER
-from saerl_lib.train.policy import load_policy, policy_folder
-from saerl_lib.train.run import DONE, PARENT, Run, command, keyed, read_run, write_run
-from saerl_lib.train.sampler import correct_attempts, encode_prompts, sample_groups
-from saerl_lib.world.sources import EVAL_SETS
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates, policy_folder
+from saerl_lib.train.run import DONE, Run, read_run
+from saerl_lib.train.sampler import GroupSampler, encode_prompts, sample_groups
+from saerl_lib.train.stages import jobs_home, matched_run, run_all
 
-DIFFICULTY_ATTEMPTS = 16
-"""Attempts a prompt behind measured pass rates (paper: Avg@16 for ADARFT)."""
 MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
 GREEDY = 1e-4
 """Temperature at which sampling is greedy but for exact ties."""
-
-
-def pass_rates(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], attempts: int, train: TrainConfig,
-    seed: int,
-) -> np.ndarray:  # fmt: skip
-    """Share of right answers among `attempts` of each sample, [N]."""
-    with tqdm(total=len(samples) * attempts, desc="pass rates", file=sys.stdout, mininterval=10) as bar:
-        marks = correct_attempts(
-            model, tokenizer, samples, attempts, train.max_completion_tokens, train.temperature, seed, bar.update
-        )
-    return marks.mean(axis=1)
-
-
-@torch.inference_mode()
-def angle_concentration(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]
-) -> np.ndarray:
-    """Mean cosine similarity between the last-layer states of the prompt's tokens, [N] (GAINRL)."""
-    out = np.empty(len(samples))
-    for i, tokens in enumerate(encode_prompts(tokenizer, [s.prompt for s in samples])):
-        states = model.model(input_ids=torch.tensor([tokens]), use_cache=False).last_hidden_state[0]
-        states = states / states.norm(dim=1, keepdim=True)
-        out[i] = float((states @ states.T).mean())
-    return out
 
 
 @torch.inference_mode()
@@ -144,14 +106,14 @@ def arm_pool_stage(
             write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
         kept = [samples[i] for i in rows["kept"]]
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
-        model, tokenizer = load_policy()
-        train, attempts, costs = profile.train, DIFFICULTY_ATTEMPTS, list[dict]()
+        sampler, train, costs = GroupSampler(*load_policy()), profile.train, list[dict]()
         n, seed = len(kept), sub_seed(profile.seed, "arm-pool")
+        rollouts = DIFFICULTY_ATTEMPTS * n
         extra = {
-            "pass_rate": _timed(costs, f"rollouts_{attempts}", n * attempts, n,
-                                lambda: pass_rates(model, tokenizer, kept, attempts, train, seed)),
-            "angle_concentration": _timed(costs, "policy_forward", 0, n, lambda: angle_concentration(model, tokenizer, kept)),
-        }  # fmt: skip
+            "pass_rate": _timed(costs, "rollouts_16", rollouts, n, lambda: pass_rates(sampler, kept, train, seed)),
+            "angle_concentration": _timed(costs, "policy_forward", 0, n, lambda: angle_concentration(sampler, kept, train)),
+        }
+        model, tokenizer = sampler.model, sampler.tokenizer
         matrices = {
             "solution_shift": _timed(costs, "rollouts_1", n, n, lambda: solution_shift(model, tokenizer, kept, train, seed)),
             "motifs": motif_activations(z[rows["kept"]], MOTIFS, seed),
@@ -176,87 +138,6 @@ def load_arm_pool(stage: Stage, name: str) -> ArmPool:
 
 MAIN = "paper"
 """Group of arms that get the larger number of seeds."""
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
-"""glibc keeps freed memory instead of returning it after every step."""
-
-
-def matched_run(
-    profile: Profile, world: Path, home: Path, arm: str, seed: int, plan: Path | None = None, table: Path | None = None,
-    samples: Path | None = None, prompts_per_step: int = 0, dapo: bool = False, policy: Path = POLICY_FOLDER,
-    arms: Path | None = None,
-) -> Run:  # fmt: skip
-    """The run of an arm on a matched seed, in a folder of its name under `home`.
-
-    `plan` is the arm's order; without one its selector reads `table`. `samples` None: the pool of the world, whose folder also
-    holds the evaluation sets. `prompts_per_step` 0: the profile's. `dapo`: its loss, clip and dynamic sampling.
-    """
-    train = dataclasses.replace(profile.train, seeds=1, **({"loss": "dapo", "dynamic_sampling": True} if dapo else {}))
-    b = profile.plan.prompts_per_step
-    return keyed(Run(
-        arm=arm, seed=1000 * profile.seed + seed, folder=home / f"{arm}-seed{seed}", policy=str(policy),
-        samples=str(samples or world / "pool.parquet"), prompts_per_step=prompts_per_step or b,
-        steps=len(read_plan(plan).ids) // b if plan else profile.steps, rollouts_per_step=b * train.rollouts_per_prompt,
-        train=train, plan=str(plan or ""), table=str(table or ""), arms=str(arms or ""),
-        sets=tuple(str(world / f"eval_{spec.name}.parquet") for spec in EVAL_SETS),
-        small_problems=profile.world.eval_problems_small,
-    ))  # fmt: skip
-
-
-def _start(run: Run) -> subprocess.Popen[bytes]:
-    write_run(run, replace=True)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", **MALLOC)
-    environment.update(HF_HUB_OFFLINE="1", PYTHONHASHSEED="0", PYTHONPATH=str(paths.ROOT), **{PARENT: str(os.getpid())})
-    with (run.folder / "output.log").open("ab") as log:
-        return subprocess.Popen(command(run), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=paths.ROOT)
-
-
-def _step(run: Run) -> int:
-    try:
-        return int(json.loads((run.folder / "progress.json").read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError):
-        return 0
-
-
-def run_all(
-    runs: Sequence[Run], processes: int | None = None, keep_going: bool = False, seconds: float | None = None
-) -> dict[str, str]:
-    """Run what is unfinished, `processes` at a time (default: one a core), with one progress bar over all steps.
-
-    Raises ArtifactError with the end of the log when a run fails; the other running ones are stopped and resume later.
-    With `keep_going` the rest is run first and the failures are returned, message by name of the folder. After `seconds` no
-    further run is started.
-    """
-    deadline = time.monotonic() + (float("inf") if seconds is None else seconds)
-    failed: dict[str, str] = {}
-    waiting = [run for run in runs if not run.finished]
-    done = sum(run.steps for run in runs) - sum(run.steps for run in waiting)
-    limit = processes or len(os.sched_getaffinity(0))
-    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    bar = tqdm(total=sum(r.steps for r in runs), desc="training", unit="step", initial=done, mininterval=10, file=sys.stdout)
-    try:
-        while running or (waiting and time.monotonic() < deadline):
-            while waiting and len(running) < limit and time.monotonic() < deadline:
-                running.append((waiting[0], _start(waiting.pop(0))))
-            time.sleep(0.2)
-            for run, process in [pair for pair in running if pair[1].poll() is not None]:
-                running.remove((run, process))
-                done += run.steps if run.finished else 0
-                if not run.finished:
-                    tail = (run.folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-                    message = f"training run {run.folder.name} failed with exit code {process.returncode}:\n{tail}"
-                    failed[run.folder.name] = message
-                    if not keep_going:
-                        raise ArtifactError(message)
-            bar.n = done + sum(_step(run) for run, _ in running)
-            bar.refresh() if not running else bar.update(0)
-    finally:
-        for _, process in running:
-            process.terminate()
-        for _, process in running:
-            process.wait()
-        bar.close()
-    return failed
-
 
 def spread(runs: Sequence[Run], backend: str) -> dict[str, str]:
     """Run what is unfinished on the workers of a joblib backend, such as "ray", one run a CPU; failures by name of the folder.
@@ -267,52 +148,6 @@ def spread(runs: Sequence[Run], backend: str) -> dict[str, str]:
     with joblib.parallel_config(backend, n_jobs=-1):
         found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
     return {name: log for part in found for name, log in part.items()}
-
-
-def train_stage(profile: Profile, world: Stage, plans: Stage) -> Stage:
-    """GRPO on a random order and on the SAERL plan, which is the same for all seeds (paper, section 4.1), seed by seed.
-
-    Collects rollouts.parquet, curve.parquet and evaluations.parquet. The runs are resumable under `jobs/`, so a killed cell loses
-    at most the steps since the last checkpoint.
-    """
-
-    def compute(folder: Path) -> None:
-        chosen = [
-            (arm, seed, plans.path(f"{name}.parquet"))
-            for seed in range(profile.train.seeds)
-            for arm, name in (("grpo", f"random-{seed}"), ("saerl", "saerl"))
-        ]
-        missing = [plan.name for _, _, plan in chosen if not plan.exists()]
-        if missing:
-            raise ArtifactError(f"{plans.folder}: plan {missing[0]} is missing; run notebook 06 with the same --seeds first")
-        runs = [matched_run(profile, world.folder, jobs_home(profile), arm, seed, plan) for arm, seed, plan in chosen]
-        run_all(runs)
-        for name in ("rollouts", "curve", "evaluations"):
-            pd.concat([pd.read_parquet(run.folder / f"{name}.parquet") for run in runs]).to_parquet(
-                folder / f"{name}.parquet", index=False, compression="zstd"
-            )
-
-    return get_or_compute(profile, "train", {**to_dict(profile.train), "seed": profile.seed}, compute, (world, plans))
-
-
-def training_table(train: Stage) -> pd.DataFrame:
-    """Rows of training_curves.csv."""
-    return pd.read_parquet(train.path("curve.parquet")).drop(columns="loss")
-
-
-def runs_table(train: Stage) -> pd.DataFrame:
-    """One row a run: optimiser steps, rollouts, generated tokens, mean reward of the first and last tenth."""
-    rollouts = pd.read_parquet(train.path("rollouts.parquet"), columns=["arm", "seed", "step", "reward", "completion_tokens"])
-    rows = []
-    for (arm, seed), run in rollouts.groupby(["arm", "seed"]):
-        last = run["step"].max()
-        tenth = max(1, last // 10)
-        rows.append({
-            "arm": arm, "seed": seed, "steps": last, "rollouts": len(run), "tokens": int(run["completion_tokens"].sum()),
-            "reward, first tenth": run.loc[run["step"] <= tenth, "reward"].mean(),
-            "reward, last tenth": run.loc[run["step"] > last - tenth, "reward"].mean(),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -358,11 +193,6 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         arm.batch_factor * profile.plan.prompts_per_step, arm.dapo, policy_folder(arm.model),
         arms if arm.name not in all_arms() else None,
     )  # fmt: skip
-
-
-def jobs_home(profile: Profile) -> Path:
-    """Where the job folders lie."""
-    return paths.profile_dir(profile.name) / "jobs"
 
 
 def run_grid(

@@ -31,7 +31,7 @@ from saerl_lib.data.published import corpus_keys, data_file, evaluation_keys, he
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.models import identity
-from saerl_lib.encode.stages import read_features, retained_of
+from saerl_lib.encode.stages import read_features, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, RULES, Store
 from saerl_lib.properties.probes import (
     METRICS,
@@ -46,9 +46,9 @@ from saerl_lib.properties.probes import (
     metric,
     real_tasks,
     shuffled,
+    split_tasks,
     task_rows,
     tasks_of_file,
-    world_tasks,
 )
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
@@ -238,12 +238,6 @@ def grouped_rows(
     return rows
 
 
-def empty_row(dataset: str, target: str, kind: str, n_train: int, n_test: int) -> pd.DataFrame:
-    """The row without a value of a task that has too few samples."""
-    row = ProbeRow(dataset, target, METRICS[kind], "sae", np.nan, np.nan, np.nan, n_train, n_test)
-    return pd.DataFrame([dataclasses.asdict(row)], columns=COLUMNS)
-
-
 def ladder_reader(profile: Profile) -> ReaderConfig:
     """The profile's reader with the ladder's controls: the SAE as it was drawn, and the activations themselves."""
     return dataclasses.replace(profile.reader, others=CONTROLS, dense=True)
@@ -294,11 +288,12 @@ def _ladder_stage(
 
 
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
-    """The ladder on the embedded world; retained sets are chosen on L."""
-    tasks = world_tasks({name: load_split(world, name) for name in WORLD_SPLITS})
+    """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
+    there = [name for name in splits_of(world) if name in WORLD_SPLITS]
+    tasks = split_tasks({name: load_split(world, name) for name in there}, "world" if profile.world else "published")
 
     def blocks() -> Blocks:
-        stores, found = [Store(store.path(name)) for name in WORLD_SPLITS], {}
+        stores, found = [Store(store.path(name)) for name in there], {}
         ids = [name for part in stores for name in part.ids]
         for name in profile.reader.sources:
             own = [dataclasses.replace(part, name=name) for part in stores]
@@ -369,8 +364,8 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     the same store, and the prompt alone is read beside both spans. Columns: choice, option, target, metric, value, ci_low,
     ci_high, n_train, n_test, shared_with_default.
     """
-    splits = {name: load_split(world, name) for name in WORLD_SPLITS}
-    tasks = {task.target: task for task in world_tasks(splits)}
+    splits = {name: load_split(world, name) for name in ("labelled", "test")}
+    tasks = {task.target: task for task in split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
     prompt = dataclasses.replace(both, with_solution=False)
     ids = [s.id for name in ("labelled", "test") for s in splits[name]]

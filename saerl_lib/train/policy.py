@@ -1,29 +1,32 @@
-"""The base policies of the embedded world: small models pre-trained on a learner's solutions.
+"""The policies, what is measured of them before training, and how their answers are evaluated.
 
-Every skill slips at its own rate (`saerl_lib.world.problems.SLIP_RATE`), more often at higher levels, so that RL has
-skills to mend one by one.
-
-Evaluation of a policy: attempts at problems, which of them are right, and the outcome of a run.
-
-One long table serves all: a row an attempt (eval_set, sample_id, attempt, answer, correct), counted to a row a problem. The
-world's answers have one canonical form and are compared to the letter; others by math-verify within a time limit.
+The world's policies are small models pre-trained on a learner's solutions: every skill slips at its own rate, so that RL has
+skills to mend one by one. Evaluations have one row a run, step and problem. The world's answers have one canonical form and are
+compared to the letter; others by math-verify within a time limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
+from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
-from saerl_lib.data.sample import Sample
+from saerl_lib.data.hub import model_folder
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.tokens import Layout, pack, sample_spans
 from saerl_lib.train.language_model import LanguageModelConfig, load_model
-from saerl_lib.train.sampler import Sampler
+from saerl_lib.train.sampler import GenerateSampler, GroupSampler, Sampler
 
 POLICY = LanguageModelConfig(
     seed=11, vocabulary=640, width=128, layers=4, heads=4, feed_forward=384, steps=4000, sequences_per_step=96
@@ -36,13 +39,13 @@ LARGE = LanguageModelConfig(
 POLICIES = {"policy": POLICY, "policy_large": LARGE}
 """Policies by the name of their folder; both have the tokenizer of the first."""
 FOLDER = paths.WEIGHTS / "policy"
+ANSWER_SECONDS = 10.0
+"""Longest comparison of one answer; it is killed then and counts as wrong."""
 
 
 def policy_folder(name: str) -> Path:
-    """Where the weights of a policy of `POLICIES` lie. Raises KeyError for another name."""
-    if name not in POLICIES:
-        raise KeyError(f"policy {name!r} does not exist; choose one of {', '.join(POLICIES)}")
-    return paths.WEIGHTS / name
+    """The folder of a policy: one of `POLICIES`, one in Hugging Face format, or a hub's, as `model_folder`."""
+    return paths.WEIGHTS / name if name in POLICIES else model_folder(name, "--policy")
 
 
 def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -51,17 +54,26 @@ def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def attempted(
-    sampler: Sampler, name: str, samples: Sequence[Sample], attempts: int, max_tokens: int, temperature: float, seed: int,
-    read: Callable[[str], str | None] = read_final_answer,
+    sampler: Sampler, sets: Mapping[str, Sequence[Sample]], attempts: int, train: TrainConfig, seeds: Mapping[str, int],
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> pd.DataFrame:  # fmt: skip
-    """One row an attempt at a set: eval_set, sample_id, attempt, answer ('' when `read` finds none), gold."""
-    completions = sampler.complete([s.prompt for s in samples], attempts, max_tokens, temperature, seed)
-    rows = [
-        (name, sample.id, attempt, read(text) or "", sample.answer)
-        for sample, texts in zip(samples, completions, strict=True)
-        for attempt, text in enumerate(texts)
-    ]
-    return pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
+    """One row an attempt at some sets, by name: eval_set, sample_id, attempt, answer ('' when there is none), gold, correct.
+
+    Under engine "packed" exact answers alone are right; else `judged` decides, and adds the outcome.
+    """
+    exact, rows = train.engine == "packed", []
+    read = read_answer if exact else read_final_answer
+    for name, samples in sets.items():
+        completions = sampler.complete(
+            [s.prompt for s in samples], attempts, train.max_completion_tokens, train.temperature, seeds[name], progress
+        )
+        rows += [
+            (name, sample.id, attempt, read(text) or "", sample.answer)
+            for sample, texts in zip(samples, completions, strict=True)
+            for attempt, text in enumerate(texts)
+        ]
+    frame = pd.DataFrame(rows, columns=["eval_set", "sample_id", "attempt", "answer", "gold"])
+    return frame.assign(correct=frame["answer"] == frame["gold"]) if exact else judged(frame, ANSWER_SECONDS)
 
 
 def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
@@ -94,9 +106,8 @@ def evaluate(
     the same problems from the same seed (the streams part once completions differ), and training never notices.
     """
     count = train.eval_samples_full if full else train.eval_samples_small
-    own = sub_seed(seed, f"evaluation-{name}-{step}-{full}")
-    frame = attempted(sampler, name, samples, count, train.max_completion_tokens, train.temperature, own, read_answer)
-    return counted(frame.assign(correct=frame["answer"] == frame["gold"])).assign(step=step, full=full)
+    frame = attempted(sampler, {name: samples}, count, train, {name: sub_seed(seed, f"evaluation-{name}-{step}-{full}")})
+    return counted(frame).assign(step=step, full=full)
 
 
 def final_outcome(evaluations: pd.DataFrame, last: int = 3) -> pd.DataFrame:
@@ -114,24 +125,95 @@ def final_outcome(evaluations: pd.DataFrame, last: int = 3) -> pd.DataFrame:
     return curve.groupby(["arm", "seed"]).tail(last).groupby(["arm", "seed"]).mean().rename("outcome").reset_index()
 
 
-def evaluation_stage(profile: Profile, train: Stage) -> Stage:
-    """The evaluations of all runs, one row a run, step and problem, checked to be complete: evaluations.parquet.
+# What some arms need to know of the policy before training.
 
-    Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
+
+def pass_rates(sampler: Sampler, samples: Sequence[Sample], train: TrainConfig, seed: int) -> np.ndarray:
+    """Share of right answers among `DIFFICULTY_ATTEMPTS` rollouts of each sample, [N] (ADARFT)."""
+    with tqdm(total=len(samples) * DIFFICULTY_ATTEMPTS, desc="pass rates", file=sys.stdout, mininterval=10) as bar:
+        frame = attempted(sampler, {"rates": samples}, DIFFICULTY_ATTEMPTS, train, {"rates": seed}, bar.update)
+    return frame.groupby("sample_id")["correct"].mean()[[sample.id for sample in samples]].to_numpy(dtype=float)
+
+
+DIFFICULTY_ATTEMPTS = 16
+"""Attempts a prompt behind measured pass rates (paper, section C.3: Avg@16 for ADARFT)."""
+TEMPLATE_WEIGHT = 8.0
+"""Of the tokens before the question (GAINRL's public script)."""
+TOKENS_AT_ONCE = 8192
+"""Padded tokens of one forward pass of `angle_concentration`."""
+
+
+@torch.inference_mode()
+def angle_concentration(sampler: Sampler, samples: Sequence[Sample], train: TrainConfig, seed: int = 0) -> np.ndarray:
+    """GAINRL's score of a prompt: how close the directions of the policy's last-layer states lie (arXiv 2506.02281, their code).
+
+    Mean cosine of the question's tokens with each other, each pair and itself, plus `TEMPLATE_WEIGHT` times that with the
+    tokens of the chat template before them, float64 [N]; plain prompts have none. Samples of similar length go together, padded
+    behind; nothing is drawn. Raises DataError when the template changes a question.
     """
+    chat = train.chat
+    spans = [sample_spans(sample, sampler.tokenizer, Layout(chat=chat, prompt_only=True)) for sample in samples]
+    out = np.empty(len(spans))
+    for rows in pack([len(span.ids) for span in spans], TOKENS_AT_ONCE):
+        width = max(len(spans[i].ids) for i in rows)
+        ids, real, question, before = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(4))
+        for place, i in enumerate(rows):
+            span = spans[i]
+            ids[place, : len(span.ids)], real[place, : len(span.ids)] = torch.tensor(span.ids), 1
+            question[place, : len(span.ids)] = torch.tensor(span.prompt, dtype=torch.long)
+            before[place, : span.prompt.index(True) if chat else 0] = 1
+        inputs = {"input_ids": ids.to(sampler.device), "attention_mask": real.to(sampler.device)}
+        states = sampler.model.base_model(**inputs, use_cache=False).last_hidden_state.double().cpu()
+        directions = torch.nn.functional.normalize(states, dim=-1)
+        own, other = (
+            (directions * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in (question, before)
+        )
+        out[list(rows)] = ((own * own).sum(dim=1) + TEMPLATE_WEIGHT * (own * other).sum(dim=1)).numpy()
+    return out
 
-    def compute(folder: Path) -> None:
-        frame = pd.read_parquet(train.path("evaluations.parquet"))
-        keys = ["step", "eval_set", "full", "sample_id", "attempts"]
-        seen = {run: set(part[keys].itertuples(index=False, name=None)) for run, part in frame.groupby(["arm", "seed"])}
-        first = next(iter(seen))
-        for run, problems in seen.items():
-            if problems != seen[first]:
-                raise ArtifactError(
-                    f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again"
-                )
-        if frame.duplicated(["arm", "seed", *keys]).any():
-            raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")
-        frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")
 
-    return get_or_compute(profile, "evaluation", {}, compute, (train,))
+MEASURES: dict[str, Callable[[Sampler, Sequence[Sample], TrainConfig, int], np.ndarray]] = {
+    "pass_rate": pass_rates, "angle_concentration": angle_concentration,
+}  # fmt: skip
+"""Column -> how it is measured."""
+MEASURED_AT_ONCE = 512
+"""Samples of one part: a step that was stopped goes on with the part it was in."""
+
+
+def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
+    """What draws completions of the policy in `folder` for an engine."""
+    return GroupSampler(*load_model(folder)) if train.engine == "packed" else GenerateSampler(folder, train.bf16, train.chat)
+
+
+def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> Stage:
+    """<column>.parquet (sample_id and the column) of every planned sample for some of `MEASURES`, and measured.csv."""
+    folder = policy_folder(profile.policy)
+    samples = sorted(load_split(plans, "samples"), key=lambda sample: sample.id)
+    opened = cache(lambda: open_sampler(folder, profile.train))
+    weights = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    train = profile.train
+    how = [train.max_completion_tokens, train.temperature, train.chat, train.bf16, profile.seed]
+
+    def part(column: str, start: int) -> Stage:
+        def compute(out: Path) -> None:
+            chosen = samples[start : start + MEASURED_AT_ONCE]
+            values = MEASURES[column](opened(), chosen, train, sub_seed(profile.seed, f"measure-{start}"))
+            pd.DataFrame({"sample_id": [s.id for s in chosen], column: values}).to_parquet(out / "part.parquet", index=False)
+
+        settings = {"policy": weights, "how": how}
+        return get_or_compute(profile, f"measured-{column}-{start:06d}", settings, compute, (plans,))
+
+    parts = {column: [part(column, start) for start in range(0, len(samples), MEASURED_AT_ONCE)] for column in columns}
+
+    def compute(out: Path) -> None:
+        rows = []
+        for column, found in parts.items():
+            table = pd.concat([pd.read_parquet(stage.path("part.parquet")) for stage in found], ignore_index=True)
+            table.to_parquet(out / f"{column}.parquet", index=False)
+            rollouts = DIFFICULTY_ATTEMPTS * len(table) if column == "pass_rate" else 0
+            rows.append((column, len(table), rollouts, table[column].mean(), table[column].std(ddof=0)))
+        summary = pd.DataFrame(rows, columns=["quantity", "n_samples", "rollouts", "mean", "sd"])
+        summary.to_csv(out / "measured.csv", index=False, float_format="%.6g", lineterminator="\n")
+
+    inputs = tuple(stage for own in parts.values() for stage in own)
+    return get_or_compute(profile, "measured", {"columns": list(columns)}, compute, inputs)

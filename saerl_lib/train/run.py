@@ -159,7 +159,7 @@ def write_run(run: Run, replace: bool = False) -> None:
 def read_run(folder: Path) -> Run:
     """The record of a folder. Raises ArtifactError when there is none."""
     if not (folder / RECORD).is_file():
-        raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `paper train` has written")
+        raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `run` has written")
     found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return Run(**{**found, "folder": folder, "train": TrainConfig(**found["train"]), "sets": tuple(found["sets"])})
 
@@ -243,7 +243,7 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
     arm, path = find_arm(run.arm, Path(run.arms) if run.arms else None), Path(run.table)
     assert arm.policy is not None
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: pass what `paper measure` writes, Parquet with sample_id, as --measured")
+        raise ArtifactError(f"{path} is missing: pass what the stage `measured` writes, Parquet with sample_id, as --measured")
     table = pd.read_parquet(path)
     needed = ["sample_id", *arm.needs]
     if not set(needed) <= set(table):

@@ -31,9 +31,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from saerl_lib.data.answers import reward
-from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.tokens import SEPARATOR
+from saerl_lib.plan.orders import shown_prompts
 
 ROWS_PER_BATCH = 512
 """Completions sampled at once; bounds the memory."""
@@ -41,28 +42,6 @@ DROP_BELOW = 0.85
 """Ended rows leave the batch when fewer than this share are still going."""
 NAME = "saerl_groups"
 """Our attention among those of transformers; without `groups` it is the ordinary scaled-dot-product attention."""
-
-
-def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
-    """Prompts as text: the tokenizer's chat template with the assistant's turn opened, or a line break behind them.
-
-    Raises DataError when the tokenizer has no chat template.
-    """
-    if not chat:
-        return [prompt + SEPARATOR for prompt in prompts]
-    if not tokenizer.chat_template:
-        raise DataError("the policy's tokenizer has no chat template: pass --no-chat (train: leave out --chat) for plain text")
-    return [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
-        for prompt in prompts
-    ]
-
-
-def prompt_lengths(samples: Sequence[Sample], folder: Path, chat: bool) -> list[int]:
-    """Tokens of each prompt under the tokenizer of the policy in `folder`."""
-    prompts = [sample.prompt for sample in samples]
-    tokenizer = open_tokenizer(str(folder), prompts[:20], local=True)
-    return [len(ids) for ids in tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]]
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[list[int]]:
@@ -212,6 +191,10 @@ def correct_attempts(
 class Sampler(Protocol):
     """Draws completions of one policy."""
 
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
     def complete(
         self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
         progress: Callable[[int], None] = lambda rows: None,
@@ -223,7 +206,7 @@ class GroupSampler:
     """The CPU engine on a model and its tokenizer; plain prompts alone."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.device = model, tokenizer, torch.device("cpu")
 
     def complete(
         self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
@@ -241,7 +224,9 @@ class GenerateSampler:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = torch.bfloat16 if bf16 else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True).to(self.device).eval()
-        self.folder, self.chat, self.sequences = folder, chat, sequences
+        self.tokenizer = open_tokenizer(str(folder), ["What is 3 plus 4?"], local=True)
+        self.tokenizer.padding_side = "left"
+        self.chat, self.sequences = chat, sequences
 
     @torch.inference_mode()
     def complete(
@@ -249,8 +234,7 @@ class GenerateSampler:
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """See `Sampler`. Prompts of similar length go together; torch's global stream starts anew with `seed`."""
-        tokenizer = open_tokenizer(str(self.folder), prompts[:20], local=True)
-        tokenizer.padding_side = "left"
+        tokenizer = self.tokenizer
         shown = shown_prompts(tokenizer, prompts, self.chat)
         lengths = [len(ids) for ids in tokenizer(shown, add_special_tokens=not self.chat)["input_ids"]]
         rows = [i for i in sorted(range(len(shown)), key=lambda i: (lengths[i], i)) for _ in range(attempts)]
@@ -262,20 +246,20 @@ class GenerateSampler:
             width = inputs["input_ids"].shape[1]
             out = self.model.generate(
                 input_ids=inputs["input_ids"].to(self.device), attention_mask=inputs["attention_mask"].to(self.device),
-                generation_config=self._settings(tokenizer, max_tokens, temperature),
+                generation_config=self._settings(max_tokens, temperature),
             )  # fmt: skip
             for i, text in zip(batch, tokenizer.batch_decode(out[:, width:], skip_special_tokens=True), strict=True):
                 found[i].append(text)
             progress(len(batch))
         return found
 
-    def _settings(self, tokenizer: Any, max_tokens: int, temperature: float) -> GenerationConfig:
+    def _settings(self, max_tokens: int, temperature: float) -> GenerationConfig:
         """Plain sampling: what a model's own generation settings would cut (top-k, top-p, penalties) is switched off by name."""
-        own = self.model.generation_config.eos_token_id
-        ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        own, pad = self.model.generation_config.eos_token_id, self.tokenizer.pad_token_id or 0
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
         return GenerationConfig(
             do_sample=True, temperature=temperature, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0,
-            max_new_tokens=max_tokens, pad_token_id=tokenizer.pad_token_id or 0, eos_token_id=sorted(ends) or None,
+            max_new_tokens=max_tokens, pad_token_id=pad, eos_token_id=sorted(ends) or None,
         )  # fmt: skip
 
 

@@ -314,7 +314,7 @@ def require_launcher(train: TrainConfig, processes: int) -> None:
     if processes == 1 and seen > 1:
         raise ArtifactError(
             f"one process sees {seen} GPUs and would consume {seen} steps of the plan at once: start one process a GPU with "
-            "accelerate launch (`paper train --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
+            "accelerate launch (`run --launch 'accelerate launch ...'`), or show it one with CUDA_VISIBLE_DEVICES=0"
         )
 
 

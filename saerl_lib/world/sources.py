@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, WorldConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
+from saerl_lib.data.sample import Sample, normalise, write_samples
 from saerl_lib.train.language_model import CPU, LanguageModelConfig, Text, batches, pretrain, save_model, train_tokenizer
 from saerl_lib.train.policy import FOLDER, POLICY
 from saerl_lib.world.problems import FAMILIES, LEVELS, SLIP_RATE, Family, Solver, Task, difficulty, learner_rates
@@ -356,21 +355,6 @@ def world_stage(profile: Profile) -> Stage:
     return get_or_compute(profile, "world", to_dict(profile.world), compute)
 
 
-def split_table(world: Stage) -> pd.DataFrame:
-    """One row a split: samples, leaf families, mean difficulty, share with a planted error."""
-    rows = []
-    for path in sorted(world.folder.glob("*.parquet")):
-        samples = read_samples(path)
-        rows.append(
-            {
-                "split": path.stem,
-                "samples": len(samples),
-                "leaf topics": len({s.topic for s in samples}),
-                "mean difficulty": round(sum(s.difficulty for s in samples) / len(samples), 2),
-                "planted errors": f"{sum(bool(s.flaw) for s in samples) / len(samples):.1%}",
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def draw_learner_text(rng: random.Random) -> Text:

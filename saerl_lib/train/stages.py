@@ -1,0 +1,270 @@
+"""Stages `train` and `evaluation`: the arms of a profile on their matched seeds, under either engine, and one table of answers.
+
+Runs are processes; those of engine "packed" take one core with one thread each and are evaluated while they train, those of
+engine "trl" run one after another, behind a launcher where there is one, and their kept weights are evaluated afterwards. A
+killed run goes on from its last checkpoint, and a finished one is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, write_json
+from saerl_lib.config import PLANS, Profile, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.plan.batch_plan import read_plan
+from saerl_lib.train.arms import find_arm
+from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, open_sampler, policy_folder
+from saerl_lib.train.run import PARENT, Run, command, keyed, read_run, write_run
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+"""glibc keeps freed memory instead of returning it after every step."""
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **MALLOC}
+SEEDS = 1000
+"""A run's seed is 1000 x base seed + matched seed."""
+
+
+def jobs_home(profile: Profile) -> Path:
+    """Where the job folders lie."""
+    return paths.profile_dir(profile.name) / "jobs"
+
+
+def matched_run(
+    profile: Profile, data: Path, home: Path, arm: str, seed: int, plan: Path | None = None, table: Path | None = None,
+    samples: Path | None = None, prompts_per_step: int = 0, dapo: bool = False, policy: Path = FOLDER,
+    arms: Path | None = None,
+) -> Run:  # fmt: skip
+    """The run of an arm on a matched seed, in a folder of its name under `home`.
+
+    `plan` is the arm's order; with `table` its selector chooses. `samples` None: the pool of the data stage, whose folder also
+    holds the evaluation sets. `prompts_per_step` 0: the profile's. `dapo`: its loss and clip, and dynamic sampling where the
+    engine has it. Engine "packed" is evaluated while it trains.
+    """
+    packed = profile.train.engine == "packed"
+    changes = {"loss": "dapo", "dynamic_sampling": packed} if dapo else {}
+    train, b = dataclasses.replace(profile.train, seeds=1, **changes), profile.plan.prompts_per_step
+    steps = len(read_plan(plan).ids) // b if plan and profile.train_steps is None else profile.steps
+    return keyed(Run(
+        arm=arm, seed=SEEDS * profile.seed + seed, folder=home / f"{arm}-seed{seed}", policy=str(policy),
+        samples=str(samples or data / "pool.parquet"), prompts_per_step=prompts_per_step or b,
+        steps=steps, rollouts_per_step=b * train.rollouts_per_prompt,
+        train=train, plan=str(plan or ""), table=str(table or ""), arms=str(arms or ""),
+        sets=tuple(str(data / f"eval_{name}.parquet") for name in profile.eval_sets) if packed else (),
+        small_problems=profile.curve_problems,
+    ))  # fmt: skip
+
+
+def profile_runs(profile: Profile, data: Stage, plans: Stage, measured: Stage | None) -> list[Run]:
+    """Every arm of the profile on every matched seed, seed by seed; `measured` is there when an arm chooses as it learns."""
+    runs, policy = [], policy_folder(profile.policy)
+    for seed in range(profile.train.seeds):
+        for arm in profile.arms:
+            plan = plans.path(f"{PLANS[arm].format(seed=seed)}.parquet")
+            if not plan.exists():
+                raise ArtifactError(f"{plans.folder}: plan {plan.name} is missing; run notebook 06 with the same options first")
+            needs = _needs(arm)
+            table = measured.path(f"{needs[0]}.parquet") if measured and needs else None
+            run = matched_run(
+                profile, data.folder, jobs_home(profile), arm, seed, plan, table, plans.path("samples.parquet"),
+                dapo=arm.endswith("dapo"), policy=policy,
+            )  # fmt: skip
+            if profile.train.engine == "trl":  # GPU hours of another setting are not replaced
+                run = dataclasses.replace(run, folder=run.folder.with_name(f"{run.folder.name}-{run.key[:8]}"))
+            runs.append(run)
+    return runs
+
+
+def _needs(arm: str) -> tuple[str, ...]:
+    """What an arm that chooses as it learns must know of every sample."""
+    return find_arm(arm).needs if arm in ("adarft", "gainrl") else ()
+
+
+def _start(run: Run, launch: str = "") -> subprocess.Popen[bytes]:
+    write_run(run, replace=run.train.engine == "packed")
+    own = {**ONE_CORE, "PYTHONPATH": str(paths.ROOT)} if run.train.engine == "packed" else {}
+    path = os.pathsep.join(filter(None, (str(paths.ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "PYTHONPATH": path, **own}
+    environment |= {} if launch else {PARENT: str(os.getpid())}
+    with (run.folder / "output.log").open("ab") as log:
+        return subprocess.Popen(command(run, launch), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=paths.ROOT)
+
+
+def _step(run: Run) -> int:
+    try:
+        return int(json.loads((run.folder / "progress.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError):
+        return 0
+
+
+def run_all(
+    runs: Sequence[Run], processes: int | None = None, keep_going: bool = False, seconds: float | None = None, launch: str = ""
+) -> dict[str, str]:
+    """Run what is unfinished, `processes` at a time (default: one a core), with one progress bar over all steps.
+
+    Raises ArtifactError with the end of the log when a run fails; the other running ones are stopped and resume later.
+    With `keep_going` the rest is run first and the failures are returned, message by name of the folder. After `seconds` no
+    further run is started. `launch` starts the processes of a run.
+    """
+    deadline = time.monotonic() + (float("inf") if seconds is None else seconds)
+    failed: dict[str, str] = {}
+    waiting = [run for run in runs if not run.finished]
+    done = sum(run.steps for run in runs) - sum(run.steps for run in waiting)
+    limit = processes or len(os.sched_getaffinity(0))
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    bar = tqdm(total=sum(r.steps for r in runs), desc="training", unit="step", initial=done, mininterval=10, file=sys.stdout)
+    try:
+        while running or (waiting and time.monotonic() < deadline):
+            while waiting and len(running) < limit and time.monotonic() < deadline:
+                running.append((waiting[0], _start(waiting.pop(0), launch)))
+            time.sleep(0.2)
+            for run, process in [pair for pair in running if pair[1].poll() is not None]:
+                running.remove((run, process))
+                done += run.steps if run.finished else 0
+                if not run.finished:
+                    tail = (run.folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+                    message = f"training run {run.folder.name} failed with exit code {process.returncode}:\n{tail}"
+                    if launch and process.returncode == 0:
+                        message += "it left no final weights; does --launch start the command that follows it?"
+                    failed[run.folder.name] = message
+                    if not keep_going:
+                        raise ArtifactError(message)
+            bar.n = done + sum(_step(run) for run, _ in running)
+            bar.refresh() if not running else bar.update(0)
+    finally:
+        for _, process in running:
+            process.terminate()
+        for _, process in running:
+            process.wait()
+        bar.close()
+    return failed
+
+
+def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
+    """GRPO of every arm and matched seed on its plan, or by its selector (paper, section 4.1).
+
+    Collects rollouts.parquet and curve.parquet, for engine "packed" evaluations.parquet, for "trl" runs.json, the folders of
+    `jobs/` with the kept weights, and, where an arm needs it, measured.csv. A killed cell loses at most the steps since the last
+    checkpoint. Raises ArtifactError for a missing plan and a run that fails.
+    """
+    columns = [name for arm in profile.arms for name in _needs(arm)]
+    measured = measured_stage(profile, plans, columns) if columns else None
+
+    def compute(folder: Path) -> None:
+        runs, packed = profile_runs(profile, data, plans, measured), profile.train.engine == "packed"
+        run_all(runs, None if packed else 1, launch=profile.launch)
+        for name in ("rollouts", "curve", *(["evaluations"] if packed else [])):
+            pd.concat([pd.read_parquet(run.folder / f"{name}.parquet") for run in runs]).to_parquet(
+                folder / f"{name}.parquet", index=False, compression="zstd"
+            )
+        if not packed:
+            write_json(folder / "runs.json", [run.folder.name for run in runs])
+        if measured:
+            (folder / "measured.csv").write_bytes(measured.path("measured.csv").read_bytes())
+
+    settings = {**to_dict(profile.train), "seed": profile.seed, "arms": list(profile.arms), "steps": profile.train_steps}
+    settings["policy"] = profile.policy
+    return get_or_compute(profile, "train", settings, compute, (data, plans, *([measured] if measured else [])))
+
+
+def training_table(train: Stage) -> pd.DataFrame:
+    """Rows of training_curves.csv."""
+    return pd.read_parquet(train.path("curve.parquet")).drop(columns="loss")
+
+
+def runs_table(train: Stage) -> pd.DataFrame:
+    """One row a run: optimiser steps, rollouts, generated tokens, mean reward of the first and last tenth."""
+    rollouts = pd.read_parquet(train.path("rollouts.parquet"), columns=["arm", "seed", "step", "reward", "completion_tokens"])
+    rows = []
+    for (arm, seed), run in rollouts.groupby(["arm", "seed"]):
+        last = run["step"].max()
+        tenth = max(1, last // 10)
+        rows.append({
+            "arm": arm, "seed": seed, "steps": last, "rollouts": len(run), "tokens": int(run["completion_tokens"].sum()),
+            "reward, first tenth": run.loc[run["step"] <= tenth, "reward"].mean(),
+            "reward, last tenth": run.loc[run["step"] > last - tenth, "reward"].mean(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
+    """The evaluations of all runs, checked to be complete: evaluations.parquet, one row a run, step and problem.
+
+    Columns: run, arm, seed, step, eval_set, sample_id, attempts, correct, full. Engine "trl" evaluates the kept weights here, and
+    the policy before training once a seed, which stands in every arm; attempts.parquet holds every answer then.
+    Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
+    """
+    parts: list[tuple[Run, int, Stage]] = []
+    if profile.train.engine == "trl":
+        parts = kept_evaluations(profile, data, train)
+
+    def compute(folder: Path) -> None:
+        if parts:
+            read = cache(lambda path: pd.read_parquet(path))
+            answers = [
+                read(stage.path("attempts.parquet")).assign(run=run.folder.name, arm=run.arm, seed=run.seed, step=step)
+                for run, step, stage in parts
+            ]
+            frame = pd.concat([
+                counted(part).assign(**part[["run", "arm", "seed", "step"]].iloc[0], full=True) for part in answers
+            ], ignore_index=True)  # fmt: skip
+            pd.concat(answers).to_parquet(folder / "attempts.parquet", index=False, compression="zstd")
+        else:
+            frame = pd.read_parquet(train.path("evaluations.parquet"))
+            frame.insert(0, "run", frame["arm"] + "-seed" + (frame["seed"] % SEEDS).astype(str))
+        require_same_problems(frame)
+        frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")
+
+    return get_or_compute(profile, "evaluation", {}, compute, (train, *(stage for *_, stage in parts)))
+
+
+def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[Run, int, Stage]]:
+    """(run, step, stage with attempts.parquet) of every kept step of every run, step 0 included."""
+    names = json.loads(train.path("runs.json").read_text(encoding="utf-8"))
+    sets = {name: load_split(data, f"eval_{name}") for name in profile.eval_sets}
+    found = []
+    for run in (read_run(jobs_home(profile) / name) for name in names):
+        every, seed = run.train.keep_every_steps or run.updates, run.seed % SEEDS
+        found.append((run, 0, _answers(profile, sets, f"initial-seed{seed}", Path(run.policy), run.policy, seed, 0)))
+        for step in sorted({*range(every, run.updates + 1, every), run.updates}):
+            name = f"{run.folder.name}-{step:05d}"
+            found.append((run, step, _answers(profile, sets, name, run.kept(step), f"{run.key}@{step}", seed, step)))
+    return found
+
+
+def _answers(
+    profile: Profile, sets: dict[str, list[Sample]], name: str, folder: Path, policy: str, seed: int, step: int
+) -> Stage:
+    train, base = profile.train, sub_seed(profile.seed, f"evaluation-{seed}-{step}")
+
+    def compute(out: Path) -> None:
+        seeds = {key: sub_seed(base, key) for key in sets}
+        answers = attempted(open_sampler(folder, train), sets, train.eval_samples_full, train, seeds)
+        answers.drop(columns="gold").to_parquet(out / "attempts.parquet", index=False)
+
+    how = [train.eval_samples_full, train.max_completion_tokens, train.temperature, train.chat, train.bf16, base]
+    settings = {"policy": policy, "how": how, "sets": {key: [s.id for s in samples] for key, samples in sets.items()}}
+    return get_or_compute(profile, f"evaluation-{name}", settings, compute)
+
+
+def require_same_problems(frame: pd.DataFrame) -> None:
+    """Raise ArtifactError unless all runs were evaluated at the same steps on the same problems, each once."""
+    keys = ["step", "eval_set", "full", "sample_id", "attempts"]
+    seen = {run: set(part[keys].itertuples(index=False, name=None)) for run, part in frame.groupby(["arm", "seed"])}
+    first = next(iter(seen))
+    for run, problems in seen.items():
+        if problems != seen[first]:
+            raise ArtifactError(f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again")
+    if frame.duplicated(["arm", "seed", *keys]).any():
+        raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")
