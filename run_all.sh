@@ -107,7 +107,12 @@ export JUPYTER_PREFER_ENV_PATH=1
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 # The reader, SmolLM2, is fetched once, like the packages; without it only what it reads is missing.
-if [[ "${1:-}" != "publish" ]]; then "$PYTHON" -m saerl_lib fetch || echo "reader: not there; commands that read text will say so"; fi
+has_reader() {
+  [[ -f "$ROOT/artifacts/models/smollm2/provenance.json" || -f "${SAERL_HOME:-$ROOT/artifacts}/models/smollm2/provenance.json" ]]
+}
+if [[ "${1:-}" != "publish" ]] && ! wants_plan "$@" && ! has_reader; then
+  "$PYTHON" -m saerl_lib fetch || echo "reader: SmolLM2 is not there; what reads text will say so"
+fi
 
 if [[ "${1:-}" == "test" ]]; then
   shift
