@@ -434,7 +434,7 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
     assert not (folder / "store").exists()
     told = {c["title"]: c["text"] for c in json.loads((folder / "run.json").read_text())["caveats"]}
     assert "1 row cut" in told and "A first look" not in told and "The SAE does not fit this layer" in told
-    assert "12 SAE latents of encoder, layer 3" in told["What was read"]
+    assert "12 SAE latents of policy, layer 3" in told["What was read"]
 
     table = load_features(folder / "features.safetensors")
     assert table.z.shape == (45, 48) and not table.solved[7] and table.solved[0] and np.abs(table.z[0]).max() > 0

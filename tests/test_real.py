@@ -34,11 +34,11 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
 
 def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAERL_DATA_DIR", str(write_real_files(tmp_path / "data")))
-    found = overlap_table().set_index(["dataset", "evaluation_set"])
+    found = overlap_table(get_profile("smoke")).set_index(["dataset", "evaluation_set"])
     assert found["n_overlap"].sum() == found.loc[("math_train", "eval_aime24"), "n_overlap"] == 1
     assert found.loc[("math_train", "math_test"), "n"] == 80 and ("math_test", "math_test") not in found.index
     monkeypatch.delenv("SAERL_DATA_DIR")
-    assert overlap_table()["n"].min() > 80, "without the files the committed table stands"
+    assert overlap_table(get_profile("smoke"))["n"].min() > 80, "without the files the committed table stands"
 
 
 def test_no_sae_is_trained_on_a_question_that_a_probe_is_tested_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

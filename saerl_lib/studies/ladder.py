@@ -316,9 +316,9 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     return found
 
 
-def has_real_data() -> bool:
-    """Whether the real sets are there to be read."""
-    return paths.shared_data_dir() is not None
+def has_real_data(profile: Profile) -> bool:
+    """Whether the real sets are there, and read by the profile: published sets are labelled themselves."""
+    return profile.world is not None and paths.shared_data_dir() is not None
 
 
 def ladder_table(stage: Stage) -> pd.DataFrame:
@@ -338,15 +338,15 @@ def _committed(name: str) -> pd.DataFrame:
 
 def full_ladder(profile: Profile, world_ladder: Stage) -> pd.DataFrame:
     """Rows of probe_ladder.csv: the world's, and the real sets' where they are there, else as they were published."""
-    if not has_real_data():
+    if not has_real_data(profile):
         published = _committed("probe_ladder")
         return pd.concat([ladder_table(world_ladder), published[published["dataset"] != "world"]], ignore_index=True)
     return pd.concat([ladder_table(stage) for stage in (world_ladder, *real_ladder_stages(profile))], ignore_index=True)
 
 
-def overlap_table() -> pd.DataFrame:
+def overlap_table(profile: Profile) -> pd.DataFrame:
     """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question."""
-    if not has_real_data():
+    if not has_real_data(profile):
         return _committed("real_overlap")
     evaluation = {**evaluation_keys(real_folder()), "math_test": set(load_set("math_test").keys)}
     rows = []

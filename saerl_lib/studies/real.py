@@ -47,7 +47,7 @@ from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import Target, flaw_rows_from_features, selfreg_table, sgd_scores, suppressed_views, tuned_scores
-from saerl_lib.studies.ladder import CONTROLS
+from saerl_lib.studies.ladder import CONTROLS, has_real_data
 
 SAE, UNTRAINED = "sae", "sae_untrained"
 """Ladder names of the SAE and of its control of random weights."""
@@ -496,7 +496,7 @@ def real_study_stage(profile: Profile) -> Stage:
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
     """Table name -> rows of the CSV table of that name: computed where the real data lie, else as they were published."""
-    if paths.shared_data_dir() is None:
+    if not has_real_data(profile):
         return {name: pd.read_csv(paths.PUBLISHED / f"{name}.csv") for name in TABLES}
     stage = real_study_stage(profile)
     return {name: pd.read_parquet(stage.path(f"{name}.parquet")) for name in TABLES}
