@@ -147,7 +147,7 @@ class ReaderConfig:
     model: str = SMOLLM2
     """smollm2 (SmolLM2-135M-Instruct), or a causal LM in Hugging Face format: folder or hub name (paper: Qwen3-1.7B)."""
     layer: int = 15
-    """Block whose residual stream the SAE reads; 1 is the first (paper: 27 of 28; ours: 15 of 30, docs/reader.md)."""
+    """Block whose residual stream the SAE reads; 1 is the first (paper: 27 of 28; ours: 15 of 30, chosen on training labels)."""
     sae: str = SHIPPED
     """shipped, FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
     revision: str | None = None
