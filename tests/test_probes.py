@@ -265,7 +265,7 @@ def test_a_pass_rate_becomes_difficulty_by_its_sign() -> None:
 
 @pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
 def test_tfidf_meets_the_known_number_of_valimath() -> None:
-    """0.72, from the question alone; MATH subject 0.75 and level 0.55 stand in probe_ladder.csv of profile `method`."""
+    """0.72, from the question alone; MATH subject 0.75 and level 0.55 stand in probe_ladder.csv."""
     flawed = split_by_hash(load_labelled(paths.shared_data_dir() / "quality_valimath.jsonl.gz"), 3000, 5000)
     made = labelled_task(*flawed, "valid")
     (words,) = (s for s in text_sets(made) if s.name == "tfidf")

@@ -1,4 +1,4 @@
-"""Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on real mathematics (profile `method`).
+"""Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on real mathematics, where `SAERL_DATA_DIR` names it.
 
 Three parts: MATH with solutions (clusters and features), DeepMath against DeepScaleR (source filter), ValiMath (flaws). Rows
 are taken by the hash of their question, a question stands in one role alone, and whatever is left out is counted. The paper's
