@@ -122,6 +122,8 @@ def test_features_survive_the_disk(samples: list[Sample], encoder: Encoder, tmp_
     assert again.ids == table.ids
     np.testing.assert_array_equal(again.phi, table.phi)
     assert table.phi.shape == (len(samples), 4 * 12 + 26)
+    save_features(replace(table, z=table.z[:, ::2]), tmp_path / "g.safetensors")
+    np.testing.assert_array_equal(load_features(tmp_path / "g.safetensors").z, table.z[:, ::2])
 
 
 def test_metadata_by_hand() -> None:

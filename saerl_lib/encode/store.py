@@ -365,7 +365,8 @@ class FeatureTable:
 
 def save_features(table: FeatureTable, path: Path) -> None:
     """Write a feature table as safetensors, the ids in its header."""
-    save_file({"z": table.z, "metadata": table.metadata}, path, metadata={"ids": json.dumps(table.ids)})
+    arrays = {"z": np.ascontiguousarray(table.z), "metadata": np.ascontiguousarray(table.metadata)}  # views are written whole
+    save_file(arrays, path, metadata={"ids": json.dumps(table.ids)})
 
 
 def load_features(path: Path) -> FeatureTable:

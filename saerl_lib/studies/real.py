@@ -1,11 +1,11 @@
-"""Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on real mathematics, where `SAERL_DATA_DIR` names it.
+"""Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on the mathematics in `SAERL_DATA_DIR`.
 
 Three parts: MATH with solutions (clusters and features), DeepMath against DeepScaleR (source filter), ValiMath (flaws). Rows
 are taken by the hash of their question, a question stands in one role alone, and whatever is left out is counted. The paper's
 values stand beside these for orientation and are not to be reached:
 
 - its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven
-  subjects and is read by a small LM. Purity has a floor, the share of the largest subject; shuffled labels show each number
+  subjects. Purity has a floor, the share of the largest subject; shuffled labels show each number
   without a relation.
 - NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone.
   They write mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much
