@@ -595,12 +595,12 @@ SMOKE = Profile(
         labelled_samples=240, test_samples=160, noisy_pool_samples=196, contest_train_samples=60, contest_test_samples=120,
         step_labelled_samples=240, rated_prompts=48, rated_attempts=8, eval_problems_small=8, eval_problems_full=8,
     ),
-    reader=ReaderConfig(retained_latents=64),
+    reader=ReaderConfig(retained_latents=64, max_tokens=160),
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
-    ladder=LadderConfig(official_split=False, max_train=100, max_test=60, adapted_labels=40),
+    ladder=LadderConfig(official_split=False, max_train=70, max_test=50, adapted_labels=30),
     pool_samples=96,
 )  # fmt: skip
 

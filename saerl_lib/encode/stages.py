@@ -32,8 +32,8 @@ READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test",
 """Splits that are read where the data stage holds them; evaluation sets never are."""
 BOUNDS = {"explained variance": (0.8, 1.0), "dead share": (0.0, 0.1), "L0": (0.0, 0.06)}
 """Lower and upper bounds of the shipped SAE; that of L0 is a share of the model's width (ours)."""
-INFLUENCE_SAMPLES = 500
-"""Samples of L behind the gradient rule."""
+INFLUENCE_SHARE = 6
+"""One of so many samples of L, the first ones, stands behind the gradient rule: 500 of 3,000."""
 
 
 def splits_of(data: Stage) -> list[str]:
@@ -153,7 +153,7 @@ def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule:
 def influence_of(reader: ReaderConfig, samples: Sequence[Sample]) -> np.ndarray:
     """Gradient influence of the reader's SAE on the first samples of L, [F]; the whole model runs."""
     sae, (model, tokenizer) = open_reader(reader).sae, open_causal(reader)
-    return gradient_influence(samples[:INFLUENCE_SAMPLES], model, tokenizer, reader.layer, sae, reader.tokens_per_batch // 4)
+    return gradient_influence(samples[: len(samples) // INFLUENCE_SHARE], model, tokenizer, reader.layer, sae, reader.tokens_per_batch // 4)
 
 
 def retained_latents(features: Stage) -> np.ndarray:
