@@ -256,4 +256,5 @@ def token_table(sample: Sample, encoder: Encoder, latents: int = 10) -> pd.DataF
     found = batch_latents(encoder, batch, [sample])[0]
     strongest = found.amax(dim=0).topk(latents).indices
     tokens = [str(encoder.tokenizer.decode([i])) for i in batch.ids[0].tolist()]
-    return pd.DataFrame(found[:, strongest].double().numpy(), index=pd.Index(tokens, name="token"), columns=strongest.tolist()).round(2)
+    index = pd.Index(tokens, name="token")
+    return pd.DataFrame(found[:, strongest].double().numpy(), index=index, columns=strongest.tolist()).round(2)

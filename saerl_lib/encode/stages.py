@@ -153,7 +153,8 @@ def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule:
 def influence_of(reader: ReaderConfig, samples: Sequence[Sample]) -> np.ndarray:
     """Gradient influence of the reader's SAE on the first samples of L, [F]; the whole model runs."""
     sae, (model, tokenizer) = open_reader(reader).sae, open_causal(reader)
-    return gradient_influence(samples[: len(samples) // INFLUENCE_SHARE], model, tokenizer, reader.layer, sae, reader.tokens_per_batch // 4)
+    chosen, tokens = samples[: len(samples) // INFLUENCE_SHARE], reader.tokens_per_batch // 4
+    return gradient_influence(chosen, model, tokenizer, reader.layer, sae, tokens)
 
 
 def retained_latents(features: Stage) -> np.ndarray:
