@@ -29,7 +29,10 @@ def problems(n: int, **labels: Any) -> list[dict[str, Any]]:
 
 
 def write_real_files(folder: Path) -> Path:
-    """80 problems a set and 3 an evaluation set, all different but one: the first of eval_aime24 is the third of math_train."""
+    """80 problems a set and 3 an evaluation set, all different but one: the first of eval_aime24 is the third of math_train.
+
+    Those have solutions that have them as published: MATH, GSM8K and the evaluation sets.
+    """
     folder.mkdir()
     for number, name in enumerate(FILES):
         rows = [
@@ -44,6 +47,8 @@ def write_real_files(folder: Path) -> Path:
                 "dsr_sub_training_accuracy": {"meta": {"train_acc_history": [i % 3 / 2, i % 5 / 4]}},
             }
             row |= own.get(name, {})
+            if not name.startswith(("math", "gsm8k", "eval")):
+                del row["solution"]
         if name == "eval_aime24":
             rows[0]["question"] = "What is 2  plus 14?"
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps(r) for r in rows).encode()))

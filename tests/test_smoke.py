@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from real_files import write_real_files
 
 from saerl_lib import paths
 from saerl_lib.notebooks import NOTEBOOKS, find
@@ -20,11 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 def run_smoke(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """One command in a clean artifacts folder, with as many threads as a user gets."""
+    """One command in a clean artifacts folder, with as many threads as a user gets; small files stand in for the real sets."""
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke", *options]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {"SAERL_HOME": str(home), "PYTHONHASHSEED": "0"}
-    return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    real = home / "real"
+    if not real.is_dir():
+        write_real_files(real)
+    environment |= {"SAERL_HOME": str(home), "SAERL_DATA_DIR": str(real), "PYTHONHASHSEED": "0"}
+    return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=2700)
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
