@@ -24,7 +24,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, SAEConfig, sub_seed, to_dict
+from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_decoder, token_vectors
 from saerl_lib.encode.stages import read_features
@@ -38,6 +38,7 @@ from saerl_lib.properties.difficulty import DifficultyModel, with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows, shuffled
 from saerl_lib.properties.scorer import Columns, fit_properties, fit_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
+from saerl_lib.studies.reader import SETTINGS
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
@@ -244,8 +245,8 @@ def tfidf_features(labelled: list[Sample], pool: list[Sample], width: int, seed:
     return svd.transform(matrix), svd.transform(words.transform(texts_of(pool)))
 
 
-FROZEN_SAE = SAEConfig(tokens=600_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
-"""Of the SAE with a frozen decoder: the settings of the shipped one but for the vectors, which are those of L."""
+FROZEN_TOKENS = 600_000
+"""Vectors of L that the SAE with a frozen decoder is trained on; its other settings are those of the shipped SAE."""
 
 
 def model_features(
@@ -255,7 +256,8 @@ def model_features(
     decoder, tokenizer, _ = open_decoder(profile.reader)
     layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
     vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
-    train_sae(vectors, replace(FROZEN_SAE, seed=sub_seed(profile.seed, "sae")), folder / "sae", "frozen_decoder")
+    config = replace(SETTINGS, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
+    train_sae(vectors, config, folder / "sae", "frozen_decoder")
     reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
     found, _, store = read_features([*labelled, *pool], {s.id for s in labelled}, profile, reader, folder)
     shutil.rmtree(store.folder)

@@ -45,7 +45,7 @@ class LanguageModelConfig:
     learning_rate: float = 2e-3
     """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
     solution_only: bool = True
-    """Loss on the solution alone (policy) or on prompt and solution (encoder)."""
+    """Loss on the solution alone, or on prompt and solution."""
 
 
 def batches(rng: random.Random, draw: Callable[[random.Random], Text], size: int, buffered: int = 8) -> Iterator[list[Text]]:
