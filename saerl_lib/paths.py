@@ -27,6 +27,11 @@ def models_dir() -> Path:
     return beside if beside.is_dir() else artifacts_root() / "models"
 
 
+def sae_dir() -> Path:
+    """Where `reader` trains SAEs: activations, the shipped one before it is shipped, and its variants."""
+    return artifacts_root() / "sae"
+
+
 def profile_dir(profile: str) -> Path:
     """Stage outputs, executed notebooks and HTML of one profile."""
     return artifacts_root() / profile

@@ -53,7 +53,6 @@ from saerl_lib.encode.store import (
     Store,
     choose_retained,
     hooked_gradient,
-    latent_statistics,
     load_features,
     save_features,
     shard_path,
@@ -259,9 +258,6 @@ def test_the_store_keeps_every_reader_of_one_pass(samples: list[Sample], random_
     assert store.ids == tuple(s.id for s in mixed)
     peaks = np.nan_to_num(z.reshape(len(z), 4, 4))[:, [1, 3]].max(axis=1)
     np.testing.assert_allclose(store.peaks()[:, retained].toarray(), peaks, rtol=1e-5)
-    for rows in (np.arange(len(mixed)) < 9, None):
-        expected = (peaks if rows is None else peaks[rows]).astype(float).var(axis=0)
-        np.testing.assert_allclose(latent_statistics(store, rows).variance[retained], expected, rtol=1e-4)
     other = replace(store, name="other")
     alone = replace(random_encoder, saes={"sae": random_encoder.saes["other"]}, dense=False)
     (tmp_path / "alone").mkdir()
@@ -341,6 +337,8 @@ def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
         chosen = choose_retained(store, 10, rule=rule, labels=labels, influence=lambda: np.arange(512.0))
         assert len(set(chosen.tolist())) == 10 and sorted(chosen) == chosen.tolist()
     assert choose_retained(store, 1, rule="variance").tolist() == [best]
+    few = np.arange(len(peaks)) < 9
+    assert choose_retained(store, 1, rows=few).tolist() == [int(peaks[few].var(axis=0).argmax())]
     for rule in ("anova", "elastic_net"):
         (taken,) = choose_retained(store, 1, rule=rule, labels=labels)
         strength = [abs(np.corrcoef(peaks[:, column], labels)[0, 1]) for column in (taken, best)]

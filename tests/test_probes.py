@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn.linear_model import RidgeCV
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib import paths
-from saerl_lib.config import LadderConfig, PropertyConfig, get_profile
+from saerl_lib.config import LadderConfig, PropertyConfig
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import DataError, LabelledSet, Sample, split_by_hash
 from saerl_lib.encode.tokens import SEPARATOR, measure_surprise
@@ -30,7 +31,7 @@ from saerl_lib.properties.probes import (
 )
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.studies.ladder import block_sets, ladder, predict, text_sets
+from saerl_lib.studies.ladder import balanced, feature_sets, ladder, predict
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
@@ -54,23 +55,24 @@ def test_topic_probe_reads_a_clear_signal_and_shuffled_labels_are_at_chance() ->
     assert abs(np.mean(mixed) - 1 / 3) < 0.06
 
 
-def test_elastic_net_finds_the_order_in_dense_and_sparse_features() -> None:
+def test_elastic_net_and_ridge_find_the_order_in_dense_and_sparse_features() -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(400, 10))
     y = 2 * x[:, 0] - x[:, 1] + 0.1 * rng.normal(size=400)
     for kind in (np.asarray, sparse.csr_matrix):
-        fitted = probes.fit_elastic_net(kind(x[:200]), y[:200], CONFIG, 0, probe=True)
+        fitted = probes.fit_elastic_net(kind(x[:200]), y[:200], CONFIG, 0)
         assert probes.correlation("spearman", fitted.predict(kind(x[200:])), y[200:]) > 0.98
+        assert probes.correlation("spearman", probes.ridge_predictions(kind(x[:200]), y[:200], kind(x[200:]), 0), y[200:]) > 0.98
 
 
-def test_probes_look_further_down_the_penalty_path_than_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "L1_RATIOS", (0.5,))
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((200, 5))
-    y = x @ np.arange(1.0, 6.0)  # without noise the smallest penalty is the best
-    plan, probe = (float(probes.fit_elastic_net(x, y, CONFIG, 0, longer)["probe"].alpha) for longer in (False, True))
-    top = np.abs((x - x.mean(axis=0)).T @ (y - y.mean()) / x.std(axis=0)).max() / len(y) / 0.5  # empties the model
-    assert plan == pytest.approx(probes.FLOOR * top) and probe == pytest.approx(probes.PROBE_FLOOR * top)
+def test_ridge_by_the_gram_matrix_is_ridge_on_centred_columns() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(60, 90)) + 3, rng.normal(size=60) + 5
+    folds, norm = probes._folds(x, 0), float(np.square(x - x.mean(axis=0)).sum()) / 60
+    by_hand = RidgeCV(norm * np.array(probes.RIDGE_PENALTIES), cv=folds, fit_intercept=False)
+    by_hand.fit(x - x.mean(axis=0), y - y.mean())
+    found = probes.ridge_predictions(sparse.csr_matrix(x), y, sparse.csr_matrix(x[:7] + 1), 0)
+    np.testing.assert_allclose(found, by_hand.predict(x[:7] + 1 - x.mean(axis=0)) + y.mean())
 
 
 def test_constant_labels_or_features_give_the_mean() -> None:
@@ -105,9 +107,9 @@ def test_bad_input_names_the_place() -> None:
     with pytest.raises(ValueError, match="single topic"):
         probes.fit_topic_probe(x, np.full(30, "a"), 0)
     with pytest.raises(ValueError, match="row counts"):
-        probes.fit_ridge(x, np.zeros(29), 0)
+        probes.ridge_predictions(x, np.zeros(29), x, 0)
     with pytest.raises(ValueError, match="2 training samples are fewer than the 3 folds"):
-        probes.fit_ridge(x[:2], np.array([0.0, 1.0]), 0)
+        probes.ridge_predictions(x[:2], np.array([0.0, 1.0]), x, 0)
     with pytest.raises(ValueError, match="too few; label at least 30 and 10"):
         task(n=40)
 
@@ -170,11 +172,12 @@ def test_metrics_by_hand() -> None:
 
 
 def test_intervals_cover_seeds_as_well() -> None:
-    truth = np.arange(200.0)
-    good, bad = truth.copy(), np.random.default_rng(0).permutation(truth)
-    value, low, high = interval("rank", [good, good], truth, 200, 0)
+    made = task(n=260)
+    made = replace(made, y_test=np.arange(float(len(made.y_test))))
+    good, bad = made.y_test.copy(), np.random.default_rng(0).permutation(made.y_test)
+    value, low, high = interval("rank", [good, good], made, 200, 0)
     assert value == low == high == pytest.approx(1.0)
-    _, low, high = interval("rank", [good, bad], truth, 200, 0)
+    _, low, high = interval("rank", [good, bad], made, 200, 0)
     assert low < 0.2 and high > 0.9
 
 
@@ -190,9 +193,8 @@ def test_error_intervals_average_the_seeds_of_a_resample() -> None:
 @pytest.mark.parametrize("kind", ["topic", "rank", "binary", "quality"])
 def test_rows_of_a_task_hold_its_baseline_and_every_set(kind: str) -> None:
     t = task(kind)
-    config = get_profile("smoke").properties
-    sets = [s for s in text_sets(t) if s.name != "tfidf"]
-    found = {(s.name, s.seed): predict(t, s, config, 0) for s in sets}
+    sets = [s for s in feature_sets(t, {}) if s.name != "tfidf"]
+    found = {(s.name, s.seed): predict(t, s, 0) for s in sets}
     rows = task_rows(t, found, 30, 0)
     names = {r.features for r in rows}
     assert {"length", "metadata", baseline(t)[0]} <= names
@@ -208,9 +210,9 @@ def test_prompt_tasks_read_no_solution() -> None:
     t = task()
     object.__setattr__(t, "with_solution", False)
     x = np.hstack([np.zeros((40, 4)), np.full((40, 4), np.nan)])
-    (found,) = (s for s in block_sets(t, {"sae_untrained#1": (x, x)}, 0))
+    *texts, found = feature_sets(t, {"sae_untrained#1": (x, x)})
     assert found.train.shape == (40, 4) and np.isfinite(found.train).all() and found.seed == 1
-    assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in text_sets(t))
+    assert all(s.train.shape[1] == {"length": 1, "metadata": 13}.get(s.name, s.train.shape[1]) for s in texts)
 
 
 def test_split_tasks_follow_the_papers_tables(smoke_world: dict[str, list[Sample]]) -> None:
@@ -233,21 +235,33 @@ def test_the_ladder_reads_every_block_that_holds_its_samples() -> None:
     z = rng.random((120, 8)).astype(np.float32)
     z[:, 5] = np.concatenate([made.y_train, made.y_test])
     order = rng.permutation(120)
-    blocks = {"sae#0": ([ids[i] for i in order], z[order]), "sae#1": (ids, z), "short": (ids[:100], z[:100])}
-    rows, predictions = ladder([made], blocks, PropertyConfig(probe_alphas=8, bootstrap_samples=20), 0, workers=1)
-    table = rows.set_index("features")
-    assert set(table.index) == {"mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels"}
-    assert table.loc["sae", "value"] > 0.95 > 0.5 > abs(table.loc["shuffled_labels", "value"])
+    noise = rng.random((120, 8)).astype(np.float32)
+    blocks = {"sae": ([ids[i] for i in order], z[order]), "sae_all": (ids, sparse.csr_matrix(z)), "sae_untrained": (ids, noise),
+              "sae_short#0": (ids, z), "sae_short#1": (ids, noise), "other": (ids[:100], z[:100])}  # fmt: skip
+    rows, pairs, predictions = ladder([made], blocks, PropertyConfig(bootstrap_samples=20), 0, workers=1)
+    table = rows.set_index("features")["value"]
+    assert set(table.index) == {"mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels", "sae_all",
+                                "sae_all+tfidf", "sae_untrained", "sae_short"}  # fmt: skip
+    assert table["sae"] > 0.95 > 0.5 > abs(table["shuffled_labels"]) and table["sae_all"] > 0.9
     sizes = predictions.groupby(["features", "seed"]).size()
-    assert sizes.loc["sae"].tolist() == [60, 60] and sizes.loc["shuffled_labels"].tolist() == [60] * 5
-    few, _ = ladder([made], blocks, PropertyConfig(probe_alphas=8, bootstrap_samples=20), 0, workers=1, only=("sae",))
-    assert few["features"].tolist() == ["mean", "sae"] and few["value"].iloc[1] == table.loc["sae", "value"]
+    assert sizes.loc["sae_short"].tolist() == [60, 60] and sizes.loc["shuffled_labels"].tolist() == [60] * 5
+    gap = pairs.set_index(["features", "against"]).loc[("sae", "sae_untrained")]
+    assert gap["difference"] == pytest.approx(table["sae"] - table["sae_untrained"]) and 0.3 < gap["ci_low"] < gap["ci_high"]
+    few, *_ = ladder([made], blocks, PropertyConfig(bootstrap_samples=20), 0, workers=1, only=("sae",))
+    assert few["features"].tolist() == ["mean", "sae"] and few["value"].iloc[1] == table["sae"]
+
+
+def test_blocks_of_all_latents_weigh_alike() -> None:
+    x = sparse.csr_matrix(np.array([[1.0, 0, 0, 100], [0, 4, 900, 0]]))
+    train, test = balanced(x, x[:1], 2)
+    assert train.power(2)[:, :2].sum() == pytest.approx(2) and train.power(2)[:, 2:].sum() == pytest.approx(2)
+    np.testing.assert_allclose(test.toarray(), train[:1].toarray())
 
 
 def test_intervals_of_a_grouped_task_resample_groups() -> None:
     made = replace(task("quality", 120), groups=np.repeat(np.arange(20), 3))
     made = replace(made, y_test=np.tile([0.0, 0.5, 1.0], 20), y_train=np.full(60, 0.5))
-    rows, _ = ladder([made], {}, PropertyConfig(bootstrap_samples=30), 0, workers=1, only=())
+    rows, *_ = ladder([made], {}, PropertyConfig(bootstrap_samples=30), 0, workers=1, only=())
     found = rows.set_index("metric")[["value", "ci_low", "ci_high"]]
     assert found.loc["mae"].tolist() == pytest.approx([1 / 3] * 3), "every group has the same errors"
     assert found.loc["rmse"].tolist() == pytest.approx([(1 / 6) ** 0.5] * 3)
@@ -268,8 +282,8 @@ def test_tfidf_meets_the_known_number_of_valimath() -> None:
     """0.72, from the question alone; MATH subject 0.75 and level 0.55 stand in probe_ladder.csv."""
     flawed = split_by_hash(load_labelled(paths.shared_data_dir() / "quality_valimath.jsonl.gz"), 3000, 5000)
     made = labelled_task(*flawed, "valid")
-    (words,) = (s for s in text_sets(made) if s.name == "tfidf")
-    assert metric("binary", predict(made, words, PropertyConfig(), 0), made.y_test) > 0.69
+    (words,) = (s for s in feature_sets(made, {}) if s.name == "tfidf")
+    assert metric("binary", predict(made, words, 0), made.y_test) > 0.69
 
 # Scores that should find wrong samples.
 

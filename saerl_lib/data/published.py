@@ -32,6 +32,7 @@ from saerl_lib.data.sample import (
     LabelledSet,
     Sample,
     Split,
+    hash_order,
     hash_share,
     lines,
     normalise,
@@ -141,6 +142,14 @@ def probe_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_
         split = split_by_hash(data, config.max_train, config.max_test)
         found[name] = Split(without(split.train, held_out), split.test)
     return found
+
+
+def math_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> Split:
+    """MATH's official split without training questions of `held_out`, or as much of it as the profile's size allows."""
+    train, test = without(load("math_train"), held_out), load("math_test")
+    if not config.official_split:
+        train, test = train.rows(hash_order(train)[: config.max_train]), test.rows(hash_order(test)[: config.max_test])
+    return Split(train, test)
 
 
 def probe_test_keys(splits: dict[str, Split]) -> set[str]:

@@ -203,12 +203,12 @@ def open_sae(source: str, width: int) -> SAE:
     return load_sae(folder, width)
 
 
-def untrained_sae(seed: int) -> SAE:
-    """The shipped SAE before its first step: SAELens' initial weights of `seed`, centred on the mean vector."""
+def untrained_sae(seed: int, k: int | None = None) -> SAE:
+    """The shipped SAE before its first step: SAELens' initial weights of `seed`, centred on the mean vector; or of another k."""
     like, start = SAE.load_from_disk(paths.SAE, device="cpu"), load_file(paths.SAE / START)
-    shape = {"d_in": like.cfg.d_in, "d_sae": like.cfg.d_sae}
-    drawn = fresh_sae(start["mean"], seed, int(like.cfg.k), like.cfg.d_sae)
-    sae = TopKSAE(TopKSAEConfig(k=int(like.cfg.k), rescale_acts_by_decoder_norm=like.cfg.rescale_acts_by_decoder_norm, **shape))
+    shape, k = {"d_in": like.cfg.d_in, "d_sae": like.cfg.d_sae}, k or int(like.cfg.k)
+    drawn = fresh_sae(start["mean"], seed, k, like.cfg.d_sae)
+    sae = TopKSAE(TopKSAEConfig(k=k, rescale_acts_by_decoder_norm=like.cfg.rescale_acts_by_decoder_norm, **shape))
     sae.load_state_dict({name: value.detach() for name, value in drawn.state_dict().items()})
     return sae.eval()
 

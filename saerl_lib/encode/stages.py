@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, explains, measured
-from saerl_lib.encode.store import DENSE, FREQUENCY_BAND, FeatureTable, Store, choose_retained, gradient_influence, save_features
+from saerl_lib.encode.store import UNLABELLED, FeatureTable, Store, choose_retained, gradient_influence, save_features
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are read where the data stage holds them; evaluation sets never are."""
 BOUNDS = {"explained variance": (0.8, 1.0), "dead share": (0.0, 0.1), "L0": (0.0, 0.06)}
 """Lower and upper bounds of the shipped SAE; that of L0 is a share of the model's width (ours)."""
+LEAST_TOKENS = 25_000
+"""Fewer tokens leave latents silent that are alive: the share of dead ones is told then, and not judged."""
 INFLUENCE_SHARE = 6
 """One of so many samples of L, the first ones, stands behind the gradient rule: 500 of 3,000."""
 
@@ -72,6 +74,8 @@ def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reade
         low, high = BOUNDS[quantity] if reader.sae == SHIPPED else (None, None)
         if quantity == "L0" and high is not None:
             high *= encoder.sae.cfg.d_in
+        if quantity == "dead share" and found.n_tokens < LEAST_TOKENS:
+            low = high = None
         rows.append((split, quantity, value, low, high, None if low is None else low <= value <= high, found.n_tokens))
     return rows
 
@@ -100,37 +104,14 @@ def read(
     return Store(folder)
 
 
-def read_features(
-    samples: Sequence[Sample], training: Collection[str], profile: Profile, reader: ReaderConfig, folder: Path
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Store]:
-    """Samples read into `folder`/store: SAE name -> z [N, 4 S], and `dense` [N, 4 D] if wanted; SAE name -> retained; the store.
-
-    Retained sets are chosen from the samples whose ids are in `training` by `ReaderConfig.retained_rule`. Raises ValueError when
-    there is none.
-    """
-    rows = np.array([s.id in training for s in samples])
-    if not rows.any():
-        raise ValueError("no sample is a training sample: the retained set needs some to be chosen from")
-    store = read(samples, reader, folder / "store", paths.profile_dir(profile.name) / "parts" / folder.name)
-    features, retained = {}, {}
-    for name in reader.sources:
-        own = replace(store, name=name)
-        retained[name] = choose_retained(
-            own, min(reader.retained_latents, own.width), rule=reader.retained_rule, band=FREQUENCY_BAND, rows=rows,
-            labels=np.array([s.difficulty for s in samples])[rows], seed=sub_seed(profile.seed, "retained"),
-        )  # fmt: skip
-        features[name] = own.select(retained[name])
-    return features | ({DENSE: store.values(DENSE)} if reader.dense else {}), retained, store
-
-
 def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
     """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again.
 
-    The retained set is chosen on L by `ReaderConfig.retained_rule`, by default without its labels.
+    The retained set is chosen on L by `ReaderConfig.retained_rule`, with its labels where there are some.
     """
 
     def compute(folder: Path) -> None:
-        retained = retained_of(profile, Store(store.path("labelled")), load_split(data, "labelled"), profile.reader.retained_rule)
+        retained = retained_of(profile, Store(store.path("labelled")), load_split(data, "labelled"))
         save_file({"retained": retained}, folder / "retained.safetensors")
         for name in splits_of(data):
             samples = load_split(data, name)
@@ -141,11 +122,19 @@ def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
     return get_or_compute(profile, "features", to_dict(profile.reader), compute, (data, store))
 
 
-def retained_of(profile: Profile, store: Store, samples: Sequence[Sample], rule: str) -> np.ndarray:
-    """The retained set that a rule chooses on the store of L; ascending indices."""
+def retained_of(
+    profile: Profile, store: Store, samples: Sequence[Sample], rule: str | None = None, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices.
+
+    Samples are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes. Without a label
+    for every one of them the reader's rule gives way to `UNLABELLED`.
+    """
+    label = dict(zip([s.id for s in samples], [s.difficulty for s in samples] if labels is None else labels, strict=True))
+    ids, rule = store.ids, rule or (profile.reader.retained_rule if np.isfinite(list(label.values())).all() else UNLABELLED)
     return choose_retained(
-        store, min(profile.reader.retained_latents, store.width), rule=rule, band=FREQUENCY_BAND,
-        labels=np.array([s.difficulty for s in samples]), seed=sub_seed(profile.seed, "retained"),
+        store, min(profile.reader.retained_latents, store.width), rule=rule, rows=np.array([name in label for name in ids]),
+        labels=np.array([label[name] for name in ids if name in label]), seed=sub_seed(profile.seed, "retained"),
         influence=lambda: influence_of(profile.reader, samples),
     )  # fmt: skip
 

@@ -209,45 +209,16 @@ def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
     return found.hexdigest()
 
 
-RULES = ("frequency_variance", "variance", "anova", "elastic_net", "gradient", "random")
-"""Names of the rules; the first is the default."""
-LABEL_FREE = ("frequency_variance", "variance")
-"""Rules that read activations alone."""
-FREQUENCY_BAND = (0.01, 0.9)
-"""Shares of samples on which a retained latent may fire (not stated in the paper; ours)."""
-LABELLED = ("anova", "elastic_net")
-"""Rules that read labels, which must be those of training samples."""
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """What label-free rules read, one entry a latent, [F]."""
-
-    share: NDArray[np.float64]
-    """Share of samples on which the latent fires."""
-    variance: NDArray[np.float64]
-    """Variance over samples of its largest activation, zeros included."""
-
-
-def latent_statistics(store: Store, rows: NDArray[np.bool_] | None = None) -> LatentStatistics:
-    """Firing share and variance of the per-sample peak over the samples of `rows` [N] (default: all)."""
-    peak = store.peaks()
-    peak = (peak if rows is None else peak[rows]).tocsc().astype(np.float64)
-    n = peak.shape[0]
-    total, squares = (np.asarray(values.sum(axis=0)).ravel() for values in (peak, peak.multiply(peak)))
-    return LatentStatistics(peak.getnnz(axis=0) / n, squares / n - (total / n) ** 2)
+RULES = ("elastic_net", "anova", "variance", "gradient", "random")
+"""Names of the rules; the first is the default where there are labels, `UNLABELLED` elsewhere."""
+LABELLED, UNLABELLED = ("elastic_net", "anova"), "variance"
+"""Rules that read labels, which must be those of training samples; the default of those that do not."""
 
 
 def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """`count` latents: those of `first` by falling score, then the others; ties to the lower number. Ascending."""
     order = np.lexsort((np.arange(len(score)), -score, ~first))
     return np.sort(order[:count]).astype(np.int64)
-
-
-def choose_label_free(found: LatentStatistics, count: int, band: tuple[float, float], rule: str) -> NDArray[np.int64]:
-    """Ascending indices of `count` latents by a rule of `LABEL_FREE`."""
-    inside = (found.share >= band[0]) & (found.share <= band[1])
-    return best(found.variance, inside if rule == "frequency_variance" else found.share > 0, count)
 
 
 def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -272,8 +243,7 @@ def choose_retained(
     store: Store,
     count: int,
     *,
-    rule: str = RULES[0],
-    band: tuple[float, float] = FREQUENCY_BAND,
+    rule: str = UNLABELLED,
     labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None,
     seed: int = 0,
@@ -281,10 +251,8 @@ def choose_retained(
 ) -> NDArray[np.int64]:
     """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
 
-    frequency_variance: of the latents that fire on a share of samples inside `band`, those whose peak varies most (the rest
-    follows when the band holds too few). variance: those whose peak varies most. anova: largest F statistic with `labels`.
-    elastic_net: largest coefficients on all blocks. gradient: largest `influence()` [F]. random: a seeded draw among the
-    latents that fire.
+    variance: the latents whose per-sample peak varies most. elastic_net: largest coefficients on all blocks. anova: largest F
+    statistic with `labels`. gradient: largest `influence()` [F]. random: a seeded draw among the latents that fire.
     Raises ValueError for an unknown rule, missing labels or influence, or a count outside 1..F.
     """
     if rule not in RULES:
@@ -295,18 +263,21 @@ def choose_retained(
         raise ValueError(f"rule {rule!r} needs a finite label for every sample that it reads; pass the labels of L")
     if rule == "gradient" and influence is None:
         raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
-    found = latent_statistics(store, rows)
-    fires, kept = found.share > 0, slice(None) if rows is None else np.flatnonzero(rows)
-    if rule in LABEL_FREE:
-        return choose_label_free(found, count, band, rule)
-    if rule == "anova":
-        return best(_relevance(store.peaks()[kept], labels), fires, count)
-    if rule == "elastic_net":
-        score = _coefficients(store.blocks()[kept], labels, store.width)
-        return best(score + 1e-12 * found.variance / (found.variance.max() or 1.0), fires, count)
-    if rule == "gradient":
-        return best(influence(), fires, count)
-    return best(np.random.default_rng(seed).random(store.width), fires, count)
+    kept = slice(None) if rows is None else np.flatnonzero(rows)
+    peaks = store.peaks()[kept].astype(np.float64)
+    fires, mean = peaks.getnnz(axis=0) > 0, np.asarray(peaks.mean(axis=0)).ravel()
+    variance = np.asarray(peaks.multiply(peaks).mean(axis=0)).ravel() - mean**2
+    if rule == "variance":
+        score = variance
+    elif rule == "anova":
+        score = _relevance(peaks, labels)
+    elif rule == "elastic_net":
+        score = _coefficients(store.blocks()[kept], labels, store.width) + 1e-12 * variance / (variance.max() or 1.0)
+    elif rule == "gradient":
+        score = influence()
+    else:
+        score = np.random.default_rng(seed).random(store.width)
+    return best(score, fires, count)
 
 
 @dataclass(frozen=True)

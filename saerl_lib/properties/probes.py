@@ -1,6 +1,7 @@
 """Linear probes of topic, difficulty, quality and validity, their tasks, and the rows of a task (paper, section 2, Tables 1-3).
 
-Every feature set gets the same budget: dense features are standardised on the training samples; sparse ones (TF-IDF)
+Every feature set gets the same budget: logistic regression for topics and validity, ridge regression for difficulty and
+quality. Dense features are standardised on the training samples; sparse ones (TF-IDF, all latents)
 stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
 to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
 stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
@@ -25,16 +26,17 @@ from scipy import sparse, stats
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import ElasticNet, ElasticNetCV, LogisticRegression, RidgeCV
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold, train_test_split
+from sklearn.model_selection import GridSearchCV, KFold, train_test_split
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, KernelCenterer, StandardScaler
 
 from saerl_lib.config import LadderConfig, PropertyConfig
-from saerl_lib.data.published import SPLIT_LABELS, probe_splits
-from saerl_lib.data.sample import LabelledSet, Sample, hash_order, normalise, split_by_hash, unique, without
-from saerl_lib.report.statistics import Interval, bootstrap_runs
+from saerl_lib.data.published import SPLIT_LABELS, math_splits, probe_splits
+from saerl_lib.data.sample import LabelledSet, Sample, normalise, split_by_hash, unique, without
+from saerl_lib.report.statistics import Interval, bootstrap_interval, bootstrap_runs
 
 Matrix = Any
 """Dense array or scipy sparse matrix [N, D]."""
@@ -72,9 +74,7 @@ RIDGE_PENALTIES = tuple(10.0**power for power in range(-2, 4))
 L1_RATIOS = (0.1, 0.5, 0.9)
 """Grid of the elastic net's l1_ratio; cross-validation chooses."""
 FLOOR = 1e-2
-"""Smallest over largest alpha of the path of f_D: what the study's plans were made with."""
-PROBE_FLOOR = 1e-3
-"""The same of the probes, scikit-learn's default: at 1e-2 most feature sets chose the last one."""
+"""Smallest over largest alpha of the path of f_D."""
 FOLDS = 3
 """Folds of every cross-validation."""
 TOKEN_PATTERN = r"\w+|[^\w\s]"
@@ -87,6 +87,8 @@ METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "qualit
 """Kind of a task -> its metric in the ladder."""
 ERRORS = ("rmse", "mae")
 """Further metrics of a quality task (paper, Table 3)."""
+PAIR_COLUMNS = ("dataset", "target", "metric", "features", "against", "difference", "ci_low", "ci_high", "n_test")
+"""Of ladder_pairs.csv."""
 LEAST_ROWS = 43
 """Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
 LEAST_TOPIC_ROWS = 10
@@ -189,10 +191,9 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
     return fit(LOGISTIC_PENALTIES[int(np.argmax(accuracies))], everything)
 
 
-def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int, probe: bool = False) -> Pipeline:
-    """Elastic net on x [N, D], y [N]; alpha and l1_ratio by threefold cross-validation on the training samples.
+def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
+    """The plan's f_D: elastic net on x [N, D], y [N]; alpha and l1_ratio by threefold cross-validation on the training samples.
 
-    The path is that of the plan's f_D or, for a `probe`, the longer one.
     Raises ValueError for non-finite values, unequal rows or fewer samples than folds.
     """
     x, y = _checked(x, y)
@@ -201,9 +202,8 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int,
     alpha, l1_ratio = 1.0, 0.5
     if np.ptp(y) > 0 and abs(scaled).max() > 0:  # otherwise the alpha path is undefined and the mean is the best prediction
         search = ElasticNetCV(
-            l1_ratio=list(L1_RATIOS), alphas=config.probe_alphas if probe else config.elastic_net_alphas,
-            eps=PROBE_FLOOR if probe else FLOOR, max_iter=300, tol=1e-3, cv=_folds(x, seed),
-        )  # fmt: skip
+            l1_ratio=list(L1_RATIOS), alphas=config.elastic_net_alphas, eps=FLOOR, max_iter=300, tol=1e-3, cv=_folds(x, seed)
+        )
         with warnings.catch_warnings():  # ranking the penalties needs fewer digits than the probe itself
             warnings.simplefilter("ignore", ConvergenceWarning)
             search.fit(scaled, y)
@@ -212,13 +212,25 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int,
     return Pipeline([("scale", scaler), ("probe", net)])
 
 
-def fit_ridge(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
-    """Ridge regression on x [N, D], y [N]; alpha by threefold cross-validation. Errors as `fit_elastic_net`."""
+def ridge_predictions(x: Matrix, y: np.ndarray, test: Matrix, seed: int) -> np.ndarray:
+    """Ridge regression on x [N, D], y [N]: predictions for test rows [M]; alpha by threefold cross-validation.
+
+    Dense columns are standardised; sparse ones are read through their Gram matrix, so that D does not matter. Raises ValueError
+    for non-finite values, unequal rows or fewer samples than folds.
+    """
     x, y = _checked(x, y)
-    scaler = scaler_for(x)
-    scaled = scaler.fit_transform(x)
-    alphas = mean_squared_row_norm(scaled) * np.array(RIDGE_PENALTIES)
-    return Pipeline([("scale", scaler), ("probe", RidgeCV(alphas, cv=_folds(x, seed)).fit(scaled, y))])
+    if not sparse.issparse(x):
+        scaler = StandardScaler().fit(x)
+        scaled = scaler.transform(x)
+        alphas = mean_squared_row_norm(scaled) * np.array(RIDGE_PENALTIES)
+        return RidgeCV(alphas, cv=_folds(x, seed)).fit(scaled, y).predict(scaler.transform(_as_float(test)))
+    gram, cross = (x @ x.T).toarray(), (_as_float(test) @ x.T).toarray()
+    centre = KernelCenterer().fit(gram)
+    gram, cross = centre.transform(gram), centre.transform(cross)
+    alphas = [float(np.trace(gram)) / len(y) * penalty or 1.0 for penalty in RIDGE_PENALTIES]
+    ridge, folds = KernelRidge(kernel="precomputed"), _folds(x, seed)
+    search = GridSearchCV(ridge, {"alpha": alphas}, cv=folds, scoring="neg_mean_squared_error")
+    return search.fit(gram, y - y.mean()).predict(cross) + y.mean()
 
 
 def shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -274,14 +286,11 @@ def joined_labels(*sources: np.ndarray) -> np.ndarray:
 
 def real_tasks(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> list[Task]:
     """The tasks of the shared sets: MATH, DeepMath, DeepScaleR, ValiMath, DSR-sub (paper, Tables 1 and 2, and beyond)."""
-    math_train, math_test = without(load("math_train"), held_out), load("math_test")
-    if not config.official_split:
-        math_train = math_train.rows(hash_order(math_train)[: config.max_train])
-        math_test = math_test.rows(hash_order(math_test)[: config.max_test])
+    math = math_splits(load, config, held_out)
     tasks = [
-        labelled_task(math_train, math_test, "subject"),
-        labelled_task(math_train, math_test, "level"),
-        labelled_task(math_train, math_test, "level", "difficulty_level_with_solution", with_solution=True),
+        labelled_task(*math, "subject"),
+        labelled_task(*math, "level"),
+        labelled_task(*math, "level", "difficulty_level_with_solution", with_solution=True),
     ]
     splits = probe_splits(load, config, held_out)
     tasks += [labelled_task(splits[name].train, splits[name].test, label) for name, label in SPLIT_LABELS.items()]
@@ -401,9 +410,15 @@ def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
-def interval(kind: str, runs: list[np.ndarray], truth: np.ndarray, samples: int, seed: int) -> Interval:
+def interval(kind: str, runs: list[np.ndarray], task: Task, samples: int, seed: int) -> Interval:
     """Mean metric over runs (seeds) and its 95 % bootstrap interval; each run is a vector of predictions [n]."""
-    return bootstrap_runs(lambda rows, i: metric(kind, runs[i][rows], truth[rows]), len(truth), len(runs), samples, seed)
+    parts = None if task.groups is None else [np.flatnonzero(task.groups == group) for group in np.unique(task.groups)]
+
+    def value(drawn: np.ndarray, run: int) -> float:
+        rows = drawn if parts is None else np.concatenate([parts[i] for i in drawn])
+        return metric(kind, runs[run][rows], task.y_test[rows])
+
+    return bootstrap_runs(value, len(task.y_test) if parts is None else len(parts), len(runs), samples, seed)
 
 
 def baseline(task: Task) -> tuple[str, np.ndarray]:
@@ -414,21 +429,48 @@ def baseline(task: Task) -> tuple[str, np.ndarray]:
     return ("majority" if task.kind == "binary" else "mean"), np.full(len(task.y_test), float(np.mean(task.y_train)))
 
 
+def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Feature set -> the predictions of its seeds."""
+    runs: dict[str, list[np.ndarray]] = {}
+    for (features, _), values in predictions.items():
+        runs.setdefault(features, []).append(values)
+    return runs
+
+
+def pair_rows(
+    task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
+) -> list[tuple[str, str, str, str, str, float, float, float, int]]:
+    """Differences of the metric between two feature sets on the same resampled test rows, in the columns of `PAIR_COLUMNS`.
+
+    A set of several seeds is the mean of their metrics.
+    """
+    runs, rows = by_features(predictions), []
+
+    def value(name: str, drawn: np.ndarray) -> float:
+        return float(np.mean([metric(task.kind, run[drawn], task.y_test[drawn]) for run in runs[name]]))
+
+    for first, second in pairs:
+        if first in runs and second in runs:
+            gap = bootstrap_interval(
+                lambda drawn, a=first, b=second: value(a, drawn) - value(b, drawn), len(task.y_test), samples, seed
+            )
+            rows.append((task.dataset, task.target, METRICS[task.kind], first, second, *gap, len(task.y_test)))
+    return rows
+
+
 def task_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], bootstrap_samples: int, seed: int, workers: int = 1
 ) -> list[ProbeRow]:
     """Rows of one task: its metric for every feature set, and RMSE and MAE for a quality task; `workers` processes."""
     name, constant = baseline(task)
-    runs: dict[str, list[np.ndarray]] = {name: [constant]}
-    for (features, _), values in predictions.items():
-        runs.setdefault(features, []).append(values)
+    runs = {name: [constant], **by_features(predictions)}
     quality = task.kind == "quality"
     measured = [
         (features, kind) for features in runs for kind in (task.kind, *(ERRORS if quality else ()))
         if not (quality and features == (name if kind == task.kind else "shuffled_labels"))  # a constant has no correlation
     ]  # fmt: skip
     intervals = Parallel(n_jobs=workers)(
-        delayed(interval)(kind, runs[features], task.y_test, bootstrap_samples, seed) for features, kind in measured
+        delayed(interval)(kind, runs[features], task, bootstrap_samples, seed) for features, kind in measured
     )
     sizes = (len(task.y_train), len(task.y_test))
     return [

@@ -183,16 +183,15 @@ def sae_map(points: pd.DataFrame) -> Drawn:
 
 RUNGS = {
     "sae": Look(BLUE, "o", "SAE"), "control": Look(plots.SKY, "D", "SAE controls"),
-    "dense": Look(plots.GREEN, "^", "dense: sentence embedding, activations"),
+    "dense": Look(plots.GREEN, "^", "dense activations"),
     "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"), "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
 }  # fmt: skip
 """Kind of a feature set -> its look."""
 SETS = {
-    "sentence_sae": "sae", "sentence_sae_untrained": "control", "sae+metadata": "sae", "sae": "sae",
-    "sae_soft_frozen_decoder": "control", "sae_frozen_decoder": "control", "sae_frozen_encoder": "control",
-    "sae_untrained": "control", "sae_all_families": "control", "dense_random_projection": "dense", "dense_pca": "dense",
-    "dense": "dense", "sentence_embedding": "dense", "tfidf": "text", "metadata": "text", "length": "text",
-    "shuffled_labels": "nothing", "majority / mean": "nothing",
+    "sae_all+tfidf": "sae", "sae_all": "sae", "sae+metadata": "sae", "sae": "sae", "sae_short": "sae",
+    "sae_frozen_decoder": "control", "sae_untrained_all": "control", "sae_untrained": "control", "dense_pca": "dense",
+    "dense": "dense", "tfidf": "text", "metadata": "text", "length": "text", "shuffled_labels": "nothing",
+    "majority / mean": "nothing",
 }  # fmt: skip
 """Feature sets from top to bottom of the ladder, with their kind."""
 TITLES = {
@@ -231,12 +230,47 @@ def ladder(table: pd.DataFrame, world: bool | None, text: str = LADDER_TEXT) -> 
     return figure, text
 
 
+PAIR_TEXT = "Bars: paired 95 % bootstrap over test problems. Right of zero: the first set of a row is read better."
+
+
+@figure_of("ladder_pairs")
+def ladder_pairs(table: pd.DataFrame) -> Drawn:
+    """A panel a task of real data, a row a pair of feature sets: difference of the metric on the same test problems."""
+    table = table[table["dataset"] != "world"] if (table["dataset"] != "world").any() else table
+    panel = [TITLES.get(d, f"{readable(d)}:\n") + readable(t) for d, t in zip(table["dataset"], table["target"], strict=True)]
+    row = [f"{readable(a)} - {readable(b)}" for a, b in zip(table["features"], table["against"], strict=True)]
+    table = table.assign(panel=panel, row=row, value=table["difference"], xlabel=table["metric"].map(METRICS))
+    return forest(table, None, list(dict.fromkeys(row)), row_height=0.15, chance=0.0), PAIR_TEXT
+
+
+CURVES = {
+    "explained_variance": "Explained variance", "difficulty": "DeepMath difficulty, rho", "subject": "MATH subject, accuracy",
+}  # fmt: skip
+CURVE_LOOKS = {"sae": Look(BLUE, "o", "SAE"), "sae_untrained": Look(plots.SKY, "D", "the same, untrained"),
+               "pca": Look(plots.GREEN, "^", "k principal directions")}  # fmt: skip
+
+
+@figure_of("sae_curve")
+def sae_curve(table: pd.DataFrame) -> Drawn:
+    """Explained variance and two probes against the number of active latents; dense activations as a dashed line."""
+    shown = table.assign(panel=table["quantity"].map(CURVES), group=table["features"], x=np.log2(table["k"].replace(0, 1)))
+    shown = shown.sort_values("quantity", key=lambda q: q.map(list(CURVES).index), kind="stable")
+    figure = lines(shown[shown["features"] != "dense"], CURVE_LOOKS, xlabel="Active latents a token, k")
+    ticks = sorted(table.loc[table["k"] > 0, "k"].unique())
+    for axis, quantity in zip(figure.axes, CURVES, strict=False):
+        axis.set_xticks(np.log2(ticks), [f"{k:g}" for k in ticks])
+        for value in table.loc[(table["quantity"] == quantity) & (table["features"] == "dense"), "value"]:
+            axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")
+    return figure, "Bands: 95 % bootstrap over test problems, questions alone. Dashed: the dense activations themselves."
+
+
 @figure_of("representation")
 def representation(table: pd.DataFrame) -> Drawn:
     """What the rule of the retained set and reading prompts alone cost: a panel a choice and target, a row an option."""
     names = [readable(o) + (f"\n({s:.0%} shared)" if c == "retained set" else "")
              for o, c, s in zip(table["option"], table["choice"], table["shared_with_default"], strict=True)]  # fmt: skip
-    panel = [f"{readable(t)}\nby {c}" for c, t in zip(table["choice"], table["target"], strict=True)]
+    panel = [f"{TITLES.get(d, '')}{readable(t)}\nby {c}" for d, c, t in zip(table["dataset"], table["choice"], table["target"],
+                                                                              strict=True)]  # fmt: skip
     sizes = [f"{METRICS.get(m, m)}\n(n = {n:,})" for m, n in zip(table["metric"], table["n_test"], strict=True)]
     figure = forest(table.assign(row=names, panel=panel, xlabel=sizes), columns=4, row_height=0.22)
     return figure, "Bars: 95 % bootstrap over test samples. Shared: part of the default's retained latents."

@@ -30,8 +30,11 @@ COLUMNS = """
 00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate% attempts
 01 sae_quality: encoder quantity value low? high? met? n_tokens?
 02 sae_map: sample_id x y domain cluster difficulty?
-02 representation: choice option target metric value ci_low ci_high n_train n_test shared_with_default%
+01 sae_curve: quantity features k value ci_low? ci_high? n
+01 reader_blocks: dataset target metric block value below_best ci_low ci_high n
+02 representation: dataset choice option target metric value ci_low ci_high cross_validated? n_train n_test shared_with_default%
 03 world_probes probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
+03 ladder_pairs: dataset target metric features against difference ci_low ci_high n_test
 03 real_overlap: dataset evaluation_set n n_overlap
 04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
 04 cluster_topics: cluster domain n
@@ -46,6 +49,7 @@ COLUMNS = """
     ci_high?% control?% n n_active n_topic example_id example_text?
 04 cluster_stability: varied pairs ari_mean ari_low ari_high n
 04 real_counts: part source what n
+04 real_cluster_examples: features cluster n top_subject subject_share% level_mean? first second? third?
 04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
 04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%

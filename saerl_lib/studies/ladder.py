@@ -17,47 +17,54 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from safetensors.numpy import load_file, save_file
+from scipy import sparse
 from sklearn.decomposition import PCA
+from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
-from sklearn.random_projection import GaussianRandomProjection
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute, provenance, write_json
-from saerl_lib.config import Profile, PropertyConfig, ReaderConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.published import corpus_keys, data_file, evaluation_keys, held_out_keys, load_labelled, load_set, real_folder
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.models import identity
-from saerl_lib.encode.stages import read_features, retained_of, splits_of
-from saerl_lib.encode.store import DENSE, RULES, Store
+from saerl_lib.encode.stages import read, retained_of, splits_of
+from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
 from saerl_lib.properties.probes import (
-    METRICS,
+    PAIR_COLUMNS,
     Matrix,
     ProbeRow,
     Task,
-    baseline,
-    fit_elastic_net,
-    fit_ridge,
     fit_tfidf,
     fit_topic_probe,
     metric,
+    pair_rows,
     real_tasks,
+    ridge_predictions,
     shuffled,
     split_tasks,
     task_rows,
     tasks_of_file,
 )
 from saerl_lib.report.figures import draw
-from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import write_csv
 
-Blocks = Mapping[str, tuple[Sequence[str], np.ndarray]]
+Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
-CONTROLS = (("sae_untrained", "untrained@0"),)
+UNTRAINED_SAE, ALL = "sae_untrained", "_all"
+"""The SAE with weights as drawn; ending of the name where all latents are read in place of the retained ones."""
+CONTROLS = ((UNTRAINED_SAE, "untrained@0"),)
 """SAEs that read beside the reader's own."""
+VARIANTS = ("sae_short#0", "sae_short#1", "sae_short#2", "sae_frozen_decoder")
+"""SAEs of a shorter training (`reader variants`): three seeds, and one whose decoder is never updated."""
+PAIRS = (
+    ("sae_all", "tfidf"), ("sae_all", "dense"), ("sae_all", "sae"), ("sae_all", "sae_untrained_all"), ("sae", "sae_untrained"),
+    ("sae", "dense_pca"), ("sae_short", "sae_frozen_decoder"), ("sae_all+tfidf", "tfidf"), ("sae_all+tfidf", "sae_all"),
+)  # fmt: skip
+"""Feature sets that are compared on the same test rows."""
 WORKERS = 2
 """Processes of the fits, one thread each."""
 SHUFFLES = 5
@@ -69,6 +76,12 @@ GROUPS = {
     "dsr": ("dsr_sub_training_accuracy",),
 }
 """Group of real tasks, which share their samples -> the files they read."""
+RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
+RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
+"""Real tasks on which the rules of the retained set are compared."""
+REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
+                  "n_test", "shared_with_default"]  # fmt: skip
+"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
@@ -93,19 +106,48 @@ def task_texts(samples: Sequence[Sample], with_solution: bool) -> list[str]:
     return [f"{s.prompt}\n{s.solution}" if with_solution else s.prompt for s in samples]
 
 
-def text_sets(task: Task) -> list[FeatureSet]:
-    """Length, metadata and TF-IDF, which need no model."""
+def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> list[FeatureSet]:
+    """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE.
+
+    `blocks` maps a reader to its (train, test) features; a task without solutions reads their first half. Dense features are
+    projected to the width of the SAEs' retained features too. The reader's own SAE is read with metadata and with shuffled
+    labels as well, all its latents with TF-IDF.
+    """
     sides = (task.train, task.test)
     columns = list(range(len(FEATURES))) if task.with_solution else PROMPT_COLUMNS
     lengths = [place for place, column in enumerate(columns) if FEATURES[column].endswith("_characters")]
     metadata = _filled(*(metadata_features(samples)[:, columns] for samples in sides))
     texts = [task_texts(samples, task.with_solution) for samples in sides]
     words = fit_tfidf(texts[0])
-    return [
-        FeatureSet("length", *(m[:, lengths] for m in metadata)),
-        FeatureSet("metadata", *metadata),
-        FeatureSet("tfidf", *(words.transform(t) for t in texts)),
-    ]
+    tfidf = tuple(words.transform(t) for t in texts)
+    sets = [FeatureSet("length", *(m[:, lengths] for m in metadata)), FeatureSet("metadata", *metadata)]
+    sets.append(FeatureSet("tfidf", *tfidf))
+    for name, halves in blocks.items():
+        a, b = (x if task.with_solution else x[:, : x.shape[1] // 2] for x in halves)
+        a, b = balanced(a, b, 4 if task.with_solution else 2) if sparse.issparse(a) else _filled(a, b)
+        kind, _, number = name.partition("#")
+        sets.append(FeatureSet(kind, a, b, int(number or 0)))
+        if kind == DENSE:
+            sets.append(_projected(a, b, min(x.shape[1] for x, _ in blocks.values())))
+        elif kind == MAIN:
+            joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
+            sets.append(FeatureSet("sae+metadata", *joined))
+            sets += [FeatureSet("shuffled_labels", a, b, i, shuffled=True) for i in range(SHUFFLES)]
+        elif kind == MAIN + ALL:
+            both = [sparse.hstack(pair, format="csr") for pair in zip((a, b), tfidf, strict=True)]
+            sets.append(FeatureSet("sae_all+tfidf", *both))
+    return sets
+
+
+def balanced(train: sparse.csr_matrix, test: sparse.csr_matrix, blocks: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """All latents [n, blocks x F]: square roots, and every block (mean, max) brought to one mean squared row norm.
+
+    Both were chosen by cross-validation on DeepMath's training labels (0.648 for the raw means, 0.673 so).
+    """
+    width = train.shape[1] // blocks
+    norms = [np.sqrt(abs(train[:, i * width : (i + 1) * width]).sum() / train.shape[0]) or 1.0 for i in range(blocks)]
+    scale = sparse.diags(np.repeat(1 / np.array(norms), width))
+    return tuple((side.sqrt() @ scale).tocsr() for side in (train, test))
 
 
 def _filled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,47 +158,15 @@ def _filled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.where(np.isnan(train), mean, train), np.where(np.isnan(test), mean, test)
 
 
-def block_sets(task: Task, blocks: Mapping[str, tuple[np.ndarray, np.ndarray]], seed: int) -> list[FeatureSet]:
-    """Dense activations (all, PCA, random projection) and every SAE; `blocks` maps a reader to its (train, test) features.
-
-    Dense features are projected to the width of the SAEs' features. The SAE itself is read with metadata and with shuffled
-    labels as well.
-    """
-    halves = {
-        name: tuple(x if task.with_solution else x[:, : x.shape[1] // 2] for x in sides) for name, sides in blocks.items()
-    }
-    width = max((x.shape[1] for name, (x, _) in halves.items() if name != DENSE), default=0)
-    sets = []
-    for name, sides in halves.items():
-        a, b = _filled(*sides)
-        if name == DENSE:
-            sets += [FeatureSet(DENSE, a, b), *_projected(a, b, width, seed)]
-            continue
-        kind, _, number = name.partition("#")
-        sets.append(FeatureSet(kind, a, b, int(number or 0)))
-        if kind == "sae":
-            columns = slice(None) if task.with_solution else PROMPT_COLUMNS
-            metadata = _filled(*(metadata_features(samples)[:, columns] for samples in (task.train, task.test)))
-            joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
-            sets.append(FeatureSet("sae+metadata", *joined, seed=int(number or 0)))
-            if number in ("", "0"):
-                sets += [FeatureSet("shuffled_labels", a, b, i, shuffled=True) for i in range(SHUFFLES)]
-    return sets
-
-
-def _projected(train: np.ndarray, test: np.ndarray, width: int, seed: int) -> list[FeatureSet]:
-    """Dense features brought to `width` columns; PCA ends at their own width when that is smaller."""
+def _projected(train: np.ndarray, test: np.ndarray, width: int) -> FeatureSet:
+    """Dense features brought to `width` columns by PCA, which ends at their own width when that is smaller."""
     scaler = StandardScaler().fit(train)
     a, b = scaler.transform(train), scaler.transform(test)
     pca = PCA(n_components=min(width, *a.shape), svd_solver="covariance_eigh").fit(a)
-    random = GaussianRandomProjection(n_components=width, random_state=seed).fit(a)
-    return [
-        FeatureSet("dense_pca", pca.transform(a), pca.transform(b)),
-        FeatureSet("dense_random_projection", random.transform(a), random.transform(b)),
-    ]
+    return FeatureSet("dense_pca", pca.transform(a), pca.transform(b))
 
 
-def predict(task: Task, features: FeatureSet, config: PropertyConfig, seed: int) -> np.ndarray:
+def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
     """Test predictions [n_test]: a topic, a difficulty, a probability of "true", or a quality."""
     y = task.y_train
     if features.shuffled:
@@ -167,120 +177,120 @@ def predict(task: Task, features: FeatureSet, config: PropertyConfig, seed: int)
         if task.kind == "binary":
             probe = fit_topic_probe(features.train, y, seed)
             return probe.predict_proba(features.test)[:, list(probe.classes_).index(1.0)]
-        fitted = fit_ridge(features.train, y, seed) if task.kind == "quality" else fit_elastic_net(
-            features.train, y, config, seed, probe=True
-        )  # fmt: skip
-        return np.asarray(fitted.predict(features.test), dtype=float)
+        return ridge_predictions(features.train, y, features.test, seed)
 
 
 def ladder(
     tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = WORKERS,
     only: Collection[str] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows in the columns of probe_ladder.csv, and every test prediction, of every feature set for every task.
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Rows of probe_ladder.csv, of ladder_pairs.csv, and every test prediction, of every feature set for every task.
 
     A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
     reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
     """
     places = {name: {sample: i for i, sample in enumerate(ids)} for name, (ids, _) in blocks.items()}
-    rows, predictions = [], []
+    rows, pairs, predictions = [], [], []
     for task in tqdm(tasks, desc="ladder", unit="task"):
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
         found = {
             name: tuple(values[[places[name][s.id] for s in side]] for side in (task.train, task.test))
-            for name, (_, values) in sorted(blocks.items())
+            for name, (_, values) in blocks.items()
             if all(s.id in places[name] for s in (*task.train, *task.test))
         }
-        sets = text_sets(task) if only is None or set(only) & {"length", "metadata", "tfidf"} else []
-        sets = [s for s in (*sets, *block_sets(task, found, own)) if only is None or s.name in only]
-        fits = (delayed(predict)(task, s, config, sub_seed(own, task.target)) for s in sets)
+        sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
+        fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
-        if task.groups is None:
-            rows += task_rows(task, done, config.bootstrap_samples, own, workers)
-        else:
-            rows += grouped_rows(task, done, config.bootstrap_samples, own)
+        rows += task_rows(task, done, config.bootstrap_samples, own, workers)
+        pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
         predictions += [
             pd.DataFrame({"target": task.target, "features": n, "seed": s, "sample_id": [x.id for x in task.test],
                           "prediction": np.asarray(v).astype(str), "label": task.y_test.astype(str)})
             for (n, s), v in done.items()
         ]  # fmt: skip
     table = pd.DataFrame([dataclasses.asdict(r) for r in rows], columns=COLUMNS)
-    return table, pd.concat(predictions) if predictions else pd.DataFrame()
-
-
-def grouped_rows(
-    task: Task, predictions: Mapping[tuple[str, int], np.ndarray], samples: int, seed: int
-) -> list[ProbeRow]:
-    """As `task_rows` for a quality task whose intervals resample whole groups of test samples."""
-    name, constant = baseline(task)
-    runs: dict[str, list[np.ndarray]] = {name: [constant]}
-    for (features, _), values in predictions.items():
-        runs.setdefault(features, []).append(values)
-    members = [np.flatnonzero(task.groups == group) for group in np.unique(task.groups)]
-    measures = {
-        METRICS[task.kind]: lambda predicted, truth: metric(task.kind, predicted, truth),
-        "rmse": lambda predicted, truth: float(np.sqrt(np.mean((predicted - truth) ** 2))),
-        "mae": lambda predicted, truth: float(np.mean(np.abs(predicted - truth))),
-    }
-    rows = []
-    for features, values in runs.items():
-        for measure, value in measures.items():
-            if features == name and measure == METRICS[task.kind]:
-                continue  # a constant has no correlation
-
-            def mean(drawn: np.ndarray, value=value, values=values) -> float:
-                index = np.concatenate([members[i] for i in drawn])
-                return float(np.mean([value(run[index], task.y_test[index]) for run in values]))
-
-            found, whole = bootstrap_interval(mean, len(members), samples, seed), mean(np.arange(len(members)))
-            named = (task.dataset, task.target, measure, features)
-            rows.append(ProbeRow(*named, whole, found.low, found.high, len(task.y_train), len(task.y_test)))
-    return rows
+    return table, pd.DataFrame(pairs, columns=PAIR_COLUMNS), pd.concat(predictions) if predictions else pd.DataFrame()
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
-    """The profile's reader with the ladder's controls: the SAE as it was drawn, and the activations themselves."""
-    return dataclasses.replace(profile.reader, others=CONTROLS, dense=True)
+    """The profile's reader with an SAE as drawn, the variants that `reader variants` left, and the activations themselves."""
+    folder = paths.sae_dir()
+    trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
+    others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
+    return dataclasses.replace(profile.reader, others=others, dense=True)
 
 
-def encode_tasks(tasks: Sequence[Task], profile: Profile, folder: Path) -> Blocks:
-    """Features of all samples of some tasks by every reader, also written: features.safetensors and samples.parquet (ids).
+@dataclass(frozen=True)
+class Group:
+    """Samples that some tasks share; they are read once."""
 
-    Retained sets are chosen on training samples alone.
-    """
-    samples: dict[str, Sample] = {s.id: s for task in tasks for s in (*task.train, *task.test)}
-    training = {s.id: s for task in tasks for s in task.train}
-    ordered = sorted(training.values(), key=lambda s: (hash_share(normalise(s.prompt)), s.id))
-    chosen = {s.id for s in ordered[: profile.ladder.max_train]}
-    features, _, store = read_features(list(samples.values()), chosen, profile, ladder_reader(profile), folder)
-    shutil.rmtree(store.folder)
-    save_file(features, folder / "features.safetensors")
-    pd.DataFrame({"sample_id": list(samples)}).to_parquet(folder / "samples.parquet", index=False)
-    return read_blocks(folder)
+    name: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Every sample once, in the order of the tasks."""
+        return list({s.id: s for task in self.tasks for s in (*task.train, *task.test)}.values())
+
+    def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
+        """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
+        task = next(task for task in self.tasks if task.kind != "topic")
+        order = sorted(range(len(task.train)), key=lambda i: (hash_share(normalise(task.train[i].prompt)), task.train[i].id))
+        order = order[: profile.ladder.max_train]
+        return [task.train[i] for i in order], task.y_train[order]
+
+    def read(self, profile: Profile, folder: Path) -> Store:
+        """The store of the samples by `ladder_reader` in `folder`."""
+        return read(self.samples, ladder_reader(profile), folder, paths.profile_dir(profile.name) / "parts" / self.name)
+
+    def stage(self, profile: Profile) -> Stage:
+        """`read` as a stage: shard-*.safetensors below `store`."""
+        files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[self.name]}
+        settings = {"ladder": to_dict(profile.ladder), "reader": identity(ladder_reader(profile)), "data": files}
+        return get_or_compute(
+            profile, f"read_{self.name}", settings, lambda folder: self.read(profile, folder / "store") and None
+        )
 
 
-def read_blocks(folder: Path) -> Blocks:
-    """What `encode_tasks` wrote."""
-    ids = pd.read_parquet(folder / "samples.parquet")["sample_id"].tolist()
-    return {name: (ids, values) for name, values in load_file(folder / "features.safetensors").items()}
+def real_groups(profile: Profile) -> dict[str, Group]:
+    """The real tasks by group. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    tasks = real_tasks(load_set, profile.ladder, held_out_keys())
+    return {name: Group(name, tuple(t for t in tasks if t.dataset in files)) for name, files in GROUPS.items()}
 
 
-def _encoded(profile: Profile, group: str, tasks: Sequence[Task]) -> Stage:
-    files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[group]}
-    retained = [profile.reader.retained_latents, profile.reader.retained_rule]
-    reader = identity(ladder_reader(profile))
-    settings = {"ladder": to_dict(profile.ladder), "reader": reader, "data": files, "retained": retained, "seed": profile.seed}
-    return get_or_compute(profile, f"encoded_{group}", settings, lambda folder: encode_tasks(tasks, profile, folder))
+def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[[Store], np.ndarray]) -> Blocks:
+    """What the ladder reads of some stores in a row: of every SAE its retained latents, of the first two all, and dense ones."""
+    ids, found = [name for store in stores for name in store.ids], {}
+    for name in reader.sources:
+        own = [dataclasses.replace(store, name=name) for store in stores]
+        chosen = retained(own[0])
+        found[name] = (ids, np.concatenate([store.select(chosen) for store in own]))
+        if name in (MAIN, UNTRAINED_SAE):
+            found[name + ALL] = (ids, sparse.vstack([store.blocks() for store in own], format="csr"))
+    if reader.dense:
+        found[DENSE] = (ids, np.concatenate([store.values(DENSE) for store in stores]))
+    return found
+
+
+def group_blocks(group: Group, store: Store, profile: Profile) -> Blocks:
+    """`blocks_of` a group; retained sets are chosen on training samples alone."""
+    return blocks_of([store], ladder_reader(profile), functools.partial(group_retained, group, profile))
+
+
+def group_retained(group: Group, profile: Profile, store: Store) -> np.ndarray:
+    """The retained latents of a group by the reader's rule."""
+    samples, labels = group.training(profile)
+    return retained_of(profile, store, samples, labels=labels)
 
 
 def _ladder_stage(
     profile: Profile, group: str, tasks: Sequence[Task], blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]
 ) -> Stage:
-    """ladder.parquet and predictions.parquet of a group."""
+    """ladder.parquet, pairs.parquet and predictions.parquet of a group."""
 
     def compute(folder: Path) -> None:
         found = ladder(tasks, blocks(), profile.properties, profile.seed)
-        for name, table in zip(("ladder", "predictions"), found, strict=True):
+        for name, table in zip(("ladder", "pairs", "predictions"), found, strict=True):
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
     config = {"properties": to_dict(profile.properties), "seed": profile.seed}
@@ -290,29 +300,23 @@ def _ladder_stage(
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
     there = [name for name in splits_of(world) if name in WORLD_SPLITS]
-    tasks = split_tasks({name: load_split(world, name) for name in there}, "world" if profile.world else "published")
+    splits = {name: load_split(world, name) for name in there}
+    tasks = split_tasks(splits, "world" if profile.world else "published")
 
     def blocks() -> Blocks:
-        stores, found = [Store(store.path(name)) for name in there], {}
-        ids = [name for part in stores for name in part.ids]
-        for name in profile.reader.sources:
-            own = [dataclasses.replace(part, name=name) for part in stores]
-            retained = retained_of(profile, own[0], load_split(world, "labelled"), profile.reader.retained_rule)
-            found[name] = (ids, np.concatenate([part.select(retained) for part in own]))
-        if profile.reader.dense:
-            found[DENSE] = (ids, np.concatenate([part.values(DENSE) for part in stores]))
-        return found
+        stores = [Store(store.path(name)) for name in there]
+        return blocks_of(stores, profile.reader, lambda own: retained_of(profile, own, splits["labelled"]))
 
     return _ladder_stage(profile, "world", tasks, blocks, (world, store))
 
 
 def real_ladder_stages(profile: Profile) -> list[Stage]:
     """The full ladder on the real sets, a stage a group."""
-    tasks, found = real_tasks(load_set, profile.ladder, held_out_keys()), []
-    for group, files in GROUPS.items():
-        own = [task for task in tasks if task.dataset in files]
-        encoded = _encoded(profile, group, own)
-        found.append(_ladder_stage(profile, group, own, functools.partial(read_blocks, encoded.folder), (encoded,)))
+    found = []
+    for group in real_groups(profile).values():
+        stage = group.stage(profile)
+        blocks = functools.partial(group_blocks, group, Store(stage.path("store")), profile)
+        found.append(_ladder_stage(profile, group.name, group.tasks, blocks, (stage,)))
     return found
 
 
@@ -321,33 +325,29 @@ def has_real_data(profile: Profile) -> bool:
     return profile.world is not None and paths.shared_data_dir() is not None
 
 
-def ladder_table(stage: Stage) -> pd.DataFrame:
-    """Rows of one stage of the ladder."""
-    return pd.read_parquet(stage.path("ladder.parquet"))
-
-
 def world_probes(world_ladder: Stage) -> pd.DataFrame:
     """Rows of world_probes.csv: the feature sets of the world's ladder that every profile computes."""
-    table = ladder_table(world_ladder)
+    table = pd.read_parquet(world_ladder.path("ladder.parquet"))
     return table[table["features"].isin(WORLD_SETS)].reset_index(drop=True)
 
 
-def _committed(name: str) -> pd.DataFrame:
-    return pd.read_csv(paths.FIGURES / "data" / f"{name}.csv")
-
-
-def full_ladder(profile: Profile, world_ladder: Stage) -> pd.DataFrame:
-    """Rows of probe_ladder.csv: the world's, and the real sets' where they are there, else as they were published."""
-    if not has_real_data(profile):
-        published = _committed("probe_ladder")
-        return pd.concat([ladder_table(world_ladder), published[published["dataset"] != "world"]], ignore_index=True)
-    return pd.concat([ladder_table(stage) for stage in (world_ladder, *real_ladder_stages(profile))], ignore_index=True)
+def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame]:
+    """Rows of probe_ladder.csv and ladder_pairs.csv: the world's, and the real sets' where they lie, else as published."""
+    stages = [world_ladder, *(real_ladder_stages(profile) if has_real_data(profile) else ())]
+    found = {}
+    for name, file in {"probe_ladder": "ladder", "ladder_pairs": "pairs"}.items():
+        parts = [pd.read_parquet(stage.path(f"{file}.parquet")) for stage in stages]
+        if len(parts) == 1:
+            published = pd.read_csv(paths.PUBLISHED / f"{name}.csv")
+            parts.append(published[published["dataset"] != "world"])
+        found[name] = pd.concat(parts, ignore_index=True)
+    return found
 
 
 def overlap_table(profile: Profile) -> pd.DataFrame:
     """Rows of real_overlap.csv: exact overlap of every set with every evaluation set by normalised question."""
     if not has_real_data(profile):
-        return _committed("real_overlap")
+        return pd.read_csv(paths.PUBLISHED / "real_overlap.csv")
     evaluation = {**evaluation_keys(real_folder()), "math_test": set(load_set("math_test").keys)}
     rows = []
     for name in (name for files in GROUPS.values() for name in files):
@@ -357,39 +357,65 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
 
 
+def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
+    """The ladder's row of one feature set of one task, from z [N, 4 S] of the reader's own SAE."""
+    table, *_ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
+    return table[table["features"] == features]
+
+
+def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence[Sample], profile: Profile) -> list[pd.DataFrame]:
+    """Rows of representation.csv: what each task reads by 240 latents that each rule chose on `training`, in the first store.
+
+    `cross_validated` is the metric of out-of-fold predictions on training samples; a rule that reads labels chooses anew in every
+    fold. The default rule is the best of them by it.
+    """
+    ids, found, default = [name for store in stores for name in store.ids], [], None
+    place, inside = {name: row for row, name in enumerate(ids)}, {s.id for s in training}
+    rules = RULES if all(s.solved for s in training) else tuple(rule for rule in RULES if rule != "gradient")
+    for rule in rules:
+        chosen = retained_of(profile, stores[0], training, rule)
+        default, z = chosen if default is None else default, np.concatenate([store.select(chosen) for store in stores])
+        shared = {"option": rule, "choice": "retained set", "shared_with_default": np.isin(chosen, default).mean()}
+        for task in tasks:
+            kept = [i for i, s in enumerate(task.train) if s.id in inside]
+            predicted = np.empty(len(kept), dtype=task.y_train.dtype)
+            for train, test in KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed).split(kept):
+                own = z
+                if rule in LABELLED:
+                    own = stores[0].select(retained_of(profile, stores[0], [task.train[kept[i]] for i in train], rule))
+                sides = tuple(tuple(task.train[kept[i]] for i in rows) for rows in (train, test))
+                labels = tuple(task.y_train[[kept[i] for i in rows]] for rows in (train, test))
+                part = dataclasses.replace(task, train=sides[0], test=sides[1], y_train=labels[0], y_test=labels[1], groups=None)
+                values = tuple(own[[place[s.id] for s in side]] for side in sides)
+                (features,) = (f for f in feature_sets(part, {MAIN: values}) if f.name == MAIN)
+                predicted[test] = predict(part, features, profile.seed)
+            score = metric(task.kind, predicted, task.y_train[kept])
+            found.append(read_by(task, (ids, z), profile).assign(**shared, cross_validated=score))
+    return found
+
+
 def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
     """Rows of representation.csv: what the open choices of the representation cost (ours).
 
-    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on L from
-    the same store, and the prompt alone is read beside both spans. Columns: choice, option, target, metric, value, ci_low,
-    ci_high, n_train, n_test, shared_with_default.
+    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training
+    samples of the world and, where they lie, of MATH and DeepMath; on the world the prompt alone is read beside both spans.
     """
     splits = {name: load_split(world, name) for name in ("labelled", "test")}
     tasks = {task.target: task for task in split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
+    stores = [Store(store.path(name)) for name in splits]
+    found = rule_rows((topic, both), stores, splits["labelled"], profile)
+    chosen = retained_of(profile, stores[0], splits["labelled"])
+    block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
     prompt = dataclasses.replace(both, with_solution=False)
-    ids = [s.id for name in ("labelled", "test") for s in splits[name]]
-    stores = [Store(store.path(name)) for name in ("labelled", "test")]
-    default, found = None, []
-    for rule in RULES:
-        chosen = retained_of(profile, stores[0], splits["labelled"], rule)
-        default = chosen if default is None else default
-        shared = len(np.intersect1d(chosen, default)) / len(chosen)
-        blocks = {"sae": (ids, np.concatenate([part.select(chosen) for part in stores]))}
-
-        def read(task: Task, features: str = "sae", blocks: Blocks = blocks) -> pd.DataFrame:
-            table, _ = ladder([task], blocks, profile.properties, profile.seed, only=(features,))
-            return table[table["features"] == features]
-
-        found += [(("retained set", rule, shared), read(task)) for task in (topic, both)]
-        if rule == RULES[0]:
-            spans = [("prompt and solution", both, "sae"), ("prompt only", prompt, "sae"),
-                     ("phi, prompt and solution", both, "sae+metadata"),
-                     ("phi, prompt only", prompt, "sae+metadata")]  # fmt: skip
-            found += [(("spans", option, 1.0), read(task, features)) for option, task, features in spans]
-    named = [t.assign(choice=c, option=o, shared_with_default=share) for (c, o, share), t in found]
-    columns = ["choice", "option", *[c for c in COLUMNS if c not in ("dataset", "features")], "shared_with_default"]
-    return pd.concat(named, ignore_index=True)[columns]
+    for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
+                                   ("phi, prompt and solution", both, "sae+metadata"),
+                                   ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip
+        found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
+    for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
+        read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
+        found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
+    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
 
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
@@ -398,8 +424,9 @@ def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     def compute(folder: Path) -> None:
         representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
 
+    real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
-    return get_or_compute(profile, "representation", config, compute, (world, store))
+    return get_or_compute(profile, "representation", config, compute, (world, store, *real))
 
 
 def run_ladder(file: Path, profile: str) -> int:
@@ -414,9 +441,12 @@ def run_ladder(file: Path, profile: str) -> int:
               f"trained on the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = encode_tasks(tasks, chosen, folder)
-    table, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    group = Group(data.name, tuple(tasks))
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    blocks = group_blocks(group, group.read(chosen, folder / "store"), chosen)
+    table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
+    write_csv(pairs, "ladder_pairs", folder)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
     shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]

@@ -9,48 +9,72 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import LadderConfig, Profile, ReaderConfig, SAEConfig, get_profile, to_dict
-from saerl_lib.data.published import load_set, unread_keys
+from saerl_lib.data.published import held_out_keys, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, without
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.tokens import Layout
+from saerl_lib.encode.parts import encode
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.store import DENSE, Store
+from saerl_lib.encode.tokens import Layout, token_batches
 from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.properties.probes import METRICS, Task, metric, real_tasks
+from saerl_lib.report.statistics import bootstrap_interval
+from saerl_lib.report.tables import write_csv
+from saerl_lib.studies.ladder import ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
-SHARES = {"math_train": 4000, "gsm8k_train": 3000, "deepmath_18k": 6000, "deepscaler_pass_rate": 6000}
-"""Real set -> samples of the corpus at most, by the hash of their question; 2.9 million tokens with the world's."""
-WORLD_SAMPLES = 4000
+SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
+"""Real set -> samples of the corpus at most, by the hash of their question; 3.1 million tokens."""
+WORLD_SAMPLES = 3000
 """Texts of the embedded world."""
-PART, PARTS = 512, 23
-"""Samples whose activations lie in one file, and files that the SAE is trained on: 1.4 million tokens of the corpus."""
-HELD_OUT = 40_000
-"""The last of them, which are not trained on."""
-SETTINGS = SAEConfig(tokens=1_600_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
+PART = 512
+"""Samples whose activations lie in one file."""
+SETTINGS = SAEConfig(tokens=3_500_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
+SHORT = replace(SETTINGS, tokens=800_000)
+"""Of the variants, which are compared with each other."""
+VARIANTS: dict[str, tuple[dict[str, int], str]] = {
+    **{f"sae_short#{seed}": ({"seed": seed}, "trained") for seed in range(3)},
+    "sae_frozen_decoder": ({}, "frozen_decoder"),
+    **{f"sae_k{k}": ({"k": k}, "trained") for k in (8, 16, 64, 128)},
+}
+"""Folder below `artifacts/sae` -> what differs from `SHORT`, and the kind of training."""
 
 
-def corpus(config: LadderConfig) -> list[Sample]:
-    """The texts of the shipped SAE in an order by hash. Raises ArtifactError without `SAERL_DATA_DIR`."""
-    unread, found = unread_keys(config), []
+def by_hash(samples: list[Sample]) -> list[Sample]:
+    """Samples in an order by the hash of their question, so that files of activations hold about as many tokens each."""
+    return sorted(samples, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
+
+
+def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
+    """The texts of the shipped SAE, real and the world's. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
         data = without(load_set(name), unread)
-        found += [data.samples[i] for i in hash_order(data)[:count]]
+        real += [data.samples[i] for i in hash_order(data)[:count]]
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
-        found.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
-    return sorted(found, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
+        world.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
+    return {"real": by_hash(real), "world": by_hash(world)}
 
 
 def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -73,27 +97,54 @@ def load_vectors(files: Sequence[Path]) -> Tensor:
     return torch.cat([load_file(path)["vectors"] for path in files])
 
 
-def run_rebuild() -> int:
-    """`rebuild-sae`: collect, train and replace the shipped SAE with its card.
+def run_reader(step: str) -> int:
+    """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks.
 
-    Raises ArtifactError without `SAERL_DATA_DIR` or the model.
+    Raises ArtifactError without `SAERL_DATA_DIR` or the model, ValueError for another step.
     """
-    profile, work = get_profile("laptop"), paths.artifacts_root() / "sae"
-    samples = corpus(profile.ladder)[: PARTS * PART]
-    vectors = load_vectors(collect(profile.reader, samples, work / "vectors"))[:-HELD_OUT]
-    train_sae(vectors, SETTINGS, work / "sae")
-    ship(work / "sae", paths.SAE)
-    write_card(profile, samples, len(vectors))
+    steps = {"sae": rebuild_sae, "variants": train_variants, "blocks": compare_blocks}
+    if step not in steps:
+        raise ValueError(f"reader {step}: choose one of {', '.join(steps)}")
+    steps[step](get_profile("laptop"))
     return 0
 
 
-def write_card(profile: Profile, samples: Sequence[Sample], tokens: int) -> None:
+def corpus_vectors(profile: Profile) -> tuple[int, Tensor]:
+    """Samples of the corpus, and the activations of all of it."""
+    texts = corpus(profile.ladder)
+    folder = paths.sae_dir() / "vectors"
+    files = [path for kind, samples in texts.items() for path in collect(profile.reader, samples, folder / kind)]
+    return sum(map(len, texts.values())), load_vectors(files)
+
+
+def rebuild_sae(profile: Profile) -> None:
+    """Train the shipped SAE and replace it with its card."""
+    samples, vectors = corpus_vectors(profile)
+    train_sae(vectors, SETTINGS, paths.sae_dir() / "trained")
+    ship(paths.sae_dir() / "trained", paths.SAE)
+    write_card(profile, samples, len(vectors))
+
+
+def train_variants(profile: Profile) -> None:
+    """Train what stands beside the shipped SAE, each a folder that the ladder reads, and write the curve over k.
+
+    Finished ones are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k.
+    """
+    todo = {name: path for name in VARIANTS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
+    _, vectors = corpus_vectors(profile) if todo else (0, torch.empty(0))
+    for name, path in todo.items():
+        changes, kind = VARIANTS[name]
+        train_sae(vectors, replace(SHORT, **changes), path, kind)
+    write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
+
+
+def write_card(profile: Profile, samples: int, tokens: int) -> None:
     """What the shipped SAE is made of and how good it is, as card.json beside it; printed too."""
     card = {
-        "text": {"samples": len(samples), "tokens": tokens, "corpus": {**SHARES, "world": WORLD_SAMPLES}},
+        "text": {"samples": samples, "tokens": tokens, "corpus": {**SHARES, "world": WORLD_SAMPLES}},
         "settings": to_dict(SETTINGS), "reader": identity(replace(profile.reader, sae="none")),
         "quality": {name: asdict(found) for name, found in held_out_quality(profile.reader).items()},
-        "licence": "Apache-2.0", "command": "python -m saerl_lib rebuild-sae", "provenance": provenance(),
+        "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
     }  # fmt: skip
     write_json(paths.SAE / "card.json", card)
     print(json.dumps(card["quality"], indent=1))
@@ -115,3 +166,119 @@ def held_out_quality(reader: ReaderConfig) -> dict[str, SAEQuality]:
     encoder, world = open_reader(reader), draw_world(get_profile("laptop").world)["test"]
     texts = {"real": load_set("math_test").samples, "world": world}
     return {name: measured(found[:MEASURED_SAMPLES], encoder) for name, found in texts.items()}
+
+
+def curve_samples(config: LadderConfig) -> dict[str, Task]:
+    """Two tasks of questions alone: DeepMath's difficulty, and MATH's subject on as many samples."""
+    tasks = real_tasks(load_set, config, held_out_keys())
+    difficulty = next(t for t in tasks if (t.dataset, t.target) == ("deepmath_18k", "difficulty_level"))
+    subject = next(t for t in tasks if (t.dataset, t.target) == ("math_test", "subject"))
+    train, test = (tuple(replace(s, solved=False) for s in side[:n]) for side, n in ((subject.train, 2000), (subject.test, 1000)))
+    return {"difficulty": difficulty, "subject": replace(subject, train=train, test=test, y_train=subject.y_train[:2000],
+                                                        y_test=subject.y_test[:1000])}  # fmt: skip
+
+
+def curve_table(profile: Profile) -> pd.DataFrame:
+    """Rows of sae_curve.csv: explained variance and probes against k, for the SAE, one as drawn, and k principal directions.
+
+    Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus.
+    """
+    encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
+    trained = {32: "sae_short#0"} | {VARIANTS[name][0]["k"]: name for name in VARIANTS if name.startswith("sae_k")}
+    width = encoder.sae.cfg.d_in
+    saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, width) for k, name in sorted(trained.items())}
+    saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
+    decoder, layout = encoder.decoder, encoder.layout
+    held = torch.cat(list(token_vectors(load_set("math_test").samples[:MEASURED_SAMPLES], decoder, encoder.tokenizer,
+                                        encoder.tokens_per_batch, layout)))  # fmt: skip
+    part = load_vectors(sorted((paths.sae_dir() / "vectors" / "real").glob("*.safetensors"))[:1]).double()
+    mean, directions = part.mean(dim=0), torch.linalg.eigh(torch.cov(part.T)).eigenvectors.flip(1)
+    explained = {name: measure_sae(sae, held.split(4096)).explained_variance for name, sae in saes.items()}
+    rows = [("explained_variance", *_named(name), value, np.nan, np.nan, len(held)) for name, value in explained.items()]
+    centred = held.double() - mean
+    for k in sorted(trained):
+        left = (centred - centred @ directions[:, :k] @ directions[:, :k].T).square().sum()
+        value = 1 - float(left / (held.double() - held.double().mean(dim=0)).square().sum())
+        rows.append(("explained_variance", "pca", k, value, np.nan, np.nan, len(held)))
+    everyone = replace(encoder, saes=saes, dense=True)
+    for name, task in tasks.items():
+        folder = paths.sae_dir() / "curve" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        samples = [*task.train, *task.test]
+        encode(samples, replace(profile.reader, others=(), dense=True), folder, workers=1, opened=lambda: everyone)
+        blocks = {}
+        for reader in saes:
+            store = Store(folder, reader)
+            blocks[reader] = (store.ids, store.blocks())
+        dense = Store(folder).values(DENSE)
+        blocks[DENSE] = (Store(folder).ids, dense)
+        for k in sorted(trained):  # the projection of a mean is the mean of the projections
+            projected = (dense[:, :width] - mean.numpy()) @ directions[:, :k].numpy()
+            blocks[f"pca#{k}"] = (Store(folder).ids, np.concatenate([projected, projected], axis=1))
+        for reader, block in blocks.items():
+            table, *_ = ladder([task], {reader: block}, profile.properties, profile.seed, only=(reader.partition("#")[0],))
+            row = table.iloc[-1]
+            rows.append((name, *_named(reader), row["value"], row["ci_low"], row["ci_high"], row["n_test"]))
+    return pd.DataFrame(rows, columns=["quantity", "features", "k", "value", "ci_low", "ci_high", "n"])
+
+
+def _named(reader: str) -> tuple[str, int]:
+    kind, _, k = reader.partition("#")
+    return kind, int(k or 0)
+
+
+BLOCKS = (8, 15, 23)
+"""A quarter, a half and three quarters of the depth."""
+FOLDS = 5
+
+
+def compare_blocks(profile: Profile) -> None:
+    """Rows of reader_blocks.csv: what the dense token means of each block read, cross-validated on training labels alone.
+
+    The cheapest block is chosen that is within the paired 95 % interval of the best on every task.
+    """
+    splits = {"math_train": math_splits, "deepmath_18k": lambda *given: probe_splits(*given)["deepmath_18k"]}
+    rows = []
+    for name, split in splits.items():
+        data = split(load_set, profile.ladder, held_out_keys()).train.with_label("level")
+        data = data.rows(hash_order(data)[: profile.ladder.max_train])
+        means = block_means([replace(s, solved=False) for s in data.samples], profile.reader)
+        for label, kind in (("level", "rank"), ("subject", "topic")):
+            if data.has_label(label).all():
+                rows += _block_rows(name, label, kind, means, data.labels[label], profile)
+    columns = ["dataset", "target", "metric", "block", "value", "below_best", "ci_low", "ci_high", "n"]
+    write_csv(pd.DataFrame(rows, columns=columns), "reader_blocks", paths.PUBLISHED)
+
+
+def _block_rows(name: str, label: str, kind: str, means: dict[int, np.ndarray], y: np.ndarray, profile: Profile) -> list[tuple]:
+    """One row a block; the interval is that of the best block's lead over it, on the same resampled samples."""
+    found = {}
+    for block, x in means.items():
+        model = make_pipeline(StandardScaler(), (RidgeCV if kind == "rank" else RidgeClassifierCV)(np.logspace(1, 5, 9)))
+        found[block] = cross_val_predict(model, x, y, cv=KFold(FOLDS, shuffle=True, random_state=profile.seed))
+    value = {block: metric(kind, predicted, y) for block, predicted in found.items()}
+    best = max(value, key=lambda block: value[block])
+    rows = []
+    for block, predicted in found.items():
+
+        def gap(drawn: np.ndarray, own: np.ndarray = predicted) -> float:
+            return metric(kind, found[best][drawn], y[drawn]) - metric(kind, own[drawn], y[drawn])
+
+        lead = bootstrap_interval(gap, len(y), profile.properties.bootstrap_samples, profile.seed)
+        rows.append((name, label, METRICS[kind], block, value[block], *lead, len(y)))
+    return rows
+
+
+@torch.inference_mode()
+def block_means(samples: Sequence[Sample], reader: ReaderConfig) -> dict[int, np.ndarray]:
+    """Block of `BLOCKS` -> [N, D] mean state after it over a prompt's tokens but the first, from one pass."""
+    decoder, tokenizer, shape = open_decoder(replace(reader, layer=max(BLOCKS)))
+    found = {block: np.zeros((len(samples), shape.hidden_size), dtype=np.float32) for block in BLOCKS}
+    for batch in token_batches(samples, tokenizer, reader.tokens_per_batch, Layout(max_tokens=reader.max_tokens)):
+        states = decoder.body(input_ids=batch.ids, use_cache=False, output_hidden_states=True).hidden_states
+        for block in BLOCKS:
+            kept = batch.prompt & (states[block].norm(dim=-1) <= (reader.max_norm or np.inf))
+            kept[:, 0] = False
+            total = (states[block] * kept.unsqueeze(-1)).sum(dim=1) / kept.sum(dim=1, keepdim=True).clamp(min=1)
+            found[block][list(batch.rows)] = total.numpy()
+    return found

@@ -1,12 +1,11 @@
-"""Stages `real_features` and `real_study`: Tables 6 and 10 to 12, clusters and flaws on the mathematics in `SAERL_DATA_DIR`.
+"""Stage `real_study`: Tables 6 and 10 to 12, clusters and flaws on the mathematics in `SAERL_DATA_DIR`.
 
-Three parts: MATH with solutions (clusters and features), DeepMath against DeepScaleR (source filter), ValiMath (flaws). Rows
-are taken by the hash of their question, a question stands in one role alone, and whatever is left out is counted. The paper's
+Three parts, made of the ladder's samples and read with them: MATH with solutions (clusters and features), DeepMath against
+DeepScaleR (source filter), ValiMath (flaws). A question stands in one role alone, and what is left out is counted. The paper's
 values stand beside these for orientation and are not to be reached:
 
 - its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven
-  subjects. Purity has a floor, the share of the largest subject; shuffled labels show each number
-  without a relation.
+  subjects. Purity has a floor, the share of the largest subject; shuffled labels show each number without a relation.
 - NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone.
   They write mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much
   that carries.
@@ -25,38 +24,41 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
-from saerl_lib.config import LadderConfig, Profile, PropertyConfig, ReaderConfig, sub_seed, to_dict
-from saerl_lib.data.published import data_file, held_out_keys, load_labelled
+from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
+from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to_dict
+from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
-from saerl_lib.data.sample import LabelledSet, Sample, hash_order, split_by_hash, unique, without
+from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.stages import read_features
-from saerl_lib.encode.store import DENSE, FeatureTable, Store, load_features, save_features
+from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store, load_features, save_features
 from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
-from saerl_lib.properties.clusters import agreement, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.probes import Matrix, fit_tfidf, shuffled
+from saerl_lib.properties.clusters import Assignment, agreement, pool_clusters, seed_fits, stability_row
+from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import Target, flaw_rows_from_features, selfreg_table, sgd_scores, suppressed_views, tuned_scores
-from saerl_lib.studies.ladder import CONTROLS, has_real_data
+from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, group_retained, has_real_data, real_groups
 
-SAE, UNTRAINED = "sae", "sae_untrained"
-"""Ladder names of the SAE and of its control of random weights."""
+SAE = MAIN
+GROUP_OF = {"math": "math", "sources": "deepmath", "valimath": "valimath"}
+"""Part -> the ladder's group that holds its samples."""
+LEFT_OUT = "repeated, unlabelled, of an evaluation or test set, or beyond the profile's size"
 PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
 CLASSIFIER_SHARE = 0.15
 """Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
 PLAIN = "sources_plain"
-"""The part `sources` after `plain_text`, read by the first SAE alone."""
+"""The part `sources` after `plain_text`, read by the reader's own SAE alone."""
 DELIMITERS = r"\\[()\[\]]|\$+"
 """Signs that open and close a formula: \\( \\) \\[ \\] $ $$."""
 DATASET = "quality_valimath"
@@ -88,74 +90,54 @@ class RealPart:
         return [s.prompt for s in self.data.samples]
 
 
-def fresh(part: str, name: str, held_out: set[str]) -> tuple[LabelledSet, list[tuple[str, str, str, int]]]:
-    """A file without repeated questions and those of evaluation and test sets, in hash order, and rows of real_counts.csv."""
-    data = load_labelled(data_file(name))
-    single = unique(data)
-    left = without(single, held_out)
-    counts = {"in the file": len(data), "left out: repeated question": len(data) - len(single),
-              "left out: question of an evaluation or test set": len(single) - len(left)}  # fmt: skip
-    return left.rows(hash_order(left)), [(part, name, what, n) for what, n in counts.items()]
+def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
+    """Some sets in a row as one; labels that every one has are kept."""
+    labels = {k: np.concatenate([part.labels[k] for part in parts]) for k in parts[0].labels}
+    samples = tuple(s for part in parts for s in part.samples)
+    return LabelledSet(name, samples, labels, tuple(o for part in parts for o in part.overlap))
 
 
-def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]], counts: list[tuple[str, str, str, int]]) -> RealPart:
+def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]]) -> RealPart:
     role = np.concatenate([roles for _, roles in pieces])
     source = np.concatenate([np.repeat(data.name, len(data)) for data, _ in pieces])
-    labels = {k: np.concatenate([data.labels[k] for data, _ in pieces]) for k in pieces[0][0].labels}
-    samples = tuple(s for data, _ in pieces for s in data.samples)
-    joined = LabelledSet(name, samples, labels, tuple(o for data, _ in pieces for o in data.overlap))
-    counts = counts + [
-        (name, str(s), f"used: {r}", int(((source == s) & (role == r)).sum()))
-        for s in dict.fromkeys(source) for r in dict.fromkeys(role[source == s])
-    ]  # fmt: skip
-    return RealPart(name, joined, role, source, pd.DataFrame(counts, columns=["part", "source", "what", "n"]))
+    counts = []
+    for file in FILES[name]:
+        own = role[source == file]
+        whole = len(load_set(file))
+        counts += [(name, file, "in the file", whole), (name, file, f"left out: {LEFT_OUT}", whole - len(own))]
+        counts += [(name, file, f"used: {r}", int((own == r).sum())) for r in dict.fromkeys(own)]
+    data = joined(name, [data for data, _ in pieces])
+    return RealPart(name, data, role, source, pd.DataFrame(counts, columns=["part", "source", "what", "n"]))
 
 
-def math_part(config: LadderConfig, held_out: set[str]) -> RealPart:
-    """MATH's training problems with their solutions; all of them, or `max_train` where the profile is small."""
-    data, counts = fresh("math", "math_train", held_out)
-    kept = data if config.official_split else data.rows(np.arange(min(len(data), config.max_train)))
-    counts.append(("math", "math_train", "left out: beyond the profile's size", len(data) - len(kept)))
-    return _part("math", [(kept, np.repeat("fit", len(kept)))], counts)
-
-
-def source_part(config: LadderConfig, held_out: set[str]) -> RealPart:
+def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
     """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool.
 
     The pool has the paper's proportions; the first rows by hash train the probe, the next ones of the other source place
-    thresholds. A question of both sources stays with the target.
+    thresholds.
     """
-    target, counts = fresh("sources", "deepmath_18k", held_out)
-    other, more = fresh("sources", "deepscaler_pass_rate", held_out)
-    apart = without(other, set(target.keys))
-    more.append(("sources", other.name, "left out: question of the target source", len(other) - len(apart)))
-    train = [min(config.max_train, int(CLASSIFIER_SHARE * len(data))) for data in (target, apart)]
+    target, other = (data.rows(hash_order(data)) for data in (target, other))
+    train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
-    room = min(len(target) - train[0], int((len(apart) - 2 * train[1]) / ratio))
-    size = room if config.official_split else min(config.max_test, room)
-    sizes = [(train[0], 0, size), (train[1], train[1], round(size * ratio))]
+    size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
     pieces = []
-    for data, parts, seen in ((target, sizes[0], counts), (apart, sizes[1], more)):
+    for data, parts in ((target, (train[0], 0, size)), (other, (train[1], train[1], round(size * ratio)))):
         role = np.repeat(("train", "held_out", "pool"), parts)
-        seen.append(("sources", data.name, "left out: beyond the proportion or the profile's size", len(data) - len(role)))
         pieces.append((data.rows(np.arange(len(role))), role))
-    return _part("sources", pieces, counts + more)
-
-
-def valimath_part(config: LadderConfig, held_out: set[str]) -> RealPart:
-    """ValiMath questions, split by hash as the ladder's task `well_posed` is."""
-    data, counts = fresh("valimath", DATASET, held_out)
-    labelled = data.with_label("valid")
-    train, test = split_by_hash(labelled, config.max_train, config.max_test)
-    counts += [("valimath", DATASET, "left out: no label", len(data) - len(labelled)),
-               ("valimath", DATASET, "left out: beyond the profile's size", len(labelled) - len(train) - len(test))]  # fmt: skip
-    return _part("valimath", [(train, np.repeat("train", len(train))), (test, np.repeat("test", len(test)))], counts)
+    return _part("sources", pieces)
 
 
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     """Every part of the study by name. Raises ArtifactError without `SAERL_DATA_DIR`."""
     held_out = held_out_keys()
-    return {part.name: part for part in (f(config, held_out) for f in (math_part, source_part, valimath_part))}
+    splits, fit = probe_splits(load_set, config, held_out), math_splits(load_set, config, held_out).train
+    sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
+    valid = splits[DATASET]
+    roles = [(side, np.repeat(role, len(side))) for side, role in ((valid.train, "train"), (valid.test, "test"))]
+    return {
+        "math": _part("math", [(fit, np.repeat("fit", len(fit)))]), "sources": source_part(*sources),
+        "valimath": _part("valimath", roles),
+    }  # fmt: skip
 
 
 def plain_text(text: str) -> str:
@@ -181,79 +163,42 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
     return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
 
 
-def part_reader(profile: Profile, part: str) -> ReaderConfig:
-    """The readers that a part needs: the SAE, one as it was drawn and the activations; plain text only the SAE."""
-    return profile.reader if part == PLAIN else dataclasses.replace(profile.reader, others=CONTROLS, dense=True)
-
-
-def encode_part(
-    part: RealPart, profile: Profile, folder: Path
-) -> tuple[dict[str, FeatureTable], dict[str, np.ndarray], Store]:
-    """Reader name -> features of a part, SAE name -> its retained latents, and the store of all latents below `folder`.
+def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
+    """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store.
 
     z is [N, 4 S] for an SAE and [N, 4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S];
     its solution metadata are NaN.
     """
+    store = Store(group.stage(profile).path("store"))
+    place = {name: row for row, name in enumerate(store.ids)}
+    rows = [place[s.id] for s in part.data.samples]
+    found = {DENSE: store.values(DENSE)[rows]}
+    for name in (SAE, UNTRAINED_SAE):
+        own = dataclasses.replace(store, name=name)
+        found[name] = own.select(group_retained(group, profile, own))[rows]
+    return {name: feature_table(part, z) for name, z in found.items()}
+
+
+def feature_table(part: RealPart, z: np.ndarray) -> FeatureTable:
+    """A part's samples with z [N, E] and their metadata; without solutions the first half of z alone."""
     samples = part.data.samples
-    chosen = {s.id for s in training_samples(part, profile.ladder.max_train)}
-    found, retained, store = read_features(samples, chosen, profile, part_reader(profile, part.name), folder)
-    if not all(s.solved for s in samples):
-        found = {name: z[:, : z.shape[1] // 2].copy() for name, z in found.items()}
-    ids, metadata = tuple(s.id for s in samples), metadata_features(samples)
-    return {name: FeatureTable(ids, z, metadata) for name, z in found.items()}, retained, store
+    z = z if all(s.solved for s in samples) else z[:, : z.shape[1] // 2].copy()
+    return FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
 
 
-def training_samples(part: RealPart, limit: int) -> list[Sample]:
-    """Samples that retained latents may be chosen from: the first `limit` by hash of the rows that are fitted on."""
-    rows = part.where("train") if (part.role == "train").any() else part.where("fit")
-    order = hash_order(part.data.rows(rows))
-    return [part.data.samples[i] for i in rows[order][:limit]]
-
-
-def real_features_stage(profile: Profile) -> Stage:
-    """`<part>/<reader>.safetensors`, `<part>/retained.safetensors` and counts.parquet (rows of real_counts.csv).
-
-    Of ValiMath, `valimath/source.safetensors` holds the latents that part `sources` retains as well.
-    """
+def plain_stage(profile: Profile, part: RealPart) -> Stage:
+    """sae.safetensors: the features of `plain_part`, whose retained latents are chosen on its own training rows."""
 
     def compute(folder: Path) -> None:
-        parts, counts, kept = real_parts(profile.ladder), [], {}
-        for name, part in {**parts, PLAIN: plain_part(parts["sources"])}.items():
-            (folder / name).mkdir()
-            tables, kept[name], store = encode_part(part, profile, folder / name)
-            save_file({n: np.ascontiguousarray(r) for n, r in kept[name].items()}, folder / name / "retained.safetensors")
-            for reader_name, table in tables.items():
-                save_features(table, folder / name / f"{reader_name}.safetensors")
-            if name == "valimath":
-                z = store.select(kept["sources"][SAE])
-                save_features(dataclasses.replace(tables[SAE], z=z[:, : z.shape[1] // 2]), folder / name / "source.safetensors")
-            extra = (name, "all", f"used, but cut at {profile.reader.max_tokens} tokens", int(store.values("truncated").sum()))
-            counts.append(pd.concat([part.counts, pd.DataFrame([extra], columns=part.counts.columns)]))
-            shutil.rmtree(store.folder)
-        pd.concat(counts).to_parquet(folder / "counts.parquet", index=False)
+        samples = part.data.samples
+        store = read(samples, profile.reader, folder / "store", paths.profile_dir(profile.name) / "parts" / PLAIN)
+        training = [samples[i] for i in part.where("train")][: profile.ladder.max_train]
+        save_features(feature_table(part, store.select(retained_of(profile, store, training))), folder / "sae.safetensors")
+        shutil.rmtree(store.folder)
 
-    files = {name: file_sha256(data_file(name))[:16] for names in FILES.values() for name in names}
-    saes = identity(part_reader(profile, "math"))
-    settings = {"ladder": to_dict(profile.ladder), "reader": to_dict(profile.reader), "saes": saes, "data": files,
-                "seed": profile.seed}  # fmt: skip
-    return get_or_compute(profile, "real_features", settings, compute)
-
-
-def load_part(stage: Stage, part: RealPart) -> dict[str, FeatureTable]:
-    """Reader name -> features of a part; z of a part without solutions is [N, 2 S].
-
-    Raises ArtifactError when they are of other samples.
-    """
-    files = [path for path in sorted((stage.folder / part.name).glob("*.safetensors")) if path.stem not in ("retained", "source")]
-    tables = {path.stem: load_features(path) for path in files}
-    if any(table.ids != tuple(s.id for s in part.data.samples) for table in tables.values()):
-        raise ArtifactError(f"{stage.folder}: features of other samples; delete the folder and run again")
-    return tables
-
-
-def load_retained(stage: Stage, part: str) -> dict[str, np.ndarray]:
-    """Reader name -> retained latents of a part, ascending, [S]."""
-    return load_file(stage.folder / part / "retained.safetensors")
+    settings = {"ladder": to_dict(profile.ladder), "reader": identity(profile.reader), "seed": profile.seed,
+                "data": {name: file_sha256(data_file(name))[:16] for name in FILES["sources"]}}  # fmt: skip
+    return get_or_compute(profile, "read_plain", settings, compute)
 
 
 QUANTITIES = ("purity", "nmi", "ari")
@@ -261,6 +206,10 @@ SHUFFLES = 20
 """Shuffles of the labels behind the control (ours)."""
 EXCERPT = 100
 """Longest quotation of a problem in characters: the data themselves are not redistributed."""
+PROBE_SHARE = 0.25
+"""Share of the columns that clusters by a probe's weights are made of (ours)."""
+EXAMPLE_COLUMNS = ["features", "cluster", "n", "top_subject", "subject_share", "level_mean", "first", "second", "third"]
+"""Columns of real_cluster_examples.csv."""
 CLUSTERS_COLUMNS = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
 """Columns of real_clusters.csv."""
 
@@ -288,36 +237,77 @@ def shuffled_rows(label: np.ndarray, topics: np.ndarray, seed: int) -> list[tupl
     return [(name, float(v.mean()), float(v.min()), float(v.max())) for name, v in draws.items()]
 
 
-def clustered_features(tables: Mapping[str, FeatureTable]) -> dict[str, np.ndarray]:
-    """Features set -> phi [N, D] that is clustered: the SAE's, those of its controls, and metadata alone."""
-    found = {name: tables[name].complete().phi for name in (SAE, UNTRAINED, DENSE)}
-    return {**found, "metadata": tables[SAE].metadata}
+def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+    """phi [N, D] cut to the `PROBE_SHARE` of its columns that a linear probe of y, fitted on `rows`, weighs most."""
+    scaled = StandardScaler().fit(phi[rows]).transform(phi[rows])
+    if y.dtype.kind == "f":
+        known = np.isfinite(y[rows])
+        weight = np.abs(RidgeCV(scaled.shape[1] * np.array(RIDGE_PENALTIES)).fit(scaled[known], y[rows][known]).coef_)
+    else:
+        weight = np.abs(fit_topic_probe(scaled, y[rows], seed)["probe"].coef_).sum(axis=0)
+    return phi[:, np.argsort(-weight, kind="stable")[: int(PROBE_SHARE * phi.shape[1])]]
 
 
-def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> pd.DataFrame:
-    """Rows of real_clusters.csv: agreement with subject and level by features, its controls, and stability over seeds.
+def clustered_features(
+    tables: Mapping[str, FeatureTable], part: RealPart, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured.
 
-    Quantity `ari_kmeans_seeds` compares clusters with clusters: value, ci_low and ci_high are mean, least and largest over all
-    pairs. The paper's values are of its own leaf topics.
+    The SAE's features, those of its controls, metadata alone, and the columns that a probe of level or subject uses: such a probe
+    is fitted on one half by hash, and agreement is measured on the other.
     """
-    config, seed, rows = profile.properties, profile.seed, []
+    everything = np.arange(len(part.data))
+    found = {name: (tables[name].complete().phi, everything) for name in (SAE, UNTRAINED_SAE, DENSE)}
+    found["metadata"] = (tables[SAE].complete().metadata, everything)
+    fit = np.array([hash_share(key) < 0.5 for key in part.data.keys])
+    for label in ("level", "subject"):
+        columns = probe_columns(found[SAE][0], part.data.labels[label], np.flatnonzero(fit), seed)
+        found[f"sae, columns of the {label} probe"] = (columns, np.flatnonzero(~fit))
+    return found
+
+
+def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
+    """Tables real_clusters and real_cluster_examples.
+
+    real_clusters: agreement with subject and level by features, its controls, and stability over seeds. `ari_kmeans_seeds`
+    compares clusters with clusters: value, ci_low and ci_high are mean, least and largest over all pairs. The paper's values are
+    of its own leaf topics. real_cluster_examples: the three questions nearest to each centroid.
+    """
+    config, seed, rows, shown = profile.properties, profile.seed, [], []
     subject, level = part.data.labels["subject"], part.data.labels["level"]
     rated, paper = np.isfinite(level), dict(zip(QUANTITIES, PAPER_AGREEMENT, strict=True))
-    label = {name: pool_clusters(phi, config, seed).assign(phi).label for name, phi in clustered_features(tables).items()}
     draw = sub_seed(seed, "real-agreement")
-    for name, own in label.items():
-        rows += [(name, *row, len(own)) for row in agreement_rows(own, subject, "", config, draw)]
-    rows += [("shuffled_labels", *row, len(subject)) for row in shuffled_rows(label[SAE], subject, draw)]
+    for name, (phi, measured) in clustered_features(tables, part, draw).items():
+        found = pool_clusters(phi, config, seed).assign(phi)
+        own = found.label
+        rows += [(name, *row, len(measured)) for row in agreement_rows(own[measured], subject[measured], "", config, draw)]
+        chance = shuffled_rows(own[measured], subject[measured], draw)
+        rows += [(f"{name}, shuffled", *row, len(measured)) for row in chance]
+        pairs = measured[rated[measured]]
+        rows += [(name, *row, len(pairs)) for row in agreement_rows(own[pairs], level[pairs].astype(str), "level_", config, draw)]
+        shown += example_rows(name, found, part) if name.startswith(SAE) and name != UNTRAINED_SAE else []
     largest = float(np.unique(subject, return_counts=True)[1].max() / len(subject))
     rows.append(("majority", "purity", largest, np.nan, np.nan, len(subject)))
-    pairs = agreement_rows(label[SAE][rated], level[rated].astype(str), "level_", config, draw)
-    rows += [(SAE, *row, int(rated.sum())) for row in pairs]
     phi = tables[SAE].complete().phi
     found = stability_row("k-means seed", [fit.assign(phi).label for fit in seed_fits(phi, config, seed)]).iloc[0]
     rows.append((SAE, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
     frame = pd.DataFrame([(part.source[0], f, q, *rest[:3], np.nan, rest[3]) for f, q, *rest in rows], columns=CLUSTERS_COLUMNS)
     own = frame["features"].eq(SAE)
-    return frame.assign(paper_value=frame["quantity"].map(paper).where(own))
+    return {"real_clusters": frame.assign(paper_value=frame["quantity"].map(paper).where(own)),
+            "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}  # fmt: skip
+
+
+def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str, int, int, str, float, float, str, str, str]]:
+    """Rows of real_cluster_examples.csv, a cluster each, by falling size."""
+    subject, level, rows = part.data.labels["subject"], part.data.labels["level"], []
+    for cluster in np.unique(found.label):
+        members = np.flatnonzero(found.label == cluster)
+        names, counts = np.unique(subject[members], return_counts=True)
+        near = members[np.argsort(found.distance[members], kind="stable")][:3]
+        texts = [" ".join(part.texts[i].split())[:EXCERPT] for i in near] + [""] * (3 - len(near))
+        top, share = str(names[counts.argmax()]), float(counts.max() / len(members))
+        rows.append((name, int(cluster), len(members), top, share, float(np.nanmean(level[members])), *texts))
+    return rows
 
 
 def math_facts(part: RealPart, table: FeatureTable) -> PoolFacts:
@@ -329,14 +319,14 @@ def math_facts(part: RealPart, table: FeatureTable) -> PoolFacts:
 def cluster_study(
     tables: Mapping[str, FeatureTable], retained: np.ndarray, part: RealPart, encoder: Encoder, profile: Profile
 ) -> dict[str, pd.DataFrame]:
-    """Tables real_clusters, real_cluster_audit, real_feature_groups, real_top_latents; `retained` [S] of the first SAE."""
+    """Tables of clusters and features of MATH, beginning with `clusters_table`; `retained` [S] of the reader's own SAE."""
     table, seed = tables[SAE].complete(), sub_seed(profile.seed, "real-feature-audit")
     assigned = pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi)
     found, _ = audit_tables(
         part.data.samples, table, feature_names(retained), assigned, math_facts(part, table), encoder, profile.properties, seed,
         EXCERPT,
     )  # fmt: skip
-    return {"real_clusters": clusters_table(tables, part, profile)} | {f"real_{name}": rows for name, rows in found.items()}
+    return clusters_table(tables, part, profile) | {f"real_{name}": rows for name, rows in found.items()}
 
 
 PAPER_SEPARATION = {"roc_auc": 0.9911, "average_precision": 0.9910}
@@ -357,11 +347,11 @@ def sign_counts(texts: Sequence[str]) -> np.ndarray:
 
 
 def source_features(
-    part: RealPart, tables: Mapping[str, FeatureTable], plain: Mapping[str, FeatureTable], train: np.ndarray
+    part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, train: np.ndarray
 ) -> dict[str, Matrix]:
     """Name -> features [N, D] of the questions; TF-IDF is fitted on the rows `train`."""
     found: dict[str, Matrix] = {"sae": tables[SAE].z}
-    found |= {"sae_plain": plain[SAE].z, "sae_untrained": tables[UNTRAINED].z, "dense": tables[DENSE].z}
+    found |= {"sae_plain": plain.z, "sae_untrained": tables[UNTRAINED_SAE].z, "dense": tables[DENSE].z}
     found["metadata"] = tables[SAE].metadata[:, PROMPT_COLUMNS]
     for name, texts in (("tfidf", part.texts), ("tfidf_plain", [plain_text(t) for t in part.texts])):
         found[name] = fit_tfidf([texts[i] for i in train]).transform(texts)
@@ -371,7 +361,7 @@ def source_features(
 
 
 def filter_study(
-    part: RealPart, tables: Mapping[str, FeatureTable], plain: Mapping[str, FeatureTable], profile: Profile
+    part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, profile: Profile
 ) -> dict[str, pd.DataFrame]:
     """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv).
 
@@ -430,7 +420,7 @@ def flaw_study(
     views = suppressed_views(z[train], metadata[train], z[test], metadata[test], seed)
     probes = {
         "flaw_probe_selfreg": sgd_scores(views[SELFREG][0], ~valid[train], views[SELFREG][1], seed, standardise=False),
-        "flaw_probe_sae_untrained": tuned_scores(*_sides(tables[UNTRAINED].z, ~valid, train, test), seed),
+        "flaw_probe_sae_untrained": tuned_scores(*_sides(tables[UNTRAINED_SAE].z, ~valid, train, test), seed),
         "flaw_probe_dense": tuned_scores(*_sides(tables[DENSE].z, ~valid, train, test), seed),
     }
     scores = dict(extra)
@@ -452,46 +442,44 @@ def _sides(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) ->
 
 
 TABLES = (
-    "real_counts", "real_clusters", "real_cluster_audit", "real_feature_groups", "real_top_latents", "real_filter",
-    "real_separation", "real_flaws", "real_selfreg",
+    "real_counts", "real_clusters", "real_cluster_examples", "real_cluster_audit", "real_feature_groups", "real_top_latents",
+    "real_filter", "real_separation", "real_flaws", "real_selfreg",
 )  # fmt: skip
 """Tables of the study, by the names of their CSV files."""
 
 
-def _flaw_scores(parts: dict[str, RealPart], features: Stage, profile: Profile) -> dict[str, np.ndarray]:
-    """Suspicion of the ValiMath questions [N] that needs no label of a flaw: the paper's filter, and surprise of the LM."""
-    part = parts["valimath"]
-    z = load_features(features.path("valimath/source.safetensors")).z
-    return {
-        "source_probe": paper_probe(parts["sources"], load_part(features, parts["sources"])[SAE], z, profile.seed),
-        "perplexity_prompt": question_surprise(part.texts, *open_causal(profile.reader), profile.reader.max_tokens),
-    }
-
-
 def real_study_stage(profile: Profile) -> Stage:
-    """One Parquet file a name of `TABLES`; features come from `real_features_stage`.
+    """One Parquet file a name of `TABLES`; features come from the stores of the ladder.
 
     Raises ArtifactError without `SAERL_DATA_DIR`.
     """
-    features = real_features_stage(profile)
+    parts, groups = real_parts(profile.ladder), real_groups(profile)
+    stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
+    plain = plain_stage(profile, plain_part(parts["sources"]))
 
     def compute(folder: Path) -> None:
-        parts = real_parts(profile.ladder)
-        tables = {name: load_part(features, part) for name, part in parts.items()}
-        plain = load_part(features, plain_part(parts["sources"]))
-        latents = load_retained(features, "math")[SAE]
-        scores = _flaw_scores(parts, features, profile)
+        tables = {name: part_tables(part, groups[GROUP_OF[name]], profile) for name, part in parts.items()}
+        retained = {name: group_retained(groups[GROUP_OF[name]], profile, Store(stage.path("store")))
+                    for name, stage in zip(parts, stages, strict=True)}  # fmt: skip
+        flawed = parts["valimath"]
+        store = Store(stages[list(parts).index("valimath")].path("store"))
+        place = {name: row for row, name in enumerate(store.ids)}
+        z = store.select(retained["sources"])[[place[s.id] for s in flawed.data.samples]]
+        scores = {
+            "source_probe": paper_probe(parts["sources"], tables["sources"][SAE], z[:, : z.shape[1] // 2], profile.seed),
+            "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
+        }
         found = {
-            "real_counts": pd.read_parquet(features.path("counts.parquet")),
-            **cluster_study(tables["math"], latents, parts["math"], open_reader(profile.reader), profile),
-            **filter_study(parts["sources"], tables["sources"], plain, profile),
-            **flaw_study(parts["valimath"], tables["valimath"], scores, profile.properties, profile.seed),
+            "real_counts": pd.concat([part.counts for part in parts.values()]),
+            **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
+            **filter_study(parts["sources"], tables["sources"], load_features(plain.path("sae.safetensors")), profile),
+            **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
         for name in TABLES:
             found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "real_study", settings, compute, (features,))
+    return get_or_compute(profile, "real_study", settings, compute, (*stages, plain))
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:

@@ -23,12 +23,13 @@ import pandas as pd
 import torch
 from sklearn.decomposition import TruncatedSVD
 
+from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_decoder, token_vectors
-from saerl_lib.encode.stages import read_features
-from saerl_lib.encode.store import DENSE, MAIN, load_split_features
+from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.store import DENSE, load_split_features
 from saerl_lib.encode.tokens import Layout
 from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
@@ -259,10 +260,10 @@ def model_features(
     config = replace(SETTINGS, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
     train_sae(vectors, config, folder / "sae", "frozen_decoder")
     reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
-    found, _, store = read_features([*labelled, *pool], {s.id for s in labelled}, profile, reader, folder)
+    store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")
+    cut, z, dense = len(labelled), store.select(retained_of(profile, store, labelled)), store.values(DENSE)
     shutil.rmtree(store.folder)
-    cut = len(labelled)
-    return {"frozen": (found[MAIN][:cut], found[MAIN][cut:]), "dense": (found[DENSE][:cut], found[DENSE][cut:])}
+    return {"frozen": (z[:cut], z[cut:]), "dense": (dense[:cut], dense[cut:])}
 
 
 def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
