@@ -245,6 +245,7 @@ def ladder_pairs(table: pd.DataFrame) -> Drawn:
 
 CURVES = {
     "explained_variance": "Explained variance", "difficulty": "DeepMath difficulty, rho", "subject": "MATH subject, accuracy",
+    "difficulty_by_retained": "DeepMath difficulty, rho,\nn latents of k = 32",
 }  # fmt: skip
 CURVE_LOOKS = {"sae": Look(BLUE, "o", "SAE"), "sae_untrained": Look(plots.SKY, "D", "the same, untrained"),
                "pca": Look(plots.GREEN, "^", "k principal directions")}  # fmt: skip
@@ -255,9 +256,10 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
     """Explained variance and two probes against the number of active latents; dense activations as a dashed line."""
     shown = table.assign(panel=table["quantity"].map(CURVES), group=table["features"], x=np.log2(table["k"].replace(0, 1)))
     shown = shown.sort_values("quantity", key=lambda q: q.map(list(CURVES).index), kind="stable")
-    figure = lines(shown[shown["features"] != "dense"], CURVE_LOOKS, xlabel="Active latents a token, k")
-    ticks = sorted(table.loc[table["k"] > 0, "k"].unique())
+    shown = shown[shown["features"] != "dense"]
+    figure = lines(shown, CURVE_LOOKS, columns=2, xlabel="Active latents a token, k (last panel: n)")
     for axis, quantity in zip(figure.axes, CURVES, strict=False):
+        ticks = sorted(table.loc[(table["quantity"] == quantity) & (table["k"] > 0), "k"].unique())
         axis.set_xticks(np.log2(ticks), [f"{k:g}" for k in ticks])
         for value in table.loc[(table["quantity"] == quantity) & (table["features"] == "dense"), "value"]:
             axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")

@@ -33,7 +33,7 @@ from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, wit
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
-from saerl_lib.encode.store import DENSE, Store
+from saerl_lib.encode.store import DENSE, RULES, Store, choose_retained
 from saerl_lib.encode.tokens import Layout, token_batches
 from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.properties.probes import METRICS, Task, metric, real_tasks
@@ -168,6 +168,10 @@ def held_out_quality(reader: ReaderConfig) -> dict[str, SAEQuality]:
     return {name: measured(found[:MEASURED_SAMPLES], encoder) for name, found in texts.items()}
 
 
+FEW = (15, 30, 60, 120, 240, 480)
+"""Numbers of retained latents."""
+
+
 def curve_samples(config: LadderConfig) -> dict[str, Task]:
     """Two tasks of questions alone: DeepMath's difficulty, and MATH's subject on as many samples."""
     tasks = real_tasks(load_set, config, held_out_keys())
@@ -204,22 +208,32 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     for name, task in tasks.items():
         folder = paths.sae_dir() / "curve" / name
         shutil.rmtree(folder, ignore_errors=True)
-        samples = [*task.train, *task.test]
-        encode(samples, replace(profile.reader, others=(), dense=True), folder, workers=1, opened=lambda: everyone)
-        blocks = {}
-        for reader in saes:
-            store = Store(folder, reader)
-            blocks[reader] = (store.ids, store.blocks())
-        dense = Store(folder).values(DENSE)
-        blocks[DENSE] = (Store(folder).ids, dense)
+        encode([*task.train, *task.test], replace(profile.reader, dense=True), folder, workers=1, opened=lambda: everyone)
+        blocks = {reader: Store(folder, reader).blocks() for reader in saes} | {DENSE: Store(folder).values(DENSE)}
         for k in sorted(trained):  # the projection of a mean is the mean of the projections
-            projected = (dense[:, :width] - mean.numpy()) @ directions[:, :k].numpy()
-            blocks[f"pca#{k}"] = (Store(folder).ids, np.concatenate([projected, projected], axis=1))
-        for reader, block in blocks.items():
-            table, *_ = ladder([task], {reader: block}, profile.properties, profile.seed, only=(reader.partition("#")[0],))
+            projected = (blocks[DENSE][:, :width] - mean.numpy()) @ directions[:, :k].numpy()
+            blocks[f"pca#{k}"] = np.concatenate([projected, projected], axis=1)
+        found = [(name, reader, block) for reader, block in blocks.items()]
+        found += few_latents(folder, task, profile) if task.kind == "rank" else []
+        ids = Store(folder).ids
+        for quantity, reader, block in found:
+            table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
             row = table.iloc[-1]
-            rows.append((name, *_named(reader), row["value"], row["ci_low"], row["ci_high"], row["n_test"]))
+            rows.append((quantity, *_named(reader), row["value"], row["ci_low"], row["ci_high"], row["n_test"]))
     return pd.DataFrame(rows, columns=["quantity", "features", "k", "value", "ci_low", "ci_high", "n"])
+
+
+def few_latents(folder: Path, task: Task, profile: Profile) -> list[tuple[str, str, np.ndarray]]:
+    """z of the n latents that the default rule retains on the training side, of the SAE of k = 32 and of the untrained one."""
+    label, found = dict(zip([s.id for s in task.train], task.y_train, strict=True)), []
+    for kind in ("sae", "sae_untrained"):
+        store = Store(folder, f"{kind}#{SETTINGS.k}")
+        rows = np.array([name in label for name in store.ids])
+        labels = np.array([label[name] for name in store.ids if name in label])
+        for n in FEW:
+            chosen = choose_retained(store, n, rule=RULES[0], rows=rows, labels=labels, seed=profile.seed)
+            found.append(("difficulty_by_retained", f"{kind}#{n}", store.select(chosen)))
+    return found
 
 
 def _named(reader: str) -> tuple[str, int]:
