@@ -94,7 +94,7 @@ _COMPUTED = (
         "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
         "world_gates pass_rates difficulty_vs_pass_rate", "policy_rates world_gates pass_rates difficulty_vs_pass_rate",
     ),
-    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality sae_curve"),
+    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
     _notebook(
         "02_sae_representation", "00", "stage:store stage:features stage:representation csv:sae_map csv:representation",
         "sae_map representation",
@@ -108,8 +108,8 @@ _COMPUTED = (
         "04_clusters_and_difficulty", "00 02",
         "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics "
         "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
-        "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_examples csv:real_cluster_audit "
-        "csv:real_feature_groups csv:real_top_latents",
+        "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups "
+        "csv:real_top_latents",
         "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
         "real_feature_groups",
     ),

@@ -337,7 +337,7 @@ def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame
     found = {}
     for name, file in {"probe_ladder": "ladder", "ladder_pairs": "pairs"}.items():
         parts = [pd.read_parquet(stage.path(f"{file}.parquet")) for stage in stages]
-        if len(parts) == 1:
+        if len(parts) == 1 and (paths.PUBLISHED / f"{name}.csv").is_file():
             published = pd.read_csv(paths.PUBLISHED / f"{name}.csv")
             parts.append(published[published["dataset"] != "world"])
         found[name] = pd.concat(parts, ignore_index=True)

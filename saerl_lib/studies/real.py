@@ -485,6 +485,6 @@ def real_study_stage(profile: Profile) -> Stage:
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
     """Table name -> rows of the CSV table of that name: computed where the real data lie, else as they were published."""
     if not has_real_data(profile):
-        return {name: pd.read_csv(paths.PUBLISHED / f"{name}.csv") for name in TABLES}
+        return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
     stage = real_study_stage(profile)
     return {name: pd.read_parquet(stage.path(f"{name}.parquet")) for name in TABLES}
