@@ -48,9 +48,9 @@ WORLD_SAMPLES = 3000
 """Texts of the embedded world."""
 PART = 512
 """Samples whose activations lie in one file."""
-SETTINGS = SAEConfig(tokens=3_500_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
+SETTINGS = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
-SHORT = replace(SETTINGS, tokens=800_000)
+SHORT = replace(SETTINGS, tokens=500_000)
 """Of the variants, which are compared with each other."""
 VARIANTS: dict[str, tuple[dict[str, int], str]] = {
     **{f"sae_short#{seed}": ({"seed": seed}, "trained") for seed in range(3)},
