@@ -210,7 +210,7 @@ class Fetch(Command):
 class Reader(Command):
     """How the default reader came about, from SAERL_DATA_DIR and the embedded world; an hour or two on two cores."""
 
-    step: str
+    step: Positional[Literal["sae", "variants", "blocks"]]
     """sae (train the shipped SAE anew), variants (other seeds, k and a frozen decoder) or blocks (which block is read)."""
 
 

@@ -100,12 +100,9 @@ def load_vectors(files: Sequence[Path]) -> Tensor:
 def run_reader(step: str) -> int:
     """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks.
 
-    Raises ArtifactError without `SAERL_DATA_DIR` or the model, ValueError for another step.
+    Raises ArtifactError without `SAERL_DATA_DIR` or the model.
     """
-    steps = {"sae": rebuild_sae, "variants": train_variants, "blocks": compare_blocks}
-    if step not in steps:
-        raise ValueError(f"reader {step}: choose one of {', '.join(steps)}")
-    steps[step](get_profile("laptop"))
+    {"sae": rebuild_sae, "variants": train_variants, "blocks": compare_blocks}[step](get_profile("laptop"))
     return 0
 
 
