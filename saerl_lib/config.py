@@ -65,7 +65,7 @@ def _choose(config: Any, **known: tuple[str, ...]) -> None:
         _require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
 
-WORLD_VERSION = "1"
+WORLD_VERSION = "2"
 """Version of the embedded world; raised whenever a generated sample may change."""
 WorldPart = Literal["policy", "policy_large", "mixture"]
 WORLD_PARTS: tuple[str, ...] = get_args(WorldPart)
