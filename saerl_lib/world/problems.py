@@ -19,10 +19,10 @@ ODDS = (0.27, 0.27, 0.18, 0.14, 0.14)
 """How often each operation is tried; a try that leaves the allowed values is drawn again."""
 LENGTHS, SIZES = tuple(range(1, 9)), (0, 1)
 """Operations of a problem; size of its numbers."""
-LARGEST, LARGEST_TERM = (60, 199), (9, 60)
+LARGEST, LARGEST_TERM = (99, 199), (9, 60)
 """Largest value and largest term of a sum or difference, by size."""
-SMALLEST = 5
-"""No value is smaller, so that answers cannot be guessed."""
+SMALLEST, CERTAIN = 5, 0.7
+"""No value is smaller; an answer below this share of the largest value is kept with a chance that falls with it."""
 SCHOOL = {"+": 0.4, "-": 0.45, "*": 0.6, "/": 0.75, "f": 1.0}
 """What an operation adds to the difficulty label: how late it is taught, which knows nothing of the learner's rates."""
 
@@ -70,7 +70,7 @@ def even_rates(rate: float) -> Rates:
 
 
 def _learner_rates() -> Rates:
-    bands = {"+": (0.35, 0.75), "-": (0.35, 0.75), "*": (0.15, 0.65), "/": (0.15, 0.65), "f": (0.4, 0.8)}
+    bands = {"+": (0.15, 0.8), "-": (0.15, 0.8), "*": (0.05, 0.65), "/": (0.05, 0.65), "f": (0.25, 0.8)}
     rng = random.Random(4242)
     return MappingProxyType({(name, digit): rng.uniform(*bands[name]) for name in OPERATIONS for digit in range(10)})
 
@@ -109,13 +109,15 @@ def draw_step(rng: random.Random, value: int, size: int) -> tuple[Step, int]:
 
 
 def draw_problem(rng: random.Random, length: int, size: int) -> Problem:
-    """A chain of `length` operations on numbers of a size."""
-    value = start = rng.randint(SMALLEST, LARGEST[size] // 2)
-    steps = []
-    for _ in range(length):
-        step, value = draw_step(rng, value, size)
-        steps.append(step)
-    return Problem(start, tuple(steps))
+    """A chain of `length` operations on numbers of a size; small answers are rarer than by chance, so that none can be guessed."""
+    while True:
+        value = start = rng.randint(SMALLEST, LARGEST[size] // 2)
+        steps = []
+        for _ in range(length):
+            step, value = draw_step(rng, value, size)
+            steps.append(step)
+        if rng.random() < value / (CERTAIN * LARGEST[size]):
+            return Problem(start, tuple(steps))
 
 
 def wrong_result(step: Step, value: int) -> int | None:
