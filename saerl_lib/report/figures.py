@@ -127,7 +127,8 @@ def world_controls(table: pd.DataFrame) -> Drawn:
                  for panel, values in shown.items() for step in wide.columns]  # fmt: skip
     long = pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
     figure = lines(long, looks(arms), columns=2, xlabel="Step")
-    return figure, f"{table['seed'].nunique()} reserved seeds, {table['problems'].max()} held-out problems; bands: 95 % over seeds."
+    counts = f"{table['seed'].nunique()} reserved seeds, {table['problems'].max()} held-out problems"
+    return figure, f"{counts}; bands: 95 % over seeds."
 
 
 @figure_of("difficulty_vs_pass_rate")

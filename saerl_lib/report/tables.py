@@ -368,7 +368,7 @@ class Block(NamedTuple):
 BLOCKS = (
     Block("README.md", "finding", "claims", finding_markdown),
     Block("README.md", "claims", "claims", claims_markdown),
-    Block("README.md", "gates", "world_gates", gates_markdown),
+    Block("docs/world.md", "gates", "world_gates", gates_markdown),
 )
 
 

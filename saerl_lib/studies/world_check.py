@@ -38,7 +38,6 @@ from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, 
 from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.models import pick_device
 from saerl_lib.encode.stages import read_features
-from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder, Selector
@@ -340,10 +339,9 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     world = world_stage(profile)
     table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
     for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilot(pilots, sizes))):
-        write_csv(rows, name, home)
-    draw("world_gates", home, home)
+        write_csv(rows, name, paths.PUBLISHED)
     print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
-    print(f"tables and figure: {home}")
+    print(f"tables: {paths.PUBLISHED}")
     return bool(table["met"].all())
 
 
