@@ -109,7 +109,7 @@ def draw_step(rng: random.Random, value: int, size: int) -> tuple[Step, int]:
 
 
 def draw_problem(rng: random.Random, length: int, size: int) -> Problem:
-    """A chain of `length` operations on numbers of a size; small answers are rarer than by chance, so that none can be guessed."""
+    """A chain of `length` operations on numbers of a size; small answers are rarer than by chance: none can be guessed."""
     while True:
         value = start = rng.randint(SMALLEST, LARGEST[size] // 2)
         steps = []
