@@ -130,8 +130,10 @@ class World(Command):
 
     check: bool = False
     """Compute the world's gates again and compare them."""
-    rebuild: Annotated[tuple[config.WorldPart, ...] | None, arg(metavar="[PART ...]")] = None
-    """Train what the world ships anew: all of it, or some of policy, policy_large and mixture."""
+    rebuild: bool = False
+    """Pre-train the policy that the world ships anew."""
+    seeds: int = 8
+    """Matched seeds of the controls that --check trains; finished runs are kept."""
     device: str | None = None
     """Where --rebuild trains weights: cpu or cuda; None: cpu."""
 
@@ -330,13 +332,6 @@ class Grid(Command):
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
 
 
-class SeedsNeeded(Command):
-    """The pilot of the RL study: learning rate and number of matched seeds, on reserved seeds."""
-
-    profile: str = "study"
-    """study, or smoke to try it in small."""
-
-
 COMMANDS: dict[str, tuple[type[Command], str]] = {
     "run": (Run, "notebooks:run_notebooks"),
     "plan": (Plan, "own:run_plan"),
@@ -352,7 +347,6 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "train": (Train, "train.run:run_train"),
     "train-job": (TrainJob, "train.run:run_train_job"),
     "grid": (Grid, "studies.results:run_study"),
-    "seeds-needed": (SeedsNeeded, "studies.world_check:run_seeds_needed"),
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
     "publish": (Publish, "report.tables:run_publish"),

@@ -65,11 +65,8 @@ def _choose(config: Any, **known: tuple[str, ...]) -> None:
         _require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
 
-WORLD_VERSION = "1"
+WORLD_VERSION = "2"
 """Version of the embedded world; raised whenever a generated sample may change."""
-WorldPart = Literal["policy", "policy_large", "mixture"]
-WORLD_PARTS: tuple[str, ...] = get_args(WorldPart)
-"""What `world --rebuild` makes, in this order."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +75,20 @@ class WorldConfig:
 
     seed: int = 2605
     """Base seed of every generated split."""
-    labelled_samples: int = 3000
-    """Difficulty-labelled subset L (paper, section 4: 3,000); disjoint from the RL pool."""
-    test_samples: int = 2000
+    labelled_samples: int = 900
+    """Difficulty-labelled subset L (paper, section 4: 3,000), and as many parent samples; disjoint from the RL pool."""
+    test_samples: int = 600
     """Held-out target-source samples for the in-domain probes."""
-    noisy_pool_samples: int = 3920
+    noisy_pool_samples: int = 2000
     """Target plus parent samples before the quality filter."""
-    contest_train_samples: int = 800
-    """Extra labels of the third source in the adapted regime (paper, Table 2)."""
-    contest_test_samples: int = 2000
+    contest_train_samples: int = 250
+    """Extra labels of the third source in the adapted regime (paper, Table 2: 800)."""
+    contest_test_samples: int = 400
     """Third-source test samples (the paper has 10,000)."""
-    step_labelled_samples: int = 4000
+    step_labelled_samples: int = 700
     """Solutions with step labels for the quality regression (Table 3); 3/4 train, 1/4 test."""
-    rated_prompts: int = 1000
+    rated_prompts: int = 600
     """Pool prompts whose base pass rate is measured."""
-    rated_attempts: int = 32
-    """Attempts of the base policy at each of them."""
     eval_problems_small: int = 64
     """Problems of each evaluation set used during training."""
     eval_problems_full: int = 200
@@ -246,7 +241,7 @@ class TrainConfig:
     """Matched seeds; seed i fixes rollouts and evaluation of every arm."""
     rollouts_per_prompt: int = 8
     """G, completions of one group (paper, section C.2)."""
-    learning_rate: float = 4e-5
+    learning_rate: float = 1e-4
     """Constant learning rate: a decaying one would confound order (the paper: 1e-6 on 1.5B parameters)."""
     temperature: float = 1.0
     """Rollout temperature (paper: 0.6)."""
@@ -309,7 +304,7 @@ class StudyConfig:
     """The RL study: arms x matched seeds (profile `study`)."""
 
     seeds: int = 8
-    """Matched seeds of the paper's arms, as `python -m saerl_lib seeds-needed` found them."""
+    """Matched seeds of the paper's arms; what they can detect is a gate of the world."""
     other_seeds: int = 5
     """Matched seeds of all other arms."""
 
@@ -354,8 +349,8 @@ class Profile:
     ladder: LadderConfig = LadderConfig()
     study: StudyConfig | None = None
     """The full study; None: this profile trains `arms` and shows the committed study."""
-    pool_samples: int = 1920
-    """Prompts kept by the filter and planned once (ours: 240 steps; plain GRPO still gained on reserved seeds, not at 400)."""
+    pool_samples: int = 960
+    """Prompts kept by the filter and planned once (ours: 120 steps)."""
     planned: str = "all"
     """Which samples are kept, one of `PLANNED`."""
     policy: str = "policy"
@@ -590,8 +585,8 @@ class SAEConfig:
 SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
-        labelled_samples=240, test_samples=160, noisy_pool_samples=196, contest_train_samples=60, contest_test_samples=120,
-        step_labelled_samples=240, rated_prompts=48, rated_attempts=8, eval_problems_small=8, eval_problems_full=8,
+        labelled_samples=90, test_samples=50, noisy_pool_samples=150, contest_train_samples=16, contest_test_samples=34,
+        step_labelled_samples=50, rated_prompts=48, eval_problems_small=8, eval_problems_full=8,
     ),
     reader=ReaderConfig(retained_latents=64, max_tokens=160),
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
@@ -608,11 +603,11 @@ STUDY = Profile(
     name="study",
     world=WorldConfig(noisy_pool_samples=6530),
     plan=PlanConfig(prompts_per_step=32, swapped_per_batch=2, window_batches=10),
-    train=TrainConfig(seeds=2, learning_rate=8e-5, eval_every_steps=10, checkpoint_every_steps=10),
+    train=TrainConfig(seeds=2, eval_every_steps=10, checkpoint_every_steps=10),
     pool_samples=3200,
     study=StudyConfig(),
 )
-"""25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128. The learning rate is the pilot's."""
+"""25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128."""
 PAPER = Profile(
     name="paper",
     world=None,

@@ -20,7 +20,7 @@ from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.store import Store, shard_path, write_shard
 from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.train.policy import FOLDER, load_policy
-from saerl_lib.world.sources import draw_split, target_weights
+from saerl_lib.world.sources import TARGET, draw_split
 
 KINDS = ("topk", "jumprelu")
 """Architectures."""
@@ -31,7 +31,7 @@ ALL = np.arange(256)
 
 def world_samples(count: int, name: str) -> list[Sample]:
     """Samples of the target source with worked solutions."""
-    return draw_split(name, count, target_weights(), "target", sub_seed(0, "gpu"), set())
+    return draw_split(name, count, TARGET, sub_seed(0, "gpu"), set())
 
 
 def train_saes(folder: Path) -> dict[str, Path]:

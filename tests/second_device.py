@@ -22,7 +22,7 @@ from saerl_lib.encode.models import token_vectors, truncate
 from saerl_lib.encode.pool import Encoder, batch_latents
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.studies.bench import SMALL, random_sae
-from saerl_lib.train.policy import POLICY, load_policy
+from saerl_lib.train.policy import load_policy
 
 DEVICE = "other:0"
 aten = torch.ops.aten
@@ -106,7 +106,8 @@ def encode_twice(kind: str) -> dict[str, bool]:
     for there in (False, True):
         model, tokenizer = load_policy()
         torch.manual_seed(0)
-        encoder = Encoder(truncate(model, 3), tokenizer, {"sae": random_sae(512, kind, replace(SMALL, width=POLICY.width))}, 512)
+        small = replace(SMALL, width=model.config.hidden_size)
+        encoder = Encoder(truncate(model, 3), tokenizer, {"sae": random_sae(512, kind, small)}, 512)
         if there:
             move(encoder.decoder), move(encoder.sae)
         batch = next(iter(token_batches(samples[:4], tokenizer, 512)))

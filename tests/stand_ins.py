@@ -22,7 +22,7 @@ from transformers import (
 
 from saerl_lib.data.hub import SETS
 from saerl_lib.encode.sae import fresh_sae
-from saerl_lib.train.policy import POLICY
+from saerl_lib.world import pretrain
 
 WIDTH, LATENTS = 32, 64
 TEMPLATE = (
@@ -189,7 +189,7 @@ def build_opensae(folder: Path) -> Path:
     """A TopK checkpoint of OpenSAE."""
     tensors = {
         "encoder.weight": turned(5).T.contiguous(), "encoder.bias": torch.zeros(LATENTS),
-        "W_dec": turned(5).T.contiguous(), "b_dec": torch.zeros(WIDTH),
+        "W_dec": turned(5).T.contiguous(), "b_dec": torch.zeros(pretrain.WIDTH),
     }  # fmt: skip
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
@@ -201,5 +201,5 @@ def build_opensae(folder: Path) -> Path:
 
 def untrained_sae(folder: Path) -> Path:
     """An SAE of the shipped policy as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
-    fresh_sae(torch.zeros(POLICY.width), 0, 8, 128).save_inference_model(folder)
+    fresh_sae(torch.zeros(pretrain.WIDTH), 0, 8, 128).save_inference_model(folder)
     return folder

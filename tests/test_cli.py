@@ -57,7 +57,6 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--profile", "paper", "--micro-batch", "3"], 1, "micro_batch=3 does not divide"),
         (["run", "--profile", "smoke", "--policy", "x"], 1, "--policy: profile smoke draws its own data"),
         (["grid", "--profile", "stuyd"], 1, "did you mean study?"),
-        (["world", "--rebuild", "policy_larg"], 1, "did you mean policy_large?"),
         (["export", "--plan", "p", "--out", "o", "--to", "nemo"], 1, "did you mean nemo-rl?"),
         (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 1, "did you mean length?"),
         (["plan", "--data", "d", "--out", "o", "--layr", "3"], 2, "--layer INT"),

@@ -60,7 +60,8 @@ from saerl_lib.encode.store import (
 )
 from saerl_lib.encode.tokens import SEPARATOR, Layout, pack, sample_spans, token_batches
 from saerl_lib.encode.train_sae import KINDS, train_sae
-from saerl_lib.train.policy import POLICY, load_policy
+from saerl_lib.train.policy import load_policy
+from saerl_lib.world.pretrain import WIDTH
 from tests import stand_ins as build
 
 CONFIG = SAEConfig(tokens=100_000, latents=128, k=8, learning_rate=5e-3, vectors_per_step=1024)
@@ -165,7 +166,6 @@ def test_non_finite_activations_name_the_sample(samples: list[Sample]) -> None:
 # Sparse encoding, the store, retained sets and SAE sources.
 
 
-WIDTH = POLICY.width
 
 
 def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | StandardSAE:

@@ -109,7 +109,7 @@ def test_world_refuses_a_device_that_it_cannot_use(capsys: pytest.CaptureFixture
     missing = f"cuda:{torch.cuda.device_count()}"
     for options, message in (
         (["--check", "--device", "cpu"], "world --check has no --device"),
-        (["--rebuild", "policy_large", "--device", missing], "CUDA devices; use --device cpu"),
+        (["--rebuild", "--device", missing], "CUDA devices; use --device cpu"),
     ):
         assert main(["world", *options]) == 1
         assert message in capsys.readouterr().err

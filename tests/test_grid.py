@@ -19,12 +19,9 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.sample import read_samples, write_samples
-from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.report.tables import TableError, write_csv
 from saerl_lib.studies import grid, results
-from saerl_lib.studies.world_check import chosen_rate, paired_deviation, seeds_needed
 from saerl_lib.train.arms import ArmError
-from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import ROLLOUTS, train, write_run
 from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import draw_world
@@ -197,14 +194,6 @@ def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
         results.open_study(get_profile("study"))
 
 
-def test_a_larger_policy_gets_the_same_plan_and_its_own_weights(stages: tuple[Stage, Stage], home: Path) -> None:
-    for name in ("saerl_grpo", "grpo"):
-        runs = [grid.planned_run(PROFILE, *stages, arm, 0, home) for arm in grid.chosen_arms([name, f"{name}_large"])]
-        assert plan_hash(read_plan(Path(runs[0].plan))) == plan_hash(read_plan(Path(runs[1].plan)))
-        assert runs[0].key != runs[1].key and runs[0].initial != runs[1].initial
-        assert runs[1].policy == str(policy_folder("policy_large"))
-
-
 def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:
     file = tmp_path / "short.py"
     file.write_text(MINE.replace("np.arange(len(pool.table))[::-1]", "np.arange(5)"))
@@ -213,11 +202,6 @@ def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Sta
         grid.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
 
 
-def test_pilot_rules_and_the_order_of_cells_by_hand() -> None:
+def test_the_order_of_cells_by_hand() -> None:
     cells = grid.grid(PROFILE, 2, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
     assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
-    table = pd.DataFrame({"learning_rate": [1.0, 1.0, 2.0, 2.0, 4.0, 4.0], "seed": [0, 1] * 3, "outcome": [1, 3, 2, 2, 0, 1.0]})
-    assert chosen_rate(table) == 1.0, "ties go to the smaller"
-    runs = pd.DataFrame({"arm": ["grpo"] * 3 + ["diff"] * 3, "seed": [0, 1, 2] * 2, "outcome": [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]})
-    assert paired_deviation(runs) == pytest.approx(1.0)
-    assert seeds_needed(1.0) == 10

@@ -19,7 +19,6 @@ from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.study import MIXING, batch_claim, outcome_values, outcomes, planned_seeds, study_claims
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies.results import PLAN_COLUMNS, TABLES, facts, study_tables
-from saerl_lib.studies.world_check import order_gates
 from saerl_lib.train.arms import ArmPool, all_arms
 from saerl_lib.train.policy import final_outcome
 
@@ -96,21 +95,6 @@ def test_steps_to_target_by_hand() -> None:
     three = pd.concat([steps.reset_index().assign(seed=s, steps=lambda t, s=s: t["steps"] + s) for s in range(3)])
     (found,) = study.compare_runs(three.groupby(["arm", "seed"])["steps"].mean(), [("diff", "grpo")], saved=True)
     assert found.interval.value == pytest.approx(np.mean([100 * 10 / (20 + s) for s in range(3)]))
-
-
-def test_arms_of_another_policy_have_their_own_targets_and_baseline() -> None:
-    gains = {"grpo": 0.0, "diff": 0.1, "minus_diff": 0.0, "grpo_large": 0.3, "saerl_grpo_large": 0.35}
-    tables = study_tables(results(gains), PROFILE, DIVERSITY, PLANS)
-    steps = tables["study_targets"].set_index("arm")
-    target = {arm: steps.loc[arm].groupby("eval_set")["target"].first() for arm in ("grpo_large", "grpo")}
-    assert (target["grpo_large"] > target["grpo"]).all()
-    summary, outcome = tables["study_summary"].set_index("arm"), tables["study_summary"].set_index("arm")["outcome"]
-    assert math.isnan(summary.loc["grpo_large", "difference"])
-    expected = outcome["saerl_grpo_large"] - outcome["grpo_large"]
-    assert summary.loc["saerl_grpo_large", "difference"] == pytest.approx(expected)
-    transfer = tables["study_comparisons"].query("family == 'transfer' and metric == 'outcome'")
-    assert transfer[["arm", "baseline"]].values.tolist() == [["saerl_grpo_large", "grpo_large"]]
-    assert transfer["claim"].notna().all()
 
 
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
@@ -305,27 +289,6 @@ def test_curves_differences_and_steps_of_the_laptop_by_hand() -> None:
     steps = study.steps_to_targets(laptop_evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
     assert steps.loc[("easy_a", "grpo", 0), "target"] == pytest.approx(0.625), "the paper's rule"
     assert pd.isna(steps.loc[("easy_a", "grpo", 0), "steps"]) and steps.loc[("easy_a", "saerl", 0), "steps"] == 20
-
-
-def reserved(random: float, ascending: float, descending: float, noise: float) -> pd.DataFrame:
-    """Twelve evaluations that rise to the given ends, two seeds with opposite noise."""
-    rows = []
-    for arm, end in (("random", random), ("ascending", ascending), ("descending", descending)):
-        for seed in (0, 1):
-            for index in range(12):
-                shift = noise * (1 if seed else -1) * (arm == "random")
-                accuracy = round(64 * (10 + (end - 10) * index / 11 + shift * (index > 0)) / 100)
-                rows += [(arm, seed, 20 * index, "easy_a", f"p{p}", 1, int(p < accuracy)) for p in range(64)]
-    return pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
-
-
-def test_sensitivity_is_large_only_when_orders_differ() -> None:
-    name = "sensitivity: order effect / minimum detectable effect"
-    far = order_gates(reserved(50, 50, 20, 3), 64, 3)
-    near = order_gates(reserved(50, 50, 50, 3), 64, 3)
-    assert far[name]["value"] > near[name]["value"]
-    assert near[name]["value"] < 1
-    assert far["grpo: gain in the last quarter, points"]["value"] > 0
 
 
 def test_what_an_order_sorts_and_mixes_by_hand() -> None:

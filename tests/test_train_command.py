@@ -32,7 +32,7 @@ from saerl_lib.train import trainer
 from saerl_lib.train.arms import difficulty, find_arm, moved
 from saerl_lib.train.policy import FOLDER, MEASURES
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, plan_run, read_run, run_samples, train
-from saerl_lib.world.sources import draw_split, target_weights
+from saerl_lib.world.sources import TARGET, draw_split
 
 B, G, STEPS = 4, 4, 3
 TRAIN = TrainConfig(
@@ -44,7 +44,7 @@ TRAIN = TrainConfig(
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """plan.parquet, samples.parquet and measured.parquet, in which the second step depends on the rewards of the first."""
     folder = tmp_path_factory.mktemp("plan")
-    samples = draw_split("pool", B * STEPS, target_weights(), "target", 3, set())
+    samples = draw_split("pool", B * STEPS, TARGET, 3, set())
     numbers, ids = np.arange(len(samples), dtype=float), [s.id for s in samples]
     plan = build_plan(
         ids, np.zeros(len(ids), int), numbers, numbers, numbers + 1, PlanConfig(prompts_per_step=B), order="random", seed=1

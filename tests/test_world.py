@@ -1,25 +1,68 @@
-"""The embedded world: families, skills, splits, planted errors, the guard of the frozen version."""
+"""The embedded world: problems, slips, wording, splits, planted errors, gates and their reserved runs."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
+from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import WORLD_VERSION, get_profile
-from saerl_lib.data.answers import read_answer
+from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
-from saerl_lib.world.gates import guess_rate, met, single_token_accuracy, trained_gates
-from saerl_lib.world.problems import FAMILIES, LEVELS, SCHOOL_WEIGHT, Solver, difficulty
-from saerl_lib.world.sources import EVAL_SETS, draw_sample, draw_world, step_labels
+from saerl_lib.studies.world_check import ALONE, GateRun, NearestHalf, Sizes, curves, pilot, train_reserved, trained_from
+from saerl_lib.train.policy import load_policy
+from saerl_lib.train.sampler import sample_groups
+from saerl_lib.world import gates
+from saerl_lib.world.gates import (
+    Bounds,
+    Measured,
+    eta_squared,
+    exact_rates,
+    guess_rate,
+    met,
+    single_token_accuracy,
+    text_gates,
+    trained_gates,
+)
+from saerl_lib.world.problems import (
+    LARGEST,
+    LENGTHS,
+    SIZES,
+    SMALLEST,
+    Problem,
+    Step,
+    difficulty,
+    draw_problem,
+    even_rates,
+    fallible,
+    learner,
+    step_labels,
+    work_out,
+)
+from saerl_lib.world.sources import (
+    EVAL_SETS,
+    EVERY,
+    FLAWS,
+    OUTSIDE,
+    PARENT,
+    TARGET,
+    corpus_texts,
+    draw_sample,
+    draw_split,
+    draw_world,
+)
 
-FROZEN = "f68dd83a253e5815"
+FROZEN = "4b9f5e03814d4904"
 
 
 def fingerprint(splits: dict[str, list[Sample]]) -> str:
@@ -28,83 +71,87 @@ def fingerprint(splits: dict[str, list[Sample]]) -> str:
 
 
 def test_world_is_frozen_under_its_version(smoke_world: dict[str, list[Sample]]) -> None:
-    assert (WORLD_VERSION, fingerprint(smoke_world)) == ("1", FROZEN), (
+    assert (WORLD_VERSION, fingerprint(smoke_world)) == ("2", FROZEN), (
         "a sample changed: raise WORLD_VERSION and measure the gates again"
     )
 
 
 def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]]) -> None:
+    corpus = list(corpus_texts())
     prompts = [normalise(s.prompt) for samples in smoke_world.values() for s in samples]
-    assert len(prompts) == len(set(prompts))
+    assert len(prompts) == len(set(prompts)) and not set(prompts) & {normalise(prompt) for prompt, _ in corpus}
     ids = [s.id for samples in smoke_world.values() for s in samples]
-    assert len(ids) == len(set(ids))
-    assert not any(s.flaw for spec in EVAL_SETS for s in smoke_world[f"eval_{spec.name}"])
+    assert len(ids) == len(set(ids)) and len(corpus) >= 3000
     other = draw_world(replace(get_profile("smoke").world, seed=1))
     assert fingerprint(other) != fingerprint(smoke_world)
 
 
-@given(st.sampled_from(sorted(FAMILIES)), st.sampled_from(LEVELS), st.integers(0, 10_000))
+def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: dict[str, list[Sample]]) -> None:
+    for spec in EVAL_SETS:
+        samples = smoke_world[f"eval_{spec.name}"]
+        assert not any(s.flaw for s in samples) and {s.topic for s in samples} <= set(spec.mix.topics)
+    assert len(EVERY) == 12 and all(topic.count(" -> ") == 2 for topic in EVERY)
+    trained = {s.topic for name in ("labelled", "test") for s in smoke_world[name]}
+    assert not trained & set(OUTSIDE) and {s.topic for s in smoke_world["eval_easy_b"]} <= set(OUTSIDE)
+
+
+@given(st.sampled_from(LENGTHS), st.sampled_from(SIZES), st.integers(0, 10_000))
 @settings(max_examples=150, deadline=None)
-def test_gold_solutions_are_true(name: str, level: int, seed: int) -> None:
-    """Every 'left=right' line of plain arithmetic holds, and the answer can be read back."""
-    sample = draw_sample(name, level, "target", random.Random(seed), "x")
-    for line in sample.steps:
-        left, _, right = line.partition("=")
-        for sign in "+-*":
-            parts = left.split(sign)
-            if len(parts) == 2 and all(p.isdigit() for p in parts) and right.isdigit():
-                a, b = map(int, parts)
-                assert {"+": a + b, "-": a - b, "*": a * b}[sign] == int(right), line
-    assert read_answer(sample.solution) == sample.answer
-    assert set(sample.step_labels) == {1}
+def test_gold_solutions_are_true(length: int, size: int, seed: int) -> None:
+    """The lines, read as a running calculation, lead from the start to the answer, and no value leaves its range."""
+    problem = draw_problem(random.Random(seed), length, size)
+    work, value = work_out(problem), problem.start
+    for line in work.lines:
+        left, right = line.split("=")
+        assert eval(f"{value}{left}") == int(right) <= LARGEST[size]
+        value = int(right)
+    assert work.answer == value >= SMALLEST - 2 and len(problem.steps) == length
+    assert set(step_labels(work)) == {1}
 
 
-def test_fraction_sum_against_exact_arithmetic() -> None:
-    for seed in range(50):
-        task = FAMILIES["fraction_sum"].draw(random.Random(seed), 3)
-        a, b = task.symbolic[0].split("+")
-        solver = Solver()
-        top, bottom = str(task.solve(solver)).split("/")
-        assert Fraction(int(top), int(bottom)) == Fraction(a) + Fraction(b)
-
-
-def test_each_shared_skill_has_one_wrong_procedure() -> None:
-    for name, numbers, right, skill, wrong in (
-        ("add", (47, 38), 85, "carry", 75), ("sub", (52, 38), 14, "borrow", 26), ("mul", (7, 8), 56, "table", 49),
-        ("lowest_terms", (6, 8), "3/4", "reduce", "6/8"),
-    ):  # fmt: skip
-        assert getattr(Solver(), name)(*numbers) == right
-        assert getattr(Solver(forced=frozenset({skill})), name)(*numbers) == wrong
+def test_slips_follow_their_rates_and_spoil_what_comes_after() -> None:
+    problem = Problem(47, (Step("+", 38), Step("f", 5, 2), Step("-", 9)))
+    assert work_out(problem).lines == ["+38=85", "/5=17", "*2=34", "-9=25"]
+    first = work_out(problem, lambda number, step: number == 0)
+    assert first.lines == ["+38=75", "/5=15", "*2=30", "-9=21"] and step_labels(first) == (-1, 0, 0, 0, 0)
+    second = work_out(problem, lambda number, step: number == 1)
+    assert second.lines == ["+38=85", "/5=17", "-9=8"] and step_labels(second) == (1, 1, -1, 0)
+    assert fallible(Problem(11, (Step("+", 2), Step("*", 3)))) == [1], "no carry, nothing to forget"
+    rng = random.Random(0)
+    wrong = [bool(work_out(problem, learner(rng, even_rates(0.25))).bad_lines) for _ in range(2000)]
+    assert np.mean(wrong) == pytest.approx(1 - 0.75**3, abs=0.03)
 
 
 def test_difficulty_formula_by_hand() -> None:
-    solver = Solver()
-    solver.add(47, 38)
-    assert difficulty(solver) == pytest.approx(1 + 0.1 * 1.9294189 + SCHOOL_WEIGHT["carry"], abs=1e-3)
+    assert difficulty(Problem(50, (Step("*", 2), Step("-", 60)))) == pytest.approx(1 + 0.6 + 0.45 + 1.0)
 
 
-def test_step_labels_follow_the_first_slip() -> None:
-    solver = Solver(forced=frozenset({"precedence"}))
-    solver.write("1+1=2")
-    solver.holds("precedence")
-    solver.write("2*3=5")
-    solver.write("5+1=6")
-    assert step_labels(solver) == (1, -1, 0, 0)
+def test_planted_errors_are_of_known_kinds() -> None:
+    pool = draw_split("flaws", 400, PARENT, 0, set())
+    kinds = Counter(s.flaw for s in pool)
+    assert set(kinds) == {"", *FLAWS} and kinds[""] / len(pool) == pytest.approx(0.7, abs=0.07)
+    for sample in pool:
+        wrong = sample.flaw in ("wrong_answer", "wrong_step")
+        end = int(sample.steps[-1].split("=")[1]) if sample.steps else -1
+        assert (end != int(sample.answer)) == (sample.flaw in ("wrong_answer",)) or sample.flaw == "truncated_solution"
+        assert ("some" in sample.prompt) == (sample.flaw == "missing_premise")
+        assert ("The result is" in sample.prompt) == (sample.flaw == "contradiction")
+        assert (-1 in sample.step_labels) == (sample.flaw == "wrong_step") and (wrong or read_answer(sample.solution))
+    assert not any(s.flaw for s in draw_split("sound", 100, PARENT, 0, set(), plant=False))
 
 
-def test_planted_errors_are_of_known_kinds(smoke_world: dict[str, list[Sample]]) -> None:
-    flaws = {s.flaw for s in smoke_world["pool"]} - {""}
-    assert flaws <= {"wrong_answer", "missing_premise", "contradiction", "truncated_solution", "wrong_step"}
-    assert flaws and all(s.source == "parent" for s in smoke_world["pool"] if s.flaw)
-
-
-def test_samples_survive_the_disk(smoke_world: dict[str, list[Sample]], tmp_path) -> None:
+def test_samples_survive_the_disk(smoke_world: dict[str, list[Sample]], tmp_path: Path) -> None:
     write_samples(smoke_world["pool"], tmp_path / "pool.parquet")
     assert read_samples(tmp_path / "pool.parquet") == smoke_world["pool"]
 
 
-def test_the_recorded_gates_belong_to_the_present_settings() -> None:
-    assert {"transfer: other domains' gain / own gain", "grpo: gain in the last quarter, points"} <= set(trained_gates())
+# Gates.
+
+
+def test_text_gates_are_met_by_the_laptop_world() -> None:
+    splits = draw_world(get_profile("laptop").world)
+    found = text_gates(splits["labelled"], splits["test"], splits["pool"])
+    assert all(met(one, gates.GATES[name]) for name, one in found.items()), found
 
 
 def test_gate_measures_by_hand() -> None:
@@ -113,4 +160,72 @@ def test_gate_measures_by_hand() -> None:
     train, test = made[:3], made[3:]
     assert guess_rate(train, test) == 0.5
     assert single_token_accuracy(train, test) == 1.0
-    assert met(0.5, (None, 0.5)) and not met(0.5, (0.6, None))
+    labelled = [replace(s, difficulty=d) for s, d in zip(made, (1.0, 1.0, 3.0, 3.0, 1.0), strict=True)]
+    # means 5/3 and 2 around 9/5: (3 (2/15)^2 + 2 (1/5)^2) / (24/5)
+    assert eta_squared(labelled) == pytest.approx((3 * (2 / 15) ** 2 + 2 / 25) / 4.8)
+    assert met(Measured(0.5, 1), Bounds(high=0.5)) and not met(Measured(0.5, 1), Bounds(0.6))
+    inside, beyond = Measured(0.2, 8, -1.0, 1.4), Measured(0.2, 8, -1.6, 1.4)
+    assert met(inside, gates.GATES[gates.NEGATIVE]) and not met(beyond, gates.GATES[gates.NEGATIVE])
+
+
+def test_exact_rates_agree_with_sampled_answers() -> None:
+    """A right answer by the gold lines is as likely as the exact rate says; other ways to it are rare."""
+    samples, (model, tokenizer) = draw_split("rates", 24, TARGET, 1, set()), load_policy()
+    texts = sample_groups(model, tokenizer, [s.prompt for s in samples], 64, 80, 1.0, 0).texts
+    golds = [s for s in samples for _ in range(64)]
+    marks = np.array([reward(text, s.answer) for text, s in zip(texts, golds, strict=True)]).reshape(24, 64).mean(axis=1)
+    assert np.abs(marks - exact_rates(model, tokenizer, samples)).mean() < 0.05
+
+
+def test_the_recorded_gates_belong_to_the_present_world() -> None:
+    assert set(trained_gates()) <= set(gates.GATES) and gates.POSITIVE in gates.GATES
+
+
+def reserved_rows(ends: dict[str, float], seeds: int = 3) -> pd.DataFrame:
+    """Held-out problems of both topics that rise straight from 0.2 to the end of their arm; transfer runs carry over half."""
+    rows = []
+    for (arm, end), seed, step, topic in itertools.product(ends.items(), range(seeds), (0, 1, 2, 3, 4), EVERY):
+        gain = (end - 0.2 + 0.01 * seed) * step / 4 * (0.5 if arm == "alone" and topic not in ALONE else 1.0)
+        rows.append((step, f"p-{topic}", topic, 0.2 + gain, np.nan, arm, 1e-4, seed, 0.3))
+    return pd.DataFrame(rows, columns=["step", "sample_id", "topic", "exact", "sampled", "arm", "rate", "seed", "silent"])
+
+
+def test_trained_gates_by_hand() -> None:
+    frame = reserved_rows({"random": 0.4, "nearest_half": 0.43, "reshuffled": 0.4, "alone": 0.3})
+    found = trained_from(frame, Sizes(seeds=3, steps=4))
+    assert found[gates.POSITIVE].value == pytest.approx(3.0) and found[gates.NEGATIVE].value == pytest.approx(0.0)
+    assert found[gates.LATE].value == pytest.approx((20 + 1) / 4) and found[gates.FORGETTING].value == 0
+    assert found[gates.TRANSFER].value == pytest.approx(0.5)
+    assert found[gates.DETECTABLE].value == pytest.approx(0.0, abs=1e-6), "arms differ alike in every seed"
+    falling = frame.assign(exact=np.where((frame["step"] == 4) & (frame["topic"] == EVERY[0]), 0.0, frame["exact"]))
+    assert trained_from(falling, Sizes(seeds=3, steps=4))[gates.FORGETTING].value == pytest.approx(1 / 12)
+    alone = trained_from(reserved_rows({"random": 0.4}, 1), Sizes(seeds=1, steps=4))
+    assert set(alone) == {gates.FORGETTING, gates.LATE, gates.STILL} and not met(alone[gates.STILL], gates.GATES[gates.STILL])
+    assert curves(frame)["problems"].unique().tolist() == [12] and pilot(frame, Sizes(steps=4))["outcome"].max() < 46
+
+
+def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:
+    sizes = Sizes(seeds=1, steps=4, prompts_per_step=2, held_out=8, looked_at=6, looked_every=2)
+    train = replace(get_profile("laptop").train, rollouts_per_prompt=2, max_completion_tokens=24)
+    runs = [GateRun(arm, 1, train, sizes) for arm in ("random", "nearest_half")]
+    frames = [train_reserved(run, tmp_path) for run in runs]
+    for frame, run in zip(frames, runs, strict=True):
+        assert frame["step"].unique().tolist() == [0, 1, 2, 3, 4] and len(frame) == 5 * 8
+        assert frame.loc[frame["step"] > 0, "silent"].between(0, 1).all()
+        assert frame.loc[frame["step"].isin([0, 4]), "sampled"].isin([0, 1]).all()
+        pd.testing.assert_frame_equal(train_reserved(run, tmp_path), frame)
+    start = [frame.loc[frame["step"] == 0, "exact"].to_numpy() for frame in frames]
+    assert np.array_equal(*start), "arms of a seed start from the same policy and problems"
+
+
+def test_the_positive_control_takes_the_prompts_nearest_to_one_half() -> None:
+    samples, policy = draw_split("near", 12, TARGET, 2, set()), load_policy()
+    control = NearestHalf(policy, samples, Sizes(looked_at=12, looked_every=2), seed=0)
+    rates = np.abs(exact_rates(*policy, samples) - 0.5)
+    chosen = np.concatenate([control.next(2), control.next(2)])
+    assert sorted(chosen) == sorted(np.argsort(rates, kind="stable")[:4])
+
+
+def test_a_learners_sample_keeps_its_prompt_and_gold_is_what_it_should_have_been() -> None:
+    sample = draw_sample(TARGET, random.Random(3), "x", even_rates(1.0))
+    assert sample.flaw == "wrong_step" and -1 in sample.step_labels and read_answer(sample.solution) == sample.answer

@@ -83,7 +83,9 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
     for gate, ok in zip(gates.itertuples(), met, strict=True):
         unit = "" if pd.isna(gate.unit) or str(gate.unit).strip() in ("", "1") else f" {gate.unit}"
         n = "" if pd.isna(gate.n) else f"   n = {float(gate.n):,.0f}"
-        told.append(f"{number(gate.value)}{unit}  ({allowed(gate.low, gate.high)})  {'met' if ok else 'NOT MET'}{n}")
+        interval = "" if pd.isna(gate.ci_low) else f" [{number(gate.ci_low)}, {number(gate.ci_high)}]"
+        value = "not measured" if pd.isna(gate.value) else f"{number(gate.value)}{unit}{interval}"
+        told.append(f"{value}  ({allowed(gate.low, gate.high)})  {'met' if ok else 'NOT MET'}{n}")
     for target, labels in ((axis, names), (axis.twinx(), told)):
         plots.row_axis(target, labels)
         target.grid(False)
@@ -92,7 +94,7 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
     axis.set(xlim=STRIP, xticks=[], title=f"Gates of the embedded world: {int(met.sum())} of {len(gates)} met")
     return figure, (
         "Shaded: allowed range, blue ticks: its bounds, each row on its own scale. Circle: met; cross: not met; "
-        "a small arrow: beyond the strip."
+        "a small arrow: beyond the strip. In brackets: 95 % interval over seeds."
     )
 
 
@@ -112,15 +114,31 @@ def pass_rates(rates: pd.DataFrame) -> Drawn:
     return figure, f"Total variation distance {distance:.3f}; n counts prompts."
 
 
+@figure_of("world_controls")
+def world_controls(table: pd.DataFrame) -> Drawn:
+    """Exact accuracy of the controls over training, and what each gains over the random order of its seed."""
+    wide = 100 * table.pivot_table(index=["arm", "seed"], columns="step", values="exact")
+    arms, rows = ordered(table["arm"].unique()), []
+    for arm in arms:
+        shown = {"Held-out problems (%)": wide.loc[arm]}
+        if arm != "random":
+            shown["Difference to random (points)"] = (wide.loc[arm] - wide.loc["random"]).dropna()
+        rows += [(panel, arm, step, *over_seeds(values[step]).interval())
+                 for panel, values in shown.items() for step in wide.columns]  # fmt: skip
+    long = pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
+    figure = lines(long, looks(arms), columns=2, xlabel="Step")
+    counts = f"{table['seed'].nunique()} reserved seeds, {table['problems'].max()} held-out problems"
+    return figure, f"{counts}; bands: 95 % over seeds."
+
+
 @figure_of("difficulty_vs_pass_rate")
 def difficulty_vs_pass_rate(table: pd.DataFrame) -> Drawn:
     """A point a prompt, with the mean pass rate and its 95 % interval by quantile bins of difficulty."""
     figure, axes = panels(3.0)
-    axis, attempts = axes[0, 0], int(table["attempts"].max())
-    jittered = table["pass_rate"] + np.random.default_rng(0).uniform(-0.5, 0.5, len(table)) / max(attempts, 1)
+    axis = axes[0, 0]
     for domain, look in looks(ordered(table["domain"])).items():
         own = table["domain"] == domain
-        axis.plot(table["difficulty"][own], jittered[own], look.marker, color=look.colour, markersize=2.6, alpha=0.5,
+        axis.plot(table["difficulty"][own], table["pass_rate"][own], look.marker, color=look.colour, markersize=2.6, alpha=0.5,
                   markeredgewidth=0, label=look.label, rasterized=True)  # fmt: skip
     edges = np.unique(np.quantile(table["difficulty"], np.linspace(0, 1, 9)))
     index = np.clip(np.searchsorted(edges, table["difficulty"], side="right") - 1, 0, max(len(edges) - 2, 0))
@@ -132,7 +150,7 @@ def difficulty_vs_pass_rate(table: pd.DataFrame) -> Drawn:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.8)
     rank = float(stats.spearmanr(table["difficulty"], table["pass_rate"]).statistic) if len(table) > 2 else math.nan
     return figure, (
-        f"n = {len(table):,} prompts, {attempts} attempts each; Spearman {rank:.2f}. Points are jittered within one attempt. "
+        f"n = {len(table):,} prompts, exact likelihood of the gold solution; Spearman {rank:.2f}. "
         "Black: mean of each quantile bin with a 95 % t interval over prompts."
     )
 

@@ -25,9 +25,9 @@ from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import get_profile
 
 COLUMNS = """
-00 world_gates: gate value low? high? met n? unit? note?
+00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
 00 pass_rates: bin_low bin_high share_world% share_reference% n_world n_reference
-00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate% attempts
+00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate%
 01 sae_quality: encoder quantity value low? high? met? n_tokens?
 02 sae_map: sample_id x y domain cluster difficulty?
 01 sae_curve: quantity features k value ci_low? ci_high? n
@@ -72,6 +72,7 @@ COLUMNS = """
 08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
 08 steps_to_target: eval_set target% arm seed steps?
 08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds verdict notebook? figure? command?
+08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
 08 study_pilot: part arm learning_rate seed outcome
 08 study_runs: arm seed step update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a avg_mid_b
     mean_avg mean_with_pass mean_without_pass_set pass_hardest zero_variance_share? entropy? grad_norm?
@@ -333,12 +334,13 @@ def _counted_verdicts(frame: pd.DataFrame) -> str:
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
-    """`world_gates.csv` as a Markdown table: gate, value, allowed range, met, n."""
+    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
     rows = []
     for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
-        value = f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
-        rows.append([row.gate, value, allowed(row.low, row.high), "yes" if met else "**no**", _count(row.n)])
-    return markdown_table(["Gate", "Value", "Allowed", "Met", "n"], rows)
+        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
+        interval = _bounds(row.ci_low, row.ci_high) or "-"
+        rows.append([row.gate, value, interval, allowed(row.low, row.high), "yes" if met else "**no**", _count(row.n)])
+    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
 
 
 def update_block(path: Path, marker: str, text: str) -> bool:
@@ -370,7 +372,7 @@ class Block(NamedTuple):
 BLOCKS = (
     Block("README.md", "finding", "claims", finding_markdown),
     Block("README.md", "claims", "claims", claims_markdown),
-    Block("README.md", "gates", "world_gates", gates_markdown),
+    Block("docs/world.md", "gates", "world_gates", gates_markdown),
 )
 
 

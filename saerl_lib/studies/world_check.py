@@ -1,378 +1,369 @@
 """What the world is measured by before any SAERL arm trains, on seeds, pools and problems that no other run uses (ours).
 
-- `world --check`: gates that need training runs, by orders that are not SAERL's: random, easy to hard and hard to easy by label.
-- `world --rebuild`: weights and the mixture, whose cell weights are the linear program with the least total variation of the
-  base pass rates from the published histogram.
-- `seeds-needed`: the learning rate with the highest outcome of `grpo` alone, ties to the smaller, and the number of matched seeds
-  by the paired t-test's sample size for `DETECTABLE_POINTS`.
+`world --check` measures every gate and writes world_gates.csv, world_controls.csv and study_pilot.csv. Its runs are GRPO by the
+trainer and settings of the laptop profile, one process a run: the random order at several learning rates (the pilot), random,
+another shuffle of the same prompts (the negative control), prompts whose true pass rate is nearest to one half now (the positive
+control, which looks at what no method may see), and half of the topics alone (transfer). A run is judged by the exact likelihood
+of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` makes the
+policy anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+import os
 import random
-import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linprog
-from scipy.stats import t as student
-from tqdm import tqdm
-from transformers import LlamaForCausalLM
+from datasets import Dataset
+from scipy.stats import norm, spearmanr
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import TrainerCallback
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, get_or_compute, provenance, write_json
-from saerl_lib.config import WORLD_PARTS, WORLD_VERSION, Profile, TrainConfig, get_profile, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
+from saerl_lib.artifacts import code_hash, provenance, write_json
+from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.models import pick_device
-from saerl_lib.plan.batch_plan import write_plan
-from saerl_lib.plan.orders import build_plan
-from saerl_lib.report.figures import draw
+from saerl_lib.encode.stages import read_features
+from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.results import study_profile
-from saerl_lib.train.policy import POLICIES, final_outcome, load_policy, policy_folder
-from saerl_lib.train.run import Run
+from saerl_lib.train.arms import InOrder, Selector
+from saerl_lib.train.policy import FOLDER, load_policy
+from saerl_lib.train.run import write_table
 from saerl_lib.train.sampler import correct_attempts
-from saerl_lib.train.stages import matched_run, run_all
-from saerl_lib.world.gates import REFERENCE_SHARES, TRAINED_RECORD, base_rates_stage, gate_table, histogram, trained_settings
-from saerl_lib.world.problems import FAMILIES, LEVELS
-from saerl_lib.world.sources import (
-    ALL,
-    MIXTURE_PATH,
-    Cell,
-    draw_eval_sets,
-    draw_sample,
-    draw_split,
-    draw_world,
-    rebuild_policy,
-    target_weights,
-    uniform_weights,
-    world_stage,
-)
+from saerl_lib.train.stages import ONE_CORE
+from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
+from saerl_lib.world import gates
+from saerl_lib.world.gates import Measured, exact_rates
+from saerl_lib.world.pretrain import rebuild_policy
+from saerl_lib.world.problems import LENGTHS
+from saerl_lib.world.sources import EVERY, TRAINED, Mix, draw_split, draw_world, world_stage
 
-MIXTURE_SEED, GATE_SEED, PILOT_SEED = 90_001, 90_002, 90_004
-"""Seeds of the three reserved draws of samples."""
-PROMPTS_PER_CELL, ATTEMPTS = 24, 32
-"""Behind the pass rates of a (family, level) cell of the mixture."""
-LOWEST, HIGHEST = 0.4, 2.5
-"""Bounds of a cell's weight, times its equal share."""
-ORDERS = ("random", "ascending", "descending")
-MATCHED_SEEDS = (100, 101)
-"""Matched seeds of the gates' runs."""
-TRANSFER_DOMAINS = ("Algebra", "Number theory")
-"""Domains trained alone, fixed beforehand: the first two by name among those of exactly three families."""
-TRANSFER_STEPS = 160
-PROBLEMS_PER_DOMAIN, RESERVED_ATTEMPTS = 60, 8
-PILOT_RATES = (2e-5, 4e-5, 8e-5, 1.6e-4)
-"""Learning rates of the pilot, on `grpo` alone, doubled until the best lies inside (ours)."""
-PILOT_SEEDS, GRID_SEEDS = (200, 201, 202), 2
-"""Reserved matched seeds of the pilot; so many of them for each learning rate."""
-DETECTABLE_POINTS = 1.0
-"""Paired difference of the main arms that the study must be able to detect."""
-MAIN_SEEDS = (8, 32)
-"""Fewest and most matched seeds of the paper's arms; differences are paired over seeds."""
+GATE_SEED = 90_002
+"""Of the reserved draws of samples."""
+ALONE = EVERY[::2]
+"""Topics of the transfer runs; the others are never trained on there."""
+RATES = (5e-5, 1e-4, 2e-4)
+"""Learning rates of the pilot, on the random order alone."""
+PILOT_SEED, FIRST_SEED = 200, 100
+LOST = 0.2
+"""Fall of a problem's pass rate that counts as forgetting."""
+FEATURE_FOLDS = 5
+ALPHAS = tuple(np.logspace(0, 5, 11))
+STUDY_SEEDS, LEVEL = 8, 0.05 / 5
+"""Matched seeds of the study's main arms and the level of its main comparison, corrected for a family of five."""
 
 
-# What gates and pilot share: reserved samples, runs on them, paired differences.
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    seeds: int = 8
+    """Matched seeds of the controls; every run of them has a pool of its own."""
+    steps: int = 150
+    prompts_per_step: int = 16
+    held_out: int = 480
+    """Problems that no run trains on, evenly over lengths and topics."""
+    looked_at: int = 800
+    """Prompts of the pool whose true rate the positive control measures at a time."""
+    looked_every: int = 10
+    """Steps between these measurements."""
+    read: int = 600
+    """Prompts that the reader reads for what features see."""
+
+    @property
+    def evaluated(self) -> tuple[int, ...]:
+        """Steps of the evaluations: the start and the end of every quarter."""
+        return tuple(round(self.steps * part / 4) for part in range(5))
 
 
-def taken_prompts(profile: Profile) -> set[str]:
-    """Normalised prompts of the profile's own world, which reserved samples must not repeat."""
-    return {normalise(s.prompt) for split in draw_world(profile.world).values() for s in split}
+def reserved(name: str, count: int, topics: Sequence[str], taken: set[str]) -> list[Sample]:
+    """Samples of the target's wording on some topics, that no other split holds."""
+    return draw_split(name, count, Mix("target", tuple(topics)), GATE_SEED, taken)
 
 
-def write_job(folder: Path, pool: Sequence[Sample], sets: Mapping[str, Sequence[Sample]]) -> None:
-    """Samples of a training run as it reads them: pool.parquet and eval_<set>.parquet."""
-    folder.mkdir()
-    write_samples(pool, folder / "pool.parquet")
-    for name, samples in sets.items():
-        write_samples(samples, folder / f"eval_{name}.parquet")
+def held_out(sizes: Sizes, taken: set[str]) -> list[Sample]:
+    """The problems that runs are judged by: as many of each length, over all topics."""
+    each = sizes.held_out // len(LENGTHS)
+    return [
+        sample
+        for length in LENGTHS
+        for sample in draw_split(f"held-out-{length}", each, Mix("target", EVERY, (length,)), GATE_SEED, taken)
+    ]
 
 
-def write_order(samples: Sequence[Sample], profile: Profile, order: str, seed: int, path: Path) -> None:
-    """The plan of an order by the true label, in one cluster."""
-    labels, n = np.array([s.difficulty for s in samples]), len(samples)
-    ids = [s.id for s in samples]
-    plan = build_plan(ids, np.zeros(n, int), labels, labels, np.ones(n), profile.plan, order=order, seed=seed, labels=labels)
-    write_plan(plan, path)
+class NearestHalf:
+    """The positive control: the prompts whose true pass rate under the policy in training is nearest to one half.
 
-
-def run_evaluations(runs: Sequence[Run]) -> pd.DataFrame:
-    """Evaluations of runs, after running what is unfinished of them."""
-    run_all(runs)
-    return pd.concat([pd.read_parquet(run.folder / "evaluations.parquet") for run in runs])
-
-
-def pooled_deviation(differences: pd.DataFrame) -> float:
-    """Standard deviation over seeds (rows) around the mean of its column, pooled over the columns."""
-    spread = (differences - differences.mean()).to_numpy()
-    return float(np.sqrt((spread**2).sum() / (spread.size - spread.shape[1])))
-
-
-def detectable(deviation: float, seeds: int) -> float:
-    """Smallest difference that a paired t-test of `seeds` seeds detects with power 0.8 at alpha 0.05."""
-    return float((student.ppf(0.975, seeds - 1) + student.ppf(0.8, seeds - 1)) * deviation / np.sqrt(seeds))
-
-
-# Gates of training runs.
-
-
-def reserved_world(profile: Profile) -> Stage:
-    """Pools, plans and evaluation sets of the gates."""
-
-    def compute(folder: Path) -> None:
-        taken = taken_prompts(profile)
-        sets = draw_eval_sets(dataclasses.replace(profile.world, seed=GATE_SEED), taken)
-        own = {domain: tuple(n for n, family in FAMILIES.items() if family.path[0] == domain) for domain in ALL}
-        for domain, families in own.items():
-            weights = uniform_weights((2, 3, 4), families)
-            sample = draw_split(f"domain-{domain}", PROBLEMS_PER_DOMAIN, weights, "target", GATE_SEED, taken)
-            write_samples(sample, folder / f"domain-{domain}.parquet")
-        pool = draw_split("pool", profile.pool_samples, target_weights(), "target", GATE_SEED, taken)
-        write_job(folder / "orders", pool, sets)
-        for order in ORDERS:
-            for seed in MATCHED_SEEDS if order == "random" else MATCHED_SEEDS[:1]:
-                write_order(pool, profile, order, sub_seed(GATE_SEED, f"order-{seed}"), folder / f"{order}-{seed}.parquet")
-        for domain in TRANSFER_DOMAINS:
-            count, weights = TRANSFER_STEPS * profile.plan.prompts_per_step, uniform_weights(families=own[domain])
-            alone = draw_split(f"alone-{domain}", count, weights, "target", GATE_SEED, taken)
-            write_job(folder / f"transfer-{domain}", alone, {name: samples[:2] for name, samples in sets.items()})
-            write_order(alone, profile, "random", sub_seed(GATE_SEED, domain), folder / f"plan-{domain}.parquet")
-
-    sizes = {"prompts_per_step": profile.plan.prompts_per_step, "pool": profile.pool_samples}
-    config = {**to_dict(profile.world), **sizes, "seeds": MATCHED_SEEDS}
-    return get_or_compute(profile, "reserved_world", config, compute)
-
-
-def mean_accuracy(evaluations: pd.DataFrame, problems: int | None = None) -> pd.DataFrame:
-    """[step x (arm, seed)] mean over sets of Avg@k in percent, on the first `problems` of each set or on all."""
-    frame = evaluations.assign(rate=100 * evaluations["correct"] / evaluations["attempts"])
-    if problems is not None:
-        frame = frame.groupby(["arm", "seed", "step", "eval_set"]).head(problems)
-    sets = frame.groupby(["arm", "seed", "step", "eval_set"])["rate"].mean()
-    return sets.groupby(["step", "arm", "seed"]).mean().unstack(["arm", "seed"])
-
-
-def order_gates(evaluations: pd.DataFrame, problems: int, seeds: int) -> dict[str, dict[str, Any]]:
-    """Gates from the reserved runs of every order, for a study of `seeds` matched seeds.
-
-    An effect is the largest difference between two orders, over what the study detects. Final accuracy: the full evaluation after
-    the last step. Speed: the mean of the learning curve on the first `problems` of each set. Both average the sets' Avg@k.
+    Every `looked_every` steps it measures `looked_at` random prompts of the pool, and hands out the nearest ones in a random
+    order; a prompt may come again later.
     """
-    curves = mean_accuracy(evaluations, problems)
-    outcomes = {"sensitivity": mean_accuracy(evaluations).iloc[-1], "sensitivity of speed": curves.iloc[1:].mean()}
-    gates: dict[str, dict[str, Any]] = {}
-    for name, outcome in outcomes.items():
-        table = outcome.unstack("arm")
-        pairs = [(a, b) for i, a in enumerate(ORDERS) for b in ORDERS[i + 1 :]]
-        differences = pd.DataFrame({f"{a} - {b}": table[a] - table[b] for a, b in pairs})
-        effect, least = float(differences.mean().abs().max()), detectable(pooled_deviation(differences), seeds)
-        means = ", ".join(f"{order} {table[order].mean():.2f}" for order in ORDERS)
-        note = f"means in percent: {means}; largest difference {effect:.2f}, detectable {least:.2f} points"
-        gate = {"value": effect / least, "n": curves.shape[1], "note": note}
-        gates[f"{name}: order effect / minimum detectable effect"] = gate
-    plain = curves["random"]
-    start = len(plain) - 1 - (len(plain) - 1) // 4
-    gains = plain.iloc[-3:].mean() - plain.iloc[start - 2 : start + 1].mean()
-    ends = f"random order, {plain.iloc[0].mean():.1f} % at the start, {plain.iloc[-3:].mean().mean():.1f} % at the end"
-    note = f"{ends}; by seed {', '.join(f'{gain:+.2f}' for gain in gains)}"
-    gates["grpo: gain in the last quarter, points"] = {"value": float(gains.mean()), "n": plain.shape[1], "note": note}
-    return gates
+
+    def __init__(self, policy: tuple[Any, Any], samples: Sequence[Sample], sizes: Sizes, seed: int) -> None:
+        self.policy, self.samples, self.sizes = policy, samples, sizes
+        self.rng, self.waiting = random.Random(seed), list[int]()
+
+    def next(self, count: int) -> np.ndarray:
+        """Row numbers [count] of the prompts to roll out now."""
+        if len(self.waiting) < count:
+            rows = self.rng.sample(range(len(self.samples)), min(self.sizes.looked_at, len(self.samples)))
+            distance = abs(exact_rates(*self.policy, [self.samples[i] for i in rows]) - 0.5)
+            self.waiting = [rows[i] for i in np.argsort(distance, kind="stable")[: count * self.sizes.looked_every]]
+            self.rng.shuffle(self.waiting)
+        chosen, self.waiting = self.waiting[:count], self.waiting[count:]
+        return np.array(chosen)
+
+    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
+        """Rewards change nothing: the rates are known."""
 
 
-def transfer_gate(profile: Profile, world: Stage, home: Path) -> dict[str, Any]:
-    """Largest ratio, over the domains trained alone, of the other domains' mean gain to the own gain."""
-    quiet = dataclasses.replace(profile.train, eval_every_steps=10_000, eval_samples_full=1)
-    changed = dataclasses.replace(profile, train=quiet)
-    runs = []
-    for domain in TRANSFER_DOMAINS:
-        samples, plan = world.path(f"transfer-{domain}"), world.path(f"plan-{domain}.parquet")
-        runs.append(matched_run(changed, samples, home, f"only-{domain}", MATCHED_SEEDS[0], plan))
-    run_all(runs)
-    model, tokenizer = load_policy()
-    before = _domain_rates(profile, world, model, tokenizer)
-    ratios, notes = [], []
-    for domain, run in zip(TRANSFER_DOMAINS, runs, strict=True):
-        trained = LlamaForCausalLM.from_pretrained(run.folder / "final", dtype=torch.float32, local_files_only=True).eval()
-        after = _domain_rates(profile, world, trained, tokenizer)
-        gains = {name: after[name] - before[name] for name in ALL}
-        others = float(np.mean([gains[name] for name in ALL if name != domain]))
-        ratios.append(others / gains[domain] if gains[domain] > 0 else float(np.finfo(np.float32).max))
-        notes.append(f"{domain} alone: own {100 * gains[domain]:+.1f} points, others {100 * others:+.1f}")
-    return {"value": max(ratios), "n": len(runs), "note": "; ".join(notes)}
+@dataclass(frozen=True)
+class GateRun:
+    """One reserved run."""
+
+    arm: str
+    """random, reshuffled, nearest_half or alone."""
+    seed: int
+    train: TrainConfig
+    sizes: Sizes
+
+    @property
+    def name(self) -> str:
+        """Of its files: all that decides the outcome is in it."""
+        settings = {k: v for k, v in to_dict(self.train).items() if k not in ("seeds", "eval_every_steps")}
+        sizes = {k: v for k, v in to_dict(self.sizes).items() if k not in ("seeds", "read")}
+        key = content_hash([settings, sizes, WORLD_VERSION, gates.settings_hash(), code_hash("saerl_lib.train.trainer")])
+        return f"{self.arm}-{self.train.learning_rate:g}-{self.seed}-{key}"
+
+    def pool(self, taken: set[str]) -> list[Sample]:
+        """One prompt a slot of the run."""
+        count, topics = self.sizes.steps * self.sizes.prompts_per_step, ALONE if self.arm == "alone" else TRAINED
+        return reserved(f"pool-{'alone' if self.arm == 'alone' else 'all'}-{self.seed}", count, topics, taken)
+
+    def selector(self, policy: tuple[Any, Any], samples: Sequence[Sample]) -> Selector:
+        """What decides its prompts."""
+        seed = sub_seed(self.seed, f"order-{self.arm}")
+        if self.arm == "nearest_half":
+            return NearestHalf(policy, samples, self.sizes, seed)
+        return InOrder(np.random.default_rng(seed).permutation(len(samples)))
 
 
-def _domain_rates(profile: Profile, world: Stage, model: Any, tokenizer: Any) -> dict[str, float]:
-    train, rates = profile.train, {}
-    for domain in ALL:
-        samples, seed = read_samples(world.path(f"domain-{domain}.parquet")), sub_seed(GATE_SEED, domain)
-        settings = (RESERVED_ATTEMPTS, train.max_completion_tokens, train.temperature, seed)
-        rates[domain] = float(correct_attempts(model, tokenizer, samples, *settings).mean())
-    return rates
+class Judge(TrainerCallback):
+    """Exact pass rates of the held-out problems at the ends of every quarter, and sampled answers at both ends."""
+
+    def __init__(self, run: GateRun, policy: tuple[Any, Any], problems: Sequence[Sample]) -> None:
+        self.run, self.policy, self.problems = run, policy, problems
+        self.parts, self.seconds = list[pd.DataFrame](), 0.0
+
+    def look(self, step: int) -> None:
+        """One evaluation."""
+        if step not in self.run.sizes.evaluated:
+            return
+        started, (model, tokenizer) = time.monotonic(), self.policy
+        model.eval()
+        frame = pd.DataFrame({"sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]})
+        frame.insert(0, "step", step)
+        frame["exact"] = exact_rates(model, tokenizer, self.problems)
+        if step in (0, self.run.sizes.steps):
+            most, seed = self.run.train.max_completion_tokens, sub_seed(self.run.seed, f"sampled-{step}")
+            frame["sampled"] = correct_attempts(model, tokenizer, self.problems, 1, most, 1.0, seed)[:, 0].astype(float)
+        model.train()
+        self.parts.append(frame)
+        self.seconds += time.monotonic() - started
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After every update."""
+        self.look(state.global_step)
 
 
-def check_world(profile: Profile) -> bool:
-    """Measure all gates, store those of training runs, print the table; True when every gate is met."""
-    reserved, home = reserved_world(profile), paths.profile_dir(profile.name) / "jobs_reserved"
-    runs = []
-    for seed in MATCHED_SEEDS:
-        for order in ORDERS:
-            plan = reserved.path(f"{order}-{seed if order == 'random' else MATCHED_SEEDS[0]}.parquet")
-            runs.append(matched_run(profile, reserved.path("orders"), home, order, seed, plan))
-    gates = order_gates(run_evaluations(runs), profile.world.eval_problems_small, profile.train.seeds)
-    gates["transfer: other domains' gain / own gain"] = transfer_gate(profile, reserved, home)
-    record = {"settings": trained_settings(), "world_version": WORLD_VERSION, "provenance": provenance(), "gates": gates}
-    write_json(TRAINED_RECORD, record)
+def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
+    """Rows arm, rate, seed, step, sample_id, topic, exact, sampled, silent (share of silent groups since the last evaluation).
+
+    A run that was finished under the same settings and code is read.
+    """
+    path = home / f"{run.name}.parquet"
+    if path.exists():
+        return pd.read_parquet(path)
+    torch.set_num_threads(1)
+    started, taken = time.monotonic(), taken_prompts()
+    problems = held_out(run.sizes, taken)
+    samples, policy, work = run.pool(taken), load_policy(), home / run.name
+    work.mkdir(parents=True, exist_ok=True)
+    log = work / "rollouts.jsonl"
+    log.unlink(missing_ok=True)
+    b, steps = run.sizes.prompts_per_step, run.sizes.steps
+    budget = steps * b * run.train.rollouts_per_prompt
+    feed = PackedFeed(policy, samples, run.selector(policy, samples), run.train, b, log, budget, run.seed)
+    arguments = grpo_arguments(run.train, b, steps, run.seed, work)
+    arguments.save_strategy = "no"
+    dataset = Dataset.from_list([record(sample) for sample in samples])
+    trainer = PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=dataset, processing_class=policy[1])
+    judge = Judge(run, policy, problems)
+    trainer.add_callback(judge)
+    judge.look(0)
+    trainer.train()
+    silent = [(row["step"], row["frac_reward_zero_std"]) for row in trainer.state.log_history if "frac_reward_zero_std" in row]
+    frame = pd.concat(judge.parts, ignore_index=True)
+    ends = dict(zip(run.sizes.evaluated[1:], run.sizes.evaluated, strict=False))
+    shares = {end: np.mean([share for step, share in silent if start < step <= end]) for end, start in ends.items()}
+    frame = frame.assign(arm=run.arm, rate=run.train.learning_rate, seed=run.seed, silent=frame["step"].map(shares))
+    write_table(frame, path)
+    seconds = {"all": time.monotonic() - started, "evaluation": judge.seconds}
+    write_json(path.with_suffix(".json"), {"seconds": seconds, "provenance": provenance()})
+    log.unlink()
+    return frame
+
+
+def taken_prompts() -> set[str]:
+    """Normalised prompts of the laptop's world, which reserved samples must not repeat."""
+    return {normalise(s.prompt) for split in draw_world(get_profile("laptop").world).values() for s in split}
+
+
+def run_reserved(runs: Sequence[GateRun], home: Path, processes: int | None = None) -> pd.DataFrame:
+    """All runs, one process and one core each; finished ones are read."""
+    os.environ.update(ONE_CORE)
+    jobs = joblib.Parallel(n_jobs=processes or len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
+    return pd.concat(jobs(joblib.delayed(train_reserved)(run, home) for run in runs), ignore_index=True)
+
+
+# From runs to gates.
+
+
+def curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of world_controls.csv: arm, rate, seed, step, exact and sampled accuracy, silent share, problems; in shares."""
+    keys = ["arm", "rate", "seed", "step"]
+    found = frame.groupby(keys, as_index=False).agg(
+        exact=("exact", "mean"), sampled=("sampled", "mean"), silent=("silent", "mean"), problems=("exact", "size")
+    )
+    return found.rename(columns={"rate": "learning_rate"})
+
+
+def measured(estimate: Estimate, note: str) -> Measured:
+    """A mean over seeds with its interval."""
+    value, low, high = estimate.interval()
+    return Measured(value, estimate.n_seeds, low, high, note)
+
+
+def trained_from(frame: pd.DataFrame, sizes: Sizes) -> dict[str, Measured]:
+    """Gates of training runs from the rows of `train_reserved` at the main learning rate."""
+    start, _, middle, late, end = sizes.evaluated
+    table = frame.pivot_table(index=["arm", "seed"], columns=["step", "sample_id"], values="exact")
+    mean = 100 * table.T.groupby(level="step").mean().T
+    plain, curve = table.loc["random"], mean.loc["random"]
+    lost = ((plain[middle] - plain[end]) > LOST).mean(axis=1)
+    found = {gates.FORGETTING: measured(over_seeds(lost), f"seeds {', '.join(map(str, plain.index))}")}
+    found[gates.LATE] = found[gates.STILL] = measured(over_seeds(curve[end] - curve[late]), _ends(curve, start, end))
+    spread = []
+    for gate, arm in ((gates.POSITIVE, "nearest_half"), (gates.NEGATIVE, "reshuffled")):
+        if arm not in mean.index.get_level_values("arm"):
+            continue
+        difference = (mean.loc[arm] - mean.loc["random"]).dropna()
+        found[gate] = measured(over_seeds(difference[end]), f"{_ends(mean.loc[arm], start, end)}; "
+                               f"mean of the curve {difference[list(sizes.evaluated[1:])].mean().mean():+.2f}")  # fmt: skip
+        spread.append(difference[end])
+    degrees = sum(len(part) - 1 for part in spread)
+    if degrees:
+        deviation = math.sqrt(sum(((part - part.mean()) ** 2).sum() for part in spread) / degrees)
+        pair = Estimate(0.0, deviation / math.sqrt(STUDY_SEEDS), STUDY_SEEDS - 1, STUDY_SEEDS)
+        note = f"paired deviation {deviation:.2f} points with {degrees} degrees of freedom, level {LEVEL:g}, power 0.8"
+        found[gates.DETECTABLE] = Measured(pair.detectable(LEVEL), degrees, note=note)
+    alone = frame[frame["arm"] == "alone"]
+    if len(alone):
+        own = alone.assign(own=alone["topic"].isin(ALONE)).groupby(["seed", "own", "step"])["exact"].mean().unstack("step")
+        gains = (own[end] - own[start]).unstack("own")
+        note = f"trained on {len(ALONE)} of {len(EVERY)} topics: own {100 * gains[True].mean():+.1f} points"
+        found[gates.TRANSFER] = measured(over_seeds(gains[False] / gains[True]), note)
+    return found
+
+
+def _ends(curve: pd.DataFrame, start: int, end: int) -> str:
+    return f"{curve[start].mean():.1f} % to {curve[end].mean():.1f} %"
+
+
+def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
+    """Spearman of base pass rates with their out-of-fold prediction by ridge from SAE features of question and solution."""
+    samples = reserved("read", sizes.read, TRAINED, taken_prompts())
+    folder = home / f"read-{content_hash([to_dict(profile.reader), [s.id for s in samples], WORLD_VERSION])}"
+    kept = folder / "features.npy"
+    if not kept.exists():
+        features, _, _ = read_features(samples, {s.id for s in samples}, profile, profile.reader, folder)
+        np.save(kept, features["sae"])
+    z, rates = np.load(kept), exact_rates(*load_policy(), samples)
+    rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
+    half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
+    low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))
+    lengths = spearmanr([len(s.steps) for s in samples], rates)[0]
+    return Measured(rho, len(rates), low, high, f"question alone {question:.2f}; number of lines {lengths:.2f}")
+
+
+def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
+    """Spearman of a target [N] with its out-of-fold prediction from z [N, D]."""
+    folds = KFold(FEATURE_FOLDS, shuffle=True, random_state=GATE_SEED)
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(ALPHAS)), z, target, cv=folds)
+    return float(spearmanr(predicted, target)[0])
+
+
+def pilot(frame: pd.DataFrame, sizes: Sizes) -> pd.DataFrame:
+    """Rows of study_pilot.csv: the final accuracy of the random order at each learning rate, percent."""
+    last = frame[frame["step"] == sizes.steps].groupby(["arm", "rate", "seed"], as_index=False)["exact"].mean()
+    table = last.assign(part="learning rate", outcome=100 * last["exact"]).rename(columns={"rate": "learning_rate"})
+    return table[["part", "arm", "learning_rate", "seed", "outcome"]]
+
+
+def check_world(profile: Profile, sizes: Sizes) -> bool:
+    """Measure all gates, store those that need runs or the reader, print the table; True when every gate is met."""
+    home, train = paths.profile_dir(profile.name) / "world_check", profile.train
+    home.mkdir(parents=True, exist_ok=True)
+    rates = [dataclasses.replace(train, learning_rate=rate) for rate in RATES]
+    pilots = run_reserved([GateRun("random", PILOT_SEED, one, sizes) for one in rates], home)
+    seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
+    arms = ("random", "nearest_half", "reshuffled", "alone")
+    frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
+    found = trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
+    kept = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in found.items()}
+    write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(train),
+                                      "provenance": provenance(), "gates": kept})  # fmt: skip
     world = world_stage(profile)
-    table = gate_table(world, base_rates_stage(profile, world))
-    folder = paths.profile_dir(profile.name) / "world_check"
-    write_csv(table, "world_gates", folder)
-    draw("world_gates", folder, folder)
-    print(table[["gate", "value", "low", "high", "met", "n"]].to_string(index=False))
-    print(f"table and figure: {folder}")
+    table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
+    for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilot(pilots, sizes))):
+        write_csv(rows, name, paths.PUBLISHED)
+    print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
+    print(f"tables: {paths.PUBLISHED}")
     return bool(table["met"].all())
 
 
-# What the world ships.
-
-
-def fit_weights(histograms: Mapping[Cell, np.ndarray], reference: np.ndarray) -> dict[Cell, float]:
-    """Cell weights, summing to one, whose mixed histogram has the least total variation from `reference`.
-
-    Raises ValueError when no weights lie within their bounds.
-    """
-    table = np.stack(list(histograms.values()))
-    n, bins = table.shape
-    slack = -np.eye(bins)
-    solution = linprog(
-        np.concatenate([np.zeros(n), np.ones(bins)]),
-        A_ub=np.vstack([np.hstack([table.T, slack]), np.hstack([-table.T, slack])]), b_ub=np.concatenate([reference, -reference]),
-        A_eq=np.concatenate([np.ones(n), np.zeros(bins)])[None], b_eq=[1.0],
-        bounds=[(LOWEST / n, HIGHEST / n)] * n + [(0, None)] * bins, method="highs",
-    )  # fmt: skip
-    if not solution.success:
-        raise ValueError(f"no weights within {LOWEST} to {HIGHEST} times the equal share: {solution.message}")
-    return dict(zip(histograms, solution.x[:n].tolist(), strict=True))
-
-
-def rebuild_mixture(train: TrainConfig) -> float:
-    """Fit the weights to the pass rates of every (family, level) cell and store them; returns the total variation."""
-    rng = random.Random(sub_seed(MIXTURE_SEED, "pilot"))
-    cells = [(name, level) for name in FAMILIES for level in LEVELS]
-    samples = [draw_sample(*cell, "target", rng, f"pilot-{i}") for cell in cells for i in range(PROMPTS_PER_CELL)]
-    with tqdm(total=len(samples) * ATTEMPTS, desc="pilot attempts", file=sys.stdout, mininterval=10) as bar:
-        settings = (ATTEMPTS, train.max_completion_tokens, train.temperature, MIXTURE_SEED, bar.update)
-        rates = correct_attempts(*load_policy(), samples, *settings).mean(axis=1).reshape(len(cells), PROMPTS_PER_CELL)
-    histograms = {cell: histogram(row) for cell, row in zip(cells, rates, strict=True)}
-    reference = np.array(REFERENCE_SHARES) / sum(REFERENCE_SHARES)
-    weights = fit_weights(histograms, reference)
-    distance = float(0.5 * np.abs(sum(weights[cell] * histograms[cell] for cell in histograms) - reference).sum())
-    table = {name: [round(weights[name, level], 6) for level in LEVELS] for name in FAMILIES}
-    record = {"seed": MIXTURE_SEED, "pilot_total_variation": round(distance, 4), "weights": table}
-    MIXTURE_PATH.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return distance
-
-
-def rebuild_part(part: str, profile: Profile, device: torch.device) -> None:
-    """One of `WORLD_PARTS`, from scratch, in place; weights are trained on `device` and get provenance.json beside them."""
-
-    def report(step: int, loss: float) -> None:
-        if step % 100 == 0:
-            print(f"step {step}: {loss:.4f} nats a token", flush=True)
-
-    if part == "mixture":
-        print(f"mixture: total variation {rebuild_mixture(profile.train):.4f} on the pilot")
-        return
-    print(part)
-    rebuild_policy(policy_folder(part), report=report, config=POLICIES[part], device=device)
-    on = {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
-    command = f"python -m saerl_lib world --rebuild {part}" + (f" --device {device.type}" if on else "")
-    write_json(paths.WEIGHTS / part / "provenance.json", {**provenance(), **on, "command": command})
-
-
-def run_world(check: bool, rebuild: Sequence[str] | None, device: str | None = None) -> int:
+def run_world(check: bool, rebuild: bool, seeds: int, device: str | None = None) -> int:
     """Entry of the command; exit code 1 when a gate is missed.
 
-    `rebuild` names some of `WORLD_PARTS`, all of them when it is empty. Raises ValueError for a device that is not there
-    and for one given with `check`: gates and mixture are measured on the CPU.
+    Raises ValueError for a device that is not there and for one given with `check`: gates are measured on the CPU.
     """
-    if check == (rebuild is not None):
-        raise ValueError("world takes one of --check and --rebuild [PART ...]")
+    if check == rebuild:
+        raise ValueError("world takes one of --check and --rebuild")
     if check and device:
         raise ValueError("world --check has no --device: gates are measured on the CPU")
     where, profile = pick_device(device or "cpu"), get_profile("laptop")
-    for part in rebuild or (() if check else WORLD_PARTS):
-        rebuild_part(part, profile, where)
-    return 0 if not check or check_world(profile) else 1
+    if check:
+        return 0 if check_world(profile, Sizes(seeds=seeds)) else 1
 
+    def report(step: int, loss: float, model: Any) -> None:
+        if step % 100 == 0:
+            print(f"step {step}: {loss:.4f} nats a token", flush=True)
 
-# The pilot of the study.
-
-
-def pilot_world(profile: Profile) -> Stage:
-    """Reserved pool, evaluation sets and plans: a shuffle a pilot seed, and easy to hard by label."""
-
-    def compute(folder: Path) -> None:
-        taken = taken_prompts(profile)
-        sets = draw_eval_sets(dataclasses.replace(profile.world, seed=PILOT_SEED), taken)
-        pool = draw_split("pool", profile.pool_samples, target_weights(), "target", PILOT_SEED, taken)
-        write_job(folder / "samples", pool, sets)
-        for name, order, seed in [*((f"random-{s}", "random", s) for s in PILOT_SEEDS), ("ascending", "ascending", 0)]:
-            write_order(pool, profile, order, sub_seed(PILOT_SEED, f"order-{seed}"), folder / f"{name}.parquet")
-
-    config = {**to_dict(profile.world), "pool": profile.pool_samples, "b": profile.plan.prompts_per_step}
-    return get_or_compute(profile, "pilot_world", config, compute)
-
-
-def pilot_outcomes(profile: Profile, world: Stage, rate: float, arms: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
-    """Rows arm, seed, outcome (percent) of arms among `grpo`, `dapo` and `diff` at one learning rate."""
-    changed = dataclasses.replace(profile, train=dataclasses.replace(profile.train, learning_rate=rate))
-    home, runs = paths.profile_dir(profile.name) / "jobs_pilot" / f"{rate:g}", []
-    for seed in seeds:
-        for arm in arms:
-            plan = world.path("ascending.parquet" if arm == "diff" else f"random-{seed}.parquet")
-            runs.append(matched_run(changed, world.path("samples"), home, arm, seed, plan, dapo=arm == "dapo"))
-    return final_outcome(run_evaluations(runs)).assign(learning_rate=rate)
-
-
-def chosen_rate(table: pd.DataFrame) -> float:
-    """The learning rate with the highest mean outcome, the smaller of equals."""
-    means = table.groupby("learning_rate")["outcome"].mean()
-    return float(means[means == means.max()].index.min())
-
-
-def paired_deviation(table: pd.DataFrame) -> float:
-    """Standard deviation over seeds of the difference to `grpo`, pooled over the other arms."""
-    wide = table.pivot(index="seed", columns="arm", values="outcome")
-    return pooled_deviation(wide.drop(columns="grpo").sub(wide["grpo"], axis=0))
-
-
-def seeds_needed(deviation: float) -> int:
-    """Fewest seeds within `MAIN_SEEDS` that detect `DETECTABLE_POINTS`.
-
-    >>> seeds_needed(1.0), seeds_needed(0.1), seeds_needed(9.0)
-    (10, 8, 32)
-    """
-    lowest, highest = MAIN_SEEDS
-    return next((n for n in range(lowest, highest) if detectable(deviation, n) <= DETECTABLE_POINTS), highest)
-
-
-def run_seeds_needed(profile: str) -> int:
-    """The pilot: learning rate on `grpo` alone, then the number of seeds; writes study_pilot.csv."""
-    chosen = study_profile(profile)
-    world = pilot_world(chosen)
-    rates = pd.concat([pilot_outcomes(chosen, world, rate, ("grpo",), PILOT_SEEDS[:GRID_SEEDS]) for rate in PILOT_RATES])
-    rate = chosen_rate(rates)
-    runs = pilot_outcomes(chosen, world, rate, ("grpo", "dapo", "diff"), PILOT_SEEDS)
-    deviation = paired_deviation(runs)
-    columns = ["part", "arm", "learning_rate", "seed", "outcome"]
-    table = pd.concat([rates.assign(part="learning rate"), runs.assign(part="seeds")])[columns]
-    write_csv(table, "study_pilot", paths.figure_data_dir(chosen.name))
-    print(rates.groupby("learning_rate")["outcome"].mean().round(2).to_string())
-    print(f"learning rate {rate:g}; paired standard deviation {deviation:.2f} points; seeds needed: {seeds_needed(deviation)}")
+    rebuild_policy(report=report, device=where)
+    on = {} if where.type == "cpu" else {"device": torch.cuda.get_device_name(where)}
+    command = "python -m saerl_lib world --rebuild" + (f" --device {where.type}" if on else "")
+    write_json(FOLDER / "provenance.json", {**provenance(), **on, "command": command})
     return 0

@@ -517,9 +517,6 @@ def sec(pool: ArmPool, setting: ArmSetting) -> Selector:
     return ClusterBandit(pool.column("cluster"), setting.seed)
 
 
-LARGE = "policy_large"
-"""A second, larger policy under the plans of the first: the claim that one SAE guides all policies (Table 4, Section 5.2)."""
-
 ARMS = (
     Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True, cost=("rollouts_16",)),
     Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True, cost=("label_pool",)),
@@ -571,10 +568,6 @@ ARMS = (
         cost=("rollouts_1",)),
     Arm("irds", "IRDS-style, half the pool", "rival", order=twice(irds_rows), seeded=True, needs=("motifs", "pass_rate"),
         cost=("encode", "rollouts_16")),
-    Arm("grpo_large", "GRPO, larger policy", "transfer", order=shuffle("shuffle"), seeded=True, model=LARGE,
-        baseline="grpo_large"),
-    Arm("saerl_grpo_large", "SAERL on GRPO, larger policy", "transfer", order=curriculum(), model=LARGE, cost=COST,
-        baseline="grpo_large"),
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The policies, what is measured of them before training, and how their answers are evaluated.
 
-The world's policies are small models pre-trained on a learner's solutions: every skill slips at its own rate, so that RL has
-skills to mend one by one. Evaluations have one row a run, step and problem. The world's answers have one canonical form and are
-compared to the letter; others by math-verify within a time limit.
+The world's policy is a small model pre-trained on a learner's solutions (`saerl_lib.world.pretrain`). Evaluations have one row a
+run, step and problem. The world's answers have one canonical form and are compared to the letter; others by math-verify within a
+time limit.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
 from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.tokens import Layout, pack, sample_spans
-from saerl_lib.train.language_model import LanguageModelConfig, load_model
 from saerl_lib.train.sampler import GenerateSampler, GroupSampler, Sampler
 
-POLICY = LanguageModelConfig(
-    seed=11, vocabulary=640, width=128, layers=4, heads=4, feed_forward=384, steps=4000, sequences_per_step=96
-)
-LARGE = LanguageModelConfig(
-    seed=12, vocabulary=640, width=192, layers=6, heads=6, feed_forward=576, steps=2000, sequences_per_step=96,
-    learning_rate=1.33e-3,
-)  # fmt: skip
-"""3.2 times the parameters on half the texts, the learning rate scaled with the width; the study's second policy."""
-POLICIES = {"policy": POLICY, "policy_large": LARGE}
-"""Policies by the name of their folder; both have the tokenizer of the first."""
-FOLDER = paths.WEIGHTS / "policy"
+WORLD_POLICY = "policy"
+"""Name of the policy that the world ships."""
+FOLDER = paths.WEIGHTS / WORLD_POLICY
 ANSWER_SECONDS = 10.0
 """Longest comparison of one answer; it is killed then and counts as wrong."""
 
 
 def policy_folder(name: str) -> Path:
-    """The folder of a policy: one of `POLICIES`, one in Hugging Face format, or a hub's, as `model_folder`."""
-    return paths.WEIGHTS / name if name in POLICIES else model_folder(name, "--policy")
+    """The folder of a policy: the world's, one in Hugging Face format, or a hub's, as `model_folder`."""
+    return FOLDER if name == WORLD_POLICY else model_folder(name, "--policy")
+
+
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A model in float32 and its tokenizer, from a local folder.
+
+    The tokenizer is read as `PreTrainedTokenizerFast`: the automatic class may build another one from the
+    configuration's model type and drop spaces.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no config.json; rebuild the weights with `python -m saerl_lib world --rebuild`")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), tokenizer
 
 
 def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

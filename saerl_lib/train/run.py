@@ -37,8 +37,7 @@ from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import ConsumedLog, append_rows, cut_back, follow, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
-from saerl_lib.train.language_model import load_model
-from saerl_lib.train.policy import evaluate
+from saerl_lib.train.policy import evaluate, load_model
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import (
     Feed,

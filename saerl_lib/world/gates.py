@@ -1,68 +1,93 @@
-"""Gates of the world: one table of measured values, allowed ranges and whether they are met.
+"""Gates of the world: what it must meet to measure anything, stated before any SAERL arm was trained.
 
-Text gates are read off texts and labels: neither topic, difficulty nor source may be read trivially. Policy gates are read off
-the base attempts, beside a published histogram of pass rates. Gates that need training runs are measured by `python -m saerl_lib
-world --check` on reserved seeds and kept with their provenance in `TRAINED_RECORD`.
+Text gates are read off texts and labels, policy gates off the exact likelihood of gold solutions under the base policy. Gates
+that need training runs or the reader are measured by `python -m saerl_lib world --check` on reserved seeds and kept with their
+provenance in `TRAINED_RECORD`. There is no gate on what a sorted order does: that is a result.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
-from saerl_lib.config import WORLD_VERSION, Profile, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import WORLD_VERSION, Profile, content_hash
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.train.policy import load_policy
-from saerl_lib.train.sampler import correct_attempts
-from saerl_lib.world.sources import MIXTURE_PATH
+from saerl_lib.train.policy import FOLDER, load_policy
+from saerl_lib.world.pretrain import solution_losses
 
-Bounds = tuple[float | None, float | None]
-BOUNDS: dict[str, Bounds] = {
-    "guess rate": (None, 0.01),
-    "rho(difficulty, prompt length)": (None, 0.4),
-    "rho(difficulty, solution length)": (None, 0.6),
-    "best single-token leaf accuracy": (None, 0.5),
-    "TF-IDF leaf accuracy": (0.4, 0.8),
-    "TF-IDF leaf accuracy, signs as tokens": (0.4, 0.8),
-    "TF-IDF AUC target vs parent": (0.7, 0.95),
-    "total variation from published pass rates": (None, 0.10),
-    "rho(difficulty, pass rate)": (-0.7, -0.4),
-    "transfer: other domains' gain / own gain": (None, 0.5),
-    "grpo: gain in the last quarter, points": (0.5, None),
-    "sensitivity: order effect / minimum detectable effect": (1.0, None),
-    "sensitivity of speed: order effect / minimum detectable effect": (1.0, None),
-}
-"""Allowed ranges, fixed before any SAERL arm was trained; the last four are of training runs."""
-WORDS = r"(?u)\b\w\w+\b"
-"""scikit-learn's default tokens: words and numbers of two characters or more."""
+
+class Bounds(NamedTuple):
+    """What a gate allows, ends included; None: no bound."""
+
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
+    """The whole 95 % interval must lie within, not the value alone."""
+
+
+GUESS, TOKEN, TFIDF, ETA = (
+    "guess rate",
+    "best single-token topic accuracy",
+    "TF-IDF topic accuracy",
+    "eta squared of the label by topic",
+)
+BASE, MASTERED = "base pass rate, mean", "base pass rate, share above 0.9"
+SEEN = "what features see: rho of base pass rate and prediction"
+TRANSFER, FORGETTING = "transfer: gain on other topics / own gain", "forgetting: problems that lose > 0.2, middle to end"
+LATE, STILL = "random order: gain in the last quarter", "random order: gain in the last quarter above 0"
+POSITIVE, NEGATIVE = "positive control: nearest to one half now - random", "negative control: another shuffle - random"
+DETECTABLE = "smallest detectable difference, 8 seeds, corrected"
+GATES: dict[str, Bounds] = {
+    GUESS: Bounds(high=0.01), TOKEN: Bounds(high=0.5), TFIDF: Bounds(high=0.95), ETA: Bounds(high=0.3),
+    BASE: Bounds(0.15, 0.45), MASTERED: Bounds(high=0.1), SEEN: Bounds(0.35, 0.65), TRANSFER: Bounds(0.3, 1.0),
+    FORGETTING: Bounds(high=0.02), LATE: Bounds(1.0), STILL: Bounds(0.0, whole=True), POSITIVE: Bounds(0.0, whole=True),
+    NEGATIVE: Bounds(-1.5, 1.5, whole=True), DETECTABLE: Bounds(high=1.5),
+}  # fmt: skip
+"""References: DSR-sub and one-example RLVR (transfer, forgetting), MATH and ValiMath (eta squared), DeepScaleR with a 7B policy
+(features, 0.45), the paper's gains of 3.0 and 1.4 points (detectable); differences are in points."""
+POINTS = frozenset({LATE, STILL, POSITIVE, NEGATIVE, DETECTABLE})
+"""Gates in points of exact accuracy."""
 SIGNS = r"\w+|[^\w\s]"
-"""Every word, number and sign: the stronger reader of bare notation, and that of the probe ladder."""
+"""Every word, number and sign: the tokens of the probe ladder."""
 REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
 REFERENCE_N = 29_405
 TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
-USED = (
-    "rollouts_per_prompt", "learning_rate", "temperature", "max_completion_tokens", "checkpoint_every_steps", "eval_every_steps",
-    "eval_samples_small", "eval_samples_full",
-)  # fmt: skip
-"""Fields of TrainConfig that reserved runs depend on: they are GRPO by the packed engine, on seeds of their own."""
+TEXTS_AT_ONCE = 64
+
+
+class Measured(NamedTuple):
+    """A measured gate."""
+
+    value: float
+    n: int
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    note: str = "measured in this run"
+
+
+def met(found: Measured, bounds: Bounds) -> bool:
+    """Whether a gate is met; one on the whole interval is not met without an interval.
+
+    >>> met(Measured(2.0, 8, 0.5, 3.5), Bounds(0.0, whole=True)), met(Measured(2.0, 1), Bounds(0.0, whole=True))
+    (True, False)
+    """
+    ends = (found.ci_low, found.ci_high) if bounds.whole else (found.value, found.value)
+    return (bounds.low is None or ends[0] >= bounds.low) and (bounds.high is None or ends[1] <= bounds.high)
 
 
 def tokens(text: str) -> set[str]:
@@ -71,7 +96,7 @@ def tokens(text: str) -> set[str]:
 
 
 def guess_rate(train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """Share of test answers that equal the most frequent training answer of their leaf."""
+    """Share of test answers that equal the most frequent training answer of their topic."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in train:
         answers[sample.topic][sample.answer] += 1
@@ -80,7 +105,7 @@ def guess_rate(train: Sequence[Sample], test: Sequence[Sample]) -> float:
 
 
 def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """Test accuracy of the token, best in training, whose presence or absence picks the leaf."""
+    """Test accuracy of the token, best in training, whose presence or absence picks the topic."""
     bags = [tokens(s.prompt) for s in train]
     totals = Counter(s.topic for s in train)
     inside: dict[str, Counter[str]] = defaultdict(Counter)
@@ -98,52 +123,43 @@ def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> fl
     return float(np.mean([(with_it if best in tokens(s.prompt) else without) == s.topic for s in test]))
 
 
-def _tfidf_model(
-    train: Sequence[Sample], labels: Sequence[Any], penalty: float, pattern: str = WORDS
-) -> tuple[TfidfVectorizer, LogisticRegression]:
-    """1-2-grams of the prompt and a logistic regression on them; `pattern` says what a token is."""
-    texts = [s.prompt for s in train]
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern).fit(texts)
-    return words, LogisticRegression(C=penalty, max_iter=1000).fit(words.transform(texts), labels)
-
-
-def tfidf_leaf_accuracy(train: Sequence[Sample], test: Sequence[Sample], pattern: str = WORDS) -> float:
-    """Test accuracy of the leaf topic from 1-2-grams of the prompt."""
-    words, model = _tfidf_model(train, [s.topic for s in train], 10.0, pattern)
+def tfidf_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
+    """Test accuracy of the topic by a logistic regression on 1-2-grams of the prompt."""
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=SIGNS).fit([s.prompt for s in train])
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(words.transform([s.prompt for s in train]), [s.topic for s in train])
     return float(model.score(words.transform([s.prompt for s in test]), [s.topic for s in test]))
 
 
-def tfidf_source_auc(train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """ROC-AUC of target against parent from 1-2-grams of the prompt."""
-    words, model = _tfidf_model(train, [s.source == "target" for s in train], 1.0)
-    scores = model.decision_function(words.transform([s.prompt for s in test]))
-    return float(roc_auc_score([s.source == "target" for s in test], scores))
+def eta_squared(samples: Sequence[Sample]) -> float:
+    """Share of the label's variance between topics."""
+    frame = pd.DataFrame({"topic": [s.topic for s in samples], "label": [s.difficulty for s in samples]})
+    return float(frame.groupby("topic")["label"].transform("mean").var(ddof=0) / frame["label"].var(ddof=0))
 
 
-def text_gates(
-    labelled: Sequence[Sample], test: Sequence[Sample], negatives: Sequence[Sample], pool: Sequence[Sample]
-) -> dict[str, tuple[float, int]]:
-    """gate -> (value, n), fitted on `labelled` (and `negatives`).
-
-    Measured on `test`; the source on `pool`; guessing, a rare event, on both.
-    """
-    difficulty = [s.difficulty for s in test]
+def text_gates(labelled: Sequence[Sample], test: Sequence[Sample], pool: Sequence[Sample]) -> dict[str, Measured]:
+    """Gates of texts and labels, fitted on `labelled` and measured on `test`; guessing, a rare event, on the pool too."""
     n = len(test)
     return {
-        "guess rate": (guess_rate(labelled, [*test, *pool]), n + len(pool)),
-        "rho(difficulty, prompt length)": (float(spearmanr(difficulty, [len(s.prompt) for s in test])[0]), n),
-        "rho(difficulty, solution length)": (float(spearmanr(difficulty, [len(s.solution) for s in test])[0]), n),
-        "best single-token leaf accuracy": (single_token_accuracy(labelled, test), n),
-        "TF-IDF leaf accuracy": (tfidf_leaf_accuracy(labelled, test), n),
-        "TF-IDF leaf accuracy, signs as tokens": (tfidf_leaf_accuracy(labelled, test, SIGNS), n),
-        "TF-IDF AUC target vs parent": (tfidf_source_auc([*labelled, *negatives], pool), len(pool)),
+        GUESS: Measured(guess_rate(labelled, [*test, *pool]), n + len(pool)),
+        TOKEN: Measured(single_token_accuracy(labelled, test), n),
+        TFIDF: Measured(tfidf_accuracy(labelled, test), n),
+        ETA: Measured(eta_squared([*labelled, *test]), len(labelled) + n),
     }
 
 
-def met(value: float, bounds: Bounds) -> bool:
-    """Whether a value lies inside its bounds, ends included."""
-    low, high = bounds
-    return (low is None or value >= low) and (high is None or value <= high)
+@torch.inference_mode()
+def exact_rates(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """Likelihood of the gold solution at temperature 1, float [N]: a pass rate without the noise of sampling.
+
+    Another way to the same answer is not counted; in this world it is rare.
+    """
+    texts = [(s.prompt, s.solution) for s in samples]
+    order, rates = np.argsort([len(p) + len(s) for p, s in texts], kind="stable"), np.zeros(len(texts))
+    for start in range(0, len(order), TEXTS_AT_ONCE):
+        rows = order[start : start + TEXTS_AT_ONCE]
+        losses, row = solution_losses(model, tokenizer, [texts[i] for i in rows])
+        rates[rows] = torch.zeros(len(rows), dtype=torch.float64).index_add(0, row, -losses.double()).exp().numpy()
+    return rates
 
 
 def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,71 +168,62 @@ def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
-    """Attempts of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
+    """Exact pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
-    pass_rates.parquet: sample_id, domain, difficulty, pass_rate, attempts.
+    pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
     """
-    config, train = profile.world, profile.train
-    attempts = config.rated_attempts
-    wanted = {"prompts": config.rated_prompts, "attempts": attempts, "train": to_dict(train), "seed": profile.seed}
+    wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(FOLDER / "model.safetensors")}
 
     def compute(folder: Path) -> None:
-        torch.set_num_threads(1)  # these small products lose time on more, and the samples would depend on the machine
-        samples = [s for s in load_split(world, "pool") if s.source == "target"][: config.rated_prompts]
-        with tqdm(total=len(samples) * attempts, desc="base attempts", file=sys.stdout, mininterval=10) as bar:
-            marks = correct_attempts(
-                *load_policy(), samples, attempts, train.max_completion_tokens, train.temperature,
-                sub_seed(profile.seed, "base-rates"), bar.update,
-            )  # fmt: skip
+        samples = [s for s in load_split(world, "pool") if s.source == "target"][: profile.world.rated_prompts]
         frame = pd.DataFrame({"sample_id": [s.id for s in samples], "domain": [s.topic.split(" -> ")[0] for s in samples],
                               "difficulty": [s.difficulty for s in samples]})  # fmt: skip
-        frame = frame.assign(pass_rate=marks.mean(axis=1), attempts=attempts)
+        frame["pass_rate"] = exact_rates(*load_policy(), samples)
         frame.to_parquet(folder / "pass_rates.parquet", index=False)
 
     return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
 
 
 def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:
-    """Rows of pass_rates.csv: the world's histogram beside the published one."""
+    """Rows of pass_rates.csv: the world's histogram beside a published one, which it need not follow."""
     edges = np.linspace(0, 1, 11)
     frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "share_world": histogram(rates["pass_rate"].to_numpy())})
     return frame.assign(share_reference=REFERENCE_SHARES, n_world=len(rates), n_reference=REFERENCE_N)
 
 
-def policy_gates(rates: pd.DataFrame) -> dict[str, tuple[float, int]]:
-    """gate -> (value, n) from the base attempts."""
-    distance = 0.5 * abs(histogram(rates["pass_rate"].to_numpy()) - pd.Series(REFERENCE_SHARES)).sum()
-    return {
-        "total variation from published pass rates": (float(distance), len(rates)),
-        "rho(difficulty, pass rate)": (float(spearmanr(rates["difficulty"], rates["pass_rate"])[0]), len(rates)),
-    }
+def policy_gates(rates: NDArray[np.float64]) -> dict[str, Measured]:
+    """Gates of the base policy's exact pass rates [N]."""
+    return {BASE: Measured(float(rates.mean()), len(rates)), MASTERED: Measured(float((rates > 0.9).mean()), len(rates))}
 
 
-def trained_gates() -> dict[str, dict[str, Any]]:
-    """The recorded gates of training runs: gate -> value, n and note; empty before the first `world --check`.
+def settings_hash() -> str:
+    """Hash of what the recorded gates belong to: the version of the world and the policy."""
+    return content_hash([WORLD_VERSION, file_sha256(FOLDER / "model.safetensors")])
 
-    A record of another version of the world or of other training settings is not used: its gates count as not met.
+
+def trained_gates() -> dict[str, Measured]:
+    """The recorded gates, by name; empty before the first `world --check`.
+
+    A record of another version of the world or of another policy is not used: its gates count as not met.
     """
     if not TRAINED_RECORD.exists():
         return {}
     record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8"))
-    return record["gates"] if record["settings"] == trained_settings() else {}
+    if record["settings"] != settings_hash():
+        return {}
+    return {
+        name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in record["gates"].items()
+    }
 
 
-def trained_settings() -> str:
-    """Hash of what the recorded gates depend on: world version, mixture and the laptop profile's training."""
-    laptop = get_profile("laptop")
-    train = {name: getattr(laptop.train, name) for name in USED}
-    batch = laptop.plan.prompts_per_step  # all that reserved orders take of the plan's settings
-    parts = [WORLD_VERSION, file_sha256(MIXTURE_PATH), train, batch, laptop.pool_samples, to_dict(laptop.world)]
-    return content_hash(parts)
-
-
-def gate_table(world: Stage, rates: Stage) -> pd.DataFrame:
-    """Rows of world_gates.csv."""
-    splits = (load_split(world, name) for name in ("labelled", "test", "filter_negatives", "pool"))
-    measured = text_gates(*splits) | policy_gates(pd.read_parquet(rates.path("pass_rates.parquet")))
-    rows = [(name, value, n, "measured in this run") for name, (value, n) in measured.items()]
-    rows += [(name, record["value"], record["n"], record["note"]) for name, record in trained_gates().items()]
-    table = [(name, value, *BOUNDS[name], met(value, BOUNDS[name]), n, "", note) for name, value, n, note in rows]
-    return pd.DataFrame(table, columns=["gate", "value", "low", "high", "met", "n", "unit", "note"])
+def gate_table(world: Stage, rates: Stage, trained: Mapping[str, Measured] | None = None) -> pd.DataFrame:
+    """Rows of world_gates.csv, every gate once; one that was not measured is not met. `trained` None: the recorded ones."""
+    found = text_gates(*(load_split(world, name) for name in ("labelled", "test", "pool")))
+    found |= policy_gates(pd.read_parquet(rates.path("pass_rates.parquet"))["pass_rate"].to_numpy())
+    found |= trained_gates() if trained is None else trained
+    rows = []
+    for name, bounds in GATES.items():
+        one = found.get(name, Measured(math.nan, 0, note="not measured"))
+        unit = "points" if name in POINTS else ""
+        rows.append((name, one.value, one.ci_low, one.ci_high, bounds.low, bounds.high, met(one, bounds), one.n, unit, one.note))
+    return pd.DataFrame(rows, columns=["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n", "unit", "note"])

@@ -1,0 +1,129 @@
+"""Pre-training of the world's policy on a learner's solutions: tokenizer, weights and the files that are shipped (ours)."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from saerl_lib.config import sub_seed
+from saerl_lib.encode.tokens import SEPARATOR
+from saerl_lib.train.policy import FOLDER
+from saerl_lib.world.sources import Text, learner_text
+
+SEED = 11
+"""Of weights and texts."""
+VOCABULARY = 1024
+WIDTH, LAYERS, HEADS, FEED_FORWARD = 96, 4, 4, 208
+"""0.49 million parameters, embeddings tied."""
+STEPS, TEXTS_PER_STEP = 3600, 24
+LEARNING_RATE = 2e-3
+"""Peak of a cosine schedule with 100 warm-up steps, AdamW."""
+TOKENIZER_TEXTS = 20_000
+logging.disable_progress_bar()
+CPU = torch.device("cpu")
+PAD, EOS = "<pad>", "<eos>"
+PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|[,;.:?]?[^\d,;.:?\n=*/+-]+"
+"""What the tokenizer never merges across: signs, digits, and phrases between them."""
+
+
+def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a token for every digit and sign and, where they are frequent, for whole phrases."""
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[PAD, EOS], initial_alphabet=alphabet, show_progress=False
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left")
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with tied embeddings and random weights."""
+    torch.manual_seed(SEED)
+    architecture = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    return LlamaForCausalLM(architecture)
+
+
+def batches(rng: random.Random, buffered: int = 8) -> Iterator[list[Text]]:
+    """Endless batches of texts of similar length: `buffered` batches are drawn, sorted by length and shuffled as batches."""
+    size = TEXTS_PER_STEP
+    while True:
+        texts = sorted((learner_text(rng) for _ in range(size * buffered)), key=lambda text: len(text[0]) + len(text[1]))
+        groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+        rng.shuffle(groups)
+        yield from groups
+
+
+def solution_losses(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in nats of every solution token, its end included [M], and the text it belongs to [M]."""
+    prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
+    solutions = tokenizer([s for _, s in texts])["input_ids"]
+    rows = [p + s + [tokenizer.eos_token_id] for p, s in zip(prompts, solutions, strict=True)]
+    ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
+    counted = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        counted[i, len(prompt) : len(row)] = True
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # causal: padding behind is not seen
+    inside = counted[:, 1:]
+    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[inside]), ids[:, 1:][inside], reduction="none")
+    return losses, inside.nonzero()[:, 0]
+
+
+def pretrain(
+    tokenizer: PreTrainedTokenizerFast, report: Callable[[int, float, LlamaForCausalLM], None], steps: int = STEPS,
+    device: torch.device = CPU,
+) -> tuple[LlamaForCausalLM, list[float]]:  # fmt: skip
+    """Pre-train on an endless stream of texts; returns the model, on the CPU, and the loss of every step in nats a token.
+
+    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared. The first
+    weights are drawn on the CPU, whichever `device` trains them.
+    """
+    model = build_model(tokenizer).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    stream, losses = batches(random.Random(SEED)), list[float]()
+    for step in range(steps):
+        rate = LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with device:
+            loss = solution_losses(model, tokenizer, next(stream))[0].mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        report(step, losses[-1], model)
+    return model.cpu().eval(), losses
+
+
+def rebuild_policy(
+    folder: Path = FOLDER, steps: int = STEPS, report: Callable[[int, float, LlamaForCausalLM], None] = lambda *_: None,
+    device: torch.device = CPU,
+) -> list[float]:  # fmt: skip
+    """Train tokenizer and policy from scratch into `folder`, weights in bfloat16; returns the losses in nats a solution token."""
+    rng = random.Random(sub_seed(SEED, "tokenizer"))
+    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(TOKENIZER_TEXTS))
+    model, losses = pretrain(tokenizer, report, steps, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
+    return losses
