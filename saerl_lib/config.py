@@ -236,8 +236,10 @@ class PlanConfig:
         _choose(self, rest=REST, unequal=UNEQUAL)
 
 
-Loss = Literal["grpo", "dapo"]
-ENGINES, LOSSES = ("packed", "trl"), get_args(Loss)
+Loss = Literal["token_mean", "sequence_mean", "constant"]
+Optimizer = Literal["adamw", "sgd"]
+ENGINES, LOSSES, OPTIMIZERS = ("packed", "trl"), get_args(Loss), get_args(Optimizer)
+DYNAMIC = ("none", "equal_rollouts", "equal_steps")
 
 
 @dataclass(frozen=True)
@@ -256,10 +258,14 @@ class TrainConfig:
     """Longest completion, tokens (paper: 3,072)."""
     max_prompt_tokens: int | None = None
     """Samples with a longer prompt are not planned (paper, Table 9: 1,024); None: none is left out."""
-    loss: Loss = "grpo"
-    """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch, upper clip 0.28."""
-    dynamic_sampling: bool = False
-    """DAPO, engine "packed" alone: draw prompts until every group of the step has a gradient; all rollouts count."""
+    loss: Loss = "token_mean"
+    """Sum over the tokens of a batch, divided by their number (the default of verl, which the paper used; not stated there);
+    sequence_mean: mean over rollouts of each one's mean; constant: divided by rollouts x the longest completion."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, gradient clipped at norm 1 (verl's default; not stated in the paper); sgd: momentum 0.9, never clipped (ours)."""
+    dynamic_sampling: str = "none"
+    """DAPO, engine "packed" alone: draw prompts until every group of a step has a gradient. The run ends with the rollouts of
+    one without it (equal_rollouts), those that are dropped included, or with its steps (equal_steps, the paper's axis)."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints; a stopped run goes on from the last one, with its place in the plan."""
     eval_every_steps: int = 20
@@ -288,8 +294,8 @@ class TrainConfig:
         _require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
         _require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
         _require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
-        _choose(self, loss=LOSSES, engine=ENGINES)
-        ours = self.engine == "packed" or not self.dynamic_sampling
+        _choose(self, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
+        ours = self.engine == "packed" or self.dynamic_sampling == "none"
         _require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
 
 
@@ -389,6 +395,8 @@ class Profile:
             _require(rollouts % size == 0, f"micro_batch={size} does not divide a step's {rollouts} rollouts: choose another one")
         for name in self.arms:
             _require(name in PLANS, f"arm {name!r} is none of {', '.join(PLANS)}{near(name, PLANS)}")
+            drawn = self.train.engine == "packed" or not name.endswith("dapo")
+            _require(drawn, f"arm {name!r} needs dynamic sampling, which engine 'trl' has not: it would be GRPO; leave it out")
         _require(len(set(self.arms)) == len(self.arms) > 0, f"arms={', '.join(self.arms)}: name each arm once, and one at least")
 
     @property

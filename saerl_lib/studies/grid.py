@@ -190,7 +190,7 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         write_plan(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
-        arm.batch_factor * profile.plan.prompts_per_step, arm.dapo, policy_folder(arm.model),
+        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(arm.model),
         arms if arm.name not in all_arms() else None,
     )  # fmt: skip
 

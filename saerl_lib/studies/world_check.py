@@ -35,6 +35,7 @@ from saerl_lib.plan.orders import build_plan
 from saerl_lib.report.figures import draw
 from saerl_lib.report.tables import write_csv
 from saerl_lib.studies.results import study_profile
+from saerl_lib.train.arms import find_arm
 from saerl_lib.train.policy import POLICIES, final_outcome, load_policy, policy_folder
 from saerl_lib.train.run import Run
 from saerl_lib.train.sampler import correct_attempts
@@ -336,7 +337,7 @@ def pilot_outcomes(profile: Profile, world: Stage, rate: float, arms: Sequence[s
     for seed in seeds:
         for arm in arms:
             plan = world.path("ascending.parquet" if arm == "diff" else f"random-{seed}.parquet")
-            runs.append(matched_run(changed, world.path("samples"), home, arm, seed, plan, dapo=arm == "dapo"))
+            runs.append(matched_run(changed, world.path("samples"), home, arm, seed, plan, changes=find_arm(arm).train))
     return final_outcome(run_evaluations(runs)).assign(learning_rate=rate)
 
 

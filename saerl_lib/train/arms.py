@@ -19,7 +19,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -211,6 +211,10 @@ class ClusterBandit:
             self.value[arm] = RATE * gain[self.number[rows] == arm].mean() + (1 - RATE) * self.value[arm]
 
 
+DAPO = {"dynamic_sampling": "equal_steps"}
+"""DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
+SAME_COST = {"dynamic_sampling": "equal_rollouts"}
+"""DAPO at equal generated rollouts."""
 GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "transfer", "user")
 
 
@@ -272,8 +276,8 @@ class Arm:
     """One of `GROUPS`."""
     order: Order | None = None
     policy: Policy | None = None
-    dapo: bool = False
-    """Token-level loss, clip-higher and dynamic sampling."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of the profile's `TrainConfig`, such as another loss or optimizer."""
     batch_factor: int = 1
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
@@ -526,7 +530,8 @@ ARMS = (
     Arm("gainrl", "GAINRL", "paper", policy=gainrl, needs=("angle_concentration",), seeded=True, cost=("policy_forward",)),
     Arm("mopps", "MoPPS", "rival", policy=mopps, seeded=True),
     Arm("grpo", "GRPO, random order", "paper", order=shuffle("shuffle"), seeded=True),
-    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, dapo=True),
+    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, train=DAPO),
+    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle("shuffle"), seeded=True, train=SAME_COST),
     Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label, cost=("label_pool",)),
     Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=shuffle("shuffle-b"), seeded=True),
     Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=shuffle("shuffle-c"), seeded=True),
@@ -541,7 +546,9 @@ ARMS = (
     Arm("informative_half", "half the pool by pass rates near one half, twice", "control", order=twice(informative_rows),
         seeded=True, needs=("pass_rate",), cost=("rollouts_16",)),
     _arm("saerl_grpo", "SAERL on GRPO", "paper", curriculum()),
-    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), dapo=True),
+    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), train=DAPO),
+    _arm("saerl_dapo_rollouts", "SAERL on DAPO at equal rollouts", "control", curriculum(), train=SAME_COST,
+         baseline="dapo_rollouts"),
     _arm("minus_diff", "- Diff: random inside clusters", "ablation", curriculum(sorting=False), baseline="saerl_grpo"),
     _arm("minus_diff_mix", "- Diff & Mix", "ablation", curriculum(False, False), baseline="saerl_grpo"),
     _arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", difficulty_alone, baseline="saerl_grpo"),
