@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, write_json
-from saerl_lib.config import PLANS, Profile, sub_seed, to_dict
+from saerl_lib.config import PLANS, Profile, steps_of, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.train.arms import DAPO, find_arm
 from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, open_sampler, policy_folder
 from saerl_lib.train.run import PARENT, Run, command, keyed, read_run, write_run
@@ -55,10 +55,11 @@ def matched_run(
     """
     packed = profile.train.engine == "packed"
     train, b = dataclasses.replace(profile.train, seeds=1, **(changes or {})), profile.plan.prompts_per_step
-    steps = len(read_plan(plan).ids) // b if plan and profile.train_steps is None else profile.steps
+    chosen = samples or data / "pool.parquet"
+    steps = profile.train_steps or steps_of(pq.read_metadata(chosen).num_rows, b)
     return keyed(Run(
         arm=arm, seed=SEEDS * profile.seed + seed, folder=home / f"{arm}-seed{seed}", policy=str(policy),
-        samples=str(samples or data / "pool.parquet"), prompts_per_step=prompts_per_step or b,
+        samples=str(chosen), prompts_per_step=prompts_per_step or b,
         steps=steps, rollouts_per_step=b * train.rollouts_per_prompt,
         train=train, plan=str(plan or ""), table=str(table or ""), arms=str(arms or ""),
         sets=tuple(str(data / f"eval_{name}.parquet") for name in profile.eval_sets) if packed else (),
