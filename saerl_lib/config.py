@@ -196,12 +196,12 @@ class PropertyConfig:
         _require(rows >= k, f"cluster_fit_rows={rows} is below clusters={k}: fit k-means on more samples")
 
 
-REST = ("pool", "pool_easiest", "append")
-"""pool: the hardest of each cluster are left over, sorted together into mixed batches, each before the first harder stage.
-pool_easiest: the easiest are left over instead. append: as pool, but all mixed batches come at the end."""
-UNEQUAL = ("front", "stretch", "back")
-"""front: stage t holds the t-th batch of every cluster that still has one. stretch: the batches of a small cluster are
-spread evenly over the run. back: small clusters begin late, so that all end together."""
+REST = ("drop", "pool")
+"""drop: the hardest of each cluster, which fill no batch, are left out of the plan. pool: they are sorted together into mixed
+batches, each before the first harder stage."""
+UNEQUAL = ("stretch", "front", "back")
+"""stretch: the batches of a small cluster are spread evenly over the run. front: stage t holds the t-th batch of every cluster
+that still has one. back: small clusters begin late, so that all end together."""
 
 
 @dataclass(frozen=True)
@@ -213,14 +213,14 @@ class PlanConfig:
     swapped_per_batch: int = 1
     """h, samples at the end of a batch exchanged with a partner (paper: 8 of 128 is best)."""
     window_batches: int = 20
-    """Partner candidates are at most this many batches away (not stated in the paper; ours)."""
+    """Partner candidates are at most this many batches away, whatever their stage (not stated in the paper; ours)."""
     difficulty_tolerance: float = 0.75
     """Largest difference of mean ranking scores between partners, in label units (not stated in the paper; ours)."""
     length_tolerance: float = 0.35
     """Largest relative difference of mean sequence lengths between partners (not stated in the paper; ours)."""
-    rest: str = "pool"
+    rest: str = "drop"
     """What fills no batch of its own cluster (not stated in the paper; ours), one of `REST`."""
-    unequal: str = "front"
+    unequal: str = "stretch"
     """In which stages a cluster with few batches takes part (not stated in the paper; ours), one of `UNEQUAL`."""
 
     def __post_init__(self) -> None:
@@ -229,8 +229,10 @@ class PlanConfig:
         _choose(self, rest=REST, unequal=UNEQUAL)
 
 
-Loss = Literal["grpo", "dapo"]
-ENGINES, LOSSES = ("packed", "trl"), get_args(Loss)
+Loss = Literal["token_mean", "sequence_mean", "constant"]
+Optimizer = Literal["adamw", "sgd"]
+ENGINES, LOSSES, OPTIMIZERS = ("packed", "trl"), get_args(Loss), get_args(Optimizer)
+DYNAMIC = ("none", "equal_rollouts", "equal_steps")
 
 
 @dataclass(frozen=True)
@@ -249,10 +251,14 @@ class TrainConfig:
     """Longest completion, tokens (paper: 3,072)."""
     max_prompt_tokens: int | None = None
     """Samples with a longer prompt are not planned (paper, Table 9: 1,024); None: none is left out."""
-    loss: Loss = "grpo"
-    """grpo: mean over rollouts of the mean over tokens; dapo: mean over all tokens of the batch, upper clip 0.28."""
-    dynamic_sampling: bool = False
-    """DAPO, engine "packed" alone: draw prompts until every group of the step has a gradient; all rollouts count."""
+    loss: Loss = "token_mean"
+    """Sum over the tokens of a batch, divided by their number (the default of verl, which the paper used; not stated there);
+    sequence_mean: mean over rollouts of each one's mean; constant: divided by rollouts x the longest completion."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, gradient clipped at norm 1 (verl's default; not stated in the paper); sgd: momentum 0.9, never clipped (ours)."""
+    dynamic_sampling: str = "none"
+    """DAPO, engine "packed" alone: draw prompts until every group of a step has a gradient. The run ends with the rollouts of
+    one without it (equal_rollouts), those that are dropped included, or with its steps (equal_steps, the paper's axis)."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints; a stopped run goes on from the last one, with its place in the plan."""
     eval_every_steps: int = 20
@@ -281,8 +287,8 @@ class TrainConfig:
         _require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
         _require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
         _require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
-        _choose(self, loss=LOSSES, engine=ENGINES)
-        ours = self.engine == "packed" or not self.dynamic_sampling
+        _choose(self, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
+        ours = self.engine == "packed" or self.dynamic_sampling == "none"
         _require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
 
 
@@ -326,9 +332,20 @@ class LadderConfig:
 PLANS = {"grpo": "random-{seed}", "dapo": "random-{seed}", "diff": "ascending", "saerl": "saerl", "saerl_dapo": "saerl",
          "adarft": "random-{seed}", "gainrl": "random-{seed}"}  # fmt: skip
 """Arm of the paper -> its plan in the stage `plans`; of the last two, which choose as they learn, it only names the samples."""
-PLANNED = ("all", "target")
-"""all: the best `pool_samples` of the noisy pool by the quality filter. target: the target source alone (the paper's runs)."""
+PLANNED = ("target", "all")
+"""target: the target source alone (the paper's runs). all: the best `pool_samples` of the noisy pool by the quality filter."""
+PASSES = 900 * 128 / 103_022
+"""Passes over the pool in a run, 1.12 (paper, section 4.1: 900 steps of 128); the second is in the plan's own order (ours)."""
 WORLD_SETS = ("easy_a", "easy_b", "mid_a", "mid_b", "hard", "hardest")
+
+
+def steps_of(samples: int, prompts_per_step: int) -> int:
+    """Optimiser steps of `PASSES` passes over so many samples.
+
+    >>> steps_of(103_022, 128), steps_of(96, 8)
+    (900, 13)
+    """
+    return round(PASSES * samples / prompts_per_step)
 
 
 @dataclass(frozen=True)
@@ -350,15 +367,15 @@ class Profile:
     study: StudyConfig | None = None
     """The full study; None: this profile trains `arms` and shows the committed study."""
     pool_samples: int = 960
-    """Prompts kept by the filter and planned once (ours: 120 steps)."""
-    planned: str = "all"
+    """Prompts that are kept and planned (ours: 134 steps)."""
+    planned: str = "target"
     """Which samples are kept, one of `PLANNED`."""
     policy: str = "policy"
     """Policy that is trained: one that the world ships, a folder in Hugging Face format, or a hub name."""
     arms: tuple[str, ...] = ("grpo", "saerl")
     """Arms that notebook 07 trains, of `PLANS`."""
     train_steps: int | None = None
-    """Optimiser steps of a run; beyond the plan's end it starts again. None: one pass over the plan."""
+    """Optimiser steps of a run; beyond the plan's end it starts again. None: `PASSES` passes over the kept samples."""
     exports: tuple[str, ...] = ()
     """Other trainers that every plan is exported for, of trl, verl, nemo-rl and prime-rl."""
     launch: str = ""
@@ -382,12 +399,14 @@ class Profile:
             _require(rollouts % size == 0, f"micro_batch={size} does not divide a step's {rollouts} rollouts: choose another one")
         for name in self.arms:
             _require(name in PLANS, f"arm {name!r} is none of {', '.join(PLANS)}{near(name, PLANS)}")
+            drawn = self.train.engine == "packed" or not name.endswith("dapo")
+            _require(drawn, f"arm {name!r} needs dynamic sampling, which engine 'trl' has not: it would be GRPO; leave it out")
         _require(len(set(self.arms)) == len(self.arms) > 0, f"arms={', '.join(self.arms)}: name each arm once, and one at least")
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of a run: the asked number, or those of one pass over the kept pool."""
-        return self.train_steps or self.pool_samples // self.plan.prompts_per_step
+        """Optimiser steps of a run: the asked number, or those of `PASSES` passes over the kept pool."""
+        return self.train_steps or steps_of(self.pool_samples, self.plan.prompts_per_step)
 
     @property
     def target(self) -> str:
@@ -607,7 +626,7 @@ STUDY = Profile(
     pool_samples=3200,
     study=StudyConfig(),
 )
-"""25,600 rollouts a run, 100 steps of 32 prompts; h = 2 of 32 is the paper's 8 of 128."""
+"""112 steps of 32 prompts, 8 rollouts each; h = 2 of 32 is the paper's 8 of 128."""
 PAPER = Profile(
     name="paper",
     world=None,
@@ -622,7 +641,6 @@ PAPER = Profile(
         checkpoint_every_steps=20, engine="trl", keep_every_steps=20, chat=True,
     ),
     pool_samples=103_022,
-    planned="target",
     policy="Qwen/Qwen2.5-Math-1.5B",
     arms=("grpo", "saerl"),
     train_steps=900,
@@ -733,7 +751,7 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     """Return the profile `name`, optionally with another number of matched seeds or another base seed.
 
     >>> get_profile("smoke").steps
-    12
+    13
 
     `name` may be followed by the options of `Options` as JSON. Raises UnknownProfileError for a name that is not in `PROFILES`.
     """

@@ -402,7 +402,7 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     planned = rows[full]
     columns = {"sample_id": ids, "cluster": grouping.assignment.label, "ranking": ranking, "raw": ties, "length": found.lengths}
     pool, tolerance = pd.DataFrame(columns).iloc[planned], TOLERANCE * float(ranking[planned].std())
-    plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance), "saerl")
+    plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance, rest="pool"), "saerl")
     low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
            for i in np.flatnonzero(~kept)}  # fmt: skip
     reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}

@@ -47,7 +47,9 @@ def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
 
 def test_adarft_target_and_nearest_unused_prompts() -> None:
     values = np.array([0.0, 30.0, 60.0, 100.0])
-    selector = arms.AdaptiveTarget(values)
+    public = arms.AdaptiveTarget(values)
+    assert public.next(2).tolist() == public.next(2).tolist() == [0, 1], "the public form repeats what is nearest"
+    selector = arms.AdaptiveTarget(values, once=True)
     assert selector.next(2).tolist() == [0, 1]
     selector.told(np.array([0, 1]), np.array([[1.0, 1.0], [1.0, 1.0]]))
     assert selector.target == pytest.approx(50 * np.tanh(1.0))
@@ -65,8 +67,11 @@ def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
     ranks = np.searchsorted(-scores[selector.ranked], -scores[first])
     assert len(set(first.tolist())) == 64 and ranks.max() < 5 * 100
     selector.told(first, np.full((64, 4), 0.5))
-    expected = 32 * np.tanh(2 * scores[first].mean())
+    expected = 500 / 256 * 64 * np.tanh(2 * scores[first].mean())
     assert selector.mean == pytest.approx(expected)
+    selector.mean = 1990.0
+    selector.told(first, np.ones((64, 4)))
+    assert selector.mean == 1999, "it stops at the last rank"
     selector.mean = 1500.0
     assert np.abs(np.searchsorted(-scores[selector.ranked], -scores[selector.next(64)]) - 1500).mean() < 150
 
@@ -182,7 +187,7 @@ def test_malformed_arms(change: dict, message: str) -> None:
         Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
 
 
-@pytest.mark.parametrize(("name", "steps"), [("saerl_grpo", (0, 1, 2)), ("saerl_stretch", (2, 3, 4)), ("saerl_back", (3, 4, 5))])
+@pytest.mark.parametrize(("name", "steps"), [("saerl_front", (0, 1, 2)), ("saerl_grpo", (2, 3, 4)), ("saerl_back", (3, 4, 5))])
 def test_small_clusters_stand_where_the_staging_puts_them(name: str, steps: tuple[int, ...]) -> None:
     clusters = np.repeat([0, 1, 2], (16, 4, 4))  # four batches of the largest cluster, one of each other
     plan = find_arm(name).order(pool(24, cluster=clusters), replace(SETTING, plan=replace(SETTING.plan, swapped_per_batch=0)))

@@ -77,7 +77,7 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
         (lambda: config.PropertyConfig(shrinkage_tau=0), "shrinkage_tau=0"),
         (lambda: config.GradientConfig(prompts=5), "prompts=5"),
-        (lambda: TrainConfig(dynamic_sampling=True, engine="trl"), "choose engine='packed'"),
+        (lambda: TrainConfig(dynamic_sampling="equal_steps", engine="trl"), "choose engine='packed'"),
         (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
         (lambda: config.PublishedConfig(parent_samples=0), "parent_samples=0 must be at least 1"),
         (lambda: config.PublishedConfig(solution_index=4), "DeepMath-103K has solutions 1, 2 and 3"),

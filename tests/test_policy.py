@@ -74,9 +74,23 @@ def test_pack_by_hand() -> None:
     assert [len(p) for p in pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10)] == [2, 1]
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo"])
-def test_loss_and_gradient_equal_those_of_trl(policy: tuple[Any, Any], tmp_path: Path, loss: str) -> None:
-    train = replace(TRAIN, loss=loss, temperature=0.9)
+def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -> torch.Tensor:
+    """The loss of a batch rollout by rollout, every token's weight written out."""
+    total, n = torch.zeros(()), len(inputs["advantages"])
+    for i, advantage in enumerate(inputs["advantages"]):
+        prompt = inputs["prompt_ids"][i][inputs["prompt_mask"][i] == 1]
+        completion = inputs["completion_ids"][i][inputs["completion_mask"][i] == 1]
+        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        logps = torch.log_softmax(logits, dim=-1).gather(1, completion[:, None])
+        weight = {"token_mean": 1 / inputs["completion_mask"].sum(), "sequence_mean": 1 / (n * len(completion)),
+                  "constant": 1 / (n * TRAIN.max_completion_tokens)}[loss]  # fmt: skip
+        total = total - advantage * weight * logps.sum()
+    return total
+
+
+@pytest.mark.parametrize("loss", ["token_mean", "sequence_mean", "constant"])
+def test_loss_and_gradient_equal_those_of_trl_and_by_hand(policy: tuple[Any, Any], tmp_path: Path, loss: str) -> None:
+    train = replace(TRAIN, loss=loss, temperature=0.9, optimizer="sgd", learning_rate=0.5)
     model, tokenizer = policy
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
     source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
@@ -99,10 +113,22 @@ def test_loss_and_gradient_equal_those_of_trl(policy: tuple[Any, Any], tmp_path:
         value.backward()
         found.append((value.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     model.zero_grad()
+    by_hand(model, inputs, loss, 0.9).backward()
+    hand = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6) and hand.abs().max() > 1e-4
+    for _, gradient in found:
+        torch.testing.assert_close(gradient, hand, atol=1e-6, rtol=1e-3)
+
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    before, step = torch.cat([p.detach().flatten() for p in model.parameters()]), trainer.create_optimizer().step
+    step(), step()
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(after, before - 0.5 * (1 + 1.9) * hand, atol=1e-6, rtol=1e-4)  # momentum 0.9
+    adamw = grpo_arguments(replace(train, optimizer="adamw"), 2, 1, 1, tmp_path)
+    assert (arguments.max_grad_norm, adamw.max_grad_norm) == (1e9, 1)
+    model.load_state_dict(kept)
+    model.zero_grad()
     model.eval()
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-3)
-    assert found[1][1].abs().max() > 1e-4
 
 
 def test_draw_follows_the_distribution() -> None:
@@ -117,7 +143,7 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     policy: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "ROUND_PROMPTS", 3)
-    train = replace(TRAIN, dynamic_sampling=True)
+    train = replace(TRAIN, dynamic_sampling="equal_rollouts")
     log = tmp_path / "r.jsonl"
     source = feed(policy, log, train, selector=InOrder(range(6)))
     records = source.step(1)

@@ -73,7 +73,7 @@ def test_the_command_trains_on_the_plan_once(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     out = tmp_path / "run"
-    assert main(words(files, out, "--keep-every", "2", "--loss", "dapo")) == 0
+    assert main(words(files, out, "--keep-every", "2", "--loss", "sequence_mean")) == 0
     assert '{"followed": true, "steps": 3, "processes": 1}' in capsys.readouterr().out
     plan, log = read_plan(files / "plan.parquet"), read_log(out / "rollouts.parquet")
     assert follow(plan, log).followed and len(log.ids) == B * G * STEPS
@@ -85,19 +85,17 @@ def test_the_command_trains_on_the_plan_once(
     assert not (out / "checkpoints").exists() and [p.name for p in out.glob("*.jsonl")] == ["times.jsonl"]
 
     monkeypatch.setattr(train_run, "_train", lambda *_: pytest.fail("trained again"))
-    assert main(words(files, out, "--keep-every", "2", "--loss", "dapo")) == 0, "a finished run is found"
-    assert main(words(files, out, "--loss", "grpo")) == 1
+    assert main(words(files, out, "--keep-every", "2", "--loss", "sequence_mean")) == 0, "a finished run is found"
+    assert main(words(files, out, "--loss", "constant")) == 1
     assert "holds a run of another plan, policy, setting or version of the code: choose another folder" in capsys.readouterr().err
 
 
 def expected(measured: Path, rounds: Sequence[np.ndarray]) -> list[set[str]]:
-    """The prompts of each step from the rewards before it, by the rule on paper: nearest to the target, each used once."""
+    """The prompts of each step from the rewards before it, by the rule on paper: nearest to the target, in its public form."""
     table = pd.read_parquet(measured).set_index("sample_id")["pass_rate"]
     left, target, found = dict(zip(table.index, difficulty(table.to_numpy()), strict=True)), 0.0, []
     for rewards in rounds:
-        step = sorted(left, key=lambda name: abs(left[name] - target))[:B]
-        found.append(set(step))
-        left = {name: value for name, value in left.items() if name not in step}
+        found.append(set(sorted(left, key=lambda name: abs(left[name] - target))[:B]))
         target = moved(target, float(np.mean(rewards)))
     return found
 
@@ -188,7 +186,7 @@ def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: py
         assert message in capsys.readouterr().err and not out.exists()
     assert main(words(files, out, "--selector", "mopps")) == 1
     with pytest.raises(ValueError, match="choose engine='packed'"):
-        replace(TRAIN, dynamic_sampling=True)
+        replace(TRAIN, dynamic_sampling="equal_steps")
 
 
 def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,8 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     """The decision path of one sample of the pool; a number that is not finite is None.
 
     Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
-    cluster, difficulty, quality; batch and swap, None for a sample that the filter dropped. The functions below tell their keys.
+    cluster, difficulty, quality; batch and swap, None for a sample that the filter or the rest of its cluster dropped. The
+    functions below tell their keys.
     Raises UnknownSampleError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
     are not the sums of their parts (stages of different runs).
     """
@@ -179,7 +180,7 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
         hint = f"; near: {', '.join(near)}" if near else f"; the pool holds {len(ids)} ids such as {ids[0]}"
         raise UnknownSampleError(f"sample {sample_id!r} is not in the pool{hint}")
     i = ids.index(sample_id)
-    sample, placed = evidence.samples[i], bool(evidence.scores.iloc[i]["kept"])
+    sample, placed = evidence.samples[i], sample_id in evidence.homes
     return _finite({
         "sample_id": sample.id, "prompt": sample.prompt, "answer": sample.answer, "solution": sample.solution,
         "topic": sample.topic, "source": sample.source, "label": float(sample.difficulty),

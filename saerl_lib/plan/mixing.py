@@ -1,10 +1,10 @@
 """Moderate mixing by tail swap, why a batch found its partner or none, and what the batches of a plan look like.
 
-Two batches of a stage exchange their last h samples (paper, section 3). Partners must have similar mean ranking scores,
-similar mean lengths and different dominant clusters. The paper names both "within each stage" and "a local window": a
-partner is of the same stage and at most `window_batches` away. Not stated in the paper; ours: batches choose in training
-order, each swaps once at most, the admissible partner with the closest mean score wins and the earlier one among equals. A
-stage of one batch has no partner.
+Two batches exchange their last h samples (paper, section 3). Partners must have similar mean ranking scores, similar mean
+lengths and different dominant clusters. The paper says "within each stage", "a nearby curriculum stage" and "a local curriculum
+window": a partner is at most `window_batches` of the finished order away, whatever its stage. Not stated in the paper; ours:
+batches choose in training order, each swaps once at most, and of the admissible partners that with the fewest of its own wins, so
+that few are left alone, then that with the closest mean score, then the earlier one.
 
 `batch_facts` and `candidates` measure the same quantities for the audit of a sample (paper, section D.3). The paper's
 in-batch diversity (Figure 3) is the mean distance to the k = 5 nearest neighbours inside a batch, in "a 2-D projection of
@@ -50,7 +50,7 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A batch of the same stage and window as a possible partner."""
+    """A batch of the window as a possible partner."""
 
     step: int
     dominant: int
@@ -92,26 +92,26 @@ def mix_tails(
     partner = np.full(len(rows), -1, dtype=np.int64)
     if not h:
         return batches, partner
-    facts = batch_facts(batches, clusters, ranking, lengths)
-    ends = np.searchsorted(facts.stage, facts.stage, side="right")
-    for i, end in enumerate(np.minimum(ends, np.arange(len(rows)) + config.window_batches + 1).tolist()):
-        # earlier free batches need no second look: the conditions are symmetric, so one of them would have chosen i
-        if partner[i] < 0 and end > i + 1:
-            others = np.arange(i + 1, end)
-            difference, _, met = _compared(i, others, facts, config)
-            free = np.logical_and.reduce([*met.values(), partner[others] < 0])
-            if free.any():
-                j = others[free][difference[free].argmin()]
-                partner[i], partner[j] = j, i
+    facts, steps = batch_facts(batches, clusters, ranking, lengths), np.arange(len(rows))[:, None]
+    others = steps + np.arange(1, config.window_batches + 1)  # the conditions are symmetric: earlier batches have chosen
+    difference, _, met = _compared(steps, np.minimum(others, len(rows) - 1), facts, config)
+    fits = np.logical_and.reduce([others < len(rows), *met.values()])
+    choices = fits.sum(axis=1) + np.bincount(others[fits], minlength=len(rows))
+    for i in range(len(rows)):
+        free = np.flatnonzero(fits[i]) if partner[i] < 0 else np.empty(0, dtype=np.int64)
+        free = free[partner[i + 1 + free] < 0]
+        if len(free):
+            j = i + 1 + free[np.lexsort((difference[i, free], choices[i + 1 + free]))[0]]
+            partner[i], partner[j] = j, i
     paired = np.flatnonzero(partner >= 0)
     rows[paired, -h:] = batches.rows[partner[paired], -h:]
     return Batches(batches.stage, rows), partner
 
 
 def _compared(
-    step: int, others: np.ndarray, facts: BatchFacts, config: PlanConfig
+    step: int | np.ndarray, others: np.ndarray, facts: BatchFacts, config: PlanConfig
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Difference of the mean scores of a step and others [n], that of lengths as a share of the larger, and what is met."""
+    """Difference of the mean scores of steps and others, that of lengths as a share of the larger, and what is met."""
     ranking = np.abs(facts.ranking[step] - facts.ranking[others])
     longer = np.maximum(facts.length[step], facts.length[others])
     length = np.abs(facts.length[step] - facts.length[others]) / longer
@@ -121,14 +121,13 @@ def _compared(
 
 
 def candidates(step: int, facts: BatchFacts, partner: np.ndarray, config: PlanConfig) -> list[Candidate]:
-    """The other batches of the stage inside the window, closest mean ranking score first, with the conditions each fails.
+    """The other batches inside the window, closest mean ranking score first, with the conditions each fails.
 
     partner [T] is the step that each batch exchanged tails with, -1 for none. A batch without a partner has no candidate
     that fails nothing, for the conditions are symmetric: one of the two would have chosen the other.
     """
-    near = np.abs(np.arange(len(facts.stage)) - step) <= config.window_batches
-    others = np.flatnonzero(near & (facts.stage == facts.stage[step]))
-    others = others[others != step]
+    away = np.abs(np.arange(len(facts.stage)) - step)
+    others = np.flatnonzero((away > 0) & (away <= config.window_batches))
     ranking, length, met = _compared(step, others, facts, config)
     met[TAKEN] = np.isin(partner[others], (-1, step))
     return [

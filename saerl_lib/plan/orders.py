@@ -1,21 +1,23 @@
 """Every order of a pool as a BatchPlan: SAERL, SAERL before mixing, and the baselines (paper, sections 3, 4.1 and 5).
 
 `build_plan` is the entry point. `random` is the order of GRPO and DAPO, `ascending` that of DIFF, `descending` is ours. All
-orders visit the same samples once, in batches of the same size. The curriculum of SAERL is `cluster_first`: batches of one
-cluster, easy to hard, interleaved stage by stage; stage t holds the t-th batch of every cluster that has one. Not stated in the
-paper; ours: inside a stage batches go by ascending mean ranking score; the samples that fill no batch of their own cluster (the
-hardest of each) are sorted together into mixed batches, and each of those is a stage of its own before the first stage with a
-larger mean. `PlanConfig.rest` and `PlanConfig.unequal` name the other readings. Axes: N samples, T batches (= steps), b a batch.
+orders visit their samples once, in batches of the same size. The curriculum of SAERL is `cluster_first`: batches of one cluster,
+easy to hard, interleaved stage by stage. Not stated in the paper; ours: inside a stage batches go by ascending mean ranking
+score; the samples that fill no batch of their own cluster (the hardest of each) are left out and counted; the stages are those of
+the largest cluster, over which the batches of the others are spread. `PlanConfig.rest` and `PlanConfig.unequal` name the other
+readings. Axes: N samples, T batches (= steps), b a batch.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
@@ -40,8 +42,7 @@ from saerl_lib.plan.batch_plan import (
 )
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
-from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.scorer import topics_at, whole_batches
+from saerl_lib.properties.scorer import fit_properties, topics_at, whole_batches
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
@@ -63,16 +64,22 @@ def by_difficulty(ids: Ids, labels: np.ndarray, descending: bool = False) -> np.
 def cluster_first(
     ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, config: PlanConfig, within: np.ndarray | None = None
 ) -> Batches:
-    """Batches in training order; every row number 0..N-1 occurs once. N is a multiple of `prompts_per_step`, scores are finite.
+    """Batches in training order; a row number 0..N-1 occurs at most once. N is a multiple of `prompts_per_step`, scores are
+    finite.
 
     Ties of the ranking score are broken by raw, then by id, so the order of the input does not matter. `within`, row
-    numbers [N], replaces the order easy to hard inside clusters and rests.
+    numbers [N], replaces the order easy to hard inside clusters and rests. Raises PlanError when the rests are dropped and no
+    cluster fills a batch.
     """
     if within is None:
         named = by_name(ids)
         within = named[np.lexsort((raw[named], ranking[named]))]
     full, rests = _cut(np.asarray(within), clusters, ranking, config)
-    return _insert_rests(full, rests, ranking, at_end=config.rest == "append")
+    if config.rest == "pool":
+        return _insert_rests(full, rests, ranking)
+    if not len(full.rows):
+        raise PlanError(f"no cluster holds {config.prompts_per_step} samples, a batch: lower prompts_per_step or clusters")
+    return full
 
 
 def _numbers(sizes: np.ndarray) -> np.ndarray:
@@ -81,13 +88,11 @@ def _numbers(sizes: np.ndarray) -> np.ndarray:
 
 
 def _cut(order: np.ndarray, clusters: np.ndarray, ranking: np.ndarray, config: PlanConfig) -> tuple[Batches, np.ndarray]:
-    """Full batches of the clusters, in stages, from rows in `order` [N]; and batches [m, b] of the rows left over."""
+    """Full batches of the clusters, in stages, from rows in `order` [N]; and batches [m, b] of those left over, the hardest."""
     b = config.prompts_per_step
     grouped = order[np.argsort(clusters[order], kind="stable")]
     size = np.unique(clusters, return_counts=True)[1]
-    first = size % b if config.rest == "pool_easiest" else np.zeros_like(size)
-    number = _numbers(size)
-    inside = (number >= np.repeat(first, size)) & (number < np.repeat(first + size - size % b, size))
+    inside = _numbers(size) < np.repeat(size - size % b, size)
     full, left = grouped[inside].reshape(-1, b), np.ones(len(order), dtype=bool)
     left[full] = False
     batches = size // b
@@ -101,13 +106,13 @@ def _cut(order: np.ndarray, clusters: np.ndarray, ranking: np.ndarray, config: P
     return Batches(stage[easy_first], full[easy_first]), order[left[order]].reshape(-1, b)
 
 
-def _insert_rests(full: Batches, rests: np.ndarray, ranking: np.ndarray, at_end: bool) -> Batches:
-    """Put each rest batch, as a stage of its own, before the first stage with a larger mean ranking score, or at the end."""
+def _insert_rests(full: Batches, rests: np.ndarray, ranking: np.ndarray) -> Batches:
+    """Put each rest batch, as a stage of its own, before the first stage with a larger mean ranking score."""
     scores, ends = ranking[full.rows], np.flatnonzero(np.diff(full.stage, append=-1)) + 1
     means = [scores[start:end].ravel().mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)] if len(full.rows) else []
     # the first stage above a mean is also the first at which the running maximum is above it
     place = np.searchsorted(np.maximum.accumulate(np.array(means)), ranking[rests].mean(axis=1), side="right")
-    before = np.concatenate([np.full_like(place, len(means)) if at_end else place, full.stage])
+    before = np.concatenate([place, full.stage])
     order = np.argsort(before, kind="stable")
     is_rest, before = order < len(rests), before[order]
     begins = is_rest[1:] | is_rest[:-1] | (before[1:] != before[:-1])
@@ -123,8 +128,8 @@ def build_plan(
     ids str [N], clusters int [N], ranking and raw float [N] (label units, larger is harder), lengths [N] in tokens.
     `seed` matters for `random` only; `labels` [N] are needed for `ascending` and `descending`; `within`, row numbers [N],
     replaces easy to hard inside the clusters of the two curriculum orders.
-    Raises PlanError for an unknown order, missing labels, N no multiple of `prompts_per_step`, repeated ids,
-    non-finite scores or lengths of 0.
+    Raises PlanError for an unknown order, missing labels, N no multiple of `prompts_per_step`, clusters that fill no batch,
+    repeated ids, non-finite scores or lengths of 0.
     """
     if order not in ORDERS:
         raise PlanError(f"order={order!r} does not exist; choose one of {', '.join(ORDERS)}")
@@ -132,7 +137,7 @@ def build_plan(
         raise PlanError(f"order={order!r} sorts by difficulty labels: pass labels")
     pool, b, h = make_pool(ids, clusters, ranking, raw, lengths), config.prompts_per_step, 0
     require_full_batches(len(pool.ids), b)
-    swapped_with = np.full(len(pool.ids), -1, dtype=np.int64)
+    swapped_with: np.ndarray | None = None
     if order == "random":
         rows = random_order(pool.ids, seed)
     elif order in ("ascending", "descending"):
@@ -144,9 +149,33 @@ def build_plan(
             batches, partner = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)
             swapped_with = np.where(np.arange(b) >= b - h, partner[:, None], -1).ravel()
         rows = batches.rows.ravel()
-    plan = plan_of(pool, rows, swapped_with, order, b, h)
-    validate(plan, pool.ids, b)
+    plan = plan_of(pool, rows, np.full(len(rows), -1) if swapped_with is None else swapped_with, order, b, h)
+    validate(plan, pool.ids.take(pa.array(np.sort(rows))), b)
     return plan
+
+
+FEWEST_BATCHES = 20
+"""Batches of a cluster below which its easy-to-hard order is hardly one (ours)."""
+MOST_ALONE = 0.1
+"""Share of batches without a partner up to which a plan is one of "each batch is paired" (paper, section 3.2; bound ours)."""
+
+
+def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
+    """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner.
+
+    Warns of clusters with fewer than `FEWEST_BATCHES` batches, and when more than `MOST_ALONE` of the batches have no partner.
+    """
+    b, swapped, home = plan.prompts_per_step, *(plan.table[name].to_numpy() for name in ("swapped_with", "cluster"))
+    home, alone = home[::b], swapped.reshape(-1, b).max(axis=1) < 0  # the first of a batch is never exchanged
+    counts = {"samples": pool["cluster"], "planned": plan.table["cluster"], "batches": home, "without_partner": home[alone]}
+    found = pd.DataFrame({name: pd.Series(values).value_counts() for name, values in counts.items()}).fillna(0).astype(int)
+    found["left_out"] = found["samples"] - found.pop("planned")
+    if len(thin := found.index[found["batches"] < FEWEST_BATCHES].tolist()):
+        warnings.warn(f"clusters {thin} hold fewer than {FEWEST_BATCHES} batches of {b}: plan more samples or fewer clusters",
+                      stacklevel=2)  # fmt: skip
+    if plan.swapped_per_batch and alone.mean() > MOST_ALONE:
+        warnings.warn(f"{alone.mean():.0%} of the batches found no partner: widen window_batches or a tolerance", stacklevel=2)
+    return found.rename_axis("cluster").reset_index()
 
 
 def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
@@ -201,9 +230,10 @@ def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0
 def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """The kept samples in every order that is trained or compared, <order>.parquet, with samples.parquet and left_out.csv.
 
-    SAERL's plan, and that before mixing, are the same for all seeds; random-<k> belongs to matched seed k. composition.parquet
-    and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv, exports/<trainer>/<order>/ the plans
-    for other trainers. Raises DataError when less than a batch is left, PlanError when an order needs labels that are not there.
+    SAERL's plan, and that before mixing, are the same for all seeds; random-<k> belongs to matched seed k. clusters.parquet is
+    `cluster_batches` of SAERL's plan, which leaves out the rest of every cluster; composition.parquet and diversity.parquet hold
+    the rows of batch_composition.csv and inbatch_diversity.csv, exports/<trainer>/<order>/ the plans for other trainers.
+    Raises DataError when less than a batch is left, PlanError when an order needs labels that are not there.
     """
 
     def compute(folder: Path) -> None:
@@ -211,7 +241,6 @@ def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stag
         reason = left_out(profile, [samples[name] for name in pool["sample_id"]])
         cut = pd.read_parquet(quality.path("kept.parquet")).query("reason.str.startswith('fills')")[["sample_id", "reason"]]
         rest = pd.DataFrame({"sample_id": pool["sample_id"], "reason": reason})[reason != ""]
-        pd.concat([cut, rest]).to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
         pool = pool[reason == ""].reset_index(drop=True)
         planned = [samples[name] for name in pool["sample_id"]]
         write_samples(planned, folder / "samples.parquet")
@@ -221,6 +250,10 @@ def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stag
         for seed in range(profile.train.seeds):
             shuffle = sub_seed(profile.seed, f"random-order-{seed}")
             plans[f"random-{seed}"] = order_pool(pool, profile.plan, "random", shuffle)
+        cluster_batches(plans["saerl"], pool).to_parquet(folder / "clusters.parquet", index=False)
+        dropped = pool.loc[rows_of(pool["sample_id"], plans["saerl"].ids) < 0, ["sample_id"]]
+        left = [cut, rest, dropped.assign(reason="fills no batch of its cluster, saerl alone")]
+        pd.concat(left).to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
         for name, plan in plans.items():
             write_plan(plan, folder / f"{name}.parquet")
             for target in profile.exports if name != "saerl_before_mixing" else ():
@@ -260,9 +293,9 @@ def load_plan(plans: Stage, name: str) -> BatchPlan:
 
 
 def sae_map_table(profile: Profile, data: Stage, features: Stage) -> pd.DataFrame:
-    """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage (same seed, same phi)."""
+    """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage."""
     samples, table = load_split(data, "pool"), load_split_features(features, "pool")
-    clusters = pool_clusters(table.phi, profile.properties, profile.seed)
+    clusters, _ = fit_properties(profile, data, features)
     points = projection_2d(table.z)
     return pd.DataFrame(
         {

@@ -281,6 +281,7 @@ def difficulties(data: Stage, split: str) -> np.ndarray:
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
 
+    The filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned.
     Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
     agreement.parquet, cluster_topics.parquet, clusters.parquet.
     """
@@ -289,7 +290,10 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         splits = ("pool", "labelled", "filter_negatives", "test")
         pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
         labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
-        scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed)
+        filtering = fit_source_classifier(rated.z, np.asarray(rated.good), sub_seed(profile.seed, "filter"))
+        samples = load_split(data, "pool")
+        clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
+        scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
         scorer.save(folder / "scorer.safetensors")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
         frame.to_parquet(folder / "scores.parquet", index=False)
@@ -297,12 +301,13 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
         pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
-        samples, label = load_split(data, "pool"), frame["cluster"].to_numpy()
+        label = frame["cluster"].to_numpy()
         agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
         cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
         _summary(frame, samples, pool.metadata, scorer.difficulty).to_parquet(folder / "clusters.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "seed": profile.seed}
+    chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
+    config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
     return get_or_compute(profile, "difficulty", config, compute, (data, features))
 
 
@@ -336,24 +341,37 @@ def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarr
     return frame
 
 
-def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int) -> np.ndarray:
-    """Mask bool [N] of the rows that fill whole batches: by the hash of the question, so neither easy nor late rows are favoured.
+def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int, most: int | None = None) -> np.ndarray:
+    """Mask bool [N] of the rows, `most` of them, that fill whole batches: by the hash of the question, so that neither easy nor
+    late rows are favoured.
 
     >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
     2
     """
     order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
     mask = np.zeros(len(ids), dtype=bool)
-    mask[order[: len(ids) - len(ids) % prompts_per_step]] = True
+    n = min(len(ids), len(ids) if most is None else most)
+    mask[order[: n - n % prompts_per_step]] = True
     return mask
+
+
+def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) -> np.ndarray:
+    """Mask bool [N] of the pool's samples that are planned, whole batches: `pool_samples` of the target source, or, with
+    `planned` all, the best of the noisy pool by the filter's `score` (of published sets as many as the target has)."""
+    ids, is_target = [s.id for s in samples], np.array([s.source == profile.target for s in samples])
+    count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
+    kept = is_target if profile.planned == "target" else keep_top_k(score, ids, count)
+    rows = np.flatnonzero(kept)
+    keys = [normalise(samples[i].prompt) for i in rows]
+    kept[rows] = whole_batches([ids[i] for i in rows], keys, profile.plan.prompts_per_step, count)
+    return kept
 
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
 
-    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. Kept are the top
-    `pool_samples`, one of the paper's two rules (of published sets: as many as the target has), or the target alone; in each case
-    whole batches.
+    The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
+    which are kept.
     """
     fitted = difficulty_stage(profile, data, features)
 
@@ -373,13 +391,11 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
             config=profile.properties, seed=profile.seed,
         )  # fmt: skip
         pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
-        kept = found[["sample_id", "quality", "kept"]].rename(columns={"quality": "score"})
-        if profile.planned == "target":
-            kept["kept"] = is_target
-        kept["reason"] = np.where(kept["kept"], "", "filtered")
-        rows, b = np.flatnonzero(kept["kept"]), profile.plan.prompts_per_step
-        full = whole_batches([pool.ids[i] for i in rows], [normalise(samples[i].prompt) for i in rows], b)
-        kept.loc[rows[~full], ["kept", "reason"]] = [False, f"fills no whole batch of {b}"]
+        kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
+        kept["kept"] = kept_rows(profile, samples, scores)
+        candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
+        reasons = np.where(candidate, f"fills no whole batch of {profile.plan.prompts_per_step}", "filtered")
+        kept["reason"] = np.where(kept["kept"], "", reasons)
         kept.to_parquet(folder / "kept.parquet", index=False)
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]

@@ -26,6 +26,7 @@ from saerl_lib.config import PlanConfig, Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
+from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates, policy_folder
 from saerl_lib.train.run import DONE, Run, read_run
@@ -97,9 +98,11 @@ def arm_pool_stage(
         samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
         table = base_table(scores, samples, pd.read_parquet(alternatives.path("scores.parquet")))
-        keep = pd.read_parquet(quality.path("kept.parquet"))["kept"].to_numpy()
+        judged = pd.read_parquet(quality.path("kept.parquet"))
+        keep, scored = judged["kept"].to_numpy(), judged["score"].to_numpy()
         rows = {
             "kept": np.flatnonzero(keep),
+            "filtered": np.flatnonzero(keep_top_k(scored, judged["sample_id"].tolist(), int(keep.sum()))),
             "unfiltered": unfiltered_rows(len(samples), int(keep.sum()), profile.seed),
         }
         for name, chosen in rows.items():
@@ -120,7 +123,8 @@ def arm_pool_stage(
         }
         save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in matrices.items()}, folder / "features.safetensors")
         table.iloc[rows["kept"]].assign(**extra).to_parquet(folder / "kept_table.parquet", index=False)
-        table.iloc[rows["unfiltered"]].to_parquet(folder / "unfiltered_table.parquet", index=False)
+        for name in ("filtered", "unfiltered"):
+            table.iloc[rows[name]].to_parquet(folder / f"{name}_table.parquet", index=False)
         pd.DataFrame(costs).to_parquet(folder / "costs.parquet", index=False)
 
     config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
@@ -172,12 +176,12 @@ def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int)
     if isinstance(found, BatchPlan):
         return found
     rows = np.asarray(found)
-    wanted = steps * config.prompts_per_step
+    b = sized.prompts_per_step
+    wanted = min(steps * config.prompts_per_step, max(len(rows), len(pool.table))) // b * b
     if len(rows) < wanted or rows.min() < 0 or rows.max() >= len(pool.table):
         raise ArmError(f"arm {arm.name!r}: the order must hold {wanted} row numbers in 0..{len(pool.table) - 1}, got {len(rows)}")
     columns = (pool.column(name) for name in ("cluster", "ranking", "raw", "length"))
-    b, rows = sized.prompts_per_step, rows[:wanted].astype(np.int64)
-    return plan_of(make_pool(pool.ids, *columns), rows, np.full(wanted, -1), arm.name, b)
+    return plan_of(make_pool(pool.ids, *columns), rows[:wanted].astype(np.int64), np.full(wanted, -1), arm.name, b)
 
 
 def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: int, home: Path, arms: Path | None = None) -> Run:
@@ -190,7 +194,7 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         write_plan(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
-        arm.batch_factor * profile.plan.prompts_per_step, arm.dapo, policy_folder(arm.model),
+        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(arm.model),
         arms if arm.name not in all_arms() else None,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import DifficultyModel, with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows, shuffled
-from saerl_lib.properties.scorer import Columns, fit_properties, fit_scorer, sequence_words
+from saerl_lib.properties.scorer import Columns, fit_properties, fit_scorer, kept_rows, pool_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
 from saerl_lib.studies.reader import SETTINGS
 
@@ -62,7 +62,7 @@ class Planner:
     ids: np.ndarray
     """str [P]."""
     phi: np.ndarray
-    """[P, D]; clusters are fitted on all of the pool."""
+    """[P, D]; clusters are fitted on the kept rows."""
     lengths: np.ndarray
     """Words of prompt and solution, [P]."""
     kept: np.ndarray
@@ -120,7 +120,8 @@ def _plans(planner: Planner, seed_clusters: Sequence[Clusters]) -> Iterator[tupl
     for number, clusters in enumerate(seed_clusters, start=1):
         yield SEED, f"seed {number}", "seed 0", planner.plan(clusters)
     for k in changed_values(properties.clusters, FACTORS["clusters"]):
-        yield "K", k, properties.clusters, planner.plan(pool_clusters(planner.phi, replace(properties, clusters=k), seed))
+        clusters = pool_clusters(planner.phi[planner.kept], replace(properties, clusters=k), seed)
+        yield "K", k, properties.clusters, planner.plan(clusters)
     for tau in changed_values(properties.shrinkage_tau, FACTORS["shrinkage_tau"]):
         yield "tau_sh", tau, f"{properties.shrinkage_tau:g}", planner.plan(tau=tau)
     b, h = config.prompts_per_step, config.swapped_per_batch
@@ -208,7 +209,7 @@ def plan_study_stage(
             profile, np.array(pool.ids), pool.phi, sequence_words(pool.metadata), np.flatnonzero(kept.to_numpy(dtype=bool)),
             table["labelled"].phi, labels["labelled"], clusters, model,
         )  # fmt: skip
-        fits = seed_fits(pool.phi, config, seed)
+        fits = seed_fits(pool.phi[planner.kept], config, seed)
         by_seed = [fit.assign(pool.phi).label for fit in fits]
         words = fit_tfidf(texts_of(samples["labelled"]))  # chosen on the texts of all of L, which need no label
         sets = {
@@ -235,7 +236,7 @@ def cluster_sizes(planner: Planner) -> pd.DataFrame:
     sizes = np.bincount(found.assign(planner.phi).label, minlength=found.k)
     row = (config.clusters, found.k, found.n_dropped, found.n_merged, found.n_moved, int(sizes.min()), int(sizes.max()))
     columns = ["asked", "clusters", "empty", "merged", "samples_moved", "smallest", "largest", "n_fitted", "n"]
-    return pd.DataFrame([(*row, min(n, config.cluster_fit_rows), n)], columns=columns)
+    return pd.DataFrame([(*row, min(len(planner.kept), config.cluster_fit_rows), n)], columns=columns)
 
 
 def tfidf_features(labelled: list[Sample], pool: list[Sample], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,6 +274,7 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
         own = [load_split_features(features, name) for name in ("labelled", "pool")]
         labels = np.array([s.difficulty for s in labelled])
+        kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
         found = model_features(profile, labelled, pool, folder)
         found["tfidf"] = tfidf_features(labelled, pool, own[0].z.shape[1], sub_seed(profile.seed, "tfidf"))
         found["shuffled"] = (own[0].z, own[1].z)
@@ -281,9 +283,11 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
             y = shuffled(labels, sub_seed(profile.seed, "study-shuffle")) if name == "shuffled" else labels
             alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
-            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed).score(pooled)
+            clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
+            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed, clusters).score(pooled)
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
         frame.to_parquet(folder / "scores.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "reader": to_dict(profile.reader), "seed": profile.seed}
+    kept = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
+    config = {**to_dict(profile.properties), "reader": to_dict(profile.reader), "seed": profile.seed, "kept": kept}
     return get_or_compute(profile, "alternatives", config, compute, (world, features))

@@ -19,7 +19,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -75,23 +75,23 @@ def moved(target: float, mean_reward: float) -> float:
 
 
 class AdaptiveTarget:
-    """ADARFT: the unused prompts whose difficulty is nearest to a target that follows the reward; ties by row.
+    """ADARFT: the prompts whose difficulty is nearest to a target that follows the reward; ties by row.
 
-    The public code does not mark prompts as used, so it repeats them until the target moves; this variant uses each prompt
-    once a pass (ours).
+    The public code does not mark prompts as used, so it repeats them until the target moves; with `once` each is used once a
+    pass (ours).
     """
 
-    def __init__(self, difficulties: np.ndarray) -> None:
-        self.difficulties, self.target = difficulties, START
+    def __init__(self, difficulties: np.ndarray, once: bool = False) -> None:
+        self.difficulties, self.target, self.once = difficulties, START, once
         self.unused = np.ones(len(difficulties), dtype=bool)
 
     def next(self, count: int) -> np.ndarray:
-        """The `count` nearest; a new pass begins when too few are left."""
+        """The `count` nearest; with `once` a new pass begins when too few are left."""
         if self.unused.sum() < count:
             self.unused[:] = True
         distance = np.where(self.unused, np.abs(self.difficulties - self.target), np.inf)
         rows = np.argsort(distance, kind="stable")[:count]
-        self.unused[rows] = False
+        self.unused[rows] = not self.once
         return rows
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
@@ -100,6 +100,8 @@ class AdaptiveTarget:
 
 
 SENSITIVITY, CENTRE = 2.0, 0.5
+PACE = 1000 / 256
+"""Most ranks that the mean moves a sample (GAINRL's public script)."""
 DEVIATION_SHARE = 1 / 20
 """Standard deviation of the Gaussian in ranks, as a share of the pool."""
 
@@ -118,9 +120,9 @@ def drift(accuracy: float, mean_score: float, most: float) -> float:
 class MovingGaussian:
     """GAINRL: distinct prompts within a step, drawn by a moving Gaussian over the rank of their angle concentration.
 
-    Ranks are in descending score. The public constants (500, 1000, deviation 1000) belong to pools of 7,500 to 40,000 prompts
-    and rounds of many; here a round is one step, the mean moves by at most b ranks, and the deviation is a twentieth of the
-    pool (ours).
+    Ranks are in descending score. The public script moves the mean by at most 1,000 ranks a round of 256 samples, with a
+    deviation of 1,000 in pools of 7,500 to 40,000 prompts; here a round is one step of the same pace a sample, the deviation is
+    a twentieth of the pool, and the mean stops at the last rank (ours).
     """
 
     def __init__(self, scores: np.ndarray, seed: int) -> None:
@@ -137,7 +139,8 @@ class MovingGaussian:
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
         """Move the mean by accuracy and score of the step."""
-        self.mean += drift(float(rewards.mean()), float(self.scores[rows].mean()), float(len(rows)))
+        self.mean += drift(float(rewards.mean()), float(self.scores[rows].mean()), PACE * len(rows))
+        self.mean = min(self.mean, len(self.ranked) - 1)
 
 
 DISCOUNT = 0.5
@@ -211,6 +214,10 @@ class ClusterBandit:
             self.value[arm] = RATE * gain[self.number[rows] == arm].mean() + (1 - RATE) * self.value[arm]
 
 
+DAPO = {"dynamic_sampling": "equal_steps"}
+"""DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
+SAME_COST = {"dynamic_sampling": "equal_rollouts"}
+"""DAPO at equal generated rollouts."""
 GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "transfer", "user")
 
 
@@ -272,12 +279,12 @@ class Arm:
     """One of `GROUPS`."""
     order: Order | None = None
     policy: Policy | None = None
-    dapo: bool = False
-    """Token-level loss, clip-higher and dynamic sampling."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Changes of the profile's `TrainConfig`, such as another loss or optimizer."""
     batch_factor: int = 1
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
-    """kept: after the quality filter; unfiltered: a sample of the noisy pool of the same size."""
+    """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
     model: str = "policy"
     """Which policy is trained."""
     needs: tuple[str, ...] = ()
@@ -373,12 +380,12 @@ def _arm(name: str, title: str, group: str, order: Order, **rest: object) -> Arm
     return Arm(name, title, group, order=order, **{"cost": COST, **rest})  # type: ignore[arg-type]
 
 
-def staged(unequal: str) -> Order:
-    """The curriculum with `PlanConfig.unequal` as given."""
+def reading(**changes: str) -> Order:
+    """The curriculum under another reading of the paper: `PlanConfig.rest` or `PlanConfig.unequal` as given."""
     whole = curriculum()
 
     def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
-        plan = dataclasses.replace(setting.plan, unequal=unequal)
+        plan = dataclasses.replace(setting.plan, **changes)  # type: ignore[arg-type]
         return whole(pool, dataclasses.replace(setting, plan=plan))
 
     return order
@@ -502,6 +509,13 @@ def adarft(pool: ArmPool, setting: ArmSetting) -> Selector:
     return AdaptiveTarget(values + 1e-6 * ties / len(values))
 
 
+def adarft_once(pool: ArmPool, setting: ArmSetting) -> Selector:
+    """ADARFT with every prompt once a pass."""
+    found = adarft(pool, setting)
+    found.once = True  # type: ignore[attr-defined]
+    return found
+
+
 def gainrl(pool: ArmPool, setting: ArmSetting) -> Selector:
     """GAINRL by the angle concentration that was measured."""
     return MovingGaussian(pool.column("angle_concentration"), setting.seed)
@@ -519,11 +533,14 @@ def sec(pool: ArmPool, setting: ArmSetting) -> Selector:
 
 ARMS = (
     Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True, cost=("rollouts_16",)),
+    Arm("adarft_once", "ADARFT, every prompt once", "control", policy=adarft_once, needs=("pass_rate",), seeded=True,
+        cost=("rollouts_16",)),
     Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True, cost=("label_pool",)),
     Arm("gainrl", "GAINRL", "paper", policy=gainrl, needs=("angle_concentration",), seeded=True, cost=("policy_forward",)),
     Arm("mopps", "MoPPS", "rival", policy=mopps, seeded=True),
     Arm("grpo", "GRPO, random order", "paper", order=shuffle("shuffle"), seeded=True),
-    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, dapo=True),
+    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, train=DAPO),
+    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle("shuffle"), seeded=True, train=SAME_COST),
     Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label, cost=("label_pool",)),
     Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=shuffle("shuffle-b"), seeded=True),
     Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=shuffle("shuffle-c"), seeded=True),
@@ -534,11 +551,14 @@ ARMS = (
         needs=("pass_rate",), cost=("rollouts_16",), seeded=True,
     ),
     Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle("shuffle"), seeded=True, batch_factor=4),
+    Arm("grpo_filtered", "GRPO on the filtered noisy pool", "filter", order=shuffle("shuffle"), seeded=True, pool="filtered"),
     Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle("shuffle"), seeded=True, pool="unfiltered"),
     Arm("informative_half", "half the pool by pass rates near one half, twice", "control", order=twice(informative_rows),
         seeded=True, needs=("pass_rate",), cost=("rollouts_16",)),
     _arm("saerl_grpo", "SAERL on GRPO", "paper", curriculum()),
-    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), dapo=True),
+    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), train=DAPO),
+    _arm("saerl_dapo_rollouts", "SAERL on DAPO at equal rollouts", "control", curriculum(), train=SAME_COST,
+         baseline="dapo_rollouts"),
     _arm("minus_diff", "- Diff: random inside clusters", "ablation", curriculum(sorting=False), baseline="saerl_grpo"),
     _arm("minus_diff_mix", "- Diff & Mix", "ablation", curriculum(False, False), baseline="saerl_grpo"),
     _arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", difficulty_alone, baseline="saerl_grpo"),
@@ -547,6 +567,8 @@ ARMS = (
     _arm("mix_4", "h = 4 of 32", "mixing", curriculum(swapped=4 / 32), baseline="minus_mix"),
     _arm("mix_8", "h = 8 of 32", "mixing", curriculum(swapped=8 / 32), baseline="minus_mix"),
     _arm("saerl_4b", "SAERL, four times the batch", "batch", curriculum(), batch_factor=4, baseline="grpo_4b"),
+    _arm("saerl_filtered", "SAERL on the filtered noisy pool", "filter", curriculum(), pool="filtered",
+         baseline="grpo_filtered"),
     _arm(
         "saerl_unfiltered", "SAERL on the unfiltered pool", "filter", curriculum(), pool="unfiltered",
         baseline="grpo_unfiltered",
@@ -561,9 +583,12 @@ ARMS = (
          needs=("cluster@frozen",), baseline="saerl_grpo"),
     _arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", curriculum(permuted=True), baseline="saerl_grpo"),
     Arm("sec", "SEC with SAE clusters", "rival", policy=sec, seeded=True, cost=("encode",)),
-    Arm("saerl_stretch", "SAERL, clusters spread over the run", "control", order=staged("stretch"), cost=COST,
+    Arm("saerl_front", "SAERL, small clusters end early", "control", order=reading(unequal="front"), cost=COST,
         baseline="saerl_grpo"),
-    Arm("saerl_back", "SAERL, clusters end together", "control", order=staged("back"), cost=COST, baseline="saerl_grpo"),
+    Arm("saerl_back", "SAERL, clusters end together", "control", order=reading(unequal="back"), cost=COST,
+        baseline="saerl_grpo"),
+    Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=reading(rest="pool"), cost=COST,
+        baseline="saerl_grpo"),
     Arm("shift", "SHIFT, half the pool", "rival", order=twice(shift_rows), seeded=True, needs=("solution_shift",),
         cost=("rollouts_1",)),
     Arm("irds", "IRDS-style, half the pool", "rival", order=twice(irds_rows), seeded=True, needs=("motifs", "pass_rate"),

@@ -103,6 +103,12 @@ class Run:
         """Optimiser steps that the budget pays for."""
         return -(-self.budget // (self.prompts_per_step * self.train.rollouts_per_prompt))
 
+    def progress(self, update: int, generated: int) -> int:
+        """Evaluation steps that are spent after `update` optimiser steps and `generated` rollouts."""
+        by_steps = self.train.dynamic_sampling == "equal_steps"
+        spent = update * self.prompts_per_step * self.train.rollouts_per_prompt if by_steps else generated
+        return spent // self.rollouts_per_step
+
     @property
     def finished(self) -> bool:
         """Whether it was trained to its end under its present key and had followed its plan or selector."""
@@ -264,7 +270,8 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
     packed = run.train.engine == "packed"
     if packed and processes > 1:
         raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
-    feed = PackedFeed((model, tokenizer), *chosen, log, run.budget, run.seed) if packed else Feed(*chosen, log)
+    budget = float("inf") if run.train.dynamic_sampling == "equal_steps" else run.budget
+    feed = PackedFeed((model, tokenizer), *chosen, log, budget, run.seed) if packed else Feed(*chosen, log)
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.updates, run.seed, run.folder / "checkpoints", processes)
     dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
@@ -274,9 +281,9 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
 
 
 class Watch(TrainerCallback):
-    """Evaluates at equal numbers of generated rollouts, keeps weights, ends the run with its budget or when its starter died.
+    """Evaluates as `Run.progress` counts, keeps weights, ends the run with its budget or when its starter died.
 
-    Evaluation step t stands for t * `rollouts_per_step` generated rollouts, whatever the arm's batch. All processes take part.
+    Evaluation step t stands for t * `rollouts_per_step` rollouts, whatever the arm's batch. All processes take part.
     """
 
     def __init__(self, run: Run, trainer: PlanTrainer, sampler: GroupSampler | None) -> None:
@@ -286,13 +293,14 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Full evaluation of the initial weights, once."""
-        self.done = self.trainer.feed.generated // self.run.rollouts_per_step
+        self.done = self.run.progress(state.global_step, self.trainer.feed.generated)
         if state.global_step == 0:
             self.evaluate(0, 0, full=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Small evaluation every few steps, the full one when the budget is spent; weights before the trainer's checkpoint."""
-        run, now, every = self.run, self.trainer.feed.generated // self.run.rollouts_per_step, self.run.train.eval_every_steps
+        run, every = self.run, self.run.train.eval_every_steps
+        now = run.progress(state.global_step, self.trainer.feed.generated)
         if now >= run.steps:
             self.evaluate(run.steps, state.global_step, full=True)
             control.should_training_stop = True
@@ -346,14 +354,14 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
     last = rows[-1]["step"]
-    if run.table or run.train.dynamic_sampling:
+    if run.table or run.train.dynamic_sampling != "none":
         samples = run_samples(run)
         selector = open_selector(run, [s.id for s in samples])
         feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
         feed.replay(rows)
-        if feed.generated < run.budget or sorted({row["step"] for row in rows}) != list(range(1, last + 1)):
+        if run.progress(last, feed.generated) < run.steps or sorted({row["step"] for row in rows}) != list(range(1, last + 1)):
             logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
-            raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget}")
+            raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget} rollouts or {run.updates} steps")
         return
     log = ConsumedLog(tuple(row["sample_id"] for row in rows), tuple(row["step"] for row in rows))
     report = follow(read_plan(Path(run.plan)), log)
@@ -427,7 +435,7 @@ def resume_point(run: Run) -> Path | None:
 
     def usable(checkpoint: Path) -> bool:
         step = step_of(checkpoint)
-        return _complete(checkpoint) and step < run.updates and sum(s <= step for s in steps) < run.budget
+        return _complete(checkpoint) and step < run.updates and run.progress(step, sum(s <= step for s in steps)) < run.steps
 
     return max(filter(usable, _checkpoints(run.folder / "checkpoints")), key=step_of, default=None)
 

@@ -13,19 +13,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, write_json
-from saerl_lib.config import PLANS, Profile, sub_seed, to_dict
+from saerl_lib.config import PLANS, Profile, steps_of, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.plan.batch_plan import read_plan
-from saerl_lib.train.arms import find_arm
+from saerl_lib.train.arms import DAPO, find_arm
 from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, open_sampler, policy_folder
 from saerl_lib.train.run import PARENT, Run, command, keyed, read_run, write_run
 
@@ -43,22 +44,22 @@ def jobs_home(profile: Profile) -> Path:
 
 def matched_run(
     profile: Profile, data: Path, home: Path, arm: str, seed: int, plan: Path | None = None, table: Path | None = None,
-    samples: Path | None = None, prompts_per_step: int = 0, dapo: bool = False, policy: Path = FOLDER,
+    samples: Path | None = None, prompts_per_step: int = 0, changes: Mapping[str, Any] | None = None, policy: Path = FOLDER,
     arms: Path | None = None,
 ) -> Run:  # fmt: skip
     """The run of an arm on a matched seed, in a folder of its name under `home`.
 
     `plan` is the arm's order; with `table` its selector chooses. `samples` None: the pool of the data stage, whose folder also
-    holds the evaluation sets. `prompts_per_step` 0: the profile's. `dapo`: its loss and clip, and dynamic sampling where the
-    engine has it. Engine "packed" is evaluated while it trains.
+    holds the evaluation sets. `prompts_per_step` 0: the profile's. `changes` of the profile's `TrainConfig` are the arm's own.
+    Engine "packed" is evaluated while it trains.
     """
     packed = profile.train.engine == "packed"
-    changes = {"loss": "dapo", "dynamic_sampling": packed} if dapo else {}
-    train, b = dataclasses.replace(profile.train, seeds=1, **changes), profile.plan.prompts_per_step
-    steps = len(read_plan(plan).ids) // b if plan and profile.train_steps is None else profile.steps
+    train, b = dataclasses.replace(profile.train, seeds=1, **(changes or {})), profile.plan.prompts_per_step
+    chosen = samples or data / "pool.parquet"
+    steps = profile.train_steps or steps_of(pq.read_metadata(chosen).num_rows, b)
     return keyed(Run(
         arm=arm, seed=SEEDS * profile.seed + seed, folder=home / f"{arm}-seed{seed}", policy=str(policy),
-        samples=str(samples or data / "pool.parquet"), prompts_per_step=prompts_per_step or b,
+        samples=str(chosen), prompts_per_step=prompts_per_step or b,
         steps=steps, rollouts_per_step=b * train.rollouts_per_prompt,
         train=train, plan=str(plan or ""), table=str(table or ""), arms=str(arms or ""),
         sets=tuple(str(data / f"eval_{name}.parquet") for name in profile.eval_sets) if packed else (),
@@ -78,7 +79,7 @@ def profile_runs(profile: Profile, data: Stage, plans: Stage, measured: Stage | 
             table = measured.path(f"{needs[0]}.parquet") if measured and needs else None
             run = matched_run(
                 profile, data.folder, jobs_home(profile), arm, seed, plan, table, plans.path("samples.parquet"),
-                dapo=arm.endswith("dapo"), policy=policy,
+                changes=DAPO if arm.endswith("dapo") else {}, policy=policy,
             )  # fmt: skip
             if profile.train.engine == "trl":  # GPU hours of another setting are not replaced
                 run = dataclasses.replace(run, folder=run.folder.with_name(f"{run.folder.name}-{run.key[:8]}"))

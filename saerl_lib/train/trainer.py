@@ -31,13 +31,12 @@ from saerl_lib.train.arms import Selector
 from saerl_lib.train.sampler import Completions, encode_prompts, sample_groups
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-LOSSES: dict[str, dict[str, Any]] = {
-    "grpo": {"loss_type": "grpo", "epsilon": 0.2},
-    "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
-}
-"""TRL's settings by loss. grpo: mean over rollouts of the mean over tokens, clip 0.2 (not stated in the paper; TRL's default).
-dapo: mean over all tokens of a step, clip-higher 0.28 (arXiv 2503.14476), without its overlong penalty. With one update a batch,
-as here, the ratio is 1 and no clip acts."""
+LOSSES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
+"""TRL's name of each loss. With one update a batch, as here, the ratio is 1 and no clip acts, DAPO's clip-higher neither."""
+OPTIMIZERS: dict[str, tuple[Any, dict[str, float], float]] = {
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.0, "fused": True}, 1.0), "sgd": (torch.optim.SGD, {"momentum": 0.9}, 1e9),
+}  # fmt: skip
+"""Class, settings, and the norm at which the gradient is clipped: SGD's step follows the gradient's length (ours)."""
 WHOLE_WEIGHTS = (
     "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: FULL_STATE_DICT "
     "(FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; zero3_save_16bit_model in accelerate's file)"
@@ -140,16 +139,16 @@ class PackedFeed(Feed):
 
     def __init__(
         self, policy: tuple[Any, Any], samples: Sequence[Sample], selector: Selector, train: TrainConfig, prompts_per_step: int,
-        log: Path, budget: int, seed: int,
+        log: Path, budget: float, seed: int,
     ) -> None:  # fmt: skip
-        """`budget` is the number of rollouts of the run."""
+        """`budget` is the number of rollouts of the run, infinite where steps end it."""
         super().__init__(samples, selector, train, prompts_per_step, log)
         (self.model, self.tokenizer), self.budget, self.seed = policy, budget, seed
         self.entropy, self.used = 0.0, list[Group]()
 
     def step(self, step: int, first: int = 0, count: int = 0) -> list[dict[str, Any]]:
         """Records for TRL, one a rollout that is trained on."""
-        if self.train.dynamic_sampling:
+        if self.train.dynamic_sampling != "none":
             self.used = self._informative(step)
         else:
             self.used = self._round(step, 0, self.selector.next(self._room(self.prompts_per_step)))
@@ -172,7 +171,7 @@ class PackedFeed(Feed):
 
     def _room(self, prompts: int) -> int:
         """At most `prompts`, and no more than the budget still pays for."""
-        return max(1, min(prompts, (self.budget - self.generated) // self.train.rollouts_per_prompt))
+        return max(1, int(min(prompts, (self.budget - self.generated) // self.train.rollouts_per_prompt)))
 
     def _informative(self, step: int) -> list[Group]:
         """Groups with a gradient, one batch of them or what the budget still yields; at least one group."""
@@ -235,8 +234,8 @@ def grpo_arguments(
     return GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=size, gradient_accumulation_steps=passes, steps_per_generation=passes,
         num_generations=train.rollouts_per_prompt, num_iterations=1, shuffle_dataset=False, max_steps=updates,
-        learning_rate=train.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0,
-        beta=0.0, scale_rewards="group", **LOSSES[train.loss],
+        learning_rate=train.learning_rate, lr_scheduler_type="constant", warmup_steps=0,
+        max_grad_norm=OPTIMIZERS[train.optimizer][2], beta=0.0, scale_rewards="group", loss_type=LOSSES[train.loss],
         temperature=train.temperature, top_p=1.0, max_completion_length=train.max_completion_tokens,
         use_vllm=train.vllm, bf16=train.bf16, use_cpu=on_cpu,
         gradient_checkpointing=not on_cpu, gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -253,6 +252,8 @@ class PlanTrainer(GRPOTrainer):
     def __init__(self, feed: Feed, **arguments: Any) -> None:
         super().__init__(reward_funcs=feed.reward, rollout_func=feed.completions if feed.packed else None, **arguments)
         self.feed = feed
+        kind, settings, _ = OPTIMIZERS[feed.train.optimizer]
+        self.optimizer_cls_and_kwargs = kind, {"lr": self.args.learning_rate, **settings}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL calls this once a step, in every process, with the process's share of the step's rollouts."""
@@ -272,7 +273,7 @@ class PlanTrainer(GRPOTrainer):
         active = advantages.nonzero().squeeze(1)
         loss = torch.stack([p.sum() for p in model.parameters()]).sum() * 0.0
         if len(active):
-            share = len(active) / len(advantages) if self.loss_type == "grpo" else 1.0
+            share = 1.0 if self.loss_type == "dapo" else len(active) / len(advantages)
             loss = loss + share * super()._compute_loss(model, _rows(inputs, active))
         self._metrics["train"]["entropy"] = [self.feed.entropy]
         return loss
