@@ -119,22 +119,22 @@ def test_irds_weights_and_shift_subset_by_hand() -> None:
     assert arms.motif_weights(motifs, rate).tolist() == pytest.approx([0.25 * 0.25, 0.0])
     table = pool(8)
     shifted = ArmPool(table.table, {"solution_shift": np.random.default_rng(0).normal(size=(8, 6))})
-    rows = arms.twice(arms.shift_rows)(shifted, replace(SETTING, steps=2))
+    rows = arms.twice(shifted, replace(SETTING, steps=2), arms.shift_rows)
     assert len(rows) == 8 and len(set(rows.tolist())) == 4 and set(rows[:4]) == set(rows[4:])
 
 
 def test_saerl_ablations_change_one_thing_each() -> None:
     data = pool(48)
-    full, unmixed = curriculum()(data, SETTING), curriculum(False)(data, SETTING)
+    full, unmixed = curriculum(data, SETTING), curriculum(data, SETTING, mixing=False)
     assert isinstance(full, BatchPlan) and full.swapped_per_batch == 1 and unmixed.swapped_per_batch == 0
     assert (unmixed.table.groupby("step")["cluster"].nunique() == 1).all()
-    unsorted = curriculum(sorting=False, mixing=False)(data, SETTING)
+    unsorted = curriculum(data, SETTING, sorting=False, mixing=False)
     assert (unsorted.table.groupby("step")["cluster"].nunique() == 1).all() and unsorted.ids != unmixed.ids
     ranks = data.column("ranking")[difficulty_alone(data, SETTING)]
     assert (np.diff(ranks) > 0).all()
-    assert curriculum(swapped=0.5)(data, SETTING).swapped_per_batch == 2
+    assert curriculum(data, SETTING, swapped=0.5).swapped_per_batch == 2
     with pytest.raises(ArmError, match="'ranking@tfidf'"):
-        curriculum(features="tfidf")(data, SETTING)
+        curriculum(data, SETTING, features="tfidf")
     config = scaled(SETTING.plan, 4)
     assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
 

@@ -32,9 +32,7 @@ PLANS = pd.DataFrame(
     [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
 )
 PROFILE = get_profile("study")
-PROFILE = replace(
-    PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL, labelled_samples=100)
-)
+PROFILE = replace(PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL))
 
 
 def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
@@ -108,8 +106,6 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     summary = tables["study_summary"].set_index("arm")
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
-    assert summary.loc["diff", "prep_labels"] == 960
-    assert summary.loc["saerl_grpo", ["prep_labels", "prep_encoded"]].tolist() == [100, 1060]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
     assert set(pairs["metric"]) == {*study.accuracy_metrics(results(gains)["evaluations"]), "steps", "area"}

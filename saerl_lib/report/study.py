@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +45,8 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
+BASELINES = {"policy": BASELINE, "policy_large": "grpo_large"}
+"""Trained policy -> its random order."""
 
 # From evaluations to outcomes.
 
@@ -172,56 +173,20 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
 
 
 def against_random(arms: Mapping[str, Arm], present: Sequence[str]) -> list[tuple[str, str]]:
-    """Every arm with what it is compared with: `grpo`, or for an arm of another policy its baseline, which trains that policy."""
-    own = arms[BASELINE].model
-    pairs = [(name, BASELINE if arms[name].model == own else arms[name].baseline) for name in present]
+    """Every arm with the random order of the policy that it trains."""
+    pairs = [(name, BASELINES[arms[name].model]) for name in present]
     return [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What the preparation of an arm is counted from."""
-
-    pool: int
-    """Kept prompts N."""
-    labelled: int
-    """|L|."""
-    attempts: int
-    """Attempts a prompt behind a measured pass rate."""
-
-
-def preparation(cost: Sequence[str], sizes: Sizes) -> dict[str, int]:
-    """Labels, rollouts, encoded samples and forward passes before training, from an arm's `cost`.
-
-    `encode` is the pool and L; the filter that chose the kept pool is charged to no arm, since all of them train on it.
-
-    >>> found = preparation(("encode", "label_subset"), Sizes(3200, 3000, 16))
-    >>> found["prep_labels"], found["prep_encoded"]
-    (3000, 6200)
-    """
-    known = {
-        "label_pool": ("prep_labels", sizes.pool), "label_subset": ("prep_labels", sizes.labelled),
-        "rollouts_16": ("prep_rollouts", sizes.pool * sizes.attempts), "rollouts_1": ("prep_rollouts", sizes.pool),
-        "encode": ("prep_encoded", sizes.pool + sizes.labelled), "policy_forward": ("prep_forward", sizes.pool),
-    }  # fmt: skip
-    found = {name: 0 for name, _ in known.values()}
-    for item in cost:
-        if item not in known:
-            raise ValueError(f"cost item {item!r} is not known; choose from {', '.join(known)}")
-        name, amount = known[item]
-        found[name] += amount
-    return found
-
-
 def summary_table(
-    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int, sizes: Sizes
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int
 ) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms."""
     evaluations = results["evaluations"]
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
     steps = targets_by_policy(evaluations, arms, problems, budget).groupby("arm")
     present = [name for name in arms if name in set(evaluations["arm"])]
-    told = {n: {"title": arms[n].title, "group": arms[n].group, **preparation(arms[n].cost, sizes)} for n in present}
+    told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     against = {found.arm: _numbers(found) for found in compare(values, against_random(arms, present))}
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]

@@ -79,8 +79,7 @@ COLUMNS = """
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
     final_mean_with_pass final_mean_without_pass_set final_pass_hardest steps_to_target targets_reached area zero_variance_share
-    entropy grad_norm updates prompts distinct_prompts rollouts rollouts_used tokens training_s evaluation_s prep_labels
-    prep_rollouts prep_encoded prep_forward
+    entropy grad_norm updates prompts distinct_prompts rollouts rollouts_used tokens training_s evaluation_s
 08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds

@@ -121,10 +121,9 @@ def study_tables(
     steps = study.targets_by_policy(evaluations, known, problems, budget)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     per_step = {name: arm.batch_factor * profile.plan.prompts_per_step for name, arm in known.items()}
-    sizes = study.Sizes(profile.pool_samples, profile.world.labelled_samples, grid.DIFFICULTY_ATTEMPTS)
     return {
         "study_runs": study.runs_table(evaluations, found["curve"]),
-        "study_summary": study.summary_table(found, known, problems, budget, sizes),
+        "study_summary": study.summary_table(found, known, problems, budget),
         "study_comparisons": study.comparison_rows(evaluations, steps, own),
         "study_targets": steps,
         "study_paper_tables": study.beside_paper(evaluations, steps),

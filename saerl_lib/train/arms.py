@@ -14,10 +14,10 @@ categories). N samples in pool order, a row number stands for a sample, G rollou
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -230,20 +230,20 @@ class ArmPool:
     """What an arm may read of the pool, N samples in pool order."""
 
     table: pd.DataFrame
-    """Columns sample_id, cluster, ranking, raw, length and label; further scalar columns are named in `Arm.needs`."""
+    """Columns sample_id, cluster, ranking, raw, length, label, and what else was measured."""
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Matrices [N, ...] by name, for orders alone: a selector runs in the training process and sees the table only."""
 
     def column(self, name: str) -> np.ndarray:
         """One column [N]. Raises ArmError when the pool does not have it."""
         if name not in self.table:
-            raise ArmError(f"the pool has no column {name!r}: name it in the arm's `needs`, or choose one of {list(self.table)}")
+            raise ArmError(f"the pool has no column {name!r}: choose one of {list(self.table)}")
         return self.table[name].to_numpy()
 
     def matrix(self, name: str) -> np.ndarray:
         """One feature matrix [N, ...]. Raises ArmError when the pool does not have it."""
         if name not in self.features:
-            raise ArmError(f"the pool has no features {name!r}: name them in the arm's `needs`")
+            raise ArmError(f"the pool has no features {name!r}: choose one of {list(self.features)}")
         return self.features[name]
 
     @property
@@ -288,13 +288,9 @@ class Arm:
     model: str = "policy"
     """Which policy is trained."""
     needs: tuple[str, ...] = ()
-    """Columns and features beyond the standard ones."""
+    """Columns beyond the standard ones that a `policy` reads."""
     seeded: bool = False
     """Whether the order depends on the matched seed."""
-    cost: tuple[str, ...] = ()
-    """What has to be prepared, names that `saerl_lib.report.arm_tables.preparation` counts."""
-    baseline: str = "grpo"
-    """The arm that this one is compared with."""
 
     def __post_init__(self) -> None:
         if (self.order is None) == (self.policy is None):
@@ -305,63 +301,48 @@ class Arm:
             raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
 
 
-def shuffle(label: str) -> Order:
+def shuffle(pool: ArmPool, setting: ArmSetting, label: str = "shuffle") -> np.ndarray:
     """A random order, another one for every matched seed; `label` tells several shuffles of one seed apart."""
-
-    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
-        return random_order(pool.ids, sub_seed(setting.seed, label))
-
-    return order
+    return random_order(pool.ids, sub_seed(setting.seed, label))
 
 
-def ascending(column: str, descending: bool = False) -> Order:
+def ascending(pool: ArmPool, setting: ArmSetting, column: str, descending: bool = False) -> np.ndarray:
     """Sorted by a column of the pool; equal values in random order, since ids tell the source of a sample."""
-
-    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
-        shuffled = random_order(pool.ids, sub_seed(setting.seed, "ties"))
-        values = pool.column(column)[shuffled]
-        return shuffled[np.argsort(-values if descending else values, kind="stable")]
-
-    return order
+    shuffled = shuffle(pool, setting, "ties")
+    values = pool.column(column)[shuffled]
+    return shuffled[np.argsort(-values if descending else values, kind="stable")]
 
 
-def by_label(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+def by_label(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
     """Ascending label, ties by id: DIFF as the paper describes it; labels here are nearly all distinct."""
     return by_difficulty(pool.ids, pool.column("label"))
 
 
-COST = ("encode", "label_subset")
-
-
 def curriculum(
-    mixing: bool = True, sorting: bool = True, swapped: float | None = None, features: str = "", ranking: str = "ranking",
-    permuted: bool = False,
-) -> Order:
-    """Cluster-first curriculum. `swapped` is h as a share of the batch (None: the profile's); `features` names another encoder.
+    pool: ArmPool, setting: ArmSetting, mixing: bool = True, sorting: bool = True, swapped: float | None = None,
+    features: str = "", ranking: str = "ranking", permuted: bool = False, **reading: str,
+) -> BatchPlan:  # fmt: skip
+    """Cluster-first curriculum: SAERL, and with one argument changed its ablations and variants.
 
-    Without `sorting` the samples of a cluster come in random order, the same for every matched seed. `permuted` deals the
-    scores to other samples: a difficulty that knows nothing, with the same values.
+    `swapped` is h as a share of the batch (None: the profile's), `reading` another `PlanConfig.rest` or `unequal`; `features`
+    names another encoder. Without `sorting` the samples of a cluster come in random order, the same for every matched seed.
+    `permuted` deals the scores to other samples: a difficulty that knows nothing, with the same values.
     """
-
-    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
-        suffix = f"@{features}" if features else ""
-        config = setting.plan
-        if swapped is not None:
-            config = dataclasses.replace(config, swapped_per_batch=round(swapped * config.prompts_per_step))
-        within = None if sorting else random_order(pool.ids, sub_seed(0, "within-cluster"))
-        score, raw = pool.column(f"{ranking}{suffix}" if ranking == "ranking" else ranking), pool.column(f"raw{suffix}")
-        if permuted:
-            other = np.random.default_rng(sub_seed(0, "permuted-scores")).permutation(len(score))
-            score, raw = score[other], raw[other]
-        return build_plan(
-            pool.ids, pool.column(f"cluster{suffix}"), score, raw, pool.column("length"), config,
-            order="saerl" if mixing else "saerl_before_mixing", within=within,
-        )  # fmt: skip
-
-    return order
+    suffix, config = f"@{features}" if features else "", setting.plan
+    h = config.swapped_per_batch if swapped is None else round(swapped * config.prompts_per_step)
+    config = dataclasses.replace(config, swapped_per_batch=h, **reading)  # type: ignore[arg-type]
+    within = None if sorting else random_order(pool.ids, sub_seed(0, "within-cluster"))
+    score, raw = pool.column(f"{ranking}{suffix}"), pool.column(f"raw{suffix}")
+    if permuted:
+        other = np.random.default_rng(sub_seed(0, "permuted-scores")).permutation(len(score))
+        score, raw = score[other], raw[other]
+    return build_plan(
+        pool.ids, pool.column(f"cluster{suffix}"), score, raw, pool.column("length"), config,
+        order="saerl" if mixing else "saerl_before_mixing", within=within,
+    )  # fmt: skip
 
 
-def difficulty_alone(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
+def difficulty_alone(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
     """Easy to hard by the ranking score over the whole pool: no clusters, no mixing."""
     return np.lexsort((np.asarray(pool.ids), pool.column("raw"), pool.column("ranking")))
 
@@ -374,21 +355,6 @@ def scaled(config: PlanConfig, factor: int) -> PlanConfig:
         swapped_per_batch=factor * config.swapped_per_batch,
         window_batches=max(1, round(config.window_batches / factor)),
     )
-
-
-def _arm(name: str, title: str, group: str, order: Order, **rest: object) -> Arm:
-    return Arm(name, title, group, order=order, **{"cost": COST, **rest})  # type: ignore[arg-type]
-
-
-def reading(**changes: str) -> Order:
-    """The curriculum under another reading of the paper: `PlanConfig.rest` or `PlanConfig.unequal` as given."""
-    whole = curriculum()
-
-    def order(pool: ArmPool, setting: ArmSetting) -> BatchPlan | np.ndarray:
-        plan = dataclasses.replace(setting.plan, **changes)  # type: ignore[arg-type]
-        return whole(pool, dataclasses.replace(setting, plan=plan))
-
-    return order
 
 
 SHARE = 0.5
@@ -450,17 +416,11 @@ def irds_rows(pool: ArmPool, count: int) -> np.ndarray:
     return greedy_log_det(motifs, motif_weights(motifs, pool.column("pass_rate")), count)
 
 
-def twice(select: Callable[[ArmPool, int], np.ndarray]) -> Order:
-    """The chosen half, shuffled by the matched seed, two passes."""
-
-    def order(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
-        total = setting.steps * setting.plan.prompts_per_step
-        chosen = np.sort(select(pool, int(SHARE * len(pool.table))))
-        rng = np.random.default_rng(setting.seed)
-        passes = [rng.permutation(chosen) for _ in range(-(-total // len(chosen)))]
-        return np.concatenate(passes)[:total]
-
-    return order
+def twice(pool: ArmPool, setting: ArmSetting, select: Callable[[ArmPool, int], np.ndarray]) -> np.ndarray:
+    """The half of the pool that `select` chooses, shuffled by the matched seed, in two passes."""
+    total, rng = setting.steps * setting.plan.prompts_per_step, np.random.default_rng(setting.seed)
+    chosen = np.sort(select(pool, int(SHARE * len(pool.table))))
+    return np.concatenate([rng.permutation(chosen) for _ in range(-(-total // len(chosen)))])[:total]
 
 
 def informative_rows(pool: ArmPool, count: int) -> np.ndarray:
@@ -502,101 +462,64 @@ def e2h(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
     return np.asarray(rows, dtype=np.int64)
 
 
-def adarft(pool: ArmPool, setting: ArmSetting) -> Selector:
+def adarft(pool: ArmPool, setting: ArmSetting, once: bool = False) -> Selector:
     """ADARFT; equal difficulties are visited in a seeded order."""
     values = difficulty(pool.column("pass_rate"))
     ties = np.random.default_rng(setting.seed).permutation(len(values))
-    return AdaptiveTarget(values + 1e-6 * ties / len(values))
-
-
-def adarft_once(pool: ArmPool, setting: ArmSetting) -> Selector:
-    """ADARFT with every prompt once a pass."""
-    found = adarft(pool, setting)
-    found.once = True  # type: ignore[attr-defined]
-    return found
-
-
-def gainrl(pool: ArmPool, setting: ArmSetting) -> Selector:
-    """GAINRL by the angle concentration that was measured."""
-    return MovingGaussian(pool.column("angle_concentration"), setting.seed)
-
-
-def mopps(pool: ArmPool, setting: ArmSetting) -> Selector:
-    """MoPPS."""
-    return PosteriorSampling(len(pool.table), setting.seed)
-
-
-def sec(pool: ArmPool, setting: ArmSetting) -> Selector:
-    """SEC over the pool's clusters."""
-    return ClusterBandit(pool.column("cluster"), setting.seed)
+    return AdaptiveTarget(values + 1e-6 * ties / len(values), once)
 
 
 ARMS = (
-    Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True, cost=("rollouts_16",)),
-    Arm("adarft_once", "ADARFT, every prompt once", "control", policy=adarft_once, needs=("pass_rate",), seeded=True,
-        cost=("rollouts_16",)),
-    Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True, cost=("label_pool",)),
-    Arm("gainrl", "GAINRL", "paper", policy=gainrl, needs=("angle_concentration",), seeded=True, cost=("policy_forward",)),
-    Arm("mopps", "MoPPS", "rival", policy=mopps, seeded=True),
-    Arm("grpo", "GRPO, random order", "paper", order=shuffle("shuffle"), seeded=True),
-    Arm("dapo", "DAPO, random order", "paper", order=shuffle("shuffle"), seeded=True, train=DAPO),
-    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle("shuffle"), seeded=True, train=SAME_COST),
-    Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label, cost=("label_pool",)),
-    Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=shuffle("shuffle-b"), seeded=True),
-    Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=shuffle("shuffle-c"), seeded=True),
-    Arm("hard_to_easy", "hard to easy by label", "control", order=ascending("label", True), seeded=True, cost=("label_pool",)),
-    Arm("short_to_long", "short to long", "control", order=ascending("length"), seeded=True),
-    Arm(
-        "pass_rate_order", "easy to hard by base pass rate", "control", order=ascending("pass_rate", True),
-        needs=("pass_rate",), cost=("rollouts_16",), seeded=True,
-    ),
-    Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle("shuffle"), seeded=True, batch_factor=4),
-    Arm("grpo_filtered", "GRPO on the filtered noisy pool", "filter", order=shuffle("shuffle"), seeded=True, pool="filtered"),
-    Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle("shuffle"), seeded=True, pool="unfiltered"),
-    Arm("informative_half", "half the pool by pass rates near one half, twice", "control", order=twice(informative_rows),
-        seeded=True, needs=("pass_rate",), cost=("rollouts_16",)),
-    _arm("saerl_grpo", "SAERL on GRPO", "paper", curriculum()),
-    _arm("saerl_dapo", "SAERL on DAPO", "paper", curriculum(), train=DAPO),
-    _arm("saerl_dapo_rollouts", "SAERL on DAPO at equal rollouts", "control", curriculum(), train=SAME_COST,
-         baseline="dapo_rollouts"),
-    _arm("minus_diff", "- Diff: random inside clusters", "ablation", curriculum(sorting=False), baseline="saerl_grpo"),
-    _arm("minus_diff_mix", "- Diff & Mix", "ablation", curriculum(False, False), baseline="saerl_grpo"),
-    _arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", difficulty_alone, baseline="saerl_grpo"),
-    _arm("minus_mix", "- Mix: h = 0", "ablation", curriculum(False), baseline="saerl_grpo"),
-    _arm("mix_1", "h = 1 of 32", "mixing", curriculum(swapped=1 / 32), baseline="minus_mix"),
-    _arm("mix_4", "h = 4 of 32", "mixing", curriculum(swapped=4 / 32), baseline="minus_mix"),
-    _arm("mix_8", "h = 8 of 32", "mixing", curriculum(swapped=8 / 32), baseline="minus_mix"),
-    _arm("saerl_4b", "SAERL, four times the batch", "batch", curriculum(), batch_factor=4, baseline="grpo_4b"),
-    _arm("saerl_filtered", "SAERL on the filtered noisy pool", "filter", curriculum(), pool="filtered",
-         baseline="grpo_filtered"),
-    _arm(
-        "saerl_unfiltered", "SAERL on the unfiltered pool", "filter", curriculum(), pool="unfiltered",
-        baseline="grpo_unfiltered",
-    ),
-    _arm("saerl_true", "SAERL with the true label as difficulty", "control", curriculum(ranking="label"),
-         cost=("encode", "label_pool"), baseline="saerl_grpo"),
-    _arm("saerl_tfidf", "SAERL with TF-IDF features", "control", curriculum(features="tfidf"), needs=("cluster@tfidf",),
-         cost=("label_subset",), baseline="saerl_grpo"),
-    _arm("saerl_dense", "SAERL with dense activations", "control", curriculum(features="dense"), needs=("cluster@dense",),
-         baseline="saerl_grpo"),
-    _arm("saerl_frozen", "SAERL with a frozen-decoder SAE", "control", curriculum(features="frozen"),
-         needs=("cluster@frozen",), baseline="saerl_grpo"),
-    _arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", curriculum(permuted=True), baseline="saerl_grpo"),
-    Arm("sec", "SEC with SAE clusters", "rival", policy=sec, seeded=True, cost=("encode",)),
-    Arm("saerl_front", "SAERL, small clusters end early", "control", order=reading(unequal="front"), cost=COST,
-        baseline="saerl_grpo"),
-    Arm("saerl_back", "SAERL, clusters end together", "control", order=reading(unequal="back"), cost=COST,
-        baseline="saerl_grpo"),
-    Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=reading(rest="pool"), cost=COST,
-        baseline="saerl_grpo"),
-    Arm("shift", "SHIFT, half the pool", "rival", order=twice(shift_rows), seeded=True, needs=("solution_shift",),
-        cost=("rollouts_1",)),
-    Arm("irds", "IRDS-style, half the pool", "rival", order=twice(irds_rows), seeded=True, needs=("motifs", "pass_rate"),
-        cost=("encode", "rollouts_16")),
+    Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True),
+    Arm("adarft_once", "ADARFT, every prompt once", "control", policy=partial(adarft, once=True), needs=("pass_rate",),
+        seeded=True),
+    Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True),
+    Arm("gainrl", "GAINRL", "paper", needs=("angle_concentration",), seeded=True,
+        policy=lambda pool, setting: MovingGaussian(pool.column("angle_concentration"), setting.seed)),
+    Arm("mopps", "MoPPS", "rival", seeded=True, policy=lambda pool, setting: PosteriorSampling(len(pool.table), setting.seed)),
+    Arm("grpo", "GRPO, random order", "paper", order=shuffle, seeded=True),
+    Arm("dapo", "DAPO, random order", "paper", order=shuffle, seeded=True, train=DAPO),
+    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle, seeded=True, train=SAME_COST),
+    Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label),
+    Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=partial(shuffle, label="shuffle-b"), seeded=True),
+    Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=partial(shuffle, label="shuffle-c"), seeded=True),
+    Arm("hard_to_easy", "hard to easy by label", "control", order=partial(ascending, column="label", descending=True),
+        seeded=True),
+    Arm("short_to_long", "short to long", "control", order=partial(ascending, column="length"), seeded=True),
+    Arm("pass_rate_order", "easy to hard by base pass rate", "control", seeded=True,
+        order=partial(ascending, column="pass_rate", descending=True)),
+    Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle, seeded=True, batch_factor=4),
+    Arm("grpo_filtered", "GRPO on the filtered noisy pool", "filter", order=shuffle, seeded=True, pool="filtered"),
+    Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle, seeded=True, pool="unfiltered"),
+    Arm("informative_half", "half the pool by pass rates near one half, twice", "control", seeded=True,
+        order=partial(twice, select=informative_rows)),
+    Arm("saerl_grpo", "SAERL on GRPO", "paper", order=curriculum),
+    Arm("saerl_dapo", "SAERL on DAPO", "paper", order=curriculum, train=DAPO),
+    Arm("saerl_dapo_rollouts", "SAERL on DAPO at equal rollouts", "control", order=curriculum, train=SAME_COST),
+    Arm("minus_diff", "- Diff: random inside clusters", "ablation", order=partial(curriculum, sorting=False)),
+    Arm("minus_diff_mix", "- Diff & Mix", "ablation", order=partial(curriculum, mixing=False, sorting=False)),
+    Arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", order=difficulty_alone),
+    Arm("minus_mix", "- Mix: h = 0", "ablation", order=partial(curriculum, mixing=False)),
+    *(Arm(f"mix_{h}", f"h = {h} of 32", "mixing", order=partial(curriculum, swapped=h / 32)) for h in (1, 4, 8)),
+    Arm("saerl_4b", "SAERL, four times the batch", "batch", order=curriculum, batch_factor=4),
+    Arm("saerl_filtered", "SAERL on the filtered noisy pool", "filter", order=curriculum, pool="filtered"),
+    Arm("saerl_unfiltered", "SAERL on the unfiltered pool", "filter", order=curriculum, pool="unfiltered"),
+    Arm("saerl_true", "SAERL with the true label as difficulty", "control", order=partial(curriculum, ranking="label")),
+    *(Arm(f"saerl_{name}", f"SAERL with {title}", "control", order=partial(curriculum, features=name))
+      for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("frozen", "a frozen-decoder SAE"))),
+    Arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", order=partial(curriculum, permuted=True)),
+    Arm("sec", "SEC with SAE clusters", "rival", seeded=True,
+        policy=lambda pool, setting: ClusterBandit(pool.column("cluster"), setting.seed)),
+    Arm("saerl_front", "SAERL, small clusters end early", "control", order=partial(curriculum, unequal="front")),
+    Arm("saerl_back", "SAERL, clusters end together", "control", order=partial(curriculum, unequal="back")),
+    Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=partial(curriculum, rest="pool")),
+    Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows), seeded=True),
+    Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows), seeded=True),
 )  # fmt: skip
+"""The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 
 
-@functools.cache
+@cache
 def all_arms(extra: Path | None = None) -> dict[str, Arm]:
     """Every arm by name, grouped, the baseline first; those of the user's file `extra` included.
 
