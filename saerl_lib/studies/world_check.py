@@ -37,7 +37,7 @@ from saerl_lib.artifacts import code_hash, provenance, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.models import pick_device
-from saerl_lib.encode.stages import read_features
+from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder, Selector
@@ -299,8 +299,8 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
     folder = home / f"read-{content_hash([to_dict(profile.reader), [s.id for s in samples], WORLD_VERSION])}"
     kept = folder / "features.npy"
     if not kept.exists():
-        features, _, _ = read_features(samples, {s.id for s in samples}, profile, profile.reader, folder)
-        np.save(kept, features["sae"])
+        store = read(samples, profile.reader, folder / "store", folder.with_name(f"{folder.name}-parts"))
+        np.save(kept, store.select(retained_of(profile, store, samples)))
     z, rates = np.load(kept), exact_rates(*load_policy(), samples)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
