@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -20,18 +19,18 @@ from saerl_lib.world.sources import Text, learner_text
 
 SEED = 11
 """Of weights and texts."""
-VOCABULARY = 1024
+VOCABULARY = 900
 WIDTH, LAYERS, HEADS, FEED_FORWARD = 96, 4, 4, 208
 """0.49 million parameters, embeddings tied."""
-STEPS, TEXTS_PER_STEP = 3600, 24
+STEPS, TEXTS_PER_STEP = 4000, 32
 LEARNING_RATE = 2e-3
 """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
 TOKENIZER_TEXTS = 20_000
 logging.disable_progress_bar()
 CPU = torch.device("cpu")
 PAD, EOS = "<pad>", "<eos>"
-PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|[,;.:?]?[^\d,;.:?\n=*/+-]+"
-"""What the tokenizer never merges across: signs, digits, and phrases between them."""
+PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|, then |, |; | and |[.:?] ?|[^\d,;.:?\n=*/+-]+?(?= and |[\d,;.:?\n=*/+-]|$)"
+"""What the tokenizer never merges across: signs, digits, joints, and the phrases between them."""
 
 
 def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -53,8 +52,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(SEED)
     architecture = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        num_attention_heads=HEADS, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=WIDTH**-0.5,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     return LlamaForCausalLM(architecture)
 
@@ -125,5 +124,4 @@ def rebuild_policy(
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    (folder / "losses.json").write_text(json.dumps([round(v, 5) for v in losses[::50]]) + "\n", encoding="utf-8")
     return losses
