@@ -11,7 +11,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.cli import parse
 from saerl_lib.notebooks import UserError
-from saerl_lib.report.tables import BLOCKS, read_table, write_documents
+from saerl_lib.report.tables import BLOCKS, read_table, write_readme
 
 DOCUMENTS = {p: p.read_text(encoding="utf-8") for p in (paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md")))}
 README = DOCUMENTS[paths.ROOT / "README.md"]
@@ -62,10 +62,9 @@ def test_the_readme_shows_commands_and_paths_and_leads_to_every_document() -> No
 
 
 def test_generated_tables_are_those_of_the_csv_and_are_written_once(tmp_path: Path) -> None:
-    for block in BLOCKS:
-        text = block.markdown(read_table(block.table, paths.FIGURES / "data")).strip()
-        assert f"<!-- begin {block.marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / block.document]
-    markers = [f"<!-- begin {b.marker} -->\n<!-- end {b.marker} -->\n" for b in BLOCKS]
-    (tmp_path / "README.md").write_text("head\n" + "".join(markers))
-    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md"]
-    assert write_documents(tmp_path, paths.FIGURES / "data") == []
+    for marker, (table, markdown) in BLOCKS.items():
+        text = markdown(read_table(table, paths.FIGURES / "data")).strip()
+        assert f"<!-- begin {marker} -->\n{text}\n<!-- end" in README
+    path = tmp_path / "README.md"
+    path.write_text("head\n" + "".join(f"<!-- begin {marker} -->\n<!-- end {marker} -->\n" for marker in BLOCKS))
+    assert write_readme(path, paths.FIGURES / "data") and not write_readme(path, paths.FIGURES / "data")

@@ -34,7 +34,7 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.report.figures import draw
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.results import study_profile
+from saerl_lib.studies.grid import study_profile
 from saerl_lib.train.policy import POLICIES, final_outcome, load_policy, policy_folder
 from saerl_lib.train.run import Run
 from saerl_lib.train.sampler import correct_attempts
