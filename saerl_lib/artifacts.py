@@ -159,17 +159,22 @@ def provenance() -> dict[str, Any]:
     return {**_made_by(), "versions": versions(), "threads": torch.get_num_threads()}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a temporary sibling is renamed into place. Raises ArtifactError when it cannot be written."""
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write bytes through a temporary sibling that is renamed into place. Raises ArtifactError when they cannot be written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)
         raise ArtifactError(f"cannot write {path}: {error.strerror}; {FREE}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_atomic` writes bytes."""
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode("utf-8"))
 
 
 @contextlib.contextmanager

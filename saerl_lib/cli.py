@@ -346,7 +346,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "verify": (Verify, "plan.follow:run_verify"),
     "train": (Train, "train.run:run_train"),
     "train-job": (TrainJob, "train.run:run_train_job"),
-    "grid": (Grid, "studies.results:run_study"),
+    "grid": (Grid, "studies.grid:run_study"),
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
     "publish": (Publish, "report.tables:run_publish"),

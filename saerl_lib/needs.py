@@ -89,11 +89,6 @@ def gpus(memory_bytes: float) -> int:
     return max(1, math.ceil(memory_bytes / GIVEN.gpu_memory_bytes))
 
 
-def evaluated_policies(profile: Profile) -> int:
-    """Of one run: those of every kept step, and the final ones."""
-    return profile.steps // (profile.train.keep_every_steps or profile.steps) + 1
-
-
 def longest_tokens(profile: Profile) -> int:
     """Of prompt and completion."""
     return (profile.train.max_prompt_tokens or 0) + profile.train.max_completion_tokens
@@ -155,19 +150,6 @@ def adarft_hours(profile: Profile) -> tuple[float, ...]:
     return tuple(rollout_hours(POLICIES[0], completions, tokens) for tokens in lengths)
 
 
-def run_hours(profile: Profile, model: HubModel, tokens: float) -> dict[str, float]:
-    """H100-hours of one GRPO run with completions of `tokens`: rollouts, updates and evaluations."""
-    completions = profile.steps * profile.plan.prompts_per_step * profile.train.rollouts_per_prompt
-    text = GIVEN.prompt_tokens + tokens
-    update = GIVEN.update_forwards * completions * text * model.forward_flops(text / 2)
-    problems = sum(SETS[name].rows for name in profile.eval_sets)
-    return {
-        "rollouts": rollout_hours(model, completions, tokens),
-        "updates": hours(update, GIVEN.h100_peak_flops, GIVEN.train_utilisation),
-        "evaluations": rollout_hours(model, evaluated_policies(profile) * problems * profile.train.eval_samples_full, tokens),
-    }
-
-
 # The stages.
 
 
@@ -183,9 +165,20 @@ class Stage(NamedTuple):
 
 
 def training_stage(profile: Profile, model: HubModel, runs: int) -> Stage:
-    """All runs of one policy."""
-    lengths = (GIVEN.response_tokens, profile.train.max_completion_tokens)
-    (low, high), kept = (run_hours(profile, model, tokens) for tokens in lengths), evaluated_policies(profile)
+    """All runs of one policy: rollouts, updates and evaluations, with completions of mean and of longest length."""
+    completions = profile.steps * profile.plan.prompts_per_step * profile.train.rollouts_per_prompt
+    kept = profile.steps // (profile.train.keep_every_steps or profile.steps) + 1  # of one run: every kept step, and the end
+    answers = kept * sum(SETS[name].rows for name in profile.eval_sets) * profile.train.eval_samples_full
+    found = []
+    for tokens in (GIVEN.response_tokens, profile.train.max_completion_tokens):
+        text = GIVEN.prompt_tokens + tokens
+        update = GIVEN.update_forwards * completions * text * model.forward_flops(text / 2)
+        found.append({
+            "rollouts": rollout_hours(model, completions, tokens),
+            "updates": hours(update, GIVEN.h100_peak_flops, GIVEN.train_utilisation),
+            "evaluations": rollout_hours(model, answers, tokens),
+        })  # fmt: skip
+    low, high = found
     how = (f"{runs} runs of {profile.steps} steps; one run: {', '.join(f'{name} {low[name]:.0f}' for name in low)} hours; "
            f"disk: {CHECKPOINTS} checkpoints and {kept} weights a run")  # fmt: skip
     disk = runs * model.parameters * (CHECKPOINTS * GIVEN.checkpoint_bytes_per_parameter + WEIGHT_BYTES * kept)

@@ -145,12 +145,6 @@ NOTEBOOKS: tuple[Notebook, ...] = (
 """All notebooks, in the order in which they run."""
 
 
-def registry_of(profile: Profile, registry: tuple[Notebook, ...] = NOTEBOOKS) -> tuple[Notebook, ...]:
-    """The registry with the outputs that the profile gives."""
-    left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
-    return tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)
-
-
 def find(number: str, registry: tuple[Notebook, ...] = NOTEBOOKS) -> Notebook:
     """The notebook with this number; one digit is enough. Raises UserError for a number that is not in the registry."""
     known = {notebook.number: notebook for notebook in registry}
@@ -214,22 +208,18 @@ def notebook_hashes(path: Path) -> dict[str, str | None]:
         return {"source": file_sha256(path)}
 
 
-def data_digest() -> str:
-    """Hash of the names and sizes of the files in `SAERL_DATA_DIR`; of nothing when it is not set."""
-    folder = paths.shared_data_dir()
-    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder else []
-    return content_hash([[str(path.relative_to(folder)), path.stat().st_size] for path in files])
-
-
 Parts = dict[str, object]
-"""What decides a notebook's outputs, by kind: source, code, packages, config, data, contents."""
+"""What decides a notebook's outputs: source, code, packages, config, data (names and sizes of shared files), contents."""
 
 
 def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
     """What decides the outputs of a notebook of `folder`, as everything lies on the disk now."""
     parts: Parts = {**notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16]}
     if not notebook.tables_only:
-        parts |= {"config": content_hash(to_dict(profile)), "data": data_digest()}
+        shared = paths.shared_data_dir()
+        files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
+        data = content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files])
+        parts |= {"config": content_hash(to_dict(profile)), "data": data}
     return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
 
 
@@ -490,7 +480,8 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
     """
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
-    registry = registry_of(profile, registry)
+    left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
+    registry = tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)
     chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
     started, executed = time.monotonic(), 0

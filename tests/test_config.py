@@ -32,8 +32,8 @@ def test_profiles_have_their_own_name() -> None:
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
-def test_the_laptop_runs_120_steps() -> None:
-    assert LAPTOP.steps == LAPTOP.pool_samples / 8 == 120
+def test_the_laptop_runs_134_steps() -> None:
+    assert (LAPTOP.steps, LAPTOP.pool_samples) == (134, 960)
 
 
 @pytest.mark.parametrize("name", ["", "Laptop", "huge"])

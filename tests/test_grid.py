@@ -20,7 +20,7 @@ from saerl_lib.artifacts import ArtifactError, Stage, write_json
 from saerl_lib.config import PlanConfig, StudyConfig, get_profile
 from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.report.tables import TableError, write_csv
-from saerl_lib.studies import grid, results
+from saerl_lib.studies import grid
 from saerl_lib.train.arms import ArmError
 from saerl_lib.train.run import ROLLOUTS, train, write_run
 from saerl_lib.train.stages import jobs_home
@@ -146,7 +146,8 @@ def test_kill_9_resume_and_a_failure_beside_it(
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft_once-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    assert grid.spread([run], "threading") == {}, "what is finished is not run again"
+    again = grid.run_grid(PROFILE, *stages, [(grid.find_arm("adarft"), 0)], backend="threading")
+    assert again == {}, "what is finished is not run again"
     assert grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken, seconds=0) == {}, "no run starts late"
     assert (run.folder / "rollouts.parquet").stat().st_mtime_ns == before
     changed = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
@@ -170,13 +171,12 @@ def test_one_run_without_grpo_is_no_error(
 ) -> None:
     """Training one arm and seed leaves no tables and no error."""
     collected: list[object] = []
-    for place, name, value in (
-        (results, "study_profile", lambda name: PROFILE), (results, "study_stages", lambda profile: stages),
-        (results, "study_cells", lambda profile, arms, seeds=None: [(arm, 7) for arm in arms]),
-        (grid, "run_grid", lambda *_: {}), (results, "collect_study", lambda *words: collected.append(words)),
+    for name, value in (
+        ("study_profile", lambda name: PROFILE), ("study_stages", lambda profile: stages), ("run_grid", lambda *_: {}),
+        ("collect_study", lambda *words: collected.append(words)),
     ):  # fmt: skip
-        monkeypatch.setattr(place, name, value)
-    command = partial(results.run_study, ["hard_to_easy"], [7], None, None, "study", ray=None)
+        monkeypatch.setattr(grid, name, value)
+    command = partial(grid.run_study, ["hard_to_easy"], [7], None, None, "study", ray=None)
     assert command(list=True) == 0
     assert re.search("^adarft +paper +during training", capsys.readouterr().out, re.MULTILINE)
     assert command(list=False) == 0
@@ -189,12 +189,12 @@ def test_one_run_without_grpo_is_no_error(
 def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
     own = paths.figure_data_dir("study")
     own.mkdir(parents=True)
-    committed = results.study_table(get_profile("laptop"), "study_provenance")
+    committed = grid.study_table(get_profile("laptop"), "study_provenance")
     write_csv(committed.head(3), "study_provenance", own)
-    assert len(results.study_table(get_profile("study"), "study_provenance")) == 3 < len(committed)
-    assert len(results.study_table(get_profile("study"), "study_pilot")), "the pilot is a command of its own"
+    assert len(grid.study_table(get_profile("study"), "study_provenance")) == 3 < len(committed)
+    assert len(grid.study_table(get_profile("study"), "study_pilot")), "the pilot is a command of its own"
     with pytest.raises(TableError, match="study_runs"):
-        results.open_study(get_profile("study"))
+        grid.open_study(get_profile("study"))
 
 
 def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:
@@ -206,5 +206,5 @@ def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Sta
 
 
 def test_the_order_of_cells_by_hand() -> None:
-    cells = grid.grid(PROFILE, 2, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
+    cells = grid.cells_of(PROFILE, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
     assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]

@@ -29,7 +29,7 @@ from saerl_lib.properties.probes import (
     task_rows,
     tasks_of_file,
 )
-from saerl_lib.report.statistics import bootstrap_weights, rank_metrics, weighted_share_dropped
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import balanced, feature_sets, ladder, predict
 from saerl_lib.train.policy import load_policy
@@ -306,8 +306,6 @@ def test_rank_metrics_equal_those_of_scikit_learn_with_ties() -> None:
     assert found["roc_auc"].value == pytest.approx(roc_auc_score(positive, scores))
     assert found["average_precision"].value == pytest.approx(average_precision_score(positive, scores))
     assert found["roc_auc"].low < found["roc_auc"].value < found["roc_auc"].high
-    half = weighted_share_dropped(np.array([4.0, 3, 2, 1]), np.array([True, False, True, False]), np.ones((1, 4)), 0.5)
-    assert half.tolist() == [0.5]
 
 
 def planted_flaw(n: int, seed: int) -> FlawData:
@@ -324,27 +322,25 @@ def test_a_planted_flaw_is_found_by_the_right_probe_alone() -> None:
     data = planted_flaw(600, 0)
     split = np.array(["train"] * 400 + ["test"] * 200)
     table = flaw_rows_from_features(
-        data.z, data.metadata, data.texts, data.flaw == "", split, dataset="d", keep_share=0.5, config=CONFIG, seed=0
+        data.z, data.metadata, data.texts, data.flaw == "", split, dataset="d", config=CONFIG, seed=0
     )
     auc = table[(table["metric"] == "roc_auc") & (table["flaw"] == "any")].set_index("score")["value"]
     assert auc["flaw_probe_sae"] > 0.9
     for name in ("flaw_probe_metadata", "flaw_probe_tfidf", "flaw_probe_shuffled", "dsir", "length"):
         assert abs(auc[name] - 0.5) < 0.2, name
     assert auc["chance"] == 0.5
-    dropped = table[(table["metric"] == "dropped_share") & (table["flaw"] == "any")].set_index("score")["value"]
-    assert dropped["flaw_probe_sae"] > 0.85
 
 
 def test_bad_scores_are_named() -> None:
     data = planted_flaw(60, 0)
     with pytest.raises(ValueError, match="use 'train' and 'test' only"):
         flaw_rows_from_features(
-            data.z, data.metadata, data.texts, data.flaw == "", ["dev"] * 60, dataset="d", keep_share=0.5, config=CONFIG, seed=0
+            data.z, data.metadata, data.texts, data.flaw == "", ["dev"] * 60, dataset="d", config=CONFIG, seed=0
         )
     with pytest.raises(ValueError, match="single class"):
         sgd_scores(data.z, np.ones(60, dtype=bool), data.z, 0)
     with pytest.raises(ValueError, match="it needs both"):
-        flaw_table({}, [""] * 60, {"p": np.ones(60, dtype=bool)}, dataset="d", keep_share=0.5, config=CONFIG, seed=0)
+        flaw_table({}, [""] * 60, {"p": np.ones(60, dtype=bool)}, dataset="d", config=CONFIG, seed=0)
     with pytest.raises(ValueError, match="DSIR needs at least one text"):
         log_importance_weights([], ["a"])
 

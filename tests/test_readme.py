@@ -62,10 +62,11 @@ def test_the_readme_shows_commands_and_paths_and_leads_to_every_document() -> No
 
 
 def test_generated_tables_are_those_of_the_csv_and_are_written_once(tmp_path: Path) -> None:
-    for block in BLOCKS:
-        text = block.markdown(read_table(block.table, paths.FIGURES / "data")).strip()
-        assert f"<!-- begin {block.marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / block.document]
-    markers = [f"<!-- begin {b.marker} -->\n<!-- end {b.marker} -->\n" for b in BLOCKS]
-    (tmp_path / "README.md").write_text("head\n" + "".join(markers))
-    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md"]
-    assert write_documents(tmp_path, paths.FIGURES / "data") == []
+    (tmp_path / "docs").mkdir()
+    for marker, (document, table, markdown) in BLOCKS.items():
+        text = markdown(read_table(table, paths.PUBLISHED)).strip()
+        assert f"<!-- begin {marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / document]
+        with (tmp_path / document).open("a") as file:
+            file.write(f"<!-- begin {marker} -->\n<!-- end {marker} -->\n")
+    assert write_documents(tmp_path, paths.PUBLISHED) == ["README.md", "docs/world.md"]
+    assert write_documents(tmp_path, paths.PUBLISHED) == []

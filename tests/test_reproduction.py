@@ -117,5 +117,5 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
 
 
 def test_a_profile_without_published_results_says_so() -> None:
-    with pytest.raises(tables.NothingPublishedError, match="profile smoke has no published results"):
+    with pytest.raises(tables.TableError, match="profile smoke has no published results"):
         compare("smoke")

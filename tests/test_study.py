@@ -18,7 +18,7 @@ from saerl_lib.report.figures import gaps
 from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.study import MIXING, batch_claim, outcome_values, outcomes, planned_seeds, study_claims
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.studies.results import PLAN_COLUMNS, TABLES, facts, study_tables
+from saerl_lib.studies.grid import TABLES, facts, study_tables
 from saerl_lib.train.arms import ArmPool, all_arms
 from saerl_lib.train.policy import final_outcome
 
@@ -138,7 +138,7 @@ def test_claims_of_the_study_follow_the_corrected_interval() -> None:
 
 
 def test_every_pair_names_arms_of_the_grid() -> None:
-    named = {name for pairs in study.FAMILIES.values() for p in pairs for name in (p.arm, p.baseline)}
+    named = {*study.COMPARISONS["arm"], *study.COMPARISONS["baseline"]}
     assert named == set(all_arms()), "an arm that nothing is compared with is trained in vain"
     assert {arm for arm in study.paper_values()["arm"] if not arm.endswith("_large")} <= named
 
@@ -295,7 +295,7 @@ def test_what_an_order_sorts_and_mixes_by_hand() -> None:
     plan = plan_of(make_pool(ids, clusters, zeros, zeros, zeros + 1), order, swapped, "x", b=2, h=1)
     pool = ArmPool(pd.DataFrame({"sample_id": ids, "label": np.arange(8.0)}), {})
     found = facts(plan, pool)
-    assert list(found) == PLAN_COLUMNS[1:]
+    assert list(found) == list(SCHEMAS["study_plans"].columns)[1:]
     assert (found["batches"], found["swapped_batches"], found["swapped_batches_second_half"]) == (4, 0.5, 0.5)
     assert (found["swapped_samples"], found["largest_cluster"]) == (0.25, 0.625)
     # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))

@@ -362,22 +362,18 @@ class TokenHighlights:
 
     def html(self) -> Html:
         """All tokens, shaded by activation."""
-        peak = max(self.activations, default=0.0)
-        pairs = enumerate(zip(self.tokens, self.activations, strict=True))
-        shown = "".join(_token(t, a / peak if peak else 0.0, i == self.strongest, a) for i, (t, a) in pairs)
+        peak, shown = max(self.activations, default=0.0), ""
+        for place, (token, value) in enumerate(zip(self.tokens, self.activations, strict=True)):
+            text = html.escape(token)
+            if value > 0:
+                shade = "".join(f"{round(255 - value / peak * (255 - c)):02X}" for c in FULL_SHADE)
+                style = f"background:#{shade};font-weight:{'bold' if value / peak >= BOLD_SHARE else 'normal'}"
+                style += ";text-decoration:underline" if place == self.strongest else ""
+                text = f'<span style="{style}" title="{value:.2f}">{text}</span>'
+            shown += text
         feature, span, sample = (html.escape(name) for name in (self.feature, self.span, self.sample_id))
         head = f"<b>{feature}</b> in the {span} of {sample}, maximum {peak:.2f}"
         return Html(f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>')
-
-
-def _token(token: str, share: float, strongest: bool, activation: float) -> str:
-    text = html.escape(token)
-    if share <= 0:
-        return text
-    shade = "".join(f"{round(255 - share * (255 - c)):02X}" for c in FULL_SHADE)
-    style = f"background:#{shade};font-weight:{'bold' if share >= BOLD_SHARE else 'normal'}"
-    style += ";text-decoration:underline" if strongest else ""
-    return f'<span style="{style}" title="{activation:.2f}">{text}</span>'
 
 
 def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:

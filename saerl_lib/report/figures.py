@@ -62,24 +62,18 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
     """A row a gate: its value on a strip that marks the allowed range; met or not by colour and by symbol."""
     met, y = is_true(gates["met"]).to_numpy(), np.arange(len(gates))
     value, low, high = gates[["value", "low", "high"]].to_numpy(dtype=float).T
-    names = ["\n".join(textwrap.wrap(str(name), 44)) for name in gates["gate"]]
+    names = [textwrap.fill(str(name), 44) for name in gates["gate"]]
     figure, axes = panels(0.9 + 0.26 * len(gates) + 0.06 * sum(name.count("\n") for name in names))
     axis, told = axes[0, 0], []
     start, end = np.where(np.isnan(low), STRIP[0], 0.0), np.where(np.isnan(high), STRIP[1], 1.0)
     axis.barh(y, end - start, left=start, height=0.6, color=plots.SHADE, edgecolor="none")
-    for bound, place in ((low, 0.0), (high, 1.0)):
-        axis.vlines(np.full(np.isfinite(bound).sum(), place), y[np.isfinite(bound)] - 0.3, y[np.isfinite(bound)] + 0.3,
-                    color=BLUE, linewidth=1)  # fmt: skip
     # with one bound, the distance to it is measured in units of that bound: twice an upper bound lies at 2
     unit = np.where(np.isnan(low), np.abs(high), np.where(np.isnan(high), np.abs(low), high - low))
     unit = np.where(unit > 0, unit, 1.0)
     place = np.nan_to_num(np.where(np.isnan(low), 1 + (value - high) / unit, (value - low) / unit), nan=0.5)
-    shown = np.clip(place, STRIP[0] + 0.05, STRIP[1] - 0.05)
     for judged, marker, colour in ((met, "o", plots.GREEN), (~met, "X", plots.VERMILLION)):
-        for where, x, sign, size in ((judged, shown, marker, 6), (judged & (place < shown), 0 * y + STRIP[0] - 0.01, "<", 3),
-                                     (judged & (place > shown), 0 * y + STRIP[1] + 0.01, ">", 3)):  # fmt: skip
-            if where.any():  # an empty artist has no place, which breaks the layout
-                axis.plot(x[where], y[where], sign, color=colour, markersize=size, clip_on=False)
+        if judged.any():  # an empty artist has no place, which breaks the layout
+            axis.plot(np.clip(place, *STRIP)[judged], y[judged], marker, color=colour, markersize=6, clip_on=False)
     for gate, ok in zip(gates.itertuples(), met, strict=True):
         unit = "" if pd.isna(gate.unit) or str(gate.unit).strip() in ("", "1") else f" {gate.unit}"
         n = "" if pd.isna(gate.n) else f"   n = {float(gate.n):,.0f}"
@@ -93,8 +87,8 @@ def world_gates(gates: pd.DataFrame) -> Drawn:
         target.spines[:].set_visible(False)
     axis.set(xlim=STRIP, xticks=[], title=f"Gates of the embedded world: {int(met.sum())} of {len(gates)} met")
     return figure, (
-        "Shaded: allowed range, blue ticks: its bounds, each row on its own scale. Circle: met; cross: not met; "
-        "a small arrow: beyond the strip. In brackets: 95 % interval over seeds."
+        "Shaded: allowed range, each row on its own scale; beyond the strip: at its edge. Circle: met; cross: not met. "
+        "In brackets: 95 % interval over seeds."
     )
 
 
@@ -889,57 +883,30 @@ STUDY_ARMS = {"grpo": Look(GREY, "s"), "saerl_grpo": Look(BLUE)}
 STUDY_ORDERS = ("saerl_grpo", "saerl_stretch", "minus_clus_mix", "minus_diff", "diff", "hard_to_easy")
 """SAERL, the same with its clusters spread over the run, its difficulty alone, its clusters and mixing unsorted, the label's
 order, and that order turned round."""
-FAMILY_TITLES = {
-    "paper": "Paper's arms", "ablation": "Ablations", "mixing": "Mixing", "batch": "Batch of 4b", "filter": "Filter",
-    "features": "Other features", "post_hoc": "After the first results", "order": "Other orders", "rival": "Rivals",
-    "transfer": "Larger policy", "user": "Your arms",
-}  # fmt: skip
-SHORT = {
-    "grpo": "GRPO", "dapo": "DAPO", "diff": "DIFF", "adarft": "ADARFT", "gainrl": "GAINRL", "saerl_grpo": "SAERL",
-    "saerl_dapo": "SAERL on DAPO", "minus_diff": "unsorted", "minus_diff_mix": "unsorted, unmixed",
-    "minus_clus_mix": "difficulty alone", "minus_mix": "h = 0", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
-    "saerl_4b": "SAERL, 4 b", "grpo_4b": "GRPO, 4 b", "grpo_unfiltered": "GRPO unfiltered",
-    "saerl_unfiltered": "SAERL unfiltered", "saerl_tfidf": "TF-IDF", "saerl_dense": "dense", "saerl_frozen": "frozen decoder",
-    "saerl_shuffled": "shuffled scores", "saerl_true": "true label", "saerl_stretch": "clusters spread",
-    "saerl_back": "clusters end together", "informative_half": "informative half, twice",
-    "pass_rate_order": "easy first, by pass rate", "grpo_shuffle_b": "second shuffle", "grpo_shuffle_c": "third shuffle",
-    "shift": "SHIFT", "irds": "IRDS", "e2h": "E2H", "mopps": "MoPPS", "sec": "SEC", "grpo_large": "GRPO, larger",
-    "saerl_grpo_large": "SAERL, larger",
-}  # fmt: skip
-"""Arms in the labels of figures; others are shown by their names."""
-
-
-def _effect(axis: Axes, y: int, row: pd.Series, early: bool) -> None:
-    """One comparison at height y: grey band, thin and thick interval, its point, and the paper's value."""
-    colour = GREY if early else plots.GREEN if row["holm_low"] > 0 else plots.VERMILLION if row["holm_high"] < 0 else BLUE
-    missed = float(np.nan_to_num(row["detectable"]))
-    axis.barh(y, 2 * missed, left=-missed, height=0.7, color="#EDEDED", zorder=0)
-    axis.plot([row["holm_low"], row["holm_high"]], [y, y], color=colour, linewidth=0.8)
-    axis.plot([row["ci_low"], row["ci_high"]], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
-    axis.plot(row["difference"], y, marker="o", markersize=4.5, color="white" if early else colour,
-              markeredgecolor=colour if early else "white")  # fmt: skip
-    if pd.notna(row["paper_value"]):
-        axis.plot(row["paper_value"], y, **plots.PAPER | {"markersize": 5})
 
 
 @figure_of("study_effects", "study_comparisons")
 def study_effects(comparisons: pd.DataFrame) -> Drawn:
     """Every comparison of the outcome in points: thick the 95 % interval, thin Holm's within its family."""
     table = comparisons[comparisons["metric"] == "outcome"]
-    early = table["n_seeds"] < table["family"].map(planned_seeds)
-    figure, axes = panels(1.3 + 0.24 * (len(table) + table["family"].nunique()))
-    axis, places, y = axes[0, 0], {}, 0
-    for family, part in table.groupby("family", sort=False):
-        axis.text(0.005, y, FAMILY_TITLES.get(family, family), transform=axis.get_yaxis_transform(), fontsize=7.5,
-                  fontweight="bold", va="center", color=GREY)  # fmt: skip
-        for y, (index, row) in enumerate(part.iterrows(), start=y + 1):  # noqa: B020
-            _effect(axis, y, row, bool(early[index]))
-            first, second = (SHORT.get(arm, readable(arm)) for arm in (row["arm"], row["baseline"]))
-            places[y] = f"{first} - {second} (n = {row['n_seeds']})"
-        y += 1
+    number, families = pd.factorize(table["family"])
+    y, early = np.arange(len(table)) + number + 1, (table["n_seeds"] < table["family"].map(planned_seeds)).to_numpy()
+    figure, axes = panels(1.3 + 0.24 * (len(table) + len(families)))
+    axis, missed = axes[0, 0], table["detectable"].fillna(0.0)
+    for place, family in enumerate(families):
+        axis.text(0.005, y[number == place][0] - 1, readable(family).capitalize(), transform=axis.get_yaxis_transform(),
+                  fontsize=7.5, fontweight="bold", va="center", color=GREY)  # fmt: skip
+    colour = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], [GREY, plots.GREEN, plots.VERMILLION], BLUE)
+    axis.barh(y, 2 * missed, left=-missed, height=0.7, color="#EDEDED", zorder=0)
+    axis.hlines(y, table["holm_low"], table["holm_high"], colour, linewidth=0.8)
+    axis.hlines(y, table["ci_low"], table["ci_high"], colour, linewidth=2.4)
+    inside, edge = np.where(early, "white", colour), np.where(early, colour, "white")
+    axis.scatter(table["difference"], y, 20, inside, zorder=3, edgecolors=edge)
+    axis.plot(table["paper_value"], y, **plots.PAPER | {"markersize": 5})
+    names = [f"{readable(row.arm)} - {readable(row.baseline)} (n = {row.n_seeds})" for row in table.itertuples()]
     axis.axvline(0, color=BLACK, linewidth=0.8)
-    axis.set_yticks(list(places), list(places.values()), fontsize=7)
-    axis.set(ylim=(y - 0.4, -0.8), xlabel="second better  <  difference of the outcome (percent points)  >  first better")
+    axis.set_yticks(y, names, fontsize=7)
+    axis.set(ylim=(y.max() + 0.6, -0.8), xlabel="second better  <  difference of the outcome (percent points)  >  first better")
     plots.light_grid(axis, "x")
     return figure, (
         "Outcome: mean of the last three evaluations. n = matched seeds. Thick: 95 % interval, over seeds and problems; thin: "
@@ -993,7 +960,7 @@ def study_gap(runs: pd.DataFrame) -> Drawn:
     sets = [name for name in EVAL_SETS if f"avg_{name}" in runs]
     end = pd.concat([gaps(last, f"avg_{name}").assign(place=i) for i, name in enumerate(sets)])
     n = over.groupby("group")["n"].max()
-    labels = {arm: f"{SHORT.get(arm, readable(arm))} ({n[arm]})" for arm in n.index}
+    labels = {arm: f"{readable(arm)} ({n[arm]})" for arm in n.index}
     arms = looks(ordered(over["group"], STUDY_ORDERS), STUDY_ARMS, labels)
     figure, axes = panels(3.1, 1, 2, sharey=True)
     left, right = axes[0]
@@ -1010,7 +977,7 @@ def study_gap(runs: pd.DataFrame) -> Drawn:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(5, len(arms)))
     return figure, (
         "In brackets: matched seeds. Bars and bands: 95 % t interval over seeds, uncorrected. Evaluations before the last are of "
-        "fewer problems; every difference is of the same problems. Unsorted: clusters and mixing without difficulty."
+        "fewer problems; every difference is of the same problems. Minus diff: clusters and mixing without difficulty."
     )
 
 

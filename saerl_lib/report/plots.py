@@ -22,7 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from saerl_lib.report.tables import number, write_atomic
+from saerl_lib.artifacts import write_atomic
+from saerl_lib.report.tables import number
 
 COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.8
 """Inches of one column, and of the text width."""

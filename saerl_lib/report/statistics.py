@@ -133,48 +133,22 @@ def weighted_average_precision(scores: np.ndarray, is_positive: np.ndarray, weig
         return (precision * positive).sum(axis=1) / positive.sum(axis=1)
 
 
-def weighted_share_dropped(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray, keep_share: float) -> np.ndarray:
-    """[R] share of the positives among the dropped when the `keep_share` of lowest scores is kept; ties share the cut.
+def rank_metrics(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
+    """roc_auc and average_precision of scores [N], larger for positives; `weights` from `bootstrap_weights(N, ...)`.
 
-    >>> weighted_share_dropped(np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False]), np.ones((1, 4)), 0.5)
-    array([0.5])
+    Raises ValueError for unequal rows, non-finite scores or a single class.
     """
-    positive, negative = _ties_summed(scores, is_positive, weights)
-    group = positive + negative
-    room = (1 - keep_share) * group.sum(axis=1, keepdims=True) - (np.cumsum(group, axis=1) - group)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        inside = np.nan_to_num(np.clip(room / group, 0.0, 1.0))
-        return (positive * inside).sum(axis=1) / positive.sum(axis=1)
-
-
-def _ranked(metric: Callable[..., np.ndarray], scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> Interval:
-    """`metric` of scores [N] and classes [N] under weights [1 + R, N]."""
     scores, is_positive = _vector(scores, "scores"), np.asarray(is_positive, dtype=bool)
     if not len(scores) == len(is_positive) == weights.shape[1]:
         sizes = (len(scores), len(is_positive), weights.shape[1])
         raise ValueError(f"scores, is_positive and weights have {sizes} items: pass those of the same samples")
     if is_positive.all() or not is_positive.any():
         raise ValueError("is_positive holds a single class: a ranking is undefined; pass samples of both classes")
-    found = weighted_interval(metric(scores, is_positive, weights))
-    if math.isnan(found.low):
+    metrics = {"roc_auc": weighted_roc_auc, "average_precision": weighted_average_precision}
+    found = {name: weighted_interval(metric(scores, is_positive, weights)) for name, metric in metrics.items()}
+    if any(math.isnan(interval.low) for interval in found.values()):
         raise ValueError("the metric is undefined on every bootstrap resample: pass more samples of the rarer class")
     return found
-
-
-def rank_metrics(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
-    """roc_auc and average_precision of scores [N], larger for positives; `weights` from `bootstrap_weights(N, ...)`.
-
-    Raises ValueError for unequal rows, non-finite scores or a single class.
-    """
-    metrics = {"roc_auc": weighted_roc_auc, "average_precision": weighted_average_precision}
-    return {name: _ranked(metric, scores, is_positive, weights) for name, metric in metrics.items()}
-
-
-def dropped_share(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray, keep_share: float) -> Interval:
-    """Share of the positives that a cut drops which keeps the `keep_share` (0..1) of lowest scores; errors as above."""
-    if not 0.0 <= keep_share <= 1.0:
-        raise ValueError(f"keep_share={keep_share} must lie in 0..1")
-    return _ranked(lambda s, p, w: weighted_share_dropped(s, p, w, keep_share), scores, is_positive, weights)
 
 
 # Closed forms, for claims that are computed from summary tables alone.

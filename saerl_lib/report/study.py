@@ -32,7 +32,7 @@ from saerl_lib.report.statistics import (
     weighted_roc_auc,
     wilson_interval,
 )
-from saerl_lib.report.tables import SCHEMAS, TableError, is_true, read_table
+from saerl_lib.report.tables import SCHEMAS, TableError, is_true, read_table, rows_of
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -77,11 +77,6 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = ""
     return out
 
 
-def final_values(evaluations: pd.DataFrame, passed: str = "") -> dict[str, pd.DataFrame]:
-    """`outcome_values` of the last evaluation alone."""
-    return outcome_values(evaluations, 1, passed)
-
-
 def outcomes(values: Mapping[str, pd.DataFrame]) -> pd.Series:
     """(arm, seed) -> outcome in percent, the mean over sets."""
     return pd.concat([table.mean(axis=1) for table in values.values()], axis=1).mean(axis=1)
@@ -113,8 +108,8 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
         mean_avg=wide.mean(axis=1),
         mean_with_pass=rates.assign(value=scored).groupby(keys)["value"].mean(),
         mean_without_pass_set=wide.drop(columns=PASS_SET).mean(axis=1),
+        **{f"pass_{PASS_SET}": rates[rates["eval_set"] == PASS_SET].set_index(keys)["passed"]},
     )
-    table[f"pass_{PASS_SET}"] = rates[rates["eval_set"] == PASS_SET].set_index(keys)["passed"]
     facts = evaluations.groupby(keys).agg(
         update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"),
         completions=("attempts", "sum"),
@@ -127,12 +122,10 @@ TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
 
 def _training(facts: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Means over the updates since the evaluation before."""
-    before, rows = facts["update"].groupby(level=RUN).shift(fill_value=0), {}
-    for (arm, seed), own in curve.groupby(RUN):
-        for step, update in facts["update"].loc[arm, seed].items():
-            inside = (own["step"] > before.loc[arm, seed, step]) & (own["step"] <= update)
-            rows[arm, seed, step] = own.loc[inside, TRAINING].mean()
-    return pd.DataFrame(rows).T.rename_axis([*RUN, "step"])
+    ends = facts["update"].reset_index().astype({"seed": int, "update": int}).sort_values("update")
+    made = curve.rename(columns={"step": "made"}).astype({"seed": int, "made": int}).sort_values("made")
+    told = pd.merge_asof(made, ends, left_on="made", right_on="update", by=RUN, direction="forward")
+    return told.groupby([*RUN, "step"])[TRAINING].mean()
 
 
 def target_steps(
@@ -148,11 +141,10 @@ def target_steps(
     rates = _with_mean(rates, name="all") if overall else rates.rename(columns={"avg": "value"})
     final = rates[(rates["step"] == rates["step"].max()) & rates["arm"].isin(arms)]
     target = final.groupby(["eval_set", "arm"])["value"].mean().groupby("eval_set").min()
-    rows = []
-    for (arm, seed, name), part in rates.sort_values("step").groupby([*RUN, "eval_set"]):
-        reached = part.loc[part["value"] >= target[name] - 1e-9, "step"]
-        rows.append((arm, seed, name, target[name], reached.iloc[0] if len(reached) else budget, len(reached) > 0))
-    return pd.DataFrame(rows, columns=[*RUN, "eval_set", "target", "steps", "reached"])
+    rates = rates.assign(target=rates["eval_set"].map(target))
+    runs = rates.assign(steps=rates["step"].where(rates["value"] >= rates["target"] - 1e-9)).groupby([*RUN, "eval_set"])
+    found = runs.agg(target=("target", "first"), steps=("steps", "min")).reset_index()
+    return found.assign(reached=found["steps"].notna(), steps=found["steps"].fillna(budget))
 
 
 def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
@@ -172,22 +164,18 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
     return groups.apply(lambda run: float(np.trapezoid(run[value], run["step"]) / np.ptp(run["step"])))
 
 
-def against_random(arms: Mapping[str, Arm], present: Sequence[str]) -> list[tuple[str, str]]:
-    """Every arm with the random order of the policy that it trains."""
-    pairs = [(name, BASELINES[arms[name].model]) for name in present]
-    return [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
+def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
+    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-
-def summary_table(
-    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], problems: int, budget: int
-) -> pd.DataFrame:
-    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms."""
-    evaluations = results["evaluations"]
+    `steps` is `targets_by_policy`.
+    """
+    evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
-    steps = targets_by_policy(evaluations, arms, problems, budget).groupby("arm")
     present = [name for name in arms if name in set(evaluations["arm"])]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
-    against = {found.arm: _numbers(found) for found in compare(values, against_random(arms, present))}
+    pairs = [(name, BASELINES[arms[name].model]) for name in present]  # the random order of the policy that an arm trains
+    pairs = [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
+    against = {found.arm: _numbers(found) for found in compare(values, pairs)}
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
     parts = [
@@ -211,64 +199,12 @@ SMALLEST_POINTS, SMALLEST_STEPS = 0.5, 5.0
 """Smallest effects of interest: points of accuracy, percent of steps; an interval wholly below says "not reproduced" (ours)."""
 
 
-class Pair(NamedTuple):
-    """One comparison, and the paper's claim that it answers."""
+COMPARISONS = pd.read_csv(Path(__file__).with_name("comparisons.csv")).fillna({"claim": ""})
+"""family, arm, baseline, paper_value (points, of the paper's own tables), and the paper's claim that the comparison answers.
 
-    arm: str
-    baseline: str
-    paper_value: float = math.nan
-    """In points, of the paper's own tables."""
-    claim: str = ""
-
-
+DAPO drops rollouts, so that at equal generated rollouts it makes fewer updates: not the paper's comparison at equal steps."""
 NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
 """The one claim that is reproduced by a gain below the smallest effect of interest."""
-BUDGET = ", equal generated rollouts"
-"""DAPO drops rollouts, so that at this budget it makes fewer updates: not the paper's comparison at equal steps."""
-
-COMPARISONS = f"""
-paper saerl_grpo-grpo | 3 | SAERL on GRPO against GRPO: accuracy gain, points (Table 4)
-paper saerl_dapo-dapo | 1.05 | SAERL on DAPO against DAPO{BUDGET}: accuracy gain, points (Table 4)
-paper dapo-grpo | 2.1 | DAPO against GRPO{BUDGET}: accuracy gain, points (Table 4)
-paper diff-grpo | 1.1 | DIFF against GRPO: accuracy gain, points (Table 4)
-paper adarft-grpo | 0.5 | ADARFT against GRPO: accuracy gain, points (Table 4)
-paper gainrl-grpo | 0
-paper saerl_grpo-diff | 1.9 | SAERL on GRPO against DIFF: accuracy gain, points (Table 4)
-ablation saerl_grpo-minus_diff | 2.7 | Ablation without difficulty sorting: accuracy lost, points (Table 7)
-ablation saerl_grpo-minus_diff_mix | 2.3 | Ablation without difficulty sorting and mixing: accuracy lost, points (Table 7)
-ablation saerl_grpo-minus_clus_mix | 1.6 | Ablation without clusters and mixing: accuracy lost, points (Table 7)
-ablation saerl_grpo-minus_mix | 1.9 | Mixing study: accuracy gain of h = 8 of 128 over h = 0, points (Figure 3)
-ablation minus_diff-minus_diff_mix | -0.4 | {NO_GAIN}
-mixing mix_1-minus_mix | 1.05
-mixing saerl_grpo-mix_4 | 1.1 | Mixing study: accuracy gain of h = 8 of 128 over h = 16, points (Figure 3)
-mixing saerl_grpo-mix_8 | 1.65 | Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)
-batch saerl_4b-grpo_4b | 1.82 | Four times the batch, a quarter of the updates: Avg@8 gain over GRPO, points \
-(Table 8, 512 prompts a step)
-filter grpo-grpo_unfiltered saerl_grpo-saerl_unfiltered
-features saerl_grpo-saerl_tfidf | nan | SAERL on SAE features against SAERL on TF-IDF features: accuracy gain, points \
-(not in the paper)
-features saerl_grpo-saerl_dense | nan | SAERL on SAE features against SAERL on dense activations: accuracy gain, points \
-(not in the paper)
-features saerl_grpo-saerl_frozen | nan | SAERL on SAE features against SAERL on an SAE with a frozen decoder: accuracy gain, \
-points (not in the paper)
-features saerl_grpo-saerl_shuffled saerl_true-saerl_grpo
-post_hoc saerl_stretch-saerl_grpo saerl_back-saerl_grpo minus_clus_mix-diff minus_diff-grpo informative_half-grpo
-order grpo_shuffle_b-grpo grpo_shuffle_c-grpo hard_to_easy-grpo short_to_long-grpo pass_rate_order-grpo
-rival shift-grpo irds-grpo e2h-grpo mopps-grpo sec-grpo
-"""
-"""A family and its comparisons, the paper's value, and the paper's claim that the comparison answers."""
-
-
-def _families(text: str) -> dict[str, tuple[Pair, ...]]:
-    found: dict[str, tuple[Pair, ...]] = {}
-    for line in text.strip().splitlines():
-        (family, *pairs), *told = line.split(" | ")[0].split(), *line.split(" | ")[1:]
-        answer = (float(told[0]), *told[1:]) if told else ()
-        found[family] = found.get(family, ()) + tuple(Pair(*pair.split("-"), *answer) for pair in pairs)
-    return found
-
-
-FAMILIES = _families(COMPARISONS)
 
 
 def planned_seeds(family: str) -> int:
@@ -279,7 +215,7 @@ def planned_seeds(family: str) -> int:
 
 def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.DataFrame]]:
     """Metric -> values by set: the outcome, and the last evaluation as the paper averages it, and without its Pass@8 set."""
-    final = final_values(evaluations, PASS_SET)
+    final = outcome_values(evaluations, 1, PASS_SET)
     without = {name: table for name, table in final.items() if name != PASS_SET}
     return {"outcome": outcome_values(evaluations), "final_with_pass": final, "final_without_pass_set": without}
 
@@ -300,18 +236,23 @@ def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Seque
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
 
     Metrics: the accuracies, percent of the steps to target saved, points of the area under the accuracy curve (means over sets).
+    The claim and the paper's value stand with the outcome alone.
     """
     rows, metrics, steps_of_run = [], accuracy_metrics(evaluations), steps.groupby(RUN)["steps"].mean()
     areas = _areas(set_rates(evaluations).groupby([*RUN, "step"])["avg"].mean().reset_index(), "avg")
-    present, families = set(evaluations["arm"]), FAMILIES | {"user": tuple(Pair(name, BASELINE) for name in extra)}
-    for family, known in families.items():
-        pairs = [pair for pair in known if {pair.arm, pair.baseline} <= present]
-        names = [(pair.arm, pair.baseline) for pair in pairs]
+    own = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
+    known = pd.concat([COMPARISONS, own]) if extra else COMPARISONS
+    known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
+    for _, pairs in known.groupby("family", sort=False):
+        names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
         found |= {"steps": compare_runs(steps_of_run, names, saved=True), "area": compare_runs(areas, names)}
         for metric, comparisons in found.items():
-            rows += [comparison_row(family, metric, pair, c) for pair, c in zip(pairs, comparisons, strict=True)]
-    return pd.DataFrame(rows)
+            told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
+            numbers = pd.DataFrame([_numbers(comparison) for comparison in comparisons], index=pairs.index)
+            rows.append(pairs.assign(metric=metric, **told).join(numbers))
+    table = pd.concat(rows, ignore_index=True) if rows else rows_of("study_comparisons", [])
+    return table[list(SCHEMAS["study_comparisons"].columns)]
 
 
 def _numbers(found: Comparison) -> dict[str, float]:
@@ -320,13 +261,6 @@ def _numbers(found: Comparison) -> dict[str, float]:
         "ci_high": found.interval.high, "holm_low": found.corrected.low, "holm_high": found.corrected.high,
         "p_value": found.p_value, "p_holm": found.p_holm, "p_small": found.p_small, "detectable": found.detectable,
     }  # fmt: skip
-
-
-def comparison_row(family: str, metric: str, pair: Pair, found: Comparison) -> dict[str, object]:
-    """A row of study_comparisons.csv; the claim and the paper's value stand with the outcome alone."""
-    told = (pair.claim, pair.paper_value) if metric == "outcome" else ("", math.nan)
-    named = {"family": family, "metric": metric, "arm": pair.arm, "baseline": pair.baseline}
-    return named | _numbers(found) | dict(zip(("claim", "paper_value"), told, strict=True))
 
 
 # Beside the paper.
@@ -369,13 +303,13 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
         rows.append((row.table, row.arm, row.column, name, row.value, *found, len(own)))
-    return pd.DataFrame(rows + _gains(evaluations, paper), columns=list(SCHEMAS["study_paper_tables"].columns))
+    return rows_of("study_paper_tables", rows + _gains(evaluations, paper))
 
 
 def _gains(evaluations: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]]:
     """Rows "4 gain": each arm of Table 4 minus its baseline, with the interval of `paired`, beside the paper's difference."""
     four = paper[paper["table"] == "4"].set_index(["arm", "column"])["value"]
-    values, present, rows = final_values(evaluations, PASS_SET), set(evaluations["arm"]), []
+    values, present, rows = outcome_values(evaluations, 1, PASS_SET), set(evaluations["arm"]), []
     for (arm, column), value in four.items():
         baseline = baseline_of(arm)
         if arm == baseline:
@@ -410,25 +344,23 @@ def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.Da
     `sizes` is prompts a step by arm. Outcomes as everywhere, paired by the seeds that all four arms have, t-intervals.
     Empty when an arm is missing.
     """
-    columns = list(SCHEMAS["study_batch"].columns)
     arms = [name for pair in BATCH for name in pair]
     evaluations = evaluations[evaluations["arm"].isin(arms)]
     if set(evaluations["arm"]) != set(arms):
-        return pd.DataFrame(columns=columns)
+        return rows_of("study_batch", [])
     last, rows, own_sizes = evaluations["step"].max(), [], [sizes[arm] for arm, _ in BATCH]
-    shared = set.intersection(*(set(part["seed"]) for _, part in evaluations.groupby("arm")))
+    evaluations = evaluations[evaluations.groupby("seed")["arm"].transform("nunique") == len(arms)]
     for reading, until in (("equal prompts", 1.0), ("the paper's counts", FEWER_PROMPTS)):
         gains, found = [], []
         for (arm, baseline), limit in zip(BATCH, (until * last, last), strict=True):
             part = evaluations[evaluations["arm"].isin([arm, baseline]) & (evaluations["step"] <= limit)]
-            part = part[part["seed"].isin(shared)]
             values = outcome_values(part)
             found.append(paired_estimate(values, arm, baseline))
             gains.append(outcomes(values).loc[arm] - outcomes(values).loc[baseline])
         found.append(over_seeds((gains[1] - gains[0]).to_numpy()))
         for name, size, estimate in zip(("gain at b", "gain at 4b", "4b - b"), (*own_sizes, 0), found, strict=True):
             rows.append((reading, name, size, *estimate.interval(), estimate.n_seeds))
-    return pd.DataFrame(rows, columns=columns)
+    return rows_of("study_batch", rows)
 
 
 def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.DataFrame) -> pd.DataFrame:
@@ -437,10 +369,9 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
     `diversity` has arm, swapped_per_batch, space, value: in-batch k-NN distance. Diversity is given relative to h = 0,
     the paper's too. Rows of arms that were not trained are left out; empty without h = 0.
     """
-    columns = list(SCHEMAS["study_mixing"].columns)
     present = [name for name in MIXING if name in set(evaluations["arm"])]
     if MIXING[0] not in present or len(present) < 2:
-        return pd.DataFrame(columns=columns)
+        return rows_of("study_mixing", [])
     by_problem = outcome_values(evaluations[evaluations["arm"].isin(present)].reset_index(drop=True))
     values = outcomes(by_problem)
     paper = paper_values().query("table == 'Figure 3'").pivot(index="arm", columns="column", values="value")
@@ -460,7 +391,7 @@ def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.Da
              *spaces.loc[name, ["PCA 2-D", "full"]], 4 * int(swapped[name]), its["mean"] - first["mean"], its["steps to 43 %"],
              its["in-batch diversity, 1e-4"] / first["in-batch diversity, 1e-4"])
         )  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    return rows_of("study_mixing", rows)
 
 
 # The laptop's own runs.
@@ -478,8 +409,8 @@ def learning_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([curves, mean], ignore_index=True)[list(SCHEMAS["learning_curves"].columns)]
 
 
-def final_differences(curves: pd.DataFrame, metrics: dict[str, str], arm: str = "saerl", baseline: str = "grpo") -> np.ndarray:
-    """arm minus baseline at the last step, mean over sets, in percent points, one value a matched seed [S].
+def final_differences(curves: pd.DataFrame, metrics: dict[str, str]) -> np.ndarray:
+    """saerl minus grpo at the last step, mean over sets, in percent points, one value a matched seed [S].
 
     `metrics` maps an evaluation set to its metric (avg_at_k or pass_at_k); of several evaluations at the last step the
     one with most problems and completions counts. Raises TableError when the arms end at different steps or a set, a
@@ -493,10 +424,10 @@ def final_differences(curves: pd.DataFrame, metrics: dict[str, str], arm: str = 
     columns = []
     for name, metric in metrics.items():
         part = final[(final["eval_set"] == name) & (final["metric"] == metric)]
-        table = part.pivot(index="seed", columns="arm", values="value").reindex(columns=[arm, baseline])
+        table = part.pivot(index="seed", columns="arm", values="value").reindex(columns=["saerl", "grpo"])
         if table.empty or table.isna().to_numpy().any():
-            raise TableError(f"learning_curves: {name} {metric} at the last step lacks {arm} or {baseline} for a seed")
-        columns.append(100 * (table[arm] - table[baseline]))
+            raise TableError(f"learning_curves: {name} {metric} at the last step lacks saerl or grpo for a seed")
+        columns.append(100 * (table["saerl"] - table["grpo"]))
     return pd.concat(columns, axis=1, join="inner").mean(axis=1).sort_index().to_numpy()
 
 
@@ -513,7 +444,7 @@ def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataF
         differences = final_differences(curves, {name: metric})
         found, problems = over_seeds(differences), int(last.loc[last["eval_set"] == name, "n_problems"].max())
         rows.append((name, metric, *found.interval(), found.n_seeds, problems, found.detectable()))
-    return pd.DataFrame(rows, columns=list(SCHEMAS["paired_difference"].columns))
+    return rows_of("paired_difference", rows)
 
 
 def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
@@ -549,12 +480,16 @@ HEADLINE = {
 """Metric of the study -> how it averages, and the paper's gain over GRPO averaged so (Tables 4 and 8)."""
 STEPS_CLAIMS = {
     ("saerl_grpo", "grpo"): ("SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)", 19.1),
-    ("saerl_dapo", "dapo"): (f"SAERL on DAPO against DAPO{BUDGET}: fewer steps to target, percent (Table 5)", 37.6),
-}
+    ("saerl_dapo", "dapo"): (
+        "SAERL on DAPO against DAPO, equal generated rollouts: fewer steps to target, percent (Table 5)", 37.6
+    ),
+}  # fmt: skip
 """Pair -> its claim about steps and the paper's saving."""
 FEWER_CLAIM = "At b, three quarters of the prompts of 4b: Avg@8 gain over GRPO, points (Table 8, 128 prompts a step)"
 """The second reading of Table 8, whose two batch sizes saw different numbers of prompts."""
-HEADLINE_PAIR = FAMILIES["paper"][0].claim
+PREPARATION = "Preparation: time that SAE encoding saves over ADARFT's rollouts, percent (0.5 against 17.33 H100-hours)"
+"""Percent of the rollouts' time for the same prompts, t-interval over parts (section 5)."""
+HEADLINE_PAIR = COMPARISONS["claim"].iloc[0]
 """The claim that the rows of `HEADLINE` stand for."""
 
 
@@ -571,6 +506,10 @@ class Effect(NamedTuple):
     figure: str
     command: str = ""
     """What computes it; '' for its notebook under the default profile."""
+    decidable: bool = True
+    """Else "undecided" whatever its interval."""
+    p_small: float = 0.0
+    """Corrected p-value of the smallest effect of interest or more; above `ALPHA` a verdict from above is not given."""
 
 
 def _interval(row: pd.Series) -> Interval:
@@ -587,15 +526,15 @@ def accuracy_effects(curves: pd.DataFrame) -> list[Effect]:
     sets = [name for name in dict.fromkeys(curves["eval_set"]) if name != "all"]
     paper = {name: "pass_at_k" if name == "hardest" else "avg_at_k" for name in sets}
     without = {name: metric for name, metric in paper.items() if name != "hardest"}
-    average, rows = dict.fromkeys(sets, "avg_at_k"), []
+    average, effects = dict.fromkeys(sets, "avg_at_k"), []
     for how, value, metrics in (("the hardest by Pass@k", 3.0, paper), ("without the Pass@k set", 1.6, without),
                                 ("all by Avg@k", 1.4, average)):  # fmt: skip
-        if not metrics or (metrics is not without and "hardest" not in metrics):
-            continue
-        found = over_seeds(final_differences(curves, metrics))
-        claim = f"Laptop runs: accuracy gain over GRPO, points ({len(metrics)} sets, {how})"
-        rows.append((claim, value, found.interval(), "accuracy points", found.n_seeds, "08_evaluation", "paired_difference"))
-    return [Effect(*row) for row in rows]
+        if metrics and (metrics is without or "hardest" in metrics):
+            found = over_seeds(final_differences(curves, metrics))
+            claim = f"Laptop runs: accuracy gain over GRPO, points ({len(metrics)} sets, {how})"
+            where = (found.n_seeds, "08_evaluation", "paired_difference")
+            effects.append(Effect(claim, value, found.interval(), "accuracy points", *where))
+    return effects
 
 
 def steps_effect(steps: pd.DataFrame, budget: int) -> Effect:
@@ -624,54 +563,46 @@ def _regimes(label: str, inside: str, outside: str, adapted: str) -> list[tuple[
     ]
 
 
-WORLD_READINGS = (
+READINGS = (
     *((f"{label} topic from SAE features: accuracy above majority, points", paper, "probe points",
        f"world topic_{level} accuracy sae", f"world topic_{level} accuracy majority")
       for label, level, paper in (("L2", "l2", 22.8), ("L3", "l3", 20.5), ("leaf", "leaf", 19.1))),
     *_regimes("Difficulty from SAE features", *(f"world difficulty_{n}" for n in ("in_domain", "out_of_domain", "adapted"))),
     ("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, "correlation",
      "world solution_quality pearson sae", "world solution_quality pearson metadata"),
-)  # fmt: skip
-"""Tables 1 to 3: claim, the paper's value, kind, and data set, target, metric and features of two probes: first minus second."""
-REAL_READINGS = (
     ("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, "probe points",
      "math_test subject accuracy sae", "math_test subject accuracy majority"),
     *_regimes("DeepMath difficulty, then DeepScaleR", "deepmath_18k difficulty_level",
               *(f"deepscaler_pass_rate difficulty_{name}" for name in ("out_of_domain", "adapted"))),
 )  # fmt: skip
-"""The same on real data, questions alone."""
+"""Tables 1 to 3 on the world, then on real data, questions alone: claim, the paper's value, kind, and data set, target, metric
+and features of two probes: first minus second."""
 
 
 def probe_effects(ladder: pd.DataFrame, real: bool = False) -> list[Effect]:
-    """The effects of `WORLD_READINGS` or `REAL_READINGS` that the ladder has rows for.
+    """The effects of `READINGS` on the world, or on real data, that the ladder has rows for.
 
     A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
-    Raises TableError when the world's ladder has no row of the world.
     """
-    if not real and not (ladder["dataset"] == "world").any():
-        raise TableError(f"world_probes: no rows of dataset 'world'; it holds {sorted(ladder['dataset'].unique())}")
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found = found.set_axis(keys, axis=0)
     seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
-    origin = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+    where = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+    where = where if real else (1, "03_data_properties", "world_probes")
     effects = []
-    for claim, paper, kind, first, second in REAL_READINGS if real else WORLD_READINGS:
-        if first not in found.index or (second and second not in found.index):
+    for claim, paper, kind, first, second in READINGS:
+        if first.startswith("world ") == real or not {first, second or first} <= set(found.index):
             continue
         effect = _interval(found.loc[first])
         effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
-        effect = _moved(effect, 100 if kind == "probe points" else 1)
-        effects.append(Effect(claim, paper, effect, kind, *(origin if real else (1, "03_data_properties", "world_probes"))))
+        effects.append(Effect(claim, paper, _moved(effect, 100 if kind == "probe points" else 1), kind, *where))
     return effects
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
     """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
     by_rule, rows = rules.set_index("rule"), []
-    for name in ("full", "p95"):
-        if name not in by_rule.index:
-            raise TableError(f"filter: rule {name!r} is missing; notebook 05 writes it")
     kept, full = by_rule.loc["p95"], by_rule.loc["full"]
     if kept["kept"] > 0:
         purity = wilson_interval(int(kept["target_kept"]), int(kept["kept"]))
@@ -679,10 +610,8 @@ def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
         recall = 100 * float(kept["target_kept"]) / float(full["target_kept"])
         claim = f"Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here {recall:.0f} %)"
         rows.append((claim, 46.32, effect, "purity points"))
-    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()
-    if not {"target", "parent"} <= set(wide):
-        raise TableError(f"filter_scores: sources {sorted(wide)} lack 'target' or 'parent'; notebook 05 writes both")
-    shares, bins = (wide[["target", "parent"]] / wide[["target", "parent"]].sum()).to_numpy(), np.arange(len(wide))
+    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()[["target", "parent"]]
+    shares, bins = (wide / wide.sum()).to_numpy(), np.arange(len(wide))
     is_target = np.repeat([True, False], len(wide))
     auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
     interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
@@ -702,13 +631,6 @@ def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
         claim = f"Tail swap raises in-batch diversity, percent (h = {int(mixed['swapped_per_batch'].iloc[0])}, space {space})"
         rows.append(Effect(claim, 15.3, effect, "diversity percent", 1, "06_batch_plans", "inbatch_diversity"))
     return rows
-
-
-def preparation_effect(cost: pd.DataFrame) -> Effect:
-    """Share of ADARFT's rollout time that SAE encoding of the same prompts saves, percent, t-interval over parts (section 5)."""
-    claim = "Preparation: time that SAE encoding saves over ADARFT's rollouts, percent (0.5 against 17.33 H100-hours)"
-    where = ("08_evaluation", "preparation_cost", "python -m saerl_lib bench preparation")
-    return Effect(claim, 97.1, over_seeds(cost["saved"]).interval(), "time percent", 1, *where)
 
 
 def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
@@ -738,22 +660,25 @@ def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
     return "reproduced" if gains else "not reproduced" if small else "undecided"
 
 
-def claim_row(effect: Effect, decidable: bool = True) -> dict[str, Any]:
-    """A row of `claims.csv`; an effect that is not `decidable` is "undecided" whatever its interval."""
+def claim_row(effect: Effect) -> dict[str, Any]:
+    """A row of `claims.csv`."""
     judged = verdict(effect.interval, SMALLEST[effect.kind], no_gain=effect.claim == NO_GAIN)
+    from_above = judged == ("reproduced" if effect.claim == NO_GAIN else "not reproduced")
+    if not effect.decidable or (from_above and effect.p_small > ALPHA):
+        judged = "undecided"
     return {
         "claim": effect.claim, "paper_value": effect.paper_value, "our_value": effect.interval.value,
         "ci_low": effect.interval.low, "ci_high": effect.interval.high, "n_seeds": effect.n_seeds,
-        "verdict": judged if decidable else "undecided", "notebook": f"notebooks/{effect.notebook}.ipynb",
+        "verdict": judged, "notebook": f"notebooks/{effect.notebook}.ipynb",
         "figure": f"figures/{effect.figure}.png", "command": effect.command or f"./run_all.sh --only {effect.notebook[:2]}",
     }  # fmt: skip
 
 
 def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row for each claim of the paper that no row answers; `present` are those that one does."""
-    claims = [(p.claim, p.paper_value) for pairs in FAMILIES.values() for p in pairs if p.claim]
+    known = COMPARISONS[COMPARISONS["claim"] != ""]
     empty = dict.fromkeys(SCHEMAS["claims"].columns, "") | dict.fromkeys(("our_value", "ci_low", "ci_high"), math.nan)
-    missing = [c for c in (*claims, *OTHERS_NOT_RUN) if c[0] not in present]
+    missing = [c for c in (*zip(known["claim"], known["paper_value"], strict=True), *OTHERS_NOT_RUN) if c[0] not in present]
     return [empty | {"claim": c, "paper_value": value, "n_seeds": 0, "verdict": "not run"} for c, value in missing]
 
 
@@ -775,50 +700,40 @@ def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
             claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
         if not isinstance(claim, str) or not claim:
             continue
-        interval = Interval(row.difference, row.holm_low, row.holm_high)
-        effect = Effect(claim, value, interval, kind, int(row.n_seeds), *STUDY)
-        made = claim_row(effect, decidable=row.n_seeds >= planned_seeds(row.family))
-        from_above = "reproduced" if claim == NO_GAIN else "not reproduced"
-        if made["verdict"] == from_above and row.p_small > ALPHA:
-            made["verdict"] = "undecided"
-        rows.append(made)
+        interval, enough = Interval(row.difference, row.holm_low, row.holm_high), row.n_seeds >= planned_seeds(row.family)
+        rows.append(claim_row(Effect(claim, value, interval, kind, int(row.n_seeds), *STUDY, enough, row.p_small)))
     return rows
 
 
 def batch_claim(readings: pd.DataFrame) -> list[dict[str, Any]]:
     """The row of `FEWER_CLAIM` from study_batch.csv; none where the four arms were not trained."""
     part = readings[(readings["reading"] == "the paper's counts") & (readings["comparison"] == "gain at b")]
-    rows = []
-    for row in part.itertuples():
-        interval = Interval(row.difference, row.ci_low, row.ci_high)
-        effect = Effect(FEWER_CLAIM, 1.4, interval, "accuracy points", int(row.n_seeds), *STUDY)
-        rows.append(claim_row(effect, decidable=row.n_seeds >= planned_seeds("batch")))
-    return rows
+    return [
+        claim_row(Effect(FEWER_CLAIM, 1.4, Interval(row.difference, row.ci_low, row.ci_high), "accuracy points", int(row.n_seeds),
+                         *STUDY, row.n_seeds >= planned_seeds("batch")))
+        for row in part.itertuples()
+    ]  # fmt: skip
 
 
-def order_gate_met(gates: pd.DataFrame, gate: str = ORDER_GATE) -> bool:
-    """Whether `world_gates.csv` holds `gate` as met; a missing gate counts as not met."""
-    return bool((is_true(gates["met"]) & (gates["gate"] == gate)).any())
+def build_claims(data_folder: Path) -> pd.DataFrame:
+    """All rows of `claims.csv` from the other tables in `data_folder`; a gate that is missing counts as not met.
 
-
-def build_claims(data_folder: Path, gate_met: bool | None = None) -> pd.DataFrame:
-    """All rows of `claims.csv` from the other tables in `data_folder`.
-
-    `gate_met` overrides what `world_gates.csv` says about `ORDER_GATE`. Raises TableError for a missing table or row.
+    Raises TableError for a missing table.
     """
     tables = {name: read_table(name, data_folder) for name in INPUTS}
-    curves = tables["learning_curves"]
-    decidable = order_gate_met(tables["world_gates"]) if gate_met is None else gate_met
+    curves, gates = tables["learning_curves"], tables["world_gates"]
+    decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
     steps = steps_effect(tables["steps_to_target"], int(curves["step"].max()))
+    saved, bench = over_seeds(tables["preparation_cost"]["saved"]).interval(), "python -m saerl_lib bench preparation"
     others = [
         *probe_effects(tables["world_probes"]),
         *probe_effects(tables["probe_ladder"], real=True),
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),
-        preparation_effect(tables["preparation_cost"]),
+        Effect(PREPARATION, 97.1, saved, "time percent", 1, "08_evaluation", "preparation_cost", bench),
     ]
     study = study_claims(tables["study_comparisons"]) + batch_claim(tables["study_batch"])
-    laptop = [claim_row(effect, decidable) for effect in (*accuracy_effects(curves), steps)]
+    laptop = [claim_row(effect._replace(decidable=decidable)) for effect in (*accuracy_effects(curves), steps)]
     rows = study + laptop + [claim_row(effect) for effect in others]
     answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
-    return pd.DataFrame(rows + not_run_claims(answered), columns=list(SCHEMAS["claims"].columns))
+    return pd.DataFrame(rows + not_run_claims(answered))[list(SCHEMAS["claims"].columns)]

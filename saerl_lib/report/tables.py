@@ -9,19 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, provenance, write_json
+from saerl_lib.artifacts import provenance, write_atomic, write_json
 from saerl_lib.config import get_profile
 
 COLUMNS = """
@@ -125,33 +123,18 @@ SCHEMAS = _schemas(COLUMNS)
 
 
 class TableError(ValueError):
-    """A table is missing, empty or does not have its columns."""
-
-
-class NothingPublishedError(ValueError):
-    """The profile has no published results."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes through a temporary sibling that is renamed into place.
-
-    Raises ArtifactError when the folder cannot be written or the disk is full.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        if path.parent.is_dir():
-            partial.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {error.strerror}; free space or choose a writable folder") from error
+    """A table is missing, empty or does not have its columns, or nothing is published."""
 
 
 def _schema(name: str) -> Schema:
     if name not in SCHEMAS:
         raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
     return SCHEMAS[name]
+
+
+def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Table `name` from its rows, cells in the order of its columns."""
+    return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
 def _check_columns(frame: pd.DataFrame, schema: Schema, where: str) -> None:
@@ -267,12 +250,8 @@ def allowed(low: float, high: float) -> str:
     return f"at least {number(low)}" if math.isnan(high) else f"{number(low)} to {number(high)}"
 
 
-def _bounds(low: Any, high: Any) -> str:
-    return "" if pd.isna(low) or pd.isna(high) else f"{number(low)} to {number(high)}"
-
-
-def _count(value: Any) -> str:
-    return "" if pd.isna(value) else f"{int(value):,}"
+def _bounds(row: Any) -> str:
+    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
@@ -280,9 +259,8 @@ def claims_markdown(frame: pd.DataFrame) -> str:
     rows = []
     for row in frame.fillna({"figure": "", "command": ""}).itertuples():
         where, command = f"[figure]({row.figure})" if row.figure else "", f"`{row.command}`" if row.command else ""
-        seeds = _count(row.n_seeds) if row.verdict != "not run" else ""
-        interval = _bounds(row.ci_low, row.ci_high)
-        rows.append([row.claim, row.paper_value, row.our_value, interval, seeds, f"**{row.verdict}**", where, command])
+        seeds = f"{row.n_seeds:,.0f}" if row.verdict != "not run" else ""
+        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, f"**{row.verdict}**", where, command])
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
@@ -308,8 +286,7 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     rows = []
     for start in HEADLINES:
         for row in frame[frame["claim"].str.startswith(start)].itertuples():
-            bounds = _bounds(row.ci_low, row.ci_high)
-            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({bounds})" if bounds else "")
+            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
             rows.append([row.claim, row.paper_value, here, f"**{row.verdict}**"])
     table = markdown_table(["Claim", "Paper", "Here, 95 % interval", "Verdict"], rows)
     return f"{_counted_verdicts(frame)} The main claims:\n\n{table}"
@@ -337,8 +314,9 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     rows = []
     for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
         value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
-        interval = _bounds(row.ci_low, row.ci_high) or "-"
-        rows.append([row.gate, value, interval, allowed(row.low, row.high), "yes" if met else "**no**", _count(row.n)])
+        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
+        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
+        rows.append([row.gate, value, interval, allowed(row.low, row.high), "yes" if met else "**no**", n])
     return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
 
 
@@ -358,36 +336,24 @@ def update_block(path: Path, marker: str, text: str) -> bool:
     return new != old
 
 
-class Block(NamedTuple):
-    """What stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`, from one table."""
-
-    document: str
-    """Path from the root of the repository."""
-    marker: str
-    table: str
-    markdown: Callable[[pd.DataFrame], str]
-
-
-BLOCKS = (
-    Block("README.md", "finding", "claims", finding_markdown),
-    Block("README.md", "claims", "claims", claims_markdown),
-    Block("docs/world.md", "gates", "world_gates", gates_markdown),
-)
+BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
+    "finding": ("README.md", "claims", finding_markdown), "claims": ("README.md", "claims", claims_markdown),
+    "gates": ("docs/world.md", "world_gates", gates_markdown),
+}  # fmt: skip
+"""Marker -> the document that holds its block, the table that it comes from, and how."""
 
 
 def write_documents(root: Path, data_folder: Path) -> list[str]:
     """Bring every block up to date with `figures/data`; returns the documents that changed."""
-    changed = set()
-    for block in BLOCKS:
-        text = block.markdown(read_table(block.table, data_folder))
-        if update_block(root / block.document, block.marker, text):
-            changed.add(block.document)
+    changed = {document for marker, (document, table, text) in BLOCKS.items()
+               if update_block(root / document, marker, text(read_table(table, data_folder)))}  # fmt: skip
     return sorted(changed)
 
 
 def run_readme() -> int:
-    """`readme`: say which documents changed."""
-    print("written: " + (", ".join(write_documents(paths.ROOT, paths.PUBLISHED)) or "nothing, all tables are up to date"))
+    """`readme`: say whether it changed."""
+    changed = write_documents(paths.ROOT, paths.PUBLISHED)
+    print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
     return 0
 
 
@@ -409,10 +375,7 @@ SCREEN_ROWS = 12
 """Numbers outside that are printed; all of them stand in the CSV file."""
 RECORD = "published.json"
 """Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
-TABLES_OF = {
-    "study": ("study_",),
-    "bench": ("preparation_cost", "gpu_checks"),
-}
+TABLES_OF = {"study": ("study_",), "bench": ("preparation_cost", "gpu_checks")}
 """Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""
 
 
@@ -444,10 +407,13 @@ def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _numeric(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
+    return [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
+
+
 def _matched(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Rows of both in one order, and a name for each row; NaN in a row that the rerun lacks."""
-    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
-    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
+    text = [c for c in old if c not in (*_numeric(old, new), "verdict", "note", "met")]
     words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
     names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
     if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
@@ -487,7 +453,8 @@ def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
     missing = [column for column in old.columns if column not in new.columns]
     parts = [_named("", column, "column", "missing") for column in missing]
-    old, new = old.drop(columns=missing), new[[column for column in old.columns if column in new.columns]]
+    old = old.drop(columns=missing)
+    new = new[list(old.columns)]
     bounds = _intervals(list(old.columns))
     first, second, names = _matched(old, new)
     for value, ends in bounds.items():
@@ -497,8 +464,7 @@ def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
             here, half = _floats(first[end]), (high - low) / 2
             parts.append(_judged(names, end, here, _floats(second[end]), here - half, here + half, TOLERANCE))
     covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
-    numeric = [c for c in old.columns if pd.api.types.is_numeric_dtype(old[c]) and pd.api.types.is_numeric_dtype(new[c])]
-    parts += [_by_mean(old[column], new[column], column) for column in numeric if column not in covered]
+    parts += [_by_mean(old[column], new[column], column) for column in _numeric(old, new) if column not in covered]
     if "verdict" in old.columns:
         both = zip(names, first["verdict"].astype(str), second["verdict"].astype(str), strict=True)
         parts += [_named(name, "verdict", x, y) for name, x, y in both]
@@ -514,12 +480,12 @@ def _named(row: str, column: str, published: str, rerun: str) -> pd.DataFrame:
 def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
     """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome.
 
-    Raises NothingPublishedError for a profile that publishes no table.
+    Raises TableError for a profile that publishes no table.
     """
     published, rerun = published or paths.PUBLISHED, rerun or paths.figure_data_dir(profile)
     names = published_tables(profile, published)
     if not names:
-        raise NothingPublishedError(f"profile {profile} has no published results; laptop, method and study have")
+        raise TableError(f"profile {profile} has no published results; laptop, method and study have")
     found = {}
     for name in names:
         if (rerun / f"{name}.csv").is_file():
@@ -593,24 +559,22 @@ def report(profile: str) -> tuple[str, int]:
 def publish(profile: str) -> list[Path]:
     """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
 
-    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises
-    NothingPublishedError for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
+    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError
+    for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
     """
     from saerl_lib.report.figures import draw_all
     from saerl_lib.report.study import build_claims
 
     names, source = published_tables(profile), paths.figure_data_dir(profile)
     if not names:
-        raise NothingPublishedError(f"profile {profile} has no published results; laptop, method and study have")
+        raise TableError(f"profile {profile} has no published results; laptop, method and study have")
     missing = [name for name in names if not (source / f"{name}.csv").is_file()]
     if missing:
         raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
     before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]")]}
     evaluations = [path.name for path in source.glob("*.parquet") if publisher(path.stem) == profile]
     for name in [*(f"{name}.csv" for name in names), *sorted(evaluations)]:
-        partial = paths.PUBLISHED / f".{name}.{os.getpid()}.partial"
-        shutil.copyfile(source / name, partial)
-        partial.replace(paths.PUBLISHED / name)
+        write_atomic(paths.PUBLISHED / name, (source / name).read_bytes())
     write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
     draw_all(paths.PUBLISHED, paths.FIGURES)
     write_documents(paths.ROOT, paths.PUBLISHED)

@@ -69,6 +69,8 @@ Rows = dict[str, float]
 Bar = tuple[str, str, float]
 """Row, "at most" or "at least", limit."""
 REPEATS = 5
+TIMED, FILE_BATCH = 1500, 32
+"""Texts that are timed, and the obvious way's batch of them."""
 ENCODE_BARS = (
     ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
     ("padded_to_real_tokens", "at most", 1.1),
@@ -306,12 +308,12 @@ def encode_peaks(shape: Shape = PAPER_MEMORY) -> Rows:
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
 
 
-def file_order(samples: list[Sample], encoder: Encoder, device: torch.device, size: int = 32) -> None:
+def file_order(samples: list[Sample], encoder: Encoder, device: torch.device) -> None:
     """The obvious way with text: fixed batches in file order, dense latents, pooling by mask."""
     spans = [tokens.sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
     with torch.inference_mode():
-        for start in range(0, len(samples), size):
-            rows = tuple(range(start, min(start + size, len(samples))))
+        for start in range(0, len(samples), FILE_BATCH):
+            rows = tuple(range(start, min(start + FILE_BATCH, len(samples))))
             batch = tokens.pad(rows, spans, encoder.tokenizer.pad_token_id)
             latents = encoder.sae.encode(models.activations(encoder.decoder, batch))
             for mask in (batch.prompt.to(device), batch.solution.to(device)):
@@ -319,11 +321,11 @@ def file_order(samples: list[Sample], encoder: Encoder, device: torch.device, si
                 kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), kept.amax(dim=1)
 
 
-def text_shape(profile: Profile, world: Stage, device: torch.device = CPU, timed: int = 1500) -> Rows:
+def text_shape(profile: Profile, world: Stage, device: torch.device) -> Rows:
     """Padding and end-to-end time on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
     encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
-    part = samples[:timed]
+    part = samples[:TIMED]
     batches = list(tokens.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
     own = list(tokens.token_batches(part, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
     works = {
@@ -381,7 +383,10 @@ def plan_from_features(folder: Path) -> Rows:
     k-means on all of them, the distance to one centroid after another.
     """
     config, watch = PropertyConfig(), Stopwatch()
-    pool, labelled, negatives = (stored_phi(folder, name) for name in ("pool", *DRAWN))
+    pool, labelled, negatives = (
+        StoredPhi(tuple(f"{name}-{i:07d}" for i in range(len(z))), z, np.load(folder / f"{name}-metadata.npy", mmap_mode="r"))
+        for name, z in ((name, np.load(folder / f"{name}-z.npy", mmap_mode="r")) for name in ("pool", *DRAWN))
+    )
     y, lengths = np.load(folder / "labelled-difficulty.npy"), pool.metadata[:, 0].astype(float)
 
     def chosen() -> np.ndarray:
@@ -473,12 +478,6 @@ def write_features(folder: Path, samples: int, seed: int = 0) -> None:
             metadata[rows] = 1 + spread * (1 + group[:, None] / GROUPS)
             difficulty[rows] = 5 + z[rows] @ weight + rng.normal(size=count) + 0.1 * metadata[rows, 0]
         np.save(folder / f"{name}-difficulty.npy", difficulty)
-
-
-def stored_phi(folder: Path, name: str) -> StoredPhi:
-    """A table of `write_features`, memory-mapped."""
-    z, metadata = (np.load(folder / f"{name}-{part}.npy", mmap_mode="r") for part in ("z", "metadata"))
-    return StoredPhi(tuple(f"{name}-{i:07d}" for i in range(len(z))), z, metadata)
 
 
 # bench preparation.

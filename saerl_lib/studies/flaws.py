@@ -40,12 +40,10 @@ from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
-from saerl_lib.report.statistics import Interval, bootstrap_weights, dropped_share, rank_metrics, weighted_interval
+from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
 
 FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
-"""Columns of filter_flaws.csv."""
 SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
-"""Columns of filter_selfreg.csv."""
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
 ANY = "any"
@@ -148,14 +146,13 @@ def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], 
 
 
 def flaw_table(
-    scores: Mapping[str, np.ndarray], flaw: Sequence[str], pools: Mapping[str, np.ndarray], *, dataset: str, keep_share: float,
+    scores: Mapping[str, np.ndarray], flaw: Sequence[str], pools: Mapping[str, np.ndarray], *, dataset: str,
     config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound.
 
-    `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples;
-    dropped_share is the share of that kind among all of the pool that goes when the `keep_share` least suspect stay. The score
-    `chance` states what a random order gives. Intervals resample samples of the pool, the same resamples for every score.
+    `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance`
+    states what a random order gives. Intervals resample samples of the pool, the same resamples for every score.
     Raises ValueError when a pool lacks flawed or sound samples.
     """
     kinds, rows = np.asarray(flaw, dtype=str), []
@@ -170,20 +167,18 @@ def flaw_table(
             positive = ~sound if kind == ANY else inside == kind
             compared = positive | sound
             label, counts = (dataset, pool, kind), (int(positive.sum()), int(sound.sum()))
-            chance = {"roc_auc": 0.5, "average_precision": positive.sum() / compared.sum(), "dropped_share": 1 - keep_share}
+            chance = {"roc_auc": 0.5, "average_precision": positive.sum() / compared.sum()}
             rows += [(*label, "chance", metric, value, np.nan, np.nan, *counts) for metric, value in chance.items()]
             for name, values in scores.items():
                 values = np.asarray(values, dtype=float)[mask]
                 found = rank_metrics(values[compared], positive[compared], weights[:, compared])
-                found["dropped_share"] = dropped_share(values, positive, weights, keep_share)
                 rows += [(*label, name, metric, e.value, e.low, e.high, *counts) for metric, e in found.items()]
     return pd.DataFrame(rows, columns=FLAW_COLUMNS)
 
 
 def flaw_rows_from_features(
     z: np.ndarray, metadata: np.ndarray, texts: Sequence[str], valid: np.ndarray, split: Sequence[str], *, dataset: str,
-    keep_share: float, config: PropertyConfig, seed: int, kinds: Sequence[str] | None = None,
-    extra_scores: Mapping[str, np.ndarray] | None = None,
+    config: PropertyConfig, seed: int, kinds: Sequence[str] | None = None, extra_scores: Mapping[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows of filter_flaws.csv for real data, from plain arrays of N samples: z [N, D], metadata [N, M], texts, valid bool [N].
 
@@ -203,7 +198,7 @@ def flaw_rows_from_features(
     scores = common_scores(train, test, sound_texts, seed)
     scores |= {name: np.asarray(values, dtype=float)[split == "test"] for name, values in (extra_scores or {}).items()}
     pools = {"test": np.ones(len(test.flaw), dtype=bool)}
-    return flaw_table(scores, test.flaw, pools, dataset=dataset, keep_share=keep_share, config=config, seed=seed)
+    return flaw_table(scores, test.flaw, pools, dataset=dataset, config=config, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -363,7 +358,7 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv).
 
     Pools: `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and
-    `within parent`, where it does not. The share kept is the run's own.
+    `within parent`, where it does not.
     """
     fitted = difficulty_stage(profile, world, features)
 
@@ -377,9 +372,9 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         scores = pool_scores(profile, load_scorer(fitted.path("scorer.safetensors")), target, parent, pool, samples["pool"])
         pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
-        table = flaw_table(scores, pool.flaw, pools, keep_share=profile.pool_samples / len(in_parent), **named)
+        table = flaw_table(scores, pool.flaw, pools, **named)
         table.to_parquet(folder / "flaws.parquet", index=False)
         selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
 
-    config = {**to_dict(profile.properties), "kept": profile.pool_samples, "seed": profile.seed}
+    config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))

@@ -121,15 +121,6 @@ def flat_gradient(model: LlamaForCausalLM, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def gram_matrix(rows: torch.Tensor) -> np.ndarray:
-    """Inner products [R, R] of rows [R, P], float64."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for start in range(0, rows.shape[1], GRAM_BLOCK):
-        block = rows[:, start : start + GRAM_BLOCK]
-        total += (block @ block.T).double()
-    return ((total + total.T) / 2).numpy()
-
-
 def measure_gradients(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> GradientGram:
@@ -148,9 +139,11 @@ def measure_gradients(
     for row, (h, i) in enumerate(tqdm(places, desc="prompt gradients", file=sys.stdout, mininterval=10)):
         completions = drawn.ids[i * rows + h * g : i * rows + (h + 1) * g]
         gradients[row] = flat_gradient(model, group_loss(model, ids[i], completions, weights[i, h], train.temperature))
-    products = np.zeros((HALVES * n, HALVES * n))
-    where = np.array([h * n + i for h, i in places], dtype=int)
-    products[np.ix_(where, where)] = gram_matrix(gradients)
+    total = torch.zeros(len(places), len(places), dtype=torch.float64)
+    for block in gradients.split(GRAM_BLOCK, dim=1):
+        total += (block @ block.T).double()
+    products, where = np.zeros((HALVES * n, HALVES * n)), np.array([h * n + i for h, i in places], dtype=int)
+    products[np.ix_(where, where)] = (total + total.T) / 2
     return GradientGram(tuple(s.id for s in samples), products, pass_rate)
 
 
@@ -268,21 +261,10 @@ def batch_cosines(moments: Moments, prompts_per_step: int) -> dict[str, np.ndarr
 
 def prompt_cosines(pairs: Pairs, within: np.ndarray, across: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Mean cosine of single prompts' gradients [S] over the pairs of two boolean masks [N, N], and their difference."""
-    found = {}
-    for name, mask in (("within", within), ("across", across)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found[name] = pair_form(weights, pairs.cosine_sum * mask) / pair_form(weights, pairs.cosine_count * mask)
-    found["difference"] = found["within"] - found["across"]
-    return found
-
-
-def nearest_mask(distance: np.ndarray, neighbours: int) -> np.ndarray:
-    """[N, N] whether one of two samples is among the `neighbours` nearest of the other; distance [N, N]."""
-    far = distance + np.diag(np.full(len(distance), np.inf))
-    order = np.argsort(far, axis=1, kind="stable")[:, :neighbours]
-    mask = np.zeros(distance.shape, dtype=bool)
-    np.put_along_axis(mask, order, True, axis=1)
-    return mask | mask.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        near, far = (pair_form(weights, pairs.cosine_sum * m) / pair_form(weights, pairs.cosine_count * m)
+                     for m in (within, across))  # fmt: skip
+    return {"within": near, "across": far, "difference": near - far}
 
 
 def coherence_table(
@@ -301,9 +283,11 @@ def coherence_table(
     masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
     other_topic = ~masks["leaf topic"][0]
     masks["cluster, topics differ"] = (masks["cluster"][0] & other_topic, masks["cluster"][1] & other_topic)
-    for name, distance in spaces.items():
-        near = nearest_mask(distance, neighbours)
-        masks[f"{neighbours} nearest in {name}"] = (near, ~near)
+    for name, distance in spaces.items():  # one of two samples is among the nearest of the other
+        order = np.argsort(distance + np.diag(np.full(n, np.inf)), axis=1, kind="stable")[:, :neighbours]
+        near = np.zeros((n, n), dtype=bool)
+        np.put_along_axis(near, order, True, axis=1)
+        masks[f"{neighbours} nearest in {name}"] = (near | near.T, ~(near | near.T))
     found = [(name, "prompt", relation, values, alive)
              for name, mask in masks.items() for relation, values in prompt_cosines(pairs, *mask, weights).items()]  # fmt: skip
     drawn = prompt_cosines(pairs, np.ones((n, n), dtype=bool), masks["cluster"][0], weights)["within"]
@@ -474,26 +458,22 @@ def space_distances(
     return found
 
 
-def groupings(samples: Sequence[Sample], clusters: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Labels [N] of every grouping; tenths are by rank, "clusters, permuted" keeps the sizes and nothing else."""
-    rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
-    return {
-        "cluster": clusters,
-        "leaf topic": topics_at(samples, 3),
-        "domain": topics_at(samples, 1),
-        "difficulty tenth": rank * 10 // len(samples),
-        "clusters, permuted": np.random.default_rng(seed).permutation(clusters),
-    }
-
-
 def gradient_tables(
     profile: Profile, shares: Mapping[int, float], clusters: np.ndarray, samples: Sequence[Sample], gram: GradientGram,
     spaces: Mapping[str, np.ndarray],
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts."""
+    """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts.
+
+    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else.
+    """
     b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.gradients.bootstrap_samples
     seed = sub_seed(profile.seed, "gradient-bootstrap")
-    labels = groupings(samples, clusters, sub_seed(profile.seed, "gradient-permutation"))
+    rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
+    permuted = np.random.default_rng(sub_seed(profile.seed, "gradient-permutation")).permutation(clusters)
+    labels = {
+        "cluster": clusters, "leaf topic": topics_at(samples, 3), "domain": topics_at(samples, 1),
+        "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
+    }  # fmt: skip
     local = {name: spaces[name] for name in LOCAL_SPACES}
     theory, curve = mixing_tables(prompt_pairs(gram), clusters, shares, b, h, resamples, seed)
     return {

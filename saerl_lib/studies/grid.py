@@ -1,15 +1,16 @@
-"""The study's grid: every arm on its matched seeds as independent runs, in parts, and what the finished ones say.
+"""The RL study's grid: every arm on its matched seeds as independent runs, in parts, its tables, and the command `grid` (ours).
 
 Seeds come first, arms second, so that a part that ends early holds whole seeds and its differences stay paired; a killed grid
-goes on where it was. The stage `arm_pool` holds everything that any arm may read of the kept and of the unfiltered pool, some of
-it asked of the base policy, and what preparing it cost.
+goes on where it was. A profile with a study trains what is unfinished and writes its tables; every other profile shows the
+committed ones of `figures/data`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,141 +18,42 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
-from sklearn.cluster import KMeans
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from threadpoolctl import threadpool_limits
 
-from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute
-from saerl_lib.config import PlanConfig, Profile, TrainConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split, write_samples
+from saerl_lib import paths
+from saerl_lib.artifacts import ArtifactError, Stage, load_stage
+from saerl_lib.config import PlanConfig, Profile, get_profile, sub_seed
+from saerl_lib.encode.parts import ray_cluster, require_ray
+from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
-from saerl_lib.properties.quality import keep_top_k
+from saerl_lib.notebooks import UserError
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, write_plan
+from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
+from saerl_lib.properties.probes import correlation
+from saerl_lib.properties.scorer import difficulty_stage, filter_stage
+from saerl_lib.report import study
+from saerl_lib.report.tables import read_table, rows_of, write_csv
+from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
-from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates, policy_folder
-from saerl_lib.train.run import DONE, Run, read_run
-from saerl_lib.train.sampler import GroupSampler, encode_prompts, sample_groups
+from saerl_lib.train.policy import policy_folder
+from saerl_lib.train.run import DONE, Run, read_run, write_table
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
+from saerl_lib.world.sources import world_stage
 
-MOTIFS = 32
-"""Groups of retained latents for the IRDS-style arm (not public; ours)."""
-GREEDY = 1e-4
-"""Temperature at which sampling is greedy but for exact ties."""
-
-
-@torch.inference_mode()
-def solution_shift(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
-) -> np.ndarray:
-    """[s ; e - s] of one greedy rollout a sample, [N, 2 D], float32.
-
-    s and e are the hidden states at its first and last token, averaged over layers (SHIFT).
-    """
-    prompts = [s.prompt for s in samples]
-    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed)
-    out = np.empty((len(samples), 2 * model.config.hidden_size), dtype=np.float32)
-    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts), rollouts.ids, strict=True)):
-        ids = torch.tensor([prompt + tokens])
-        layers = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
-        states = torch.stack([layer[0, [len(prompt), -1]] for layer in layers]).mean(dim=0)
-        out[i] = torch.cat([states[0], states[1] - states[0]]).numpy()
-    return out
-
-
-def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
-    """[N, motifs] mean activation of groups of latents; latents that fire on the same samples share a group.
-
-    z [N, 4 S] is pooled; the four statistics of a latent are averaged, its profile over samples is scaled to norm 1.
-    """
-    latents = z.reshape(len(z), 4, -1).mean(axis=1)
-    profiles = latents.T / np.maximum(np.linalg.norm(latents, axis=0)[:, None], 1e-12)
-    groups = KMeans(min(motifs, len(profiles)), n_init=4, random_state=seed).fit(profiles).labels_
-    return np.stack([latents[:, groups == g].mean(axis=1) for g in range(groups.max() + 1)], axis=1)
-
-
-def base_table(scores: pd.DataFrame, samples: Sequence[Sample], alternatives: pd.DataFrame) -> pd.DataFrame:
-    """The standard columns and those of the alternatives, one row a sample of the noisy pool."""
-    labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
-    columns = ["sample_id", "cluster", "ranking", "raw", "length"]
-    table = scores[columns].merge(labels, on="sample_id", validate="one_to_one")
-    return table.merge(alternatives, on="sample_id", validate="one_to_one")
-
-
-def unfiltered_rows(n: int, size: int, seed: int) -> np.ndarray:
-    """`size` of n rows in ascending order, drawn without repetition."""
-    return np.sort(np.random.default_rng(sub_seed(seed, "unfiltered")).choice(n, size, replace=False))
-
-
-def _timed(costs: list[dict], item: str, rollouts: int, prompts: int, work: Callable[[], np.ndarray]) -> np.ndarray:
-    started = time.perf_counter()
-    found = work()
-    costs.append({"item": item, "prompts": prompts, "rollouts": rollouts, "seconds": time.perf_counter() - started})
-    return found
-
-
-def arm_pool_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, alternatives: Stage
-) -> Stage:
-    """<pool>.parquet (samples), <pool>_table.parquet, features.safetensors (kept pool) and costs.parquet."""
-
-    def compute(folder: Path) -> None:
-        samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
-        scores = pd.read_parquet(difficulty.path("scores.parquet"))
-        table = base_table(scores, samples, pd.read_parquet(alternatives.path("scores.parquet")))
-        judged = pd.read_parquet(quality.path("kept.parquet"))
-        keep, scored = judged["kept"].to_numpy(), judged["score"].to_numpy()
-        rows = {
-            "kept": np.flatnonzero(keep),
-            "filtered": np.flatnonzero(keep_top_k(scored, judged["sample_id"].tolist(), int(keep.sum()))),
-            "unfiltered": unfiltered_rows(len(samples), int(keep.sum()), profile.seed),
-        }
-        for name, chosen in rows.items():
-            write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
-        kept = [samples[i] for i in rows["kept"]]
-        torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
-        sampler, train, costs = GroupSampler(*load_policy()), profile.train, list[dict]()
-        n, seed = len(kept), sub_seed(profile.seed, "arm-pool")
-        rollouts = DIFFICULTY_ATTEMPTS * n
-        extra = {
-            "pass_rate": _timed(costs, "rollouts_16", rollouts, n, lambda: pass_rates(sampler, kept, train, seed)),
-            "angle_concentration": _timed(costs, "policy_forward", 0, n, lambda: angle_concentration(sampler, kept, train)),
-        }
-        model, tokenizer = sampler.model, sampler.tokenizer
-        matrices = {
-            "solution_shift": _timed(costs, "rollouts_1", n, n, lambda: solution_shift(model, tokenizer, kept, train, seed)),
-            "motifs": motif_activations(z[rows["kept"]], MOTIFS, seed),
-        }
-        save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in matrices.items()}, folder / "features.safetensors")
-        table.iloc[rows["kept"]].assign(**extra).to_parquet(folder / "kept_table.parquet", index=False)
-        for name in ("filtered", "unfiltered"):
-            table.iloc[rows[name]].to_parquet(folder / f"{name}_table.parquet", index=False)
-        pd.DataFrame(costs).to_parquet(folder / "costs.parquet", index=False)
-
-    config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
-    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
-    inputs = (world, features, difficulty, quality, alternatives)
-    return get_or_compute(profile, "arm_pool", config, compute, inputs)
-
-
-def load_arm_pool(stage: Stage, name: str) -> ArmPool:
-    """One pool of the stage; the feature matrices belong to the kept one."""
-    table = pd.read_parquet(stage.path(f"{name}_table.parquet"))
-    features = load_file(stage.path("features.safetensors")) if name == "kept" else {}
-    return ArmPool(table, {k: v.astype(np.float64) for k, v in features.items()})
-
-
-MAIN = "paper"
-"""Group of arms that get the larger number of seeds."""
-
-def spread(runs: Sequence[Run], backend: str) -> dict[str, str]:
-    """Run what is unfinished on the workers of a joblib backend, such as "ray", one run a CPU; failures by name of the folder.
-
-    The machines share the folders under the same paths. A run that was lost with its machine is resumed by the next call.
-    """
-    waiting = [run for run in runs if not run.finished]
-    with joblib.parallel_config(backend, n_jobs=-1):
-        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
-    return {name: log for part in found for name, log in part.items()}
+TABLES = (
+    "study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
+    "study_batch", "study_budget", "study_provenance", "study_plans",
+)  # fmt: skip
+"""Tables that `collect_study` writes."""
+SHOWN = (*TABLES, "study_pilot", "preparation_cost")
+"""Tables that notebook 08 shows: the pilot's and the cost of preparation come from commands of their own."""
+PROBLEMS = "study_problems.parquet"
+"""Evaluations by problem: one row a run, evaluation and problem."""
+KINDS = {
+    "arm": "category", "seed": "int16", "step": "int16", "update": "int16", "rollouts": "int32", "eval_set": "category",
+    "sample_id": "category", "attempts": "int8", "correct": "int8",
+}  # fmt: skip
+"""Columns of `PROBLEMS`, small so that the file is."""
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -159,10 +61,11 @@ def run_name(arm: Arm, seed: int) -> str:
     return f"{arm.name}-seed{seed}"
 
 
-def grid(profile: Profile, main_seeds: int, arms: Sequence[Arm]) -> list[tuple[Arm, int]]:
-    """(arm, matched seed), seed by seed; arms of the paper have `main_seeds`, all others `StudyConfig.other_seeds`."""
-    count = {arm.name: main_seeds if arm.group == MAIN else profile.study.other_seeds for arm in arms}
-    return [(arm, seed) for seed in range(max(count.values(), default=0)) for arm in arms if seed < count[arm.name]]
+def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:
+    """(arm, matched seed), seed by seed: of the given seeds, or of all that the profile gives to the arm's group."""
+    count = {arm.name: profile.study.seeds if arm.group == study.PAPER else profile.study.other_seeds for arm in arms}
+    every = range(max(count.values(), default=0)) if seeds is None else seeds
+    return [(arm, seed) for seed in every for arm in arms if seeds is not None or seed < count[arm.name]]
 
 
 def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int) -> BatchPlan:
@@ -201,12 +104,19 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
 
 def run_grid(
     profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None,
-    seconds: float | None = None,
+    seconds: float | None = None, backend: str | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Run what is unfinished of the grid; after `seconds` no further run is started. Returns failures, log by run."""
-    home = jobs_home(profile)
-    runs = [planned_run(profile, world, pools, arm, seed, home, arms_file) for arm, seed in cells]
-    return run_all(runs, keep_going=True, seconds=seconds)
+    """Run what is unfinished of the grid; after `seconds` no further run is started. Returns failures, log by run.
+
+    With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
+    A run that was lost with its machine is resumed by the next call.
+    """
+    runs = [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
+    if backend is None:
+        return run_all(runs, keep_going=True, seconds=seconds)
+    with joblib.parallel_config(backend, n_jobs=-1):
+        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in runs if not run.finished)
+    return {name: log for part in found for name, log in part.items()}
 
 
 def results(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
@@ -216,22 +126,17 @@ def results(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
     Raises ArtifactError when two runs were made with different versions of the packages or learning rates.
     """
     made = pd.DataFrame([_provenance(f, json.loads((f / DONE).read_text(encoding="utf-8"))) for f in folders])
-    refuse_mixed(made)
-    evaluations = pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders])
-    tables = {"evaluations": evaluations, "curve": pd.concat([_curve(f) for f in folders])}
-    return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": made}
-
-
-def refuse_mixed(provenance: pd.DataFrame) -> None:
-    """Raises ArtifactError when two runs were made with different versions of the packages or learning rates."""
-    first = provenance.iloc[0]
+    first = made.iloc[0]
     for what in ("versions", "learning_rate"):
-        other = provenance[provenance[what] != first[what]]
+        other = made[made[what] != first[what]]
         if len(other):
             raise ArtifactError(
                 f"{other['run'].iloc[0]} was made with {what} {other[what].iloc[0]}, {first['run']} with {first[what]}: runs of "
                 f"different {what.replace('_', ' ')} are not merged; make them again with one"
             )
+    evaluations = pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders])
+    tables = {"evaluations": evaluations, "curve": pd.concat([_curve(f) for f in folders])}
+    return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": made}
 
 
 def _curve(folder: Path) -> pd.DataFrame:
@@ -277,3 +182,201 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
     """Arms by name; none named: all of them. Raises ArmError for an unknown one."""
     known = all_arms(arms_file)
     return [find_arm(name, arms_file) for name in names] if names else list(known.values())
+
+
+# The tables.
+
+
+def mixing_diversity(profile: Profile) -> pd.DataFrame:
+    """In-batch diversity of the plans of every h: the x axis of the paper's Figure 3.
+
+    Mean k-NN distance in batches: arm, swapped_per_batch, space (of the kept pool), value, ci_low,
+    ci_high, n_batches. Raises ArtifactError when the study's stages are missing.
+    """
+    pool = load_arm_pool(load_stage(profile, "arm_pool"), "kept")
+    table = load_split_features(load_stage(profile, "features"), "pool")
+    place = {name: i for i, name in enumerate(table.ids)}
+    z = table.z[np.array([place[i] for i in pool.ids])]
+    spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
+    rows = []
+    for name in study.MIXING:
+        plan = arm_plan(find_arm(name), pool, profile.plan, profile.steps, seed=0)
+        found = diversity_rows(plan, pool.ids, spaces, profile.properties.bootstrap_samples, profile.seed)
+        rows.append(found.drop(columns="order").assign(arm=name))
+    return pd.concat(rows, ignore_index=True)
+
+
+def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float | str]:
+    """Shares of batches and samples that were swapped, Spearman of position with the label, share of the largest cluster, hash.
+
+    The hash is the beginning of `plan_hash`: arms that train on one plan share it.
+    """
+    table = plan.table
+    swapped = table["swapped_with"].to_numpy() >= 0
+    by_batch = pd.Series(swapped).groupby(table["step"].to_numpy()).any().to_numpy()
+    label = pool.table.set_index("sample_id")["label"].loc[plan.ids].to_numpy()
+    return {
+        "prompts_per_step": plan.prompts_per_step, "swapped_per_batch": plan.swapped_per_batch, "batches": plan.steps,
+        "swapped_batches": float(by_batch.mean()), "swapped_batches_second_half": float(by_batch[len(by_batch) // 2 :].mean()),
+        "swapped_samples": float(swapped.mean()),
+        "label_rho": correlation("spearman", np.arange(len(label), dtype=float), label),
+        "largest_cluster": float(table["cluster"].value_counts(normalize=True).max()),
+        "plan_hash": plan_hash(plan)[:12],
+    }  # fmt: skip
+
+
+def plan_facts(profile: Profile, arms: Mapping[str, Arm]) -> pd.DataFrame:
+    """Rows of study_plans.csv, one an arm with a fixed order, at its first matched seed.
+
+    Raises ArtifactError when the study's stages are missing.
+    """
+    stage, pools, rows = load_stage(profile, "arm_pool"), {}, []
+    for arm in arms.values():
+        if arm.order is None:
+            continue
+        pool = pools.setdefault(arm.pool, load_arm_pool(stage, arm.pool))
+        rows.append({"arm": arm.name} | facts(arm_plan(arm, pool, profile.plan, profile.steps, seed=0), pool))
+    return rows_of("study_plans", rows)
+
+
+def study_tables(
+    found: Mapping[str, pd.DataFrame], profile: Profile, diversity: pd.DataFrame, plans: pd.DataFrame,
+    arms: Mapping[str, Arm] | None = None,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """Every table of `TABLES` from `found`: evaluations, curve, budget and provenance of the finished runs of `arms` (None: all).
+
+    `diversity` is that of `mixing_diversity`, `plans` that of `plan_facts`.
+    """
+    known = dict(arms or all_arms())
+    evaluations = found["evaluations"].reset_index(drop=True)
+    present = set(evaluations["arm"])
+    steps = study.targets_by_policy(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    own = [name for name, arm in known.items() if name in present and arm.group == "user"]
+    per_step = {name: arm.batch_factor * profile.plan.prompts_per_step for name, arm in known.items()}
+    return {
+        "study_runs": study.runs_table(evaluations, found["curve"]),
+        "study_summary": study.summary_table(found, known, steps),
+        "study_comparisons": study.comparison_rows(evaluations, steps, own),
+        "study_targets": steps,
+        "study_paper_tables": study.beside_paper(evaluations, steps),
+        "study_mixing": study.mixing_rows(evaluations, steps, diversity),
+        "study_batch": study.batch_readings(evaluations, per_step),
+        "study_budget": found["budget"],
+        "study_provenance": found["provenance"],
+        "study_plans": plans[plans["arm"].isin(present)],
+    }
+
+
+def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path) -> None:
+    """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
+
+    Raises ArtifactError when no run of the baseline is finished. Unfinished cells are named.
+    """
+    here = finished(profile, cells)
+    found = results(here) if here else None
+    if found is None or "grpo" not in set(found["provenance"]["arm"]):
+        raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")
+    done = set(found["provenance"]["run"])
+    missing = [name for name in (run_name(arm, seed) for arm, seed in cells) if name not in done]
+    if missing:
+        print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
+    arms = {arm.name: arm for arm, _ in cells}
+    for name, table in study_tables(found, profile, mixing_diversity(profile), plan_facts(profile, arms), arms).items():
+        if table.empty:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+            print(f"{name} waits for arms that are not finished")
+        else:
+            write_csv(table, name, folder)
+    evaluations = found["evaluations"].sort_values(["arm", "seed", "step", "eval_set", "sample_id"])
+    write_table(evaluations[list(KINDS)].reset_index(drop=True).astype(KINDS), folder / PROBLEMS)
+
+
+def study_stages(profile: Profile) -> tuple[Stage, Stage]:
+    """World and arm pool with everything they need, computed where missing, on one thread as the runs are."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        world = world_stage(profile)
+        features = features_stage(profile, world, store_stage(profile, world))
+        difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
+        alternatives = alternatives_stage(profile, world, features)
+        return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+
+
+def study_table(profile: Profile, name: str) -> pd.DataFrame:
+    """A table of the study: that of the profile's own runs where it has a study, else the committed one."""
+    own = paths.figure_data_dir(profile.name)
+    made = profile.study is not None and (name in TABLES or (own / f"{name}.csv").is_file())
+    return read_table(name, own if made else paths.PUBLISHED)
+
+
+def train_study(profile: Profile) -> pd.DataFrame:
+    """Runs by arm: finished runs, seconds and memory of each. A profile with a study first runs what is unfinished of it.
+
+    Raises ArtifactError when runs failed; the others are kept.
+    """
+    if profile.study is not None:
+        cells = cells_of(profile, chosen_arms([]))
+        failed = run_grid(profile, *study_stages(profile), cells)
+        collect_study(profile, cells, paths.figure_data_dir(profile.name))
+        if failed:
+            raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
+    made = study_table(profile, "study_provenance").groupby("arm", sort=False)
+    columns = ["training_s", "evaluation_s", "peak_memory_mb"]
+    return made[columns].mean().round(0).assign(runs=made.size()).reset_index()
+
+
+def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
+    """The study's tables by name, copied beside the profile's own where it did not make them: figures are drawn from there."""
+    tables = {name: study_table(profile, name) for name in SHOWN}
+    for name, table in tables.items():
+        write_csv(table, name, paths.figure_data_dir(profile.name))
+    return tables
+
+
+def study_profile(name: str) -> Profile:
+    """A profile with a study. Raises UserError for one without."""
+    profile = get_profile(name)
+    if profile.study is None:
+        raise UserError(f"profile {name!r} has no study; use --profile study")
+    return profile
+
+
+def run_study(
+    arms: Sequence[str] | None, seeds: Sequence[int] | None, hours: float | None, arms_from: Path | None, profile: str,
+    list: bool, ray: str | None,
+) -> int:  # fmt: skip
+    """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms.
+
+    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
+    go to the profile's own folder; without a run of `grpo` there are none. Raises ArtifactError when a run failed.
+    """
+    everything = chosen_arms([], arms_from)
+    if list:
+        for arm in everything:
+            print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
+        return 0
+    chosen, wanted = study_profile(profile), chosen_arms(arms or (), arms_from)
+    if ray is not None:
+        if hours is not None:
+            raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
+        require_ray(ray)
+    stages = study_stages(chosen)
+    whole, cells = cells_of(chosen, everything), cells_of(chosen, wanted, seeds)
+    with ray_cluster(ray) if ray is not None else contextlib.nullcontext():
+        if ray is not None:
+            import_module("ray.util.joblib").register_ray()
+        seconds = hours * 3600 if hours is not None else None
+        failed = run_grid(chosen, *stages, cells, arms_from, seconds, None if ray is None else "ray")
+    print(f"{len(finished(chosen, cells))} of {len(cells)} runs are finished, {len(failed)} failed")
+    for run, log in failed.items():
+        print(f"\n{run}\n{log}")
+    if not finished(chosen, [cell for cell in whole if cell[0].name == "grpo"]):
+        print("no tables: they compare with grpo, of which no run is finished here")
+    else:
+        folder = paths.profile_dir(chosen.name) / "tables"
+        folder.mkdir(parents=True, exist_ok=True)
+        collect_study(chosen, whole, folder)
+        print(f"tables of all finished runs: {folder}")
+    if failed:
+        raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
+    return 0

@@ -428,8 +428,8 @@ def flaw_study(
         scores[name] = np.full(len(valid), np.nan)
         scores[name][test] = values
     flaws = flaw_rows_from_features(
-        z, metadata, part.texts, valid, part.role.tolist(), dataset=DATASET, keep_share=float(valid[train].mean()),
-        config=config, seed=seed, kinds=flaw_kinds(part), extra_scores=scores,
+        z, metadata, part.texts, valid, part.role.tolist(), dataset=DATASET, config=config, seed=seed, kinds=flaw_kinds(part),
+        extra_scores=scores,
     )  # fmt: skip
     length, everything = np.array([len(part.texts[i]) for i in test], dtype=float), np.ones(len(test), dtype=bool)
     targets = {"flaw": Target(~valid[test], everything)}

@@ -4,15 +4,10 @@ Sensitivity: one setting changed at a time, read against a yardstick, the same s
 chose. Only what depends on a setting is fitted again: clusters for K and the seed, the corrections of equation 10 for tau_sh, the
 plan for the rest. Label curve: difficulty quality against |L|, on `SUBSETS` random permutations of L cut to their first 30, 100,
 ... samples; every subset has its penalties tuned on itself.
-
-Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
-columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
-2602.14111). shuffled: the SAE's features, with the difficulty model fitted on permuted labels.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,26 +15,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.decomposition import TruncatedSVD
 
-from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import open_decoder, token_vectors
-from saerl_lib.encode.stages import read, retained_of
-from saerl_lib.encode.store import DENSE, load_split_features
-from saerl_lib.encode.tokens import Layout
-from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import DifficultyModel, with_clusters
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows, shuffled
-from saerl_lib.properties.scorer import Columns, fit_properties, fit_scorer, kept_rows, pool_scorer, sequence_words
+from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
+from saerl_lib.properties.scorer import fit_properties, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
-from saerl_lib.studies.reader import SETTINGS
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
@@ -51,7 +38,6 @@ SIZES = (30, 100, 300, 1000, 3000)
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
 CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
-NAMES = ("tfidf", "dense", "frozen", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -136,13 +122,13 @@ def _plans(planner: Planner, seed_clusters: Sequence[Clusters]) -> Iterator[tupl
             yield varied, value, getattr(config, name), planner.plan(config=replace(config, **{name: value}))
 
 
-def curve_sizes(n: int, sizes: tuple[int, ...] = SIZES) -> tuple[int, ...]:
-    """The sizes below n, then n itself.
+def curve_sizes(n: int) -> tuple[int, ...]:
+    """The `SIZES` below n, then n itself.
 
     >>> curve_sizes(240), curve_sizes(3000)
     ((30, 100, 240), (30, 100, 300, 1000, 3000))
     """
-    return (*(size for size in sizes if size < n), n)
+    return (*(size for size in SIZES if size < n), n)
 
 
 def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
@@ -193,10 +179,7 @@ def texts_of(samples: Sequence[Sample]) -> list[str]:
 def plan_study_stage(
     profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
 ) -> Stage:
-    """Write cluster_stability.parquet, label_curve.parquet, plan_sensitivity.parquet and cluster_sizes.parquet.
-
-    The first three hold the rows of the CSV tables of their names, the last the sizes of the profile's clusters.
-    """
+    """Rows of the CSV tables cluster_stability, label_curve and plan_sensitivity, a Parquet file each."""
 
     def compute(folder: Path) -> None:
         samples = {name: load_split(world, name) for name in ("labelled", "test")}
@@ -219,7 +202,6 @@ def plan_study_stage(
         sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
         found = {
             "cluster_stability": stability_row("k-means seed", by_seed),
-            "cluster_sizes": cluster_sizes(planner),
             "plan_sensitivity": plan_sensitivity(planner, fits[1:]),
             "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
         }  # fmt: skip
@@ -228,66 +210,3 @@ def plan_study_stage(
 
     config = {"properties": to_dict(profile.properties), "plan": to_dict(profile.plan), "seed": profile.seed}
     return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality))
-
-
-def cluster_sizes(planner: Planner) -> pd.DataFrame:
-    """One row: clusters asked for and found, empty and merged ones, samples moved by merging, sizes in the pool."""
-    found, config, n = planner.clusters, planner.profile.properties, len(planner.phi)
-    sizes = np.bincount(found.assign(planner.phi).label, minlength=found.k)
-    row = (config.clusters, found.k, found.n_dropped, found.n_merged, found.n_moved, int(sizes.min()), int(sizes.max()))
-    columns = ["asked", "clusters", "empty", "merged", "samples_moved", "smallest", "largest", "n_fitted", "n"]
-    return pd.DataFrame([(*row, min(len(planner.kept), config.cluster_fit_rows), n)], columns=columns)
-
-
-def tfidf_features(labelled: list[Sample], pool: list[Sample], width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """([L, width], [N, width]) with vocabulary and SVD fitted on L alone."""
-    words = fit_tfidf(texts_of(labelled))
-    matrix = words.transform(texts_of(labelled))
-    svd = TruncatedSVD(min(width, matrix.shape[0] - 1, matrix.shape[1] - 1), random_state=seed).fit(matrix)
-    return svd.transform(matrix), svd.transform(words.transform(texts_of(pool)))
-
-
-FROZEN_TOKENS = 600_000
-"""Vectors of L that the SAE with a frozen decoder is trained on; its other settings are those of the shipped SAE."""
-
-
-def model_features(
-    profile: Profile, labelled: list[Sample], pool: list[Sample], folder: Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pooled features of a frozen-decoder SAE, trained on L's activations into `folder`, and of the dense activations."""
-    decoder, tokenizer, _ = open_decoder(profile.reader)
-    layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
-    vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
-    config = replace(SETTINGS, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
-    train_sae(vectors, config, folder / "sae", "frozen_decoder")
-    reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
-    store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")
-    cut, z, dense = len(labelled), store.select(retained_of(profile, store, labelled)), store.values(DENSE)
-    shutil.rmtree(store.folder)
-    return {"frozen": (z[:cut], z[cut:]), "dense": (dense[:cut], dense[cut:])}
-
-
-def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """scores.parquet: sample_id and, for every name of `NAMES`, cluster@, ranking@ and raw@ of the noisy pool."""
-
-    def compute(folder: Path) -> None:
-        labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
-        own = [load_split_features(features, name) for name in ("labelled", "pool")]
-        labels = np.array([s.difficulty for s in labelled])
-        kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
-        found = model_features(profile, labelled, pool, folder)
-        found["tfidf"] = tfidf_features(labelled, pool, own[0].z.shape[1], sub_seed(profile.seed, "tfidf"))
-        found["shuffled"] = (own[0].z, own[1].z)
-        frame = pd.DataFrame({"sample_id": own[1].ids})
-        for name in NAMES:
-            phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
-            y = shuffled(labels, sub_seed(profile.seed, "study-shuffle")) if name == "shuffled" else labels
-            alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
-            clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
-            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed, clusters).score(pooled)
-            frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
-        frame.to_parquet(folder / "scores.parquet", index=False)
-
-    kept = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
-    config = {**to_dict(profile.properties), "reader": to_dict(profile.reader), "seed": profile.seed, "kept": kept}
-    return get_or_compute(profile, "alternatives", config, compute, (world, features))

@@ -378,7 +378,7 @@ def farthest_first(quality: np.ndarray, points: np.ndarray, count: int) -> np.nd
     return np.asarray(chosen)
 
 
-def greedy_log_det(points: np.ndarray, weights: np.ndarray, count: int, ridge: float = RIDGE) -> np.ndarray:
+def greedy_log_det(points: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
     """Greedy maximisation of log det(I + ridge sum_i w_i phi_i phi_i^T) by Sherman-Morrison, [count].
 
     The gain of x is log(1 + ridge w phi^T A^-1 phi); `points` [N, K], `weights` [N] of 0 or more.
@@ -386,12 +386,12 @@ def greedy_log_det(points: np.ndarray, weights: np.ndarray, count: int, ridge: f
     inverse = np.eye(points.shape[1])
     chosen: list[int] = []
     for _ in range(count):
-        gain = ridge * weights * np.einsum("nk,kl,nl->n", points, inverse, points, optimize=True)
+        gain = RIDGE * weights * np.einsum("nk,kl,nl->n", points, inverse, points, optimize=True)
         gain[chosen] = -np.inf
         best = int(gain.argmax())
         chosen.append(best)
         v = inverse @ points[best]
-        scale = ridge * weights[best]
+        scale = RIDGE * weights[best]
         inverse = inverse - scale * np.outer(v, v) / (1.0 + scale * float(points[best] @ v))
     return np.asarray(chosen)
 

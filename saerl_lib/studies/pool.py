@@ -1,0 +1,169 @@
+"""What the study's arms may read of the pool: other features' scores, and what is asked of the base policy (ours).
+
+Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
+columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
+2602.14111). shuffled: the SAE's features, with the difficulty model fitted on permuted labels.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save_file
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saerl_lib import paths
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, load_split, write_samples
+from saerl_lib.encode.models import open_decoder, token_vectors
+from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.store import DENSE, load_split_features
+from saerl_lib.encode.tokens import Layout
+from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.properties.clusters import pool_clusters
+from saerl_lib.properties.probes import fit_tfidf, shuffled
+from saerl_lib.properties.quality import keep_top_k
+from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
+from saerl_lib.studies.reader import SETTINGS
+from saerl_lib.studies.sensitivity import texts_of
+from saerl_lib.train.arms import ArmPool
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates
+from saerl_lib.train.sampler import GroupSampler, encode_prompts, sample_groups
+
+NAMES = ("tfidf", "dense", "frozen", "shuffled")
+MOTIFS = 32
+"""Groups of retained latents for the IRDS-style arm (not public; ours)."""
+GREEDY = 1e-4
+"""Temperature at which sampling is greedy but for exact ties."""
+FROZEN_TOKENS = 600_000
+"""Vectors of L that the SAE with a frozen decoder is trained on; its other settings are those of the shipped SAE."""
+
+
+def model_features(
+    profile: Profile, labelled: list[Sample], pool: list[Sample], folder: Path
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Pooled features of a frozen-decoder SAE, trained on L's activations into `folder`, and of the dense activations."""
+    decoder, tokenizer, _ = open_decoder(profile.reader)
+    layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
+    vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
+    config = replace(SETTINGS, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
+    train_sae(vectors, config, folder / "sae", "frozen_decoder")
+    reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
+    store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")
+    cut, z, dense = len(labelled), store.select(retained_of(profile, store, labelled)), store.values(DENSE)
+    shutil.rmtree(store.folder)
+    return {"frozen": (z[:cut], z[cut:]), "dense": (dense[:cut], dense[cut:])}
+
+
+def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
+    """scores.parquet: sample_id and, for every name of `NAMES`, cluster@, ranking@ and raw@ of the noisy pool."""
+
+    def compute(folder: Path) -> None:
+        labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
+        own = [load_split_features(features, name) for name in ("labelled", "pool")]
+        labels = np.array([s.difficulty for s in labelled])
+        kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
+        found = model_features(profile, labelled, pool, folder)
+        words = fit_tfidf(texts_of(labelled))  # vocabulary and SVD come from L alone
+        texts = [words.transform(texts_of(part)) for part in (labelled, pool)]
+        width = min(own[0].z.shape[1], texts[0].shape[0] - 1, texts[0].shape[1] - 1)
+        svd = TruncatedSVD(width, random_state=sub_seed(profile.seed, "tfidf")).fit(texts[0])
+        found["tfidf"] = (svd.transform(texts[0]), svd.transform(texts[1]))
+        found["shuffled"] = (own[0].z, own[1].z)
+        frame = pd.DataFrame({"sample_id": own[1].ids})
+        for name in NAMES:
+            phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
+            y = shuffled(labels, sub_seed(profile.seed, "study-shuffle")) if name == "shuffled" else labels
+            alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
+            clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
+            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed, clusters).score(pooled)
+            frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
+        frame.to_parquet(folder / "scores.parquet", index=False)
+
+    kept = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
+    config = {**to_dict(profile.properties), "reader": to_dict(profile.reader), "seed": profile.seed, "kept": kept}
+    return get_or_compute(profile, "alternatives", config, compute, (world, features))
+
+
+@torch.inference_mode()
+def solution_shift(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
+) -> np.ndarray:
+    """[s ; e - s] of one greedy rollout a sample, [N, 2 D], float32.
+
+    s and e are the hidden states at its first and last token, averaged over layers (SHIFT).
+    """
+    prompts = [s.prompt for s in samples]
+    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed)
+    out = np.empty((len(samples), 2 * model.config.hidden_size), dtype=np.float32)
+    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts), rollouts.ids, strict=True)):
+        ids = torch.tensor([prompt + tokens])
+        layers = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+        states = torch.stack([layer[0, [len(prompt), -1]] for layer in layers]).mean(dim=0)
+        out[i] = torch.cat([states[0], states[1] - states[0]]).numpy()
+    return out
+
+
+def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
+    """[N, motifs] mean activation of groups of latents; latents that fire on the same samples share a group.
+
+    z [N, 4 S] is pooled; the four statistics of a latent are averaged, its profile over samples is scaled to norm 1.
+    """
+    latents = z.reshape(len(z), 4, -1).mean(axis=1)
+    profiles = latents.T / np.maximum(np.linalg.norm(latents, axis=0)[:, None], 1e-12)
+    groups = KMeans(min(motifs, len(profiles)), n_init=4, random_state=seed).fit(profiles).labels_
+    return np.stack([latents[:, groups == g].mean(axis=1) for g in range(groups.max() + 1)], axis=1)
+
+
+def arm_pool_stage(
+    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, alternatives: Stage
+) -> Stage:
+    """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool)."""
+
+    def compute(folder: Path) -> None:
+        samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
+        scores = pd.read_parquet(difficulty.path("scores.parquet"))[["sample_id", "cluster", "ranking", "raw", "length"]]
+        labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
+        table = scores.merge(labels, on="sample_id", validate="one_to_one")
+        table = table.merge(pd.read_parquet(alternatives.path("scores.parquet")), on="sample_id", validate="one_to_one")
+        judged = pd.read_parquet(quality.path("kept.parquet"))
+        size, draw = int(judged["kept"].sum()), np.random.default_rng(sub_seed(profile.seed, "unfiltered"))
+        rows = {
+            "kept": np.flatnonzero(judged["kept"].to_numpy()),
+            "filtered": np.flatnonzero(keep_top_k(judged["score"].to_numpy(), judged["sample_id"].tolist(), size)),
+            "unfiltered": np.sort(draw.choice(len(samples), size, replace=False)),
+        }
+        for name, chosen in rows.items():
+            write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
+        kept, train, seed = [samples[i] for i in rows["kept"]], profile.train, sub_seed(profile.seed, "arm-pool")
+        torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
+        sampler = GroupSampler(*load_policy())
+        measured = {"pass_rate": pass_rates(sampler, kept, train, seed),
+                    "angle_concentration": angle_concentration(sampler, kept, train)}  # fmt: skip
+        matrices = {"solution_shift": solution_shift(sampler.model, sampler.tokenizer, kept, train, seed),
+                    "motifs": motif_activations(z[rows["kept"]], MOTIFS, seed)}  # fmt: skip
+        save_file({k: np.ascontiguousarray(v, dtype=np.float32) for k, v in matrices.items()}, folder / "features.safetensors")
+        for name, chosen in rows.items():
+            own = table.iloc[chosen].assign(**(measured if name == "kept" else {}))
+            own.to_parquet(folder / f"{name}_table.parquet", index=False)
+
+    config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
+    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
+    inputs = (world, features, difficulty, quality, alternatives)
+    return get_or_compute(profile, "arm_pool", config, compute, inputs)
+
+
+def load_arm_pool(stage: Stage, name: str) -> ArmPool:
+    """One pool of the stage; the feature matrices belong to the kept one."""
+    table = pd.read_parquet(stage.path(f"{name}_table.parquet"))
+    features = load_file(stage.path("features.safetensors")) if name == "kept" else {}
+    return ArmPool(table, {k: v.astype(np.float64) for k, v in features.items()})
