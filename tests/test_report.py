@@ -68,8 +68,19 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
                 curves.append((arm, seed, step, "all", "avg_at_k", 0.4, 24, 2))
     paired = [(n, "pass_at_k" if n == "hardest" else "avg_at_k", 2.0, 0.5, 3.5, seeds, 8, 1.1) for n in (*SETS, "all")]
     steps = [(n, 0.5, a, s, None if (n, a) == ("hard", "grpo") else 2.0) for n in SETS for a in gain for s in range(seeds)]
+    curve = [("explained_variance", f, k, 0.5 + k / 400, nan, nan, 900) for f in ("sae", "pca") for k in (8, 32, 128)]
+    curve += [(q, f, k, 0.6 + k / 900, 0.6, 0.8, 300) for q in ("difficulty", "subject", "difficulty_by_retained")
+              for f in ("sae", "sae_untrained") for k in (8, 32, 128)]  # fmt: skip
+    curve.append(("difficulty", "dense", 0, 0.7, 0.68, 0.72, 300))
+    pairs = [(d, "difficulty_level", "spearman", "sae_all", f, 0.04, 0.01, 0.07, 300)
+             for d in ("world", "math_test") for f in ("tfidf", "sae_untrained_all")]  # fmt: skip
+    choices = [(d, c, o, "difficulty_level", "spearman", 0.6, 0.55, 0.65, 0.58, 700, 300, 1.0) for d in ("world", "math_test")
+               for c, o in (("retained set", "elastic_net"), ("retained set", "random"), ("spans", "prompt only"))]  # fmt: skip
+    blocks = [("math_train", "level", "spearman", b, 0.5 + b / 100, 0.02, -0.01, 0.05, 700) for b in (8, 15, 23)]
+    shown = [("sae", c, 9, "Algebra", 0.5, 3.0, "Find x.", "Add 1.", None) for c in range(2)]
     made = {
-        "world_gates": gates, "world_probes": ladder, "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
+        "sae_curve": curve, "ladder_pairs": pairs, "representation": choices, "reader_blocks": blocks,
+        "real_cluster_examples": shown, "world_gates": gates, "world_probes": ladder, "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
         "inbatch_diversity": diversity, "training_curves": training, "learning_curves": curves, "paired_difference": paired,
         "steps_to_target": steps,
     }  # fmt: skip
