@@ -23,7 +23,16 @@ from saerl_lib.plan.follow import cut_back, read_rows
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import POLICIES, load_policy, policy_folder
-from saerl_lib.train.sampler import GroupSampler, draw, gold_probability, log_probabilities, pack, pieces, sample_groups
+from saerl_lib.train.sampler import (
+    GroupSampler,
+    draw,
+    gold_probability,
+    log_probabilities,
+    pack,
+    pieces,
+    sample_groups,
+    sample_tokens,
+)
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,
@@ -237,6 +246,10 @@ def test_near_greedy_sampling_equals_generate() -> None:
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)
     expected = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     stripped = [p.rstrip("\n") for p in prompts]
+    grouped, ids = fewer_key_heads(), torch.tensor([[5, 6, 7], [8, 9, 5]])
+    told = grouped.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[:, 3:]
+    found = sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2).tokens
+    assert found.tolist() == told.repeat_interleave(2, dim=0).tolist()
     assert sample_groups(model, tokenizer, stripped, 3, 40, 1e-4, seed=0).texts == [text for text in expected for _ in range(3)]
 
 

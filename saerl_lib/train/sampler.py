@@ -9,6 +9,7 @@ causal LM, on the GPU where there is one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from saerl_lib.data.answers import reward
+from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.orders import shown_prompts
@@ -30,6 +30,20 @@ ROWS_PER_BATCH = 512
 """Completions sampled at once; bounds the memory."""
 DROP_BELOW = 0.85
 """Ended rows leave the batch when fewer than this share are still going."""
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text without separators, None when there is none.
+
+    >>> last_number("7 x 8 makes 56."), last_number("1,200"), last_number("no")
+    ('56', '1200', None)
+    """
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return found[-1].replace(",", "") if found else None
+
+
+READ: dict[str, Callable[[str], str | None]] = {"answer": read_answer, "last_number": last_number}
+"""`TrainConfig.answer_from` -> how an answer is read from a completion."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
@@ -53,12 +67,13 @@ def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.T
         raise ValueError(f"engine 'packed' reads Llama models, not {model.config.model_type}: choose engine='trl'")
     inner, n = model.model, len(ids)
     x = inner.embed_tokens(ids)
-    cos, sin = inner.rotary_emb(x[None], positions[None])
+    cos, sin = (table[0][:, None] for table in inner.rotary_emb(x[None], positions[None]))
+    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
     for number, block in enumerate(inner.layers):
         own, h = block.self_attn, _normed(x, block.input_layernorm)
-        q, k, v = (project(h).view(1, n, -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
-        q, k = apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
-        x = x + own.o_proj(attend(number, q[0], k[0], v[0]))
+        q, k, v = (project(h).view(n, -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
+        q, k = (torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin) for y in (q, k))  # rotary positions
+        x = x + own.o_proj(attend(number, q, k, v))
         x = x + block.mlp(_normed(x, block.post_attention_layernorm))
     return _normed(x, inner.norm)
 

@@ -23,12 +23,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
-from saerl_lib.data.answers import equivalent, read_final_answer, reward
+from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.follow import append_rows
 from saerl_lib.train.arms import Selector
-from saerl_lib.train.sampler import Completions, encode_prompts, log_probabilities, sample_groups
+from saerl_lib.train.sampler import READ, Completions, encode_prompts, log_probabilities, sample_groups
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 LOSSES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
@@ -158,7 +158,7 @@ class PackedFeed(Feed):
 
     def completions(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: the completions that `step` has drawn."""
-        encoded = encode_prompts(self.tokenizer, [g.sample.prompt for g in self.used])
+        encoded = encode_prompts(self.tokenizer, [g.sample.prompt for g in self.used], self.train.chat)
         repeated = [tokens for tokens, g in zip(encoded, self.used, strict=True) for _ in g.ids]
         return {"prompt_ids": repeated, "completion_ids": [ids for g in self.used for ids in g.ids], "logprobs": None}
 
@@ -191,13 +191,14 @@ class PackedFeed(Feed):
         size, train = self.train.rollouts_per_prompt, self.train
         seed = sub_seed(self.seed, f"rollouts-{step}-{number}")
         found: Completions = sample_groups(
-            self.model, self.tokenizer, [s.prompt for s in chosen], size, train.max_completion_tokens, train.temperature, seed
-        )
+            self.model, self.tokenizer, [s.prompt for s in chosen], size, train.max_completion_tokens, train.temperature, seed,
+            chat=train.chat,
+        )  # fmt: skip
         self.generated += len(found.ids)
         groups = []
         for i, sample in enumerate(chosen):
             part = slice(i * size, (i + 1) * size)
-            rewards = [reward(text, sample.answer) for text in found.texts[part]]
+            rewards = [float(READ[train.answer_from](text) == sample.answer) for text in found.texts[part]]
             groups.append(Group(sample, found.ids[part], found.texts[part], rewards, found.entropy[part].tolist()))
         self.selector.told(np.asarray(rows), np.array([g.rewards for g in groups]))
         return groups
@@ -271,7 +272,7 @@ class PlanTrainer(GRPOTrainer):
             return super()._compute_loss(model, inputs)
         advantages = inputs["advantages"]
         active = advantages.nonzero().squeeze(1)
-        loss = torch.stack([p.sum() for p in model.parameters()]).sum() * 0.0
+        loss = torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum() * 0.0
         if len(active):
             share = 1.0 if self.loss_type == "dapo" else len(active) / len(advantages)
             loss = loss + share * super()._compute_loss(model, _rows(inputs, active))
