@@ -232,6 +232,7 @@ class PlanConfig:
 Loss = Literal["token_mean", "sequence_mean", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 ENGINES, LOSSES, OPTIMIZERS = ("packed", "trl"), get_args(Loss), get_args(Optimizer)
+ANSWERS = ("answer", "last_number")
 DYNAMIC = ("none", "equal_rollouts", "equal_steps")
 
 
@@ -278,7 +279,11 @@ class TrainConfig:
     bf16: bool = False
     """Mixed precision; needs a GPU; engine "trl"."""
     chat: bool = False
-    """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break; engine "trl"."""
+    """Prompts as chat messages, for a tokenizer with a chat template; else plain text and a line break."""
+    answer_from: str = "answer"
+    """Engine "packed": what is compared with the gold answer, the text behind 'Answer:' (answer), or the last_number."""
+    trained_blocks: int | None = None
+    """Engine "packed": so many of the last blocks are trained, with the last norm; None: every weight."""
     cpu: bool = False
     """Stay on the CPU where there is a GPU; engine "trl"."""
 
@@ -287,9 +292,17 @@ class TrainConfig:
         _require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
         _require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
         _require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
-        _choose(self, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
+        at_least(self, trained_blocks=1)
+        _choose(self, answer_from=ANSWERS, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
         ours = self.engine == "packed" or self.dynamic_sampling == "none"
         _require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
+
+
+LIVE = TrainConfig(
+    seeds=1, learning_rate=2e-5, max_completion_tokens=16, chat=True, answer_from="last_number", trained_blocks=15,
+    checkpoint_every_steps=1000,
+)  # fmt: skip
+"""SmolLM2-135M-Instruct on short-answer arithmetic, the upper half of its blocks: minutes on a laptop's CPU (ours)."""
 
 
 @dataclass(frozen=True)
@@ -370,8 +383,10 @@ class Profile:
     """Prompts that are kept and planned (ours: 134 steps)."""
     planned: str = "target"
     """Which samples are kept, one of `PLANNED`."""
-    policy: str = "policy"
-    """Policy that is trained: one that the world ships, a folder in Hugging Face format, or a hub name."""
+    policy: str = "world"
+    """Policy that is trained: world, the one that is shipped; smollm2; a folder in Hugging Face format, or a hub name."""
+    live_steps: int = 20
+    """Steps for which notebook 07 trains SmolLM2 before the reader's eyes, 6 prompts each."""
     arms: tuple[str, ...] = ("grpo", "saerl")
     """Arms that notebook 07 trains, of `PLANS`."""
     train_steps: int | None = None
@@ -614,6 +629,7 @@ SMOKE = Profile(
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
     ladder=LadderConfig(official_split=False, max_train=70, max_test=50, adapted_labels=30),
     pool_samples=96,
+    live_steps=2,
 )  # fmt: skip
 
 LAPTOP = Profile(name="laptop")

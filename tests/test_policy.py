@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
 from saerl_lib import paths
@@ -21,16 +22,21 @@ from saerl_lib.plan.follow import cut_back, read_rows
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import FOLDER, load_policy, policy_folder
-from saerl_lib.train.sampler import GroupSampler, draw, sample_groups
+from saerl_lib.train.sampler import (
+    GroupSampler,
+    draw,
+    gold_probability,
+    log_probabilities,
+    pack,
+    pieces,
+    sample_groups,
+    sample_tokens,
+)
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,
     PlanTrainer,
-    groups_of,
     grpo_arguments,
-    log_probabilities,
-    pack,
-    pieces,
     record,
 )
 from saerl_lib.world.gates import REFERENCE_SHARES, histogram
@@ -51,8 +57,16 @@ def feed(policy: tuple[Any, Any], log: Path, train: TrainConfig = TRAIN, **chang
     return PackedFeed(policy, SAMPLES, train=train, log=log, **options)
 
 
-def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any]) -> None:
-    model, _ = policy
+def fewer_key_heads() -> LlamaForCausalLM:
+    """A random Llama with two key heads for its four query heads, as SmolLM2 has three for nine."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=40, num_hidden_layers=2, pad_token_id=0, eos_token_id=1, **sizes)).eval()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any], grouped: bool) -> None:
+    model = fewer_key_heads() if grouped else policy[0]
     prompts, completions = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]], [[10, 11], [12, 13, 14], [15], [16, 17, 18, 1]]
     with torch.no_grad():
         found = log_probabilities(model, prompts, completions, temperature=0.7)
@@ -65,12 +79,21 @@ def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any]) -
 
 
 def test_pack_by_hand() -> None:
-    packed = pack([[1, 2], [1, 2]], [[3, 4], [5]], [[0, 1]])
-    assert packed.ids.tolist() == [[1, 2, 3, 4, 5]] and packed.positions.tolist() == [[0, 1, 2, 3, 2]]
-    assert packed.visible[0, 0, 4].tolist() == [True, True, False, False, True]
-    assert packed.sources.tolist() == [1, 2, 1] and packed.rows.tolist() == [0, 0, 1] and packed.columns.tolist() == [0, 1, 0]
-    assert groups_of([[1], [2], [1]]) == [[0, 2], [1]]
-    assert [len(p) for p in pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10)] == [2, 1]
+    packed = pack([[1, 2], [9]], [[3, 4], [5]], [0, 1])
+    assert packed.ids.tolist() == [1, 2, 9, 3, 4, 5] and packed.positions.tolist() == [0, 1, 0, 2, 3, 1]
+    assert packed.prompts.tolist() == [[0, 1], [2, -1]] and packed.rows.tolist() == [[3, 4], [5, -1]]
+    assert packed.sources.tolist() == [1, 3, 2] and packed.ends.tolist() == [1, 2]
+    assert packed.visible[:, 0].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 1, 0], [1, 0, 1, 1]]]
+    assert pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10) == [[0, 1], [2]]
+
+
+def test_the_exact_probability_of_a_solution_is_that_of_its_tokens() -> None:
+    model, tokenizer = load_policy()
+    sample = replace(SAMPLES[0], prompt="31+47", steps=(), answer="8")
+    exact = float(gold_probability(model, tokenizer, [sample, SAMPLES[1]], 1.0)[0])
+    prompt, solution = tokenizer("31+47\n")["input_ids"], [*tokenizer("Answer: 8")["input_ids"], tokenizer.eos_token_id]
+    odds = torch.log_softmax(model(input_ids=torch.tensor([prompt + solution])).logits[0], dim=-1)[len(prompt) - 1 : -1]
+    assert exact == pytest.approx(float(odds.gather(1, torch.tensor(solution)[:, None]).sum().exp()), rel=1e-4)
 
 
 def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -> torch.Tensor:
@@ -223,6 +246,10 @@ def test_near_greedy_sampling_equals_generate() -> None:
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)
     expected = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     stripped = [p.rstrip("\n") for p in prompts]
+    grouped, ids = fewer_key_heads(), torch.tensor([[5, 6, 7], [8, 9, 5]])
+    told = grouped.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[:, 3:]
+    found = sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2).tokens
+    assert found.tolist() == told.repeat_interleave(2, dim=0).tolist()
     assert sample_groups(model, tokenizer, stripped, 3, 40, 1e-4, seed=0).texts == [text for text in expected for _ in range(3)]
 
 

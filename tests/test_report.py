@@ -80,7 +80,8 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
     shown = [("sae", c, 9, "Algebra", 0.5, 3.0, "Find x.", "Add 1.", None) for c in range(2)]
     made = {
         "sae_curve": curve, "ladder_pairs": pairs, "representation": choices, "reader_blocks": blocks,
-        "real_cluster_examples": shown, "world_gates": gates, "world_probes": ladder, "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
+        "real_cluster_examples": shown, "world_gates": gates, "world_probes": ladder,
+        "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
         "inbatch_diversity": diversity, "training_curves": training, "learning_curves": curves, "paired_difference": paired,
         "steps_to_target": steps,
     }  # fmt: skip

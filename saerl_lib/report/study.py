@@ -45,7 +45,7 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
-BASELINES = {"policy": BASELINE, "policy_large": "grpo_large"}
+BASELINES = {"world": BASELINE}
 """Trained policy -> its random order."""
 
 # From evaluations to outcomes.

@@ -20,22 +20,25 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
-from saerl_lib.config import Profile, TrainConfig, sub_seed
-from saerl_lib.data.answers import check_answers, read_answer, read_final_answer
+from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
+from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.encode.models import smollm2_folder
 from saerl_lib.encode.tokens import Layout, pack, sample_spans
-from saerl_lib.train.sampler import GenerateSampler, GroupSampler, Sampler
+from saerl_lib.train.sampler import READ, GenerateSampler, GroupSampler, Sampler, gold_probability
 
-WORLD_POLICY = "policy"
+WORLD_POLICY = "world"
 """Name of the policy that the world ships."""
-FOLDER = paths.WEIGHTS / WORLD_POLICY
+FOLDER = paths.WEIGHTS / "policy"
 ANSWER_SECONDS = 10.0
 """Longest comparison of one answer; it is killed then and counts as wrong."""
 
 
 def policy_folder(name: str) -> Path:
-    """The folder of a policy: the world's, one in Hugging Face format, or a hub's, as `model_folder`."""
+    """The folder of a policy: world (the shipped one), smollm2, one in Hugging Face format, or a hub's, as `model_folder`."""
+    if name == SMOLLM2:
+        return smollm2_folder()
     return FOLDER if name == WORLD_POLICY else model_folder(name, "--policy")
 
 
@@ -66,7 +69,7 @@ def attempted(
     Under engine "packed" exact answers alone are right; else `judged` decides, and adds the outcome.
     """
     exact, rows = train.engine == "packed", []
-    read = read_answer if exact else read_final_answer
+    read = READ[train.answer_from] if exact else read_final_answer
     for name, samples in sets.items():
         completions = sampler.complete(
             [s.prompt for s in samples], attempts, train.max_completion_tokens, train.temperature, seeds[name], progress
@@ -106,12 +109,17 @@ def evaluate(
 ) -> pd.DataFrame:
     """An evaluation during training, `counted`, with step and full; exact answers alone are right.
 
+    Beside the sampled `correct` of `attempts` stands `gold_probability`, exact and without sampling noise: the chance of writing
+    the gold solution, NaN where the sample has none.
+
     The evaluation's seed depends on the matched seed, the step and the set, not on the arm, so arms are compared on
     the same problems from the same seed (the streams part once completions differ), and training never notices.
     """
     count = train.eval_samples_full if full else train.eval_samples_small
     frame = attempted(sampler, {name: samples}, count, train, {name: sub_seed(seed, f"evaluation-{name}-{step}-{full}")})
-    return counted(frame).assign(step=step, full=full)
+    exact = gold_probability(sampler.model, sampler.tokenizer, samples, train.temperature, train.chat)
+    exact = np.where([sample.solved for sample in samples], exact, np.nan)
+    return counted(frame).assign(gold_probability=exact, step=step, full=full)
 
 
 def final_outcome(evaluations: pd.DataFrame, last: int = 3) -> pd.DataFrame:
@@ -186,7 +194,8 @@ MEASURED_AT_ONCE = 512
 
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
     """What draws completions of the policy in `folder` for an engine."""
-    return GroupSampler(*load_model(folder)) if train.engine == "packed" else GenerateSampler(folder, train.bf16, train.chat)
+    packed = train.engine == "packed"
+    return GroupSampler(*load_model(folder), train.chat) if packed else GenerateSampler(folder, train.bf16, train.chat)
 
 
 def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> Stage:

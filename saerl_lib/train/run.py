@@ -194,8 +194,8 @@ def train(run: Run) -> None:
 
 def _train(run: Run, rank: int, processes: int) -> None:
     """Up to the final weights."""
-    if run.train.engine == "packed":
-        torch.set_num_threads(1)
+    if run.train.engine == "packed" and not run.train.trained_blocks:
+        torch.set_num_threads(1)  # one of many runs; a large policy has the machine for itself
     started, resume = time.monotonic(), resume_point(run)
     done = step_of(resume) if resume else 0
     if rank == 0:
@@ -226,7 +226,12 @@ def _train(run: Run, rank: int, processes: int) -> None:
 def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
     """Model in float32 and tokenizer."""
     if run.train.engine == "packed":
-        return load_model(Path(run.policy))
+        model, tokenizer = load_model(Path(run.policy))
+        if run.train.trained_blocks:
+            model.requires_grad_(False)
+            for part in (*model.model.layers[-run.train.trained_blocks :], model.model.norm):
+                part.requires_grad_(True)
+        return model, tokenizer
     texts = [sample.prompt for sample in samples[:20]]
     model = AutoModelForCausalLM.from_pretrained(run.policy, dtype=torch.float32)
     return model, open_tokenizer(run.policy, texts, Path(run.policy).is_dir())
@@ -275,7 +280,7 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.updates, run.seed, run.folder / "checkpoints", processes)
     dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
-    watch = Watch(run, trainer, GroupSampler(model, tokenizer) if run.sets else None)
+    watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
     trainer.add_callback(watch)
     return trainer, watch
 
@@ -354,7 +359,7 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
     last = rows[-1]["step"]
-    if run.table or run.train.dynamic_sampling != "none":
+    if run.table or not run.plan or run.train.dynamic_sampling != "none":
         samples = run_samples(run)
         selector = open_selector(run, [s.id for s in samples])
         feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")

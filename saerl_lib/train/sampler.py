@@ -1,63 +1,268 @@
 """Completions of a policy: prompts as it gets them, and two samplers with one interface.
 
-`GroupSampler` is ours, for policies that fit a CPU core: one prefill a prompt, ended rows dropped, a random stream of its own,
-and the prompt's keys and values held and read once for all completions of a group. `transformers.generate` computes every copy
-of a prompt, carries ended rows to the end and copies the cache at every token. At these sizes decoding is bound by reading the
-cache, and most of it is prompt. `GenerateSampler` is Hugging Face's `generate`, for any causal LM, on the GPU where there is
-one.
+`GroupSampler` is ours, for Llamas that fit a CPU core: one forward function over tokens of many texts at once, without padding,
+serves sampling, the loss and exact likelihoods. A prompt is computed once for all its completions, its keys and values are held
+and read once, ended rows leave the batch, and the random stream is its own. `transformers.generate` computes every copy of a
+prompt, carries ended rows to the end and copies the cache at every token. `GenerateSampler` is Hugging Face's `generate`, for any
+causal LM, on the GPU where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saerl_lib.data.answers import reward
+from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
-from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.orders import shown_prompts
 
 ROWS_PER_BATCH = 512
 """Completions sampled at once; bounds the memory."""
 DROP_BELOW = 0.85
 """Ended rows leave the batch when fewer than this share are still going."""
-NAME = "saerl_groups"
-"""Our attention among those of transformers; without `groups` it is the ordinary scaled-dot-product attention."""
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt, the separator to the solution included."""
-    return tokenizer([p + SEPARATOR for p in prompts])["input_ids"]
+def last_number(text: str) -> str | None:
+    """The last number of a text without separators, None when there is none.
+
+    >>> last_number("7 x 8 makes 56."), last_number("1,200"), last_number("no")
+    ('56', '1200', None)
+    """
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return found[-1].replace(",", "") if found else None
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, [B, T] each."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for b, row in enumerate(rows):
-        ids[b, longest - len(row) :] = torch.tensor(row)
-        mask[b, longest - len(row) :] = 1
-    return ids, mask
+READ: dict[str, Callable[[str], str | None]] = {"answer": read_answer, "last_number": last_number}
+"""`TrainConfig.answer_from` -> how an answer is read from a completion."""
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    """Token ids of each prompt, the separator to the solution or the chat template included."""
+    return tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]
+
+
+TOKENS_PER_PIECE = 4096
+"""Tokens of one pass with gradients."""
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(block, queries [N, H, D], keys [N, K, D], values [N, K, D]) -> what each of N tokens reads, [N, H D]; K divides H."""
+
+
+def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Last hidden states [N, W] of N tokens of any number of texts; `attend` knows which tokens see which.
+
+    The model's own weights, without the padding, masks and caches of its own forward pass. Raises ValueError for another
+    architecture than Llama.
+    """
+    if model.config.model_type != "llama":
+        raise ValueError(f"engine 'packed' reads Llama models, not {model.config.model_type}: choose engine='trl'")
+    inner, n = model.model, len(ids)
+    x = inner.embed_tokens(ids)
+    cos, sin = (table[0][:, None] for table in inner.rotary_emb(x[None], positions[None]))
+    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
+    for number, block in enumerate(inner.layers):
+        own, h = block.self_attn, _normed(x, block.input_layernorm)
+        q, k, v = (project(h).view(n, -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
+        q, k = (torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin) for y in (q, k))  # rotary positions
+        x = x + own.o_proj(attend(number, q, k, v))
+        x = x + block.mlp(_normed(x, block.post_attention_layernorm))
+    return _normed(x, inner.norm)
+
+
+def _normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """P prompts and R completions of them as one row of N tokens, the prompts first: each prompt is computed once (ours)."""
+
+    ids: torch.Tensor
+    """[N]."""
+    positions: torch.Tensor
+    """[N]; a completion counts on from its prompt's end."""
+    prompts: torch.Tensor
+    """[P, T] places of each prompt's tokens among the N, -1 behind its end."""
+    rows: torch.Tensor
+    """[R, C] the same of each completion."""
+    owner: torch.Tensor
+    """[R] prompt of each completion."""
+
+    @property
+    def ends(self) -> torch.Tensor:
+        """[P] place of each prompt's last token."""
+        return self.prompts.amax(dim=1)
+
+    @property
+    def sources(self) -> torch.Tensor:
+        """[M] place whose hidden state predicts each of the completions' tokens, by row."""
+        before = torch.cat([self.ends[self.owner, None], self.rows[:, :-1]], dim=1)
+        return before[self.rows >= 0]
+
+    @cached_property
+    def visible(self) -> torch.Tensor:
+        """[R, 1, C, T + C] whether a completion's token sees a place of its prompt, or of itself up to then."""
+        (r, c), t = self.rows.shape, self.prompts.shape[1]
+        prompt = (self.prompts >= 0)[self.owner][:, None].expand(r, c, t)
+        return torch.cat([prompt, torch.ones(c, c, dtype=torch.bool).tril().expand(r, c, c)], dim=2)[:, None]
+
+    def attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """As `Attend`: prompts see their own past, completions their prompt and their own past."""
+        keys, values = spread(k, self.prompts), spread(v, self.prompts)
+        seen = _attention(spread(q, self.prompts), keys, values, None).transpose(1, 2)[self.prompts >= 0]
+        if len(self.rows):
+            keys = torch.cat([keys[self.owner], spread(k, self.rows)], dim=2)
+            values = torch.cat([values[self.owner], spread(v, self.rows)], dim=2)
+            found = _attention(spread(q, self.rows), keys, values, self.visible)
+            seen = torch.cat([seen, found.transpose(1, 2)[self.rows >= 0]])
+        return seen.flatten(1)
+
+
+def spread(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """x [N, H, D] at `places` [B, T], as [B, H, T, D]."""
+    return x[places.clamp(min=0)].transpose(1, 2)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Scaled dot products [B, H, T, D]; causal without `visible`."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+
+
+def _places(lengths: Sequence[int], first: int = 0) -> torch.Tensor:
+    """[B, longest] numbers from `first` on, row by row, -1 behind each row's length.
+
+    >>> _places([2, 1], 5).tolist()
+    [[5, 6], [7, -1]]
+    """
+    size = torch.tensor(lengths, dtype=torch.long)
+    inside = torch.arange(max(lengths, default=0)) < size[:, None]
+    found = torch.full(inside.shape, -1)
+    found[inside] = torch.arange(first, first + int(size.sum()))
+    return found
+
+
+def pack(prompts: Sequence[list[int]], completions: Sequence[list[int]], owner: Sequence[int]) -> Packed:
+    """Token lists of P prompts, of R completions, and the number of each completion's prompt."""
+    first, own = [len(p) for p in prompts], [len(c) for c in completions]
+    ids = [token for part in (*prompts, *completions) for token in part]
+    positions = [*map(range, first), *(range(first[p], first[p] + n) for p, n in zip(owner, own, strict=True))]
+    return Packed(
+        torch.tensor(ids), torch.tensor([i for span in positions for i in span]), _places(first), _places(own, sum(first)),
+        torch.tensor(owner, dtype=torch.long),
+    )  # fmt: skip
+
+
+def pieces(prompts: list[list[int]], completions: list[list[int]], limit: int = TOKENS_PER_PIECE) -> list[list[int]]:
+    """Row numbers in pieces of whole groups (rows of one prompt), similar lengths together; at most `limit` tokens a piece
+    unless one group alone is longer.
+
+    >>> pieces([[1, 2], [3], [1, 2]], [[4], [5], [6]])
+    [[1, 0, 2]]
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    length = {key: len(key) + sum(len(completions[r]) for r in rows) for key, rows in groups.items()}
+    out, size = list[list[int]](), limit
+    for key in sorted(groups, key=lambda k: (length[k], groups[k])):
+        if not out or size + length[key] > limit:
+            out.append([])
+            size = 0
+        out[-1] += groups[key]
+        size += length[key]
+    return out
+
+
+def log_probabilities(
+    model: Any, prompts: list[list[int]], completions: list[list[int]], temperature: float, limit: int = TOKENS_PER_PIECE
+) -> torch.Tensor:
+    """[B, longest completion] log-probability of every completion token, 0 behind its end."""
+    out = torch.zeros(len(prompts), max(len(c) for c in completions))
+    where, values = [], []
+    for rows in pieces(prompts, completions, limit):
+        number = {key: p for p, key in enumerate(dict.fromkeys(tuple(prompts[r]) for r in rows))}
+        owner = [number[tuple(prompts[r])] for r in rows]
+        packed = pack([list(key) for key in number], [completions[r] for r in rows], owner)
+        hidden = hidden_states(model, packed.ids, packed.positions, packed.attend)
+        logits = model.lm_head(hidden[packed.sources]) / temperature
+        values.append(-torch.nn.functional.cross_entropy(logits, packed.ids[int(packed.ends.max()) + 1 :], reduction="none"))
+        row, column = (packed.rows >= 0).nonzero(as_tuple=True)
+        where.append((torch.tensor(rows)[row], column))
+    return out.index_put(tuple(torch.cat(part) for part in zip(*where, strict=True)), torch.cat(values))
+
+
+@torch.inference_mode()
+def gold_probability(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], temperature: float, chat: bool = False
+) -> NDArray[np.float64]:
+    """[N] exact probability of writing each sample's own solution, to the end: a pass rate without sampling noise where a
+    problem has one way of being solved, else a lower bound of it."""
+    prompts = encode_prompts(tokenizer, [s.prompt for s in samples], chat)
+    solutions = tokenizer([s.solution for s in samples], add_special_tokens=False)["input_ids"]
+    found = log_probabilities(model, prompts, [ids + [model.config.eos_token_id] for ids in solutions], temperature)
+    return found.sum(dim=1).double().exp().numpy()
+
+
+class Decoder:
+    """P prompts continued by R = P G rows of sampled tokens; a prompt's keys and values are held and read once for its rows."""
+
+    def __init__(self, model: LlamaForCausalLM, prompts: Sequence[list[int]], group: int, room: int) -> None:
+        """`room` is the largest number of sampled tokens."""
+        self.model, self.group, self.length, self.live = model, group, 0, torch.arange(len(prompts) * group)
+        packed, config = pack(prompts, [], []), model.config
+        self.prompt, self.sampled = list[tuple[torch.Tensor, torch.Tensor]](), list[list[torch.Tensor]]()
+        self.bias = torch.zeros(packed.prompts.shape).masked_fill(packed.prompts < 0, -torch.inf)[:, None, None]
+
+        def attend(number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            self.prompt.append((spread(k, packed.prompts).transpose(2, 3).contiguous(), spread(v, packed.prompts).contiguous()))
+            return packed.attend(number, q, k, v)
+
+        hidden = hidden_states(model, packed.ids, packed.positions, attend)
+        self.logits = model.lm_head(hidden[packed.ends]).repeat_interleave(group, dim=0)
+        self.position = torch.tensor([len(p) for p in prompts]).repeat_interleave(group)
+        shape = (len(self.live), config.num_key_value_heads, room, self.prompt[0][1].shape[-1])
+        self.sampled = [[torch.empty(shape), torch.empty(shape)] for _ in self.prompt]
+
+    def step(self, tokens: torch.Tensor) -> None:
+        """Append a token [R] to every live row; `logits` [R, V] are then those of the next one."""
+        hidden = hidden_states(self.model, tokens, self.position, self._attend)
+        self.logits, self.position, self.length = self.model.lm_head(hidden), self.position + 1, self.length + 1
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all live rows but these."""
+        self.live, self.position = self.live[rows], self.position[rows]
+        self.sampled = [[x[rows] for x in pair] for pair in self.sampled]
+
+    def _attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        end, (keys, values), pair = self.length + 1, self.prompt[number], self.sampled[number]
+        pair[0][:, :, self.length], pair[1][:, :, self.length] = k, v
+        q = q.view(len(q), k.shape[1], -1, q.shape[2]) * q.shape[2] ** -0.5  # [R, K, H / K, D]
+        prompt = self._from_grid(self._to_grid(q) @ keys + self.bias, q.shape[2])
+        weights = torch.softmax(torch.cat([prompt, q @ pair[0][:, :, :end].transpose(2, 3)], dim=-1), dim=-1)
+        split = keys.shape[-1]
+        out = self._from_grid(self._to_grid(weights[..., :split]) @ values, q.shape[2])
+        return (out + weights[..., split:] @ pair[1][:, :, :end]).flatten(1)
+
+    def _to_grid(self, rows: torch.Tensor) -> torch.Tensor:
+        """Live rows [R, K, J, X] as [P, K, G J, X], zero where a row was dropped."""
+        if len(self.live) < len(self.bias) * self.group:
+            rows = rows.new_zeros(len(self.bias) * self.group, *rows.shape[1:]).index_copy_(0, self.live, rows)
+        return rows.view(len(self.bias), self.group, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _from_grid(self, grid: torch.Tensor, heads: int) -> torch.Tensor:
+        """[P, K, G J, X] back to the live rows [R, K, J, X]."""
+        rows = grid.unflatten(2, (self.group, heads)).transpose(1, 2).flatten(0, 1)
+        return rows if len(self.live) == len(rows) else rows[self.live]
 
 
 @dataclass(frozen=True)
@@ -82,44 +287,27 @@ def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -
 
 @torch.inference_mode()
 def sample_tokens(
-    model: LlamaForCausalLM,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    max_new: int,
-    temperature: float,
-    generator: torch.Generator,
+    model: LlamaForCausalLM, prompts: Sequence[list[int]], max_new: int, temperature: float, generator: torch.Generator,
     group: int = 1,
-) -> Sampled:
-    """`group` completions for every prompt of `ids` [B, T], padded on the left."""
+) -> Sampled:  # fmt: skip
+    """`group` completions for every prompt, given as tokens."""
     end, pad = model.config.eos_token_id, model.config.pad_token_id
-    groups = Groups(model, mask, group, max_new)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=groups.cache, use_cache=True, logits_to_keep=1
-    ).logits[:, -1]
-    logits, place = logits.repeat_interleave(group, dim=0), positions[:, -1].repeat_interleave(group)
-    n = len(place)
-    out, entropy = torch.full((n, max_new), pad), torch.zeros(n)
-    ended = torch.zeros(n, dtype=torch.bool)
-    with sampling_attention(model):
-        for t in range(max_new):
-            chosen, spread = draw(logits, temperature, generator)
-            live = groups.live
-            entropy[live[~ended]] += spread[~ended]
-            chosen[ended] = pad
-            out[live, t] = chosen
-            ended = ended | (chosen == end)
-            if ended.all() or t == max_new - 1:
-                break
-            place = place + 1
-            if (~ended).float().mean() < DROP_BELOW:
-                keep = (~ended).nonzero().squeeze(1)
-                groups.keep(keep)
-                chosen, place, ended = chosen[keep], place[keep], ended[keep]
-            logits = model(
-                input_ids=chosen.unsqueeze(1), position_ids=place.unsqueeze(1), past_key_values=groups.cache, use_cache=True,
-                groups=groups,
-            ).logits[:, -1]  # fmt: skip
+    decoder = Decoder(model, prompts, group, max_new)
+    n = len(decoder.live)
+    out, entropy, ended = torch.full((n, max_new), pad), torch.zeros(n), torch.zeros(n, dtype=torch.bool)
+    for t in range(max_new):
+        chosen, spread = draw(decoder.logits, temperature, generator)
+        entropy[decoder.live[~ended]] += spread[~ended]
+        chosen[ended] = pad
+        out[decoder.live, t] = chosen
+        ended = ended | (chosen == end)
+        if ended.all() or t == max_new - 1:
+            break
+        if (~ended).float().mean() < DROP_BELOW:
+            keep = (~ended).nonzero().squeeze(1)
+            decoder.keep(keep)
+            chosen, ended = chosen[keep], ended[keep]
+        decoder.step(chosen)
     return Sampled(out, entropy)
 
 
@@ -143,10 +331,11 @@ def sample_groups(
     temperature: float,
     seed: int,
     progress: Callable[[int], None] = lambda rows: None,
+    chat: bool = False,
 ) -> Completions:
     """`group` completions for every entry of `prompts`, in their order; the global random stream is left alone."""
     generator = torch.Generator().manual_seed(seed)
-    encoded = encode_prompts(tokenizer, prompts)
+    encoded = encode_prompts(tokenizer, prompts, chat)
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
     ids: list[list[int]] = [[] for _ in range(len(prompts) * group)]
     entropy = np.zeros(len(ids))
@@ -155,8 +344,7 @@ def sample_groups(
     size = max(1, ROWS_PER_BATCH // group)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        batch, mask = left_padded([encoded[i] for i in rows], tokenizer.pad_token_id)
-        found = sample_tokens(model, batch, mask, max_new, temperature, generator, group)
+        found = sample_tokens(model, [encoded[i] for i in rows], max_new, temperature, generator, group)
         places = [i * group + g for i in rows for g in range(group)]
         for i, tokens, total in zip(places, found.tokens.tolist(), found.entropy.tolist(), strict=True):
             ids[i] = _until_end(tokens, model.config.eos_token_id)
@@ -203,17 +391,18 @@ class Sampler(Protocol):
 
 
 class GroupSampler:
-    """The CPU engine on a model and its tokenizer; plain prompts alone."""
+    """The CPU engine on a model and its tokenizer."""
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.model, self.tokenizer, self.device = model, tokenizer, torch.device("cpu")
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chat: bool = False) -> None:
+        self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, torch.device("cpu")
 
     def complete(
         self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """See `Sampler`; the global random stream is left alone."""
-        texts = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, progress).texts
+        found = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, progress, self.chat)
+        texts = found.texts
         return [texts[i : i + attempts] for i in range(0, len(texts), attempts)]
 
 
@@ -261,95 +450,3 @@ class GenerateSampler:
             do_sample=True, temperature=temperature, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0,
             max_new_tokens=max_tokens, pad_token_id=pad, eos_token_id=sorted(ends) or None,
         )  # fmt: skip
-
-
-class GroupLayer(DynamicLayer):
-    """One layer's cache: the prompts [P, H, T, D], and the tokens sampled so far of every live row [R, H, t, D]."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.length = room, 0
-        self.buffers: list[torch.Tensor] | None = None
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first call stores the prompts; later ones append a token and return the sampled part alone."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            return key_states, value_states
-        rows, heads, _, width = key_states.shape
-        if self.buffers is None:
-            self.buffers = [key_states.new_empty(rows, heads, self.room, width) for _ in range(2)]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.length] = new[:, :, 0]
-        self.length += 1
-        keys, values = (buffer[:, :, : self.length] for buffer in self.buffers)
-        return keys, values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these of the live rows."""
-        if self.buffers is not None:
-            self.buffers = [buffer[indices] for buffer in self.buffers]
-
-
-class Groups:
-    """The groups of one batch: P prompts of G completions each."""
-
-    def __init__(self, model: LlamaForCausalLM, mask: torch.Tensor, group: int, room: int) -> None:
-        config = model.config
-        if config.num_key_value_heads != config.num_attention_heads:
-            raise ValueError("group sampling expects as many key heads as query heads; generate with TRL's own sampler")
-        self.cache = Cache(layers=[GroupLayer(room) for _ in range(config.num_hidden_layers)])
-        self.group, self.live = group, torch.arange(len(mask) * group)
-        self.bias = torch.zeros(mask.shape).masked_fill(mask == 0, torch.finfo(torch.float32).min)[:, None, None]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all live rows but these."""
-        self.live = self.live[rows]
-        self.cache.batch_select_indices(rows)
-
-    def to_grid(self, rows: torch.Tensor) -> torch.Tensor:
-        """Live rows [R, H, X] as [P, H, G, X], zero where a row was dropped."""
-        prompts = len(self.bias)
-        grid = rows.new_zeros(prompts * self.group, *rows.shape[1:])
-        grid[self.live] = rows
-        return grid.view(prompts, self.group, *rows.shape[1:]).transpose(1, 2)
-
-    def from_grid(self, grid: torch.Tensor) -> torch.Tensor:
-        """[P, H, G, X] back to the live rows [R, H, X]."""
-        return grid.transpose(1, 2).flatten(0, 1)[self.live]
-
-
-def group_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, groups: Groups | None = None, **arguments: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Output [R, 1, H, D] of one new token a row; `key` and `value` [R, H, t, D] hold the sampled tokens."""
-    if groups is None or query.shape[2] > 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **arguments)
-    layer = groups.cache.layers[module.layer_idx]
-    scale = module.scaling if scaling is None else scaling
-    prompt = (groups.to_grid(query[:, :, 0]) @ layer.keys.transpose(2, 3)) * scale + groups.bias
-    sampled = (query @ key.transpose(2, 3)).squeeze(2) * scale
-    split = prompt.shape[-1]
-    weights = torch.softmax(torch.cat([groups.from_grid(prompt), sampled], dim=-1), dim=-1)
-    out = groups.from_grid(groups.to_grid(weights[..., :split]) @ layer.values)
-    out = out + (weights[:, :, None, split:] @ value).squeeze(2)
-    return out.unsqueeze(1), None
-
-
-AttentionInterface.register(NAME, group_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-@contextmanager
-def sampling_attention(model: LlamaForCausalLM) -> Iterator[None]:
-    """The model with group attention; afterwards as it was."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,11 +25,12 @@ from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, write_json
-from saerl_lib.config import PLANS, Profile, steps_of, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.config import LIVE, PLANS, SMOLLM2, Profile, steps_of, sub_seed, to_dict
+from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.train.arms import DAPO, find_arm
 from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, open_sampler, policy_folder
 from saerl_lib.train.run import PARENT, Run, command, keyed, read_run, write_run
+from saerl_lib.train.run import train as train_here
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 """glibc keeps freed memory instead of returning it after every step."""
@@ -199,10 +201,45 @@ def runs_table(train: Stage) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+LIVE_PROMPTS, SHOWN = 6, 8
+"""Prompts of a live step, and of those that are answered before and after it."""
+
+
+def live_stage(profile: Profile, lesson: Sequence[Sample]) -> Stage:
+    """SmolLM2 trained by GRPO in this process for `live_steps` steps on all of `lesson` but the first `SHOWN`.
+
+    curve.parquet and rollouts.parquet as of every run; completions.parquet: prompt, answer, before and after of those first ones.
+    Raises ArtifactError when SmolLM2 has not been fetched.
+    """
+
+    def compute(folder: Path) -> None:
+        shown, base, size = lesson[:SHOWN], policy_folder(SMOLLM2), LIVE_PROMPTS * LIVE.rollouts_per_prompt
+        write_samples(lesson[SHOWN:], folder / "lesson.parquet")
+        run = keyed(Run(
+            arm="live", seed=SEEDS * profile.seed, folder=folder / "run", policy=str(base),
+            samples=str(folder / "lesson.parquet"), prompts_per_step=LIVE_PROMPTS, steps=profile.live_steps,
+            rollouts_per_step=size, train=LIVE,
+        ))  # fmt: skip
+        write_run(run)
+        train_here(run)
+        table = {"prompt": [s.prompt for s in shown], "answer": [s.answer for s in shown]}
+        for name, weights in (("before", base), ("after", run.folder / "final")):
+            sampler, most = open_sampler(weights, LIVE), LIVE.max_completion_tokens
+            table[name] = [texts[0] for texts in sampler.complete(table["prompt"], 1, most, LIVE.temperature, profile.seed)]
+        pd.DataFrame(table).to_parquet(folder / "completions.parquet", index=False)
+        for name in ("curve", "rollouts"):
+            (run.folder / f"{name}.parquet").rename(folder / f"{name}.parquet")
+        shutil.rmtree(run.folder)  # half a gigabyte of weights
+
+    settings = {**to_dict(LIVE), "steps": profile.live_steps, "lesson": [s.prompt for s in lesson], "seed": profile.seed}
+    return get_or_compute(profile, "live", settings, compute)
+
+
 def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
     """The evaluations of all runs, checked to be complete: evaluations.parquet, one row a run, step and problem.
 
-    Columns: run, arm, seed, step, eval_set, sample_id, attempts, correct, full. Engine "trl" evaluates the kept weights here, and
+    Columns: run, arm, seed, step, eval_set, sample_id, attempts, correct (sampled), gold_probability (exact; engine "packed"
+    alone: see `policy.evaluate`), full. Engine "trl" evaluates the kept weights here, and
     the policy before training once a seed, which stands in every arm; attempts.parquet holds every answer then.
     Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
     """
