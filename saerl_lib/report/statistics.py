@@ -284,7 +284,6 @@ def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str)
 
 # Families of comparisons.
 
-
 COMPARED = ["arm", "baseline", "n_seeds", "difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm",
             "p_small", "detectable"]  # fmt: skip
 """One arm against another on the matched seeds that both have, in points: the interval at 95 % and at Holm's level for its place

@@ -193,10 +193,8 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
 
 # Comparisons.
 
-
 SMALLEST_POINTS, SMALLEST_STEPS = 0.5, 5.0
 """Smallest effects of interest: points of accuracy, percent of steps; an interval wholly below says "not reproduced" (ours)."""
-
 
 COMPARISONS = pd.read_csv(Path(__file__).with_name("comparisons.csv")).fillna({"claim": ""})
 """family, arm, baseline, paper_value (points, of the paper's own tables), and the paper's claim that the comparison answers.
@@ -254,7 +252,6 @@ def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Seque
 
 
 # Beside the paper.
-
 
 BENCHMARKS = {
     "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b",
@@ -445,7 +442,6 @@ def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
 
 
 # Claims: what the paper says beside what the tables of `figures/data` say.
-
 
 INPUTS = (
     "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves",

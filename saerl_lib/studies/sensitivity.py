@@ -138,9 +138,7 @@ def texts_of(samples: Sequence[Sample]) -> list[str]:
     return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
 
 
-def plan_study_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
-) -> Stage:
+def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """Rows of the CSV tables cluster_stability, label_curve and plan_sensitivity, a Parquet file each."""
 
     def compute(folder: Path) -> None:
