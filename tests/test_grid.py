@@ -128,9 +128,7 @@ def test_a_run_follows_its_order_and_logs_every_rollout(finished: Path, stages: 
     assert (folder / "final" / "model.safetensors").is_file() and not (folder / "checkpoints").exists()
 
 
-def test_kill_9_resume_and_a_failure_beside_it(
-    finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path
-) -> None:
+def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path) -> None:
     """A selector's run is killed and resumed to the same tables; the grid reports a run that fails beside it."""
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)

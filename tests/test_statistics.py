@@ -109,8 +109,8 @@ def test_intervals_hold_what_they_say_at_five_seeds(seeds: float, problems: floa
     for _ in range(300):
         noise = seeds * rng.normal(size=(5, 1)) + problems * rng.normal(size=24) + rest * rng.normal(size=(5, 24))
         table = block(np.concatenate([noise, np.zeros_like(noise)])).set_axis(index)
-        (found,) = compare({"s": table}, [("a", "b")])
-        inside += found.interval.low <= 0 <= found.interval.high
+        found = compare({"s": table}, [("a", "b")]).iloc[0]
+        inside += found["ci_low"] <= 0 <= found["ci_high"]
     assert 0.92 < inside / 300 < 0.985
 
 
@@ -118,8 +118,8 @@ def test_a_bound_from_above_has_its_own_correction() -> None:
     """Differences 0.1 and 0.2 with error 0.15 lie below 0.5 alone; of two such bounds one must hold at 2.5 %."""
     found = corrected([("a", "z"), ("b", "z"), ("c", "z")], [Estimate(m, 0.15, 1e9, 8) for m in (0.1, 0.2, 2.0)], smallest=0.5)
     alone = [2 * stats.norm.sf((0.5 - m) / 0.15) for m in (0.1, 0.2)]
-    assert [c.p_small for c in found] == pytest.approx([3 * alone[0], 2 * alone[1], 1.0], rel=1e-4)
-    assert found[0].interval.high < 0.5 and found[1].interval.high < 0.5
+    assert found["p_small"].tolist() == pytest.approx([3 * alone[0], 2 * alone[1], 1.0], rel=1e-4)
+    assert found["ci_high"][0] < 0.5 and found["ci_high"][1] < 0.5
     # Holm's order is that of differences from 0: c 5 / 3 %, b 2.5 %, a none left
-    assert found[2].detectable == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
-    assert corrected([], [], 0.5) == []
+    assert found["detectable"][2] == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
+    assert corrected([], [], 0.5).empty

@@ -21,7 +21,7 @@ from scipy import stats
 from saerl_lib.report import plots
 from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, figure_of, forest, lines, looks, ordered, panels, readable
 from saerl_lib.report.statistics import over_seeds
-from saerl_lib.report.study import BASELINE, BENCHMARKS, baseline_of, planned_seeds
+from saerl_lib.report.study import BASELINE, BENCHMARKS, PASS_SET, baseline_of, planned_seeds
 from saerl_lib.report.tables import TableError, allowed, is_true, number, read_table
 
 Drawn = tuple[Figure, str]
@@ -822,11 +822,10 @@ def _set_name(name: str, metric: str) -> str:
 def _set_panel(part: pd.DataFrame) -> pd.DataFrame:
     """Rows for `lines` of one evaluation set: mean of the seeds, lowest and highest; larger evaluations stand apart.
 
-    The metric is the one with the most evaluated steps, on a tie Pass@k for the hardest set; Pass@k of one k alone.
+    The hardest set by Pass@k, of the k that most evaluations have, all others by Avg@k.
     """
     name = part["eval_set"].iloc[0]
-    steps = part.groupby("metric")["step"].nunique()
-    metric = max(sorted(steps.index), key=lambda m: (steps[m], m == ("pass_at_k" if name == "hardest" else "avg_at_k")))
+    metric = "pass_at_k" if name == PASS_SET else "avg_at_k"
     part = part[part["metric"] == metric]
     steps = part.groupby(["n_problems", "n_samples"])["step"].nunique()
     sizes = sorted(steps.index, key=lambda pair: (-steps[pair], pair))

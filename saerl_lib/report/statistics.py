@@ -284,25 +284,11 @@ def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str)
 
 # Families of comparisons.
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against another on the matched seeds that both have, in points."""
-
-    arm: str
-    baseline: str
-    n_seeds: int
-    interval: Interval
-    """Difference with its 95 % interval."""
-    corrected: Interval
-    """The same at Holm's level for its place in the family."""
-    p_value: float
-    """Two-sided, of a difference of 0."""
-    p_holm: float
-    p_small: float
-    """Of a difference of the smallest effect of interest or more, two-sided in size, after Holm's correction for that bound."""
-    detectable: float
-    """Smallest true difference that this comparison, at its corrected level, finds with power 0.8."""
+COMPARED = ["arm", "baseline", "n_seeds", "difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm",
+            "p_small", "detectable"]  # fmt: skip
+"""One arm against another on the matched seeds that both have, in points: the interval at 95 % and at Holm's level for its place
+in the family; two-sided p-values of a difference of 0, plain, adjusted, and, adjusted for itself, of a difference of the smallest
+effect of interest or more; the smallest true difference that the comparison finds at its corrected level with power 0.8."""
 
 
 def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -321,17 +307,18 @@ def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return ALPHA / (len(p) - np.minimum(place, (adjusted <= ALPHA).sum())), adjusted
 
 
-def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate], smallest: float) -> list[Comparison]:
-    """The comparisons of a family, corrected over it: Holm for a difference of 0, and apart for one of `smallest`."""
+def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate], smallest: float) -> pd.DataFrame:
+    """A row a comparison of a family, corrected over it: Holm for a difference of 0, and apart for one of `smallest`."""
     p_values = [e.p_value() for e in found]
     levels, adjusted = holm_levels(p_values)
     _, small = holm_levels([e.p_value(smallest) if e.mean < smallest else 1.0 for e in found])
-    return [
-        Comparison(*pair, e.n_seeds, e.interval(), e.interval(level), p, float(p_holm), float(p_small), e.detectable(level))
+    rows = [
+        (*pair, e.n_seeds, *e.interval(), *e.interval(level)[1:], p, p_holm, p_small, e.detectable(level))
         for pair, e, p, level, p_holm, p_small in zip(pairs, found, p_values, levels, adjusted, small, strict=True)
     ]
+    return pd.DataFrame(rows, columns=COMPARED)
 
 
-def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0) -> list[Comparison]:
+def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0) -> pd.DataFrame:
     """Every (arm, baseline) of a family of comparisons, corrected over the family; one matched seed gives nan bounds."""
     return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs], smallest)

@@ -21,7 +21,6 @@ import pandas as pd
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import (
     ALPHA,
-    Comparison,
     Interval,
     auc_interval,
     compare,
@@ -175,13 +174,13 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     pairs = [(name, BASELINES[arms[name].model]) for name in present]  # the random order of the policy that an arm trains
     pairs = [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
-    against = {found.arm: _numbers(found) for found in compare(values, pairs)}
+    against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
     parts = [
         pd.DataFrame.from_dict(told, orient="index"),
         by_arm.agg(n_seeds="size", outcome="mean", outcome_sd="std"),
-        pd.DataFrame.from_dict(against, orient="index").drop(columns=["n_seeds", "p_value", "p_holm", "p_small"]),
+        against[["difference", "ci_low", "ci_high", "holm_low", "holm_high", "detectable"]],
         runs[runs["step"] == runs["step"].max()].groupby("arm")[shown].mean().add_prefix("final_"),
         steps.agg(steps_to_target=("steps", "mean"), targets_reached=("reached", "mean")),
         _areas(runs, "mean_avg").groupby("arm").mean().rename("area"),
@@ -194,10 +193,8 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
 
 # Comparisons.
 
-
 SMALLEST_POINTS, SMALLEST_STEPS = 0.5, 5.0
 """Smallest effects of interest: points of accuracy, percent of steps; an interval wholly below says "not reproduced" (ours)."""
-
 
 COMPARISONS = pd.read_csv(Path(__file__).with_name("comparisons.csv")).fillna({"claim": ""})
 """family, arm, baseline, paper_value (points, of the paper's own tables), and the paper's claim that the comparison answers.
@@ -220,7 +217,7 @@ def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.Dat
     return {"outcome": outcome_values(evaluations), "final_with_pass": final, "final_without_pass_set": without}
 
 
-def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> list[Comparison]:
+def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> pd.DataFrame:
     """Comparisons of one value a run, by arm and seed: t intervals over the seeds that both arms have, corrected by Holm.
 
     In the value's unit; with `saved` in percent of the baseline that the arm saves, as for steps.
@@ -247,24 +244,14 @@ def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Seque
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
         found |= {"steps": compare_runs(steps_of_run, names, saved=True), "area": compare_runs(areas, names)}
-        for metric, comparisons in found.items():
+        for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
-            numbers = pd.DataFrame([_numbers(comparison) for comparison in comparisons], index=pairs.index)
-            rows.append(pairs.assign(metric=metric, **told).join(numbers))
+            rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))
     table = pd.concat(rows, ignore_index=True) if rows else rows_of("study_comparisons", [])
     return table[list(SCHEMAS["study_comparisons"].columns)]
 
 
-def _numbers(found: Comparison) -> dict[str, float]:
-    return {
-        "n_seeds": found.n_seeds, "difference": found.interval.value, "ci_low": found.interval.low,
-        "ci_high": found.interval.high, "holm_low": found.corrected.low, "holm_high": found.corrected.high,
-        "p_value": found.p_value, "p_holm": found.p_holm, "p_small": found.p_small, "detectable": found.detectable,
-    }  # fmt: skip
-
-
 # Beside the paper.
-
 
 BENCHMARKS = {
     "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b",
@@ -455,7 +442,6 @@ def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
 
 
 # Claims: what the paper says beside what the tables of `figures/data` say.
-
 
 INPUTS = (
     "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves",

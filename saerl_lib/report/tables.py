@@ -361,7 +361,6 @@ def run_readme() -> int:
 # in `figures/`. Rows are matched by their text columns, else by their position. Clusters and samples differ between processors:
 # a column without an interval is compared by its mean alone.
 
-
 SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
 OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
 """The same number; within `RELATIVE` of it, or the end of an interval that moved by less than half of the published width, or a

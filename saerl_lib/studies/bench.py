@@ -513,6 +513,7 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
 
 def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bool) -> Any:
     """The artifact's trainer with its log, or TRL's as it comes with the exact-answer reward."""
+
     def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 

@@ -213,70 +213,52 @@ class Target:
     """-1 where a small score speaks for the label."""
 
 
-@dataclass(frozen=True)
-class Suppression:
-    """Linear regression of every standardised column of z on standardised covariates."""
-
-    scaler: StandardScaler
-    covariate_scaler: StandardScaler
-    coefficients: np.ndarray
-    """[M, D]"""
-    explained: np.ndarray
-    """[D] adjusted R^2 on the training samples, cut to 0..1."""
-
-    def untied(self) -> np.ndarray:
-        """[D] bool, False for the `DROPPED_SHARE` of columns with the largest R^2, the later ones among equals."""
-        rank = np.argsort(np.argsort(self.explained, kind="stable"), kind="stable")
-        return rank < round((1 - DROPPED_SHARE) * len(rank))
-
-    def residual(self, points: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-        """[N, D] standardised z without its linear prediction from covariates [N, M]; not standardised again."""
-        return points - self.covariate_scaler.transform(covariates.astype(np.float64)) @ self.coefficients
+def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in deviations of the training samples' columns."""
+    scaler = StandardScaler().fit(train.astype(np.float64))
+    return scaler.transform(train.astype(np.float64)), scaler.transform(test.astype(np.float64))
 
 
-def fit_suppression(z: np.ndarray, covariates: np.ndarray) -> Suppression:
-    """Regress z [N, D] on covariates [N, M], both of training samples.
-
-    Raises ValueError for non-finite values, unequal rows or no more samples than covariates.
-    """
-    require_rows(z=z, covariates=covariates)
-    require_finite("z", z)
-    require_finite("covariates", covariates)
-    n, m = covariates.shape
+def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [M, D] and adjusted R^2 [D], cut to 0..1, of standardised points [N, D] on a standardised design [N, M]."""
+    n, m = design.shape
     if n <= m + 1:
         raise ValueError(f"{n} samples for {m} covariates: R^2 is undefined; pass more training samples")
-    scaler, covariate_scaler = StandardScaler(), StandardScaler()
-    points = scaler.fit_transform(z.astype(np.float64))
-    design = covariate_scaler.fit_transform(covariates.astype(np.float64))
     coefficients = np.linalg.lstsq(design, points, rcond=1e-10)[0]
     unexplained, total = (np.square(x).mean(axis=0) for x in (points - design @ coefficients, points))
     share = np.divide(unexplained, total, out=np.ones_like(total), where=total > 0)
-    adjusted = 1.0 - share * (n - 1) / (n - m - 1)
-    return Suppression(scaler, covariate_scaler, coefficients, np.clip(np.where(total > 0, adjusted, 0.0), 0.0, 1.0))
+    adjusted = np.where(total > 0, 1.0 - share * (n - 1) / (n - m - 1), 0.0)
+    return coefficients, np.clip(adjusted, 0.0, 1.0)
 
 
 def suppressed_views(
     train_z: np.ndarray, train_metadata: np.ndarray, test_z: np.ndarray, test_metadata: np.ndarray, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """variant -> (training features, test features).
+    """variant -> (training features, test features), standardised on the training samples.
 
-    `scaled_random` and `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as
-    many random projections of z as there are metadata features.
+    `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
+    `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
+    projections of z as there are metadata features. Raises ValueError for non-finite values, unequal rows or no more training
+    samples than covariates.
     """
+    require_rows(z=train_z, covariates=train_metadata)
+    require_finite("z", train_z)
+    require_finite("covariates", train_metadata)
+    plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
-    fitted = fit_suppression(train_z, train_metadata)
-    plain = tuple(fitted.scaler.transform(z.astype(np.float64)) for z in (train_z, test_z))
-    metadata = tuple(fitted.covariate_scaler.transform(m.astype(np.float64)) for m in (train_metadata, test_metadata))
-    factors = {"scaled": 1.0 - fitted.explained, "scaled_random": 1.0 - rng.permutation(fitted.explained)}
-    factors |= {"dropped": fitted.untied(), "dropped_random": rng.permutation(fitted.untied())}
+    slopes, explained = _regression(plain[0], metadata[0])
+    rank = np.argsort(np.argsort(explained, kind="stable"), kind="stable")
+    untied = rank < round((1 - DROPPED_SHARE) * len(rank))
+    factors = {"scaled": 1.0 - explained, "scaled_random": 1.0 - rng.permutation(explained)}
+    factors |= {"dropped": untied, "dropped_random": rng.permutation(untied)}
     directions = rng.normal(size=(train_z.shape[1], train_metadata.shape[1]))
-    projections = tuple(z @ directions for z in plain)
-    random = fit_suppression(train_z, projections[0])
+    random = _standardised(*(z @ directions for z in plain))
+    random_slopes, _ = _regression(plain[0], random[0])
     return {
         "plain": plain,
         **{name: (plain[0] * factor, plain[1] * factor) for name, factor in factors.items()},
-        "residual": tuple(map(fitted.residual, plain, (train_metadata, test_metadata))),
-        "residual_random": tuple(map(random.residual, plain, projections)),
+        "residual": tuple(z - m @ slopes for z, m in zip(plain, metadata, strict=True)),
+        "residual_random": tuple(z - r @ random_slopes for z, r in zip(plain, random, strict=True)),
         "metadata_only": metadata,
     }
 

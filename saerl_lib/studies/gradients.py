@@ -143,7 +143,7 @@ def measure_gradients(
     for block in gradients.split(GRAM_BLOCK, dim=1):
         total += (block @ block.T).double()
     products, where = np.zeros((HALVES * n, HALVES * n)), np.array([h * n + i for h, i in places], dtype=int)
-    products[np.ix_(where, where)] = (total + total.T) / 2
+    products[np.ix_(where, where)] = ((total + total.T) / 2).numpy()
     return GradientGram(tuple(s.id for s in samples), products, pass_rate)
 
 

@@ -8,8 +8,8 @@ plan for the rest. Label curve: difficulty quality against |L|, on `SUBSETS` ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.difficulty import DifficultyModel, with_clusters
+from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
 from saerl_lib.properties.scorer import fit_properties, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
@@ -40,43 +40,6 @@ SUBSETS = 5
 CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
-@dataclass(frozen=True)
-class Planner:
-    """Plans of the kept pool under changed settings: P pool samples, N of them kept, L labelled."""
-
-    profile: Profile
-    ids: np.ndarray
-    """str [P]."""
-    phi: np.ndarray
-    """[P, D]; clusters are fitted on the kept rows."""
-    lengths: np.ndarray
-    """Words of prompt and solution, [P]."""
-    kept: np.ndarray
-    """Rows that the filter keeps, [N]."""
-    labelled_phi: np.ndarray
-    """[L, D]."""
-    labels: np.ndarray
-    """Difficulty labels, [L]."""
-    clusters: Clusters
-    """The profile's own."""
-    model: DifficultyModel
-    """Fitted on L with these clusters."""
-
-    def plan(
-        self, clusters: Clusters | None = None, tau: float | None = None, config: PlanConfig | None = None
-    ) -> BatchPlan:
-        """The SAERL plan with the given clusters, tau_sh or plan settings; the profile's own where none is given."""
-        clusters, model = clusters or self.clusters, self.model
-        if clusters is not self.clusters or tau is not None:
-            assigned = clusters.assign(self.labelled_phi).label
-            tau = tau or self.profile.properties.shrinkage_tau
-            model = with_clusters(model, self.labels, assigned, clusters.k, tau)
-        phi = self.phi[self.kept]
-        label = clusters.assign(phi).label
-        scores, lengths = model.predict(phi, label), self.lengths[self.kept]
-        return build_plan(self.ids[self.kept], label, scores.ranking, scores.raw, lengths, config or self.profile.plan)
-
-
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
     """Multiples of a default without the default itself; whole numbers stay whole and at least 1.
 
@@ -87,39 +50,38 @@ def changed_values(default: float, factors: Sequence[float]) -> list[float]:
     return [value for value in dict.fromkeys(values) if value != default]
 
 
-def plan_sensitivity(planner: Planner, seed_clusters: Sequence[Clusters] = ()) -> pd.DataFrame:
+def plan_sensitivity(
+    plan: Callable[..., BatchPlan], phi: np.ndarray, profile: Profile, seed_clusters: Sequence[Clusters]
+) -> pd.DataFrame:
     """Rows of `plan_sensitivity.csv`: share of kept samples that move by more than a tenth of the run, mean shift in steps.
 
-    `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a setting.
+    `plan` makes the plan with other clusters, tau_sh or plan settings (`config`), the profile's own where none is given; phi is
+    that of the kept samples. `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a setting.
     """
-    default, rows = planner.plan(), []
-    for varied, setting, usual, plan in _plans(planner, seed_clusters):
-        shift = step_shift(default, plan)
-        row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
-        rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * plan.steps), len(shift)))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _plans(planner: Planner, seed_clusters: Sequence[Clusters]) -> Iterator[tuple[str, object, object, BatchPlan]]:
-    """(what varies, setting, default, plan), the yardstick first."""
-    properties, config, seed = planner.profile.properties, planner.profile.plan, planner.profile.seed
-    for number, clusters in enumerate(seed_clusters, start=1):
-        yield SEED, f"seed {number}", "seed 0", planner.plan(clusters)
-    for k in changed_values(properties.clusters, FACTORS["clusters"]):
-        clusters = pool_clusters(planner.phi[planner.kept], replace(properties, clusters=k), seed)
-        yield "K", k, properties.clusters, planner.plan(clusters)
-    for tau in changed_values(properties.shrinkage_tau, FACTORS["shrinkage_tau"]):
-        yield "tau_sh", tau, f"{properties.shrinkage_tau:g}", planner.plan(tau=tau)
+    properties, config, seed = profile.properties, profile.plan, profile.seed
     b, h = config.prompts_per_step, config.swapped_per_batch
-    tried: dict[str, tuple[str, Sequence[Any]]] = {
+    settings: dict[str, tuple[str, Sequence[Any]]] = {
         "swapped_per_batch": ("h", [swapped for swapped in sorted({0, 1, 2, b // 4, b // 2} - {h}) if swapped < b]),
         "window_batches": ("window", changed_values(config.window_batches, FACTORS["window_batches"])),
         "rest": ("rest", [value for value in REST if value != config.rest]),
         "unequal": ("unequal", [value for value in UNEQUAL if value != config.unequal]),
     }
-    for name, (varied, values) in tried.items():
-        for value in values:
-            yield varied, value, getattr(config, name), planner.plan(config=replace(config, **{name: value}))
+    tried: list[tuple[str, Any, Any, dict[str, Any]]] = [
+        *((SEED, f"seed {i}", "seed 0", {"clusters": fit}) for i, fit in enumerate(seed_clusters, start=1)),
+        *(("K", k, properties.clusters, {"clusters": pool_clusters(phi, replace(properties, clusters=k), seed)})
+          for k in changed_values(properties.clusters, FACTORS["clusters"])),
+        *(("tau_sh", tau, f"{properties.shrinkage_tau:g}", {"tau": tau})
+          for tau in changed_values(properties.shrinkage_tau, FACTORS["shrinkage_tau"])),
+        *((varied, value, getattr(config, name), {"config": replace(config, **{name: value})})
+          for name, (varied, values) in settings.items() for value in values),
+    ]  # fmt: skip
+    default, rows = plan(), []
+    for varied, setting, usual, changes in tried:
+        changed = plan(**changes)
+        shift = step_shift(default, changed)
+        row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
+        rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def curve_sizes(n: int) -> tuple[int, ...]:
@@ -176,9 +138,7 @@ def texts_of(samples: Sequence[Sample]) -> list[str]:
     return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
 
 
-def plan_study_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage
-) -> Stage:
+def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """Rows of the CSV tables cluster_stability, label_curve and plan_sensitivity, a Parquet file each."""
 
     def compute(folder: Path) -> None:
@@ -186,13 +146,21 @@ def plan_study_stage(
         table = {name: load_split_features(features, name) for name in ("labelled", "test", "pool")}
         labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
         pool, config, seed = table["pool"], profile.properties, profile.seed
-        clusters, model = fit_properties(profile, world, features)
+        own, model = fit_properties(profile, world, features)
         kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
-        planner = Planner(
-            profile, np.array(pool.ids), pool.phi, sequence_words(pool.metadata), np.flatnonzero(kept.to_numpy(dtype=bool)),
-            table["labelled"].phi, labels["labelled"], clusters, model,
-        )  # fmt: skip
-        fits = seed_fits(pool.phi[planner.kept], config, seed)
+        rows = np.flatnonzero(kept.to_numpy(dtype=bool))
+        ids, phi, lengths = np.array(pool.ids)[rows], pool.phi[rows], sequence_words(pool.metadata)[rows]
+
+        def plan(clusters: Clusters = own, tau: float | None = None, config: PlanConfig = profile.plan) -> BatchPlan:
+            fitted = model
+            if clusters is not own or tau is not None:
+                assigned = clusters.assign(table["labelled"].phi).label
+                fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
+            label = clusters.assign(phi).label
+            scores = fitted.predict(phi, label)
+            return build_plan(ids, label, scores.ranking, scores.raw, lengths, config)
+
+        fits = seed_fits(phi, config, seed)
         by_seed = [fit.assign(pool.phi).label for fit in fits]
         words = fit_tfidf(texts_of(samples["labelled"]))  # chosen on the texts of all of L, which need no label
         sets = {
@@ -202,7 +170,7 @@ def plan_study_stage(
         sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
         found = {
             "cluster_stability": stability_row("k-means seed", by_seed),
-            "plan_sensitivity": plan_sensitivity(planner, fits[1:]),
+            "plan_sensitivity": plan_sensitivity(plan, phi, profile, fits[1:]),
             "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
         }  # fmt: skip
         for name, frame in found.items():
