@@ -42,9 +42,9 @@ OPTIONS: dict[type, str] = {
     config.RowFields: _ROW,
     config.Fields: f"{_ROW} labels quality",
     config.Reading: _READING,
-    config.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep seed",
-    config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer "
-    "heldout_tokens=heldout seed",
+    config.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
+    "policy max_prompt_tokens keep_unverifiable seed",
+    config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
     config.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
@@ -234,9 +234,9 @@ class Plan(Command):
     """Plan your own data, with its report; `plan diff A B` compares two stored plans."""
 
     data: str
-    """JSON lines, CSV or Parquet (.gz allowed but for Parquet), or owner/name on the Hugging Face Hub."""
+    """A file (JSON lines, JSON, CSV, Parquet, Arrow; text also .gz or .zst), a folder or pattern of such, or owner/name on the hub."""
     out: Path
-    """New folder for plan.parquet, scores.csv, report.html and their neighbours."""
+    """Folder for plan.parquet, scores.parquet, left_out.csv, report.html and their neighbours."""
     force: bool = False
     """Replace an earlier plan there."""
     features: Path | None = None
@@ -279,7 +279,9 @@ class Verify(Command):
     plan: Path
     """The plan."""
     log: Path
-    """JSON lines or Parquet with sample_id, or text with one id a line."""
+    """JSON lines or Parquet with sample_id, text with one id a line, or what the trainer itself logs (a file or its folder)."""
+    samples: Path | None = None
+    """The plan's samples, which tell whose a logged prompt is; None: those beside the plan."""
     rollouts: int | None = None
     """G, rollouts a prompt, for logs without steps or prompt order."""
     steps: int | None = None

@@ -446,12 +446,12 @@ PAPER_SWAP = 16
 
 @dataclass(frozen=True)
 class RowFields:
-    """Names of the fields in the file. None: the usual name (`DEFAULTS`) if the file has it; a given name must be there."""
+    """Names of the fields in the file; a dot leads into an object. None: a usual name if there is one; a given one must be there."""
 
     id: str | None = None
     """Field of the id; None: `id`, and without that field ids are made of row numbers."""
     prompt: str | None = None
-    """Field of the prompt; None: `question`."""
+    """Field of the prompt, text or chat messages; None: `question`, or another usual name."""
     answer: str | None = None
     """Field of the answer; None: `answer`, and without that field every row counts as answerable."""
     solution: str | None = None
@@ -536,13 +536,23 @@ class OwnConfig(Reading):
     """Order within a cluster when there are no labels: length (short first, a stand-in) or random."""
     keep: float | None = None
     """Share of rows kept by the quality filter, in (0, 1]; None: nothing is filtered."""
+    policy: str | None = None
+    """Model that will be trained, folder or hub name: its tokenizer measures the prompts."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt that the trainer takes, in tokens of --policy with its chat template; longer ones are never planned."""
+    keep_unverifiable: bool = False
+    """Plan rows whose answer the checker cannot read, instead of setting them aside."""
     seed: int = 0
     """Base seed of fits and orders."""
 
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
         super().__post_init__()
-        at_least(self, prompts_per_step=2, retained_latents=1, clusters=1)
+        at_least(self, prompts_per_step=2, retained_latents=1, clusters=1, max_prompt_tokens=1)
+        if (self.policy is None) != (self.max_prompt_tokens is None):
+            raise ValueError(
+                "--policy and --max-prompt-tokens go together: the model whose tokenizer counts, and the trainer's limit"
+            )
         if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
             low, high = self.label_range
             raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")

@@ -7,15 +7,19 @@ scored by a model that saw its own label. A row ends in the plan or among the ot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,18 +27,33 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import file_sha256, whole_folder, write_json
-from saerl_lib.config import NO_ENCODER, OwnConfig, PlanConfig, PropertyConfig, Reading, content_hash, sub_seed, to_dict
+from saerl_lib.artifacts import code_hash, file_sha256, whole_folder, write_json
+from saerl_lib.config import (
+    NO_ENCODER,
+    SMOLLM2,
+    Fields,
+    OwnConfig,
+    PlanConfig,
+    PropertyConfig,
+    Reading,
+    RowFields,
+    content_hash,
+    near,
+    sub_seed,
+    to_dict,
+)
 from saerl_lib.data import rows
+from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.models import open_reader, open_tokenizer
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
+from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
 from saerl_lib.plan.orders import order_pool, random_order
 from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
@@ -48,8 +67,8 @@ RECORD = "run.json"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What was written."""
+class Planned:
+    """A finished plan of one's own data, in its folder; a notebook shows it."""
 
     folder: Path
     read: int
@@ -62,79 +81,193 @@ class Outcome:
     warnings: tuple[str, ...]
     """Titles of the report's warnings."""
 
+    @classmethod
+    def open(cls, folder: str | Path) -> Planned:
+        """The plan that an earlier call left. Raises DataError when the folder holds none."""
+        try:
+            record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+            values = {name: record[name] for name in ("read", "planned", "left_out", "steps")}
+            return cls(Path(folder), **values, warnings=tuple(record["warnings"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder}: holds no finished plan ({RECORD}); plan again") from error
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """One row a row that was read, with cluster, difficulty, quality, step and reason."""
+        return pd.read_parquet(self.folder / "scores.parquet")
+
+    @property
+    def rows_left_out(self) -> pd.DataFrame:
+        """where, id, status and reason of every row that is not planned."""
+        return pd.read_csv(self.folder / "left_out.csv", dtype=str, keep_default_na=False)
+
+    def why(self, name: str) -> str:
+        """The decision path of one row, by its id or place ('line 7'), a line a decision. Raises DataError for another name."""
+        for table in (self.scores, self.rows_left_out):
+            found = table[(table["id"] == name) | (table["where"] == name)]
+            if len(found):
+                row = found.iloc[0]
+                return "\n  ".join([f"{row['id'] or 'no id'} ({row['where']})", *row["reason"].split("; ")])
+        raise DataError(f"{name!r} is the id or place of no row of {self.folder}{near(name, self.scores['id'])}")
+
+    def export(self, to: str, out: str | Path, rollouts: int = 8) -> list[str]:
+        """Write the plan for a trainer (trl, verl, nemo-rl, prime-rl); returns the files. Raises what `export_plan` raises."""
+        return export_plan(open_export(self.folder / "plan.parquet", rollouts_per_prompt=rollouts), to, Path(out))
+
+    def _repr_html_(self) -> str:
+        from saerl_lib.report.page import notebook_view
+
+        return notebook_view(self)
+
+
+def plan(
+    data: str | Path, out: str | Path | None = None, *, labels: str | None = None, quality: str | None = None,
+    reader: str | None = SMOLLM2, force: bool = False, **settings: Any,
+) -> Planned:  # fmt: skip
+    """Plan a file, folder, pattern or hub data set; `out` is the folder, by default `NAME_plan` here, which is replaced.
+
+    `labels` and `quality` name fields, `reader` the model (None: a first look without one), `settings` any field of `OwnConfig`,
+    or `prompt_field` and its neighbours. The same call again returns the plan that is there, and a killed one goes on. Raises
+    what `plan_own_data` raises.
+    """
+    names = {f.name: settings.pop(f"{f.name}_field", None) for f in fields(RowFields)}
+    config = OwnConfig(fields=Fields(labels=labels, quality=quality, **names), encoder=reader or NO_ENCODER, **settings)
+    name = re.sub(r"[^\w.-]+", "_", Path(str(data)).name.split(".")[0]).strip("_") or "data"
+    place = Path(f"{name}_plan") if out is None else Path(out)
+    return plan_own_data(str(data), place, config, force, lambda text: print(text, file=sys.stderr), replace_other=out is None)
+
 
 def load_data(source: str, config: OwnConfig) -> Dataset:
-    """The usable rows of a file or hub data set. Raises DataError as `data.rows.read` does."""
-    return rows.read(
+    """The usable rows of a source; those that no trainer could use as they are, are set aside (`set_aside`).
+
+    Raises DataError as `data.rows.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
+    """
+    data = rows.read(
         [rows.Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
         skip_bad_rows=config.skip_bad_rows, least=max(rows.MIN_ROWS, config.prompts_per_step),
     )  # fmt: skip
+    data = set_aside(data, config)
+    rows.require(data, max(rows.MIN_ROWS, config.prompts_per_step))
+    return data
+
+
+def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
+    """The same rows, of which those with too long a prompt or an answer that the checker cannot read are set aside."""
+    reasons = {row.id: (row.status, row.reason) for row in data.aside}
+    left = [sample for sample in data.samples if sample.id not in reasons]
+    notes = list(data.notes)
+    if config.policy is not None:
+        for sample, length in zip(left, _prompt_tokens(left, config.policy), strict=True):
+            if length > config.max_prompt_tokens:
+                reasons[sample.id] = (
+                    "too long",
+                    f"the prompt has {length:,} tokens, above --max-prompt-tokens {config.max_prompt_tokens:,}",
+                )
+    answers = {sample.id: sample.answer for sample in left if sample.id not in reasons and sample.answer}
+    faults = unreadable(answers.values())
+    faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
+    if config.keep_unverifiable and faulty:
+        notes.append(f"{len(faulty)} answers are kept that the checker cannot read, first {next(iter(faulty.values()))}")
+    elif faulty:
+        reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
+    mended = {answer: form for answer in answers.values() if (form := plain_form(answer)) != answer and _respelled(answer, form)}
+    if mended:
+        told = ", ".join(f"{answer} as {form}" for answer, form in list(mended.items())[:5])
+        notes.append(f"{len(mended)} answers are read in another form: {told}; a trainer's own checker may need that form")
+    aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
+                  for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
+    return replace(data, aside=aside, notes=tuple(notes))
+
+
+def _respelled(answer: str, form: str) -> bool:
+    return form != re.sub(r"\s+|\\!", "", answer) and form.replace(" ", "") != answer.replace(" ", "").rstrip(".,;")
+
+
+def _prompt_tokens(samples: Sequence[Sample], policy: str) -> list[int]:
+    """Tokens of each prompt as the policy is given it: by its chat template where it has one."""
+    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
+    shown = [
+        tokenizer.apply_chat_template(sample.messages, tokenize=False, add_generation_prompt=True)
+        if tokenizer.chat_template else sample.prompt
+        for sample in samples
+    ]  # fmt: skip
+    return [len(ids) for ids in tokenizer(shown, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
 
 def plan_own_data(
     source: str, out: Path, config: OwnConfig, force: bool = False, say: Callable[[str], None] = lambda text: None,
-    features: Path | None = None,
-) -> Outcome:  # fmt: skip
-    """Plan `source` into the new folder `out`; `say` is told each step, `features` is a folder that `encode` left.
+    features: Path | None = None, replace_other: bool = False,
+) -> Planned:  # fmt: skip
+    """Plan `source` into the folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
-    `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.csv, clusters.csv,
-    not_planned.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end:
-    after an error there is no folder, and an earlier one is as it was.
-    Raises DataError for bad data or an `out` that exists (unless `force`, which replaces an earlier plan), and what the
-    model's loaders raise.
+    `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.parquet, clusters.csv,
+    left_out.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end: after an
+    error there is no folder, and an earlier one is as it was. A plan of the same rows and settings is returned as it is, unless
+    `force`; one of others is replaced with `force` or `replace_other` alone. What a model read is kept until the plan is done, so
+    a killed call goes on. Raises DataError for bad data or an `out` that is not free, and what the model's loaders raise.
     """
-    _require_place(out, force)
+    _require_place(out)
     data = load_data(source, config)
-    say(f"{data.name}: {data.read} rows read, {len(data.samples)} usable")
+    say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
+    written = hashlib.sha256(repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside)).encode())
+    key = content_hash([to_dict(config), written.hexdigest(), code_hash("saerl_lib.own"), str(features)])
+    if (out / RECORD).is_file() and not force:
+        if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
+            say(f"{out} holds this plan")
+            return Planned.open(out)
+        if not replace_other:
+            raise DataError(f"{out} exists and holds another plan; name another folder, or pass --force to replace it")
+    store = out.with_name(f".{out.name}.store")
     with whole_folder(out) as folder:
-        if features is not None:
-            found = represent_encoded(data, source, features, config)
-        elif config.encoder == NO_ENCODER:
-            found = represent_text(data.samples, config.seed)
-        else:
-            found = represent_model(data.samples, config, folder / "store")
-            shutil.rmtree(folder / "store")
-        say(f"features: {found.name}, {found.phi.shape[1]} columns")
-        arranged = arrange(data, found, config)
-        labels = arranged.difficulty.n_labels if arranged.difficulty else 0
-        say(f"{arranged.grouping.clusters.k} clusters; difficulty from {labels} labels")
-        return _write(arranged, folder, out)
+        try:
+            if features is not None:
+                found = represent_encoded(data, source, features, config)
+            elif config.encoder == NO_ENCODER:
+                found = represent_text(data.samples, config.seed)
+            else:
+                found = represent_model(data.samples, config, store)
+            say(f"features: {found.name}, {found.phi.shape[1]} columns")
+            arranged = arrange(data, found, config)
+            labels = arranged.difficulty.n_labels if arranged.difficulty else 0
+            say(f"{arranged.grouping.clusters.k} clusters; difficulty from {labels} labels")
+            done = _write(arranged, folder, out, key)
+        except Exception:
+            shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
+            raise
+    shutil.rmtree(store, ignore_errors=True)
+    return done
 
 
-def _write(arranged: Arranged, folder: Path, out: Path) -> Outcome:
+def _write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     """Write features, plan, tables, report and record of `out` into `folder`."""
-    from saerl_lib.report.page import caveats, cluster_table, not_planned_table, page, score_table
+    from saerl_lib.report.page import caveats, cluster_table, left_out_table, page, score_table
 
     data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
-    scores, rest, listed = score_table(arranged), not_planned_table(arranged), caveats(arranged)
+    scores, rest, listed = score_table(arranged), left_out_table(arranged), caveats(arranged)
     cards = cluster_table(arranged, scores)
     save_features(arranged.found.table, folder / "features.safetensors")
     write_plan(plan, folder / "plan.parquet")
     write_samples(data.samples, folder / SAMPLES)
-    for name, table in (("scores", scores), ("clusters", cards), ("not_planned", rest)):
+    scores.to_parquet(folder / "scores.parquet", index=False)
+    for name, table in (("clusters", cards), ("left_out", rest)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
-    outcome = Outcome(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
-                      tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
-    record = {**asdict(outcome), "folder": out.name, "source": data.name, "settings": config,
-              "settings_hash": content_hash(config), "plan_hash": plan_hash(plan),
-              "caveats": [asdict(c) for c in listed]}  # fmt: skip
+    done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
+                   tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
+    record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
+              "plan_hash": plan_hash(plan), "caveats": [asdict(c) for c in listed]}  # fmt: skip
     write_json(folder / RECORD, record)
-    return outcome
+    return done
 
 
-def _require_place(out: Path, force: bool) -> None:
-    """Raises DataError when `out` cannot become a new plan, before anything is read."""
+def _require_place(out: Path) -> None:
+    """Raises DataError when `out` cannot become a plan, before anything is read."""
     if not out.name:
-        raise DataError(f"--out {out}: name a folder that does not exist yet")
+        raise DataError(f"--out {out}: name a folder")
     above = next(folder for folder in (out, *out.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise DataError(f"{out} exists; name another folder, or pass --force to replace an earlier plan")
-    if not (out / RECORD).is_file():
+    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
 
 
@@ -225,9 +358,7 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
     return _of_store(data.samples, store, place, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
 
 
-def _of_store(
-    samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], config: OwnConfig, origin: str
-) -> Representation:
+def _of_store(samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], config: OwnConfig, origin: str) -> Representation:
     """The representation of samples that lie in `rows` of a store; the retained set is chosen from all of it."""
     retained = choose_retained(store, min(config.retained_latents, store.width))
     table = FeatureTable(tuple(s.id for s in samples), store.select(retained)[rows], metadata_features(samples))
@@ -376,7 +507,7 @@ class Arranged:
     """difficulty, or its stand-in without labels: length or random."""
     plan: BatchPlan
     dropped: tuple[Dropped, ...]
-    """Filtered rows, then those that fill no batch, each in the order of the source."""
+    """Samples that are not planned: set aside, filtered, then those that fill no batch, each in the order of the source."""
     diversity: float
     """Mean distance to the 5 nearest neighbours of a batch on the map."""
     diversity_random: float
@@ -386,17 +517,18 @@ class Arranged:
 def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:
     """Fit clusters, difficulty and quality, filter, cut to whole batches and plan.
 
-    Raises ValueError when a filter is asked for that could not be fitted or that leaves less than a batch.
+    Rows that were set aside take part in the fits and are never planned. Raises ValueError when a filter is asked for that could
+    not be fitted or that leaves less than a batch.
     """
-    ids, b = data.ids, config.prompts_per_step
-    settings = properties_of(len(ids), config)
+    ids, b, may = data.ids, config.prompts_per_step, data.plannable
+    settings = properties_of(int(may.sum()), config)
     clusters = pool_clusters(found.phi, settings, config.seed)
     with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
         grouping = Grouping(clusters, clusters.assign(found.phi), projection_2d(clusters.standardise(found.phi)))
     difficulty = fit_scores(found, grouping, data.labels, settings, config.seed)
     quality = fit_quality(found, data.quality, settings, config.seed)
     ranking, ties, ranked_by = _ranking(ids, found, difficulty, config)
-    kept = _filtered(ids, quality, config)
+    kept = _filtered(ids, quality, may, config)
     rows = np.flatnonzero(kept)
     full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
     planned = rows[full]
@@ -404,9 +536,9 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     pool, tolerance = pd.DataFrame(columns).iloc[planned], TOLERANCE * float(ranking[planned].std())
     plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance, rest="pool"), "saerl")
     low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
-           for i in np.flatnonzero(~kept)}  # fmt: skip
+           for i in np.flatnonzero(may & ~kept)}  # fmt: skip
     reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
-    dropped = tuple(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items())
+    dropped = (*data.aside, *(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items()))
     shuffled = planned[random_order(pool["sample_id"], sub_seed(config.seed, "diversity"))]
     spread = [float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
               for order in (rows_of(plan.ids, ids), shuffled)]  # fmt: skip
@@ -426,15 +558,16 @@ def _ranking(
     return place, place, "random"
 
 
-def _filtered(ids: Sequence[str], quality: Quality | None, config: OwnConfig) -> np.ndarray:
-    """Mask bool [N] of the rows that the quality filter keeps, at least a batch."""
+def _filtered(ids: Sequence[str], quality: Quality | None, may: np.ndarray, config: OwnConfig) -> np.ndarray:
+    """Mask bool [N] of the rows that may be planned and that the quality filter keeps, at least a batch."""
     if config.keep is None:
-        return np.ones(len(ids), dtype=bool)
+        return may
     if quality is None:
         raise ValueError("--keep needs at least 10 rows labelled true and 10 labelled false: label more, or leave --keep out")
-    kept = keep_top_k(quality.score, ids, max(1, round(config.keep * len(ids))))
+    rows, kept = np.flatnonzero(may), np.zeros(len(ids), dtype=bool)
+    kept[rows] = keep_top_k(quality.score[rows], [ids[i] for i in rows], max(1, round(config.keep * len(rows))))
     if kept.sum() < config.prompts_per_step:
-        raise ValueError(f"the filter keeps {kept.sum()} of {len(ids)} rows, less than a batch of {config.prompts_per_step}: "
+        raise ValueError(f"the filter keeps {kept.sum()} of {len(rows)} rows, less than a batch of {config.prompts_per_step}: "
                          "raise --keep")  # fmt: skip
     return kept
 
@@ -487,12 +620,12 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
     started = time.monotonic()
     if features is not None and settings.encoder != NO_ENCODER:
         raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
-    outcome = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
-    for title in outcome.warnings:
+    done = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
+    for title in done.warnings:
         print(f"warning: {title}")
-    for status, count in outcome.left_out.items():
-        print(f"not planned, {status}: {count} (not_planned.csv)")
-    print(f"{outcome.planned} of {outcome.read} rows in {outcome.steps} steps; open {out / 'report.html'}")
-    line = {name: getattr(outcome, name) for name in ("read", "planned", "left_out", "steps")}
+    for status, count in done.left_out.items():
+        print(f"not planned, {status}: {count} (left_out.csv)")
+    print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
+    line = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
     print(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}))
     return 0

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.published import load_labelled
+from saerl_lib.data.rows import read
 from saerl_lib.data.sample import Sample, write_samples
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
 from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_files, export_plan, open_export, write_folder
@@ -118,7 +119,9 @@ def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
         export_plan(export, target, tmp_path / target)
     rows = pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()
     assert rows[5] == {
-        "data_source": "math_dapo", "prompt": [{"role": "user", "content": export.samples[5].prompt}], "ability": "math",
+        "data_source": "math_dapo",
+        "prompt": [{"role": "user", "content": export.samples[5].prompt}],
+        "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": export.samples[5].answer},
         "extra_info": {"index": 5, "split": "train", "sample_id": export.plan.ids[5], "step": 1},
     }
@@ -291,6 +294,58 @@ def test_verifiers_reads_the_tasks_of_the_plan(export: Export, files: tuple[Path
     assert tasks == [[s.id, s.prompt, s.answer] for s in export.samples]
     assert rewards == [1.0] * len(tasks) and harness == "null"
     assert main(["verify", "--plan", str(files[0]), "--log", str(tmp_path / "out" / "consumed.jsonl")]) == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_export_is_read_back_as_it_was(target: str, tmp_path: Path) -> None:
+    system = json.dumps([{"role": "system", "content": "Be brief.\u2029"}])
+    samples = [replace(s, before=system, answer=f"\\boxed{{{s.answer}}}") for s in pool_samples()[:-1]]
+    by_id = {s.id: s for s in samples}
+    export = Export(small_plan(), tuple(by_id[i] for i in small_plan().ids), G)
+    files = export_plan(export, target, tmp_path / "out")
+    data = read([tmp_path / "out"])
+    assert [(s.id, s.prompt, s.answer) for s in data.samples] == [(s.id, s.prompt, s.answer[7:-1]) for s in export.samples]
+    if target != "nemo-rl":  # whose lines hold the question alone
+        assert all(s.before == system for s in data.samples)
+    else:
+        gym = read([tmp_path / "out" / "gym"])
+        assert [s.messages for s in gym.samples] == [s.messages for s in export.samples] and gym.ids == data.ids
+    for name in files:
+        if name.endswith(".jsonl"):
+            assert len((tmp_path / "out" / name).read_text().splitlines()) == len(samples), "no sign of Unicode ends a line"
+    assert "first batch of the resumed run" in (tmp_path / "out" / "README.md").read_text()
+
+
+def own_log(kind: str, folder: Path, ids: list[str], samples: dict[str, Sample]) -> Path:
+    """The log that a framework itself writes of a run through `ids`, G rollouts a prompt, one file a step."""
+    for step in range(0, len(ids) // B):
+        shown = [(i, f"<|user|>\n{samples[i].prompt}<|assistant|>") for i in ids[step * B : step * B + B] for _ in range(G)]
+        chats = [[{"role": "user", "content": samples[i].prompt}] for i, _ in shown]
+        names = {"trl": f"completions_{step + 1:05d}.parquet", "verl": f"{step + 1}.jsonl",
+                 "nemo-rl": f"train_data_step{step + 1}.jsonl",
+                 "prime-rl": f"step_{step}/train_rollouts.jsonl"}  # fmt: skip
+        rows = {
+            "trl": [{"step": step + 1, "prompt": chat, "completion": [], "correct": 1.0} for chat in chats],
+            "verl": [{"input": text, "output": "4", "gts": "4", "score": 1.0, "step": step + 1} for _, text in shown],
+            "nemo-rl": [{"content": [text, "4"], "rewards": 1.0} for _, text in shown],
+            "prime-rl": [{"task": {"key": i}, "reward": 1.0} for i, _ in shown],
+        }[kind]
+        path = folder / names[kind]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "trl":
+            pd.DataFrame(rows).to_parquet(path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_frameworks_own_logs_are_verified(kind: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    plan, samples = small_plan(), {s.id: s for s in pool_samples()}
+    words = ["verify", "--plan", str(files[0]), "--samples", str(files[1]), "--any-slot", "--log"]
+    assert main([*words, str(own_log(kind, tmp_path / "log", plan.ids, samples))]) == 0
+    turned = [*plan.ids[B : 2 * B], *plan.ids[:B], *plan.ids[2 * B :]]
+    assert main([*words, str(own_log(kind, tmp_path / "turned", turned, samples))]) == 1
 
 
 # What was consumed.

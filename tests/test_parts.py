@@ -298,7 +298,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
     assert run(capsys, *usual, str(tmp_path / "plan"), "--features", folder)[0] == 0
     z = [load_features(tmp_path / name / "features.safetensors").z for name in ("direct", "plan")]
     np.testing.assert_array_equal(*z)
-    for name in ("plan.parquet", "scores.csv"):
+    for name in ("plan.parquet", "scores.parquet"):
         assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "plan" / name).read_bytes()
     changed = write_jsonl(tmp_path / "changed.jsonl", records()[1:])
     for data, options, said in (
@@ -319,8 +319,8 @@ def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderConfig, capsys:
     code, _, error = run(capsys, *words)
     assert code == 1 and "of 30 rows, 2 cannot be used" in error and "line 8: field 'question'" in error and not folder.exists()
     assert run(capsys, *words, "--skip-bad-rows")[0] == 0
-    assert json.loads((folder / "manifest.json").read_text())["left_out"] == {"malformed": 2, "no answer": 1}
-    assert pd.read_csv(folder / "not_encoded.csv")["where"].tolist() == ["line 8", "line 10", "line 12"]
+    assert json.loads((folder / "manifest.json").read_text())["left_out"] == {"malformed": 2}
+    assert pd.read_csv(folder / "not_encoded.csv")["where"].tolist() == ["line 8", "line 12"]
     words[2] = write_jsonl(tmp_path / "none.jsonl", [{"question": ""}])
     code, _, error = run(capsys, *words, "--skip-bad-rows")
     assert code == 1 and "0 of 1 rows are usable" in error

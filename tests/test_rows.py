@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import decimal
 import gzip
 import json
 import math
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from saerl_lib.data import answers
-from saerl_lib.data.answers import Checked, check_answers, read_final_answer
+from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
 from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.published import READERS, learnability, load_labelled, prm800k, published_rows
 from saerl_lib.data.rows import Fields, Source, jsonl, read
@@ -90,7 +93,9 @@ def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> N
         ("my.csv", b'id,question,level\n1,"open,3\n', ("my.csv, line", "not CSV")),
         ("my.csv", b"id;question;level\n1;two;3\n", ("line 1", "separate the cells by commas instead of ';'")),
         ("my.tsv", b"id,question\n1,two\n", ("line 1", "by tabs instead of ','")),
-        ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON", "one list of objects")),
+        ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON (line 1", "one list of objects")),
+        ("my.json", b'{"question": {"0": "a"}, "level": {"0": 1}}', ("one object of columns", "orient='records'")),
+        ("my.jsonl.zst", b"{}", ("my.jsonl.zst", "only when the file is zstd")),
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is a int, not an object")),
         ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
@@ -166,11 +171,139 @@ def test_rows_without_an_answer_are_set_aside_only_if_others_have_one(tmp_path: 
     made[5]["answer"] = None
     made[6]["answer"] = " "
     data = read([write_jsonl(tmp_path / "my.jsonl", made)])
-    assert [(d.id, d.status) for d in data.dropped] == [("p-5", "no answer"), ("p-6", "no answer")] and data.read == 20
+    assert [(d.id, d.status) for d in data.aside] == [("p-5", "no answer"), ("p-6", "no answer")] and data.read == 20
+    assert np.flatnonzero(~data.plannable).tolist() == [5, 6] and data.labels.shape == (20,)
     for record in made:
         del record["answer"]
     data = read([write_jsonl(tmp_path / "my.jsonl", made)])
-    assert len(data.samples) == 20 and any("reward" in note for note in data.notes)
+    assert len(data.samples) == data.plannable.sum() == 20 and any("reward" in note for note in data.notes)
+
+
+# What people have: the schemas of trainers, documents, folders, odd values.
+
+ASKED = [f"Add {i} and 3." for i in range(12)]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("schema", "before"),
+    [
+        (lambda i, q: {"data_source": "math", "prompt": [SYSTEM, user(q)], "ability": "math", "extra_info": {"index": i},
+                       "reward_model": {"style": "rule", "ground_truth": str(i)}}, [SYSTEM]),
+        (lambda i, q: {"prompt": [user(q)], "solution": f"\\boxed{{{i}}}"}, []),
+        (lambda i, q: {"prompt": q, "answer": i}, []),
+        (lambda i, q: {"prompt": q, "solution": str(i)}, []),
+        (lambda i, q: {"messages": [SYSTEM, user("Hi"), {"role": "assistant", "content": "Yes?"}, user(q)], "answer": str(i)},
+         [SYSTEM, user("Hi"), {"role": "assistant", "content": "Yes?"}]),
+        (lambda i, q: {"messages": [user(q), {"role": "assistant", "content": f"So it is\n\\boxed{{{i}}}."}]}, []),
+        (lambda i, q: {"conversations": [{"from": "human", "value": q}], "answer": [str(i)]}, []),
+        (lambda i, q: {"prompt": json.dumps([SYSTEM, user(q)]), "ground_truth": str(i)}, [SYSTEM]),
+        (lambda i, q: {"prompt": [{"role": "user", "content": [{"type": "text", "text": q}]}], "answer": str(i)}, []),
+        (lambda i, q: {"responses_create_params": {"input": [user(q)]}, "expected_answer": str(i)}, []),
+        (lambda i, q: {"question": q, "answer": f"{i} + 0 = {i}\n#### {i}"}, []),
+        (lambda i, q: {"input": q, "output": f"$\\boxed{{{i}}}$"}, []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_in_the_schemas_of_trainers_are_read(tmp_path: Path, schema: Any, before: list[Any], kind: str) -> None:
+    made = [schema(i, q) for i, q in enumerate(ASKED)]
+    path = tmp_path / f"my.{kind}"
+    if kind == "parquet":
+        pd.DataFrame(made).to_parquet(path)  # nested values come back from it as lists and structures
+    else:
+        write_jsonl(path, made)
+    data = read([path])
+    assert [s.prompt for s in data.samples] == ASKED and [s.answer for s in data.samples] == [str(i) for i in range(12)]
+    assert data.samples[3].messages == [*before, user(ASKED[3])] and data.plannable.all()
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ([{"role": "system", "content": "a"}], "no message of the user"), ([1, 2], "not of chat messages"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "not text alone"), ([], "no message of the user"),
+    ],
+)  # fmt: skip
+def test_a_chat_without_a_question_is_named(tmp_path: Path, value: Any, part: str) -> None:
+    with pytest.raises(DataError, match=part):
+        read([write_jsonl(tmp_path / "my.jsonl", [{"prompt": user("a")["content"]}, {"prompt": value}])])
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.json", lambda made: json.dumps(made)), ("a.json", lambda made: json.dumps(made, indent=2)),
+        ("a.json", lambda made: json.dumps({"data": made}, indent=1)),
+        ("a.json", lambda made: json.dumps({"version": 1, "rows": made})),
+        ("a.jsonl", lambda made: json.dumps(made, indent=2)), ("a.json", lambda made: "\n".join(map(json.dumps, made))),
+        ("a.jsonl", lambda made: "\n".join(json.dumps(row, indent=2) for row in made)),
+    ],
+)  # fmt: skip
+def test_json_documents_are_read(tmp_path: Path, name: str, write: Any) -> None:
+    (tmp_path / name).write_text(write(records(12)), encoding="utf-8")
+    assert read([tmp_path / name]).ids == [f"p-{i}" for i in range(12)]
+
+
+def test_folders_patterns_shards_arrow_and_zstd_are_read_in_name_order(tmp_path: Path) -> None:
+    made, folder = records(12), tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    for i in reversed(range(4)):
+        pd.DataFrame(made[3 * i : 3 * i + 3]).to_parquet(folder / f"train-{i:05d}-of-00004.parquet")
+    (folder / "dataset_info.json").write_text("{}")
+    ids = [row["id"] for row in made]
+    for place in (tmp_path / "set", folder, folder / "train-*.parquet"):
+        found = read([str(place)])
+        assert found.ids == ids and found.where[4].endswith("train-00001-of-00004.parquet, row 2")
+    (folder / "train-00002-of-00004.parquet").unlink()
+    assert (
+        "train-00002-of-00004.parquet is missing" in fails(str(folder))
+        and read([folder / "train-00000-of-00004.parquet"]).read == 3
+    )
+    table = pa.Table.from_pylist(made)
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as sink:
+        sink.write("\n".join(map(json.dumps, made)).encode())
+    assert read([tmp_path / "a.arrow"]).ids == read([tmp_path / "a.jsonl.zst"]).ids == ids
+    assert "a pattern without a file" in fails(str(tmp_path / "none-*.parquet"))
+
+
+def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
+    answers = {
+        "list": [["8"]] * 12,
+        "decimal": [decimal.Decimal("8.00")] * 12,
+        "bytes": [b"8"] * 12,
+        "int": [8] * 12,
+        "float": [8.0] * 12,
+    }
+    for name, column in answers.items():
+        pq.write_table(pa.table({"question": ASKED, "answer": column}), tmp_path / f"{name}.parquet")
+        assert {s.answer for s in read([tmp_path / f"{name}.parquet"]).samples} == {"8"}, name
+    twice = pa.Table.from_arrays([pa.array(ASKED)] * 2, names=["question", "question"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    assert "twice.parquet: the column 'question' occurs twice" in fails(str(tmp_path / "twice.parquet"))
+    (tmp_path / "two.jsonl").write_text(json.dumps({"question": "a", "answer": ["1", "2"]}))
+    with pytest.raises(DataError, match="'answer' is a list of 2, where one value is read"):
+        read([tmp_path / "two.jsonl"])
+
+
+def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
+    made = [{"problem": q, "level": f"Level {i % 5}", "extra_info": {"hard": i, "id": f"x{i}"}} for i, q in enumerate(ASKED)]
+    path = write_jsonl(tmp_path / "my.jsonl", made)
+    assert read([path], LABELLED).labels.tolist() == [i % 5 for i in range(12)]
+    data = read([path], Fields(labels="extra_info.hard"))
+    assert data.labels[7] == 7 and data.ids[7] == "x7" and any("'problem' was taken" in note for note in data.notes)
+
+
+def test_a_flawed_row_without_an_answer_is_kept_for_the_filter_alone(tmp_path: Path) -> None:
+    made = [row | ({"answer": None, "sound": False} if i < 3 else {"sound": True}) for i, row in enumerate(records(12))]
+    data = read([write_jsonl(tmp_path / "my.jsonl", made)], Fields(quality="sound"))
+    assert [row.id for row in data.aside] == ["p-0", "p-1", "p-2"] and (data.quality == 0).sum() == 3 and data.read == 12
+    assert "trains the quality filter and is never planned" in data.aside[0].reason
 
 
 def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
@@ -422,11 +555,51 @@ ENDLESS = "9^{9^{9^9}}"
 
 def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
     pairs = [(gold, answer) for gold, answer, _ in PAIRS]
-    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=2)
+    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=6)
     assert found.pop(9) == Checked(False, "overran")
     assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
     wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
     assert not wrong
+
+
+def test_verdicts_of_the_checker_that_are_mended_and_that_stay() -> None:
+    mended = [("７", "7"), (r"\$18", "18"), ("2,000 dollars", "2000"), ("1 1/4", "5/4"), ("½", "0.5"), ("a + b + c", "c+b+a"),
+              ("1e5", "100000"),
+              ("(3,4]", r"3<x\le 4"), ("No solution", r"\text{no solution}"), (r"-\frac{5}{3}.", "-5/3")]  # fmt: skip
+    stay = [
+        (r"28\%", "28"),
+        (r"28\%", "0.28"),
+        ("28", r"28\%"),
+        ("(1,2)", "1,2"),
+        ("1/2004!", "1/2006!"),
+        ("x=5", "5"),
+        ("1011_2", "1011"),
+    ]
+    apart = [("1331 and 1728", "1728"), ("28", "0.28"), ("12,5", "12.5"), ("10 million", "10000000"), ("east", "seat")]
+    found = check_answers([*mended, *stay, *apart], seconds=20)
+    assert [checked.equal for checked in found] == [True] * len(mended + stay) + [False] * len(apart)
+
+
+def test_answers_that_nothing_could_match_are_named_with_the_form_that_is_read() -> None:
+    fine = [
+        "7",
+        "1,2,3",
+        "1 1/4",
+        r"\$18",
+        r"\text{(B)}",
+        "no solution",
+        "18 apples",
+        r"28\%",
+        "−7",
+        "７３",
+        "x²",
+        "(1,2]",
+        r"\frac{1}{2}",
+    ]
+    found = unreadable([*fine, r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS], seconds=8)
+    assert list(found) == [r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS]
+    assert "3, 7 would be read" in found[r"\boxed{3} and \boxed{7}"] and "takes more than 8 s" in found[ENDLESS]
+    assert "write a number, an expression in LaTeX, a choice letter or a word" in found["?"]
 
 
 def test_a_dead_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

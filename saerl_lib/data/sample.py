@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class Sample:
     """+1 / 0 / -1 for each step and for the answer line, as PRM800K has them."""
     solved: bool = True
     """False when the source has no worked solution: then there is no solution span, and the answer alone is none."""
+    before: str = ""
+    """JSON list of the chat messages before the question, system text and earlier turns; '' when there are none."""
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat that a policy is given: what stands before, then the question."""
+        return [*json.loads(self.before or "[]"), {"role": "user", "content": self.prompt}]
 
     @property
     def solution(self) -> str:
@@ -76,8 +84,8 @@ def hash_share(key: str) -> float:
 
 
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
-    """Write samples as Parquet, one row a sample with the columns of `COLUMNS`; `solved` joins them when one has no solution."""
-    optional = [] if all(s.solved for s in samples) else ["solved"]
+    """Write samples as Parquet, one row a sample with the columns of `COLUMNS`; `solved` and `before` join where needed."""
+    optional = ["solved"] * (not all(s.solved for s in samples)) + ["before"] * any(s.before for s in samples)
     frame = pd.DataFrame([dataclasses.asdict(s) for s in samples], columns=[*COLUMNS, *optional])
     for name in ("steps", "step_labels"):
         frame[name] = [list(getattr(s, name)) for s in samples]
@@ -96,13 +104,13 @@ def read_samples(path: Path) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row of the source that is not among the samples."""
+    """A row of the source that is not planned."""
 
     where: str
     id: str
     """'' when the row has none that can be read."""
     status: str
-    """malformed, no answer, filtered or left over."""
+    """malformed, no answer, unverifiable, too long, filtered or left over."""
     reason: str
 
 
@@ -115,6 +123,8 @@ class Judged:
     """Difficulty, larger is harder; NaN when unknown."""
     quality: float
     """1 sound, 0 not, NaN when unknown."""
+    aside: Dropped | None = None
+    """Why it is never planned, though it is read and its labels count."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,9 @@ class Dataset:
     dropped: tuple[Dropped, ...]
     """Rows that are not among the samples."""
     notes: tuple[str, ...]
-    """What was assumed about fields."""
+    """What was assumed about fields and files."""
+    aside: tuple[Dropped, ...] = ()
+    """Samples that are read but never planned, at most one entry each, in the order of the source."""
 
     @property
     def read(self) -> int:
@@ -143,6 +155,12 @@ class Dataset:
     def ids(self) -> list[str]:
         """Sample ids in the order of the source."""
         return [sample.id for sample in self.samples]
+
+    @property
+    def plannable(self) -> np.ndarray:
+        """Mask bool [N] of the rows that are not set aside."""
+        aside = {row.id for row in self.aside}
+        return np.array([sample.id not in aside for sample in self.samples], dtype=bool)
 
 
 @dataclass(frozen=True)

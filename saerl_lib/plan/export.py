@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from saerl_lib.artifacts import whole_folder
 from saerl_lib.config import near
+from saerl_lib.data.answers import bare_answer
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SAMPLES, Sample, read_samples
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_whole_plan
@@ -101,10 +102,6 @@ def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: in
     return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)
 
 
-def _chat(sample: Sample) -> list[dict[str, str]]:
-    return [{"role": "user", "content": sample.prompt}]
-
-
 @dataclass(frozen=True)
 class Target:
     """How a framework reads a data set; its other files are those of `templates/<framework>`."""
@@ -115,19 +112,27 @@ class Target:
     """Sample, position and plan step (from 0) -> the row in the framework's schema."""
     answers: str = ""
     """Where the module lies that reads and checks answers; '': the framework has its own."""
+    second: tuple[str, Callable[[Sample, int, int], dict[str, Any]]] | None = None
+    """Path and rows of the same plan in the framework's other schema."""
 
 
 TARGETS = {
     "trl": Target(
         "data/train.parquet",
-        lambda sample, _, step: {"prompt": _chat(sample), "solution": sample.answer, "sample_id": sample.id, "step": step},
+        lambda sample, _, step: {
+            "prompt": sample.messages,
+            "solution": sample.answer,
+            "answer": sample.answer,
+            "sample_id": sample.id,
+            "step": step,
+        },
         "answers.py",
     ),
     "verl": Target(
         "train.parquet",
         lambda sample, position, step: {
             "data_source": "math_dapo",  # names verl's scorer for 'Answer: ...' lines and \boxed answers
-            "prompt": _chat(sample),
+            "prompt": sample.messages,
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": sample.answer},
             "extra_info": {"index": position, "split": "train", "sample_id": sample.id, "step": step},
@@ -136,10 +141,26 @@ TARGETS = {
     "nemo-rl": Target(
         "train.jsonl",
         lambda sample, _, step: {"input": sample.prompt, "output": sample.answer, "sample_id": sample.id, "step": step},
+        second=(
+            "gym/train.jsonl",
+            lambda sample, _, step: {
+                "responses_create_params": {"input": sample.messages},
+                "question": sample.prompt,
+                "expected_answer": sample.answer,
+                "agent_ref": {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"},
+                "sample_id": sample.id,
+                "step": step,
+            },
+        ),
     ),
     "prime-rl": Target(
         "saerl_plan/tasks.jsonl",
-        lambda sample, _, step: {"id": sample.id, "prompt": sample.prompt, "answer": sample.answer, "step": step},
+        lambda sample, _, step: {
+            "id": sample.id,
+            "prompt": sample.messages if sample.before else sample.prompt,
+            "answer": sample.answer,
+            "step": step,
+        },
         "saerl_plan/answers.py",
     ),
 }
@@ -164,7 +185,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def _rows_as_bytes(rows: list[dict[str, Any]], suffix: str) -> bytes:
     """Rows as Parquet in one row group or as JSON lines, in order; equal rows give equal bytes with the same pyarrow."""
     if suffix == ".jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()  # ASCII: no sign of Unicode ends a line
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd", row_group_size=max(1, len(rows)))
     return buffer.getvalue()
@@ -173,8 +194,10 @@ def _rows_as_bytes(rows: list[dict[str, Any]], suffix: str) -> bytes:
 def export_files(export: Export, target: str) -> dict[str, bytes]:
     """Relative path -> content of the export for one of `TARGETS`."""
     chosen, plan = TARGETS[target], export.plan
-    rows = [chosen.row(sample, i, i // plan.prompts_per_step) for i, sample in enumerate(export.samples)]
-    files = {chosen.data: _rows_as_bytes(rows, Path(chosen.data).suffix)}
+    samples, files = [replace(sample, answer=bare_answer(sample.answer)) for sample in export.samples], {}
+    for name, row in filter(None, ((chosen.data, chosen.row), chosen.second)):
+        rows = [row(sample, i, i // plan.prompts_per_step) for i, sample in enumerate(samples)]
+        files[name] = _rows_as_bytes(rows, Path(name).suffix)
     if chosen.answers:  # it needs math-verify alone
         files[chosen.answers] = (Path(__file__).parents[1] / "data" / "answers.py").read_bytes()
     made = Environment(

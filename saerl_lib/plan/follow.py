@@ -1,12 +1,13 @@
 """Did a trainer follow the plan? The first departure, and what was dropped, repeated or never planned.
 
 A step of the trainer is compared with the same step of the plan; a log of several epochs repeats the plan. What was consumed is
-read from Parquet, JSON lines or text with one id a line; our own runs append to JSON-lines logs.
+read from Parquet, JSON lines, text with one id a line, or the trainers' own logs; our own runs append to JSON-lines logs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saerl_lib.data.rows import Row, Source, json_rows, rows
+from saerl_lib.data.rows import Row, Source, field_of, json_rows, kind_of, rows
+from saerl_lib.data.sample import SAMPLES, Sample, normalise
 from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
+from saerl_lib.plan.export import read_sample_file
 
 
 class LogError(ValueError):
@@ -52,39 +55,92 @@ def cut_back(path: Path, step: int, field: str = "step") -> None:
     partial.replace(path)
 
 
-def read_log(path: Path) -> ConsumedLog:
-    """The log of one run.
+IDS = ("sample_id", "extra_info.sample_id", "task.key", "task.data.id", "task.id", "info.sample_id", "example_id", "key", "id")
+"""Where the logs of trainers hold the id of a row."""
+PROMPTS = ("prompt", "input", "content", "messages", "task.data.prompt", "task.prompt")
+"""Where they hold its prompt: text, chat messages, or the texts of a conversation."""
+STEP = re.compile(r"(?:step[_-]?|completions_)(\d+)|(\d+)\.jsonl")
 
-    `.parquet`: columns sample_id and, if there, step. Text whose first line is a JSON object: objects with sample_id
-    and, in all or none, step; a last line without line break that a kill cut short is left out. Other text: one id a line.
-    Raises LogError that names the line or row: missing file, missing or ill-typed field, several runs, no id.
+
+def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
+    """The log of one run: a file, or the folder in which a trainer leaves one file a step.
+
+    `.parquet` or JSON objects with sample_id and, in all or none, step; or the trainers' own logs (TRL's completions, verl's
+    rollout_data_dir, NeMo-RL's train_data_step*.jsonl, prime-rl's rollouts), whose rows are known by an id of `samples` or by
+    their prompt, and whose step may stand in the file's name. Other text: one id a line. A last line without line break that a kill cut
+    short is left out. Raises LogError that names the line or row: missing file, missing or ill-typed field, several runs, no id.
     """
-    if not path.is_file():
-        raise LogError(f"{path} is missing: pass the log of sample ids that the trainer wrote")
-    if path.suffix == ".parquet":
-        found = list(rows(Source(str(path)), ("sample_id", "step", "arm", "seed")))
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
+    if not files:
+        raise LogError(f"{path} is missing or empty: pass the log of sample ids that the trainer wrote")
+    steps: list[int] = []
+    ids: list[str] = []
+    whose = _Whose(samples)
+    for file in sorted(files, key=lambda p: (_step_of(p) or 0, str(p))):
+        found = list(rows(Source(str(file)))) if file.suffix == ".parquet" else _text_rows(file)
         for name in ("arm", "seed"):
-            if len(runs := {(row.record or {}).get(name) for row in found}) > 1:
-                raise LogError(f"{path} holds {len(runs)} runs (column {name!r}): pass the log of one run")
-    else:
-        found = _text_rows(path)
-    if not found:
+            if len(runs := {str((row.record or {}).get(name)) for row in found}) > 1:
+                raise LogError(f"{file} holds {len(runs)} runs (column {name!r}): pass the log of one run")
+        for row in found:
+            where, record = f"{file.name}, {row.where}", row.record or {}
+            name, step = whose.of(record), record.get("step", _step_of(file))
+            if not isinstance(name, str) or not name:
+                problem = row.problem or (
+                    "field 'sample_id' is missing" if name is None else f"sample_id is {name!r}, not an id; write it as text"
+                )
+                raise LogError(f"{where}: {problem}")
+            if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+                raise LogError(f"{where}: step is {step!r}, not a whole number from 0")
+            ids.append(name)
+            steps += [] if step is None else [step]
+    if not ids:
         raise LogError(f"{path} holds no sample id")
-    steps = []
-    for row in found:
-        record, where = row.record, f"{path.name}, {row.where}"
-        if record is None or "sample_id" not in record:
-            problem = row.problem or "field 'sample_id' is missing"
-            raise LogError(f"{where}: {problem}")
-        name, step = record["sample_id"], record.get("step", 0)
-        if not isinstance(name, str) or not name:
-            raise LogError(f"{where}: sample_id is {name!r}, not an id; write it as text")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise LogError(f"{where}: step is {step!r}, not a whole number from 0")
-        steps += [step] if "step" in record else []
-    if len(steps) not in (0, len(found)):
-        raise LogError(f"{path.name}: {len(steps)} of {len(found)} lines have a step; write it in all lines or in none")
-    return ConsumedLog(tuple(row.record["sample_id"] for row in found), tuple(steps) or None)
+    if len(steps) not in (0, len(ids)):
+        raise LogError(f"{path.name}: {len(steps)} of {len(ids)} lines have a step; write it in all lines or in none")
+    return ConsumedLog(tuple(ids), tuple(steps) or None)
+
+
+def _step_of(path: Path) -> int | None:
+    """The step in the name of a trainer's file, or of its folder."""
+    found = STEP.search(path.name) or STEP.search(path.parent.name)
+    return int(found[1] or found[2]) if found else None
+
+
+class _Whose:
+    """Which sample a row of a log belongs to."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.known = {sample.id for sample in samples}
+        self.by_prompt = {normalise(sample.prompt): sample.id for sample in reversed(samples)}
+        self.around = (0, 0)
+        """Characters that the chat template puts before and behind a prompt, once they are known."""
+
+    def of(self, record: Mapping[str, Any]) -> Any:
+        """The id, what stands in its place, or None."""
+        for place in IDS:
+            name = field_of(record, place)
+            if name is not None and (place == "sample_id" or name in self.known):
+                return name
+        texts = (_said(field_of(record, place)) for place in PROMPTS)
+        return next((found for said in texts if said and (found := self._prompt(normalise(said)))), None)
+
+    def _prompt(self, said: str) -> str | None:
+        before, behind = self.around
+        if found := self.by_prompt.get(said) or self.by_prompt.get(said[before : len(said) - behind]):
+            return found
+        inside = max((prompt for prompt in self.by_prompt if prompt and prompt in said), key=len, default=None)
+        if inside is None:
+            return None
+        self.around = (said.index(inside), len(said) - said.index(inside) - len(inside))
+        return self.by_prompt[inside]
+
+
+def _said(value: Any) -> str:
+    """The question in a log's prompt: the last message of the user in a chat, the first of several texts, or the text."""
+    if isinstance(value, list) and value:
+        spoken = [message for message in value if isinstance(message, Mapping) and message.get("role") == "user"]
+        value = spoken[-1].get("content") if spoken else value[0]
+    return value if isinstance(value, str) else ""
 
 
 def _text_rows(path: Path) -> list[Row]:
@@ -246,15 +302,18 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
     return next((Departure(step, slot, name, other) for slot, (name, other) in pairs if name != other), None)
 
 
-def run_verify(plan: Path, log: Path, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
+def run_verify(plan: Path, log: Path, samples: Path | None, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
     """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1.
 
-    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. Raises PlanError or LogError
-    when a file is missing or malformed.
+    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside
+    the plan, if any) tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed.
     """
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
-    report = follow(read_whole_plan(plan), read_log(log), rollouts, any_slot)
+    planned, file = read_whole_plan(plan), samples or plan.parent / SAMPLES
+    own = set(planned.ids)
+    known = [sample for sample in read_sample_file(file) if sample.id in own] if samples or file.is_file() else []
+    report = follow(planned, read_log(log, known), rollouts, any_slot)
     print("\n".join(report.told(steps)))
     values = vars(report) | {"followed": report.followed_for(steps), "first": report.first and report.first._asdict()}
     print(json.dumps({**values, **{name: len(values[name]) for name in ("dropped", "repeated", "unknown")}}))

@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (name) => document.getElementById(name);
 const on = (name, kind, act) => byId(name).addEventListener(kind, act);
 const N = data.id.length, PAD = 24, REACH = 14, PAGE = 50;
-const canvas = byId("map"), pen = canvas.getContext("2d"), tip = byId("tip"), panel = byId("panel"), body = byId("rows").tBodies[0];
+const canvas = byId("map"), pen = canvas.getContext("2d"), mapTip = byId("tip"), panel = byId("panel"), body = byId("rows").tBodies[0];
 const view = { zoom: 1, x: 0, y: 0 };
 let width = canvas.clientWidth, height = canvas.clientHeight;
 let chosenCluster = -1, pinned = -1, hovered = -1, page = 0, shown = [], queued = false;
@@ -55,6 +55,7 @@ const colourings = {
   cluster: () => data.cluster.map((c) => data.tints[c]),
   rank: () => graded(data.rank),
   label: () => graded(data.label),
+  quality: () => graded(data.quality),
   step: () => graded(data.step.map((s) => (s < 0 ? null : s))),
 };
 let colours = colourings.cluster();
@@ -114,9 +115,17 @@ function nearest(px, py) {
   }
   return best;
 }
-const rankOf = (i) => (data.rank[i] === null ? "" : String(data.rank[i]));
+const number = (value) => (value === null ? "" : String(value));
+const rankOf = (i) => number(data.rank[i]) + (data.low[i] === null ? "" : " (" + data.low[i] + " to " + data.high[i] + ")");
+const steps = new Map();
+data.step.forEach((step, i) => { if (step >= 0) steps.set(step, [...(steps.get(step) || []), i]); });
+const company = (i) => {
+  const counts = new Map();
+  for (const j of steps.get(data.step[i]) || []) counts.set(data.cluster[j], (counts.get(data.cluster[j]) || 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1]).map(([cluster, n]) => n + " of cluster " + cluster).join(", ");
+};
 const stepOf = (i) => (data.step[i] < 0 ? data.statuses[data.status[i]] : String(data.step[i]));
-function hover(i, px, py) {
+function hover(i, px, py, tip = mapTip, width = canvas.clientWidth, height = canvas.clientHeight) {
   hovered = i;
   tip.hidden = i < 0;
   redraw();
@@ -138,7 +147,24 @@ function pin(i) {
   typeset(add(panel, "p", data.prompt[i]));
   const list = add(panel, "ul", "");
   for (const part of data.reason[i].split("; ")) add(list, "li", part);
+  if (data.step[i] >= 0) add(panel, "p", "In its step: " + company(i)).className = "soft";
 }
+
+// The carpet: a column a step, a row a slot.
+const carpet = byId("carpet"), woven = byId("woven"), T = Math.max(...steps.keys()) + 1, B = steps.get(0).length;
+const at = new Map();
+data.step.forEach((step, i) => { if (step >= 0) at.set(step * B + data.slot[i], i); });
+function threadAt(event) {
+  const box = carpet.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+  const i = at.get(Math.min(T - 1, Math.max(0, Math.floor(x / box.width * T))) * B + Math.min(B - 1, Math.max(0, Math.floor(y / box.height * B))));
+  return [i === undefined ? -1 : i, x, y, box];
+}
+on("carpet", "pointermove", (event) => {
+  const [i, x, y, box] = threadAt(event);
+  hover(i, x, y, woven, box.width, box.height + 200);
+});
+on("carpet", "pointerleave", () => hover(-1, 0, 0, woven));
+on("carpet", "click", (event) => show(threadAt(event)[0]));
 
 // Pointer, wheel and keys.
 const pointers = new Map();
@@ -209,19 +235,38 @@ for (const card of document.querySelectorAll(".card"))
     chooseCluster(cluster === chosenCluster ? -1 : cluster);
     if (chosenCluster >= 0) canvas.scrollIntoView({ block: "center" });
   });
-const late = (position) => (position < 0 ? N : position);
-const ORDERS = {
-  plan: (a, b) => late(data.position[a]) - late(data.position[b]) || a - b,
-  rank: (a, b) => data.rank[a] - data.rank[b] || a - b,
-  odd: (a, b) => data.distance[b] - data.distance[a] || a - b,
-  file: (a, b) => a - b,
-};
+const late = (i) => (data.position[i] < 0 ? N + data.status[i] : data.position[i]);
+const last = (value) => (value === null ? Infinity : value);
+const KEYS = [(i) => data.id[i], (i) => data.prompt[i], (i) => data.cluster[i], (i) => last(data.rank[i]), (i) => last(data.quality[i]),
+  late, company, (i) => data.reason[i]];
+const sorted = { by: 5, turned: false };
+const heads = [...byId("rows").tHead.rows[0].cells];
+heads.forEach((head, column) => {
+  const button = document.createElement("button");
+  button.textContent = head.textContent;
+  head.replaceChildren(button);
+  button.addEventListener("click", () => {
+    sorted.turned = sorted.by === column && !sorted.turned;
+    sorted.by = column;
+    refresh();
+  });
+});
+function show(i) {
+  if (i < 0) return;
+  const [px, py] = place(i);
+  move(width / 2 - px, height / 2 - py);
+  pin(i);
+  panel.scrollIntoView({ block: "center" });
+}
 function refresh() {
   const wanted = byId("find").value.trim().toLowerCase(), status = Number(byId("status").value);
   shown = [...data.id.keys()].filter((i) =>
     (chosenCluster < 0 || data.cluster[i] === chosenCluster) && (status < 0 || data.status[i] === status) &&
-    (!wanted || data.id[i].toLowerCase().includes(wanted) || data.prompt[i].toLowerCase().includes(wanted)));
-  shown.sort(ORDERS[byId("order").value]);
+    (!wanted || data.id[i].toLowerCase().includes(wanted) || data.prompt[i].toLowerCase().includes(wanted) || data.reason[i].toLowerCase().includes(wanted)));
+  const keys = new Map(shown.map((i) => [i, KEYS[sorted.by](i)]));
+  shown.sort((a, b) => (keys.get(a) < keys.get(b) ? -1 : keys.get(a) > keys.get(b) ? 1 : a - b));
+  if (sorted.turned) shown.reverse();
+  heads.forEach((head, column) => head.setAttribute("aria-sort", column !== sorted.by ? "none" : sorted.turned ? "descending" : "ascending"));
   turn(0);
 }
 function turn(to) {
@@ -230,18 +275,11 @@ function turn(to) {
   for (const i of shown.slice(page * PAGE, (page + 1) * PAGE)) {
     const row = add(body, "tr", "");
     row.tabIndex = 0;
-    const cells = [["id", data.id[i]], ["cluster", data.cluster[i]], [data.rankName, rankOf(i)], ["step", stepOf(i)],
-      ["prompt", short(data.prompt[i], 140)], ["why", data.reason[i]]];
-    for (const [name, text] of cells) add(row, "td", text).dataset.name = name;
-    typeset(row.cells[4]);
-    const show = () => {
-      const [px, py] = place(i);
-      move(width / 2 - px, height / 2 - py);
-      pin(i);
-      panel.scrollIntoView({ block: "nearest" });
-    };
-    row.addEventListener("click", show);
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(); });
+    const texts = [data.id[i], short(data.prompt[i], 140), data.cluster[i], rankOf(i), number(data.quality[i]), stepOf(i), company(i), data.reason[i]];
+    texts.forEach((text, column) => { add(row, "td", text).dataset.name = heads[column].textContent; });
+    typeset(row.cells[1]);
+    row.addEventListener("click", () => show(i));
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(i); });
   }
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   byId("count").textContent = shown.length + " of " + N + " rows, page " + (page + 1) + " of " + pages;
@@ -250,7 +288,6 @@ function turn(to) {
 }
 on("find", "input", refresh);
 on("status", "change", refresh);
-on("order", "change", refresh);
 on("only", "change", (event) => chooseCluster(Number(event.target.value)));
 on("back", "click", () => turn(page - 1));
 on("next", "click", () => turn(page + 1));

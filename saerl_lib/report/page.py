@@ -8,7 +8,9 @@ file's (by hash) and forbids every request.
 from __future__ import annotations
 
 import base64
+import colorsys
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
-from saerl_lib.data.sample import Dropped, normalise
-from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged
+from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples
+from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
+from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
+from saerl_lib.paths import figure_data_dir
+from saerl_lib.plan.batch_plan import BatchPlan, read_plan
 from saerl_lib.plan.mixing import dominant_clusters
 from saerl_lib.properties.difficulty import reliability_table
 
@@ -33,9 +39,9 @@ TYPICAL = 3
 
 
 def score_table(arranged: Arranged) -> pd.DataFrame:
-    """Rows of scores.csv, one a usable row in the order of the source; unknown numbers are NaN, step and slot -1 without a place.
+    """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step or slot is -1.
 
-    Columns: where, id, status (planned, filtered or left over), cluster, distance, length, label, difficulty, low, high,
+    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, difficulty, low, high,
     percentile (share of the cluster that is ranked lower), quality, position, step, slot, swapped_with, reason.
     """
     data, difficulty, plan = arranged.data, arranged.difficulty, arranged.plan.table
@@ -122,8 +128,8 @@ def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     return out
 
 
-def not_planned_table(arranged: Arranged) -> pd.DataFrame:
-    """Rows of not_planned.csv: where, id, status, reason of every row of the source that is not in the plan."""
+def left_out_table(arranged: Arranged) -> pd.DataFrame:
+    """Rows of left_out.csv: where, id, status, reason of every row of the source that is not in the plan."""
     rows = [(d.where, d.id, d.status, d.reason) for d in (*arranged.data.dropped, *arranged.dropped)]
     return pd.DataFrame(rows, columns=["where", "id", "status", "reason"])
 
@@ -140,7 +146,9 @@ UNPAIRED = 0.5
 """More batches without a swap partner than this are named (ours)."""
 STATUS_TEXT = {
     "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
-    "no answer": "Set aside, since no reward could be computed.",
+    "no answer": "No reward could be computed; their labels count.",
+    "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
+    "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
     "filtered": "Below the share that --keep asks for.",
     "left over": "They fill no whole batch; which ones is decided by the hash of the question.",
 }
@@ -209,7 +217,9 @@ def _difficulty(arranged: Arranged) -> Told:
         )
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
-        text = f"A larger {config.fields.labels} means easier; the report and scores.csv show {how}, so that larger is harder."
+        text = (
+            f"A larger {config.fields.labels} means easier; the report and scores.parquet show {how}, so that larger is harder."
+        )
         yield "note", "Labels are turned round", text
     if not np.isfinite(difficulty.high).all():
         yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
@@ -260,18 +270,24 @@ def _rows(arranged: Arranged) -> Told:
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
-            doubtful = status == "malformed" or (count > MANY * data.read and status != "filtered")
+            doubtful = status in ("malformed", "unverifiable", "too long") or (count > MANY * data.read and status != "filtered")
             title = f"{_count(count, 'row')} of {data.read:,}: {status}"
-            yield "warning" if doubtful else "note", title, f"{text} Listed in not_planned.csv."
-    repeated = sum(count - 1 for count in Counter(normalise(s.prompt) for s in data.samples).values())
-    if repeated:
-        text = "Equal to an earlier row but for case, space or punctuation. They stay in the plan, so their question counts more "
-        yield "warning", _count(repeated, "repeated question"), text + "than once."
+            yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
+    same: dict[str, list[str]] = {}
+    for sample in data.samples:
+        same.setdefault(normalise(sample.prompt), []).append(sample.id)
+    if repeated := len(data.samples) - len(same):
+        pairs = "; ".join(f"{ids[0]} and {ids[1]}" for ids in [ids for ids in same.values() if len(ids) > 1][:3])
+        text = f"Equal to an earlier row but for case, space or punctuation, such as {pairs}. They stay in the plan, so their "
+        yield "warning", _count(repeated, "repeated question"), text + "question counts more than once."
+    if broken := [s.id for s in data.samples if "\0" in f"{s.prompt}{s.answer}{''.join(s.steps)}"]:
+        text = f"The sign NUL usually comes from a broken export; first {broken[0]}. It is kept as it is."
+        yield "warning", f"{_count(len(broken), 'row')} with NUL characters", text
     if truncated:
         text = "Longer than the model reads; the end was not read. --max-tokens sets where."
         yield "warning", f"{_count(truncated, 'row')} cut", text
     for note in data.notes:
-        yield "note", "Assumed", note
+        yield ("warning", "Answers", note) if " answers are " in note else ("note", "Assumed", note)
 
 
 def _features(arranged: Arranged) -> Told:
@@ -298,8 +314,8 @@ HERE = Path(__file__).parent
 EXCERPT = 280
 """Characters of a prompt that the report holds."""
 LISTED = 200
-"""Rows outside the plan that the report lists; the file holds all."""
-STATUSES = ("planned", "filtered", "left over")
+"""Rows without a sample, or outside the plan, that the report lists; the file holds all."""
+STATUSES = ("planned", "no answer", "unverifiable", "too long", "filtered", "left over")
 TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
@@ -308,21 +324,66 @@ RANKS = {
     "random": ("random place", "at random"),
 }
 """What a ranking is called, and what it does."""
+REPLAY = figure_data_dir("laptop") / "replay.csv"
+"""Curve of the replay study: columns spearman and silent_groups_saved, a share. While it is not there, nothing is promised."""
+
+
+def expectation(arranged: Arranged) -> str:
+    """What choice by this score can be expected to save, read from the curve of the replay study; '' without curve or score."""
+    if arranged.difficulty is None or not REPLAY.is_file():
+        return ""
+    curve, rho = pd.read_csv(REPLAY).sort_values("spearman"), arranged.difficulty.spearman
+    saved = float(np.interp(rho, curve["spearman"], curve["silent_groups_saved"]))
+    return (f"At this correlation ({rho:.2f} on rows that no fit saw), expect choice by difficulty to save about {saved:.0%} of "
+            "the groups whose rollouts are all right or all wrong.")  # fmt: skip
+
+
+def tints_of(k: int) -> list[str]:
+    """k colours as #rrggbb."""
+    more = [colorsys.hls_to_rgb(c * 137 % 360 / 360, 0.5, 0.6) for c in range(len(TINTS), k)]
+    return [*TINTS[:k], *("#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in more)]
+
+
+def carpet(plan: BatchPlan) -> str:
+    """The plan as a PNG in a data: URI: a column a step, a row a slot, colour = cluster, darker = later in the ranking."""
+    cluster, rank = (plan.table[name].to_numpy() for name in ("cluster", "ranking_score"))
+    colours = np.array([[int(tint[i : i + 2], 16) for i in (1, 3, 5)] for tint in tints_of(int(cluster.max()) + 1)], dtype=float)
+    shade = 0.3 + 0.7 * (pd.Series(rank).rank(pct=True).to_numpy()[:, None])
+    pixels = np.rint(255 - (255 - colours[cluster]) * shade).astype(np.uint8).reshape(plan.steps, -1, 3).swapaxes(0, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def notebook_view(done: Planned) -> str:
+    """What a notebook shows of a plan: the carpet, the first rows, what was left out and why. All text is escaped."""
+    scores, rest = done.scores, done.rows_left_out
+    prompts = {s.id: excerpt(s.prompt, 90) for s in read_samples(done.folder / SAMPLES)}
+    first = scores[scores["position"] >= 0].sort_values("position").head(8)
+    first = first.assign(question=first["id"].map(prompts))[
+        ["step", "id", "question", "cluster", "difficulty", "quality", "reason"]
+    ]
+    counted = rest.groupby("status").agg(rows=("id", "size"), first=("id", "first"), reason=("reason", "first")).reset_index()
+    return _templates().get_template("notebook.html.j2").render(
+        done=done, carpet=carpet(read_plan(done.folder / "plan.parquet")),
+        tables=[t.round(2).to_html(index=False, border=0, na_rep="") for t in (first.dropna(axis=1, how="all"), counted)],
+    )  # fmt: skip
 
 
 def page(
-    arranged: Arranged, caveats: Sequence[Caveat], scores: pd.DataFrame, clusters: pd.DataFrame, not_planned: pd.DataFrame
+    arranged: Arranged, caveats: Sequence[Caveat], scores: pd.DataFrame, clusters: pd.DataFrame, left_out: pd.DataFrame
 ) -> str:
     """The whole report as one HTML document; the tables are those of this module."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     k, (rank, order) = arranged.grouping.clusters.k, RANKS[arranged.ranked_by]
-    tints = [TINTS[c] if c < len(TINTS) else f"hsl({c * 137 % 360} 60% 50%)" for c in range(k)]
+    tints = tints_of(k)
     return _templates().get_template("page.html.j2").render(
         arranged=arranged, plan=arranged.plan, data=arranged.data, found=arranged.found, caveats=caveats, k=k,
         rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
-        left_out=not_planned["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
-        curve=_curve(arranged, tints), reliability=_reliability(arranged), not_planned=not_planned, listed=LISTED,
+        counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
+        carpet=carpet(arranged.plan), expected=expectation(arranged), statuses=STATUSES,
+        unread=left_out[left_out["status"] == "malformed"], reliability=_reliability(arranged), listed=LISTED,
         rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
@@ -357,9 +418,10 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
     return {
         "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
-        "rank": _numbers(arranged.ranking), "label": _numbers(scores["label"]), "distance": _numbers(scores["distance"]),
+        "rank": _numbers(arranged.ranking), "label": _numbers(scores["label"]), "quality": _numbers(scores["quality"]),
+        "low": _numbers(scores["low"]), "high": _numbers(scores["high"]),
         "status": [STATUSES.index(s) for s in scores["status"]],
-        **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "position", "reason")},
+        **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position", "reason")},
     }  # fmt: skip
 
 
@@ -367,23 +429,19 @@ def _numbers(column: Any) -> list[float | None]:
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(column, dtype=float)]
 
 
-def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str]]]:
-    """The row of each cluster, and the prompts nearest to its centre."""
+def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
+    """The row of each cluster, the prompts nearest to its centre, and the text features that set it apart."""
     prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
     nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
-    return [(card, nearest[card.cluster]) for card in clusters.itertuples()]
-
-
-def _curve(arranged: Arranged, tints: Sequence[str]) -> dict[str, Any]:
-    """Mean ranking of each step as places of an SVG of 1000 x 230, and the colour of its most frequent cluster."""
-    plan = arranged.plan
-    means = plan.table.groupby("step")["ranking_score"].mean().to_numpy()
-    leading = dominant_clusters(plan.table["cluster"].to_numpy().reshape(plan.steps, -1))
-    low, high = float(means.min()), float(means.max())
-    x = 60 + 920 * np.arange(len(means)) / max(1, len(means) - 1)
-    y = 190 - 170 * (means - low) / ((high - low) or 1.0)
-    dots = [(f"{a:.1f}", f"{b:.1f}", tints[c]) for a, b, c in zip(x, y, leading, strict=True)]
-    return {"low": f"{low:.3g}", "high": f"{high:.3g}", "dots": dots}
+    values = arranged.found.table.metadata[:, PROMPT_COLUMNS]
+    spread = values.std(axis=0)
+    away = (pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean() - values.mean(axis=0)) / np.where(
+        spread > 0, spread, 1
+    )
+    apart = {cluster: [f"{FEATURES[PROMPT_COLUMNS[i]].removeprefix('prompt_').replace('_', ' ')} {row.iloc[i]:+.1f} sd"
+                       for i in np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]]
+             for cluster, row in away.iterrows()}  # fmt: skip
+    return [(card, nearest[card.cluster], apart[card.cluster]) for card in clusters.itertuples()]
 
 
 def _reliability(arranged: Arranged) -> list[tuple[str, str, str, str]]:
