@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from saerl_lib import paths
 from saerl_lib.notebooks import NOTEBOOKS, PARAMETERS, Notebook, find, input_names
-from saerl_lib.report.tables import SCHEMAS
+from saerl_lib.report.tables import SCHEMAS, publisher
 
 MAX_CODE_LINES = 15
 EMBEDDED = re.compile(r"\]\((\.\./figures/[^)]+)\)")
@@ -84,7 +84,8 @@ def test_registry_files_and_schemas_agree() -> None:
     assert len(written) == len(dict(written)), "every output has one writer"
     assert set(redraws.outputs) == {name for name, _ in written if name.startswith("figure:")} and redraws.tables_only
     tables = {name: notebook.number for name, notebook in written if name.startswith("csv:")}
-    assert tables == {f"csv:{name}": schema.notebook for name, schema in SCHEMAS.items()}
+    own = {name: schema for name, schema in SCHEMAS.items() if publisher(name) != "reader"}  # written by a command
+    assert tables == {f"csv:{name}": schema.notebook for name, schema in own.items()}
     assert set(input_names(redraws, NOTEBOOKS)) == {name for name, number in tables.items() if number != "10"}
 
 

@@ -77,10 +77,9 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
     choices = [(d, c, o, "difficulty_level", "spearman", 0.6, 0.55, 0.65, 0.58, 700, 300, 1.0) for d in ("world", "math_test")
                for c, o in (("retained set", "elastic_net"), ("retained set", "random"), ("spans", "prompt only"))]  # fmt: skip
     blocks = [("math_train", "level", "spearman", b, 0.5 + b / 100, 0.02, -0.01, 0.05, 700) for b in (8, 15, 23)]
-    shown = [("sae", c, 9, "Algebra", 0.5, 3.0, "Find x.", "Add 1.", None) for c in range(2)]
     made = {
         "sae_curve": curve, "ladder_pairs": pairs, "representation": choices, "reader_blocks": blocks,
-        "real_cluster_examples": shown, "world_gates": gates, "world_probes": ladder,
+        "world_gates": gates, "world_probes": ladder,
         "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
         "inbatch_diversity": diversity, "training_curves": training, "learning_curves": curves, "paired_difference": paired,
         "steps_to_target": steps,

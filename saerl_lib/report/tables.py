@@ -47,7 +47,6 @@ COLUMNS = """
     ci_high?% control?% n n_active n_topic example_id example_text?
 04 cluster_stability: varied pairs ari_mean ari_low ari_high n
 04 real_counts: part source what n
-04 real_cluster_examples: features cluster n top_subject subject_share% level_mean? first second? third?
 04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
 04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
@@ -374,7 +373,7 @@ SCREEN_ROWS = 12
 """Numbers outside that are printed; all of them stand in the CSV file."""
 RECORD = "published.json"
 """Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
-TABLES_OF = {"study": ("study_",), "bench": ("preparation_cost", "gpu_checks")}
+TABLES_OF = {"study": ("study_",), "bench": ("preparation_cost", "gpu_checks"), "reader": ("sae_curve", "reader_blocks")}
 """Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""
 
 
