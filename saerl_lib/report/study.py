@@ -279,7 +279,7 @@ mixing saerl_grpo-mix_4 | 1.1 | Mixing study: accuracy gain of h = 8 of 128 over
 mixing saerl_grpo-mix_8 | 1.65 | Mixing study: accuracy gain of h = 8 of 128 over h = 32, points (Figure 3)
 batch saerl_4b-grpo_4b | 1.82 | Four times the batch, a quarter of the updates: Avg@8 gain over GRPO, points \
 (Table 8, 512 prompts a step)
-filter grpo-grpo_unfiltered saerl_grpo-saerl_unfiltered
+filter grpo-grpo_filtered saerl_grpo-saerl_filtered grpo-grpo_unfiltered saerl_grpo-saerl_unfiltered
 features saerl_grpo-saerl_tfidf | nan | SAERL on SAE features against SAERL on TF-IDF features: accuracy gain, points \
 (not in the paper)
 features saerl_grpo-saerl_dense | nan | SAERL on SAE features against SAERL on dense activations: accuracy gain, points \
@@ -287,7 +287,8 @@ features saerl_grpo-saerl_dense | nan | SAERL on SAE features against SAERL on d
 features saerl_grpo-saerl_frozen | nan | SAERL on SAE features against SAERL on an SAE with a frozen decoder: accuracy gain, \
 points (not in the paper)
 features saerl_grpo-saerl_shuffled saerl_true-saerl_grpo
-post_hoc saerl_stretch-saerl_grpo saerl_back-saerl_grpo minus_clus_mix-diff minus_diff-grpo informative_half-grpo
+post_hoc saerl_front-saerl_grpo saerl_back-saerl_grpo saerl_rests-saerl_grpo minus_clus_mix-diff minus_diff-grpo
+post_hoc informative_half-grpo adarft_once-grpo dapo_rollouts-grpo saerl_dapo_rollouts-dapo_rollouts
 order grpo_shuffle_b-grpo grpo_shuffle_c-grpo hard_to_easy-grpo short_to_long-grpo pass_rate_order-grpo
 rival shift-grpo irds-grpo e2h-grpo mopps-grpo sec-grpo
 transfer saerl_grpo_large-grpo_large | 2 | Larger policy, same plan: accuracy gain over GRPO, points (Table 4, 7B)
