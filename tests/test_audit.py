@@ -172,7 +172,7 @@ def test_the_interval_covers_new_samples_and_small_clusters_borrow() -> None:
 
 # The decision path of one sample.
 
-CONFIG = PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=3, difficulty_tolerance=0.5, length_tolerance=0.5)
+CONFIG = PlanConfig(4, 1, window_batches=3, difficulty_tolerance=0.5, length_tolerance=0.5, unequal="front")
 
 
 def world(config: PlanConfig = CONFIG) -> Evidence:
@@ -222,7 +222,7 @@ def test_every_audit_adds_up_agrees_with_the_plan_and_says_why(evidence: Evidenc
         expected = difficulty["calibrated"] + difficulty["shrinkage"] * difficulty["residual"]
         assert difficulty["ranking"] == pytest.approx(expected)
         assert cluster["distance"] < cluster["second_distance"]
-        assert (batch is None) == (not row.kept)
+        assert (batch is None) == (row.sample_id not in place.index)
         if batch:
             planned = place.loc[row.sample_id]
             assert (batch["step"], batch["slot"], batch["position"]) == (planned.step, planned.slot, planned.position)
@@ -230,7 +230,9 @@ def test_every_audit_adds_up_agrees_with_the_plan_and_says_why(evidence: Evidenc
             assert swap["swapped"] == (planned.swapped_with >= 0) == (swap["home_step"] != batch["step"])
         json.dumps(record, allow_nan=False)
         text = audit_text(record)
-        if swap is None:
+        if swap is None and row.kept:
+            assert "fills no batch of its cluster, being among its hardest, and is never" in " ".join(text.split())
+        elif swap is None:
             quality = record["quality"]
             assert quality["score"] < quality["threshold"] and "dropped by the filter and is never trained on" in text
         elif swap["swapped"]:

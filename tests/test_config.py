@@ -14,6 +14,7 @@ import pytest
 from saerl_lib import config, paths
 from saerl_lib.config import (
     LAPTOP,
+    PAPER,
     PROFILES,
     Options,
     PlanConfig,
@@ -32,8 +33,8 @@ def test_profiles_have_their_own_name() -> None:
     assert all(name == profile.name for name, profile in PROFILES.items())
 
 
-def test_the_laptop_runs_134_steps() -> None:
-    assert (LAPTOP.steps, LAPTOP.pool_samples) == (134, 960)
+def test_a_run_makes_the_papers_1_12_passes() -> None:
+    assert (LAPTOP.steps, PAPER.steps, round(LAPTOP.steps * 8 / LAPTOP.pool_samples, 2)) == (134, 900, 1.12)
 
 
 @pytest.mark.parametrize("name", ["", "Laptop", "huge"])
