@@ -26,7 +26,7 @@ from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, explains, measured
-from saerl_lib.encode.store import UNLABELLED, FeatureTable, Store, choose_retained, gradient_influence, save_features
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, save_features
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are read where the data stage holds them; evaluation sets never are."""
@@ -107,7 +107,7 @@ def read(
 def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
     """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again.
 
-    The retained set is chosen on L by `ReaderConfig.retained_rule`, with its labels where there are some.
+    The retained set is chosen on L by `ReaderConfig.retained_rule`, by default without its labels.
     """
 
     def compute(folder: Path) -> None:
@@ -127,11 +127,10 @@ def retained_of(
 ) -> np.ndarray:
     """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices.
 
-    Samples are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes. Without a label
-    for every one of them the reader's rule gives way to `UNLABELLED`.
+    Samples are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes.
     """
     label = dict(zip([s.id for s in samples], [s.difficulty for s in samples] if labels is None else labels, strict=True))
-    ids, rule = store.ids, rule or (profile.reader.retained_rule if np.isfinite(list(label.values())).all() else UNLABELLED)
+    ids, rule = store.ids, rule or profile.reader.retained_rule
     return choose_retained(
         store, min(profile.reader.retained_latents, store.width), rule=rule, rows=np.array([name in label for name in ids]),
         labels=np.array([label[name] for name in ids if name in label]), seed=sub_seed(profile.seed, "retained"),

@@ -209,16 +209,27 @@ def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
     return found.hexdigest()
 
 
-RULES = ("elastic_net", "anova", "variance", "gradient", "random")
-"""Names of the rules; the first is the default where there are labels, `UNLABELLED` elsewhere."""
-LABELLED, UNLABELLED = ("elastic_net", "anova"), "variance"
-"""Rules that read labels, which must be those of training samples; the default of those that do not."""
+RULES = ("variance", "anova", "elastic_net", "gradient", "random")
+"""Names of the rules; the first is the default.
+
+It reads no label: one that does makes the out-of-fold scores of the same labels look better than they are."""
+LABELLED = ("anova", "elastic_net")
+"""Rules that read labels, which must be those of training samples."""
 
 
 def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     """`count` latents: those of `first` by falling score, then the others; ties to the lower number. Ascending."""
     order = np.lexsort((np.arange(len(score)), -score, ~first))
     return np.sort(order[:count]).astype(np.int64)
+
+
+def mean_variance(blocks: sparse.csr_matrix, width: int) -> NDArray[np.float64]:
+    """Variance over samples of the square root of each latent's mean activation, both spans added up, [F]."""
+    total = np.zeros(width)
+    for span in (0, 1):
+        means = blocks[:, 2 * span * width : (2 * span + 1) * width].astype(np.float64)
+        total += np.asarray(means.mean(axis=0)).ravel() - np.asarray(means.sqrt().mean(axis=0)).ravel() ** 2
+    return total
 
 
 def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -243,7 +254,7 @@ def choose_retained(
     store: Store,
     count: int,
     *,
-    rule: str = UNLABELLED,
+    rule: str = RULES[0],
     labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None,
     seed: int = 0,
@@ -251,8 +262,9 @@ def choose_retained(
 ) -> NDArray[np.int64]:
     """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
 
-    variance: the latents whose per-sample peak varies most. elastic_net: largest coefficients on all blocks. anova: largest F
-    statistic with `labels`. gradient: largest `influence()` [F]. random: a seeded draw among the latents that fire.
+    variance: the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova:
+    largest F statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest
+    `influence()` [F]. random: a seeded draw among the latents that fire.
     Raises ValueError for an unknown rule, missing labels or influence, or a count outside 1..F.
     """
     if rule not in RULES:
@@ -265,14 +277,15 @@ def choose_retained(
         raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
     kept = slice(None) if rows is None else np.flatnonzero(rows)
     peaks = store.peaks()[kept].astype(np.float64)
-    fires, mean = peaks.getnnz(axis=0) > 0, np.asarray(peaks.mean(axis=0)).ravel()
-    variance = np.asarray(peaks.multiply(peaks).mean(axis=0)).ravel() - mean**2
+    fires = peaks.getnnz(axis=0) > 0
     if rule == "variance":
-        score = variance
+        score = mean_variance(store.blocks()[kept], store.width)
     elif rule == "anova":
         score = _relevance(peaks, labels)
     elif rule == "elastic_net":
-        score = _coefficients(store.blocks()[kept], labels, store.width) + 1e-12 * variance / (variance.max() or 1.0)
+        blocks = store.blocks()[kept]
+        variance = mean_variance(blocks, store.width)
+        score = _coefficients(blocks, labels, store.width) + 1e-12 * variance / (variance.max() or 1.0)
     elif rule == "gradient":
         score = influence()
     else:
