@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from trl import GRPOTrainer
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
+from saerl_lib.data.sample import write_samples
 from saerl_lib.plan.follow import cut_back, read_rows
-from saerl_lib.train import trainer
+from saerl_lib.train import run, trainer
 from saerl_lib.train.arms import InOrder
-from saerl_lib.train.policy import FOLDER, load_policy, policy_folder
+from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
 from saerl_lib.train.sampler import (
     GroupSampler,
     draw,
     gold_probability,
+    last_number,
     log_probabilities,
     pack,
     pieces,
@@ -41,6 +44,7 @@ from saerl_lib.train.trainer import (
 )
 from saerl_lib.world.gates import REFERENCE_SHARES, histogram
 from saerl_lib.world.pretrain import rebuild_policy
+from saerl_lib.world.short import draw_short
 from saerl_lib.world.sources import TARGET, draw_split
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
@@ -151,6 +155,36 @@ def test_loss_and_gradient_equal_those_of_trl_and_by_hand(policy: tuple[Any, Any
     model.load_state_dict(kept)
     model.zero_grad()
     model.eval()
+
+
+class Flip:
+    """An answer that is right every other time."""
+
+    turns = itertools.cycle([True, False])
+
+    def __init__(self, text: str) -> None:
+        self.right = next(self.turns)
+
+    def __eq__(self, other: object) -> bool:
+        return self.right
+
+
+def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = draw_short(8, 0, ["sum of digits", "three digits"])
+    assert len({s.prompt for s in lesson}) == 8 and all(last_number(s.steps[0]) == s.answer for s in lesson)
+    with pytest.raises(ValueError, match="no more of kind 'sum of digits', ask for fewer"):
+        draw_short(400, 0, ["sum of digits"])
+    write_samples(lesson, tmp_path / "lesson.parquet")
+    monkeypatch.setattr(trainer, "READ", {"last_number": Flip})
+    changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2}
+    job = run.Run("live", 0, tmp_path / "run", str(FOLDER), str(tmp_path / "lesson.parquet"), 2, 2, 8, replace(TRAIN, **changes))
+    run.write_run(job)
+    run.train(job)
+    rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
+    assert rollouts["sample_id"].tolist() == [s.id for s in lesson[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
+    before, after = (load_model(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("model.layers.3.", "model.norm.")) for name in moved)
 
 
 def test_draw_follows_the_distribution() -> None:

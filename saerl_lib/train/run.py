@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
@@ -281,6 +281,7 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
     dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
+    trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
     trainer.add_callback(watch)
     return trainer, watch
 
