@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import saerl_lib
 from saerl_lib import cli, own, paths
+from saerl_lib.artifacts import imported_names
 from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
@@ -302,6 +303,7 @@ def test_the_library_is_imported_quickly() -> None:
     code = f"import sys, saerl_lib; print([n for n in {heavy} if n in sys.modules], callable(saerl_lib.plan))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=True)
     assert done.stdout.strip() == "[] True"
+    assert imported_names(Path(saerl_lib.__file__).read_text()) == set(), "or every stage would depend on own data"
 
 
 def test_a_killed_call_goes_on(tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
