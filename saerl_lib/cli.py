@@ -234,7 +234,7 @@ class Plan(Command):
     """Plan your own data, with its report; `plan diff A B` compares two stored plans."""
 
     data: str
-    """A file (JSON lines, JSON, CSV, Parquet, Arrow; text also .gz or .zst), a folder or pattern of such, or owner/name on the hub."""
+    """A file (JSON lines, JSON, CSV, Parquet, Arrow; text also .gz, .zst), a folder or pattern of such, or a hub's owner/name."""
     out: Path
     """Folder for plan.parquet, scores.parquet, left_out.csv, report.html and their neighbours."""
     force: bool = False

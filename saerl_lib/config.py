@@ -446,7 +446,7 @@ PAPER_SWAP = 16
 
 @dataclass(frozen=True)
 class RowFields:
-    """Names of the fields in the file; a dot leads into an object. None: a usual name if there is one; a given one must be there."""
+    """Names of the fields in the file; a dot leads into an object. None: a usual name if it is there; a given one must be."""
 
     id: str | None = None
     """Field of the id; None: `id`, and without that field ids are made of row numbers."""

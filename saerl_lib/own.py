@@ -167,7 +167,7 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     faults = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
     if config.keep_unverifiable and faulty:
-        notes.append(f"{len(faulty)} answers are kept that the checker cannot read, first {next(iter(faulty.values()))}")
+        notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
     mended = {answer: form for answer in answers.values() if (form := plain_form(answer)) != answer and _respelled(answer, form)}

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import saerl_lib
 from saerl_lib import cli, own, paths
+from saerl_lib.artifacts import imported_names
 from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
@@ -38,7 +39,7 @@ from saerl_lib.own import (
     represent_text,
 )
 from saerl_lib.plan.batch_plan import read_plan
-from saerl_lib.report.page import caveats, score_table
+from saerl_lib.report.page import caveats, expectation, score_table
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
@@ -287,11 +288,22 @@ def test_one_call_plans_shows_explains_and_exports(tmp_path: Path, monkeypatch: 
         Planned.open("out")
 
 
+def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = arranged(tmp_path, rows(120))
+    monkeypatch.setattr("saerl_lib.report.page.REPLAY", tmp_path / "replay.csv")
+    assert expectation(found) == ""
+    pd.DataFrame({"spearman": [-1.0, 1.0], "silent_groups_saved": [0.0, 0.5]}).to_csv(tmp_path / "replay.csv", index=False)
+    rho = found.difficulty.spearman
+    assert f"At this correlation ({rho:.2f}" in expectation(found) and f"about {(1 + rho) / 4:.0%} of" in expectation(found)
+    assert expectation(replace(found, difficulty=None)) == ""
+
+
 def test_the_library_is_imported_quickly() -> None:
     heavy = ("numpy", "pandas", "torch", "sklearn", "pyarrow")
     code = f"import sys, saerl_lib; print([n for n in {heavy} if n in sys.modules], callable(saerl_lib.plan))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=True)
     assert done.stdout.strip() == "[] True"
+    assert imported_names(Path(saerl_lib.__file__).read_text()) == set(), "or every stage would depend on own data"
 
 
 def test_a_killed_call_goes_on(tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +320,8 @@ def test_a_killed_call_goes_on(tmp_path: Path, sae: Path, monkeypatch: pytest.Mo
     assert reused == [1] and sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
 
 
-FUZZ = (b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xff\xfe", b"\0", b"\n", b"null", b"NaN", b"1e999", b"\xe2\x80\xa8", b'"id"', b"\\ud800",
-        b'{"role": "user"}', b'["a"]', b'{"a": {"a": {"a": 1}}}', b"[" * 300, b"9" * 400, b"PAR1", b"\x1f\x8b", b"\r",
+FUZZ = (b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xff\xfe", b"\0", b"\n", b"null", b"NaN", b"1e999", b"\xe2\x80\xa8", b'"id"',
+        b"\\ud800", b'{"role": "user"}', b'["a"]', b'{"a": {"a": 1}}', b"[" * 300, b"9" * 400, b"PAR1", b"\x1f\x8b", b"\r",
         b"\t", b"\\")  # fmt: skip
 
 

@@ -291,6 +291,15 @@ def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
         read([tmp_path / "two.jsonl"])
 
 
+def test_a_worked_solution_is_told_from_an_answer_called_solution(tmp_path: Path) -> None:
+    made = [row | {"solution": f"We add.\nIt is $\\boxed{{{row['answer']}}}$."} for row in records(12)]
+    data = read([write_jsonl(tmp_path / "my.jsonl", made)])
+    assert data.samples[3].steps == ("We add.", "It is $\\boxed{3}$.") and data.samples[3].solved
+    for row in made:
+        row["solution"] = f"\\boxed{{{row['answer']}}}"
+    assert not any(s.solved for s in read([write_jsonl(tmp_path / "my.jsonl", made)]).samples)
+
+
 def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     made = [{"problem": q, "level": f"Level {i % 5}", "extra_info": {"hard": i, "id": f"x{i}"}} for i, q in enumerate(ASKED)]
     path = write_jsonl(tmp_path / "my.jsonl", made)

@@ -40,6 +40,7 @@ MONEY = re.compile(
 MIXED = re.compile(r"(-?)(\d+)\s+(\d+/\d+)")
 POWER = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 INTERVAL = re.compile(r"\s*(?:\\left)?[\[(].*,.*[\])]\s*")
+FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)\^\{?\d\}?)\s*(\\?[A-Za-z]+)\b")
 ORDER = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
 CHECK_SECONDS = 5.0
 """Time that a gold answer may take against itself."""
@@ -109,8 +110,8 @@ def bare_answer(text: str) -> str:
 def plain_form(text: str) -> str:
     r"""An answer as math-verify reads it: signs of Unicode, currencies, thousands, units, mixed numbers, spaces.
 
-    >>> [plain_form(t) for t in ("７", "\\$1,800", "18 apples", "1 1/4", "3½", "a + b", "1e5", "10 million")]
-    ['7', '1800', '18', '(1+1/4)', '(3+1/2)', 'a+b', '1*10^{5}', '10 million']
+    >>> [plain_form(t) for t in ("７", "\\$1,800", "18 apples", "1 1/4", "3½", "a + b", "1e5", "10 million", r"\sin^2 t")]
+    ['7', '1800', '18', '(1+1/4)', '(3+1/2)', 'a+b', '1*10^{5}', '10 million', '\\sin^2(t)']
     """
     text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text.translate(SIGNS))
     text = unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/").replace(r"\!", "").strip().rstrip(".,; ")
@@ -120,7 +121,8 @@ def plain_form(text: str) -> str:
         return f"{mixed.group(1)}({mixed.group(2)}+{mixed.group(3)})"
     if power := POWER.fullmatch(text):
         return f"{power.group(1)}*10^{{{power.group(2)}}}"
-    return re.sub(r"\s*([-+*/=])\s*", r"\1", re.sub(r"(\d),(?=\d{3}(?:,\d{3})*\})", r"\1", text))
+    text = re.sub(r"(\d),(?=\d{3}(?:,\d{3})*\})", r"\1", FUNCTION.sub(r"\1(\2)", text))
+    return re.sub(r"\s*([-+*/=])\s*", r"\1", text)
 
 
 def equivalent(gold: str, answer: str, seconds: int = 3) -> bool:
@@ -150,14 +152,15 @@ def equivalent(gold: str, answer: str, seconds: int = 3) -> bool:
 
 def readable(gold: str, seconds: int = 3) -> bool:
     """Whether a gold answer is a choice, a word or phrase, or an expression that math-verify parses, once, and can compare."""
-    from math_verify import parse, verify
+    from math_verify import ExprExtractionConfig, parse, verify
 
     if same_label(gold, gold):
         return True
     parsed = parse(f"${plain_form(gold)}$", parsing_timeout=seconds)
     if all(isinstance(part, str) for part in parsed) or len(BOX.findall(gold)) > 1:
         return False
-    verify(parsed, parse("$0.5$", parsing_timeout=seconds), timeout_seconds=seconds)  # what explodes does so here
+    half = parse("0.5", [ExprExtractionConfig()], parsing_timeout=seconds)
+    verify(parsed, half, timeout_seconds=seconds)  # what explodes does so here
     return verify(parsed, parsed, timeout_seconds=seconds)
 
 

@@ -394,7 +394,7 @@ class Rules:
     turned: bool = False
     """Whether a larger label means easier, so that labels are turned round."""
     need_answer: bool = True
-    """Whether a row without an answer is never planned, where the source has answers."""
+    """Whether a row without an answer is never planned, where the source has answers; without it answers stay as written."""
     from_solution: bool = False
     """Whether the answer stands in the solution: in its last box, or as all of a short one."""
     seen: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -495,13 +495,15 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     answer, topic = (plain(given.get(field), names[field]).strip() for field in ("answer", "topic"))
     if rules.from_solution:
         answer = read_final_answer(solution) or ("" if "\n" in solution.strip() or len(solution) > SHORT else solution.strip())
-        solution = "" if answer == solution.strip() else solution
-    if GSM8K.search(answer) and not solution:
-        solution = answer[: GSM8K.search(answer).start()]  # type: ignore[union-attr]
-    solution = "" if answer and bare_answer(solution) == bare_answer(answer) else solution  # TRL calls the answer so
+    if rules.need_answer:
+        if (marked := GSM8K.search(answer)) and not solution:
+            solution = answer[: marked.start()]
+        alone = (answer, f"\\boxed{{{answer}}}", f"$\\boxed{{{answer}}}$")  # TRL calls the answer a solution
+        solution = "" if solution.strip() in alone else solution
+        answer = bare_answer(answer)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
     sample = Sample(
-        name, asked.question, lines(solution), bare_answer(answer), topic, solved=bool(solution.strip()), before=asked.before
+        name, asked.question, lines(solution), answer, topic, solved=bool(solution.strip()), before=asked.before
     )
     label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
     quality = truth(given.get("quality"), names["quality"], row.text_only)

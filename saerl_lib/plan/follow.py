@@ -67,8 +67,9 @@ def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
 
     `.parquet` or JSON objects with sample_id and, in all or none, step; or the trainers' own logs (TRL's completions, verl's
     rollout_data_dir, NeMo-RL's train_data_step*.jsonl, prime-rl's rollouts), whose rows are known by an id of `samples` or by
-    their prompt, and whose step may stand in the file's name. Other text: one id a line. A last line without line break that a kill cut
-    short is left out. Raises LogError that names the line or row: missing file, missing or ill-typed field, several runs, no id.
+    their prompt, and whose step may stand in the file's name. Other text: one id a line. A last line without line break that a
+    kill cut short is left out. Raises LogError that names the line or row: missing file, missing or ill-typed field, several
+    runs, no id.
     """
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
     if not files:

@@ -27,7 +27,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
-from saerl_lib.paths import figure_data_dir
+from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, read_plan
 from saerl_lib.plan.mixing import dominant_clusters
 from saerl_lib.properties.difficulty import reliability_table
@@ -39,7 +39,7 @@ TYPICAL = 3
 
 
 def score_table(arranged: Arranged) -> pd.DataFrame:
-    """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step or slot is -1.
+    """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step is -1.
 
     Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, difficulty, low, high,
     percentile (share of the cluster that is ranked lower), quality, position, step, slot, swapped_with, reason.
@@ -287,7 +287,8 @@ def _rows(arranged: Arranged) -> Told:
         text = "Longer than the model reads; the end was not read. --max-tokens sets where."
         yield "warning", f"{_count(truncated, 'row')} cut", text
     for note in data.notes:
-        yield ("warning", "Answers", note) if " answers are " in note else ("note", "Assumed", note)
+        title, _, text = note.partition(": ")
+        yield ("warning", title, text) if " answers are " in title else ("note", "Assumed", note)
 
 
 def _features(arranged: Arranged) -> Told:
@@ -324,7 +325,7 @@ RANKS = {
     "random": ("random place", "at random"),
 }
 """What a ranking is called, and what it does."""
-REPLAY = figure_data_dir("laptop") / "replay.csv"
+REPLAY = FIGURES / "data" / "replay.csv"
 """Curve of the replay study: columns spearman and silent_groups_saved, a share. While it is not there, nothing is promised."""
 
 
