@@ -27,6 +27,7 @@ from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN25_MATH_7B, 
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.needs import GIVEN, Machine
+from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report.study import learning_curves, paired_differences, steps_to_targets
@@ -232,6 +233,8 @@ def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Done
 
 def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
     left = pd.read_csv(done.plans.path("left_out.csv"))["reason"].value_counts().to_dict()
+    saerl = read_plan(done.plans.path("saerl.parquet"))
+    assert left.pop("fills no batch of its cluster, saerl alone", 0) == (TARGET - 2) // 16 * 16 - len(saerl.ids)
     assert left == {"fills no whole batch of 16": (TARGET - 2) % 16}, "the target alone is planned"
     home = train_stages.jobs_home(done.profile)
     for name in ("grpo", "saerl"):

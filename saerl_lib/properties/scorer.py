@@ -356,14 +356,14 @@ def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int
 
 
 def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) -> np.ndarray:
-    """Mask bool [N] of the pool's samples that are planned, whole batches: `pool_samples` of the target source, or, with
-    `planned` all, the best of the noisy pool by the filter's `score` (of published sets as many as the target has)."""
+    """Mask bool [N] of the pool's samples that are planned, whole batches: the target source (`pool_samples` of a world's), or,
+    with `planned` all, the best of the noisy pool by the filter's `score` (of published sets as many as the target has)."""
     ids, is_target = [s.id for s in samples], np.array([s.source == profile.target for s in samples])
     count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
     kept = is_target if profile.planned == "target" else keep_top_k(score, ids, count)
     rows = np.flatnonzero(kept)
     keys = [normalise(samples[i].prompt) for i in rows]
-    kept[rows] = whole_batches([ids[i] for i in rows], keys, profile.plan.prompts_per_step, count)
+    kept[rows] = whole_batches([ids[i] for i in rows], keys, profile.plan.prompts_per_step, count if profile.world else None)
     return kept
 
 
