@@ -90,6 +90,6 @@ def test_options_reach_the_records_of_the_method() -> None:
     assert run.options == Options(arms=("adarft",), revision=(("amc23", "01"), ("minerva", "23")), export_to=("trl",))
     train = cli.parse(["train", "--plan", "p", "--out", "o", "--model", "m", "--rollouts", "4"])[1].settings
     assert (train.engine, train.rollouts_per_prompt, train.learning_rate) == ("trl", 4, 1e-6)
-    assert cli.parse(["world", "--rebuild"])[1].rebuild == () and cli.parse(["world", "--check"])[1].rebuild is None
+    assert cli.parse(["world", "--rebuild"])[1].rebuild and cli.parse(["world", "--check", "--seeds", "2"])[1].seeds == 2
     assert cli.parse(["grid", "--arms", "grpo", "saerl_grpo", "--seeds", "0", "1"])[1].seeds == (0, 1)
     assert cli.parse(["plan", "diff", "a", "b"])[0] == "plan diff"
