@@ -66,6 +66,9 @@ def test_generated_tables_are_those_of_the_csv_and_are_written_once(tmp_path: Pa
         text = block.markdown(read_table(block.table, paths.FIGURES / "data")).strip()
         assert f"<!-- begin {block.marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / block.document]
     markers = [f"<!-- begin {b.marker} -->\n<!-- end {b.marker} -->\n" for b in BLOCKS]
-    (tmp_path / "README.md").write_text("head\n" + "".join(markers))
-    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md"]
+    (tmp_path / "docs").mkdir()
+    for block, marker in zip(BLOCKS, markers, strict=True):
+        with (tmp_path / block.document).open("a") as document:
+            document.write(marker)
+    assert write_documents(tmp_path, paths.FIGURES / "data") == ["README.md", "docs/world.md"]
     assert write_documents(tmp_path, paths.FIGURES / "data") == []
