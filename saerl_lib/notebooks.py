@@ -129,11 +129,11 @@ _COMPUTED = (
     _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
         "08_evaluation", "00 01 02 03 04 05 06 07",
-        "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:study_pilot csv:study_runs "
-        "csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
+        "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:world_controls csv:study_pilot "
+        "csv:study_runs csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
         "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
-        "learning_curves paired_difference study_pilot study_curves study_effects study_gap study_sets study_mixing "
-        "preparation_cost", "claims",
+        "learning_curves paired_difference world_controls study_pilot study_curves study_effects study_gap study_sets "
+        "study_mixing preparation_cost", "claims",
     ),
 )  # fmt: skip
 

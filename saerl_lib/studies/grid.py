@@ -45,8 +45,8 @@ TABLES = (
     "study_batch", "study_budget", "study_provenance", "study_plans",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
-SHOWN = (*TABLES, "study_pilot", "preparation_cost")
-"""Tables that notebook 08 shows: the pilot's and the cost of preparation come from commands of their own."""
+SHOWN = (*TABLES, "world_controls", "study_pilot", "preparation_cost")
+"""Tables that notebook 08 shows: controls, pilot and the cost of preparation come from commands of their own."""
 PROBLEMS = "study_problems.parquet"
 """Evaluations by problem: one row a run, evaluation and problem."""
 KINDS = {
