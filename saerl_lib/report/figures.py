@@ -879,7 +879,7 @@ def paired_difference(differences: pd.DataFrame) -> Drawn:
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
 STUDY_ARMS = {"grpo": Look(GREY, "s"), "saerl_grpo": Look(BLUE)}
-STUDY_ORDERS = ("saerl_grpo", "saerl_front", "minus_clus_mix", "minus_diff", "diff", "hard_to_easy")
+STUDY_ORDERS = ("saerl_grpo", "saerl_stretch", "minus_clus_mix", "minus_diff", "diff", "hard_to_easy")
 """SAERL, the same with its clusters spread over the run, its difficulty alone, its clusters and mixing unsorted, the label's
 order, and that order turned round."""
 
