@@ -40,7 +40,7 @@ from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.store import Store, read_record, shard_path, write_shard
 
-SAMPLES_PER_PART = 1024
+SAMPLES_PER_PART = 512
 """Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
 LOSSES = 3
 """Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
