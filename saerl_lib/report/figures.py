@@ -206,6 +206,11 @@ SETS = {
     "majority / mean": "nothing",
 }  # fmt: skip
 """Feature sets from top to bottom of the ladder, with their kind."""
+SET_NAMES = {
+    "sae_all+tfidf": "SAE, all latents, and TF-IDF", "sae_all": "SAE, all latents", "sae+metadata": "SAE, retained, and metadata",
+    "sae": "SAE, retained", "sae_short": "SAE, short training", "sae_frozen_decoder": "SAE, frozen decoder",
+    "sae_untrained_all": "untrained SAE, all", "sae_untrained": "untrained SAE", "dense_pca": "dense, PCA", "tfidf": "TF-IDF",
+}  # fmt: skip
 TITLES = {
     "math_test": "MATH:\n", "deepmath_18k": "DeepMath:\n", "deepscaler_pass_rate": "DeepScaleR:\n",
     "quality_valimath": "ValiMath:\n", "dsr_sub_training_accuracy": "DSR-sub:\n", "world": "",
@@ -234,7 +239,7 @@ def ladder(table: pd.DataFrame, world: bool | None, text: str = LADDER_TEXT) -> 
     panel = [TITLES.get(d, f"{readable(d)}:\n") + readable(t) + (f", {m}" if s else "")
              for d, t, m, s in zip(table["dataset"], table["target"], metric, several, strict=True)]  # fmt: skip
     table = table.assign(row=shown, look=[SETS.get(name, "control") for name in shown], panel=panel, xlabel=sizes)
-    figure = forest(table, RUNGS, ordered(shown, SETS), row_height=0.14)
+    figure = forest(table, RUNGS, ordered(shown, SETS), labels=SET_NAMES, row_height=0.14)
     for axis, (_, part) in zip(figure.axes, table.groupby("panel", sort=False), strict=False):
         for best in part.loc[part["row"] == "tfidf", "value"]:
             axis.axvline(float(best), color=ORANGE, linewidth=0.7, linestyle=":")
@@ -250,9 +255,16 @@ def ladder_pairs(table: pd.DataFrame) -> Drawn:
     """A panel a task of real data, a row a pair of feature sets: difference of the metric on the same test problems."""
     table = table[table["dataset"] != "world"] if (table["dataset"] != "world").any() else table
     panel = [TITLES.get(d, f"{readable(d)}:\n") + readable(t) for d, t in zip(table["dataset"], table["target"], strict=True)]
-    row = [f"{readable(a)} - {readable(b)}" for a, b in zip(table["features"], table["against"], strict=True)]
+    row = [" - ".join(SET_NAMES.get(name, readable(name)) for name in pair)
+           for pair in zip(table["features"], table["against"], strict=True)]  # fmt: skip
     table = table.assign(panel=panel, row=row, value=table["difference"], xlabel=table["metric"].map(METRICS))
-    return forest(table, None, list(dict.fromkeys(row)), row_height=0.15, chance=0.0), PAIR_TEXT
+    figure = forest(table, None, list(dict.fromkeys(row)), columns=2, row_height=0.15, chance=0.0)
+    clear, told = table["ci_low"] > 0, []
+    for against, name in (("tfidf", "TF-IDF"), ("dense", "dense"), ("sae_untrained_all", "the untrained SAE")):
+        own = (table["features"] == "sae_all") & (table["against"] == against)
+        told += [f"{name} on {int(clear[own].sum())} of {int(own.sum())}"] if own.any() else []
+    figure.suptitle(f"Tasks that all SAE latents read better than\n{', '.join(told)}", fontsize=8)
+    return figure, PAIR_TEXT
 
 
 CURVES = {
@@ -286,7 +298,7 @@ def representation(table: pd.DataFrame) -> Drawn:
     panel = [f"{TITLES.get(d, '')}{readable(t)}\nby {c}" for d, c, t in zip(table["dataset"], table["choice"], table["target"],
                                                                               strict=True)]  # fmt: skip
     sizes = [f"{METRICS.get(m, m)}\n(n = {n:,})" for m, n in zip(table["metric"], table["n_test"], strict=True)]
-    figure = forest(table.assign(row=names, panel=panel, xlabel=sizes), columns=4, row_height=0.22)
+    figure = forest(table.assign(row=names, panel=panel, xlabel=sizes), columns=3, row_height=0.22)
     return figure, "Bars: 95 % bootstrap over test samples. Shared: part of the default's retained latents."
 
 
