@@ -630,7 +630,7 @@ SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
         labelled_samples=90, test_samples=50, noisy_pool_samples=150, contest_train_samples=16, contest_test_samples=34,
-        step_labelled_samples=50, rated_prompts=48, eval_problems_small=8, eval_problems_full=8,
+        step_labelled_samples=64, rated_prompts=48, eval_problems_small=8, eval_problems_full=8,
     ),
     reader=ReaderConfig(retained_latents=64, max_tokens=160),
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),

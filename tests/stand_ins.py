@@ -189,7 +189,7 @@ def build_opensae(folder: Path) -> Path:
     """A TopK checkpoint of OpenSAE."""
     tensors = {
         "encoder.weight": turned(5).T.contiguous(), "encoder.bias": torch.zeros(LATENTS),
-        "W_dec": turned(5).T.contiguous(), "b_dec": torch.zeros(pretrain.WIDTH),
+        "W_dec": turned(5).T.contiguous(), "b_dec": torch.zeros(WIDTH),
     }  # fmt: skip
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
