@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from matplotlib.image import imsave
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -352,7 +352,7 @@ def carpet(plan: BatchPlan) -> str:
     shade = 0.3 + 0.7 * (pd.Series(rank).rank(pct=True).to_numpy()[:, None])
     pixels = np.rint(255 - (255 - colours[cluster]) * shade).astype(np.uint8).reshape(plan.steps, -1, 3).swapaxes(0, 1)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
