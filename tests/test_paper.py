@@ -65,7 +65,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(
 
 
 def test_run_all_prints_the_plan_without_installing_and_without_a_package(tmp_path: Path) -> None:
-    modules = ("__init__", "paths", "envcheck", "config", "data/__init__", "data/hub")
+    modules = ("__init__", "plan/__init__", "paths", "envcheck", "config", "data/__init__", "data/hub")
     for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())

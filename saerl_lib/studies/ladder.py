@@ -34,6 +34,7 @@ from saerl_lib.encode.models import identity
 from saerl_lib.encode.stages import read, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
 from saerl_lib.properties.probes import (
+    LEAST_TRAIN,
     PAIR_COLUMNS,
     Matrix,
     ProbeRow,
@@ -379,7 +380,9 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
         for task in tasks:
             kept = [i for i, s in enumerate(task.train) if s.id in inside]
             predicted = np.empty(len(kept), dtype=task.y_train.dtype)
-            for train, test in KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed).split(kept):
+            folds = KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed)
+            enough = len(kept) >= RULE_FOLDS * LEAST_TRAIN // (RULE_FOLDS - 1)
+            for train, test in folds.split(kept) if enough else ():
                 own = z
                 if rule in LABELLED:
                     own = stores[0].select(retained_of(profile, stores[0], [task.train[kept[i]] for i in train], rule))
@@ -389,7 +392,7 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
                 values = tuple(own[[place[s.id] for s in side]] for side in sides)
                 (features,) = (f for f in feature_sets(part, {MAIN: values}) if f.name == MAIN)
                 predicted[test] = predict(part, features, profile.seed)
-            score = metric(task.kind, predicted, task.y_train[kept])
+            score = metric(task.kind, predicted, task.y_train[kept]) if enough else np.nan
             found.append(read_by(task, (ids, z), profile).assign(**shared, cross_validated=score))
     return found
 
