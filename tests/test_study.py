@@ -20,7 +20,6 @@ from saerl_lib.report.study import MIXING, batch_claim, outcome_values, outcomes
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies.grid import TABLES, facts, study_tables
 from saerl_lib.train.arms import ArmPool, all_arms
-from saerl_lib.train.policy import final_outcome
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
@@ -67,19 +66,13 @@ def results(gains: dict[str, float], seeds: int = 3) -> dict[str, pd.DataFrame]:
     }
 
 
-def test_outcome_by_hand_and_by_both_ways() -> None:
+def test_outcome_by_hand() -> None:
     """Two sets; the small evaluations hold problem a alone, the last one a and b."""
     rows = [("x", 0, step, name, p, k, c) for name in ("s", "t") for step, p, k, c in
             ((1, "a", 2, 1), (2, "a", 2, 2), (3, "a", 4, 4), (3, "b", 4, 0))]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
     # steps: 50 %, 100 %, 50 %
     assert outcomes(outcome_values(frame)).loc["x", 0] == pytest.approx(200 / 3)
-    assert final_outcome(frame)["outcome"].iloc[0] == pytest.approx(200 / 3)
-    full = evaluations({"grpo": 0.0, "diff": 0.1})
-    both = final_outcome(full).set_index(["arm", "seed"])["outcome"]
-    pd.testing.assert_series_equal(outcomes(outcome_values(full)).sort_index(), both.sort_index(), check_names=False)
-    with pytest.raises(ValueError, match="averages the last 3"):
-        final_outcome(frame[frame["step"] > 1])
 
 
 def test_steps_to_target_by_hand() -> None:
