@@ -563,9 +563,10 @@ def publish(profile: str) -> list[Path]:
     from saerl_lib.report.figures import draw_all
     from saerl_lib.report.study import build_claims
 
-    names, source = published_tables(profile), paths.figure_data_dir(profile)
+    source = paths.figure_data_dir(profile)
+    names = sorted({*published_tables(profile), *published_tables(profile, source)})
     if not names:
-        raise TableError(f"profile {profile} has no published results; laptop, method and study have")
+        raise TableError(f"profile {profile} has no published results; laptop and study have")
     missing = [name for name in names if not (source / f"{name}.csv").is_file()]
     if missing:
         raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
