@@ -483,7 +483,7 @@ def compare(profile: str, published: Path | None = None, rerun: Path | None = No
     published, rerun = published or paths.PUBLISHED, rerun or paths.figure_data_dir(profile)
     names = published_tables(profile, published)
     if not names:
-        raise TableError(f"profile {profile} has no published results; laptop, method and study have")
+        raise TableError(f"profile {profile} has no published results; laptop and study have")
     found = {}
     for name in names:
         if (rerun / f"{name}.csv").is_file():
