@@ -62,7 +62,7 @@ from saerl_lib.world.sources import (
     draw_world,
 )
 
-FROZEN = "227c9c0f398d6690"
+FROZEN = "be8f9bf8f0a3fe89"
 
 
 def fingerprint(splits: dict[str, list[Sample]]) -> str:
