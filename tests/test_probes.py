@@ -251,6 +251,14 @@ def test_the_ladder_reads_every_block_that_holds_its_samples() -> None:
     assert few["features"].tolist() == ["mean", "sae"] and few["value"].iloc[1] == table["sae"]
 
 
+def test_dense_features_are_projected_to_the_width_that_the_task_reads() -> None:
+    made, x = task(n=120), np.random.default_rng(0).random((60, 40))
+    for with_solution, width in ((True, 8), (False, 4)):
+        own = replace(made, with_solution=with_solution)
+        sets = {s.name: s.train.shape[1] for s in feature_sets(own, {"sae": (x[:, :8], x[:, :8]), "dense": (x, x)})}
+        assert sets["sae"] == sets["dense_pca"] == width and sets["dense"] == 5 * width
+
+
 def test_blocks_of_all_latents_weigh_alike() -> None:
     x = sparse.csr_matrix(np.array([[1.0, 0, 0, 100], [0, 4, 900, 0]]))
     train, test = balanced(x, x[:1], 2)

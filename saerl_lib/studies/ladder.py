@@ -129,7 +129,8 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
         kind, _, number = name.partition("#")
         sets.append(FeatureSet(kind, a, b, int(number or 0)))
         if kind == DENSE:
-            sets.append(_projected(a, b, min(x.shape[1] for x, _ in blocks.values())))
+            whole = min(x.shape[1] for x, _ in blocks.values())
+            sets.append(_projected(a, b, whole if task.with_solution else whole // 2))
         elif kind == MAIN:
             joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
             sets.append(FeatureSet("sae+metadata", *joined))
@@ -141,10 +142,7 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
 
 
 def balanced(train: sparse.csr_matrix, test: sparse.csr_matrix, blocks: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """All latents [n, blocks x F]: square roots, and every block (mean, max) brought to one mean squared row norm.
-
-    Both were chosen by cross-validation on DeepMath's training labels (0.648 for the raw means, 0.673 so).
-    """
+    """All latents [n, blocks x F]: square roots, and every block (mean, max) brought to one mean squared row norm (ours)."""
     width = train.shape[1] // blocks
     norms = [np.sqrt(abs(train[:, i * width : (i + 1) * width]).sum() / train.shape[0]) or 1.0 for i in range(blocks)]
     scale = sparse.diags(np.repeat(1 / np.array(norms), width))
@@ -248,9 +246,11 @@ class Group:
         """`read` as a stage: shard-*.safetensors below `store`."""
         files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[self.name]}
         settings = {"ladder": to_dict(profile.ladder), "reader": identity(ladder_reader(profile)), "data": files}
-        return get_or_compute(
-            profile, f"read_{self.name}", settings, lambda folder: self.read(profile, folder / "store") and None
-        )
+
+        def compute(folder: Path) -> None:
+            self.read(profile, folder / "store")
+
+        return get_or_compute(profile, f"read_{self.name}", settings, compute)
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -447,6 +447,7 @@ def run_ladder(file: Path, profile: str) -> int:
     group = Group(data.name, tuple(tasks))
     shutil.rmtree(folder / "store", ignore_errors=True)
     blocks = group_blocks(group, group.read(chosen, folder / "store"), chosen)
+    shutil.rmtree(folder / "store")
     table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)

@@ -33,13 +33,13 @@ from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, wit
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
-from saerl_lib.encode.store import DENSE, RULES, Store, choose_retained
+from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.encode.tokens import Layout, token_batches
 from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.properties.probes import METRICS, Task, metric, real_tasks
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.ladder import ladder
+from saerl_lib.studies.ladder import VARIANTS, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -52,9 +52,10 @@ SETTINGS = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, v
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
 SHORT = replace(SETTINGS, tokens=500_000)
 """Of the variants, which are compared with each other."""
-VARIANTS: dict[str, tuple[dict[str, int], str]] = {
-    **{f"sae_short#{seed}": ({"seed": seed}, "trained") for seed in range(3)},
-    "sae_frozen_decoder": ({}, "frozen_decoder"),
+*SEEDS, FROZEN = VARIANTS
+TRAININGS: dict[str, tuple[dict[str, int], str]] = {
+    **{name: ({"seed": seed}, "trained") for seed, name in enumerate(SEEDS)},
+    FROZEN: ({}, "frozen_decoder"),
     **{f"sae_k{k}": ({"k": k}, "trained") for k in (8, 16, 64, 128)},
 }
 """Folder below `artifacts/sae` -> what differs from `SHORT`, and the kind of training."""
@@ -127,10 +128,10 @@ def train_variants(profile: Profile) -> None:
 
     Finished ones are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k.
     """
-    todo = {name: path for name in VARIANTS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
+    todo = {name: path for name in TRAININGS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
     _, vectors = corpus_vectors(profile) if todo else (0, torch.empty(0))
     for name, path in todo.items():
-        changes, kind = VARIANTS[name]
+        changes, kind = TRAININGS[name]
         train_sae(vectors, replace(SHORT, **changes), path, kind)
     write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
 
@@ -185,7 +186,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus.
     """
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
-    trained = {32: "sae_short#0"} | {VARIANTS[name][0]["k"]: name for name in VARIANTS if name.startswith("sae_k")}
+    trained = {SETTINGS.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
     width = encoder.sae.cfg.d_in
     saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, width) for k, name in sorted(trained.items())}
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
@@ -211,7 +212,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
             projected = (blocks[DENSE][:, :width] - mean.numpy()) @ directions[:, :k].numpy()
             blocks[f"pca#{k}"] = np.concatenate([projected, projected], axis=1)
         found = [(name, reader, block) for reader, block in blocks.items()]
-        found += few_latents(folder, task, profile) if task.kind == "rank" else []
+        found += few_latents(folder, task) if task.kind == "rank" else []
         ids = Store(folder).ids
         for quantity, reader, block in found:
             table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
@@ -220,15 +221,14 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["quantity", "features", "k", "value", "ci_low", "ci_high", "n"])
 
 
-def few_latents(folder: Path, task: Task, profile: Profile) -> list[tuple[str, str, np.ndarray]]:
+def few_latents(folder: Path, task: Task) -> list[tuple[str, str, np.ndarray]]:
     """z of the n latents that the default rule retains on the training side, of the SAE of k = 32 and of the untrained one."""
-    label, found = dict(zip([s.id for s in task.train], task.y_train, strict=True)), []
+    training, found = {s.id for s in task.train}, []
     for kind in ("sae", "sae_untrained"):
         store = Store(folder, f"{kind}#{SETTINGS.k}")
-        rows = np.array([name in label for name in store.ids])
-        labels = np.array([label[name] for name in store.ids if name in label])
+        rows = np.array([name in training for name in store.ids])
         for n in FEW:
-            chosen = choose_retained(store, n, rule=RULES[0], rows=rows, labels=labels, seed=profile.seed)
+            chosen = choose_retained(store, n, rows=rows)
             found.append(("difficulty_by_retained", f"{kind}#{n}", store.select(chosen)))
     return found
 

@@ -21,7 +21,7 @@ SEED = 11
 """Of weights and texts."""
 VOCABULARY = 900
 WIDTH, LAYERS, HEADS, FEED_FORWARD = 96, 4, 4, 208
-"""0.49 million parameters, embeddings tied."""
+"""0.47 million parameters, embeddings tied."""
 STEPS, TEXTS_PER_STEP = 4000, 32
 LEARNING_RATE = 2e-3
 """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
