@@ -90,19 +90,15 @@ def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
 # Arguments: stem, numbers of the notebooks it reads, stages and tables, figures, and those of them that only a world gives.
 _COMPUTED = (
     _notebook(
-        "00_data", "",
-        "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
-        "world_gates pass_rates difficulty_vs_pass_rate", "policy_rates world_gates pass_rates difficulty_vs_pass_rate",
+        "00_data", "", "stage:world stage:policy_rates csv:world_gates csv:pass_rates", "", "policy_rates world_gates pass_rates",
     ),
-    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
+    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", ""),
     _notebook(
-        "02_sae_representation", "00", "stage:store stage:features stage:representation csv:sae_map csv:representation",
-        "sae_map representation",
+        "02_sae_representation", "00", "stage:store stage:features stage:representation csv:representation", "representation",
     ),
     _notebook(
-        "03_data_properties", "00 02",
-        "stage:ladder_world csv:world_probes csv:probe_ladder csv:ladder_pairs csv:real_overlap",
-        "world_probes probe_ladder_world probe_ladder ladder_pairs", "world_probes probe_ladder_world",
+        "03_data_properties", "00 02", "stage:ladder_world csv:probe_ladder csv:ladder_pairs csv:real_overlap",
+        "probe_ladder_world probe_ladder ladder_pairs", "probe_ladder_world",
     ),
     _notebook(
         "04_clusters_and_difficulty", "00 02",
@@ -110,30 +106,27 @@ _COMPUTED = (
         "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
         "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups "
         "csv:real_top_latents",
-        "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
-        "real_feature_groups",
+        "calibration real_clusters",
     ),
     _notebook(
         "05_quality_filter", "00 02",
         "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
         "csv:real_separation csv:real_flaws csv:real_selfreg",
-        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg", "flaws filter_flaws filter_selfreg",
+        "real_filter real_flaws", "flaws filter_flaws filter_selfreg",
     ),
     _notebook(
         "06_batch_plans", "00 02 04 05",
-        "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
-        "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
-        "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
-        "gradients gradient_coherence gradient_distance mixing_theory mixing_curve",
+        "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:gradient_coherence "
+        "csv:gradient_distance csv:mixing_theory",
+        "batch_composition plan_sensitivity gradient_coherence", "gradients gradient_coherence gradient_distance mixing_theory",
     ),
     _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
     _notebook(
         "08_evaluation", "00 01 02 03 04 05 06 07",
         "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:world_controls csv:study_pilot "
         "csv:study_runs csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
-        "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
-        "learning_curves paired_difference world_controls study_pilot study_curves study_effects study_gap study_sets "
-        "study_mixing preparation_cost", "claims",
+        "csv:study_mixing csv:study_plans csv:study_budget csv:preparation_cost csv:claims",
+        "world_controls study_curves study_effects study_mixing", "claims",
     ),
 )  # fmt: skip
 

@@ -25,13 +25,11 @@ from saerl_lib.config import get_profile
 COLUMNS = """
 00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
 00 pass_rates: bin_low bin_high share_world% share_reference% n_world n_reference
-00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate%
 01 sae_quality: encoder quantity value low? high? met? n_tokens?
-02 sae_map: sample_id x y domain cluster difficulty?
 01 sae_curve: quantity features k value ci_low? ci_high? n
 01 reader_blocks: dataset target metric block value below_best ci_low ci_high n
 02 representation: dataset choice option target metric value ci_low ci_high cross_validated? n_train n_test shared_with_default%
-03 world_probes probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
+03 probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
 03 ladder_pairs: dataset target metric features against difference ci_low ci_high n_test
 03 real_overlap: dataset evaluation_set n n_overlap
 04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
@@ -58,12 +56,10 @@ COLUMNS = """
 06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
 06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
 06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06 sample_audit: sample_id part item value? low? high? cluster? slot? n? note?
 06 gradient_coherence: grouping level relation value? ci_low? ci_high? n n_zero
 06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
 06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
     rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
-06 mixing_curve: cluster_c rho% mse_change ci_low? ci_high? n_prompts
 07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
 08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
 08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
@@ -72,18 +68,16 @@ COLUMNS = """
 08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
 08 study_pilot: part arm learning_rate seed outcome
 08 study_runs: arm seed step update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a avg_mid_b
-    mean_avg mean_with_pass mean_without_pass_set pass_hardest zero_variance_share? entropy? grad_norm?
+    mean_avg zero_variance_share? entropy? grad_norm?
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
-    final_mean_with_pass final_mean_without_pass_set final_pass_hardest steps_to_target targets_reached area zero_variance_share
-    entropy grad_norm updates prompts distinct_prompts rollouts rollouts_used tokens training_s evaluation_s
+    steps_to_target targets_reached area zero_variance_share entropy grad_norm updates prompts distinct_prompts rollouts
+    rollouts_used tokens training_s evaluation_s
 08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
-08 study_batch: reading comparison prompts_per_step difference ci_low? ci_high? n_seeds
-08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds steps_to_target diversity_2d diversity_full
-    paper_swapped paper_difference paper_steps paper_diversity
+08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds paper_swapped paper_difference
 08 study_plans: arm prompts_per_step swapped_per_batch batches swapped_batches swapped_batches_second_half swapped_samples
     label_rho largest_cluster plan_hash
 08 study_targets: arm seed eval_set target steps reached
@@ -136,12 +130,10 @@ def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
-def _check_columns(frame: pd.DataFrame, schema: Schema, where: str) -> None:
-    columns = {"lacks column": [c for c in schema.columns if c not in frame],
-               "has unknown column": [c for c in frame if c not in schema.columns]}  # fmt: skip
-    found = " and ".join(f"{word} {', '.join(names)}" for word, names in columns.items() if names)
-    if found:
-        raise TableError(f"{where} {found}; notebook {schema.notebook} writes {','.join(schema.columns)}")
+def _lacking(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+    if missing := [column for column in schema.columns if column not in frame]:
+        told = f"notebook {schema.notebook} writes {','.join(schema.columns)}"
+        raise TableError(f"{where} lacks column {', '.join(missing)}; {told}")
 
 
 def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
@@ -169,7 +161,9 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
     schema = _schema(name)
-    _check_columns(frame, schema, f"table {name}")
+    _lacking(frame, schema, f"table {name}")
+    if unknown := [column for column in frame if column not in schema.columns]:
+        raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
     if frame.empty:
         raise TableError(f"table {name} has no rows; nothing would be drawn from it")
     _check_values(frame, name, schema)
@@ -180,7 +174,7 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
-    """Read table `name` from `folder`.
+    """Read table `name` from `folder`; columns that only an earlier version had are left out.
 
     Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
     """
@@ -192,10 +186,10 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _check_columns(frame, schema, str(path))
+    _lacking(frame, schema, str(path))
     if frame.empty:
         raise TableError(f"{path} has no rows; {remedy}")
-    return frame
+    return frame[list(schema.columns)]
 
 
 def is_true(values: pd.Series) -> pd.Series:
@@ -254,17 +248,18 @@ def _bounds(row: Any) -> str:
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
-    """`claims.csv` as a Markdown table: claim, the paper's value, ours with its interval, seeds, verdict, where to look."""
+    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, seeds, verdict, where."""
     rows = []
-    for row in frame.fillna({"figure": "", "command": ""}).itertuples():
-        where, command = f"[figure]({row.figure})" if row.figure else "", f"`{row.command}`" if row.command else ""
+    for row in frame.fillna(dict.fromkeys(("notebook", "figure", "command"), "")).itertuples():
+        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
+        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
         seeds = f"{row.n_seeds:,.0f}" if row.verdict != "not run" else ""
         rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, f"**{row.verdict}**", where, command])
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
 HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
+    "SAERL on GRPO against GRPO: accuracy gain",
     "SAERL on GRPO against GRPO: fewer steps",
     "SAERL on DAPO against DAPO",
     "SAERL on GRPO against DIFF",
@@ -336,7 +331,7 @@ def update_block(path: Path, marker: str, text: str) -> bool:
 
 
 BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
-    "finding": ("README.md", "claims", finding_markdown), "claims": ("README.md", "claims", claims_markdown),
+    "finding": ("README.md", "claims", finding_markdown), "claims": ("docs/claims.md", "claims", claims_markdown),
     "gates": ("docs/world.md", "world_gates", gates_markdown),
 }  # fmt: skip
 """Marker -> the document that holds its block, the table that it comes from, and how."""

@@ -25,10 +25,8 @@ from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile, get_profile, sub_seed
 from saerl_lib.encode.parts import ray_cluster, require_ray
 from saerl_lib.encode.stages import features_stage, store_stage
-from saerl_lib.encode.store import load_split_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, write_plan
-from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
 from saerl_lib.properties.probes import correlation
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
@@ -42,7 +40,7 @@ from saerl_lib.world.sources import world_stage
 
 TABLES = (
     "study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
-    "study_batch", "study_budget", "study_provenance", "study_plans",
+    "study_budget", "study_provenance", "study_plans",
 )  # fmt: skip
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "world_controls", "study_pilot", "preparation_cost")
@@ -187,25 +185,6 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
 # The tables.
 
 
-def mixing_diversity(profile: Profile) -> pd.DataFrame:
-    """In-batch diversity of the plans of every h: the x axis of the paper's Figure 3.
-
-    Mean k-NN distance in batches: arm, swapped_per_batch, space (of the kept pool), value, ci_low,
-    ci_high, n_batches. Raises ArtifactError when the study's stages are missing.
-    """
-    pool = load_arm_pool(load_stage(profile, "arm_pool"), "kept")
-    table = load_split_features(load_stage(profile, "features"), "pool")
-    place = {name: i for i, name in enumerate(table.ids)}
-    z = table.z[np.array([place[i] for i in pool.ids])]
-    spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
-    rows = []
-    for name in study.MIXING:
-        plan = arm_plan(find_arm(name), pool, profile.plan, profile.steps, seed=0)
-        found = diversity_rows(plan, pool.ids, spaces, profile.properties.bootstrap_samples, profile.seed)
-        rows.append(found.drop(columns="order").assign(arm=name))
-    return pd.concat(rows, ignore_index=True)
-
-
 def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float | str]:
     """Shares of batches and samples that were swapped, Spearman of position with the label, share of the largest cluster, hash.
 
@@ -240,27 +219,24 @@ def plan_facts(profile: Profile, arms: Mapping[str, Arm]) -> pd.DataFrame:
 
 
 def study_tables(
-    found: Mapping[str, pd.DataFrame], profile: Profile, diversity: pd.DataFrame, plans: pd.DataFrame,
-    arms: Mapping[str, Arm] | None = None,
-) -> dict[str, pd.DataFrame]:  # fmt: skip
+    found: Mapping[str, pd.DataFrame], profile: Profile, plans: pd.DataFrame, arms: Mapping[str, Arm] | None = None
+) -> dict[str, pd.DataFrame]:
     """Every table of `TABLES` from `found`: evaluations, curve, budget and provenance of the finished runs of `arms` (None: all).
 
-    `diversity` is that of `mixing_diversity`, `plans` that of `plan_facts`.
+    `plans` is that of `plan_facts`.
     """
     known = dict(arms or all_arms())
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    steps = study.targets_by_policy(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
-    per_step = {name: arm.batch_factor * profile.plan.prompts_per_step for name, arm in known.items()}
     return {
         "study_runs": study.runs_table(evaluations, found["curve"]),
         "study_summary": study.summary_table(found, known, steps),
         "study_comparisons": study.comparison_rows(evaluations, steps, own),
         "study_targets": steps,
         "study_paper_tables": study.beside_paper(evaluations, steps),
-        "study_mixing": study.mixing_rows(evaluations, steps, diversity),
-        "study_batch": study.batch_readings(evaluations, per_step),
+        "study_mixing": study.mixing_rows(evaluations),
         "study_budget": found["budget"],
         "study_provenance": found["provenance"],
         "study_plans": plans[plans["arm"].isin(present)],
@@ -281,7 +257,7 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     arms = {arm.name: arm for arm, _ in cells}
-    for name, table in study_tables(found, profile, mixing_diversity(profile), plan_facts(profile, arms), arms).items():
+    for name, table in study_tables(found, profile, plan_facts(profile, arms), arms).items():
         if table.empty:
             (folder / f"{name}.csv").unlink(missing_ok=True)
             print(f"{name} waits for arms that are not finished")
