@@ -269,28 +269,24 @@ def get_or_compute(
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
             write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)
-    partial, torch = folder.with_name(f".{name}.partial"), sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        compute(partial)
-        files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
-        if not files:
-            raise ArtifactError(f"stage {name} wrote no output into {partial}")
-        outputs = {str(p.relative_to(partial)): file_sha256(p) for p in files}
-        write_json(partial / MANIFEST, {
-            "stage": name, "key": key, "settings": settings, "config": dict(config), "inputs": {s.name: s.key for s in inputs},
-            "outputs": outputs, "provenance": provenance(),
-        })  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            compute(partial)
+            files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
+            if not files:
+                raise ArtifactError(f"stage {name} wrote no output into {partial}")
+            write_json(partial / MANIFEST, {
+                "stage": name, "key": key, "settings": settings, "config": dict(config),
+                "inputs": {s.name: s.key for s in inputs}, "provenance": provenance(),
+                "outputs": {str(p.relative_to(partial)): file_sha256(p) for p in files},
+            })  # fmt: skip
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) not in UNWRITABLE and "os error" not in str(error):
             raise
         raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if torch:
             torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 
@@ -12,19 +11,15 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.plan.batch_plan import make_pool, plan_of
 from saerl_lib.report import study
 from saerl_lib.report.plots import FIGURES
 from saerl_lib.report.study import outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.studies.grid import TABLES, facts, study_tables
-from saerl_lib.train.arms import ArmPool, all_arms
+from saerl_lib.studies.grid import TABLES, study_tables
+from saerl_lib.train.arms import all_arms
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
-PLANS = pd.DataFrame(
-    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
-)
 PROFILE = get_profile("study")
 PROFILE = replace(PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL))
 
@@ -86,7 +81,7 @@ def test_steps_to_target_by_hand() -> None:
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
     gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
-    tables = study_tables(results(gains), PROFILE, PLANS)
+    tables = study_tables(results(gains), PROFILE)
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
@@ -105,7 +100,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
     made = results(gains, seeds=planned_seeds("paper"))
-    pairs = study_tables(made, PROFILE, PLANS)["study_comparisons"]
+    pairs = study_tables(made, PROFILE)["study_comparisons"]
     effects = {effect.claim: effect for effect in study.study_effects(pairs)}
     assert {effect.verdict() for effect in study.study_effects(pairs.assign(n_seeds=3))} == {"undecided"}, "fewer than planned"
     gain = effects["SAERL on GRPO against GRPO: accuracy gain, points (Table 4)"]
@@ -230,19 +225,3 @@ def test_curves_differences_and_steps_of_the_laptop_by_hand() -> None:
     steps = study.steps_to_targets(laptop_evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
     assert steps.loc[("easy_a", "grpo", 0), "target"] == pytest.approx(0.625), "the paper's rule"
     assert pd.isna(steps.loc[("easy_a", "grpo", 0), "steps"]) and steps.loc[("easy_a", "saerl", 0), "steps"] == 20
-
-
-def test_what_an_order_sorts_and_mixes_by_hand() -> None:
-    ids, clusters = [f"s{i}" for i in range(8)], np.array([0, 0, 0, 0, 0, 1, 1, 1])
-    zeros = np.zeros(8)
-    order = np.array([0, 1, 2, 3, 5, 4, 7, 6])
-    swapped = np.array([-1, -1, -1, 2, -1, 1, -1, -1])  # one sample of the batches 1 and 2 each
-    plan = plan_of(make_pool(ids, clusters, zeros, zeros, zeros + 1), order, swapped, "x", b=2, h=1)
-    pool = ArmPool(pd.DataFrame({"sample_id": ids, "label": np.arange(8.0)}), {})
-    found = facts(plan, pool)
-    assert list(found) == list(SCHEMAS["study_plans"].columns)[1:]
-    assert (found["batches"], found["swapped_batches"], found["swapped_batches_second_half"]) == (4, 0.5, 0.5)
-    assert (found["swapped_samples"], found["largest_cluster"]) == (0.25, 0.625)
-    # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))
-    assert found["label_rho"] == pytest.approx(1 - 24 / 504)
-    assert found["plan_hash"] == hashlib.sha256(b"s0\ns1\ns2\ns3\ns5\ns4\ns7\ns6").hexdigest()[:12]

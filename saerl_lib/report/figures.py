@@ -443,5 +443,5 @@ def study_mixing(mixing: pd.DataFrame) -> Drawn:
     title = f"{len(clear)} of {int((mixing['swapped_per_batch'] > 0).sum())} shares differ from no mixing"
     return figure, title, (
         "Here: mean of the last three evaluations, paired by seed, 95 % t interval, uncorrected; b = 32. Paper: read off its "
-        "Figure 3, step 800, b = 128. Batches without an admissible partner swap nothing (study_plans.csv)."
+        "Figure 3, step 800, b = 128. Batches without an admissible partner swap nothing."
     )  # fmt: skip

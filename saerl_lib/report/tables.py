@@ -78,8 +78,6 @@ COLUMNS = """
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
 08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds paper_swapped paper_difference
-08 study_plans: arm prompts_per_step swapped_per_batch batches swapped_batches swapped_batches_second_half swapped_samples
-    label_rho largest_cluster plan_hash
 08 study_targets: arm seed eval_set target steps reached
 08 study_budget: arm seed updates prompts distinct_prompts rollouts rollouts_used tokens counted
 08 study_provenance: run arm seed config_hash learning_rate commit cpu threads versions training_s evaluation_s peak_memory_mb
@@ -383,7 +381,8 @@ def publisher(table: str) -> str:
 
 def published_tables(profile: str, folder: Path | None = None) -> list[str]:
     """Names of the published tables that a run of `profile` computes itself, sorted."""
-    return sorted(path.stem for path in (folder or paths.PUBLISHED).glob("*.csv") if publisher(path.stem) == profile)
+    folder = folder or paths.PUBLISHED
+    return sorted(name for name in SCHEMAS if publisher(name) == profile and (folder / f"{name}.csv").is_file())
 
 
 def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
@@ -400,21 +399,17 @@ def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _numeric(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
-    return [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
-
-
-def _matched(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Rows of both in one order, and a name for each row; NaN in a row that the rerun lacks."""
-    text = [c for c in old if c not in (*_numeric(old, new), "verdict", "note", "met")]
+def _matched(old: pd.DataFrame, new: pd.DataFrame, numeric: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rerun's rows in the order of the published ones, and a name for each row; NaN in a row that the rerun lacks."""
+    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
     words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
     names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
     if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
-        return old, new, names
+        return new, names
     if not text:
-        return old, new.reindex(range(len(old))), names
+        return new.reindex(range(len(old))), names
     keys = [pd.MultiIndex.from_frame(part.assign(place=part.groupby(text).cumcount())) for part in (words, others)]
-    return old, new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
+    return new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
 
 
 def _floats(values: pd.Series) -> np.ndarray:
@@ -422,52 +417,45 @@ def _floats(values: pd.Series) -> np.ndarray:
 
 
 def _judged(
-    rows: str | list[str], column: str, old: np.ndarray, new: np.ndarray, low: np.ndarray, high: np.ndarray, inside: str
+    row: Sequence[str], column: str, old: Any, new: Any, low: Any = np.nan, high: Any = np.nan, inside: str = INTERVAL
 ) -> pd.DataFrame:
-    """A row a number: what is published, the rerun's, what counts as reproduced, and the outcome; `inside` names that range."""
-    same = (old == new) | (np.isnan(old) & np.isnan(new))
-    near, between = np.abs(new - old) <= RELATIVE * np.abs(old), (low <= new) & (new <= high)
-    outcome = np.select([same, np.isnan(old) | np.isnan(new), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
-    values = {"row": rows, "column": column, "published": old, "rerun": new, "low": low, "high": high, "outcome": outcome}
-    return pd.DataFrame(values)
+    """A row a number or a word: what is published, the rerun's, what counts as reproduced (named `inside`), and the outcome."""
+    found = pd.DataFrame({"row": row, "column": column, "published": old, "rerun": new, "low": low, "high": high})
+    x, y = _floats(found["published"]), _floats(found["rerun"])
+    same = (found["published"] == found["rerun"]) | found[["published", "rerun"]].isna().all(axis=1)
+    near, between = np.abs(y - x) <= RELATIVE * np.abs(x), (found["low"] <= y) & (y <= found["high"])
+    outcome = np.select([same, np.isnan(x) | np.isnan(y), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
+    return found.assign(outcome=outcome)
 
 
-def _by_mean(old: pd.Series, new: pd.Series, column: str) -> pd.DataFrame:
+def _by_mean(old: pd.Series, new: pd.Series) -> pd.DataFrame:
     """A column as one number, its mean; equal means of unequal columns are within tolerance, not the same."""
-    a, b = _floats(old), _floats(new)
-    equal, spread = np.array_equal(a, b, equal_nan=True), pd.Series(a).sem()
-    mean, other = np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in (a, b)]).reshape(2, 1)
-    half = np.nan if equal else STANDARD_ERRORS * (0.0 if np.isnan(spread) else spread)
-    found = _judged(f"mean of {len(a)}", column, mean, other, mean - half, mean + half, TOLERANCE)
-    return found if equal else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
+    a, b = (pd.Series(_floats(values)) for values in (old, new))
+    half = STANDARD_ERRORS * np.nan_to_num(a.sem())
+    found = _judged([f"mean of {len(a)}"], str(old.name), a.mean(), b.mean(), a.mean() - half, a.mean() + half, TOLERANCE)
+    return found if a.equals(b) else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
 
 
 def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
-    missing = [column for column in old.columns if column not in new.columns]
-    parts = [_named("", column, "column", "missing") for column in missing]
+    missing = [column for column in old if column not in new]
+    parts = [_judged([""], column, "column", "missing") for column in missing]
     old = old.drop(columns=missing)
-    new = new[list(old.columns)]
-    bounds = _intervals(list(old.columns))
-    first, second, names = _matched(old, new)
+    new = new[list(old)]
+    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
+    other, names = _matched(old, new, numeric)
+    bounds = _intervals(list(old))
     for value, ends in bounds.items():
-        low, high = (_floats(first[end]) for end in ends)
-        parts.append(_judged(names, value, _floats(first[value]), _floats(second[value]), low, high, INTERVAL))
+        low, high = (_floats(old[end]) for end in ends)
+        parts.append(_judged(names, value, _floats(old[value]), _floats(other[value]), low, high))
         for end in ends:
-            here, half = _floats(first[end]), (high - low) / 2
-            parts.append(_judged(names, end, here, _floats(second[end]), here - half, here + half, TOLERANCE))
+            at, half = _floats(old[end]), (high - low) / 2
+            parts.append(_judged(names, end, at, _floats(other[end]), at - half, at + half, TOLERANCE))
     covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
-    parts += [_by_mean(old[column], new[column], column) for column in _numeric(old, new) if column not in covered]
-    if "verdict" in old.columns:
-        both = zip(names, first["verdict"].astype(str), second["verdict"].astype(str), strict=True)
-        parts += [_named(name, "verdict", x, y) for name, x, y in both]
+    parts += [_by_mean(old[column], new[column]) for column in numeric if column not in covered]
+    if "verdict" in old:
+        parts.append(_judged(names, "verdict", old["verdict"].astype(str), other["verdict"].astype(str).to_numpy()))
     return pd.concat(parts, ignore_index=True)
-
-
-def _named(row: str, column: str, published: str, rerun: str) -> pd.DataFrame:
-    """The row of something that is compared as a word."""
-    values = {"row": row, "column": column, "published": published, "rerun": rerun, "low": np.nan, "high": np.nan}
-    return pd.DataFrame([values | {"outcome": SAME if published == rerun else OUTSIDE}])
 
 
 def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
@@ -484,7 +472,7 @@ def compare(profile: str, published: Path | None = None, rerun: Path | None = No
         if (rerun / f"{name}.csv").is_file():
             found[name] = compare_table(*(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
         else:
-            found[name] = _named("", "", "table", "missing")
+            found[name] = _judged([""], "", "table", "missing")
     return pd.concat(found, names=["table", None]).reset_index("table").reset_index(drop=True)
 
 
@@ -514,17 +502,6 @@ def summary(profile: str, numbers: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>Reproduction, profile {{ profile }}</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em}img{width:48%}td,th{padding:0 .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}pre{white-space:pre-wrap}</style>
-<h1>Reproduction, profile {{ profile }}</h1><pre>{{ text }}</pre>
-<h2>Figures: published left, this run right</h2>
-{% for name, old, new in figures %}<h3>{{ name }}{% if old == new %}: the same{% endif %}</h3>
-{% for data in ([old] if old == new else [old, new]) %}{% if data %}<img src="data:image/png;base64,{{ data }}" alt="{{ name }}">
-{% else %}<em>missing</em>{% endif %}{% endfor %}{% endfor %}
-"""
-
-
 def _picture(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
 
@@ -533,7 +510,8 @@ def write_page(profile: str, text: str) -> Path:
     """`reproduction.html` beside the run's tables: the summary and every figure old and new."""
     names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
     figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
-    page = jinja2.Environment(autoescape=True).from_string(PAGE).render(profile=profile, text=text, figures=figures)
+    template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
     path = paths.profile_dir(profile) / "reproduction.html"
     write_atomic(path, page.encode("utf-8"))
     return path
