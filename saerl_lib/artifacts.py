@@ -99,7 +99,7 @@ def _direct_imports(path: Path) -> frozenset[str]:
 def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
     """Hash of the code below `root`/saerl_lib that these modules really import, directly or not, themselves included.
 
-    The data files of a room (weights, JSON, CSV) come along with its modules.
+    The data files of a room (weights, JSON, CSV) come along with its modules, but for `report`, whose records decide no stage.
     """
     found: set[Path] = set()
     waiting = set(modules)
@@ -110,7 +110,7 @@ def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
                 found.add(path)
                 waiting |= _direct_imports(path)
     package, digest = root / "saerl_lib", hashlib.sha256()
-    for room in {path.relative_to(package).parts[0] for path in found if path.parent != package}:
+    for room in {path.relative_to(package).parts[0] for path in found if path.parent != package} - {"report"}:
         found |= {p for p in (package / room).rglob("*") if p.suffix in DATA_SUFFIXES and p.name != TRAINED_GATES}
     for path in sorted(found):
         digest.update(str(path.relative_to(root)).encode())

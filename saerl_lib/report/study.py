@@ -354,22 +354,11 @@ SMALLEST = {
     "purity points": 5.0, "auc": 0.1, "diversity percent": 2.0, "time percent": 5.0,
 }  # fmt: skip
 """Smallest effects of interest, in the unit of the claim (ours)."""
-NOT_RUN = (("One SAE serves policies of other families (the paper trained two sizes of one family)", math.nan),)
-"""Claims of the paper, with its value, that no comparison of the study speaks of."""
-STEPS_CLAIMS = {
-    ("saerl_grpo", "grpo"): ("SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)", 19.1),
-    ("saerl_dapo", "dapo"): (
-        "SAERL on DAPO against DAPO, equal generated rollouts: fewer steps to target, percent (Table 5)", 37.6
-    ),
-}  # fmt: skip
-"""Pair -> its claim about steps and the paper's saving."""
-LAPTOP = (
-    ("Laptop runs: accuracy gain over GRPO, points (all sets by Avg@k)", 1.4),
-    ("Laptop runs: fewer steps to target than GRPO, percent (mean over sets)", 19.1),
-)
-"""The laptop's two claims with the paper's values (Table 8 and Table 5)."""
-PREPARATION = "Preparation: time that SAE encoding saves over ADARFT's rollouts, percent (0.5 against 17.33 H100-hours)"
-"""Percent of the rollouts' time for the same prompts, t-interval over parts (section 5)."""
+CLAIMS = pd.read_csv(Path(__file__).with_name("claims.csv")).fillna(dict.fromkeys(("kind", "first", "second"), ""))
+"""The paper's claims that no row of `COMPARISONS` holds: claim, paper_value, kind, source, first, second.
+
+Of source "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world, then on real data, questions
+alone) data set, target, metric and features of two probes: the effect is first minus second."""
 
 
 class Effect(NamedTuple):
@@ -377,9 +366,9 @@ class Effect(NamedTuple):
 
     claim: str
     paper_value: float
-    interval: Interval
     kind: str
     """Key of `SMALLEST`, which also names the unit."""
+    interval: Interval
     n_seeds: int
     notebook: str
     figure: str = ""
@@ -434,20 +423,25 @@ def _moved(interval: Interval, factor: float, by: float = 0.0) -> Interval:
     return Interval(*(factor * (bound + by) for bound in interval))
 
 
+def _told(source: str) -> list[tuple[str, float, str]]:
+    """claim, paper_value and kind of the claims of `source`."""
+    return list(CLAIMS.loc[CLAIMS["source"] == source, ["claim", "paper_value", "kind"]].itertuples(index=False, name=None))
+
+
 def study_effects(comparisons: pd.DataFrame) -> list[Effect]:
     """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
 
     A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing.
     """
-    effects = []
+    effects, pairs = [], CLAIMS[CLAIMS["source"] == "steps"].set_index(["first", "second"])[["claim", "paper_value", "kind"]]
     for _, row in comparisons.fillna({"claim": ""}).iterrows():
-        claim, value, kind = row["claim"], row["paper_value"], "accuracy points"
-        if row["metric"] == "steps":
-            (claim, value), kind = STEPS_CLAIMS.get((row["arm"], row["baseline"]), ("", math.nan)), "fewer steps percent"
-        if claim:
+        told, pair = (row["claim"], row["paper_value"], "accuracy points"), (row["arm"], row["baseline"])
+        if row["metric"] == "steps" and pair in pairs.index:
+            told = tuple(pairs.loc[pair])
+        if told[0]:
             where = ("08_evaluation", "study_effects", "./run_all.sh --profile study")
-            told = (row["n_seeds"] >= planned_seeds(row["family"]), row["p_small"])
-            effects.append(Effect(claim, value, _interval(row, "difference", "holm"), kind, int(row["n_seeds"]), *where, *told))
+            judged = (row["n_seeds"] >= planned_seeds(row["family"]), row["p_small"])
+            effects.append(Effect(*told, _interval(row, "difference", "holm"), int(row["n_seeds"]), *where, *judged))
     return effects
 
 
@@ -463,39 +457,13 @@ def laptop_effects(paired: pd.DataFrame, steps: pd.DataFrame, budget: int, decid
     means = means[means["grpo"] > 0]
     saved = 100 * (means["grpo"] - means["saerl"]) / means["grpo"]
     effect = NO_INTERVAL if means.empty else over_seeds(saved).interval()
-    found = ((_interval(all_sets, "difference"), "accuracy points", int(all_sets["n_seeds"])),
-             (effect, "fewer steps percent", len(means)))  # fmt: skip
-    return [Effect(*claim, *rest, "08_evaluation", decidable=decidable) for claim, rest in zip(LAPTOP, found, strict=True)]
-
-
-def _regimes(label: str, inside: str, outside: str, adapted: str) -> list[tuple[str, float, str, str, str]]:
-    """Readings of Table 2: rho in-domain, its fall out of domain, and what some labels of the other source bring back."""
-    inside, outside, adapted = (f"{task} spearman sae" for task in (inside, outside, adapted))
-    return [
-        (f"{label}, in-domain: Spearman rho", 0.749, "correlation", inside, ""),
-        (f"{label}, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, "correlation", inside, outside),
-        (f"{label}, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, "correlation", adapted, outside),
-    ]
-
-
-READINGS = (
-    *((f"{label} topic from SAE features: accuracy above majority, points", paper, "probe points",
-       f"world topic_{level} accuracy sae", f"world topic_{level} accuracy majority")
-      for label, level, paper in (("L2", "l2", 22.8), ("L3", "l3", 20.5), ("leaf", "leaf", 19.1))),
-    *_regimes("Difficulty from SAE features", *(f"world difficulty_{n}" for n in ("in_domain", "out_of_domain", "adapted"))),
-    ("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, "correlation",
-     "world solution_quality pearson sae", "world solution_quality pearson metadata"),
-    ("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, "probe points",
-     "math_test subject accuracy sae", "math_test subject accuracy majority"),
-    *_regimes("DeepMath difficulty, then DeepScaleR", "deepmath_18k difficulty_level",
-              *(f"deepscaler_pass_rate difficulty_{name}" for name in ("out_of_domain", "adapted"))),
-)  # fmt: skip
-"""Tables 1 to 3 on the world, then on real data, questions alone: claim, the paper's value, kind, and data set, target, metric
-and features of two probes: first minus second."""
+    accuracy = Effect(*_told("laptop accuracy")[0], _interval(all_sets, "difference"), int(all_sets["n_seeds"]), "08_evaluation")
+    fewer = Effect(*_told("laptop steps")[0], effect, len(means), "08_evaluation")
+    return [found._replace(decidable=decidable) for found in (accuracy, fewer)]
 
 
 def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
-    """The effects of `READINGS` that the ladder has rows for.
+    """The effects of the source "probes" that the ladder has rows for.
 
     A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
     """
@@ -503,54 +471,50 @@ def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found, effects = found.set_axis(keys, axis=0), []
     seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
-    for claim, paper, kind, first, second in READINGS:
+    for claim, paper, kind, _, first, second in CLAIMS[CLAIMS["source"] == "probes"].itertuples(index=False):
         if not {first, second or first} <= set(found.index):
             continue
         effect = _interval(found.loc[first])
         effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
         real = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
         where = (1, "03_data_properties", "probe_ladder_world") if first.startswith("world ") else real
-        effects.append(Effect(claim, paper, _moved(effect, 100 if kind == "probe points" else 1), kind, *where))
+        effects.append(Effect(claim, paper, kind, _moved(effect, 100 if kind == "probe points" else 1), *where))
     return effects
 
 
 def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
     """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
-    by_rule, rows = rules.set_index("rule"), []
-    kept, full = by_rule.loc["p95"], by_rule.loc["full"]
+    (purity,), (separation,), effects = _told("filter purity"), _told("filter auc"), []
+    kept, full = rules.set_index("rule").loc["p95"], rules.set_index("rule").loc["full"]
     if kept["kept"] > 0:
-        purity = wilson_interval(int(kept["target_kept"]), int(kept["kept"]))
-        effect = _moved(purity, 100, -float(full["target_kept"]) / float(full["kept"]))
-        recall = 100 * float(kept["target_kept"]) / float(full["target_kept"])
-        claim = f"Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here {recall:.0f} %)"
-        rows.append((claim, 46.32, effect, "purity points"))
+        effect = _moved(wilson_interval(int(kept["target_kept"]), int(kept["kept"])), 100, -full["target_kept"] / full["kept"])
+        claim = purity[0].format(recall=100 * kept["target_kept"] / full["target_kept"])
+        effects.append(Effect(claim, *purity[1:], effect, 1, "05_quality_filter"))
     wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()[["target", "parent"]]
     shares, bins = (wide / wide.sum()).to_numpy(), np.arange(len(wide))
     is_target = np.repeat([True, False], len(wide))
     auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
     interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
-    rows.append(("Source probe: ROC-AUC above chance (0.9911 - 0.5)", 0.4911, _moved(interval, 1, -0.5), "auc"))
-    return [Effect(*row, 1, "05_quality_filter") for row in rows]
+    return [*effects, Effect(*separation, _moved(interval, 1, -0.5), 1, "05_quality_filter")]
 
 
 def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
     """Gain of in-batch diversity by the tail swap with the smallest h above 0, percent, a row a space (Figure 3)."""
-    ours, rows = diversity[diversity["order"].str.startswith("saerl")], []
+    ours, (told,), effects = diversity[diversity["order"].str.startswith("saerl")], _told("diversity"), []
     for space, part in ours.sort_values("swapped_per_batch", kind="stable").groupby("space"):
         mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
-        if mixed.empty or unmixed.empty or unmixed["value"].iloc[0] <= 0:
-            continue
-        before = _interval(unmixed.iloc[0])
-        effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
-        claim = f"Tail swap raises in-batch diversity, percent (h = {int(mixed['swapped_per_batch'].iloc[0])}, space {space})"
-        rows.append(Effect(claim, 15.3, effect, "diversity percent", 1, "06_batch_plans"))
-    return rows
+        if len(mixed) and len(unmixed) and unmixed["value"].iloc[0] > 0:
+            before = _interval(unmixed.iloc[0])
+            effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
+            claim = told[0].format(h=mixed["swapped_per_batch"].iloc[0], space=space)
+            effects.append(Effect(claim, *told[1:], effect, 1, "06_batch_plans"))
+    return effects
 
 
 def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
     """A row for each claim of the paper that is not among those `answered`."""
     known = COMPARISONS[COMPARISONS["claim"] != ""]
-    claims = (*zip(known["claim"], known["paper_value"], strict=True), *NOT_RUN)
+    claims = [*zip(known["claim"], known["paper_value"], strict=True), *(claim[:2] for claim in _told("not run"))]
     return [(*claim, *NO_INTERVAL, 0, "not run", "", "", "") for claim in claims if claim[0] not in answered]
 
 
@@ -562,13 +526,13 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
     tables = {name: read_table(name, data_folder) for name in INPUTS}
     gates, budget = tables["world_gates"], int(tables["learning_curves"]["step"].max())
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
-    saved, bench = over_seeds(tables["preparation_cost"]["saved"]).interval(), "python -m saerl_lib bench preparation"
+    saved = (over_seeds(tables["preparation_cost"]["saved"]).interval(), 1, "08_evaluation")
     effects = [
         *study_effects(tables["study_comparisons"]),
         *laptop_effects(tables["paired_difference"], tables["steps_to_target"], budget, decidable),
         *probe_effects(tables["probe_ladder"]),
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),
-        Effect(PREPARATION, 97.1, saved, "time percent", 1, "08_evaluation", command=bench),
+        Effect(*_told("preparation")[0], *saved, command="python -m saerl_lib bench preparation"),
     ]
     return rows_of("claims", [*(effect.row() for effect in effects), *not_run({effect.claim for effect in effects})])
