@@ -99,7 +99,7 @@ def _direct_imports(path: Path) -> frozenset[str]:
 def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
     """Hash of the code below `root`/saerl_lib that these modules really import, directly or not, themselves included.
 
-    The data files of a room (weights, JSON, CSV) come along with its modules.
+    The data files of a room (weights, JSON, CSV) come along with its modules, but for `report`, whose records decide no stage.
     """
     found: set[Path] = set()
     waiting = set(modules)
@@ -110,7 +110,7 @@ def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
                 found.add(path)
                 waiting |= _direct_imports(path)
     package, digest = root / "saerl_lib", hashlib.sha256()
-    for room in {path.relative_to(package).parts[0] for path in found if path.parent != package}:
+    for room in {path.relative_to(package).parts[0] for path in found if path.parent != package} - {"report"}:
         found |= {p for p in (package / room).rglob("*") if p.suffix in DATA_SUFFIXES and p.name != TRAINED_GATES}
     for path in sorted(found):
         digest.update(str(path.relative_to(root)).encode())
@@ -269,28 +269,24 @@ def get_or_compute(
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
             write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)
-    partial, torch = folder.with_name(f".{name}.partial"), sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        compute(partial)
-        files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
-        if not files:
-            raise ArtifactError(f"stage {name} wrote no output into {partial}")
-        outputs = {str(p.relative_to(partial)): file_sha256(p) for p in files}
-        write_json(partial / MANIFEST, {
-            "stage": name, "key": key, "settings": settings, "config": dict(config), "inputs": {s.name: s.key for s in inputs},
-            "outputs": outputs, "provenance": provenance(),
-        })  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            compute(partial)
+            files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
+            if not files:
+                raise ArtifactError(f"stage {name} wrote no output into {partial}")
+            write_json(partial / MANIFEST, {
+                "stage": name, "key": key, "settings": settings, "config": dict(config),
+                "inputs": {s.name: s.key for s in inputs}, "provenance": provenance(),
+                "outputs": {str(p.relative_to(partial)): file_sha256(p) for p in files},
+            })  # fmt: skip
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) not in UNWRITABLE and "os error" not in str(error):
             raise
         raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if torch:
             torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

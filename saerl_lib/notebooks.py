@@ -12,7 +12,6 @@ the first failure.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -75,73 +74,42 @@ class Notebook:
         return self.stem[:2]
 
 
-def _notebook(stem: str, inputs: str, outputs: str, figures: str, of_world: str = "") -> Notebook:
-    declared = (*outputs.split(), *(f"figure:{name}" for name in figures.split()))
-    only = frozenset(name for name in declared if name.partition(":")[2] in of_world.split())
-    return Notebook(stem, declared, tuple(inputs.split()), of_world=only)
+REGISTRY = """
+00_data: world policy_rates*; world_gates* pass_rates*;
+01_policy_and_sae 00: reader; sae_quality;
+02_sae_representation 00: store features representation; representation; representation
+03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs real_overlap; probe_ladder_world* probe_ladder ladder_pairs
+04_clusters_and_difficulty 00 02: difficulty plan_study audit; calibration cluster_topics cluster_summary cluster_agreement
+    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
+    real_feature_groups real_top_latents; calibration real_clusters
+05_quality_filter 00 02: filter flaws*; filter filter_scores filter_flaws* filter_selfreg* real_filter real_separation real_flaws
+    real_selfreg; real_filter real_flaws
+06_batch_plans 00 02 04 05: plans gradients*; batch_composition inbatch_diversity plan_sensitivity gradient_coherence*
+    gradient_distance* mixing_theory*; batch_composition plan_sensitivity gradient_coherence*
+07_grpo_training 00 06: train; training_curves; training_curves
+08_evaluation 00 01 02 03 04 05 06 07: evaluation; learning_curves paired_difference steps_to_target world_controls study_pilot
+    study_runs study_summary study_comparisons study_targets study_provenance study_paper_tables study_mixing study_budget
+    preparation_cost claims*; world_controls study_curves study_effects study_mixing
+09_figures 00 01 02 03 04 05 06 07 08:;;
+10_your_own_data 00:; own_clusters;
+"""
+"""A line a notebook: its stem, numbers of the notebooks it reads: stages; tables; figures; `*` marks what only a world gives."""
 
 
-def _redraw(stem: str, written: tuple[Notebook, ...]) -> Notebook:
-    figures = tuple(name for notebook in written for name in notebook.outputs if name.startswith("figure:"))
-    only = frozenset().union(*(notebook.of_world for notebook in written))
-    return Notebook(stem, figures, tuple(notebook.number for notebook in written), tables_only=True, of_world=only)
+def _registry(text: str) -> tuple[Notebook, ...]:
+    found = []
+    for line in text.strip().replace("\n    ", " ").splitlines():
+        (stem, *inputs), *declared = (part.split() for part in re.split("[:;]", line))
+        kinds = zip(("stage", "csv", "figure"), declared, strict=True)
+        marked = [f"{kind}:{name}" for kind, names in kinds for name in names]
+        only = frozenset(name.rstrip("*") for name in marked if name.endswith("*"))
+        found.append(Notebook(stem, tuple(name.rstrip("*") for name in marked), tuple(inputs), of_world=only))
+    drawn = tuple(name for notebook in found for name in notebook.outputs if name.startswith("figure:"))
+    redraw = {"outputs": drawn, "of_world": frozenset().union(*(n.of_world for n in found)), "tables_only": True}
+    return tuple(replace(n, **redraw) if n.stem == "09_figures" else n for n in found)
 
 
-# Arguments: stem, numbers of the notebooks it reads, stages and tables, figures, and those of them that only a world gives.
-_COMPUTED = (
-    _notebook(
-        "00_data", "",
-        "stage:world stage:policy_rates csv:world_gates csv:pass_rates csv:difficulty_vs_pass_rate",
-        "world_gates pass_rates difficulty_vs_pass_rate", "policy_rates world_gates pass_rates difficulty_vs_pass_rate",
-    ),
-    _notebook("01_policy_and_sae", "00", "stage:reader csv:sae_quality", "sae_quality"),
-    _notebook(
-        "02_sae_representation", "00", "stage:store stage:features stage:representation csv:sae_map csv:representation",
-        "sae_map representation",
-    ),
-    _notebook(
-        "03_data_properties", "00 02",
-        "stage:ladder_world csv:world_probes csv:probe_ladder csv:ladder_pairs csv:real_overlap",
-        "world_probes probe_ladder_world probe_ladder ladder_pairs", "world_probes probe_ladder_world",
-    ),
-    _notebook(
-        "04_clusters_and_difficulty", "00 02",
-        "stage:difficulty stage:plan_study stage:audit csv:calibration csv:cluster_topics "
-        "csv:cluster_summary csv:cluster_agreement csv:cluster_stability csv:label_curve csv:cluster_audit csv:feature_groups "
-        "csv:top_latents csv:real_counts csv:real_clusters csv:real_cluster_audit csv:real_feature_groups "
-        "csv:real_top_latents",
-        "calibration cluster_topics label_curve cluster_audit feature_groups real_clusters real_cluster_audit "
-        "real_feature_groups",
-    ),
-    _notebook(
-        "05_quality_filter", "00 02",
-        "stage:filter stage:flaws csv:filter csv:filter_scores csv:filter_flaws csv:filter_selfreg csv:real_filter "
-        "csv:real_separation csv:real_flaws csv:real_selfreg",
-        "filter filter_flaws filter_selfreg real_filter real_flaws real_selfreg", "flaws filter_flaws filter_selfreg",
-    ),
-    _notebook(
-        "06_batch_plans", "00 02 04 05",
-        "stage:plans stage:gradients csv:batch_composition csv:inbatch_diversity csv:plan_sensitivity csv:sample_audit "
-        "csv:gradient_coherence csv:gradient_distance csv:mixing_theory csv:mixing_curve",
-        "batch_composition inbatch_diversity plan_sensitivity sample_audit gradient_coherence mixing_theory",
-        "gradients gradient_coherence gradient_distance mixing_theory mixing_curve",
-    ),
-    _notebook("07_grpo_training", "00 06", "stage:train csv:training_curves", "training_curves"),
-    _notebook(
-        "08_evaluation", "00 01 02 03 04 05 06 07",
-        "stage:evaluation csv:learning_curves csv:paired_difference csv:steps_to_target csv:world_controls csv:study_pilot "
-        "csv:study_runs csv:study_summary csv:study_comparisons csv:study_targets csv:study_provenance csv:study_paper_tables "
-        "csv:study_mixing csv:study_plans csv:study_batch csv:study_budget csv:preparation_cost csv:claims",
-        "learning_curves paired_difference world_controls study_pilot study_curves study_effects study_gap study_sets "
-        "study_mixing preparation_cost", "claims",
-    ),
-)  # fmt: skip
-
-NOTEBOOKS: tuple[Notebook, ...] = (
-    *_COMPUTED,
-    _redraw("09_figures", _COMPUTED),
-    _notebook("10_your_own_data", "00", "csv:own_clusters", ""),
-)
+NOTEBOOKS = _registry(REGISTRY)
 """All notebooks, in the order in which they run."""
 
 
@@ -375,16 +343,6 @@ def ended_early(executed: Any) -> str | None:
     return None
 
 
-def embed_figures(executed: Any, folder: Path) -> None:
-    """Turn links to `../figures/NAME.png` into attachments, so that the copy and its HTML can be moved anywhere."""
-    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
-        for name in dict.fromkeys(re.findall(r"\]\(\.\./figures/([\w.-]+\.png)\)", cell.source)):
-            if (folder / name).is_file():
-                data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-                cell.setdefault("attachments", {})[name] = {"image/png": data}
-                cell.source = cell.source.replace(f"](../figures/{name})", f"](attachment:{name})")
-
-
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
@@ -425,9 +383,8 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
             message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
         raise UserError(f"{message}\n{kept}") from error
-    embed_figures(executed, paths.figures_dir(profile))
-    nbformat.write(executed, copy)
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources={"metadata": {"name": stem}})
+    place = {"metadata": {"name": stem, "path": str(copy.parent)}}  # where links to ../figures lead to this run's
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=place)
     page = copy.with_suffix(".html")
     page.write_text(text, encoding="utf-8")
     page.replace(copy.with_name(f"{stem}.html"))

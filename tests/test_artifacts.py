@@ -92,7 +92,7 @@ def test_a_failure_leaves_nothing_of_itself_and_keeps_the_finished_stage(saerl_h
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         compute(broken)
-    assert list((saerl_home / "smoke").iterdir()) == [] and torch.get_num_threads() == threads
+    assert not (saerl_home / "smoke").exists() and torch.get_num_threads() == threads
     stage = compute(Counter())
     with pytest.raises(KeyboardInterrupt):
         compute(broken, {"size": 2})
@@ -135,7 +135,8 @@ def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> N
     module = "saerl_lib.encode.pool"
     before = code_hash(module, root=tmp_path / "a")
     assert before == code_hash(module)
-    for place, changes in (("encode/pool.py", True), ("report/figures.py", False), ("notebooks.py", False)):
+    unused = ("report/figures.py", "report/claims.csv", "notebooks.py")
+    for place, changes in (("encode/pool.py", True), *((place, False) for place in unused)):
         root = tmp_path / place.replace("/", "-")
         shutil.copytree(tmp_path / "a", root)
         with (root / "saerl_lib" / place).open("a", encoding="utf-8") as handle:

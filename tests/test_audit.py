@@ -15,15 +15,13 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.store import FeatureTable
-from saerl_lib.plan.audit import DecisionModel, Evidence, LinearReader, UnknownSampleError, audit, audit_table, audit_text, gather
+from saerl_lib.plan.audit import DecisionModel, Evidence, LinearReader, UnknownSampleError, audit, audit_text, gather
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
 from saerl_lib.properties import difficulty
 from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
 from saerl_lib.properties.difficulty import HalfWidths
-from saerl_lib.report import figures
-from saerl_lib.report.tables import SCHEMAS, read_table, write_csv
 
 # Confidence of a latent for a label.
 
@@ -271,20 +269,6 @@ def test_unknown_ids_and_stages_of_different_runs_are_refused(evidence: Evidence
     shuffled = replace(evidence.plan, table=evidence.plan.table.assign(sample_id=evidence.plan.ids[::-1]))
     with pytest.raises(ArtifactError, match="not the saerl plan of this pool"):
         gather(evidence.samples, *parts, shuffled, evidence.config)
-
-
-def test_table_and_figure_of_a_kept_and_a_dropped_sample(evidence: Evidence, tmp_path) -> None:
-    dropped = evidence.scores.loc[~evidence.scores["kept"], "sample_id"].iloc[0]
-    for sample_id in (evidence.plan.ids[3], dropped):
-        table = audit_table(audit(sample_id, evidence), evidence)
-        assert tuple(table.columns) == SCHEMAS["sample_audit"].columns
-        assert table.loc[table["part"] == "pool", "value"].sum() == pytest.approx(1.0)
-        raw = table.loc[table["part"] == "difficulty", "value"].sum()
-        assert raw == pytest.approx(evidence.scores.set_index("sample_id").loc[sample_id, "raw"])
-        assert (table["part"] == "batch").sum() == (0 if sample_id == dropped else 4)
-        write_csv(table, "sample_audit", tmp_path)
-        figure, _ = figures.sample_audit(read_table("sample_audit", tmp_path))
-        assert figure.axes
 
 
 def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

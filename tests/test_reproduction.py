@@ -81,12 +81,12 @@ def test_a_perturbed_run_is_within_tolerance_and_leaves_the_published_files_alon
 
 
 def test_what_changed_for_good_is_outside_and_named(perturbed: Path) -> None:
-    probes = pd.read_csv(perturbed / "world_probes.csv")
+    probes = pd.read_csv(perturbed / "label_curve.csv")
     probes.loc[0, "value"] = probes["ci_high"].max() + 1
-    probes.to_csv(perturbed / "world_probes.csv", index=False)
+    probes.to_csv(perturbed / "label_curve.csv", index=False)
     (perturbed / "filter.csv").unlink()
     text, outside = report("laptop")
-    assert outside == 2 and "outside: world_probes" in text and "outside: filter" in text
+    assert outside == 2 and "outside: label_curve" in text and "outside: filter" in text
 
 
 def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
@@ -105,11 +105,11 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     (perturbed / "study_problems.parquet").write_bytes(b"another profile's")
     problems = (paths.PUBLISHED / "study_problems.parquet").read_bytes()
     changed = {path.name for path in publish("laptop")}
-    assert {"world_probes.csv", "learning_curves.csv"} <= changed and "study_runs.csv" not in changed
+    assert {"label_curve.csv", "learning_curves.csv"} <= changed and "study_runs.csv" not in changed
     assert (paths.PUBLISHED / "study_runs.csv").read_bytes() == study
     assert (paths.PUBLISHED / "problems.parquet").read_bytes() == (perturbed / "problems.parquet").read_bytes()
     assert (paths.PUBLISHED / "study_problems.parquet").read_bytes() == problems
-    assert (paths.PUBLISHED / "world_probes.csv").read_bytes() == (perturbed / "world_probes.csv").read_bytes()
+    assert (paths.PUBLISHED / "label_curve.csv").read_bytes() == (perturbed / "label_curve.csv").read_bytes()
     assert {"processor", "threads", "versions", "commit"} <= set(tables.published_record("laptop"))
     (perturbed / "filter.csv").unlink()
     with pytest.raises(FileNotFoundError, match="lacks filter; run ./run_all.sh --profile laptop to its end first"):

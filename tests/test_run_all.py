@@ -20,7 +20,6 @@ from saerl_lib.notebooks import (
     Notebook,
     RunOptions,
     UserError,
-    embed_figures,
     ended_early,
     output_files,
     read_record,
@@ -219,8 +218,14 @@ def test_kernel_is_this_interpreter_and_gets_the_parameters(
         "_ = (paths.figure_data_dir(profile) / 'facts.csv').write_text(text)"
     )
     lab.add("00_one", cell, outputs=("csv:facts",))
+    stored = nbformat.read(lab.folder / "00_one.ipynb", as_version=4)
+    stored.cells[0].source = "![A](../figures/a.png)"
+    nbformat.write(stored, lab.folder / "00_one.ipynb")
+    (saerl_home / "smoke/figures").mkdir(parents=True)
+    (saerl_home / "smoke/figures/a.png").write_bytes(b"png")
     before = dict(os.environ)
     lab.run(seed=7, seeds=3)
+    assert "cG5n" in (saerl_home / "smoke/notebooks/00_one.html").read_text(), "the page holds its figures"
     facts = json.loads((saerl_home / "smoke/figures/data/facts.csv").read_text())
     assert facts[0] == sys.executable
     assert facts[1:5] == [str(paths.ROOT), "smoke", 7, 3]
@@ -294,11 +299,3 @@ def test_ended_early_counts_cells_as_stored() -> None:
     added = new_code_cell("profile = 1", execution_count=2, metadata={"tags": ["injected-parameters"]})
     assert ended_early(new_notebook(cells=[ran, added, empty])) is None
     assert ended_early(new_notebook(cells=[new_markdown_cell("x"), ran, added, pending])) == "after cell 2"
-
-
-def test_figures_become_attachments(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"png")
-    notebook = new_notebook(cells=[new_markdown_cell("![A](../figures/a.png) ![B](../figures/b.png)")])
-    embed_figures(notebook, tmp_path)
-    assert notebook.cells[0].source == "![A](attachment:a.png) ![B](../figures/b.png)"
-    assert notebook.cells[0].attachments == {"a.png": {"image/png": "cG5n"}}

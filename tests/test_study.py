@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
 
@@ -12,24 +11,15 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.plan.batch_plan import make_pool, plan_of
 from saerl_lib.report import study
-from saerl_lib.report.figures import gaps
 from saerl_lib.report.plots import FIGURES
-from saerl_lib.report.study import MIXING, batch_claim, outcome_values, outcomes, planned_seeds, study_claims
+from saerl_lib.report.study import outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.studies.grid import TABLES, facts, study_tables
-from saerl_lib.train.arms import ArmPool, all_arms
+from saerl_lib.studies.grid import TABLES, study_tables
+from saerl_lib.train.arms import all_arms
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
-DIVERSITY = pd.DataFrame(
-    [(arm, h, space, 1.0 + h) for h, arm in enumerate(MIXING) for space in ("PCA 2-D", "full")],
-    columns=["arm", "swapped_per_batch", "space", "value"],
-)
-PLANS = pd.DataFrame(
-    [(arm, 32, 2, 30, 0.7, 0.5, 0.04, 0.8, 0.2, "a1") for arm in all_arms()], columns=list(SCHEMAS["study_plans"].columns)
-)
 PROFILE = get_profile("study")
 PROFILE = replace(PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL))
 
@@ -91,7 +81,7 @@ def test_steps_to_target_by_hand() -> None:
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
     gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
-    tables = study_tables(results(gains), PROFILE, DIVERSITY, PLANS)
+    tables = study_tables(results(gains), PROFILE)
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
@@ -101,33 +91,24 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
-    assert set(pairs["metric"]) == {*study.accuracy_metrics(results(gains)["evaluations"]), "steps", "area"}
-    for figure in ("study_effects", "study_curves", "study_gap", "study_sets", "study_mixing"):
+    assert set(pairs["metric"]) == {"outcome", "steps", "area"}
+    for figure in ("study_effects", "study_curves", "study_mixing"):
         (name,), function = FIGURES[figure]
         assert function(read_table(name, tmp_path)).axes
-
-
-def test_gaps_are_paired_by_seed_and_step() -> None:
-    rows = [("grpo", 0, 10, 40.0), ("grpo", 1, 10, 50.0), ("diff", 0, 10, 42.0), ("diff", 1, 10, 54.0), ("diff", 2, 10, 90.0)]
-    runs = pd.DataFrame(rows, columns=["arm", "seed", "step", "mean_avg"])
-    (found,) = gaps(runs, "mean_avg").itertuples(index=False)
-    half = 12.706 * 1.0  # t of one degree of freedom, standard error 1
-    assert (found.group, found.step, found.n) == ("diff", 10, 2)
-    assert [found.value, found.ci_low, found.ci_high] == pytest.approx([3.0, 3.0 - half, 3.0 + half], abs=1e-2)
 
 
 def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
     made = results(gains, seeds=planned_seeds("paper"))
-    pairs = study_tables(made, PROFILE, DIVERSITY, PLANS)["study_comparisons"]
-    rows = {row["claim"]: row for row in study_claims(pairs)}
-    early = study_claims(pairs.assign(n_seeds=3))
-    assert {row["verdict"] for row in early} == {"undecided"}, "fewer seeds than planned decide nothing"
-    gain = rows["SAERL on GRPO against GRPO: accuracy gain, points (last evaluation, the hardest set by Pass@8)"]
-    assert gain["verdict"] == "reproduced" and gain["paper_value"] == 3.0 and gain["n_seeds"] == 8
-    assert rows["DIFF against GRPO: accuracy gain, points (Table 4)"]["verdict"] in ("undecided", "not reproduced")
-    left = {row["claim"] for row in study.not_run_claims(list(rows))}
-    assert not left & set(rows) and any(claim.startswith("SAERL on DAPO against DAPO") for claim in left)
+    pairs = study_tables(made, PROFILE)["study_comparisons"]
+    effects = {effect.claim: effect for effect in study.study_effects(pairs)}
+    assert {effect.verdict() for effect in study.study_effects(pairs.assign(n_seeds=3))} == {"undecided"}, "fewer than planned"
+    gain = effects["SAERL on GRPO against GRPO: accuracy gain, points (Table 4)"]
+    assert (gain.verdict(), gain.paper_value, gain.n_seeds) == ("reproduced", 3.0, 8)
+    assert effects["DIFF against GRPO: accuracy gain, points (Table 4)"].verdict() in ("undecided", "not reproduced")
+    assert gain._replace(p_small=0.2, interval=study.Interval(0, -1, 0.1)).verdict() == "undecided", "the bound is not corrected"
+    left = {row[0] for row in study.not_run(effects)}
+    assert not left & set(effects) and any(claim.startswith("SAERL on DAPO against DAPO") for claim in left)
 
 
 def test_every_pair_names_arms_of_the_grid() -> None:
@@ -176,48 +157,20 @@ def test_cells_by_hand() -> None:
     assert found.loc[("4", "grpo", "AIME24"), "our_value"] == 100.0, "the hardest set counts by Pass@k"
     assert found.loc[("8 Avg@8", "grpo", "AIME24"), "our_value"] == pytest.approx(49.0)
     assert found.loc[("4", "grpo", "mean"), "our_value"] == pytest.approx((5 * 49 + 100) / 6)
-    gain = found.loc[("4 gain", "saerl_grpo", "GSM8K")]
-    assert gain["our_value"] == pytest.approx(20.0) and gain["ci_low"] == pytest.approx(20.0)
-    assert gain["paper_value"] == pytest.approx(2.4)
     assert found.loc[("5", "saerl_grpo", "mean"), "our_value"] == 20
     assert found.loc[("4", "diff", "GSM8K"), "n_seeds"] == 0 and math.isnan(found.loc[("4", "diff", "GSM8K"), "our_value"])
     view = study.table_view(found.reset_index(), "4")
     assert view.index.tolist() == ["grpo", "saerl_grpo"] and view.loc["grpo", ("GSM8K", "paper")] == 81.1
 
 
-def test_batch_readings_by_hand() -> None:
-    """At b the gain falls from 0.2 to 0 between the middle and the end; at 4b it is 0.1 at the end."""
-    rises = [0.2, 0.3, 0.3, 0.5, 0.5]
-    frame = solved_evaluations({
-        "grpo": rises, "saerl_grpo": [0.2, 0.5, 0.5, 0.5, 0.5], "grpo_4b": rises, "saerl_4b": [0.2, 0.3, 0.4, 0.6, 0.6],
-    })  # fmt: skip
-    sizes = {"grpo": 32, "saerl_grpo": 32, "grpo_4b": 128, "saerl_4b": 128}
-    found = study.batch_readings(frame, sizes).set_index(["reading", "comparison"])
-    # equal prompts: the last three evaluations 20, 30, 40; the paper's counts: b stops at 30, so 10, 20, 30
-    assert found.loc[("equal prompts", "gain at b"), "difference"] == pytest.approx(100 * 0.2 / 3)
-    assert found.loc[("the paper's counts", "gain at b"), "difference"] == pytest.approx(100 * 0.4 / 3)
-    for reading in ("equal prompts", "the paper's counts"):
-        assert found.loc[(reading, "gain at 4b"), "difference"] == pytest.approx(100 * 0.3 / 3)
-        small, large = found.loc[(reading, "gain at b"), "difference"], found.loc[(reading, "gain at 4b"), "difference"]
-        assert found.loc[(reading, "4b - b"), "difference"] == pytest.approx(large - small)
-    assert study.batch_readings(frame[frame["arm"] != "saerl_4b"], sizes).empty
-
-
-def test_mixing_by_hand_and_drawn() -> None:
+def test_mixing_by_hand() -> None:
     rises = [0.1, 0.2, 0.3, 0.4, 0.5]
     arms = {"grpo": rises, "minus_mix": rises, "saerl_grpo": [0.1, 0.3, 0.4, 0.5, 0.6], "mix_4": rises}
-    frame = solved_evaluations(arms)
-    mixed = (("minus_mix", 0, 2.0), ("saerl_grpo", 2, 3.0), ("mix_4", 4, 4.0))
-    diversity = pd.DataFrame([(arm, h, space, value * k) for arm, h, value in mixed
-                              for space, k in (("PCA 2-D", 1), ("full", 5))],
-                             columns=["arm", "swapped_per_batch", "space", "value"])  # fmt: skip
-    found = study.mixing_rows(frame, steps_of(list(arms)), diversity)
+    found = study.mixing_rows(solved_evaluations(arms))
     assert found["arm"].tolist() == ["minus_mix", "saerl_grpo", "mix_4"] and found["paper_swapped"].tolist() == [0, 8, 16]
-    assert found["difference"].round(6).tolist() == [0.0, 10.0, 0.0] and found["diversity_2d"].tolist() == [1.0, 1.5, 2.0]
+    assert found["difference"].round(6).tolist() == [0.0, 10.0, 0.0] and found["n_seeds"].tolist() == [3, 3, 3]
     assert found["paper_difference"].round(2).tolist() == [0.0, 1.9, 0.8]
-    for name, table in (("study_mixing", found), ("study_sets", study.beside_paper(frame, steps_of(list(arms))))):
-        assert FIGURES[name][1](table).axes
-    assert study.mixing_rows(frame[frame["arm"] != "minus_mix"], steps_of(["grpo"]), diversity).empty
+    assert study.mixing_rows(solved_evaluations({"grpo": rises, "saerl_grpo": rises})).empty, "no h = 0"
 
 
 def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
@@ -232,17 +185,11 @@ def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
         assert len(paired) == row.n_seeds and paired.mean() == pytest.approx(row.difference, abs=1e-3)
 
 
-def test_the_papers_values_of_steps_and_batch_claims_follow_from_its_tables() -> None:
+def test_the_papers_values_of_claims_on_steps_follow_from_its_table() -> None:
     paper = study.paper_values()
     steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
     for (arm, baseline), (_, saved) in study.STEPS_CLAIMS.items():
         assert saved == pytest.approx(100 * (steps[baseline] - steps[arm]) / steps[baseline], abs=0.06)
-    gains = paper[paper["table"] == "8 Avg@8"].groupby("arm")["value"].mean()
-    readings = pd.DataFrame([("the paper's counts", "gain at b", -6.0, -9.0, -3.0, 5)],
-                            columns=["reading", "comparison", "difference", "ci_low", "ci_high", "n_seeds"])  # fmt: skip
-    (row,) = batch_claim(readings)
-    assert row["paper_value"] == pytest.approx(gains["saerl_grpo"] - gains["grpo"], abs=0.01)
-    assert row["verdict"] == "not reproduced" and batch_claim(readings.assign(n_seeds=3))[0]["verdict"] == "undecided"
 
 
 # The laptop's own runs.
@@ -278,19 +225,3 @@ def test_curves_differences_and_steps_of_the_laptop_by_hand() -> None:
     steps = study.steps_to_targets(laptop_evaluations(1), 4).set_index(["eval_set", "arm", "seed"])
     assert steps.loc[("easy_a", "grpo", 0), "target"] == pytest.approx(0.625), "the paper's rule"
     assert pd.isna(steps.loc[("easy_a", "grpo", 0), "steps"]) and steps.loc[("easy_a", "saerl", 0), "steps"] == 20
-
-
-def test_what_an_order_sorts_and_mixes_by_hand() -> None:
-    ids, clusters = [f"s{i}" for i in range(8)], np.array([0, 0, 0, 0, 0, 1, 1, 1])
-    zeros = np.zeros(8)
-    order = np.array([0, 1, 2, 3, 5, 4, 7, 6])
-    swapped = np.array([-1, -1, -1, 2, -1, 1, -1, -1])  # one sample of the batches 1 and 2 each
-    plan = plan_of(make_pool(ids, clusters, zeros, zeros, zeros + 1), order, swapped, "x", b=2, h=1)
-    pool = ArmPool(pd.DataFrame({"sample_id": ids, "label": np.arange(8.0)}), {})
-    found = facts(plan, pool)
-    assert list(found) == list(SCHEMAS["study_plans"].columns)[1:]
-    assert (found["batches"], found["swapped_batches"], found["swapped_batches_second_half"]) == (4, 0.5, 0.5)
-    assert (found["swapped_samples"], found["largest_cluster"]) == (0.25, 0.625)
-    # two neighbours changed places twice: 1 - 6 (1 + 1 + 1 + 1) / (8 (64 - 1))
-    assert found["label_rho"] == pytest.approx(1 - 24 / 504)
-    assert found["plan_hash"] == hashlib.sha256(b"s0\ns1\ns2\ns3\ns5\ns4\ns7\ns6").hexdigest()[:12]

@@ -45,9 +45,6 @@ AGREEMENT = 1e-4
 """Largest relative difference between a stored score and the sum of its parts (ours; they agree to rounding)."""
 WIDTH = 110
 """Characters of a line of text."""
-BINS = 40
-"""Bins of the pool's histogram of r."""
-COLUMNS = ("sample_id", "part", "item", "value", "low", "high", "cluster", "slot", "n", "note")
 
 
 class UnknownSampleError(ValueError):
@@ -318,7 +315,7 @@ def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
     return Html("".join(item.html() for item in token_highlights([(name, sample) for name in names], encoder)))
 
 
-# As text and as a table.
+# As text.
 
 
 def audit_text(record: Record) -> str:
@@ -329,20 +326,6 @@ def audit_text(record: Record) -> str:
     about = ", ".join(filter(None, (f"{record['source']} source" * bool(record["source"]), record["topic"], label)))
     lines = made.get_template("audit.txt.j2").render(record, about=about).splitlines()
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for line in lines)
-
-
-def path_lines(record: Record) -> dict[str, str]:
-    """One short line a decision: cluster, difficulty, filter, batch, swap; the head of the figure."""
-    c, d, q, b = (record[name] for name in ("cluster", "difficulty", "quality", "batch"))
-    second = "there is no other cluster" if c["second"] is None else f"next is {c['second']} at {c['second_distance']:.1f}"
-    kept = f"{'kept' if q['kept'] else 'dropped'}, score {q['score']:.3f}, rank {q['rank']:,} of {q['n_pool']:,}"
-    return {
-        "cluster": f"{c['cluster']} ({c['label']}), distance {c['distance']:.1f}; {second}",
-        "difficulty": f"r = {d['ranking']:.2f}{_interval(d)}, percentile {d['percentile']:.0f} of the pool",
-        "filter": f"{kept}; {q['n_kept']:,} stay",
-        "batch": f"step {b['step']} of {b['n_steps']} (from 0), slot {b['slot']}, stage {b['stage']}" if b else "none",
-        "swap": _swap_line(record["swap"]) if b else "none",
-    }
 
 
 def _interval(d: Record) -> str:
@@ -359,33 +342,6 @@ def _swap_line(s: Record) -> str:
     if not s["in_tail"]:
         return f"stays: only the last {s['h']} of a batch are exchanged"
     return f"stays: no admissible partner among {s['n_candidates']} candidates"
-
-
-def audit_table(record: Record, evidence: Evidence) -> pd.DataFrame:
-    """Rows of `sample_audit.csv`: sample_id, part, item, value, low, high, cluster, slot, n, note; unused cells are NaN or ''.
-
-    Parts: path (a line a decision in note), difficulty and quality (item a feature, value its contribution, first the
-    intercept, last the n others), pool (low, high a bin of r, value its share of n samples), score (value r, low, high its
-    interval, n residuals), batch (item a sample, value its r, n its home step, note 'this sample' or 'exchanged').
-    """
-    d, batch, pool = record["difficulty"], record["batch"], evidence.scores["ranking"].to_numpy()
-    rows = [{"part": "path", "item": name, "note": line} for name, line in path_lines(record).items()]
-    for part in ("difficulty", "quality"):
-        parts = record[part]["parts"]
-        rows.append({"part": part, "item": "intercept", "value": parts["intercept"]})
-        rows += [{"part": part, "item": c["feature"], "value": c["contribution"]} for c in parts["listed"]]
-        rows.append({"part": part, "item": "others", "value": parts["others"], "n": parts["n_others"]})
-    counts, edges = np.histogram(pool, bins=BINS)
-    bins = zip(counts / counts.sum(), edges, edges[1:], strict=False)
-    rows += [{"part": "pool", "item": "r", "value": v, "low": a, "high": b, "n": len(pool)} for v, a, b in bins]
-    rows.append({"part": "score", "item": "r", "value": d["ranking"], "low": d["low"], "high": d["high"], "n": d["n_residuals"],
-                 "note": f"{100 * d['level']:.0f} %"})  # fmt: skip
-    for m in batch["batch"] if batch else ():
-        moved = "exchanged" if m["home_step"] != batch["step"] else ""
-        rows.append({"part": "batch", "item": m["sample_id"], "value": m["ranking"], "cluster": m["cluster"], "slot": m["slot"],
-                     "n": m["home_step"], "note": "this sample" if m["sample_id"] == record["sample_id"] else moved})  # fmt: skip
-    frame = pd.DataFrame(rows).assign(sample_id=record["sample_id"]).reindex(columns=list(COLUMNS))
-    return frame.assign(note=frame["note"].fillna(""), **frame[["low", "high"]].astype(float))
 
 
 def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:

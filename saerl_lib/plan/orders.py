@@ -42,7 +42,7 @@ from saerl_lib.plan.batch_plan import (
 )
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
-from saerl_lib.properties.scorer import fit_properties, topics_at, whole_batches
+from saerl_lib.properties.scorer import whole_batches
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
 
@@ -290,20 +290,3 @@ def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dic
 def load_plan(plans: Stage, name: str) -> BatchPlan:
     """One plan of the stage."""
     return read_plan(plans.path(f"{name}.parquet"))
-
-
-def sae_map_table(profile: Profile, data: Stage, features: Stage) -> pd.DataFrame:
-    """Rows of sae_map.csv, one a pool sample; the clusters are those of the difficulty stage."""
-    samples, table = load_split(data, "pool"), load_split_features(features, "pool")
-    clusters, _ = fit_properties(profile, data, features)
-    points = projection_2d(table.z)
-    return pd.DataFrame(
-        {
-            "sample_id": table.ids,
-            "x": points[:, 0],
-            "y": points[:, 1],
-            "domain": topics_at(samples, 1),
-            "cluster": clusters.assign(table.phi).label,
-            "difficulty": np.array([s.difficulty for s in samples]),
-        }
-    )

@@ -1,17 +1,16 @@
 """Tables of the RL study and of the laptop's own runs, and the claims of the paper beside what the tables say.
 
 Evaluations have one row a run, step and problem. Outcome of a run: the mean over the sets of Avg@k, averaged over the last three
-evaluations. Small evaluations use the first problems of a set, the last one all of them; each carries the weight that makes the
-mean over a set's problems the outcome. Pass@k is counted over all k attempts at a problem: is one of them right. Differences
-between arms are paired by seed (`statistics.paired_estimate`) and corrected by Holm within families of comparisons that were
-fixed before the arms were trained, but for `post_hoc`, which the first results suggested. The paper's Tables 4, 5, 7, 8 and
-Figure 3 stand beside the study's; its values lie in `paper_tables.csv` beside this file. All ours unless the paper is named.
+evaluations. Differences between arms are paired by seed (`statistics.paired_estimate`) and corrected by Holm within families of
+comparisons that were fixed before the arms were trained, but for `post_hoc`, which the first results suggested. The paper's
+Tables 4, 5, 7, 8 and Figure 3 stand beside the study's. `comparisons.csv` and `paper_tables.csv` beside this file hold what is
+compared and the paper's values. All ours unless the paper is named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,8 +43,6 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
-BASELINES = {"world": BASELINE}
-"""Trained policy -> its random order."""
 
 # From evaluations to outcomes.
 
@@ -54,7 +51,8 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = ""
     """Set name -> values [(arm, seed) x problem] in percent whose mean over problems is the run's outcome on that set.
 
     `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct. The set named
-    `passed` counts by Pass@k, the others by Avg@k. Columns are (evaluations that hold the problem, sample_id).
+    `passed` counts by Pass@k (is one of the k attempts right), the others by Avg@k. Small evaluations use the first problems of a
+    set, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id).
     Raises ValueError when a run lacks one of the last evaluations or was evaluated on other problems.
     """
     steps = np.sort(evaluations["step"].unique())[-last:]
@@ -100,19 +98,13 @@ def _with_mean(rates: pd.DataFrame, value: str = "avg", name: str = "mean") -> p
 
 def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_runs.csv: one an arm, seed and evaluation step."""
-    keys, rates = [*RUN, "step"], set_rates(evaluations)
-    wide = rates.pivot(index=keys, columns="eval_set", values="avg")
-    scored = rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"])
-    table = wide.add_prefix("avg_").assign(
-        mean_avg=wide.mean(axis=1),
-        mean_with_pass=rates.assign(value=scored).groupby(keys)["value"].mean(),
-        mean_without_pass_set=wide.drop(columns=PASS_SET).mean(axis=1),
-        **{f"pass_{PASS_SET}": rates[rates["eval_set"] == PASS_SET].set_index(keys)["passed"]},
-    )
+    keys = [*RUN, "step"]
+    wide = set_rates(evaluations).pivot(index=keys, columns="eval_set", values="avg")
     facts = evaluations.groupby(keys).agg(
         update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"),
         completions=("attempts", "sum"),
     )  # fmt: skip
+    table = wide.add_prefix("avg_").assign(mean_avg=wide.mean(axis=1))
     return facts.join(table).join(_training(facts, curve)).reset_index()
 
 
@@ -146,15 +138,11 @@ def target_steps(
     return found.assign(reached=found["steps"].notna(), steps=found["steps"].fillna(budget))
 
 
-def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
-    """`target_steps` of each trained policy by itself: its targets come from the paper's arms, or from all where it has none."""
-    present, parts = set(evaluations["arm"]), []
-    for model in dict.fromkeys(arm.model for arm in arms.values()):
-        own = [name for name, arm in arms.items() if name in present and arm.model == model]
-        rated = [name for name in own if arms[name].group == PAPER] or own
-        if own:
-            parts.append(target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget))
-    return pd.concat(parts, ignore_index=True)
+def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
+    """`target_steps` of the study: the targets come from the paper's arms, or from all where none of them is there."""
+    present = set(evaluations["arm"])
+    paper = [name for name, arm in arms.items() if name in present and arm.group == PAPER]
+    return target_steps(evaluations, paper or list(present), problems, budget)
 
 
 def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
@@ -166,16 +154,14 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
 def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `targets_by_policy`.
+    `steps` is `study_targets`. Raises KeyError without the random order `grpo`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
     present = [name for name in arms if name in set(evaluations["arm"])]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
-    pairs = [(name, BASELINES[arms[name].model]) for name in present]  # the random order of the policy that an arm trains
-    pairs = [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
-    against = compare(values, pairs).set_index("arm")
-    by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
+    against = compare(values, [(name, BASELINE) for name in present if name != BASELINE]).set_index("arm")
+    by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
     parts = [
         pd.DataFrame.from_dict(told, orient="index"),
@@ -210,13 +196,6 @@ def planned_seeds(family: str) -> int:
     return study.seeds if family == "paper" else study.other_seeds
 
 
-def accuracy_metrics(evaluations: pd.DataFrame) -> dict[str, Mapping[str, pd.DataFrame]]:
-    """Metric -> values by set: the outcome, and the last evaluation as the paper averages it, and without its Pass@8 set."""
-    final = outcome_values(evaluations, 1, PASS_SET)
-    without = {name: table for name, table in final.items() if name != PASS_SET}
-    return {"outcome": outcome_values(evaluations), "final_with_pass": final, "final_without_pass_set": without}
-
-
 def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> pd.DataFrame:
     """Comparisons of one value a run, by arm and seed: t intervals over the seeds that both arms have, corrected by Holm.
 
@@ -232,18 +211,18 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
 def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
 
-    Metrics: the accuracies, percent of the steps to target saved, points of the area under the accuracy curve (means over sets).
+    Metrics: the outcome, percent of the steps to target saved, points of the area under the accuracy curve (means over sets).
     The claim and the paper's value stand with the outcome alone.
     """
-    rows, metrics, steps_of_run = [], accuracy_metrics(evaluations), steps.groupby(RUN)["steps"].mean()
+    rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     areas = _areas(set_rates(evaluations).groupby([*RUN, "step"])["avg"].mean().reset_index(), "avg")
     own = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
     known = pd.concat([COMPARISONS, own]) if extra else COMPARISONS
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
     for _, pairs in known.groupby("family", sort=False):
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
-        found = {metric: compare(values, names, SMALLEST_POINTS) for metric, values in metrics.items()}
-        found |= {"steps": compare_runs(steps_of_run, names, saved=True), "area": compare_runs(areas, names)}
+        found = {"outcome": compare(values, names, SMALLEST_POINTS), "steps": compare_runs(steps_of_run, names, saved=True),
+                 "area": compare_runs(areas, names)}  # fmt: skip
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))
@@ -258,12 +237,8 @@ BENCHMARKS = {
     "OlympiadBench": "hard", "mean": "mean",
 }  # fmt: skip
 """The paper's benchmark -> the set of the world that stands for it (ours: two easy, two middle, hard, small and hardest)."""
-MIXING = ("minus_mix", "mix_1", "saerl_grpo", "mix_4", "mix_8")
-"""Arms of Figure 3, by rising h."""
-BATCH = (("saerl_grpo", "grpo"), ("saerl_4b", "grpo_4b"))
-"""Table 8: SAERL and its baseline at b, then at 4b."""
-FEWER_PROMPTS = 115_200 / 153_600
-"""Prompts that the paper's b = 128 saw, as a share of those of b = 512."""
+MIXING = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
+"""Arms of Figure 3 with their h of 32; the paper's are of 128."""
 
 
 def paper_values() -> pd.DataFrame:
@@ -284,35 +259,13 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         "4": scored, "7": scored, "5": _with_mean(steps[[*RUN, "eval_set", "steps"]], "steps"),
         "8 Avg@8": _with_mean(rates, "avg"), "8 Pass@8": _with_mean(rates, "passed"),
     }  # fmt: skip
-    rows, paper = [], paper_values()
-    for row in paper[paper["table"].isin(sources)].itertuples():
+    rows = []
+    for row in paper_values().query("table in @sources").itertuples():
         source, name = sources[str(row.table)], BENCHMARKS[row.column]
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
         rows.append((row.table, row.arm, row.column, name, row.value, *found, len(own)))
-    return rows_of("study_paper_tables", rows + _gains(evaluations, paper))
-
-
-def _gains(evaluations: pd.DataFrame, paper: pd.DataFrame) -> list[tuple[object, ...]]:
-    """Rows "4 gain": each arm of Table 4 minus its baseline, with the interval of `paired`, beside the paper's difference."""
-    four = paper[paper["table"] == "4"].set_index(["arm", "column"])["value"]
-    values, present, rows = outcome_values(evaluations, 1, PASS_SET), set(evaluations["arm"]), []
-    for (arm, column), value in four.items():
-        baseline = baseline_of(arm)
-        if arm == baseline:
-            continue
-        name = BENCHMARKS[column]
-        own, found, n = values if name == "mean" else {name: values[name]}, NO_INTERVAL, 0
-        if {arm, baseline} <= present:
-            estimate = paired_estimate(own, arm, baseline)
-            found, n = estimate.interval(), estimate.n_seeds
-        rows.append(("4 gain", arm, column, name, value - four[baseline, column], *found, n))
-    return rows
-
-
-def baseline_of(arm: str) -> str:
-    """What an arm of Table 4 is compared with: DAPO for SAERL on DAPO, GRPO of the same policy for the others."""
-    return "dapo" if arm == "saerl_dapo" else "grpo_large" if arm.endswith("_large") else "grpo"
+    return rows_of("study_paper_tables", rows)
 
 
 def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -324,60 +277,23 @@ def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     return wide.loc[part["arm"].unique(), order].rename(columns=names).rename_axis(columns=[None, None], index=None)
 
 
-def batch_readings(evaluations: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
-    """Rows of study_batch.csv: SAERL's gain at b and at 4b, and the difference of the two gains, in two readings of Table 8.
+def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """Rows of study_mixing.csv: each h with its outcome, its difference to h = 0, paired by seed (t-interval), and the paper's.
 
-    "equal prompts": both sizes see the same number. "the paper's counts": b stops at `FEWER_PROMPTS` of what 4b sees.
-    `sizes` is prompts a step by arm. Outcomes as everywhere, paired by the seeds that all four arms have, t-intervals.
-    Empty when an arm is missing.
+    The outcome is of the seeds that the arm shares with h = 0. Arms that were not trained are left out; empty without h = 0.
     """
-    arms = [name for pair in BATCH for name in pair]
-    evaluations = evaluations[evaluations["arm"].isin(arms)]
-    if set(evaluations["arm"]) != set(arms):
-        return rows_of("study_batch", [])
-    last, rows, own_sizes = evaluations["step"].max(), [], [sizes[arm] for arm, _ in BATCH]
-    evaluations = evaluations[evaluations.groupby("seed")["arm"].transform("nunique") == len(arms)]
-    for reading, until in (("equal prompts", 1.0), ("the paper's counts", FEWER_PROMPTS)):
-        gains, found = [], []
-        for (arm, baseline), limit in zip(BATCH, (until * last, last), strict=True):
-            part = evaluations[evaluations["arm"].isin([arm, baseline]) & (evaluations["step"] <= limit)]
-            values = outcome_values(part)
-            found.append(paired_estimate(values, arm, baseline))
-            gains.append(outcomes(values).loc[arm] - outcomes(values).loc[baseline])
-        found.append(over_seeds((gains[1] - gains[0]).to_numpy()))
-        for name, size, estimate in zip(("gain at b", "gain at 4b", "4b - b"), (*own_sizes, 0), found, strict=True):
-            rows.append((reading, name, size, *estimate.interval(), estimate.n_seeds))
-    return rows_of("study_batch", rows)
-
-
-def mixing_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, diversity: pd.DataFrame) -> pd.DataFrame:
-    """Rows of study_mixing.csv: each h with its outcome, difference to h = 0 paired by seed (t-interval), steps and diversity.
-
-    `diversity` has arm, swapped_per_batch, space, value: in-batch k-NN distance. Diversity is given relative to h = 0,
-    the paper's too. Rows of arms that were not trained are left out; empty without h = 0.
-    """
-    present = [name for name in MIXING if name in set(evaluations["arm"])]
-    if MIXING[0] not in present or len(present) < 2:
+    first, present = "minus_mix", set(evaluations["arm"])
+    if first not in present or len(present & set(MIXING)) < 2:
         return rows_of("study_mixing", [])
-    by_problem = outcome_values(evaluations[evaluations["arm"].isin(present)].reset_index(drop=True))
-    values = outcomes(by_problem)
-    paper = paper_values().query("table == 'Figure 3'").pivot(index="arm", columns="column", values="value")
-    spaces = diversity.pivot(index="arm", columns="space", values="value")
-    spaces = spaces / spaces.loc[MIXING[0]]
-    swapped = diversity.drop_duplicates("arm").set_index("arm")["swapped_per_batch"]
-    first, rows = paper.loc[MIXING[0]], []
-    for name in present:
-        paired = (values.loc[name] - values.loc[MIXING[0]]).dropna()
-        none = Interval(0.0, math.nan, math.nan)
-        found = paired_estimate(by_problem, name, MIXING[0]).interval() if name != MIXING[0] else none
-        # the seeds that the arm shares with h = 0, so that outcome, difference and steps speak of the same runs
-        own, its = values.loc[name].loc[paired.index], paper.loc[name]
-        reached = steps[(steps["arm"] == name) & steps["seed"].isin(paired.index)]["steps"].mean()
-        rows.append(
-            (name, int(swapped[name]), own.mean(), *found, len(paired), reached,
-             *spaces.loc[name, ["PCA 2-D", "full"]], 4 * int(swapped[name]), its["mean"] - first["mean"], its["steps to 43 %"],
-             its["in-batch diversity, 1e-4"] / first["in-batch diversity, 1e-4"])
-        )  # fmt: skip
+    by_problem = outcome_values(evaluations[evaluations["arm"].isin(MIXING)].reset_index(drop=True))
+    values, rows = outcomes(by_problem), []
+    paper = paper_values().query("table == 'Figure 3' and column == 'mean'").set_index("arm")["value"]
+    for name, h in MIXING.items():
+        if name in present:
+            paired = values.loc[name][values.loc[name].index.intersection(values.loc[first].index)]
+            none = Interval(0.0, math.nan, math.nan)
+            found = none if name == first else paired_estimate(by_problem, name, first).interval()
+            rows.append((name, h, paired.mean(), *found, len(paired), 4 * h, paper[name] - paper[first]))
     return rows_of("study_mixing", rows)
 
 
@@ -396,41 +312,25 @@ def learning_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([curves, mean], ignore_index=True)[list(SCHEMAS["learning_curves"].columns)]
 
 
-def final_differences(curves: pd.DataFrame, metrics: dict[str, str]) -> np.ndarray:
-    """saerl minus grpo at the last step, mean over sets, in percent points, one value a matched seed [S].
-
-    `metrics` maps an evaluation set to its metric (avg_at_k or pass_at_k); of several evaluations at the last step the
-    one with most problems and completions counts. Raises TableError when the arms end at different steps or a set, a
-    metric or a seed is missing in one of them.
-    """
-    last = curves.groupby(["arm", "seed"])["step"].max()
-    if last.nunique() != 1:
-        raise TableError("learning_curves: the runs end at different steps; finish the shorter ones")
-    final = curves[curves["step"] == last.iloc[0]].sort_values(["n_problems", "n_samples"], kind="stable")
-    final = final.drop_duplicates(["arm", "seed", "eval_set", "metric"], keep="last")
-    columns = []
-    for name, metric in metrics.items():
-        part = final[(final["eval_set"] == name) & (final["metric"] == metric)]
-        table = part.pivot(index="seed", columns="arm", values="value").reindex(columns=["saerl", "grpo"])
-        if table.empty or table.isna().to_numpy().any():
-            raise TableError(f"learning_curves: {name} {metric} at the last step lacks saerl or grpo for a seed")
-        columns.append(100 * (table["saerl"] - table["grpo"]))
-    return pd.concat(columns, axis=1, join="inner").mean(axis=1).sort_index().to_numpy()
-
-
 def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataFrame:
     """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds.
 
-    The set named `passed` counts by Pass@k as well.
+    Of several evaluations at the last step the one with most problems and completions counts. The set `passed` counts by Pass@k
+    as well. Raises TableError when the arms end at different steps or lack a seed of each other.
     """
-    sets = list(dict.fromkeys(curves["eval_set"]))
-    wanted = [(name, "avg_at_k") for name in sets] + ([(passed, "pass_at_k")] if passed in sets else [])
-    last = curves[curves["step"] == curves["step"].max()]
+    last = curves.groupby(RUN)["step"].max()
+    if last.nunique() != 1:
+        raise TableError("learning_curves: the runs end at different steps; finish the shorter ones")
+    final = curves[curves["step"] == last.iloc[0]].sort_values(["n_problems", "n_samples"], kind="stable")
+    final = final[(final["metric"] == "avg_at_k") | (final["eval_set"] == passed)]
+    final = final.drop_duplicates([*RUN, "eval_set", "metric"], keep="last").sort_index()
     rows = []
-    for name, metric in wanted:
-        differences = final_differences(curves, {name: metric})
-        found, problems = over_seeds(differences), int(last.loc[last["eval_set"] == name, "n_problems"].max())
-        rows.append((name, metric, *found.interval(), found.n_seeds, problems, found.detectable()))
+    for (metric, name), part in final.groupby(["metric", "eval_set"], sort=False):
+        table = 100 * part.pivot(index="seed", columns="arm", values="value").reindex(columns=["saerl", "grpo"])
+        if table.isna().to_numpy().any():
+            raise TableError(f"learning_curves: {name} {metric} at the last step lacks saerl or grpo for a seed")
+        found = over_seeds((table["saerl"] - table["grpo"]).to_numpy())
+        rows.append((name, metric, *found.interval(), found.n_seeds, int(part["n_problems"].max()), found.detectable()))
     return rows_of("paired_difference", rows)
 
 
@@ -443,10 +343,8 @@ def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
 
 # Claims: what the paper says beside what the tables of `figures/data` say.
 
-INPUTS = (
-    "world_gates", "world_probes", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves",
-    "steps_to_target", "study_comparisons", "study_batch", "preparation_cost",
-)  # fmt: skip
+INPUTS = ("world_gates", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "paired_difference",
+          "steps_to_target", "study_comparisons", "preparation_cost")  # fmt: skip
 """Tables that the claims are built from."""
 ORDER_GATE = "positive control: nearest to one half now - random"
 """The laptop's own claims on the order of prompts are "undecided" when the world cannot show that a better choice helps; the
@@ -456,27 +354,11 @@ SMALLEST = {
     "purity points": 5.0, "auc": 0.1, "diversity percent": 2.0, "time percent": 5.0,
 }  # fmt: skip
 """Smallest effects of interest, in the unit of the claim (ours)."""
-OTHERS_NOT_RUN = (("One SAE serves policies of other families (the paper trained two sizes of one family)", math.nan),)
-"""Claims of the paper, with its value, that no comparison of the study speaks of."""
-HEADLINE = {
-    "outcome": ("all sets by Avg@k, mean of the last three evaluations", 1.4),
-    "final_with_pass": ("last evaluation, the hardest set by Pass@8", 3.0),
-    "final_without_pass_set": ("last evaluation, without the Pass@8 set", 1.6),
-}
-"""Metric of the study -> how it averages, and the paper's gain over GRPO averaged so (Tables 4 and 8)."""
-STEPS_CLAIMS = {
-    ("saerl_grpo", "grpo"): ("SAERL on GRPO against GRPO: fewer steps to target, percent (mean over sets, Table 5)", 19.1),
-    ("saerl_dapo", "dapo"): (
-        "SAERL on DAPO against DAPO, equal generated rollouts: fewer steps to target, percent (Table 5)", 37.6
-    ),
-}  # fmt: skip
-"""Pair -> its claim about steps and the paper's saving."""
-FEWER_CLAIM = "At b, three quarters of the prompts of 4b: Avg@8 gain over GRPO, points (Table 8, 128 prompts a step)"
-"""The second reading of Table 8, whose two batch sizes saw different numbers of prompts."""
-PREPARATION = "Preparation: time that SAE encoding saves over ADARFT's rollouts, percent (0.5 against 17.33 H100-hours)"
-"""Percent of the rollouts' time for the same prompts, t-interval over parts (section 5)."""
-HEADLINE_PAIR = COMPARISONS["claim"].iloc[0]
-"""The claim that the rows of `HEADLINE` stand for."""
+CLAIMS = pd.read_csv(Path(__file__).with_name("claims.csv")).fillna(dict.fromkeys(("kind", "first", "second"), ""))
+"""The paper's claims that no row of `COMPARISONS` holds: claim, paper_value, kind, source, first, second.
+
+Of source "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world, then on real data, questions
+alone) data set, target, metric and features of two probes: the effect is first minus second."""
 
 
 class Effect(NamedTuple):
@@ -484,12 +366,13 @@ class Effect(NamedTuple):
 
     claim: str
     paper_value: float
-    interval: Interval
     kind: str
     """Key of `SMALLEST`, which also names the unit."""
+    interval: Interval
     n_seeds: int
     notebook: str
-    figure: str
+    figure: str = ""
+    """Name of the figure that shows it; '' for one that stands in its notebook's tables alone."""
     command: str = ""
     """What computes it; '' for its notebook under the default profile."""
     decidable: bool = True
@@ -497,141 +380,26 @@ class Effect(NamedTuple):
     p_small: float = 0.0
     """Corrected p-value of the smallest effect of interest or more; above `ALPHA` a verdict from above is not given."""
 
+    def verdict(self) -> str:
+        """What the interval says, but "undecided" where the effect is not decidable or the bound from above is not corrected."""
+        found, no_gain = verdict(self.interval, SMALLEST[self.kind], self.claim == NO_GAIN), self.claim == NO_GAIN
+        from_above = found == ("reproduced" if no_gain else "not reproduced")
+        return "undecided" if not self.decidable or (from_above and self.p_small > ALPHA) else found
 
-def _interval(row: pd.Series) -> Interval:
-    return Interval(*(float(row[column]) for column in ("value", "ci_low", "ci_high")))
-
-
-def _moved(interval: Interval, factor: float, by: float = 0.0) -> Interval:
-    """The interval plus `by`, times `factor`."""
-    return Interval(*(factor * (bound + by) for bound in interval))
-
-
-def accuracy_effects(curves: pd.DataFrame) -> list[Effect]:
-    """Gain over GRPO: as the paper averages, without the Pass@8 set, and with Avg@8 everywhere (Table 4, Table 8)."""
-    sets = [name for name in dict.fromkeys(curves["eval_set"]) if name != "all"]
-    paper = {name: "pass_at_k" if name == "hardest" else "avg_at_k" for name in sets}
-    without = {name: metric for name, metric in paper.items() if name != "hardest"}
-    average, effects = dict.fromkeys(sets, "avg_at_k"), []
-    for how, value, metrics in (("the hardest by Pass@k", 3.0, paper), ("without the Pass@k set", 1.6, without),
-                                ("all by Avg@k", 1.4, average)):  # fmt: skip
-        if metrics and (metrics is without or "hardest" in metrics):
-            found = over_seeds(final_differences(curves, metrics))
-            claim = f"Laptop runs: accuracy gain over GRPO, points ({len(metrics)} sets, {how})"
-            where = (found.n_seeds, "08_evaluation", "paired_difference")
-            effects.append(Effect(claim, value, found.interval(), "accuracy points", *where))
-    return effects
-
-
-def steps_effect(steps: pd.DataFrame, budget: int) -> Effect:
-    """Percent fewer steps to target, mean over sets, paired by seed (Table 5: 380 against 470); `budget` is the last step.
-
-    A run that never reaches a target counts with the last step, which favours the slower arm. The effect is nan when no
-    seed has both arms, or `grpo` meets every target before training.
-    """
-    table = steps[steps["eval_set"] != "all"] if (steps["eval_set"] != "all").any() else steps
-    table = table.assign(steps=table["steps"].fillna(budget))
-    means = table.pivot_table(index="seed", columns="arm", values="steps").reindex(columns=["grpo", "saerl"]).dropna()
-    means = means[means["grpo"] > 0]
-    saved = 100 * (means["grpo"] - means["saerl"]) / means["grpo"]
-    effect = NO_INTERVAL if means.empty else over_seeds(saved).interval()
-    claim = "Laptop runs: fewer steps to target than GRPO, percent (mean over sets)"
-    return Effect(claim, 19.1, effect, "fewer steps percent", len(means), "08_evaluation", "learning_curves")
-
-
-def _regimes(label: str, inside: str, outside: str, adapted: str) -> list[tuple[str, float, str, str, str]]:
-    """Readings of Table 2: rho in-domain, its fall out of domain, and what some labels of the other source bring back."""
-    inside, outside, adapted = (f"{task} spearman sae" for task in (inside, outside, adapted))
-    return [
-        (f"{label}, in-domain: Spearman rho", 0.749, "correlation", inside, ""),
-        (f"{label}, out of domain: fall of Spearman rho (0.749 to 0.135)", 0.614, "correlation", inside, outside),
-        (f"{label}, adapted: gain of Spearman rho (0.135 to 0.286)", 0.151, "correlation", adapted, outside),
-    ]
-
-
-READINGS = (
-    *((f"{label} topic from SAE features: accuracy above majority, points", paper, "probe points",
-       f"world topic_{level} accuracy sae", f"world topic_{level} accuracy majority")
-      for label, level, paper in (("L2", "l2", 22.8), ("L3", "l3", 20.5), ("leaf", "leaf", 19.1))),
-    *_regimes("Difficulty from SAE features", *(f"world difficulty_{n}" for n in ("in_domain", "out_of_domain", "adapted"))),
-    ("Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)", 0.1615, "correlation",
-     "world solution_quality pearson sae", "world solution_quality pearson metadata"),
-    ("MATH, 7 subjects from SAE features: accuracy above majority, points", 22.8, "probe points",
-     "math_test subject accuracy sae", "math_test subject accuracy majority"),
-    *_regimes("DeepMath difficulty, then DeepScaleR", "deepmath_18k difficulty_level",
-              *(f"deepscaler_pass_rate difficulty_{name}" for name in ("out_of_domain", "adapted"))),
-)  # fmt: skip
-"""Tables 1 to 3 on the world, then on real data, questions alone: claim, the paper's value, kind, and data set, target, metric
-and features of two probes: first minus second."""
-
-
-def probe_effects(ladder: pd.DataFrame, real: bool = False) -> list[Effect]:
-    """The effects of `READINGS` on the world, or on real data, that the ladder has rows for.
-
-    A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
-    """
-    found = ladder.dropna(subset=["value"])
-    keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
-    found = found.set_axis(keys, axis=0)
-    seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
-    where = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
-    where = where if real else (1, "03_data_properties", "world_probes")
-    effects = []
-    for claim, paper, kind, first, second in READINGS:
-        if first.startswith("world ") == real or not {first, second or first} <= set(found.index):
-            continue
-        effect = _interval(found.loc[first])
-        effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
-        effects.append(Effect(claim, paper, _moved(effect, 100 if kind == "probe points" else 1), kind, *where))
-    return effects
-
-
-def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
-    """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
-    by_rule, rows = rules.set_index("rule"), []
-    kept, full = by_rule.loc["p95"], by_rule.loc["full"]
-    if kept["kept"] > 0:
-        purity = wilson_interval(int(kept["target_kept"]), int(kept["kept"]))
-        effect = _moved(purity, 100, -float(full["target_kept"]) / float(full["kept"]))
-        recall = 100 * float(kept["target_kept"]) / float(full["target_kept"])
-        claim = f"Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here {recall:.0f} %)"
-        rows.append((claim, 46.32, effect, "purity points"))
-    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()[["target", "parent"]]
-    shares, bins = (wide / wide.sum()).to_numpy(), np.arange(len(wide))
-    is_target = np.repeat([True, False], len(wide))
-    auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
-    interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
-    rows.append(("Source probe: ROC-AUC above chance (0.9911 - 0.5)", 0.4911, _moved(interval, 1, -0.5), "auc"))
-    return [Effect(*row, 1, "05_quality_filter", "filter") for row in rows]
-
-
-def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
-    """Gain of in-batch diversity by the tail swap with the smallest h above 0, percent, a row a space (Figure 3)."""
-    ours, rows = diversity[diversity["order"].str.startswith("saerl")], []
-    for space, part in ours.sort_values("swapped_per_batch", kind="stable").groupby("space"):
-        mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
-        if mixed.empty or unmixed.empty or unmixed["value"].iloc[0] <= 0:
-            continue
-        before = _interval(unmixed.iloc[0])
-        effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
-        claim = f"Tail swap raises in-batch diversity, percent (h = {int(mixed['swapped_per_batch'].iloc[0])}, space {space})"
-        rows.append(Effect(claim, 15.3, effect, "diversity percent", 1, "06_batch_plans", "inbatch_diversity"))
-    return rows
+    def row(self) -> tuple[Any, ...]:
+        """Its row of `claims.csv`."""
+        figure, command = f"figures/{self.figure}.png" if self.figure else "", f"./run_all.sh --only {self.notebook[:2]}"
+        where = (f"notebooks/{self.notebook}.ipynb", figure, self.command or command)
+        return (self.claim, self.paper_value, *self.interval, self.n_seeds, self.verdict(), *where)
 
 
 def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
-    """The rule for an effect whose claimed direction is positive, and turned round for a claim of `no_gain`.
+    """The rule, for an effect in its own unit, turned so that the direction of the claim is positive.
 
-    Fixed before any arm of the study was trained, but for two that its first tables, of two to three seeds, led to: fewer seeds
-    than planned decide nothing, and a claim that something does not help has the rule turned round. A claim is an effect with a
-    sign (a gain, a fall, a difference to a baseline), turned so that the paper's direction is positive, with a 95 % interval in
-    its own unit:
-      reproduced      the interval lies above 0 (low > 0);
-      not reproduced  the interval lies below the smallest effect of interest of the claim (`SMALLEST`), for claims of the study
-                      after Holm's correction for that bound too;
-      undecided       neither, or there is no interval (one seed, a missing bound);
-      not run         this project did not run it.
-    "Reproduced" speaks of the direction in the embedded world, not of the paper's size; both sizes stand side by side.
+    "reproduced" when the 95 % interval lies above 0, "not reproduced" when it lies below the smallest effect of interest (in the
+    study after Holm's correction for that bound too), else "undecided", also without an interval. Turned round for a claim of
+    `no_gain`. It speaks of the direction, not of the paper's size. Fixed before any arm of the study was trained, but for
+    `no_gain` and that fewer seeds than planned decide nothing, which its first tables led to.
 
     >>> [verdict(Interval(1, low, high), 0.5) for low, high in ((0.2, 2), (-1, 0.4), (-1, 2), (float("nan"), 2))]
     ['reproduced', 'not reproduced', 'undecided', 'undecided']
@@ -646,59 +414,108 @@ def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
     return "reproduced" if gains else "not reproduced" if small else "undecided"
 
 
-def claim_row(effect: Effect) -> dict[str, Any]:
-    """A row of `claims.csv`."""
-    judged = verdict(effect.interval, SMALLEST[effect.kind], no_gain=effect.claim == NO_GAIN)
-    from_above = judged == ("reproduced" if effect.claim == NO_GAIN else "not reproduced")
-    if not effect.decidable or (from_above and effect.p_small > ALPHA):
-        judged = "undecided"
-    return {
-        "claim": effect.claim, "paper_value": effect.paper_value, "our_value": effect.interval.value,
-        "ci_low": effect.interval.low, "ci_high": effect.interval.high, "n_seeds": effect.n_seeds,
-        "verdict": judged, "notebook": f"notebooks/{effect.notebook}.ipynb",
-        "figure": f"figures/{effect.figure}.png", "command": effect.command or f"./run_all.sh --only {effect.notebook[:2]}",
-    }  # fmt: skip
+def _interval(row: Any, value: str = "value", bounds: str = "ci") -> Interval:
+    return Interval(*(float(row[column]) for column in (value, f"{bounds}_low", f"{bounds}_high")))
 
 
-def not_run_claims(present: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A row for each claim of the paper that no row answers; `present` are those that one does."""
-    known = COMPARISONS[COMPARISONS["claim"] != ""]
-    empty = dict.fromkeys(SCHEMAS["claims"].columns, "") | dict.fromkeys(("our_value", "ci_low", "ci_high"), math.nan)
-    missing = [c for c in (*zip(known["claim"], known["paper_value"], strict=True), *OTHERS_NOT_RUN) if c[0] not in present]
-    return [empty | {"claim": c, "paper_value": value, "n_seeds": 0, "verdict": "not run"} for c, value in missing]
+def _moved(interval: Interval, factor: float, by: float = 0.0) -> Interval:
+    """The interval plus `by`, times `factor`."""
+    return Interval(*(factor * (bound + by) for bound in interval))
 
 
-STUDY = ("08_evaluation", "study_effects", "./run_all.sh --profile study")
+def _told(source: str) -> list[tuple[str, float, str]]:
+    """claim, paper_value and kind of the claims of `source`."""
+    return list(CLAIMS.loc[CLAIMS["source"] == source, ["claim", "paper_value", "kind"]].itertuples(index=False, name=None))
 
 
-def study_claims(comparisons: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
+def study_effects(comparisons: pd.DataFrame) -> list[Effect]:
+    """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
 
     A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing.
     """
-    rows = []
-    for row in comparisons[comparisons["metric"] != "area"].itertuples():
-        claim, value, kind, pair = row.claim, row.paper_value, "accuracy points", (row.arm, row.baseline)
-        if row.metric == "steps":
-            (claim, value), kind = STEPS_CLAIMS.get(pair, ("", math.nan)), "fewer steps percent"
-        elif pair == ("saerl_grpo", BASELINE):
-            how, value = HEADLINE[row.metric]
-            claim = f"SAERL on GRPO against GRPO: accuracy gain, points ({how})"
-        if not isinstance(claim, str) or not claim:
+    effects, pairs = [], CLAIMS[CLAIMS["source"] == "steps"].set_index(["first", "second"])[["claim", "paper_value", "kind"]]
+    for _, row in comparisons.fillna({"claim": ""}).iterrows():
+        told, pair = (row["claim"], row["paper_value"], "accuracy points"), (row["arm"], row["baseline"])
+        if row["metric"] == "steps" and pair in pairs.index:
+            told = tuple(pairs.loc[pair])
+        if told[0]:
+            where = ("08_evaluation", "study_effects", "./run_all.sh --profile study")
+            judged = (row["n_seeds"] >= planned_seeds(row["family"]), row["p_small"])
+            effects.append(Effect(*told, _interval(row, "difference", "holm"), int(row["n_seeds"]), *where, *judged))
+    return effects
+
+
+def laptop_effects(paired: pd.DataFrame, steps: pd.DataFrame, budget: int, decidable: bool) -> list[Effect]:
+    """Accuracy gained at the last step, and percent fewer steps to target, mean over sets, paired by seed.
+
+    A run that never reaches a target counts with `budget`, the last step, which favours the slower arm. The effect on steps is
+    nan when no seed has both arms, or `grpo` meets every target before training.
+    """
+    all_sets = paired[(paired["eval_set"] == "all") & (paired["metric"] == "avg_at_k")].iloc[0]
+    table = steps[steps["eval_set"] != "all"].fillna({"steps": budget})
+    means = table.pivot_table(index="seed", columns="arm", values="steps").reindex(columns=["grpo", "saerl"]).dropna()
+    means = means[means["grpo"] > 0]
+    saved = 100 * (means["grpo"] - means["saerl"]) / means["grpo"]
+    effect = NO_INTERVAL if means.empty else over_seeds(saved).interval()
+    accuracy = Effect(*_told("laptop accuracy")[0], _interval(all_sets, "difference"), int(all_sets["n_seeds"]), "08_evaluation")
+    fewer = Effect(*_told("laptop steps")[0], effect, len(means), "08_evaluation")
+    return [found._replace(decidable=decidable) for found in (accuracy, fewer)]
+
+
+def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
+    """The effects of the source "probes" that the ladder has rows for.
+
+    A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
+    """
+    found = ladder.dropna(subset=["value"])
+    keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
+    found, effects = found.set_axis(keys, axis=0), []
+    seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
+    for claim, paper, kind, _, first, second in CLAIMS[CLAIMS["source"] == "probes"].itertuples(index=False):
+        if not {first, second or first} <= set(found.index):
             continue
-        interval, enough = Interval(row.difference, row.holm_low, row.holm_high), row.n_seeds >= planned_seeds(row.family)
-        rows.append(claim_row(Effect(claim, value, interval, kind, int(row.n_seeds), *STUDY, enough, row.p_small)))
-    return rows
+        effect = _interval(found.loc[first])
+        effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
+        real = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+        where = (1, "03_data_properties", "probe_ladder_world") if first.startswith("world ") else real
+        effects.append(Effect(claim, paper, kind, _moved(effect, 100 if kind == "probe points" else 1), *where))
+    return effects
 
 
-def batch_claim(readings: pd.DataFrame) -> list[dict[str, Any]]:
-    """The row of `FEWER_CLAIM` from study_batch.csv; none where the four arms were not trained."""
-    part = readings[(readings["reading"] == "the paper's counts") & (readings["comparison"] == "gain at b")]
-    return [
-        claim_row(Effect(FEWER_CLAIM, 1.4, Interval(row.difference, row.ci_low, row.ci_high), "accuracy points", int(row.n_seeds),
-                         *STUDY, row.n_seeds >= planned_seeds("batch")))
-        for row in part.itertuples()
-    ]  # fmt: skip
+def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
+    """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
+    (purity,), (separation,), effects = _told("filter purity"), _told("filter auc"), []
+    kept, full = rules.set_index("rule").loc["p95"], rules.set_index("rule").loc["full"]
+    if kept["kept"] > 0:
+        effect = _moved(wilson_interval(int(kept["target_kept"]), int(kept["kept"])), 100, -full["target_kept"] / full["kept"])
+        claim = purity[0].format(recall=100 * kept["target_kept"] / full["target_kept"])
+        effects.append(Effect(claim, *purity[1:], effect, 1, "05_quality_filter"))
+    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()[["target", "parent"]]
+    shares, bins = (wide / wide.sum()).to_numpy(), np.arange(len(wide))
+    is_target = np.repeat([True, False], len(wide))
+    auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
+    interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
+    return [*effects, Effect(*separation, _moved(interval, 1, -0.5), 1, "05_quality_filter")]
+
+
+def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
+    """Gain of in-batch diversity by the tail swap with the smallest h above 0, percent, a row a space (Figure 3)."""
+    ours, (told,), effects = diversity[diversity["order"].str.startswith("saerl")], _told("diversity"), []
+    for space, part in ours.sort_values("swapped_per_batch", kind="stable").groupby("space"):
+        mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
+        if len(mixed) and len(unmixed) and unmixed["value"].iloc[0] > 0:
+            before = _interval(unmixed.iloc[0])
+            effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
+            claim = told[0].format(h=mixed["swapped_per_batch"].iloc[0], space=space)
+            effects.append(Effect(claim, *told[1:], effect, 1, "06_batch_plans"))
+    return effects
+
+
+def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
+    """A row for each claim of the paper that is not among those `answered`."""
+    known = COMPARISONS[COMPARISONS["claim"] != ""]
+    claims = [*zip(known["claim"], known["paper_value"], strict=True), *(claim[:2] for claim in _told("not run"))]
+    return [(*claim, *NO_INTERVAL, 0, "not run", "", "", "") for claim in claims if claim[0] not in answered]
 
 
 def build_claims(data_folder: Path) -> pd.DataFrame:
@@ -707,19 +524,15 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
     Raises TableError for a missing table.
     """
     tables = {name: read_table(name, data_folder) for name in INPUTS}
-    curves, gates = tables["learning_curves"], tables["world_gates"]
+    gates, budget = tables["world_gates"], int(tables["learning_curves"]["step"].max())
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
-    steps = steps_effect(tables["steps_to_target"], int(curves["step"].max()))
-    saved, bench = over_seeds(tables["preparation_cost"]["saved"]).interval(), "python -m saerl_lib bench preparation"
-    others = [
-        *probe_effects(tables["world_probes"]),
-        *probe_effects(tables["probe_ladder"], real=True),
+    saved = (over_seeds(tables["preparation_cost"]["saved"]).interval(), 1, "08_evaluation")
+    effects = [
+        *study_effects(tables["study_comparisons"]),
+        *laptop_effects(tables["paired_difference"], tables["steps_to_target"], budget, decidable),
+        *probe_effects(tables["probe_ladder"]),
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),
-        Effect(PREPARATION, 97.1, saved, "time percent", 1, "08_evaluation", "preparation_cost", bench),
+        Effect(*_told("preparation")[0], *saved, command="python -m saerl_lib bench preparation"),
     ]
-    study = study_claims(tables["study_comparisons"]) + batch_claim(tables["study_batch"])
-    laptop = [claim_row(effect._replace(decidable=decidable)) for effect in (*accuracy_effects(curves), steps)]
-    rows = study + laptop + [claim_row(effect) for effect in others]
-    answered = [row["claim"] for row in study] + [HEADLINE_PAIR] * bool(study)
-    return pd.DataFrame(rows + not_run_claims(answered))[list(SCHEMAS["claims"].columns)]
+    return rows_of("claims", [*(effect.row() for effect in effects), *not_run({effect.claim for effect in effects})])

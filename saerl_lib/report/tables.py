@@ -25,13 +25,11 @@ from saerl_lib.config import get_profile
 COLUMNS = """
 00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
 00 pass_rates: bin_low bin_high share_world% share_reference% n_world n_reference
-00 difficulty_vs_pass_rate: sample_id domain difficulty pass_rate%
 01 sae_quality: encoder quantity value low? high? met? n_tokens?
-02 sae_map: sample_id x y domain cluster difficulty?
 01 sae_curve: quantity features k value ci_low? ci_high? n
 01 reader_blocks: dataset target metric block value below_best ci_low ci_high n
 02 representation: dataset choice option target metric value ci_low ci_high cross_validated? n_train n_test shared_with_default%
-03 world_probes probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
+03 probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
 03 ladder_pairs: dataset target metric features against difference ci_low ci_high n_test
 03 replay: record form features share% own_rollouts spearman? silent?% silent_groups_saved? saved_low? saved_high? lead?
     lead_low? lead_high? teaching teaching_low teaching_high n runs
@@ -61,12 +59,10 @@ COLUMNS = """
 06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
 06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
 06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06 sample_audit: sample_id part item value? low? high? cluster? slot? n? note?
 06 gradient_coherence: grouping level relation value? ci_low? ci_high? n n_zero
 06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
 06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
     rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
-06 mixing_curve: cluster_c rho% mse_change ci_low? ci_high? n_prompts
 07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
 08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
 08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
@@ -75,20 +71,16 @@ COLUMNS = """
 08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
 08 study_pilot: part arm learning_rate seed outcome
 08 study_runs: arm seed step update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a avg_mid_b
-    mean_avg mean_with_pass mean_without_pass_set pass_hardest zero_variance_share? entropy? grad_norm?
+    mean_avg zero_variance_share? entropy? grad_norm?
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
-    final_mean_with_pass final_mean_without_pass_set final_pass_hardest steps_to_target targets_reached area zero_variance_share
-    entropy grad_norm updates prompts distinct_prompts rollouts rollouts_used tokens training_s evaluation_s
+    steps_to_target targets_reached area zero_variance_share entropy grad_norm updates prompts distinct_prompts rollouts
+    rollouts_used tokens training_s evaluation_s
 08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
-08 study_batch: reading comparison prompts_per_step difference ci_low? ci_high? n_seeds
-08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds steps_to_target diversity_2d diversity_full
-    paper_swapped paper_difference paper_steps paper_diversity
-08 study_plans: arm prompts_per_step swapped_per_batch batches swapped_batches swapped_batches_second_half swapped_samples
-    label_rho largest_cluster plan_hash
+08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds paper_swapped paper_difference
 08 study_targets: arm seed eval_set target steps reached
 08 study_budget: arm seed updates prompts distinct_prompts rollouts rollouts_used tokens counted
 08 study_provenance: run arm seed config_hash learning_rate commit cpu threads versions training_s evaluation_s peak_memory_mb
@@ -139,12 +131,10 @@ def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
-def _check_columns(frame: pd.DataFrame, schema: Schema, where: str) -> None:
-    columns = {"lacks column": [c for c in schema.columns if c not in frame],
-               "has unknown column": [c for c in frame if c not in schema.columns]}  # fmt: skip
-    found = " and ".join(f"{word} {', '.join(names)}" for word, names in columns.items() if names)
-    if found:
-        raise TableError(f"{where} {found}; notebook {schema.notebook} writes {','.join(schema.columns)}")
+def _lacking(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+    if missing := [column for column in schema.columns if column not in frame]:
+        told = f"notebook {schema.notebook} writes {','.join(schema.columns)}"
+        raise TableError(f"{where} lacks column {', '.join(missing)}; {told}")
 
 
 def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
@@ -172,7 +162,9 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
     schema = _schema(name)
-    _check_columns(frame, schema, f"table {name}")
+    _lacking(frame, schema, f"table {name}")
+    if unknown := [column for column in frame if column not in schema.columns]:
+        raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
     if frame.empty:
         raise TableError(f"table {name} has no rows; nothing would be drawn from it")
     _check_values(frame, name, schema)
@@ -183,7 +175,7 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
-    """Read table `name` from `folder`.
+    """Read table `name` from `folder`; columns that only an earlier version had are left out.
 
     Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
     """
@@ -195,10 +187,10 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _check_columns(frame, schema, str(path))
+    _lacking(frame, schema, str(path))
     if frame.empty:
         raise TableError(f"{path} has no rows; {remedy}")
-    return frame
+    return frame[list(schema.columns)]
 
 
 def is_true(values: pd.Series) -> pd.Series:
@@ -257,17 +249,18 @@ def _bounds(row: Any) -> str:
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
-    """`claims.csv` as a Markdown table: claim, the paper's value, ours with its interval, seeds, verdict, where to look."""
+    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, seeds, verdict, where."""
     rows = []
-    for row in frame.fillna({"figure": "", "command": ""}).itertuples():
-        where, command = f"[figure](../{row.figure})" if row.figure else "", f"`{row.command}`" if row.command else ""
+    for row in frame.fillna(dict.fromkeys(("notebook", "figure", "command"), "")).itertuples():
+        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
+        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
         seeds = f"{row.n_seeds:,.0f}" if row.verdict != "not run" else ""
         rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, f"**{row.verdict}**", where, command])
     return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
 
 
 HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
+    "SAERL on GRPO against GRPO: accuracy gain",
     "SAERL on GRPO against GRPO: fewer steps",
     "SAERL on SAE features against SAERL on TF-IDF",
     "DeepMath difficulty, then DeepScaleR, in-domain",
@@ -384,7 +377,8 @@ def publisher(table: str) -> str:
 
 def published_tables(profile: str, folder: Path | None = None) -> list[str]:
     """Names of the published tables that a run of `profile` computes itself, sorted."""
-    return sorted(path.stem for path in (folder or paths.PUBLISHED).glob("*.csv") if publisher(path.stem) == profile)
+    folder = folder or paths.PUBLISHED
+    return sorted(name for name in SCHEMAS if publisher(name) == profile and (folder / f"{name}.csv").is_file())
 
 
 def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
@@ -401,21 +395,17 @@ def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _numeric(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
-    return [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
-
-
-def _matched(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Rows of both in one order, and a name for each row; NaN in a row that the rerun lacks."""
-    text = [c for c in old if c not in (*_numeric(old, new), "verdict", "note", "met")]
+def _matched(old: pd.DataFrame, new: pd.DataFrame, numeric: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rerun's rows in the order of the published ones, and a name for each row; NaN in a row that the rerun lacks."""
+    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
     words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
     names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
     if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
-        return old, new, names
+        return new, names
     if not text:
-        return old, new.reindex(range(len(old))), names
+        return new.reindex(range(len(old))), names
     keys = [pd.MultiIndex.from_frame(part.assign(place=part.groupby(text).cumcount())) for part in (words, others)]
-    return old, new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
+    return new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
 
 
 def _floats(values: pd.Series) -> np.ndarray:
@@ -423,52 +413,45 @@ def _floats(values: pd.Series) -> np.ndarray:
 
 
 def _judged(
-    rows: str | list[str], column: str, old: np.ndarray, new: np.ndarray, low: np.ndarray, high: np.ndarray, inside: str
+    row: Sequence[str], column: str, old: Any, new: Any, low: Any = np.nan, high: Any = np.nan, inside: str = INTERVAL
 ) -> pd.DataFrame:
-    """A row a number: what is published, the rerun's, what counts as reproduced, and the outcome; `inside` names that range."""
-    same = (old == new) | (np.isnan(old) & np.isnan(new))
-    near, between = np.abs(new - old) <= RELATIVE * np.abs(old), (low <= new) & (new <= high)
-    outcome = np.select([same, np.isnan(old) | np.isnan(new), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
-    values = {"row": rows, "column": column, "published": old, "rerun": new, "low": low, "high": high, "outcome": outcome}
-    return pd.DataFrame(values)
+    """A row a number or a word: what is published, the rerun's, what counts as reproduced (named `inside`), and the outcome."""
+    found = pd.DataFrame({"row": row, "column": column, "published": old, "rerun": new, "low": low, "high": high})
+    x, y = _floats(found["published"]), _floats(found["rerun"])
+    same = (found["published"] == found["rerun"]) | found[["published", "rerun"]].isna().all(axis=1)
+    near, between = np.abs(y - x) <= RELATIVE * np.abs(x), (found["low"] <= y) & (y <= found["high"])
+    outcome = np.select([same, np.isnan(x) | np.isnan(y), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
+    return found.assign(outcome=outcome)
 
 
-def _by_mean(old: pd.Series, new: pd.Series, column: str) -> pd.DataFrame:
+def _by_mean(old: pd.Series, new: pd.Series) -> pd.DataFrame:
     """A column as one number, its mean; equal means of unequal columns are within tolerance, not the same."""
-    a, b = _floats(old), _floats(new)
-    equal, spread = np.array_equal(a, b, equal_nan=True), pd.Series(a).sem()
-    mean, other = np.array([np.nan if np.isnan(v).all() else np.nanmean(v) for v in (a, b)]).reshape(2, 1)
-    half = np.nan if equal else STANDARD_ERRORS * (0.0 if np.isnan(spread) else spread)
-    found = _judged(f"mean of {len(a)}", column, mean, other, mean - half, mean + half, TOLERANCE)
-    return found if equal else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
+    a, b = (pd.Series(_floats(values)) for values in (old, new))
+    half = STANDARD_ERRORS * np.nan_to_num(a.sem())
+    found = _judged([f"mean of {len(a)}"], str(old.name), a.mean(), b.mean(), a.mean() - half, a.mean() + half, TOLERANCE)
+    return found if a.equals(b) else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
 
 
 def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
-    missing = [column for column in old.columns if column not in new.columns]
-    parts = [_named("", column, "column", "missing") for column in missing]
+    missing = [column for column in old if column not in new]
+    parts = [_judged([""], column, "column", "missing") for column in missing]
     old = old.drop(columns=missing)
-    new = new[list(old.columns)]
-    bounds = _intervals(list(old.columns))
-    first, second, names = _matched(old, new)
+    new = new[list(old)]
+    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
+    other, names = _matched(old, new, numeric)
+    bounds = _intervals(list(old))
     for value, ends in bounds.items():
-        low, high = (_floats(first[end]) for end in ends)
-        parts.append(_judged(names, value, _floats(first[value]), _floats(second[value]), low, high, INTERVAL))
+        low, high = (_floats(old[end]) for end in ends)
+        parts.append(_judged(names, value, _floats(old[value]), _floats(other[value]), low, high))
         for end in ends:
-            here, half = _floats(first[end]), (high - low) / 2
-            parts.append(_judged(names, end, here, _floats(second[end]), here - half, here + half, TOLERANCE))
+            at, half = _floats(old[end]), (high - low) / 2
+            parts.append(_judged(names, end, at, _floats(other[end]), at - half, at + half, TOLERANCE))
     covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
-    parts += [_by_mean(old[column], new[column], column) for column in _numeric(old, new) if column not in covered]
-    if "verdict" in old.columns:
-        both = zip(names, first["verdict"].astype(str), second["verdict"].astype(str), strict=True)
-        parts += [_named(name, "verdict", x, y) for name, x, y in both]
+    parts += [_by_mean(old[column], new[column]) for column in numeric if column not in covered]
+    if "verdict" in old:
+        parts.append(_judged(names, "verdict", old["verdict"].astype(str), other["verdict"].astype(str).to_numpy()))
     return pd.concat(parts, ignore_index=True)
-
-
-def _named(row: str, column: str, published: str, rerun: str) -> pd.DataFrame:
-    """The row of something that is compared as a word."""
-    values = {"row": row, "column": column, "published": published, "rerun": rerun, "low": np.nan, "high": np.nan}
-    return pd.DataFrame([values | {"outcome": SAME if published == rerun else OUTSIDE}])
 
 
 def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
@@ -485,7 +468,7 @@ def compare(profile: str, published: Path | None = None, rerun: Path | None = No
         if (rerun / f"{name}.csv").is_file():
             found[name] = compare_table(*(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
         else:
-            found[name] = _named("", "", "table", "missing")
+            found[name] = _judged([""], "", "table", "missing")
     return pd.concat(found, names=["table", None]).reset_index("table").reset_index(drop=True)
 
 
@@ -515,17 +498,6 @@ def summary(profile: str, numbers: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>Reproduction, profile {{ profile }}</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:70em}img{width:48%}td,th{padding:0 .8em;text-align:right}
-td:first-child,th:first-child{text-align:left}pre{white-space:pre-wrap}</style>
-<h1>Reproduction, profile {{ profile }}</h1><pre>{{ text }}</pre>
-<h2>Figures: published left, this run right</h2>
-{% for name, old, new in figures %}<h3>{{ name }}{% if old == new %}: the same{% endif %}</h3>
-{% for data in ([old] if old == new else [old, new]) %}{% if data %}<img src="data:image/png;base64,{{ data }}" alt="{{ name }}">
-{% else %}<em>missing</em>{% endif %}{% endfor %}{% endfor %}
-"""
-
-
 def _picture(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
 
@@ -534,7 +506,8 @@ def write_page(profile: str, text: str) -> Path:
     """`reproduction.html` beside the run's tables: the summary and every figure old and new."""
     names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
     figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
-    page = jinja2.Environment(autoescape=True).from_string(PAGE).render(profile=profile, text=text, figures=figures)
+    template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
     path = paths.profile_dir(profile) / "reproduction.html"
     write_atomic(path, page.encode("utf-8"))
     return path

@@ -21,18 +21,15 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage, load_stage
+from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.config import PlanConfig, Profile, get_profile, sub_seed
 from saerl_lib.encode.parts import ray_cluster, require_ray
 from saerl_lib.encode.stages import features_stage, store_stage
-from saerl_lib.encode.store import load_split_features
 from saerl_lib.notebooks import UserError
-from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, write_plan
-from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
-from saerl_lib.properties.probes import correlation
+from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
-from saerl_lib.report.tables import read_table, rows_of, write_csv
+from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import policy_folder
@@ -40,10 +37,8 @@ from saerl_lib.train.run import DONE, Run, read_run, write_table
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
 from saerl_lib.world.sources import world_stage
 
-TABLES = (
-    "study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
-    "study_batch", "study_budget", "study_provenance", "study_plans",
-)  # fmt: skip
+TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
+          "study_budget", "study_provenance")  # fmt: skip
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "world_controls", "study_pilot", "preparation_cost")
 """Tables that notebook 08 shows: controls, pilot and the cost of preparation come from commands of their own."""
@@ -187,101 +182,43 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
 # The tables.
 
 
-def mixing_diversity(profile: Profile) -> pd.DataFrame:
-    """In-batch diversity of the plans of every h: the x axis of the paper's Figure 3.
-
-    Mean k-NN distance in batches: arm, swapped_per_batch, space (of the kept pool), value, ci_low,
-    ci_high, n_batches. Raises ArtifactError when the study's stages are missing.
-    """
-    pool = load_arm_pool(load_stage(profile, "arm_pool"), "kept")
-    table = load_split_features(load_stage(profile, "features"), "pool")
-    place = {name: i for i, name in enumerate(table.ids)}
-    z = table.z[np.array([place[i] for i in pool.ids])]
-    spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
-    rows = []
-    for name in study.MIXING:
-        plan = arm_plan(find_arm(name), pool, profile.plan, profile.steps, seed=0)
-        found = diversity_rows(plan, pool.ids, spaces, profile.properties.bootstrap_samples, profile.seed)
-        rows.append(found.drop(columns="order").assign(arm=name))
-    return pd.concat(rows, ignore_index=True)
-
-
-def facts(plan: BatchPlan, pool: ArmPool) -> dict[str, float | str]:
-    """Shares of batches and samples that were swapped, Spearman of position with the label, share of the largest cluster, hash.
-
-    The hash is the beginning of `plan_hash`: arms that train on one plan share it.
-    """
-    table = plan.table
-    swapped = table["swapped_with"].to_numpy() >= 0
-    by_batch = pd.Series(swapped).groupby(table["step"].to_numpy()).any().to_numpy()
-    label = pool.table.set_index("sample_id")["label"].loc[plan.ids].to_numpy()
-    return {
-        "prompts_per_step": plan.prompts_per_step, "swapped_per_batch": plan.swapped_per_batch, "batches": plan.steps,
-        "swapped_batches": float(by_batch.mean()), "swapped_batches_second_half": float(by_batch[len(by_batch) // 2 :].mean()),
-        "swapped_samples": float(swapped.mean()),
-        "label_rho": correlation("spearman", np.arange(len(label), dtype=float), label),
-        "largest_cluster": float(table["cluster"].value_counts(normalize=True).max()),
-        "plan_hash": plan_hash(plan)[:12],
-    }  # fmt: skip
-
-
-def plan_facts(profile: Profile, arms: Mapping[str, Arm]) -> pd.DataFrame:
-    """Rows of study_plans.csv, one an arm with a fixed order, at its first matched seed.
-
-    Raises ArtifactError when the study's stages are missing.
-    """
-    stage, pools, rows = load_stage(profile, "arm_pool"), {}, []
-    for arm in arms.values():
-        if arm.order is None:
-            continue
-        pool = pools.setdefault(arm.pool, load_arm_pool(stage, arm.pool))
-        rows.append({"arm": arm.name} | facts(arm_plan(arm, pool, profile.plan, profile.steps, seed=0), pool))
-    return rows_of("study_plans", rows)
-
-
 def study_tables(
-    found: Mapping[str, pd.DataFrame], profile: Profile, diversity: pd.DataFrame, plans: pd.DataFrame,
-    arms: Mapping[str, Arm] | None = None,
-) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """Every table of `TABLES` from `found`: evaluations, curve, budget and provenance of the finished runs of `arms` (None: all).
-
-    `diversity` is that of `mixing_diversity`, `plans` that of `plan_facts`.
-    """
+    found: Mapping[str, pd.DataFrame], profile: Profile, arms: Mapping[str, Arm] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Every table of `TABLES` from evaluations, curve, budget and provenance of the finished runs of `arms` (None: all)."""
     known = dict(arms or all_arms())
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    steps = study.targets_by_policy(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
-    per_step = {name: arm.batch_factor * profile.plan.prompts_per_step for name, arm in known.items()}
     return {
         "study_runs": study.runs_table(evaluations, found["curve"]),
         "study_summary": study.summary_table(found, known, steps),
         "study_comparisons": study.comparison_rows(evaluations, steps, own),
         "study_targets": steps,
         "study_paper_tables": study.beside_paper(evaluations, steps),
-        "study_mixing": study.mixing_rows(evaluations, steps, diversity),
-        "study_batch": study.batch_readings(evaluations, per_step),
+        "study_mixing": study.mixing_rows(evaluations),
         "study_budget": found["budget"],
         "study_provenance": found["provenance"],
-        "study_plans": plans[plans["arm"].isin(present)],
     }
 
 
 def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path) -> None:
-    """Write the tables of all finished cells, and their evaluations by problem, into `folder`.
+    """Write the tables of all finished cells, and their evaluations by problem, into `folder`; none without a run of `grpo`.
 
-    Raises ArtifactError when no run of the baseline is finished. Unfinished cells are named.
+    Says which cells are not finished, and where the tables lie.
     """
     here = finished(profile, cells)
-    found = results(here) if here else None
-    if found is None or "grpo" not in set(found["provenance"]["arm"]):
-        raise ArtifactError("no finished run of grpo: run `python -m saerl_lib grid` first")
-    done = set(found["provenance"]["run"])
+    done = {run.name for run in here}
     missing = [name for name in (run_name(arm, seed) for arm, seed in cells) if name not in done]
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
-    arms = {arm.name: arm for arm, _ in cells}
-    for name, table in study_tables(found, profile, mixing_diversity(profile), plan_facts(profile, arms), arms).items():
+    if not any(name.startswith(f"{study.BASELINE}-seed") for name in done):
+        print("no tables: they compare with grpo, of which no run is finished here")
+        return
+    found, arms = results(here), {arm.name: arm for arm, _ in cells}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in study_tables(found, profile, arms).items():
         if table.empty:
             (folder / f"{name}.csv").unlink(missing_ok=True)
             print(f"{name} waits for arms that are not finished")
@@ -289,6 +226,7 @@ def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Pa
             write_csv(table, name, folder)
     evaluations = found["evaluations"].sort_values(["arm", "seed", "step", "eval_set", "sample_id"])
     write_table(evaluations[list(KINDS)].reset_index(drop=True).astype(KINDS), folder / PROBLEMS)
+    print(f"tables of all finished runs: {folder}")
 
 
 def study_stages(profile: Profile) -> tuple[Stage, Stage]:
@@ -333,14 +271,6 @@ def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def study_profile(name: str) -> Profile:
-    """A profile with a study. Raises UserError for one without."""
-    profile = get_profile(name)
-    if profile.study is None:
-        raise UserError(f"profile {name!r} has no study; use --profile study")
-    return profile
-
-
 def run_study(
     arms: Sequence[str] | None, seeds: Sequence[int] | None, hours: float | None, arms_from: Path | None, profile: str,
     list: bool, ray: str | None,
@@ -355,7 +285,9 @@ def run_study(
         for arm in everything:
             print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
         return 0
-    chosen, wanted = study_profile(profile), chosen_arms(arms or (), arms_from)
+    chosen, wanted = get_profile(profile), chosen_arms(arms or (), arms_from)
+    if chosen.study is None:
+        raise UserError(f"profile {profile!r} has no study; use --profile study")
     if ray is not None:
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
@@ -370,13 +302,7 @@ def run_study(
     print(f"{len(finished(chosen, cells))} of {len(cells)} runs are finished, {len(failed)} failed")
     for run, log in failed.items():
         print(f"\n{run}\n{log}")
-    if not finished(chosen, [cell for cell in whole if cell[0].name == "grpo"]):
-        print("no tables: they compare with grpo, of which no run is finished here")
-    else:
-        folder = paths.profile_dir(chosen.name) / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        collect_study(chosen, whole, folder)
-        print(f"tables of all finished runs: {folder}")
+    collect_study(chosen, whole, paths.profile_dir(chosen.name) / "tables")
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0
