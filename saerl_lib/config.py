@@ -113,8 +113,6 @@ class PublishedConfig:
     """Commit hashes of sets that are not pinned yet, such as amc23 and 0123..."""
     skip_bad_rows: bool = False
     """Leave malformed rows out and list them, instead of stopping."""
-    solution_index: int = 1
-    """Which of DeepMath's three R1 solutions is the solution span, 1 to 3 (not stated in the paper; ours)."""
     labelled_samples: int = 3000
     """|L|, difficulty labels of the calibration (paper, section 3.3)."""
     test_samples: int = 10_000
@@ -129,10 +127,6 @@ class PublishedConfig:
     """DeepScaleR samples that the out-of-domain regimes are tested on (paper, Table 2)."""
     step_labelled_samples: int = 97_782
     """PRM800K solutions whose quality is read (paper, Table 3; how many is not stated: all of phase 2; ours)."""
-
-    def __post_init__(self) -> None:
-        at_least(self, **{f.name: 1 for f in fields(self) if f.name.endswith(("_samples", "_labels", "_index"))})
-        _require(self.solution_index <= 3, f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
 
 
 @dataclass(frozen=True)

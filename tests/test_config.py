@@ -80,8 +80,6 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: config.GradientConfig(prompts=5), "prompts=5"),
         (lambda: TrainConfig(dynamic_sampling="equal_steps", engine="trl"), "choose engine='packed'"),
         (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
-        (lambda: config.PublishedConfig(parent_samples=0), "parent_samples=0 must be at least 1"),
-        (lambda: config.PublishedConfig(solution_index=4), "DeepMath-103K has solutions 1, 2 and 3"),
         (lambda: Profile("x", world=None), "either a world or published sets"),
         (lambda: Profile("x", arms=("grpo", "grpo")), "name each arm once"),
         (lambda: Options(data="x").apply(LAPTOP), "--data: profile laptop draws its own data"),

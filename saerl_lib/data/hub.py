@@ -15,7 +15,7 @@ class HubData:
     """A data set of the hub."""
 
     name: str
-    """Key of `READERS`."""
+    """Key of `SETS`."""
     repository: str
     """owner/name on the hub."""
     split: str
