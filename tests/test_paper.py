@@ -336,7 +336,7 @@ def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path,
     rows[3]["problem"] = " "
     build.write_set(tmp_path / "sets", "numinamath", rows)
     options = dataclasses.replace(done.options, data=str(tmp_path / "sets"))
-    with pytest.raises(DataError, match="numinamath row 3: field 'problem' is empty.*--skip-bad-rows"):
+    with pytest.raises(DataError, match="numinamath row 3: field 'problem' is missing or empty.*--skip-bad-rows"):
         published.published_stage(get_profile(options.text("paper_tiny")))
     data = published.published_stage(get_profile(dataclasses.replace(options, skip_bad_rows=True).text("paper_tiny")))
     assert counts(data, "numinamath")["malformed"] == 1 and "row 3" in pd.read_csv(data.path("malformed.csv"))["problem"][0]
