@@ -227,7 +227,7 @@ class Encode(Command):
     """Processes; None: one a core, on Ray two parts a CPU of the cluster."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
-    reading: config.Reading = field(default_factory=config.Reading)
+    reading: config.Reading = config.Reading(encoder=config.SMOLLM2)
 
 
 class Plan(Command):
@@ -240,8 +240,8 @@ class Plan(Command):
     force: bool = False
     """Replace an earlier plan there."""
     features: Path | None = None
-    """Folder that `encode` left of this file, in place of --encoder, --layer and --sae."""
-    settings: config.OwnConfig = field(default_factory=config.OwnConfig)
+    """Folder that `encode` left of this file, in place of --encoder, --layer and --sae; no model is opened."""
+    settings: config.OwnConfig = config.OwnConfig(encoder=config.SMOLLM2)
 
 
 class PlanDiff(Command):

@@ -470,7 +470,7 @@ class Reading:
 
     fields: RowFields = field(default_factory=RowFields)
     encoder: str = NO_ENCODER
-    """none, smollm2 (with its own layer and SAE), or a model in Hugging Face format: folder or hub name."""
+    """smollm2 (with its own layer and SAE), none (words and counts, a first look), or a model's folder or hub name."""
     layer: int | None = None
     """Block whose residual stream the SAE reads; 1 is the first."""
     sae: str | None = None
