@@ -28,20 +28,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder, write_json
-from saerl_lib.config import (
-    NO_ENCODER,
-    SMOLLM2,
-    Fields,
-    OwnConfig,
-    PlanConfig,
-    PropertyConfig,
-    Reading,
-    RowFields,
-    content_hash,
-    near,
-    sub_seed,
-    to_dict,
-)
+from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
 from saerl_lib.data import rows
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
@@ -61,6 +48,7 @@ from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
+from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""

@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from saerl_lib import cli, paths
-from saerl_lib.config import Fields, Options, OwnConfig
 from saerl_lib.notebooks import RunOptions
 from saerl_lib.own import plan as plan_call
+from saerl_lib.settings import Fields, Options, OwnConfig
 
 
 def test_help_shows_each_option_once_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:

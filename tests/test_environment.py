@@ -116,7 +116,7 @@ def test_licence_and_citation() -> None:
     assert citation["references"][0]["url"].endswith("2605.27354")
 
 
-BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "data/hub", "needs")
+BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "settings", "data/hub", "needs")
 """What is imported before any package is installed."""
 
 # run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.

@@ -21,7 +21,7 @@ import torch
 from saerl_lib import needs, paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.cli import main
-from saerl_lib.config import PAPER, PAPER_TINY, Options, Profile, PublishedConfig, get_profile
+from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_profile
 from saerl_lib.data import hub, published
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, TRAINING_DATA, HubModel
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise
@@ -31,6 +31,7 @@ from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report.study import learning_curves, paired_differences, steps_to_targets
+from saerl_lib.settings import Options
 from saerl_lib.train import stages as train_stages
 from saerl_lib.train.policy import angle_concentration, judged, open_sampler
 from saerl_lib.train.run import read_run, train, write_run
@@ -65,7 +66,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(
 
 
 def test_run_all_prints_the_plan_without_installing_and_without_a_package(tmp_path: Path) -> None:
-    modules = ("__init__", "plan/__init__", "paths", "config", "data/__init__", "data/hub")
+    modules = ("__init__", "plan/__init__", "paths", "config", "settings", "data/__init__", "data/hub")
     for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
