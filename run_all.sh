@@ -30,7 +30,7 @@ export SAERL_CALLED_FROM="$PWD"
 cd "$ROOT"
 
 passes() {
-  [[ -n "$1" ]] && "$1" saerl_lib/envcheck.py >/dev/null 2>&1
+  [[ -n "$1" ]] && "$1" -m saerl_lib.needs --packages >/dev/null 2>&1
 }
 
 active_python() {
@@ -77,7 +77,7 @@ install() {
   echo "environment: installing requirements.lock into .venv (some minutes) ..."
   .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.lock
   echo "environment: installed in $SECONDS s"
-  if ! .venv/bin/python saerl_lib/envcheck.py; then
+  if ! .venv/bin/python -m saerl_lib.needs --packages; then
     echo "error: .venv does not agree with requirements.lock after installing; remove .venv and try again" >&2
     return 1
   fi

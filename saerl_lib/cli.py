@@ -24,6 +24,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, StructCons
 from tyro.constructors import PrimitiveConstructorSpec as Value
 
 from saerl_lib import config
+from saerl_lib import settings as told
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import near
 from saerl_lib.notebooks import RunOptions, UserError
@@ -39,15 +40,15 @@ _ROW = "id=id-field prompt=prompt-field answer=answer-field solution=solution-fi
 _READING = "fields encoder layer sae max_tokens device bf16 skip_bad_rows"
 OPTIONS: dict[type, str] = {
     RunOptions: "profile start=from only force strict seeds seed",
-    config.RowFields: _ROW,
-    config.Fields: f"{_ROW} labels quality",
-    config.Reading: _READING,
-    config.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
+    told.RowFields: _ROW,
+    told.Fields: f"{_ROW} labels quality",
+    told.Reading: _READING,
+    told.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
     "policy max_prompt_tokens keep_unverifiable seed",
     config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
-    config.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
+    told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
     "bf16 export_to=to",
 }
 """Record of the method -> those of its fields that are options, as FIELD or FIELD=OPTION; the others keep their value."""
@@ -120,7 +121,7 @@ class Run(Command):
     """Execute the notebooks in order; the last options are for profile paper, on published data."""
 
     notebooks: RunOptions = field(default_factory=RunOptions)
-    options: config.Options = field(default_factory=config.Options)
+    options: told.Options = field(default_factory=told.Options)
     plan_only: bool = False
     """Print what --profile paper would take, and download nothing."""
 
@@ -227,7 +228,7 @@ class Encode(Command):
     """Processes; None: one a core, on Ray two parts a CPU of the cluster."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
-    reading: config.Reading = field(default_factory=config.Reading)
+    reading: told.Reading = told.Reading(encoder=config.SMOLLM2)
 
 
 class Plan(Command):
@@ -240,8 +241,8 @@ class Plan(Command):
     force: bool = False
     """Replace an earlier plan there."""
     features: Path | None = None
-    """Folder that `encode` left of this file, in place of --encoder, --layer and --sae."""
-    settings: config.OwnConfig = field(default_factory=config.OwnConfig)
+    """Folder that `encode` left of this file, in place of --encoder, --layer and --sae; no model is opened."""
+    settings: told.OwnConfig = told.OwnConfig(encoder=config.SMOLLM2)
 
 
 class PlanDiff(Command):

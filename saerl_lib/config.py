@@ -10,8 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 
@@ -46,7 +45,8 @@ def sub_seed(base: int, label: str) -> int:
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """Raises ValueError with the message, which holds the fix, where something does not hold."""
     if not holds:
         raise ValueError(message)
 
@@ -62,7 +62,7 @@ def at_least(config: Any, **least: int) -> None:
 def _choose(config: Any, **known: tuple[str, ...]) -> None:
     """Raise ValueError for a field whose value is none of the known ones."""
     for name, values in known.items():
-        _require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
+        require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
 
 WORLD_VERSION = "2"
@@ -94,10 +94,6 @@ class WorldConfig:
     eval_problems_full: int = 200
     """Problems of each evaluation set at the first and the last step."""
 
-    def __post_init__(self) -> None:
-        small, full = self.eval_problems_small, self.eval_problems_full
-        _require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
-
 
 SMOLLM2, SHIPPED = "smollm2", "shipped"
 """The default reader and its SAE, by the names that `ReaderConfig` takes."""
@@ -113,8 +109,6 @@ class PublishedConfig:
     """Commit hashes of sets that are not pinned yet, such as amc23 and 0123..."""
     skip_bad_rows: bool = False
     """Leave malformed rows out and list them, instead of stopping."""
-    solution_index: int = 1
-    """Which of DeepMath's three R1 solutions is the solution span, 1 to 3 (not stated in the paper; ours)."""
     labelled_samples: int = 3000
     """|L|, difficulty labels of the calibration (paper, section 3.3)."""
     test_samples: int = 10_000
@@ -129,10 +123,6 @@ class PublishedConfig:
     """DeepScaleR samples that the out-of-domain regimes are tested on (paper, Table 2)."""
     step_labelled_samples: int = 97_782
     """PRM800K solutions whose quality is read (paper, Table 3; how many is not stated: all of phase 2; ours)."""
-
-    def __post_init__(self) -> None:
-        at_least(self, **{f.name: 1 for f in fields(self) if f.name.endswith(("_samples", "_labels", "_index"))})
-        _require(self.solution_index <= 3, f"solution_index={self.solution_index}: DeepMath-103K has solutions 1, 2 and 3")
 
 
 @dataclass(frozen=True)
@@ -189,12 +179,6 @@ class PropertyConfig:
     bootstrap_samples: int = 500
     """Resamples of every probe interval (ours)."""
 
-    def __post_init__(self) -> None:
-        rows, k, smallest = self.cluster_fit_rows, self.clusters, self.smallest_cluster
-        _require(self.shrinkage_tau > 0, f"shrinkage_tau={self.shrinkage_tau} must be positive (equation 10)")
-        _require(smallest >= 1, f"smallest_cluster={smallest} must be at least 1: 1 merges nothing")
-        _require(rows >= k, f"cluster_fit_rows={rows} is below clusters={k}: fit k-means on more samples")
-
 
 REST = ("drop", "pool")
 """drop: the hardest of each cluster, which fill no batch, are left out of the plan. pool: they are sorted together into mixed
@@ -225,7 +209,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         h, b = self.swapped_per_batch, self.prompts_per_step
-        _require(0 <= h < b, f"swapped_per_batch={h} must be at least 0 and below prompts_per_step={b}")
+        require(0 <= h < b, f"swapped_per_batch={h} must be at least 0 and below prompts_per_step={b}")
         _choose(self, rest=REST, unequal=UNEQUAL)
 
 
@@ -289,13 +273,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         kept = self.keep_every_steps
-        _require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
-        _require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
-        _require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
+        require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
+        require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
+        require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
         at_least(self, trained_blocks=1)
         _choose(self, answer_from=ANSWERS, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
         ours = self.engine == "packed" or self.dynamic_sampling == "none"
-        _require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
+        require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
 
 
 LIVE = TrainConfig(
@@ -313,9 +297,6 @@ class GradientConfig:
     """Prompts of the kept pool, two groups of `TrainConfig.rollouts_per_prompt` each (not stated in the paper; ours)."""
     bootstrap_samples: int = 500
     """Resamples of prompts behind every interval (ours)."""
-
-    def __post_init__(self) -> None:
-        _require(self.prompts >= 6, f"prompts={self.prompts} must be at least 6: a prompt is compared with its 5 nearest")
 
 
 @dataclass(frozen=True)
@@ -402,21 +383,21 @@ class Profile:
 
     def __post_init__(self) -> None:
         n, b, k = self.pool_samples, self.plan.prompts_per_step, self.properties.clusters
-        _require((self.world is None) != (self.published is None), "a profile has either a world or published sets")
+        require((self.world is None) != (self.published is None), "a profile has either a world or published sets")
         if self.world is not None:
             noisy = self.world.noisy_pool_samples
-            _require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
-            _require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
-        _require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
+            require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
+            require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
+        require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
         if self.train.engine == "trl":
-            _require(rollouts % size == 0, f"micro_batch={size} does not divide a step's {rollouts} rollouts: choose another one")
+            require(rollouts % size == 0, f"micro_batch={size} does not divide a step's {rollouts} rollouts: choose another one")
         for name in self.arms:
-            _require(name in PLANS, f"arm {name!r} is none of {', '.join(PLANS)}{near(name, PLANS)}")
+            require(name in PLANS, f"arm {name!r} is none of {', '.join(PLANS)}{near(name, PLANS)}")
             drawn = self.train.engine == "packed" or not name.endswith("dapo")
-            _require(drawn, f"arm {name!r} needs dynamic sampling, which engine 'trl' has not: it would be GRPO; leave it out")
-        _require(len(set(self.arms)) == len(self.arms) > 0, f"arms={', '.join(self.arms)}: name each arm once, and one at least")
+            require(drawn, f"arm {name!r} needs dynamic sampling, which engine 'trl' has not: it would be GRPO; leave it out")
+        require(len(set(self.arms)) == len(self.arms) > 0, f"arms={', '.join(self.arms)}: name each arm once, and one at least")
 
     @property
     def steps(self) -> int:
@@ -432,153 +413,6 @@ class Profile:
     def curve_problems(self) -> int:
         """Problems of each set that every evaluation holds: those of the small ones in a world, all of a published set."""
         return self.world.eval_problems_small if self.world else 1_000_000
-
-
-DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "solution", "topic": "subject"}
-"""Names that are looked for when none is given; only the prompt must be there."""
-SHARE_FIELD = "pass_rate"
-"""A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
-NO_ENCODER = "none"
-"""Value of `encoder` for metadata and TF-IDF features, without a model."""
-PAPER_SWAP = 16
-"""One of so many samples of a batch is exchanged (paper: 8 of 128)."""
-
-
-@dataclass(frozen=True)
-class RowFields:
-    """Names of the fields in the file; a dot leads into an object. None: a usual name if it is there; a given one must be."""
-
-    id: str | None = None
-    """Field of the id; None: `id`, and without that field ids are made of row numbers."""
-    prompt: str | None = None
-    """Field of the prompt, text or chat messages; None: `question`, or another usual name."""
-    answer: str | None = None
-    """Field of the answer; None: `answer`, and without that field every row counts as answerable."""
-    solution: str | None = None
-    """Field of the solution; None: `solution`."""
-    topic: str | None = None
-    """Field of the topic; None: `subject`."""
-
-
-@dataclass(frozen=True)
-class Fields(RowFields):
-    """The same with the labels that a plan reads."""
-
-    labels: str | None = None
-    """Field of the difficulty label, a number, such as level or pass_rate; None: there are no labels."""
-    quality: str | None = None
-    """Field of the quality label, true (sound, or of the wanted source) or false; None: there are none."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Which fields of the rows are read, and with which model and SAE."""
-
-    fields: RowFields = field(default_factory=RowFields)
-    encoder: str = NO_ENCODER
-    """none, smollm2 (with its own layer and SAE), or a model in Hugging Face format: folder or hub name."""
-    layer: int | None = None
-    """Block whose residual stream the SAE reads; 1 is the first."""
-    sae: str | None = None
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
-    max_tokens: int | None = None
-    """Tokens; longer samples are cut at the end and counted. None: the positions that the model has."""
-    tokens_per_batch: int = 1024
-    """Padded tokens of one encoding batch; bounds the memory."""
-    device: str = "cpu"
-    """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
-    bf16: bool = False
-    """Run the model in bfloat16; the SAE stays in float32."""
-    skip_bad_rows: bool = False
-    """Leave malformed rows out and list them, instead of stopping."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        if self.encoder == NO_ENCODER:
-            if self.layer is not None or self.sae is not None:
-                raise ValueError("--layer and --sae need a model: pass --encoder FOLDER or leave both out")
-            if self.device != "cpu" or self.bf16:
-                raise ValueError("--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
-        elif self.encoder != SMOLLM2 and (self.layer is None or self.sae is None):
-            raise ValueError(f"--encoder {self.encoder} needs --layer and --sae: name the layer that the SAE was trained on, "
-                             "and the SAE")  # fmt: skip
-        elif Path(self.encoder).exists() and not (Path(self.encoder) / "config.json").is_file():
-            raise ValueError(f"--encoder {self.encoder}: no config.json there; name a folder in Hugging Face format")
-        at_least(self, tokens_per_batch=1, max_tokens=2)
-
-    @property
-    def reader(self) -> ReaderConfig:
-        """The model and SAE that read the rows."""
-        own = ReaderConfig(self.encoder, max_tokens=self.max_tokens, tokens_per_batch=self.tokens_per_batch, device=self.device,
-                           bf16=self.bf16)  # fmt: skip
-        own = replace(own, layer=self.layer or own.layer, sae=self.sae or own.sae)
-        return own if self.encoder == SMOLLM2 else replace(own, max_norm=None)
-
-
-@dataclass(frozen=True)
-class OwnConfig(Reading):
-    """Everything that decides a plan of one's own beside the data; a bad combination raises before a file is read."""
-
-    fields: Fields = field(default_factory=Fields)
-    split: str = "train"
-    """Split of a data set named on the Hugging Face Hub."""
-    retained_latents: int = 240
-    """|F|; all latents when the SAE has fewer (paper, section B.1, inferred)."""
-    label_range: tuple[float, float] | None = None
-    """Smallest and largest allowed label, in label units; None: any finite number (0 to 1 for `pass_rate`)."""
-    larger_is_easier: bool = False
-    """Turn the labels round: a larger one means easier; `pass_rate` is always turned."""
-    clusters: int | None = None
-    """K, number of clusters; None: 10 (paper), fewer when a cluster would hold less than two batches."""
-    prompts_per_step: int = 32
-    """b, prompts of one batch (paper: 128)."""
-    without_labels: Literal["length", "random"] = "length"
-    """Order within a cluster when there are no labels: length (short first, a stand-in) or random."""
-    keep: float | None = None
-    """Share of rows kept by the quality filter, in (0, 1]; None: nothing is filtered."""
-    policy: str | None = None
-    """Model that will be trained, folder or hub name: its tokenizer measures the prompts."""
-    max_prompt_tokens: int | None = None
-    """Longest prompt that the trainer takes, in tokens of --policy with its chat template; longer ones are never planned."""
-    keep_unverifiable: bool = False
-    """Plan rows whose answer the checker cannot read, instead of setting them aside."""
-    seed: int = 0
-    """Base seed of fits and orders."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        super().__post_init__()
-        at_least(self, prompts_per_step=2, retained_latents=1, clusters=1, max_prompt_tokens=1)
-        if (self.policy is None) != (self.max_prompt_tokens is None):
-            raise ValueError(
-                "--policy and --max-prompt-tokens go together: the model whose tokenizer counts, and the trainer's limit"
-            )
-        if self.label_range is not None and not self.label_range[0] < self.label_range[1]:
-            low, high = self.label_range
-            raise ValueError(f"--label-range {low:g} {high:g}: the first number must be the smaller one")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
-        if self.keep is not None and self.fields.quality is None:
-            raise ValueError("--keep needs quality labels: name their field with --quality")
-        if self.without_labels not in ("length", "random"):
-            raise ValueError(f"without_labels={self.without_labels!r}: choose length or random")
-
-    @property
-    def swapped_per_batch(self) -> int:
-        """h, samples that a batch exchanges with its partner."""
-        return max(1, self.prompts_per_step // PAPER_SWAP)
-
-    @property
-    def turned(self) -> bool:
-        """Whether a larger label means easier, so that labels are turned round."""
-        return self.fields.labels is not None and (self.larger_is_easier or self.fields.labels == SHARE_FIELD)
-
-    @property
-    def allowed_labels(self) -> tuple[float, float] | None:
-        """Range that labels must lie in, or None."""
-        if self.label_range is None and self.fields.labels == SHARE_FIELD:
-            return (0.0, 1.0)
-        return self.label_range
 
 
 EXPANSION = 64
@@ -700,75 +534,6 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, LAP
 """The dial's positions. `paper` needs models and data of the hub, or stand-ins, and GPUs."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a run on published data may be told: its sets, models and launcher; None keeps the profile's own."""
-
-    data: str | None = None
-    """Folder that holds every published set as OWNER/NAME; else the hub, at pinned revisions."""
-    revision: tuple[tuple[str, str], ...] = ()
-    """Commit hashes of sets that are not pinned yet, as SET=HASH."""
-    skip_bad_rows: bool = False
-    """Leave malformed rows out and list them, instead of stopping."""
-    reader: str | None = None
-    """Model that reads the data: folder or hub name."""
-    layer: int | None = None
-    """Block whose residual stream the SAE reads, 1 is the first."""
-    sae: str | None = None
-    """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
-    device: str | None = None
-    """Where the reader runs: cpu, cuda or cuda:N."""
-    policy: str | None = None
-    """Policy that is trained: folder or hub name."""
-    planned: str | None = None
-    """target: DeepMath alone; all: as many samples of the noisy pool, by the quality filter."""
-    arms: tuple[str, ...] | None = None
-    """Arms to train, of grpo, dapo, diff, saerl, saerl_dapo, adarft and gainrl."""
-    steps: int | None = None
-    """Optimiser steps of a run."""
-    launch: str | None = None
-    """Command that starts the processes of a run, such as 'accelerate launch --config_file FILE'."""
-    micro_batch: int | None = None
-    """Rollouts of one forward pass of one training process."""
-    plain: bool = False
-    """Prompts as plain text with a line break, for a policy without a chat template."""
-    vllm: bool = False
-    """Rollouts of training by vLLM."""
-    bf16: bool = False
-    """bfloat16: mixed precision in training, weights in encoding and evaluation; needs a GPU."""
-    export_to: tuple[str, ...] | None = None
-    """Other trainers that every plan is exported for, of trl, verl, nemo-rl and prime-rl."""
-
-    def apply(self, profile: Profile) -> Profile:
-        """The profile with these options. Raises ValueError for an option of a profile that draws a world."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        if not given:
-            return profile
-        if profile.published is None:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"{options}: profile {profile.name} draws its own data; leave it out, or use --profile paper")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps {self.steps} must be at least 1")
-
-        def chosen(**names: str) -> dict[str, Any]:
-            return {field: given[option] for field, option in names.items() if option in given}
-
-        return replace(
-            profile,
-            published=replace(profile.published, **chosen(folder="data", revisions="revision", skip_bad_rows="skip_bad_rows")),
-            reader=replace(profile.reader, revision=None if self.reader else profile.reader.revision,
-                           **chosen(model="reader", layer="layer", sae="sae", device="device", bf16="bf16")),
-            train=replace(profile.train, chat=profile.train.chat and not self.plain,
-                          **chosen(micro_batch="micro_batch", vllm="vllm", bf16="bf16")),
-            **chosen(policy="policy", planned="planned", arms="arms", train_steps="steps", launch="launch", exports="export_to"),
-        )  # fmt: skip
-
-    def text(self, name: str) -> str:
-        """The value of a notebook's `profile`: the name and, behind it, the options that were given, as JSON."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return f"{name} {json.dumps(given)}" if given else name
-
-
 class UnknownProfileError(ValueError):
     """The profile does not exist."""
 
@@ -781,6 +546,8 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
 
     `name` may be followed by the options of `Options` as JSON. Raises UnknownProfileError for a name that is not in `PROFILES`.
     """
+    from saerl_lib.settings import Options
+
     name, _, rest = name.partition(" ")
     if name not in PROFILES:
         raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")

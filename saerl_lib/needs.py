@@ -1,9 +1,9 @@
-"""What the paper's run would cost stage by stage, what this machine lacks of it, and both as text.
+"""What the paper's run would cost stage by stage, what this machine lacks of it, and whether the locked packages are installed.
 
-`python -m saerl_lib.needs --profile paper --plan-only` prints the plan before any package is installed: the standard library
-alone, and nothing is downloaded. `ASSUMPTIONS` are the numbers beside the profile's settings that the estimates rest on; the
-formulas are pure. Hours are pairs of an expected and an upper figure (the longest texts, dense instead of sparse SAE gradients).
-Nothing of this was run at that scale.
+`python -m saerl_lib.needs --profile paper --plan-only` prints the plan, `python -m saerl_lib.needs --packages` checks the lock:
+both by the standard library alone, before any package is installed, and nothing is downloaded. `ASSUMPTIONS` are the numbers
+beside the profile's settings that the estimates rest on. Hours are pairs of an expected and an upper figure (the longest texts,
+dense instead of sparse SAE gradients). Nothing of this was run at that scale.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,8 +27,8 @@ from typing import NamedTuple
 from saerl_lib import paths
 from saerl_lib.config import PLANS, Profile, get_profile
 from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel, model_folder
-from saerl_lib.envcheck import LOCK, differences, installed_versions, read_lock
 
+LOCK, MINIMUM_PYTHON = paths.ROOT / "requirements.lock", (3, 11)
 HUB = ("huggingface.co", 443)
 RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
 """Policy -> main runs of the paper, one seed each: the rows of Table 4."""
@@ -89,24 +91,17 @@ def gpus(memory_bytes: float) -> int:
     return max(1, math.ceil(memory_bytes / GIVEN.gpu_memory_bytes))
 
 
-def longest_tokens(profile: Profile) -> int:
-    """Of prompt and completion."""
-    return (profile.train.max_prompt_tokens or 0) + profile.train.max_completion_tokens
+def run_memory(profile: Profile, model: HubModel) -> tuple[float, float]:
+    """Bytes of GPU memory to generate, and of one run.
 
-
-def generation_memory(profile: Profile, model: HubModel) -> float:
-    """Bytes of GPU memory to generate: bf16 weights, the cache of all sequences at full length, working memory."""
-    return 2 * model.parameters + GIVEN.decode_sequences * longest_tokens(profile) * model.cache_bytes + GIVEN.working_bytes
-
-
-def training_memory(profile: Profile, model: HubModel) -> float:
-    """Bytes of GPU memory of one run: weights and optimiser, one micro-batch of the longest sequences, and what generates.
-
-    The logits count as one fp32 tile, since TRL projects tile by tile (ours). With several GPUs each holds a micro-batch of its
-    own: lower `micro_batch` in proportion to stay within this figure.
+    Generation holds bf16 weights, the cache of all sequences at full length and working memory; a run beside it weights and
+    optimiser and one micro-batch of the longest sequences. The logits count as one fp32 tile, since TRL projects tile by tile
+    (ours). With several GPUs each holds a micro-batch of its own: lower `micro_batch` in proportion to stay within this figure.
     """
-    update = profile.train.micro_batch * longest_tokens(profile) * model.activation_bytes + 4.0 * GIVEN.logits_tile
-    return model.parameters * GIVEN.train_bytes_per_parameter + update + generation_memory(profile, model)
+    longest = (profile.train.max_prompt_tokens or 0) + profile.train.max_completion_tokens
+    generation = 2 * model.parameters + GIVEN.decode_sequences * longest * model.cache_bytes + GIVEN.working_bytes
+    update = profile.train.micro_batch * longest * model.activation_bytes + 4.0 * GIVEN.logits_tile
+    return generation, model.parameters * GIVEN.train_bytes_per_parameter + update + generation
 
 
 def reading_hours(samples: int, text_tokens: float, latents: int) -> float:
@@ -183,7 +178,7 @@ def training_stage(profile: Profile, model: HubModel, runs: int) -> Stage:
            f"disk: {CHECKPOINTS} checkpoints and {kept} weights a run")  # fmt: skip
     disk = runs * model.parameters * (CHECKPOINTS * GIVEN.checkpoint_bytes_per_parameter + WEIGHT_BYTES * kept)
     totals = (runs * sum(low.values()), runs * sum(high.values()))
-    return Stage(f"GRPO, {model.repository}", "H100", totals, training_memory(profile, model), disk, how)
+    return Stage(f"GRPO, {model.repository}", "H100", totals, run_memory(profile, model)[1], disk, how)
 
 
 def sae_training_stage() -> Stage:
@@ -210,7 +205,7 @@ def stages(profile: Profile, runs: dict[HubModel, int] = RUNS_OF_TABLE_4) -> lis
         Stage("encode the other sources", "H100", (extra, extra), reading, sum(n for n, _ in others) * features,
               "NuminaMath-1.5, PRM800K, DeepScaleR, as far as the paper uses them"),
         Stage("probes, clusters, filter, plan", "", (0.0, 0.0), 4e9, 0.1e9, "CPU; `bench plan` measures 8 s for the plan itself"),
-        Stage("ADARFT's difficulty rollouts", "H100", adarft_hours(profile), generation_memory(profile, POLICIES[0]), 0.1e9,
+        Stage("ADARFT's difficulty rollouts", "H100", adarft_hours(profile), run_memory(profile, POLICIES[0])[0], 0.1e9,
               f"{pool * GIVEN.adarft_samples:,} completions; for arm adarft alone"),
         *(training_stage(profile, model, count) for model, count in runs.items()),
     ]  # fmt: skip
@@ -228,6 +223,55 @@ def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list
         sets = (*TRAINING_DATA, *BENCHMARKS)
         found += [(d.repository, float(d.download_bytes), pinned.get(d.name, d.revision)) for d in sets]
     return found
+
+
+# The packages.
+
+
+def canonical(name: str) -> str:
+    """A distribution name as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_lock(path: Path = LOCK) -> dict[str, str]:
+    """Locked version by canonical name. Raises ValueError for a line that is neither empty, a comment, nor `name==version`."""
+    locked: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        text = line.split("#")[0].strip()
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", text)
+        if text and match is None:
+            raise ValueError(f"{path.name} line {number}: {text!r} is not of the form name==version")
+        locked |= {canonical(match[1]): match[2]} if match else {}
+    return locked
+
+
+def package_faults(path: Path = LOCK) -> tuple[str, ...]:
+    """One sentence a locked package that is absent or has another version; a local suffix such as `+cpu` is ignored.
+
+    Of several installed versions the first on the import path counts, as for `import`. Raises what `read_lock` raises.
+    """
+    found = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
+    installed, wrong = {canonical(name): version for name, version in reversed(found) if name}, []
+    for name, version in read_lock(path).items():
+        have = installed.get(name)
+        if have is None:
+            wrong.append(f"{name} {version} is not installed")
+        elif have.split("+")[0] != version.split("+")[0]:
+            wrong.append(f"{name} is {have}, locked is {version}")
+    return tuple(wrong)
+
+
+def check_packages(path: Path = LOCK) -> int:
+    """0 when this Python is new enough and holds the lock, else 1 with the first five differences on stdout."""
+    if sys.version_info < MINIMUM_PYTHON:
+        print(f"Python {sys.version.split()[0]} is older than {'.'.join(map(str, MINIMUM_PYTHON))}")
+        return 1
+    try:
+        wrong = package_faults(path)
+    except (OSError, ValueError) as error:
+        wrong = (f"cannot read the lock: {error}",)
+    print("\n".join([*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]), end="\n" if wrong else "")
+    return 1 if wrong else 0
 
 
 # This machine.
@@ -275,12 +319,7 @@ def _free(folder: Path) -> int:
 def look() -> Machine:
     """Look at this machine; takes about a second without a hub. Raises ValueError for a damaged requirements.lock."""
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    packages = tuple(differences(read_lock(LOCK), installed_versions()))
-    return Machine(reachable(), list_gpus(), packages, _free(paths.artifacts_root()), _free(cache))
-
-
-SHOWN_PACKAGES = 3
-"""Missing packages that are named before the rest is counted."""
+    return Machine(reachable(), list_gpus(), package_faults(), _free(paths.artifacts_root()), _free(cache))
 
 
 def missing(profile: Profile, machine: Machine, runs: dict[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
@@ -289,15 +328,15 @@ def missing(profile: Profile, machine: Machine, runs: dict[HubModel, int] = RUNS
     need = max(gpus(stage.memory_bytes) for stage in listed if stage.gpu)
     large = sum(memory >= 0.95 * GIVEN.gpu_memory_bytes for _, memory in machine.gpus)
     here = ", ".join(f"{name} ({size(memory)})" for name, memory in machine.gpus) or "none found"
-    packages, rest = machine.missing_packages, len(machine.missing_packages) - SHOWN_PACKAGES
-    more = f"; and {rest} more" if rest > 0 else ""
+    packages = machine.missing_packages
+    more = f"; and {len(packages) - 3} more" if len(packages) > 3 else ""
     weight, left = sum(row[1] for row in fetched), sum(stage.disk_bytes for stage in listed)
     cache, free = machine.cache_disk_bytes, machine.free_disk_bytes
     bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
         "network: huggingface.co does not answer within a second": not machine.hub_reachable,
         f"GPU: {need} of {size(GIVEN.gpu_memory_bytes)} for the largest stage; here: {here}": large < need,
-        f"packages: {'; '.join(packages[:SHOWN_PACKAGES])}{more} (requirements.lock)": packages,
+        f"packages: {'; '.join(packages[:3])}{more} (requirements.lock)": packages,
         f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
         f"disk: {size(left)} of results, {size(free)} free where outputs go (SAERL_HOME)": free < left,
         f"revisions: not pinned yet, pass --revision SET=HASH for {', '.join(bare)}": bare,
@@ -456,14 +495,16 @@ def require_machine(profile: Profile) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m saerl_lib.needs`: needs no package; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(prog="python -m saerl_lib.needs", description="the plan of profile paper")
+    parser.add_argument("--packages", action="store_true", help="whether the locked packages are installed")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--plan-only", action="store_true")
-    parser.add_argument("--debug", action="store_true")
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.packages:
+        return check_packages()
     try:
-        return run_plan(arguments.profile, rest, arguments.plan_only)
+        return run_plan(arguments.profile, [word for word in rest if word != "--debug"], arguments.plan_only)
     except (ValueError, OSError) as error:
-        if arguments.debug:
+        if "--debug" in rest:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -30,8 +30,9 @@ from unittest.mock import patch
 
 from saerl_lib import paths
 from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
-from saerl_lib.config import Options, Profile, content_hash, get_profile, to_dict
-from saerl_lib.envcheck import LOCK
+from saerl_lib.config import Profile, content_hash, get_profile, to_dict
+from saerl_lib.needs import LOCK
+from saerl_lib.settings import Options
 
 PARAMETERS = ("profile", "seed", "seeds")
 """Names that every notebook's `parameters` cell defines; `seeds = 0` means the profile's own number."""

@@ -1,8 +1,8 @@
-"""A plan of one's own data: read, represent, score, filter, plan, write (README, Your own data); and the command `encode`.
+"""A plan of one's own data: read, represent, filter, score, plan, write (README, Your own data); and the command `encode`.
 
-The same steps as every profile, with what the data allow: metadata and TF-IDF for a first look, SAE features of a model, or those
-that `encode` stored; difficulty with labels, quality with ratings. Vocabulary and SVD see all rows, but no label, and no row is
-scored by a model that saw its own label. A row ends in the plan or among the others.
+The same steps as every profile, with what the data allow: SAE features of a model, or those that `encode` stored; metadata and
+TF-IDF for a first look without one; quality with ratings, difficulty with labels. Vocabulary and SVD see all rows, but no label,
+and no row is scored by a model that saw its own label. Clusters are fitted on what is planned.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,26 +27,13 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import code_hash, file_sha256, whole_folder, write_json
-from saerl_lib.config import (
-    NO_ENCODER,
-    SMOLLM2,
-    Fields,
-    OwnConfig,
-    PlanConfig,
-    PropertyConfig,
-    Reading,
-    RowFields,
-    content_hash,
-    near,
-    sub_seed,
-    to_dict,
-)
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder, write_json
+from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
 from saerl_lib.data import rows
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.encode.models import open_reader, open_tokenizer
+from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
@@ -56,11 +43,12 @@ from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.mixing import batch_diversity, projection_2d
 from saerl_lib.plan.orders import order_pool, random_order
-from saerl_lib.properties.clusters import Assignment, Clusters, pool_clusters
+from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
+from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
@@ -229,7 +217,7 @@ def plan_own_data(
             say(f"features: {found.name}, {found.phi.shape[1]} columns")
             arranged = arrange(data, found, config)
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
-            say(f"{arranged.grouping.clusters.k} clusters; difficulty from {labels} labels")
+            say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
             done = _write(arranged, folder, out, key)
         except Exception:
             shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
@@ -275,8 +263,6 @@ def _require_place(out: Path) -> None:
 
 TEXT_COLUMNS = 64
 """Columns of the truncated SVD of each span's TF-IDF (ours)."""
-TOKENS = "tokens"
-"""Unit of the lengths where a model read the rows."""
 SOLVED_SHARE = 0.5
 """Solutions are read when at least this share of the rows has one (ours)."""
 
@@ -287,38 +273,55 @@ class Representation:
 
     table: FeatureTable
     phi: NDArray[np.float32]
-    """Columns that everything below reads, [N, D]; no NaN."""
+    """Columns that everything below reads, [N, D]; no NaN. A row without solution gets the mean one, where solutions are read."""
     lengths: NDArray[np.float64]
     """Length of prompt and solution, above 0, [N]."""
-    unit: str
-    """Of the lengths: words or tokens."""
     name: str
     """What the features are, in words."""
     with_solution: bool
     """Whether phi holds the solution."""
+    by_model: bool = True
+    """Whether a model read the rows: lengths are in tokens, else in words."""
     truncated: int = 0
     """Samples whose end was cut."""
     sae: SAEQuality | None = None
     """The SAE's reconstruction of some rows' own tokens; None where it was not measured."""
 
     @property
-    def by_model(self) -> bool:
-        """Whether a model read the rows."""
-        return self.unit == TOKENS
+    def unit(self) -> str:
+        """Of the lengths."""
+        return "tokens" if self.by_model else "words"
+
+
+def _represented(samples: Sequence[Sample], z: NDArray[np.float32], lengths: NDArray, name: str, **more: Any) -> Representation:
+    """The representation by features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else prompts alone."""
+    table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
+    solved = bool(table.solved.mean() >= SOLVED_SHARE)
+    phi = table.complete().phi if solved else table.prompt_phi
+    return Representation(table, phi, lengths.astype(float), name, solved, **more)
 
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
     """Metadata and TF-IDF (by truncated SVD) of N samples; no model. Deterministic for a seed."""
-    prompts, unsolved = _svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd")), [not s.solved for s in samples]
-    if all(unsolved):
-        solutions = np.full_like(prompts, np.nan)
-    else:
+    unsolved = [not s.solved for s in samples]
+    prompts = _svd([s.prompt for s in samples], sub_seed(seed, "prompt-svd"))
+    solutions = np.full_like(prompts, np.nan)
+    if not all(unsolved):
         solutions = _svd([s.solution for s in samples], sub_seed(seed, "solution-svd"))
         solutions[unsolved] = np.nan
-    z = np.concatenate([prompts, solutions], axis=1)
-    table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
-    lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples], dtype=float)
-    return finish(table, lengths, "words", "metadata and TF-IDF")
+    lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples])
+    return _represented(samples, np.hstack([prompts, solutions]), lengths, "metadata and TF-IDF", by_model=False)
+
+
+def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
+    """[N, TEXT_COLUMNS]; columns beyond the rank of a small pool are 0."""
+    matrix = fit_tfidf(texts).transform(texts)
+    out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
+    width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
+    if width > 0:
+        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+            out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
+    return out
 
 
 def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
@@ -327,6 +330,10 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     Raises OSError or ValueError for a model that cannot be read, SAEGateError for an SAE that does not fit it, and
     FloatingPointError for non-finite activations.
     """
+    try:
+        model_name(config.reader)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. `--encoder none` (Python: reader=None) takes a first look without a model") from error
 
     @cache
     def opened() -> Encoder:
@@ -361,31 +368,8 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
 def _of_store(samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], config: OwnConfig, origin: str) -> Representation:
     """The representation of samples that lie in `rows` of a store; the retained set is chosen from all of it."""
     retained = choose_retained(store, min(config.retained_latents, store.width))
-    table = FeatureTable(tuple(s.id for s in samples), store.select(retained)[rows], metadata_features(samples))
-    tokens, cut = store.values("tokens")[rows], store.values("truncated")[rows]
-    name = f"{len(retained)} SAE latents of {origin}, and metadata"
-    return finish(table, tokens.astype(float), TOKENS, name, int(cut.sum()))
-
-
-def finish(table: FeatureTable, lengths: NDArray[np.float64], unit: str, name: str, truncated: int = 0) -> Representation:
-    """The representation of a feature table: with solutions when at least half of the rows have one, else prompts alone.
-
-    A row without solution gets the mean one in the first case (`FeatureTable.complete`).
-    """
-    with_solution = bool(table.solved.mean() >= SOLVED_SHARE)
-    phi = table.complete().phi if with_solution else table.prompt_phi
-    return Representation(table, phi, lengths, unit, name, with_solution, truncated)
-
-
-def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
-    """[N, TEXT_COLUMNS]; columns beyond the rank of a small pool are 0."""
-    matrix = fit_tfidf(texts).transform(texts)
-    out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
-    width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
-    if width > 0:
-        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
-            out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
-    return out
+    name, cut = f"{len(retained)} SAE latents of {origin}, and metadata", int(store.values("truncated")[rows].sum())
+    return _represented(samples, store.select(retained)[rows], store.values("tokens")[rows], name, truncated=cut)
 
 
 # Scores.
@@ -396,99 +380,20 @@ MIN_CLASS = 10
 """With fewer quality labels of either kind no filter is fitted (ours)."""
 RESAMPLES = 200
 """Bootstrap resamples of an interval (ours)."""
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """Clusters of N samples and their map."""
-
-    clusters: Clusters
-    assignment: Assignment
-    points: np.ndarray
-    """First two principal components of the standardised, clipped features, [N, 2]."""
-
-
-@dataclass(frozen=True)
-class Difficulty:
-    """Difficulty of N samples in label units, larger is harder, float [N] each."""
-
-    raw: np.ndarray
-    ranking: np.ndarray
-    """r of equation 10."""
-    low: np.ndarray
-    """Lower end of the nominal 95 % interval; -inf when there are too few labels."""
-    high: np.ndarray
-    n_labels: int
-    spearman: float
-    """Of out-of-fold predictions with the labels."""
-    spearman_length: float
-    """|rho| of the length with the labels."""
-    gain: Interval
-    """Of spearman minus spearman_length: 95 % bootstrap over labelled rows."""
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Quality score of N samples."""
-
-    score: np.ndarray
-    """In [0, 1], larger is more like the rows labelled true, [N]."""
-    n_labels: int
-    roc_auc: float
-    """Of out-of-fold scores."""
-    roc_auc_length: float
-    """Of the length alone, in its better direction."""
-
-
-def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
-    """The settings of a pool of n samples: 10 clusters (paper), fewer when each would hold less than two batches."""
-    k = config.clusters or max(1, min(10, n // max(2 * config.prompts_per_step, 10)))
-    if k > n:
-        raise ValueError(f"--clusters {k} exceeds the {n} usable rows: ask for fewer")
-    smallest = min(config.prompts_per_step, max(1, n // (2 * k)))
-    return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
-
-
-def fit_scores(
-    found: Representation, grouping: Grouping, labels: np.ndarray, settings: PropertyConfig, seed: int
-) -> Difficulty | None:
-    """Difficulty from labels [N] (NaN: unknown), or None with fewer than `MIN_LABELS` or with equal labels."""
-    known = np.flatnonzero(np.isfinite(labels))
-    if len(known) < MIN_LABELS or np.ptp(labels[known]) == 0:
-        return None
-    pool = Columns(found.table.ids, found.phi, found.phi)
-    labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
-    scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, grouping.clusters).score(pool)
-    raw, ranking, half = (scores[name].to_numpy() for name in ("raw", "ranking", "half_width"))
-
-    def rho(rows: np.ndarray | slice) -> tuple[float, float]:
-        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in (raw[known], found.lengths[known]))
-        return own, abs(by_length)
-
-    gain = bootstrap_interval(
-        lambda rows: float(np.subtract(*rho(rows))), len(known), settings.bootstrap_samples, sub_seed(seed, "gain")
-    )
-    return Difficulty(raw, ranking, ranking - half, ranking + half, len(known), *rho(slice(None)), gain)
-
-
-def fit_quality(found: Representation, quality: np.ndarray, settings: PropertyConfig, seed: int) -> Quality | None:
-    """Quality scores from labels [N] in {0, 1} (NaN: unknown), or None with fewer than `MIN_CLASS` of either kind."""
-    known = np.flatnonzero(np.isfinite(quality))
-    sound = quality[known] == 1
-    if min(sound.sum(), (~sound).sum()) < MIN_CLASS:
-        return None
-    rated = Rated([found.table.ids[i] for i in known], found.phi[known], sound)
-    classifier, own = fit_rated(rated, sub_seed(seed, "quality"))
-    score = classifier.score(found.phi)
-    score[known] = own
-    by_length = float(roc_auc_score(sound, found.lengths[known]))
-    return Quality(score, len(known), float(roc_auc_score(sound, score[known])), max(by_length, 1 - by_length))
-
-
-# The plan.
-
 TOLERANCE = 0.5
 """Partners of a tail swap differ by at most this many standard deviations of the ranking score (ours)."""
+
+
+class Fit(NamedTuple):
+    """How well out-of-fold scores agree with their labels."""
+
+    n_labels: int
+    skill: float
+    """Spearman's rho of difficulty, ROC-AUC of quality."""
+    by_length: float
+    """The same of the length alone, in its better direction."""
+    gain: Interval | None = None
+    """Of skill minus by_length: 95 % bootstrap over labelled rows; of difficulty alone."""
 
 
 @dataclass(frozen=True)
@@ -498,11 +403,14 @@ class Arranged:
     config: OwnConfig
     data: Dataset
     found: Representation
-    grouping: Grouping
-    difficulty: Difficulty | None
-    quality: Quality | None
-    ranking: np.ndarray
-    """What orders a row within its cluster, larger comes later, [N]."""
+    clusters: Clusters
+    points: np.ndarray
+    """First two principal components of the standardised, clipped features, [N, 2]."""
+    scores: pd.DataFrame
+    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %), quality, and
+    ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or more like sound."""
+    difficulty: Fit | None
+    quality: Fit | None
     ranked_by: str
     """difficulty, or its stand-in without labels: length or random."""
     plan: BatchPlan
@@ -514,58 +422,94 @@ class Arranged:
     """The same for a random order of the planned samples."""
 
 
-def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:
-    """Fit clusters, difficulty and quality, filter, cut to whole batches and plan.
+def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
+    """The settings of a pool of n samples: 10 clusters (paper), fewer when each would hold less than two batches."""
+    k = config.clusters or max(1, min(10, n // max(2 * config.prompts_per_step, 10)))
+    if k > n:
+        raise ValueError(f"--clusters {k} exceeds the {n} usable rows: ask for fewer")
+    smallest = min(config.prompts_per_step, max(1, n // (2 * k)))
+    return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
 
-    Rows that were set aside take part in the fits and are never planned. Raises ValueError when a filter is asked for that could
-    not be fitted or that leaves less than a batch.
+
+def fit_quality(found: Representation, labels: np.ndarray, seed: int) -> tuple[np.ndarray, Fit | None]:
+    """Quality [N] from labels [N] in {0, 1} (NaN: unknown): NaN and None with fewer than `MIN_CLASS` of either kind."""
+    known = np.flatnonzero(np.isfinite(labels))
+    sound = labels[known] == 1
+    if min(sound.sum(), (~sound).sum()) < MIN_CLASS:
+        return np.full(len(labels), np.nan), None
+    classifier, own = fit_rated(Rated([found.table.ids[i] for i in known], found.phi[known], sound), sub_seed(seed, "quality"))
+    score = classifier.score(found.phi)
+    score[known] = own
+    by_length = float(roc_auc_score(sound, found.lengths[known]))
+    return score, Fit(len(known), float(roc_auc_score(sound, own)), max(by_length, 1 - by_length))
+
+
+def fit_difficulty(
+    found: Representation, labels: np.ndarray, clusters: Clusters, settings: PropertyConfig, seed: int
+) -> tuple[pd.DataFrame, Fit | None]:
+    """`Scorer.score` of N rows, with difficulty from labels [N] (NaN: unknown); None when few (`MIN_LABELS`) or equal."""
+    known, pool = np.flatnonzero(np.isfinite(labels)), Columns(found.table.ids, found.phi, found.phi)
+    if len(known) < MIN_LABELS or np.ptp(labels[known]) == 0:
+        return fit_scorer(pool, None, None, None, settings, seed, clusters).score(pool), None
+    labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
+    scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, clusters).score(pool)
+    read = (scores["raw"].to_numpy()[known], found.lengths[known])
+
+    def rho(rows: np.ndarray | slice) -> tuple[float, float]:
+        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in read)
+        return own, abs(by_length)
+
+    def gained(rows: np.ndarray) -> float:
+        return float(np.subtract(*rho(rows)))
+
+    gain = bootstrap_interval(gained, len(known), settings.bootstrap_samples, sub_seed(seed, "gain"))
+    return scores, Fit(len(known), *rho(slice(None)), gain)
+
+
+# The plan.
+
+
+def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged:
+    """Filter by quality, cut to whole batches, cluster what is left, fit difficulty and plan, in the order of every profile.
+
+    Rows that were set aside take part in the fits by labels and are never planned. Raises ValueError when a filter is asked for
+    that could not be fitted or that leaves less than a batch.
     """
-    ids, b, may = data.ids, config.prompts_per_step, data.plannable
-    settings = properties_of(int(may.sum()), config)
-    clusters = pool_clusters(found.phi, settings, config.seed)
-    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
-        grouping = Grouping(clusters, clusters.assign(found.phi), projection_2d(clusters.standardise(found.phi)))
-    difficulty = fit_scores(found, grouping, data.labels, settings, config.seed)
-    quality = fit_quality(found, data.quality, settings, config.seed)
-    ranking, ties, ranked_by = _ranking(ids, found, difficulty, config)
-    kept = _filtered(ids, quality, may, config)
+    ids, b, seed, may = data.ids, config.prompts_per_step, config.seed, data.plannable
+    quality, quality_fit = fit_quality(found, data.quality, seed)
+    kept = may if config.keep is None else _filtered(ids, quality, may, config)
     rows = np.flatnonzero(kept)
     full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
     planned = rows[full]
-    columns = {"sample_id": ids, "cluster": grouping.assignment.label, "ranking": ranking, "raw": ties, "length": found.lengths}
-    pool, tolerance = pd.DataFrame(columns).iloc[planned], TOLERANCE * float(ranking[planned].std())
+    settings = properties_of(len(planned), config)
+    clusters = pool_clusters(found.phi[planned], settings, seed)
+    scores, fit = fit_difficulty(found, data.labels, clusters, settings, seed)
+    scores, ranked_by = scores.assign(quality=quality), "difficulty" if fit else config.without_labels
+    scores["difficulty"], half = scores["ranking"], scores.pop("half_width")
+    scores["low"], scores["high"] = scores["ranking"] - half, scores["ranking"] + half
+    if not fit:
+        order = np.argsort(random_order(ids, sub_seed(seed, "within")))
+        scores["ranking"] = scores["raw"] = found.lengths if ranked_by == "length" else order.astype(float)
+    pool = scores.assign(length=found.lengths).iloc[planned]
+    tolerance = TOLERANCE * float(pool["ranking"].std(ddof=0))
     plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance, rest="pool"), "saerl")
-    low = {i: ("filtered", f"quality score {quality.score[i]:.3f} is not among the best {config.keep:.0%}")
+    low = {i: ("filtered", f"quality score {quality[i]:.3f} is not among the best {config.keep:.0%}")
            for i in np.flatnonzero(may & ~kept)}  # fmt: skip
     reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
     dropped = (*data.aside, *(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items()))
-    shuffled = planned[random_order(pool["sample_id"], sub_seed(config.seed, "diversity"))]
-    spread = [float(batch_diversity(grouping.points, order.reshape(-1, b)).mean())
-              for order in (rows_of(plan.ids, ids), shuffled)]  # fmt: skip
-    return Arranged(config, data, found, grouping, difficulty, quality, ranking, ranked_by, plan, dropped, *spread)
+    with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
+        points = projection_2d(clusters.standardise(found.phi))
+    shuffled = planned[random_order(pool["sample_id"], sub_seed(seed, "diversity"))]
+    spread = [float(batch_diversity(points, order.reshape(-1, b)).mean()) for order in (rows_of(plan.ids, ids), shuffled)]
+    return Arranged(config, data, found, clusters, points, scores, fit, quality_fit, ranked_by, plan, dropped, *spread)
 
 
-def _ranking(
-    ids: Sequence[str], found: Representation, difficulty: Difficulty | None, config: OwnConfig
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """What orders rows within a cluster [N], what breaks its ties [N], and its name."""
-    if difficulty is not None:
-        return difficulty.ranking, difficulty.raw, "difficulty"
-    if config.without_labels == "length":
-        return found.lengths, found.lengths, "length"
-    place = np.empty(len(ids))
-    place[random_order(ids, sub_seed(config.seed, "within"))] = np.arange(len(ids))
-    return place, place, "random"
-
-
-def _filtered(ids: Sequence[str], quality: Quality | None, may: np.ndarray, config: OwnConfig) -> np.ndarray:
+def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: OwnConfig) -> np.ndarray:
     """Mask bool [N] of the rows that may be planned and that the quality filter keeps, at least a batch."""
-    if config.keep is None:
-        return may
-    if quality is None:
+    if np.isnan(quality).all():
         raise ValueError("--keep needs at least 10 rows labelled true and 10 labelled false: label more, or leave --keep out")
     rows, kept = np.flatnonzero(may), np.zeros(len(ids), dtype=bool)
-    kept[rows] = keep_top_k(quality.score[rows], [ids[i] for i in rows], max(1, round(config.keep * len(rows))))
+    kept[rows] = keep_top_k(quality[rows], [ids[i] for i in rows], max(1, round((config.keep or 1) * len(rows))))
     if kept.sum() < config.prompts_per_step:
         raise ValueError(f"the filter keeps {kept.sum()} of {len(rows)} rows, less than a batch of {config.prompts_per_step}: "
                          "raise --keep")  # fmt: skip
@@ -618,7 +562,7 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 def run_plan(data: str, out: Path, force: bool, features: Path | None, settings: OwnConfig) -> int:
     """`plan`: plan, tell each step and the warnings; the last line is one JSON object. Raises what `plan_own_data` raises."""
     started = time.monotonic()
-    if features is not None and settings.encoder != NO_ENCODER:
+    if features is not None and (settings.encoder not in (NO_ENCODER, SMOLLM2) or settings.layer or settings.sae):
         raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
     done = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
     for title in done.warnings:

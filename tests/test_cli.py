@@ -12,8 +12,9 @@ import sys
 import pytest
 
 from saerl_lib import cli, paths
-from saerl_lib.config import Fields, Options, OwnConfig
 from saerl_lib.notebooks import RunOptions
+from saerl_lib.own import plan as plan_call
+from saerl_lib.settings import Fields, Options, OwnConfig
 
 
 def test_help_shows_each_option_once_with_its_text_and_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +83,9 @@ def test_options_reach_the_records_of_the_method() -> None:
     assert (name, plan.settings) == (
         "plan", OwnConfig(fields=fields, label_range=(-1.0, 5.0), encoder="M", layer=14, sae="opensae:F", bf16=True)
     )  # fmt: skip
+    for words in (["plan", "--data", "d", "--out", "o"], ["encode", "--data", "d", "--out", "o"]):
+        told = vars(cli.parse(words)[1])
+        assert (told.get("settings") or told["reading"]).encoder == inspect.signature(plan_call).parameters["reader"].default
     name, run = cli.parse(["run", "--from", "06", "--seeds", "5"])
     assert (name, run.notebooks) == ("run", RunOptions(start="06", seeds=5))
     words = ["--profile", "paper", "--arms", "adarft", "--seeds", "2", "--revision", "amc23=01", "minerva=23", "--to", "trl"]

@@ -16,7 +16,6 @@ from saerl_lib.config import (
     LAPTOP,
     PAPER,
     PROFILES,
-    Options,
     PlanConfig,
     Profile,
     TrainConfig,
@@ -26,6 +25,7 @@ from saerl_lib.config import (
     sub_seed,
     to_dict,
 )
+from saerl_lib.settings import Options
 
 
 def test_profiles_have_their_own_name() -> None:
@@ -76,12 +76,7 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: PlanConfig(prompts_per_step=4, swapped_per_batch=4), "swapped_per_batch=4"),
         (lambda: Profile("x", pool_samples=3201), "pool_samples=3201"),
         (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
-        (lambda: config.PropertyConfig(shrinkage_tau=0), "shrinkage_tau=0"),
-        (lambda: config.GradientConfig(prompts=5), "prompts=5"),
         (lambda: TrainConfig(dynamic_sampling="equal_steps", engine="trl"), "choose engine='packed'"),
-        (lambda: config.WorldConfig(eval_problems_small=300), "eval_problems_small=300"),
-        (lambda: config.PublishedConfig(parent_samples=0), "parent_samples=0 must be at least 1"),
-        (lambda: config.PublishedConfig(solution_index=4), "DeepMath-103K has solutions 1, 2 and 3"),
         (lambda: Profile("x", world=None), "either a world or published sets"),
         (lambda: Profile("x", arms=("grpo", "grpo")), "name each arm once"),
         (lambda: Options(data="x").apply(LAPTOP), "--data: profile laptop draws its own data"),

@@ -18,7 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from saerl_lib import envcheck
+from saerl_lib import needs
 from saerl_lib.notebooks import ENVIRONMENT
 from saerl_lib.paths import ROOT
 
@@ -37,13 +37,13 @@ def direct_requirements() -> list[Requirement]:
 
 
 def test_this_environment_holds_the_lock(capsys: pytest.CaptureFixture[str]) -> None:
-    assert envcheck.main([]) == 0, capsys.readouterr().out
+    assert needs.main(["--packages"]) == 0, capsys.readouterr().out
 
 
 def test_missing_and_other_versions_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = tmp_path / "lock"
     lock.write_text("# comment\n\nNumPy==0.0.1\n" + "".join(f"saerl-absent-{i}==1.0\n" for i in range(7)))
-    assert envcheck.main([str(lock)]) == 1
+    assert needs.check_packages(lock) == 1
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"numpy is [\d.]+, locked is 0.0.1", lines[0])
     assert lines[1] == "saerl-absent-0 1.0 is not installed"
@@ -53,22 +53,22 @@ def test_missing_and_other_versions_are_named(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("line", ["numpy>=2", "-r other.txt", "numpy == 2.4.6"])
 def test_lock_line_that_pins_nothing_is_an_error(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lock").write_text(f"a==1\n{line}\n")
-    assert envcheck.main([str(tmp_path / "lock")]) == 1
+    assert needs.check_packages(tmp_path / "lock") == 1
     assert f"lock line 2: {line!r}" in capsys.readouterr().out
-    assert envcheck.main([str(tmp_path / "absent.lock")]) == 1
+    assert needs.check_packages(tmp_path / "absent.lock") == 1
     assert "absent.lock" in capsys.readouterr().out
 
 
 def test_old_python_is_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(envcheck, "MINIMUM_PYTHON", (99, 0))
-    assert envcheck.main([]) == 1 and "older than 99.0" in capsys.readouterr().out
+    monkeypatch.setattr(needs, "MINIMUM_PYTHON", (99, 0))
+    assert needs.check_packages() == 1 and "older than 99.0" in capsys.readouterr().out
 
 
 # pyproject.toml, requirements.lock and environment.yml agree.
 
 
 def test_lock_satisfies_every_direct_dependency() -> None:
-    locked = envcheck.read_lock(LOCK)
+    locked = needs.read_lock(LOCK)
     assert len(LOCK.read_text().splitlines()) == len(locked), "no package is locked twice"
     for requirement in direct_requirements():
         version = locked[canonicalize_name(requirement.name)]
@@ -83,7 +83,7 @@ def test_conda_environment_refers_to_the_lock() -> None:
     assert environment["name"] == PROJECT["project"]["name"]
     python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
     assert PROJECT["project"]["requires-python"] == f">={python.removeprefix('python=')}"
-    assert python.removeprefix("python=") == ".".join(map(str, envcheck.MINIMUM_PYTHON))
+    assert python.removeprefix("python=") == ".".join(map(str, needs.MINIMUM_PYTHON))
 
 
 def test_every_import_is_a_direct_dependency() -> None:
@@ -116,6 +116,9 @@ def test_licence_and_citation() -> None:
     assert citation["references"][0]["url"].endswith("2605.27354")
 
 
+BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "settings", "data/hub", "needs")
+"""What is imported before any package is installed."""
+
 # run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
 
 
@@ -124,10 +127,10 @@ def stub_project(folder: Path, lock: str) -> Path:
     project = folder / "project"
     (project / "saerl_lib").mkdir(parents=True)
     (project / ".ci").mkdir()
-    for name in ("run_all.sh", ".ci/run", "saerl_lib/envcheck.py"):
+    for name in ("run_all.sh", ".ci/run", *(f"saerl_lib/{module}.py" for module in BARE)):
+        (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "requirements.lock").write_text(lock)
-    (project / "saerl_lib" / "__init__.py").write_text("")
     (project / "saerl_lib" / "__main__.py").write_text(
         "import os, sys\nprint('prefix', sys.prefix)\nprint('arguments', sys.argv[1:])\nprint('cwd', os.getcwd())\n"
         "for name in sorted(os.environ):\n    print(name + '=' + os.environ[name])\n"

@@ -293,7 +293,7 @@ def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, m
     monkeypatch.setattr("saerl_lib.report.page.REPLAY", tmp_path / "replay.csv")
     assert expectation(found) == ""
     pd.DataFrame({"spearman": [-1.0, 1.0], "silent_groups_saved": [0.0, 0.5]}).to_csv(tmp_path / "replay.csv", index=False)
-    rho = found.difficulty.spearman
+    rho = found.difficulty.skill
     assert f"At this correlation ({rho:.2f}" in expectation(found) and f"about {(1 + rho) / 4:.0%} of" in expectation(found)
     assert expectation(replace(found, difficulty=None)) == ""
 
@@ -377,7 +377,8 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(
     for seed in seeds:
         out, path = tmp_path / f"out{seed}", fuzzed(seed, tmp_path)
         skip = ["--skip-bad-rows"] if seed % 3 else []
-        code = cli.main(["plan", "--data", str(path), "--prompts-per-step", "4", "--clusters", "2", "--out", str(out), *skip])
+        words = ["plan", "--data", str(path), "--encoder", "none", "--prompts-per-step", "4", "--clusters", "2"]
+        code = cli.main([*words, "--out", str(out), *skip])
         said, error = capsys.readouterr()
         assert code in (0, 1) and "Traceback" not in said + error, seed
         if code:
@@ -565,7 +566,7 @@ def test_in_a_browser_the_page_runs_and_hover_zoom_drag_cards_and_search_work(fo
 
 def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(70))
-    common = ["plan", "--data", source, "--prompts-per-step", "8", "--clusters", "2"]
+    common = ["plan", "--data", source, "--encoder", "none", "--prompts-per-step", "8", "--clusters", "2"]
     assert cli.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) | {"seconds": 0} == {

@@ -21,9 +21,9 @@ import torch
 from saerl_lib import needs, paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.cli import main
-from saerl_lib.config import PAPER, PAPER_TINY, Options, Profile, PublishedConfig, get_profile
+from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_profile
 from saerl_lib.data import hub, published
-from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, QWEN25_MATH_7B, TRAINING_DATA, HubModel
+from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, TRAINING_DATA, HubModel
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.needs import GIVEN, Machine
@@ -31,6 +31,7 @@ from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report.study import learning_curves, paired_differences, steps_to_targets
+from saerl_lib.settings import Options
 from saerl_lib.train import stages as train_stages
 from saerl_lib.train.policy import angle_concentration, judged, open_sampler
 from saerl_lib.train.run import read_run, train, write_run
@@ -65,7 +66,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(
 
 
 def test_run_all_prints_the_plan_without_installing_and_without_a_package(tmp_path: Path) -> None:
-    modules = ("__init__", "plan/__init__", "paths", "envcheck", "config", "data/__init__", "data/hub")
+    modules = ("__init__", "plan/__init__", "paths", "config", "settings", "data/__init__", "data/hub")
     for name in ("run_all.sh", *(f"saerl_lib/{module}.py" for module in modules)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
@@ -102,14 +103,14 @@ def test_parameters_agree_with_transformers(model: HubModel) -> None:
 
     shape = {
         "hidden_size": model.width, "intermediate_size": model.feed_forward, "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads, "num_key_value_heads": model.key_value_heads, "vocab_size": model.vocabulary,
-        "tie_word_embeddings": model.tied_embedding,
+        "num_attention_heads": model.query // 128, "num_key_value_heads": model.key // 128, "vocab_size": model.vocabulary,
+        "tie_word_embeddings": model.tied,
     }  # fmt: skip
     with torch.device("meta"):
-        if model.query_bias:
+        if "Qwen2" in model.repository:
             built = Qwen2ForCausalLM(Qwen2Config(**shape))
         else:
-            built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=model.head_width))
+            built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=128))
     assert model.parameters == sum(p.numel() for p in built.parameters())
 
 
@@ -120,10 +121,10 @@ def test_flops_memory_disk_and_gpus_by_hand() -> None:
     assert [needs.gpus(memory) for memory in (1.0, 80e9, 81e9)] == [1, 1, 2]
     kept, block = 4 * 28 * 3584, 8 * 3584 + 2 * (2 * 3584 + 2 * 512 + 2 * 3584 + 4 * 18944)
     cache = GIVEN.decode_sequences * 4096 * 57_344
-    expected = 20 * QWEN25_MATH_7B.parameters + 8 * 4096 * (kept + block) + 4 * GIVEN.logits_tile + cache + GIVEN.working_bytes
-    assert needs.training_memory(PAPER, QWEN25_MATH_7B) == pytest.approx(expected)
-    disk = needs.training_stage(PAPER, QWEN25_MATH_7B, 5).disk_bytes
-    assert disk == pytest.approx(5 * QWEN25_MATH_7B.parameters * (2 * GIVEN.checkpoint_bytes_per_parameter + 4 * 46))
+    expected = 20 * POLICIES[1].parameters + 8 * 4096 * (kept + block) + 4 * GIVEN.logits_tile + cache + GIVEN.working_bytes
+    assert needs.run_memory(PAPER, POLICIES[1])[1] == pytest.approx(expected)
+    disk = needs.training_stage(PAPER, POLICIES[1], 5).disk_bytes
+    assert disk == pytest.approx(5 * POLICIES[1].parameters * (2 * GIVEN.checkpoint_bytes_per_parameter + 4 * 46))
     for module in (needs, hub):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0
@@ -336,7 +337,7 @@ def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path,
     rows[3]["problem"] = " "
     build.write_set(tmp_path / "sets", "numinamath", rows)
     options = dataclasses.replace(done.options, data=str(tmp_path / "sets"))
-    with pytest.raises(DataError, match="numinamath row 3: field 'problem' is empty.*--skip-bad-rows"):
+    with pytest.raises(DataError, match="numinamath row 3: field 'problem' is missing or empty.*--skip-bad-rows"):
         published.published_stage(get_profile(options.text("paper_tiny")))
     data = published.published_stage(get_profile(dataclasses.replace(options, skip_bad_rows=True).text("paper_tiny")))
     assert counts(data, "numinamath")["malformed"] == 1 and "row 3" in pd.read_csv(data.path("malformed.csv"))["problem"][0]

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import decimal
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
 from saerl_lib.data.hub import SETS, HubData
-from saerl_lib.data.published import READERS, learnability, load_labelled, prm800k, published_rows
+from saerl_lib.data.published import SCHEMAS, learnability, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Fields, Source, jsonl, read
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
@@ -373,7 +374,7 @@ def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     [
         ({"question": "q"}, "line 3: field 'id' is missing"),
         ({"id": "b", "question": "q", "pass_rate": 40}, "line 3: field 'pass_rate' is 40, not a share"),
-        ({"id": "b", "question": "q", "valid": "yes"}, "line 3: field 'valid' is 'yes'; write true, false"),
+        ({"id": "b", "question": "q", "valid": "yes"}, "line 3: field 'valid' is 'yes'; write true or false"),
         ({"id": "b", "question": "q", "meta": 3}, "line 3: field 'meta' is no object"),
     ],
 )
@@ -437,7 +438,7 @@ ROWS = {
 
 
 def test_every_set_has_a_reader_and_a_row() -> None:
-    assert set(READERS) == set(SETS) == set(ROWS)
+    assert {*SCHEMAS, "prm800k"} == set(SETS) == set(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +452,7 @@ def test_every_set_has_a_reader_and_a_row() -> None:
     ],
 )  # fmt: skip
 def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
-    found = READERS[name](ROWS[name], 7)
+    found = read_row(name, ROWS[name], 7)
     assert str(found) == str(expected)  # a difficulty of NaN equals no other
 
 
@@ -463,14 +464,14 @@ def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
     ],
 )  # fmt: skip
 def test_answers_and_solutions(name: str, answer: str, solved: bool) -> None:
-    sample = READERS[name](ROWS[name], 0)
+    sample = read_row(name, ROWS[name], 0)
     assert (sample.answer, sample.solved, sample.source) == (answer, solved, name)
 
 
 def test_numinamath_marks_what_the_set_calls_not_valid() -> None:
-    assert READERS["numinamath"](ROWS["numinamath"], 0).flaw == "solution"
+    assert read_row("numinamath", ROWS["numinamath"], 0).flaw == "solution"
     row = {**ROWS["numinamath"], "solution_is_valid": "Incomplete", "answer": "42"}
-    assert (READERS["numinamath"](row, 0).flaw, READERS["numinamath"](row, 0).answer) == ("", "42")
+    assert (read_row("numinamath", row, 0).flaw, read_row("numinamath", row, 0).answer) == ("", "42")
 
 
 def test_prm800k_follows_the_chosen_path() -> None:
@@ -480,33 +481,33 @@ def test_prm800k_follows_the_chosen_path() -> None:
         {"completions": [{"text": "no", "rating": -1}, {"text": "So 4.\n\n# Answer\n\n4", "rating": 1}], "chosen_completion": 1},
     ]  # fmt: skip
     row = {"question": {"problem": "2+2?"}, "label": {"steps": steps, "finish_reason": "solution"}}
-    sample = prm800k(row, 0)
+    sample = read_row("prm800k", row, 0)
     assert (sample.steps, sample.answer, sample.step_labels, sample.flaw) == (("Mine.", "So 4."), "4", (1, 1), "")
     damaged = {**row, "label": {"steps": [{"completions": [], "chosen_completion": 2}], "finish_reason": "solution"}}
     with pytest.raises(DataError, match="prm800k row 3: chosen_completion 2"):
-        prm800k(damaged, 3)
-    given_up = prm800k({**row, "label": {"steps": [], "finish_reason": "give_up"}}, 0)
+        read_row("prm800k", damaged, 3)
+    given_up = read_row("prm800k", {**row, "label": {"steps": [], "finish_reason": "give_up"}}, 0)
     assert given_up.flaw == "give_up" and not given_up.solved
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_row_of_another_schema_is_named(name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} row 5: .*"):
-        READERS[name]({"text": "something else"}, 5)
+        read_row(name, {"text": "something else"}, 5)
 
 
 def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
-    assert math.isnan(READERS["deepmath"]({**ROWS["deepmath"], "difficulty": -1}, 0).difficulty)
-    assert READERS["math500"]({**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
-    with pytest.raises(DataError, match="'difficulty' is True"):
-        READERS["deepmath"]({**ROWS["deepmath"], "difficulty": True}, 0)
+    assert math.isnan(read_row("deepmath", {**ROWS["deepmath"], "difficulty": -1}, 0).difficulty)
+    assert read_row("math500", {**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
+    with pytest.raises(DataError, match="'difficulty' is 'True', a bool"):
+        read_row("deepmath", {**ROWS["deepmath"], "difficulty": True}, 0)
 
 
 # From the hub, and from a folder laid out as one.
 
 
 def from_hub(data: HubData, limit: int | None = None) -> list[Sample]:
-    return [READERS[data.name](row, index) for index, row in enumerate(published_rows(data, limit))]
+    return [read_row(data.name, row, index) for index, row in enumerate(itertools.islice(published_rows(data), limit))]
 
 
 @pytest.mark.parametrize("name", ["math500", "prm800k", "olympiadbench"])
@@ -514,7 +515,7 @@ def test_a_folder_laid_out_as_the_hub_is_read(name: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     build.write_set(tmp_path, name, [ROWS[name]] * 3)
     data = dataclasses.replace(SETS[name], repository=str(tmp_path / SETS[name].repository), revision=None)
-    assert [str(s) for s in from_hub(data, limit=2)] == [str(READERS[name](ROWS[name], i)) for i in (0, 1)]
+    assert [str(s) for s in from_hub(data, limit=2)] == [str(read_row(name, ROWS[name], i)) for i in (0, 1)]
 
 
 def test_configuration_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,7 +529,7 @@ def test_configuration_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch:
         (tmp_path / configuration).mkdir()
         pd.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
     (sample,) = from_hub(data)
-    assert str(sample) == str(READERS[name](ROWS[name], 0))
+    assert str(sample) == str(read_row(name, ROWS[name], 0))
 
 
 def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ class HubData:
     """A data set of the hub."""
 
     name: str
-    """Key of `READERS`."""
+    """Key of `SETS`."""
     repository: str
     """owner/name on the hub."""
     split: str
@@ -38,26 +38,27 @@ class HubData:
             raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
 
 
-DEEPMATH = HubData(
-    "deepmath", "zwhe99/DeepMath-103K", "train", 103_022, 2_136_106_260, revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
-    note="an early revision has 103,110 rows, this one the paper's 103,022; "
-    "the local copy holds 18,329 rows without topics and R1 solutions",
+TRAINING_DATA = (
+    HubData(
+        "deepmath", "zwhe99/DeepMath-103K", "train", 103_022, 2_136_106_260, revision="5cf055d1fe3d7a2eb19719ac020211469736ae44",
+        note="an early revision has 103,110 rows, this one the paper's 103,022; "
+        "the local copy holds 18,329 rows without topics and R1 solutions",
+    ),
+    HubData(
+        "numinamath", "AI-MO/NuminaMath-1.5", "train", 896_215, 531_355_727, revision="9a5aae8427cb65ac9a8bb3136ffb1d554b70c478",
+        note="the paper takes 107,021 of these rows and does not say which",
+    ),
+    HubData(
+        "prm800k", "tasksource/PRM800K", "train", 97_782, 456_000_000, data_file="phase2_train.jsonl",
+        revision="547b19506677a59037ee888838834b65e9b1ddd4",
+        note="OpenAI's own file of phase 2; its rows are counted by a public derivative; the paper names no repository or phase",
+    ),
+    HubData(
+        "deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "train", 40_315, 21_500_000,
+        revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29", note="the local copy holds 29,405 rows with pass rates",
+    ),
 )  # fmt: skip
-NUMINA = HubData(
-    "numinamath", "AI-MO/NuminaMath-1.5", "train", 896_215, 531_355_727, revision="9a5aae8427cb65ac9a8bb3136ffb1d554b70c478",
-    note="the paper takes 107,021 of these rows and does not say which",
-)  # fmt: skip
-PRM800K = HubData(
-    "prm800k", "tasksource/PRM800K", "train", 97_782, 456_000_000, data_file="phase2_train.jsonl",
-    revision="547b19506677a59037ee888838834b65e9b1ddd4",
-    note="OpenAI's own file of phase 2; its rows are counted by a public derivative; the paper names no repository or phase",
-)  # fmt: skip
-DEEPSCALER = HubData(
-    "deepscaler", "agentica-org/DeepScaleR-Preview-Dataset", "train", 40_315, 21_500_000,
-    revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29", note="the local copy holds 29,405 rows with pass rates",
-)  # fmt: skip
-TRAINING_DATA = (DEEPMATH, NUMINA, PRM800K, DEEPSCALER)
-
+"""The paper's training data."""
 BENCHMARKS = (
     HubData("aime24", "HuggingFaceH4/aime_2024", "train", 30, 81_670, revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
     HubData("amc23", "math-ai/amc23", "test", 40, 11_900),
@@ -79,64 +80,46 @@ SETS: dict[str, HubData] = {data.name: data for data in (*TRAINING_DATA, *BENCHM
 
 @dataclass(frozen=True)
 class HubModel:
-    """A decoder-only LM by the fields of its config.json, from which parameters and FLOPs are computed."""
+    """A decoder-only LM with heads of 128, by what parameters and FLOPs are computed from."""
 
     repository: str
     """owner/name on the hub."""
+    revision: str | None
+    """Commit hash of the repository; None: not pinned yet."""
+    parameters: int
+    """All weights, a tied embedding counted once."""
     layers: int
     """Blocks."""
     width: int
     """Width D of the residual stream."""
     feed_forward: int
     """Inner width of a block's gated MLP."""
-    heads: int
-    """Query heads."""
-    key_value_heads: int
-    """Key and value heads (grouped-query attention)."""
-    head_width: int
-    """Width of one head."""
+    query: int
+    """Width of all query heads."""
+    key: int
+    """Width of all key heads, and of all value heads (grouped-query attention)."""
     vocabulary: int
     """Rows of the embedding."""
-    tied_embedding: bool
+    tied: bool = True
     """Whether the output head is the embedding."""
-    query_bias: bool
-    """Biases of query, key and value (Qwen2); otherwise norms of query and key a head (Qwen3)."""
-    revision: str | None = None
-    """Commit hash of the repository; None: not pinned yet."""
-
-    @property
-    def block_parameters(self) -> int:
-        """Weights of one block: attention, gated MLP, norms and, where the family has them, biases or head norms."""
-        query, key = self.heads * self.head_width, self.key_value_heads * self.head_width
-        extra = query + 2 * key if self.query_bias else 2 * self.head_width
-        return self.width * (2 * query + 2 * key) + extra + 3 * self.width * self.feed_forward + 2 * self.width
-
-    @property
-    def parameters(self) -> int:
-        """All weights, a tied embedding counted once.
-
-        >>> QWEN25_MATH_15B.parameters, QWEN25_MATH_7B.parameters
-        (1543714304, 7615616512)
-        """
-        embedding = self.vocabulary * self.width * (1 if self.tied_embedding else 2)
-        return self.layers * self.block_parameters + self.width + embedding
 
     def forward_flops(self, context_tokens: float, head: bool = True) -> float:
         """FLOPs of one token's forward pass: two a weight of the blocks and, with `head`, of the output head, plus attention.
 
-        Attention over an average context of c tokens takes 4 c (heads x head width) FLOPs a layer.
+        Attention over an average context of c tokens takes 4 c (width of the queries) FLOPs a layer.
         """
-        weights = self.layers * self.block_parameters + (self.vocabulary * self.width if head else 0)
-        return 2.0 * weights + 4.0 * self.layers * context_tokens * self.heads * self.head_width
+        embedding = self.vocabulary * self.width
+        blocks = self.parameters - embedding * (1 if self.tied else 2) - self.width
+        return 2.0 * (blocks + embedding * head) + 4.0 * self.layers * context_tokens * self.query
 
     @property
     def cache_bytes(self) -> int:
         """Keys and values of all layers for one token, in bf16.
 
-        >>> QWEN25_MATH_15B.cache_bytes
+        >>> POLICIES[0].cache_bytes
         28672
         """
-        return 2 * 2 * self.layers * self.key_value_heads * self.head_width
+        return 2 * 2 * self.layers * self.key
 
     @property
     def activation_bytes(self) -> int:
@@ -146,28 +129,25 @@ class HubModel:
         bf16 2 (2 q + 2 k + 2 D + 4 F) for queries and their output, keys and values, both projections back, and the gated MLP
         of width F. Attention scores are not stored (FlashAttention or its like).
 
-        >>> QWEN25_MATH_15B.activation_bytes
+        >>> POLICIES[0].activation_bytes
         269312
         """
-        query, key = self.heads * self.head_width, self.key_value_heads * self.head_width
-        block = 8 * self.width + 2 * (2 * query + 2 * key + 2 * self.width + 4 * self.feed_forward)
+        block = 8 * self.width + 2 * (2 * self.query + 2 * self.key + 2 * self.width + 4 * self.feed_forward)
         return 4 * self.layers * self.width + block
 
 
-QWEN25_MATH_15B = HubModel(
-    "Qwen/Qwen2.5-Math-1.5B", layers=28, width=1536, feed_forward=8960, heads=12, key_value_heads=2, head_width=128,
-    vocabulary=151_936, tied_embedding=True, query_bias=True, revision="4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2",
+POLICIES = (
+    HubModel("Qwen/Qwen2.5-Math-1.5B", "4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2", 1_543_714_304, layers=28, width=1536,
+             feed_forward=8960, query=1536, key=256, vocabulary=151_936),
+    HubModel("Qwen/Qwen2.5-Math-7B", "b101308fe89651ea5ce025f25317fea6fc07e96e", 7_615_616_512, layers=28, width=3584,
+             feed_forward=18_944, query=3584, key=512, vocabulary=152_064, tied=False),
 )  # fmt: skip
-QWEN25_MATH_7B = HubModel(
-    "Qwen/Qwen2.5-Math-7B", layers=28, width=3584, feed_forward=18_944, heads=28, key_value_heads=4, head_width=128,
-    vocabulary=152_064, tied_embedding=False, query_bias=True, revision="b101308fe89651ea5ce025f25317fea6fc07e96e",
-)  # fmt: skip
+"""The paper's policies."""
 QWEN3_17B = HubModel(
-    "Qwen/Qwen3-1.7B", layers=28, width=2048, feed_forward=6144, heads=16, key_value_heads=8, head_width=128,
-    vocabulary=151_936, tied_embedding=True, query_bias=False, revision="70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
+    "Qwen/Qwen3-1.7B", "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e", 1_720_574_976, layers=28, width=2048, feed_forward=6144,
+    query=2048, key=1024, vocabulary=151_936,
 )  # fmt: skip
 QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
-POLICIES = (QWEN25_MATH_15B, QWEN25_MATH_7B)
 MODELS = {model.repository: model for model in (*POLICIES, QWEN3_17B, QWEN3_17B_BASE)}
 """Every model by its repository."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")

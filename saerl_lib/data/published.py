@@ -1,20 +1,19 @@
 """The published sets: files of labelled problems in the schema of the README, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `READERS` turns one of
-its rows into a `Sample`; field names are those of the data set cards. `published_stage` cuts the splits of a profile from them,
-under the names that a world's splits have. Questions are the same when their text is, but for case, white space and marks.
+a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `read_row` turns one of
+its rows into a `Sample` by `SCHEMAS`, which hold the field names of the data set cards. `published_stage` cuts the splits of a
+profile from them, under the names that a world's splits have. Questions are the same when `normalise` makes them so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.hub import SETS, HubData
-from saerl_lib.data.rows import DEFAULTS, Rules, Source, judge, rows
+from saerl_lib.data.rows import DEFAULTS, BadRow, Row, Rules, Source, difficulty, judge, rows, truth
 from saerl_lib.data.sample import (
     DataError,
     Dropped,
@@ -34,7 +33,6 @@ from saerl_lib.data.sample import (
     Split,
     hash_order,
     hash_share,
-    lines,
     normalise,
     split_by_hash,
     without,
@@ -43,6 +41,7 @@ from saerl_lib.data.sample import (
 
 # Files of labelled problems.
 
+Record = Mapping[str, Any]
 LABELS = ("subject", "level", "pass_rate", "valid", "learnability")
 """Labels that a problem may carry: topic, difficulty on the source's scale, share of correct attempts, well-posed, LIMR score."""
 SPLIT_LABELS = {
@@ -61,40 +60,33 @@ def load_labelled(path: Path) -> LabelledSet:
     if not path.is_file():
         raise DataError(f"{path}: no such file; set SAERL_DATA_DIR to the folder that holds it")
     rules = Rules(DEFAULTS, need_answer=False)
-    samples: list[Sample] = []
-    labels: dict[str, list[Any]] = {name: [] for name in LABELS}
-    metas: list[Mapping[str, Any]] = []
+    samples, records, metas = list[Sample](), list[tuple](), list[Record]()
     for number, row in enumerate(rows(Source(str(path))), start=1):
-        found = judge(row, number, rules)
+        found, record = judge(row, number, rules), row.record or {}
+        try:
+            labels = () if isinstance(found, Dropped) else _labels(record, rules)
+        except BadRow as problem:
+            found = Dropped(row.where, "", "malformed", str(problem))
         if isinstance(found, Dropped):
             raise DataError(f"{path.name}, {row.where}: {found.reason}")
-        record = row.record or {}
-        for name, value in _labels(record, f"{path.name}, {row.where}").items():
-            labels[name].append(value)
+        records.append(labels)
         metas.append(record.get("meta", {}))
-        level = math.nan if record.get("level") is None else float(record["level"])
+        level = difficulty(record.get("level"), "level", rules, False)
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
-    arrays = {name: np.array(values, dtype=str if name == "subject" else float) for name, values in labels.items()}
+    arrays = {name: np.array([r[i] for r in records], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
     arrays["learnability"] = learnability([meta.get("train_acc_history") for meta in metas])
     return LabelledSet(path.name.split(".")[0], tuple(samples), arrays, tuple(tuple(m.get("overlap_eval") or ()) for m in metas))
 
 
-def _labels(record: dict[str, Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"subject": str(record.get("subject") or ""), "learnability": np.nan}
+def _labels(record: Record, rules: Rules) -> tuple[str, float, float, float]:
+    """The labels of `LABELS` but for the last, which needs all rows; an unknown number is NaN. Raises BadRow."""
     if not isinstance(record.get("meta", {}), dict):
-        raise DataError(f"{where}: field 'meta' is no object; leave it out or write an object")
-    for name in ("level", "pass_rate"):
-        value = record.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise DataError(f"{where}: field {name!r} is {value!r}, not a number; leave it out when unknown")
-        found[name] = np.nan if value is None or value < 0 else float(value)
-    if np.isfinite(found["pass_rate"]) and found["pass_rate"] > 1:
-        raise DataError(f"{where}: field 'pass_rate' is {record['pass_rate']}, not a share; divide by the number of attempts")
-    valid = record.get("valid")
-    if valid is not None and not isinstance(valid, bool):
-        raise DataError(f"{where}: field 'valid' is {valid!r}; write true, false, or leave it out")
-    found["valid"] = np.nan if valid is None else float(valid)
-    return found
+        raise BadRow("field 'meta' is no object; leave it out or write an object")
+    level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
+    if rate > 1:
+        raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
+    known = (value if value >= 0 else math.nan for value in (level, rate))
+    return (str(record.get("subject") or ""), *known, truth(record.get("valid"), "valid", False))
 
 
 def learnability(histories: Sequence[Sequence[float] | None]) -> np.ndarray:
@@ -106,20 +98,11 @@ def learnability(histories: Sequence[Sequence[float] | None]) -> np.ndarray:
     >>> learnability([[0.0, 1.0], [1.0, 1.0], None]).round(2).tolist()
     [0.0, 0.0, nan]
     """
-    known = [h for h in histories if h]
-    longest = max((len(h) for h in known), default=0)
-    table = np.full((len(histories), longest), np.nan)
-    for i, history in enumerate(histories):
-        if history:
-            table[i, : len(history)] = history
-    if not longest:
-        return np.full(len(histories), np.nan)
-    mean = np.nanmean(table, axis=0)
-    there = np.isfinite(table)
-    distance = np.where(there, (table - mean) ** 2, 0.0).sum(axis=1)
-    scale = np.where(there, (1 - mean) ** 2, 0.0).sum(axis=1)
-    score = 1 - distance / np.where(scale > 0, scale, 1.0)
-    return np.where(there.any(axis=1), score, np.nan)
+    table = pd.DataFrame([dict(enumerate(h or ())) for h in histories], dtype=float)  # NaN where an epoch is missing
+    mean, there = table.mean(), table.notna()
+    scale = ((1 - mean) ** 2 * there).sum(axis=1)
+    score = 1 - ((table - mean) ** 2).sum(axis=1) / scale.where(scale > 0, 1.0)
+    return score.where(there.any(axis=1)).to_numpy(dtype=float)
 
 
 def evaluation_keys(folder: Path) -> dict[str, set[str]]:
@@ -150,11 +133,6 @@ def math_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_o
     if not config.official_split:
         train, test = train.rows(hash_order(train)[: config.max_train]), test.rows(hash_order(test)[: config.max_test])
     return Split(train, test)
-
-
-def probe_test_keys(splits: dict[str, Split]) -> set[str]:
-    """Normalised questions on which a probe is tested."""
-    return set().union(*(split.test.keys for split in splits.values()))
 
 
 CORPUS_FILES = ("math_train", "gsm8k_train", "deepmath_18k", "deepscaler_pass_rate")
@@ -194,7 +172,7 @@ def held_out_keys() -> set[str]:
 def unread_keys(config: LadderConfig) -> set[str]:
     """Normalised questions that no SAE may be trained on: `held_out_keys` and what the probes are tested on."""
     held_out = held_out_keys()
-    return held_out | probe_test_keys(probe_splits(load_set, config, held_out))
+    return held_out.union(*(split.test.keys for split in probe_splits(load_set, config, held_out).values()))
 
 
 def corpus_keys(config: LadderConfig) -> set[str]:
@@ -204,23 +182,18 @@ def corpus_keys(config: LadderConfig) -> set[str]:
 
 # Sets of the hub.
 
-Record = Mapping[str, Any]
-Reader = Callable[..., Sample]
-"""(row, its number) -> Sample."""
 NO_ANSWER = frozenset({"proof", "notfound", "not found"})
 """NuminaMath-1.5's words for a problem without a final answer that can be checked."""
-THINKING = "</think>"
-GSM8K_ANSWER = re.compile(r"####\s*(.+?)\s*$")
-ANSWER_HEADING = "# Answer"
+SOLUTION = "r1_solution_1"
+"""Which of DeepMath's three R1 solutions is read (not stated in the paper; ours)."""
 UNJUDGED = ("bad_problem", "give_up")
 """Values of PRM800K's finish_reason after which the labels judge no solution; such rows carry them as `flaw`."""
 
 
-def published_rows(data: HubData, limit: int | None = None) -> Iterator[Record]:
-    """Rows streamed from the hub at the pinned revision, without remote code, the first `limit` of them.
+def published_rows(data: HubData) -> Iterator[Record]:
+    """Rows streamed from the hub at the pinned revision, without remote code; or of a folder in the same format.
 
-    `data.repository` may name a folder on disk in the same format, which needs no revision.
-    Raises DataError when the revision is not pinned, or when the set cannot be read or is empty.
+    Raises DataError when the revision of a set on the hub is not pinned, or when it cannot be read or is empty.
     """
     if data.revision is None and not Path(data.repository).is_dir():
         raise DataError(
@@ -230,200 +203,119 @@ def published_rows(data: HubData, limit: int | None = None) -> Iterator[Record]:
     source = Source(
         data.repository, data.split, data.configuration, data.data_file, data.revision, streaming=True, published=True
     )
-    return (row.record or {} for row in itertools.islice(rows(source), limit))
+    return (row.record or {} for row in rows(source))
 
 
-# One row of a set. A malformed one raises DataError with the row, the field and the fix; the number is its id where it has none.
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a published set, as `Rules.names` has them."""
+
+    prompt: str
+    answer: str = "answer"
+    solution: str | None = "solution"
+    topic: str | None = None
+    labels: str | None = None
+    id: str = "id"
+    """Field of the id; a row without it takes its number."""
+    answered: bool = True
+    """Whether every row must have an answer."""
+    share: bool = False
+    """The label is a share of correct attempts, and difficulty 1 minus it."""
+    own: Callable[[Record], Record] = dict
+    """What is read otherwise than it stands there; may add `flaw`."""
+
+    @property
+    def rules(self) -> Rules:
+        """How its rows are judged."""
+        names = {name: getattr(self, name) for name in ("prompt", "answer", "solution", "topic", "labels")}
+        given = {name: field for name, field in names.items() if field}
+        return Rules(given, (0.0, 1.0) if self.share else None, self.share, need_answer=False)
 
 
-def text(row: Record, name: str, where: str, needed: bool = True) -> str:
-    """A field as text; '' when it is absent or null and not needed.
-
-    Raises DataError when it is needed and missing, empty, or no text.
-    """
-    value = row.get(name)
-    if value is None and not needed:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {name!r} is {type(value).__name__}, not text; is this the published schema?")
-    if needed and not value.strip():
-        raise DataError(f"{where}: field {name!r} is empty; remove the row")
-    return value.strip()
+def _without_thinking(row: Record) -> Record:
+    """What stands behind `</think>`, where the solution marks its end; the paper does not say what it reads."""
+    return {**row, SOLUTION: str(row.get(SOLUTION) or "").rpartition("</think>")[2]}
 
 
-def number(row: Record, name: str, where: str) -> float:
-    """A field as a number, NaN when it is absent, null or below 0; text such as 'Level 3' counts by its number."""
-    value = row.get(name)
-    if isinstance(value, str):
-        found = re.search(r"\d+(\.\d+)?", value)
-        value = float(found.group()) if found else None
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{where}: field {name!r} is {value!r}, not a number; leave it out when unknown")
-    return float(value) if value >= 0 else math.nan
+def _not_valid(row: Record) -> Record:
+    """An answer 'proof' or 'notfound' becomes ''; `flaw` is 'problem' or 'solution' where the set calls it not valid."""
+    judged = [part for part in ("problem", "solution") if row.get(f"{part}_is_valid") == "No"]
+    answer = "" if str(row.get("answer")).strip().lower() in NO_ANSWER else row.get("answer")
+    return {**row, "answer": answer, "flaw": judged[0] if judged else ""}
 
 
-def _sample(
-    source: str, name: object, prompt: str, answer: str, solution: str, topic: str = "", level: float = math.nan
-) -> Sample:
-    steps = lines(solution)
-    return Sample(f"{source}-{name}", prompt, steps, answer, topic, level, source, solved=bool(steps))
+def _worked(row: Record) -> Record:
+    """Worked lines, then '#### 18,000'."""
+    work, mark, answer = str(row.get("answer") or "").rpartition("####")
+    if not mark:
+        raise BadRow("field 'answer' has no line '#### ...'; is this openai/gsm8k?")
+    return {**row, "solution": work, "answer": answer.replace(",", "")}
 
 
-def deepmath(row: Record, index: int, solution_index: int = 1) -> Sample:
-    """zwhe99/DeepMath-103K: question, final_answer, difficulty, topic ('A -> B -> C'), r1_solution_1 to r1_solution_3.
-
-    The thinking before `</think>` is left out where the solution marks its end; the paper does not say what it reads.
-    """
-    where = f"deepmath row {index}"
-    solution = text(row, f"r1_solution_{solution_index}", where, needed=False).rpartition(THINKING)[2]
-    answer, topic = text(row, "final_answer", where), text(row, "topic", where, needed=False)
-    name = row.get("id", index)
-    return _sample("deepmath", name, text(row, "question", where), answer, solution, topic, number(row, "difficulty", where))
-
-
-def numinamath(row: Record, index: int) -> Sample:
-    """AI-MO/NuminaMath-1.5: problem, solution, answer, problem_type, problem_is_valid, solution_is_valid, source, synthetic.
-
-    An answer 'proof' or 'notfound' becomes ''. `flaw` is 'problem' or 'solution' where the set calls it not valid.
-    """
-    where = f"numinamath row {index}"
-    answer = text(row, "answer", where, needed=False)
-    sample = _sample(
-        "numinamath", index, text(row, "problem", where), "" if answer.lower() in NO_ANSWER else answer,
-        text(row, "solution", where, needed=False), text(row, "problem_type", where, needed=False),
-    )  # fmt: skip
-    judged = [part for part in ("problem", "solution") if text(row, f"{part}_is_valid", where, needed=False) == "No"]
-    return dataclasses.replace(sample, flaw=judged[0] if judged else "")
-
-
-def deepscaler(row: Record, index: int) -> Sample:
-    """agentica-org/DeepScaleR-Preview-Dataset: problem, answer, solution; a few rows have no answer.
-
-    `difficulty` is 1 minus the share of correct attempts where the row carries `pass_rate`, as the local copy does.
-    """
-    where = f"deepscaler row {index}"
-    answer = row.get("answer")
-    shown = str(answer) if isinstance(answer, int | float) else text(row, "answer", where, needed=False)
-    solution, rate = text(row, "solution", where, needed=False), number(row, "pass_rate", where)
-    return _sample("deepscaler", row.get("id", index), text(row, "problem", where), shown, solution, level=1.0 - rate)
-
-
-def gsm8k(row: Record, index: int) -> Sample:
-    """openai/gsm8k, configuration main: question, answer (worked lines, then '#### 18')."""
-    where = f"gsm8k row {index}"
-    written = text(row, "answer", where)
-    found = GSM8K_ANSWER.search(written)
-    if found is None:
-        raise DataError(f"{where}: field 'answer' has no line '#### ...'; is this openai/gsm8k?")
-    answer = found.group(1).replace(",", "")
-    return _sample("gsm8k", row.get("id", index), text(row, "question", where), answer, written[: found.start()])
-
-
-def math500(row: Record, index: int) -> Sample:
-    """HuggingFaceH4/MATH-500: problem, solution, answer, subject, level (1 to 5), unique_id."""
-    where = f"math500 row {index}"
-    return _sample(
-        "math500", row.get("unique_id") or index, text(row, "problem", where), text(row, "answer", where),
-        text(row, "solution", where, needed=False), text(row, "subject", where, needed=False), number(row, "level", where),
-    )  # fmt: skip
-
-
-def aime24(row: Record, index: int) -> Sample:
-    """HuggingFaceH4/aime_2024: id, problem, solution, answer ('033' as text), url, year."""
-    where = f"aime24 row {index}"
-    solution = text(row, "solution", where, needed=False)
-    return _sample("aime24", row.get("id", index), text(row, "problem", where), text(row, "answer", where), solution)
-
-
-def question_and_answer(source: str) -> Reader:
-    """Reader of a set of question and answer alone: math-ai/amc23 (with id) and math-ai/minervamath."""
-
-    def read(row: Record, index: int) -> Sample:
-        where, answer = f"{source} row {index}", row.get("answer")
-        whole = isinstance(answer, float) and answer.is_integer()
-        shown = str(int(answer) if whole else answer) if isinstance(answer, int | float) else text(row, "answer", where)
-        return _sample(source, row.get("id", index), text(row, "question", where), shown, "")
-
-    return read
-
-
-def olympiadbench(row: Record, index: int) -> Sample:
-    """Hothan/OlympiadBench, OE_TO_maths_en_COMP: id, question, context, solution and final_answer (lists), subfield, unit.
-
-    Several final answers are joined by commas; a context stands before the question.
-    """
-    where = f"olympiadbench row {index}"
+def _lists(row: Record) -> Record:
+    """Several final answers are joined by commas; a context stands before the question; the first solution is read."""
     answers = row.get("final_answer")
     if not isinstance(answers, list) or not answers:
-        raise DataError(f"{where}: field 'final_answer' is no list with an entry; is this OE_TO_maths_en_COMP?")
-    worked = row.get("solution") or [""]
-    prompt = "\n".join(filter(None, (text(row, "context", where, needed=False), text(row, "question", where))))
-    topic = text(row, "subfield", where, needed=False)
-    return _sample("olympiadbench", row.get("id", index), prompt, ", ".join(map(str, answers)), str(worked[0]), topic)
+        raise BadRow("field 'final_answer' is no list with an entry; is this OE_TO_maths_en_COMP?")
+    asked = "\n".join(str(row[name]) for name in ("context", "question") if row.get(name))
+    return {**row, "question": asked, "final_answer": ", ".join(map(str, answers)), "solution": (row.get("solution") or [""])[0]}
 
 
-def _human_text(written: object) -> str:
-    return str(written.get("text") or "") if isinstance(written, Mapping) else str(written or "")
+SCHEMAS = {
+    "deepmath": Schema("question", "final_answer", SOLUTION, "topic", "difficulty", own=_without_thinking),
+    "numinamath": Schema("problem", topic="problem_type", id="", answered=False, own=_not_valid),
+    "deepscaler": Schema("problem", labels="pass_rate", answered=False, share=True),
+    "aime24": Schema("problem"),
+    "amc23": Schema("question", solution=None),
+    "gsm8k": Schema("question", own=_worked),
+    "math500": Schema("problem", topic="subject", labels="level", id="unique_id"),
+    "minerva": Schema("question", solution=None),
+    "olympiadbench": Schema("question", "final_answer", topic="subfield", own=_lists),
+}
+"""Every set of `SETS` but PRM800K, by the fields of its card."""
 
 
-def judged_step(step: Mapping[str, Any], where: str) -> tuple[str, int]:
-    """(text, rating) of the solution's own step.
-
-    The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
-    at an error, the first completion, which is the model's own. A rating of null counts as 0.
-
-    >>> judged_step({"completions": [{"text": "2+2=5", "rating": -1}], "chosen_completion": None}, "row 0")
-    ('2+2=5', -1)
-    """
-    chosen, human = step.get("chosen_completion"), _human_text(step.get("human_completion"))
-    if chosen is None and human:
-        return human, 1
-    completions = step.get("completions") or []
-    index = 0 if chosen is None else chosen
-    if not 0 <= index < len(completions):
-        raise DataError(f"{where}: chosen_completion {chosen} names none of {len(completions)} completions; the row is damaged")
-    rating = completions[index].get("rating") or 0
-    if rating not in (-1, 0, 1):
-        raise DataError(f"{where}: rating {rating!r} is none of -1, 0, +1")
-    return str(completions[index].get("text") or ""), int(rating)
+def read_row(name: str, row: Record, index: int) -> Sample:
+    """One row of the set `name`; its number is its id where it has none. Raises DataError with the row, the field and the fix."""
+    try:
+        if name == "prm800k":
+            return _prm800k(row, index)
+        schema = SCHEMAS[name]
+        record = {field: value.strip() if isinstance(value, str) else value for field, value in schema.own(row).items()}
+        found = judge(Row("", record), index, schema.rules)
+        if isinstance(found, Dropped):
+            raise BadRow(found.reason)
+        if schema.answered and not found.sample.answer:
+            raise BadRow(f"field {schema.answer!r} is missing or empty; fill it in or remove the row")
+    except BadRow as problem:
+        raise DataError(f"{name} row {index}: {problem}") from problem
+    level = math.nan if found.label < 0 else found.label
+    given = row.get(schema.id)
+    own = {"id": f"{name}-{index if given in (None, '') else given}", "source": name, "flaw": record.get("flaw", "")}
+    return dataclasses.replace(found.sample, difficulty=level, **own)
 
 
-def split_answer(step: str) -> tuple[str, str]:
-    """(work, answer) of a step that may end in '# Answer' and the answer; answer '' when it does not.
-
-    >>> split_answer("So it is 5.\\n\\n# Answer\\n\\n5")
-    ('So it is 5.', '5')
-    """
-    work, heading, answer = step.rpartition(ANSWER_HEADING)
-    return (work.strip(), answer.strip()) if heading else (step.strip(), "")
-
-
-def prm800k(row: Mapping[str, Any], index: int) -> Sample:
-    """One labelled solution.
+def _prm800k(row: Record, index: int) -> Sample:
+    """One labelled solution of PRM800K.
 
     `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself answers, taken from
     pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. `step_labels`
     holds one rating a judged step, so their mean is Table 3's label; the answer line belongs to the last step and has none
     of its own. `flaw` is finish_reason unless that is 'solution'.
-
-    Raises DataError for a row without the published structure or without a step.
     """
-    where = f"prm800k row {index}"
     question, label = row.get("question"), row.get("label")
     if not isinstance(question, Mapping) or not isinstance(label, Mapping) or not question.get("problem"):
-        raise DataError(f"{where}: expected question with problem, and label; is this openai/prm800k's own schema?")
-    judged = [judged_step(step, where) for step in label.get("steps") or []]
+        raise BadRow("expected question with problem, and label; is this openai/prm800k's own schema?")
+    judged = [judged_step(step) for step in label.get("steps") or []]
     reason = str(label.get("finish_reason") or "")
     if not judged and reason not in UNJUDGED:
-        raise DataError(f"{where}: no step was labelled; remove the row")
-    parts = [split_answer(step) for step, _ in judged]
+        raise BadRow("no step was labelled; remove the row")
+    parts = [text.rpartition("# Answer") if "# Answer" in text else (text, "", "") for text, _ in judged]
     return Sample(
         id=f"prm800k-{index}",
         prompt=str(question["problem"]).strip(),
-        steps=tuple(work for work, _ in parts if work),
-        answer=(parts[-1][1] if parts else "") or str(question.get("pre_generated_answer") or ""),
+        steps=tuple(work.strip() for work, _, _ in parts if work.strip()),
+        answer=(parts[-1][2].strip() if parts else "") or str(question.get("pre_generated_answer") or ""),
         source="prm800k",
         flaw="" if reason == "solution" else reason,
         step_labels=tuple(rating for _, rating in judged),
@@ -431,19 +323,26 @@ def prm800k(row: Mapping[str, Any], index: int) -> Sample:
     )
 
 
-READERS: dict[str, Reader] = {
-    "deepmath": deepmath,
-    "numinamath": numinamath,
-    "prm800k": prm800k,
-    "deepscaler": deepscaler,
-    "aime24": aime24,
-    "amc23": question_and_answer("amc23"),
-    "gsm8k": gsm8k,
-    "math500": math500,
-    "minerva": question_and_answer("minerva"),
-    "olympiadbench": olympiadbench,
-}
-"""Reader by the name of `HubData`."""
+def judged_step(step: Record) -> tuple[str, int]:
+    """(text, rating) of the solution's own step.
+
+    The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
+    at an error, the first completion, which is the model's own. A rating of null counts as 0.
+
+    >>> judged_step({"completions": [{"text": "2+2=5", "rating": -1}], "chosen_completion": None})
+    ('2+2=5', -1)
+    """
+    chosen, human = step.get("chosen_completion"), step.get("human_completion")
+    written = str((human.get("text") if isinstance(human, Mapping) else human) or "")
+    if chosen is None and written:
+        return written, 1
+    completions, index = step.get("completions") or [], chosen or 0
+    if not 0 <= index < len(completions):
+        raise BadRow(f"chosen_completion {chosen} names none of {len(completions)} completions; the row is damaged")
+    rating = completions[index].get("rating") or 0
+    if rating not in (-1, 0, 1):
+        raise BadRow(f"rating {rating!r} is none of -1, 0, +1")
+    return str(completions[index].get("text") or ""), int(rating)
 
 
 # The splits of a profile.
@@ -504,11 +403,10 @@ class PublishedRows:
 
     def read(self, name: str) -> Iterator[Sample]:
         """Every well-formed row of a set. Raises DataError at a malformed one unless they are to be skipped."""
-        options = {"solution_index": self.config.solution_index} if name == "deepmath" else {}
         for index, row in enumerate(published_rows(data_set(self.config, name))):
             self.counts[name, "read"] += 1
             try:
-                sample = READERS[name](row, index, **options)
+                sample = read_row(name, row, index)
             except DataError as error:
                 if not self.config.skip_bad_rows:
                     raise DataError(f"{error}; or pass --skip-bad-rows to leave such rows out and list them") from error

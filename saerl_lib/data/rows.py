@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saerl_lib.config import DEFAULTS, Fields, RowFields
 from saerl_lib.data.answers import GSM8K, bare_answer, read_final_answer
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines
+from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
 USUAL = Fields()
 """The usual names."""

@@ -44,15 +44,14 @@ def score_table(arranged: Arranged) -> pd.DataFrame:
     Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, difficulty, low, high,
     percentile (share of the cluster that is ranked lower), quality, position, step, slot, swapped_with, reason.
     """
-    data, difficulty, plan = arranged.data, arranged.difficulty, arranged.plan.table
-    out, label = {d.id: d for d in arranged.dropped}, arranged.grouping.assignment.label
-    rank = pd.Series(arranged.ranking).groupby(label).rank(method="min").to_numpy() - 1
+    data, plan, scores = arranged.data, arranged.plan.table, arranged.scores
+    out, label = {d.id: d for d in arranged.dropped}, scores["cluster"].to_numpy()
+    rank = scores["ranking"].groupby(label).rank(method="min").to_numpy() - 1
     table = pd.DataFrame({
         "where": data.where, "id": data.ids, "status": [out[i].status if i in out else "planned" for i in data.ids],
-        "cluster": label, "distance": arranged.grouping.assignment.distance, "length": arranged.found.lengths,
-        "label": data.labels, "difficulty": difficulty.ranking if difficulty else np.nan,
-        "low": difficulty.low if difficulty else np.nan, "high": difficulty.high if difficulty else np.nan,
-        "percentile": rank / np.bincount(label)[label], "quality": arranged.quality.score if arranged.quality else np.nan,
+        "cluster": label, "distance": scores["distance"], "length": arranged.found.lengths, "label": data.labels,
+        **{name: scores[name] for name in ("difficulty", "low", "high")},
+        "percentile": rank / np.bincount(label)[label], "quality": scores["quality"],
     })  # fmt: skip
     places = plan.set_index("sample_id")[["position", "step", "slot", "swapped_with"]]
     table = pd.concat([table, places.reindex(data.ids, fill_value=-1).reset_index(drop=True)], axis=1)
@@ -94,7 +93,7 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
     terms are words of the prompts that are frequent here and rare elsewhere; typical are the ids nearest to the centre.
     """
     samples = arranged.data.samples
-    terms = _terms([s.prompt for s in samples], arranged.grouping.assignment.label)
+    terms = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy())
     topics = pd.Series([s.topic for s in samples], dtype=object)
     rows = []
     for cluster, inside in scores.groupby("cluster"):
@@ -211,7 +210,7 @@ def _difficulty(arranged: Arranged) -> Told:
         yield (
             "warning",
             "The probe is no better than length" if worse else "The probe is not shown to be better than length",
-            f"Rank correlation with the labels: {difficulty.spearman:.3f} from the features, {difficulty.spearman_length:.3f} "
+            f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
             f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). "
             + ("Sorting by length would do as well." if worse else "More labels would decide it."),
         )
@@ -221,15 +220,15 @@ def _difficulty(arranged: Arranged) -> Told:
             f"A larger {config.fields.labels} means easier; the report and scores.parquet show {how}, so that larger is harder."
         )
         yield "note", "Labels are turned round", text
-    if not np.isfinite(difficulty.high).all():
+    if not np.isfinite(arranged.scores["high"]).all():
         yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     yield "note", "How difficulty was read", f"{known:,} of {n:,} rows have a label. {text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
-    clusters, plan = arranged.grouping.clusters, arranged.plan
-    sizes = np.bincount(arranged.grouping.assignment.label, minlength=clusters.k)
+    clusters, plan = arranged.clusters, arranged.plan
+    sizes = np.bincount(arranged.scores["cluster"].to_numpy(), minlength=clusters.k)
     if clusters.k == 1:
         text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
         told = f"All rows are in one cluster: there is no company to choose and no tail to swap. {text}"
@@ -257,11 +256,11 @@ def _quality(arranged: Arranged) -> Told:
         text = f"{known} rows have one; {MIN_CLASS} of either kind are needed. No row was filtered."
         yield "warning", "Too few quality labels", text
         return
-    if quality.roc_auc <= quality.roc_auc_length:
-        text = f"ROC-AUC {quality.roc_auc:.3f} from the features, {quality.roc_auc_length:.3f} from the length alone."
+    if quality.skill <= quality.by_length:
+        text = f"ROC-AUC {quality.skill:.3f} from the features, {quality.by_length:.3f} from the length alone."
         yield "warning", "The filter is no better than length", text
     kept = "no row was filtered (--keep SHARE would)" if keep is None else f"the best {keep:.0%} were kept"
-    text = f"{quality.n_labels} labels, ROC-AUC {quality.roc_auc:.3f} on rows that a fit did not see; {kept}."
+    text = f"{quality.n_labels} labels, ROC-AUC {quality.skill:.3f} on rows that a fit did not see; {kept}."
     yield "note", "How quality was read", text
 
 
@@ -333,7 +332,7 @@ def expectation(arranged: Arranged) -> str:
     """What choice by this score can be expected to save, read from the curve of the replay study; '' without curve or score."""
     if arranged.difficulty is None or not REPLAY.is_file():
         return ""
-    curve, rho = pd.read_csv(REPLAY).sort_values("spearman"), arranged.difficulty.spearman
+    curve, rho = pd.read_csv(REPLAY).sort_values("spearman"), arranged.difficulty.skill
     saved = float(np.interp(rho, curve["spearman"], curve["silent_groups_saved"]))
     return (f"At this correlation ({rho:.2f} on rows that no fit saw), expect choice by difficulty to save about {saved:.0%} of "
             "the groups whose rollouts are all right or all wrong.")  # fmt: skip
@@ -377,7 +376,7 @@ def page(
     """The whole report as one HTML document; the tables are those of this module."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    k, (rank, order) = arranged.grouping.clusters.k, RANKS[arranged.ranked_by]
+    k, (rank, order) = arranged.clusters.k, RANKS[arranged.ranked_by]
     tints = tints_of(k)
     return _templates().get_template("page.html.j2").render(
         arranged=arranged, plan=arranged.plan, data=arranged.data, found=arranged.found, caveats=caveats, k=k,
@@ -414,12 +413,12 @@ def _templates() -> Environment:
 
 def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]:
     """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
-    points = arranged.grouping.points
+    points = arranged.points
     low, span = points.min(axis=0), np.ptp(points, axis=0)
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
     return {
         "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
-        "rank": _numbers(arranged.ranking), "label": _numbers(scores["label"]), "quality": _numbers(scores["quality"]),
+        "rank": _numbers(arranged.scores["ranking"]), "label": _numbers(scores["label"]), "quality": _numbers(scores["quality"]),
         "low": _numbers(scores["low"]), "high": _numbers(scores["high"]),
         "status": [STATUSES.index(s) for s in scores["status"]],
         **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position", "reason")},
@@ -447,10 +446,10 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
 
 def _reliability(arranged: Arranged) -> list[tuple[str, str, str, str]]:
     """Rows, mean prediction, mean label and its interval of each bin of predictions; none without a difficulty."""
-    found, known = arranged.difficulty, np.isfinite(arranged.data.labels)
-    if found is None:
+    known = np.isfinite(arranged.data.labels)
+    if arranged.difficulty is None:
         return []
-    table = reliability_table("raw", found.raw[known], arranged.data.labels[known])
+    table = reliability_table("raw", arranged.scores["raw"].to_numpy()[known], arranged.data.labels[known])
     return [
         (f"{r.n:,}", f"{r.predicted_mean:.2f}", f"{r.label_mean:.2f}",
          f"{r.ci_low:.2f} to {r.ci_high:.2f}" if np.isfinite(r.ci_low) else "")
