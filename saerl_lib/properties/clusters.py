@@ -5,8 +5,8 @@ that fires on one sample in a thousand stands 30 deviations out and would take a
 reassignment of centroids (late in a fit it leaves clusters of one sample), the choice among restarts, the subsample that
 a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
 
-phi is anything with `shape` and rows that can be sliced: an array, a `numpy.memmap` or `StoredPhi`. A million samples of 986
-float32 columns take 4 GB, as float64 8 GB, so whatever visits all of them does so by chunks of rows.
+phi is an array or a `numpy.memmap`. A million samples of 986 float32 columns take 4 GB, as float64 8 GB, so whatever visits all
+of them does so by chunks of rows.
 """
 
 from __future__ import annotations
@@ -27,34 +27,6 @@ from saerl_lib.properties.probes import require_rows
 
 CHUNK_ROWS = 4096
 """Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""
-
-
-@dataclass(frozen=True)
-class StoredPhi:
-    """phi = [z ; m] of a feature table on disk; only the rows that are asked for are read and joined."""
-
-    ids: tuple[str, ...]
-    z: np.ndarray
-    """float32 [N, 4 S], memory-mapped."""
-    metadata: np.ndarray
-    """float32 [N, 26], memory-mapped."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, 4 S + 26)."""
-        return len(self.z), self.z.shape[1] + self.metadata.shape[1]
-
-    @property
-    def ndim(self) -> int:
-        """2, as an array says."""
-        return 2
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """phi of some rows, float32 [n, D]."""
-        return np.concatenate([self.z[rows], self.metadata[rows]], axis=1)
 
 
 def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:

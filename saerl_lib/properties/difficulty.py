@@ -94,21 +94,15 @@ def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, correcti
 
 
 def fit_difficulty(
-    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int,
-    tuned: Pipeline | None = None,
+    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
 ) -> DifficultyModel:
     """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
 
-    `tuned` is a pipeline of `fit_elastic_net` whose penalties are taken over and fitted anew; without it they are tuned.
     Raises ValueError for non-finite phi or labels, unequal rows or fewer samples than folds.
     """
     require_rows(phi=phi, labels=labels, clusters=clusters)
     labels = np.asarray(labels, dtype=np.float64)
-    if tuned is None:
-        predictor = fit_elastic_net(phi, labels, config, seed)
-    else:
-        require_finite("phi", phi)
-        predictor = clone(tuned).fit(np.asarray(phi, dtype=np.float64), labels)
+    predictor = fit_elastic_net(phi, labels, config, seed)
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
     calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
