@@ -22,7 +22,6 @@ from saerl_lib.train.arms import (
     ArmSetting,
     all_arms,
     curriculum,
-    difficulty_alone,
     find_arm,
     scaled,
 )
@@ -57,7 +56,7 @@ def test_adarft_target_and_nearest_unused_prompts() -> None:
     selector.told(np.array([2, 3]), np.zeros((2, 2)))
     assert selector.target == pytest.approx(0.0)
     assert selector.next(1).tolist() == [0], "a new pass begins when all are used"
-    assert arms.difficulty(np.array([0.25])).tolist() == [75.0]
+    assert arms.adarft(pool(1, pass_rate=np.array([0.25])), SETTING).difficulties.tolist() == [75.0]
 
 
 def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
@@ -130,7 +129,7 @@ def test_saerl_ablations_change_one_thing_each() -> None:
     assert (unmixed.table.groupby("step")["cluster"].nunique() == 1).all()
     unsorted = curriculum(data, SETTING, sorting=False, mixing=False)
     assert (unsorted.table.groupby("step")["cluster"].nunique() == 1).all() and unsorted.ids != unmixed.ids
-    ranks = data.column("ranking")[difficulty_alone(data, SETTING)]
+    ranks = data.column("ranking")[find_arm("minus_clus_mix").order(data, SETTING)]
     assert (np.diff(ranks) > 0).all()
     assert curriculum(data, SETTING, swapped=0.5).swapped_per_batch == 2
     with pytest.raises(ArmError, match="'ranking@tfidf'"):

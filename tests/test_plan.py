@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import REST, UNEQUAL, PlanConfig
-from saerl_lib.plan import mixing, orders
+from saerl_lib.plan import orders
 from saerl_lib.plan.batch_plan import (
     COLUMNS,
     Batches,
@@ -30,8 +30,7 @@ from saerl_lib.plan.batch_plan import (
     validate,
     write_plan,
 )
-from saerl_lib.plan.mixing import mix_tails
-from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first
+from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first, mix_tails
 from saerl_lib.studies import bench
 from saerl_lib.studies.sensitivity import changed_values, curve_sizes, nested_subsets
 
@@ -296,24 +295,24 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_diversity_by_hand_and_rows() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
     # pairs (0, 1) and (2, 3): distances 5 and 1
-    assert mixing.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
+    assert orders.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
     line = np.arange(12.0)[:, None]
-    rows = mixing.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
+    rows = orders.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
     assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
     assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
-    assert mixing.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
+    assert orders.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
 
 
 def test_composition_rows_by_hand() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
-    rows = mixing.composition_rows(plan, dozen()["ids"], np.arange(12.0))
+    rows = orders.composition_rows(plan, dozen()["ids"], np.arange(12.0))
     assert rows.loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
         "mean_ranking_score": pytest.approx(1.7), "mean_sequence_words": 6.0,
     }
     with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
-        mixing.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
+        orders.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
 
 # Open choices, and the comparison of two plans.
 

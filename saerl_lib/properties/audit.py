@@ -36,9 +36,8 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.difficulty import coverage_table
 from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.scorer import difficulties, load_scorer
+from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -458,7 +457,7 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
-        scorer = load_scorer(difficulty.path("scorer.safetensors"))
+        scorer = load_scorer(difficulty)
         held_out, truth = scorer.score(load_split_features(features, "test")), difficulties(world, "test")
         tables["difficulty_interval"] = coverage_table(
             held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths

@@ -295,9 +295,8 @@ def text_shape(profile: Profile, world: Stage, device: torch.device) -> Rows:
     encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
     part = samples[:TIMED]
-    batches, own = (
-        list(tokens.token_batches(texts, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)) for texts in (samples, part)
-    )
+    limits = (encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)
+    batches, own = (list(tokens.token_batches(texts, *limits)) for texts in (samples, part))
     works = {
         "packed": lambda: [pool_batch(encoder, batch, part) for batch in own],
         "file_order": lambda: file_order(part, encoder, device),

@@ -351,7 +351,7 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
             for rows, table in ((rows, load_split_features(features, name)) for name, rows in samples.items())
         )
         in_parent = np.array([s.source == "parent" for s in samples["pool"]])
-        scores = pool_scores(profile, load_scorer(fitted.path("scorer.safetensors")), target, parent, pool, samples["pool"])
+        scores = pool_scores(profile, load_scorer(fitted), target, parent, pool, samples["pool"])
         pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
         table = flaw_table(scores, pool.flaw, pools, **named)

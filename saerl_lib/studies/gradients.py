@@ -39,8 +39,7 @@ from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.answers import reward
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.mixing import standardised_space
-from saerl_lib.plan.orders import kept_pool
+from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, require_rows
 from saerl_lib.properties.scorer import topics_at

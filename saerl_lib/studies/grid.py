@@ -28,7 +28,7 @@ from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, write_plan
-from saerl_lib.plan.mixing import diversity_rows, projection_2d, standardised_space
+from saerl_lib.plan.orders import diversity_rows, projection_2d, standardised_space
 from saerl_lib.properties.probes import correlation
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study

@@ -196,8 +196,7 @@ def _train(run: Run, rank: int, processes: int) -> None:
     """Up to the final weights."""
     if run.train.engine == "packed" and not run.train.trained_blocks:
         torch.set_num_threads(1)  # one of many runs; a large policy has the machine for itself
-    started, resume = time.monotonic(), resume_point(run)
-    done = step_of(resume) if resume else 0
+    started, (done, resume) = time.monotonic(), resume_point(run)
     if rank == 0:
         for path in run.folder.glob("rollouts-*.jsonl"):
             cut_back(path, done)
@@ -207,7 +206,9 @@ def _train(run: Run, rank: int, processes: int) -> None:
     require_gathered(trainer.accelerator.state)
     trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
     if rank == 0:
-        remove_broken_checkpoints(run.folder / "checkpoints")
+        for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
+            if step is None:
+                shutil.rmtree(checkpoint)
     trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
     trainer.accelerator.wait_for_everyone()
     try:
@@ -414,43 +415,26 @@ def peak_memory_mb() -> int:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
 
 
-def step_of(checkpoint: Path) -> int:
-    """Steps of the optimiser before a checkpoint."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
+def checkpoints(folder: Path) -> dict[Path, int | None]:
+    """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
+    found: dict[Path, int | None] = {}
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            found[checkpoint] = int(checkpoint.name.rsplit("-", 1)[1])
+        except (OSError, ValueError):
+            found[checkpoint] = None
+    return found
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit())
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Whether the trainer's state was written, which comes after weights and optimiser."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def resume_point(run: Run) -> Path | None:
-    """The last complete checkpoint at which the budget was not spent: behind it no step is left to end the run with.
-
-    Nothing is removed: every process chooses for itself, at its own time.
-    """
-    steps = [row["step"] for row in logged(run.folder)]
-
-    def usable(checkpoint: Path) -> bool:
-        step = step_of(checkpoint)
-        return _complete(checkpoint) and step < run.updates and run.progress(step, sum(s <= step for s in steps)) < run.steps
-
-    return max(filter(usable, _checkpoints(run.folder / "checkpoints")), key=step_of, default=None)
-
-
-def remove_broken_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill left half written; for one process, once all have chosen theirs."""
-    for checkpoint in _checkpoints(folder):
-        if not _complete(checkpoint):
-            shutil.rmtree(checkpoint)
+def resume_point(run: Run) -> tuple[int, Path | None]:
+    """Step and folder of the last complete checkpoint at which the budget was not spent, behind which no step would be left to
+    end the run with; (0, None) without one. Nothing is removed: every process chooses for itself, at its own time."""
+    logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
+    for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
+        if step is not None and step < run.updates and run.progress(step, sum(s <= step for s in logged_at)) < run.steps:
+            usable[step] = checkpoint
+    return max(usable.items(), default=(0, None))
 
 
 def _lock(folder: Path, seconds: float = 60.0) -> Any:
