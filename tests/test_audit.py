@@ -19,7 +19,7 @@ from saerl_lib.plan.audit import Evidence, LinearReader, UnknownSampleError, aud
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
 from saerl_lib.properties import scorer as difficulty
-from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
+from saerl_lib.properties.audit import cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
 from saerl_lib.report import figures
 from saerl_lib.report.tables import SCHEMAS, read_table, write_csv
@@ -49,14 +49,15 @@ def test_a_real_relation_lies_above_its_shuffled_control() -> None:
 # Cluster audit.
 
 
-def dozen() -> tuple[np.ndarray, Assignment, PoolFacts]:
+def dozen() -> tuple[np.ndarray, Assignment, pd.DataFrame]:
     """Twelve samples in clusters 0 (6, mostly topic A -> x) and 1 (6, topic B -> y or none); column 0 separates them."""
     label = np.repeat([0, 1], 6)
     phi = np.column_stack([np.where(label == 0, 2.0, 0.0), np.arange(12) % 2, np.full(12, 7.0)])
     topics = np.array(["A -> x"] * 4 + ["B -> y"] * 2 + ["B -> y"] * 3 + [""] * 3)
     difficulty = np.array([1.0, 2, 3, 4, 5, 6, 9, 9, 9, 9, 9, np.nan])
     distance = np.array([3.0, 1, 2, 6, 5, 4, 1, 1, 1, 2, 2, 2])
-    facts = PoolFacts([f"s{i:02d}" for i in range(12)], topics, difficulty, np.arange(12.0), 2 * np.arange(12.0))
+    facts = pd.DataFrame({"sample_id": [f"s{i:02d}" for i in range(12)], "topic": topics, "difficulty": difficulty,
+                          "prompt_words": np.arange(12.0), "solution_words": 2 * np.arange(12.0)})  # fmt: skip
     return phi, Assignment(label, distance), facts
 
 

@@ -61,7 +61,7 @@ def planted(seed: int, n: int = 120, gap: float = 2.0) -> tuple[GradientGram, np
     mean[:, 0] = gap * (label - 0.5)
     halves = [mean + 0.5 * rng.standard_normal((n, 30)) for _ in range(2)]
     rows = np.concatenate(halves)
-    return GradientGram(tuple(f"p{i}" for i in range(n)), rows @ rows.T, np.full((n, 2), 0.5)), label
+    return GradientGram(rows @ rows.T, np.full((n, 2), 0.5)), label
 
 
 def table_of(gram: GradientGram, label: np.ndarray) -> dict[str, float]:

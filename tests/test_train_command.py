@@ -224,19 +224,19 @@ def test_weights_that_would_not_be_saved_whole_are_refused(tmp_path: Path) -> No
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_broken_checkpoint_is_passed_over_and_removed_later(files: Path, tmp_path: Path) -> None:
+def test_a_broken_checkpoint_is_passed_over(files: Path, tmp_path: Path) -> None:
     run = replace(a_run(files, tmp_path), steps=10)
     checkpoints = tmp_path / "checkpoints"
-    assert train_run.resume_point(run) is None
+    assert train_run.resume_point(run) == (0, None)
     for step, state in ((8, "{}"), (9, "{}"), (10, "{}"), (15, '{"epoch": 0.'), (16, None)):
         (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
         if state is not None:
             (checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert train_run.resume_point(run) == checkpoints / "checkpoint-9", "behind the last step there is none to end the run with"
+    assert train_run.resume_point(run) == (9, checkpoints / "checkpoint-9"), "behind the last step none is left to end the run"
     append_rows(tmp_path / "rollouts-000.jsonl", [{"step": 1 + i // 18, "round": 0, "row": i % 18} for i in range(162)])
-    assert train_run.resume_point(run) == checkpoints / "checkpoint-8", "dynamic sampling had spent the budget at step 9"
-    train_run.remove_broken_checkpoints(checkpoints)
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-8", "checkpoint-9"]
+    assert train_run.resume_point(run) == (8, checkpoints / "checkpoint-8"), "dynamic sampling had spent the budget at step 9"
+    broken = [path.name for path, step in train_run.checkpoints(checkpoints).items() if step is None]
+    assert broken == ["checkpoint-15", "checkpoint-16"]
 
 
 def test_a_run_killed_behind_its_last_step_is_only_concluded(

@@ -395,7 +395,8 @@ def conclude(run: Run) -> None:
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
     spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
     seconds = {name: round(float(value), 1) for name, value in spent.items()}
-    made = {**provenance(), "peak_memory_mb": peak_memory_mb()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    made = {**provenance(), "peak_memory_mb": round(peak)}
     write_json(run.folder / DONE, {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": made})
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
@@ -408,11 +409,6 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(partial, index=False, compression="zstd")
     partial.replace(path)
-
-
-def peak_memory_mb() -> int:
-    """Largest resident memory of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
 
 
 def checkpoints(folder: Path) -> dict[Path, int | None]:
