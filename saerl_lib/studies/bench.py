@@ -1,9 +1,9 @@
 """`python -m saerl_lib bench NAME`: speed and memory as ratios measured in one run; the last line is one JSON object.
 
 `encode`: floor, the same model's forward pass on the same token batch, cut at the hook, no logits; the obvious way, SAELens'
-dense `encode`, then pooling, and a loop over fixed batches in file order; also the peak of memory against the obvious way.
+dense `encode`, then pooling; also the peak of memory against the obvious way, and the padding of real texts.
 `plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores;
-floor, reading the same numbers once (of scores, and sorting them); the obvious way on at most `OBVIOUS_ROWS` rows of features.
+floor, reading the same numbers once (of scores, and sorting them).
 `grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
 `preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
 H100-hours). It writes the published table preparation_cost.
@@ -33,8 +33,6 @@ from datasets import Dataset
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.preprocessing import StandardScaler
 from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
 
@@ -46,11 +44,11 @@ from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode import models, tokens
 from saerl_lib.encode.models import open_reader
-from saerl_lib.encode.pool import Encoder, pool_batch, pool_vectors
+from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties.clusters import CLIP, RESTARTS, SAMPLES_PER_STEP, float_chunks, pool_clusters
+from saerl_lib.properties.clusters import float_chunks, pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder
@@ -62,19 +60,16 @@ from saerl_lib.world.sources import world_stage
 CPU = torch.device("cpu")
 Rows = dict[str, float]
 REPEATS = 5
-TIMED, FILE_BATCH = 1500, 32
-"""Texts that are timed, and the obvious way's batch of them."""
 ENCODE_BARS = (
     ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
-    ("padded_to_real_tokens", "at most", 1.1), ("file_order_to_packed_s", "at least", 1.5),
-    ("obvious_to_chunked_peak", "at least", 5.0),
+    ("padded_to_real_tokens", "at most", 1.1), ("obvious_to_chunked_peak", "at least", 5.0),
 )  # fmt: skip
 """Row, side, limit; on a CPU: none was fixed for a GPU."""
 PLAN = PlanConfig(prompts_per_step=128, swapped_per_batch=8)
 """The paper's b and h."""
 PLAN_BARS = {103_022: (8.0, 4.0), 1_000_000: (60.0, 8.0), 10_000_000: (60.0, 4.0)}
 """Pool size -> seconds and GB allowed on two cores."""
-FEATURES_UP_TO, OBVIOUS_ROWS = 2_000_000, 50_000
+FEATURES_UP_TO = 2_000_000
 """Features of more samples would fill the disk (4 KB a sample)."""
 Z_COLUMNS, METADATA_COLUMNS, GROUPS, CHUNK = 960, 26, 12, 8192
 LABELLED, NEGATIVES = 3000, 1500
@@ -277,42 +272,19 @@ def encode_peaks(shape: Shape = replace(PAPER, latents=(131_072,), samples=32, t
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
 
 
-@torch.inference_mode()
-def file_order(samples: list[Sample], encoder: Encoder, device: torch.device) -> None:
-    """The obvious way with text: fixed batches in file order, dense latents, pooling by mask."""
-    spans = [tokens.sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
-    for start in range(0, len(samples), FILE_BATCH):
-        rows = tuple(range(start, min(start + FILE_BATCH, len(samples))))
-        batch = tokens.pad(rows, spans, encoder.tokenizer.pad_token_id)
-        latents = encoder.sae.encode(models.activations(encoder.decoder, batch))
-        for mask in (batch.prompt.to(device), batch.solution.to(device)):
-            kept = latents * mask.unsqueeze(-1)
-            kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), kept.amax(dim=1)
-
-
-def text_shape(profile: Profile, world: Stage, device: torch.device) -> Rows:
-    """Padding and end-to-end time on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
-    encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
+def padding(profile: Profile, world: Stage) -> Rows:
+    """Tokens computed to real ones on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
+    encoder, folder = open_reader(profile.reader), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
-    part = samples[:TIMED]
-    limits = (encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)
-    batches, own = (list(tokens.token_batches(texts, *limits)) for texts in (samples, part))
-    works = {
-        "packed": lambda: [pool_batch(encoder, batch, part) for batch in own],
-        "file_order": lambda: file_order(part, encoder, device),
-    }
-    found = alternate(works, 3, device)
-    return {
-        "padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches),
-        "file_order_to_packed_s": found["file_order"] / found["packed"],
-    }
+    batches = list(tokens.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
+    return {"padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches)}
 
 
 def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> int:
-    """Text and the paper's shape; on a CPU also the peak of memory and the bars, on a GPU the paper's shape in bfloat16 too."""
+    """Padding and the paper's shape; on a CPU also the peak of memory and the bars, on a GPU the shape in bfloat16 too."""
     on_cpu = device.type == "cpu"
     shape = PAPER if on_cpu else PAPER_GPU
-    rows = text_shape(profile, world, device) | shape_ratios(REPEATS, shape, device)
+    rows = padding(profile, world) | shape_ratios(REPEATS, shape, device)
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
@@ -344,9 +316,8 @@ def bench_plan(samples: int) -> int:
 
 
 def plan_from_features(folder: Path) -> Rows:
-    """Seconds a stage, from the files of `write_features` to plan.parquet beside them, and the seconds beside them: `fit` on
-    the labelled samples, which does not grow with the pool, the floor, and clusters and raw scores of the first rows, ours and
-    the obvious way's: features converted at once, scaling and all restarts of k-means on all of them."""
+    """Seconds a stage, from the files of `write_features` to plan.parquet beside them, and beside them those of the floor and of
+    `fit` on the labelled samples, which does not grow with the pool."""
     config, watch = PropertyConfig(), Stopwatch()
     pool, labelled, negatives = (
         Columns([f"{name}-{i:07d}" for i in range(len(phi))], phi, phi[:, :Z_COLUMNS])
@@ -360,24 +331,7 @@ def plan_from_features(folder: Path) -> Rows:
     plan = watch("plan_s", build_plan, *(table[name].to_numpy() for name in SCORES), PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
     watch("floor", lambda: [chunk.sum() for _, chunk in float_chunks("phi", pool.phi)])
-    peak, first = resident_mib("VmHWM") / 1024, pool.phi[:OBVIOUS_ROWS]
-
-    def obvious() -> None:
-        points = np.clip(StandardScaler().fit_transform(first.astype(np.float64)), -CLIP, CLIP)
-        fits = [MiniBatchKMeans(config.clusters, n_init=1, batch_size=SAMPLES_PER_STEP, reassignment_ratio=0.0, random_state=i)
-                .fit(points) for i in range(RESTARTS)]  # fmt: skip
-        centroids = min(fits, key=lambda fit: fit.inertia_).cluster_centers_
-        label = np.stack([np.linalg.norm(points - centroid, axis=1) for centroid in centroids], axis=1).argmin(axis=1)
-        scorer.difficulty.predict(first.astype(np.float64), label % clusters.k)
-
-    def ours() -> None:
-        found = pool_clusters(first, config, 0)
-        scorer.difficulty.predict(first, found.assign(first).label % clusters.k)
-
-    watch("ours", ours)
-    watch("obvious", obvious)
-    ratio = watch.times["obvious"] / watch.times["ours"]
-    return {**watch.times, "peak_gb": peak, "obvious_rows": len(first), "ratio_obvious_to_ours": ratio}
+    return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
 def plan_from_scores(folder: Path) -> Rows:

@@ -44,7 +44,7 @@ from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, require_rows
 from saerl_lib.properties.scorer import topics_at
-from saerl_lib.report.statistics import weighted_interval
+from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
@@ -137,17 +137,6 @@ def measure_gradients(
     products, where = np.zeros((HALVES * n, HALVES * n)), np.array([h * n + i for h, i in places], dtype=int)
     products[np.ix_(where, where)] = ((total + total.T) / 2).numpy()
     return GradientGram(products, pass_rate)
-
-
-def resample_weights(n: int, samples: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
-    """[samples + 1, n] multiplicities of n prompts; the first row is all ones. `strata` [n] keeps group sizes fixed."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(n, dtype=int) if strata is None else np.asarray(strata)
-    weights = np.ones((samples + 1, n))
-    for label in np.unique(labels):
-        (rows,) = np.nonzero(labels == label)
-        weights[1:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=samples)
-    return weights
 
 
 def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -266,7 +255,7 @@ def coherence_table(
     as zero inside batches, as in training.
     """
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
-    weights, everyone = resample_weights(n, samples, seed), np.zeros(n, dtype=int)
+    weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
     alive = int((~gram.zero).any(axis=1).sum())
     masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
     other_topic = ~masks["leaf topic"][0]
@@ -322,7 +311,7 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
     against the other: the most that any space could reach with G rollouts a prompt.
     """
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
-    weights = resample_weights(n, samples, seed)
+    weights = bootstrap_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
     first, second = (gradient_distances(whole[h, :, h], np.diag(whole[h, :, h])) for h in range(HALVES))
     mean = whole.sum(axis=(0, 2)) / 4
@@ -386,7 +375,9 @@ def mixing_tables(
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])
     shares, keep = shares / shares.sum(), np.isin(clusters, names)
-    weights = resample_weights(int(keep.sum()), samples, seed, clusters[keep])
+    weights = np.empty((samples + 1, int(keep.sum())))
+    for name, count in zip(names, counts, strict=True):  # the sizes of the clusters stay
+        weights[:, clusters[keep] == name] = bootstrap_weights(count, samples, sub_seed(seed, f"cluster {name}"))
     moments = group_moments(pairs.of(keep), clusters[keep], weights)
     a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
     partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
