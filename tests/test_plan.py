@@ -32,7 +32,7 @@ from saerl_lib.plan.batch_plan import (
 )
 from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first, mix_tails
 from saerl_lib.studies import bench
-from saerl_lib.studies.sensitivity import changed_values, curve_sizes, nested_subsets
+from saerl_lib.studies.sensitivity import nested_subsets
 
 
 def config(
@@ -361,19 +361,17 @@ def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -
 def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
     plan = forty()
     same = plan_diff(plan, plan)
-    assert same | {"spearman": 1, "kendall": 1} == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0,
-                                                    "spearman": 1, "kendall": 1, "same_batches": 1, "company": 1}  # fmt: skip
+    assert same | {"spearman": 1} == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0, "spearman": 1,
+                                      "same_batches": 1}  # fmt: skip
     assert same["spearman"] == pytest.approx(1.0)
     other = plan_diff(forty("random", seed=1), forty("random", seed=2))
-    assert other["share_moved"] > 0.5 and abs(other["spearman"]) < 0.5 and other["company"] < 0.5
+    assert other["share_moved"] > 0.5 and abs(other["spearman"]) < 0.5
     found = plan_diff(forty(n=40), forty(n=32))
     assert (found["n"], found["only_a"], found["only_b"]) == (32, 8, 0)
     assert has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]
 
 
-def test_settings_that_are_tried_leave_out_the_default() -> None:
-    assert changed_values(10, (0.5, 1.0, 2.0)) == [5, 20]
-    assert curve_sizes(240) == (30, 100, 240)
+def test_subsets_of_labels_are_nested_permutations() -> None:
     first, second = nested_subsets(50, 0, 2)
     assert sorted(first.tolist()) == list(range(50)) and first.tolist() != second.tolist()
     assert first.tolist() == nested_subsets(50, 0, 1)[0].tolist()

@@ -475,13 +475,7 @@ def sae_map_table(profile: Profile, data: Stage, features: Stage) -> pd.DataFram
     samples, table = load_split(data, "pool"), load_split_features(features, "pool")
     clusters = pool_scorer(profile, data, features).clusters
     points = projection_2d(table.z)
-    return pd.DataFrame(
-        {
-            "sample_id": table.ids,
-            "x": points[:, 0],
-            "y": points[:, 1],
-            "domain": topics_at(samples, 1),
-            "cluster": clusters.assign(table.phi).label,
-            "difficulty": np.array([s.difficulty for s in samples]),
-        }
-    )
+    return pd.DataFrame({
+        "sample_id": table.ids, "x": points[:, 0], "y": points[:, 1], "domain": topics_at(samples, 1),
+        "cluster": clusters.assign(table.phi).label, "difficulty": np.array([s.difficulty for s in samples]),
+    })  # fmt: skip

@@ -180,15 +180,10 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     used = np.unique(_nearest(points, found.centroids))
     found = replace(found, centroids=found.centroids[used], n_dropped=k - len(used))
     found = merge_small(found, phi, smallest) if smallest > 1 else found
-    return replace(found, centroids=found.centroids[_by_size(found.assign(phi).label, found.k)])
-
-
-def _by_size(label: np.ndarray, k: int) -> np.ndarray:
-    """Numbers of k clusters by the size of `label` [N], falling, then by the row of the first sample."""
-    names, first = np.unique(label, return_index=True)
-    row = np.full(k, len(label))
-    row[names] = first
-    return np.lexsort((row, -np.bincount(label, minlength=k)))
+    label, first = found.assign(phi).label, np.full(found.k, len(phi))
+    names, rows = np.unique(label, return_index=True)
+    first[names] = rows
+    return replace(found, centroids=found.centroids[np.lexsort((first, -np.bincount(label, minlength=found.k)))])
 
 
 def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
@@ -197,12 +192,8 @@ def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
     while found.k > 1 and np.bincount(label, minlength=found.k).min() < smallest:
         small = int(np.bincount(label, minlength=found.k).argmin())
         moved = np.flatnonzero(label == small)
-        found = replace(
-            found,
-            centroids=np.delete(found.centroids, small, axis=0),
-            n_merged=found.n_merged + 1,
-            n_moved=found.n_moved + len(moved),
-        )
+        centroids, merged = np.delete(found.centroids, small, axis=0), found.n_merged + 1
+        found = replace(found, centroids=centroids, n_merged=merged, n_moved=found.n_moved + len(moved))
         label[label > small] -= 1
         label[moved] = found.assign(phi[moved]).label
     return found
@@ -253,9 +244,9 @@ OTHER_SEEDS = 5
 """Fits beside the profile's own one: 15 pairs."""
 
 
-def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int, others: int = OTHER_SEEDS) -> list[Clusters]:
-    """The clusters of phi [N, D] under the base seed, then under `others` further k-means seeds; same settings, same phi."""
-    seeds = [seed, *(sub_seed(seed, f"cluster-stability-{i}") for i in range(others))]
+def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int) -> list[Clusters]:
+    """The clusters of phi [N, D] under the base seed, then under `OTHER_SEEDS` k-means seeds; same settings, same phi."""
+    seeds = [seed, *(sub_seed(seed, f"cluster-stability-{i}") for i in range(OTHER_SEEDS))]
     return [pool_clusters(phi, config, number) for number in seeds]
 
 

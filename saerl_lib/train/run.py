@@ -117,6 +117,14 @@ class Run:
         except (OSError, ValueError, KeyError):
             return False
 
+    @property
+    def step(self) -> int:
+        """Evaluation steps that are done, as its process last told."""
+        try:
+            return int(json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError):
+            return 0
+
     def kept(self, step: int) -> Path:
         """Where the weights of a step that is kept lie."""
         return self.folder / "policies" / f"step-{step:05d}"
