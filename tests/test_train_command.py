@@ -29,7 +29,7 @@ from saerl_lib.plan.follow import append_rows, follow, read_log, read_rows
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
-from saerl_lib.train.arms import difficulty, find_arm, moved
+from saerl_lib.train.arms import find_arm
 from saerl_lib.train.policy import FOLDER, MEASURES
 from saerl_lib.train.run import Run, check_followed, conclude, open_selector, plan_run, read_run, run_samples, train
 from saerl_lib.world.sources import TARGET, draw_split
@@ -93,10 +93,10 @@ def test_the_command_trains_on_the_plan_once(
 def expected(measured: Path, rounds: Sequence[np.ndarray]) -> list[set[str]]:
     """The prompts of each step from the rewards before it, by the rule on paper: nearest to the target, in its public form."""
     table = pd.read_parquet(measured).set_index("sample_id")["pass_rate"]
-    left, target, found = dict(zip(table.index, difficulty(table.to_numpy()), strict=True)), 0.0, []
+    left, target, found = dict(zip(table.index, 100.0 * (1.0 - table.to_numpy()), strict=True)), 0.0, []
     for rewards in rounds:
         found.append(set(sorted(left, key=lambda name: abs(left[name] - target))[:B]))
-        target = moved(target, float(np.mean(rewards)))
+        target = float(np.clip(target + 50.0 * np.tanh(2.0 * (float(np.mean(rewards)) - 0.5)), 0.0, 100.0))
     return found
 
 

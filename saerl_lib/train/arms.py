@@ -25,6 +25,7 @@ import pandas as pd
 from saerl_lib.config import PlanConfig, near, sub_seed
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import build_plan, random_order
+from saerl_lib.train.online import needs, online
 
 
 class Selector(Protocol):
@@ -168,7 +169,7 @@ DAPO = {"dynamic_sampling": "equal_steps"}
 """DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
 SAME_COST = {"dynamic_sampling": "equal_rollouts"}
 """DAPO at equal generated rollouts."""
-GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "transfer", "user")
+GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "user")
 
 
 class ArmError(ValueError):
@@ -445,6 +446,12 @@ ARMS = (
     Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=partial(curriculum, rest="pool")),
     Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows), seeded=True),
     Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows), seeded=True),
+    Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae"), seeded=True),
+    *(Arm(f"saerl_online_{name}", f"current pass rate from {title}", "online", policy=partial(online, features=name),
+          needs=needs(name), seeded=True)
+      for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("cluster", "the cluster alone"),
+                          ("length", "the length alone"), ("shuffled", "other prompts' features"),
+                          ("rate", "the base pass rate"))),
 )  # fmt: skip
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 
