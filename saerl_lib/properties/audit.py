@@ -37,7 +37,7 @@ from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
 from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer
+from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer, side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -116,9 +116,9 @@ def standardised_shift(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def pool_facts(samples: Sequence[Sample], metadata: np.ndarray) -> pd.DataFrame:
     """What is known of N samples beside their features: sample_id, topic ('' for none), difficulty (NaN for none), prompt_words,
     solution_words."""
-    words = {f"{side}_words": metadata[:, FEATURES.index(f"{side}_words")] for side in ("prompt", "solution")}
     rows = [(sample.id, sample.topic, sample.difficulty) for sample in samples]
-    return pd.DataFrame(rows, columns=["sample_id", "topic", "difficulty"]).astype({"difficulty": float}).assign(**words)
+    found = pd.DataFrame(rows, columns=["sample_id", "topic", "difficulty"]).astype({"difficulty": float})
+    return found.assign(**side_words(metadata))
 
 
 def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame) -> pd.DataFrame:

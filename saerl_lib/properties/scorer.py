@@ -331,9 +331,14 @@ def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
     return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
 
 
+def side_words(metadata: np.ndarray) -> dict[str, np.ndarray]:
+    """prompt_words and solution_words of N samples, [N] each."""
+    return {name: metadata[:, FEATURES.index(name)] for name in ("prompt_words", "solution_words")}
+
+
 def sequence_words(metadata: np.ndarray) -> np.ndarray:
     """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
-    return metadata[:, [FEATURES.index(f"{side}_words") for side in ("prompt", "solution")]].sum(axis=1)
+    return sum(side_words(metadata).values())
 
 
 def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
@@ -379,8 +384,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
         summary = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
         summary = summary.join(scorer.difficulty.corrections, on="cluster")
-        means = {"difficulty": np.array([s.difficulty for s in samples])}
-        means |= {f"{side}_words": pool.metadata[:, FEATURES.index(f"{side}_words")] for side in ("prompt", "solution")}
+        means = {"difficulty": np.array([s.difficulty for s in samples]), **side_words(pool.metadata)}
         for name, values in means.items():  # of those that have a value
             summary[f"{name}_mean"] = [float(pd.Series(values[label == c]).mean()) for c in summary["cluster"]]
         summary.to_parquet(folder / "clusters.parquet", index=False)

@@ -45,6 +45,7 @@ from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, require_rows
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
+from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
@@ -422,8 +423,7 @@ def space_distances(
     points = {"z": z, "phi": np.concatenate([z, metadata], axis=1), "metadata": metadata}
     points = {name: np.clip(standardised_space(v), -CLIP, CLIP)[rows] for name, v in points.items()}
     found = {name: cdist(v, v) for name, v in points.items()}
-    texts = [f"{s.prompt}\n{s.solution}" for s in samples]
-    terms = fit_tfidf(texts).transform(texts).toarray()
+    terms = fit_tfidf(texts := texts_of(samples)).transform(texts).toarray()
     found["TF-IDF"] = 1 - terms @ terms.T
     for name, values in (("difficulty label", np.array([s.difficulty for s in samples])), ("ranking score", ranking)):
         found[name] = np.abs(values[:, None] - values[None])

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.linalg
 
 from saerl_lib.config import sub_seed
+from saerl_lib.plan.orders import standardised_space
 from saerl_lib.properties.clusters import CLIP
 
 if TYPE_CHECKING:
@@ -44,13 +45,6 @@ def needs(features: str) -> tuple[str, ...]:
     """
     own = (f"phi@{features}", "ranking" if features == "sae" else f"ranking@{features}")
     return tuple(dict.fromkeys(("cluster", *NEEDS.get(features, own))))
-
-
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Columns [N, D] with mean 0 and deviation 1, cut to +- `CLIP`, as k-means sees them; 0 where a column is constant."""
-    values = np.asarray(values, dtype=np.float64)
-    spread = values.std(axis=0)
-    return np.clip(np.divide(values - values.mean(axis=0), spread, out=np.zeros_like(values), where=spread > 0), -CLIP, CLIP)
 
 
 class OnlineRates:
@@ -116,4 +110,5 @@ def online(pool: ArmPool, setting: ArmSetting, features: str = "sae") -> OnlineR
     if features == "shuffled":
         other = np.random.default_rng(sub_seed(0, "online-shuffled")).permutation(len(x))
         x, difficulty = x[other], difficulty[other]
-    return OnlineRates(standardised(x), standardised(difficulty[:, None])[:, 0], clusters, setting.seed)
+    x, difficulty = (np.clip(standardised_space(v), -CLIP, CLIP) for v in (x, difficulty[:, None]))  # as k-means sees them
+    return OnlineRates(x, difficulty[:, 0], clusters, setting.seed)
