@@ -152,7 +152,7 @@ def test_a_departure_from_the_plan_or_the_selector_is_an_error(files: Path, tmp_
     swapped = [{**r, "sample_id": second[0]["sample_id"]} for r in first] + rows[G : B * G]
     swapped += [{**r, "sample_id": first[0]["sample_id"]} for r in second] + rows[(B + 1) * G :]
     for wrong in (swapped, rows[: 2 * B * G], rows[:-1], [*rows, {**rows[-1], "step": 4}]):
-        with pytest.raises(ArtifactError, match="did not follow the plan"):
+        with pytest.raises(ArtifactError, match="cannot be replayed|the log holds 32 rollouts of 2 steps"):
             check_followed(run, wrong)
     run = a_run(files, tmp_path, "adarft")
     rows = log_of(run, STEPS)
