@@ -41,8 +41,7 @@ from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_fe
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.mixing import batch_diversity, projection_2d
-from saerl_lib.plan.orders import order_pool, random_order
+from saerl_lib.plan.orders import batch_diversity, order_pool, projection_2d, random_order
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k

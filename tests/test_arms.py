@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
@@ -22,10 +23,10 @@ from saerl_lib.train.arms import (
     ArmSetting,
     all_arms,
     curriculum,
-    difficulty_alone,
     find_arm,
     scaled,
 )
+from saerl_lib.train.online import OnlineRates
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
 
@@ -57,7 +58,7 @@ def test_adarft_target_and_nearest_unused_prompts() -> None:
     selector.told(np.array([2, 3]), np.zeros((2, 2)))
     assert selector.target == pytest.approx(0.0)
     assert selector.next(1).tolist() == [0], "a new pass begins when all are used"
-    assert arms.difficulty(np.array([0.25])).tolist() == [75.0]
+    assert arms.adarft(pool(1, pass_rate=np.array([0.25])), SETTING).difficulties.tolist() == [75.0]
 
 
 def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
@@ -130,7 +131,7 @@ def test_saerl_ablations_change_one_thing_each() -> None:
     assert (unmixed.table.groupby("step")["cluster"].nunique() == 1).all()
     unsorted = curriculum(data, SETTING, sorting=False, mixing=False)
     assert (unsorted.table.groupby("step")["cluster"].nunique() == 1).all() and unsorted.ids != unmixed.ids
-    ranks = data.column("ranking")[difficulty_alone(data, SETTING)]
+    ranks = data.column("ranking")[find_arm("minus_clus_mix").order(data, SETTING)]
     assert (np.diff(ranks) > 0).all()
     assert curriculum(data, SETTING, swapped=0.5).swapped_per_batch == 2
     with pytest.raises(ArmError, match="'ranking@tfidf'"):
@@ -142,7 +143,9 @@ def test_saerl_ablations_change_one_thing_each() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(n for n, a in all_arms().items() if a.policy)), st.integers(0, 5))
 def test_selectors_repeat_themselves_and_stay_in_the_pool(name: str, seed: int) -> None:
-    data = pool(40, pass_rate=np.linspace(0, 1, 40), angle_concentration=np.linspace(0, 1, 40))
+    phi = {f"phi@{name}": list(np.random.default_rng(1).random((40, 3))) for name in ("sae", "tfidf", "dense")}
+    ranks = {f"ranking@{name}": np.arange(40.0) for name in ("tfidf", "dense")}
+    data = pool(40, pass_rate=np.linspace(0, 1, 40), angle_concentration=np.linspace(0, 1, 40), **phi, **ranks)
 
     def walk() -> list[list[int]]:
         selector, out = all_arms()[name].policy(data, replace(SETTING, seed=seed)), []
@@ -200,3 +203,77 @@ def test_the_positive_control_takes_the_pass_rates_nearest_to_one_half() -> None
     rates = np.array([0.0, 0.5, 0.4, 1.0, 0.75, 0.6, 0.1, 0.25])
     rows = find_arm("informative_half").order(pool(8, pass_rate=rates), replace(SETTING, steps=2))
     assert set(rows[:4]) == set(rows[4:]) == {1, 2, 4, 5}, "of 4 and 7, equally far, the smaller id"
+
+
+# saerl_online: the current pass rate predicted from features.
+
+
+def test_the_online_model_by_hand() -> None:
+    selector = OnlineRates(np.zeros((4, 1)), np.array([2.0, 0.0, -2.0, 1.0]), np.zeros(4), seed=0)
+    assert selector.rates.tolist() == [0.0, 0.5, 1.0, 0.25], "the offline difficulty alone, a quarter a deviation"
+    selector.told(np.array([1]), np.array([[1.0, 1.0, 1.0, 1.0]]))
+    # one row (1, 0, 0), residual 1 - 0.5, ridge 1: the intercept is 0.5 / (1 + 1)
+    np.testing.assert_allclose(selector.weights, [0.25, 0.0, 0.0])
+    selector.told(np.array([0]), np.array([[0.0, 1.0]]))
+    # normal equations of rows (1, 0) with weight 0.999 and (1, 2), both with residual 0.5
+    gram = np.array([[0.999 + 1 + 1, 2.0], [2.0, 4 + 1]])
+    np.testing.assert_allclose(selector.weights[:2], np.linalg.solve(gram, [0.999 * 0.5 + 0.5, 2 * 0.5]))
+
+
+def test_the_nearest_to_one_half_are_taken_spread_over_clusters_and_some_at_random() -> None:
+    difficulty = np.concatenate([np.linspace(-0.1, 0.1, 40), np.linspace(1, 2, 40)])
+    clusters = np.repeat([0, 1, 2], (40, 20, 20))
+    selector = OnlineRates(np.zeros((80, 1)), difficulty, clusters, seed=0)
+    rows = selector.next(16)
+    assert sorted(np.abs(difficulty[rows[:4]]).tolist()) == sorted(np.abs(difficulty).tolist())[:4]
+    assert np.bincount(clusters[rows[:12]], minlength=3).max() == 4, "a quarter of the step from a cluster"
+    others = {tuple(OnlineRates(np.zeros((80, 1)), difficulty, clusters, seed=s).next(16)[15:]) for s in range(8)}
+    assert len(others) > 1, "one of 16 is drawn at random"
+    drawn = np.concatenate([rows, *(selector.next(16) for _ in range(4))])
+    assert sorted(drawn.tolist()) == list(range(80)), "no prompt twice in a pass"
+
+
+def silent_share(features: str, seed: int) -> float:
+    """Share of groups of 8 without a gradient over 40 steps of 16 from 2,000 prompts; rates rise and follow one feature of 20."""
+    rng, data, silent, drawn = np.random.default_rng(seed), pool(2000), [], []
+    x, setting = rng.normal(size=(2000, 20)), replace(SETTING, seed=seed)
+    table = data.table.assign(**{"phi@sae": list(x), "ranking": rng.normal(size=2000), "cluster": rng.integers(0, 8, 2000)})
+    uniform = arms.InOrder(arms.shuffle(data, setting))
+    selector = uniform if features == "uniform" else arms.online(ArmPool(table), setting, features)
+    for step in range(40):
+        rows = selector.next(16)
+        rate = 1 / (1 + np.exp(-(3 * x[rows, 7] - 1.5 + 0.05 * step)))
+        rewards = (rng.random((16, 8)) < rate[:, None]).astype(float)
+        silent.append((rewards.min(axis=1) == rewards.max(axis=1)).mean())
+        drawn += rows.tolist()
+        selector.told(rows, rewards)
+    assert len(set(drawn)) == len(drawn) == 640
+    return float(np.mean(silent[10:]))
+
+
+def test_features_that_tell_the_pass_rate_save_silent_groups_and_shuffled_ones_do_not() -> None:
+    def saved(features: str) -> tuple[float, float]:
+        gains = np.array([silent_share("uniform", seed) - silent_share(features, seed) for seed in range(8)])
+        half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
+        return gains.mean() - half, gains.mean() + half
+
+    low, _ = saved("sae")
+    assert low > 0.05, "the interval of what the feature saves excludes 0"
+    low, high = saved("shuffled")
+    assert low < 0.0 < high
+
+
+def test_a_resumed_online_model_is_bitwise_the_same() -> None:
+    rng = np.random.default_rng(0)
+    x, difficulty, clusters = rng.normal(size=(200, 6)), rng.normal(size=200), rng.integers(0, 5, 200)
+    first, again = (OnlineRates(x, difficulty, clusters, seed=3) for _ in range(2))
+    log = []
+    for step in range(8):
+        rows = first.next(16)
+        log.append((rows, np.random.default_rng(step).integers(0, 2, (16, 8)).astype(float)))
+        first.told(*log[-1])
+    for rows, rewards in log:  # as `Feed.replay` does from the rollouts of an interrupted run
+        assert again.next(16).tolist() == rows.tolist()
+        again.told(rows, rewards)
+    assert again.weights.tobytes() == first.weights.tobytes() and again.gram.tobytes() == first.gram.tobytes()
+    assert again.next(16).tolist() == first.next(16).tolist()

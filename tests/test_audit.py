@@ -15,13 +15,12 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.store import FeatureTable
-from saerl_lib.plan.audit import DecisionModel, Evidence, LinearReader, UnknownSampleError, audit, audit_text, gather
+from saerl_lib.plan.audit import Evidence, LinearReader, UnknownSampleError, audit, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
-from saerl_lib.properties import difficulty
-from saerl_lib.properties.audit import PoolFacts, cluster_audit_table
+from saerl_lib.properties import scorer as difficulty
+from saerl_lib.properties.audit import cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
-from saerl_lib.properties.difficulty import HalfWidths
 
 # Confidence of a latent for a label.
 
@@ -48,14 +47,15 @@ def test_a_real_relation_lies_above_its_shuffled_control() -> None:
 # Cluster audit.
 
 
-def dozen() -> tuple[np.ndarray, Assignment, PoolFacts]:
+def dozen() -> tuple[np.ndarray, Assignment, pd.DataFrame]:
     """Twelve samples in clusters 0 (6, mostly topic A -> x) and 1 (6, topic B -> y or none); column 0 separates them."""
     label = np.repeat([0, 1], 6)
     phi = np.column_stack([np.where(label == 0, 2.0, 0.0), np.arange(12) % 2, np.full(12, 7.0)])
     topics = np.array(["A -> x"] * 4 + ["B -> y"] * 2 + ["B -> y"] * 3 + [""] * 3)
     difficulty = np.array([1.0, 2, 3, 4, 5, 6, 9, 9, 9, 9, 9, np.nan])
     distance = np.array([3.0, 1, 2, 6, 5, 4, 1, 1, 1, 2, 2, 2])
-    facts = PoolFacts([f"s{i:02d}" for i in range(12)], topics, difficulty, np.arange(12.0), 2 * np.arange(12.0))
+    facts = pd.DataFrame({"sample_id": [f"s{i:02d}" for i in range(12)], "topic": topics, "difficulty": difficulty,
+                          "prompt_words": np.arange(12.0), "solution_words": 2 * np.arange(12.0)})  # fmt: skip
     return phi, Assignment(label, distance), facts
 
 
@@ -157,9 +157,9 @@ def test_the_interval_covers_new_samples_and_small_clusters_borrow() -> None:
     spread = np.array([0.5, 2.0, 9.0])
     train, test = rng.choice(3, 1500, p=[0.6, 0.38, 0.02]), rng.choice(2, 4000)
     widths = difficulty.cluster_half_widths(rng.normal(size=1500) * spread[train], train, 4)
-    assert widths.own.tolist() == [True, True, False, False]
-    assert widths.width[2] == widths.width[3] > widths.width[0]
-    assert widths.n[3] == 1500
+    assert widths["own"].tolist() == [True, True, False, False]
+    assert widths["width"][2] == widths["width"][3] > widths["width"][0]
+    assert widths["n"][3] == 1500
     truth = rng.normal(size=4000)
     table = difficulty.coverage_table(truth + rng.normal(size=4000) * spread[test], truth, test, widths)
     assert table["cluster"].tolist() == ["0", "1", "all"]
@@ -186,8 +186,8 @@ def world(config: PlanConfig = CONFIG) -> Evidence:
     assigned = space.assign(table.phi)
     difficulty = LinearReader(np.zeros(9), np.ones(9), np.array([0, 1.0, 0, -0.5, 0, 0, 0, 0, 0.2]), 1.0)
     quality = LinearReader(np.zeros(8), np.full(8, 2.0), np.array([0, 0, 2.0, 0, -1.0, 0, 0, 0]), 0.1)
-    raw = difficulty.intercept + difficulty.contributions(table.phi).sum(axis=1)
-    score = 1 / (1 + np.exp(-(quality.intercept + quality.contributions(z).sum(axis=1))))
+    raw = difficulty.intercept + difficulty.standardise(table.phi) @ difficulty.weight
+    score = 1 / (1 + np.exp(-(quality.intercept + quality.standardise(z) @ quality.weight)))
     corrections = pd.DataFrame(
         {"label": ["easy", "odd", "alone"], "n_labelled": [60, 10, 0], "residual": [0.1, -0.2, 0.0], "shrinkage": [0.5, 0.2, 0.0]}
     )
@@ -200,8 +200,8 @@ def world(config: PlanConfig = CONFIG) -> Evidence:
     arrays = (pool[name].to_numpy() for name in ("cluster", "ranking", "raw", "length"))
     plan = build_plan(pool["sample_id"].tolist(), *arrays, config)
     samples = [Sample(i, f"What is {i}?", ("1+1=2",), "2", "A -> B", 2.0, "target") for i in table.ids]
-    widths = HalfWidths(np.array([0.5, 0.75, np.inf]), np.array([60, 70, 5]), np.array([True, False, False]))
-    return gather(samples, table, names, scores, corrections, DecisionModel(space, difficulty, quality, widths), plan, config)
+    widths = pd.DataFrame({"width": [0.5, 0.75, np.inf], "n": [60, 70, 5], "own": [True, False, False]})
+    return Evidence(samples, table, names, scores, corrections, space, difficulty, quality, widths, plan, config)
 
 
 @pytest.fixture(scope="module")
@@ -263,12 +263,11 @@ def test_unknown_ids_and_stages_of_different_runs_are_refused(evidence: Evidence
     other = replace(evidence, scores=evidence.scores.assign(raw=evidence.scores["raw"] + 0.1))
     with pytest.raises(ArtifactError, match="raw difficulty: stored .* different runs"):
         audit("item-00", other)
-    parts = (evidence.features, evidence.names, evidence.scores, evidence.clusters, evidence.decision)
     with pytest.raises(ArtifactError, match="different pools"):
-        gather(evidence.samples[::-1], *parts, evidence.plan, evidence.config)
+        audit("item-00", replace(evidence, samples=evidence.samples[::-1]))
     shuffled = replace(evidence.plan, table=evidence.plan.table.assign(sample_id=evidence.plan.ids[::-1]))
     with pytest.raises(ArtifactError, match="not the saerl plan of this pool"):
-        gather(evidence.samples, *parts, shuffled, evidence.config)
+        audit(evidence.plan.ids[0], replace(evidence, plan=shuffled))
 
 
 def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

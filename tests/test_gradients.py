@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from saerl_lib.report.statistics import bootstrap_weights
 from saerl_lib.studies.gradients import (
     GradientGram,
     coherence_table,
@@ -17,7 +18,6 @@ from saerl_lib.studies.gradients import (
     mixing_terms,
     prompt_pairs,
     rank_correlation,
-    resample_weights,
     rho_star,
 )
 
@@ -61,7 +61,7 @@ def planted(seed: int, n: int = 120, gap: float = 2.0) -> tuple[GradientGram, np
     mean[:, 0] = gap * (label - 0.5)
     halves = [mean + 0.5 * rng.standard_normal((n, 30)) for _ in range(2)]
     rows = np.concatenate(halves)
-    return GradientGram(tuple(f"p{i}" for i in range(n)), rows @ rows.T, np.full((n, 2), 0.5)), label
+    return GradientGram(rows @ rows.T, np.full((n, 2), 0.5)), label
 
 
 def table_of(gram: GradientGram, label: np.ndarray) -> dict[str, float]:
@@ -117,5 +117,5 @@ def test_rank_correlation_equals_scipy_on_all_pairs() -> None:
     rng = np.random.default_rng(0)
     first, second = (m + m.T for m in rng.random((2, 9, 9)))
     upper = np.triu_indices(9, 1)
-    found = rank_correlation(first, second, np.ones(9, dtype=bool), resample_weights(9, 3, 0))
+    found = rank_correlation(first, second, np.ones(9, dtype=bool), bootstrap_weights(9, 3, 0))
     assert found[0] == pytest.approx(spearmanr(first[upper], second[upper])[0])

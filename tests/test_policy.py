@@ -282,7 +282,7 @@ def test_near_greedy_sampling_equals_generate() -> None:
     stripped = [p.rstrip("\n") for p in prompts]
     grouped, ids = fewer_key_heads(), torch.tensor([[5, 6, 7], [8, 9, 5]])
     told = grouped.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[:, 3:]
-    found = sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2).tokens
+    found = sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2)[0]
     assert found.tolist() == told.repeat_interleave(2, dim=0).tolist()
     assert sample_groups(model, tokenizer, stripped, 3, 40, 1e-4, seed=0).texts == [text for text in expected for _ in range(3)]
 

@@ -13,7 +13,8 @@ import json as json_format
 import math
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,12 @@ from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.plan.batch_plan import Batches, BatchPlan
-from saerl_lib.plan.mixing import BatchFacts, batch_facts, candidates, dominant_clusters
-from saerl_lib.plan.orders import cluster_first, load_plan
+from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.plan.orders import batch_facts, candidates, cluster_first, dominant_clusters, load_plan
 from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
 from saerl_lib.properties.clusters import Clusters
-from saerl_lib.properties.difficulty import LEVEL, DifficultyModel, HalfWidths
 from saerl_lib.properties.quality import SourceClassifier
-from saerl_lib.properties.scorer import load_scorer
+from saerl_lib.properties.scorer import LEVEL, DifficultyModel, load_scorer
 
 LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""
@@ -61,30 +60,8 @@ class LinearReader:
     intercept: float
 
     def standardise(self, x: np.ndarray) -> np.ndarray:
-        """x [..., D] in deviations."""
+        """x [..., D] in deviations; times `weight` these are the contributions, which add up to prediction - intercept."""
         return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
-
-    def contributions(self, x: np.ndarray) -> np.ndarray:
-        """weight * standardised value, [..., D]; with the intercept they add up to the prediction.
-
-        >>> reader = LinearReader(np.array([1.0, 0.0]), np.array([2.0, 1.0]), np.array([3.0, -1.0]), 0.5)
-        >>> reader.contributions(np.array([5.0, 4.0])).tolist()
-        [6.0, -4.0]
-        """
-        return self.standardise(x) * self.weight
-
-
-@dataclass(frozen=True)
-class DecisionModel:
-    """What decides about a sample before the plan."""
-
-    clusters: Clusters
-    difficulty: LinearReader
-    """phi -> d_hat, label units."""
-    quality: LinearReader
-    """z -> log-odds of the filter score."""
-    widths: HalfWidths
-    """Of the interval r +- width, one a cluster."""
 
 
 def linear_readers(model: DifficultyModel, classifier: SourceClassifier) -> tuple[LinearReader, LinearReader]:
@@ -108,41 +85,37 @@ class Evidence:
     """sample_id, cluster, distance, raw, calibrated, ranking, length, score (of the filter), kept."""
     clusters: pd.DataFrame
     """Indexed by cluster: label, n_labelled, residual, shrinkage."""
-    decision: DecisionModel
+    space: Clusters
+    difficulty: LinearReader
+    """phi -> d_hat, label units."""
+    quality: LinearReader
+    """z -> log-odds of the filter score."""
+    widths: pd.DataFrame
+    """Of `cluster_half_widths`."""
     plan: BatchPlan
-    homes: dict[str, int]
-    """Step of every planned sample before the tail swap."""
-    tail: set[str]
-    """The samples in the last h slots then."""
-    facts: BatchFacts
-    """Of the batches before the swap."""
     config: PlanConfig
 
+    @cached_property
+    def planned(self) -> pd.DataFrame:
+        """The plan's table with `home`, the step before the tail swap, indexed by sample_id."""
+        table = self.plan.table
+        home = table["step"].where(table["swapped_with"] < 0, table["swapped_with"])
+        return table.assign(home=home).set_index("sample_id")
 
-def gather(
-    samples: list[Sample], features: FeatureTable, names: tuple[str, ...], scores: pd.DataFrame, clusters: pd.DataFrame,
-    decision: DecisionModel, plan: BatchPlan, config: PlanConfig,
-) -> Evidence:  # fmt: skip
-    """Evidence from the stages' tables; the batches before the swap are built again.
-
-    Raises ArtifactError when rows, scores or plan do not belong together.
-    """
-    if not [s.id for s in samples] == list(features.ids) == scores["sample_id"].tolist():
-        raise ArtifactError("samples, features and scores are of different pools: run the notebooks of this profile in order")
-    planned = scores[scores["kept"]].reset_index(drop=True)
-    ids, cluster, ranking, raw, length = (planned[c].to_numpy() for c in ("sample_id", "cluster", "ranking", "raw", "length"))
-    batches: Batches = cluster_first(ids.tolist(), cluster, ranking, raw, config)
-    before, stays = ids[batches.rows], plan.table["swapped_with"].to_numpy() < 0
-    if before.size != len(plan.ids) or (before.ravel() != np.array(plan.ids))[stays].any():
-        raise ArtifactError("the plan is not the saerl plan of this pool: run notebook 06 again")
-    homes = {name: step for step, inside in enumerate(before.tolist()) for name in inside}
-    tail = set(before[:, before.shape[1] - plan.swapped_per_batch :].ravel().tolist())
-    facts = batch_facts(batches, cluster, ranking, length)
-    return Evidence(samples, features, names, scores, clusters, decision, plan, homes, tail, facts, config)
+    @cached_property
+    def facts(self) -> pd.DataFrame:
+        """Of the batches before the swap, which are built again. Raises ArtifactError when they are not those of the plan."""
+        pool = self.scores[self.scores["kept"]]
+        ids, cluster, ranking, raw, length = (pool[c].to_numpy() for c in ("sample_id", "cluster", "ranking", "raw", "length"))
+        batches = cluster_first(ids.tolist(), cluster, ranking, raw, self.config)
+        if self.planned.sort_values(["home", "slot"]).index.tolist() != ids[batches.rows].ravel().tolist():
+            raise ArtifactError("the plan is not the saerl plan of this pool: run notebook 06 again")
+        return batch_facts(batches, cluster, ranking, length)
 
 
 def open_evidence(profile: Profile, audits: Stage) -> Evidence:
-    """Evidence of a profile's finished stages. Raises ArtifactError for a stage that is missing or of other settings."""
+    """Evidence of a profile's finished stages. Raises ArtifactError for a stage that is missing or of other settings, and when
+    pool, scores and plan do not belong together."""
     world, features, difficulty, quality, plans = (
         load_stage(profile, name) for name in ("world", "features", "difficulty", "filter", "plans")
     )
@@ -150,10 +123,10 @@ def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     scores = scores.merge(pd.read_parquet(quality.path("kept.parquet")), on="sample_id", validate="one_to_one")
     labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
-    names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty.path("scorer.safetensors"))
-    decision = DecisionModel(scorer.clusters, *linear_readers(scorer.difficulty, scorer.quality), scorer.widths)
-    return gather(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, decision,
-                  load_plan(plans, "saerl"), profile.plan)  # fmt: skip
+    names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty)
+    readers = linear_readers(scorer.difficulty, scorer.quality)
+    return Evidence(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, scorer.clusters,
+                    *readers, scorer.widths, load_plan(plans, "saerl"), profile.plan)  # fmt: skip
 
 
 # The record.
@@ -172,12 +145,14 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     are not the sums of their parts (stages of different runs).
     """
     ids = evidence.features.ids
+    if not [s.id for s in evidence.samples] == list(ids) == evidence.scores["sample_id"].tolist():
+        raise ArtifactError("samples, features and scores are of different pools: run the notebooks of this profile in order")
     if sample_id not in ids:
         near = difflib.get_close_matches(sample_id, ids, n=3, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else f"; the pool holds {len(ids)} ids such as {ids[0]}"
         raise UnknownSampleError(f"sample {sample_id!r} is not in the pool{hint}")
     i = ids.index(sample_id)
-    sample, placed = evidence.samples[i], sample_id in evidence.homes
+    sample, placed = evidence.samples[i], sample_id in evidence.planned.index
     return _finite({
         "sample_id": sample.id, "prompt": sample.prompt, "answer": sample.answer, "solution": sample.solution,
         "topic": sample.topic, "source": sample.source, "label": float(sample.difficulty),
@@ -205,7 +180,7 @@ def _cluster(i: int, evidence: Evidence) -> Record:
 
     `features` make the own centroid nearer than the second: the largest differences of squared distance.
     """
-    space, row, phi = evidence.decision.clusters, evidence.scores.iloc[i], evidence.features.phi[i]
+    space, row, phi = evidence.space, evidence.scores.iloc[i], evidence.features.phi[i]
     labels, point, own = evidence.clusters["label"], space.standardise(phi[None])[0], int(row["cluster"])
     distances = np.linalg.norm(space.centroids - point, axis=1)
     _agree("distance to the centroid", float(distances[own]), float(row["distance"]))
@@ -228,15 +203,16 @@ def _difficulty(i: int, evidence: Evidence) -> Record:
     """Equation 10 in label units: raw d_hat as the sum of its `parts`, calibrated g(d_hat), residual Delta_c, shrinkage lambda_c,
     n_labelled n_c, ranking r; its interval and where that comes from; the share of the pool with a smaller r, ties by half, in
     percent; cluster_rank 1 is the easiest of the cluster."""
-    row, widths, pool = evidence.scores.iloc[i], evidence.decision.widths, evidence.scores["ranking"].to_numpy()
+    row, pool = evidence.scores.iloc[i], evidence.scores["ranking"].to_numpy()
     own, r = int(row["cluster"]), float(row["ranking"])
-    parts = _parts("raw difficulty", float(row["raw"]), evidence.decision.difficulty, evidence.features.phi[i], evidence.names)
-    correction, width = evidence.clusters.loc[own], float(widths.width[own])
+    parts = _parts("raw difficulty", float(row["raw"]), evidence.difficulty, evidence.features.phi[i], evidence.names)
+    correction, interval = evidence.clusters.loc[own], evidence.widths.loc[own]
+    width = float(interval["width"])
     return {
         "raw": float(row["raw"]), "parts": parts, "calibrated": float(row["calibrated"]),
         "residual": float(correction["residual"]), "shrinkage": float(correction["shrinkage"]),
         "n_labelled": int(correction["n_labelled"]), "ranking": r, "low": r - width, "high": r + width, "level": LEVEL,
-        "interval_of_cluster": bool(widths.own[own]), "n_residuals": int(widths.n[own]),
+        "interval_of_cluster": bool(interval["own"]), "n_residuals": int(interval["n"]),
         "percentile": 100 * float((pool < r).mean() + (pool == r).mean() / 2),
         "cluster_rank": int((pool[evidence.scores["cluster"] == own] < r).sum()) + 1,
     }  # fmt: skip
@@ -247,7 +223,7 @@ def _quality(i: int, evidence: Evidence) -> Record:
     smallest score that was kept, and the `parts` of the score's log-odds."""
     scores, z = evidence.scores, evidence.features.z[i]
     row, kept = scores.iloc[i], scores.loc[scores["kept"], "score"]
-    parts = _parts("filter score", float(row["score"]), evidence.decision.quality, z, evidence.names[: len(z)], expit)
+    parts = _parts("filter score", float(row["score"]), evidence.quality, z, evidence.names[: len(z)], expit)
     equal = scores["score"] == row["score"]
     better = (scores["score"] > row["score"]) | (equal & (scores["sample_id"] < row["sample_id"]))
     return {"score": float(row["score"]), "rank": int(better.sum()) + 1, "n_pool": len(scores), "n_kept": len(kept),
@@ -258,7 +234,8 @@ def _parts(
     what: str, stored: float, reader: LinearReader, x: np.ndarray, names: tuple[str, ...], link: Callable[[float], float] = float
 ) -> Record:
     """A linear score as intercept + `listed` contributions (the `LISTED` largest and smallest, by falling size) + all others."""
-    parts, standardised = reader.contributions(x), reader.standardise(x)
+    standardised = reader.standardise(x)
+    parts = standardised * reader.weight
     order = np.argsort(parts, kind="stable")
     listed = {int(j) for j in (*order[:LISTED], *order[::-1][:LISTED]) if parts[j] != 0}
     ranked = sorted(listed, key=lambda j: (-abs(parts[j]), j))
@@ -278,29 +255,29 @@ def _agree(what: str, found: float, stored: float) -> None:
 def _batch(sample_id: str, evidence: Evidence) -> Record:
     """Where the sample trains: position, step, slot, stage; the `batch` in slot order, each with its step before the swap, and
     its most frequent cluster; whether its home batch gathers samples that filled no batch of their own cluster."""
-    table, home = evidence.plan.table, evidence.homes
-    row = table[table["sample_id"] == sample_id].iloc[0]
-    mates, origin = table[table["step"] == row["step"]], home[sample_id]
-    batch = [{"slot": int(m.slot), "sample_id": m.sample_id, "cluster": int(m.cluster), "ranking": float(m.ranking_score),
-              "home_step": home[m.sample_id]} for m in mates.itertuples()]  # fmt: skip
+    facts, table = evidence.facts, evidence.planned
+    row = table.loc[sample_id].astype(int)
+    mates = table[table["step"] == row["step"]]
+    batch = [{"slot": int(m.slot), "sample_id": m.Index, "cluster": int(m.cluster), "ranking": float(m.ranking_score),
+              "home_step": int(m.home)} for m in mates.itertuples()]  # fmt: skip
     return {
         "position": int(row["position"]), "step": int(row["step"]), "n_steps": evidence.plan.steps, "slot": int(row["slot"]),
-        "stage": int(evidence.facts.stage[origin]), "dominant": dominant_clusters(mates["cluster"].to_numpy()[None])[0],
-        "made_of_rests": bool(evidence.facts.n_clusters[origin] > 1), "batch": batch,
+        "stage": int(facts["stage"][row["home"]]), "dominant": dominant_clusters(mates["cluster"].to_numpy()[None])[0],
+        "made_of_rests": bool(facts["n_clusters"][row["home"]] > 1), "batch": batch,
     }  # fmt: skip
 
 
 def _swap(sample_id: str, evidence: Evidence) -> Record:
     """What the tail swap did: home_step, whether the sample stood among the last h of its batch, the step that this batch
     exchanged its tail with, whether the sample moved; as `candidates` the partner, or the nearest ones of a batch without one."""
-    partner = evidence.plan.table.groupby("step")["swapped_with"].max().to_numpy()
-    home, in_tail = evidence.homes[sample_id], sample_id in evidence.tail
+    partner, row = evidence.planned.groupby("step")["swapped_with"].max().to_numpy(), evidence.planned.loc[sample_id]
+    home, h = int(row["home"]), evidence.plan.swapped_per_batch
+    in_tail = bool(row["slot"] >= evidence.plan.prompts_per_step - h)
     found = candidates(home, evidence.facts, partner, evidence.config)
     with_whom = int(partner[home]) if partner[home] >= 0 else None
-    shown = [c for c in found if c.step == with_whom] if with_whom is not None else found[:LISTED_CANDIDATES]
+    shown = [c for c in found if c["step"] == with_whom] if with_whom is not None else found[:LISTED_CANDIDATES]
     return {"home_step": home, "in_tail": in_tail, "partner": with_whom, "swapped": in_tail and with_whom is not None,
-            "h": evidence.plan.swapped_per_batch, "candidates": [asdict(c) for c in shown],
-            "n_candidates": len(found)}  # fmt: skip
+            "h": h, "candidates": shown, "n_candidates": len(found)}  # fmt: skip
 
 
 def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
@@ -350,9 +327,7 @@ def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
     Raises UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet.
     """
     settings = get_profile(profile, seed=seed)
-    stages = [load_stage(settings, name) for name in ("world", "features", "difficulty")]
-    for name in ("filter", "plans"):
-        load_stage(settings, name)
-    record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages)))
+    stages = [load_stage(settings, name) for name in ("world", "features", "difficulty", "filter", "plans")]
+    record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages[:3])))
     print(json_format.dumps(record, indent=1, ensure_ascii=False) if json else audit_text(record))
     return 0

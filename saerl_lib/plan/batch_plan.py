@@ -236,31 +236,22 @@ DIFFERENCES = {
     "share_moved": "share moved by more than a tenth of the run",
     "mean_step_shift": "mean shift, steps",
     "spearman": "Spearman of the positions",
-    "kendall": "Kendall of the positions",
     "same_batches": "share of A's batches with the same samples in B",
-    "company": "mean Jaccard of a sample's batch-mates",
 }
 """What `plan_diff` measures, in words; all but the first three is about the samples of both plans."""
 
 
 def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
-    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, correlations NaN for one common sample.
+    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample.
 
-    A sample without batch-mates in either plan counts as company 1. Raises PlanError when no sample is common.
+    Raises PlanError when no sample is common.
     """
     orders, shift = _common(a, b), step_shift(a, b)
-    correlations = [
-        float(statistic(*orders)[0]) if len(shift) > 1 else float("nan") for statistic in (stats.spearmanr, stats.kendalltau)
-    ]
-    size_a, size_b = a.prompts_per_step, b.prompts_per_step
-    step_a = orders[0] // size_a
-    _, meeting, met = np.unique(step_a * b.steps + orders[1] // size_b, return_inverse=True, return_counts=True)
-    together = met[meeting]
-    union = size_a + size_b - together - 1
-    company = np.where(union > 0, (together - 1) / np.maximum(union, 1), 1.0)
-    same = len(np.unique(step_a[(together == size_a) & (together == size_b)]))
+    spearman = float(stats.spearmanr(*orders)[0]) if len(shift) > 1 else float("nan")
+    together = np.unique(orders[0] // a.prompts_per_step * b.steps + orders[1] // b.prompts_per_step, return_counts=True)[1]
+    same = int((together == max(a.prompts_per_step, b.prompts_per_step)).sum())
     values = (len(shift), len(a.ids) - len(shift), len(b.ids) - len(shift), float(has_moved(shift).mean()),
-              float(shift.mean() * a.steps), *correlations, same / a.steps, float(company.mean()))  # fmt: skip
+              float(shift.mean() * a.steps), spearman, same / a.steps)  # fmt: skip
     return dict(zip(DIFFERENCES, values, strict=True))
 
 

@@ -6,18 +6,29 @@ easy to hard, interleaved stage by stage. Not stated in the paper; ours: inside 
 score; the samples that fill no batch of their own cluster (the hardest of each) are left out and counted; the stages are those of
 the largest cluster, over which the batches of the others are spread. `PlanConfig.rest` and `PlanConfig.unequal` name the other
 readings. Axes: N samples, T batches (= steps), b a batch.
+
+Moderate mixing: two batches exchange their last h samples (paper, section 3). Partners must have similar mean ranking scores,
+similar mean lengths and different dominant clusters. The paper says "within each stage", "a nearby curriculum stage" and "a local
+curriculum window": a partner is at most `window_batches` of the finished order away, whatever its stage. Not stated in the paper;
+ours: batches choose in training order, each swaps once at most, and of the admissible partners that with the fewest of its own
+wins, so that few are left alone, then that with the closest mean score, then the earlier one.
+
+In-batch diversity (paper, Figure 3) is the mean distance to the k = 5 nearest neighbours inside a batch, in "a 2-D projection of
+SAE space" that is not named: here PCA, and beside it the full standardised space (ours).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
@@ -41,10 +52,21 @@ from saerl_lib.plan.batch_plan import (
     write_plan,
 )
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.mixing import composition_rows, diversity_rows, mix_tails, projection_2d, standardised_space
+from saerl_lib.properties.probes import require_finite
 from saerl_lib.properties.scorer import whole_batches
+from saerl_lib.report.statistics import bootstrap_interval
 
 ORDERS = ("saerl", "saerl_before_mixing", "random", "ascending", "descending")
+DIFFICULTY, LENGTH, CLUSTER = "difficulty too different", "length too different", "same dominant cluster"
+"""How a candidate fails the paper's three conditions on a partner (section 3)."""
+TAKEN = "already exchanged with another"
+"""A batch exchanges its tail once at most (ours)."""
+NEIGHBOURS = 5
+"""k of the k-NN distance (paper, Figure 3)."""
+FEWEST_BATCHES = 20
+"""Batches of a cluster below which its easy-to-hard order is hardly one (ours)."""
+MOST_ALONE = 0.1
+"""Share of batches without a partner up to which a plan is one of "each batch is paired" (paper, section 3.2; bound ours)."""
 
 
 def random_order(ids: Ids, seed: int) -> np.ndarray:
@@ -119,6 +141,95 @@ def _insert_rests(full: Batches, rests: np.ndarray, ranking: np.ndarray) -> Batc
     return Batches(np.concatenate([[0], np.cumsum(begins)]), np.concatenate([rests, full.rows])[order])
 
 
+# Mixing.
+
+
+def dominant_clusters(clusters: np.ndarray) -> list[int]:
+    """The most frequent cluster of each batch of clusters [T, b], the lowest number among equals.
+
+    >>> dominant_clusters(np.array([[4, 2, 4, 2, 7], [7, 7, 2, 2, 7]]))
+    [2, 7]
+    """
+    names, number = np.unique(clusters, return_inverse=True)
+    number = number.reshape(clusters.shape) + len(names) * np.arange(len(clusters))[:, None]
+    counts = np.bincount(number.ravel(), minlength=len(clusters) * len(names)).reshape(len(clusters), len(names))
+    return names[counts.argmax(axis=1)].tolist()
+
+
+def batch_facts(batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray) -> pd.DataFrame:
+    """What a partner is chosen by, a row each of T batches before the swap: stage, ranking and length (means), dominant (most
+    frequent cluster), n_clusters. clusters, ranking and lengths (above 0) are [N], indexed by `Batches.rows`."""
+    rows, inside = batches.rows, clusters[batches.rows]
+    ranking, lengths = (values[rows].mean(axis=1).astype(np.float64) for values in (ranking, lengths))
+    return pd.DataFrame({"stage": batches.stage, "ranking": ranking, "length": lengths, "dominant": dominant_clusters(inside),
+                         "n_clusters": _distinct(inside)})  # fmt: skip
+
+
+def mix_tails(
+    batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
+) -> tuple[Batches, np.ndarray]:
+    """Exchange the last `swapped_per_batch` samples of admissible pairs; h = 0 changes nothing. Arrays as in `batch_facts`.
+
+    Returns the batches, the partner's tail in the last h slots, and the step that each exchanged tails with, -1 for none, [T].
+    """
+    h, rows = config.swapped_per_batch, batches.rows.copy()
+    partner = np.full(len(rows), -1, dtype=np.int64)
+    if not h:
+        return batches, partner
+    facts, steps = batch_facts(batches, clusters, ranking, lengths), np.arange(len(rows))[:, None]
+    others = steps + np.arange(1, config.window_batches + 1)  # the conditions are symmetric: earlier batches have chosen
+    difference, _, met = _compared(steps, np.minimum(others, len(rows) - 1), facts, config)
+    fits = np.logical_and.reduce([others < len(rows), *met.values()])
+    choices = fits.sum(axis=1) + np.bincount(others[fits], minlength=len(rows))
+    for i in range(len(rows)):
+        free = np.flatnonzero(fits[i]) if partner[i] < 0 else np.empty(0, dtype=np.int64)
+        free = free[partner[i + 1 + free] < 0]
+        if len(free):
+            j = i + 1 + free[np.lexsort((difference[i, free], choices[i + 1 + free]))[0]]
+            partner[i], partner[j] = j, i
+    paired = np.flatnonzero(partner >= 0)
+    rows[paired, -h:] = batches.rows[partner[paired], -h:]
+    return Batches(batches.stage, rows), partner
+
+
+def _compared(
+    step: int | np.ndarray, others: np.ndarray, facts: pd.DataFrame, config: PlanConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Difference of the mean scores of steps and others, that of lengths as a share of the larger, and what is met."""
+    mean, length, dominant = (facts[name].to_numpy() for name in ("ranking", "length", "dominant"))
+    ranking = np.abs(mean[step] - mean[others])
+    apart = np.abs(length[step] - length[others]) / np.maximum(length[step], length[others])
+    met = {DIFFICULTY: ranking <= config.difficulty_tolerance, LENGTH: apart <= config.length_tolerance,
+           CLUSTER: dominant[step] != dominant[others]}  # fmt: skip
+    return ranking, apart, met
+
+
+def candidates(step: int, facts: pd.DataFrame, partner: np.ndarray, config: PlanConfig) -> list[dict[str, Any]]:
+    """The other batches inside the window as possible partners, closest mean ranking score first: step, dominant cluster,
+    ranking_difference (label units), length_difference (a share of the larger), failed (conditions, in the words above).
+
+    partner [T] is the step that each batch exchanged tails with, -1 for none. A batch without a partner has no candidate
+    that fails nothing, for the conditions are symmetric: one of the two would have chosen the other.
+    """
+    away = np.abs(np.arange(len(facts)) - step)
+    others = np.flatnonzero((away > 0) & (away <= config.window_batches))
+    ranking, length, met = _compared(step, others, facts, config)
+    met[TAKEN] = np.isin(partner[others], (-1, step))
+    return [
+        {"step": int(others[i]), "dominant": int(facts["dominant"][others[i]]), "ranking_difference": float(ranking[i]),
+         "length_difference": float(length[i]), "failed": tuple(name for name, values in met.items() if not values[i])}
+        for i in np.argsort(ranking, kind="stable")
+    ]  # fmt: skip
+
+
+def _distinct(clusters: np.ndarray) -> np.ndarray:
+    """Number of different clusters in each row of clusters [T, b], int [T]."""
+    return 1 + np.count_nonzero(np.diff(np.sort(clusters, axis=1), axis=1), axis=1)
+
+
+# The plan and what its batches look like.
+
+
 def build_plan(
     ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray, config: PlanConfig,
     *, order: str = "saerl", seed: int = 0, labels: np.ndarray | None = None, within: np.ndarray | None = None,
@@ -154,12 +265,6 @@ def build_plan(
     return plan
 
 
-FEWEST_BATCHES = 20
-"""Batches of a cluster below which its easy-to-hard order is hardly one (ours)."""
-MOST_ALONE = 0.1
-"""Share of batches without a partner up to which a plan is one of "each batch is paired" (paper, section 3.2; bound ours)."""
-
-
 def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
     """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner.
 
@@ -176,6 +281,79 @@ def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
     if plan.swapped_per_batch and alone.mean() > MOST_ALONE:
         warnings.warn(f"{alone.mean():.0%} of the batches found no partner: widen window_batches or a tolerance", stacklevel=2)
     return found.rename_axis("cluster").reset_index()
+
+
+def standardised_space(x: np.ndarray) -> np.ndarray:
+    """x [N, D] of the pool with mean 0 and deviation 1 a column. Raises ValueError for non-finite values."""
+    require_finite("x", x)
+    return StandardScaler().fit_transform(np.asarray(x, dtype=np.float64))
+
+
+def projection_2d(x: np.ndarray) -> np.ndarray:
+    """First two principal components [N, 2] of the standardised pool x [N, D]; N and D at least 2."""
+    return PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(standardised_space(x))
+
+
+def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+    """Mean distance to the k nearest neighbours in the batch (b - 1 if that is less), one value a batch, [T].
+
+    points are [N, D], batches row numbers [T, b].
+
+    >>> batch_diversity(np.array([[0.0], [1.0], [3.0]]), np.array([[0, 1, 2]]), k=1).round(3).tolist()
+    [1.333]
+
+    Raises ValueError for batches of fewer than two samples.
+    """
+    b = batches.shape[1]
+    if b < 2:
+        raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
+    distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
+    return np.array([np.sort(d, axis=1)[:, 1 : min(k, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
+
+
+def diversity_rows(
+    plan: BatchPlan, ids: Ids, spaces: Mapping[str, np.ndarray], bootstrap_samples: int, seed: int
+) -> pd.DataFrame:
+    """Rows of `inbatch_diversity.csv`: order, swapped_per_batch, space, value, ci_low, ci_high, n_batches.
+
+    `spaces` maps a name to points [N, D] in the order of ids [N]; value is the mean over batches and the interval
+    resamples batches.
+    """
+    batches = _rows_of(plan, ids).reshape(plan.steps, plan.prompts_per_step)
+    rows = []
+    for space, points in spaces.items():
+        values = batch_diversity(points, batches)
+        interval = bootstrap_interval(lambda index, v=values: float(v[index].mean()), len(values), bootstrap_samples, seed)
+        rows.append((plan.order, plan.swapped_per_batch, space, float(values.mean()), interval.low, interval.high, len(values)))
+    return pd.DataFrame(rows, columns=["order", "swapped_per_batch", "space", "value", "ci_low", "ci_high", "n_batches"])
+
+
+def composition_rows(plan: BatchPlan, ids: Ids, prompt_tokens: np.ndarray) -> pd.DataFrame:
+    """Rows of `batch_composition.csv`, one a step; prompt_tokens [N] in the order of ids [N].
+
+    Columns: order, step, dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words.
+    """
+    shape = (plan.steps, plan.prompts_per_step)
+    tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)].reshape(shape)
+    clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
+    dominant = np.array(dominant_clusters(clusters))
+    return pd.DataFrame({
+        "order": plan.order, "step": np.arange(plan.steps), "dominant_cluster": dominant,
+        "dominant_share": (clusters == dominant[:, None]).mean(axis=1), "n_clusters": _distinct(clusters),
+        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": tokens.mean(axis=1),
+    })  # fmt: skip
+
+
+def _rows_of(plan: BatchPlan, ids: Ids) -> np.ndarray:
+    """Row number in ids of each planned sample, by position."""
+    row = rows_of(plan.table["sample_id"], ids)
+    if (row < 0).any():
+        unknown = plan.table["sample_id"][row < 0].tolist()
+        raise PlanError(f"ids lacks {len(unknown)} planned samples, first {unknown[:3]}: pass the ids of the planned pool")
+    return row
+
+
+# The stage.
 
 
 def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:

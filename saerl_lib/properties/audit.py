@@ -36,9 +36,8 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.difficulty import coverage_table
 from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.scorer import difficulties, load_scorer
+from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer, side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -74,21 +73,6 @@ LABEL_SHARE = 0.1
 """A topic joins the label from this share of its cluster on; the first one always does (not stated in the paper; ours)."""
 MIXED_SHARE = 0.25
 """Below this share of the first topic the label says that the cluster is mixed (not stated in the paper; ours)."""
-
-
-@dataclass(frozen=True)
-class PoolFacts:
-    """What is known of N samples beside their features; topics may be '' and difficulty NaN."""
-
-    ids: Sequence[str]
-    topics: np.ndarray
-    """Paths 'A -> B -> C', str [N]."""
-    difficulty: np.ndarray
-    """Labels, float [N]."""
-    prompt_words: np.ndarray
-    """[N]."""
-    solution_words: np.ndarray
-    """[N]."""
 
 
 def ranked_topics(topics: np.ndarray) -> list[tuple[str, float]]:
@@ -129,36 +113,41 @@ def standardised_shift(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.divide(shift, spread, out=np.zeros_like(shift), where=spread > 1e-12)
 
 
-def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: PoolFacts) -> pd.DataFrame:
-    """Rows of `cluster_audit.csv`, one a cluster that holds a sample; phi is [N, D] with column names [D].
+def pool_facts(samples: Sequence[Sample], metadata: np.ndarray) -> pd.DataFrame:
+    """What is known of N samples beside their features: sample_id, topic ('' for none), difficulty (NaN for none), prompt_words,
+    solution_words."""
+    rows = [(sample.id, sample.topic, sample.difficulty) for sample in samples]
+    found = pd.DataFrame(rows, columns=["sample_id", "topic", "difficulty"]).astype({"difficulty": float})
+    return found.assign(**side_words(metadata))
+
+
+def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `cluster_audit.csv`, one a cluster that holds a sample; phi is [N, D] with column names [D], facts of `pool_facts`.
 
     Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
     `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
     above that of the other clusters. Both are joined by '; '. Raises ValueError for unequal rows or non-finite phi.
     """
-    require_rows(phi=phi, labels=assigned.label, ids=facts.ids, topics=facts.topics, difficulty=facts.difficulty)
+    require_rows(phi=phi, labels=assigned.label, facts=facts)
     require_finite("phi", phi)
     latents = [name for name in names if is_latent(name)]
     values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
-    all_ids, all_topics = np.asarray(facts.ids, dtype=str), np.asarray(facts.topics, dtype=str)
     rows = []
-    for cluster in np.unique(assigned.label):
-        inside = assigned.label == cluster
-        ids, topics, difficulty = all_ids[inside], all_topics[inside], np.asarray(facts.difficulty, dtype=float)[inside]
-        ranked, difficulty = ranked_topics(topics), difficulty[np.isfinite(difficulty)]
-        quartiles = np.percentile(difficulty, [25, 50, 75]) if len(difficulty) else [np.nan] * 3
-        shift = standardised_shift(values, inside)
+    for cluster, part in facts.assign(distance=assigned.distance).groupby(assigned.label):
+        ranked = ranked_topics(part["topic"].to_numpy(dtype=str))
+        labels, topics = part["difficulty"].dropna().to_numpy(dtype=float), part.loc[part["topic"] != "", "topic"]
+        quartiles = np.percentile(labels, [25, 50, 75]) if len(labels) else [np.nan] * 3
+        shift = standardised_shift(values, assigned.label == cluster)
         top = [i for i in np.argsort(-shift, kind="stable")[:TOP_LATENTS] if shift[i] > 0]
         rows.append({
-            "cluster": int(cluster), "n": int(inside.sum()), "label": cluster_label(ranked),
+            "cluster": int(cluster), "n": len(part), "label": cluster_label(ranked),
             "top_topics": "; ".join(f"{topic} ({share:.0%})" for topic, share in ranked[:TOP_TOPICS]),
-            "topic_entropy_bits": topic_entropy(topics[topics != ""]) if ranked else 0.0,
-            "difficulty_mean": float(difficulty.mean()) if len(difficulty) else np.nan,
+            "topic_entropy_bits": topic_entropy(topics) if ranked else 0.0,
+            "difficulty_mean": float(labels.mean()) if len(labels) else np.nan,
             **dict(zip(("difficulty_q25", "difficulty_median", "difficulty_q75"), map(float, quartiles), strict=True)),
-            "n_difficulty": len(difficulty),
-            "prompt_words_mean": float(np.mean(np.asarray(facts.prompt_words)[inside])),
-            "solution_words_mean": float(np.mean(np.asarray(facts.solution_words)[inside])),
-            "representatives": "; ".join(ids[np.lexsort((ids, assigned.distance[inside]))][:REPRESENTATIVES]),
+            "n_difficulty": len(labels),
+            **{f"{side}_words_mean": float(part[f"{side}_words"].to_numpy().mean()) for side in ("prompt", "solution")},
+            "representatives": "; ".join(part.sort_values(["distance", "sample_id"])["sample_id"][:REPRESENTATIVES]),
             "top_latents": "; ".join(f"{latents[i]} (+{shift[i]:.1f})" for i in top),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -342,8 +331,9 @@ class TokenHighlights:
         peak = max(self.activations, default=0.0)
         return self.activations.index(peak) if peak > 0 else None
 
-    def text(self, context: int = CONTEXT_TOKENS) -> str:
-        """The strongest token in guillemets with `context` tokens on both sides, line breaks as ' | '.
+    def text(self, context: int = CONTEXT_TOKENS, characters: int | None = None) -> str:
+        """The strongest token in guillemets with `context` tokens on both sides, fewer to stay within a number of `characters`,
+        line breaks as ' | '.
 
         >>> TokenHighlights("sol_max/3", "a", "solution", ("x", " =", " 7"), (0.0, 0.5, 2.0)).text()
         'x =« 7»'
@@ -353,12 +343,10 @@ class TokenHighlights:
         low = max(0, (best or 0) - context)
         high = min(len(marked), (best or 0) + context + 1)
         cut = ("..." if low else "") + "".join(marked[low:high]) + ("..." if high < len(marked) else "")
-        return cut.replace("\n", " | ").strip()
-
-    def excerpt(self, characters: int) -> str:
-        """`text` with as many tokens around the strongest one as stay within a number of characters."""
-        texts = (self.text(context) for context in range(CONTEXT_TOKENS, -1, -1))
-        return next((text for text in texts if len(text) <= characters), self.text(0)[:characters])
+        found = cut.replace("\n", " | ").strip()
+        if characters is None or len(found) <= characters:
+            return found
+        return self.text(context - 1, characters) if context else found[:characters]
 
     def html(self) -> Html:
         """All tokens, shaded by activation."""
@@ -408,25 +396,17 @@ EXAMPLES = 3
 """Highest-activating samples of each top latent (ours)."""
 
 
-def pool_facts(samples: list[Sample], metadata: np.ndarray) -> PoolFacts:
-    """Labels and lengths of a pool beside its features."""
-    words = {side: metadata[:, FEATURES.index(f"{side}_words")] for side in ("prompt", "solution")}
-    topics = np.array([s.topic for s in samples], dtype=str)
-    difficulty = np.array([s.difficulty for s in samples], dtype=float)
-    return PoolFacts([s.id for s in samples], topics, difficulty, words["prompt"], words["solution"])
-
-
 def audit_tables(
-    samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: PoolFacts,
+    samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame,
     encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
 ) -> tuple[dict[str, pd.DataFrame], list[TokenHighlights]]:  # fmt: skip
     """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
 
     top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
     """
-    phi = table.phi
+    phi, topics = table.phi, facts["topic"].to_numpy()
     gain = feature_gain(phi, assigned.label, seed)
-    latents = top_latents_table(gain, names, phi, facts.topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
+    latents = top_latents_table(gain, names, phi, topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
     wanted, ids = [], np.asarray(table.ids, dtype=str)
     for feature in latents["feature"]:
         values = table.z[:, names.index(feature)]
@@ -434,7 +414,7 @@ def audit_tables(
     items = token_highlights(wanted, encoder) if wanted else []
     first = {item.feature: item for item in reversed(items)}
     shown = [first[feature] for feature in latents["feature"]]
-    texts = [item.text() if characters is None else item.excerpt(characters) for item in shown]
+    texts = [item.text(characters=characters) for item in shown]
     return {
         "cluster_audit": cluster_audit_table(phi, names, assigned, facts),
         "feature_groups": feature_groups_table(gain, resampled_gains(phi, assigned.label, seed), names, len(phi)),
@@ -458,7 +438,7 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
-        scorer = load_scorer(difficulty.path("scorer.safetensors"))
+        scorer = load_scorer(difficulty)
         held_out, truth = scorer.score(load_split_features(features, "test")), difficulties(world, "test")
         tables["difficulty_interval"] = coverage_table(
             held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths

@@ -5,8 +5,8 @@ that fires on one sample in a thousand stands 30 deviations out and would take a
 reassignment of centroids (late in a fit it leaves clusters of one sample), the choice among restarts, the subsample that
 a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
 
-phi is anything with `shape` and rows that can be sliced: an array, a `numpy.memmap` or `StoredPhi`. A million samples of 986
-float32 columns take 4 GB, as float64 8 GB, so whatever visits all of them does so by chunks of rows.
+phi is an array or a `numpy.memmap`. A million samples of 986 float32 columns take 4 GB, as float64 8 GB, so whatever visits all
+of them does so by chunks of rows.
 """
 
 from __future__ import annotations
@@ -27,34 +27,6 @@ from saerl_lib.properties.probes import require_rows
 
 CHUNK_ROWS = 4096
 """Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""
-
-
-@dataclass(frozen=True)
-class StoredPhi:
-    """phi = [z ; m] of a feature table on disk; only the rows that are asked for are read and joined."""
-
-    ids: tuple[str, ...]
-    z: np.ndarray
-    """float32 [N, 4 S], memory-mapped."""
-    metadata: np.ndarray
-    """float32 [N, 26], memory-mapped."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, 4 S + 26)."""
-        return len(self.z), self.z.shape[1] + self.metadata.shape[1]
-
-    @property
-    def ndim(self) -> int:
-        """2, as an array says."""
-        return 2
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """phi of some rows, float32 [n, D]."""
-        return np.concatenate([self.z[rows], self.metadata[rows]], axis=1)
 
 
 def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
@@ -208,15 +180,10 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     used = np.unique(_nearest(points, found.centroids))
     found = replace(found, centroids=found.centroids[used], n_dropped=k - len(used))
     found = merge_small(found, phi, smallest) if smallest > 1 else found
-    return replace(found, centroids=found.centroids[_by_size(found.assign(phi).label, found.k)])
-
-
-def _by_size(label: np.ndarray, k: int) -> np.ndarray:
-    """Numbers of k clusters by the size of `label` [N], falling, then by the row of the first sample."""
-    names, first = np.unique(label, return_index=True)
-    row = np.full(k, len(label))
-    row[names] = first
-    return np.lexsort((row, -np.bincount(label, minlength=k)))
+    label, first = found.assign(phi).label, np.full(found.k, len(phi))
+    names, rows = np.unique(label, return_index=True)
+    first[names] = rows
+    return replace(found, centroids=found.centroids[np.lexsort((first, -np.bincount(label, minlength=found.k)))])
 
 
 def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
@@ -225,12 +192,8 @@ def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
     while found.k > 1 and np.bincount(label, minlength=found.k).min() < smallest:
         small = int(np.bincount(label, minlength=found.k).argmin())
         moved = np.flatnonzero(label == small)
-        found = replace(
-            found,
-            centroids=np.delete(found.centroids, small, axis=0),
-            n_merged=found.n_merged + 1,
-            n_moved=found.n_moved + len(moved),
-        )
+        centroids, merged = np.delete(found.centroids, small, axis=0), found.n_merged + 1
+        found = replace(found, centroids=centroids, n_merged=merged, n_moved=found.n_moved + len(moved))
         label[label > small] -= 1
         label[moved] = found.assign(phi[moved]).label
     return found
@@ -281,9 +244,9 @@ OTHER_SEEDS = 5
 """Fits beside the profile's own one: 15 pairs."""
 
 
-def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int, others: int = OTHER_SEEDS) -> list[Clusters]:
-    """The clusters of phi [N, D] under the base seed, then under `others` further k-means seeds; same settings, same phi."""
-    seeds = [seed, *(sub_seed(seed, f"cluster-stability-{i}") for i in range(others))]
+def seed_fits(phi: np.ndarray, config: PropertyConfig, seed: int) -> list[Clusters]:
+    """The clusters of phi [N, D] under the base seed, then under `OTHER_SEEDS` k-means seeds; same settings, same phi."""
+    seeds = [seed, *(sub_seed(seed, f"cluster-stability-{i}") for i in range(OTHER_SEEDS))]
     return [pool_clusters(phi, config, number) for number in seeds]
 
 

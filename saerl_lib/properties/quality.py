@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from scipy.special import expit
 from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.config import PropertyConfig
+from saerl_lib.properties.clusters import by_chunks
 from saerl_lib.properties.probes import Matrix, ProbeRow, mean_squared_row_norm, require_finite, require_rows, scaler_for
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -50,9 +52,15 @@ class SourceClassifier:
     classifier: SGDClassifier
 
     def log_odds(self, z: Matrix) -> np.ndarray:
-        """w.z + b of z [N, D], larger is more like the target. Raises ValueError for non-finite z."""
+        """w.z + b of z [N, D], larger is more like the target; dense z by chunks. Raises ValueError for non-finite z."""
+
+        def read(rows: Matrix) -> np.ndarray:
+            return self.classifier.decision_function(self.scaler.transform(rows) / self.norm)
+
+        if not sparse.issparse(z):
+            return by_chunks("z", z, read)
         require_finite("z", z)
-        return self.classifier.decision_function(self.scaler.transform(z.astype(np.float64)) / self.norm)
+        return read(z.astype(np.float64))
 
     def score(self, z: Matrix) -> np.ndarray:
         """Scores in [0, 1] of z [N, D]. Raises ValueError for non-finite z."""

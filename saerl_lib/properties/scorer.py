@@ -3,42 +3,43 @@
 `fit_scorer` fits what the labels at hand allow, `Scorer.score` gives one table for any features of the same columns. The embedded
 world, one's own rows, the paper's data and alternative features differ in their arguments alone.
 No row is scored by a model that saw its own label: labelled and rated rows take out-of-fold scores.
+
+Difficulty is an elastic net, a global map g and a shrunken cluster residual (paper, section 3.3, equation 10):
+
+    r = g(d_hat) + lambda_c * Delta_c,   lambda_c = n_c / (n_c + tau),   larger is harder
+
+The paper fits g on the labelled subset L and leaves its form open. Here g and Delta_c are fitted on out-of-fold predictions of L:
+in-sample predictions lie closer to the labels than those of new samples, so g would be too steep and Delta_c too small (not
+stated in the paper; ours). An isotonic g is flat in places, hence d_hat is kept for ties. The interval is r +- width (ours): the
+ceil((n + 1) * level)-th smallest absolute residual of n labelled samples, as in split-conformal prediction. The folds' models
+differ from the final one and the corrections saw the same labels, so the guarantee holds only nearly: `coverage_table` measures
+it.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from scipy import stats
+from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import ElasticNet, SGDClassifier
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES
-from saerl_lib.encode.store import load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
-from saerl_lib.properties.difficulty import (
-    Corrections,
-    DifficultyModel,
-    HalfWidths,
-    Scores,
-    cluster_half_widths,
-    fit_difficulty,
-    reliability_table,
-)
-from saerl_lib.properties.probes import FOLDS, require_rows
+from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.properties.clusters import Clusters, agreement, by_chunks, cluster_topics, pool_clusters, topic_summary
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_finite, require_rows
 from saerl_lib.properties.quality import (
     SourceClassifier,
     filter_table,
@@ -49,6 +50,7 @@ from saerl_lib.properties.quality import (
     score_histogram,
     source_separation,
 )
+from saerl_lib.report.statistics import wilson_interval
 
 PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
 """Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
@@ -56,29 +58,160 @@ RULE = "p95"
 """Threshold rule of `Scorer.score` where no number of kept rows is given (paper, Table 6)."""
 
 
-class Features(Protocol):
-    """What is read of N samples; a FeatureTable, or `Columns` where other columns are read."""
+# Difficulty.
 
-    @property
-    def ids(self) -> Sequence[str]:
-        """[N]."""
+@dataclass(frozen=True)
+class DifficultyModel:
+    """Fitted on L alone."""
 
-    @property
-    def phi(self) -> np.ndarray:
-        """[N, D], of clusters and difficulty; no NaN. May be stored rows, which are read by chunks."""
+    predictor: Pipeline
+    """f_D: standardisation and elastic net."""
+    calibration: IsotonicRegression
+    """g."""
+    corrections: pd.DataFrame
+    """Of `cluster_corrections`."""
+    out_of_fold: pd.DataFrame
+    """Of `rank`, scores of L itself, d_hat predicted by folds that did not see the sample."""
 
-    @property
-    def z(self) -> np.ndarray:
-        """[N, E], of quality."""
+    def predict(self, phi: np.ndarray, clusters: np.ndarray) -> pd.DataFrame:
+        """`rank` of phi [N, D], read by chunks, whose clusters are [N]. Raises ValueError for non-finite phi."""
+        require_rows(phi=phi, clusters=clusters)
+        raw = by_chunks("phi", phi, self.predictor.predict)
+        return rank(raw, self.calibration.predict(raw[:, None]), clusters, self.corrections)
 
+
+def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> pd.DataFrame:
+    """The cluster part of equation 10, a row each of K clusters: n_labelled (n_c), residual (Delta_c, the mean residual
+    d* - g(d_hat) [N] of labelled samples in clusters [N], 0 without labels) and shrinkage (lambda_c in [0, 1)).
+
+    >>> cluster_corrections(np.array([1.0, 3.0, -1.0]), np.array([0, 0, 1]), k=3, tau=2.0).round(3).to_numpy().tolist()
+    [[2.0, 2.0, 0.5], [1.0, -1.0, 0.333], [0.0, 0.0, 0.0]]
+    """
+    n = np.bincount(clusters, minlength=k)
+    residual = np.bincount(clusters, weights=residuals, minlength=k) / np.maximum(n, 1)
+    return pd.DataFrame({"n_labelled": n, "residual": residual, "shrinkage": n / (n + tau)})
+
+
+def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, corrections: pd.DataFrame) -> pd.DataFrame:
+    """Equation 10 for N samples, whose clusters [N] lie below K: raw (d_hat), calibrated (g(d_hat)), ranking (r), label units."""
+    correction = (corrections["shrinkage"] * corrections["residual"]).to_numpy()[clusters]
+    return pd.DataFrame({"raw": raw, "calibrated": calibrated, "ranking": calibrated + correction})
+
+
+def fit_difficulty(
+    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
+) -> DifficultyModel:
+    """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
+
+    Raises ValueError for non-finite phi or labels, unequal rows or fewer samples than folds.
+    """
+    require_rows(phi=phi, labels=labels, clusters=clusters)
+    labels = np.asarray(labels, dtype=np.float64)
+    predictor = fit_elastic_net(phi, labels, config, seed)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
+    calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
+    calibrated = calibration.predict(raw[:, None])
+    corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
+    return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
+
+
+def with_clusters(model: DifficultyModel, labels: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> DifficultyModel:
+    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L.
+
+    d_hat and g do not depend on the clusters, so nothing else is fitted again.
+    """
+    raw, calibrated = (model.out_of_fold[name].to_numpy() for name in ("raw", "calibrated"))
+    corrections = cluster_corrections(np.asarray(labels, dtype=float) - calibrated, clusters, k, tau)
+    return replace(model, corrections=corrections, out_of_fold=rank(raw, calibrated, clusters, corrections))
+
+
+def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """Rows of `calibration.csv`: score, bin, n, predicted_mean, label_mean, ci_low, ci_high of held-out samples [N].
+
+    Bins are quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`.
+    The interval is the 95 % t-interval of the label mean, NaN for a bin of one sample.
+    """
+    require_rows(predicted=predicted, labels=labels)
+    predicted, labels = np.asarray(predicted, dtype=float), np.asarray(labels, dtype=float)
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    edges = np.unique(np.quantile(predicted, inner, method="inverted_cdf"))
+    place = np.searchsorted(edges, predicted, side="left")
+    rows = []
+    for number in np.unique(place):
+        inside = labels[place == number]
+        n, mean = len(inside), float(inside.mean())
+        half = stats.t.ppf(0.975, n - 1) * inside.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        rows.append((score, int(number), n, float(predicted[place == number].mean()), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
+
+
+LEVEL = 0.95
+"""Nominal coverage (not stated in the paper; ours)."""
+MIN_LABELS = 50
+"""A cluster with fewer labelled samples takes the half-width of all of L (not stated in the paper; ours)."""
+
+
+def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
+    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
+
+    Infinite when n is below level / (1 - level).
+
+    >>> conformal_half_width(np.array([-1.0, 2.0, 3.0, -4.0]), level=0.8), conformal_half_width(np.array([1.0]), level=0.8)
+    (4.0, inf)
+
+    Raises ValueError for no or non-finite residuals.
+    """
+    require_rows(residuals=residuals)
+    require_finite("residuals", residuals)
+    place = math.ceil((len(residuals) + 1) * level - 1e-9)
+    return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
+
+
+def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> pd.DataFrame:
+    """Half-widths of the intervals r +- width of K clusters from residuals [N] of labelled samples in clusters [N].
+
+    Columns width (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether
+    they are those of the cluster alone; small clusters take the half-width of all.
+    """
+    require_rows(residuals=residuals, clusters=clusters)
+    counts = np.bincount(clusters, minlength=k)
+    own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
+    width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]
+    return pd.DataFrame({"width": width, "n": np.where(own, counts, len(residuals)), "own": own})
+
+
+def coverage_table(scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: pd.DataFrame) -> pd.DataFrame:
+    """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
+    coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
+    require_rows(scores=scores, labels=labels, clusters=clusters)
+    inside = np.abs(labels - scores) <= widths["width"].to_numpy()[clusters]
+    rows = [
+        (str(w.Index), w.width, w.n, "cluster" if w.own else "all", inside[clusters == w.Index])
+        for w in widths.loc[np.unique(clusters)].itertuples()
+    ]
+    rows.append(("all", float(widths["width"].to_numpy()[clusters].mean()), int(widths["n"].max()), "mixed", inside))
+    counted = [(*row, len(hits), *wilson_interval(int(hits.sum()), len(hits)), LEVEL) for *row, hits in rows]
+    columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
+    return pd.DataFrame(counted, columns=columns)
+
+
+# The scorer.
 
 @dataclass(frozen=True)
 class Columns:
     """Features of N samples as plain arrays."""
 
     ids: Sequence[str]
+    """[N]."""
     phi: np.ndarray
+    """[N, D], of clusters and difficulty; no NaN. May be stored rows, which are read by chunks."""
     z: np.ndarray
+    """[N, E], of quality."""
+
+
+Features = FeatureTable | Columns
+"""What is read of N samples."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +240,8 @@ class Scorer:
 
     clusters: Clusters
     difficulty: DifficultyModel | None = None
-    widths: HalfWidths | None = None
-    """Of the interval r +- width."""
+    widths: pd.DataFrame | None = None
+    """Of `cluster_half_widths`."""
     labelled: tuple[str, ...] = ()
     """Ids of L, the rows of `difficulty.out_of_fold`."""
     quality: SourceClassifier | None = None
@@ -138,10 +271,8 @@ class Scorer:
         columns |= dict.fromkeys(("raw", "calibrated", "ranking", "half_width", "quality"), nothing)
         if self.difficulty is not None and self.widths is not None:
             scores, own = self.difficulty.predict(phi, found.label), self.difficulty.out_of_fold
-            pairs = {"raw": (scores.raw, own.raw), "calibrated": (scores.calibrated_global, own.calibrated_global),
-                     "ranking": (scores.ranking, own.ranking)}  # fmt: skip
-            columns |= {name: _replaced(values, place, self.labelled, seen) for name, (values, seen) in pairs.items()}
-            columns["half_width"] = self.widths.width[found.label]
+            columns |= {name: _replaced(scores[name].to_numpy(), place, self.labelled, own[name].to_numpy()) for name in own}
+            columns["half_width"] = self.widths["width"].to_numpy()[found.label]
         kept = np.ones(len(ids), dtype=bool)
         if self.quality is not None:
             quality = _replaced(self.quality.score(features.z), place, self.rated, self.out_of_fold)
@@ -149,27 +280,6 @@ class Scorer:
             columns["quality"] = quality
         order = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality"]
         return pd.DataFrame({name: columns[name] for name in order} | {"kept": kept})
-
-    def save(self, path: Path) -> None:
-        """Write the fitted arrays as safetensors, ids in the header."""
-        c, arrays = self.clusters, {}
-        arrays |= {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
-                   "cluster.counts": np.array([c.n_dropped, c.n_merged, c.n_moved])}  # fmt: skip
-        if self.difficulty is not None and self.widths is not None:
-            m, w, own = self.difficulty, self.widths, self.difficulty.out_of_fold
-            scaler, net, g = m.predictor["scale"], m.predictor["probe"], m.calibration
-            arrays |= {f"net.{n}": v for n, v in _linear(scaler, net.coef_, net.intercept_).items()}
-            arrays |= {"g.x": g.X_thresholds_, "g.y": g.y_thresholds_, "correction.n": m.corrections.n_labelled,
-                       "correction.residual": m.corrections.residual, "correction.shrinkage": m.corrections.shrinkage,
-                       "own.raw": own.raw, "own.calibrated": own.calibrated_global, "own.ranking": own.ranking,
-                       "width.width": w.width, "width.n": w.n, "width.own": w.own.astype(np.int64)}  # fmt: skip
-        if self.quality is not None:
-            q = self.quality
-            arrays |= {f"source.{n}": v for n, v in _linear(q.scaler, q.classifier.coef_[0], q.classifier.intercept_[0]).items()}
-            arrays |= {"source.norm": np.array([q.norm]), "source.own": self.out_of_fold}
-            arrays |= {} if self.negatives is None else {"source.negatives": self.negatives}
-        header = {"ids": json.dumps({"labelled": self.labelled, "rated": self.rated})}
-        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, metadata=header)
 
 
 def _replaced(values: np.ndarray, place: dict[str, int], ids: Sequence[str], own: np.ndarray | None) -> np.ndarray:
@@ -179,43 +289,6 @@ def _replaced(values: np.ndarray, place: dict[str, int], ids: Sequence[str], own
     if there and own is not None:
         found[[place[ids[i]] for i in there]] = own[there]
     return found
-
-
-def _linear(scaler: StandardScaler, weight: np.ndarray, intercept: float) -> dict[str, np.ndarray]:
-    return {"mean": scaler.mean_, "scale": scaler.scale_, "weight": np.asarray(weight), "intercept": np.array([intercept])}
-
-
-def _linear_from(arrays: dict[str, np.ndarray], name: str, model: Any) -> tuple[StandardScaler, Any]:
-    """A fitted scaler, and `model` with the stored weights."""
-    scaler, weight, scale = StandardScaler(), arrays[f"{name}.weight"], arrays[f"{name}.scale"]
-    scaler.mean_, scaler.scale_, scaler.var_ = arrays[f"{name}.mean"], scale, scale**2
-    scaler.n_features_in_ = model.n_features_in_ = len(weight)
-    model.coef_, model.intercept_ = weight, float(arrays[f"{name}.intercept"][0])
-    return scaler, model
-
-
-def load_scorer(path: Path) -> Scorer:
-    """Read what `Scorer.save` wrote; scores are the same to the last digit."""
-    with safe_open(path, framework="numpy") as handle:
-        a = {name: handle.get_tensor(name) for name in handle.keys()}
-        ids = json.loads(handle.metadata()["ids"])
-    counts = [int(n) for n in a["cluster.counts"]]
-    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"], *counts)
-    model = widths = quality = None
-    if "net.weight" in a:
-        scaler, net = _linear_from(a, "net", ElasticNet())
-        calibration = IsotonicRegression(out_of_bounds="clip").fit(a["g.x"][:, None], a["g.y"])
-        corrections = Corrections(a["correction.n"], a["correction.residual"], a["correction.shrinkage"])
-        own = Scores(a["own.raw"], a["own.calibrated"], a["own.ranking"])
-        model = DifficultyModel(Pipeline([("scale", scaler), ("probe", net)]), calibration, corrections, own)
-        widths = HalfWidths(a["width.width"], a["width.n"], a["width.own"].astype(bool))
-    if "source.weight" in a:
-        scaler, linear = _linear_from(a, "source", SGDClassifier(loss="log_loss"))
-        linear.coef_, linear.intercept_ = linear.coef_[None], np.array([linear.intercept_])
-        linear.classes_ = np.array([False, True])
-        quality = SourceClassifier(scaler, float(a["source.norm"][0]), linear)
-    return Scorer(clusters, model, widths, tuple(ids["labelled"]), quality, tuple(ids["rated"]), a.get("source.own"),
-                  a.get("source.negatives"))  # fmt: skip
 
 
 def fit_rated(rated: Rated, seed: int) -> tuple[SourceClassifier, np.ndarray]:
@@ -245,7 +318,7 @@ def fit_scorer(
         phi, labels = labelled.phi, np.asarray(labels, dtype=np.float64)
         cluster = clusters.assign(phi).label
         model = fit_difficulty(phi, labels, cluster, clusters.k, config, sub_seed(seed, "difficulty"))
-        widths = cluster_half_widths(labels - model.out_of_fold.ranking, cluster, clusters.k)
+        widths = cluster_half_widths(labels - model.out_of_fold["ranking"].to_numpy(), cluster, clusters.k)
     if quality is not None:
         classifier, own = fit_rated(quality, sub_seed(seed, "filter"))
         negatives = None if quality.negatives is None else classifier.score(quality.negatives)
@@ -258,9 +331,14 @@ def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
     return np.array([" -> ".join(s.topic.split(" -> ")[:depth]) for s in samples])
 
 
+def side_words(metadata: np.ndarray) -> dict[str, np.ndarray]:
+    """prompt_words and solution_words of N samples, [N] each."""
+    return {name: metadata[:, FEATURES.index(name)] for name in ("prompt_words", "solution_words")}
+
+
 def sequence_words(metadata: np.ndarray) -> np.ndarray:
     """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
-    return metadata[:, [FEATURES.index(f"{side}_words") for side in ("prompt", "solution")]].sum(axis=1)
+    return sum(side_words(metadata).values())
 
 
 def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
@@ -282,7 +360,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
 
     The filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned.
-    Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
+    Files: scorer.joblib, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
     agreement.parquet, cluster_topics.parquet, clusters.parquet.
     """
 
@@ -294,7 +372,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         samples = load_split(data, "pool")
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
-        scorer.save(folder / "scorer.safetensors")
+        joblib.dump(scorer, folder / "scorer.joblib")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
         frame.to_parquet(folder / "scores.parquet", index=False)
         held_out, truth = scorer.score(test), difficulties(data, "test")
@@ -304,41 +382,26 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         label = frame["cluster"].to_numpy()
         agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
         cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
-        _summary(frame, samples, pool.metadata, scorer.difficulty).to_parquet(folder / "clusters.parquet", index=False)
+        summary = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
+        summary = summary.join(scorer.difficulty.corrections, on="cluster")
+        means = {"difficulty": np.array([s.difficulty for s in samples]), **side_words(pool.metadata)}
+        for name, values in means.items():  # of those that have a value
+            summary[f"{name}_mean"] = [float(pd.Series(values[label == c]).mean()) for c in summary["cluster"]]
+        summary.to_parquet(folder / "clusters.parquet", index=False)
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
     return get_or_compute(profile, "difficulty", config, compute, (data, features))
 
 
-def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:
+def load_scorer(difficulty: Stage) -> Scorer:
     """The fitted scorer of the stage `difficulty`."""
-    return load_scorer(difficulty_stage(profile, data, features).path("scorer.safetensors"))
+    return joblib.load(difficulty.path("scorer.joblib"))
 
 
-def fit_properties(profile: Profile, data: Stage, features: Stage) -> tuple[Clusters, DifficultyModel]:
-    """Clusters and difficulty of the stage `difficulty`."""
-    scorer = pool_scorer(profile, data, features)
-    assert scorer.difficulty is not None  # L has labels
-    return scorer.clusters, scorer.difficulty
-
-
-def _summary(scores: pd.DataFrame, samples: Sequence[Sample], metadata: np.ndarray, model: DifficultyModel) -> pd.DataFrame:
-    """Rows of cluster_summary.csv."""
-    label = scores["cluster"].to_numpy()
-    frame = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
-    frame["n_labelled"] = model.corrections.n_labelled
-    frame["residual"] = model.corrections.residual
-    frame["shrinkage"] = model.corrections.shrinkage
-    words = {side: metadata[:, FEATURES.index(f"{side}_words")] for side in ("prompt", "solution")}
-    means = {
-        "difficulty_mean": np.array([s.difficulty for s in samples]),
-        "prompt_words_mean": words["prompt"],
-        "solution_words_mean": words["solution"],
-    }
-    for name, values in means.items():
-        frame[name] = [float(pd.Series(values[label == c]).mean()) for c in frame["cluster"]]  # of those that have a value
-    return frame
+def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:
+    """The same, from what the stage is computed of."""
+    return load_scorer(difficulty_stage(profile, data, features))
 
 
 def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int, most: int | None = None) -> np.ndarray:
@@ -376,7 +439,7 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     fitted = difficulty_stage(profile, data, features)
 
     def compute(folder: Path) -> None:
-        scorer, pool = load_scorer(fitted.path("scorer.safetensors")), load_split_features(features, "pool")
+        scorer, pool = load_scorer(fitted), load_split_features(features, "pool")
         samples = load_split(data, "pool")
         sources = np.array([s.source for s in samples])
         is_target = sources == profile.target

@@ -1,11 +1,9 @@
 """`python -m saerl_lib bench NAME`: speed and memory as ratios measured in one run; the last line is one JSON object.
 
-Each benchmark is held against a floor and against what a user would pick, the ways timed in turn.
-
 `encode`: floor, the same model's forward pass on the same token batch, cut at the hook, no logits; the obvious way, SAELens'
-dense `encode`, then pooling, and a loop over fixed batches in file order; also the peak of memory against the obvious way.
-`plan`: from stored features to a checked plan on disk, above `FEATURES_UP_TO` samples from stored scores; floor, reading the same
-numbers once (of scores, and sorting them); the obvious way on at most `OBVIOUS_ROWS` rows of features.
+dense `encode`, then pooling; also the peak of memory against the obvious way, and the padding of real texts.
+`plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores;
+floor, reading the same numbers once (of scores, and sorting them).
 `grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
 `preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
 H100-hours). It writes the published table preparation_cost.
@@ -29,15 +27,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.preprocessing import StandardScaler
 from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
 
@@ -49,14 +44,12 @@ from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode import models, tokens
 from saerl_lib.encode.models import open_reader
-from saerl_lib.encode.pool import Encoder, pool_batch, pool_vectors
+from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties.clusters import CLIP, RESTARTS, SAMPLES_PER_STEP, StoredPhi, by_chunks, float_chunks, pool_clusters
-from saerl_lib.properties.difficulty import fit_difficulty
-from saerl_lib.properties.probes import fit_elastic_net
-from saerl_lib.properties.quality import fit_source_classifier, keep_top_k
+from saerl_lib.properties.clusters import float_chunks, pool_clusters
+from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
@@ -66,37 +59,27 @@ from saerl_lib.world.sources import world_stage
 
 CPU = torch.device("cpu")
 Rows = dict[str, float]
-Bar = tuple[str, str, float]
-"""Row, "at most" or "at least", limit."""
 REPEATS = 5
-TIMED, FILE_BATCH = 1500, 32
-"""Texts that are timed, and the obvious way's batch of them."""
 ENCODE_BARS = (
     ("all_to_forward_32768", "at most", 1.07), ("all_to_forward_and_product_131072", "at most", 1.05),
-    ("padded_to_real_tokens", "at most", 1.1),
-    ("file_order_to_packed_s", "at least", 1.5), ("obvious_to_chunked_peak", "at least", 5.0),
+    ("padded_to_real_tokens", "at most", 1.1), ("obvious_to_chunked_peak", "at least", 5.0),
 )  # fmt: skip
-"""On a CPU; none was fixed for a GPU."""
+"""Row, side, limit; on a CPU: none was fixed for a GPU."""
 PLAN = PlanConfig(prompts_per_step=128, swapped_per_batch=8)
 """The paper's b and h."""
 PLAN_BARS = {103_022: (8.0, 4.0), 1_000_000: (60.0, 8.0), 10_000_000: (60.0, 4.0)}
 """Pool size -> seconds and GB allowed on two cores."""
 FEATURES_UP_TO = 2_000_000
 """Features of more samples would fill the disk (4 KB a sample)."""
-OBVIOUS_ROWS = 50_000
-Z_COLUMNS, METADATA_COLUMNS, GROUPS = 960, 26, 12
-DRAWN = {"labelled": 3000, "negatives": 1500}
-"""Feature tables beside the pool, and their samples."""
-CHUNK = 8192
+Z_COLUMNS, METADATA_COLUMNS, GROUPS, CHUNK = 960, 26, 12, 8192
+LABELLED, NEGATIVES = 3000, 1500
+"""Samples beside the pool."""
 SCORES = ("sample_id", "cluster", "ranking", "raw", "length")
 """Columns of the stored scores."""
-APART = ("floor_s", "tuning_apart_s", "ours_s", "obvious_s")
-"""Of no stage of the plan."""
 PARTS, PROMPTS = 5, 200
 """Of `bench preparation`: disjoint parts of the pool, and their prompts."""
-GRPO_STEPS, GRPO_REPEATS = 4, 3
-GRPO_PROMPTS = 32
-"""Prompts of a step, as in profile `study`."""
+GRPO_STEPS, GRPO_REPEATS, GRPO_PROMPTS = 4, 3, 32
+"""A step has as many prompts as in profile `study`."""
 
 
 def run_bench(name: str, samples: int, device: str | None = None) -> int:
@@ -112,9 +95,6 @@ def run_bench(name: str, samples: int, device: str | None = None) -> int:
     if name == "encode":
         return bench_encode(profile, world_stage(profile), where)
     return {"grpo": bench_grpo, "preparation": bench_preparation}[name](profile, world_stage(profile))
-
-
-# What the benchmarks share.
 
 
 def seconds(work: Callable[[], Any], device: torch.device = CPU) -> float:
@@ -135,7 +115,7 @@ def alternate(works: dict[str, Callable[[], Any]], repeats: int, device: torch.d
 
 
 class Stopwatch:
-    """Seconds of named calls, added up, and as processor_s the processor's seconds of all but those of `APART`."""
+    """Seconds of named calls, added up, and as processor_s the processor's seconds of those that end in _s."""
 
     def __init__(self) -> None:
         self.times: Rows = defaultdict(float, processor_s=0.0)
@@ -145,18 +125,12 @@ class Stopwatch:
         start, processor = time.perf_counter(), time.process_time()
         found = work(*args, **kwargs)
         self.times[name] += time.perf_counter() - start
-        self.times["processor_s"] += 0.0 if name in APART else time.process_time() - processor
+        self.times["processor_s"] += time.process_time() - processor if name.endswith("_s") else 0.0
         return found
 
 
-def peak_mib(work: Callable[[], Any], device: torch.device = CPU) -> float:
-    """Largest memory that one call of `work` takes above what lies there before, MiB: of the GPU, or of this process (Linux)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        seconds(work, device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+def peak_mib(work: Callable[[], Any]) -> float:
+    """Largest resident memory that one call of `work` takes above what lies there before, MiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from what is resident now
     before = resident_mib("VmRSS")
     work()
@@ -170,17 +144,14 @@ def resident_mib(mark: str) -> float:
 
 
 def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
-    """What `work` measures in a process of its own, so that its memory is its own.
-
-    It runs one thread unless OMP_NUM_THREADS says otherwise: small products of k-means lose more by waiting for a second one
-    than they gain.
-    """
+    """What `work` measures in a process of its own, so that its memory is its own; one thread unless OMP_NUM_THREADS says
+    otherwise: small products of k-means lose more by waiting for a second one than they gain."""
     with patch.dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(work, *args).result()
 
 
-def report(rows: Rows, bars: Sequence[Bar] = ()) -> int:
+def report(rows: Rows, bars: Sequence[tuple[str, str, float]] = ()) -> int:
     """Print a small table, each bar and whether it is met, and the JSON line."""
     for name, value in rows.items():
         print(f"{name:40s} {value:14.3f}")
@@ -214,7 +185,6 @@ class Shape:
 PAPER = Shape()
 PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 """256 tokens would leave a GPU idle; at 4,096 the obvious way still fits into 24 GB beside model and SAEs."""
-PAPER_MEMORY = replace(PAPER, latents=(131_072,), samples=32, tokens=8192)
 SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 4, 128)
 """For a dry run."""
 
@@ -270,23 +240,19 @@ def dense_way(sae: SAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
 def shape_ratios(
     repeats: int = REPEATS, shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32
 ) -> Rows:
-    """Ratios for each F of `shape`; every part is added to the same measured forward pass.
-
-    On a GPU also the peak of memory (MiB) that a way allocates. `precision` is that of model and SAEs alike.
-    """
+    """Ratios for each F of `shape`, every part added to the same measured forward pass; model and SAEs in `precision`."""
     forward_pass, spans = shape_activations(shape, device, precision), span_groups(shape)
     vectors = forward_pass().flatten(0, 1)
     vectors = vectors / vectors.norm(dim=1, keepdim=True) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
         top = random_sae(latents, "topk", shape, device, precision)
-        works: dict[str, Callable[[], Any]] = {
+        found = alternate({
             "forward": forward_pass,
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
             "dense": functools.partial(dense_way, top, vectors, 2 * shape.samples),
             "all": functools.partial(pool_vectors, top, vectors, *spans),
-        }
-        found = alternate(works, repeats, device)
+        }, repeats, device)  # fmt: skip
         forward = found["forward"]
         rows |= {
             f"forward_s_{latents}": forward,
@@ -294,13 +260,11 @@ def shape_ratios(
             f"all_to_forward_{latents}": (forward + found["all"]) / forward,
             f"all_to_forward_and_product_{latents}": (forward + found["all"]) / (forward + found["product"]),
         }
-        if device.type == "cuda":
-            rows |= {f"{way}_peak_mib_{latents}": peak_mib(works[way], device) for way in ("dense", "all")}
     return rows
 
 
 @torch.inference_mode()
-def encode_peaks(shape: Shape = PAPER_MEMORY) -> Rows:
+def encode_peaks(shape: Shape = replace(PAPER, latents=(131_072,), samples=32, tokens=8192)) -> Rows:  # noqa: B008
     """Peaks of resident memory above weights and activations of both ways of encoding, in this process."""
     sae, vectors = random_sae(shape.latents[0], "topk", shape), torch.randn(shape.tokens, shape.width)
     chunked = peak_mib(lambda: pool_vectors(sae, vectors, *span_groups(shape)))
@@ -308,42 +272,19 @@ def encode_peaks(shape: Shape = PAPER_MEMORY) -> Rows:
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
 
 
-def file_order(samples: list[Sample], encoder: Encoder, device: torch.device) -> None:
-    """The obvious way with text: fixed batches in file order, dense latents, pooling by mask."""
-    spans = [tokens.sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
-    with torch.inference_mode():
-        for start in range(0, len(samples), FILE_BATCH):
-            rows = tuple(range(start, min(start + FILE_BATCH, len(samples))))
-            batch = tokens.pad(rows, spans, encoder.tokenizer.pad_token_id)
-            latents = encoder.sae.encode(models.activations(encoder.decoder, batch))
-            for mask in (batch.prompt.to(device), batch.solution.to(device)):
-                kept = latents * mask.unsqueeze(-1)
-                kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1), kept.amax(dim=1)
-
-
-def text_shape(profile: Profile, world: Stage, device: torch.device) -> Rows:
-    """Padding and end-to-end time on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
-    encoder, folder = open_reader(replace(profile.reader, device=str(device))), paths.shared_data_dir()
+def padding(profile: Profile, world: Stage) -> Rows:
+    """Tokens computed to real ones on the MATH training set (without `SAERL_DATA_DIR`: the world's pool)."""
+    encoder, folder = open_reader(profile.reader), paths.shared_data_dir()
     samples = list(load_labelled(folder / "math_train.jsonl.gz").samples) if folder else load_split(world, "pool")
-    part = samples[:TIMED]
     batches = list(tokens.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
-    own = list(tokens.token_batches(part, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
-    works = {
-        "packed": lambda: [pool_batch(encoder, batch, part) for batch in own],
-        "file_order": lambda: file_order(part, encoder, device),
-    }
-    found = alternate(works, 3, device)
-    return {
-        "padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches),
-        "file_order_to_packed_s": found["file_order"] / found["packed"],
-    }
+    return {"padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches)}
 
 
 def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> int:
-    """Text and the paper's shape; on a CPU also the peak of memory and the bars, on a GPU the paper's shape in bfloat16 too."""
+    """Padding and the paper's shape; on a CPU also the peak of memory and the bars, on a GPU the shape in bfloat16 too."""
     on_cpu = device.type == "cpu"
     shape = PAPER if on_cpu else PAPER_GPU
-    rows = text_shape(profile, world, device) | shape_ratios(REPEATS, shape, device)
+    rows = padding(profile, world) | shape_ratios(REPEATS, shape, device)
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
@@ -368,71 +309,38 @@ def bench_plan(samples: int) -> int:
     with tempfile.TemporaryDirectory(prefix="saerl-bench-") as name:
         draw(Path(name), samples)
         rows = in_fresh_process(work, Path(name))
-    total = sum(value for key, value in rows.items() if key.endswith("_s") and key not in (*APART, "processor_s"))
-    rows |= {"samples": samples, "total_s": total, "ratio_total_to_floor": total / rows["floor_s"]}
-    if "obvious_s" in rows:
-        rows["ratio_obvious_to_ours"] = rows["obvious_s"] / rows["ours_s"]
+    total = sum(value for key, value in rows.items() if key.endswith("_s") and key != "processor_s")
+    rows |= {"samples": samples, "total_s": total, "ratio_total_to_floor": total / rows["floor"]}
     limits = zip(("total_s", "peak_gb"), PLAN_BARS.get(samples, ()), strict=False)
     return report(rows, [(row, "at most", limit) for row, limit in limits])
 
 
 def plan_from_features(folder: Path) -> Rows:
-    """Seconds a stage, from the files of `write_features` to plan.parquet beside them; penalties are tuned apart.
-
-    Of the first rows then clusters and scores in the obvious way: features converted at once, scaling and all restarts of
-    k-means on all of them, the distance to one centroid after another.
-    """
+    """Seconds a stage, from the files of `write_features` to plan.parquet beside them, and beside them those of the floor and of
+    `fit` on the labelled samples, which does not grow with the pool."""
     config, watch = PropertyConfig(), Stopwatch()
     pool, labelled, negatives = (
-        StoredPhi(tuple(f"{name}-{i:07d}" for i in range(len(z))), z, np.load(folder / f"{name}-metadata.npy", mmap_mode="r"))
-        for name, z in ((name, np.load(folder / f"{name}-z.npy", mmap_mode="r")) for name in ("pool", *DRAWN))
+        Columns([f"{name}-{i:07d}" for i in range(len(phi))], phi, phi[:, :Z_COLUMNS])
+        for name, phi in ((n, np.load(folder / f"{n}.npy", mmap_mode="r")) for n in ("pool", "labelled", "negatives"))
     )
-    y, lengths = np.load(folder / "labelled-difficulty.npy"), pool.metadata[:, 0].astype(float)
-
-    def chosen() -> np.ndarray:
-        z = np.concatenate([labelled.z, negatives.z])
-        classifier = fit_source_classifier(z, np.arange(len(z)) < len(labelled), 0)
-        return keep_top_k(by_chunks("z", pool.z, classifier.score), pool.ids, len(pool) - len(pool) % PLAN.prompts_per_step)
-
-    clusters = watch("clusters_s", pool_clusters, pool, config, 0)
-    tuned = watch("tuning_apart_s", fit_elastic_net, labelled[:], y, config, 0)
-    inside = clusters.assign(labelled).label
-    model = watch("difficulty_fit_s", fit_difficulty, labelled[:], y, inside, clusters.k, config, 0, tuned)
-    label = watch("assign_s", clusters.assign, pool).label
-    scores = watch("score_s", model.predict, pool, label)
-    keep = watch("filter_s", chosen)
-    arrays = (np.array(pool.ids)[keep], label[keep], scores.ranking[keep], scores.raw[keep], lengths[keep])
-    plan = watch("curriculum_swap_validate_s", build_plan, *arrays, PLAN)
+    clusters = watch("clusters_s", pool_clusters, pool.phi, config, 0)
+    rated = rated_sources(labelled, negatives)
+    scorer = watch("fit", fit_scorer, pool, labelled, np.load(folder / "difficulty.npy"), rated, config, 0, clusters)
+    table = watch("score_s", scorer.score, pool, len(pool.ids) - len(pool.ids) % PLAN.prompts_per_step)
+    table = table.assign(length=pool.phi[:, Z_COLUMNS].astype(float))[table["kept"]]
+    plan = watch("plan_s", build_plan, *(table[name].to_numpy() for name in SCORES), PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
-    watch("floor_s", lambda: [chunk.sum() for _, chunk in float_chunks("phi", pool)])
-    watch.times["peak_gb"] = resident_mib("VmHWM") / 1024
-    n = min(len(pool), OBVIOUS_ROWS)
-    pool = StoredPhi(pool.ids[:n], pool.z[:n], pool.metadata[:n])
-
-    def ours() -> None:
-        pool_clusters(pool, config, 0).assign(pool)
-        by_chunks("phi", pool, tuned.predict)
-
-    def obvious() -> None:
-        points = np.clip(StandardScaler().fit_transform(pool[:].astype(np.float64)), -CLIP, CLIP)
-        fits = [MiniBatchKMeans(config.clusters, n_init=1, batch_size=SAMPLES_PER_STEP, reassignment_ratio=0.0, random_state=i)
-                .fit(points) for i in range(RESTARTS)]  # fmt: skip
-        centroids = min(fits, key=lambda fit: fit.inertia_).cluster_centers_
-        np.stack([np.linalg.norm(points - centroid, axis=1) for centroid in centroids], axis=1).argmin(axis=1)
-        tuned.predict(pool[:].astype(np.float64))
-
-    watch("ours_s", ours)
-    watch("obvious_s", obvious)
-    return {**watch.times, "obvious_rows": n}
+    watch("floor", lambda: [chunk.sum() for _, chunk in float_chunks("phi", pool.phi)])
+    return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
 def plan_from_scores(folder: Path) -> Rows:
     """Seconds a stage, from the file of `write_scores` to plan.parquet beside it. Rows that fill no batch are cut off."""
     watch = Stopwatch()
-    plan = watch("curriculum_swap_validate_s", build_plan, *watch("read_s", read_scores, folder), PLAN)
+    plan = watch("plan_s", build_plan, *watch("read_s", read_scores, folder), PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
     del plan
-    watch("floor_s", lambda: np.lexsort(read_scores(folder)[2:0:-1]))
+    watch("floor", lambda: np.lexsort(read_scores(folder)[2:0:-1]))
     return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
@@ -448,36 +356,30 @@ def write_scores(folder: Path, samples: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     cluster = rng.choice(GROUPS, samples, p=rng.dirichlet(np.full(GROUPS, 5.0)))
     ranking = 5 + rng.normal(size=samples) + cluster / GROUPS
-    table = {
+    pd.DataFrame({
         "sample_id": [f"pool-{i:010d}" for i in rng.permutation(samples)], "cluster": cluster, "ranking": ranking,
         "raw": ranking + rng.normal(size=samples), "length": np.ceil(40 * ranking.clip(1) * rng.lognormal(size=samples)),
-    }  # fmt: skip
-    pq.write_table(pa.table(table), folder / "scores.parquet")
+    }).to_parquet(folder / "scores.parquet", index=False)  # fmt: skip
 
 
 def write_features(folder: Path, samples: int, seed: int = 0) -> None:
-    """Write z and metadata of pool, labelled and negatives, and a difficulty a sample, linear in z and noisy, into `folder`.
+    """Write phi of pool, labelled and negatives, and the difficulty of the labelled, linear in z and noisy, into `folder`.
 
     Sparse non-negative values with cluster structure: each of 12 groups fires some latents often and the rest seldom.
     """
     rng = np.random.default_rng(seed)
     often = np.where(rng.random((GROUPS, Z_COLUMNS)) < 0.2, 0.5, 0.05).astype(np.float32)
     weight = rng.normal(size=Z_COLUMNS) * (rng.random(Z_COLUMNS) < 0.05)
-    for name, n in {"pool": samples, **DRAWN}.items():
-        z, metadata = (
-            np.lib.format.open_memmap(folder / f"{name}-{part}.npy", "w+", np.float32, (n, columns))
-            for part, columns in (("z", Z_COLUMNS), ("metadata", METADATA_COLUMNS))
-        )
-        difficulty = np.empty(n)
+    for name, n in {"pool": samples, "labelled": LABELLED, "negatives": NEGATIVES}.items():
+        phi = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (n, Z_COLUMNS + METADATA_COLUMNS))
         for start in range(0, n, CHUNK):
-            rows, count = slice(start, start + CHUNK), min(CHUNK, n - start)
-            group = rng.integers(0, GROUPS, count)
-            fires = rng.random((count, Z_COLUMNS), dtype=np.float32) < often[group]
-            z[rows] = rng.standard_exponential((count, Z_COLUMNS), dtype=np.float32) * fires
-            spread = rng.standard_exponential((count, METADATA_COLUMNS), dtype=np.float32)
-            metadata[rows] = 1 + spread * (1 + group[:, None] / GROUPS)
-            difficulty[rows] = 5 + z[rows] @ weight + rng.normal(size=count) + 0.1 * metadata[rows, 0]
-        np.save(folder / f"{name}-difficulty.npy", difficulty)
+            group = rng.integers(0, GROUPS, min(CHUNK, n - start))
+            drawn = rng.standard_exponential((len(group), phi.shape[1]), dtype=np.float32)
+            drawn[:, :Z_COLUMNS] *= rng.random((len(group), Z_COLUMNS), dtype=np.float32) < often[group]
+            drawn[:, Z_COLUMNS:] = 1 + drawn[:, Z_COLUMNS:] * (1 + group[:, None] / GROUPS)
+            phi[start : start + CHUNK] = drawn
+        if name == "labelled":
+            np.save(folder / "difficulty.npy", 5 + phi[:, :Z_COLUMNS] @ weight + rng.normal(size=n) + 0.1 * phi[:, Z_COLUMNS])
 
 
 # bench preparation.
@@ -489,16 +391,14 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
     Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    policy, attempts, rows = GroupSampler(*load_policy()), DIFFICULTY_ATTEMPTS, []
+    policy, rows = GroupSampler(*load_policy()), []
     with tempfile.TemporaryDirectory() as folder:
         write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
         for part in range(PARTS):
-            chosen, watch = samples[part * PROMPTS : (part + 1) * PROMPTS], Stopwatch()
-            seed = sub_seed(profile.seed, f"bench-preparation-{part}")
-            watch("read", write_shard, chosen, encoder, Path(folder) / str(part), {})
-            watch("rolled", pass_rates, policy, chosen, profile.train, seed)
-            read, rolled = watch.times["read"], watch.times["rolled"]
-            rows.append((part, PROMPTS, PROMPTS * attempts, read, rolled, 100 * (1 - read / rolled)))
+            chosen, seed = samples[part * PROMPTS : (part + 1) * PROMPTS], sub_seed(profile.seed, f"bench-preparation-{part}")
+            read = seconds(functools.partial(write_shard, chosen, encoder, Path(folder) / str(part), {}))
+            rolled = seconds(functools.partial(pass_rates, policy, chosen, profile.train, seed))
+            rows.append((part, PROMPTS, PROMPTS * DIFFICULTY_ATTEMPTS, read, rolled, 100 * (1 - read / rolled)))
     table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
     print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
     read, rolled, saved = table[["encode_s", "rollouts_s", "saved"]].mean()
@@ -526,25 +426,20 @@ def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bo
     return PlanTrainer(PackedFeed((model, tokenizer), samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0), **both)
 
 
-def timed_parts(trainer: Any) -> Rows:
-    """Seconds of `train` in all and of its parts; what is left is the optimiser and bookkeeping."""
-    watch = Stopwatch()
-    for owner, name, part in ((trainer.feed, "step", "rollouts_s"), (trainer, "_compute_loss", "loss_s"),
-                              (trainer.accelerator, "backward", "backward_s")):  # fmt: skip
-        setattr(owner, name, functools.partial(watch, part, getattr(owner, name)))
-    watch("artifact_step_s", trainer.train)
-    return watch.times
-
-
 def bench_grpo(profile: Profile, world: Stage) -> int:
-    """Medians of alternating runs of `GRPO_STEPS` steps on one thread."""
+    """Medians of alternating runs of `GRPO_STEPS` steps on one thread: a step, and of ours the rollouts, the loss, its gradient
+    and the rest, which is the optimiser and bookkeeping."""
     torch.set_num_threads(1)
-    samples = load_split(world, "pool")[: GRPO_STEPS * GRPO_PROMPTS]
-    runs = []
+    samples, runs = load_split(world, "pool")[: GRPO_STEPS * GRPO_PROMPTS], []
     for _ in range(GRPO_REPEATS):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            plain = seconds(bench_trainer(profile, samples, Path(one), False).train)
-            runs.append({"trl_step_s": plain, **timed_parts(bench_trainer(profile, samples, Path(other), True))})
+            watch, trainer = Stopwatch(), bench_trainer(profile, samples, Path(other), True)
+            watch("trl_step_s", bench_trainer(profile, samples, Path(one), False).train)
+            for owner, name, part in ((trainer.feed, "step", "rollouts_s"), (trainer, "_compute_loss", "loss_s"),
+                                      (trainer.accelerator, "backward", "backward_s")):  # fmt: skip
+                setattr(owner, name, functools.partial(watch, part, getattr(owner, name)))
+            watch("artifact_step_s", trainer.train)
+            runs.append(watch.times)
     rows = (pd.DataFrame(runs).drop(columns="processor_s").median() / GRPO_STEPS).to_dict()
     rows["other_s"] = rows["artifact_step_s"] - sum(rows[part] for part in ("rollouts_s", "loss_s", "backward_s"))
     return report(rows | {"ratio_trl_to_artifact": rows["trl_step_s"] / rows["artifact_step_s"]})

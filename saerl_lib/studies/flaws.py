@@ -41,6 +41,7 @@ from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, requir
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
+from saerl_lib.studies.sensitivity import texts_of
 
 FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
 SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
@@ -347,11 +348,11 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     def compute(folder: Path) -> None:
         samples = {name: load_split(world, name) for name in ("labelled", "filter_negatives", "pool")}
         target, parent, pool = (
-            FlawData(table.z, table.metadata, tuple(f"{s.prompt}\n{s.solution}" for s in rows), np.array([s.flaw for s in rows]))
+            FlawData(table.z, table.metadata, tuple(texts_of(rows)), np.array([s.flaw for s in rows]))
             for rows, table in ((rows, load_split_features(features, name)) for name, rows in samples.items())
         )
         in_parent = np.array([s.source == "parent" for s in samples["pool"]])
-        scores = pool_scores(profile, load_scorer(fitted.path("scorer.safetensors")), target, parent, pool, samples["pool"])
+        scores = pool_scores(profile, load_scorer(fitted), target, parent, pool, samples["pool"])
         pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
         table = flaw_table(scores, pool.flaw, pools, **named)

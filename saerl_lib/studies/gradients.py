@@ -39,14 +39,15 @@ from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.answers import reward
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.mixing import standardised_space
-from saerl_lib.plan.orders import kept_pool
+from saerl_lib.plan.batch_plan import rows_of
+from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, require_rows
 from saerl_lib.properties.scorer import topics_at
-from saerl_lib.report.statistics import weighted_interval
+from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
+from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.policy import load_policy
-from saerl_lib.train.sampler import encode_prompts, sample_groups
+from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
 HALVES = 2
 """Independent groups a prompt: products between them carry no rollout noise (ours)."""
@@ -75,7 +76,6 @@ NEIGHBOURS = 5
 class GradientGram:
     """Inner products of the gradients of N prompts."""
 
-    ids: tuple[str, ...]
     products: np.ndarray
     """[2 N, 2 N] float64; row h N + i is half h of prompt i; zero where the group has no gradient."""
     pass_rate: np.ndarray
@@ -102,17 +102,10 @@ def group_loss(
 ) -> torch.Tensor:
     """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens.
 
-    `weights` [G] are the advantages. Rows are padded on the right, where causal attention never looks.
+    `weights` [G] are the advantages.
     """
-    longest = max(1, max(map(len, completions)))
-    ids = torch.zeros(len(completions), len(prompt) + longest, dtype=torch.long)
-    counted = torch.zeros(len(completions), longest)
-    for i, completion in enumerate(completions):
-        ids[i, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
-        counted[i, : len(completion)] = 1.0
-    logits = model(input_ids=ids, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1] / temperature
-    chosen = torch.log_softmax(logits, dim=-1).gather(2, ids[:, len(prompt) :].unsqueeze(2)).squeeze(2)
-    rows = (chosen * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1.0)
+    logs = log_probabilities(model, [prompt] * len(completions), list(completions), temperature)
+    rows = logs.sum(dim=1) / torch.tensor([len(completion) for completion in completions])
     return -(torch.as_tensor(weights, dtype=rows.dtype) * rows).mean()
 
 
@@ -144,18 +137,7 @@ def measure_gradients(
         total += (block @ block.T).double()
     products, where = np.zeros((HALVES * n, HALVES * n)), np.array([h * n + i for h, i in places], dtype=int)
     products[np.ix_(where, where)] = ((total + total.T) / 2).numpy()
-    return GradientGram(tuple(s.id for s in samples), products, pass_rate)
-
-
-def resample_weights(n: int, samples: int, seed: int, strata: np.ndarray | None = None) -> np.ndarray:
-    """[samples + 1, n] multiplicities of n prompts; the first row is all ones. `strata` [n] keeps group sizes fixed."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(n, dtype=int) if strata is None else np.asarray(strata)
-    weights = np.ones((samples + 1, n))
-    for label in np.unique(labels):
-        (rows,) = np.nonzero(labels == label)
-        weights[1:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=samples)
-    return weights
+    return GradientGram(products, pass_rate)
 
 
 def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -187,20 +169,16 @@ class Pairs:
 
 def prompt_pairs(gram: GradientGram) -> Pairs:
     """Products and cosines between the prompts of a Gram matrix."""
-    n, full = len(gram.ids), gram.products
+    n, full = len(gram.pass_rate), gram.products
     size = np.sqrt(np.diag(full))
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = np.clip(full / np.outer(size, size), -1, 1)
+        cosine = np.clip(full / np.outer(size, size), -1, 1).reshape(2, n, 2, n)
     blocks = full.reshape(2, n, 2, n)
-    products = blocks.sum(axis=(0, 2)) / 4
-    cross = np.diag(blocks[0, :, 1]).copy()
-    np.fill_diagonal(products, cross)
-    parts = cosine.reshape(2, n, 2, n)
-    count = np.isfinite(parts).sum(axis=(0, 2)).astype(float)
-    total = np.nansum(parts, axis=(0, 2))
-    np.fill_diagonal(count, 0)
-    np.fill_diagonal(total, 0)
-    return Pairs(products, (size**2).reshape(2, n).mean(axis=0), total, count, np.diag(parts[0, :, 1]).copy())
+    products, total = blocks.sum(axis=(0, 2)) / 4, np.nansum(cosine, axis=(0, 2))
+    count = np.isfinite(cosine).sum(axis=(0, 2)).astype(float)
+    for matrix, diagonal in ((products, np.diag(blocks[0, :, 1])), (count, 0), (total, 0)):
+        np.fill_diagonal(matrix, diagonal)
+    return Pairs(products, (size**2).reshape(2, n).mean(axis=0), total, count, np.diag(cosine[0, :, 1]).copy())
 
 
 @dataclass(frozen=True)
@@ -277,8 +255,8 @@ def coherence_table(
     n are the prompts behind a row, n_zero those of the sample without any gradient: left out between prompts, counted
     as zero inside batches, as in training.
     """
-    pairs, n = prompt_pairs(gram), len(gram.ids)
-    weights, everyone = resample_weights(n, samples, seed), np.zeros(n, dtype=int)
+    pairs, n = prompt_pairs(gram), len(gram.pass_rate)
+    weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
     alive = int((~gram.zero).any(axis=1).sum())
     masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
     other_topic = ~masks["leaf topic"][0]
@@ -333,8 +311,8 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
     distance": ||E g_p - E g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half
     against the other: the most that any space could reach with G rollouts a prompt.
     """
-    pairs, n = prompt_pairs(gram), len(gram.ids)
-    weights = resample_weights(n, samples, seed)
+    pairs, n = prompt_pairs(gram), len(gram.pass_rate)
+    weights = bootstrap_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
     first, second = (gradient_distances(whole[h, :, h], np.diag(whole[h, :, h])) for h in range(HALVES))
     mean = whole.sum(axis=(0, 2)) / 4
@@ -350,18 +328,13 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
 
 
 class MixingTerms(NamedTuple):
-    """Terms of Appendix A for K clusters and S resamples."""
+    """Terms of Appendix A for K clusters c, d and S resamples, in squared gradient units."""
 
-    a: np.ndarray
-    """A of clusters c and d, [S, K, K], in squared gradient units."""
-    c: np.ndarray
-    """C = ||mu_d - mu_c||^2, [S, K, K]."""
-    bias2: np.ndarray
-    """||G - mu_c||^2, [S, K]."""
-    variance: np.ndarray
-    """tr Sigma_c / b, [S, K]."""
-    random: np.ndarray
-    """MSE of a batch drawn from the whole pool, [S]: all variance, no bias."""
+    a: np.ndarray  # A, [S, K, K]
+    c: np.ndarray  # C = ||mu_d - mu_c||^2, [S, K, K]
+    bias2: np.ndarray  # ||G - mu_c||^2, [S, K]
+    variance: np.ndarray  # tr Sigma_c / b, [S, K]
+    random: np.ndarray  # MSE of a batch drawn from the whole pool, [S]: all variance, no bias
 
 
 def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) -> MixingTerms:
@@ -403,7 +376,9 @@ def mixing_tables(
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])
     shares, keep = shares / shares.sum(), np.isin(clusters, names)
-    weights = resample_weights(int(keep.sum()), samples, seed, clusters[keep])
+    weights = np.empty((samples + 1, int(keep.sum())))
+    for name, count in zip(names, counts, strict=True):  # the sizes of the clusters stay
+        weights[:, clusters[keep] == name] = bootstrap_weights(count, samples, sub_seed(seed, f"cluster {name}"))
     moments = group_moments(pairs.of(keep), clusters[keep], weights)
     a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
     partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
@@ -448,8 +423,7 @@ def space_distances(
     points = {"z": z, "phi": np.concatenate([z, metadata], axis=1), "metadata": metadata}
     points = {name: np.clip(standardised_space(v), -CLIP, CLIP)[rows] for name, v in points.items()}
     found = {name: cdist(v, v) for name, v in points.items()}
-    texts = [f"{s.prompt}\n{s.solution}" for s in samples]
-    terms = fit_tfidf(texts).transform(texts).toarray()
+    terms = fit_tfidf(texts := texts_of(samples)).transform(texts).toarray()
     found["TF-IDF"] = 1 - terms @ terms.T
     for name, values in (("difficulty label", np.array([s.difficulty for s in samples])), ("ranking score", ranking)):
         found[name] = np.abs(values[:, None] - values[None])
@@ -501,8 +475,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
         save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
         table = load_split_features(features, "pool")
-        place = {name: i for i, name in enumerate(table.ids)}
-        kept = np.array([place[name] for name in pool["sample_id"]])
+        kept = rows_of(pool["sample_id"], table.ids)
         spaces = space_distances(
             table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
             sub_seed(profile.seed, "gradient-permuted-z"),

@@ -86,6 +86,7 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
             clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
             scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed, clusters).score(pooled)
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
+            frame[f"phi@{name}"] = list(phi[1].astype(np.float32))
         frame.to_parquet(folder / "scores.parquet", index=False)
 
     kept = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
@@ -129,9 +130,10 @@ def arm_pool_stage(
     """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool)."""
 
     def compute(folder: Path) -> None:
-        samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
+        samples, own = load_split(world, "pool"), load_split_features(features, "pool")
+        z, phi = own.z, list(own.phi)
         scores = pd.read_parquet(difficulty.path("scores.parquet"))[["sample_id", "cluster", "ranking", "raw", "length"]]
-        labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
+        labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples], "phi@sae": phi})
         table = scores.merge(labels, on="sample_id", validate="one_to_one")
         table = table.merge(pd.read_parquet(alternatives.path("scores.parquet")), on="sample_id", validate="one_to_one")
         judged = pd.read_parquet(quality.path("kept.parquet"))

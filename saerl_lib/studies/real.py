@@ -39,7 +39,7 @@ from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store
 from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
+from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import Assignment, agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
@@ -301,10 +301,10 @@ def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str
     return rows
 
 
-def math_facts(part: RealPart, table: FeatureTable) -> PoolFacts:
+def math_facts(part: RealPart, table: FeatureTable) -> pd.DataFrame:
     """Topics are subjects, difficulty is the level."""
-    facts = pool_facts(list(part.data.samples), table.metadata)
-    return PoolFacts(facts.ids, part.data.labels["subject"], part.data.labels["level"], facts.prompt_words, facts.solution_words)
+    facts = pool_facts(part.data.samples, table.metadata)
+    return facts.assign(topic=part.data.labels["subject"], difficulty=part.data.labels["level"])
 
 
 def cluster_study(

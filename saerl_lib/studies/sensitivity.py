@@ -23,9 +23,8 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
-from saerl_lib.properties.scorer import fit_properties, sequence_words
+from saerl_lib.properties.scorer import load_scorer, sequence_words, with_clusters
 from saerl_lib.report.statistics import Interval, percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
@@ -145,8 +144,8 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
         samples = {name: load_split(world, name) for name in ("labelled", "test")}
         table = {name: load_split_features(features, name) for name in ("labelled", "test", "pool")}
         labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
-        pool, config, seed = table["pool"], profile.properties, profile.seed
-        own, model = fit_properties(profile, world, features)
+        pool, config, seed, scorer = table["pool"], profile.properties, profile.seed, load_scorer(difficulty)
+        own, model = scorer.clusters, scorer.difficulty
         kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
         rows = np.flatnonzero(kept.to_numpy(dtype=bool))
         ids, phi, lengths = np.array(pool.ids)[rows], pool.phi[rows], sequence_words(pool.metadata)[rows]
@@ -158,7 +157,7 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
                 fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
             label = clusters.assign(phi).label
             scores = fitted.predict(phi, label)
-            return build_plan(ids, label, scores.ranking, scores.raw, lengths, config)
+            return build_plan(ids, label, scores["ranking"].to_numpy(), scores["raw"].to_numpy(), lengths, config)
 
         fits = seed_fits(phi, config, seed)
         by_seed = [fit.assign(pool.phi).label for fit in fits]

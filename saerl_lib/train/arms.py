@@ -1,14 +1,12 @@
 """The arms of the study: which prompts, in which order.
 
-An arm is an order of the pool fixed beforehand, or a selector that learns from rewards. Here are
-the random order and the controls of order, the SAERL curriculum with its ablations (Table 7), mixing (Figure 3) and batch size
-(Table 8), other features in place of the SAE's, and the rivals. An arm of your own is one file with a function and an `Arm` in a
-tuple named `ARMS`, named by `grid --arms-from`.
+An arm is an order of the pool fixed beforehand, or a selector that chooses the prompts of each step by the rewards before it.
+Here are the random order and controls of order, the SAERL curriculum with its ablations (Table 7), mixing (Figure 3) and batch
+size (Table 8), other features in place of the SAE's, and the rivals ADARFT (arXiv 2504.05520), GAINRL (2506.02281), MoPPS
+(2507.04632), SEC (2505.14970, with SAE clusters as categories), E2H, SHIFT and IRDS. An arm of your own is one file with a
+function and an `Arm` in a tuple named `ARMS`, named by `grid --arms-from`.
 
-Selectors: arms that choose the prompts of each step by the rewards before it, as classes over arrays.
-
-ADARFT (arXiv 2504.05520), GAINRL (arXiv 2506.02281), MoPPS (arXiv 2507.04632) and SEC (arXiv 2505.14970, with SAE clusters as
-categories). N samples in pool order, a row number stands for a sample, G rollouts a prompt.
+N samples in pool order, a row number stands for a sample, G rollouts a prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +24,8 @@ import pandas as pd
 
 from saerl_lib.config import PlanConfig, near, sub_seed
 from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.plan.orders import build_plan, by_difficulty, random_order
+from saerl_lib.plan.orders import build_plan, random_order
+from saerl_lib.train.online import needs, online
 
 
 class Selector(Protocol):
@@ -55,38 +54,19 @@ class InOrder:
         """Rewards change nothing."""
 
 
-ALPHA, BETA, ETA = 2.0, 0.5, 50.0
-LOWEST, HIGHEST, START = 0.0, 100.0, 0.0
-"""Scale of the difficulty, and where the target starts: low."""
-
-
-def difficulty(pass_rate: np.ndarray) -> np.ndarray:
-    """100 (1 - pass rate of the base policy), [N]."""
-    return 100.0 * (1.0 - pass_rate)
-
-
-def moved(target: float, mean_reward: float) -> float:
-    """T <- clip(T + eta tanh(alpha (mean reward - beta)), d_min, d_max).
-
-    >>> moved(0.0, 0.5), moved(0.0, 0.0), round(moved(10.0, 1.0), 2)
-    (0.0, 0.0, 48.08)
-    """
-    return float(np.clip(target + ETA * np.tanh(ALPHA * (mean_reward - BETA)), LOWEST, HIGHEST))
-
-
 class AdaptiveTarget:
-    """ADARFT: the prompts whose difficulty is nearest to a target that follows the reward; ties by row.
+    """ADARFT: the prompts whose difficulty, 100 (1 - base pass rate), is nearest to a target that follows the reward.
 
-    The public code does not mark prompts as used, so it repeats them until the target moves; with `once` each is used once a
-    pass (ours).
+    T <- clip(T + 50 tanh(2 (mean reward - 0.5)), 0, 100), from 0 on. The public code does not mark prompts as used, so it repeats
+    them until the target moves; with `once` each is used once a pass (ours).
     """
 
     def __init__(self, difficulties: np.ndarray, once: bool = False) -> None:
-        self.difficulties, self.target, self.once = difficulties, START, once
+        self.difficulties, self.target, self.once = difficulties, 0.0, once
         self.unused = np.ones(len(difficulties), dtype=bool)
 
     def next(self, count: int) -> np.ndarray:
-        """The `count` nearest; with `once` a new pass begins when too few are left."""
+        """The `count` nearest, ties by row; with `once` a new pass begins when too few are left."""
         if self.unused.sum() < count:
             self.unused[:] = True
         distance = np.where(self.unused, np.abs(self.difficulties - self.target), np.inf)
@@ -96,33 +76,19 @@ class AdaptiveTarget:
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
         """Move the target by the step's mean reward."""
-        self.target = moved(self.target, float(rewards.mean()))
+        self.target = float(np.clip(self.target + 50.0 * np.tanh(2.0 * (float(rewards.mean()) - 0.5)), 0.0, 100.0))
 
 
-SENSITIVITY, CENTRE = 2.0, 0.5
 PACE = 1000 / 256
 """Most ranks that the mean moves a sample (GAINRL's public script)."""
-DEVIATION_SHARE = 1 / 20
-"""Standard deviation of the Gaussian in ranks, as a share of the pool."""
-
-
-def drift(accuracy: float, mean_score: float, most: float) -> float:
-    """Ranks that the mean moves: clip(most/2 tanh(2 (accuracy - 0.5)) + most/2 tanh(2 mean score), 0, most).
-
-    >>> drift(0.5, 0.0, 1000.0), drift(0.0, 0.0, 1000.0), round(drift(1.0, 1.0, 1000.0), 1)
-    (0.0, 0.0, 862.8)
-    """
-    half = most / 2
-    step = half * np.tanh(SENSITIVITY * (accuracy - CENTRE)) + half * np.tanh(SENSITIVITY * mean_score)
-    return float(np.clip(step, 0.0, most))
 
 
 class MovingGaussian:
     """GAINRL: distinct prompts within a step, drawn by a moving Gaussian over the rank of their angle concentration.
 
-    Ranks are in descending score. The public script moves the mean by at most 1,000 ranks a round of 256 samples, with a
-    deviation of 1,000 in pools of 7,500 to 40,000 prompts; here a round is one step of the same pace a sample, the deviation is
-    a twentieth of the pool, and the mean stops at the last rank (ours).
+    Ranks are in descending score. The mean moves by clip(M/2 tanh(2 (accuracy - 0.5)) + M/2 tanh(2 mean score), 0, M). In the
+    public script M is 1,000 ranks a round of 256 samples, the deviation 1,000 in pools of 7,500 to 40,000 prompts; here a round
+    is a step of the same pace a sample, the deviation a twentieth of the pool, and the mean stops at the last rank (ours).
     """
 
     def __init__(self, scores: np.ndarray, seed: int) -> None:
@@ -133,22 +99,19 @@ class MovingGaussian:
     def next(self, count: int) -> np.ndarray:
         """`count` rows drawn with the Gaussian's weights, without repetition."""
         ranks = np.arange(len(self.ranked))
-        log_weight = -0.5 * ((ranks - self.mean) / (DEVIATION_SHARE * len(ranks))) ** 2
+        log_weight = -0.5 * ((ranks - self.mean) / (len(ranks) / 20)) ** 2
         noisy = log_weight + self.rng.gumbel(size=len(ranks))
         return self.ranked[np.argsort(-noisy, kind="stable")[:count]]
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
         """Move the mean by accuracy and score of the step."""
-        self.mean += drift(float(rewards.mean()), float(self.scores[rows].mean()), PACE * len(rows))
-        self.mean = min(self.mean, len(self.ranked) - 1)
+        most, accuracy, score = PACE * len(rows), float(rewards.mean()), float(self.scores[rows].mean())
+        moved = most / 2 * np.tanh(2.0 * (accuracy - 0.5)) + most / 2 * np.tanh(2.0 * score)
+        self.mean = min(self.mean + float(np.clip(moved, 0.0, most)), len(self.ranked) - 1)
 
 
-DISCOUNT = 0.5
-"""lambda, weight of the old posterior (not stated in the facts at hand; ours)."""
-PRIOR = 1.0
-"""a0 and b0."""
-TARGET = 0.5
-"""Pass rate that MoPPS looks for."""
+DISCOUNT, PRIOR = 0.5, 1.0
+"""MoPPS: lambda, the weight of the old posterior (not stated in the facts at hand; ours), and a0 and b0."""
 
 
 class PosteriorSampling:
@@ -159,8 +122,8 @@ class PosteriorSampling:
         self.rng = np.random.default_rng(seed)
 
     def next(self, count: int) -> np.ndarray:
-        """The `count` prompts whose drawn pass rate is nearest to the target."""
-        return np.argsort(np.abs(self.rng.beta(self.a, self.b) - TARGET), kind="stable")[:count]
+        """The `count` prompts whose drawn pass rate is nearest to one half."""
+        return np.argsort(np.abs(self.rng.beta(self.a, self.b) - 0.5), kind="stable")[:count]
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
         """a <- lambda a + (1 - lambda) a0 + successes, b likewise with failures."""
@@ -169,25 +132,11 @@ class PosteriorSampling:
         self.b[rows] = DISCOUNT * self.b[rows] + (1 - DISCOUNT) * PRIOR + rewards.shape[1] - solved
 
 
-RATE, TEMPERATURE = 0.5, 1.0
-"""Learning rate of Q and temperature of its softmax (not stated in the facts at hand; ours)."""
-
-
-def absolute_advantage(rewards: np.ndarray) -> np.ndarray:
-    """Mean |advantage| of each group, [B], from rewards [B, G]: 0 where all rewards are equal.
-
-    >>> absolute_advantage(np.array([[1.0, 0.0], [1.0, 1.0]])).round(3).tolist()
-    [0.707, 0.0]
-    """
-    deviation = rewards.std(axis=1, ddof=1)
-    spread = np.abs(rewards - rewards.mean(axis=1, keepdims=True)).mean(axis=1)
-    return np.divide(spread, deviation, out=np.zeros(len(rewards)), where=deviation > 0)
-
-
 class ClusterBandit:
     """SEC: a bandit over clusters whose reward is the mean |advantage|.
 
-    Draws clusters by softmax(Q / tau), prompts of a cluster in random order, again when it is used up.
+    Draws clusters by softmax(Q), prompts of a cluster in random order, again when it is used up; Q learns at a rate of one half
+    (rate and temperature are not stated in the facts at hand; ours).
     """
 
     def __init__(self, clusters: np.ndarray, seed: int) -> None:
@@ -199,7 +148,7 @@ class ClusterBandit:
 
     def next(self, count: int) -> np.ndarray:
         """`count` rows."""
-        odds = np.exp((self.value - self.value.max()) / TEMPERATURE)
+        odds = np.exp(self.value - self.value.max())
         rows = []
         for arm in self.rng.choice(len(self.names), size=count, p=odds / odds.sum()):
             if not self.dealt[arm]:
@@ -208,17 +157,19 @@ class ClusterBandit:
         return np.asarray(rows, dtype=np.int64)
 
     def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Q_c <- rate x mean |advantage| of the step's prompts of c + (1 - rate) Q_c."""
-        gain = absolute_advantage(rewards)
+        """Q_c <- mean of Q_c and the mean |advantage| of the step's prompts of c; that of a group of equal rewards is 0."""
+        deviation = rewards.std(axis=1, ddof=1)
+        spread = np.abs(rewards - rewards.mean(axis=1, keepdims=True)).mean(axis=1)
+        gain = np.divide(spread, deviation, out=np.zeros(len(rewards)), where=deviation > 0)
         for arm in np.unique(self.number[rows]):
-            self.value[arm] = RATE * gain[self.number[rows] == arm].mean() + (1 - RATE) * self.value[arm]
+            self.value[arm] = 0.5 * gain[self.number[rows] == arm].mean() + 0.5 * self.value[arm]
 
 
 DAPO = {"dynamic_sampling": "equal_steps"}
 """DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
 SAME_COST = {"dynamic_sampling": "equal_rollouts"}
 """DAPO at equal generated rollouts."""
-GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "transfer", "user")
+GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "user")
 
 
 class ArmError(ValueError):
@@ -306,16 +257,16 @@ def shuffle(pool: ArmPool, setting: ArmSetting, label: str = "shuffle") -> np.nd
     return random_order(pool.ids, sub_seed(setting.seed, label))
 
 
+def easy_to_hard(pool: ArmPool, setting: ArmSetting, columns: Sequence[str]) -> np.ndarray:
+    """Sorted by the first of `columns`, ties by the next and last by id, over the whole pool: no clusters, no mixing."""
+    return np.lexsort((np.asarray(pool.ids), *(pool.column(name) for name in reversed(columns))))
+
+
 def ascending(pool: ArmPool, setting: ArmSetting, column: str, descending: bool = False) -> np.ndarray:
     """Sorted by a column of the pool; equal values in random order, since ids tell the source of a sample."""
     shuffled = shuffle(pool, setting, "ties")
     values = pool.column(column)[shuffled]
     return shuffled[np.argsort(-values if descending else values, kind="stable")]
-
-
-def by_label(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
-    """Ascending label, ties by id: DIFF as the paper describes it; labels here are nearly all distinct."""
-    return by_difficulty(pool.ids, pool.column("label"))
 
 
 def curriculum(
@@ -342,11 +293,6 @@ def curriculum(
     )  # fmt: skip
 
 
-def difficulty_alone(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
-    """Easy to hard by the ranking score over the whole pool: no clusters, no mixing."""
-    return np.lexsort((np.asarray(pool.ids), pool.column("raw"), pool.column("ranking")))
-
-
 def scaled(config: PlanConfig, factor: int) -> PlanConfig:
     """The plan's settings at `factor` times the batch: the same share swapped, the same number of samples in the window."""
     return dataclasses.replace(
@@ -355,11 +301,6 @@ def scaled(config: PlanConfig, factor: int) -> PlanConfig:
         swapped_per_batch=factor * config.swapped_per_batch,
         window_batches=max(1, round(config.window_batches / factor)),
     )
-
-
-SHARE = 0.5
-RIDGE = 1.0
-"""lambda of the log determinant (not stated; ours)."""
 
 
 def farthest_first(quality: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
@@ -379,20 +320,19 @@ def farthest_first(quality: np.ndarray, points: np.ndarray, count: int) -> np.nd
 
 
 def greedy_log_det(points: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """Greedy maximisation of log det(I + ridge sum_i w_i phi_i phi_i^T) by Sherman-Morrison, [count].
+    """Greedy maximisation of log det(I + sum_i w_i phi_i phi_i^T) by Sherman-Morrison, [count] (the ridge of 1 is ours).
 
-    The gain of x is log(1 + ridge w phi^T A^-1 phi); `points` [N, K], `weights` [N] of 0 or more.
+    The gain of x is log(1 + w phi^T A^-1 phi); `points` [N, K], `weights` [N] of 0 or more.
     """
     inverse = np.eye(points.shape[1])
     chosen: list[int] = []
     for _ in range(count):
-        gain = RIDGE * weights * np.einsum("nk,kl,nl->n", points, inverse, points, optimize=True)
+        gain = weights * np.einsum("nk,kl,nl->n", points, inverse, points, optimize=True)
         gain[chosen] = -np.inf
         best = int(gain.argmax())
         chosen.append(best)
         v = inverse @ points[best]
-        scale = RIDGE * weights[best]
-        inverse = inverse - scale * np.outer(v, v) / (1.0 + scale * float(points[best] @ v))
+        inverse = inverse - weights[best] * np.outer(v, v) / (1.0 + weights[best] * float(points[best] @ v))
     return np.asarray(chosen)
 
 
@@ -419,7 +359,7 @@ def irds_rows(pool: ArmPool, count: int) -> np.ndarray:
 def twice(pool: ArmPool, setting: ArmSetting, select: Callable[[ArmPool, int], np.ndarray]) -> np.ndarray:
     """The half of the pool that `select` chooses, shuffled by the matched seed, in two passes."""
     total, rng = setting.steps * setting.plan.prompts_per_step, np.random.default_rng(setting.seed)
-    chosen = np.sort(select(pool, int(SHARE * len(pool.table))))
+    chosen = np.sort(select(pool, len(pool.table) // 2))
     return np.concatenate([rng.permutation(chosen) for _ in range(-(-total // len(chosen)))])[:total]
 
 
@@ -432,30 +372,20 @@ BINS = 5
 """Bins of equal size by label (not stated; ours)."""
 
 
-def bin_odds(progress: float, bins: int = BINS) -> np.ndarray:
-    """Probability of each bin at `progress` in [0, 1]: weight K - i early, i + 1 late, blended by a cosine.
-
-    >>> bin_odds(0.0, 2).round(3).tolist(), bin_odds(1.0, 2).round(3).tolist(), bin_odds(0.5, 2).round(3).tolist()
-    ([0.667, 0.333], [0.333, 0.667], [0.5, 0.5])
-    """
-    early = 0.5 * (1.0 + np.cos(np.pi * progress))
-    number = np.arange(bins)
-    weights = early * (bins - number) + (1.0 - early) * (number + 1)
-    return weights / weights.sum()
-
-
 def e2h(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
-    """E2H (arXiv 2506.06632): the share of each difficulty bin follows a cosine over the run.
+    """E2H (arXiv 2506.06632): row numbers of `steps` batches; the share of each difficulty bin follows a cosine over the run.
 
-    Row numbers of `steps` batches; a bin that is used up is dealt again in a new order."""
+    Bin i of K weighs K - i early and i + 1 late; one that is used up is dealt again in a new order.
+    """
     rng = np.random.default_rng(setting.seed)
     by_label = np.lexsort((np.asarray(pool.ids), pool.column("label")))
     bins = [list(rng.permutation(part)) for part in np.array_split(by_label, BINS)]
     dealt: list[list[int]] = [[] for _ in bins]
     rows = []
     for step in range(setting.steps):
-        odds = bin_odds(step / max(1, setting.steps - 1))
-        for number in rng.choice(BINS, size=setting.plan.prompts_per_step, p=odds):
+        early = 0.5 * (1.0 + np.cos(np.pi * step / max(1, setting.steps - 1)))
+        weights = early * (BINS - np.arange(BINS)) + (1.0 - early) * (np.arange(BINS) + 1)
+        for number in rng.choice(BINS, size=setting.plan.prompts_per_step, p=weights / weights.sum()):
             if not dealt[number]:
                 dealt[number] = list(rng.permutation(bins[number]))
             rows.append(dealt[number].pop())
@@ -464,7 +394,7 @@ def e2h(pool: ArmPool, setting: ArmSetting) -> np.ndarray:
 
 def adarft(pool: ArmPool, setting: ArmSetting, once: bool = False) -> Selector:
     """ADARFT; equal difficulties are visited in a seeded order."""
-    values = difficulty(pool.column("pass_rate"))
+    values = 100.0 * (1.0 - pool.column("pass_rate"))
     ties = np.random.default_rng(setting.seed).permutation(len(values))
     return AdaptiveTarget(values + 1e-6 * ties / len(values), once)
 
@@ -480,7 +410,7 @@ ARMS = (
     Arm("grpo", "GRPO, random order", "paper", order=shuffle, seeded=True),
     Arm("dapo", "DAPO, random order", "paper", order=shuffle, seeded=True, train=DAPO),
     Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle, seeded=True, train=SAME_COST),
-    Arm("diff", "DIFF: easy to hard by label", "paper", order=by_label),
+    Arm("diff", "DIFF: easy to hard by label", "paper", order=partial(easy_to_hard, columns=("label",))),
     Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=partial(shuffle, label="shuffle-b"), seeded=True),
     Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=partial(shuffle, label="shuffle-c"), seeded=True),
     Arm("hard_to_easy", "hard to easy by label", "control", order=partial(ascending, column="label", descending=True),
@@ -498,7 +428,8 @@ ARMS = (
     Arm("saerl_dapo_rollouts", "SAERL on DAPO at equal rollouts", "control", order=curriculum, train=SAME_COST),
     Arm("minus_diff", "- Diff: random inside clusters", "ablation", order=partial(curriculum, sorting=False)),
     Arm("minus_diff_mix", "- Diff & Mix", "ablation", order=partial(curriculum, mixing=False, sorting=False)),
-    Arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation", order=difficulty_alone),
+    Arm("minus_clus_mix", "- Clus & Mix: difficulty alone", "ablation",
+        order=partial(easy_to_hard, columns=("ranking", "raw"))),
     Arm("minus_mix", "- Mix: h = 0", "ablation", order=partial(curriculum, mixing=False)),
     *(Arm(f"mix_{h}", f"h = {h} of 32", "mixing", order=partial(curriculum, swapped=h / 32)) for h in (1, 4, 8)),
     Arm("saerl_4b", "SAERL, four times the batch", "batch", order=curriculum, batch_factor=4),
@@ -515,6 +446,12 @@ ARMS = (
     Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=partial(curriculum, rest="pool")),
     Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows), seeded=True),
     Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows), seeded=True),
+    Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae"), seeded=True),
+    *(Arm(f"saerl_online_{name}", f"current pass rate from {title}", "online", policy=partial(online, features=name),
+          needs=needs(name), seeded=True)
+      for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("cluster", "the cluster alone"),
+                          ("length", "the length alone"), ("shuffled", "other prompts' features"),
+                          ("rate", "the base pass rate"))),
 )  # fmt: skip
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 
@@ -525,14 +462,13 @@ def all_arms(extra: Path | None = None) -> dict[str, Arm]:
 
     Raises ArmError for a doubled or malformed arm.
     """
-    found: dict[str, Arm] = {}
-    for where, arms in (("the study", ARMS), *([(str(extra), _load(extra))] if extra is not None else [])):
-        for arm in arms:
-            if not isinstance(arm, Arm):
-                raise ArmError(f"{where}: ARMS holds a {type(arm).__name__}, not an Arm")
-            if arm.name in found:
-                raise ArmError(f"{where}: an arm named {arm.name!r} exists already; choose another name")
-            found[arm.name] = arm
+    found = {arm.name: arm for arm in ARMS}
+    for arm in () if extra is None else _load(extra):
+        if not isinstance(arm, Arm):
+            raise ArmError(f"{extra}: ARMS holds a {type(arm).__name__}, not an Arm")
+        if arm.name in found:
+            raise ArmError(f"{extra}: an arm named {arm.name!r} exists already; choose another name")
+        found[arm.name] = arm
     return dict(sorted(found.items(), key=lambda item: (GROUPS.index(item[1].group), item[0] != "grpo")))
 
 

@@ -35,7 +35,7 @@ from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
-from saerl_lib.plan.follow import ConsumedLog, append_rows, cut_back, follow, read_rows
+from saerl_lib.plan.follow import append_rows, cut_back, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
 from saerl_lib.train.policy import evaluate, load_model
 from saerl_lib.train.sampler import GroupSampler
@@ -117,6 +117,14 @@ class Run:
         except (OSError, ValueError, KeyError):
             return False
 
+    @property
+    def step(self) -> int:
+        """Evaluation steps that are done, as its process last told."""
+        try:
+            return int(json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError):
+            return 0
+
     def kept(self, step: int) -> Path:
         """Where the weights of a step that is kept lie."""
         return self.folder / "policies" / f"step-{step:05d}"
@@ -196,8 +204,7 @@ def _train(run: Run, rank: int, processes: int) -> None:
     """Up to the final weights."""
     if run.train.engine == "packed" and not run.train.trained_blocks:
         torch.set_num_threads(1)  # one of many runs; a large policy has the machine for itself
-    started, resume = time.monotonic(), resume_point(run)
-    done = step_of(resume) if resume else 0
+    started, (done, resume) = time.monotonic(), resume_point(run)
     if rank == 0:
         for path in run.folder.glob("rollouts-*.jsonl"):
             cut_back(path, done)
@@ -207,7 +214,9 @@ def _train(run: Run, rank: int, processes: int) -> None:
     require_gathered(trainer.accelerator.state)
     trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
     if rank == 0:
-        remove_broken_checkpoints(run.folder / "checkpoints")
+        for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
+            if step is None:
+                shutil.rmtree(checkpoint)
     trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
     trainer.accelerator.wait_for_everyone()
     try:
@@ -353,28 +362,21 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """Hold the log of a finished run against its plan, or replay what its selector chose.
+    """Replay the log of a finished run: its plan or selector must choose what was logged, step by step to the end.
 
     Raises ArtifactError at the first departure.
     """
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
-    last = rows[-1]["step"]
-    if run.table or not run.plan or run.train.dynamic_sampling != "none":
-        samples = run_samples(run)
-        selector = open_selector(run, [s.id for s in samples])
-        feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
-        feed.replay(rows)
-        if run.progress(last, feed.generated) < run.steps or sorted({row["step"] for row in rows}) != list(range(1, last + 1)):
-            logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
-            raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget} rollouts or {run.updates} steps")
-        return
-    log = ConsumedLog(tuple(row["sample_id"] for row in rows), tuple(row["step"] for row in rows))
-    report = follow(read_plan(Path(run.plan)), log)
+    samples, last = run_samples(run), rows[-1]["step"]
+    feed = Feed(samples, open_selector(run, [s.id for s in samples]), run.train, run.prompts_per_step, run.folder / "rollouts")
+    feed.replay(rows)
     sizes = Counter(row["step"] for row in rows)
-    if not report.followed_for(run.updates) or set(sizes.values()) != {run.prompts_per_step * run.train.rollouts_per_prompt}:
-        where = f"first at {report.first}; rollouts by step: {dict(sizes)}"
-        raise ArtifactError(f"{run.folder}: the trainer did not follow the plan, {where}")
+    size = run.prompts_per_step * run.train.rollouts_per_prompt  # the last step may be cut by the budget
+    whole = run.train.dynamic_sampling != "none" or {sizes[step] for step in range(1, last)} <= {size}
+    if run.progress(last, feed.generated) < run.steps or sorted(sizes) != list(range(1, last + 1)) or not whole:
+        logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
+        raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget} rollouts or {run.updates} steps")
 
 
 def conclude(run: Run) -> None:
@@ -394,7 +396,8 @@ def conclude(run: Run) -> None:
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
     spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
     seconds = {name: round(float(value), 1) for name, value in spent.items()}
-    made = {**provenance(), "peak_memory_mb": peak_memory_mb()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    made = {**provenance(), "peak_memory_mb": round(peak)}
     write_json(run.folder / DONE, {"key": run.key, "steps": int(curve["step"].max()), "seconds": seconds, "environment": made})
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     for path in (*run.folder.glob("rollouts-*.jsonl"), run.folder / "evaluations.jsonl"):
@@ -409,48 +412,26 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     partial.replace(path)
 
 
-def peak_memory_mb() -> int:
-    """Largest resident memory of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
+def checkpoints(folder: Path) -> dict[Path, int | None]:
+    """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
+    found: dict[Path, int | None] = {}
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            found[checkpoint] = int(checkpoint.name.rsplit("-", 1)[1])
+        except (OSError, ValueError):
+            found[checkpoint] = None
+    return found
 
 
-def step_of(checkpoint: Path) -> int:
-    """Steps of the optimiser before a checkpoint."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit())
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Whether the trainer's state was written, which comes after weights and optimiser."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def resume_point(run: Run) -> Path | None:
-    """The last complete checkpoint at which the budget was not spent: behind it no step is left to end the run with.
-
-    Nothing is removed: every process chooses for itself, at its own time.
-    """
-    steps = [row["step"] for row in logged(run.folder)]
-
-    def usable(checkpoint: Path) -> bool:
-        step = step_of(checkpoint)
-        return _complete(checkpoint) and step < run.updates and run.progress(step, sum(s <= step for s in steps)) < run.steps
-
-    return max(filter(usable, _checkpoints(run.folder / "checkpoints")), key=step_of, default=None)
-
-
-def remove_broken_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill left half written; for one process, once all have chosen theirs."""
-    for checkpoint in _checkpoints(folder):
-        if not _complete(checkpoint):
-            shutil.rmtree(checkpoint)
+def resume_point(run: Run) -> tuple[int, Path | None]:
+    """Step and folder of the last complete checkpoint at which the budget was not spent, behind which no step would be left to
+    end the run with; (0, None) without one. Nothing is removed: every process chooses for itself, at its own time."""
+    logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
+    for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
+        if step is not None and step < run.updates and run.progress(step, sum(s <= step for s in logged_at)) < run.steps:
+            usable[step] = checkpoint
+    return max(usable.items(), default=(0, None))
 
 
 def _lock(folder: Path, seconds: float = 60.0) -> Any:

@@ -265,16 +265,6 @@ class Decoder:
         return rows if len(self.live) == len(rows) else rows[self.live]
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Completions of one batch."""
-
-    tokens: torch.Tensor
-    """[B * group, max_new], prompt-major, padded after the end-of-sequence token."""
-    entropy: torch.Tensor
-    """[B * group] sum over the completion's tokens of the sampling distribution's entropy, in nats."""
-
-
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token [B] from each row of `logits` [B, V] by inverting its cumulative distribution, and the entropies [B] in nats."""
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
@@ -289,8 +279,9 @@ def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -
 def sample_tokens(
     model: LlamaForCausalLM, prompts: Sequence[list[int]], max_new: int, temperature: float, generator: torch.Generator,
     group: int = 1,
-) -> Sampled:  # fmt: skip
-    """`group` completions for every prompt, given as tokens."""
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """`group` completions of each of B prompts, given as tokens: tokens [B group, max_new], prompt-major, padded after the
+    end-of-sequence token, and the sum over a completion's tokens of the sampling distribution's entropy, [B group] in nats."""
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     decoder = Decoder(model, prompts, group, max_new)
     n = len(decoder.live)
@@ -308,7 +299,7 @@ def sample_tokens(
             decoder.keep(keep)
             chosen, ended = chosen[keep], ended[keep]
         decoder.step(chosen)
-    return Sampled(out, entropy)
+    return out, entropy
 
 
 @dataclass(frozen=True)
@@ -323,56 +314,38 @@ class Completions:
 
 
 def sample_groups(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
-    group: int,
-    max_new: int,
-    temperature: float,
-    seed: int,
-    progress: Callable[[int], None] = lambda rows: None,
-    chat: bool = False,
-) -> Completions:
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], group: int, max_new: int,
+    temperature: float, seed: int, progress: Callable[[int], None] = lambda rows: None, chat: bool = False,
+) -> Completions:  # fmt: skip
     """`group` completions for every entry of `prompts`, in their order; the global random stream is left alone."""
     generator = torch.Generator().manual_seed(seed)
     encoded = encode_prompts(tokenizer, prompts, chat)
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
     ids: list[list[int]] = [[] for _ in range(len(prompts) * group)]
-    entropy = np.zeros(len(ids))
+    entropy, end = np.zeros(len(ids)), model.config.eos_token_id
     was_training = model.training
     model.eval()
     size = max(1, ROWS_PER_BATCH // group)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        found = sample_tokens(model, [encoded[i] for i in rows], max_new, temperature, generator, group)
+        found, spread = sample_tokens(model, [encoded[i] for i in rows], max_new, temperature, generator, group)
         places = [i * group + g for i in rows for g in range(group)]
-        for i, tokens, total in zip(places, found.tokens.tolist(), found.entropy.tolist(), strict=True):
-            ids[i] = _until_end(tokens, model.config.eos_token_id)
+        for i, tokens, total in zip(places, found.tolist(), spread.tolist(), strict=True):
+            ids[i] = tokens[: tokens.index(end) + 1] if end in tokens else tokens
             entropy[i] = total / len(ids[i])
         progress(len(places))
     model.train(was_training)
     return Completions(ids, tokenizer.batch_decode(ids, skip_special_tokens=True), entropy)
 
 
-def _until_end(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
-
-
 def correct_attempts(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    samples: Sequence[Sample],
-    attempts: int,
-    max_new: int,
-    temperature: float,
-    seed: int,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> NDArray[np.int8]:
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], attempts: int, max_new: int,
+    temperature: float, seed: int,
+) -> NDArray[np.int8]:  # fmt: skip
     """[N, attempts] 1 where the attempt's final answer is right."""
-    prompts = [s.prompt for s in samples]
-    texts = sample_groups(model, tokenizer, prompts, attempts, max_new, temperature, seed, progress).texts
+    texts = sample_groups(model, tokenizer, [s.prompt for s in samples], attempts, max_new, temperature, seed).texts
     golds = [s.answer for s in samples for _ in range(attempts)]
-    marks = [int(reward(text, gold)) for text, gold in zip(texts, golds, strict=True)]
+    marks = [reward(text, gold) for text, gold in zip(texts, golds, strict=True)]
     return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
 
 

@@ -35,6 +35,8 @@ from saerl_lib.train.run import train as train_here
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 """glibc keeps freed memory instead of returning it after every step."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **MALLOC}
+MEASURED = {name: find_arm(name).needs[0] for name in ("adarft", "gainrl")}
+"""Arm of a profile that chooses as it learns -> what it must know of every sample."""
 SEEDS = 1000
 """A run's seed is 1000 x base seed + matched seed."""
 
@@ -77,8 +79,7 @@ def profile_runs(profile: Profile, data: Stage, plans: Stage, measured: Stage | 
             plan = plans.path(f"{PLANS[arm].format(seed=seed)}.parquet")
             if not plan.exists():
                 raise ArtifactError(f"{plans.folder}: plan {plan.name} is missing; run notebook 06 with the same options first")
-            needs = _needs(arm)
-            table = measured.path(f"{needs[0]}.parquet") if measured and needs else None
+            table = measured.path(f"{MEASURED[arm]}.parquet") if measured and arm in MEASURED else None
             run = matched_run(
                 profile, data.folder, jobs_home(profile), arm, seed, plan, table, plans.path("samples.parquet"),
                 changes=DAPO if arm.endswith("dapo") else {}, policy=policy,
@@ -89,11 +90,6 @@ def profile_runs(profile: Profile, data: Stage, plans: Stage, measured: Stage | 
     return runs
 
 
-def _needs(arm: str) -> tuple[str, ...]:
-    """What an arm that chooses as it learns must know of every sample."""
-    return find_arm(arm).needs if arm in ("adarft", "gainrl") else ()
-
-
 def _start(run: Run, launch: str = "") -> subprocess.Popen[bytes]:
     write_run(run, replace=run.train.engine == "packed")
     own = {**ONE_CORE, "PYTHONPATH": str(paths.ROOT)} if run.train.engine == "packed" else {}
@@ -102,13 +98,6 @@ def _start(run: Run, launch: str = "") -> subprocess.Popen[bytes]:
     environment |= {} if launch else {PARENT: str(os.getpid())}
     with (run.folder / "output.log").open("ab") as log:
         return subprocess.Popen(command(run, launch), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=paths.ROOT)
-
-
-def _step(run: Run) -> int:
-    try:
-        return int(json.loads((run.folder / "progress.json").read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError):
-        return 0
 
 
 def run_all(
@@ -143,7 +132,7 @@ def run_all(
                     failed[run.folder.name] = message
                     if not keep_going:
                         raise ArtifactError(message)
-            bar.n = done + sum(_step(run) for run, _ in running)
+            bar.n = done + sum(run.step for run, _ in running)
             bar.refresh() if not running else bar.update(0)
     finally:
         for _, process in running:
@@ -161,7 +150,7 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
     `jobs/` with the kept weights, and, where an arm needs it, measured.csv. A killed cell loses at most the steps since the last
     checkpoint. Raises ArtifactError for a missing plan and a run that fails.
     """
-    columns = [name for arm in profile.arms for name in _needs(arm)]
+    columns = [MEASURED[arm] for arm in profile.arms if arm in MEASURED]
     measured = measured_stage(profile, plans, columns) if columns else None
 
     def compute(folder: Path) -> None:

@@ -195,10 +195,10 @@ class PackedFeed(Feed):
             chat=train.chat,
         )  # fmt: skip
         self.generated += len(found.ids)
-        groups = []
+        groups, read = [], READ[train.answer_from]
         for i, sample in enumerate(chosen):
             part = slice(i * size, (i + 1) * size)
-            rewards = [float(READ[train.answer_from](text) == sample.answer) for text in found.texts[part]]
+            rewards = [float(read(text) == sample.answer) for text in found.texts[part]]
             groups.append(Group(sample, found.ids[part], found.texts[part], rewards, found.entropy[part].tolist()))
         self.selector.told(np.asarray(rows), np.array([g.rewards for g in groups]))
         return groups
@@ -274,8 +274,10 @@ class PlanTrainer(GRPOTrainer):
         active = advantages.nonzero().squeeze(1)
         loss = torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum() * 0.0
         if len(active):
-            share = 1.0 if self.loss_type == "dapo" else len(active) / len(advantages)
-            loss = loss + share * super()._compute_loss(model, _rows(inputs, active))
+            n = len(advantages)
+            share = 1.0 if self.loss_type == "dapo" else len(active) / n
+            rows = {k: v[active] if isinstance(v, torch.Tensor) and v.dim() and len(v) == n else v for k, v in inputs.items()}
+            loss = loss + share * super()._compute_loss(model, rows)
         self._metrics["train"]["entropy"] = [self.feed.entropy]
         return loss
 
@@ -283,16 +285,13 @@ class PlanTrainer(GRPOTrainer):
         """Log-probabilities [B, C]; the packed feed has measured the entropies while sampling, so that they are zeros here."""
         if not self.feed.packed:
             return super()._get_per_token_logps_and_entropies(model, *arguments, **named)
-        return self._packed_logps(model, *arguments[:3])
-
-    def _packed_logps(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        split = input_ids.shape[1] - logits_to_keep
-        prompts = _token_lists(input_ids[:, :split], attention_mask[:, :split])
-        completions = _token_lists(input_ids[:, split:], attention_mask[:, split:])
+        ids, mask, kept = arguments[:3]
+        sides = (slice(ids.shape[1] - kept), slice(ids.shape[1] - kept, None))
+        prompts, completions = (
+            [row[real].tolist() for row, real in zip(ids[:, side], mask[:, side].bool(), strict=True)] for side in sides
+        )
         found = log_probabilities(self.accelerator.unwrap_model(model), prompts, completions, self.temperature)
-        logps = torch.nn.functional.pad(found, (0, logits_to_keep - found.shape[1]))
+        logps = torch.nn.functional.pad(found, (0, kept - found.shape[1]))
         return logps, torch.zeros_like(logps), None
 
 
@@ -338,13 +337,3 @@ def require_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         shutil.rmtree(folder, ignore_errors=True)
         raise ArtifactError(f"no *.safetensors were saved for {folder}; {WHOLE_WEIGHTS}")
-
-
-def _token_lists(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-    return [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
-
-
-def _rows(inputs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """The given rows of a batch."""
-    n = len(inputs["advantages"])
-    return {k: v[rows] if isinstance(v, torch.Tensor) and v.dim() and len(v) == n else v for k, v in inputs.items()}
