@@ -385,6 +385,9 @@ class Profile:
     """Which samples are kept, one of `PLANNED`."""
     policy: str = "world"
     """Policy that is trained: world, the one that is shipped; smollm2; a folder in Hugging Face format, or a hub name."""
+    score_correlation: float | None = None
+    """Spearman correlation with the base pass rates to which feature-based difficulty scores are blurred before they are planned
+    (ours: what text shows of a 7B policy's pass rates on DeepScaleR); None: scores as they are."""
     live_steps: int = 20
     """Steps for which notebook 07 trains SmolLM2 before the reader's eyes, 6 prompts each."""
     arms: tuple[str, ...] = ("grpo", "saerl")
@@ -407,6 +410,8 @@ class Profile:
             noisy = self.world.noisy_pool_samples
             _require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
             _require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
+        blurs, rho = self.world is not None, self.score_correlation
+        _require(rho is None or (blurs and 0 < rho < 1), f"score_correlation={rho} must lie between 0 and 1, in a world alone")
         _require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
@@ -639,10 +644,11 @@ SMOKE = Profile(
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
     ladder=LadderConfig(official_split=False, max_train=70, max_test=50, adapted_labels=30),
     pool_samples=96,
+    score_correlation=0.45,
     live_steps=2,
 )  # fmt: skip
 
-LAPTOP = Profile(name="laptop")
+LAPTOP = Profile(name="laptop", score_correlation=0.45)
 
 STUDY = Profile(
     name="study",
@@ -650,6 +656,7 @@ STUDY = Profile(
     plan=PlanConfig(prompts_per_step=32, swapped_per_batch=2, window_batches=10),
     train=TrainConfig(seeds=2, eval_every_steps=10, checkpoint_every_steps=10),
     pool_samples=3200,
+    score_correlation=0.45,
     study=StudyConfig(),
 )
 """112 steps of 32 prompts, 8 rollouts each; h = 2 of 32 is the paper's 8 of 128."""

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
-from saerl_lib.config import WORLD_VERSION, get_profile
+from saerl_lib.artifacts import Stage
+from saerl_lib.config import WORLD_VERSION, PlanConfig, get_profile
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.studies.world_check import (
@@ -30,16 +32,19 @@ from saerl_lib.studies.world_check import (
     train_reserved,
     trained_from,
 )
+from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import sample_groups
 from saerl_lib.world import gates
 from saerl_lib.world.gates import (
     Bounds,
     Measured,
+    blurred,
     eta_squared,
     exact_rates,
     guess_rate,
     met,
+    scores_stage,
     single_token_accuracy,
     text_gates,
     trained_gates,
@@ -189,6 +194,58 @@ def test_exact_rates_agree_with_sampled_answers() -> None:
 
 def test_the_recorded_gates_belong_to_the_present_world() -> None:
     assert set(trained_gates()) <= set(gates.GATES) and gates.POSITIVE in gates.GATES
+
+
+def scored_pool(n: int = 600) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of three encoders, with ties in the ranking, of which one shows nothing; and the pass rates of two rows in three."""
+    rng = np.random.default_rng(0)
+    hard, ids = rng.normal(size=n), [f"p{i:04d}" for i in rng.permutation(n)]
+    columns = {"sample_id": ids, "cluster": np.arange(n) % 3, "length": np.arange(n) + 1.0}
+    for suffix, deviation in (("", 0.3), ("@tfidf", 0.8), ("@blind", 100.0)):
+        raw = 5 + hard + deviation * rng.normal(size=n)
+        columns |= {f"ranking{suffix}": raw.round(1), f"raw{suffix}": raw}
+    return pd.DataFrame(columns), pd.DataFrame({"sample_id": ids, "pass_rate": 1 / (1 + np.exp(3 * hard))}).iloc[: 2 * n // 3]
+
+
+def test_every_score_is_blurred_to_the_same_correlation_and_keeps_its_values() -> None:
+    scores, rates = scored_pool()
+    found, about = blurred(scores, rates, 0.45, seed=0)
+    about = about.set_index("encoder")
+    assert (about["rho"] > 0.7).tolist() == [True, True, False] and (about["noise"] > 0).tolist() == [True, True, False]
+    assert about.loc[["sae", "tfidf"], "expected"].tolist() == pytest.approx([0.45, 0.45], abs=0.002)
+    assert about.loc[["sae", "tfidf"], "blurred"].tolist() == pytest.approx([0.45, 0.45], abs=0.05)
+    by_hand = spearmanr(found["ranking"][: len(rates)], -rates["pass_rate"])[0]
+    assert by_hand == pytest.approx(about.loc["sae", "blurred"]) and about["n"].unique().tolist() == [len(rates)]
+    pairs = [sorted(map(tuple, table[["ranking", "raw"]].to_numpy())) for table in (scores, found)]
+    assert pairs[0] == pairs[1] and found[["cluster", "ranking@blind"]].equals(scores[["cluster", "ranking@blind"]])
+    assert spearmanr(found["ranking"], found["ranking@tfidf"])[0] > spearmanr(scores["ranking"], found["ranking@tfidf"])[0]
+    shuffled = scores.sample(frac=1, random_state=1)
+    again = blurred(shuffled, rates, 0.45, seed=0)[0].loc[scores.index]
+    pd.testing.assert_frame_equal(again[["ranking@tfidf"]], found[["ranking@tfidf"]])
+    assert not blurred(scores, rates, 0.45, seed=1)[0]["ranking"].equals(found["ranking"])
+
+
+def test_the_scores_of_plans_are_blurred_in_one_place_and_the_sharp_arm_plans_as_before(saerl_home: Path) -> None:
+    scores, rates = scored_pool(48)
+    stages = {name: Stage(name, saerl_home / name, name, True) for name in ("difficulty", "tfidf")}
+    for stage, columns in zip(stages.values(), (scores.columns[:5], ["sample_id", "ranking@tfidf", "raw@tfidf"]), strict=True):
+        stage.folder.mkdir(parents=True)
+        scores[[*columns]].to_parquet(stage.path("scores.parquet"))
+    profile = replace(get_profile("smoke"), score_correlation=None)
+    assert scores_stage(profile, stages["difficulty"], stages["difficulty"]) is stages["difficulty"]
+    made = scores_stage(profile, stages["difficulty"], *stages.values())
+    plain = pd.read_parquet(made.path("scores.parquet"))
+    with pytest.MonkeyPatch.context() as patch:
+        rates.to_parquet(saerl_home / "pass_rates.parquet")
+        patch.setattr(gates, "base_rates_stage", lambda profile, world: Stage("policy_rates", saerl_home, "rates", True))
+        made = scores_stage(get_profile("smoke"), stages["difficulty"], *stages.values())
+    found, setting = pd.read_parquet(made.path("scores.parquet")), ArmSetting(PlanConfig(prompts_per_step=4), 12, 0)
+    arm, sharp = (find_arm(name).order for name in ("saerl_grpo", "saerl_sharp"))
+    assert sharp(ArmPool(found), setting).ids == sharp(ArmPool(plain), setting).ids == arm(ArmPool(plain), setting).ids
+    assert arm(ArmPool(found), setting).ids != arm(ArmPool(plain), setting).ids
+    assert pd.read_parquet(made.path("blur.parquet"))["encoder"].tolist() == ["sae", "tfidf"]
+    with pytest.raises(ValueError, match="score_correlation=0.45 must lie between 0 and 1, in a world alone"):
+        replace(get_profile("paper"), score_correlation=0.45)
 
 
 def reserved_rows(ends: dict[str, float], seeds: int = 3) -> pd.DataFrame:

@@ -124,15 +124,15 @@ class Evidence:
 
 def gather(
     samples: list[Sample], features: FeatureTable, names: tuple[str, ...], scores: pd.DataFrame, clusters: pd.DataFrame,
-    decision: DecisionModel, plan: BatchPlan, config: PlanConfig,
+    decision: DecisionModel, plan: BatchPlan, config: PlanConfig, blurred: pd.DataFrame | None = None,
 ) -> Evidence:  # fmt: skip
-    """Evidence from the stages' tables; the batches before the swap are built again.
+    """Evidence from the stages' tables; the batches before the swap are built again, from `blurred` scores where it was so.
 
     Raises ArtifactError when rows, scores or plan do not belong together.
     """
     if not [s.id for s in samples] == list(features.ids) == scores["sample_id"].tolist():
         raise ArtifactError("samples, features and scores are of different pools: run the notebooks of this profile in order")
-    planned = scores[scores["kept"]].reset_index(drop=True)
+    planned = (scores if blurred is None else scores.assign(**blurred[["ranking", "raw"]]))[scores["kept"]]
     ids, cluster, ranking, raw, length = (planned[c].to_numpy() for c in ("sample_id", "cluster", "ranking", "raw", "length"))
     batches: Batches = cluster_first(ids.tolist(), cluster, ranking, raw, config)
     before, stays = ids[batches.rows], plan.table["swapped_with"].to_numpy() < 0
@@ -151,12 +151,14 @@ def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     )
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
     scores = scores.merge(pd.read_parquet(quality.path("kept.parquet")), on="sample_id", validate="one_to_one")
+    blurs = profile.score_correlation is not None
+    blurred = pd.read_parquet(load_stage(profile, "scores").path("scores.parquet")) if blurs else None
     labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
     names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty.path("scorer.safetensors"))
     decision = DecisionModel(scorer.clusters, *linear_readers(scorer.difficulty, scorer.quality), scorer.widths)
     return gather(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, decision,
-                  load_plan(plans, "saerl"), profile.plan)  # fmt: skip
+                  load_plan(plans, "saerl"), profile.plan, blurred)  # fmt: skip
 
 
 # The record.

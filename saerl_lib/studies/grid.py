@@ -38,6 +38,7 @@ from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, f
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run, read_run, write_table
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
+from saerl_lib.world.gates import scores_stage
 from saerl_lib.world.sources import world_stage
 
 TABLES = (
@@ -298,8 +299,8 @@ def study_stages(profile: Profile) -> tuple[Stage, Stage]:
         world = world_stage(profile)
         features = features_stage(profile, world, store_stage(profile, world))
         difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
-        alternatives = alternatives_stage(profile, world, features)
-        return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+        scores = scores_stage(profile, world, difficulty, alternatives_stage(profile, world, features))
+        return world, arm_pool_stage(profile, world, features, scores, quality)
 
 
 def study_table(profile: Profile, name: str) -> pd.DataFrame:

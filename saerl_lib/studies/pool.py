@@ -124,17 +124,15 @@ def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
     return np.stack([latents[:, groups == g].mean(axis=1) for g in range(groups.max() + 1)], axis=1)
 
 
-def arm_pool_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, alternatives: Stage
-) -> Stage:
-    """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool)."""
+def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stage, quality: Stage) -> Stage:
+    """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool). `scores` is that of `scores_stage`."""
 
     def compute(folder: Path) -> None:
         samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
-        scores = pd.read_parquet(difficulty.path("scores.parquet"))[["sample_id", "cluster", "ranking", "raw", "length"]]
+        unused = ["runner_up", "distance", "calibrated", "half_width"]
         labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
-        table = scores.merge(labels, on="sample_id", validate="one_to_one")
-        table = table.merge(pd.read_parquet(alternatives.path("scores.parquet")), on="sample_id", validate="one_to_one")
+        table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=unused)
+        table = table.merge(labels, on="sample_id", validate="one_to_one")
         judged = pd.read_parquet(quality.path("kept.parquet"))
         size, draw = int(judged["kept"].sum()), np.random.default_rng(sub_seed(profile.seed, "unfiltered"))
         rows = {
@@ -158,8 +156,7 @@ def arm_pool_stage(
 
     config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
     config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
-    inputs = (world, features, difficulty, quality, alternatives)
-    return get_or_compute(profile, "arm_pool", config, compute, inputs)
+    return get_or_compute(profile, "arm_pool", config, compute, (world, features, scores, quality))
 
 
 def load_arm_pool(stage: Stage, name: str) -> ArmPool:
