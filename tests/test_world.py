@@ -16,11 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from stand_ins import untrained_sae
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import WORLD_VERSION, PlanConfig, get_profile
+from saerl_lib.config import LIVE, SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
+from saerl_lib.encode.stages import features_stage, store_stage
+from saerl_lib.properties.scorer import difficulty_stage, filter_stage
+from saerl_lib.studies.grid import planned_run
+from saerl_lib.studies.pool import arm_pool_stage
 from saerl_lib.studies.world_check import (
     ALONE,
     GateRun,
@@ -32,16 +37,18 @@ from saerl_lib.studies.world_check import (
     train_reserved,
     trained_from,
 )
+from saerl_lib.train import policy
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
-from saerl_lib.train.policy import load_policy
-from saerl_lib.train.sampler import sample_groups
+from saerl_lib.train.policy import FOLDER, load_policy
+from saerl_lib.train.run import train, write_run
+from saerl_lib.train.sampler import gold_probability, sample_groups
 from saerl_lib.world import gates
 from saerl_lib.world.gates import (
     Bounds,
     Measured,
+    base_rates_stage,
     blurred,
     eta_squared,
-    exact_rates,
     guess_rate,
     met,
     scores_stage,
@@ -70,11 +77,13 @@ from saerl_lib.world.sources import (
     FLAWS,
     OUTSIDE,
     PARENT,
+    SHORT,
     TARGET,
     corpus_texts,
     draw_sample,
     draw_split,
     draw_world,
+    world_stage,
 )
 
 FROZEN = "be8f9bf8f0a3fe89"
@@ -189,7 +198,7 @@ def test_exact_rates_agree_with_sampled_answers() -> None:
     texts = sample_groups(model, tokenizer, [s.prompt for s in samples], 64, 80, 1.0, 0).texts
     golds = [s for s in samples for _ in range(64)]
     marks = np.array([reward(text, s.answer) for text, s in zip(texts, golds, strict=True)]).reshape(24, 64).mean(axis=1)
-    assert np.abs(marks - exact_rates(model, tokenizer, samples)).mean() < 0.05
+    assert np.abs(marks - gold_probability(model, tokenizer, samples, 1.0)).mean() < 0.05
 
 
 def test_the_recorded_gates_belong_to_the_present_world() -> None:
@@ -298,7 +307,7 @@ def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:
 def test_the_positive_control_takes_the_prompts_nearest_to_one_half() -> None:
     samples, policy = draw_split("near", 12, TARGET, 2, set()), load_policy()
     control = NearestHalf(policy, samples, Sizes(looked_at=12, looked_every=2), seed=0)
-    rates = np.abs(exact_rates(*policy, samples) - 0.5)
+    rates = np.abs(gold_probability(*policy, samples, 1.0) - 0.5)
     chosen = np.concatenate([control.next(2), control.next(2)])
     assert sorted(chosen) == sorted(np.argsort(rates, kind="stable")[:4])
 
@@ -306,3 +315,47 @@ def test_the_positive_control_takes_the_prompts_nearest_to_one_half() -> None:
 def test_a_learners_sample_keeps_its_prompt_and_gold_is_what_it_should_have_been() -> None:
     sample = draw_sample(TARGET, random.Random(3), "x", even_rates(1.0))
     assert sample.flaw == "wrong_step" and -1 in sample.step_labels and read_answer(sample.solution) == sample.answer
+
+# Short-answer arithmetic.
+
+
+def test_short_arithmetic_has_its_kinds_as_topics_and_true_lines() -> None:
+    splits = draw_world(replace(get_profile("smoke").world, problems="short"))
+    assert {s.topic for s in splits["pool"]} == set(SHORT) and {s.source for s in splits["pool"]} == {"target", "parent"}
+    for samples in splits.values():
+        for sample in samples:
+            written, value = sample.steps[0].split(" = ")
+            wrong = sample.flaw == "wrong_step"
+            assert written in sample.prompt and value == sample.answer and (eval(written) != int(value)) == wrong
+            assert sample.step_labels == ((-1, 0) if wrong else (1, 1))
+    flaws = {name: np.mean([bool(s.flaw) for s in samples]) for name, samples in splits.items()}
+    assert flaws["labelled"] == flaws["eval_hardest"] == 0 < min(flaws["filter_negatives"], flaws["step_labelled"])
+    assert [{s.topic for s in splits[f"eval_{spec.name}"]} for spec in EVAL_SETS] == [{topic} for topic in SHORT]
+    label = pd.DataFrame([(s.topic, s.difficulty) for s in splits["labelled"]], columns=["topic", "label"]).groupby("topic")
+    assert (label["label"].nunique() > 1).all() and label["label"].mean().idxmax() == SHORT[-1], "sizes of operands are levels"
+
+
+def test_a_real_policys_arithmetic_is_read_scored_planned_and_trained_like_the_rest(
+    saerl_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2 and its SAE by stand-ins: the world's policy, whose tokenizer has no chat template, and an SAE as drawn."""
+    monkeypatch.setattr(policy, "smollm2_folder", lambda: FOLDER)
+    smoke, small = get_profile("smoke"), {"eval_problems_small": 1, "eval_problems_full": 1, "rated_prompts": 4}
+    sizes = {"labelled_samples": 40, "test_samples": 20, "noisy_pool_samples": 48, "step_labelled_samples": 12}
+    profile = replace(
+        smoke, name="short", policy=SMOLLM2, world=replace(smoke.world, problems="short", **sizes, **small), pool_samples=12,
+        reader=ReaderConfig(str(FOLDER), 2, str(untrained_sae(tmp_path / "sae")), max_norm=None, retained_latents=8),
+        train=replace(LIVE, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4, eval_samples_full=1),
+        plan=PlanConfig(prompts_per_step=2), properties=replace(smoke.properties, clusters=2), score_correlation=None,
+    )  # fmt: skip
+    world = world_stage(profile)
+    features = features_stage(profile, world, store_stage(profile, world))
+    difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
+    pools = arm_pool_stage(profile, world, features, scores_stage(profile, world, difficulty), quality)
+    run = planned_run(profile, world, pools, find_arm("saerl_grpo"), 0, saerl_home / "jobs")
+    write_run(run)
+    train(run)
+    rollouts, table = (pd.read_parquet(path) for path in (run.folder / "rollouts.parquet", pools.path("kept_table.parquet")))
+    assert rollouts["step"].max() == profile.steps == 7 and set(rollouts["sample_id"]) <= set(table["sample_id"])
+    rates = pd.read_parquet(base_rates_stage(profile, world).path("pass_rates.parquet"))
+    assert len(rates) == 4 and set(rates["pass_rate"] * 16 % 1) == {0}, "shares of sixteen answers, not likelihoods"

@@ -146,15 +146,11 @@ def target_steps(
     return found.assign(reached=found["steps"].notna(), steps=found["steps"].fillna(budget))
 
 
-def targets_by_policy(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
-    """`target_steps` of each trained policy by itself: its targets come from the paper's arms, or from all where it has none."""
-    present, parts = set(evaluations["arm"]), []
-    for model in dict.fromkeys(arm.model for arm in arms.values()):
-        own = [name for name, arm in arms.items() if name in present and arm.model == model]
-        rated = [name for name in own if arms[name].group == PAPER] or own
-        if own:
-            parts.append(target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget))
-    return pd.concat(parts, ignore_index=True)
+def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
+    """`target_steps` with the targets of the paper's arms, or of all where there are none."""
+    own = [name for name in arms if name in set(evaluations["arm"])]
+    rated = [name for name in own if arms[name].group == PAPER] or own
+    return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
 
 
 def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
@@ -166,7 +162,7 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
 def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `targets_by_policy`.
+    `steps` is `study_targets`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])

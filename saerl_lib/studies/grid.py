@@ -98,7 +98,7 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         write_plan(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
-        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(arm.model),
+        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(profile.policy),
         arms if arm.name not in all_arms() else None,
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def study_tables(
     known = dict(arms or all_arms())
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    steps = study.targets_by_policy(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     per_step = {name: arm.batch_factor * profile.plan.prompts_per_step for name, arm in known.items()}
     return {

@@ -36,8 +36,8 @@ from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_sco
 from saerl_lib.studies.reader import SETTINGS
 from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.arms import ArmPool
-from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates
-from saerl_lib.train.sampler import GroupSampler, encode_prompts, sample_groups
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
+from saerl_lib.train.sampler import encode_prompts, sample_groups
 
 NAMES = ("tfidf", "dense", "frozen", "shuffled")
 MOTIFS = 32
@@ -103,9 +103,9 @@ def solution_shift(
     s and e are the hidden states at its first and last token, averaged over layers (SHIFT).
     """
     prompts = [s.prompt for s in samples]
-    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed)
+    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed, chat=train.chat)
     out = np.empty((len(samples), 2 * model.config.hidden_size), dtype=np.float32)
-    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts), rollouts.ids, strict=True)):
+    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts, train.chat), rollouts.ids, strict=True)):
         ids = torch.tensor([prompt + tokens])
         layers = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
         states = torch.stack([layer[0, [len(prompt), -1]] for layer in layers]).mean(dim=0)
@@ -144,7 +144,7 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
             write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
         kept, train, seed = [samples[i] for i in rows["kept"]], profile.train, sub_seed(profile.seed, "arm-pool")
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
-        sampler = GroupSampler(*load_policy())
+        sampler = open_sampler(policy_folder(profile.policy), train)
         measured = {"pass_rate": pass_rates(sampler, kept, train, seed),
                     "angle_concentration": angle_concentration(sampler, kept, train)}  # fmt: skip
         matrices = {"solution_shift": solution_shift(sampler.model, sampler.tokenizer, kept, train, seed),
@@ -154,8 +154,9 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
             own = table.iloc[chosen].assign(**(measured if name == "kept" else {}))
             own.to_parquet(folder / f"{name}_table.parquet", index=False)
 
-    config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
-    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
+    train = profile.train
+    config = {"train": [train.max_completion_tokens, train.temperature, train.chat, train.answer_from], "seed": profile.seed}
+    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world), "policy": profile.policy}
     return get_or_compute(profile, "arm_pool", config, compute, (world, features, scores, quality))
 
 

@@ -46,11 +46,11 @@ from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder, Selector
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import write_table
-from saerl_lib.train.sampler import correct_attempts
+from saerl_lib.train.sampler import correct_attempts, gold_probability
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world import gates
-from saerl_lib.world.gates import Measured, exact_rates
+from saerl_lib.world.gates import Measured
 from saerl_lib.world.pretrain import rebuild_policy
 from saerl_lib.world.problems import LENGTHS
 from saerl_lib.world.sources import EVERY, TRAINED, Mix, draw_split, draw_world, world_stage
@@ -123,7 +123,7 @@ class NearestHalf:
         """Row numbers [count] of the prompts to roll out now."""
         if len(self.waiting) < count:
             rows = self.rng.sample(range(len(self.samples)), min(self.sizes.looked_at, len(self.samples)))
-            distance = abs(exact_rates(*self.policy, [self.samples[i] for i in rows]) - 0.5)
+            distance = abs(gold_probability(*self.policy, [self.samples[i] for i in rows], 1.0) - 0.5)
             self.waiting = [rows[i] for i in np.argsort(distance, kind="stable")[: count * self.sizes.looked_every]]
             self.rng.shuffle(self.waiting)
         chosen, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -179,7 +179,7 @@ class Judge(TrainerCallback):
         model.eval()
         frame = pd.DataFrame({"sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]})
         frame.insert(0, "step", step)
-        frame["exact"] = exact_rates(model, tokenizer, self.problems)
+        frame["exact"] = gold_probability(model, tokenizer, self.problems, 1.0)
         if step in (0, self.run.sizes.steps):
             most, seed = self.run.train.max_completion_tokens, sub_seed(self.run.seed, f"sampled-{step}")
             frame["sampled"] = correct_attempts(model, tokenizer, self.problems, 1, most, 1.0, seed)[:, 0].astype(float)
@@ -304,7 +304,7 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
     if not kept.exists():
         store = read(samples, profile.reader, folder / "store", folder.with_name(f"{folder.name}-parts"))
         np.save(kept, store.select(retained_of(profile, store, samples)))
-    z, rates = np.load(kept), exact_rates(*load_policy(), samples)
+    z, rates = np.load(kept), gold_probability(*load_policy(), samples, 1.0)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
     low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))

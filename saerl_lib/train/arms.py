@@ -285,8 +285,6 @@ class Arm:
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
-    model: str = "world"
-    """Which policy is trained."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
     seeded: bool = False

@@ -15,11 +15,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import bisect
 from scipy.stats import norm, rankdata, spearmanr
@@ -30,8 +29,8 @@ from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.train.policy import FOLDER, load_policy
-from saerl_lib.world.pretrain import solution_losses
+from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
+from saerl_lib.train.sampler import gold_probability
 
 
 class Bounds(NamedTuple):
@@ -71,7 +70,6 @@ REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.053
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
 REFERENCE_N = 29_405
 TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
-TEXTS_AT_ONCE = 64
 
 
 class Measured(NamedTuple):
@@ -151,38 +149,31 @@ def text_gates(labelled: Sequence[Sample], test: Sequence[Sample], pool: Sequenc
     }
 
 
-@torch.inference_mode()
-def exact_rates(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """Likelihood of the gold solution at temperature 1, float [N]: a pass rate without the noise of sampling.
-
-    Another way to the same answer is not counted; in this world it is rare.
-    """
-    texts = [(s.prompt, s.solution) for s in samples]
-    order, rates = np.argsort([len(p) + len(s) for p, s in texts], kind="stable"), np.zeros(len(texts))
-    for start in range(0, len(order), TEXTS_AT_ONCE):
-        rows = order[start : start + TEXTS_AT_ONCE]
-        losses, row = solution_losses(model, tokenizer, [texts[i] for i in rows])
-        rates[rows] = torch.zeros(len(rows), dtype=torch.float64).index_add(0, row, -losses.double()).exp().numpy()
-    return rates
-
-
 def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares per tenth of [0, 1]; the last tenth is closed on the right."""
     return np.histogram(rates, bins=np.linspace(0, 1, 11))[0] / len(rates)
 
 
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
-    """Exact pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
+    """Pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
-    pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
+    Those of the shipped policy are exact, likelihoods of the gold solution at temperature 1: another way to the same answer is
+    rare in its world. Other policies answer. Columns of pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
     """
-    wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(FOLDER / "model.safetensors")}
+    weights, train = policy_folder(profile.policy), profile.train
+    wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(weights / "model.safetensors")}
+    if profile.policy != WORLD_POLICY:
+        wanted |= {"answers": [train.max_completion_tokens, train.temperature, train.chat, train.answer_from, profile.seed]}
 
     def compute(folder: Path) -> None:
         samples = [s for s in load_split(world, "pool") if s.source == "target"][: profile.world.rated_prompts]
         frame = pd.DataFrame({"sample_id": [s.id for s in samples], "domain": [s.topic.split(" -> ")[0] for s in samples],
                               "difficulty": [s.difficulty for s in samples]})  # fmt: skip
-        frame["pass_rate"] = exact_rates(*load_policy(), samples)
+        exact = profile.policy == WORLD_POLICY
+        frame["pass_rate"] = (
+            gold_probability(*load_policy(), samples, 1.0) if exact
+            else pass_rates(open_sampler(weights, train), samples, train, sub_seed(profile.seed, "rated"))
+        )  # fmt: skip
         frame.to_parquet(folder / "pass_rates.parquet", index=False)
 
     return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
