@@ -75,6 +75,8 @@ class WorldConfig:
 
     seed: int = 2605
     """Base seed of every generated split."""
+    problems: str = "chains"
+    """chains: word problems for the policy that the world ships; short: short-answer arithmetic for a real small model."""
     labelled_samples: int = 900
     """Difficulty-labelled subset L (paper, section 4: 3,000), and as many parent samples; disjoint from the RL pool."""
     test_samples: int = 600
@@ -93,6 +95,11 @@ class WorldConfig:
     """Problems of each evaluation set used during training."""
     eval_problems_full: int = 200
     """Problems of each evaluation set at the first and the last step."""
+
+    def __post_init__(self) -> None:
+        small, full = self.eval_problems_small, self.eval_problems_full
+        require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
+        _choose(self, problems=("chains", "short"))
 
 
 SMOLLM2, SHIPPED = "smollm2", "shipped"
@@ -366,6 +373,9 @@ class Profile:
     """Which samples are kept, one of `PLANNED`."""
     policy: str = "world"
     """Policy that is trained: world, the one that is shipped; smollm2; a folder in Hugging Face format, or a hub name."""
+    score_correlation: float | None = None
+    """Spearman correlation with the base pass rates to which feature-based difficulty scores are blurred before they are planned
+    (ours: what text shows of a 7B policy's pass rates on DeepScaleR); None: scores as they are."""
     live_steps: int = 20
     """Steps for which notebook 07 trains SmolLM2 before the reader's eyes, 6 prompts each."""
     arms: tuple[str, ...] = ("grpo", "saerl")
@@ -388,6 +398,8 @@ class Profile:
             noisy = self.world.noisy_pool_samples
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
             require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
+        blurs, rho = self.world is not None, self.score_correlation
+        require(rho is None or (blurs and 0 < rho < 1), f"score_correlation={rho} must lie between 0 and 1, in a world alone")
         require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
@@ -473,10 +485,11 @@ SMOKE = Profile(
     gradients=GradientConfig(prompts=24, bootstrap_samples=50),
     ladder=LadderConfig(official_split=False, max_train=70, max_test=50, adapted_labels=30),
     pool_samples=96,
+    score_correlation=0.45,
     live_steps=2,
 )  # fmt: skip
 
-LAPTOP = Profile(name="laptop")
+LAPTOP = Profile(name="laptop", score_correlation=0.45)
 
 STUDY = Profile(
     name="study",
@@ -484,6 +497,7 @@ STUDY = Profile(
     plan=PlanConfig(prompts_per_step=32, swapped_per_batch=2, window_batches=10),
     train=TrainConfig(seeds=2, eval_every_steps=10, checkpoint_every_steps=10),
     pool_samples=3200,
+    score_correlation=0.45,
     study=StudyConfig(),
 )
 """112 steps of 32 prompts, 8 rollouts each; h = 2 of 32 is the paper's 8 of 128."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import write_samples
 from saerl_lib.plan.follow import cut_back, read_rows
+from saerl_lib.studies import world_check
 from saerl_lib.train import run, trainer
 from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
@@ -44,8 +46,7 @@ from saerl_lib.train.trainer import (
 )
 from saerl_lib.world.gates import REFERENCE_SHARES, histogram
 from saerl_lib.world.pretrain import rebuild_policy
-from saerl_lib.world.short import draw_short
-from saerl_lib.world.sources import TARGET, draw_split
+from saerl_lib.world.sources import SHORT, TARGET, draw_split, lesson
 
 TRAIN = TrainConfig(rollouts_per_prompt=4, max_completion_tokens=48)
 SAMPLES = [replace(s, id=f"p{i}") for i, s in enumerate(draw_split("feed", 16, TARGET, 7, set()))]
@@ -170,18 +171,18 @@ class Flip:
 
 
 def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lesson = draw_short(8, 0, ["sum of digits", "three digits"])
-    assert len({s.prompt for s in lesson}) == 8 and all(last_number(s.steps[0]) == s.answer for s in lesson)
-    with pytest.raises(ValueError, match="no more of kind 'sum of digits', ask for fewer"):
-        draw_short(400, 0, ["sum of digits"])
-    write_samples(lesson, tmp_path / "lesson.parquet")
+    sums = lesson(8, 0, SHORT[0])
+    assert len({s.prompt for s in sums}) == 8 and all(last_number(s.steps[0]) == s.answer for s in sums)
+    with pytest.raises(ValueError, match="lesson: 1.* of 4000 problems are drawn and there are no more: ask for fewer"):
+        lesson(4000, 0, SHORT[0])
+    write_samples(sums, tmp_path / "lesson.parquet")
     monkeypatch.setattr(trainer, "READ", {"last_number": Flip})
     changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2}
     job = run.Run("live", 0, tmp_path / "run", str(FOLDER), str(tmp_path / "lesson.parquet"), 2, 2, 8, replace(TRAIN, **changes))
     run.write_run(job)
     run.train(job)
     rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
-    assert rollouts["sample_id"].tolist() == [s.id for s in lesson[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
+    assert rollouts["sample_id"].tolist() == [s.id for s in sums[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
     before, after = (load_model(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("model.layers.3.", "model.norm.")) for name in moved)
@@ -296,10 +297,20 @@ def test_tokenizer_splits_digits_and_survives_the_disk() -> None:
     assert all(len([c for c in piece if c.isdigit()]) <= 1 for piece in pieces)
 
 
-def test_a_rebuild_begins_with_the_recorded_losses(tmp_path: Path) -> None:
+def test_a_rebuild_begins_with_the_recorded_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tokenizer, data order, initialisation, optimiser and loss are those that made the shipped weights."""
-    assert rebuild_policy(tmp_path, steps=20)[19] == pytest.approx(5.595, abs=0.01)
+    losses = []
+    monkeypatch.setattr(world_check, "FOLDER", tmp_path)
+    monkeypatch.setattr(world_check, "rebuild_policy", lambda **given: losses.extend(rebuild_policy(tmp_path, 20, **given)))
+    assert world_check.run_world(check=False, rebuild=True, seeds=8) == 0
+    assert losses[19] == pytest.approx(5.595, abs=0.01) and f"step 0: {losses[0]:.4f} nats a token" in capsys.readouterr().out
+    assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
+    fresh, shipped = (load_model(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
+    assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
     with pytest.raises(ValueError, match="--policy huge: no such folder"):
         policy_folder("huge")
 

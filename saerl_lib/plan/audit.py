@@ -94,6 +94,8 @@ class Evidence:
     """Of `cluster_half_widths`."""
     plan: BatchPlan
     config: PlanConfig
+    blurred: pd.DataFrame | None = None
+    """ranking and raw that the plan was made of, where they are not those of `scores`."""
 
     @cached_property
     def planned(self) -> pd.DataFrame:
@@ -105,7 +107,8 @@ class Evidence:
     @cached_property
     def facts(self) -> pd.DataFrame:
         """Of the batches before the swap, which are built again. Raises ArtifactError when they are not those of the plan."""
-        pool = self.scores[self.scores["kept"]]
+        planned = self.scores if self.blurred is None else self.scores.assign(**self.blurred[["ranking", "raw"]])
+        pool = planned[planned["kept"]]
         ids, cluster, ranking, raw, length = (pool[c].to_numpy() for c in ("sample_id", "cluster", "ranking", "raw", "length"))
         batches = cluster_first(ids.tolist(), cluster, ranking, raw, self.config)
         if self.planned.sort_values(["home", "slot"]).index.tolist() != ids[batches.rows].ravel().tolist():
@@ -121,12 +124,14 @@ def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     )
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
     scores = scores.merge(pd.read_parquet(quality.path("kept.parquet")), on="sample_id", validate="one_to_one")
+    blurs = profile.score_correlation is not None
+    blurred = pd.read_parquet(load_stage(profile, "scores").path("scores.parquet")) if blurs else None
     labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
     names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty)
     readers = linear_readers(scorer.difficulty, scorer.quality)
     return Evidence(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, scorer.clusters,
-                    *readers, scorer.widths, load_plan(plans, "saerl"), profile.plan)  # fmt: skip
+                    *readers, scorer.widths, load_plan(plans, "saerl"), profile.plan, blurred)  # fmt: skip
 
 
 # The record.

@@ -35,6 +35,7 @@ from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, f
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run, read_run, write_table
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
+from saerl_lib.world.gates import scores_stage
 from saerl_lib.world.sources import world_stage
 
 TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
@@ -92,7 +93,7 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         write_plan(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
-        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(arm.model),
+        arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(profile.policy),
         arms if arm.name not in all_arms() else None,
     )  # fmt: skip
 
@@ -236,8 +237,8 @@ def study_stages(profile: Profile) -> tuple[Stage, Stage]:
         world = world_stage(profile)
         features = features_stage(profile, world, store_stage(profile, world))
         difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
-        alternatives = alternatives_stage(profile, world, features)
-        return world, arm_pool_stage(profile, world, features, difficulty, quality, alternatives)
+        scores = scores_stage(profile, world, difficulty, alternatives_stage(profile, world, features))
+        return world, arm_pool_stage(profile, world, features, scores, quality)
 
 
 def study_table(profile: Profile, name: str) -> pd.DataFrame:

@@ -35,8 +35,8 @@ from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
 from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.arms import ArmPool
-from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates
-from saerl_lib.train.sampler import GroupSampler, encode_prompts, sample_groups
+from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
+from saerl_lib.train.sampler import encode_prompts, sample_groups
 
 NAMES = ("tfidf", "dense", "frozen", "shuffled")
 MOTIFS = 32
@@ -103,9 +103,9 @@ def solution_shift(
     s and e are the hidden states at its first and last token, averaged over layers (SHIFT).
     """
     prompts = [s.prompt for s in samples]
-    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed)
+    rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed, chat=train.chat)
     out = np.empty((len(samples), 2 * model.config.hidden_size), dtype=np.float32)
-    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts), rollouts.ids, strict=True)):
+    for i, (prompt, tokens) in enumerate(zip(encode_prompts(tokenizer, prompts, train.chat), rollouts.ids, strict=True)):
         ids = torch.tensor([prompt + tokens])
         layers = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
         states = torch.stack([layer[0, [len(prompt), -1]] for layer in layers]).mean(dim=0)
@@ -124,18 +124,16 @@ def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
     return np.stack([latents[:, groups == g].mean(axis=1) for g in range(groups.max() + 1)], axis=1)
 
 
-def arm_pool_stage(
-    profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage, alternatives: Stage
-) -> Stage:
-    """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool)."""
+def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stage, quality: Stage) -> Stage:
+    """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool). `scores` is that of `scores_stage`."""
 
     def compute(folder: Path) -> None:
         samples, own = load_split(world, "pool"), load_split_features(features, "pool")
         z, phi = own.z, list(own.phi)
-        scores = pd.read_parquet(difficulty.path("scores.parquet"))[["sample_id", "cluster", "ranking", "raw", "length"]]
+        unused = ["runner_up", "distance", "calibrated", "half_width"]
         labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples], "phi@sae": phi})
-        table = scores.merge(labels, on="sample_id", validate="one_to_one")
-        table = table.merge(pd.read_parquet(alternatives.path("scores.parquet")), on="sample_id", validate="one_to_one")
+        table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=unused)
+        table = table.merge(labels, on="sample_id", validate="one_to_one")
         judged = pd.read_parquet(quality.path("kept.parquet"))
         size, draw = int(judged["kept"].sum()), np.random.default_rng(sub_seed(profile.seed, "unfiltered"))
         rows = {
@@ -147,7 +145,7 @@ def arm_pool_stage(
             write_samples([samples[i] for i in chosen], folder / f"{name}.parquet")
         kept, train, seed = [samples[i] for i in rows["kept"]], profile.train, sub_seed(profile.seed, "arm-pool")
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
-        sampler = GroupSampler(*load_policy())
+        sampler = open_sampler(policy_folder(profile.policy), train)
         measured = {"pass_rate": pass_rates(sampler, kept, train, seed),
                     "angle_concentration": angle_concentration(sampler, kept, train)}  # fmt: skip
         matrices = {"solution_shift": solution_shift(sampler.model, sampler.tokenizer, kept, train, seed),
@@ -157,10 +155,10 @@ def arm_pool_stage(
             own = table.iloc[chosen].assign(**(measured if name == "kept" else {}))
             own.to_parquet(folder / f"{name}_table.parquet", index=False)
 
-    config = {"train": [profile.train.max_completion_tokens, profile.train.temperature], "seed": profile.seed}
-    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world)}
-    inputs = (world, features, difficulty, quality, alternatives)
-    return get_or_compute(profile, "arm_pool", config, compute, inputs)
+    train = profile.train
+    config = {"train": [train.max_completion_tokens, train.temperature, train.chat, train.answer_from], "seed": profile.seed}
+    config |= {"attempts": DIFFICULTY_ATTEMPTS, "pool": to_dict(profile.world), "policy": profile.policy}
+    return get_or_compute(profile, "arm_pool", config, compute, (world, features, scores, quality))
 
 
 def load_arm_pool(stage: Stage, name: str) -> ArmPool:

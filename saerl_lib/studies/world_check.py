@@ -6,6 +6,9 @@ another shuffle of the same prompts (the negative control), prompts whose true p
 control, which looks at what no method may see), and half of the topics alone (transfer). A run is judged by the exact likelihood
 of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` makes the
 policy anew.
+
+The learning rate is chosen on the random order alone, by a rule stated before the pilot ran: of the rates in `RATES` whose
+forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact accuracy.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder, Selector
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import write_table
-from saerl_lib.train.sampler import correct_attempts
+from saerl_lib.train.sampler import correct_attempts, gold_probability
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world import gates
-from saerl_lib.world.gates import Measured, exact_rates
+from saerl_lib.world.gates import Measured
 from saerl_lib.world.pretrain import rebuild_policy
 from saerl_lib.world.problems import LENGTHS
 from saerl_lib.world.sources import EVERY, TRAINED, Mix, draw_split, draw_world, world_stage
@@ -58,7 +61,7 @@ ALONE = EVERY[::2]
 """Topics of the transfer runs; the others are never trained on there."""
 RATES = (5e-5, 1e-4, 2e-4)
 """Learning rates of the pilot, on the random order alone."""
-PILOT_SEED, FIRST_SEED = 200, 100
+PILOT_SEEDS, FIRST_SEED = (200, 201), 100
 LOST = 0.2
 """Fall of a problem's pass rate that counts as forgetting."""
 FEATURE_FOLDS = 5
@@ -120,7 +123,7 @@ class NearestHalf:
         """Row numbers [count] of the prompts to roll out now."""
         if len(self.waiting) < count:
             rows = self.rng.sample(range(len(self.samples)), min(self.sizes.looked_at, len(self.samples)))
-            distance = abs(exact_rates(*self.policy, [self.samples[i] for i in rows]) - 0.5)
+            distance = abs(gold_probability(*self.policy, [self.samples[i] for i in rows], 1.0) - 0.5)
             self.waiting = [rows[i] for i in np.argsort(distance, kind="stable")[: count * self.sizes.looked_every]]
             self.rng.shuffle(self.waiting)
         chosen, self.waiting = self.waiting[:count], self.waiting[count:]
@@ -176,7 +179,7 @@ class Judge(TrainerCallback):
         model.eval()
         frame = pd.DataFrame({"sample_id": [s.id for s in self.problems], "topic": [s.topic for s in self.problems]})
         frame.insert(0, "step", step)
-        frame["exact"] = exact_rates(model, tokenizer, self.problems)
+        frame["exact"] = gold_probability(model, tokenizer, self.problems, 1.0)
         if step in (0, self.run.sizes.steps):
             most, seed = self.run.train.max_completion_tokens, sub_seed(self.run.seed, f"sampled-{step}")
             frame["sampled"] = correct_attempts(model, tokenizer, self.problems, 1, most, 1.0, seed)[:, 0].astype(float)
@@ -301,7 +304,7 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
     if not kept.exists():
         store = read(samples, profile.reader, folder / "store", folder.with_name(f"{folder.name}-parts"))
         np.save(kept, store.select(retained_of(profile, store, samples)))
-    z, rates = np.load(kept), exact_rates(*load_policy(), samples)
+    z, rates = np.load(kept), gold_probability(*load_policy(), samples, 1.0)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
     half = norm.ppf(0.975) / math.sqrt(len(rates) - 3)
     low, high = (math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1))
@@ -317,10 +320,21 @@ def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
 
 
 def pilot(frame: pd.DataFrame, sizes: Sizes) -> pd.DataFrame:
-    """Rows of study_pilot.csv: the final accuracy of the random order at each learning rate, percent."""
-    last = frame[frame["step"] == sizes.steps].groupby(["arm", "rate", "seed"], as_index=False)["exact"].mean()
-    table = last.assign(part="learning rate", outcome=100 * last["exact"]).rename(columns={"rate": "learning_rate"})
-    return table[["part", "arm", "learning_rate", "seed", "outcome"]]
+    """Rows of study_pilot.csv, percent: the final accuracy of the random order at each learning rate, and its forgetting."""
+    keys = ["arm", "rate", "seed"]
+    table = frame.pivot_table(index=[*keys, "sample_id"], columns="step", values="exact")
+    middle, end = sizes.evaluated[2], sizes.evaluated[4]
+    parts = {"learning rate": table[end], "forgetting": (table[middle] - table[end] > LOST).astype(float)}
+    means = [100 * values.groupby(keys).mean().rename("outcome") for values in parts.values()]
+    found = pd.concat(means, keys=parts, names=["part"])
+    return found.reset_index().rename(columns={"rate": "learning_rate"})
+
+
+def chosen_rate(pilots: pd.DataFrame) -> float | None:
+    """The learning rate that the rule of the module chooses from the rows of `pilot`; None where every rate forgets too much."""
+    means = pilots.pivot_table(index="learning_rate", columns="part", values="outcome")
+    allowed = means[means["forgetting"] <= 100 * gates.GATES[gates.FORGETTING].high]
+    return float(allowed["learning rate"].idxmax()) if len(allowed) else None
 
 
 def check_world(profile: Profile, sizes: Sizes) -> bool:
@@ -328,7 +342,7 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
     home.mkdir(parents=True, exist_ok=True)
     rates = [dataclasses.replace(train, learning_rate=rate) for rate in RATES]
-    pilots = run_reserved([GateRun("random", PILOT_SEED, one, sizes) for one in rates], home)
+    pilots = run_reserved([GateRun("random", seed, one, sizes) for seed in PILOT_SEEDS for one in rates], home)
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)

@@ -236,8 +236,6 @@ class Arm:
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
-    model: str = "world"
-    """Which policy is trained."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
     seeded: bool = False
@@ -438,6 +436,7 @@ ARMS = (
     Arm("saerl_true", "SAERL with the true label as difficulty", "control", order=partial(curriculum, ranking="label")),
     *(Arm(f"saerl_{name}", f"SAERL with {title}", "control", order=partial(curriculum, features=name))
       for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("frozen", "a frozen-decoder SAE"))),
+    Arm("saerl_sharp", "SAERL with unblurred difficulty", "control", order=partial(curriculum, features="sharp")),
     Arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", order=partial(curriculum, permuted=True)),
     Arm("sec", "SEC with SAE clusters", "rival", seeded=True,
         policy=lambda pool, setting: ClusterBandit(pool.column("cluster"), setting.seed)),

@@ -3,6 +3,8 @@
 Text gates are read off texts and labels, policy gates off the exact likelihood of gold solutions under the base policy. Gates
 that need training runs or the reader are measured by `python -m saerl_lib world --check` on reserved seeds and kept with their
 provenance in `TRAINED_RECORD`. There is no gate on what a sorted order does: that is a result.
+
+The world shows its pass rates more clearly than real mathematics does, so scores are blurred before they are planned: `blurred`.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
+from scipy.optimize import bisect
+from scipy.stats import norm, rankdata, spearmanr
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
-from saerl_lib.config import WORLD_VERSION, Profile, content_hash
+from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.train.policy import FOLDER, load_policy
-from saerl_lib.world.pretrain import solution_losses
+from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
+from saerl_lib.train.sampler import gold_probability
 
 
 class Bounds(NamedTuple):
@@ -67,7 +70,6 @@ REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.053
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
 REFERENCE_N = 29_405
 TRAINED_RECORD = paths.ROOT / "saerl_lib" / "data" / TRAINED_GATES
-TEXTS_AT_ONCE = 64
 
 
 class Measured(NamedTuple):
@@ -147,38 +149,31 @@ def text_gates(labelled: Sequence[Sample], test: Sequence[Sample], pool: Sequenc
     }
 
 
-@torch.inference_mode()
-def exact_rates(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """Likelihood of the gold solution at temperature 1, float [N]: a pass rate without the noise of sampling.
-
-    Another way to the same answer is not counted; in this world it is rare.
-    """
-    texts = [(s.prompt, s.solution) for s in samples]
-    order, rates = np.argsort([len(p) + len(s) for p, s in texts], kind="stable"), np.zeros(len(texts))
-    for start in range(0, len(order), TEXTS_AT_ONCE):
-        rows = order[start : start + TEXTS_AT_ONCE]
-        losses, row = solution_losses(model, tokenizer, [texts[i] for i in rows])
-        rates[rows] = torch.zeros(len(rows), dtype=torch.float64).index_add(0, row, -losses.double()).exp().numpy()
-    return rates
-
-
 def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares per tenth of [0, 1]; the last tenth is closed on the right."""
     return np.histogram(rates, bins=np.linspace(0, 1, 11))[0] / len(rates)
 
 
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
-    """Exact pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
+    """Pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
-    pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
+    Those of the shipped policy are exact, likelihoods of the gold solution at temperature 1: another way to the same answer is
+    rare in its world. Other policies answer. Columns of pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
     """
-    wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(FOLDER / "model.safetensors")}
+    weights, train = policy_folder(profile.policy), profile.train
+    wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(weights / "model.safetensors")}
+    if profile.policy != WORLD_POLICY:
+        wanted |= {"answers": [train.max_completion_tokens, train.temperature, train.chat, train.answer_from, profile.seed]}
 
     def compute(folder: Path) -> None:
         samples = [s for s in load_split(world, "pool") if s.source == "target"][: profile.world.rated_prompts]
         frame = pd.DataFrame({"sample_id": [s.id for s in samples], "domain": [s.topic.split(" -> ")[0] for s in samples],
                               "difficulty": [s.difficulty for s in samples]})  # fmt: skip
-        frame["pass_rate"] = exact_rates(*load_policy(), samples)
+        exact = profile.policy == WORLD_POLICY
+        frame["pass_rate"] = (
+            gold_probability(*load_policy(), samples, 1.0) if exact
+            else pass_rates(open_sampler(weights, train), samples, train, sub_seed(profile.seed, "rated"))
+        )  # fmt: skip
         frame.to_parquet(folder / "pass_rates.parquet", index=False)
 
     return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
@@ -194,6 +189,77 @@ def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:
 def policy_gates(rates: NDArray[np.float64]) -> dict[str, Measured]:
     """Gates of the base policy's exact pass rates [N]."""
     return {BASE: Measured(float(rates.mean()), len(rates)), MASTERED: Measured(float((rates > 0.9).mean()), len(rates))}
+
+
+SHARP = "sharp"
+"""Name of the unblurred scores of the SAE, as another encoder: cluster@sharp, ranking@sharp, raw@sharp."""
+NOISE_DRAWS, WIDEST = 100, 100.0
+"""Draws over which an expected correlation is averaged; largest standard deviation of the noise that is looked at."""
+
+
+def noise_deviation(latent: NDArray[np.float64], failures: NDArray[np.float64], rho: float, seed: int) -> tuple[float, float]:
+    """Standard deviation of normal noise on `latent` [n] that leaves a mean Spearman correlation of `rho` with `failures` [n],
+    by bisection, and that mean over `NOISE_DRAWS` draws. 0 where the correlation is no larger without noise."""
+    draws = np.random.default_rng(sub_seed(seed, "expected")).standard_normal((NOISE_DRAWS, len(latent)))
+    aim = rankdata(failures) - (len(failures) + 1) / 2
+
+    def expected(deviation: float) -> float:
+        ranks = (latent + deviation * draws).argsort(axis=1).argsort(axis=1) - (len(latent) - 1) / 2
+        return float((ranks @ aim / np.linalg.norm(ranks, axis=1)).mean() / np.linalg.norm(aim))
+
+    found = bisect(lambda d: expected(d) - rho, 0.0, WIDEST, xtol=1e-3) if expected(0.0) > rho else 0.0
+    return found, expected(found)
+
+
+def blurred(scores: pd.DataFrame, rates: pd.DataFrame, rho: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of a pool [N] whose correlation with the base pass rates is `rho` in expectation, and a row an encoder on it (ours).
+
+    The noise is a Gaussian copula's. A sample's place by (ranking, raw) becomes a normal quantile, normal noise is added, and the
+    pairs (ranking, raw) are dealt anew in the order of the sums: the values stay, in label units, and only their holders change.
+    Its deviation is found on the rated samples, of `rates` (sample_id, pass_rate), for each encoder by itself; a score that shows
+    less is left as it is. The noise of a sample is the same for every encoder: it stands for what no text shows. Clusters,
+    labels and what is asked of the policy are not touched. `scores` holds ranking and raw, of other encoders ranking@NAME and
+    raw@NAME. Rows: encoder, n, rho (Spearman before), noise (deviation), expected, blurred (Spearman after).
+    """
+    ids, n = scores["sample_id"].to_numpy(dtype=str), len(scores)
+    noise, out, rows = np.empty(n), scores.copy(), []
+    noise[np.argsort(ids)] = np.random.default_rng(sub_seed(seed, "blur")).standard_normal(n)
+    rated, failures = pd.Index(ids).get_indexer(rates["sample_id"]), 1 - rates["pass_rate"].to_numpy()
+    for ranking in [name for name in scores if name.startswith("ranking")]:
+        pair = [ranking, ranking.replace("ranking", "raw")]
+        order = np.lexsort((ids, *(scores[name].to_numpy() for name in reversed(pair))))
+        latent = np.empty(n)
+        latent[order] = norm.ppf((np.arange(n) + 0.5) / n)
+        deviation, expected = noise_deviation(latent[rated], failures, rho, seed)
+        dealt = np.empty((n, 2))
+        dealt[np.argsort(latent + deviation * noise)] = scores[pair].to_numpy()[order]
+        out[pair] = dealt
+        before, after = (spearmanr(frame[ranking].to_numpy()[rated], failures)[0] for frame in (scores, out))
+        encoder = ranking.removeprefix("ranking").removeprefix("@") or "sae"
+        rows.append((encoder, len(rated), before, deviation, expected, after))
+    return out, pd.DataFrame(rows, columns=["encoder", "n", "rho", "noise", "expected", "blurred"])
+
+
+def scores_stage(profile: Profile, world: Stage, difficulty: Stage, *others: Stage) -> Stage:
+    """What plans are made of: scores.parquet of the stage `difficulty` with the columns of further encoders beside it, `blurred`
+    as the profile says, and the SAE's own as encoder `SHARP`; blur.parquet. Without blur and others: the stage `difficulty`."""
+    rho = profile.score_correlation
+    if rho is None and not others:
+        return difficulty
+    inputs = (difficulty, *others, *(() if rho is None else (base_rates_stage(profile, world),)))
+
+    def compute(folder: Path) -> None:
+        table = pd.read_parquet(difficulty.path("scores.parquet"))
+        own = {f"{name}@{SHARP}": table[name] for name in ("cluster", "ranking", "raw")}
+        for stage in others:
+            table = table.merge(pd.read_parquet(stage.path("scores.parquet")), on="sample_id", validate="one_to_one")
+        if rho is not None:
+            rates = pd.read_parquet(inputs[-1].path("pass_rates.parquet"))
+            table, about = blurred(table, rates, rho, profile.seed)
+            about.to_parquet(folder / "blur.parquet", index=False)
+        table.assign(**own).to_parquet(folder / "scores.parquet", index=False)
+
+    return get_or_compute(profile, "arm_scores" if others else "scores", {"rho": rho, "seed": profile.seed}, compute, inputs)
 
 
 def settings_hash() -> str:

@@ -1,75 +1,80 @@
 """Short-answer arithmetic: problems that a real small language model can learn from in minutes (ours).
 
-Kinds and operand sizes are topics and levels, as everywhere. Base pass rates of SmolLM2-135M-Instruct at temperature 1: products
-of digits 0.135, their sums 0.12, two-digit sums 0.01.
+A source of the embedded world like its word problems: the kind is the topic, sizes of operands are domains and levels. Base pass
+rates of SmolLM2-135M-Instruct at temperature 1: products of digits 0.135, their sums 0.12, two-digit sums 0.01.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from saerl_lib.config import sub_seed
-from saerl_lib.data.sample import Sample
-
-Draw = Callable[[random.Random], tuple[str, int]]
-"""A written operation and its value."""
-WORDINGS = ("What is {}?", "Calculate {}.", "{} =", "Find the value of {}.")
+DIGITS, TWO_DIGITS = (2, 9), (10, 99)
 
 
-def _digit(rng: random.Random) -> int:
-    return rng.randint(2, 9)
+@dataclass(frozen=True)
+class Kind:
+    """Operands of one size, joined by one operation."""
+
+    sign: str
+    combine: Callable[[int, int], int]
+    size: tuple[int, int]
+    """Smallest and largest operand."""
+    level: int
+    terms: int = 2
 
 
-def _number(rng: random.Random) -> int:
-    return rng.randint(10, 99)
-
-
-def _operation(sign: str, operand: Callable[[random.Random], int], terms: int = 2) -> Draw:
-    """`terms` operands joined by + , - or *; a difference is never negative."""
-
-    def draw(rng: random.Random) -> tuple[str, int]:
-        values = [operand(rng) for _ in range(terms)]
-        if sign == "-":
-            values.sort(reverse=True)
-        text = f" {sign} ".join(map(str, values))
-        return text, eval(text)  # digits and signs alone
-
-    return draw
-
-
-KINDS: dict[str, tuple[str, int, Draw]] = {
-    "sum of digits": ("sums", 1, _operation("+", _digit)),
-    "product of digits": ("products", 1, _operation("*", _digit)),
-    "three digits": ("sums", 2, _operation("+", _digit, 3)),
-    "difference": ("differences", 2, _operation("-", _number)),
-    "sum of two-digit numbers": ("sums", 3, _operation("+", _number)),
-    "product of two-digit numbers": ("products", 4, _operation("*", _number)),
+KINDS: dict[str, Kind] = {
+    "Digits -> Sums -> Sum of digits": Kind("+", operator.add, DIGITS, 1),
+    "Digits -> Products -> Product of digits": Kind("*", operator.mul, DIGITS, 1),
+    "Digits -> Sums -> Three digits": Kind("+", operator.add, DIGITS, 2, 3),
+    "Two-digit numbers -> Differences -> Difference": Kind("-", operator.sub, TWO_DIGITS, 2),
+    "Two-digit numbers -> Sums -> Sum of two-digit numbers": Kind("+", operator.add, TWO_DIGITS, 3),
+    "Two-digit numbers -> Products -> Product of two-digit numbers": Kind("*", operator.mul, TWO_DIGITS, 4),
 }
-"""Kind -> (subfield, level, how it is drawn)."""
+"""Topic -> how its problems are drawn; a difference is never negative."""
+OPENERS = {
+    "target": ("", "Question: ", "Quick: ", "Please help: "), "parent": ("", "Problem: ", "Next: "), "contest": ("Round: ", ""),
+}  # fmt: skip
+ASKED = {
+    "target": ("What is {}?", "Calculate {}.", "{} =", "Find the value of {}.", "How much is {}?", "Work out {}."),
+    "parent": ("{} =", "How much is {}?", "Work out {}.", "Simplify {}.", "Give {} as one number."),
+    "contest": ("Determine {}.", "Find the value of {}.", "Evaluate {} exactly."),
+}
+"""Wording habits of the sources, of which none settles the source alone."""
 
 
-def draw_short(count: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Sample]:
-    """`count` problems with distinct prompts, the kinds in turn; the same for the same seed. The last line is the answer.
+@dataclass(frozen=True)
+class Short:
+    """One problem with its value and its labels."""
 
-    Raises ValueError when a kind has no further problem.
+    prompt: str
+    written: str
+    """The operation alone."""
+    last: int
+    """Its last operand."""
+    value: int
+    difficulty: float
 
-    >>> sample = draw_short(1, 0, ["product of digits"])[0]
-    >>> sample.topic, sample.difficulty, sample.steps[0].endswith(f"= {sample.answer}")
-    ('Short arithmetic -> products -> product of digits', 1.0, True)
+
+def draw_short(topic: str, source: str, rng: random.Random) -> Short:
+    """A problem of a kind in the words of a source. Its difficulty label is the level of the kind and, behind the point, the size
+    of the largest operand; the contest grades by the size of the result.
+
+    >>> short = draw_short("Digits -> Products -> Product of digits", "target", random.Random(0))
+    >>> short.prompt, short.value, short.difficulty
+    ('8 * 8 =', 64, 1.8)
     """
-    rng, found, taken = random.Random(sub_seed(seed, "short")), list[Sample](), set[str]()
-    for i in range(count):
-        kind = kinds[i % len(kinds)]
-        subfield, level, draw = KINDS[kind]
-        for _ in range(1000):
-            text, value = draw(rng)
-            prompt = rng.choice(WORDINGS).format(text)
-            if prompt not in taken:
-                break
-        else:
-            raise ValueError(f"{count} problems: there are no more of kind {kind!r}, ask for fewer")
-        taken.add(prompt)
-        topic = f"Short arithmetic -> {subfield} -> {kind}"
-        found.append(Sample(f"short-{i:05d}", prompt, (f"{text} = {value}",), str(value), topic, float(level), "short"))
-    return found
+    kind = KINDS[topic]
+    values = [rng.randint(*kind.size) for _ in range(kind.terms)]
+    if kind.sign == "-":
+        values.sort(reverse=True)
+    value, written = values[0], f" {kind.sign} ".join(map(str, values))
+    for other in values[1:]:
+        value = kind.combine(value, other)
+    label = kind.level + max(values) / (kind.size[1] + 1) if source != "contest" else 2 + 2.5 * math.log10(value + 1)
+    prompt = rng.choice(OPENERS[source]) + rng.choice(ASKED[source]).format(written)
+    return Short(prompt, written, values[-1], value, round(label, 3))

@@ -2,7 +2,8 @@
 
 The target source speaks of eight of the twelve topics; its unfiltered parent of all twelve, in other words and with planted
 errors; the contest source holds long problems on a difficulty scale of its own. Splits are drawn in one fixed order, so that no
-normalised prompt occurs in two of them, or in the texts that SAEs are trained on.
+normalised prompt occurs in two of them, or in the texts that SAEs are trained on. With `WorldConfig.problems` short the same
+splits hold short-answer arithmetic, for a real language model as policy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saerl_lib.artifacts import Stage, get_or_compute
@@ -32,6 +33,7 @@ from saerl_lib.world.problems import (
     step_labels,
     work_out,
 )
+from saerl_lib.world.short import KINDS, draw_short
 from saerl_lib.world.wording import HABITS, TOPICS, word
 
 FLAWS = ("wrong_answer", "missing_premise", "contradiction", "truncated_solution", "wrong_step")
@@ -69,7 +71,10 @@ def draw_sample(mix: Mix, rng: random.Random, sample_id: str, slips: Rates | Non
 
     Without `plant` none is planted.
     """
-    topic, length, size = rng.choice(mix.topics), rng.choice(mix.lengths), rng.choice(mix.sizes)
+    topic = rng.choice(mix.topics)
+    if topic in KINDS:
+        return draw_short_sample(mix.source, topic, rng, sample_id, slips, plant)
+    length, size = rng.choice(mix.lengths), rng.choice(mix.sizes)
     problem = draw_problem(rng, length, size)
     prompt = word(problem, topic, mix.source, rng)
     label = contest_scale(problem) if mix.source == "contest" else difficulty(problem)
@@ -95,18 +100,39 @@ def draw_sample(mix: Mix, rng: random.Random, sample_id: str, slips: Rates | Non
     return Sample(sample_id, prompt, tuple(work.lines), str(work.answer), topic, label, mix.source, flaw, step_labels(work))
 
 
+def draw_short_sample(source: str, topic: str, rng: random.Random, sample_id: str, slips: Rates | None, plant: bool) -> Sample:
+    """One sample of short-answer arithmetic: a line and its answer. A slip or a planted error spoils both."""
+    short = draw_short(topic, source, rng)
+    wrong = plant and source == "parent" and rng.random() < FLAW_SHARE
+    if slips is not None:
+        wrong = rng.random() < slips[KINDS[topic].sign, short.last % 10]
+    value, flaw, labels = (short.value + rng.randint(1, 9), "wrong_step", (-1, 0)) if wrong else (short.value, "", (1, 1))
+    steps = (f"{short.written} = {value}",)
+    return Sample(sample_id, short.prompt, steps, str(value), topic, short.difficulty, source, flaw, labels)
+
+
+FEW = 5_000
+"""Tries in a row without a new prompt after which a split cannot be filled."""
+
+
 def draw_split(
     name: str, count: int, mix: Mix, seed: int, taken: set[str], slips: Rates | None = None, plant: bool = True
 ) -> list[Sample]:
-    """`count` samples with distinct normalised prompts that are not in `taken`, which is extended."""
-    rng = random.Random(sub_seed(seed, name))
+    """`count` samples with distinct normalised prompts that are not in `taken`, which is extended.
+
+    Raises ValueError when the mix has no further prompt.
+    """
+    rng, tries = random.Random(sub_seed(seed, name)), 0
     samples: list[Sample] = []
     while len(samples) < count:
-        sample = draw_sample(mix, rng, f"{name}-{len(samples):05d}", slips, plant)
+        sample, tries = draw_sample(mix, rng, f"{name}-{len(samples):05d}", slips, plant), tries + 1
         key = normalise(sample.prompt)
         if key not in taken:
             taken.add(key)
             samples.append(sample)
+            tries = 0
+        elif tries == FEW:
+            raise ValueError(f"{name}: {len(samples)} of {count} problems are drawn and there are no more: ask for fewer")
     return samples
 
 
@@ -154,31 +180,39 @@ EVAL_SETS = (
 )
 """Short and middle problems in (a) and outside (b) the training topics, long ones, and the longest with large numbers, scored by
 Pass@k, after the paper's six benchmarks (section C.3)."""
+SHORT = tuple(KINDS)
+SHORT_SETS = tuple(replace(spec, mix=Mix("target", (topic,))) for spec, topic in zip(EVAL_SETS, SHORT, strict=True))
+"""The same names for the six kinds of short-answer arithmetic."""
+MIXES = {"chains": (TARGET, PARENT, CONTEST, EVAL_SETS),
+         "short": (Mix("target", SHORT), Mix("parent", SHORT), Mix("contest", SHORT[2:]), SHORT_SETS)}  # fmt: skip
+"""`WorldConfig.problems` -> target, parent, contest and evaluation sets."""
 
 
-def draw_eval_sets(config: WorldConfig, taken: set[str]) -> dict[str, list[Sample]]:
-    """The six sets at full size; during training their first problems are used. Nothing is planted in them."""
-    draw = functools.partial(draw_split, count=config.eval_problems_full, seed=config.seed, taken=taken, plant=False)
-    return {spec.name: draw(f"eval-{spec.name}", mix=spec.mix) for spec in EVAL_SETS}
+def lesson(count: int, seed: int, topic: str) -> list[Sample]:
+    """Distinct problems of one kind of short-answer arithmetic. Raises ValueError when there are no more."""
+    return draw_split("lesson", count, Mix("target", (topic,)), seed, set())
 
 
 def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     """All splits: evaluation sets first, then labelled data, then the noisy pool.
 
+    The six evaluation sets are drawn at full size; during training their first problems are used.
     `labelled` is L, disjoint from `pool`; `filter_negatives` are parent samples that train and place the quality filter;
     `pool` mixes target and parent in the paper's proportion (Table 6). No prompt of the SAE's texts occurs in any split.
     """
     taken, seed = set(corpus_prompts()), config.seed
-    splits = {f"eval_{name}": samples for name, samples in draw_eval_sets(config, taken).items()}
-    splits["labelled"] = draw_split("labelled", config.labelled_samples, TARGET, seed, taken)
-    splits["test"] = draw_split("test", config.test_samples, TARGET, seed, taken)
-    splits["filter_negatives"] = draw_split("parent", config.labelled_samples, PARENT, seed, taken)
-    splits["contest_train"] = draw_split("contest-train", config.contest_train_samples, CONTEST, seed, taken)
-    splits["contest_test"] = draw_split("contest-test", config.contest_test_samples, CONTEST, seed, taken)
-    splits["step_labelled"] = draw_split("steps", config.step_labelled_samples, TARGET, seed, taken, STEP_SLIPS)
+    target, parent, contest, sets = MIXES[config.problems]
+    splits = {f"eval_{s.name}": draw_split(f"eval-{s.name}", config.eval_problems_full, s.mix, seed, taken, plant=False)
+              for s in sets}  # fmt: skip
+    splits["labelled"] = draw_split("labelled", config.labelled_samples, target, seed, taken)
+    splits["test"] = draw_split("test", config.test_samples, target, seed, taken)
+    splits["filter_negatives"] = draw_split("parent", config.labelled_samples, parent, seed, taken)
+    splits["contest_train"] = draw_split("contest-train", config.contest_train_samples, contest, seed, taken)
+    splits["contest_test"] = draw_split("contest-test", config.contest_test_samples, contest, seed, taken)
+    splits["step_labelled"] = draw_split("steps", config.step_labelled_samples, target, seed, taken, STEP_SLIPS)
     inside = round(config.noisy_pool_samples * TARGET_SHARE)
-    pool = draw_split("pool-target", inside, TARGET, seed, taken)
-    pool += draw_split("pool-parent", config.noisy_pool_samples - inside, PARENT, seed, taken)
+    pool = draw_split("pool-target", inside, target, seed, taken)
+    pool += draw_split("pool-parent", config.noisy_pool_samples - inside, parent, seed, taken)
     random.Random(sub_seed(seed, "pool-order")).shuffle(pool)
     splits["pool"] = pool
     return splits
