@@ -342,7 +342,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "fetch": (Fetch, "encode.models:run_fetch"),
     "sae": (Sae, "encode.train_sae:run_sae"),
     "reader": (Reader, "studies.reader:run_reader"),
-    "ladder": (Ladder, "studies.ladder:run_ladder"),
+    "ladder": (Ladder, "studies.reader:run_ladder"),
     "audit": (Audit, "plan.audit:run_audit"),
     "export": (Export, "plan.export:run_export"),
     "verify": (Verify, "plan.follow:run_verify"),

@@ -151,8 +151,8 @@ class ReaderConfig:
     """Longer samples are cut at the end and counted; None: the positions that the model has."""
     max_norm: float | None = 600.0
     """Tokens whose state is longer are attention sinks and are masked: four times the median after block 15; None: none is."""
-    tokens_per_batch: int = 8192
-    """Padded tokens of one batch; bounds the memory and decides last digits."""
+    tokens_per_batch: int = 1024
+    """Padded tokens of one batch; decides last digits. On a CPU the states of more leave its caches; a GPU wants some 8,192."""
     device: str = "cpu"
     """cpu, cuda or cuda:N; last digits differ between devices."""
     bf16: bool = False
@@ -483,7 +483,7 @@ class Reading:
     """FOLDER saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID."""
     max_tokens: int | None = None
     """Tokens; longer samples are cut at the end and counted. None: the positions that the model has."""
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 1024
     """Padded tokens of one encoding batch; bounds the memory."""
     device: str = "cpu"
     """Where the model and the SAE run: cpu, cuda or cuda:N; last digits differ between devices."""
@@ -659,7 +659,7 @@ PAPER = Profile(
     published=PublishedConfig(),
     reader=ReaderConfig(
         "Qwen/Qwen3-1.7B-Base", layer=28, sae="saelens:qwen-scope-3-1.7b-base-w32k-l50/layer27",
-        revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1", max_tokens=4096, max_norm=None, device="cuda",
+        revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1", max_tokens=4096, max_norm=None, device="cuda", tokens_per_batch=8192,
     ),
     plan=PlanConfig(prompts_per_step=128, swapped_per_batch=8),
     train=TrainConfig(

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import stand_ins as build
 import torch
@@ -16,6 +17,7 @@ from saerl_lib.config import ReaderConfig, SAEConfig
 from saerl_lib.encode.models import CutModel, open_decoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
+from saerl_lib.studies.reader import explained_rows, projections
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]
 SMALL = SAEConfig(
@@ -117,3 +119,17 @@ def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) ->
     source = write_texts(tmp_path)
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
         train(model, source, tmp_path / "long", config=SAEConfig(**{**vars(SMALL), "tokens": 900_000}))
+
+
+def test_the_curve_keeps_a_plane_whole_by_two_directions() -> None:
+    rng = torch.Generator().manual_seed(1)
+    plane = torch.randn(500, 2, generator=rng) @ torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]) + 5.0
+    pca = {k: torch.eye(4, dtype=torch.float64)[:, :k] for k in (1, 2)}
+    mean = plane.double().mean(dim=0)
+    one, two = explained_rows({}, plane, mean, pca)
+    share = plane.var(dim=0, correction=0)
+    assert one[:3] == ("explained_variance", "pca", 1) and one[3] == pytest.approx(float(share[0] / share.sum()), rel=1e-5)
+    assert two[3] == pytest.approx(1.0)
+    dense = np.concatenate([plane.numpy(), np.zeros((500, 12))], axis=1)
+    found = projections(dense, mean, pca)["pca#2"]
+    assert np.allclose(found, np.tile((plane - mean)[:, :2].numpy(), 2), atol=1e-5)

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
-from saerl_lib.config import SHIPPED, Profile, ReaderConfig, sub_seed, to_dict
+from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import identity, open_causal, open_reader
@@ -102,6 +102,16 @@ def read(
     shutil.copytree(parts, folder, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
     shutil.rmtree(parts)
     return Store(folder)
+
+
+def read_stage(profile: Profile, name: str, samples: Sequence[Sample], reader: ReaderConfig) -> Stage:
+    """Stage `read_<name>`: the store of any samples below `store`; only their texts, the reader and its code are in the key."""
+
+    def compute(folder: Path) -> None:
+        read(samples, reader, folder / "store", paths.profile_dir(profile.name) / "parts" / name)
+
+    texts = content_hash([[s.id, s.prompt, s.solution] for s in samples])
+    return get_or_compute(profile, f"read_{name}", {"samples": texts, "reader": identity(reader)}, compute)
 
 
 def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:

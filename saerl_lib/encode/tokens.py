@@ -165,8 +165,8 @@ def pad(rows: tuple[int, ...], spans: Sequence[Spans], pad_id: int) -> TokenBatc
     return TokenBatch(rows, ids, prompt, solution, real)
 
 
-TOKENS_PER_BATCH = 16_384
-"""Padded tokens of one batch."""
+TOKENS_PER_BATCH = 1024
+"""Padded tokens of one batch: the states of more leave a processor's caches."""
 LOGITS_PER_BATCH = 2**27
 """Padded tokens times vocabulary of one batch: half a gigabyte in float32; one text may exceed it."""
 

@@ -36,6 +36,8 @@ from saerl_lib.encode.models import CutModel, identity, open_decoder
 from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae, write_quality
 from saerl_lib.encode.tokens import TokenBatch
 
+SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
+"""Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
 TEXT = (".txt", ".txt.gz")
 
 

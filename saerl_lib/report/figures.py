@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from saerl_lib.report import plots
 from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, arm_looks, arm_name, figure_of, forest, lines, ordered, span
 from saerl_lib.report.statistics import over_seeds
-from saerl_lib.report.study import planned_seeds
+from saerl_lib.report.study import planned_seeds, with_claims
 from saerl_lib.report.tables import TableError, read_table
 
 Drawn = tuple[Figure, str, str]
@@ -162,6 +162,52 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
         for value in table.loc[(table["quantity"] == quantity) & (table["features"] == "dense"), "value"]:
             axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")
     return figure, "", "Bands: 95 % bootstrap over test problems, questions alone. Dashed: the dense activations themselves."
+
+
+REPLAY_LOOKS = {
+    "simulated": Look(GREY, "", "simulated score"), "sae_all": Look(BLUE, "o", "SAE"), "dense": Look(plots.GREEN, "^", "dense"),
+    "tfidf": Look(ORANGE, "s", "TF-IDF"), "clusters": Look(plots.PURPLE, "D", "clusters"), "none": Look(BLACK, "v", "nothing"),
+    "true rates": Look(plots.VERMILLION, "*", "true rates"),
+}  # fmt: skip
+PREDICTED = "Silent groups saved (%)\nby correlation, a quarter taken"
+SCREENED = "Teaching groups a rollout\n(uniform = 1) by screening"
+OWN = "Silent groups saved (%)\nby a prompt's own rollouts"
+
+
+@figure_of("replay")
+def replay(table: pd.DataFrame) -> Drawn:
+    """What a prediction of pass rates saves, what screening adds, and what a prompt's own history says instead."""
+    quarter = table["share"] == 0.25
+    names = ("value", "ci_low", "ci_high")
+    saved = {name: 100 * table[own] for name, own in zip(names, ("silent_groups_saved", "saved_low", "saved_high"), strict=True)}
+    teaching = {name: table[own] for name, own in zip(names, ("teaching", "teaching_low", "teaching_high"), strict=True)}
+    simulated, screening = table["form"] == "simulated", table["form"] == "screening"
+    group = table["features"].mask(simulated, "simulated")
+    shown = pd.concat([
+        table.assign(**saved, panel=PREDICTED, group=group, x=table["spearman"])[
+            quarter & ((table["form"] == "features") | simulated) & (table["features"] != "true rates")],
+        table.assign(**teaching, panel=SCREENED, group=group, x=table["own_rollouts"])[
+            screening & (quarter | (table["features"] == "none")) & (table["features"] != "true rates")],
+        table.assign(**saved, panel=OWN, group=group, x=np.log2(table["own_rollouts"].replace(0, 0.5)))[
+            quarter & (table["form"] == "history")],
+    ])  # fmt: skip
+    shown = shown[shown["group"].isin(REPLAY_LOOKS)]
+    figure = lines(shown, REPLAY_LOOKS, band=False, columns=3, height=2.2)
+    own = sorted(table.loc[table["form"] == "history", "own_rollouts"].unique())
+    for axis, label in zip(figure.axes, ("Spearman rho with the pass rate", "Rollouts before a group is broken off",
+                                         "Own rollouts before (log scale)"), strict=False):  # fmt: skip
+        axis.set_xlabel(label)
+    if own:
+        figure.axes[2].set_xticks(np.log2(np.where(np.array(own) == 0, 0.5, own)), [f"{k:g}" for k in own])
+    text = table[quarter & (table["form"] == "features") & (table["features"] == "sae_all")]
+    past = table[quarter & (table["form"] == "history") & (table["features"] == "none") & (table["own_rollouts"] == 8)]
+    title = ""
+    if len(text) and len(past):
+        title = (f"SAE features save {saved['value'][text.index[0]]:.0f} % of the silent groups in one pass, "
+                 f"one earlier epoch {saved['value'][past.index[0]]:.0f} %")  # fmt: skip
+    return figure, title, (
+        "Bars: 95 % bootstrap over prompts and streams. Left, middle: DeepScaleR, seen once; right: DSR-sub's record."
+    )
 
 
 @figure_of("representation")
@@ -409,7 +455,7 @@ DECIDED = {"above": Look(plots.GREEN), "below": Look(plots.VERMILLION), "open": 
 def study_effects(comparisons: pd.DataFrame) -> Drawn:
     """Every comparison of the outcome in points, with Holm's interval within its family."""
     panel_of = {family: panel for panel, families in EFFECTS.items() for family in families}
-    table = comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].isin(panel_of)]
+    table = with_claims(comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].isin(panel_of)])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
     names = [f"{arm_name(first)} - {arm_name(second)}" for first, second in zip(table["arm"], table["baseline"], strict=True)]
@@ -425,7 +471,7 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
         f"Outcome: mean of the last three evaluations; n = {span(table['n_seeds'])} matched seeds. Bars: 95 %, over seeds and "
         "problems, corrected by Holm within a family of comparisons; green and red exclude 0. "
         + "Open and grey: fewer seeds than planned, decides nothing. " * bool(early.any())
-        + "Open square: the paper's tables, whose averages count AIME24 by Pass@8."
+        + "Open square: the paper's tables, most of whose averages count AIME24 by Pass@8."
     )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ COLUMNS = """
 02 representation: dataset choice option target metric value ci_low ci_high cross_validated? n_train n_test shared_with_default%
 03 probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
 03 ladder_pairs: dataset target metric features against difference ci_low ci_high n_test
+03 replay: record form features share% own_rollouts spearman? silent?% silent_groups_saved? saved_low? saved_high? lead?
+    lead_low? lead_high? teaching teaching_low teaching_high n runs
 03 real_overlap: dataset evaluation_set n n_overlap
 04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
 04 cluster_topics: cluster domain n
@@ -46,6 +48,7 @@ COLUMNS = """
 04 cluster_stability: varied pairs ari_mean ari_low ari_high n
 04 real_counts: part source what n
 04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
+04 real_cluster_examples: features cluster n top_subject subject_share% level_mean? first second? third?
 04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
 05 filter_scores: source bin_low bin_high share% n
@@ -257,18 +260,11 @@ def claims_markdown(frame: pd.DataFrame) -> str:
 
 
 HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain",
+    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
     "SAERL on GRPO against GRPO: fewer steps",
-    "SAERL on DAPO against DAPO",
-    "SAERL on GRPO against DIFF",
-    "Ablation without difficulty sorting: accuracy lost",
-    "Ablation without clusters and mixing",
-    "Mixing study: accuracy gain of h = 8 of 128 over h = 0",
     "SAERL on SAE features against SAERL on TF-IDF",
-    "MATH, 7 subjects",
     "DeepMath difficulty, then DeepScaleR, in-domain",
     "Filter at p95",
-    "Larger policy, same plan",
 )
 """Beginnings of the claims that the README opens with."""
 

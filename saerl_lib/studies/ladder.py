@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,12 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute, provenance, write_json
-from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, get_profile, sub_seed, to_dict
-from saerl_lib.data.published import corpus_keys, data_file, evaluation_keys, held_out_keys, load_labelled, load_set, real_folder
+from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, sub_seed, to_dict
+from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, real_folder
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.models import identity
-from saerl_lib.encode.stages import read, retained_of, splits_of
+from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
 from saerl_lib.properties.probes import (
     LEAST_TRAIN,
@@ -48,10 +46,7 @@ from saerl_lib.properties.probes import (
     shuffled,
     split_tasks,
     task_rows,
-    tasks_of_file,
 )
-from saerl_lib.report.figures import draw
-from saerl_lib.report.tables import write_csv
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -238,19 +233,9 @@ class Group:
         order = order[: profile.ladder.max_train]
         return [task.train[i] for i in order], task.y_train[order]
 
-    def read(self, profile: Profile, folder: Path) -> Store:
-        """The store of the samples by `ladder_reader` in `folder`."""
-        return read(self.samples, ladder_reader(profile), folder, paths.profile_dir(profile.name) / "parts" / self.name)
-
     def stage(self, profile: Profile) -> Stage:
-        """`read` as a stage: shard-*.safetensors below `store`."""
-        files = {name: file_sha256(data_file(name))[:16] for name in GROUPS[self.name]}
-        settings = {"ladder": to_dict(profile.ladder), "reader": identity(ladder_reader(profile)), "data": files}
-
-        def compute(folder: Path) -> None:
-            self.read(profile, folder / "store")
-
-        return get_or_compute(profile, f"read_{self.name}", settings, compute)
+        """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
+        return read_stage(profile, self.name, self.samples, ladder_reader(profile))
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -294,7 +279,9 @@ def _ladder_stage(
         for name, table in zip(("ladder", "pairs", "predictions"), found, strict=True):
             table.to_parquet(folder / f"{name}.parquet", index=False)
 
-    config = {"properties": to_dict(profile.properties), "seed": profile.seed}
+    read = [[t.dataset, t.target, t.with_solution, *([s.id for s in side] for side in (t.train, t.test)), t.y_train.tolist(),
+             t.y_test.tolist()] for t in tasks]  # fmt: skip
+    config = {"properties": to_dict(profile.properties), "tasks": content_hash(read), "seed": profile.seed}
     return get_or_compute(profile, f"ladder_{group}", config, compute, inputs)
 
 
@@ -430,30 +417,3 @@ def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
     return get_or_compute(profile, "representation", config, compute, (world, store, *real))
-
-
-def run_ladder(file: Path, profile: str) -> int:
-    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
-    chosen = get_profile(profile)
-    data = load_labelled(file)
-    tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
-    read = corpus_keys(chosen.ladder)
-    for task in tasks:
-        seen = sum(normalise(s.prompt) in read for s in task.test)
-        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the SAE may have been "
-              f"trained on the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
-    folder = paths.profile_dir(chosen.name) / "files" / data.name
-    folder.mkdir(parents=True, exist_ok=True)
-    group = Group(data.name, tuple(tasks))
-    shutil.rmtree(folder / "store", ignore_errors=True)
-    blocks = group_blocks(group, group.read(chosen, folder / "store"), chosen)
-    shutil.rmtree(folder / "store")
-    table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
-    write_csv(table, "probe_ladder", folder)
-    write_csv(pairs, "ladder_pairs", folder)
-    predictions.to_parquet(folder / "predictions.parquet", index=False)
-    write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
-    shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
-    print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
-    print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
-    return 0

@@ -28,12 +28,11 @@ from saerl_lib.encode.models import open_decoder, token_vectors
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.encode.store import DENSE, load_split_features
 from saerl_lib.encode.tokens import Layout
-from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import fit_tfidf, shuffled
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
-from saerl_lib.studies.reader import SETTINGS
 from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.arms import ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, load_policy, pass_rates
@@ -55,7 +54,7 @@ def model_features(
     decoder, tokenizer, _ = open_decoder(profile.reader)
     layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
     vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
-    config = replace(SETTINGS, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
+    config = replace(SHIPPED_SAE, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
     train_sae(vectors, config, folder / "sae", "frozen_decoder")
     reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
     store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")

@@ -1,4 +1,4 @@
-"""The shipped SAE of the default reader, made again by one command: corpus, activations, training, card (ours; paper, C.1).
+"""The default reader: its SAE made again by one command (ours; paper, C.1), and any labelled file read by it.
 
 The corpus is real mathematics, questions with their solutions, without evaluation sets and without any question that a probe is
 tested on, mixed with texts of the embedded world that no split holds. Activations are collected once, in parts that are kept,
@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
@@ -27,19 +28,28 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
-from saerl_lib.config import LadderConfig, Profile, ReaderConfig, SAEConfig, get_profile, to_dict
-from saerl_lib.data.published import held_out_keys, load_set, math_splits, probe_splits, unread_keys
+from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, get_profile, to_dict
+from saerl_lib.data.published import (
+    corpus_keys,
+    held_out_keys,
+    load_labelled,
+    load_set,
+    math_splits,
+    probe_splits,
+    unread_keys,
+)
 from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, without
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
 from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.encode.tokens import Layout, token_batches
-from saerl_lib.encode.train_sae import train_sae
-from saerl_lib.properties.probes import METRICS, Task, metric, real_tasks
+from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
+from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
+from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.ladder import VARIANTS, ladder
+from saerl_lib.studies.ladder import VARIANTS, Group, group_blocks, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -48,9 +58,7 @@ WORLD_SAMPLES = 3000
 """Texts of the embedded world."""
 PART = 512
 """Samples whose activations lie in one file."""
-SETTINGS = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
-"""Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
-SHORT = replace(SETTINGS, tokens=500_000)
+SHORT = replace(SHIPPED_SAE, tokens=500_000)
 """Of the variants, which are compared with each other."""
 *SEEDS, FROZEN = VARIANTS
 TRAININGS: dict[str, tuple[dict[str, int], str]] = {
@@ -118,7 +126,7 @@ def corpus_vectors(profile: Profile) -> tuple[int, Tensor]:
 def rebuild_sae(profile: Profile) -> None:
     """Train the shipped SAE and replace it with its card."""
     samples, vectors = corpus_vectors(profile)
-    train_sae(vectors, SETTINGS, paths.sae_dir() / "trained")
+    train_sae(vectors, SHIPPED_SAE, paths.sae_dir() / "trained")
     ship(paths.sae_dir() / "trained", paths.SAE)
     write_card(profile, samples, len(vectors))
 
@@ -140,7 +148,7 @@ def write_card(profile: Profile, samples: int, tokens: int) -> None:
     """What the shipped SAE is made of and how good it is, as card.json beside it; printed too."""
     card = {
         "text": {"samples": samples, "tokens": tokens, "corpus": {**SHARES, "world": WORLD_SAMPLES}},
-        "settings": to_dict(SETTINGS), "reader": identity(replace(profile.reader, sae="none")),
+        "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
         "quality": {name: asdict(found) for name, found in held_out_quality(profile.reader).items()},
         "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
     }  # fmt: skip
@@ -180,56 +188,71 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
                                                         y_test=subject.y_test[:1000])}  # fmt: skip
 
 
+CURVE_COLUMNS = ["quantity", "features", "k", "value", "ci_low", "ci_high", "n"]
+"""Of sae_curve.csv."""
+
+
 def curve_table(profile: Profile) -> pd.DataFrame:
     """Rows of sae_curve.csv: explained variance and probes against k, for the SAE, one as drawn, and k principal directions.
 
     Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus.
     """
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
-    trained = {SETTINGS.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
-    width = encoder.sae.cfg.d_in
-    saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, width) for k, name in sorted(trained.items())}
+    trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
+    saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, encoder.sae.cfg.d_in) for k, name in sorted(trained.items())}
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
-    decoder, layout = encoder.decoder, encoder.layout
-    held = torch.cat(list(token_vectors(load_set("math_test").samples[:MEASURED_SAMPLES], decoder, encoder.tokenizer,
-                                        encoder.tokens_per_batch, layout)))  # fmt: skip
+    held = load_set("math_test").samples[:MEASURED_SAMPLES]
+    vectors = torch.cat(list(token_vectors(held, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)))
     part = load_vectors(sorted((paths.sae_dir() / "vectors" / "real").glob("*.safetensors"))[:1]).double()
     mean, directions = part.mean(dim=0), torch.linalg.eigh(torch.cov(part.T)).eigenvectors.flip(1)
-    explained = {name: measure_sae(sae, held.split(4096)).explained_variance for name, sae in saes.items()}
-    rows = [("explained_variance", *_named(name), value, np.nan, np.nan, len(held)) for name, value in explained.items()]
-    centred = held.double() - mean
-    for k in sorted(trained):
-        left = (centred - centred @ directions[:, :k] @ directions[:, :k].T).square().sum()
-        value = 1 - float(left / (held.double() - held.double().mean(dim=0)).square().sum())
-        rows.append(("explained_variance", "pca", k, value, np.nan, np.nan, len(held)))
+    pca = {k: directions[:, :k] for k in sorted(trained)}
+    rows = explained_rows(saes, vectors, mean, pca)
     everyone = replace(encoder, saes=saes, dense=True)
     for name, task in tasks.items():
         folder = paths.sae_dir() / "curve" / name
         shutil.rmtree(folder, ignore_errors=True)
         encode([*task.train, *task.test], replace(profile.reader, dense=True), folder, workers=1, opened=lambda: everyone)
         blocks = {reader: Store(folder, reader).blocks() for reader in saes} | {DENSE: Store(folder).values(DENSE)}
-        for k in sorted(trained):  # the projection of a mean is the mean of the projections
-            projected = (blocks[DENSE][:, :width] - mean.numpy()) @ directions[:, :k].numpy()
-            blocks[f"pca#{k}"] = np.concatenate([projected, projected], axis=1)
-        found = [(name, reader, block) for reader, block in blocks.items()]
-        found += few_latents(folder, task) if task.kind == "rank" else []
-        ids = Store(folder).ids
-        for quantity, reader, block in found:
-            table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
-            row = table.iloc[-1]
-            rows.append((quantity, *_named(reader), row["value"], row["ci_low"], row["ci_high"], row["n_test"]))
-    return pd.DataFrame(rows, columns=["quantity", "features", "k", "value", "ci_low", "ci_high", "n"])
+        rows += probe_rows(name, task, Store(folder).ids, blocks | projections(blocks[DENSE], mean, pca), profile)
+        if task.kind == "rank":
+            rows += probe_rows("difficulty_by_retained", task, Store(folder).ids, few_latents(folder, task), profile)
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
-def few_latents(folder: Path, task: Task) -> list[tuple[str, str, np.ndarray]]:
-    """z of the n latents that the default rule retains on the training side, of the SAE of k = 32 and of the untrained one."""
-    training, found = {s.id for s in task.train}, []
+def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: Mapping[int, Tensor]) -> list[tuple]:
+    """Share of the variance of vectors [n, D] that each SAE and `k` principal directions [D, k] around `mean` [D] keep."""
+    found = {name: measure_sae(sae, vectors.split(4096)).explained_variance for name, sae in saes.items()}
+    centred, total = vectors.double() - mean, (vectors.double() - vectors.double().mean(dim=0)).square().sum()
+    found |= {f"pca#{k}": 1 - float((centred - centred @ basis @ basis.T).square().sum() / total) for k, basis in pca.items()}
+    return [("explained_variance", *_named(name), value, np.nan, np.nan, len(vectors)) for name, value in found.items()]
+
+
+def projections(dense: np.ndarray, mean: Tensor, pca: Mapping[int, Tensor]) -> dict[str, np.ndarray]:
+    """`pca#k` -> [N, 2 k], from dense pooled features [N, 4 D]: the projection of the prompt's mean state, twice.
+
+    The projection of a mean is the mean of the projections.
+    """
+    found = {f"pca#{k}": (dense[:, : len(mean)] - mean.numpy()) @ basis.numpy() for k, basis in pca.items()}
+    return {name: np.concatenate([x, x], axis=1) for name, x in found.items()}
+
+
+def probe_rows(quantity: str, task: Task, ids: Sequence[str], blocks: Mapping[str, Matrix], profile: Profile) -> list[tuple]:
+    """What the ladder's probe of a task reads of each block of features [N, D] of the samples `ids`."""
+    rows = []
+    for reader, block in blocks.items():
+        table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
+        rows.append((quantity, *_named(reader), *table.iloc[-1][["value", "ci_low", "ci_high", "n_test"]]))
+    return rows
+
+
+def few_latents(folder: Path, task: Task) -> dict[str, np.ndarray]:
+    """`sae#n` -> z of the n latents that the default rule retains on the training side, of the SAE of k = 32 and as drawn."""
+    training, found = {s.id for s in task.train}, {}
     for kind in ("sae", "sae_untrained"):
-        store = Store(folder, f"{kind}#{SETTINGS.k}")
+        store = Store(folder, f"{kind}#{SHIPPED_SAE.k}")
         rows = np.array([name in training for name in store.ids])
         for n in FEW:
-            chosen = choose_retained(store, n, rows=rows)
-            found.append(("difficulty_by_retained", f"{kind}#{n}", store.select(chosen)))
+            found[f"{kind}#{n}"] = store.select(choose_retained(store, n, rows=rows))
     return found
 
 
@@ -293,3 +316,28 @@ def block_means(samples: Sequence[Sample], reader: ReaderConfig) -> dict[int, np
             total = (states[block] * kept.unsqueeze(-1)).sum(dim=1) / kept.sum(dim=1, keepdim=True).clamp(min=1)
             found[block][list(batch.rows)] = total.numpy()
     return found
+
+
+def run_ladder(file: Path, profile: str) -> int:
+    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
+    chosen = get_profile(profile)
+    data = load_labelled(file)
+    tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
+    read = corpus_keys(chosen.ladder)
+    for task in tasks:
+        seen = sum(normalise(s.prompt) in read for s in task.test)
+        print(f"{task.target}: {len(task.train)} training and {len(task.test)} test problems; the SAE may have been "
+              f"trained on the text of {seen} of the latter, without labels", flush=True)  # fmt: skip
+    folder = paths.profile_dir(chosen.name) / "files" / data.name
+    folder.mkdir(parents=True, exist_ok=True)
+    group = Group(data.name, tuple(tasks))
+    blocks = group_blocks(group, Store(group.stage(chosen).path("store")), chosen)
+    table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    write_csv(table, "probe_ladder", folder)
+    write_csv(pairs, "ladder_pairs", folder)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
+    shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
+    print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
+    print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
+    return 0

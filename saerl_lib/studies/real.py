@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +34,10 @@ from saerl_lib.data.published import data_file, held_out_keys, load_set, math_sp
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.models import identity, open_causal, open_reader
+from saerl_lib.encode.models import open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.stages import read, retained_of
-from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store, load_features, save_features
+from saerl_lib.encode.stages import read_stage, retained_of
+from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store
 from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.audit import PoolFacts, audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import Assignment, agreement, pool_clusters, seed_fits, stability_row
@@ -186,19 +185,11 @@ def feature_table(part: RealPart, z: np.ndarray) -> FeatureTable:
     return FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
 
 
-def plain_stage(profile: Profile, part: RealPart) -> Stage:
-    """sae.safetensors: the features of `plain_part`, whose retained latents are chosen on its own training rows."""
-
-    def compute(folder: Path) -> None:
-        samples = part.data.samples
-        store = read(samples, profile.reader, folder / "store", paths.profile_dir(profile.name) / "parts" / PLAIN)
-        training = [samples[i] for i in part.where("train")][: profile.ladder.max_train]
-        save_features(feature_table(part, store.select(retained_of(profile, store, training))), folder / "sae.safetensors")
-        shutil.rmtree(store.folder)
-
-    settings = {"ladder": to_dict(profile.ladder), "reader": identity(profile.reader), "seed": profile.seed,
-                "data": {name: file_sha256(data_file(name))[:16] for name in FILES["sources"]}}  # fmt: skip
-    return get_or_compute(profile, "read_plain", settings, compute)
+def plain_features(profile: Profile, part: RealPart, stage: Stage) -> FeatureTable:
+    """The features of `plain_part` in its store; retained latents are chosen on its own training rows."""
+    store, samples = Store(stage.path("store")), part.data.samples
+    training = [samples[i] for i in part.where("train")][: profile.ladder.max_train]
+    return feature_table(part, store.select(retained_of(profile, store, training)))
 
 
 QUANTITIES = ("purity", "nmi", "ari")
@@ -455,7 +446,8 @@ def real_study_stage(profile: Profile) -> Stage:
     """
     parts, groups = real_parts(profile.ladder), real_groups(profile)
     stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
-    plain = plain_stage(profile, plain_part(parts["sources"]))
+    plain = plain_part(parts["sources"])
+    plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
     def compute(folder: Path) -> None:
         tables = {name: part_tables(part, groups[GROUP_OF[name]], profile) for name, part in parts.items()}
@@ -472,14 +464,15 @@ def real_study_stage(profile: Profile) -> Stage:
         found = {
             "real_counts": pd.concat([part.counts for part in parts.values()]),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
-            **filter_study(parts["sources"], tables["sources"], load_features(plain.path("sae.safetensors")), profile),
+            **filter_study(parts["sources"], tables["sources"], plain_features(profile, plain, plain_stage), profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
         for name in TABLES:
             found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
-    settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed}
-    return get_or_compute(profile, "real_study", settings, compute, (*stages, plain))
+    settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
+                "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
+    return get_or_compute(profile, "real_study", settings, compute, (*stages, plain_stage))
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
