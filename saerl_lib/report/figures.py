@@ -446,7 +446,7 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
 
 
 EFFECTS = {"Of the paper": ("paper", "ablation", "mixing", "batch", "transfer"),
-           "Beyond the paper": ("features", "filter", "order", "rival")}  # fmt: skip
+           "Beyond the paper": ("features", "filter", "order", "rival", "online")}  # fmt: skip
 """Panel -> its families of comparisons; those that the first results suggested stand in the table alone."""
 DECIDED = {"above": Look(plots.GREEN), "below": Look(plots.VERMILLION), "open": Look(BLUE), "early": Look(GREY, hollow=True)}
 

@@ -68,11 +68,11 @@ NAMES = {
     "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "saerl_grpo_large": "SAERL, larger policy",
     "grpo_large": "GRPO, larger policy", "minus_diff": "no difficulty", "minus_diff_mix": "no difficulty, no mixing",
     "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
-    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style",
+    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style", "pass_rate_order": "pass-rate order",
 }  # fmt: skip
 """Names of arms and orders that are not made of their words."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
-    "tfidf": "TF-IDF", "4b": "at 4b", "true": "by the label", "pass": "pass-rate", "rate": ""}  # fmt: skip
+    "tfidf": "TF-IDF", "4b": "at 4b", "true": "by the label"}  # fmt: skip
 
 
 def arm_name(name: str) -> str:
@@ -81,7 +81,7 @@ def arm_name(name: str) -> str:
     >>> arm_name("saerl_grpo"), arm_name("saerl_tfidf"), arm_name("hard_to_easy")
     ('SAERL', 'SAERL TF-IDF', 'hard to easy')
     """
-    return NAMES.get(name) or " ".join(filter(None, (WORDS.get(word, word) for word in name.split("_"))))
+    return NAMES.get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
 
 
 ARMS = {
