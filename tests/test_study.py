@@ -12,7 +12,7 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.config import get_profile
 from saerl_lib.report import study
-from saerl_lib.report.plots import FIGURES
+from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.study import outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 from saerl_lib.studies.grid import TABLES, study_tables
