@@ -139,10 +139,10 @@ def target_steps(
 
 
 def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
-    """`target_steps` of the study: the targets come from the paper's arms, or from all where none of them is there."""
-    present = set(evaluations["arm"])
-    paper = [name for name, arm in arms.items() if name in present and arm.group == PAPER]
-    return target_steps(evaluations, paper or list(present), problems, budget)
+    """`target_steps` with the targets of the paper's arms, or of all where there are none."""
+    own = [name for name in arms if name in set(evaluations["arm"])]
+    rated = [name for name in own if arms[name].group == PAPER] or own
+    return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
 
 
 def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
@@ -154,7 +154,7 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
 def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `study_targets`. Raises KeyError without the random order `grpo`.
+    `steps` is `study_targets`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
