@@ -79,10 +79,11 @@ REGISTRY = """
 00_data: world policy_rates*; world_gates* pass_rates*;
 01_policy_and_sae 00: reader; sae_quality;
 02_sae_representation 00: store features representation; representation; representation
-03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs real_overlap; probe_ladder_world* probe_ladder ladder_pairs
+03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs replay real_overlap; probe_ladder_world* probe_ladder
+    ladder_pairs replay
 04_clusters_and_difficulty 00 02: difficulty plan_study audit; calibration cluster_topics cluster_summary cluster_agreement
-    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
-    real_feature_groups real_top_latents; calibration real_clusters
+    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_examples
+    real_cluster_audit real_feature_groups real_top_latents; calibration real_clusters
 05_quality_filter 00 02: filter flaws*; filter filter_scores filter_flaws* filter_selfreg* real_filter real_separation real_flaws
     real_selfreg; real_filter real_flaws
 06_batch_plans 00 02 04 05: plans gradients*; batch_composition inbatch_diversity plan_sensitivity gradient_coherence*

@@ -6,21 +6,52 @@ a title that says what they show, and the small print. At most twenty figures: w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from saerl_lib.report import plots
-from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, arm_looks, arm_name, figure_of, forest, lines, ordered, span
+from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, arm_looks, arm_name, forest, lines, ordered, span
 from saerl_lib.report.statistics import over_seeds
-from saerl_lib.report.study import planned_seeds
+from saerl_lib.report.study import planned_seeds, with_claims
 from saerl_lib.report.tables import TableError, read_table
 
 Drawn = tuple[Figure, str, str]
 """The panels, their title ("": none), and their small print."""
+FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {}
+"""Figure name -> (names of its tables, function of these tables); `figure_of` fills it."""
+
+
+def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`.
+
+    The function returns its panels, what they show ("": no title) and their small print; the registered one draws all three.
+    """
+
+    def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
+        @functools.wraps(function)
+        def drawn(*frames: pd.DataFrame) -> Figure:
+            with matplotlib.style.context(plots.STYLE):
+                figure, title, text = function(*frames, **options)
+                if figure.legends:  # constrained layout keeps no room for two things above the panels
+                    figure.legends[0].set_title(title, {"size": 8})
+                elif title:
+                    figure.suptitle(title, fontsize=8)
+                filled = textwrap.fill(text, int(figure.get_figwidth() * 19))
+                figure.supxlabel(filled, fontsize=7, color="#333333", x=0.01, ha="left")
+            return figure
+
+        FIGURES[name] = (tables or (name,), drawn)
+        return function
+
+    return register
 
 
 def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
@@ -29,16 +60,16 @@ def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
     Raises TableError for an unknown figure, a missing table or a missing column (naming the notebook that writes it),
     ArtifactError when the folder cannot be written.
     """
-    if name not in plots.FIGURES:
-        raise TableError(f"figure {name!r} is not known; choose one of {', '.join(plots.FIGURES)}")
-    tables, function = plots.FIGURES[name]
+    if name not in FIGURES:
+        raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
+    tables, function = FIGURES[name]
     return plots.save(function(*(read_table(table, data_folder) for table in tables)), name, figure_folder)
 
 
 def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
     """Draw every figure whose tables are there; raises as `draw` does."""
     there = {path.stem for path in data_folder.glob("*.csv")}
-    return [draw(name, data_folder, figure_folder) for name, (tables, _) in plots.FIGURES.items() if there.issuperset(tables)]
+    return [draw(name, data_folder, figure_folder) for name, (tables, _) in FIGURES.items() if there.issuperset(tables)]
 
 
 METRICS = {"accuracy": "Accuracy", "spearman": "Spearman rho", "roc_auc": "ROC-AUC", "pearson": "Pearson r"}
@@ -444,7 +475,7 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
 
 
 EFFECTS = {"Of the paper": ("paper", "ablation", "mixing", "batch", "transfer"),
-           "Beyond the paper": ("features", "filter", "order", "rival")}  # fmt: skip
+           "Beyond the paper": ("features", "filter", "order", "rival", "online")}  # fmt: skip
 """Panel -> its families of comparisons; those that the first results suggested stand in the table alone."""
 DECIDED = {"above": Look(plots.GREEN), "below": Look(plots.VERMILLION), "open": Look(BLUE), "early": Look(GREY, hollow=True)}
 
@@ -453,7 +484,7 @@ DECIDED = {"above": Look(plots.GREEN), "below": Look(plots.VERMILLION), "open": 
 def study_effects(comparisons: pd.DataFrame) -> Drawn:
     """Every comparison of the outcome in points, with Holm's interval within its family."""
     panel_of = {family: panel for panel, families in EFFECTS.items() for family in families}
-    table = comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].isin(panel_of)]
+    table = with_claims(comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].isin(panel_of)])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
     names = [f"{arm_name(first)} - {arm_name(second)}" for first, second in zip(table["arm"], table["baseline"], strict=True)]
@@ -469,7 +500,7 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
         f"Outcome: mean of the last three evaluations; n = {span(table['n_seeds'])} matched seeds. Bars: 95 %, over seeds and "
         "problems, corrected by Holm within a family of comparisons; green and red exclude 0. "
         + "Open and grey: fewer seeds than planned, decides nothing. " * bool(early.any())
-        + "Open square: the paper's tables, whose averages count AIME24 by Pass@8."
+        + "Open square: the paper's tables, most of whose averages count AIME24 by Pass@8."
     )  # fmt: skip
 
 

@@ -7,10 +7,8 @@ nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), ea
 
 from __future__ import annotations
 
-import functools
 import io
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +49,6 @@ PAPER: dict[str, Any] = {
 }  # fmt: skip
 """The paper's own value, in every figure."""
 
-FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {}
-"""Figure name -> (names of its tables, function of these tables); `figure_of` fills it."""
-
-
 class Look(NamedTuple):
     """How one group looks in every panel, and what the legend calls it."""
 
@@ -68,11 +62,11 @@ NAMES = {
     "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "saerl_grpo_large": "SAERL, larger policy",
     "grpo_large": "GRPO, larger policy", "minus_diff": "no difficulty", "minus_diff_mix": "no difficulty, no mixing",
     "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
-    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style",
+    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style", "pass_rate_order": "pass-rate order",
 }  # fmt: skip
 """Names of arms and orders that are not made of their words."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
-    "tfidf": "TF-IDF", "4b": "at 4b", "true": "by the label", "pass": "pass-rate", "rate": ""}  # fmt: skip
+    "tfidf": "TF-IDF", "4b": "at 4b", "true": "by the label"}  # fmt: skip
 
 
 def arm_name(name: str) -> str:
@@ -81,7 +75,7 @@ def arm_name(name: str) -> str:
     >>> arm_name("saerl_grpo"), arm_name("saerl_tfidf"), arm_name("hard_to_easy")
     ('SAERL', 'SAERL TF-IDF', 'hard to easy')
     """
-    return NAMES.get(name) or " ".join(filter(None, (WORDS.get(word, word) for word in name.split("_"))))
+    return NAMES.get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
 
 
 ARMS = {
@@ -90,31 +84,6 @@ ARMS = {
     "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(GREEN, "D"),
 }  # fmt: skip
 """Colour and marker of an arm or order in every figure, from the first to the last of a legend."""
-
-
-def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`.
-
-    The function returns its panels, what they show ("": no title) and their small print; the registered one draws all three.
-    """
-
-    def register(function: Callable[..., tuple[Figure, str, str]]) -> Callable[..., tuple[Figure, str, str]]:
-        @functools.wraps(function)
-        def drawn(*frames: pd.DataFrame) -> Figure:
-            with matplotlib.style.context(STYLE):
-                figure, title, text = function(*frames, **options)
-                if figure.legends:  # constrained layout keeps no room for two things above the panels
-                    figure.legends[0].set_title(title, {"size": 8})
-                elif title:
-                    figure.suptitle(title, fontsize=8)
-                filled = textwrap.fill(text, int(figure.get_figwidth() * 19))
-                figure.supxlabel(filled, fontsize=7, color="#333333", x=0.01, ha="left")
-            return figure
-
-        FIGURES[name] = (tables or (name,), drawn)
-        return function
-
-    return register
 
 
 # Names, colours, labels.

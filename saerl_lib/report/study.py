@@ -139,10 +139,10 @@ def target_steps(
 
 
 def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
-    """`target_steps` of the study: the targets come from the paper's arms, or from all where none of them is there."""
-    present = set(evaluations["arm"])
-    paper = [name for name, arm in arms.items() if name in present and arm.group == PAPER]
-    return target_steps(evaluations, paper or list(present), problems, budget)
+    """`target_steps` with the targets of the paper's arms, or of all where there are none."""
+    own = [name for name in arms if name in set(evaluations["arm"])]
+    rated = [name for name in own if arms[name].group == PAPER] or own
+    return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
 
 
 def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
@@ -154,7 +154,7 @@ def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
 def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `study_targets`. Raises KeyError without the random order `grpo`.
+    `steps` is `study_targets`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
@@ -357,8 +357,8 @@ SMALLEST = {
 CLAIMS = pd.read_csv(Path(__file__).with_name("claims.csv")).fillna(dict.fromkeys(("kind", "first", "second"), ""))
 """The paper's claims that no row of `COMPARISONS` holds: claim, paper_value, kind, source, first, second.
 
-Of source "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world, then on real data, questions
-alone) data set, target, metric and features of two probes: the effect is first minus second."""
+Of source "outcome" and "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world, then on real
+data, questions alone) data set, target, metric and features of two probes: the effect is first minus second."""
 
 
 class Effect(NamedTuple):
@@ -428,20 +428,25 @@ def _told(source: str) -> list[tuple[str, float, str]]:
     return list(CLAIMS.loc[CLAIMS["source"] == source, ["claim", "paper_value", "kind"]].itertuples(index=False, name=None))
 
 
+def with_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """study_comparisons.csv with claim ("": none), paper_value and kind; a record of `CLAIMS` goes before the table's own."""
+    keys = {"source": "metric", "first": "arm", "second": "baseline"}
+    told = comparisons.merge(CLAIMS.rename(columns=keys), how="left", on=list(keys.values()), suffixes=("_own", ""))
+    own = {name: told[name].fillna(told[f"{name}_own"]) for name in ("claim", "paper_value")}
+    return told.assign(**own, kind=told["kind"].fillna("accuracy points")).fillna({"claim": ""})
+
+
 def study_effects(comparisons: pd.DataFrame) -> list[Effect]:
     """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
 
     A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing.
     """
-    effects, pairs = [], CLAIMS[CLAIMS["source"] == "steps"].set_index(["first", "second"])[["claim", "paper_value", "kind"]]
-    for _, row in comparisons.fillna({"claim": ""}).iterrows():
-        told, pair = (row["claim"], row["paper_value"], "accuracy points"), (row["arm"], row["baseline"])
-        if row["metric"] == "steps" and pair in pairs.index:
-            told = tuple(pairs.loc[pair])
-        if told[0]:
-            where = ("08_evaluation", "study_effects", "./run_all.sh --profile study")
+    effects, where = [], ("08_evaluation", "study_effects", "./run_all.sh --profile study")
+    for _, row in with_claims(comparisons).iterrows():
+        if row["claim"]:
             judged = (row["n_seeds"] >= planned_seeds(row["family"]), row["p_small"])
-            effects.append(Effect(*told, _interval(row, "difference", "holm"), int(row["n_seeds"]), *where, *judged))
+            told, found = row[["claim", "paper_value", "kind"]], _interval(row, "difference", "holm")
+            effects.append(Effect(*told, found, int(row["n_seeds"]), *where, *judged))
     return effects
 
 
@@ -513,7 +518,7 @@ def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
 
 def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
     """A row for each claim of the paper that is not among those `answered`."""
-    known = COMPARISONS[COMPARISONS["claim"] != ""]
+    known = with_claims(COMPARISONS.assign(metric="outcome")).query("claim != ''")
     claims = [*zip(known["claim"], known["paper_value"], strict=True), *(claim[:2] for claim in _told("not run"))]
     return [(*claim, *NO_INTERVAL, 0, "not run", "", "", "") for claim in claims if claim[0] not in answered]
 

@@ -260,7 +260,7 @@ def claims_markdown(frame: pd.DataFrame) -> str:
 
 
 HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain",
+    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
     "SAERL on GRPO against GRPO: fewer steps",
     "SAERL on SAE features against SAERL on TF-IDF",
     "DeepMath difficulty, then DeepScaleR, in-domain",
