@@ -29,8 +29,9 @@ from sklearn.metrics import roc_auc_score
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder, write_json
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
-from saerl_lib.data import rows
 from saerl_lib.data.answers import plain_form, unreadable
+from saerl_lib.data.judge import MIN_ROWS, read, require
+from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
@@ -128,14 +129,14 @@ def plan(
 def load_data(source: str, config: OwnConfig) -> Dataset:
     """The usable rows of a source; those that no trainer could use as they are, are set aside (`set_aside`).
 
-    Raises DataError as `data.rows.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
+    Raises DataError as `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
     """
-    data = rows.read(
-        [rows.Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
-        skip_bad_rows=config.skip_bad_rows, least=max(rows.MIN_ROWS, config.prompts_per_step),
+    data = read(
+        [Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
+        skip_bad_rows=config.skip_bad_rows, least=max(MIN_ROWS, config.prompts_per_step),
     )  # fmt: skip
     data = set_aside(data, config)
-    rows.require(data, max(rows.MIN_ROWS, config.prompts_per_step))
+    require(data, max(MIN_ROWS, config.prompts_per_step))
     return data
 
 
@@ -544,7 +545,7 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    found = rows.read([rows.Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
+    found = read([Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
     files = [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]

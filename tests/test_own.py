@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 import saerl_lib
 from saerl_lib import cli, own, paths
 from saerl_lib.artifacts import imported_names
-from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
 from saerl_lib.own import (
@@ -40,6 +39,7 @@ from saerl_lib.own import (
 )
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.report.page import caveats, expectation, score_table
+from saerl_lib.settings import Fields
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae

@@ -21,10 +21,12 @@ import pytest
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
 from saerl_lib.data.hub import SETS, HubData
+from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, learnability, load_labelled, published_rows, read_row
-from saerl_lib.data.rows import Fields, Source, jsonl, read
+from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
+from saerl_lib.settings import Fields
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
 

@@ -24,7 +24,8 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.hub import SETS, HubData
-from saerl_lib.data.rows import DEFAULTS, BadRow, Row, Rules, Source, difficulty, judge, rows, truth
+from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
+from saerl_lib.data.rows import Row, Source, rows
 from saerl_lib.data.sample import (
     DataError,
     Dropped,
@@ -38,6 +39,7 @@ from saerl_lib.data.sample import (
     without,
     write_samples,
 )
+from saerl_lib.settings import DEFAULTS
 
 # Files of labelled problems.
 

@@ -15,7 +15,8 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saerl_lib.data.rows import Row, Source, field_of, json_rows, kind_of, rows
+from saerl_lib.data.judge import field_of
+from saerl_lib.data.rows import Row, Source, json_rows, kind_of, rows
 from saerl_lib.data.sample import SAMPLES, Sample, normalise
 from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
 from saerl_lib.plan.export import read_sample_file
