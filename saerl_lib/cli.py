@@ -45,7 +45,7 @@ OPTIONS: dict[type, str] = {
     told.Reading: _READING,
     told.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
     "policy max_prompt_tokens keep_unverifiable seed",
-    config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
+    told.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
     told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
@@ -200,7 +200,7 @@ class Sae(Command):
     """cpu, cuda or cuda:N."""
     bf16: bool = False
     """Run the model in bfloat16; the SAE stays in float32."""
-    settings: config.SAEConfig
+    settings: told.SAEConfig
 
 
 class Fetch(Command):

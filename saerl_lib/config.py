@@ -382,13 +382,9 @@ class Profile:
     """The set that counts by Pass@k, the others by Avg@k (paper, section 4.1: AIME24)."""
 
     def __post_init__(self) -> None:
-        n, b, k = self.pool_samples, self.plan.prompts_per_step, self.properties.clusters
-        require((self.world is None) != (self.published is None), "a profile has either a world or published sets")
+        n, b = self.pool_samples, self.plan.prompts_per_step
         if self.world is not None:
-            noisy = self.world.noisy_pool_samples
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
-            require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
-        require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
         if self.train.engine == "trl":
@@ -417,47 +413,6 @@ class Profile:
 
 EXPANSION = 64
 """F over the model's width (paper, section C.1)."""
-
-
-@dataclass(frozen=True)
-class SAEConfig:
-    """Everything that decides the SAE beside model and text."""
-
-    tokens: int
-    """Activation vectors that it is trained on."""
-    latents: int | None = None
-    """F, width of the SAE; None: 64 times the model's width, as the paper's (section C.1)."""
-    k: int = 50
-    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
-    learning_rate: float = 3e-4
-    """Of Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
-    vectors_per_step: int = 4096
-    """Vectors of one optimiser step."""
-    context: int = 1024
-    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
-    blocks_per_pass: int = 8
-    """Blocks of one forward pass."""
-    buffer_vectors: int = 131_072
-    """Vectors that are mixed before they are served; half of them stay."""
-    heldout_tokens: int = 100_000
-    """The first vectors of the text, which measure the SAE and are never trained on."""
-    checkpoint_every: int = 10_000_000
-    """Vectors between checkpoints."""
-    seed: int = 0
-    """Of weights and mixing."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        counts = ("latents", "tokens", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
-        at_least(self, **dict.fromkeys(counts, 1))
-        if self.context < 2 or (self.latents is not None and self.k > self.latents) or self.tokens < self.vectors_per_step:
-            raise ValueError(
-                f"context={self.context} must be at least 2, k={self.k} at most latents={self.latents}, "
-                f"tokens={self.tokens} at least vectors_per_step={self.vectors_per_step}"
-            )
-        if self.buffer_vectors < 2 * self.vectors_per_step:
-            least = 2 * self.vectors_per_step
-            raise ValueError(f"buffer_vectors={self.buffer_vectors} must be at least twice vectors_per_step, {least}")
 
 
 SMOKE = Profile(
@@ -534,23 +489,19 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, LAP
 """The dial's positions. `paper` needs models and data of the hub, or stand-ins, and GPUs."""
 
 
-class UnknownProfileError(ValueError):
-    """The profile does not exist."""
-
-
 def get_profile(name: str, seeds: int | None = None, seed: int | None = None) -> Profile:
     """Return the profile `name`, optionally with another number of matched seeds or another base seed.
 
     >>> get_profile("smoke").steps
     13
 
-    `name` may be followed by the options of `Options` as JSON. Raises UnknownProfileError for a name that is not in `PROFILES`.
+    `name` may be followed by the options of `Options` as JSON. Raises ValueError for a name that is not in `PROFILES`.
     """
     from saerl_lib.settings import Options
 
     name, _, rest = name.partition(" ")
     if name not in PROFILES:
-        raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
+        raise ValueError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
     given = json.loads(rest or "{}")
     pairs = {"revision": tuple(map(tuple, given.get("revision", ())))}
     lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list) and key != "revision"}

@@ -380,20 +380,6 @@ def stage_row(stage: Stage) -> tuple[str, ...]:
     return (stage.name, spent, unit, memory, size(stage.disk_bytes), stage.how)
 
 
-def comparison(profile: Profile) -> list[tuple[str, ...]]:
-    """The paper's own figures (section 5, section C) beside the same quantity computed here."""
-    measured = (
-        ("SAE encoding of the pool, F = 131,072", 0.5, "H100-hours", encode_hours(profile, GIVEN.paper_latents)),
-        ("SAE training, 29 h x 4 A100", 116.0, "A100-hours", sae_training_hours()),
-        ("ADARFT's rollouts", 17.33, "H100-hours", adarft_hours(profile)),
-    )
-    return [
-        (name, f"{paper:g} {unit}", f"{low:.2g} to {high:.2g}" if high < 10 else f"{low:,.0f} to {high:,.0f}",
-         f"{low / paper:.1f} to {high / paper:.1f}")
-        for name, paper, unit, (low, high) in measured
-    ]  # fmt: skip
-
-
 def plan_text(profile: Profile, machine: Machine) -> str:
     """The whole plan: downloads, costs by stage, the paper's own figures, assumptions, what is missing."""
     fetched, listed, reader = downloads(profile), stages(profile), profile.reader
@@ -401,6 +387,11 @@ def plan_text(profile: Profile, machine: Machine) -> str:
     low, high = (sum(stage.gpu_hours[i] for stage in listed if stage.gpu == "H100") for i in (0, 1))
     assumed = [(name, f"{value:,} {unit}" if isinstance(value, int) else f"{value:.4g} {unit}", origin, why)
                for name, value, unit, origin, why in ASSUMPTIONS]  # fmt: skip
+    measured = (("SAE encoding of the pool, F = 131,072", 0.5, "H100-hours", encode_hours(profile, GIVEN.paper_latents)),
+                ("SAE training, 29 h x 4 A100", 116.0, "A100-hours", sae_training_hours()),
+                ("ADARFT's rollouts", 17.33, "H100-hours", adarft_hours(profile)))  # fmt: skip
+    figures = [(name, f"{paper:g} {unit}", " to ".join(f"{n:.2g}" if top < 10 else f"{n:,.0f}" for n in (bottom, top)),
+                f"{bottom / paper:.1f} to {top / paper:.1f}") for name, paper, unit, (bottom, top) in measured]  # fmt: skip
     return f"""Profile paper: a plan of arXiv 2605.27354's own experiments, none of which was run at this scale.
 Policies: {", ".join(model.repository for model in POLICIES)}. Reader: {reader.model}, SAE: {reader.sae}.
 The SAE differs from the paper's, which is not public: trained on the base model, 32,768 latents (expansion 16) in place of
@@ -421,7 +412,7 @@ Stages (hours: expected to upper; memory: of one run, and the GPUs that hold it)
 {table([stage_row(sae_training_stage())])}
 
 The paper's own figures:
-{table([("quantity", "paper", "computed", "computed / paper"), *comparison(profile)])}
+{table([("quantity", "paper", "computed", "computed / paper"), *figures])}
 
 Assumptions, beside the settings of profile paper in saerl_lib/config.py:
 {table(assumed)}

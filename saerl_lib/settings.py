@@ -154,6 +154,41 @@ class OwnConfig(Reading):
 
 
 @dataclass(frozen=True)
+class SAEConfig:
+    """Everything that decides the SAE beside model and text."""
+
+    tokens: int
+    """Activation vectors that it is trained on."""
+    latents: int | None = None
+    """F, width of the SAE; None: 64 times the model's width, as the paper's (section C.1)."""
+    k: int = 50
+    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
+    learning_rate: float = 3e-4
+    """Of Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
+    vectors_per_step: int = 4096
+    """Vectors of one optimiser step."""
+    context: int = 1024
+    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
+    blocks_per_pass: int = 8
+    """Blocks of one forward pass."""
+    buffer_vectors: int = 131_072
+    """Vectors that are mixed before they are served; half of them stay."""
+    heldout_tokens: int = 100_000
+    """The first vectors of the text, which measure the SAE and are never trained on."""
+    checkpoint_every: int = 10_000_000
+    """Vectors between checkpoints."""
+    seed: int = 0
+    """Of weights and mixing."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the option and the fix."""
+        counts = ("latents", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
+        at_least(self, **dict.fromkeys(counts, 1), context=2)
+        at_least(self, tokens=self.vectors_per_step, buffer_vectors=2 * self.vectors_per_step)
+        require(self.latents is None or self.k <= self.latents, f"k={self.k} must be at most latents={self.latents}")
+
+
+@dataclass(frozen=True)
 class Options:
     """What a run on published data may be told: its sets, models and launcher; None keeps the profile's own."""
 

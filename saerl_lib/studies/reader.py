@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
-from saerl_lib.config import LadderConfig, Profile, ReaderConfig, SAEConfig, get_profile, to_dict
+from saerl_lib.config import LadderConfig, Profile, ReaderConfig, get_profile, to_dict
 from saerl_lib.data.published import held_out_keys, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, without
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
@@ -39,6 +39,7 @@ from saerl_lib.encode.train_sae import train_sae
 from saerl_lib.properties.probes import METRICS, Task, metric, real_tasks
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import write_csv
+from saerl_lib.settings import SAEConfig
 from saerl_lib.studies.ladder import VARIANTS, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
