@@ -55,7 +55,7 @@ OPTIONS: dict[type, str] = {
 
 
 def _registry() -> ConstructorRegistry:
-    """How tyro reads what is not plain: the records of `OPTIONS`, words from a list, SET=HASH."""
+    """How tyro reads what is not plain: the records of `OPTIONS`, and words from a list."""
     registry, asked = ConstructorRegistry(), set[type]()
 
     @registry.struct_rule
@@ -92,19 +92,6 @@ def _registry() -> ConstructorRegistry:
             return words[0]
 
         return Value(1, f"{{{','.join(known)}}}", read, lambda value: value in known, lambda value: [value])
-
-    @registry.primitive_rule
-    def pair(info: PrimitiveTypeInfo) -> Value[tuple[str, ...]] | None:
-        if info.type != tuple[str, str]:
-            return None
-
-        def read(words: list[str]) -> tuple[str, ...]:
-            name, _, value = words[0].partition("=")
-            if not (name and value):
-                raise UserError(f"{words[0]!r}: write SET=HASH, such as amc23=0123...")
-            return name, value
-
-        return Value(1, "SET=HASH", read, lambda value: len(value) == 2, lambda value: ["=".join(value)])
 
     return registry
 

@@ -60,7 +60,6 @@ def at_least(config: Any, **least: int) -> None:
 
 
 def _choose(config: Any, **known: tuple[str, ...]) -> None:
-    """Raise ValueError for a field whose value is none of the known ones."""
     for name, values in known.items():
         require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
@@ -184,8 +183,7 @@ REST = ("drop", "pool")
 """drop: the hardest of each cluster, which fill no batch, are left out of the plan. pool: they are sorted together into mixed
 batches, each before the first harder stage."""
 UNEQUAL = ("stretch", "front", "back")
-"""stretch: the batches of a small cluster are spread evenly over the run. front: stage t holds the t-th batch of every cluster
-that still has one. back: small clusters begin late, so that all end together."""
+"""A small cluster's batches are spread over the run (stretch), in its first stages (front) or in its last (back)."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +214,7 @@ class PlanConfig:
 Loss = Literal["token_mean", "sequence_mean", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 ENGINES, LOSSES, OPTIMIZERS = ("packed", "trl"), get_args(Loss), get_args(Optimizer)
-ANSWERS = ("answer", "last_number")
-DYNAMIC = ("none", "equal_rollouts", "equal_steps")
+ANSWERS, DYNAMIC = ("answer", "last_number"), ("none", "equal_rollouts", "equal_steps")
 
 
 @dataclass(frozen=True)
@@ -272,11 +269,8 @@ class TrainConfig:
     """Stay on the CPU where there is a GPU; engine "trl"."""
 
     def __post_init__(self) -> None:
-        kept = self.keep_every_steps
         require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
-        require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
-        require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
-        at_least(self, trained_blocks=1)
+        at_least(self, seeds=1, keep_every_steps=1, trained_blocks=1)
         _choose(self, answer_from=ANSWERS, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
         ours = self.engine == "packed" or self.dynamic_sampling == "none"
         require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
@@ -414,7 +408,6 @@ class Profile:
 EXPANSION = 64
 """F over the model's width (paper, section C.1)."""
 
-
 SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
@@ -502,10 +495,8 @@ def get_profile(name: str, seeds: int | None = None, seed: int | None = None) ->
     name, _, rest = name.partition(" ")
     if name not in PROFILES:
         raise ValueError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
-    given = json.loads(rest or "{}")
-    pairs = {"revision": tuple(map(tuple, given.get("revision", ())))}
-    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list) and key != "revision"}
-    profile = Options(**{**given, **pairs, **lists}).apply(PROFILES[name])
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(rest or "{}").items()}
+    profile = Options(**given).apply(PROFILES[name])
     if seeds is not None:
         profile = replace(profile, train=replace(profile.train, seeds=seeds))
     return profile if seed is None else replace(profile, seed=seed)

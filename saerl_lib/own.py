@@ -131,12 +131,11 @@ def load_data(source: str, config: OwnConfig) -> Dataset:
 
     Raises DataError as `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
     """
-    data = read(
-        [Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
-        skip_bad_rows=config.skip_bad_rows, least=max(MIN_ROWS, config.prompts_per_step),
-    )  # fmt: skip
+    least, place = max(MIN_ROWS, config.prompts_per_step), Source.parse(source, config.split)
+    data = read([place], config.fields, allowed=config.allowed_labels, turned=config.turned, skip_bad_rows=config.skip_bad_rows,
+                least=least)  # fmt: skip
     data = set_aside(data, config)
-    require(data, max(MIN_ROWS, config.prompts_per_step))
+    require(data, least)
     return data
 
 
@@ -148,10 +147,8 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     if config.policy is not None:
         for sample, length in zip(left, _prompt_tokens(left, config.policy), strict=True):
             if length > config.max_prompt_tokens:
-                reasons[sample.id] = (
-                    "too long",
-                    f"the prompt has {length:,} tokens, above --max-prompt-tokens {config.max_prompt_tokens:,}",
-                )
+                limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
+                reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
     answers = {sample.id: sample.answer for sample in left if sample.id not in reasons and sample.answer}
     faults = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
@@ -244,7 +241,7 @@ def _write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
                    tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
     record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
-              "plan_hash": plan_hash(plan), "caveats": [asdict(c) for c in listed]}  # fmt: skip
+              "plan_hash": plan_hash(plan), "caveats": [c._asdict() for c in listed]}  # fmt: skip
     write_json(folder / RECORD, record)
     return done
 
@@ -429,7 +426,7 @@ def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
     if k > n:
         raise ValueError(f"--clusters {k} exceeds the {n} usable rows: ask for fewer")
     smallest = min(config.prompts_per_step, max(1, n // (2 * k)))
-    return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
+    return PropertyConfig(clusters=k, smallest_cluster=smallest, cluster_fit_rows=max(10_000, k))
 
 
 def fit_quality(found: Representation, labels: np.ndarray, seed: int) -> tuple[np.ndarray, Fit | None]:
@@ -454,16 +451,13 @@ def fit_difficulty(
         return fit_scorer(pool, None, None, None, settings, seed, clusters).score(pool), None
     labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
     scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, clusters).score(pool)
-    read = (scores["raw"].to_numpy()[known], found.lengths[known])
+    compared = (scores["raw"].to_numpy()[known], found.lengths[known])
 
     def rho(rows: np.ndarray | slice) -> tuple[float, float]:
-        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in read)
+        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in compared)
         return own, abs(by_length)
 
-    def gained(rows: np.ndarray) -> float:
-        return float(np.subtract(*rho(rows)))
-
-    gain = bootstrap_interval(gained, len(known), settings.bootstrap_samples, sub_seed(seed, "gain"))
+    gain = bootstrap_interval(lambda rows: float(np.subtract(*rho(rows))), len(known), RESAMPLES, sub_seed(seed, "gain"))
     return scores, Fit(len(known), *rho(slice(None)), gain)
 
 

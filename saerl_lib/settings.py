@@ -194,7 +194,7 @@ class Options:
 
     data: str | None = None
     """Folder that holds every published set as OWNER/NAME; else the hub, at pinned revisions."""
-    revision: tuple[tuple[str, str], ...] = ()
+    revision: tuple[str, ...] = ()
     """Commit hashes of sets that are not pinned yet, as SET=HASH."""
     skip_bad_rows: bool = False
     """Leave malformed rows out and list them, instead of stopping."""
@@ -245,6 +245,10 @@ class Options:
         for part, pairs in REACHES.items():
             named = [(name, option or name) for name, _, option in (pair.partition("=") for pair in pairs.split())]
             parts[part] = {name: given[option] for name, option in named if option in given}
+        for word in self.revision:
+            require(all(word.partition("=")), f"--revision {word!r}: write SET=HASH, such as amc23=0123...")
+        if self.revision:
+            parts["published"]["revisions"] = tuple(tuple(word.split("=", 1)) for word in self.revision)
         if self.reader:
             parts["reader"].setdefault("revision", None)
         if self.plain:
@@ -258,7 +262,7 @@ class Options:
 
 
 REACHES = {
-    "published": "folder=data revisions=revision skip_bad_rows",
+    "published": "folder=data skip_bad_rows",
     "reader": "model=reader layer sae device bf16",
     "train": "micro_batch vllm bf16",
     "profile": "policy planned arms train_steps=steps launch exports=export_to",

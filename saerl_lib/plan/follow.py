@@ -180,11 +180,10 @@ class FollowReport:
 
     followed: bool
     steps_logged: int
-    """Steps of the log, the last one perhaps unfinished."""
     steps_planned: int
     """T, of one epoch."""
     epochs: int
-    """Times that the log would have to repeat the plan: steps logged / T, rounded up."""
+    """Times that the log would have to repeat the plan."""
     steps_kept: int
     """Steps of the log that hold the planned prompts in any order."""
     first: Departure | None
