@@ -45,7 +45,7 @@ OPTIONS: dict[type, str] = {
     told.Reading: _READING,
     told.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
     "policy max_prompt_tokens keep_unverifiable seed",
-    config.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
+    told.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
     told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
@@ -55,7 +55,7 @@ OPTIONS: dict[type, str] = {
 
 
 def _registry() -> ConstructorRegistry:
-    """How tyro reads what is not plain: the records of `OPTIONS`, words from a list, SET=HASH."""
+    """How tyro reads what is not plain: the records of `OPTIONS`, and words from a list."""
     registry, asked = ConstructorRegistry(), set[type]()
 
     @registry.struct_rule
@@ -92,19 +92,6 @@ def _registry() -> ConstructorRegistry:
             return words[0]
 
         return Value(1, f"{{{','.join(known)}}}", read, lambda value: value in known, lambda value: [value])
-
-    @registry.primitive_rule
-    def pair(info: PrimitiveTypeInfo) -> Value[tuple[str, ...]] | None:
-        if info.type != tuple[str, str]:
-            return None
-
-        def read(words: list[str]) -> tuple[str, ...]:
-            name, _, value = words[0].partition("=")
-            if not (name and value):
-                raise UserError(f"{words[0]!r}: write SET=HASH, such as amc23=0123...")
-            return name, value
-
-        return Value(1, "SET=HASH", read, lambda value: len(value) == 2, lambda value: ["=".join(value)])
 
     return registry
 
@@ -200,7 +187,7 @@ class Sae(Command):
     """cpu, cuda or cuda:N."""
     bf16: bool = False
     """Run the model in bfloat16; the SAE stays in float32."""
-    settings: config.SAEConfig
+    settings: told.SAEConfig
 
 
 class Fetch(Command):

@@ -60,7 +60,6 @@ def at_least(config: Any, **least: int) -> None:
 
 
 def _choose(config: Any, **known: tuple[str, ...]) -> None:
-    """Raise ValueError for a field whose value is none of the known ones."""
     for name, values in known.items():
         require(getattr(config, name) in values, f"{name}={getattr(config, name)!r}: choose one of {', '.join(values)}")
 
@@ -191,8 +190,7 @@ REST = ("drop", "pool")
 """drop: the hardest of each cluster, which fill no batch, are left out of the plan. pool: they are sorted together into mixed
 batches, each before the first harder stage."""
 UNEQUAL = ("stretch", "front", "back")
-"""stretch: the batches of a small cluster are spread evenly over the run. front: stage t holds the t-th batch of every cluster
-that still has one. back: small clusters begin late, so that all end together."""
+"""A small cluster's batches are spread over the run (stretch), in its first stages (front) or in its last (back)."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +221,7 @@ class PlanConfig:
 Loss = Literal["token_mean", "sequence_mean", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 ENGINES, LOSSES, OPTIMIZERS = ("packed", "trl"), get_args(Loss), get_args(Optimizer)
-ANSWERS = ("answer", "last_number")
-DYNAMIC = ("none", "equal_rollouts", "equal_steps")
+ANSWERS, DYNAMIC = ("answer", "last_number"), ("none", "equal_rollouts", "equal_steps")
 
 
 @dataclass(frozen=True)
@@ -279,11 +276,8 @@ class TrainConfig:
     """Stay on the CPU where there is a GPU; engine "trl"."""
 
     def __post_init__(self) -> None:
-        kept = self.keep_every_steps
         require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
-        require(self.seeds >= 1, f"seeds={self.seeds} must be at least 1")
-        require(kept is None or kept >= 1, f"keep_every_steps={kept} must be at least 1")
-        at_least(self, trained_blocks=1)
+        at_least(self, seeds=1, keep_every_steps=1, trained_blocks=1)
         _choose(self, answer_from=ANSWERS, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
         ours = self.engine == "packed" or self.dynamic_sampling == "none"
         require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
@@ -392,15 +386,11 @@ class Profile:
     """The set that counts by Pass@k, the others by Avg@k (paper, section 4.1: AIME24)."""
 
     def __post_init__(self) -> None:
-        n, b, k = self.pool_samples, self.plan.prompts_per_step, self.properties.clusters
-        require((self.world is None) != (self.published is None), "a profile has either a world or published sets")
+        n, b = self.pool_samples, self.plan.prompts_per_step
         if self.world is not None:
-            noisy = self.world.noisy_pool_samples
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
-            require(n <= noisy, f"pool_samples={n} exceeds noisy_pool_samples={noisy}")
-        blurs, rho = self.world is not None, self.score_correlation
-        require(rho is None or (blurs and 0 < rho < 1), f"score_correlation={rho} must lie between 0 and 1, in a world alone")
-        require(k <= n, f"clusters={k} exceeds pool_samples={n}: ask for fewer clusters")
+        rho = self.score_correlation
+        require(rho is None or (self.world is not None and 0 < rho < 1), f"score_correlation={rho} must lie between 0 and 1, in a world alone")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
         if self.train.engine == "trl":
@@ -429,48 +419,6 @@ class Profile:
 
 EXPANSION = 64
 """F over the model's width (paper, section C.1)."""
-
-
-@dataclass(frozen=True)
-class SAEConfig:
-    """Everything that decides the SAE beside model and text."""
-
-    tokens: int
-    """Activation vectors that it is trained on."""
-    latents: int | None = None
-    """F, width of the SAE; None: 64 times the model's width, as the paper's (section C.1)."""
-    k: int = 50
-    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
-    learning_rate: float = 3e-4
-    """Of Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
-    vectors_per_step: int = 4096
-    """Vectors of one optimiser step."""
-    context: int = 1024
-    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
-    blocks_per_pass: int = 8
-    """Blocks of one forward pass."""
-    buffer_vectors: int = 131_072
-    """Vectors that are mixed before they are served; half of them stay."""
-    heldout_tokens: int = 100_000
-    """The first vectors of the text, which measure the SAE and are never trained on."""
-    checkpoint_every: int = 10_000_000
-    """Vectors between checkpoints."""
-    seed: int = 0
-    """Of weights and mixing."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError with the option and the fix."""
-        counts = ("latents", "tokens", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
-        at_least(self, **dict.fromkeys(counts, 1))
-        if self.context < 2 or (self.latents is not None and self.k > self.latents) or self.tokens < self.vectors_per_step:
-            raise ValueError(
-                f"context={self.context} must be at least 2, k={self.k} at most latents={self.latents}, "
-                f"tokens={self.tokens} at least vectors_per_step={self.vectors_per_step}"
-            )
-        if self.buffer_vectors < 2 * self.vectors_per_step:
-            least = 2 * self.vectors_per_step
-            raise ValueError(f"buffer_vectors={self.buffer_vectors} must be at least twice vectors_per_step, {least}")
-
 
 SMOKE = Profile(
     name="smoke",
@@ -548,27 +496,21 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (SMOKE, LAP
 """The dial's positions. `paper` needs models and data of the hub, or stand-ins, and GPUs."""
 
 
-class UnknownProfileError(ValueError):
-    """The profile does not exist."""
-
-
 def get_profile(name: str, seeds: int | None = None, seed: int | None = None) -> Profile:
     """Return the profile `name`, optionally with another number of matched seeds or another base seed.
 
     >>> get_profile("smoke").steps
     13
 
-    `name` may be followed by the options of `Options` as JSON. Raises UnknownProfileError for a name that is not in `PROFILES`.
+    `name` may be followed by the options of `Options` as JSON. Raises ValueError for a name that is not in `PROFILES`.
     """
     from saerl_lib.settings import Options
 
     name, _, rest = name.partition(" ")
     if name not in PROFILES:
-        raise UnknownProfileError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
-    given = json.loads(rest or "{}")
-    pairs = {"revision": tuple(map(tuple, given.get("revision", ())))}
-    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list) and key != "revision"}
-    profile = Options(**{**given, **pairs, **lists}).apply(PROFILES[name])
+        raise ValueError(f"profile {name!r} does not exist; choose one of {', '.join(PROFILES)}{near(name, PROFILES)}")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(rest or "{}").items()}
+    profile = Options(**given).apply(PROFILES[name])
     if seeds is not None:
         profile = replace(profile, train=replace(profile.train, seeds=seeds))
     return profile if seed is None else replace(profile, seed=seed)

@@ -29,8 +29,9 @@ from sklearn.metrics import roc_auc_score
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder, write_json
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
-from saerl_lib.data import rows
 from saerl_lib.data.answers import plain_form, unreadable
+from saerl_lib.data.judge import MIN_ROWS, read, require
+from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
@@ -127,14 +128,13 @@ def plan(
 def load_data(source: str, config: OwnConfig) -> Dataset:
     """The usable rows of a source; those that no trainer could use as they are, are set aside (`set_aside`).
 
-    Raises DataError as `data.rows.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
+    Raises DataError as `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
     """
-    data = rows.read(
-        [rows.Source.parse(source, config.split)], config.fields, allowed=config.allowed_labels, turned=config.turned,
-        skip_bad_rows=config.skip_bad_rows, least=max(rows.MIN_ROWS, config.prompts_per_step),
-    )  # fmt: skip
+    least, place = max(MIN_ROWS, config.prompts_per_step), Source.parse(source, config.split)
+    data = read([place], config.fields, allowed=config.allowed_labels, turned=config.turned, skip_bad_rows=config.skip_bad_rows,
+                least=least)  # fmt: skip
     data = set_aside(data, config)
-    rows.require(data, max(rows.MIN_ROWS, config.prompts_per_step))
+    require(data, least)
     return data
 
 
@@ -146,10 +146,8 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     if config.policy is not None:
         for sample, length in zip(left, _prompt_tokens(left, config.policy), strict=True):
             if length > config.max_prompt_tokens:
-                reasons[sample.id] = (
-                    "too long",
-                    f"the prompt has {length:,} tokens, above --max-prompt-tokens {config.max_prompt_tokens:,}",
-                )
+                limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
+                reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
     answers = {sample.id: sample.answer for sample in left if sample.id not in reasons and sample.answer}
     faults = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
@@ -242,7 +240,7 @@ def _write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
                    tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
     record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
-              "plan_hash": plan_hash(plan), "caveats": [asdict(c) for c in listed]}  # fmt: skip
+              "plan_hash": plan_hash(plan), "caveats": [c._asdict() for c in listed]}  # fmt: skip
     write_json(folder / RECORD, record)
     return done
 
@@ -427,7 +425,7 @@ def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
     if k > n:
         raise ValueError(f"--clusters {k} exceeds the {n} usable rows: ask for fewer")
     smallest = min(config.prompts_per_step, max(1, n // (2 * k)))
-    return PropertyConfig(clusters=k, smallest_cluster=smallest, bootstrap_samples=RESAMPLES, cluster_fit_rows=max(10_000, k))
+    return PropertyConfig(clusters=k, smallest_cluster=smallest, cluster_fit_rows=max(10_000, k))
 
 
 def fit_quality(found: Representation, labels: np.ndarray, seed: int) -> tuple[np.ndarray, Fit | None]:
@@ -452,16 +450,13 @@ def fit_difficulty(
         return fit_scorer(pool, None, None, None, settings, seed, clusters).score(pool), None
     labelled = Columns([pool.ids[i] for i in known], found.phi[known], found.phi[known])
     scores = fit_scorer(pool, labelled, labels[known], None, settings, seed, clusters).score(pool)
-    read = (scores["raw"].to_numpy()[known], found.lengths[known])
+    compared = (scores["raw"].to_numpy()[known], found.lengths[known])
 
     def rho(rows: np.ndarray | slice) -> tuple[float, float]:
-        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in read)
+        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in compared)
         return own, abs(by_length)
 
-    def gained(rows: np.ndarray) -> float:
-        return float(np.subtract(*rho(rows)))
-
-    gain = bootstrap_interval(gained, len(known), settings.bootstrap_samples, sub_seed(seed, "gain"))
+    gain = bootstrap_interval(lambda rows: float(np.subtract(*rho(rows))), len(known), RESAMPLES, sub_seed(seed, "gain"))
     return scores, Fit(len(known), *rho(slice(None)), gain)
 
 
@@ -543,7 +538,7 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    found = rows.read([rows.Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
+    found = read([Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
     files = [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]

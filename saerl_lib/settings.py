@@ -154,12 +154,47 @@ class OwnConfig(Reading):
 
 
 @dataclass(frozen=True)
+class SAEConfig:
+    """Everything that decides the SAE beside model and text."""
+
+    tokens: int
+    """Activation vectors that it is trained on."""
+    latents: int | None = None
+    """F, width of the SAE; None: 64 times the model's width, as the paper's (section C.1)."""
+    k: int = 50
+    """Active latents a token (not stated in the paper; ours: the published SAE's)."""
+    learning_rate: float = 3e-4
+    """Of Adam, falling linearly to a tenth over the last fifth (not stated in the paper; ours: SAELens' default)."""
+    vectors_per_step: int = 4096
+    """Vectors of one optimiser step."""
+    context: int = 1024
+    """Tokens of a block; documents are joined and cut (not stated in the paper; ours)."""
+    blocks_per_pass: int = 8
+    """Blocks of one forward pass."""
+    buffer_vectors: int = 131_072
+    """Vectors that are mixed before they are served; half of them stay."""
+    heldout_tokens: int = 100_000
+    """The first vectors of the text, which measure the SAE and are never trained on."""
+    checkpoint_every: int = 10_000_000
+    """Vectors between checkpoints."""
+    seed: int = 0
+    """Of weights and mixing."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the option and the fix."""
+        counts = ("latents", "k", "vectors_per_step", "blocks_per_pass", "heldout_tokens", "checkpoint_every")
+        at_least(self, **dict.fromkeys(counts, 1), context=2)
+        at_least(self, tokens=self.vectors_per_step, buffer_vectors=2 * self.vectors_per_step)
+        require(self.latents is None or self.k <= self.latents, f"k={self.k} must be at most latents={self.latents}")
+
+
+@dataclass(frozen=True)
 class Options:
     """What a run on published data may be told: its sets, models and launcher; None keeps the profile's own."""
 
     data: str | None = None
     """Folder that holds every published set as OWNER/NAME; else the hub, at pinned revisions."""
-    revision: tuple[tuple[str, str], ...] = ()
+    revision: tuple[str, ...] = ()
     """Commit hashes of sets that are not pinned yet, as SET=HASH."""
     skip_bad_rows: bool = False
     """Leave malformed rows out and list them, instead of stopping."""
@@ -210,6 +245,10 @@ class Options:
         for part, pairs in REACHES.items():
             named = [(name, option or name) for name, _, option in (pair.partition("=") for pair in pairs.split())]
             parts[part] = {name: given[option] for name, option in named if option in given}
+        for word in self.revision:
+            require(all(word.partition("=")), f"--revision {word!r}: write SET=HASH, such as amc23=0123...")
+        if self.revision:
+            parts["published"]["revisions"] = tuple(tuple(word.split("=", 1)) for word in self.revision)
         if self.reader:
             parts["reader"].setdefault("revision", None)
         if self.plain:
@@ -223,7 +262,7 @@ class Options:
 
 
 REACHES = {
-    "published": "folder=data revisions=revision skip_bad_rows",
+    "published": "folder=data skip_bad_rows",
     "reader": "model=reader layer sae device bf16",
     "train": "micro_batch vllm bf16",
     "profile": "policy planned arms train_steps=steps launch exports=export_to",

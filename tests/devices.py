@@ -12,13 +12,14 @@ from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from torch import Tensor
 
-from saerl_lib.config import ReaderConfig, SAEConfig, sub_seed
+from saerl_lib.config import ReaderConfig, sub_seed
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_reader, token_vectors, truncate
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.store import Store, shard_path, write_shard
 from saerl_lib.encode.train_sae import train_sae
+from saerl_lib.settings import SAEConfig
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.world.sources import TARGET, draw_split
 

@@ -91,7 +91,7 @@ def test_options_reach_the_records_of_the_method() -> None:
     words = ["--profile", "paper", "--arms", "adarft", "--seeds", "2", "--revision", "amc23=01", "minerva=23", "--to", "trl"]
     name, run = cli.parse(["run", *words])
     assert (run.notebooks.profile, run.notebooks.seeds) == ("paper", 2)
-    assert run.options == Options(arms=("adarft",), revision=(("amc23", "01"), ("minerva", "23")), export_to=("trl",))
+    assert run.options == Options(arms=("adarft",), revision=("amc23=01", "minerva=23"), export_to=("trl",))
     train = cli.parse(["train", "--plan", "p", "--out", "o", "--model", "m", "--rollouts", "4"])[1].settings
     assert (train.engine, train.rollouts_per_prompt, train.learning_rate) == ("trl", 4, 1e-6)
     assert cli.parse(["world", "--rebuild"])[1].rebuild and cli.parse(["world", "--check", "--seeds", "2"])[1].seeds == 2

@@ -19,7 +19,6 @@ from saerl_lib.config import (
     PlanConfig,
     Profile,
     TrainConfig,
-    UnknownProfileError,
     content_hash,
     get_profile,
     sub_seed,
@@ -39,7 +38,7 @@ def test_a_run_makes_the_papers_1_12_passes() -> None:
 
 @pytest.mark.parametrize("name", ["", "Laptop", "huge"])
 def test_unknown_profile_names_the_choices(name: str) -> None:
-    with pytest.raises(UnknownProfileError, match="smoke, laptop"):
+    with pytest.raises(ValueError, match="smoke, laptop"):
         get_profile(name)
 
 
@@ -53,7 +52,7 @@ def test_the_papers_values_are_the_profile() -> None:
 
 
 def test_options_travel_with_the_name_and_reach_their_records() -> None:
-    told = Options(data="/sets", revision=(("amc23", "01"),), layer=3, arms=("grpo", "diff"), steps=5, bf16=True, plain=True)
+    told = Options(data="/sets", revision=("amc23=01",), layer=3, arms=("grpo", "diff"), steps=5, bf16=True, plain=True)
     profile = get_profile(told.text("paper"))
     assert (profile.published.folder, profile.published.revisions, profile.reader.layer) == ("/sets", (("amc23", "01"),), 3)
     assert (profile.arms, profile.steps, profile.reader.bf16, profile.train.bf16) == (("grpo", "diff"), 5, True, True)
@@ -75,9 +74,7 @@ def test_seeds_and_seed_change_nothing_else() -> None:
         (lambda: TrainConfig(rollouts_per_prompt=1), "rollouts_per_prompt"),
         (lambda: PlanConfig(prompts_per_step=4, swapped_per_batch=4), "swapped_per_batch=4"),
         (lambda: Profile("x", pool_samples=3201), "pool_samples=3201"),
-        (lambda: dataclasses.replace(get_profile("smoke"), pool_samples=0), "clusters=4 exceeds pool_samples=0"),
         (lambda: TrainConfig(dynamic_sampling="equal_steps", engine="trl"), "choose engine='packed'"),
-        (lambda: Profile("x", world=None), "either a world or published sets"),
         (lambda: Profile("x", arms=("grpo", "grpo")), "name each arm once"),
         (lambda: Options(data="x").apply(LAPTOP), "--data: profile laptop draws its own data"),
     ],

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.config import SHIPPED, ReaderConfig, SAEConfig, sub_seed
+from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.metadata import FEATURES, metadata_features
 from saerl_lib.encode.models import activations, fetch_smollm2, open_decoder, token_vectors, truncate
@@ -60,6 +60,7 @@ from saerl_lib.encode.store import (
 )
 from saerl_lib.encode.tokens import SEPARATOR, Layout, pack, sample_spans, token_batches
 from saerl_lib.encode.train_sae import KINDS, train_sae
+from saerl_lib.settings import SAEConfig
 from saerl_lib.train.policy import load_policy
 from saerl_lib.world.pretrain import WIDTH
 from tests import stand_ins as build

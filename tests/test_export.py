@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from saerl_lib import paths
 from saerl_lib.cli import main
+from saerl_lib.data.judge import read
 from saerl_lib.data.published import load_labelled
-from saerl_lib.data.rows import read
 from saerl_lib.data.sample import Sample, write_samples
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
 from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_files, export_plan, open_export, write_folder

@@ -26,20 +26,12 @@ from hypothesis import strategies as st
 import saerl_lib
 from saerl_lib import cli, own, paths
 from saerl_lib.artifacts import imported_names
-from saerl_lib.data.rows import Fields
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
-from saerl_lib.own import (
-    Arranged,
-    OwnConfig,
-    Planned,
-    arrange,
-    load_data,
-    plan_own_data,
-    represent_text,
-)
+from saerl_lib.own import Arranged, OwnConfig, Planned, arrange, load_data, plan_own_data, represent_text
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.report.page import caveats, expectation, score_table
+from saerl_lib.settings import Fields
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae
@@ -201,6 +193,16 @@ def test_a_filter_keeps_the_share_with_the_best_scores(tmp_path: Path) -> None:
         arranged(tmp_path, records, replace(config, keep=0.02))
 
 
+def test_clusters_are_those_of_the_planned_rows_alone(tmp_path: Path) -> None:
+    records = [r | {"sound": i % 3 > 0} for i, r in enumerate(rows(91))]
+    config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), keep=0.5)
+    found = arranged(tmp_path, records, config)
+    planned = np.sort([found.data.ids.index(name) for name in found.plan.ids])
+    alone = own.pool_clusters(found.found.phi[planned], own.properties_of(len(planned), config), config.seed)
+    assert len(planned) == 44
+    np.testing.assert_array_equal(alone.centroids, found.clusters.centroids)
+
+
 def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
     assert "One cluster" in told(arranged(tmp_path, [{"id": i, "question": "1+1"} for i in range(12)], SMALL))
     signs = [{"question": "?" * (i + 1), "answer": "1", "subject": 3} for i in range(13)]
@@ -242,9 +244,8 @@ def test_rows_that_no_trainer_could_use_are_never_planned_and_each_has_a_reason(
     records += [{"id": "broken", "question": 5}]
     for i in range(10, 60):
         records[i]["sound"] = i % 2 == 0
-    config = replace(
-        LABELLED, fields=Fields(labels="level", quality="sound"), policy=str(FOLDER), max_prompt_tokens=100, skip_bad_rows=True
-    )
+    config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), policy=str(FOLDER), max_prompt_tokens=100,
+                     skip_bad_rows=True)  # fmt: skip
     source = write_jsonl(tmp_path / "my.jsonl", records)
     done = plan_own_data(source, tmp_path / "out", config)
     assert done.left_out == {"malformed": 1, "no answer": 2, "too long": 1, "unverifiable": 1}
@@ -328,30 +329,12 @@ FUZZ = (b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xff\xfe", b"\0", b"\n", b"n
 def fuzzed(seed: int, folder: Path) -> Path:
     """A file of a random kind with random faults, some of them none."""
     draw = np.random.default_rng(seed)
-    odd = [
-        None,
-        5,
-        -1.5,
-        True,
-        "",
-        " ",
-        "x" * 3000,
-        ["8"],
-        [1, 2],
-        {"a": 1},
-        [{"role": "user", "content": "Hi?"}],
-        "7",
-        "\0",
-        "９",
-        "?",
-        "p-1",
-    ]
+    odd = [None, 5, -1.5, True, "", " ", "x" * 3000, ["8"], [1, 2], {"a": 1}, [{"role": "user", "content": "Hi?"}], "7", "\0",
+           "９", "?", "p-1"]  # fmt: skip
     made = rows(int(draw.integers(0, 30)))
-    for _ in range(int(draw.integers(0, 12))):
-        if made:
-            made[draw.integers(len(made))][str(draw.choice(["id", "question", "answer", "solution", "level", "odd"]))] = odd[
-                draw.integers(len(odd))
-            ]
+    for _ in range(int(draw.integers(0, 12)) if made else 0):
+        field = str(draw.choice(["id", "question", "answer", "solution", "level", "odd"]))
+        made[draw.integers(len(made))][field] = odd[draw.integers(len(odd))]
     kind = str(draw.choice(["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "arrow", "ndjson"]))
     path, lines = folder / f"f{seed}.{kind}", [json.dumps(row) for row in made]
     body = "\n".join(lines) if draw.random() < 0.5 else json.dumps(made if draw.random() < 0.5 else {"data": made}, indent=2)
@@ -384,12 +367,8 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(
         if code:
             assert error.startswith("error: ") and len(error) < 3000 and not out.exists(), seed
         else:
-            last = json.loads(said.splitlines()[-1])
-            assert (
-                last["read"]
-                == last["planned"] + sum(last["left_out"].values())
-                == last["planned"] + len(Planned.open(out).rows_left_out)
-            ), seed
+            last, rest = json.loads(said.splitlines()[-1]), len(Planned.open(out).rows_left_out)
+            assert last["read"] == last["planned"] + sum(last["left_out"].values()) == last["planned"] + rest, seed
 
 
 # The report.
@@ -441,10 +420,8 @@ def test_text_of_the_data_never_becomes_markup_and_no_request_is_allowed(folder:
     names = [name for name, _ in reader.tags]
     assert names.count("script") == 3 and not {"iframe", "a"} & set(names) and names.count("img") == 1 and "\0" not in page
     assert all(not key.startswith("on") for _, attributes in reader.tags for key in attributes)
-    assert [a[key].partition(",")[0] for _, a in reader.tags for key in ("src", "href", "action") if key in a] == [
-        "data:",
-        "data:image/png;base64",
-    ]
+    places = [a[key].partition(",")[0] for _, a in reader.tags for key in ("src", "href", "action") if key in a]
+    assert places == ["data:", "data:image/png;base64"]
     policy = next(a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'") and "http" not in policy and "script-src 'sha256-" in policy
     assert "script-src 'unsafe" not in policy and "innerHTML" not in page and "{{ 7" in page
@@ -453,9 +430,8 @@ def test_text_of_the_data_never_becomes_markup_and_no_request_is_allowed(folder:
 def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     values, scores = json.loads(Reader(page).scripts[0]), pd.read_parquet(folder / "scores.parquet")
-    assert {len(values[name]) for name in ("x", "y", "id", "prompt", "rank", "label", "quality", "low", "high", "status")} == {
-        122
-    }
+    columns = ("x", "y", "id", "prompt", "rank", "label", "quality", "low", "high", "status")
+    assert {len(values[name]) for name in columns} == {122}
     for name in ("id", "where", "cluster", "step", "slot", "position", "reason"):
         assert values[name] == scores[name].tolist(), name
     assert min(values["x"]) == 0 and max(values["x"]) == 9999 and EVIL[:60] in values["prompt"][8]

@@ -21,10 +21,12 @@ import pytest
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
 from saerl_lib.data.hub import SETS, HubData
+from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, learnability, load_labelled, published_rows, read_row
-from saerl_lib.data.rows import Fields, Source, jsonl, read
+from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
+from saerl_lib.settings import Fields
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
 
@@ -274,15 +276,9 @@ def test_folders_patterns_shards_arrow_and_zstd_are_read_in_name_order(tmp_path:
 
 
 def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
-    answers = {
-        "list": [["8"]] * 12,
-        "decimal": [decimal.Decimal("8.00")] * 12,
-        "bytes": [b"8"] * 12,
-        "int": [8] * 12,
-        "float": [8.0] * 12,
-    }
-    for name, column in answers.items():
-        pq.write_table(pa.table({"question": ASKED, "answer": column}), tmp_path / f"{name}.parquet")
+    answers = {"list": ["8"], "decimal": decimal.Decimal("8.00"), "bytes": b"8", "int": 8, "float": 8.0}
+    for name, value in answers.items():
+        pq.write_table(pa.table({"question": ASKED, "answer": [value] * 12}), tmp_path / f"{name}.parquet")
         assert {s.answer for s in read([tmp_path / f"{name}.parquet"]).samples} == {"8"}, name
     twice = pa.Table.from_arrays([pa.array(ASKED)] * 2, names=["question", "question"])
     pq.write_table(twice, tmp_path / "twice.parquet")
@@ -576,36 +572,16 @@ def test_verdicts_of_the_checker_that_are_mended_and_that_stay() -> None:
     mended = [("７", "7"), (r"\$18", "18"), ("2,000 dollars", "2000"), ("1 1/4", "5/4"), ("½", "0.5"), ("a + b + c", "c+b+a"),
               ("1e5", "100000"),
               ("(3,4]", r"3<x\le 4"), ("No solution", r"\text{no solution}"), (r"-\frac{5}{3}.", "-5/3")]  # fmt: skip
-    stay = [
-        (r"28\%", "28"),
-        (r"28\%", "0.28"),
-        ("28", r"28\%"),
-        ("(1,2)", "1,2"),
-        ("1/2004!", "1/2006!"),
-        ("x=5", "5"),
-        ("1011_2", "1011"),
-    ]
+    stay = [(r"28\%", "28"), (r"28\%", "0.28"), ("28", r"28\%"), ("(1,2)", "1,2"), ("1/2004!", "1/2006!"), ("x=5", "5"),
+            ("1011_2", "1011")]  # fmt: skip
     apart = [("1331 and 1728", "1728"), ("28", "0.28"), ("12,5", "12.5"), ("10 million", "10000000"), ("east", "seat")]
     found = check_answers([*mended, *stay, *apart], seconds=20)
     assert [checked.equal for checked in found] == [True] * len(mended + stay) + [False] * len(apart)
 
 
 def test_answers_that_nothing_could_match_are_named_with_the_form_that_is_read() -> None:
-    fine = [
-        "7",
-        "1,2,3",
-        "1 1/4",
-        r"\$18",
-        r"\text{(B)}",
-        "no solution",
-        "18 apples",
-        r"28\%",
-        "−7",
-        "７３",
-        "x²",
-        "(1,2]",
-        r"\frac{1}{2}",
-    ]
+    fine = ["7", "1,2,3", "1 1/4", r"\$18", r"\text{(B)}", "no solution", "18 apples", r"28\%", "−7", "７３", "x²", "(1,2]",
+            r"\frac{1}{2}"]  # fmt: skip
     found = unreadable([*fine, r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS], seconds=8)
     assert list(found) == [r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS]
     assert "3, 7 would be read" in found[r"\boxed{3} and \boxed{7}"] and "takes more than 8 s" in found[ENDLESS]

@@ -13,10 +13,11 @@ import torch
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
-from saerl_lib.config import ReaderConfig, SAEConfig
+from saerl_lib.config import ReaderConfig
 from saerl_lib.encode.models import CutModel, open_decoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
+from saerl_lib.settings import SAEConfig
 from saerl_lib.studies.reader import explained_rows, projections
 
 TEXTS = [f"The sum of {i} and {i * 7 % 31} is {i + i * 7 % 31}.\nIt leaves {(i + i * 7 % 31) % 3} by three." for i in range(400)]

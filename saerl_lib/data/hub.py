@@ -80,7 +80,7 @@ SETS: dict[str, HubData] = {data.name: data for data in (*TRAINING_DATA, *BENCHM
 
 @dataclass(frozen=True)
 class HubModel:
-    """A decoder-only LM with heads of 128, by what parameters and FLOPs are computed from."""
+    """A model of the hub."""
 
     repository: str
     """owner/name on the hub."""
@@ -88,65 +88,16 @@ class HubModel:
     """Commit hash of the repository; None: not pinned yet."""
     parameters: int
     """All weights, a tied embedding counted once."""
-    layers: int
-    """Blocks."""
-    width: int
-    """Width D of the residual stream."""
-    feed_forward: int
-    """Inner width of a block's gated MLP."""
-    query: int
-    """Width of all query heads."""
-    key: int
-    """Width of all key heads, and of all value heads (grouped-query attention)."""
-    vocabulary: int
-    """Rows of the embedding."""
-    tied: bool = True
-    """Whether the output head is the embedding."""
-
-    def forward_flops(self, context_tokens: float, head: bool = True) -> float:
-        """FLOPs of one token's forward pass: two a weight of the blocks and, with `head`, of the output head, plus attention.
-
-        Attention over an average context of c tokens takes 4 c (width of the queries) FLOPs a layer.
-        """
-        embedding = self.vocabulary * self.width
-        blocks = self.parameters - embedding * (1 if self.tied else 2) - self.width
-        return 2.0 * (blocks + embedding * head) + 4.0 * self.layers * context_tokens * self.query
-
-    @property
-    def cache_bytes(self) -> int:
-        """Keys and values of all layers for one token, in bf16.
-
-        >>> POLICIES[0].cache_bytes
-        28672
-        """
-        return 2 * 2 * self.layers * self.key
-
-    @property
-    def activation_bytes(self) -> int:
-        """Of one token, kept for the backward pass with gradient checkpointing in mixed precision (ours).
-
-        4 L D for the fp32 input of every block, and one block that is computed again: 8 D for its two norms in fp32, and in
-        bf16 2 (2 q + 2 k + 2 D + 4 F) for queries and their output, keys and values, both projections back, and the gated MLP
-        of width F. Attention scores are not stored (FlashAttention or its like).
-
-        >>> POLICIES[0].activation_bytes
-        269312
-        """
-        block = 8 * self.width + 2 * (2 * self.query + 2 * self.key + 2 * self.width + 4 * self.feed_forward)
-        return 4 * self.layers * self.width + block
+    gpus: int = 1
+    """GPUs of 80 GB that hold one run of the policy at the paper's settings (docs/paper_scale.md)."""
 
 
 POLICIES = (
-    HubModel("Qwen/Qwen2.5-Math-1.5B", "4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2", 1_543_714_304, layers=28, width=1536,
-             feed_forward=8960, query=1536, key=256, vocabulary=151_936),
-    HubModel("Qwen/Qwen2.5-Math-7B", "b101308fe89651ea5ce025f25317fea6fc07e96e", 7_615_616_512, layers=28, width=3584,
-             feed_forward=18_944, query=3584, key=512, vocabulary=152_064, tied=False),
+    HubModel("Qwen/Qwen2.5-Math-1.5B", "4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2", 1_543_714_304),
+    HubModel("Qwen/Qwen2.5-Math-7B", "b101308fe89651ea5ce025f25317fea6fc07e96e", 7_615_616_512, gpus=4),
 )  # fmt: skip
 """The paper's policies."""
-QWEN3_17B = HubModel(
-    "Qwen/Qwen3-1.7B", "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e", 1_720_574_976, layers=28, width=2048, feed_forward=6144,
-    query=2048, key=1024, vocabulary=151_936,
-)  # fmt: skip
+QWEN3_17B = HubModel("Qwen/Qwen3-1.7B", "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e", 1_720_574_976)
 QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
 MODELS = {model.repository: model for model in (*POLICIES, QWEN3_17B, QWEN3_17B_BASE)}
 """Every model by its repository."""

@@ -24,7 +24,8 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.hub import SETS, HubData
-from saerl_lib.data.rows import DEFAULTS, BadRow, Row, Rules, Source, difficulty, judge, rows, truth
+from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
+from saerl_lib.data.rows import Row, Source, rows
 from saerl_lib.data.sample import (
     DataError,
     Dropped,
@@ -38,16 +39,15 @@ from saerl_lib.data.sample import (
     without,
     write_samples,
 )
+from saerl_lib.settings import DEFAULTS
 
 # Files of labelled problems.
 
 Record = Mapping[str, Any]
 LABELS = ("subject", "level", "pass_rate", "valid", "learnability")
 """Labels that a problem may carry: topic, difficulty on the source's scale, share of correct attempts, well-posed, LIMR score."""
-SPLIT_LABELS = {
-    "deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "quality_valimath": "valid",
-    "dsr_sub_training_accuracy": "learnability",
-}  # fmt: skip
+SPLIT_LABELS = {"deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "quality_valimath": "valid",
+                "dsr_sub_training_accuracy": "learnability"}  # fmt: skip
 """File without an official test set -> the label that its probe reads."""
 
 
@@ -311,16 +311,11 @@ def _prm800k(row: Record, index: int) -> Sample:
     if not judged and reason not in UNJUDGED:
         raise BadRow("no step was labelled; remove the row")
     parts = [text.rpartition("# Answer") if "# Answer" in text else (text, "", "") for text, _ in judged]
-    return Sample(
-        id=f"prm800k-{index}",
-        prompt=str(question["problem"]).strip(),
-        steps=tuple(work.strip() for work, _, _ in parts if work.strip()),
-        answer=(parts[-1][2].strip() if parts else "") or str(question.get("pre_generated_answer") or ""),
-        source="prm800k",
-        flaw="" if reason == "solution" else reason,
-        step_labels=tuple(rating for _, rating in judged),
-        solved=bool(parts),
-    )
+    steps = tuple(work.strip() for work, _, _ in parts if work.strip())
+    answer = (parts[-1][2].strip() if parts else "") or str(question.get("pre_generated_answer") or "")
+    ratings, flaw = tuple(rating for _, rating in judged), "" if reason == "solution" else reason
+    return Sample(f"prm800k-{index}", str(question["problem"]).strip(), steps, answer, source="prm800k", flaw=flaw,
+                  step_labels=ratings, solved=bool(parts))  # fmt: skip
 
 
 def judged_step(step: Record) -> tuple[str, int]:
@@ -368,18 +363,15 @@ def sets_to_read(profile: Profile) -> dict[str, str]:
     """
     config = profile.published
     assert config is not None
-    unknown = [name for name, _ in config.revisions if name not in SETS]
-    if unknown:
+    if unknown := [name for name, _ in config.revisions if name not in SETS]:
         raise DataError(f"--revision {unknown[0]}: no such set; choose from {', '.join(SETS)}")
     needed = {name: data_set(config, name) for name in (*REQUIRED, *profile.eval_sets)}
     further = {name: data_set(config, name) for name in OPTIONAL}
     if config.folder is None:
-        bare = [name for name, data in needed.items() if data.revision is None]
-        if bare:
+        if bare := [name for name, data in needed.items() if data.revision is None]:
             raise DataError(f"not pinned yet: {', '.join(bare)}; pass --revision SET=HASH for each, or --data DIR")
         return {name: f"{data.repository}@{data.revision}" for name, data in (needed | further).items()}
-    absent = [SETS[name].repository for name, data in needed.items() if not Path(data.repository).is_dir()]
-    if absent:
+    if absent := [SETS[name].repository for name, data in needed.items() if not Path(data.repository).is_dir()]:
         raise DataError(f"--data {config.folder}: no folder {', '.join(absent)}; put every set there as OWNER/NAME")
     return {name: _digest(Path(data.repository)) for name, data in (needed | further).items() if Path(data.repository).is_dir()}
 

@@ -1,45 +1,29 @@
-"""One reader of rows for every source, and one judge of what a row holds: a sample, or the reason why it is none.
+"""One reader of rows for every source, as they stand there; what they hold is for `saerl_lib.data.judge` to say.
 
 A source is a file (JSON lines, a JSON document, CSV, TSV, Parquet or Arrow; text may be gzip or zstd), a folder or a pattern of
-such files, or a data set of the Hugging Face Hub. `rows` streams it as it stands there; `judge` names row, field and fix; `read`
-holds a whole source. Rows may have the schemas of the trainers: chat messages, answers inside other fields (`NAMES`).
+such files, or a data set of the Hugging Face Hub. A row that cannot be read comes with its problem.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import decimal
 import glob
 import gzip
 import io
 import itertools
 import json
-import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from saerl_lib.data.sample import DataError
+from saerl_lib.settings import Fields  # noqa: F401  notebook 10 takes it from here
 
-from saerl_lib.data.answers import GSM8K, bare_answer, read_final_answer
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines
-from saerl_lib.settings import DEFAULTS, Fields, RowFields
-
-USUAL = Fields()
-"""The usual names."""
-NAMES = {
-    "id": ("id", "sample_id", "unique_id", "uuid", "extra_info.sample_id", "extra_info.id"),
-    "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query"),
-    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "gold", "output"),
-    "solution": ("solution", "worked_solution", "extra_info.solution"),
-    "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
-}
-"""What a field may be called where it is not named; the first that holds a value is taken. A dot leads into an object."""
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Endings that are read; those of text may be followed by .gz or .zst. A .json file may also hold one document."""
 PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -48,22 +32,6 @@ HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 READ_ROWS = 1024
 """Rows of Parquet that are held at once."""
-MIN_ROWS = 10
-"""Fewer usable rows give neither clusters nor a plan (ours)."""
-SHOWN = 5
-"""Problems that one error message lists."""
-MAX_CHARACTERS = 200_000
-"""Longest prompt or solution; a longer one is a broken export rather than a problem (ours)."""
-MAX_ID = 200
-"""Longest id, in characters."""
-SHORT = 60
-"""A solution of one line and at most so many characters may be the answer itself (ours)."""
-LEVEL = re.compile(r"\s*(?:level\s*)?-?\d+(?:\.\d+)?\s*", re.IGNORECASE)
-"""A label as text, such as MATH's 'Level 3'."""
-TRUTH = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
-"""Quality labels of a CSV file."""
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Other names of the roles in a chat."""
 
 
 @dataclass(frozen=True)
@@ -336,29 +304,20 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers = itertools.count(1)
+    arrow, numbers = kind_of(path) == ".arrow", itertools.count(1)
     try:
-        with pq.ParquetFile(path) if kind_of(path) == ".parquet" else _arrow(path) as file:
-            schema = file.schema if kind_of(path) == ".arrow" else file.schema_arrow
-            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        whole = arrow and path.read_bytes()[:6] == b"ARROW1"
+        with (pa.ipc.open_file if whole else pa.ipc.open_stream if arrow else pq.ParquetFile)(path) as file:
+            names = (file.schema if arrow else file.schema_arrow).names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise DataError(f"{path.name}: the column {twice[0]!r} occurs twice; rename one of them")
-            wanted = [name for name in columns if name in schema.names] if columns else None
-            whole = kind_of(path) == ".arrow"
-            for batch in file if whole else file.iter_batches(READ_ROWS, columns=wanted):
+            wanted = [name for name in columns if name in names] if columns else None
+            batches = map(file.get_batch, range(file.num_record_batches)) if whole else file
+            for batch in batches if arrow else file.iter_batches(READ_ROWS, columns=wanted):
                 yield from (Row(f"row {next(numbers)}", record) for record in batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        kind = "Arrow" if kind_of(path) == ".arrow" else "Parquet"
+        kind = "Arrow" if arrow else "Parquet"
         raise DataError(f"{path.name}: cannot be read as {kind} ({str(error)[:200]}); write it again, text as UTF-8") from error
-
-
-def _arrow(path: Path) -> Any:
-    import pyarrow as pa
-
-    if path.read_bytes()[:6] != b"ARROW1":
-        return pa.ipc.open_stream(path)
-    return pa.ipc.RecordBatchReader.from_batches(
-        (file := pa.ipc.open_file(path)).schema, map(file.get_batch, range(file.num_record_batches))
-    )
 
 
 def _hub(source: Source) -> Iterator[Row]:
@@ -378,313 +337,3 @@ def _hub(source: Source) -> Iterator[Row]:
                         f"({reason}); check the name, --split and the network") from error  # fmt: skip
     if not number:
         raise DataError(f"{source.place}: split {source.split!r} holds no row; name another with --split")
-
-
-# What a row holds.
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the rows of one source are judged by."""
-
-    names: Mapping[str, str]
-    """Name of a field of `Fields` -> the source's; absent: the source has none."""
-    allowed: tuple[float, float] | None = None
-    """Smallest and largest label."""
-    turned: bool = False
-    """Whether a larger label means easier, so that labels are turned round."""
-    need_answer: bool = True
-    """Whether a row without an answer is never planned, where the source has answers; without it answers stay as written."""
-    from_solution: bool = False
-    """Whether the answer stands in the solution: in its last box, or as all of a short one."""
-    seen: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Id -> the place of its row, filled by `judge`."""
-
-
-class BadRow(Exception):
-    """A row that cannot be used; the message names field and fix."""
-
-
-def read(
-    sources: Sequence[Source | str | Path], fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None,
-    turned: bool = False, skip_bad_rows: bool = False, least: int = 1,
-) -> Dataset:  # fmt: skip
-    """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
-
-    A row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
-    Without a field of answers they are looked for in the solutions, and taken from there when half of those have one. Raises
-    DataError that names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are
-    listed), unless `skip_bad_rows` sets them aside; or fewer usable rows than `least`.
-    """
-    places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
-    several = len(places) > 1
-    raw = [
-        dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
-        for place in places
-        for row in rows(place)
-    ]
-    name = places[0].name + (f" and {len(places) - 1} more" if several else "")
-    names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields)
-    rules = Rules(names, allowed, turned, from_solution="answer" not in names)
-    outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
-    if rules.from_solution:
-        told = [
-            bool(found.sample.answer)
-            for found in outcomes
-            if isinstance(found, Judged) and (found.sample.solved or found.sample.answer)
-        ]
-        if 2 * sum(told) > len(told):
-            notes.append("answers were read from the solutions: the last box, or all of a short one")
-        else:
-            notes.append("there is no field of answers: whether a row can be rewarded was not checked")
-            rules = Rules(names, allowed, turned, need_answer=False)
-            outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
-    dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
-    kept = [(row.where, found) for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged)]
-    bad = [f"{problem.where}: {problem.reason}" for problem in dropped]
-    if bad and not skip_bad_rows:
-        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:SHOWN])
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise DataError(f"{name}: of {len(raw)} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass "
-                        "--skip-bad-rows to leave them out and have them listed")  # fmt: skip
-    numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
-    samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
-    aside = tuple(found.aside for _, found in kept if found.aside is not None)
-    data = Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside)
-    require(data, least)
-    return data
-
-
-def require(data: Dataset, least: int) -> None:
-    """Raises DataError unless at least so many rows may be planned."""
-    usable = len(data.samples) - len(data.aside)
-    if usable < least:
-        needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
-        lower = " or lower --prompts-per-step" if usable >= MIN_ROWS else ""
-        out = [*data.dropped, *data.aside]
-        first = f"; first row left out: {out[0].where}: {out[0].reason}" if out else ""
-        raise DataError(f"{data.name}: {usable} of {data.read} rows are usable, {needed}; add rows{lower}{first}")
-
-
-def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
-    """What a row holds, or why it cannot be used; `number` counts the rows of the source from 1 and names rows without id."""
-    try:
-        judged = _judged(row, number, rules)
-    except BadRow as problem:
-        value = field_of(row.record or {}, rules.names.get("id", ""))
-        shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
-        return Dropped(row.where, shown, "malformed", str(problem))
-    rules.seen[judged.sample.id] = row.where
-    if judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
-        return judged
-    reason = "no answer, so no reward could be computed"
-    if judged.quality == 0:
-        reason = "labelled flawed and without an answer: it trains the quality filter and is never planned"
-    return dataclasses.replace(judged, aside=Dropped(row.where, judged.sample.id, "no answer", reason))
-
-
-def _judged(row: Row, number: int, rules: Rules) -> Judged:
-    if row.record is None:
-        raise BadRow(row.problem)
-    names = {field.name: rules.names.get(field.name, "") for field in dataclasses.fields(Fields)}
-    given = {field: field_of(row.record, name) for field, name in names.items() if name}
-    asked = chat(given.get("prompt"), names["prompt"])
-    solution = text(given.get("solution"), names["solution"]) or asked.reply
-    if not asked.question.strip():
-        raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
-    answer, topic = (plain(given.get(field), names[field]).strip() for field in ("answer", "topic"))
-    if rules.from_solution:
-        answer = read_final_answer(solution) or ("" if "\n" in solution.strip() or len(solution) > SHORT else solution.strip())
-    if rules.need_answer:
-        if (marked := GSM8K.search(answer)) and not solution:
-            solution = answer[: marked.start()]
-        alone = (answer, f"\\boxed{{{answer}}}", f"$\\boxed{{{answer}}}$")  # TRL calls the answer a solution
-        solution = "" if solution.strip() in alone else solution
-        answer = bare_answer(answer)
-    name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
-    sample = Sample(
-        name, asked.question, lines(solution), answer, topic, solved=bool(solution.strip()), before=asked.before
-    )
-    label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
-    quality = truth(given.get("quality"), names["quality"], row.text_only)
-    if name in rules.seen:
-        raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
-    return Judged(sample, label, quality)
-
-
-def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value of a field; a dot leads into an object where no field has the whole name. None when it is absent.
-
-    >>> field_of({"a": {"b": 1}, "c.d": 2}, "a.b"), field_of({"c.d": 2}, "c.d"), field_of({"a": 3}, "a.b")
-    (1, 2, None)
-    """
-    if name in record or "." not in name:
-        return record.get(name)
-    first, _, rest = name.partition(".")
-    inner = record.get(first)
-    return field_of(inner, rest) if isinstance(inner, Mapping) else None
-
-
-def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
-    """(our name -> the file's, what was assumed) for the rows `records`.
-
-    Raises DataError for a field that no row has.
-    """
-    names: dict[str, str] = {}
-    notes: list[str] = []
-    present = dict.fromkeys(key for record in records for key in record)
-    if not present:
-        return {"prompt": DEFAULTS["prompt"]}, notes
-
-    def there(wanted: str) -> bool:
-        return any(field_of(record, wanted) is not None for record in records)
-
-    for entry in dataclasses.fields(fields):
-        given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())
-        option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
-        found = [usual for usual in known if there(usual)] if given is None else [given] * (given in present or there(given))
-        if found:
-            names[entry.name] = found[0]
-        elif given or entry.name == "prompt":
-            listed = ", ".join(list(present)[:20])
-            missing = f"a field {given!r}" if given else f"a prompt under a usual name ({', '.join(known)})"
-            raise DataError(f"{name}: no row has {missing}; its fields are: {listed}; name the right one with {option}")
-        if given is None and found and found[0] != DEFAULTS[entry.name]:
-            notes.append(f"{entry.name}: the field {found[0]!r} was taken; {option} names another")
-    if "id" not in names:
-        notes.append(f"the file has no field {DEFAULTS['id']!r}: ids are row numbers")
-    return names, notes
-
-
-# One value.
-
-
-class Chat(NamedTuple):
-    """A prompt as it was written."""
-
-    question: str
-    before: str = ""
-    """As in `Sample.before`."""
-    reply: str = ""
-    """What the assistant says behind the question."""
-
-
-def chat(value: Any, name: str) -> Chat:
-    """The question of a prompt: all of a text, or the last message of the user in a chat, also one written as JSON text."""
-    if isinstance(value, str) and re.match(r"\s*\[\s*\{\s*\"(?:role|from|content)\"", value):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return Chat(text(value, name))
-    value = _element(value, name) if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-    if not isinstance(value, list):
-        return Chat(text(value, name))
-    messages = []
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "from"} & set(message):
-            raise BadRow(f"field {name!r} is a list, but not of chat messages; write objects with role and content")
-        role = str(message.get("role") or message.get("from"))
-        content = message.get("content", message.get("value"))
-        if isinstance(content, list):
-            if any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in content):
-                raise BadRow(f"field {name!r} holds a message that is not text alone; a plan reads text")
-            content = "".join(part["text"] for part in content)
-        messages.append({"role": ROLES.get(role, role), "content": text(content, name)})
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
-    if last is None:
-        raise BadRow(f"field {name!r} holds no message of the user; write the question as one")
-    before = json.dumps(messages[:last]) if last else ""
-    reply = "\n".join(message["content"] for message in messages[last + 1 :] if message["role"] == "assistant")
-    return Chat(messages[last]["content"], before, reply)
-
-
-def _element(value: Any, name: str) -> Any:
-    """The one element of a list; other values as they are."""
-    if not isinstance(value, list):
-        return value
-    if len(value) > 1:
-        raise BadRow(f"field {name!r} is a list of {len(value)}, where one value is read; write one")
-    return value[0] if value else None
-
-
-def text(value: Any, name: str) -> str:
-    """A text field; '' when missing."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(f"field {name!r} is a {type(value).__name__}, not text; write the text itself in quotes")
-    if len(value) > MAX_CHARACTERS:
-        raise BadRow(
-            f"field {name!r} has {len(value):,} characters, at most {MAX_CHARACTERS:,} are read; shorten it or remove the row"
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow(f"field {name!r} holds half a character at place {error.start + 1}; write it as valid Unicode") from error
-    return value
-
-
-def plain(value: Any, name: str) -> str:
-    """A text, number, truth value or bytes, also as the one element of a list, as text; '' when missing."""
-    value = _element(value, name)
-    if isinstance(value, float | decimal.Decimal):
-        if not math.isfinite(value):
-            raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
-        return (
-            str(int(value))
-            if value == int(value)
-            else format(value.normalize(), "f")
-            if isinstance(value, decimal.Decimal)
-            else str(value)
-        )
-    if isinstance(value, bytes):
-        try:
-            return text(value.decode("utf-8"), name)
-        except UnicodeDecodeError as error:
-            raise BadRow(f"field {name!r} holds bytes that are no UTF-8; write it as text") from error
-    return str(value) if isinstance(value, int) else text(value, name)
-
-
-def identifier(value: Any, name: str) -> str:
-    """An id as text."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        found = "missing" if value is None else f"a {type(value).__name__}"
-        raise BadRow(f"field {name!r} is {found}; an id is text or a whole number")
-    found = text(str(value), name)
-    if not found.strip() or len(found) > MAX_ID or any(ord(letter) < 32 for letter in found):
-        raise BadRow(
-            f"field {name!r} is empty, longer than {MAX_ID} characters or holds control characters; give the row a short id"
-        )
-    return found
-
-
-def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
-    """A label, larger is harder; NaN when missing."""
-    if value is None:
-        return math.nan
-    if isinstance(value, str) and (text_only or LEVEL.fullmatch(value)):
-        try:
-            value = float(re.sub(r"\A\s*level\s*", "", value, flags=re.IGNORECASE))
-        except ValueError as error:
-            raise BadRow(f"field {name!r} is {value[:40]!r}, not a number; leave it empty when unknown") from error
-    value = float(value) if isinstance(value, decimal.Decimal) else value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"field {name!r} is {str(value)[:40]!r}, a {type(value).__name__}, not a number; leave it out when unknown")
-    if not abs(value) <= 1e12:
-        raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
-    label, allowed = float(value), rules.allowed
-    if allowed is not None and not allowed[0] <= label <= allowed[1]:
-        fix = "mend it, leave it out when unknown, or set --label-range"
-        raise BadRow(f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; {fix}")
-    return (sum(allowed) if allowed else 0.0) - label if rules.turned else label
-
-
-def truth(value: Any, name: str, text_only: bool) -> float:
-    """1 for true, 0 for false, NaN when missing."""
-    if text_only and value is not None:
-        value = TRUTH.get(value.strip().lower(), value)
-    if value is None:
-        return math.nan
-    if value not in (0, 1):  # True and False are
-        raise BadRow(f"field {name!r} is {str(value)[:40]!r}; write true or false, or leave it out when unknown")
-    return float(value)

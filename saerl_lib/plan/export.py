@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,6 @@ class Export:
     def __post_init__(self) -> None:
         if self.rollouts_per_prompt < 2:
             raise ExportError(f"--rollouts {self.rollouts_per_prompt}: give at least 2, a group of one has no advantage")
-
-    @property
-    def prompts_per_step(self) -> int:
-        """b."""
-        return self.plan.prompts_per_step
-
-    @property
-    def rollouts_per_step(self) -> int:
-        """b * G."""
-        return self.prompts_per_step * self.rollouts_per_prompt
 
 
 def read_sample_file(path: Path) -> Sequence[Sample]:
@@ -102,69 +92,34 @@ def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: in
     return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)
 
 
-@dataclass(frozen=True)
-class Target:
-    """How a framework reads a data set; its other files are those of `templates/<framework>`."""
-
-    data: str
-    """Relative path of the rows; the suffix is their format."""
-    row: Callable[[Sample, int, int], dict[str, Any]]
-    """Sample, position and plan step (from 0) -> the row in the framework's schema."""
-    answers: str = ""
-    """Where the module lies that reads and checks answers; '': the framework has its own."""
-    second: tuple[str, Callable[[Sample, int, int], dict[str, Any]]] | None = None
-    """Path and rows of the same plan in the framework's other schema."""
-
-
-TARGETS = {
-    "trl": Target(
-        "data/train.parquet",
-        lambda sample, _, step: {
-            "prompt": sample.messages,
-            "solution": sample.answer,
-            "answer": sample.answer,
-            "sample_id": sample.id,
-            "step": step,
+TARGETS: dict[str, dict[str, dict[str, Any]]] = {
+    "trl": {
+        "data/train.parquet": {
+            "prompt": "$messages", "solution": "$answer", "answer": "$answer", "sample_id": "$id", "step": "$step",
         },
-        "answers.py",
-    ),
-    "verl": Target(
-        "train.parquet",
-        lambda sample, position, step: {
+    },
+    "verl": {
+        "train.parquet": {
             "data_source": "math_dapo",  # names verl's scorer for 'Answer: ...' lines and \boxed answers
-            "prompt": sample.messages,
-            "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": sample.answer},
-            "extra_info": {"index": position, "split": "train", "sample_id": sample.id, "step": step},
+            "prompt": "$messages", "ability": "math", "reward_model": {"style": "rule", "ground_truth": "$answer"},
+            "extra_info": {"index": "$position", "split": "train", "sample_id": "$id", "step": "$step"},
         },
-    ),
-    "nemo-rl": Target(
-        "train.jsonl",
-        lambda sample, _, step: {"input": sample.prompt, "output": sample.answer, "sample_id": sample.id, "step": step},
-        second=(
-            "gym/train.jsonl",
-            lambda sample, _, step: {
-                "responses_create_params": {"input": sample.messages},
-                "question": sample.prompt,
-                "expected_answer": sample.answer,
-                "agent_ref": {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"},
-                "sample_id": sample.id,
-                "step": step,
-            },
-        ),
-    ),
-    "prime-rl": Target(
-        "saerl_plan/tasks.jsonl",
-        lambda sample, _, step: {
-            "id": sample.id,
-            "prompt": sample.messages if sample.before else sample.prompt,
-            "answer": sample.answer,
-            "step": step,
+    },
+    "nemo-rl": {
+        "train.jsonl": {"input": "$prompt", "output": "$answer", "sample_id": "$id", "step": "$step"},
+        "gym/train.jsonl": {
+            "responses_create_params": {"input": "$messages"}, "question": "$prompt", "expected_answer": "$answer",
+            "agent_ref": {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"},
+            "sample_id": "$id", "step": "$step",
         },
-        "saerl_plan/answers.py",
-    ),
-}
-"""Frameworks that a plan is exported to."""
+    },
+    "prime-rl": {
+        "saerl_plan/tasks.jsonl": {"id": "$id", "prompt": "$asked", "answer": "$answer", "step": "$step"},
+    },
+}  # fmt: skip
+"""Framework -> path of the rows, whose suffix is their format -> a row in its schema, with `$name` for what `_filled` knows."""
+CHECKERS = {"trl": "answers.py", "prime-rl": "saerl_plan/answers.py"}
+"""Framework -> where the module lies that reads and checks answers; the others have their own."""
 REFUSED = {
     "openrlhf": (
         "OpenRLHF (0.11.2) cannot keep an order: its PPO trainer builds the loader of prompts with shuffle=True written "
@@ -191,20 +146,29 @@ def _rows_as_bytes(rows: list[dict[str, Any]], suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+def _filled(schema: Any, values: Mapping[str, Any]) -> Any:
+    """A row of `TARGETS` with its values."""
+    if isinstance(schema, dict):
+        return {name: _filled(part, values) for name, part in schema.items()}
+    return values[schema[1:]] if schema.startswith("$") else schema
+
+
 def export_files(export: Export, target: str) -> dict[str, bytes]:
     """Relative path -> content of the export for one of `TARGETS`."""
-    chosen, plan = TARGETS[target], export.plan
-    samples, files = [replace(sample, answer=bare_answer(sample.answer)) for sample in export.samples], {}
-    for name, row in filter(None, ((chosen.data, chosen.row), chosen.second)):
-        rows = [row(sample, i, i // plan.prompts_per_step) for i, sample in enumerate(samples)]
-        files[name] = _rows_as_bytes(rows, Path(name).suffix)
-    if chosen.answers:  # it needs math-verify alone
-        files[chosen.answers] = (Path(__file__).parents[1] / "data" / "answers.py").read_bytes()
+    plan, files, told = export.plan, dict[str, bytes](), []
+    for position, sample in enumerate(export.samples):
+        told.append({"id": sample.id, "prompt": sample.prompt, "messages": sample.messages, "position": position,
+                     "asked": sample.messages if sample.before else sample.prompt, "answer": bare_answer(sample.answer),
+                     "step": position // plan.prompts_per_step})  # fmt: skip
+    for name, schema in TARGETS[target].items():
+        files[name] = _rows_as_bytes([_filled(schema, values) for values in told], Path(name).suffix)
+    if target in CHECKERS:  # it needs math-verify alone
+        files[CHECKERS[target]] = (Path(__file__).parents[1] / "data" / "answers.py").read_bytes()
     made = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    values = {"plan": plan, "rollouts": export.rollouts_per_prompt, "rollouts_per_step": export.rollouts_per_step,
-              "hash": plan_hash(plan)}  # fmt: skip
+    values = {"plan": plan, "rollouts": export.rollouts_per_prompt, "hash": plan_hash(plan),
+              "rollouts_per_step": plan.prompts_per_step * export.rollouts_per_prompt}  # fmt: skip
     for path in sorted((TEMPLATES / target).rglob("*.j2")):
         text = made.get_template(path.relative_to(TEMPLATES).as_posix()).render(values)
         files[path.relative_to(TEMPLATES / target).as_posix().removesuffix(".j2")] = text.encode()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saerl_lib.data.rows import Row, Source, field_of, json_rows, kind_of, rows
+from saerl_lib.data.judge import field_of
+from saerl_lib.data.rows import Row, Source, json_rows, kind_of, rows
 from saerl_lib.data.sample import SAMPLES, Sample, normalise
 from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
 from saerl_lib.plan.export import read_sample_file
@@ -65,11 +66,9 @@ STEP = re.compile(r"(?:step[_-]?|completions_)(\d+)|(\d+)\.jsonl")
 def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
     """The log of one run: a file, or the folder in which a trainer leaves one file a step.
 
-    `.parquet` or JSON objects with sample_id and, in all or none, step; or the trainers' own logs (TRL's completions, verl's
-    rollout_data_dir, NeMo-RL's train_data_step*.jsonl, prime-rl's rollouts), whose rows are known by an id of `samples` or by
-    their prompt, and whose step may stand in the file's name. Other text: one id a line. A last line without line break that a
-    kill cut short is left out. Raises LogError that names the line or row: missing file, missing or ill-typed field, several
-    runs, no id.
+    Rows have sample_id and, all or none, step; those of the trainers' own logs (TRL's completions, verl's rollout_data_dir,
+    NeMo-RL's train_data_step*.jsonl, prime-rl's rollouts) are known by an id of `samples` or by their prompt, and the step may
+    stand in the file's name. Raises LogError that names line or row and what is wrong with it.
     """
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
     if not files:
@@ -78,7 +77,7 @@ def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
     ids: list[str] = []
     whose = _Whose(samples)
     for file in sorted(files, key=lambda p: (_step_of(p) or 0, str(p))):
-        found = list(rows(Source(str(file)))) if file.suffix == ".parquet" else _text_rows(file)
+        found = _log_rows(file)
         for name in ("arm", "seed"):
             if len(runs := {str((row.record or {}).get(name)) for row in found}) > 1:
                 raise LogError(f"{file} holds {len(runs)} runs (column {name!r}): pass the log of one run")
@@ -144,8 +143,10 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _text_rows(path: Path) -> list[Row]:
-    """Rows of JSON lines or of text with one id a line."""
+def _log_rows(path: Path) -> list[Row]:
+    """Rows of Parquet, of JSON lines or of text with one id a line."""
+    if path.suffix == ".parquet":
+        return list(rows(Source(str(path))))
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -179,11 +180,10 @@ class FollowReport:
 
     followed: bool
     steps_logged: int
-    """Steps of the log, the last one perhaps unfinished."""
     steps_planned: int
     """T, of one epoch."""
     epochs: int
-    """Times that the log would have to repeat the plan: steps logged / T, rounded up."""
+    """Times that the log would have to repeat the plan."""
     steps_kept: int
     """Steps of the log that hold the planned prompts in any order."""
     first: Departure | None
@@ -275,7 +275,7 @@ def consumed_steps(
         for step, name in sorted(zip((s - base for s in log.steps), log.ids, strict=True), key=lambda pair: pair[0]):
             lines.setdefault(step, []).append(name)
     else:
-        ids = list(log.ids) if rollouts else _without_rollouts(list(log.ids))
+        ids = list(log.ids) if rollouts else _without_rollouts(log.ids)
         size = prompts_per_step * (rollouts or 1)
         lines = {i // size: ids[i : i + size] for i in range(0, len(ids), size)}
     if not any_slot:
@@ -286,7 +286,7 @@ def consumed_steps(
     return {step: [name for name, n in found.items() for _ in range(-(-n // group))] for step, found in counts.items()}
 
 
-def _without_rollouts(ids: list[str]) -> list[str]:
+def _without_rollouts(ids: Iterable[str]) -> list[str]:
     return [name for name, _ in groupby(ids)]
 
 

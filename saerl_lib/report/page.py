@@ -13,9 +13,8 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -152,17 +151,20 @@ STATUS_TEXT = {
     "left over": "They fill no whole batch; which ones is decided by the hash of the question.",
 }
 """What became of rows that are not planned."""
-Told = Iterator[tuple[str, str, str]]
-"""Kind, title and text of caveats."""
+STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
+"""What became of a sample."""
 
 
-@dataclass(frozen=True)
-class Caveat:
-    """One thing to know; its kind is warning (doubt the result) or note (how it was made)."""
+class Caveat(NamedTuple):
+    """One thing to know."""
 
     kind: str
+    """warning (doubt the result) or note (how it was made)."""
     title: str
     text: str
+
+
+Told = Iterator[tuple[str, str, str]]
 
 
 def caveats(arranged: Arranged) -> list[Caveat]:
@@ -184,11 +186,8 @@ def _count(n: int, what: str) -> str:
 def _without_difficulty(arranged: Arranged) -> Told:
     known = int(np.isfinite(arranged.data.labels).sum())
     order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
-    text = (
-        "Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. "
-        f"Within a cluster the order is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no "
-        "calibration."
-    )
+    text = ("Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. Within a cluster the order "
+            f"is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no calibration.")  # fmt: skip
     if arranged.config.fields.labels is None:
         yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."
     elif known < MIN_LABELS:
@@ -207,18 +206,13 @@ def _difficulty(arranged: Arranged) -> Told:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
     if gain.low <= 0:
         worse = gain.high <= SMALL_GAIN
-        yield (
-            "warning",
-            "The probe is no better than length" if worse else "The probe is not shown to be better than length",
-            f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
-            f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). "
-            + ("Sorting by length would do as well." if worse else "More labels would decide it."),
-        )
+        title = f"The probe is {'no' if worse else 'not shown to be'} better than length"
+        text = (f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
+                f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). ")  # fmt: skip
+        yield "warning", title, text + ("Sorting by length would do as well." if worse else "More labels would decide it.")
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
-        text = (
-            f"A larger {config.fields.labels} means easier; the report and scores.parquet show {how}, so that larger is harder."
-        )
+        text = f"A larger {config.fields.labels} means easier; report and scores.parquet show {how}, so that larger is harder."
         yield "note", "Labels are turned round", text
     if not np.isfinite(arranged.scores["high"]).all():
         yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
@@ -301,11 +295,9 @@ def _features(arranged: Arranged) -> Told:
         if sae.explained_variance > 0:
             yield "note", "How well the SAE reads the model", told
         else:
-            text = (
-                f"{told} The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and "
-                "its features are noise. Layers count from 1, the block after which the residual stream is read."
-            )
-            yield "warning", "The SAE does not fit this layer", text
+            text = ("The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and its "
+                    "features are noise. Layers count from 1, the block after which the residual stream is read.")  # fmt: skip
+            yield "warning", "The SAE does not fit this layer", f"{told} {text}"
     if not found.by_model:
         yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
@@ -315,7 +307,6 @@ EXCERPT = 280
 """Characters of a prompt that the report holds."""
 LISTED = 200
 """Rows without a sample, or outside the plan, that the report lists; the file holds all."""
-STATUSES = ("planned", "no answer", "unverifiable", "too long", "filtered", "left over")
 TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
@@ -360,9 +351,8 @@ def notebook_view(done: Planned) -> str:
     scores, rest = done.scores, done.rows_left_out
     prompts = {s.id: excerpt(s.prompt, 90) for s in read_samples(done.folder / SAMPLES)}
     first = scores[scores["position"] >= 0].sort_values("position").head(8)
-    first = first.assign(question=first["id"].map(prompts))[
-        ["step", "id", "question", "cluster", "difficulty", "quality", "reason"]
-    ]
+    shown = ["step", "id", "question", "cluster", "difficulty", "quality", "reason"]
+    first = first.assign(question=first["id"].map(prompts))[shown]
     counted = rest.groupby("status").agg(rows=("id", "size"), first=("id", "first"), reason=("reason", "first")).reset_index()
     return _templates().get_template("notebook.html.j2").render(
         done=done, carpet=carpet(read_plan(done.folder / "plan.parquet")),
@@ -435,9 +425,8 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
     nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
     values = arranged.found.table.metadata[:, PROMPT_COLUMNS]
     spread = values.std(axis=0)
-    away = (pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean() - values.mean(axis=0)) / np.where(
-        spread > 0, spread, 1
-    )
+    means = pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean()
+    away = (means - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
     apart = {cluster: [f"{FEATURES[PROMPT_COLUMNS[i]].removeprefix('prompt_').replace('_', ' ')} {row.iloc[i]:+.1f} sd"
                        for i in np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]]
              for cluster, row in away.iterrows()}  # fmt: skip
