@@ -297,12 +297,7 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
 def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
     """Mean distance to the k nearest neighbours in the batch (b - 1 if that is less), one value a batch, [T].
 
-    points are [N, D], batches row numbers [T, b].
-
-    >>> batch_diversity(np.array([[0.0], [1.0], [3.0]]), np.array([[0, 1, 2]]), k=1).round(3).tolist()
-    [1.333]
-
-    Raises ValueError for batches of fewer than two samples.
+    points are [N, D], batches row numbers [T, b]. Raises ValueError for batches of fewer than two samples.
     """
     b = batches.shape[1]
     if b < 2:

@@ -351,11 +351,7 @@ def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) ->
 
 
 def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Minimiser of - rho a + rho^2 c on [0, 1].
-
-    >>> rho_star(np.array([1.0, 3.0, -1.0, 1.0]), np.array([2.0, 1.0, 1.0, -1.0])).tolist()
-    [0.25, 1.0, 0.0, 1.0]
-    """
+    """Minimiser of - rho a + rho^2 c on [0, 1]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(a / (2 * c), 0, 1)
     found = np.where(c > 0, inside, (a > c).astype(float))
