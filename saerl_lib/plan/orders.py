@@ -294,8 +294,8 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
     return PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(standardised_space(x))
 
 
-def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Mean distance to the k nearest neighbours in the batch (b - 1 if that is less), one value a batch, [T].
+def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T].
 
     points are [N, D], batches row numbers [T, b]. Raises ValueError for batches of fewer than two samples.
     """
@@ -303,7 +303,7 @@ def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS
     if b < 2:
         raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
     distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    return np.array([np.sort(d, axis=1)[:, 1 : min(k, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
+    return np.array([np.sort(d, axis=1)[:, 1 : min(NEIGHBOURS, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
 
 
 def diversity_rows(

@@ -130,17 +130,14 @@ class Run:
         return self.folder / "policies" / f"step-{step:05d}"
 
 
-def keyed(run: Run, identity: str = "") -> Run:
-    """The run with its key and the place of its initial evaluation.
-
-    `identity` says what the policy's weights are, where they are not to be read: a hub's name and revision.
-    """
+def keyed(run: Run) -> Run:
+    """The run with its key and the place of its initial evaluation."""
     folder = Path(run.policy)
     files = [p for name in ("*.safetensors", "tokenizer.json", "config.json") for p in sorted(folder.glob(name))]
     settings = {name: value for name, value in to_dict(run.train).items() if name != "seeds"}
     shared = {
         "seed": run.seed, "sets": [file_sha256(Path(p)) for p in run.sets], "small": run.small_problems,
-        "policy": identity or [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
+        "policy": [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
     }  # fmt: skip
     own = {
         "arm": run.arm, "plan": plan_hash(read_plan(Path(run.plan))) if run.plan else "", "train": settings,
@@ -434,10 +431,9 @@ def resume_point(run: Run) -> tuple[int, Path | None]:
     return max(usable.items(), default=(0, None))
 
 
-def _lock(folder: Path, seconds: float = 60.0) -> Any:
-    """An exclusive lock on the folder, released by the kernel when the process ends; waits for a dying predecessor."""
-    handle = (folder / "lock").open("w")
-    deadline = time.monotonic() + seconds
+def _lock(folder: Path) -> Any:
+    """An exclusive lock on the folder, released by the kernel when the process ends; waits a minute for a dying predecessor."""
+    handle, deadline = (folder / "lock").open("w"), time.monotonic() + 60.0
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -450,7 +446,7 @@ def _lock(folder: Path, seconds: float = 60.0) -> Any:
 
 def plan_run(
     plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainConfig, seed: int = 0,
-    steps: int | None = None, arm: str = "", measured: Path | None = None, identity: str = "",
+    steps: int | None = None, arm: str = "", measured: Path | None = None,
 ) -> Run:  # fmt: skip
     """The run of a plan on its samples, or of `arm` among its samples by what `measured` knows of them.
 
@@ -465,7 +461,7 @@ def plan_run(
         arm=arm or "plan", seed=seed, folder=folder, policy=str(Path(model).absolute()) if Path(model).is_dir() else model,
         plan=files[0], samples=files[1], prompts_per_step=export.prompts_per_step, steps=steps or export.plan.steps,
         rollouts_per_step=export.rollouts_per_step, train=settings, table=str(measured.absolute()) if measured else "",
-    ), identity)  # fmt: skip
+    ))  # fmt: skip
 
 
 def run_train(
