@@ -303,7 +303,8 @@ def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
     if b < 2:
         raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
     distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    return np.array([np.sort(d, axis=1)[:, 1 : min(NEIGHBOURS, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
+    last = min(NEIGHBOURS, b - 1) + 1  # the first is the sample itself
+    return np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
 
 
 def diversity_rows(
