@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import save_file
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 from tqdm import tqdm
@@ -456,7 +455,7 @@ def gradient_tables(
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet and gram.safetensors (inner products [2 N, 2 N], pass rates).
+    """Write the tables of `gradient_tables` as <name>.parquet.
 
     The sample holds `profile.gradients.prompts` rows of the kept pool, all if it holds fewer, in pool order.
     """
@@ -469,7 +468,6 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         chosen, by_id = pool.iloc[rows], {s.id: s for s in load_split(world, "pool")}
         samples = [by_id[name] for name in chosen["sample_id"]]
         gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
-        save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
         table = load_split_features(features, "pool")
         kept = rows_of(pool["sample_id"], table.ids)
         spaces = space_distances(

@@ -146,8 +146,8 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
     """GRPO of every arm and matched seed on its plan, or by its selector (paper, section 4.1).
 
     Collects rollouts.parquet and curve.parquet, for engine "packed" evaluations.parquet, for "trl" runs.json, the folders of
-    `jobs/` with the kept weights, and, where an arm needs it, measured.csv. A killed cell loses at most the steps since the last
-    checkpoint. Raises ArtifactError for a missing plan and a run that fails.
+    `jobs/` with the kept weights. A killed cell loses at most the steps since the last checkpoint. Raises ArtifactError for a
+    missing plan and a run that fails.
     """
     columns = [MEASURED[arm] for arm in profile.arms if arm in MEASURED]
     measured = measured_stage(profile, plans, columns) if columns else None
@@ -161,8 +161,6 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
             )
         if not packed:
             write_json(folder / "runs.json", [run.folder.name for run in runs])
-        if measured:
-            (folder / "measured.csv").write_bytes(measured.path("measured.csv").read_bytes())
 
     settings = {**to_dict(profile.train), "seed": profile.seed, "arms": list(profile.arms), "steps": profile.train_steps}
     settings["policy"] = profile.policy
