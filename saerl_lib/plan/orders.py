@@ -367,6 +367,11 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[st
     ]
 
 
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    """Token ids of each prompt, the separator to the solution or the chat template included."""
+    return tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]
+
+
 def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     """Scores of the samples that the filter kept, in pool order."""
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
@@ -383,8 +388,7 @@ def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     if longest is not None:
         prompts = [sample.prompt for sample in samples]
         tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), prompts[:20], local=True)
-        shown = shown_prompts(tokenizer, prompts, profile.train.chat)
-        lengths = [len(ids) for ids in tokenizer(shown, add_special_tokens=not profile.train.chat)["input_ids"]]
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, profile.train.chat)]
         reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
     rows = np.flatnonzero(reason == "")
     if len(rows) < b:
