@@ -61,6 +61,14 @@ ROLLOUTS = ["step", "round", "row", "sample_id", "used", "reward", "completion_t
 engine "packed" keeps the completions."""
 
 
+def _json(path: Path) -> dict[str, Any] | None:
+    """What a file holds, None where it is missing or half written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 @dataclass(frozen=True)
 class Run:
     """An arm, a seed, and everything that decides the outcome."""
@@ -112,18 +120,12 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether it was trained to its end under its present key and had followed its plan or selector."""
-        try:
-            return json.loads((self.folder / DONE).read_text(encoding="utf-8"))["key"] == self.key
-        except (OSError, ValueError, KeyError):
-            return False
+        return (_json(self.folder / DONE) or {}).get("key") == self.key
 
     @property
     def step(self) -> int:
         """Evaluation steps that are done, as its process last told."""
-        try:
-            return int(json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError):
-            return 0
+        return int((_json(self.folder / "progress.json") or {}).get("step", 0))
 
     def kept(self, step: int) -> Path:
         """Where the weights of a step that is kept lie."""
@@ -411,14 +413,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def checkpoints(folder: Path) -> dict[Path, int | None]:
     """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
-    found: dict[Path, int | None] = {}
-    for checkpoint in sorted(folder.glob("checkpoint-*")):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            found[checkpoint] = int(checkpoint.name.rsplit("-", 1)[1])
-        except (OSError, ValueError):
-            found[checkpoint] = None
-    return found
+    whole = {path: _json(path / "trainer_state.json") is not None for path in sorted(folder.glob("checkpoint-*"))}
+    return {path: int(path.name.rsplit("-", 1)[1]) if complete else None for path, complete in whole.items()}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
