@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
@@ -262,8 +263,8 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
     assert arm.policy is not None
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: pass what the stage `measured` writes, Parquet with sample_id, as --measured")
-    table = pd.read_parquet(path)
-    needed = ["sample_id", *arm.needs]
+    needed, names = ["sample_id", *arm.needs], pq.read_schema(path).names
+    table = pd.read_parquet(path, columns=[n for n in names if not n.startswith("phi@") or n in needed])  # of wide ones its own
     if not set(needed) <= set(table):
         raise ArtifactError(f"{path}: {arm.name} needs the columns {' and '.join(needed)}, found {list(table)}")
     table = table.drop_duplicates("sample_id").set_index("sample_id")
