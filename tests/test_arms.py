@@ -277,3 +277,12 @@ def test_a_resumed_online_model_is_bitwise_the_same() -> None:
         again.told(rows, rewards)
     assert again.weights.tobytes() == first.weights.tobytes() and again.gram.tobytes() == first.gram.tobytes()
     assert again.next(16).tolist() == first.next(16).tolist()
+
+
+def test_the_features_of_an_online_arm_come_with_the_table_of_its_run(tmp_path: Path) -> None:
+    table = pool(40, **{"phi@sae": list(np.random.default_rng(0).random((40, 3), dtype=np.float32))}).table
+    table.to_parquet(tmp_path / "table.parquet", index=False)
+    own, read = (arms.online(ArmPool(t), SETTING) for t in (table, pd.read_parquet(tmp_path / "table.parquet")))
+    assert read.design.tobytes() == own.design.tobytes() and read.design.shape == (40, 5)
+    told = find_arm("saerl_online_length").policy(ArmPool(table.assign(length=np.arange(40.0))), SETTING)
+    assert told.rates[0] > 0.5 > told.rates[-1], "the short ones are taken for easy ones"

@@ -98,7 +98,7 @@ def test_appendix_a_by_hand() -> None:
     assert terms.c[0, 0, 1] == pytest.approx(4.0, rel=0.15)
     assert terms.a[0, 0, 1] == pytest.approx(4.0, rel=0.25)
     assert rho_star(terms.a, terms.c)[0, 0, 1] == pytest.approx(0.5, abs=0.1)
-    assert rho_star(np.array([-1.0, 9.0]), np.array([1.0, 1.0])).tolist() == [0.0, 1.0]
+    assert rho_star(np.array([1.0, 3.0, -1.0, 1.0]), np.array([2.0, 1.0, 1.0, -1.0])).tolist() == [0.25, 1.0, 0.0, 1.0]
 
 
 def test_tables_hold_every_pair_and_are_the_same_for_the_same_seed() -> None:

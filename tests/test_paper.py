@@ -230,7 +230,7 @@ def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, cap
         assert "the plan was followed" in capsys.readouterr().out
     for trainer in ("trl", "verl"):
         assert (done.plans.folder / "exports" / trainer / "saerl" / "README.md").is_file()
-    measured = pd.read_csv(done.train.path("measured.csv"))
+    measured = pd.read_csv(done.plans.folder.parent / "measured" / "measured.csv")
     assert measured[["quantity", "rollouts"]].values.tolist() == [["angle_concentration", 0], ["pass_rate", 16 * 112]]
     assert 0 < measured["mean"][1] < 1
     (chosen,) = home.glob("adarft-seed0-*")

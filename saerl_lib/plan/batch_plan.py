@@ -221,11 +221,7 @@ def step_shift(a: BatchPlan, b: BatchPlan) -> np.ndarray:
 
 
 def has_moved(shift: np.ndarray) -> np.ndarray:
-    """Mask of shifts above `MOVED`; a shift of exactly a tenth has not moved, whatever its last digit.
-
-    >>> has_moved(np.array([3 / 10 - 2 / 10, 0.11])).tolist()
-    [False, True]
-    """
+    """Mask of shifts above `MOVED`; a shift of exactly a tenth has not moved, whatever its last digit."""
     return shift > MOVED + 1e-12
 
 

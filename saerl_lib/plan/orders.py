@@ -294,21 +294,17 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
     return PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(standardised_space(x))
 
 
-def batch_diversity(points: np.ndarray, batches: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Mean distance to the k nearest neighbours in the batch (b - 1 if that is less), one value a batch, [T].
+def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T].
 
-    points are [N, D], batches row numbers [T, b].
-
-    >>> batch_diversity(np.array([[0.0], [1.0], [3.0]]), np.array([[0, 1, 2]]), k=1).round(3).tolist()
-    [1.333]
-
-    Raises ValueError for batches of fewer than two samples.
+    points are [N, D], batches row numbers [T, b]. Raises ValueError for batches of fewer than two samples.
     """
     b = batches.shape[1]
     if b < 2:
         raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
     distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    return np.array([np.sort(d, axis=1)[:, 1 : min(k, b - 1) + 1].mean() for d in distances])  # the first is the sample itself
+    last = min(NEIGHBOURS, b - 1) + 1  # the first is the sample itself
+    return np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
 
 
 def diversity_rows(
@@ -371,6 +367,11 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[st
     ]
 
 
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    """Token ids of each prompt, the separator to the solution or the chat template included."""
+    return tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]
+
+
 def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     """Scores of the samples that the filter kept, in pool order."""
     scores = pd.read_parquet(difficulty.path("scores.parquet"))
@@ -387,8 +388,7 @@ def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     if longest is not None:
         prompts = [sample.prompt for sample in samples]
         tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), prompts[:20], local=True)
-        shown = shown_prompts(tokenizer, prompts, profile.train.chat)
-        lengths = [len(ids) for ids in tokenizer(shown, add_special_tokens=not profile.train.chat)["input_ids"]]
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, profile.train.chat)]
         reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
     rows = np.flatnonzero(reason == "")
     if len(rows) < b:

@@ -238,9 +238,6 @@ def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
     """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
 
     The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
-
-    >>> frc_matrix(np.array([[1], [1], [1], [0], [0]]), np.array([[1], [1], [0], [1], [0]])).round(3).tolist()
-    [[0.667]]
     """
     both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
     marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
@@ -333,11 +330,7 @@ class TokenHighlights:
 
     def text(self, context: int = CONTEXT_TOKENS, characters: int | None = None) -> str:
         """The strongest token in guillemets with `context` tokens on both sides, fewer to stay within a number of `characters`,
-        line breaks as ' | '.
-
-        >>> TokenHighlights("sol_max/3", "a", "solution", ("x", " =", " 7"), (0.0, 0.5, 2.0)).text()
-        'x =« 7»'
-        """
+        line breaks as ' | '."""
         best = self.strongest
         marked = [f"«{t}»" if i == best else t for i, t in enumerate(self.tokens)]
         low = max(0, (best or 0) - context)

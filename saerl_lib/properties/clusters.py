@@ -79,8 +79,6 @@ class Clusters:
     """Divides phi - mean, [D]."""
     centroids: np.ndarray
     """In standardised, clipped space, [K, D]."""
-    n_dropped: int
-    """Centroids without samples, removed; the others were renumbered without a gap."""
     n_merged: int = 0
     """Clusters below the smallest size, whose centroid was removed."""
     n_moved: int = 0
@@ -168,7 +166,7 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
     rng = np.random.default_rng(sub_seed(seed, "cluster-subsample"))
     sample = phi if n == len(phi) else phi[np.sort(rng.choice(len(phi), n, replace=False))]
     scaler = StandardScaler().fit(np.asarray(sample[:], dtype=np.float64))
-    space = Clusters(scaler.mean_, scaler.scale_, np.empty((0, phi.shape[1])), n_dropped=0)
+    space = Clusters(scaler.mean_, scaler.scale_, np.empty((0, phi.shape[1])))
     points = space.standardise(sample[:])
     # half the time at half the memory; a pool that is fitted whole keeps all digits
     fitted = points if n == len(phi) else points.astype(np.float32)
@@ -177,8 +175,7 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
         for start in np.random.default_rng(seed).integers(0, 2**31, RESTARTS).tolist()
     ]
     found = replace(space, centroids=min(fits, key=lambda fit: fit.inertia_).cluster_centers_.astype(np.float64))
-    used = np.unique(_nearest(points, found.centroids))
-    found = replace(found, centroids=found.centroids[used], n_dropped=k - len(used))
+    found = replace(found, centroids=found.centroids[np.unique(_nearest(points, found.centroids))])  # none without samples
     found = merge_small(found, phi, smallest) if smallest > 1 else found
     label, first = found.assign(phi).label, np.full(found.k, len(phi))
     names, rows = np.unique(label, return_index=True)

@@ -90,9 +90,6 @@ def fit_source_classifier(
 def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
     """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id.
 
-    >>> keep_top_k(np.array([0.5, 0.9, 0.5]), ["b", "c", "a"], 2).tolist()
-    [False, True, True]
-
     Raises ValueError for k outside 1..N, non-finite scores or repeated ids.
     """
     require_rows(scores=scores, ids=ids)

@@ -82,11 +82,7 @@ class DifficultyModel:
 
 def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> pd.DataFrame:
     """The cluster part of equation 10, a row each of K clusters: n_labelled (n_c), residual (Delta_c, the mean residual
-    d* - g(d_hat) [N] of labelled samples in clusters [N], 0 without labels) and shrinkage (lambda_c in [0, 1)).
-
-    >>> cluster_corrections(np.array([1.0, 3.0, -1.0]), np.array([0, 0, 1]), k=3, tau=2.0).round(3).to_numpy().tolist()
-    [[2.0, 2.0, 0.5], [1.0, -1.0, 0.333], [0.0, 0.0, 0.0]]
-    """
+    d* - g(d_hat) [N] of labelled samples in clusters [N], 0 without labels) and shrinkage (lambda_c in [0, 1))."""
     n = np.bincount(clusters, minlength=k)
     residual = np.bincount(clusters, weights=residuals, minlength=k) / np.maximum(n, 1)
     return pd.DataFrame({"n_labelled": n, "residual": residual, "shrinkage": n / (n + tau)})
@@ -155,12 +151,7 @@ MIN_LABELS = 50
 def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
     """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
 
-    Infinite when n is below level / (1 - level).
-
-    >>> conformal_half_width(np.array([-1.0, 2.0, 3.0, -4.0]), level=0.8), conformal_half_width(np.array([1.0]), level=0.8)
-    (4.0, inf)
-
-    Raises ValueError for no or non-finite residuals.
+    Infinite when n is below level / (1 - level). Raises ValueError for no or non-finite residuals.
     """
     require_rows(residuals=residuals)
     require_finite("residuals", residuals)

@@ -351,9 +351,9 @@ def read_scores(folder: Path) -> list[Any]:
     return [table["sample_id"], *(table[name].to_numpy() for name in SCORES[1:])]
 
 
-def write_scores(folder: Path, samples: int, seed: int = 0) -> None:
+def write_scores(folder: Path, samples: int) -> None:
     """Write scores.parquet, columns of `SCORES`, in no order: clusters of unequal size, harder ones longer."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     cluster = rng.choice(GROUPS, samples, p=rng.dirichlet(np.full(GROUPS, 5.0)))
     ranking = 5 + rng.normal(size=samples) + cluster / GROUPS
     pd.DataFrame({
@@ -362,12 +362,12 @@ def write_scores(folder: Path, samples: int, seed: int = 0) -> None:
     }).to_parquet(folder / "scores.parquet", index=False)  # fmt: skip
 
 
-def write_features(folder: Path, samples: int, seed: int = 0) -> None:
+def write_features(folder: Path, samples: int) -> None:
     """Write phi of pool, labelled and negatives, and the difficulty of the labelled, linear in z and noisy, into `folder`.
 
     Sparse non-negative values with cluster structure: each of 12 groups fires some latents often and the rest seldom.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     often = np.where(rng.random((GROUPS, Z_COLUMNS)) < 0.2, 0.5, 0.05).astype(np.float32)
     weight = rng.normal(size=Z_COLUMNS) * (rng.random(Z_COLUMNS) < 0.05)
     for name, n in {"pool": samples, "labelled": LABELLED, "negatives": NEGATIVES}.items():

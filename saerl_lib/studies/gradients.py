@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import save_file
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 from tqdm import tqdm
@@ -351,11 +350,7 @@ def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) ->
 
 
 def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Minimiser of - rho a + rho^2 c on [0, 1].
-
-    >>> rho_star(np.array([1.0, 3.0, -1.0, 1.0]), np.array([2.0, 1.0, 1.0, -1.0])).tolist()
-    [0.25, 1.0, 0.0, 1.0]
-    """
+    """Minimiser of - rho a + rho^2 c on [0, 1]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(a / (2 * c), 0, 1)
     found = np.where(c > 0, inside, (a > c).astype(float))
@@ -460,7 +455,7 @@ def gradient_tables(
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet and gram.safetensors (inner products [2 N, 2 N], pass rates).
+    """Write the tables of `gradient_tables` as <name>.parquet.
 
     The sample holds `profile.gradients.prompts` rows of the kept pool, all if it holds fewer, in pool order.
     """
@@ -473,7 +468,6 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         chosen, by_id = pool.iloc[rows], {s.id: s for s in load_split(world, "pool")}
         samples = [by_id[name] for name in chosen["sample_id"]]
         gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
-        save_file({"products": gram.products, "pass_rate": gram.pass_rate}, folder / "gram.safetensors")
         table = load_split_features(features, "pool")
         kept = rows_of(pool["sample_id"], table.ids)
         spaces = space_distances(

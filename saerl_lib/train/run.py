@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
@@ -59,6 +60,14 @@ CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share",
 ROLLOUTS = ["step", "round", "row", "sample_id", "used", "reward", "completion_tokens", "completion"]
 """`row` numbers the rollouts of a step's round over all processes; `used` is False for those that dynamic sampling dropped; only
 engine "packed" keeps the completions."""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """What a file holds, None where it is missing or half written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -112,35 +121,26 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether it was trained to its end under its present key and had followed its plan or selector."""
-        try:
-            return json.loads((self.folder / DONE).read_text(encoding="utf-8"))["key"] == self.key
-        except (OSError, ValueError, KeyError):
-            return False
+        return (_json(self.folder / DONE) or {}).get("key") == self.key
 
     @property
     def step(self) -> int:
         """Evaluation steps that are done, as its process last told."""
-        try:
-            return int(json.loads((self.folder / "progress.json").read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError):
-            return 0
+        return int((_json(self.folder / "progress.json") or {}).get("step", 0))
 
     def kept(self, step: int) -> Path:
         """Where the weights of a step that is kept lie."""
         return self.folder / "policies" / f"step-{step:05d}"
 
 
-def keyed(run: Run, identity: str = "") -> Run:
-    """The run with its key and the place of its initial evaluation.
-
-    `identity` says what the policy's weights are, where they are not to be read: a hub's name and revision.
-    """
+def keyed(run: Run) -> Run:
+    """The run with its key and the place of its initial evaluation."""
     folder = Path(run.policy)
     files = [p for name in ("*.safetensors", "tokenizer.json", "config.json") for p in sorted(folder.glob(name))]
     settings = {name: value for name, value in to_dict(run.train).items() if name != "seeds"}
     shared = {
         "seed": run.seed, "sets": [file_sha256(Path(p)) for p in run.sets], "small": run.small_problems,
-        "policy": identity or [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
+        "policy": [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
     }  # fmt: skip
     own = {
         "arm": run.arm, "plan": plan_hash(read_plan(Path(run.plan))) if run.plan else "", "train": settings,
@@ -263,8 +263,8 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
     assert arm.policy is not None
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: pass what the stage `measured` writes, Parquet with sample_id, as --measured")
-    table = pd.read_parquet(path)
-    needed = ["sample_id", *arm.needs]
+    needed, names = ["sample_id", *arm.needs], pq.read_schema(path).names
+    table = pd.read_parquet(path, columns=[n for n in names if not n.startswith("phi@") or n in needed])  # of wide ones its own
     if not set(needed) <= set(table):
         raise ArtifactError(f"{path}: {arm.name} needs the columns {' and '.join(needed)}, found {list(table)}")
     table = table.drop_duplicates("sample_id").set_index("sample_id")
@@ -414,14 +414,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def checkpoints(folder: Path) -> dict[Path, int | None]:
     """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
-    found: dict[Path, int | None] = {}
-    for checkpoint in sorted(folder.glob("checkpoint-*")):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            found[checkpoint] = int(checkpoint.name.rsplit("-", 1)[1])
-        except (OSError, ValueError):
-            found[checkpoint] = None
-    return found
+    whole = {path: _json(path / "trainer_state.json") is not None for path in sorted(folder.glob("checkpoint-*"))}
+    return {path: int(path.name.rsplit("-", 1)[1]) if complete else None for path, complete in whole.items()}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
@@ -434,10 +428,9 @@ def resume_point(run: Run) -> tuple[int, Path | None]:
     return max(usable.items(), default=(0, None))
 
 
-def _lock(folder: Path, seconds: float = 60.0) -> Any:
-    """An exclusive lock on the folder, released by the kernel when the process ends; waits for a dying predecessor."""
-    handle = (folder / "lock").open("w")
-    deadline = time.monotonic() + seconds
+def _lock(folder: Path) -> Any:
+    """An exclusive lock on the folder, released by the kernel when the process ends; waits a minute for a dying predecessor."""
+    handle, deadline = (folder / "lock").open("w"), time.monotonic() + 60.0
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -450,7 +443,7 @@ def _lock(folder: Path, seconds: float = 60.0) -> Any:
 
 def plan_run(
     plan: Path, samples: Path | None, model: str, folder: Path, settings: TrainConfig, seed: int = 0,
-    steps: int | None = None, arm: str = "", measured: Path | None = None, identity: str = "",
+    steps: int | None = None, arm: str = "", measured: Path | None = None,
 ) -> Run:  # fmt: skip
     """The run of a plan on its samples, or of `arm` among its samples by what `measured` knows of them.
 
@@ -465,7 +458,7 @@ def plan_run(
         arm=arm or "plan", seed=seed, folder=folder, policy=str(Path(model).absolute()) if Path(model).is_dir() else model,
         plan=files[0], samples=files[1], prompts_per_step=export.prompts_per_step, steps=steps or export.plan.steps,
         rollouts_per_step=export.rollouts_per_step, train=settings, table=str(measured.absolute()) if measured else "",
-    ), identity)  # fmt: skip
+    ))  # fmt: skip
 
 
 def run_train(

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
-from saerl_lib.plan.orders import shown_prompts
+from saerl_lib.plan.orders import encode_prompts, shown_prompts
 
 ROWS_PER_BATCH = 512
 """Completions sampled at once; bounds the memory."""
@@ -44,11 +44,6 @@ def last_number(text: str) -> str | None:
 
 READ: dict[str, Callable[[str], str | None]] = {"answer": read_answer, "last_number": last_number}
 """`TrainConfig.answer_from` -> how an answer is read from a completion."""
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
-    """Token ids of each prompt, the separator to the solution or the chat template included."""
-    return tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]
 
 
 TOKENS_PER_PIECE = 4096
@@ -398,7 +393,7 @@ class GenerateSampler:
         """See `Sampler`. Prompts of similar length go together; torch's global stream starts anew with `seed`."""
         tokenizer = self.tokenizer
         shown = shown_prompts(tokenizer, prompts, self.chat)
-        lengths = [len(ids) for ids in tokenizer(shown, add_special_tokens=not self.chat)["input_ids"]]
+        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, self.chat)]
         rows = [i for i in sorted(range(len(shown)), key=lambda i: (lengths[i], i)) for _ in range(attempts)]
         found: list[list[str]] = [[] for _ in shown]
         torch.manual_seed(seed)

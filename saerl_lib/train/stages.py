@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +146,8 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
     """GRPO of every arm and matched seed on its plan, or by its selector (paper, section 4.1).
 
     Collects rollouts.parquet and curve.parquet, for engine "packed" evaluations.parquet, for "trl" runs.json, the folders of
-    `jobs/` with the kept weights, and, where an arm needs it, measured.csv. A killed cell loses at most the steps since the last
-    checkpoint. Raises ArtifactError for a missing plan and a run that fails.
+    `jobs/` with the kept weights. A killed cell loses at most the steps since the last checkpoint. Raises ArtifactError for a
+    missing plan and a run that fails.
     """
     columns = [MEASURED[arm] for arm in profile.arms if arm in MEASURED]
     measured = measured_stage(profile, plans, columns) if columns else None
@@ -162,8 +161,6 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
             )
         if not packed:
             write_json(folder / "runs.json", [run.folder.name for run in runs])
-        if measured:
-            (folder / "measured.csv").write_bytes(measured.path("measured.csv").read_bytes())
 
     settings = {**to_dict(profile.train), "seed": profile.seed, "arms": list(profile.arms), "steps": profile.train_steps}
     settings["policy"] = profile.policy
@@ -232,20 +229,13 @@ def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
     the policy before training once a seed, which stands in every arm; attempts.parquet holds every answer then.
     Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
     """
-    parts: list[tuple[Run, int, Stage]] = []
-    if profile.train.engine == "trl":
-        parts = kept_evaluations(profile, data, train)
+    parts = kept_evaluations(profile, data, train) if profile.train.engine == "trl" else []
 
     def compute(folder: Path) -> None:
         if parts:
-            read = cache(lambda path: pd.read_parquet(path))
-            answers = [
-                read(stage.path("attempts.parquet")).assign(run=run.folder.name, arm=run.arm, seed=run.seed, step=step)
-                for run, step, stage in parts
-            ]
-            frame = pd.concat([
-                counted(part).assign(**part[["run", "arm", "seed", "step"]].iloc[0], full=True) for part in answers
-            ], ignore_index=True)  # fmt: skip
+            answers = [pd.read_parquet(stage.path("attempts.parquet")).assign(**of) for of, stage in parts]
+            rows = [counted(part).assign(**of, full=True) for part, (of, _) in zip(answers, parts, strict=True)]
+            frame = pd.concat(rows, ignore_index=True)
             pd.concat(answers).to_parquet(folder / "attempts.parquet", index=False, compression="zstd")
         else:
             frame = pd.read_parquet(train.path("evaluations.parquet"))
@@ -253,20 +243,23 @@ def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
         require_same_problems(frame)
         frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")
 
-    return get_or_compute(profile, "evaluation", {}, compute, (train, *(stage for *_, stage in parts)))
+    return get_or_compute(profile, "evaluation", {}, compute, (train, *(stage for _, stage in parts)))
 
 
-def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[Run, int, Stage]]:
-    """(run, step, stage with attempts.parquet) of every kept step of every run, step 0 included."""
+def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[dict[str, Any], Stage]]:
+    """Run, arm, seed and step, and the stage with attempts.parquet, of every kept step of every run, step 0 included."""
     names = json.loads(train.path("runs.json").read_text(encoding="utf-8"))
     sets = {name: load_split(data, f"eval_{name}") for name in profile.eval_sets}
     found = []
     for run in (read_run(jobs_home(profile) / name) for name in names):
         every, seed = run.train.keep_every_steps or run.updates, run.seed % SEEDS
-        found.append((run, 0, _answers(profile, sets, f"initial-seed{seed}", Path(run.policy), run.policy, seed, 0)))
+        of = {"run": run.folder.name, "arm": run.arm, "seed": run.seed}
+        initial = _answers(profile, sets, f"initial-seed{seed}", Path(run.policy), run.policy, seed, 0)
+        found.append(({**of, "step": 0}, initial))
         for step in sorted({*range(every, run.updates + 1, every), run.updates}):
             name = f"{run.folder.name}-{step:05d}"
-            found.append((run, step, _answers(profile, sets, name, run.kept(step), f"{run.key}@{step}", seed, step)))
+            answers = _answers(profile, sets, name, run.kept(step), f"{run.key}@{step}", seed, step)
+            found.append(({**of, "step": step}, answers))
     return found
 
 
