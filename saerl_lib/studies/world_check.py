@@ -33,7 +33,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_json
@@ -215,6 +215,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     dataset = Dataset.from_list([record(sample) for sample in samples])
     trainer = PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=dataset, processing_class=policy[1])
     judge = Judge(run, policy, problems)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(judge)
     judge.look(0)
     trainer.train()
