@@ -27,6 +27,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.properties.probes import TOKEN_PATTERN
 from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import gold_probability
 
@@ -62,8 +63,6 @@ GATES: dict[str, Bounds] = {
 (features, 0.45), the paper's gains of 3.0 and 1.4 points (detectable); differences are in points."""
 POINTS = frozenset({LATE, STILL, POSITIVE, NEGATIVE, DETECTABLE})
 """Gates in points of exact accuracy."""
-SIGNS = r"\w+|[^\w\s]"
-"""Every word, number and sign: the tokens of the probe ladder."""
 REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
 REFERENCE_N = 29_405
@@ -112,7 +111,7 @@ def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> fl
 
 def tfidf_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
     """Test accuracy of the topic by a logistic regression on 1-2-grams of the prompt."""
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=SIGNS).fit([s.prompt for s in train])
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN).fit([s.prompt for s in train])
     model = LogisticRegression(C=10.0, max_iter=1000).fit(words.transform([s.prompt for s in train]), [s.topic for s in train])
     return float(model.score(words.transform([s.prompt for s in test]), [s.topic for s in test]))
 
