@@ -111,9 +111,9 @@ def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]])
 
 
 def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: dict[str, list[Sample]]) -> None:
-    for spec in EVAL_SETS:
-        samples = smoke_world[f"eval_{spec.name}"]
-        assert not any(s.flaw for s in samples) and {s.topic for s in samples} <= set(spec.mix.topics)
+    for name, mix in EVAL_SETS.items():
+        samples = smoke_world[f"eval_{name}"]
+        assert not any(s.flaw for s in samples) and {s.topic for s in samples} <= set(mix.topics)
     assert len(EVERY) == 12 and all(topic.count(" -> ") == 2 for topic in EVERY)
     trained = {s.topic for name in ("labelled", "test") for s in smoke_world[name]}
     assert not trained & set(OUTSIDE) and {s.topic for s in smoke_world["eval_easy_b"]} <= set(OUTSIDE)
@@ -330,7 +330,7 @@ def test_short_arithmetic_has_its_kinds_as_topics_and_true_lines() -> None:
             assert sample.step_labels == ((-1, 0) if wrong else (1, 1))
     flaws = {name: np.mean([bool(s.flaw) for s in samples]) for name, samples in splits.items()}
     assert flaws["labelled"] == flaws["eval_hardest"] == 0 < min(flaws["filter_negatives"], flaws["step_labelled"])
-    assert [{s.topic for s in splits[f"eval_{spec.name}"]} for spec in EVAL_SETS] == [{topic} for topic in SHORT]
+    assert [{s.topic for s in splits[f"eval_{name}"]} for name in EVAL_SETS] == [{topic} for topic in SHORT]
     label = pd.DataFrame([(s.topic, s.difficulty) for s in splits["labelled"]], columns=["topic", "label"]).groupby("topic")
     assert (label["label"].nunique() > 1).all() and label["label"].mean().idxmax() == SHORT[-1], "sizes of operands are levels"
 

@@ -2,7 +2,7 @@
 
 Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
 columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
-2602.14111). shuffled: the SAE's features, with the difficulty model fitted on permuted labels.
+2602.14111).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saerl_lib.encode.store import DENSE, load_split_features
 from saerl_lib.encode.tokens import Layout
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import fit_tfidf, shuffled
+from saerl_lib.properties.probes import fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
 from saerl_lib.studies.sensitivity import texts_of
@@ -38,7 +38,7 @@ from saerl_lib.train.arms import ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups
 
-NAMES = ("tfidf", "dense", "frozen", "shuffled")
+NAMES = ("tfidf", "dense", "frozen")
 MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
 GREEDY = 1e-4
@@ -77,14 +77,12 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         width = min(own[0].z.shape[1], texts[0].shape[0] - 1, texts[0].shape[1] - 1)
         svd = TruncatedSVD(width, random_state=sub_seed(profile.seed, "tfidf")).fit(texts[0])
         found["tfidf"] = (svd.transform(texts[0]), svd.transform(texts[1]))
-        found["shuffled"] = (own[0].z, own[1].z)
         frame = pd.DataFrame({"sample_id": own[1].ids})
         for name in NAMES:
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
-            y = shuffled(labels, sub_seed(profile.seed, "study-shuffle")) if name == "shuffled" else labels
             alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
             clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
-            scores = fit_scorer(pooled, alone, y, None, profile.properties, profile.seed, clusters).score(pooled)
+            scores = fit_scorer(pooled, alone, labels, None, profile.properties, profile.seed, clusters).score(pooled)
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
             frame[f"phi@{name}"] = list(phi[1].astype(np.float32))
         frame.to_parquet(folder / "scores.parquet", index=False)

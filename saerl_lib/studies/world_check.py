@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_json
@@ -201,7 +202,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     if path.exists():
         return pd.read_parquet(path)
     torch.set_num_threads(1)
-    started, taken = time.monotonic(), taken_prompts()
+    started, taken = time.monotonic(), set(taken_prompts())
     problems = held_out(run.sizes, taken)
     samples, policy, work = run.pool(taken), load_policy(), home / run.name
     work.mkdir(parents=True, exist_ok=True)
@@ -215,6 +216,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     dataset = Dataset.from_list([record(sample) for sample in samples])
     trainer = PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=dataset, processing_class=policy[1])
     judge = Judge(run, policy, problems)
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(judge)
     judge.look(0)
     trainer.train()
@@ -230,9 +232,10 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     return frame
 
 
-def taken_prompts() -> set[str]:
+@cache
+def taken_prompts() -> frozenset[str]:
     """Normalised prompts of the laptop's world, which reserved samples must not repeat."""
-    return {normalise(s.prompt) for split in draw_world(get_profile("laptop").world).values() for s in split}
+    return frozenset(normalise(s.prompt) for split in draw_world(get_profile("laptop").world).values() for s in split)
 
 
 def run_reserved(runs: Sequence[GateRun], home: Path, processes: int | None = None) -> pd.DataFrame:
@@ -298,7 +301,7 @@ def _ends(curve: pd.DataFrame, start: int, end: int) -> str:
 
 def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
     """Spearman of base pass rates with their out-of-fold prediction by ridge from SAE features of question and solution."""
-    samples = reserved("read", sizes.read, TRAINED, taken_prompts())
+    samples = reserved("read", sizes.read, TRAINED, set(taken_prompts()))
     folder = home / f"read-{content_hash([to_dict(profile.reader), [s.id for s in samples], WORLD_VERSION])}"
     kept = folder / "features.npy"
     if not kept.exists():

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import bisect
 from scipy.stats import norm, rankdata, spearmanr
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from saerl_lib import paths
 from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.properties.probes import TOKEN_PATTERN
 from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import gold_probability
 
@@ -64,8 +63,6 @@ GATES: dict[str, Bounds] = {
 (features, 0.45), the paper's gains of 3.0 and 1.4 points (detectable); differences are in points."""
 POINTS = frozenset({LATE, STILL, POSITIVE, NEGATIVE, DETECTABLE})
 """Gates in points of exact accuracy."""
-SIGNS = r"\w+|[^\w\s]"
-"""Every word, number and sign: the tokens of the probe ladder."""
 REFERENCE_SHARES = (0.3623, 0.0627, 0.0509, 0.0479, 0.0418, 0.0474, 0.049, 0.0535, 0.0899, 0.1946)
 """Shares per tenth of the pass rates in AdaRFT's union of DeepScaleR subsets (29,405 prompts, 128 attempts each)."""
 REFERENCE_N = 29_405
@@ -92,42 +89,29 @@ def met(found: Measured, bounds: Bounds) -> bool:
     return (bounds.low is None or ends[0] >= bounds.low) and (bounds.high is None or ends[1] <= bounds.high)
 
 
-def tokens(text: str) -> set[str]:
-    """Words and marks of a text, without its numbers."""
-    return set(re.findall(r"[a-z]+|[^\sa-z0-9]", text.lower()))
-
-
 def guess_rate(train: Sequence[Sample], test: Sequence[Sample]) -> float:
     """Share of test answers that equal the most frequent training answer of their topic."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in train:
-        answers[sample.topic][sample.answer] += 1
-    best = {topic: min(c, key=lambda a: (-c[a], a)) for topic, c in answers.items()}
+    answers = pd.Series([s.answer for s in train]).groupby([s.topic for s in train])
+    best = answers.agg(lambda own: own.mode()[0])
     return float(np.mean([best.get(s.topic) == s.answer for s in test]))
 
 
 def single_token_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
-    """Test accuracy of the token, best in training, whose presence or absence picks the topic."""
-    bags = [tokens(s.prompt) for s in train]
-    totals = Counter(s.topic for s in train)
-    inside: dict[str, Counter[str]] = defaultdict(Counter)
-    for bag, sample in zip(bags, train, strict=True):
-        for token in bag:
-            inside[token][sample.topic] += 1
-
-    def rule(token: str) -> tuple[str, str, int]:
-        absent = totals - inside[token]
-        with_it, without = (max(sorted(c), key=lambda t: c[t], default="") for c in (inside[token], absent))
-        return with_it, without, inside[token][with_it] + absent[without]
-
-    best = max(sorted(inside), key=lambda token: rule(token)[2])
-    with_it, without, _ = rule(best)
-    return float(np.mean([(with_it if best in tokens(s.prompt) else without) == s.topic for s in test]))
+    """Test accuracy of the word or mark, best in training, whose presence or absence picks the topic."""
+    words = CountVectorizer(binary=True, token_pattern=r"[a-z]+|[^\sa-z0-9]")
+    inside = words.fit_transform([s.prompt for s in train]).toarray()
+    topics, own = np.unique([s.topic for s in train], return_inverse=True)
+    present = inside.T @ np.eye(len(topics), dtype=int)[own]
+    absent = np.bincount(own) - present
+    best = (present.max(axis=1) + absent.max(axis=1)).argmax()
+    there = words.transform([s.prompt for s in test])[:, [best]].toarray()[:, 0]
+    picked = topics[np.where(there, present[best].argmax(), absent[best].argmax())]
+    return float(np.mean(picked == [s.topic for s in test]))
 
 
 def tfidf_accuracy(train: Sequence[Sample], test: Sequence[Sample]) -> float:
     """Test accuracy of the topic by a logistic regression on 1-2-grams of the prompt."""
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=SIGNS).fit([s.prompt for s in train])
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN).fit([s.prompt for s in train])
     model = LogisticRegression(C=10.0, max_iter=1000).fit(words.transform([s.prompt for s in train]), [s.topic for s in train])
     return float(model.score(words.transform([s.prompt for s in test]), [s.topic for s in test]))
 

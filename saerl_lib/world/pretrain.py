@@ -15,6 +15,7 @@ from transformers.utils import logging
 from saerl_lib.config import sub_seed
 from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.train.policy import FOLDER
+from saerl_lib.train.sampler import log_probabilities
 from saerl_lib.world.sources import Text, learner_text
 
 SEED = 11
@@ -68,22 +69,11 @@ def batches(rng: random.Random, buffered: int = 8) -> Iterator[list[Text]]:
         yield from groups
 
 
-def solution_losses(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in nats of every solution token, its end included [M], and the text it belongs to [M]."""
+def solution_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[Text]) -> torch.Tensor:
+    """Mean cross-entropy of a solution token, its end included, in nats."""
     prompts = tokenizer([p + SEPARATOR for p, _ in texts])["input_ids"]
-    solutions = tokenizer([s for _, s in texts])["input_ids"]
-    rows = [p + s + [tokenizer.eos_token_id] for p, s in zip(prompts, solutions, strict=True)]
-    ids = torch.full((len(rows), max(map(len, rows))), tokenizer.pad_token_id)
-    counted = torch.zeros(ids.shape, dtype=torch.bool)
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        counted[i, len(prompt) : len(row)] = True
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # causal: padding behind is not seen
-    inside = counted[:, 1:]
-    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[inside]), ids[:, 1:][inside], reduction="none")
-    return losses, inside.nonzero()[:, 0]
+    solutions = [ids + [tokenizer.eos_token_id] for ids in tokenizer([s for _, s in texts])["input_ids"]]
+    return -log_probabilities(model, prompts, solutions, 1.0).sum() / sum(map(len, solutions))
 
 
 def pretrain(
@@ -103,7 +93,7 @@ def pretrain(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with device:
-            loss = solution_losses(model, tokenizer, next(stream))[0].mean()
+            loss = solution_loss(model, tokenizer, next(stream))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,7 +12,7 @@ import functools
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from saerl_lib.artifacts import Stage, get_or_compute
@@ -160,32 +160,18 @@ def learner_text(rng: random.Random) -> Text:
     return sample.prompt, sample.solution
 
 
-@dataclass(frozen=True)
-class EvalSpec:
-    """One evaluation set: what it draws from and how it is scored."""
-
-    name: str
-    mix: Mix
-    metric: str = "avg_at_k"
-    """avg_at_k or pass_at_k."""
-
-
-EVAL_SETS = (
-    EvalSpec("easy_a", Mix("target", TRAINED, (1, 2))),
-    EvalSpec("easy_b", Mix("target", OUTSIDE, (1, 2))),
-    EvalSpec("mid_a", Mix("target", TRAINED, (3, 4))),
-    EvalSpec("mid_b", Mix("parent", OUTSIDE, (3, 4))),
-    EvalSpec("hard", Mix("target", EVERY, (5, 6, 7, 8))),
-    EvalSpec("hardest", Mix("contest", EVERY, (7, 8), (1,)), "pass_at_k"),
-)
+EVAL_SETS = {
+    "easy_a": Mix("target", TRAINED, (1, 2)), "easy_b": Mix("target", OUTSIDE, (1, 2)),
+    "mid_a": Mix("target", TRAINED, (3, 4)), "mid_b": Mix("parent", OUTSIDE, (3, 4)),
+    "hard": Mix("target", EVERY, (5, 6, 7, 8)), "hardest": Mix("contest", EVERY, (7, 8), (1,)),
+}  # fmt: skip
 """Short and middle problems in (a) and outside (b) the training topics, long ones, and the longest with large numbers, scored by
 Pass@k, after the paper's six benchmarks (section C.3)."""
 SHORT = tuple(KINDS)
-SHORT_SETS = tuple(replace(spec, mix=Mix("target", (topic,))) for spec, topic in zip(EVAL_SETS, SHORT, strict=True))
-"""The same names for the six kinds of short-answer arithmetic."""
+SHORT_SETS = {name: Mix("target", (topic,)) for name, topic in zip(EVAL_SETS, SHORT, strict=True)}
 MIXES = {"chains": (TARGET, PARENT, CONTEST, EVAL_SETS),
          "short": (Mix("target", SHORT), Mix("parent", SHORT), Mix("contest", SHORT[2:]), SHORT_SETS)}  # fmt: skip
-"""`WorldConfig.problems` -> target, parent, contest and evaluation sets."""
+"""`WorldConfig.problems` -> target, parent, contest and evaluation sets; those of short-answer arithmetic hold one kind each."""
 
 
 def lesson(count: int, seed: int, topic: str) -> list[Sample]:
@@ -202,8 +188,8 @@ def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
     """
     taken, seed = set(corpus_prompts()), config.seed
     target, parent, contest, sets = MIXES[config.problems]
-    splits = {f"eval_{s.name}": draw_split(f"eval-{s.name}", config.eval_problems_full, s.mix, seed, taken, plant=False)
-              for s in sets}  # fmt: skip
+    full, draw = config.eval_problems_full, functools.partial(draw_split, seed=seed, taken=taken, plant=False)
+    splits = {f"eval_{name}": draw(f"eval-{name}", full, mix) for name, mix in sets.items()}
     splits["labelled"] = draw_split("labelled", config.labelled_samples, target, seed, taken)
     splits["test"] = draw_split("test", config.test_samples, target, seed, taken)
     splits["filter_negatives"] = draw_split("parent", config.labelled_samples, parent, seed, taken)
