@@ -390,7 +390,8 @@ class Profile:
         if self.world is not None:
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
         rho = self.score_correlation
-        require(rho is None or (self.world is not None and 0 < rho < 1), f"score_correlation={rho} must lie between 0 and 1, in a world alone")
+        held = rho is None or (self.world is not None and 0 < rho < 1)
+        require(held, f"score_correlation={rho} must lie between 0 and 1, in a world alone")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
         if self.train.engine == "trl":
