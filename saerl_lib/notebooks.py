@@ -12,6 +12,7 @@ the first failure.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -345,6 +346,16 @@ def ended_early(executed: Any) -> str | None:
     return None
 
 
+def embed_figures(executed: Any, folder: Path) -> None:
+    """Turn links to `../figures/NAME.png` into attachments, so that the copy and its HTML can be moved anywhere."""
+    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
+        for name in dict.fromkeys(re.findall(r"\]\(\.\./figures/([\w.-]+\.png)\)", cell.source)):
+            if (folder / name).is_file():
+                data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
+                cell.setdefault("attachments", {})[name] = {"image/png": data}
+                cell.source = cell.source.replace(f"](../figures/{name})", f"](attachment:{name})")
+
+
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
@@ -385,8 +396,9 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
             message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
         raise UserError(f"{message}\n{kept}") from error
-    place = {"metadata": {"name": stem, "path": str(copy.parent)}}  # where links to ../figures lead to this run's
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=place)
+    embed_figures(executed, paths.figures_dir(profile))
+    nbformat.write(executed, copy)
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources={"metadata": {"name": stem}})
     page = copy.with_suffix(".html")
     page.write_text(text, encoding="utf-8")
     page.replace(copy.with_name(f"{stem}.html"))
