@@ -2,8 +2,7 @@
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
 a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `read_row` turns one of
-its rows into a `Sample` by `SCHEMAS`, which hold the field names of the data set cards. `published_stage` cuts the splits of a
-profile from them, under the names that a world's splits have. Questions are the same when `normalise` makes them so.
+its rows into a `Sample` by `SCHEMAS`. `published_stage` cuts the splits of a profile from them, under the names that a world has.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +151,9 @@ def real_folder() -> Path:
 def data_file(stem: str) -> Path:
     """The file of one real set, gzip or plain. Raises ArtifactError when it is missing."""
     folder = real_folder()
-    for name in (f"{stem}.jsonl.gz", f"{stem}.jsonl"):
-        if (folder / name).is_file():
-            return folder / name
+    for path in (folder / f"{stem}.jsonl.gz", folder / f"{stem}.jsonl"):
+        if path.is_file():
+            return path
     raise ArtifactError(f"{folder}: {stem}.jsonl.gz is missing; the folder must hold the sets that the README lists")
 
 
@@ -227,9 +226,8 @@ class Schema:
     @property
     def rules(self) -> Rules:
         """How its rows are judged."""
-        names = {name: getattr(self, name) for name in ("prompt", "answer", "solution", "topic", "labels")}
-        given = {name: field for name, field in names.items() if field}
-        return Rules(given, (0.0, 1.0) if self.share else None, self.share, need_answer=False)
+        named = ((name, getattr(self, name)) for name in ("prompt", "answer", "solution", "topic", "labels"))
+        return Rules({name: own for name, own in named if own}, (0.0, 1.0) if self.share else None, self.share, need_answer=False)
 
 
 def _without_thinking(row: Record) -> Record:
@@ -281,7 +279,7 @@ def read_row(name: str, row: Record, index: int) -> Sample:
         if name == "prm800k":
             return _prm800k(row, index)
         schema = SCHEMAS[name]
-        record = {field: value.strip() if isinstance(value, str) else value for field, value in schema.own(row).items()}
+        record = {key: value.strip() if isinstance(value, str) else value for key, value in schema.own(row).items()}
         found = judge(Row("", record), index, schema.rules)
         if isinstance(found, Dropped):
             raise BadRow(found.reason)
@@ -383,15 +381,15 @@ def _digest(folder: Path) -> str:
     return content_hash(shown)
 
 
+@dataclass
 class PublishedRows:
     """The rows of one run, judged one after another; what is not taken is counted under its reason."""
 
-    def __init__(self, config: PublishedConfig) -> None:
-        self.config = config
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.bad: list[tuple[str, str]] = []
-        self.seen: dict[str, str] = {}
-        """Normalised question -> the set that it was first seen in."""
+    config: PublishedConfig
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
+    """Normalised question -> the set that it was first seen in."""
 
     def read(self, name: str) -> Iterator[Sample]:
         """Every well-formed row of a set. Raises DataError at a malformed one unless they are to be skipped."""
