@@ -44,8 +44,7 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
-BASELINES = {"world": BASELINE}
-"""Trained policy -> its random order."""
+"""The random order, and the group of the paper's own arms."""
 
 # From evaluations to outcomes.
 
@@ -168,8 +167,7 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
     present = [name for name in arms if name in set(evaluations["arm"])]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
-    pairs = [(name, BASELINES[arms[name].model]) for name in present]  # the random order of the policy that an arm trains
-    pairs = [(name, baseline) for name, baseline in pairs if name != baseline and baseline in present]
+    pairs = [(name, BASELINE) for name in present if name != BASELINE and BASELINE in present]
     against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "pass_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
