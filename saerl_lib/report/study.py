@@ -43,6 +43,7 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
+"""The random order, and the group of the paper's own arms."""
 
 # From evaluations to outcomes.
 
@@ -160,7 +161,8 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
     values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
     present = [name for name in arms if name in set(evaluations["arm"])]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
-    against = compare(values, [(name, BASELINE) for name in present if name != BASELINE]).set_index("arm")
+    pairs = [(name, BASELINE) for name in present if name != BASELINE and BASELINE in present]
+    against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
     parts = [
