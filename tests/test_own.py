@@ -293,9 +293,10 @@ def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, m
     found = arranged(tmp_path, rows(120))
     monkeypatch.setattr("saerl_lib.report.page.REPLAY", tmp_path / "replay.csv")
     assert expectation(found) == ""
-    pd.DataFrame({"spearman": [-1.0, 1.0], "silent_groups_saved": [0.0, 0.5]}).to_csv(tmp_path / "replay.csv", index=False)
+    curve = pd.DataFrame({"spearman": [1.0, -1.0, 1.0], "silent_groups_saved": [0.5, 0.0, 0.9], "share": [0.25, 0.25, 0.5]})
+    curve.assign(form="simulated").to_csv(tmp_path / "replay.csv", index=False)
     rho = found.difficulty.skill
-    assert f"At this correlation ({rho:.2f}" in expectation(found) and f"about {(1 + rho) / 4:.0%} of" in expectation(found)
+    assert f"correlation ({rho:.2f}" in expectation(found) and f"about {(1 + rho) / 4:.0%} of" in expectation(found)
     assert expectation(replace(found, difficulty=None)) == ""
 
 

@@ -198,7 +198,6 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
 REPLAY_LOOKS = {
     "simulated": Look(GREY, "", "simulated score"), "sae_all": Look(BLUE, "o", "SAE"), "dense": Look(plots.GREEN, "^", "dense"),
     "tfidf": Look(ORANGE, "s", "TF-IDF"), "clusters": Look(plots.PURPLE, "D", "clusters"), "none": Look(BLACK, "v", "nothing"),
-    "true rates": Look(plots.VERMILLION, "*", "true rates"),
 }  # fmt: skip
 PREDICTED = "Silent groups saved (%)\nby correlation, a quarter taken"
 SCREENED = "Teaching groups a rollout\n(uniform = 1) by screening"
@@ -216,9 +215,9 @@ def replay(table: pd.DataFrame) -> Drawn:
     group = table["features"].mask(simulated, "simulated")
     shown = pd.concat([
         table.assign(**saved, panel=PREDICTED, group=group, x=table["spearman"])[
-            quarter & ((table["form"] == "features") | simulated) & (table["features"] != "true rates")],
+            quarter & ((table["form"] == "features") | simulated)],
         table.assign(**teaching, panel=SCREENED, group=group, x=table["own_rollouts"])[
-            screening & (quarter | (table["features"] == "none")) & (table["features"] != "true rates")],
+            screening & (quarter | (table["features"] == "none"))],
         table.assign(**saved, panel=OWN, group=group, x=np.log2(table["own_rollouts"].replace(0, 0.5)))[
             quarter & (table["form"] == "history")],
     ])  # fmt: skip

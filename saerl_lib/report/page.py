@@ -316,17 +316,19 @@ RANKS = {
 }
 """What a ranking is called, and what it does."""
 REPLAY = FIGURES / "data" / "replay.csv"
-"""Curve of the replay study: columns spearman and silent_groups_saved, a share. While it is not there, nothing is promised."""
+"""The replay study, whose simulated scores say what a correlation saves when a quarter of the prompts is taken."""
 
 
 def expectation(arranged: Arranged) -> str:
     """What choice by this score can be expected to save, read from the curve of the replay study; '' without curve or score."""
     if arranged.difficulty is None or not REPLAY.is_file():
         return ""
-    curve, rho = pd.read_csv(REPLAY).sort_values("spearman"), arranged.difficulty.skill
+    table, rho = pd.read_csv(REPLAY), arranged.difficulty.skill
+    curve = table[table["form"].eq("simulated") & table["share"].eq(0.25)].sort_values("spearman")
     saved = float(np.interp(rho, curve["spearman"], curve["silent_groups_saved"]))
-    return (f"At this correlation ({rho:.2f} on rows that no fit saw), expect choice by difficulty to save about {saved:.0%} of "
-            "the groups whose rollouts are all right or all wrong.")  # fmt: skip
+    return (f"If the label follows the pass rates of the policy, a score of this correlation ({rho:.2f} on rows that no fit saw) can "
+            f"save about {saved:.0%} of the groups whose rollouts are all right or all wrong, by taking the quarter of the prompts "
+            "nearest to one half (replay of recorded pass rates).")  # fmt: skip
 
 
 def tints_of(k: int) -> list[str]:

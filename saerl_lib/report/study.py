@@ -477,13 +477,12 @@ def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found, effects = found.set_axis(keys, axis=0), []
-    seeds = 3 if (ladder["features"] == "sae_frozen_decoder").any() else 1  # the first version's ladder read three SAEs of a kind
     for claim, paper, kind, _, first, second in CLAIMS[CLAIMS["source"] == "probes"].itertuples(index=False):
         if not {first, second or first} <= set(found.index):
             continue
         effect = _interval(found.loc[first])
         effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
-        real = (seeds, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+        real = (1, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
         where = (1, "03_data_properties", "probe_ladder_world") if first.startswith("world ") else real
         effects.append(Effect(claim, paper, kind, _moved(effect, 100 if kind == "probe points" else 1), *where))
     return effects

@@ -195,11 +195,14 @@ def streams(kernel: np.ndarray | None, rates: Floats, share: float, seed: int, k
 
 
 def simulated(rates: Floats, rho: float, seed: int) -> Floats:
-    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula)."""
+    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula).
+
+    What a score expects is learned from another draw of the scores: on its own draw even noise would seem to know something.
+    """
     rng = np.random.default_rng(seed)
     own = norm.ppf((rankdata(rates + 1e-9 * rng.random(len(rates))) - 0.5) / len(rates))
-    score = rho * own + np.sqrt(1 - rho**2) * rng.standard_normal(len(rates))
-    return IsotonicRegression(out_of_bounds="clip").fit_transform(score, rates)
+    first, second = rho * own + np.sqrt(1 - rho**2) * rng.standard_normal((2, len(rates)))
+    return IsotonicRegression(out_of_bounds="clip").fit(first, rates).predict(second)
 
 
 def screened(choice: Choice, rates: Floats, rollouts: int) -> Choice:
