@@ -326,9 +326,9 @@ def expectation(arranged: Arranged) -> str:
     table, rho = pd.read_csv(REPLAY), arranged.difficulty.skill
     curve = table[table["form"].eq("simulated") & table["share"].eq(0.25)].sort_values("spearman")
     saved = float(np.interp(rho, curve["spearman"], curve["silent_groups_saved"]))
-    return (f"If the label follows the pass rates of the policy, a score of this correlation ({rho:.2f} on rows that no fit saw) can "
-            f"save about {saved:.0%} of the groups whose rollouts are all right or all wrong, by taking the quarter of the prompts "
-            "nearest to one half (replay of recorded pass rates).")  # fmt: skip
+    return (f"If the label follows the pass rates of the policy, a score of this correlation ({rho:.2f} on rows that no fit saw) "
+            f"can save about {saved:.0%} of the groups whose rollouts are all right or all wrong, by taking the quarter of the "
+            "prompts nearest to one half (replay of recorded pass rates).")  # fmt: skip
 
 
 def tints_of(k: int) -> list[str]:
