@@ -346,6 +346,7 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     home.mkdir(parents=True, exist_ok=True)
     rates = [dataclasses.replace(train, learning_rate=rate) for rate in RATES]
     pilots = run_reserved([GateRun("random", seed, one, sizes) for seed in PILOT_SEEDS for one in rates], home)
+    print(f"learning rate: the pilot chooses {chosen_rate(pilot(pilots, sizes))}, the profile has {train.learning_rate}")
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
