@@ -183,9 +183,15 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
     tasks = real_tasks(load_set, config, held_out_keys())
     difficulty = next(t for t in tasks if (t.dataset, t.target) == ("deepmath_18k", "difficulty_level"))
     subject = next(t for t in tasks if (t.dataset, t.target) == ("math_test", "subject"))
-    train, test = (tuple(replace(s, solved=False) for s in side[:n]) for side, n in ((subject.train, 2000), (subject.test, 1000)))
-    return {"difficulty": difficulty, "subject": replace(subject, train=train, test=test, y_train=subject.y_train[:2000],
-                                                        y_test=subject.y_test[:1000])}  # fmt: skip
+    (train, y_train), (test, y_test) = (some(*side) for side in ((subject.train, subject.y_train, 2000),
+                                                                 (subject.test, subject.y_test, 1000)))  # fmt: skip
+    return {"difficulty": difficulty, "subject": replace(subject, train=train, test=test, y_train=y_train, y_test=y_test)}
+
+
+def some(samples: Sequence[Sample], y: np.ndarray, count: int) -> tuple[tuple[Sample, ...], np.ndarray]:
+    """`count` questions by hash with their labels, without their solutions: MATH's files are sorted by subject."""
+    order = sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))[:count]
+    return tuple(replace(samples[i], solved=False) for i in order), y[order]
 
 
 CURVE_COLUMNS = ["quantity", "features", "k", "value", "ci_low", "ci_high", "n"]

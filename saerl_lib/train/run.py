@@ -453,11 +453,12 @@ def plan_run(
     if steps is not None and steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     export = open_export(plan, samples, settings.rollouts_per_prompt)
+    b = export.plan.prompts_per_step
     files = [str(Path(p).absolute()) for p in (plan, samples or samples_beside(plan))]
     return keyed(Run(
         arm=arm or "plan", seed=seed, folder=folder, policy=str(Path(model).absolute()) if Path(model).is_dir() else model,
-        plan=files[0], samples=files[1], prompts_per_step=export.prompts_per_step, steps=steps or export.plan.steps,
-        rollouts_per_step=export.rollouts_per_step, train=settings, table=str(measured.absolute()) if measured else "",
+        plan=files[0], samples=files[1], prompts_per_step=b, steps=steps or export.plan.steps,
+        rollouts_per_step=b * settings.rollouts_per_prompt, train=settings, table=str(measured.absolute()) if measured else "",
     ))  # fmt: skip
 
 
