@@ -162,10 +162,11 @@ def stream(
 ) -> tuple[np.ndarray, float]:
     """Rows taken in one pass over the prompts in a random order, and the Spearman of predictions with rates at that time.
 
-    Of every STEP / `share` prompts, the STEP nearest to one half are taken, by `known` predictions [N] or by a ridge on the
-    rewards of the prompts taken before; the first ones are taken at random.
+    Of every STEP / `share` prompts (fewer of a short stream), the STEP nearest to one half are taken, by `known` predictions [N]
+    or by a ridge on the rewards of the prompts taken before; the first ones are taken at random.
     """
-    rng, size = np.random.default_rng(seed), round(STEP / share)
+    rng, step = np.random.default_rng(seed), max(1, min(STEP, len(rates) // 16))
+    size = round(step / share)
     order, attempts = rng.permutation(len(rates)), rng.binomial(ROLLOUTS, rates) / ROLLOUTS
     predicted = np.full(len(rates), 0.5) if known is None else known
     taken, used, fit_at, penalty = list[int](), np.full(len(rates), np.nan), 0, None
@@ -173,7 +174,7 @@ def stream(
         window = order[start : start + size]
         if start:
             used[window] = predicted[window]
-        taken += window[nearest(predicted[window], STEP, rng)].tolist()
+        taken += window[nearest(predicted[window], step, rng)].tolist()
         if kernel is not None and len(taken) >= GROWTH * fit_at:
             rows, fit_at = np.array(taken), len(taken)
             if penalty is None or fit_at <= TUNED:
@@ -320,17 +321,16 @@ def saved_more(first: Choice, second: Choice, rows: np.ndarray, run: int) -> flo
 
 def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> list[Row]:
     """All forms on DeepScaleR: features alone, their simulation, true rates, screening, and features with screening."""
-    name, shares = "deepscaler", [share for share in SHARES if 2 * STEP / share <= len(rates)]
-    jobs, rows = [], []
+    name, jobs, rows = "deepscaler", [], []
     for key, x in features.items():
         kernel = kernel_of(x)
-        jobs += [(key, share, kernel, None) for share in shares]
-    jobs += [(TRUE, share, None, rates) for share in shares]
+        jobs += [(key, share, kernel, None) for share in SHARES]
+    jobs += [(TRUE, share, None, rates) for share in SHARES]
     done = Parallel(n_jobs=WORKERS)(delayed(streams)(kernel, rates, share, seed, known) for _, share, kernel, known in jobs)
     rows += [Row(name, "features", key, share, 0, choice) for (key, share, *_), choice in zip(jobs, done, strict=True)]
     for rho in CORRELATIONS:
         known = simulated(rates, rho, sub_seed(seed, f"copula-{rho}"))
-        rows += [Row(name, "simulated", f"rho {rho:g}", share, 0, streams(None, rates, share, seed, known)) for share in shares]
+        rows += [Row(name, "simulated", f"rho {rho:g}", share, 0, streams(None, rates, share, seed, known)) for share in SHARES]
     everyone = np.ones((RUNS, len(rates)), dtype=bool)
     whole = Choice(everyone, np.tile(mixed(rates), (RUNS, 1)), np.full(everyone.shape, float(ROLLOUTS)))
     for base in [Row(name, "features", NOTHING, 1.0, 0, whole), *(r for r in rows if r.form == "features")]:
@@ -342,7 +342,8 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> lis
 def history_rows(features: Mapping[str, Matrix], successes: NDArray[np.int64], seed: int) -> list[Row]:
     """DSR-sub: what is saved by own rollouts, with and without a prior of features."""
     kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items()}}
-    jobs = [(key, own, share) for key in kernels for own in OWN_ROLLOUTS for share in SHARES[:2]]
+    known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (successes.shape[1] - 1)]
+    jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
     done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
     return [Row("dsr_sub", "history", key, share, own, choice) for (key, own, share), choice in zip(jobs, done, strict=True)]
 
