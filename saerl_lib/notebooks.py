@@ -83,7 +83,7 @@ REGISTRY = """
 03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs replay real_overlap; probe_ladder_world* probe_ladder
     ladder_pairs replay
 04_clusters_and_difficulty 00 02: difficulty plan_study audit; calibration cluster_topics cluster_summary cluster_agreement
-    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_examples
+    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters
     real_cluster_audit real_feature_groups real_top_latents; calibration real_clusters
 05_quality_filter 00 02: filter flaws*; filter filter_scores filter_flaws* filter_selfreg* real_filter real_separation real_flaws
     real_selfreg; real_filter real_flaws
