@@ -48,7 +48,6 @@ COLUMNS = """
 04 cluster_stability: varied pairs ari_mean ari_low ari_high n
 04 real_counts: part source what n
 04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
-04 real_cluster_examples: features cluster n top_subject subject_share% level_mean? first second? third?
 04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
 05 filter_scores: source bin_low bin_high share% n
