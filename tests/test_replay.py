@@ -10,7 +10,7 @@ from scipy.stats import betabinom
 from saerl_lib.encode.store import MAIN
 from saerl_lib.studies import replay
 from saerl_lib.studies.ladder import ALL
-from saerl_lib.studies.replay import NOTHING, ROLLOUTS, SHUFFLED, TRUE, Choice, history, mixed, screened, stream
+from saerl_lib.studies.replay import NOTHING, ROLLOUTS, SHUFFLED, TRUE, history, mixed, screened, stream, whole_groups
 
 RNG = np.random.default_rng(7)
 SIGNAL = RNG.standard_normal((480, 3))
@@ -20,14 +20,13 @@ RATES = 1 / (1 + np.exp(-4 * SIGNAL[:, 0]))
 
 def test_screening_and_silent_groups_by_hand() -> None:
     rates = np.array([0.5, 0.5, 0.0, 1.0])
-    taught = np.tile(mixed(rates), (replay.RUNS, 1))
-    everyone = Choice(np.ones(taught.shape, dtype=bool), taught, np.full(taught.shape, 8.0))
+    everyone = whole_groups(np.ones((replay.RUNS, 4), dtype=bool), mixed(rates))
     rows = np.arange(4)
-    assert everyone.saved(rows, 0) == 0 and everyone.teaching(rows, 0, mixed(rates)) == pytest.approx(1.0)
+    assert everyone.saved(rows, 0) == 0 and everyone.teaching(rows, 0) == pytest.approx(1.0)
     two = screened(everyone, rates, 2)  # half of the pairs at 0.5 differ: 2 x (2 + 6 / 2) + 2 x 2 rollouts for 1 group
     assert two.spent[0].tolist() == [5.0, 5.0, 2.0, 2.0]
-    assert two.teaching(rows, 0, mixed(rates)) == pytest.approx((1 / 14) / (mixed(rates).sum() / 32))
-    halves = Choice(np.tile(rates == 0.5, (replay.RUNS, 1)), everyone.taught, everyone.spent)
+    assert two.teaching(rows, 0) == pytest.approx((1 / 14) / (mixed(rates).sum() / 32))
+    halves = whole_groups(np.tile(rates == 0.5, (replay.RUNS, 1)), mixed(rates))
     silent = 1 - mixed(np.array([0.5]))[0]
     assert halves.saved(rows, 0) == pytest.approx(1 - silent / ((2 * silent + 2) / 4))
 
@@ -55,7 +54,7 @@ def test_rewards_teach_informative_features_alone_and_no_prompt_comes_twice(monk
         monkeypatch.setattr(replay, name, value)
     x = {MAIN + ALL: SIGNAL, SHUFFLED: RNG.permutation(SIGNAL)}
     rows = replay.stream_rows(x, RATES, seed=3)
-    table = replay.table_of(rows, {"deepscaler": mixed(RATES)}, samples=60, seed=0)
+    table = replay.table_of(rows, samples=60, seed=0)
     own = table[(table["form"] == "features") & (table["share"] == 0.25)].set_index("features")
     assert own.loc[TRUE, "silent_groups_saved"] > own.loc[MAIN + ALL, "silent_groups_saved"] > 0.3
     assert own.loc[MAIN + ALL, "spearman"] > 0.9 and own.loc[MAIN + ALL, "saved_low"] > 0.2
@@ -74,6 +73,8 @@ def test_history_takes_what_was_mixed_and_a_prior_helps_while_there_is_none(monk
     monkeypatch.setattr(replay, "RUNS", 3)
     still = np.tile([[0], [4], [8], [0]], (5, 3))
     assert history(None, still, 8, 0.25, seed=0).saved(np.arange(20), 0) == 1.0
+    later = np.tile([[0, 0, 4], [4, 4, 4], [8, 8, 4], [0, 0, 4]], (5, 1))
+    assert history(None, later, 16, 0.25, seed=0).teaching(np.arange(20), 0) == 1.0, "the epoch that is chosen for is the measure"
     epochs = RNG.binomial(ROLLOUTS, RATES[:, None], (len(RATES), 3))
     kernel, rows = replay.kernel_of(SIGNAL), np.arange(len(RATES))
     saved = {(k is None, own): history(k, epochs, own, 0.5, 1).saved(rows, 0) for k in (kernel, None) for own in (0, 8)}

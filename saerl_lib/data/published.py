@@ -1,4 +1,4 @@
-"""The published sets: files of labelled problems in the schema of the README, and sets of the hub in their own schemas.
+"""The published sets: files of labelled problems in the schema of docs/real_data.md, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
 a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `read_row` turns one of
@@ -144,7 +144,7 @@ def real_folder() -> Path:
     """The folder of real labelled mathematics. Raises ArtifactError when `SAERL_DATA_DIR` is not set."""
     folder = paths.shared_data_dir()
     if folder is None:
-        raise ArtifactError("SAERL_DATA_DIR is not set; point it at the folder of labelled mathematics (README, Real data)")
+        raise ArtifactError("SAERL_DATA_DIR is not set; point it at the folder of labelled mathematics (docs/real_data.md)")
     return folder
 
 
@@ -154,7 +154,7 @@ def data_file(stem: str) -> Path:
     for path in (folder / f"{stem}.jsonl.gz", folder / f"{stem}.jsonl"):
         if path.is_file():
             return path
-    raise ArtifactError(f"{folder}: {stem}.jsonl.gz is missing; the folder must hold the sets that the README lists")
+    raise ArtifactError(f"{folder}: {stem}.jsonl.gz is missing; the folder must hold the sets that docs/real_data.md lists")
 
 
 def load_set(stem: str) -> LabelledSet:

@@ -200,7 +200,7 @@ EXCERPT = 100
 PROBE_SHARE = 0.25
 """Share of the columns that clusters by a probe's weights are made of (ours)."""
 EXAMPLE_COLUMNS = ["features", "cluster", "n", "top_subject", "subject_share", "level_mean", "first", "second", "third"]
-"""Columns of real_cluster_examples.csv."""
+"""Columns of real_cluster_examples, which quotes problems and is shown, never published."""
 CLUSTERS_COLUMNS = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
 """Columns of real_clusters.csv."""
 
@@ -289,7 +289,7 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
 
 
 def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str, int, int, str, float, float, str, str, str]]:
-    """Rows of real_cluster_examples.csv, a cluster each, by falling size."""
+    """Rows of real_cluster_examples, a cluster each, by falling size."""
     subject, level, rows = part.data.labels["subject"], part.data.labels["level"], []
     for cluster in np.unique(found.label):
         members = np.flatnonzero(found.label == cluster)

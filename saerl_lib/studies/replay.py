@@ -125,6 +125,8 @@ class Choice:
     """Chance that the prompt's group has a gradient."""
     spent: Floats
     """Expected rollouts that its group generates."""
+    whole: Floats
+    """[N] chance that a whole group of the prompt has a gradient: uniform choice."""
     spearman: float = float("nan")
     """Of predicted and true pass rates, when they were needed."""
 
@@ -133,11 +135,16 @@ class Choice:
         taken, taught = self.taken[run, rows], self.taught[run, rows]
         return 1.0 - float((1 - taught[taken]).mean() / (1 - taught).mean())
 
-    def teaching(self, rows: np.ndarray, run: int, uniform: Floats) -> float:
-        """Groups that teach per generated rollout, against whole groups of everybody (`uniform` [N], their `taught`)."""
+    def teaching(self, rows: np.ndarray, run: int) -> float:
+        """Groups that teach per generated rollout, against whole groups of everybody."""
         taken = self.taken[run, rows]
         own = self.taught[run, rows][taken].sum() / self.spent[run, rows][taken].sum()
-        return float(own / (uniform[rows].mean() / ROLLOUTS))
+        return float(own / (self.whole[rows].mean() / ROLLOUTS))
+
+
+def whole_groups(taken: NDArray[np.bool_], taught: Floats, spearman: float = float("nan")) -> Choice:
+    """The choice of prompts [runs, N] whose groups are generated whole and teach with a chance [N]."""
+    return Choice(taken, np.tile(taught, (RUNS, 1)), np.full(taken.shape, float(ROLLOUTS)), taught, spearman)
 
 
 def mixed(rates: Floats, rollouts: int = ROLLOUTS) -> Floats:
@@ -191,8 +198,7 @@ def streams(kernel: np.ndarray | None, rates: Floats, share: float, seed: int, k
     taken = np.zeros((RUNS, len(rates)), dtype=bool)
     for run, (rows, _) in enumerate(found):
         taken[run, rows] = True
-    taught = np.tile(mixed(rates), (RUNS, 1))
-    return Choice(taken, taught, np.full(taught.shape, float(ROLLOUTS)), float(np.mean([rho for _, rho in found])))
+    return whole_groups(taken, mixed(rates), float(np.mean([rho for _, rho in found])))
 
 
 def simulated(rates: Floats, rho: float, seed: int) -> Floats:
@@ -209,7 +215,7 @@ def simulated(rates: Floats, rho: float, seed: int) -> Floats:
 def screened(choice: Choice, rates: Floats, rollouts: int) -> Choice:
     """The same prompts, each broken off after `rollouts` equal rewards: what still teaches, and what is generated."""
     teaches = np.tile(mixed(rates, rollouts), (RUNS, 1))
-    return Choice(choice.taken, teaches, rollouts + (ROLLOUTS - rollouts) * teaches, choice.spearman)
+    return Choice(choice.taken, teaches, rollouts + (ROLLOUTS - rollouts) * teaches, choice.whole, choice.spearman)
 
 
 # DSR-sub: a prompt comes again, epoch after epoch.
@@ -241,8 +247,7 @@ def history(kernel: np.ndarray | None, successes: NDArray[np.int64], own: int, s
         expected = posterior_mean(np.clip(prior, 0.02, 0.98), seen, own)
         taken[run, nearest(expected, round(share * len(first)), rng)] = True
         correlations.append(spearmanr(expected, successes[:, epoch])[0] if np.ptp(expected) > 0 else 0.0)
-    taught = np.tile(taught, (RUNS, 1))
-    return Choice(taken, taught, np.full(taught.shape, float(ROLLOUTS)), float(np.mean(correlations)))
+    return whole_groups(taken, taught, float(np.mean(correlations)))
 
 
 def posterior_mean(prior: Floats, seen: np.ndarray, own: int) -> Floats:
@@ -298,7 +303,7 @@ class Row:
     choice: Choice
 
 
-def table_of(rows: list[Row], uniform: Mapping[str, Floats], samples: int, seed: int) -> pd.DataFrame:
+def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
     """Rows of replay.csv; 95 % intervals over prompts and runs."""
     first = {(r.record, r.form, r.share, r.own_rollouts): r.choice for r in rows if r.features == MAIN + ALL}
     nothing, found = (np.nan,) * 3, []
@@ -307,7 +312,7 @@ def table_of(rows: list[Row], uniform: Mapping[str, Floats], samples: int, seed:
         boot = functools.partial(bootstrap_runs, n=choice.taken.shape[1], runs=len(choice.taken), samples=samples, seed=seed)
         best = first.get((row.record, row.form, row.share, row.own_rollouts), choice)
         lead = boot(functools.partial(saved_more, best, choice)) if whole and best is not choice else nothing
-        teaching = boot(functools.partial(choice.teaching, uniform=uniform[row.record]))
+        teaching = boot(choice.teaching)
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
                       *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
@@ -331,8 +336,7 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> lis
     for rho in CORRELATIONS:
         known = simulated(rates, rho, sub_seed(seed, f"copula-{rho}"))
         rows += [Row(name, "simulated", f"rho {rho:g}", share, 0, streams(None, rates, share, seed, known)) for share in SHARES]
-    everyone = np.ones((RUNS, len(rates)), dtype=bool)
-    whole = Choice(everyone, np.tile(mixed(rates), (RUNS, 1)), np.full(everyone.shape, float(ROLLOUTS)))
+    whole = whole_groups(np.ones((RUNS, len(rates)), dtype=bool), mixed(rates))
     for base in [Row(name, "features", NOTHING, 1.0, 0, whole), *(r for r in rows if r.form == "features")]:
         rows += [dataclasses.replace(base, form="screening", own_rollouts=k, choice=screened(base.choice, rates, k))
                  for k in SCREENED]  # fmt: skip
@@ -371,8 +375,7 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     successes = np.stack([record[s.id][:epochs] for s in task.test])
     chosen = {k: x for k, x in read(groups["dsr"], task).items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
     rows += history_rows(chosen, successes, seed)
-    uniform = {"deepscaler": mixed(rates), "dsr_sub": (successes[:, 1] % ROLLOUTS > 0).astype(float)}
-    return table_of(rows, uniform, profile.properties.bootstrap_samples, seed)
+    return table_of(rows, profile.properties.bootstrap_samples, seed)
 
 
 def replay_stage(profile: Profile) -> Stage:
