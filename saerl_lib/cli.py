@@ -320,6 +320,8 @@ class Grid(Command):
     """Print the arms and stop."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
+    again: bool = False
+    """Train runs too that are committed, and say how they differ."""
 
 
 COMMANDS: dict[str, tuple[type[Command], str]] = {

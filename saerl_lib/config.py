@@ -248,12 +248,15 @@ class TrainConfig:
     dynamic_sampling: str = "none"
     """DAPO, engine "packed" alone: draw prompts until every group of a step has a gradient. The run ends with the rollouts of
     one without it (equal_rollouts), those that are dropped included, or with its steps (equal_steps, the paper's axis)."""
+    tail_steps: int = 0
+    """Evaluation steps behind a run in one random order for all arms, evaluated apart: what a plan's last batches alone gain
+    or cost is gone then (ours). Engine "packed" alone, not with equal_rollouts."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints; a stopped run goes on from the last one, with its place in the plan."""
     eval_every_steps: int = 20
     """Small evaluations during training (the paper's step counts are multiples of 20)."""
     eval_samples_small: int = 2
-    """Completions a problem during training."""
+    """Completions a problem during training; 0: the exact likelihood of the gold solution alone (engine "packed")."""
     eval_samples_full: int = 8
     """Completions a problem at the first and the last step (paper: Avg@8, Pass@8)."""
     engine: str = "packed"
@@ -277,10 +280,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.rollouts_per_prompt >= 2, "rollouts_per_prompt must be at least 2: a group of one has no advantage")
-        at_least(self, seeds=1, keep_every_steps=1, trained_blocks=1)
+        at_least(self, seeds=1, keep_every_steps=1, trained_blocks=1, tail_steps=0, eval_samples_small=0)
         _choose(self, answer_from=ANSWERS, loss=LOSSES, engine=ENGINES, optimizer=OPTIMIZERS, dynamic_sampling=DYNAMIC)
         ours = self.engine == "packed" or self.dynamic_sampling == "none"
         require(ours, "dynamic_sampling draws prompts that TRL does not know of: choose engine='packed'")
+        fixed = self.engine == "packed" and self.dynamic_sampling != "equal_rollouts"
+        require(fixed or not self.tail_steps, "tail_steps needs engine='packed' and a number of steps that is fixed: set it to 0")
 
 
 LIVE = TrainConfig(
@@ -444,7 +449,9 @@ STUDY = Profile(
     name="study",
     world=WorldConfig(noisy_pool_samples=6530),
     plan=PlanConfig(prompts_per_step=32, swapped_per_batch=2, window_batches=10),
-    train=TrainConfig(seeds=2, eval_every_steps=10, checkpoint_every_steps=10),
+    train=TrainConfig(
+        seeds=2, eval_every_steps=10, checkpoint_every_steps=10, eval_samples_small=0, eval_samples_full=2, tail_steps=11
+    ),
     pool_samples=3200,
     score_correlation=0.45,
     study=StudyConfig(),

@@ -134,8 +134,16 @@ def test_saerl_ablations_change_one_thing_each() -> None:
     ranks = data.column("ranking")[find_arm("minus_clus_mix").order(data, SETTING)]
     assert (np.diff(ranks) > 0).all()
     assert curriculum(data, SETTING, swapped=0.5).swapped_per_batch == 2
-    with pytest.raises(ArmError, match="'ranking@tfidf'"):
+    with pytest.raises(ArmError, match="'cluster@tfidf'"):
         curriculum(data, SETTING, features="tfidf")
+    drawn = replace(SETTING, draw=2)
+    own = {f"{name}@draw2": data.column(name) for name in ("cluster", "raw")} | {"ranking@draw2": -data.column("ranking")}
+    sharp = {f"{name}_sharp": values for name, values in own.items()} | {"ranking@draw2_sharp": data.column("ranking")}
+    other = ArmPool(data.table.assign(**own, **sharp))
+    assert curriculum(other, SETTING).ids == full.ids == curriculum(other, drawn, features=arms.SHARP).ids
+    assert curriculum(other, drawn).ids != full.ids, "another matched seed has the scores of its own SAE"
+    assert (np.diff(data.column("ranking")[find_arm("minus_clus_mix").order(other, drawn)]) < 0).all()
+    assert find_arm("saerl_true").order(other, drawn).ids == find_arm("saerl_true").order(other, SETTING).ids
     config = scaled(SETTING.plan, 4)
     assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
 
@@ -143,8 +151,8 @@ def test_saerl_ablations_change_one_thing_each() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(n for n, a in all_arms().items() if a.policy)), st.integers(0, 5))
 def test_selectors_repeat_themselves_and_stay_in_the_pool(name: str, seed: int) -> None:
-    phi = {f"phi@{name}": list(np.random.default_rng(1).random((40, 3))) for name in ("sae", "tfidf", "dense")}
-    ranks = {f"ranking@{name}": np.arange(40.0) for name in ("tfidf", "dense")}
+    phi = {f"phi@{name}": list(np.random.default_rng(1).random((40, 3))) for name in ("sae", "tfidf", "dense", "sharp")}
+    ranks = {f"ranking@{name}": np.arange(40.0) for name in ("tfidf", "dense", "sharp")}
     data = pool(40, pass_rate=np.linspace(0, 1, 40), angle_concentration=np.linspace(0, 1, 40), **phi, **ranks)
 
     def walk() -> list[list[int]]:
@@ -284,5 +292,5 @@ def test_the_features_of_an_online_arm_come_with_the_table_of_its_run(tmp_path: 
     table.to_parquet(tmp_path / "table.parquet", index=False)
     own, read = (arms.online(ArmPool(t), SETTING) for t in (table, pd.read_parquet(tmp_path / "table.parquet")))
     assert read.design.tobytes() == own.design.tobytes() and read.design.shape == (40, 5)
-    told = find_arm("saerl_online_length").policy(ArmPool(table.assign(length=np.arange(40.0))), SETTING)
-    assert told.rates[0] > 0.5 > told.rates[-1], "the short ones are taken for easy ones"
+    told = find_arm("saerl_online_rate").policy(ArmPool(table.assign(pass_rate=np.linspace(1, 0, 40))), SETTING)
+    assert told.rates[0] > 0.5 > told.rates[-1], "it starts from the measured rates"

@@ -22,7 +22,7 @@ from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.report.tables import TableError, write_csv
 from saerl_lib.studies import grid
 from saerl_lib.train.arms import ArmError
-from saerl_lib.train.run import ROLLOUTS, train, write_run
+from saerl_lib.train.run import DONE, ROLLOUTS, read_run, train, write_run
 from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import draw_world
 
@@ -34,7 +34,7 @@ PROFILE = replace(
     plan=PlanConfig(prompts_per_step=2, swapped_per_batch=1, window_batches=4),
     train=replace(
         SMOKE.train, rollouts_per_prompt=4, checkpoint_every_steps=1, eval_every_steps=2, eval_samples_full=1,
-        eval_samples_small=1, max_completion_tokens=32,
+        eval_samples_small=0, max_completion_tokens=32, tail_steps=1,
     ),
     properties=replace(SMOKE.properties, clusters=2),
     world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
@@ -102,8 +102,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return jobs_home(PROFILE)
 
 
-def test_every_kind_of_arm_spends_the_same_rollouts(finished: Path) -> None:
-    tables = grid.results([finished / f"{name}-seed0" for name in NAMES])
+@pytest.fixture(scope="module")
+def kept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The records of all runs."""
+    home = tmp_path_factory.mktemp("records")
+    return {name: grid.keep_record(read_run(finished / f"{name}-seed0"), home) for name in NAMES}
+
+
+def test_every_kind_of_arm_spends_the_same_rollouts(kept: dict[str, Path], finished: Path) -> None:
+    tables = grid.results(list(kept.values()))
+    assert max(path.stat().st_size for path in kept.values()) < 12_000
     budget = tables["budget"].set_index("arm")
     same = budget.drop(index="dapo")
     assert (same["rollouts"] == 32).all(), "8 prompts x 4 rollouts, whatever the batch and whatever is dropped"
@@ -115,6 +123,11 @@ def test_every_kind_of_arm_spends_the_same_rollouts(finished: Path) -> None:
     assert all(sorted(found)[-1] == 4 and 0 in found for found in steps) and sorted(steps["grpo"]) == [0, 2, 4]
     first = tables["evaluations"][tables["evaluations"]["step"] == 0]
     assert first.groupby("sample_id")["correct"].nunique().max() == 1, "one evaluation of the initial weights for all arms"
+    raw = pd.read_parquet(finished / "grpo-seed0" / "evaluations.parquet")
+    assert [raw.query(f"step == {step}")["attempts"].unique().tolist() for step in (2, 4)] == [[0], [1]]
+    assert tables["evaluations"].query("arm == 'grpo'")["avg"].to_numpy() == pytest.approx(
+        raw.query("step <= 4").sort_values(["step", "eval_set"], kind="stable")["gold_probability"], abs=1e-4
+    )
     assert len(list((finished / "initial").iterdir())) == 1
 
 
@@ -123,9 +136,46 @@ def test_a_run_follows_its_order_and_logs_every_rollout(finished: Path, stages: 
     folder = finished / "backwards-seed0"
     rollouts, curve = (pd.read_parquet(folder / f"{name}.parquet") for name in ("rollouts", "curve"))
     assert rollouts["sample_id"].drop_duplicates().tolist() == ids[::-1], "a user's order is followed"
-    assert list(rollouts.columns) == ["arm", "seed", *ROLLOUTS] and curve["step"].tolist() == [1, 2, 3, 4]
+    assert list(rollouts.columns) == ["arm", "seed", *ROLLOUTS] and curve["step"].tolist() == [1, 2, 3, 4, 5]
     assert rollouts.groupby("step")["reward"].mean().tolist() == pytest.approx(curve["reward_mean"].tolist())
     assert (folder / "final" / "model.safetensors").is_file() and not (folder / "checkpoints").exists()
+
+
+def test_all_arms_end_with_one_random_tail(kept: dict[str, Path], finished: Path) -> None:
+    """Two prompts behind the last step, the same for every order; DAPO draws until they teach, at equal rollouts none is left."""
+    asked = {}
+    for name in NAMES:
+        run, rollouts = read_run(finished / f"{name}-seed0"), pd.read_parquet(finished / f"{name}-seed0" / "rollouts.parquet")
+        asked[name] = rollouts[rollouts["step"] > run.updates]["sample_id"].drop_duplicates().tolist()
+    assert asked["grpo"] == asked["adarft_once"] == asked["backwards"] and len(asked["grpo"]) == 2
+    assert asked["dapo"][:2] == asked["grpo"] == asked["grpo_4b"][:2] and not asked["dapo_rollouts"]
+    tail = grid.results(list(kept.values()))["tail"]
+    assert set(tail["arm"]) == set(NAMES) - {"dapo_rollouts"} and set(tail["step"]) == {5}
+    before, behind = (pd.read_parquet(kept["grpo"]).query(f"step == {step}")["gold_probability"] for step in (4, 5))
+    assert len(before) == len(behind) and not np.array_equal(before, behind), "the tail trains"
+
+
+def test_a_committed_record_stands_for_its_run(
+    kept: dict[str, Path], finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(paths, "PUBLISHED", tmp_path / "published")
+    (tmp_path / "published" / grid.RUNS).mkdir(parents=True)
+    committed = shutil.copy(kept["grpo"], tmp_path / "published" / grid.RUNS / "grpo-seed0.parquet")
+    (run,) = grid.planned_runs(PROFILE, *stages, [(grid.find_arm("grpo"), 0)])
+    assert not run.finished and grid.records(PROFILE, [run]) == {"grpo-seed0": Path(committed)}
+    assert grid.run_grid(PROFILE, [run]) == {} and not run.folder.exists(), "it is not trained here"
+    faster = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
+    assert not grid.records(faster, grid.planned_runs(faster, *stages, [(grid.find_arm("grpo"), 0)])), "other settings"
+    shutil.copytree(finished / "grpo-seed0", run.folder)
+    write_json(run.folder / DONE, {**json.loads((run.folder / DONE).read_text()), "key": run.key})
+    write_run(run)
+    own = grid.records(PROFILE, [run])["grpo-seed0"]
+    assert own != committed and grid.difference(own, Path(committed)) == "every evaluation of every problem as committed"
+    changed = pd.read_parquet(own).assign(gold_probability=0.5)
+    own.unlink(), changed.to_parquet(tmp_path / "x.parquet")
+    monkeypatch.setattr(grid, "about_record", lambda path: {"provenance": {"cpu": "a type"}})
+    assert grid.difference(tmp_path / "x.parquet", Path(committed)).startswith("last evaluation 50.00 %, committed")
 
 
 def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path) -> None:
@@ -137,16 +187,17 @@ def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Sta
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
     train(run)
-    failed = grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
+    both = grid.planned_runs(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
+    failed = grid.run_grid(PROFILE, both)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
-    assert [f.name for f in grid.finished(PROFILE, [(arm, 0) for arm in arms])] == ["adarft_once-seed0"]
+    assert list(grid.records(PROFILE, both)) == ["adarft_once-seed0"]
     for name in ("rollouts", "evaluations", "curve"):
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft_once-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    again = grid.run_grid(PROFILE, *stages, [(grid.find_arm("adarft"), 0)], backend="threading")
+    again = grid.run_grid(PROFILE, grid.planned_runs(PROFILE, *stages, [(grid.find_arm("adarft"), 0)]), backend="threading")
     assert again == {}, "what is finished is not run again"
-    assert grid.run_grid(PROFILE, *stages, [(arm, 0) for arm in arms], broken, seconds=0) == {}, "no run starts late"
+    assert grid.run_grid(PROFILE, both, seconds=0) == {}, "no run starts late"
     assert (run.folder / "rollouts.parquet").stat().st_mtime_ns == before
     changed = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
     other = grid.planned_run(changed, *stages, grid.find_arm("adarft_once"), 0, home)
@@ -155,20 +206,22 @@ def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Sta
     assert [p.name for p in run.folder.iterdir()] == ["run.json"], "a run under another key begins in an empty folder"
 
 
-def test_runs_of_other_versions_are_not_merged(finished: Path, tmp_path: Path) -> None:
+def test_runs_of_other_versions_are_not_merged(kept: dict[str, Path], finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "grpo-seed0", tmp_path / "b")
     done = json.loads((tmp_path / "b" / "done.json").read_text())
     done["environment"]["versions"]["torch"] = "1.0"
     write_json(tmp_path / "b" / "done.json", done)
     with pytest.raises(ArtifactError, match="different versions are not merged"):
-        grid.results([finished / "grpo-seed0", tmp_path / "b"])
+        grid.results([kept["grpo"], grid.keep_record(read_run(tmp_path / "b"), tmp_path)])
 
 
 def test_one_run_without_grpo_is_no_error(
     stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Training one arm and seed leaves no tables and no error."""
-    fakes = {"get_profile": lambda name: PROFILE, "study_stages": lambda profile: stages, "run_grid": lambda *_: {}}
+    cells = [(grid.find_arm("hard_to_easy"), 7)]
+    fakes = {"get_profile": lambda name: PROFILE, "study_stages": lambda profile: stages, "run_grid": lambda *_: {},
+             "cells_of": lambda *_: cells}  # fmt: skip
     for name, value in fakes.items():
         monkeypatch.setattr(grid, name, value)
     command = partial(grid.run_study, ["hard_to_easy"], [7], None, None, "study", ray=None)
@@ -176,7 +229,7 @@ def test_one_run_without_grpo_is_no_error(
     assert re.search("^adarft +paper +during training", capsys.readouterr().out, re.MULTILINE)
     assert command(list=False) == 0
     assert "no tables: they compare with grpo" in capsys.readouterr().out
-    assert not (paths.profile_dir(PROFILE.name) / "tables").exists()
+    assert not paths.figure_data_dir(PROFILE.name).exists()
 
 
 def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
@@ -199,5 +252,9 @@ def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Sta
 
 
 def test_the_order_of_cells_by_hand() -> None:
-    cells = grid.cells_of(PROFILE, grid.chosen_arms(["grpo", "hard_to_easy", "diff"]))
-    assert [(arm.name, seed) for arm, seed in cells] == [("grpo", 0), ("hard_to_easy", 0), ("diff", 0), ("grpo", 1), ("diff", 1)]
+    cells = grid.cells_of(PROFILE, grid.chosen_arms(["grpo", "hard_to_easy", "diff", "saerl_online"]))
+    assert [(arm.name, seed) for arm, seed in cells] == [
+        ("grpo", 0), ("diff", 0), ("grpo", 1), ("diff", 1), ("saerl_online", 0), ("saerl_online", 1), ("hard_to_easy", 0),
+    ], "by question, then by seed"  # fmt: skip
+    everything = grid.chosen_arms([])
+    assert {arm.name for arm, _ in grid.cells_of(PROFILE, everything)} == {arm.name for arm in everything}

@@ -15,7 +15,8 @@ from saerl_lib.report import study
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.study import outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-from saerl_lib.studies.grid import TABLES, study_tables
+from saerl_lib.studies.grid import RUNS, TABLES, study_tables
+from saerl_lib.studies.grid import results as merged
 from saerl_lib.train.arms import all_arms
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
@@ -45,11 +46,13 @@ def results(gains: dict[str, float], seeds: int = 3) -> dict[str, pd.DataFrame]:
     runs = [(arm, seed) for arm in gains for seed in range(seeds)]
     curve = [(a, s, t, 0.5, 0.4, 0.05, 1.0, 30.0) for a, s in runs for t in range(1, 31)]
     names = ["arm", "seed", "step", "reward_mean", "zero_variance_share", "entropy", "grad_norm", "completion_tokens"]
-    budget = [(a, s, 30, 960, 960, 7680, 7680, 240_000, "run") for a, s in runs]
+    budget = [(a, s, 30, 30, 960, 960, 7680, 7680, 240_000) for a, s in runs]
     made = [(f"{a}-seed{s}", a, s, "k", 8e-5, "c", "cpu", 1, "torch=2", 100.0, 40.0, 900) for a, s in runs]
-    spent = ["arm", "seed", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens", "counted"]
+    spent = ["arm", "seed", "steps", "updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
+    found = evaluations(gains, seeds)
     return {
-        "evaluations": evaluations(gains, seeds),
+        "evaluations": found,
+        "tail": found[(found["step"] == 30) & ~found["arm"].str.endswith("_rollouts")].assign(step=33, update=33),
         "curve": pd.DataFrame(curve, columns=names),
         "budget": pd.DataFrame(budget, columns=spent),
         "provenance": pd.DataFrame(made, columns=list(SCHEMAS["study_provenance"].columns)),
@@ -85,13 +88,16 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
     assert tables["study_summary"]["arm"].tolist() == [a for a in all_arms() if a in gains]
-    assert len(tables["study_runs"]) == len(gains) * 3 * len(STEPS)
+    assert tables["study_runs"]["part"].value_counts().to_dict() == {"run": len(gains) * 3 * len(STEPS), "tail": len(gains) * 3}
     summary = tables["study_summary"].set_index("arm")
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
-    assert set(pairs["metric"]) == {"outcome", "steps", "area"}
+    assert set(pairs["metric"]) == {"outcome", "steps", "area", "best", "tail", "silent"}
+    assert (summary["best"] > 0).all() and np.allclose(summary["silent"], 40), "40 % of the groups in every step"
+    last = tables["study_runs"].query("step == 30").groupby("arm")["mean_avg"].mean()
+    assert summary["tail"].to_dict() == pytest.approx(last.to_dict()), "here the tail repeats the last evaluation"
     for figure in ("study_effects", "study_curves", "study_mixing"):
         (name,), function = FIGURES[figure]
         assert function(read_table(name, tmp_path)).axes
@@ -173,11 +179,14 @@ def test_mixing_by_hand() -> None:
     assert study.mixing_rows(solved_evaluations({"grpo": rises, "saerl_grpo": rises})).empty, "no h = 0"
 
 
-def test_the_committed_tables_follow_from_the_committed_evaluations() -> None:
-    folder = paths.FIGURES / "data"
-    frame = pd.read_parquet(folder / "study_problems.parquet").astype({"arm": str, "eval_set": str, "sample_id": str})
-    outcome = outcomes(outcome_values(frame))
+def test_the_committed_tables_follow_from_the_committed_records() -> None:
+    files = sorted((paths.PUBLISHED / RUNS).glob("*.parquet"))
+    made = merged(files)
+    cpus = made["provenance"].groupby("seed")["cpu"].nunique()
+    assert (cpus == 1).all(), "all runs of a matched seed come from one type of processor"
+    outcome, folder = outcomes(outcome_values(made["evaluations"])), paths.PUBLISHED
     summary = read_table("study_summary", folder).set_index("arm")
+    assert set(summary.index) == set(made["budget"]["arm"])
     np.testing.assert_allclose(outcome.groupby("arm").mean()[summary.index], summary["outcome"], rtol=1e-5)
     pairs = read_table("study_comparisons", folder).query("metric == 'outcome'")
     for row in pairs.itertuples():

@@ -31,7 +31,7 @@ from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import find_arm
 from saerl_lib.train.policy import FOLDER, MEASURES
-from saerl_lib.train.run import Run, check_followed, conclude, open_selector, plan_run, read_run, run_samples, train
+from saerl_lib.train.run import Run, check_followed, conclude, open_choice, open_selector, plan_run, read_run, train
 from saerl_lib.world.sources import TARGET, draw_split
 
 B, G, STEPS = 4, 4, 3
@@ -134,7 +134,7 @@ def test_two_processes_choose_alike_and_one_goes_on_after_kill_9(files: Path, tm
 
 def log_of(run: Run, steps: int, reward: float = 0.5) -> list[dict]:
     """Rows as a run would log them."""
-    ids = [s.id for s in run_samples(run)]
+    ids = [s.id for s in open_choice(run)[0]]
     selector, rows = open_selector(run, ids), []
     for step in range(1, steps + 1):
         chosen = selector.next(B)
@@ -165,7 +165,7 @@ def test_a_departure_from_the_plan_or_the_selector_is_an_error(files: Path, tmp_
 
 def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_path: Path) -> None:
     run = a_run(files, tmp_path, "adarft")
-    ids = [s.id for s in run_samples(run)]
+    ids = [s.id for s in open_choice(run)[0]]
     for changed, of, message in (
         (replace(run, table=str(tmp_path / "none.parquet")), ids, "none.parquet is missing: pass what the stage .measured."),
         (replace(run, arm="gainrl"), ids, "gainrl needs the columns sample_id and angle_concentration"),

@@ -213,6 +213,7 @@ def scored_pool(n: int = 600) -> tuple[pd.DataFrame, pd.DataFrame]:
     for suffix, deviation in (("", 0.3), ("@tfidf", 0.8), ("@blind", 100.0)):
         raw = 5 + hard + deviation * rng.normal(size=n)
         columns |= {f"ranking{suffix}": raw.round(1), f"raw{suffix}": raw}
+    columns["phi@sae"] = [np.array([value]) for value in columns["raw"]]
     return pd.DataFrame(columns), pd.DataFrame({"sample_id": ids, "pass_rate": 1 / (1 + np.exp(3 * hard))}).iloc[: 2 * n // 3]
 
 
@@ -228,6 +229,7 @@ def test_every_score_is_blurred_to_the_same_correlation_and_keeps_its_values() -
     pairs = [sorted(map(tuple, table[["ranking", "raw"]].to_numpy())) for table in (scores, found)]
     assert pairs[0] == pairs[1] and found[["cluster", "ranking@blind"]].equals(scores[["cluster", "ranking@blind"]])
     assert spearmanr(found["ranking"], found["ranking@tfidf"])[0] > spearmanr(scores["ranking"], found["ranking@tfidf"])[0]
+    assert np.concatenate(found["phi@sae"].tolist()).tolist() == found["raw"].tolist(), "features go with the score"
     shuffled = scores.sample(frac=1, random_state=1)
     again = blurred(shuffled, rates, 0.45, seed=0)[0].loc[scores.index]
     pd.testing.assert_frame_equal(again[["ranking@tfidf"]], found[["ranking@tfidf"]])

@@ -55,6 +55,11 @@ class Sample:
         return [*json.loads(self.before or "[]"), {"role": "user", "content": self.prompt}]
 
     @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What a policy is asked: the messages where earlier ones belong to it, else the prompt."""
+        return self.messages if self.before else self.prompt
+
+    @property
     def solution(self) -> str:
         """The solution span: one line a step, then the answer line; '' without a worked solution."""
         return "\n".join((*self.steps, f"Answer: {self.answer}")) if self.solved else ""

@@ -158,7 +158,7 @@ def export_files(export: Export, target: str) -> dict[str, bytes]:
     plan, files, told = export.plan, dict[str, bytes](), []
     for position, sample in enumerate(export.samples):
         told.append({"id": sample.id, "prompt": sample.prompt, "messages": sample.messages, "position": position,
-                     "asked": sample.messages if sample.before else sample.prompt, "answer": bare_answer(sample.answer),
+                     "asked": sample.asked, "answer": bare_answer(sample.answer),
                      "step": position // plan.prompts_per_step})  # fmt: skip
     for name, schema in TARGETS[target].items():
         files[name] = _rows_as_bytes([_filled(schema, values) for values in told], Path(name).suffix)

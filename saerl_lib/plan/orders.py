@@ -352,22 +352,31 @@ def _rows_of(plan: BatchPlan, ids: Ids) -> np.ndarray:
 # The stage.
 
 
-def shown_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[str]:
+Asked = str | list[dict[str, str]]
+"""A prompt, or the chat messages that end with it."""
+
+
+def shown_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool) -> list[str]:
     """Prompts as text: the tokenizer's chat template with the assistant's turn opened, or a line break behind them.
 
-    Raises DataError when the tokenizer has no chat template.
+    Raises DataError when the tokenizer has no chat template, and for messages without one.
     """
     if not chat:
-        return [prompt + SEPARATOR for prompt in prompts]
+        if any(isinstance(prompt, list) for prompt in prompts):
+            raise DataError("a prompt has messages before it: use the chat template (train: --chat; plan: leave out --plain)")
+        return [f"{prompt}{SEPARATOR}" for prompt in prompts]
     if not tokenizer.chat_template:
         raise DataError("the policy's tokenizer has no chat template: pass --plain (train: leave out --chat) for plain text")
     return [
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], tokenize=False,
+            add_generation_prompt=True,
+        )
         for prompt in prompts
     ]
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool = False) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool = False) -> list[list[int]]:
     """Token ids of each prompt, the separator to the solution or the chat template included."""
     return tokenizer(shown_prompts(tokenizer, prompts, chat), add_special_tokens=not chat)["input_ids"]
 
@@ -386,8 +395,8 @@ def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     """
     b, longest, reason = profile.plan.prompts_per_step, profile.train.max_prompt_tokens, np.full(len(samples), "", dtype=object)
     if longest is not None:
-        prompts = [sample.prompt for sample in samples]
-        tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), prompts[:20], local=True)
+        prompts = [sample.asked for sample in samples]
+        tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), [s.prompt for s in samples[:20]], local=True)
         lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, profile.train.chat)]
         reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
     rows = np.flatnonzero(reason == "")

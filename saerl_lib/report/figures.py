@@ -462,7 +462,7 @@ CURVED = {"mean_avg": "Mean Avg@k of all sets (%)", "zero_variance_share": "Grou
 @figure_of("study_curves", "study_runs")
 def study_curves(runs: pd.DataFrame) -> Drawn:
     """Accuracy, groups without a gradient, and entropy by generated rollouts, for the paper's arms."""
-    runs = runs[runs["arm"].isin(PAPER_ARMS)]
+    runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
     facts = runs.groupby(["arm", "step"])[["rollouts", "problems"]].mean().reset_index()
     more = facts["problems"] > facts.groupby("arm")["problems"].transform("min")
     facts = facts.assign(more=more).rename(columns={"arm": "group", "step": "x"})

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 LAST = 3
 """Evaluations that the outcome averages."""
+PASS_AT = 8
+"""k of the study's Pass@k, in expectation; its Avg@k is the mean chance."""
 RUN = ["arm", "seed"]
 SET = [*RUN, "step", "eval_set"]
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
@@ -44,16 +46,25 @@ PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
 """The random order, and the group of the paper's own arms."""
+WHOLE = (PAPER, "online")
+"""Groups, and families of comparisons, with all matched seeds of `StudyConfig`."""
 
 # From evaluations to outcomes.
+
+
+def rated(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """With avg and passed, the shares of right answers and of solved problems: sampled, unless exact ones are there."""
+    if "avg" in evaluations:
+        return evaluations
+    return evaluations.assign(avg=evaluations["correct"] / evaluations["attempts"], passed=(evaluations["correct"] > 0) * 1.0)
 
 
 def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = "") -> dict[str, pd.DataFrame]:
     """Set name -> values [(arm, seed) x problem] in percent whose mean over problems is the run's outcome on that set.
 
-    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct. The set named
-    `passed` counts by Pass@k (is one of the k attempts right), the others by Avg@k. Small evaluations use the first problems of a
-    set, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id).
+    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct; or is `rated`. The
+    set named `passed` counts by Pass@k (is one of the k attempts right), the others by Avg@k. Small evaluations use the first
+    problems, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id).
     Raises ValueError when a run lacks one of the last evaluations or was evaluated on other problems.
     """
     steps = np.sort(evaluations["step"].unique())[-last:]
@@ -63,7 +74,8 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = ""
         raise ValueError(
             f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not"
         )
-    rate = (frame["correct"] / frame["attempts"]).where(frame["eval_set"] != passed, (frame["correct"] > 0).astype(float))
+    frame = rated(frame)
+    rate = frame["avg"].where(frame["eval_set"] != passed, frame["passed"])
     out = {}
     for name, part in frame.assign(rate=100.0 * rate / len(steps)).groupby("eval_set"):
         counts = part.groupby("step")["sample_id"].nunique()
@@ -86,8 +98,8 @@ def outcomes(values: Mapping[str, pd.DataFrame]) -> pd.Series:
 def set_rates(evaluations: pd.DataFrame, problems: int | None = None, by: Sequence[str] = SET) -> pd.DataFrame:
     """Percent by arm, seed, step and set: avg (Avg@k), passed (Pass@k), n (problems), of the first `problems` or of all."""
     frame = evaluations if problems is None else evaluations.groupby(SET).head(problems)
-    rated = frame.assign(avg=100.0 * (frame["correct"] / frame["attempts"]), passed=100.0 * (frame["correct"] > 0))
-    return rated.groupby(list(by)).agg(avg=("avg", "mean"), passed=("passed", "mean"), n=("correct", "size")).reset_index()
+    found = rated(frame).groupby(list(by)).agg(avg=("avg", "mean"), passed=("passed", "mean"), n=("avg", "size")).reset_index()
+    return found.assign(avg=100.0 * found["avg"], passed=100.0 * found["passed"])
 
 
 def _with_mean(rates: pd.DataFrame, value: str = "avg", name: str = "mean") -> pd.DataFrame:
@@ -97,16 +109,17 @@ def _with_mean(rates: pd.DataFrame, value: str = "avg", name: str = "mean") -> p
     return pd.concat([rates, means])[[*keys, "eval_set", value]].rename(columns={value: "value"})
 
 
-def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
-    """Rows of study_runs.csv: one an arm, seed and evaluation step."""
-    keys = [*RUN, "step"]
+def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame, tail: pd.DataFrame) -> pd.DataFrame:
+    """Rows of study_runs.csv: one an arm, seed and evaluation step; part says run, or tail behind the common random tail."""
+    last, evaluations, keys = evaluations["step"].max(), pd.concat([evaluations, tail]), [*RUN, "step"]
     wide = set_rates(evaluations).pivot(index=keys, columns="eval_set", values="avg")
     facts = evaluations.groupby(keys).agg(
         update=("update", "first"), rollouts=("rollouts", "first"), problems=("sample_id", "size"),
         completions=("attempts", "sum"),
     )  # fmt: skip
     table = wide.add_prefix("avg_").assign(mean_avg=wide.mean(axis=1))
-    return facts.join(table).join(_training(facts, curve)).reset_index()
+    found = facts.join(table).join(_training(facts, curve)).reset_index()
+    return found.assign(part=np.where(found["step"] > last, "tail", "run"))
 
 
 TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
@@ -146,19 +159,30 @@ def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: 
     return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
 
 
-def _areas(runs: pd.DataFrame, value: str) -> pd.Series:
-    """(arm, seed) -> area under the curve of `value` over steps, divided by the run's length."""
-    groups = runs.sort_values("step").groupby(RUN)[["step", value]]
-    return groups.apply(lambda run: float(np.trapezoid(run[value], run["step"]) / np.ptp(run["step"])))
+def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
+    curve over steps, divided by the run's length), tail (accuracy behind the common random tail, NaN without one) and silent
+    (percent of its generated groups without a gradient). `runs` is `runs_table`."""
+    curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
+    behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
+    areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
+    return pd.DataFrame({
+        "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
+        "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
+        "silent": 100 * before["zero_variance_share"].mean(),
+    })  # fmt: skip
 
 
-def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame) -> pd.DataFrame:
+def summary_table(
+    results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame, runs: pd.DataFrame
+) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `study_targets`.
+    `steps` is `study_targets`, `runs` is `runs_table`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
-    values, runs = outcome_values(evaluations), runs_table(evaluations, results["curve"])
+    values, single = outcome_values(evaluations), run_values(evaluations, runs)
+    runs = runs[runs["part"] == "run"]
     present = [name for name in arms if name in set(evaluations["arm"])]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     pairs = [(name, BASELINE) for name in present if name != BASELINE and BASELINE in present]
@@ -171,8 +195,8 @@ def summary_table(results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], 
         against[["difference", "ci_low", "ci_high", "holm_low", "holm_high", "detectable"]],
         runs[runs["step"] == runs["step"].max()].groupby("arm")[shown].mean().add_prefix("final_"),
         steps.agg(steps_to_target=("steps", "mean"), targets_reached=("reached", "mean")),
-        _areas(runs, "mean_avg").groupby("arm").mean().rename("area"),
-        runs[runs["step"] > 0].groupby("arm")[TRAINING].mean(),
+        single.groupby("arm").mean(),
+        runs[runs["step"] > 0].groupby("arm")[TRAINING[1:]].mean(),
         results["budget"].groupby("arm")[spent].mean(),
         results["provenance"].groupby("arm")[["training_s", "evaluation_s"]].mean(),
     ]
@@ -195,7 +219,7 @@ NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim i
 def planned_seeds(family: str) -> int:
     """Matched seeds that the protocol gives to the arms of a family of comparisons."""
     study = StudyConfig()
-    return study.seeds if family == "paper" else study.other_seeds
+    return study.seeds if family in WHOLE else study.other_seeds
 
 
 def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> pd.DataFrame:
@@ -210,21 +234,28 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
     return corrected(pairs, found, SMALLEST_STEPS if saved else SMALLEST_POINTS)
 
 
-def comparison_rows(evaluations: pd.DataFrame, steps: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
+def _known(values: pd.Series, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether all arms have the value: those at equal rollouts have no tail."""
+    return {name for pair in pairs for name in pair} <= set(values.dropna().index.get_level_values("arm"))
+
+
+def comparison_rows(
+    evaluations: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, extra: Sequence[str] = ()
+) -> pd.DataFrame:
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
 
-    Metrics: the outcome, percent of the steps to target saved, points of the area under the accuracy curve (means over sets).
-    The claim and the paper's value stand with the outcome alone.
+    Metrics: the outcome, percent of the steps to target saved, and points of what `run_values` has (means over sets). The claim
+    and the paper's value stand with the outcome alone.
     """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
-    areas = _areas(set_rates(evaluations).groupby([*RUN, "step"])["avg"].mean().reset_index(), "avg")
+    single = run_values(evaluations, runs)
     own = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
     known = pd.concat([COMPARISONS, own]) if extra else COMPARISONS
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
     for _, pairs in known.groupby("family", sort=False):
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
-        found = {"outcome": compare(values, names, SMALLEST_POINTS), "steps": compare_runs(steps_of_run, names, saved=True),
-                 "area": compare_runs(areas, names)}  # fmt: skip
+        found = {"outcome": compare(values, names, SMALLEST_POINTS), "steps": compare_runs(steps_of_run, names, saved=True)}
+        found |= {metric: compare_runs(single[metric].dropna(), names) for metric in single if _known(single[metric], names)}
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))

@@ -69,11 +69,11 @@ COLUMNS = """
 08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds verdict notebook? figure? command?
 08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
 08 study_pilot: part arm learning_rate seed outcome
-08 study_runs: arm seed step update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a avg_mid_b
-    mean_avg zero_variance_share? entropy? grad_norm?
+08 study_runs: arm seed step part update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a
+    avg_mid_b mean_avg zero_variance_share? entropy? grad_norm?
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
-    steps_to_target targets_reached area zero_variance_share entropy grad_norm updates prompts distinct_prompts rollouts
+    steps_to_target targets_reached best tail? area silent entropy grad_norm updates prompts distinct_prompts rollouts
     rollouts_used tokens training_s evaluation_s
 08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
     detectable? claim? paper_value?
@@ -81,7 +81,7 @@ COLUMNS = """
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
 08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds paper_swapped paper_difference
 08 study_targets: arm seed eval_set target steps reached
-08 study_budget: arm seed updates prompts distinct_prompts rollouts rollouts_used tokens counted
+08 study_budget: arm seed steps updates prompts distinct_prompts rollouts rollouts_used tokens
 08 study_provenance: run arm seed config_hash learning_rate commit cpu threads versions training_s evaluation_s peak_memory_mb
 10 own_clusters: cluster n share% planned median_length mean_difficulty? labels top_topic? topic_share?% terms? typical
 """
@@ -164,13 +164,17 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     _lacking(frame, schema, f"table {name}")
     if unknown := [column for column in frame if column not in schema.columns]:
         raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
-    if frame.empty:
+    if frame.empty and name not in WAITING:
         raise TableError(f"table {name} has no rows; nothing would be drawn from it")
     _check_values(frame, name, schema)
     ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
     write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
     return path
+
+
+WAITING = ("study_comparisons", "study_mixing")
+"""Tables without rows until the study has made the runs that they compare."""
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
@@ -187,7 +191,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
     _lacking(frame, schema, str(path))
-    if frame.empty:
+    if frame.empty and name not in WAITING:
         raise TableError(f"{path} has no rows; {remedy}")
     return frame[list(schema.columns)]
 

@@ -1,8 +1,9 @@
 """The RL study's grid: every arm on its matched seeds as independent runs, in parts, its tables, and the command `grid` (ours).
 
-Seeds come first, arms second, so that a part that ends early holds whole seeds and its differences stay paired; a killed grid
-goes on where it was. A profile with a study trains what is unfinished and writes its tables; every other profile shows the
-committed ones of `figures/data`.
+Runs go by question, then by seed, so that a part that ends early holds whole seeds and its differences stay paired; a killed
+grid goes on where it was. A finished run leaves a record of some kilobytes; those of `figures/data/runs` are committed and
+stand for their runs, so that the study goes on on another machine. A profile with a study trains what is unfinished and writes
+its tables; every other profile shows the committed ones of `figures/data`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage
-from saerl_lib.config import PlanConfig, Profile, get_profile, sub_seed
+from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
+from saerl_lib.config import PlanConfig, Profile, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.encode.parts import ray_cluster, require_ray
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.notebooks import UserError
@@ -31,9 +34,9 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
-from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
+from saerl_lib.train.arms import DRAWS, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import policy_folder
-from saerl_lib.train.run import DONE, Run, read_run, write_table
+from saerl_lib.train.run import DONE, Run, read_run
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
 from saerl_lib.world.gates import scores_stage
 from saerl_lib.world.sources import world_stage
@@ -43,13 +46,18 @@ TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "
 """Tables that `collect_study` writes."""
 SHOWN = (*TABLES, "world_controls", "study_pilot", "preparation_cost")
 """Tables that notebook 08 shows: controls, pilot and the cost of preparation come from commands of their own."""
-PROBLEMS = "study_problems.parquet"
-"""Evaluations by problem: one row a run, evaluation and problem."""
+RUNS = "runs"
+"""Folder of the records, `<run>.parquet`: its evaluations by problem, and in the file's metadata the rest."""
 KINDS = {
     "arm": "category", "seed": "int16", "step": "int16", "update": "int16", "rollouts": "int32", "eval_set": "category",
-    "sample_id": "category", "attempts": "int8", "correct": "int8",
+    "sample_id": "category", "attempts": "int8", "correct": "int8", "gold_probability": "float32",
 }  # fmt: skip
-"""Columns of `PROBLEMS`, small so that the file is."""
+"""Columns of a record; likelihoods have four decimals."""
+CURVE = ["step", *study.TRAINING]
+ENGINE = 1
+"""Raised whenever training changes what a run gives: committed runs of another engine do not count."""
+QUESTIONS = (("paper",), ("online",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"))
+"""Groups of arms in the order in which their questions are answered: the paper's method against a random order first."""
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -58,19 +66,22 @@ def run_name(arm: Arm, seed: int) -> str:
 
 
 def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None = None) -> list[tuple[Arm, int]]:
-    """(arm, matched seed), seed by seed: of the given seeds, or of all that the profile gives to the arm's group."""
-    count = {arm.name: profile.study.seeds if arm.group == study.PAPER else profile.study.other_seeds for arm in arms}
-    every = range(max(count.values(), default=0)) if seeds is None else seeds
-    return [(arm, seed) for seed in every for arm in arms if seeds is not None or seed < count[arm.name]]
+    """(arm, matched seed), by question and then by seed: of the given seeds, or of all that the profile gives to the group."""
+    cells = []
+    for groups in QUESTIONS:
+        own = [arm for arm in arms if arm.group in groups]
+        count = profile.study.seeds if groups[0] in study.WHOLE else profile.study.other_seeds
+        cells += [(arm, seed) for seed in (range(count) if seeds is None else seeds) for arm in own]
+    return cells
 
 
-def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int) -> BatchPlan:
+def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int, draw: int = 0) -> BatchPlan:
     """The arm's order as a plan of its own batch size, whole batches alone.
 
     Raises ArmError when the order names rows that the pool does not have or is shorter than the budget.
     """
     sized = scaled(config, arm.batch_factor) if arm.batch_factor > 1 else config
-    setting = ArmSetting(sized, steps // arm.batch_factor, seed)
+    setting = ArmSetting(sized, steps // arm.batch_factor, seed, draw)
     found = arm.order(pool, setting)  # type: ignore[misc]
     if isinstance(found, BatchPlan):
         return found
@@ -87,10 +98,10 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
     """The run of an arm on a matched seed; a fixed order is written as a plan under `home`/plans."""
     plan, table = None, pools.path(f"{arm.pool}_table.parquet") if arm.policy is not None else None
     if arm.policy is None:
-        matched = sub_seed(profile.seed, f"arm-order-{seed}") if arm.seeded else 0
-        plan = home / "plans" / (f"{run_name(arm, seed)}.parquet" if arm.seeded else f"{arm.name}.parquet")
+        matched, pool = sub_seed(profile.seed, f"arm-order-{seed}"), load_arm_pool(pools, arm.pool)
+        plan = home / "plans" / f"{run_name(arm, seed)}.parquet"
         plan.parent.mkdir(parents=True, exist_ok=True)
-        write_plan(arm_plan(arm, load_arm_pool(pools, arm.pool), profile.plan, profile.steps, matched), plan)
+        write_plan(arm_plan(arm, pool, profile.plan, profile.steps, matched, seed % DRAWS), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
         arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(profile.policy),
@@ -98,41 +109,102 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
     )  # fmt: skip
 
 
+def planned_runs(
+    profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None
+) -> list[Run]:
+    """`planned_run` of every cell."""
+    return [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
+
+
+def protocol(run: Run) -> str:
+    """Hash of what a record shares with the run that it stands for: arm, seed, settings, evaluations, policy and engine.
+
+    Not the plan, which may differ in its last digits between processors, nor the code; the record names both.
+    """
+    settings = {name: value for name, value in to_dict(run.train).items() if name not in ("seeds", "checkpoint_every_steps")}
+    files = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
+    sizes = [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
+    return content_hash([run.arm, run.seed, settings, sizes, [file_sha256(Path(p)) for p in files], ENGINE])
+
+
+def keep_record(run: Run, home: Path) -> Path:
+    """Write the record of a finished run into `home`, whole or not at all.
+
+    The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
+    """
+    path, done = home / f"{run.folder.name}.parquet", json.loads((run.folder / DONE).read_text(encoding="utf-8"))
+    home.mkdir(parents=True, exist_ok=True)
+    frame = pd.read_parquet(run.folder / "evaluations.parquet").sort_values(["step", "eval_set"], kind="stable")
+    frame["gold_probability"] = frame["gold_probability"].round(4)
+    curve = _curve(run.folder)[CURVE].astype(float).round(4)
+    about = {"protocol": protocol(run), "key": run.key, "provenance": _provenance(run.folder, done),
+             "budget": _budget(run.folder), "curve": curve.to_dict("list")}  # fmt: skip
+    table = pa.Table.from_pandas(frame[list(KINDS)].astype(KINDS), preserve_index=False)
+    table = table.replace_schema_metadata({**table.schema.metadata, b"run": json.dumps(about)})
+    pq.write_table(table, path.with_suffix(".partial"), compression="zstd")
+    path.with_suffix(".partial").replace(path)
+    return path
+
+
+def about_record(path: Path) -> dict[str, Any]:
+    """protocol, key, provenance, budget and curve of a record."""
+    return json.loads(pq.read_schema(path).metadata[b"run"])
+
+
+def records(profile: Profile, runs: Sequence[Run], committed: bool = True) -> dict[str, Path]:
+    """Name of a run -> its record: one of this machine, or else (with `committed`) the committed one of the same protocol."""
+    found = {}
+    for run in runs:
+        own = paths.figure_data_dir(profile.name) / RUNS / f"{run.folder.name}.parquet"
+        if run.finished and not (own.is_file() and about_record(own)["key"] == run.key):
+            keep_record(run, own.parent)
+        for path in (own, paths.PUBLISHED / RUNS / own.name) if committed else (own,):
+            if path.is_file() and about_record(path)["protocol"] == protocol(run):
+                found.setdefault(run.folder.name, path)
+    return found
+
+
 def run_grid(
-    profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None,
-    seconds: float | None = None, backend: str | None = None,
-) -> dict[str, str]:  # fmt: skip
-    """Run what is unfinished of the grid; after `seconds` no further run is started. Returns failures, log by run.
+    profile: Profile, runs: Sequence[Run], seconds: float | None = None, backend: str | None = None, again: bool = False
+) -> dict[str, str]:
+    """Run what has no record, with `again` no record of this machine; after `seconds` no further run is started.
 
     With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
-    A run that was lost with its machine is resumed by the next call.
+    A run that was lost with its machine is resumed by the next call. Returns failures, log by run.
     """
-    runs = [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
+    known = records(profile, runs, committed=not again)
+    waiting = [run for run in runs if run.folder.name not in known]
     if backend is None:
-        return run_all(runs, keep_going=True, seconds=seconds)
+        return run_all(waiting, keep_going=True, seconds=seconds)
     with joblib.parallel_config(backend, n_jobs=-1):
-        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in runs if not run.finished)
+        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
     return {name: log for part in found for name, log in part.items()}
 
 
-def results(folders: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """`evaluations`, `curve`, `budget` and `provenance` of finished runs, merged.
+def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """`evaluations`, those of the `tail`, `curve`, `budget` and `provenance` of records, merged.
 
-    The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
-    Raises ArtifactError when two runs were made with different versions of the packages or learning rates.
+    Evaluations have avg, the exact chance of the gold solution, and passed, that of one in `PASS_AT` attempts.
+    Raises ArtifactError when two runs were made with different versions of the packages.
     """
-    made = pd.DataFrame([_provenance(f, json.loads((f / DONE).read_text(encoding="utf-8"))) for f in folders])
+    about = [about_record(path) for path in files]
+    made = pd.DataFrame([one["provenance"] for one in about])
     first = made.iloc[0]
-    for what in ("versions", "learning_rate"):
-        other = made[made[what] != first[what]]
-        if len(other):
-            raise ArtifactError(
-                f"{other['run'].iloc[0]} was made with {what} {other[what].iloc[0]}, {first['run']} with {first[what]}: runs of "
-                f"different {what.replace('_', ' ')} are not merged; make them again with one"
-            )
-    evaluations = pd.concat([pd.read_parquet(f / "evaluations.parquet") for f in folders])
-    tables = {"evaluations": evaluations, "curve": pd.concat([_curve(f) for f in folders])}
-    return {**tables, "budget": pd.DataFrame([_budget(f) for f in folders]), "provenance": made}
+    other = made[made["versions"] != first["versions"]]
+    if len(other):
+        raise ArtifactError(
+            f"{other['run'].iloc[0]} was made with {other['versions'].iloc[0]}, {first['run']} with {first['versions']}: runs of "
+            "different versions are not merged; make them again with one"
+        )
+    frames = [pd.read_parquet(path).astype({name: str for name in ("arm", "eval_set", "sample_id")}) for path in files]
+    evaluations = pd.concat([frame.assign(run=place) for place, frame in enumerate(frames)], ignore_index=True)
+    chance = evaluations["gold_probability"].astype(float)
+    evaluations = evaluations.assign(avg=chance, passed=1 - (1 - chance) ** study.PASS_AT)
+    curves = [pd.DataFrame(one["curve"]).assign(arm=one["budget"]["arm"], seed=one["budget"]["seed"]) for one in about]
+    end = evaluations["run"].map({place: one["budget"]["steps"] for place, one in enumerate(about)})
+    evaluations, behind = evaluations.drop(columns="run"), evaluations["step"] > end
+    tables = {"evaluations": evaluations[~behind], "tail": evaluations[behind], "curve": pd.concat(curves, ignore_index=True)}
+    return {**tables, "budget": pd.DataFrame([one["budget"] for one in about]), "provenance": made}
 
 
 def _curve(folder: Path) -> pd.DataFrame:
@@ -157,21 +229,28 @@ def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _budget(folder: Path) -> dict[str, Any]:
-    """Prompts, rollouts and tokens that a run spent, by evaluation step where needed summed up."""
+    """Prompts, rollouts and tokens that a run spent before its tail."""
+    run = read_run(folder)
     columns = ["arm", "seed", "step", "sample_id", "used", "completion_tokens"]
-    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=columns)
+    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=columns, filters=[("step", "<=", run.updates)])
     group = rollouts.drop_duplicates(["step", "sample_id"])
     return {
-        "arm": rollouts["arm"].iloc[0], "seed": rollouts["seed"].iloc[0], "updates": int(rollouts["step"].max()),
-        "prompts": len(group), "distinct_prompts": rollouts["sample_id"].nunique(), "rollouts": len(rollouts),
-        "rollouts_used": int(rollouts["used"].sum()), "tokens": int(rollouts["completion_tokens"].sum()), "counted": "run",
+        "arm": run.arm, "seed": run.seed, "steps": run.steps, "updates": int(rollouts["step"].max()), "prompts": len(group),
+        "distinct_prompts": rollouts["sample_id"].nunique(), "rollouts": len(rollouts),
+        "rollouts_used": int(rollouts["used"].sum()), "tokens": int(rollouts["completion_tokens"].sum()),
     }  # fmt: skip
 
 
-def finished(profile: Profile, cells: Sequence[tuple[Arm, int]]) -> list[Path]:
-    """Folders of the finished runs of these cells, each under the key it was last asked for."""
-    folders = [jobs_home(profile) / run_name(arm, seed) for arm, seed in cells]
-    return [folder for folder in folders if (folder / DONE).exists() and read_run(folder).finished]
+def difference(path: Path, committed: Path) -> str:
+    """What a run that was trained again gives beside its committed record."""
+    if not committed.is_file():
+        return "not committed"
+    here, there = (pd.read_parquet(p) for p in (path, committed))
+    if here.equals(there):
+        return "every evaluation of every problem as committed"
+    ends = [frame[frame["step"] == frame["step"].max()]["gold_probability"].mean() for frame in (here, there)]
+    cpus = [about_record(p)["provenance"]["cpu"] for p in (path, committed)]
+    return f"last evaluation {100 * ends[0]:.2f} %, committed {100 * ends[1]:.2f} % ({cpus[0]}; {cpus[1]})"
 
 
 def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm]:
@@ -191,11 +270,12 @@ def study_tables(
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
     steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    runs = study.runs_table(evaluations, found["curve"], found["tail"])
     own = [name for name, arm in known.items() if name in present and arm.group == "user"]
     return {
-        "study_runs": study.runs_table(evaluations, found["curve"]),
-        "study_summary": study.summary_table(found, known, steps),
-        "study_comparisons": study.comparison_rows(evaluations, steps, own),
+        "study_runs": runs,
+        "study_summary": study.summary_table(found, known, steps, runs),
+        "study_comparisons": study.comparison_rows(evaluations, steps, runs, own),
         "study_targets": steps,
         "study_paper_tables": study.beside_paper(evaluations, steps),
         "study_mixing": study.mixing_rows(evaluations),
@@ -204,29 +284,22 @@ def study_tables(
     }
 
 
-def collect_study(profile: Profile, cells: Sequence[tuple[Arm, int]], folder: Path) -> None:
-    """Write the tables of all finished cells, and their evaluations by problem, into `folder`; none without a run of `grpo`.
+def collect_study(profile: Profile, runs: Sequence[Run], arms: Mapping[str, Arm]) -> None:
+    """Write the tables of all runs with a record into the profile's own folder, a table that waits for other arms without rows.
 
-    Says which cells are not finished, and where the tables lie.
+    None without a record of `grpo`. Says which runs have no record, and where the tables lie.
     """
-    here = finished(profile, cells)
-    done = {run.name for run in here}
-    missing = [name for name in (run_name(arm, seed) for arm, seed in cells) if name not in done]
+    known, folder = records(profile, runs), paths.figure_data_dir(profile.name)
+    missing = [run.folder.name for run in runs if run.folder.name not in known]
     if missing:
-        print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
-    if not any(name.startswith(f"{study.BASELINE}-seed") for name in done):
+        print(f"{len(missing)} of {len(runs)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
+    if not any(name.startswith(f"{study.BASELINE}-seed") for name in known):
         print("no tables: they compare with grpo, of which no run is finished here")
         return
-    found, arms = results(here), {arm.name: arm for arm, _ in cells}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in study_tables(found, profile, arms).items():
+    for name, table in study_tables(results(list(known.values())), profile, arms).items():
+        write_csv(table, name, folder)
         if table.empty:
-            (folder / f"{name}.csv").unlink(missing_ok=True)
             print(f"{name} waits for arms that are not finished")
-        else:
-            write_csv(table, name, folder)
-    evaluations = found["evaluations"].sort_values(["arm", "seed", "step", "eval_set", "sample_id"])
-    write_table(evaluations[list(KINDS)].reset_index(drop=True).astype(KINDS), folder / PROBLEMS)
     print(f"tables of all finished runs: {folder}")
 
 
@@ -254,9 +327,9 @@ def train_study(profile: Profile) -> pd.DataFrame:
     Raises ArtifactError when runs failed; the others are kept.
     """
     if profile.study is not None:
-        cells = cells_of(profile, chosen_arms([]))
-        failed = run_grid(profile, *study_stages(profile), cells)
-        collect_study(profile, cells, paths.figure_data_dir(profile.name))
+        runs = planned_runs(profile, *study_stages(profile), cells_of(profile, chosen_arms([])))
+        failed = run_grid(profile, runs)
+        collect_study(profile, runs, all_arms())
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
     made = study_table(profile, "study_provenance").groupby("arm", sort=False)
@@ -274,12 +347,13 @@ def open_study(profile: Profile) -> dict[str, pd.DataFrame]:
 
 def run_study(
     arms: Sequence[str] | None, seeds: Sequence[int] | None, hours: float | None, arms_from: Path | None, profile: str,
-    list: bool, ray: str | None,
+    list: bool, ray: str | None, again: bool = False,
 ) -> int:  # fmt: skip
     """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms.
 
     The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
-    go to the profile's own folder; without a run of `grpo` there are none. Raises ArtifactError when a run failed.
+    go to the profile's own folder; without a run of `grpo` there are none. With `again` runs that are committed are trained here
+    too, and it says how they differ. Raises ArtifactError when a run failed.
     """
     everything = chosen_arms([], arms_from)
     if list:
@@ -294,16 +368,19 @@ def run_study(
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
         require_ray(ray)
     stages = study_stages(chosen)
-    whole, cells = cells_of(chosen, everything), cells_of(chosen, wanted, seeds)
+    runs = planned_runs(chosen, *stages, cells_of(chosen, wanted, seeds), arms_from)
     with ray_cluster(ray) if ray is not None else contextlib.nullcontext():
         if ray is not None:
             import_module("ray.util.joblib").register_ray()
         seconds = hours * 3600 if hours is not None else None
-        failed = run_grid(chosen, *stages, cells, arms_from, seconds, None if ray is None else "ray")
-    print(f"{len(finished(chosen, cells))} of {len(cells)} runs are finished, {len(failed)} failed")
-    for run, log in failed.items():
-        print(f"\n{run}\n{log}")
-    collect_study(chosen, whole, paths.profile_dir(chosen.name) / "tables")
+        failed = run_grid(chosen, runs, seconds, None if ray is None else "ray", again)
+    here = records(chosen, runs, committed=not again)
+    print(f"{len(here)} of {len(runs)} runs are finished, {len(failed)} failed")
+    for name, path in here.items() if again else ():
+        print(f"{name}: {difference(path, paths.PUBLISHED / RUNS / path.name)}")
+    for name, log in failed.items():
+        print(f"\n{name}\n{log}")
+    collect_study(chosen, planned_runs(chosen, *stages, cells_of(chosen, everything), arms_from), all_arms(arms_from))
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0

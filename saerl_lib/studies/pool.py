@@ -2,7 +2,7 @@
 
 Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
 columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
-2602.14111).
+2602.14111). draw1 and further: SAE and k-means of another seed, crossed with the matched seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.cluster import KMeans
@@ -26,7 +27,7 @@ from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.models import open_decoder, token_vectors
 from saerl_lib.encode.stages import read, retained_of
-from saerl_lib.encode.store import DENSE, load_split_features
+from saerl_lib.encode.store import DENSE, Store, load_split_features
 from saerl_lib.encode.tokens import Layout
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
@@ -34,37 +35,45 @@ from saerl_lib.properties.probes import fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
 from saerl_lib.studies.sensitivity import texts_of
-from saerl_lib.train.arms import ArmPool
+from saerl_lib.train.arms import DRAWS, ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups
 
-NAMES = ("tfidf", "dense", "frozen")
+DRAWN = tuple(f"draw{number}" for number in range(1, DRAWS))
+NAMES = ("tfidf", "dense", "frozen", *DRAWN)
 MOTIFS = 32
 """Groups of retained latents for the IRDS-style arm (not public; ours)."""
 GREEDY = 1e-4
 """Temperature at which sampling is greedy but for exact ties."""
-FROZEN_TOKENS = 600_000
-"""Vectors of L that the SAE with a frozen decoder is trained on; its other settings are those of the shipped SAE."""
+OWN_TOKENS = 300_000
+"""Vectors of L, in several passes, that the SAEs of this stage are trained on; their other settings are the shipped one's."""
 
 
 def model_features(
     profile: Profile, labelled: list[Sample], pool: list[Sample], folder: Path
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Pooled features of a frozen-decoder SAE, trained on L's activations into `folder`, and of the dense activations."""
+    """Pooled features of a frozen-decoder SAE and the draws', trained on L's activations into `folder`, and dense activations."""
     decoder, tokenizer, _ = open_decoder(profile.reader)
     layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
     vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
-    config = replace(SHIPPED_SAE, tokens=FROZEN_TOKENS, seed=sub_seed(profile.seed, "sae"))
-    train_sae(vectors, config, folder / "sae", "frozen_decoder")
-    reader = replace(profile.reader, sae=str(folder / "sae"), others=(), dense=True)
+    saes = {name: folder / f"sae_{name}" for name in ("frozen", *DRAWN)}
+    for name, place in saes.items():
+        config = replace(SHIPPED_SAE, tokens=OWN_TOKENS, seed=sub_seed(profile.seed, f"sae-{name}"))
+        train_sae(vectors, config, place, "frozen_decoder" if name == "frozen" else "trained")
+    others = tuple((name, str(saes[name])) for name in DRAWN)
+    reader = replace(profile.reader, sae=str(saes["frozen"]), others=others, dense=True)
     store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")
-    cut, z, dense = len(labelled), store.select(retained_of(profile, store, labelled)), store.values(DENSE)
+    found = {"dense": store.values(DENSE)}
+    for name in saes:
+        own = store if name == "frozen" else Store(store.folder, name)
+        found[name] = own.select(retained_of(profile, own, labelled))
     shutil.rmtree(store.folder)
-    return {"frozen": (z[:cut], z[cut:]), "dense": (dense[:cut], dense[cut:])}
+    return {name: (z[: len(labelled)], z[len(labelled) :]) for name, z in found.items()}
 
 
 def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """scores.parquet: sample_id and, for every name of `NAMES`, cluster@, ranking@ and raw@ of the noisy pool."""
+    """scores.parquet of the noisy pool: sample_id, for every name of `NAMES` cluster@, ranking@ and raw@, phi@ where an arm reads
+    it, and phi@sae."""
 
     def compute(folder: Path) -> None:
         labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
@@ -77,14 +86,16 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         width = min(own[0].z.shape[1], texts[0].shape[0] - 1, texts[0].shape[1] - 1)
         svd = TruncatedSVD(width, random_state=sub_seed(profile.seed, "tfidf")).fit(texts[0])
         found["tfidf"] = (svd.transform(texts[0]), svd.transform(texts[1]))
-        frame = pd.DataFrame({"sample_id": own[1].ids})
+        frame = pd.DataFrame({"sample_id": own[1].ids, "phi@sae": list(own[1].phi)})
         for name in NAMES:
+            seed = profile.seed + (DRAWN.index(name) + 1 if name in DRAWN else 0)
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
             alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))
-            clusters = pool_clusters(phi[1][kept], profile.properties, profile.seed)
-            scores = fit_scorer(pooled, alone, labels, None, profile.properties, profile.seed, clusters).score(pooled)
+            clusters = pool_clusters(phi[1][kept], profile.properties, seed)
+            scores = fit_scorer(pooled, alone, labels, None, profile.properties, seed, clusters).score(pooled)
             frame = frame.assign(**{f"{column}@{name}": scores[column] for column in ("cluster", "ranking", "raw")})
-            frame[f"phi@{name}"] = list(phi[1].astype(np.float32))
+            if name in ("tfidf", "dense"):
+                frame[f"phi@{name}"] = list(phi[1].astype(np.float32))
         frame.to_parquet(folder / "scores.parquet", index=False)
 
     kept = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
@@ -127,9 +138,9 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
 
     def compute(folder: Path) -> None:
         samples, own = load_split(world, "pool"), load_split_features(features, "pool")
-        z, phi = own.z, list(own.phi)
+        z = own.z
         unused = ["runner_up", "distance", "calibrated", "half_width"]
-        labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples], "phi@sae": phi})
+        labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
         table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=unused)
         table = table.merge(labels, on="sample_id", validate="one_to_one")
         judged = pd.read_parquet(quality.path("kept.parquet"))
@@ -160,7 +171,8 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
 
 
 def load_arm_pool(stage: Stage, name: str) -> ArmPool:
-    """One pool of the stage; the feature matrices belong to the kept one."""
-    table = pd.read_parquet(stage.path(f"{name}_table.parquet"))
+    """One pool of the stage as orders read it; the feature matrices belong to the kept one."""
+    path = stage.path(f"{name}_table.parquet")
+    table = pd.read_parquet(path, columns=[n for n in pq.read_schema(path).names if not n.startswith("phi@")])
     features = load_file(stage.path("features.safetensors")) if name == "kept" else {}
     return ArmPool(table, {k: v.astype(np.float64) for k, v in features.items()})

@@ -167,7 +167,7 @@ class ClusterBandit:
 
 DAPO = {"dynamic_sampling": "equal_steps"}
 """DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
-SAME_COST = {"dynamic_sampling": "equal_rollouts"}
+SAME_COST = {"dynamic_sampling": "equal_rollouts", "tail_steps": 0}
 """DAPO at equal generated rollouts."""
 GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "user")
 
@@ -212,6 +212,22 @@ class ArmSetting:
     """Steps that the budget pays for."""
     seed: int
     """Seed of the arm's own randomness, another one for every matched seed."""
+    draw: int = 0
+    """Which SAE and k-means the matched seed has, of `DRAWS`; 0: the profile's own."""
+
+
+DRAWS = 3
+"""SAE x k-means draws that are crossed with the matched seeds, so that intervals over seeds cover them (ours)."""
+SHARP = "sharp"
+"""Ending of the names of the SAEs' scores before they are blurred: cluster@sharp, ranking@draw1_sharp."""
+
+
+def scored(pool: ArmPool, setting: ArmSetting, name: str, features: str = "") -> np.ndarray:
+    """A column [N]; cluster, ranking and raw are those of an encoder: the SAE of the matched seed's draw, blurred or
+    (`SHARP`) not, or any other by its name."""
+    own = [f"draw{setting.draw}"] * (setting.draw > 0)
+    encoder = "_".join(own + [SHARP] * (features == SHARP)) if features in ("", SHARP) else features
+    return pool.column(f"{name}@{encoder}" if encoder and name in ("cluster", "ranking", "raw") else name)
 
 
 Order = Callable[[ArmPool, ArmSetting], "np.ndarray | BatchPlan"]
@@ -238,8 +254,6 @@ class Arm:
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
-    seeded: bool = False
-    """Whether the order depends on the matched seed."""
 
     def __post_init__(self) -> None:
         if (self.order is None) == (self.policy is None):
@@ -257,7 +271,7 @@ def shuffle(pool: ArmPool, setting: ArmSetting, label: str = "shuffle") -> np.nd
 
 def easy_to_hard(pool: ArmPool, setting: ArmSetting, columns: Sequence[str]) -> np.ndarray:
     """Sorted by the first of `columns`, ties by the next and last by id, over the whole pool: no clusters, no mixing."""
-    return np.lexsort((np.asarray(pool.ids), *(pool.column(name) for name in reversed(columns))))
+    return np.lexsort((np.asarray(pool.ids), *(scored(pool, setting, name) for name in reversed(columns))))
 
 
 def ascending(pool: ArmPool, setting: ArmSetting, column: str, descending: bool = False) -> np.ndarray:
@@ -277,16 +291,16 @@ def curriculum(
     names another encoder. Without `sorting` the samples of a cluster come in random order, the same for every matched seed.
     `permuted` deals the scores to other samples: a difficulty that knows nothing, with the same values.
     """
-    suffix, config = f"@{features}" if features else "", setting.plan
+    config = setting.plan
     h = config.swapped_per_batch if swapped is None else round(swapped * config.prompts_per_step)
     config = dataclasses.replace(config, swapped_per_batch=h, **reading)  # type: ignore[arg-type]
     within = None if sorting else random_order(pool.ids, sub_seed(0, "within-cluster"))
-    score, raw = pool.column(f"{ranking}{suffix}"), pool.column(f"raw{suffix}")
+    cluster, score, raw = (scored(pool, setting, name, features) for name in ("cluster", ranking, "raw"))
     if permuted:
         other = np.random.default_rng(sub_seed(0, "permuted-scores")).permutation(len(score))
         score, raw = score[other], raw[other]
     return build_plan(
-        pool.ids, pool.column(f"cluster{suffix}"), score, raw, pool.column("length"), config,
+        pool.ids, cluster, score, raw, pool.column("length"), config,
         order="saerl" if mixing else "saerl_before_mixing", within=within,
     )  # fmt: skip
 
@@ -398,28 +412,26 @@ def adarft(pool: ArmPool, setting: ArmSetting, once: bool = False) -> Selector:
 
 
 ARMS = (
-    Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",), seeded=True),
-    Arm("adarft_once", "ADARFT, every prompt once", "control", policy=partial(adarft, once=True), needs=("pass_rate",),
-        seeded=True),
-    Arm("e2h", "E2H, cosine", "rival", order=e2h, seeded=True),
-    Arm("gainrl", "GAINRL", "paper", needs=("angle_concentration",), seeded=True,
+    Arm("adarft", "ADARFT", "paper", policy=adarft, needs=("pass_rate",)),
+    Arm("adarft_once", "ADARFT, every prompt once", "control", policy=partial(adarft, once=True), needs=("pass_rate",)),
+    Arm("e2h", "E2H, cosine", "rival", order=e2h),
+    Arm("gainrl", "GAINRL", "paper", needs=("angle_concentration",),
         policy=lambda pool, setting: MovingGaussian(pool.column("angle_concentration"), setting.seed)),
-    Arm("mopps", "MoPPS", "rival", seeded=True, policy=lambda pool, setting: PosteriorSampling(len(pool.table), setting.seed)),
-    Arm("grpo", "GRPO, random order", "paper", order=shuffle, seeded=True),
-    Arm("dapo", "DAPO, random order", "paper", order=shuffle, seeded=True, train=DAPO),
-    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle, seeded=True, train=SAME_COST),
+    Arm("mopps", "MoPPS", "rival", policy=lambda pool, setting: PosteriorSampling(len(pool.table), setting.seed)),
+    Arm("grpo", "GRPO, random order", "paper", order=shuffle),
+    Arm("dapo", "DAPO, random order", "paper", order=shuffle, train=DAPO),
+    Arm("dapo_rollouts", "DAPO at equal rollouts", "control", order=shuffle, train=SAME_COST),
     Arm("diff", "DIFF: easy to hard by label", "paper", order=partial(easy_to_hard, columns=("label",))),
-    Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=partial(shuffle, label="shuffle-b"), seeded=True),
-    Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=partial(shuffle, label="shuffle-c"), seeded=True),
-    Arm("hard_to_easy", "hard to easy by label", "control", order=partial(ascending, column="label", descending=True),
-        seeded=True),
-    Arm("short_to_long", "short to long", "control", order=partial(ascending, column="length"), seeded=True),
-    Arm("pass_rate_order", "easy to hard by base pass rate", "control", seeded=True,
+    Arm("grpo_shuffle_b", "random order, second shuffle", "control", order=partial(shuffle, label="shuffle-b")),
+    Arm("grpo_shuffle_c", "random order, third shuffle", "control", order=partial(shuffle, label="shuffle-c")),
+    Arm("hard_to_easy", "hard to easy by label", "control", order=partial(ascending, column="label", descending=True)),
+    Arm("short_to_long", "short to long", "control", order=partial(ascending, column="length")),
+    Arm("pass_rate_order", "easy to hard by base pass rate", "control",
         order=partial(ascending, column="pass_rate", descending=True)),
-    Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle, seeded=True, batch_factor=4),
-    Arm("grpo_filtered", "GRPO on the filtered noisy pool", "filter", order=shuffle, seeded=True, pool="filtered"),
-    Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle, seeded=True, pool="unfiltered"),
-    Arm("informative_half", "half the pool by pass rates near one half, twice", "control", seeded=True,
+    Arm("grpo_4b", "GRPO, four times the batch", "batch", order=shuffle, batch_factor=4),
+    Arm("grpo_filtered", "GRPO on the filtered noisy pool", "filter", order=shuffle, pool="filtered"),
+    Arm("grpo_unfiltered", "GRPO on the unfiltered pool", "filter", order=shuffle, pool="unfiltered"),
+    Arm("informative_half", "half the pool by pass rates near one half, twice", "control",
         order=partial(twice, select=informative_rows)),
     Arm("saerl_grpo", "SAERL on GRPO", "paper", order=curriculum),
     Arm("saerl_dapo", "SAERL on DAPO", "paper", order=curriculum, train=DAPO),
@@ -436,20 +448,20 @@ ARMS = (
     Arm("saerl_true", "SAERL with the true label as difficulty", "control", order=partial(curriculum, ranking="label")),
     *(Arm(f"saerl_{name}", f"SAERL with {title}", "control", order=partial(curriculum, features=name))
       for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("frozen", "a frozen-decoder SAE"))),
-    Arm("saerl_sharp", "SAERL with unblurred difficulty", "control", order=partial(curriculum, features="sharp")),
+    Arm("saerl_sharp", "SAERL with unblurred difficulty", "control", order=partial(curriculum, features=SHARP)),
     Arm("saerl_shuffled", "SAERL with shuffled difficulty", "control", order=partial(curriculum, permuted=True)),
-    Arm("sec", "SEC with SAE clusters", "rival", seeded=True,
+    Arm("sec", "SEC with SAE clusters", "rival",
         policy=lambda pool, setting: ClusterBandit(pool.column("cluster"), setting.seed)),
     Arm("saerl_front", "SAERL, small clusters end early", "control", order=partial(curriculum, unequal="front")),
     Arm("saerl_back", "SAERL, clusters end together", "control", order=partial(curriculum, unequal="back")),
     Arm("saerl_rests", "SAERL, rests of clusters in mixed batches", "control", order=partial(curriculum, rest="pool")),
-    Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows), seeded=True),
-    Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows), seeded=True),
-    Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae"), seeded=True),
+    Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows)),
+    Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows)),
+    Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae")),
     *(Arm(f"saerl_online_{name}", f"current pass rate from {title}", "online", policy=partial(online, features=name),
-          needs=needs(name), seeded=True)
+          needs=needs(name))
       for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("cluster", "the cluster alone"),
-                          ("length", "the length alone"), ("shuffled", "other prompts' features"),
+                          ("shuffled", "other prompts' features"), (SHARP, "unblurred SAE features"),
                           ("rate", "the base pass rate"))),
 )  # fmt: skip
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""

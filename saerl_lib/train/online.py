@@ -6,8 +6,8 @@ anyway, older ones weighing less, since the policy moves. It starts from the off
 higher its first rate. No rollout is made for it. With D features a step of b prompts costs one product of b D^2, one linear
 system of D^3 / 3 and one pass over the N D numbers of the pool: 986 features of 6,000 prompts took 35 ms of one core.
 
-The features are what its twins differ in: the SAE's phi, TF-IDF, dense activations, the cluster alone, the length alone, the
-SAE's dealt to other prompts, and as a ceiling the base policy's measured pass rate.
+The features are what its twins differ in: the SAE's phi, blurred or not, TF-IDF, dense activations, the cluster alone, the SAE's
+dealt to other prompts, and as a ceiling the base policy's measured pass rate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXPLORED = 1 / 16
 """Share of a step drawn at random, at least one prompt: the paper's h = 8 of 128, spent on exploration (ours)."""
 MOST = 1 / 4
 """Largest share of a step from one cluster (ours)."""
-NEEDS = {"shuffled": ("phi@sae", "ranking"), "cluster": ("cluster", "ranking"), "length": ("length",), "rate": ("pass_rate",)}
+NEEDS = {"shuffled": ("phi@sae", "ranking"), "cluster": ("cluster", "ranking"), "rate": ("pass_rate",)}
 """Features -> the columns of the pool that they are made of; of every other name: phi@name, and ranking (of another encoder's
 features that of its own, as ranking@name)."""
 
@@ -40,8 +40,8 @@ features that of its own, as ranking@name)."""
 def needs(features: str) -> tuple[str, ...]:
     """The columns that `saerl_online` reads for these features; the cluster spreads the choice whatever they are.
 
-    >>> needs("sae"), needs("tfidf"), needs("length")
-    (('cluster', 'phi@sae', 'ranking'), ('cluster', 'phi@tfidf', 'ranking@tfidf'), ('cluster', 'length'))
+    >>> needs("sae"), needs("tfidf"), needs("rate")
+    (('cluster', 'phi@sae', 'ranking'), ('cluster', 'phi@tfidf', 'ranking@tfidf'), ('cluster', 'pass_rate'))
     """
     own = (f"phi@{features}", "ranking" if features == "sae" else f"ranking@{features}")
     return tuple(dict.fromkeys(("cluster", *NEEDS.get(features, own))))
@@ -96,13 +96,13 @@ class OnlineRates:
 
 def online(pool: ArmPool, setting: ArmSetting, features: str = "sae") -> OnlineRates:
     """`saerl_online` on the named features; without a difficulty of their own, they start from what they say themselves: the mean
-    difficulty of the cluster, the length, or the measured failure rate."""
+    difficulty of the cluster, or the measured failure rate."""
     clusters = pool.column("cluster")
     if features == "cluster":
         x = (clusters[:, None] == np.unique(clusters)).astype(float)
         difficulty = x @ (x.T @ pool.column("ranking") / x.sum(axis=0))
-    elif features in ("length", "rate"):
-        difficulty = pool.column("length") if features == "length" else 1.0 - pool.column("pass_rate")
+    elif features == "rate":
+        difficulty = 1.0 - pool.column("pass_rate")
         x = difficulty[:, None]
     else:
         phi, ranking = needs(features)[1:]

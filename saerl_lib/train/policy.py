@@ -72,7 +72,7 @@ def attempted(
     read = READ[train.answer_from] if exact else read_final_answer
     for name, samples in sets.items():
         completions = sampler.complete(
-            [s.prompt for s in samples], attempts, train.max_completion_tokens, train.temperature, seeds[name], progress
+            [s.asked for s in samples], attempts, train.max_completion_tokens, train.temperature, seeds[name], progress
         )
         rows += [
             (name, sample.id, attempt, read(text) or "", sample.answer)
@@ -105,7 +105,7 @@ def counted(attempts: pd.DataFrame) -> pd.DataFrame:
 
 
 def evaluate(
-    sampler: Sampler, name: str, samples: Sequence[Sample], train: TrainConfig, seed: int, step: int, full: bool
+    sampler: Sampler, name: str, samples: Sequence[Sample], attempts: int, train: TrainConfig, seed: int, step: int, full: bool
 ) -> pd.DataFrame:
     """An evaluation during training, `counted`, with step and full; exact answers alone are right.
 
@@ -115,11 +115,14 @@ def evaluate(
     The evaluation's seed depends on the matched seed, the step and the set, not on the arm, so arms are compared on
     the same problems from the same seed (the streams part once completions differ), and training never notices.
     """
-    count = train.eval_samples_full if full else train.eval_samples_small
-    frame = attempted(sampler, {name: samples}, count, train, {name: sub_seed(seed, f"evaluation-{name}-{step}-{full}")})
+    if attempts:
+        seeds = {name: sub_seed(seed, f"evaluation-{name}-{step}-{full}")}
+        found = counted(attempted(sampler, {name: samples}, attempts, train, seeds))
+    else:
+        found = pd.DataFrame({"eval_set": name, "sample_id": [s.id for s in samples], "attempts": 0, "correct": 0})
     exact = gold_probability(sampler.model, sampler.tokenizer, samples, train.temperature, train.chat)
     exact = np.where([sample.solved for sample in samples], exact, np.nan)
-    return counted(frame).assign(gold_probability=exact, step=step, full=full)
+    return found.assign(gold_probability=exact, step=step, full=full)
 
 
 # What some arms need to know of the policy before training.

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
@@ -111,6 +112,12 @@ class Run:
     def updates(self) -> int:
         """Optimiser steps that the budget pays for."""
         return -(-self.budget // (self.prompts_per_step * self.train.rollouts_per_prompt))
+
+    @property
+    def last_update(self) -> int:
+        """Optimiser steps with those of the common random tail."""
+        tail = self.train.tail_steps * self.rollouts_per_step
+        return self.updates - (-tail // (self.prompts_per_step * self.train.rollouts_per_prompt))
 
     def progress(self, update: int, generated: int) -> int:
         """Evaluation steps that are spent after `update` optimiser steps and `generated` rollouts."""
@@ -246,10 +253,17 @@ def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
     return model, open_tokenizer(run.policy, texts, Path(run.policy).is_dir())
 
 
-def run_samples(run: Run) -> list[Sample]:
-    """The samples in the order of the selector's row numbers: that of the plan, or of the file."""
-    samples = read_sample_file(Path(run.samples))
-    return list(in_plan_order(read_plan(Path(run.plan)), samples)) if run.plan else samples
+def open_choice(run: Run) -> tuple[list[Sample], Selector, Selector]:
+    """The samples that row numbers mean, and what chooses among them: a plan or an arm's selector, then that of the tail.
+
+    The rows are those of the plan, or of the file, and behind them all of the file in a random order that the seed draws.
+    Raises as `open_selector`.
+    """
+    every = read_sample_file(Path(run.samples))
+    samples = list(in_plan_order(read_plan(Path(run.plan)), every)) if run.plan else every
+    selector = open_selector(run, [s.id for s in samples])
+    shuffled = np.random.default_rng(sub_seed(run.seed, "tail")).permutation(len(every)) if run.train.tail_steps else ()
+    return [*samples, *(every[i] for i in shuffled)], selector, InOrder(len(samples) + np.arange(len(shuffled)))
 
 
 def open_selector(run: Run, ids: Sequence[str]) -> Selector:
@@ -277,16 +291,18 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
 
 def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, Watch]:
     """The trainer of a run with its feed, at its first step."""
-    samples = run_samples(run)
+    samples, selector, tail = open_choice(run)
     model, tokenizer = open_policy(run, samples)
-    chosen = (samples, open_selector(run, [s.id for s in samples]), run.train, run.prompts_per_step)
+    chosen = (samples, selector, run.train, run.prompts_per_step)
     log = run.folder / f"rollouts-{rank:03d}.jsonl"
     packed = run.train.engine == "packed"
     if packed and processes > 1:
         raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
-    budget = float("inf") if run.train.dynamic_sampling == "equal_steps" else run.budget
+    budget = run.budget + run.train.tail_steps * run.rollouts_per_step
+    budget = float("inf") if run.train.dynamic_sampling == "equal_steps" else budget
     feed = PackedFeed((model, tokenizer), *chosen, log, budget, run.seed) if packed else Feed(*chosen, log)
-    arguments = grpo_arguments(run.train, run.prompts_per_step, run.updates, run.seed, run.folder / "checkpoints", processes)
+    feed.tail = (run.updates, tail)
+    arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
     dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
@@ -317,8 +333,11 @@ class Watch(TrainerCallback):
         run, every = self.run, self.run.train.eval_every_steps
         now = run.progress(state.global_step, self.trainer.feed.generated)
         if now >= run.steps:
-            self.evaluate(run.steps, state.global_step, full=True)
-            control.should_training_stop = True
+            if self.done < run.steps:
+                self.evaluate(run.steps, state.global_step, full=True)
+            elif state.global_step == run.last_update:
+                self.evaluate(run.steps + run.train.tail_steps, state.global_step, full=True)
+            control.should_training_stop = not run.train.tail_steps or state.global_step >= run.last_update
         elif now // every > self.done // every:
             self.evaluate(now // every * every, state.global_step, full=False)
         self.done = now
@@ -334,6 +353,7 @@ class Watch(TrainerCallback):
         if self.sampler is None:
             return
         started, run = time.monotonic(), self.run
+        count = run.train.eval_samples_full if full and step <= run.steps else run.train.eval_samples_small
         known = Path(run.initial) if run.initial and step == 0 else None
         if known is not None and known.exists():
             rows = pd.read_parquet(known).to_dict("records")
@@ -341,7 +361,7 @@ class Watch(TrainerCallback):
             rows = []
             for name, samples in self.sets.items():
                 problems = samples if full else samples[: run.small_problems]
-                rows += evaluate(self.sampler, name, problems, run.train, run.seed, step, full).to_dict("records")
+                rows += evaluate(self.sampler, name, problems, count, run.train, run.seed, step, full).to_dict("records")
                 self.stop_when_orphaned()
         if known is not None and not known.exists():
             write_table(pd.DataFrame(rows), known)
@@ -368,13 +388,15 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
-    samples, last = run_samples(run), rows[-1]["step"]
-    feed = Feed(samples, open_selector(run, [s.id for s in samples]), run.train, run.prompts_per_step, run.folder / "rollouts")
+    (samples, selector, tail), last = open_choice(run), rows[-1]["step"]
+    feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
+    feed.tail = (run.updates, tail)
     feed.replay(rows)
     sizes = Counter(row["step"] for row in rows)
     size = run.prompts_per_step * run.train.rollouts_per_prompt  # the last step may be cut by the budget
     whole = run.train.dynamic_sampling != "none" or {sizes[step] for step in range(1, last)} <= {size}
-    if run.progress(last, feed.generated) < run.steps or sorted(sizes) != list(range(1, last + 1)) or not whole:
+    short = run.progress(last, feed.generated) < run.steps or (run.train.tail_steps and last < run.last_update)
+    if short or sorted(sizes) != list(range(1, last + 1)) or not whole:
         logged_so = f"the log holds {feed.generated} rollouts of {last} steps"
         raise ArtifactError(f"{run.folder}: {logged_so}, the run has {run.budget} rollouts or {run.updates} steps")
 
@@ -423,7 +445,8 @@ def resume_point(run: Run) -> tuple[int, Path | None]:
     end the run with; (0, None) without one. Nothing is removed: every process chooses for itself, at its own time."""
     logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
     for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
-        if step is not None and step < run.updates and run.progress(step, sum(s <= step for s in logged_at)) < run.steps:
+        spent = run.progress(step or 0, sum(s <= (step or 0) for s in logged_at)) >= run.steps and not run.train.tail_steps
+        if step is not None and step < run.last_update and not spent:
             usable[step] = checkpoint
     return max(usable.items(), default=(0, None))
 

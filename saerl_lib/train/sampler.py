@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
-from saerl_lib.plan.orders import encode_prompts, shown_prompts
+from saerl_lib.plan.orders import Asked, encode_prompts, shown_prompts
 
 ROWS_PER_BATCH = 512
 """Completions sampled at once; bounds the memory."""
@@ -202,7 +202,7 @@ def gold_probability(
 ) -> NDArray[np.float64]:
     """[N] exact probability of writing each sample's own solution, to the end: a pass rate without sampling noise where a
     problem has one way of being solved, else a lower bound of it."""
-    prompts = encode_prompts(tokenizer, [s.prompt for s in samples], chat)
+    prompts = encode_prompts(tokenizer, [s.asked for s in samples], chat)
     solutions = tokenizer([s.solution for s in samples], add_special_tokens=False)["input_ids"]
     found = log_probabilities(model, prompts, [ids + [model.config.eos_token_id] for ids in solutions], temperature)
     return found.sum(dim=1).double().exp().numpy()
@@ -309,7 +309,7 @@ class Completions:
 
 
 def sample_groups(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], group: int, max_new: int,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], group: int, max_new: int,
     temperature: float, seed: int, progress: Callable[[int], None] = lambda rows: None, chat: bool = False,
 ) -> Completions:  # fmt: skip
     """`group` completions for every entry of `prompts`, in their order; the global random stream is left alone."""
@@ -338,7 +338,7 @@ def correct_attempts(
     temperature: float, seed: int,
 ) -> NDArray[np.int8]:  # fmt: skip
     """[N, attempts] 1 where the attempt's final answer is right."""
-    texts = sample_groups(model, tokenizer, [s.prompt for s in samples], attempts, max_new, temperature, seed).texts
+    texts = sample_groups(model, tokenizer, [s.asked for s in samples], attempts, max_new, temperature, seed).texts
     golds = [s.answer for s in samples for _ in range(attempts)]
     marks = [reward(text, gold) for text, gold in zip(texts, golds, strict=True)]
     return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
@@ -352,7 +352,7 @@ class Sampler(Protocol):
     device: torch.device
 
     def complete(
-        self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """`attempts` completions of each of N prompts, [N][attempts], without special tokens; the same for the same seed."""
@@ -365,7 +365,7 @@ class GroupSampler:
         self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, torch.device("cpu")
 
     def complete(
-        self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """See `Sampler`; the global random stream is left alone."""
@@ -387,7 +387,7 @@ class GenerateSampler:
 
     @torch.inference_mode()
     def complete(
-        self, prompts: Sequence[str], attempts: int, max_tokens: int, temperature: float, seed: int,
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[str]]:  # fmt: skip
         """See `Sampler`. Prompts of similar length go together; torch's global stream starts anew with `seed`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
 from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.tokens import SEPARATOR
 from saerl_lib.plan.follow import append_rows
+from saerl_lib.plan.orders import shown_prompts
 from saerl_lib.train.arms import Selector
 from saerl_lib.train.sampler import READ, Completions, encode_prompts, log_probabilities, sample_groups
 
@@ -77,6 +78,12 @@ class Feed:
         self.samples, self.selector, self.train = list(samples), selector, train
         self.prompts_per_step, self.log, self.generated = prompts_per_step, log, 0
         self.rows, self.first = np.empty(0, dtype=np.int64), 0
+        self.tail: tuple[int, Selector] = (sys.maxsize, selector)
+        """The last optimiser step of `selector`, and what chooses behind it."""
+
+    def chooser(self, step: int) -> Selector:
+        """What chooses the prompts of an optimiser step."""
+        return self.tail[1] if step > self.tail[0] else self.selector
 
     def replay(self, rows: Sequence[dict[str, Any]]) -> None:
         """Bring selector and count to where the log of an interrupted run, joined over its processes, ends.
@@ -89,13 +96,13 @@ class Feed:
         size = self.train.rollouts_per_prompt
         for key in sorted(rounds):
             part = sorted(rounds[key], key=lambda row: row["row"])
-            chosen = self.selector.next(len(part) // size)
+            chosen = self.chooser(key[0]).next(len(part) // size)
             if [self.samples[i].id for i in chosen for _ in range(size)] != [row["sample_id"] for row in part]:
                 raise ArtifactError(
                     f"{self.log.parent}: step {key[0]} cannot be replayed, the run would choose other prompts than logged: "
                     "delete the folder and run it again"
                 )
-            self.selector.told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
+            self.chooser(key[0]).told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
             self.generated += len(part)
 
     def step(self, step: int, first: int, count: int) -> list[dict[str, Any]]:
@@ -128,7 +135,7 @@ class Feed:
 
 def record(sample: Sample, chat: bool = False) -> dict[str, Any]:
     """A row of TRL's data set: the prompt as the policy gets it, with what its reward is computed from."""
-    prompt = [{"role": "user", "content": sample.prompt}] if chat else sample.prompt + SEPARATOR
+    prompt = sample.messages if chat else shown_prompts(None, [sample.asked], chat)[0]
     return {"prompt": prompt, "sample_id": sample.id, "answer": sample.answer}
 
 
@@ -151,14 +158,14 @@ class PackedFeed(Feed):
         if self.train.dynamic_sampling != "none":
             self.used = self._informative(step)
         else:
-            self.used = self._round(step, 0, self.selector.next(self._room(self.prompts_per_step)))
+            self.used = self._round(step, 0, self.chooser(step).next(self._room(self.prompts_per_step)))
             self._write(step, 0, self.used, [True] * len(self.used))
         self.entropy = float(np.mean([value for group in self.used for value in group.entropy]))
         return [{"prompt": g.sample.prompt, "stored": r} for g in self.used for r in g.rewards]
 
     def completions(self, prompts: Sequence[str], trainer: Any) -> dict[str, Any]:
         """TRL's `rollout_func`: the completions that `step` has drawn."""
-        encoded = encode_prompts(self.tokenizer, [g.sample.prompt for g in self.used], self.train.chat)
+        encoded = encode_prompts(self.tokenizer, [g.sample.asked for g in self.used], self.train.chat)
         repeated = [tokens for tokens, g in zip(encoded, self.used, strict=True) for _ in g.ids]
         return {"prompt_ids": repeated, "completion_ids": [ids for g in self.used for ids in g.ids], "logprobs": None}
 
@@ -178,7 +185,7 @@ class PackedFeed(Feed):
         kept: list[Group] = []
         number, last = 0, list[Group]()
         while len(kept) < self.prompts_per_step and (self.generated < self.budget or not number):
-            last = self._round(step, number, self.selector.next(self._room(ROUND_PROMPTS)))
+            last = self._round(step, number, self.chooser(step).next(self._room(ROUND_PROMPTS)))
             room = self.prompts_per_step - len(kept)
             places = [i for i, group in enumerate(last) if group.informative][:room]
             self._write(step, number, last, [i in places for i in range(len(last))])
@@ -191,7 +198,7 @@ class PackedFeed(Feed):
         size, train = self.train.rollouts_per_prompt, self.train
         seed = sub_seed(self.seed, f"rollouts-{step}-{number}")
         found: Completions = sample_groups(
-            self.model, self.tokenizer, [s.prompt for s in chosen], size, train.max_completion_tokens, train.temperature, seed,
+            self.model, self.tokenizer, [s.asked for s in chosen], size, train.max_completion_tokens, train.temperature, seed,
             chat=train.chat,
         )  # fmt: skip
         self.generated += len(found.ids)
@@ -200,7 +207,7 @@ class PackedFeed(Feed):
             part = slice(i * size, (i + 1) * size)
             rewards = [float(read(text) == sample.answer) for text in found.texts[part]]
             groups.append(Group(sample, found.ids[part], found.texts[part], rewards, found.entropy[part].tolist()))
-        self.selector.told(np.asarray(rows), np.array([g.rewards for g in groups]))
+        self.chooser(step).told(np.asarray(rows), np.array([g.rewards for g in groups]))
         return groups
 
     def _write(self, step: int, number: int, groups: Sequence[Group], used: Sequence[bool]) -> None:

@@ -28,6 +28,7 @@ from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_comput
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.properties.probes import TOKEN_PATTERN
+from saerl_lib.train.arms import SHARP
 from saerl_lib.train.policy import FOLDER, WORLD_POLICY, load_policy, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import gold_probability
 
@@ -175,8 +176,6 @@ def policy_gates(rates: NDArray[np.float64]) -> dict[str, Measured]:
     return {BASE: Measured(float(rates.mean()), len(rates)), MASTERED: Measured(float((rates > 0.9).mean()), len(rates))}
 
 
-SHARP = "sharp"
-"""Name of the unblurred scores of the SAE, as another encoder: cluster@sharp, ranking@sharp, raw@sharp."""
 NOISE_DRAWS, WIDEST = 100, 100.0
 """Draws over which an expected correlation is averaged; largest standard deviation of the noise that is looked at."""
 
@@ -201,32 +200,34 @@ def blurred(scores: pd.DataFrame, rates: pd.DataFrame, rho: float, seed: int) ->
     The noise is a Gaussian copula's. A sample's place by (ranking, raw) becomes a normal quantile, normal noise is added, and the
     pairs (ranking, raw) are dealt anew in the order of the sums: the values stay, in label units, and only their holders change.
     Its deviation is found on the rated samples, of `rates` (sample_id, pass_rate), for each encoder by itself; a score that shows
-    less is left as it is. The noise of a sample is the same for every encoder: it stands for what no text shows. Clusters,
-    labels and what is asked of the policy are not touched. `scores` holds ranking and raw, of other encoders ranking@NAME and
-    raw@NAME. Rows: encoder, n, rho (Spearman before), noise (deviation), expected, blurred (Spearman after).
+    less is left as it is. The noise of a sample is the same for every encoder: it stands for what no text shows. Features
+    (phi@NAME; of the SAE phi@sae) go to the new holder with the pair, so that they show no more of a pass rate than it does.
+    Clusters, labels and what is asked of the policy are not touched. `scores` holds ranking and raw, of other encoders
+    ranking@NAME and raw@NAME. Rows: encoder, n, rho (Spearman before), noise (deviation), expected, blurred (Spearman after).
     """
     ids, n = scores["sample_id"].to_numpy(dtype=str), len(scores)
     noise, out, rows = np.empty(n), scores.copy(), []
     noise[np.argsort(ids)] = np.random.default_rng(sub_seed(seed, "blur")).standard_normal(n)
     rated, failures = pd.Index(ids).get_indexer(rates["sample_id"]), 1 - rates["pass_rate"].to_numpy()
     for ranking in [name for name in scores if name.startswith("ranking")]:
+        encoder = ranking.removeprefix("ranking").removeprefix("@") or "sae"
         pair = [ranking, ranking.replace("ranking", "raw")]
         order = np.lexsort((ids, *(scores[name].to_numpy() for name in reversed(pair))))
         latent = np.empty(n)
         latent[order] = norm.ppf((np.arange(n) + 0.5) / n)
         deviation, expected = noise_deviation(latent[rated], failures, rho, seed)
-        dealt = np.empty((n, 2))
-        dealt[np.argsort(latent + deviation * noise)] = scores[pair].to_numpy()[order]
-        out[pair] = dealt
+        holder = np.empty(n, dtype=np.int64)
+        holder[np.argsort(latent + deviation * noise)] = order
+        for name in (*pair, *({f"phi@{encoder}"} & set(scores))):
+            out[name] = scores[name].to_numpy()[holder]
         before, after = (spearmanr(frame[ranking].to_numpy()[rated], failures)[0] for frame in (scores, out))
-        encoder = ranking.removeprefix("ranking").removeprefix("@") or "sae"
         rows.append((encoder, len(rated), before, deviation, expected, after))
     return out, pd.DataFrame(rows, columns=["encoder", "n", "rho", "noise", "expected", "blurred"])
 
 
 def scores_stage(profile: Profile, world: Stage, difficulty: Stage, *others: Stage) -> Stage:
     """What plans are made of: scores.parquet of the stage `difficulty` with the columns of further encoders beside it, `blurred`
-    as the profile says, and the SAE's own as encoder `SHARP`; blur.parquet. Without blur and others: the stage `difficulty`."""
+    as the profile says, and those of the SAEs unblurred as `SHARP`; blur.parquet. Without blur and others: `difficulty`."""
     rho = profile.score_correlation
     if rho is None and not others:
         return difficulty
@@ -234,9 +235,13 @@ def scores_stage(profile: Profile, world: Stage, difficulty: Stage, *others: Sta
 
     def compute(folder: Path) -> None:
         table = pd.read_parquet(difficulty.path("scores.parquet"))
-        own = {f"{name}@{SHARP}": table[name] for name in ("cluster", "ranking", "raw")}
         for stage in others:
             table = table.merge(pd.read_parquet(stage.path("scores.parquet")), on="sample_id", validate="one_to_one")
+        own = {}
+        for column in table:
+            name, _, encoder = column.partition("@")
+            if name in ("cluster", "ranking", "raw", "phi") and (encoder in ("", "sae") or encoder.startswith("draw")):
+                own[f"{name}@{f'{encoder}_' * encoder.startswith('draw')}{SHARP}"] = table[column]
         if rho is not None:
             rates = pd.read_parquet(inputs[-1].path("pass_rates.parquet"))
             table, about = blurred(table, rates, rho, profile.seed)
