@@ -201,9 +201,9 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 def test_markdown_tables(data_folder: Path) -> None:
     text = tables.claims_markdown(study.build_claims(data_folder))
-    topic = "| L2 topic from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **reproduced** |"
+    topic = "| L2 topic from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
-    assert "one family) | - | - | - | - | **not run** | - | - |" in text
+    assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
     gates = tables.gates_markdown(read_table("world_gates", data_folder))
     assert "| guess rate | 0.002 | - | at most 0.01 | yes | 400 |" in gates
     assert "0.9 rho | 0.8 to 0.95 | at most 0.6 | **no** | 300 |" in gates
@@ -223,32 +223,20 @@ def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
 # Claims.
 
 
-def test_steps_effect_counts_a_target_never_reached_with_the_budget() -> None:
-    made = sample_tables()
-    _, effect = study.laptop_effects(made["paired_difference"], made["steps_to_target"], 8, True)
-    # grpo: (2 + 8 + 2) / 3 = 4, saerl: 2
-    assert effect.interval == pytest.approx((50.0, 50.0, 50.0)) and effect.verdict() == "reproduced"
-    _, at_start = study.laptop_effects(made["paired_difference"], made["steps_to_target"].assign(steps=0.0), 8, True)
-    assert np.isnan(at_start.interval.value) and at_start.verdict() == "undecided"
-
-
 def test_claims_by_hand(data_folder: Path) -> None:
     table = study.build_claims(data_folder).set_index("claim")
     topic = table.loc["L2 topic from SAE features: accuracy above majority, points"]
     assert topic["our_value"] == pytest.approx(30.0)
     assert topic["ci_low"] == pytest.approx(30 - 3 * 2**0.5)
-    assert (topic["verdict"], topic["paper_value"]) == ("reproduced", 22.8)
+    assert (topic["direction"], topic["size"], topic["paper_value"]) == ("agrees", "no", 22.8)
     quality = table.loc["Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)"]
-    assert (quality["our_value"], quality["verdict"]) == (pytest.approx(-0.05), "not reproduced")
-    assert table.loc["Difficulty from SAE features, adapted: gain of Spearman rho (0.135 to 0.286)", "verdict"] == "undecided"
+    assert (quality["our_value"], quality["direction"]) == (pytest.approx(-0.05), "opposite")
     purity = table.loc["Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here 90 %)"]
-    assert (purity["our_value"], purity["verdict"]) == (pytest.approx(40.0), "reproduced")
+    assert (purity["our_value"], purity["direction"]) == (pytest.approx(40.0), "agrees")
     auc = table.loc["Source probe: ROC-AUC above chance (0.9911 - 0.5)", "our_value"]
     assert auc == pytest.approx(0.1 * 0.75 + 0.3 * 0.95 + 0.6 - 0.5)
-    swap = table.loc["Tail swap raises in-batch diversity, percent (h = 1, space pca2)"]
-    assert (swap["our_value"], swap["verdict"]) == (pytest.approx(50.0), "reproduced")
-    accuracy = table.loc["Laptop runs: accuracy gain over GRPO, points (all sets by Avg@k)"]
-    assert (accuracy["our_value"], accuracy["n_seeds"], accuracy["verdict"]) == (2.0, 2, "reproduced")
+    swap = table.loc["Tail swap raises in-batch diversity, percent (h = 1, 2-D projection)"]
+    assert (swap["our_value"], swap["direction"]) == (pytest.approx(50.0), "agrees")
 
 
 def test_claims_on_real_data_by_hand() -> None:
@@ -265,13 +253,16 @@ def test_claims_on_real_data_by_hand() -> None:
 
 def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(data_folder, tmp_path, dirs_exist_ok=True)
-    gates = read_table("world_gates", data_folder)
+    pairs = read_table("study_comparisons", data_folder)
+    write_csv(pairs.assign(difference=2.0, holm_low=1.0, holm_high=3.0, n_seeds=8), "study_comparisons", tmp_path)
+    met, gates = study.build_claims(tmp_path), read_table("world_gates", data_folder)
     write_csv(gates[gates["gate"] != study.ORDER_GATE], "world_gates", tmp_path)
-    met, unmet = study.build_claims(data_folder), study.build_claims(tmp_path)
-    order = met["claim"].str.startswith("Laptop runs:")
-    assert order.sum() == 2
-    assert set(met.loc[order, "verdict"]) == {"reproduced"} and set(unmet.loc[order, "verdict"]) == {"undecided"}
-    assert unmet.loc[~order, "verdict"].tolist() == met.loc[~order, "verdict"].tolist()
+    unmet = study.build_claims(tmp_path)
+    order = met["claim"].str.startswith("SAERL on GRPO against GRPO")
+    assert order.any() and set(met.loc[order, "direction"]) == {"agrees"}
+    assert set(unmet.loc[order, "direction"]) == {"undecided"}
+    same = ~met["command"].str.endswith("--profile study", na=False)
+    assert unmet.loc[same, "direction"].tolist() == met.loc[same, "direction"].tolist()
 
 
 def test_the_committed_claims_follow_from_the_committed_tables(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_intervals_that_stand_behind_their_value_are_found() -> None:
 
 
 def test_a_changed_verdict_and_a_missing_column_are_outside() -> None:
-    old, new = ({"claim": ["a"], "verdict": [verdict]} for verdict in ("undecided", "reproduced"))
-    assert outcomes(old, new, "verdict") == [OUTSIDE]
+    old, new = ({"claim": ["a"], "direction": [word]} for word in ("undecided", "agrees"))
+    assert outcomes(old, new, "direction") == [OUTSIDE]
     assert outcomes({"x": [1.0], "y": [2.0]}, {"x": [1.0]}, "y") == [OUTSIDE]
 
 

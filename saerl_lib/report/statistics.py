@@ -285,10 +285,10 @@ def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str)
 # Families of comparisons.
 
 COMPARED = ["arm", "baseline", "n_seeds", "difference", "ci_low", "ci_high", "holm_low", "holm_high", "p_value", "p_holm",
-            "p_small", "detectable"]  # fmt: skip
+            "detectable"]  # fmt: skip
 """One arm against another on the matched seeds that both have, in points: the interval at 95 % and at Holm's level for its place
-in the family; two-sided p-values of a difference of 0, plain, adjusted, and, adjusted for itself, of a difference of the smallest
-effect of interest or more; the smallest true difference that the comparison finds at its corrected level with power 0.8."""
+in the family; two-sided p-values of a difference of 0, plain and adjusted; the smallest true difference that the comparison finds
+at its corrected level with power 0.8."""
 
 
 def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -307,18 +307,17 @@ def holm_levels(p_values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return ALPHA / (len(p) - np.minimum(place, (adjusted <= ALPHA).sum())), adjusted
 
 
-def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate], smallest: float) -> pd.DataFrame:
-    """A row a comparison of a family, corrected over it: Holm for a difference of 0, and apart for one of `smallest`."""
+def corrected(pairs: Sequence[tuple[str, str]], found: Sequence[Estimate]) -> pd.DataFrame:
+    """A row a comparison of a family, corrected over it by Holm."""
     p_values = [e.p_value() for e in found]
     levels, adjusted = holm_levels(p_values)
-    _, small = holm_levels([e.p_value(smallest) if e.mean < smallest else 1.0 for e in found])
     rows = [
-        (*pair, e.n_seeds, *e.interval(), *e.interval(level)[1:], p, p_holm, p_small, e.detectable(level))
-        for pair, e, p, level, p_holm, p_small in zip(pairs, found, p_values, levels, adjusted, small, strict=True)
+        (*pair, e.n_seeds, *e.interval(), *e.interval(level)[1:], p, p_holm, e.detectable(level))
+        for pair, e, p, level, p_holm in zip(pairs, found, p_values, levels, adjusted, strict=True)
     ]
     return pd.DataFrame(rows, columns=COMPARED)
 
 
-def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], smallest: float = 0.0) -> pd.DataFrame:
+def compare(values: Mapping[str, pd.DataFrame], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Every (arm, baseline) of a family of comparisons, corrected over the family; one matched seed gives nan bounds."""
-    return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs], smallest)
+    return corrected(pairs, [paired_estimate(values, *pair) for pair in pairs])

@@ -19,7 +19,6 @@ import pandas as pd
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import (
-    ALPHA,
     Interval,
     auc_interval,
     compare,
@@ -205,15 +204,8 @@ def summary_table(
 
 # Comparisons.
 
-SMALLEST_POINTS, SMALLEST_STEPS = 0.5, 5.0
-"""Smallest effects of interest: points of accuracy, percent of steps; an interval wholly below says "not reproduced" (ours)."""
-
 COMPARISONS = pd.read_csv(Path(__file__).with_name("comparisons.csv")).fillna({"claim": ""})
-"""family, arm, baseline, paper_value (points, of the paper's own tables), and the paper's claim that the comparison answers.
-
-DAPO drops rollouts, so that at equal generated rollouts it makes fewer updates: not the paper's comparison at equal steps."""
-NO_GAIN = "Mixing without difficulty sorting: accuracy gain, points (the claim is that there is none; Table 7)"
-"""The one claim that is reproduced by a gain below the smallest effect of interest."""
+"""family, arm, baseline, paper_value (points, of the paper's own tables), and the paper's claim that the comparison answers."""
 
 
 def planned_seeds(family: str) -> int:
@@ -231,7 +223,7 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
     for arm, baseline in pairs:
         first, second = values.loc[arm].align(values.loc[baseline], join="inner")
         found.append(over_seeds(100 * (second - first) / second.clip(lower=1.0) if saved else first - second))
-    return corrected(pairs, found, SMALLEST_STEPS if saved else SMALLEST_POINTS)
+    return corrected(pairs, found)
 
 
 def _known(values: pd.Series, pairs: Sequence[tuple[str, str]]) -> bool:
@@ -254,7 +246,7 @@ def comparison_rows(
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
     for _, pairs in known.groupby("family", sort=False):
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
-        found = {"outcome": compare(values, names, SMALLEST_POINTS), "steps": compare_runs(steps_of_run, names, saved=True)}
+        found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
         found |= {metric: compare_runs(single[metric].dropna(), names) for metric in single if _known(single[metric], names)}
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
@@ -376,22 +368,17 @@ def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
 
 # Claims: what the paper says beside what the tables of `figures/data` say.
 
-INPUTS = ("world_gates", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "learning_curves", "paired_difference",
-          "steps_to_target", "study_comparisons", "preparation_cost")  # fmt: skip
+INPUTS = ("world_gates", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "study_comparisons", "preparation_cost")
 """Tables that the claims are built from."""
 ORDER_GATE = "positive control: nearest to one half now - random"
-"""The laptop's own claims on the order of prompts are "undecided" when the world cannot show that a better choice helps; the
-study carries its smallest detectable effect with each row."""
-SMALLEST = {
-    "accuracy points": SMALLEST_POINTS, "fewer steps percent": SMALLEST_STEPS, "probe points": 5.0, "correlation": 0.05,
-    "purity points": 5.0, "auc": 0.1, "diversity percent": 2.0, "time percent": 5.0,
-}  # fmt: skip
-"""Smallest effects of interest, in the unit of the claim (ours)."""
-CLAIMS = pd.read_csv(Path(__file__).with_name("claims.csv")).fillna(dict.fromkeys(("kind", "first", "second"), ""))
-"""The paper's claims that no row of `COMPARISONS` holds: claim, paper_value, kind, source, first, second.
+"""Claims on training are "undecided" where the world cannot show that a better choice of prompts helps."""
+CLAIMS = pd.read_csv(Path(__file__).with_name("claims.csv")).fillna(dict.fromkeys(("first", "second"), ""))
+"""The paper's claims that no row of `COMPARISONS` holds: claim, paper_value, source, first, second.
 
-Of source "outcome" and "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world, then on real
+Of source "outcome" and "steps" first and second are a pair of arms; of "probes" (Tables 1 to 3, on the world or on real
 data, questions alone) data set, target, metric and features of two probes: the effect is first minus second."""
+TOY, REAL = "toy task", "real data, small reader"
+"""Where a claim was measured: the embedded world with its own policy, or real mathematics read by SmolLM2."""
 
 
 class Effect(NamedTuple):
@@ -399,8 +386,6 @@ class Effect(NamedTuple):
 
     claim: str
     paper_value: float
-    kind: str
-    """Key of `SMALLEST`, which also names the unit."""
     interval: Interval
     n_seeds: int
     notebook: str
@@ -408,43 +393,41 @@ class Effect(NamedTuple):
     """Name of the figure that shows it; '' for one that stands in its notebook's tables alone."""
     command: str = ""
     """What computes it; '' for its notebook under the default profile."""
+    scale: str = TOY
     decidable: bool = True
     """Else "undecided" whatever its interval."""
-    p_small: float = 0.0
-    """Corrected p-value of the smallest effect of interest or more; above `ALPHA` a verdict from above is not given."""
-
-    def verdict(self) -> str:
-        """What the interval says, but "undecided" where the effect is not decidable or the bound from above is not corrected."""
-        found, no_gain = verdict(self.interval, SMALLEST[self.kind], self.claim == NO_GAIN), self.claim == NO_GAIN
-        from_above = found == ("reproduced" if no_gain else "not reproduced")
-        return "undecided" if not self.decidable or (from_above and self.p_small > ALPHA) else found
 
     def row(self) -> tuple[Any, ...]:
         """Its row of `claims.csv`."""
         figure, command = f"figures/{self.figure}.png" if self.figure else "", f"./run_all.sh --only {self.notebook[:2]}"
+        said = direction(self.interval, self.paper_value) if self.decidable else "undecided"
+        judged = (said, size(self.interval, self.paper_value), self.scale)
         where = (f"notebooks/{self.notebook}.ipynb", figure, self.command or command)
-        return (self.claim, self.paper_value, *self.interval, self.n_seeds, self.verdict(), *where)
+        return (self.claim, self.paper_value, *self.interval, self.n_seeds, *judged, *where)
 
 
-def verdict(effect: Interval, smallest: float, no_gain: bool = False) -> str:
-    """The rule, for an effect in its own unit, turned so that the direction of the claim is positive.
+def direction(effect: Interval, paper_value: float) -> str:
+    """agrees: the 95 % interval lies on the paper's side of 0 (above, where the paper has no value); opposite: on the other side;
+    else, and without an interval, undecided.
 
-    "reproduced" when the 95 % interval lies above 0, "not reproduced" when it lies below the smallest effect of interest (in the
-    study after Holm's correction for that bound too), else "undecided", also without an interval. Turned round for a claim of
-    `no_gain`. It speaks of the direction, not of the paper's size. Fixed before any arm of the study was trained, but for
-    `no_gain` and that fewer seeds than planned decide nothing, which its first tables led to.
-
-    >>> [verdict(Interval(1, low, high), 0.5) for low, high in ((0.2, 2), (-1, 0.4), (-1, 2), (float("nan"), 2))]
-    ['reproduced', 'not reproduced', 'undecided', 'undecided']
-    >>> [verdict(Interval(0, low, high), 0.5, no_gain=True) for low, high in ((-1, 0.4), (0.2, 2), (-1, 2))]
-    ['reproduced', 'not reproduced', 'undecided']
+    >>> [direction(Interval(1, low, high), 0.5) for low, high in ((0.2, 2), (-1, -0.4), (-1, 2), (float("nan"), 2))]
+    ['agrees', 'opposite', 'undecided', 'undecided']
+    >>> direction(Interval(-1, -2, -0.1), -0.4)
+    'agrees'
     """
-    if math.isnan(effect.low) or math.isnan(effect.high):
-        return "undecided"
-    gains, small = effect.low > 0, effect.high < smallest
-    if no_gain:
-        return "reproduced" if small else "not reproduced" if gains else "undecided"
-    return "reproduced" if gains else "not reproduced" if small else "undecided"
+    low, high = (effect.low, effect.high) if not paper_value < 0 else (-effect.high, -effect.low)
+    return "agrees" if low > 0 else "opposite" if high < 0 else "undecided"
+
+
+def size(effect: Interval, paper_value: float) -> str:
+    """Whether the paper's value lies within the interval: yes or no, '' without one of the two.
+
+    >>> [size(Interval(1, 0.2, 2), value) for value in (0.5, 3.0, float("nan"))]
+    ['yes', 'no', '']
+    """
+    if math.isnan(paper_value) or math.isnan(effect.low):
+        return ""
+    return "yes" if effect.low <= paper_value <= effect.high else "no"
 
 
 def _interval(row: Any, value: str = "value", bounds: str = "ci") -> Interval:
@@ -456,48 +439,32 @@ def _moved(interval: Interval, factor: float, by: float = 0.0) -> Interval:
     return Interval(*(factor * (bound + by) for bound in interval))
 
 
-def _told(source: str) -> list[tuple[str, float, str]]:
-    """claim, paper_value and kind of the claims of `source`."""
-    return list(CLAIMS.loc[CLAIMS["source"] == source, ["claim", "paper_value", "kind"]].itertuples(index=False, name=None))
+def _told(source: str) -> list[tuple[str, float]]:
+    """claim and paper_value of the claims of `source`."""
+    return list(CLAIMS.loc[CLAIMS["source"] == source, ["claim", "paper_value"]].itertuples(index=False, name=None))
 
 
 def with_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """study_comparisons.csv with claim ("": none), paper_value and kind; a record of `CLAIMS` goes before the table's own."""
+    """study_comparisons.csv with claim ("": none) and paper_value; a record of `CLAIMS` goes before the table's own."""
     keys = {"source": "metric", "first": "arm", "second": "baseline"}
     told = comparisons.merge(CLAIMS.rename(columns=keys), how="left", on=list(keys.values()), suffixes=("_own", ""))
     own = {name: told[name].fillna(told[f"{name}_own"]) for name in ("claim", "paper_value")}
-    return told.assign(**own, kind=told["kind"].fillna("accuracy points")).fillna({"claim": ""})
+    return told.assign(**own).fillna({"claim": ""})
 
 
-def study_effects(comparisons: pd.DataFrame) -> list[Effect]:
+def study_effects(comparisons: pd.DataFrame, decidable: bool = True) -> list[Effect]:
     """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
 
-    A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing.
+    A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing. So do all with
+    `decidable` False.
     """
     effects, where = [], ("08_evaluation", "study_effects", "./run_all.sh --profile study")
     for _, row in with_claims(comparisons).iterrows():
         if row["claim"]:
-            judged = (row["n_seeds"] >= planned_seeds(row["family"]), row["p_small"])
-            told, found = row[["claim", "paper_value", "kind"]], _interval(row, "difference", "holm")
-            effects.append(Effect(*told, found, int(row["n_seeds"]), *where, *judged))
+            judged = decidable and row["n_seeds"] >= planned_seeds(row["family"])
+            told, found = row[["claim", "paper_value"]], _interval(row, "difference", "holm")
+            effects.append(Effect(*told, found, int(row["n_seeds"]), *where, decidable=judged))
     return effects
-
-
-def laptop_effects(paired: pd.DataFrame, steps: pd.DataFrame, budget: int, decidable: bool) -> list[Effect]:
-    """Accuracy gained at the last step, and percent fewer steps to target, mean over sets, paired by seed.
-
-    A run that never reaches a target counts with `budget`, the last step, which favours the slower arm. The effect on steps is
-    nan when no seed has both arms, or `grpo` meets every target before training.
-    """
-    all_sets = paired[(paired["eval_set"] == "all") & (paired["metric"] == "avg_at_k")].iloc[0]
-    table = steps[steps["eval_set"] != "all"].fillna({"steps": budget})
-    means = table.pivot_table(index="seed", columns="arm", values="steps").reindex(columns=["grpo", "saerl"]).dropna()
-    means = means[means["grpo"] > 0]
-    saved = 100 * (means["grpo"] - means["saerl"]) / means["grpo"]
-    effect = NO_INTERVAL if means.empty else over_seeds(saved).interval()
-    accuracy = Effect(*_told("laptop accuracy")[0], _interval(all_sets, "difference"), int(all_sets["n_seeds"]), "08_evaluation")
-    fewer = Effect(*_told("laptop steps")[0], effect, len(means), "08_evaluation")
-    return [found._replace(decidable=decidable) for found in (accuracy, fewer)]
 
 
 def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
@@ -508,14 +475,14 @@ def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found, effects = found.set_axis(keys, axis=0), []
-    for claim, paper, kind, _, first, second in CLAIMS[CLAIMS["source"] == "probes"].itertuples(index=False):
+    for claim, paper, _, first, second in CLAIMS[CLAIMS["source"] == "probes"].itertuples(index=False):
         if not {first, second or first} <= set(found.index):
             continue
         effect = _interval(found.loc[first])
         effect = difference_interval(effect, _interval(found.loc[second])) if second else effect
-        real = (1, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh")
+        real = (1, "03_data_properties", "probe_ladder", "SAERL_DATA_DIR=DIR ./run_all.sh", REAL)
         where = (1, "03_data_properties", "probe_ladder_world") if first.startswith("world ") else real
-        effects.append(Effect(claim, paper, kind, _moved(effect, 100 if kind == "probe points" else 1), *where))
+        effects.append(Effect(claim, paper, _moved(effect, 100 if " accuracy " in first else 1), *where))
     return effects
 
 
@@ -536,23 +503,23 @@ def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
 
 
 def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
-    """Gain of in-batch diversity by the tail swap with the smallest h above 0, percent, a row a space (Figure 3)."""
-    ours, (told,), effects = diversity[diversity["order"].str.startswith("saerl")], _told("diversity"), []
-    for space, part in ours.sort_values("swapped_per_batch", kind="stable").groupby("space"):
-        mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
-        if len(mixed) and len(unmixed) and unmixed["value"].iloc[0] > 0:
-            before = _interval(unmixed.iloc[0])
-            effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
-            claim = told[0].format(h=mixed["swapped_per_batch"].iloc[0], space=space)
-            effects.append(Effect(claim, *told[1:], effect, 1, "06_batch_plans"))
-    return effects
+    """Gain of in-batch diversity in the paper's 2-D space by the smallest tail swap above 0, percent (Figure 3)."""
+    ours, (told,) = diversity[diversity["order"].str.startswith("saerl")], _told("diversity")
+    part = ours[ours["space"].str.contains("2")].sort_values("swapped_per_batch", kind="stable")
+    mixed, unmixed = part[part["swapped_per_batch"] > 0], part[part["swapped_per_batch"] == 0]
+    if mixed.empty or unmixed.empty or unmixed["value"].iloc[0] <= 0:
+        return []
+    before = _interval(unmixed.iloc[0])
+    effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
+    claim = told[0].format(h=mixed["swapped_per_batch"].iloc[0])
+    return [Effect(claim, *told[1:], effect, 1, "06_batch_plans")]
 
 
 def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
     """A row for each claim of the paper that is not among those `answered`."""
     known = with_claims(COMPARISONS.assign(metric="outcome")).query("claim != ''")
-    claims = [*zip(known["claim"], known["paper_value"], strict=True), *(claim[:2] for claim in _told("not run"))]
-    return [(*claim, *NO_INTERVAL, 0, "not run", "", "", "") for claim in claims if claim[0] not in answered]
+    claims = [*zip(known["claim"], known["paper_value"], strict=True), *_told("not run")]
+    return [(*claim, *NO_INTERVAL, 0, "not run", "", "", "", "", "") for claim in claims if claim[0] not in answered]
 
 
 def build_claims(data_folder: Path) -> pd.DataFrame:
@@ -561,12 +528,11 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
     Raises TableError for a missing table.
     """
     tables = {name: read_table(name, data_folder) for name in INPUTS}
-    gates, budget = tables["world_gates"], int(tables["learning_curves"]["step"].max())
+    gates = tables["world_gates"]
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
     saved = (over_seeds(tables["preparation_cost"]["saved"]).interval(), 1, "08_evaluation")
     effects = [
-        *study_effects(tables["study_comparisons"]),
-        *laptop_effects(tables["paired_difference"], tables["steps_to_target"], budget, decidable),
+        *study_effects(tables["study_comparisons"], decidable),
         *probe_effects(tables["probe_ladder"]),
         *filter_effects(tables["filter"], tables["filter_scores"]),
         *diversity_effects(tables["inbatch_diversity"]),

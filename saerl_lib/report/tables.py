@@ -66,7 +66,7 @@ COLUMNS = """
 08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
 08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
 08 steps_to_target: eval_set target% arm seed steps?
-08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds verdict notebook? figure? command?
+08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds direction size? scale? notebook? figure? command?
 08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
 08 study_pilot: part arm learning_rate seed outcome
 08 study_runs: arm seed step part update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a
@@ -75,7 +75,7 @@ COLUMNS = """
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
     steps_to_target targets_reached best tail? area silent entropy grad_norm updates prompts distinct_prompts rollouts
     rollouts_used tokens training_s evaluation_s
-08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm p_small
+08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm
     detectable? claim? paper_value?
 08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
 08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
@@ -252,14 +252,16 @@ def _bounds(row: Any) -> str:
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
-    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, seeds, verdict, where."""
+    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, direction, size, where."""
     rows = []
-    for row in frame.fillna(dict.fromkeys(("notebook", "figure", "command"), "")).itertuples():
+    for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
         kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
         where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
-        seeds = f"{row.n_seeds:,.0f}" if row.verdict != "not run" else ""
-        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, f"**{row.verdict}**", where, command])
-    return markdown_table(["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Where", "Command"], rows)
+        seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
+        judged = (f"**{row.direction}**", row.size, row.scale)
+        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
+    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
+    return markdown_table(header, rows)
 
 
 HEADLINES = (
@@ -272,32 +274,22 @@ HEADLINES = (
 """Beginnings of the claims that the README opens with."""
 
 
+DIRECTIONS = {"agrees": "agree with the paper in direction", "opposite": "show the opposite", "undecided": "are undecided"}
+
+
 def finding_markdown(frame: pd.DataFrame) -> str:
-    """How many claims got which verdict, by what they speak of, and the main ones, from `claims.csv`."""
+    """How many claims agree, and the main ones, from `claims.csv`."""
     rows = []
     for start in HEADLINES:
         for row in frame[frame["claim"].str.startswith(start)].itertuples():
             here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
-            rows.append([row.claim, row.paper_value, here, f"**{row.verdict}**"])
-    table = markdown_table(["Claim", "Paper", "Here, 95 % interval", "Verdict"], rows)
-    return f"{_counted_verdicts(frame)} The main claims:\n\n{table}"
-
-
-def _counted_verdicts(frame: pd.DataFrame) -> str:
-    """A sentence a part: training (the study), the laptop's own runs, and reading, filter, plan and cost."""
-    run = frame[frame["verdict"] != "not run"]
-    laptop, study = run["claim"].str.startswith("Laptop runs"), run["command"].str.endswith("--profile study")
-    parts = {
-        "What training gains, from the study": run[study], "The same from the laptop's own runs": run[laptop],
-        "What features, filter and plan hold and cost": run[~study & ~laptop],
-    }  # fmt: skip
-    said = []
-    for name, part in parts.items():
-        counts = part["verdict"].value_counts()
-        found = ", ".join(f"{n} {v}" for v in ("reproduced", "not reproduced", "undecided") if (n := counts.get(v, 0)))
-        said.append(f"{name}: {found} of {len(part)} claims.")
-    missing = len(frame) - len(run)
-    return " ".join(said) + (f" Not run: {missing}." if missing else "")
+            within = "" if pd.isna(row.size) else row.size
+            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
+    run = frame[frame["direction"] != "not run"]
+    counts = run["direction"].value_counts()
+    said = ", ".join(f"{counts.get(word, 0)} {text}" for word, text in DIRECTIONS.items())
+    table = markdown_table(["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value within", "Measured on"], rows)
+    return f"Of {len(run)} claims: {said}; {len(frame) - len(run)} were not run. The main ones:\n\n{table}"
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
@@ -356,7 +348,7 @@ SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interva
 OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
 """The same number; within `RELATIVE` of it, or the end of an interval that moved by less than half of the published width, or a
 column without an interval whose mean moved by less than `STANDARD_ERRORS`; inside the published interval of its row; none of
-these, a verdict that changed, a row or table that the rerun lacks."""
+these, a direction that changed, a row or table that the rerun lacks."""
 RELATIVE = 0.001
 """Relative difference of two values that counts as none."""
 STANDARD_ERRORS = 3.0
@@ -400,7 +392,7 @@ def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
 
 def _matched(old: pd.DataFrame, new: pd.DataFrame, numeric: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """The rerun's rows in the order of the published ones, and a name for each row; NaN in a row that the rerun lacks."""
-    text = [c for c in old if c not in (*numeric, "verdict", "note", "met")]
+    text = [c for c in old if c not in (*numeric, "direction", "size", "note", "met")]
     words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
     names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
     if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
@@ -436,7 +428,7 @@ def _by_mean(old: pd.Series, new: pd.Series) -> pd.DataFrame:
 
 
 def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the published table `old` beside the rerun's `new`; verdicts are compared as words."""
+    """Every number of the published table `old` beside the rerun's `new`; directions of claims are compared as words."""
     missing = [column for column in old if column not in new]
     parts = [_judged([""], column, "column", "missing") for column in missing]
     old = old.drop(columns=missing)
@@ -452,8 +444,8 @@ def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
             parts.append(_judged(names, end, at, _floats(other[end]), at - half, at + half, TOLERANCE))
     covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
     parts += [_by_mean(old[column], new[column]) for column in numeric if column not in covered]
-    if "verdict" in old:
-        parts.append(_judged(names, "verdict", old["verdict"].astype(str), other["verdict"].astype(str).to_numpy()))
+    if "direction" in old:
+        parts.append(_judged(names, "direction", old["direction"].astype(str), other["direction"].astype(str).to_numpy()))
     return pd.concat(parts, ignore_index=True)
 
 
