@@ -263,6 +263,8 @@ def test_angle_concentration_by_hand(done: Done) -> None:
     """The template stands before the question, with its own weight."""
     sampler, sample = open_sampler(Path(done.profile.policy), done.profile.train), load_split(done.data, "pool")[7]
     shown = shown_prompts(sampler.tokenizer, [sample.prompt], True)[0]
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": sample.prompt}]
+    assert shown_prompts(sampler.tokenizer, [chat], True) == [f"<|im_start|>system\nBe brief.<|im_end|>\n{shown}"]
     start = shown.index(sample.prompt)
     tokens = sampler.tokenizer(shown, return_tensors="pt", add_special_tokens=False, return_offsets_mapping=True)
     asked = [i for i, (low, high) in enumerate(tokens.pop("offset_mapping")[0].tolist())

@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
-from saerl_lib.data.sample import write_samples
+from saerl_lib.data.sample import DataError, write_samples
 from saerl_lib.plan.follow import cut_back, read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, trainer
@@ -241,6 +241,10 @@ def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) ->
     assert [(r["step"], r["row"], r["sample_id"], r["reward"], r["completion_tokens"]) for r in rows] == [
         (1, 4, "a", 1.0, 1), (1, 5, "b", 1.0, 2), (1, 6, "c", 0.0, 0)]  # fmt: skip
     assert record(SAMPLES[0], chat=True)["prompt"] == [{"role": "user", "content": SAMPLES[0].prompt}]
+    told = replace(SAMPLES[0], before='[{"role": "system", "content": "Be brief."}]')
+    assert [m["role"] for m in record(told, chat=True)["prompt"]] == ["system", "user"]
+    with pytest.raises(DataError, match="a prompt has messages before it: use the chat template"):
+        record(told)
 
 
 def test_a_step_must_divide_into_passes_and_activations_are_kept_on_the_cpu_alone(
