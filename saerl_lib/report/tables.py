@@ -303,6 +303,24 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
 
 
+def study_markdown(frame: pd.DataFrame) -> str:
+    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
+    rows = []
+    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
+        of = {row.metric: row for row in pair.itertuples()}
+        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
+        first = of["outcome"]
+        shown["detectable"] = f"{first.detectable:.2f}"
+        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
+        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
+    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
+
+
+STUDIED = {"outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps saved, %", "area": "Area under the curve",
+           "best": "Best evaluation", "tail": "Behind the tail", "silent": "Groups without gradient, points"}  # fmt: skip
+"""Metric of study_comparisons.csv -> its column in docs/study.md."""
+
+
 def update_block(path: Path, marker: str, text: str) -> bool:
     """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
 
@@ -321,7 +339,7 @@ def update_block(path: Path, marker: str, text: str) -> bool:
 
 BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
     "finding": ("README.md", "claims", finding_markdown), "claims": ("docs/claims.md", "claims", claims_markdown),
-    "gates": ("docs/world.md", "world_gates", gates_markdown),
+    "gates": ("docs/world.md", "world_gates", gates_markdown), "study": ("docs/study.md", "study_comparisons", study_markdown),
 }  # fmt: skip
 """Marker -> the document that holds its block, the table that it comes from, and how."""
 
