@@ -201,7 +201,7 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 def test_markdown_tables(data_folder: Path) -> None:
     text = tables.claims_markdown(study.build_claims(data_folder))
-    topic = "| L2 topic from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
+    topic = "from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
     assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
     gates = tables.gates_markdown(read_table("world_gates", data_folder))

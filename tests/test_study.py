@@ -81,6 +81,12 @@ def test_steps_to_target_by_hand() -> None:
     assert found["difference"].tolist() == pytest.approx([np.mean([100 * 10 / (20 + s) for s in range(3)])])
 
 
+def test_when_a_curve_reaches_a_value_by_hand() -> None:
+    curve = pd.DataFrame({"step": [0, 10, 20, 30], "avg": [10.0, 20.0, 18.0, 30.0]})
+    assert [study._reached(curve, aim) for aim in (5.0, 15.0, 20.0, 24.0, 31.0)] == [0.0, 5.0, 10.0, 25.0, 30.0]
+    assert math.isnan(study._reached(curve, math.nan)), "without a baseline"
+
+
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
     gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
@@ -94,7 +100,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
-    assert set(pairs["metric"]) == {"outcome", "steps", "area", "best", "tail", "silent"}
+    assert set(pairs["metric"]) == {"outcome", "steps", "caught", "area", "best", "tail", "silent"}
     assert (summary["best"] > 0).all() and np.allclose(summary["silent"], 40), "40 % of the groups in every step"
     last = tables["study_runs"].query("step == 30").groupby("arm")["mean_avg"].mean()
     assert summary["tail"].to_dict() == pytest.approx(last.to_dict()), "here the tail repeats the last evaluation"

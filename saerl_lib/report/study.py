@@ -160,16 +160,32 @@ def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: 
 
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
-    curve over steps, divided by the run's length), tail (accuracy behind the common random tail, NaN without one) and silent
-    (percent of its generated groups without a gradient). `runs` is `runs_table`."""
+    curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
+    value of the same seed's `grpo`; the run's length if never), tail (accuracy behind the common random tail, NaN without one)
+    and silent (percent of its generated groups without a gradient). `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
+    last = evaluations["step"].max()
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
+    aims = curve[(curve["arm"] == BASELINE) & (curve["step"] == last)].set_index("seed")["avg"]
+    caught = {run: _reached(part, aims.get(run[1], math.nan)) for run, part in areas}
     return pd.DataFrame({
         "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
         "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
-        "silent": 100 * before["zero_variance_share"].mean(),
+        "silent": 100 * before["zero_variance_share"].mean(), "caught": pd.Series(caught).rename_axis(RUN),
     })  # fmt: skip
+
+
+def _reached(curve: pd.DataFrame, aim: float) -> float:
+    """The step at which a curve (step, avg) first reaches `aim`, linear between its points; its last step if never."""
+    step, value = curve["step"].to_numpy(dtype=float), curve["avg"].to_numpy()
+    if math.isnan(aim):
+        return math.nan
+    above = np.flatnonzero(value >= aim - 1e-9)
+    if len(above) == 0 or above[0] == 0:
+        return float(step[0] if len(above) else step[-1])
+    at = above[0]
+    return float(np.interp(aim, value[[at - 1, at]], step[[at - 1, at]]))
 
 
 def summary_table(
@@ -236,8 +252,8 @@ def comparison_rows(
 ) -> pd.DataFrame:
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
 
-    Metrics: the outcome, percent of the steps to target saved, and points of what `run_values` has (means over sets). The claim
-    and the paper's value stand with the outcome alone.
+    Metrics: the outcome, percent of the steps saved to target and until `grpo` is caught, and points of what else `run_values`
+    has (means over sets). The claim and the paper's value stand with the outcome alone.
     """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     single = run_values(evaluations, runs)
@@ -247,7 +263,8 @@ def comparison_rows(
     for _, pairs in known.groupby("family", sort=False):
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
-        found |= {metric: compare_runs(single[metric].dropna(), names) for metric in single if _known(single[metric], names)}
+        found |= {metric: compare_runs(single[metric].dropna(), names, metric == "caught") for metric in single
+                  if _known(single[metric], names)}  # fmt: skip
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))

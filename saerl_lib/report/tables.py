@@ -73,7 +73,7 @@ COLUMNS = """
     avg_mid_b mean_avg zero_variance_share? entropy? grad_norm?
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
     final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
-    steps_to_target targets_reached best tail? area silent entropy grad_norm updates prompts distinct_prompts rollouts
+    steps_to_target targets_reached best tail? area silent caught? entropy grad_norm updates prompts distinct_prompts rollouts
     rollouts_used tokens training_s evaluation_s
 08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm
     detectable? claim? paper_value?
@@ -316,8 +316,11 @@ def study_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
 
 
-STUDIED = {"outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps saved, %", "area": "Area under the curve",
-           "best": "Best evaluation", "tail": "Behind the tail", "silent": "Groups without gradient, points"}  # fmt: skip
+STUDIED = {
+    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
+    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
+    "tail": "Behind the tail", "silent": "Groups without gradient, points",
+}  # fmt: skip
 """Metric of study_comparisons.csv -> its column in docs/study.md."""
 
 
