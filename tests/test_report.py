@@ -13,7 +13,7 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import figures, plots, study, tables
+from saerl_lib.report import claims, figures, plots, tables
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
 
@@ -31,7 +31,7 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
         ("guess rate", 0.002, nan, nan, nan, 0.01, True, 400, "", ""),
         ("rho of difficulty with solution length, a gate with a long name", 0.9, 0.8, 0.95, nan, 0.6, False, 300, "rho", "x"),
         ("TF-IDF leaf accuracy", 0.62, nan, nan, 0.4, 0.8, True, nan, None, None),
-        (study.ORDER_GATE, 1.5, 0.2, 2.8, 0.0, nan, True, 3, "", ""),
+        (claims.ORDER_GATE, 1.5, 0.2, 2.8, 0.0, nan, True, 3, "", ""),
     ]
     accuracy = {"majority": 0.2, "tfidf": 0.6, "sae": 0.5}
     ladder = [("world", t, "accuracy", f, v, v - 0.03, v + 0.03, 90, 40)
@@ -200,7 +200,7 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 
 def test_markdown_tables(data_folder: Path) -> None:
-    text = tables.claims_markdown(study.build_claims(data_folder))
+    text = tables.claims_markdown(claims.build_claims(data_folder))
     topic = "from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
     assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
@@ -224,7 +224,7 @@ def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
 
 
 def test_claims_by_hand(data_folder: Path) -> None:
-    table = study.build_claims(data_folder).set_index("claim")
+    table = claims.build_claims(data_folder).set_index("claim")
     topic = table.loc["L2 topic from SAE features: accuracy above majority, points"]
     assert topic["our_value"] == pytest.approx(30.0)
     assert topic["ci_low"] == pytest.approx(30 - 3 * 2**0.5)
@@ -245,19 +245,19 @@ def test_claims_on_real_data_by_hand() -> None:
             ("deepmath_18k", "difficulty_level", "spearman", "sae", 0.5, 0.45, 0.55, 300, 100),
             ("deepscaler_pass_rate", "difficulty_out_of_domain", "spearman", "sae", 0.2, 0.17, 0.23, 300, 100),
             ("deepscaler_pass_rate", "difficulty_adapted", "spearman", "sae", 0.3, 0.26, 0.34, 380, 100)]  # fmt: skip
-    found = study.probe_effects(frame("probe_ladder", rows))
+    found = claims.probe_effects(frame("probe_ladder", rows))
     assert [round(e.interval.value, 6) for e in found] == [40.0, 0.5, 0.3, 0.1]
     assert found[3].interval.low == pytest.approx(0.1 - (0.04**2 + 0.03**2) ** 0.5)
-    assert study.probe_effects(frame("probe_ladder", rows[:0])) == []
+    assert claims.probe_effects(frame("probe_ladder", rows[:0])) == []
 
 
 def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(data_folder, tmp_path, dirs_exist_ok=True)
     pairs = read_table("study_comparisons", data_folder)
     write_csv(pairs.assign(difference=2.0, holm_low=1.0, holm_high=3.0, n_seeds=8), "study_comparisons", tmp_path)
-    met, gates = study.build_claims(tmp_path), read_table("world_gates", data_folder)
-    write_csv(gates[gates["gate"] != study.ORDER_GATE], "world_gates", tmp_path)
-    unmet = study.build_claims(tmp_path)
+    met, gates = claims.build_claims(tmp_path), read_table("world_gates", data_folder)
+    write_csv(gates[gates["gate"] != claims.ORDER_GATE], "world_gates", tmp_path)
+    unmet = claims.build_claims(tmp_path)
     order = met["claim"].str.startswith("SAERL on GRPO against GRPO")
     assert order.any() and set(met.loc[order, "direction"]) == {"agrees"}
     assert set(unmet.loc[order, "direction"]) == {"undecided"}
@@ -266,5 +266,5 @@ def test_without_the_order_gate_verdicts_on_order_are_undecided(data_folder: Pat
 
 
 def test_the_committed_claims_follow_from_the_committed_tables(tmp_path: Path) -> None:
-    path = write_csv(study.build_claims(paths.PUBLISHED), "claims", tmp_path)
+    path = write_csv(claims.build_claims(paths.PUBLISHED), "claims", tmp_path)
     assert path.read_bytes() == (paths.PUBLISHED / "claims.csv").read_bytes()

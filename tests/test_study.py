@@ -11,7 +11,7 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
-from saerl_lib.report import study
+from saerl_lib.report import claims, study
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.study import outcome_values, outcomes, planned_seeds
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
@@ -113,13 +113,13 @@ def test_claims_of_the_study_follow_the_corrected_interval() -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.4, "diff": 0.0}
     made = results(gains, seeds=planned_seeds("paper"))
     pairs = study_tables(made, PROFILE)["study_comparisons"]
-    effects = {effect.claim: effect for effect in study.study_effects(pairs)}
-    assert {effect.row()[6] for effect in study.study_effects(pairs.assign(n_seeds=3))} == {"undecided"}, "fewer than planned"
-    assert {effect.row()[6] for effect in study.study_effects(pairs, decidable=False)} == {"undecided"}, "the gate is missed"
+    effects = {effect.claim: effect for effect in claims.study_effects(pairs)}
+    assert {effect.row()[6] for effect in claims.study_effects(pairs.assign(n_seeds=3))} == {"undecided"}, "fewer than planned"
+    assert {effect.row()[6] for effect in claims.study_effects(pairs, decidable=False)} == {"undecided"}, "the gate is missed"
     gain = effects["SAERL on GRPO against GRPO: accuracy gain, points (all sets by Avg@k)"]
     assert (gain.row()[6:9], gain.paper_value, gain.n_seeds) == (("agrees", "no", "toy task"), 1.4, 8), "40 points"
     assert effects["DIFF against GRPO: accuracy gain, points (Table 4)"].row()[6] == "undecided"
-    left = {row[0] for row in study.not_run(effects)}
+    left = {row[0] for row in claims.not_run(effects)}
     assert not left & set(effects) and any(claim.startswith("SAERL on DAPO against DAPO") for claim in left)
 
 
@@ -203,7 +203,7 @@ def test_the_committed_tables_follow_from_the_committed_records() -> None:
 def test_the_papers_values_of_claims_on_steps_follow_from_its_table() -> None:
     paper = study.paper_values()
     steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
-    for claim in study.CLAIMS.query("source == 'steps'").itertuples():
+    for claim in claims.CLAIMS.query("source == 'steps'").itertuples():
         saved = 100 * (steps[claim.second] - steps[claim.first]) / steps[claim.second]
         assert claim.paper_value == pytest.approx(saved, abs=0.06)
 

@@ -18,9 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saerl_lib.report import plots
+from saerl_lib.report.claims import with_claims
 from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, arm_looks, arm_name, forest, lines, ordered, span
 from saerl_lib.report.statistics import over_seeds
-from saerl_lib.report.study import planned_seeds, with_claims
+from saerl_lib.report.study import planned_seeds
 from saerl_lib.report.tables import TableError, read_table
 
 Drawn = tuple[Figure, str, str]

@@ -545,8 +545,8 @@ def publish(profile: str) -> list[Path]:
     Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError
     for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
     """
+    from saerl_lib.report.claims import build_claims
     from saerl_lib.report.figures import draw_all
-    from saerl_lib.report.study import build_claims
 
     source = paths.figure_data_dir(profile)
     names = sorted({*published_tables(profile), *published_tables(profile, source)})
