@@ -125,7 +125,7 @@ def _by_task(table: pd.DataFrame, looks: Mapping[str, Look], xlabel: str, chance
     """A row a task, a mark a feature set of `looks`, the legend above."""
     table = table.assign(row=plots.task_names(table), panel="", xlabel=xlabel)
     rows = list(dict.fromkeys(table["row"]))
-    height = min(0.4, 3.1 / len(rows))
+    height = min(0.4, 2.95 / len(rows))
     figure = forest(table[table["look"].isin(looks)], looks, rows, shift=0.8 / len(looks), row_height=height, chance=chance)
     for y in range(1, len(rows)):
         figure.axes[0].axhline(y - 0.5, color=plots.LIGHT, linewidth=0.5)
@@ -232,18 +232,15 @@ def replay(table: pd.DataFrame) -> Drawn:
 
 @figure_of("representation")
 def representation(table: pd.DataFrame) -> Drawn:
-    """What the rule of the retained set and reading prompts alone cost: a panel a choice and target, a row an option."""
-    rules = table["choice"] == "retained set"
-    names = [plots.readable(r.option).replace("prompt and solution", "both spans")
-             + f" ({100 * r.shared_with_default:.0f} %)" * (r.choice == "retained set") for r in table.itertuples()]  # fmt: skip
-    task, size = zip(*(name.split("\n") for name in plots.task_names(table)), strict=True)
-    panel = [f"{name}\nby {choice}" for name, choice in zip(task, table["choice"], strict=True)]
-    table = table.assign(row=names, panel=panel, xlabel=[name.replace(", ", "\n") for name in size])
-    figure = forest(table, columns=2, row_height=0.16)
-    groups = table[rules].groupby(["dataset", "target"])
-    best = groups.apply(lambda part: part["shared_with_default"].loc[part["value"].idxmax()] == 1).sum()
-    return figure, f"The default rule of the retained latents reads best on {best} of {len(groups)} tasks", (
-        "In brackets: share of the default's latents (rule: variance) that a rule retains. Bars: 95 % bootstrap over samples."
+    """What the rule of the retained set costs: a row a task, a mark a rule; what reading prompts alone costs, as text."""
+    rules = table[table["choice"] == "retained set"]
+    figure = _by_task(rules.assign(look=rules["option"]), plots.RULES, "Accuracy or correlation on test samples")
+    best = rules.loc[rules.groupby(["dataset", "target"])["value"].idxmax(), "option"]
+    spans = table[table["choice"] == "spans"].set_index("option")["value"]
+    names = {"prompt and solution": "both spans", "prompt only": "the prompt alone"}
+    read = [f"{name} {spans[key]:.3f}" for key, name in names.items() if key in spans]
+    return figure, f"The default rule of the retained latents reads best on {(best == 'variance').sum()} of {len(best)} tasks", (
+        "Bars: 95 % bootstrap over test samples." + (f" Difficulty of the toy task (rho): {', '.join(read)}." if read else "")
     )
 
 

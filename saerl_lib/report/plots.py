@@ -127,6 +127,11 @@ LADDER = {name: look._replace(label=SET_NAMES[name]) for name, look in {
     "tfidf": Look(ORANGE, "s"), "length": Look(PURPLE, "v"), "majority / mean": Look(GREY, "X"),
 }.items()}  # fmt: skip
 """The main feature sets; the others stand in the table alone."""
+RULES = {
+    "variance": Look(BLUE, "o", "variance (default)"), "elastic_net": Look(ORANGE, "s", "elastic net"),
+    "anova": Look(GREEN, "^", "ANOVA"), "gradient": Look(PURPLE, "D", "gradient"), "random": Look(GREY, "X", "random"),
+}  # fmt: skip
+"""Rules that choose the retained latents."""
 FLAW_SCORES = {
     "flaw_probe_sae": "flaw probe, SAE*", "flaw_probe_selfreg": "flaw probe, SelfReg*",
     "flaw_probe_sae_untrained": "flaw probe, untrained SAE*", "flaw_probe_dense": "flaw probe, dense*",
