@@ -471,8 +471,8 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
     plots.legend(figure)
     main = table[(table["arm"] == "saerl_grpo") & (table["baseline"] == "grpo")]
     title = [f"SAERL - GRPO: {r.value:.1f} points ({r.ci_low:.1f} to {r.ci_high:.1f})" for r in main.itertuples()]
-    title.append(f"of {len(table)} comparisons {(look == 'above').sum()} above 0, {(look == 'below').sum()} below")
-    return figure, "; ".join(title), (
+    title.append(f"Of {len(table)} comparisons {(look == 'above').sum()} above 0, {(look == 'below').sum()} below")
+    return figure, ". ".join(title), (
         f"Mean of the last three evaluations; n = {span(table['n_seeds'])} matched seeds. Bars: 95 %, corrected by Holm within a "
         "family of comparisons. Green and red exclude 0. " + "Grey: fewer seeds than planned. " * bool(early.any())
         + "Open squares: the paper's tables."
