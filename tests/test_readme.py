@@ -58,6 +58,7 @@ def test_sections_that_are_linked_exist() -> None:
 
 def test_the_readme_shows_commands_and_paths_and_leads_to_every_document() -> None:
     assert len(COMMANDS) >= 3 and len(LINKS) >= 3 and len(PATHS) >= 5
+    assert len(README.split()) <= 1400 and 1 <= README.count("![") <= 5
     assert [p.name for p in DOCUMENTS if p.name != "README.md" and f"](docs/{p.name})" not in README] == []
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import matplotlib
+import matplotlib.text
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,8 +71,11 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
     curve += [(q, f, k, 0.6 + k / 900, 0.6, 0.8, 300) for q in ("difficulty", "subject", "difficulty_by_retained")
               for f in ("sae", "sae_untrained") for k in (8, 32, 128)]  # fmt: skip
     curve.append(("difficulty", "dense", 0, 0.7, 0.68, 0.72, 300))
+    runs = [(arm, seed, step, "run", step, 256 * step, 384 if step == 10 else 1200, 2400, *(40.0 + seed + step / 10,) * 7,
+             0.4, 0.03, 0.2) for arm in ("grpo", "saerl_grpo") for seed in range(seeds) for step in (0, 10, 20)]  # fmt: skip
     made = {
-        "sae_curve": curve, "world_gates": gates, "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
+        "study_runs": runs, "sae_curve": curve, "world_gates": gates, "probe_ladder": [*ladder, *real], "filter": kept,
+        "filter_scores": scores,
         "inbatch_diversity": diversity, "learning_curves": curves, "paired_difference": paired, "steps_to_target": steps,
     }  # fmt: skip
     return {name: frame(name, rows) for name, rows in made.items()}
@@ -85,6 +89,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_csv(made[name], name, folder)
         elif (paths.PUBLISHED / f"{name}.csv").is_file():
             shutil.copyfile(paths.PUBLISHED / f"{name}.csv", folder / f"{name}.csv")
+    write_csv(claims.build_claims(folder), "claims", folder)
     return folder
 
 
@@ -93,15 +98,40 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_drawn_with_text_of_seven_points_or_more(name: str, data_folder: Path) -> None:
+def test_every_figure_has_a_title_and_can_be_read_at_eight_centimetres(name: str, data_folder: Path) -> None:
     names, function = FIGURES[name]
     if not all((data_folder / f"{table}.csv").is_file() for table in names):
         pytest.skip("its table is not published yet")
     figure = function(*(read_table(table, data_folder) for table in names))
-    texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize") and hasattr(artist, "get_text"))
-    assert min(t.get_fontsize() for t in texts if t.get_text()) >= 7
+    texts = [t for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+    width, height = figure.get_size_inches()
+    assert min(t.get_fontsize() for t in texts) * (8 / 2.54) / width >= 5 and height * plots.DPI <= 900
+    title = figure.legends[0].get_title().get_text() if figure.legends else figure.get_suptitle()
+    assert len(title) > 20 and "nan" not in " ".join(t.get_text() for t in texts)
+    assert "n = " in " ".join(t.get_text() for t in texts).replace("\u00a0", " ")
     figure.savefig(buffer := io.BytesIO(), dpi=40)
     assert len(buffer.getvalue()) > 2000
+
+
+@pytest.mark.parametrize("name", ["study_effects", "study_mixing"])
+def test_a_table_without_rows_is_drawn_as_an_empty_axis_that_says_so(name: str, data_folder: Path) -> None:
+    (table,), function = FIGURES[name]
+    figure = function(read_table(table, data_folder).iloc[:0])
+    assert figure.get_suptitle() == "no run yet" and not figure.axes[0].lines
+
+
+def test_the_method_picture_shows_claims_beside_the_papers(data_folder: Path) -> None:
+    table = claims.build_claims(data_folder)
+    ours = table["claim"].str.startswith("SAERL on GRPO against GRPO: accuracy")
+    table.loc[ours, ["paper_value", "our_value", "ci_low", "ci_high", "direction"]] = (2.0, -1.0, -3.0, -0.5, "opposite")
+    figure = FIGURES["method"][1](table)
+    texts = {text.get_text() for text in figure.axes[1].texts}
+    assert {"-1 (-3 to -0.5)", "paper"} <= texts and "3 show the opposite" in figure.get_suptitle().replace("\n", " ")
+    rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    point = (-0.5, float(rows.index("SAERL above GRPO, points")))  # half of the paper's, in the other direction
+    assert point in {tuple(xy) for line in figure.axes[1].lines for xy in line.get_xydata().tolist()}
+    waiting = table.assign(our_value=np.nan, ci_low=np.nan, ci_high=np.nan, direction="not run", scale=np.nan, n_seeds=0)
+    assert "not run" in {text.get_text() for text in FIGURES["method"][1](waiting).axes[1].texts}
 
 
 @pytest.mark.parametrize("name", ["plan_sensitivity", "study_mixing"])
@@ -196,7 +226,7 @@ def test_unwritable_folder_and_unknown_table(tmp_path: Path) -> None:
 def test_every_table_has_a_schema_with_known_columns() -> None:
     for schema in SCHEMAS.values():
         assert set(schema.optional) | set(schema.fractions) <= set(schema.columns)
-    assert {name for names, _ in FIGURES.values() for name in names} <= set(SCHEMAS)
+    assert {name for names, _ in FIGURES.values() for name in names} <= set(SCHEMAS) and len(FIGURES) <= 20
 
 
 def test_markdown_tables(data_folder: Path) -> None:

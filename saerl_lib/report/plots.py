@@ -1,13 +1,14 @@
 """One look for every figure: helpers that draw tidy tables, and byte-identical files.
 
 `forest` draws values with intervals, a row a name; `lines` draws curves with bands or bars. Both take a tidy table and know
-nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), each paired with a marker; 3.3 in for a column,
-6.8 in for a page. Figures are made without pyplot, so drawing has no global state and needs no display.
+nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), each paired with a marker. A figure is at most
+4.4 in wide, so that at 8 cm its text still has 5 points. Figures are made without pyplot: no global state, no display.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from matplotlib.figure import Figure
 
 from saerl_lib.artifacts import write_atomic
 
-COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.8
-"""Inches of one column, and of the text width."""
+COLUMN_WIDTH, FULL_WIDTH = 3.3, 4.4
+"""Inches of a figure of one panel, and of several."""
 DPI = 200
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
@@ -63,10 +64,12 @@ NAMES = {
     "grpo_large": "GRPO, larger policy", "minus_diff": "no difficulty", "minus_diff_mix": "no difficulty, no mixing",
     "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
     "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style", "pass_rate_order": "pass-rate order",
+    "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch", "saerl_frozen": "SAERL frozen decoder",
+    "saerl_shuffled": "SAERL shuffled scores",
 }  # fmt: skip
 """Names of arms and orders that are not made of their words."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
-    "tfidf": "TF-IDF", "4b": "at 4b", "true": "by the label"}  # fmt: skip
+    "tfidf": "TF-IDF", "true": "true labels"}  # fmt: skip
 
 
 def arm_name(name: str) -> str:
@@ -86,6 +89,59 @@ ARMS = {
 """Colour and marker of an arm or order in every figure, from the first to the last of a legend."""
 
 
+# Feature sets and what is read from them.
+
+RUNGS = {
+    "sae": Look(BLUE, "o", "SAE"), "control": Look(SKY, "D", "SAE controls"),
+    "dense": Look(GREEN, "^", "dense activations"),
+    "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"), "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
+}  # fmt: skip
+"""Kind of a feature set -> its look."""
+SETS = {
+    "sae_all+tfidf": ("sae", "SAE, all latents, and TF-IDF"), "sae_all": ("sae", "SAE, all latents"),
+    "sae+metadata": ("sae", "SAE, retained, and metadata"), "sae": ("sae", "SAE, retained"), "sae_seed_1": ("sae", "SAE, seed 1"),
+    "sae_seed_2": ("sae", "SAE, seed 2"), "sae_plain": ("sae", "SAE, no $ signs"), "sae_short": ("sae", "SAE, short training"),
+    "sae_frozen_decoder": ("control", "SAE, frozen decoder"), "sae_untrained_all": ("control", "untrained SAE, all"),
+    "sae_untrained": ("control", "untrained SAE"), "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
+    "dense_pca": ("dense", "dense, PCA"), "dense": ("dense", "dense"), "tfidf": ("text", "TF-IDF"),
+    "tfidf_plain": ("text", "TF-IDF, no $ signs"), "metadata": ("text", "metadata"), "delimiters": ("text", "counts of $ signs"),
+    "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
+    "majority / mean": ("nothing", "majority / mean"),
+}  # fmt: skip
+"""Feature sets from top to bottom, with their kind and their one name in every figure."""
+SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds", "sae_seeds": "SAE seeds"}
+DATA_SETS = {
+    "math_test": "MATH", "deepmath_18k": "DeepMath", "deepscaler_pass_rate": "DeepScaleR", "quality_valimath": "ValiMath",
+    "dsr_sub_training_accuracy": "DSR-sub", "world": "toy task",
+}  # fmt: skip
+TARGETS = {
+    "difficulty_level": "difficulty", "difficulty_in_domain": "difficulty", "difficulty_by_pass_rate": "pass rate",
+    "difficulty_out_of_domain": "out of domain", "difficulty_adapted": "adapted", "topic_l2": "domain (L2)",
+    "topic_l3": "subfield (L3)", "topic_leaf": "leaf topic",
+}  # fmt: skip
+"""Names of what is read that are not made of their words."""
+METRICS = {"accuracy": "Accuracy", "spearman": "Spearman rho", "roc_auc": "ROC-AUC", "pearson": "Pearson r"}
+"""Metrics that ladders draw; of RMSE and MAE the table alone speaks."""
+LADDER = {name: look._replace(label=SET_NAMES[name]) for name, look in {
+    "sae_all": Look(BLUE), "sae": Look(BLUE, "D", hollow=True), "sae_untrained_all": Look(SKY, "D"), "dense": Look(GREEN, "^"),
+    "tfidf": Look(ORANGE, "s"), "length": Look(PURPLE, "v"), "majority / mean": Look(GREY, "X"),
+}.items()}  # fmt: skip
+"""The main feature sets; the others stand in the table alone."""
+RULES = {
+    "variance": Look(BLUE, "o", "variance (default)"), "elastic_net": Look(ORANGE, "s", "elastic net"),
+    "anova": Look(GREEN, "^", "ANOVA"), "gradient": Look(PURPLE, "D", "gradient"), "random": Look(GREY, "X", "random"),
+}  # fmt: skip
+"""Rules that choose the retained latents."""
+FLAW_SCORES = {
+    "flaw_probe_sae": "flaw probe, SAE*", "flaw_probe_selfreg": "flaw probe, SelfReg*",
+    "flaw_probe_sae_untrained": "flaw probe, untrained SAE*", "flaw_probe_dense": "flaw probe, dense*",
+    "flaw_probe_tfidf": "flaw probe, TF-IDF*", "flaw_probe_metadata": "flaw probe, metadata*",
+    "flaw_probe_shuffled": "flaw probe, shuffled*", "dsir_per_ngram": "DSIR per n-gram", "dsir": "DSIR",
+    "source_probe": "source probe (paper)", "length": "length", "perplexity_prompt": "perplexity",
+}  # fmt: skip
+"""Scores from top to bottom: probes trained on flaws, then what knows no label of a flaw."""
+
+
 # Names, colours, labels.
 
 
@@ -100,7 +156,7 @@ def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
     return first + sorted(value for value in present if value not in first)
 
 
-def arm_looks(names: Iterable[str], labels: Mapping[str, str] | None = None) -> dict[str, Look]:
+def arm_looks(names: Iterable[str]) -> dict[str, Look]:
     """A look an arm: the fixed one, else the next colour and marker that none of `ARMS` among these names has.
 
     >>> {name: look.colour == BLUE for name, look in arm_looks(["new", "saerl"]).items()}
@@ -113,7 +169,7 @@ def arm_looks(names: Iterable[str], labels: Mapping[str, str] | None = None) -> 
     found = dict(ARMS)
     for i, name in enumerate(name for name in chosen if name not in ARMS):
         found[name] = Look(colours[i % len(colours)], markers[i % len(markers)])
-    return {name: found[name]._replace(label=(labels or {}).get(name, arm_name(name))) for name in chosen}
+    return {name: found[name]._replace(label=arm_name(name)) for name in chosen}
 
 
 def readable(name: Any) -> str:
@@ -129,6 +185,18 @@ def span(counts: pd.Series) -> str:
     """
     low, high = int(counts.min()), int(counts.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def by_set(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the row and the look of each feature set."""
+    row = table["features"].replace({name: "majority / mean" for name in ("majority", "mean", "majority|mean")})
+    return table.assign(row=row, look=[SETS.get(name, ("control", ""))[0] for name in row])
+
+
+def task_names(table: pd.DataFrame) -> list[str]:
+    """Data set and target of each row, its metric and the number of test problems, as two lines."""
+    return [f"{DATA_SETS.get(r.dataset, readable(r.dataset))}: {TARGETS.get(r.target, readable(r.target))}\n"
+            f"{METRICS.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
 
 
 # Panels.
@@ -150,15 +218,56 @@ def _grid(
     return figure, list(zip(names, axes.flat, strict=False))
 
 
-def legend(figure: Figure, columns: int = 6) -> None:
-    """One legend above the panels: every label of any panel once."""
+def placed(height: float, *places: tuple[float, float, float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of full width and `height` inches with panels at left, bottom, width, height in shares of it."""
+    figure = Figure(figsize=(FULL_WIDTH, height))
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_axes(place) for place in places]
+
+
+def no_run() -> tuple[Figure, str, str]:
+    """What is shown for a table without rows: an empty axis, its title, and no small print."""
+    figure, (axis,) = placed(1.2, (0.05, 0.1, 0.9, 0.6))
+    axis.set(xticks=[], yticks=[])
+    return figure, "no run yet", ""
+
+
+def beside(axis: Axes, columns: Mapping[float, Sequence[str]]) -> None:
+    """Columns of text right of a forest panel: its place in widths of the panel -> the head and a text a row."""
+    for x, texts in columns.items():
+        for y, text in enumerate(texts, start=-1):
+            axis.text(x, y, text, transform=axis.get_yaxis_transform(), fontsize=7, va="center")
+
+
+def _wrapped(text: str, most: float) -> str:
+    """Lines of about equal length, at most `most` characters each; numbers keep their sign."""
+    lines = -(-len(text) // int(most)) or 1
+    joined = text.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    return textwrap.fill(joined, int(min(most, len(text) / lines + 8)), break_on_hyphens=False)
+
+
+def tell(figure: Figure, title: str, text: str) -> Figure:
+    """The figure with the sentence that says what it shows above its legend, and the small print `text` below."""
+    title = _wrapped(title, 15.5 * figure.get_figwidth())
+    if figure.legends:  # constrained layout keeps no room for two things above the panels
+        figure.legends[0].set_title(title, {"size": 8})
+        figure.legends[0].get_title().set_multialignment("center")
+    else:
+        figure.suptitle(title, fontsize=8)
+    figure.supxlabel(_wrapped(text, 19 * figure.get_figwidth()), fontsize=7, color="#333333", x=0.01, ha="left")
+    return figure
+
+
+def legend(figure: Figure) -> None:
+    """One legend above the panels: every label of any panel once, in as many columns as fit."""
     entries: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    fit = int(figure.get_figwidth() / (0.42 + 0.05 * max(map(len, entries), default=1)))
     figure.legend(
-        list(entries.values()), list(entries), loc="outside upper center", ncols=min(columns, len(entries)), columnspacing=1.2,
-        handletextpad=0.4,
+        list(entries.values()), list(entries), loc="outside upper center", ncols=max(1, min(fit, len(entries))),
+        columnspacing=1.2, handletextpad=0.4,
     )  # fmt: skip
 
 
@@ -173,9 +282,14 @@ def _bars(part: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(np.clip(np.stack([value - low, high - value]), 0.0, None))
 
 
-def _forest_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], rows: Sequence[Any], shift: float) -> None:
-    """One panel of `forest`, a row of `rows` at heights 0, 1, ..., the first on top."""
+def forest_panel(
+    axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], rows: Sequence[Any], *, labels: Mapping[Any, str] | None = None,
+    shift: float = 0.0, chance: float | None = None,
+) -> None:  # fmt: skip
+    """One panel of `forest`: a row of `rows` at heights 0, 1, ..., the first on top."""
     place = {row: y for y, row in enumerate(rows)}
+    if chance is not None:
+        axis.axvline(chance, color=BLACK, linewidth=0.8, linestyle="--")
     if "paper" in part:
         once = part.drop_duplicates("row")
         axis.plot(once["paper"], once["row"].map(place), **PAPER)
@@ -190,6 +304,8 @@ def _forest_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], row
         )  # fmt: skip
     axis.margins(x=0.1)
     axis.grid(True, axis="x", color=LIGHT, linewidth=0.5)
+    axis.set_yticks(range(len(rows)), [(labels or {}).get(row, readable(row)) for row in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     if "xlabel" in part:
         axis.set_xlabel(part["xlabel"].iloc[0])
 
@@ -213,12 +329,8 @@ def forest(
     for name, axis in axes:
         part = table[table["panel"] == name]
         own = list(rows) if rows is not None else list(dict.fromkeys(part["row"]))
-        if chance is not None:
-            axis.axvline(chance, color=BLACK, linewidth=0.8, linestyle="--")
-        _forest_panel(axis, part, looks, own, shift)
-        axis.set_yticks(range(len(own)), [(labels or {}).get(row, readable(row)) for row in own])
-        axis.set_ylim(len(own) - 0.5, -0.5)
-        axis.locator_params(axis="x", nbins=max(4, int(1.6 * width / min(columns, len(names)))))
+        forest_panel(axis, part, looks, own, labels=labels, shift=shift, chance=chance)
+        axis.locator_params(axis="x", nbins=max(3, int(2 * width / min(columns, len(names)) - 1)))
         axis.set_title(str(name), fontsize=7.5)
     return figure
 
@@ -244,7 +356,7 @@ def _line_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], band:
 
 def lines(
     table: pd.DataFrame, looks: Mapping[Any, Look], *, columns: int = 3, height: float = 1.9, width: float = FULL_WIDTH,
-    band: bool = True, every: int = 1, xlabel: str = "", ylabel: str = "", titles: bool = True, **share: Any,
+    band: bool = True, every: int = 1, xlabel: str = "", ylabel: str = "", **share: Any,
 ) -> Figure:  # fmt: skip
     """Curves with intervals as bands or bars: a panel each value of `panel`, a mark at each `every`-th point, one legend.
 
@@ -254,14 +366,47 @@ def lines(
     figure, axes = _grid(list(dict.fromkeys(table["panel"])), columns, width, height, **share)
     for index, (name, axis) in enumerate(axes):
         _line_panel(axis, table[table["panel"] == name], looks, band, every)
-        if titles:
-            axis.set_title(str(name), fontsize=7.5)
+        axis.set_title(str(name), fontsize=7.5)
         if index + columns >= len(axes):
             axis.set_xlabel(xlabel)
         if index % columns == 0:
             axis.set_ylabel(ylabel)
-    legend(figure, 6 if width > COLUMN_WIDTH else 2)
+    legend(figure)
     return figure
+
+
+# The method.
+
+BOXES = {"prompts,\nsolutions": (7, 20), "small LM\n+ SAE": (23, 20), "GRPO\nor DAPO": (94, 20)}
+ARROWS = ((12.5, 20, 17, 20), (29, 20, 34, 20), (40, 23, 46, 33), (40, 20, 46, 20), (40, 17, 46, 7), (64, 33, 70, 24),
+          (64, 20, 70, 20), (64, 7, 70, 16), (84, 20, 88.5, 20))  # fmt: skip
+STEPS = {"latents z": (37, 5), "clusters": (55, 26.5), "difficulty": (55, 13.5), "quality filter": (55, 0.5),
+         "batch plan": (77, 3.5)}  # fmt: skip
+"""Names below the pictures of the steps, in the coordinates of `flow`: 100 wide, 40 high."""
+
+
+def flow(axis: Axes) -> None:
+    """The method as a picture: prompts -> SAE -> z -> clusters, difficulty, quality -> batch plan -> GRPO."""
+    colours = (BLUE, ORANGE, GREEN)
+    axis.set(xlim=(0, 100), ylim=(0, 40))
+    axis.axis("off")
+    box = {"boxstyle": "round", "fc": SHADE, "ec": BLUE, "lw": 0.8}
+    for name, (x, y) in BOXES.items():
+        axis.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)
+    for name, (x, y) in STEPS.items():
+        axis.text(x, y, name, ha="center", va="bottom", fontsize=7)
+    for x, y, to_x, to_y in ARROWS:
+        axis.annotate("", (to_x, to_y), (x, y), arrowprops={"arrowstyle": "->", "color": GREY, "shrinkA": 0, "shrinkB": 0})
+    fires = np.isin(np.arange(15), (3, 7, 8, 12))
+    axis.bar(np.full(15, 37), 1.6, 3.4, 10.5 + 1.6 * np.arange(15), color=np.where(fires, BLUE, "white"), edgecolor=GREY, lw=0.4)
+    for colour, x in zip(colours, (50, 55, 60), strict=True):
+        axis.scatter(x + np.array([-1.2, 0.4, 1.3, -0.3]), 34 + np.array([0.2, 1.9, -0.9, -1.8]), 5, color=colour, linewidths=0)
+    seven = np.arange(7)
+    axis.bar(49 + 2 * seven, 1 + 0.8 * seven, 1.5, 18, color=[str(0.8 - 0.1 * i) for i in seven])
+    axis.scatter(49 + 2 * seven, np.full(7, 7), 9, color=np.where(seven % 2, "white", "black"), edgecolors="black", lw=0.5)
+    for step, row in np.ndindex(6, 6):  # a batch a column: one cluster but for a swapped prompt, harder to the right
+        colour = colours[(step + (row == 0)) % 3]
+        axis.bar(71.5 + 2.1 * step, 3.6, 1.9, 9.5 + 3.8 * row, color=colour, alpha=0.35 + 0.39 * (step > 2) + 0.05 * row)
 
 
 def save(figure: Figure, name: str, folder: Path) -> Path:
