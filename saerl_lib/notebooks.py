@@ -473,7 +473,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
         print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
         print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
         if options.only is None:
-            _reproduction(options, executed)
+            _reproduction(options)
     return executed
 
 
@@ -503,20 +503,14 @@ def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> i
     return 0
 
 
-def _reproduction(options: RunOptions, executed: int) -> None:
+def _reproduction(options: RunOptions) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
-    profile = options.name
-    table = paths.profile_dir(profile) / "reproduction.csv"
-    newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
-    if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
-        print(f"The comparison with what is published is unchanged: {table}", flush=True)
-        return
-    from saerl_lib.report.tables import published_tables, report
+    from saerl_lib.report.reproduction import published_tables, report
 
-    if not published_tables(profile):
-        print(f"Nothing is published of profile {profile}: no comparison.", flush=True)
+    if not published_tables(options.name, paths.PUBLISHED):
+        print(f"Nothing is published of profile {options.name}: no comparison.", flush=True)
         return
-    text, outside = report(profile)
+    text, outside = report(options.name)
     print(f"\n{text}", flush=True)
     if outside and options.strict:
         raise UserError(f"{outside} numbers are outside what is published (--strict)")

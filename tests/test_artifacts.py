@@ -195,7 +195,7 @@ def test_the_core_imports_no_study_and_no_world_and_its_rooms_point_one_way() ->
 def test_no_stage_is_computed_anew_because_a_table_or_figure_looks_otherwise() -> None:
     sources = {".".join(p.relative_to(paths.ROOT).with_suffix("").parts): p for p in (paths.ROOT / "saerl_lib").rglob("*.py")}
     texts = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
-    shown, stages = {f"saerl_lib.report.{name}" for name in ("tables", "plots", "figures", "page", "study")}, 0
+    shown, stages = {f"saerl_lib.report.{name}" for name in ("tables", "reproduction", "plots", "figures", "page", "study")}, 0
     for module in (name for name, text in texts.items() if "get_or_compute(" in text and name != "saerl_lib.artifacts"):
         reached, waiting = set(), {module}
         while waiting:

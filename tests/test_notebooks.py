@@ -14,7 +14,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from saerl_lib import paths
 from saerl_lib.notebooks import NOTEBOOKS, PARAMETERS, Notebook, find, input_names
 from saerl_lib.report.figures import FIGURES
-from saerl_lib.report.tables import SCHEMAS, publisher
+from saerl_lib.report.reproduction import publisher
+from saerl_lib.report.tables import SCHEMAS
 
 MAX_CODE_LINES = 15
 EMBEDDED = re.compile(r"\]\((\.\./figures/[^)]+)\)")

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.report import tables
-from saerl_lib.report.tables import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
+from saerl_lib.report import reproduction
+from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
+from saerl_lib.report.tables import TableError
 
 
 def outcomes(old: dict, new: dict, column: str) -> list[str]:
@@ -43,7 +44,7 @@ def test_a_column_without_an_interval_is_compared_by_its_mean() -> None:
 
 def test_intervals_that_stand_behind_their_value_are_found() -> None:
     columns = ["cluster_c", "A", "A_low", "A_high", "rho_star", "ci_low", "ci_high", "ari_mean", "ari_low", "ari_high", "bin_low"]
-    found = tables._intervals(columns)
+    found = reproduction._intervals(columns)
     assert found == {"A": ("A_low", "A_high"), "rho_star": ("ci_low", "ci_high"), "ari_mean": ("ari_low", "ari_high")}
 
 
@@ -73,10 +74,8 @@ def test_a_perturbed_run_is_within_tolerance_and_leaves_the_published_files_alon
     assert outside == 0 and "0 outside" in text
     numbers = compare("laptop")
     assert set(numbers["outcome"]) <= {SAME, TOLERANCE, INTERVAL} and (numbers["outcome"] == TOLERANCE).sum() > 100
-    assert set(numbers["table"]) == set(tables.published_tables("laptop"))
-    home = paths.profile_dir("laptop")
-    assert len(pd.read_csv(home / "reproduction.csv")) == len(numbers)
-    assert "Reproduction, profile laptop" in (home / "reproduction.html").read_text(encoding="utf-8")
+    assert set(numbers["table"]) == set(reproduction.published_tables("laptop", paths.PUBLISHED))
+    assert len(pd.read_csv(paths.profile_dir("laptop") / "reproduction.csv")) == len(numbers)
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -99,7 +98,7 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(paths, "FIGURES", root / "figures")
     monkeypatch.setattr(paths, "PUBLISHED", root / "figures" / "data")
-    monkeypatch.setattr("saerl_lib.report.figures.draw_all", lambda data, figures: [])
+    monkeypatch.setattr("saerl_lib.report.reproduction.draw_all", lambda data, figures: [])
     study = (paths.PUBLISHED / "study_runs.csv").read_bytes()
     (perturbed / "problems.parquet").write_bytes(b"evaluations that the tables are made from")
     (perturbed / "study_problems.parquet").write_bytes(b"another profile's")
@@ -110,12 +109,12 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     assert (paths.PUBLISHED / "problems.parquet").read_bytes() == (perturbed / "problems.parquet").read_bytes()
     assert (paths.PUBLISHED / "study_problems.parquet").read_bytes() == problems
     assert (paths.PUBLISHED / "label_curve.csv").read_bytes() == (perturbed / "label_curve.csv").read_bytes()
-    assert {"processor", "threads", "versions", "commit"} <= set(tables.published_record("laptop"))
+    assert {"processor", "threads", "versions", "commit"} <= set(reproduction.published_records()["laptop"])
     (perturbed / "filter.csv").unlink()
     with pytest.raises(FileNotFoundError, match="lacks filter; run ./run_all.sh --profile laptop to its end first"):
         publish("laptop")
 
 
 def test_a_profile_without_published_results_says_so() -> None:
-    with pytest.raises(tables.TableError, match="profile smoke has no published results"):
+    with pytest.raises(TableError, match="profile smoke has no published results"):
         compare("smoke")
