@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, dataclass_transform
 
 import tyro
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, StructConstructorSpec, StructTypeInfo
-from tyro.constructors import PrimitiveConstructorSpec as Value
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from saerl_lib import config
 from saerl_lib import settings as told
@@ -55,7 +54,7 @@ OPTIONS: dict[type, str] = {
 
 
 def _registry() -> ConstructorRegistry:
-    """How tyro reads what is not plain: the records of `OPTIONS`, and words from a list."""
+    """How tyro reads the records of `OPTIONS`."""
     registry, asked = ConstructorRegistry(), set[type]()
 
     @registry.struct_rule
@@ -79,19 +78,6 @@ def _registry() -> ConstructorRegistry:
                 raise UserError(str(error)) from error
 
         return StructConstructorSpec(make, tuple(chosen))
-
-    @registry.primitive_rule
-    def word(info: PrimitiveTypeInfo) -> Value[str] | None:
-        if get_origin(info.type) is not Literal:
-            return None
-        known = get_args(info.type)
-
-        def read(words: list[str]) -> str:
-            if words[0] not in known:
-                raise UserError(f"{words[0]!r} is none of {', '.join(known)}{near(words[0], known)}")
-            return words[0]
-
-        return Value(1, f"{{{','.join(known)}}}", read, lambda value: value in known, lambda value: [value])
 
     return registry
 

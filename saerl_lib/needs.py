@@ -8,14 +8,11 @@ both by the standard library alone, before any package is installed, and nothing
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +23,6 @@ from saerl_lib.config import PLANS, Profile, get_profile
 from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, SETS, TRAINING_DATA, HubModel, model_folder
 
 LOCK, MINIMUM_PYTHON = paths.ROOT / "requirements.lock", (3, 11)
-HUB = ("huggingface.co", 443)
 RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
 """Policy -> main runs of the paper, one seed each: the rows of Table 4."""
 SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 537_010_176.0)
@@ -92,25 +88,10 @@ def check_packages(path: Path = LOCK) -> int:
 class Machine(NamedTuple):
     """Findings about this machine."""
 
-    hub_reachable: bool
     gpus: tuple[tuple[str, float], ...]  # name and bytes of each
     missing_packages: tuple[str, ...]  # a sentence for each locked package that is absent or of another version
     free_disk_bytes: int  # where the outputs go (`SAERL_HOME`)
     cache_disk_bytes: int  # where downloads go (`HF_HOME`, else ~/.cache/huggingface)
-
-
-def reachable(seconds: float = 1.0, address: tuple[str, int] = HUB) -> bool:
-    """Whether a TCP connection opens within `seconds`, the look-up of the name included; nothing is sent."""
-    opened = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=seconds):
-            opened.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return opened.is_set()
 
 
 def list_gpus() -> tuple[tuple[str, float], ...]:
@@ -129,9 +110,9 @@ def _free(folder: Path) -> int:
 
 
 def look() -> Machine:
-    """Look at this machine; takes about a second without a hub. Raises ValueError for a damaged requirements.lock."""
+    """Look at this machine; the network is not tried. Raises ValueError for a damaged requirements.lock."""
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    return Machine(reachable(), list_gpus(), package_faults(), _free(paths.artifacts_root()), _free(cache))
+    return Machine(list_gpus(), package_faults(), _free(paths.artifacts_root()), _free(cache))
 
 
 def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
@@ -159,7 +140,6 @@ def missing(profile: Profile, machine: Machine, runs: Mapping[HubModel, int] = R
     cache, free = machine.cache_disk_bytes, machine.free_disk_bytes
     bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
-        "network: huggingface.co does not answer within a second": not machine.hub_reachable,
         f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}": large < need,
         f"packages: {'; '.join(packages[:3])}{more} (requirements.lock)": packages,
         f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
@@ -208,15 +188,10 @@ def plan_text(profile: Profile, machine: Machine) -> str:
     )  # fmt: skip
 
 
-def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> int:
-    """Print the plan of profile `paper` for this machine; returns 0.
-
-    Raises ValueError when something else is asked for, and what `look` raises.
-    """
+def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
+    """Print the plan of profile `paper` for this machine. Raises ValueError for another profile or a further option."""
     if profile != "paper":
         raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
-    if not plan_only:
-        raise ValueError("profile 'paper' runs in an environment with the locked packages alone; add --plan-only for its plan")
     if rest:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
     print(plan_text(get_profile(profile), look()))
@@ -224,10 +199,7 @@ def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> 
 
 
 def require_machine(profile: Profile) -> None:
-    """Look at every local stand-in before anything is read, and at the machine where one of them is missing.
-
-    Raises ValueError that lists all that is wrong, or what the machine lacks and the options that name stand-ins.
-    """
+    """Raises ValueError that lists what is wrong with local stand-ins or, where some are not given, what the machine lacks."""
     config, reader = profile.published, profile.reader
     if config is None or reader is None:
         return
@@ -246,9 +218,9 @@ def require_machine(profile: Profile) -> None:
         "--policy": (profile.policy not in MODELS, lambda: model_folder(profile.policy, "--policy")),
     }
     problems = []
-    for local, check in checks.values():
+    for check in (check for local, check in checks.values() if local):
         try:
-            _ = check() if local else None
+            check()
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -268,15 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m saerl_lib.needs", description="the plan of profile paper")
     parser.add_argument("--packages", action="store_true", help="whether the locked packages are installed")
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--plan-only", action="store_true", help="what is done without --packages")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.packages:
         return check_packages()
     try:
-        return run_plan(arguments.profile, [word for word in rest if word != "--debug"], arguments.plan_only)
+        return run_plan(arguments.profile, [word for word in rest if word != "--debug"])
     except (ValueError, OSError) as error:
-        if "--debug" in rest:
-            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -12,7 +12,6 @@ the first failure.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -30,7 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
+from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_atomic, write_json
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.needs import LOCK
 from saerl_lib.settings import Options
@@ -346,16 +345,6 @@ def ended_early(executed: Any) -> str | None:
     return None
 
 
-def embed_figures(executed: Any, folder: Path) -> None:
-    """Turn links to `../figures/NAME.png` into attachments, so that the copy and its HTML can be moved anywhere."""
-    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
-        for name in dict.fromkeys(re.findall(r"\]\(\.\./figures/([\w.-]+\.png)\)", cell.source)):
-            if (folder / name).is_file():
-                data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-                cell.setdefault("attachments", {})[name] = {"image/png": data}
-                cell.source = cell.source.replace(f"](../figures/{name})", f"](attachment:{name})")
-
-
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
@@ -396,26 +385,20 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
             message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
         raise UserError(f"{message}\n{kept}") from error
-    embed_figures(executed, paths.figures_dir(profile))
-    nbformat.write(executed, copy)
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources={"metadata": {"name": stem}})
-    page = copy.with_suffix(".html")
-    page.write_text(text, encoding="utf-8")
-    page.replace(copy.with_name(f"{stem}.html"))
     copy.replace(copy.with_name(f"{stem}.ipynb"))
+    for cell in executed.cells:  # nbconvert takes into the page what lies below `path`: the run's own figures
+        cell.source = cell.source.replace("](../figures/", "](figures/")
+    about = {"metadata": {"name": stem, "path": str(paths.profile_dir(profile))}}
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=about)
+    write_atomic(copy.with_name(f"{stem}.html"), text.encode("utf-8"))
     copy.with_name(f"{stem}.failed.ipynb").unlink(missing_ok=True)
 
 
 # All of them.
 
 
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds; short ones with a decimal.
-
-    >>> duration(4.26), duration(1390)
-    ('4.3 s', '0:23:10')
-    """
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+def _took(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
@@ -442,7 +425,7 @@ def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path
     write_record(notebook, profile, parts, elapsed)
     places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
     lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.html"]]
-    print("\n".join([f"     done in {duration(elapsed)}; outputs:", *lines]), flush=True)
+    print("\n".join([f"     done in {_took(elapsed)}; outputs:", *lines]), flush=True)
 
 
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
@@ -466,14 +449,14 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
             if not reasons and not options.force:
                 print(f"{label} is up to date", flush=True)
                 continue
-            last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
+            last = f"last time {_took(record.elapsed_seconds)}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
             _run_one(notebook, parts, options, folder)
             executed += 1
-        print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
+        print(f"All done in {_took(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
         print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
         if options.only is None:
-            _reproduction(options)
+            _compare(options)
     return executed
 
 
@@ -490,12 +473,11 @@ def from_here(options: Options) -> Options:
 
 
 def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> int:
-    """`run`; with `plan_only` the plan of profile paper instead. Raises ValueError for any other option beside that."""
+    """`run`; with `plan_only` the plan of profile paper instead."""
     from saerl_lib.needs import require_machine, run_plan
 
     if plan_only:
-        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default} - {"profile"}
-        given |= {f.name for f in fields(Options) if getattr(options, f.name) != f.default}
+        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default} - {"profile"} | set(options.given)
         return run_plan(notebooks.profile, [f"--{'from' if name == 'start' else name}" for name in sorted(given)])
     told = replace(notebooks, profile=from_here(options).text(notebooks.profile))
     require_machine(get_profile(told.profile, told.seeds, told.seed))
@@ -503,7 +485,7 @@ def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> i
     return 0
 
 
-def _reproduction(options: RunOptions) -> None:
+def _compare(options: RunOptions) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
     from saerl_lib.report.reproduction import published_tables, report
 

@@ -42,7 +42,7 @@ from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_fe
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.orders import batch_diversity, order_pool, projection_2d, random_order
+from saerl_lib.plan.orders import order_pool, projection_2d, random_order
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -121,7 +121,7 @@ def plan(
     names = {f.name: settings.pop(f"{f.name}_field", None) for f in fields(RowFields)}
     config = OwnConfig(fields=Fields(labels=labels, quality=quality, **names), encoder=reader or NO_ENCODER, **settings)
     name = re.sub(r"[^\w.-]+", "_", Path(str(data)).name.split(".")[0]).strip("_") or "data"
-    place = Path(f"{name}_plan") if out is None else Path(out)
+    place = Path(out or f"{name}_plan")
     return plan_own_data(str(data), place, config, force, lambda text: print(text, file=sys.stderr), replace_other=out is None)
 
 
@@ -277,17 +277,12 @@ class Representation:
     """What the features are, in words."""
     with_solution: bool
     """Whether phi holds the solution."""
-    by_model: bool = True
-    """Whether a model read the rows: lengths are in tokens, else in words."""
+    unit: str = "tokens"
+    """Of the lengths: tokens where a model read the rows, else words."""
     truncated: int = 0
     """Samples whose end was cut."""
     sae: SAEQuality | None = None
     """The SAE's reconstruction of some rows' own tokens; None where it was not measured."""
-
-    @property
-    def unit(self) -> str:
-        """Of the lengths."""
-        return "tokens" if self.by_model else "words"
 
 
 def _represented(samples: Sequence[Sample], z: NDArray[np.float32], lengths: NDArray, name: str, **more: Any) -> Representation:
@@ -307,7 +302,7 @@ def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
         solutions = _svd([s.solution for s in samples], sub_seed(seed, "solution-svd"))
         solutions[unsolved] = np.nan
     lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples])
-    return _represented(samples, np.hstack([prompts, solutions]), lengths, "metadata and TF-IDF", by_model=False)
+    return _represented(samples, np.hstack([prompts, solutions]), lengths, "metadata and TF-IDF", unit="words")
 
 
 def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
@@ -413,10 +408,6 @@ class Arranged:
     plan: BatchPlan
     dropped: tuple[Dropped, ...]
     """Samples that are not planned: set aside, filtered, then those that fill no batch, each in the order of the source."""
-    diversity: float
-    """Mean distance to the 5 nearest neighbours of a batch on the map."""
-    diversity_random: float
-    """The same for a random order of the planned samples."""
 
 
 def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
@@ -493,9 +484,7 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     dropped = (*data.aside, *(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items()))
     with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
         points = projection_2d(clusters.standardise(found.phi))
-    shuffled = planned[random_order(pool["sample_id"], sub_seed(seed, "diversity"))]
-    spread = [float(batch_diversity(points, order.reshape(-1, b)).mean()) for order in (rows_of(plan.ids, ids), shuffled)]
-    return Arranged(config, data, found, clusters, points, scores, fit, quality_fit, ranked_by, plan, dropped, *spread)
+    return Arranged(config, data, found, clusters, points, scores, fit, quality_fit, ranked_by, plan, dropped)
 
 
 def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: OwnConfig) -> np.ndarray:
@@ -516,11 +505,9 @@ def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: 
 def write_example(samples: Sequence[Sample], path: Path) -> Path:
     """JSON lines with id, question, answer, solution, subject and level; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as handle:
-        for s in samples:
-            row = {"id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
-                   "subject": s.topic.split(" -> ")[0], "level": s.difficulty}  # fmt: skip
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = [(s.id, s.prompt, s.answer, "\n".join(s.steps), s.topic.split(" -> ")[0], s.difficulty) for s in samples]
+    table = pd.DataFrame(rows, columns=["id", "question", "answer", "solution", "subject", "level"])
+    table.to_json(path, orient="records", lines=True, force_ascii=False)
     return path
 
 
@@ -538,8 +525,7 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    found = read([Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
-    files = [Path(name) for name in data]
+    found, files = read(data, reading.fields, skip_bad_rows=reading.skip_bad_rows), [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
     about = {"source": source, **counts, "notes": list(found.notes)}

@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
     ("words", "code", "part"),
     [
         (["runn"], 1, "did you mean run?"),
-        (["bench", "grop"], 1, "did you mean grpo?"),
+        (["bench", "grop"], 2, "invalid choice 'grop'"),
         (["run", "--profile", "lapto"], 1, "did you mean laptop?"),
         (["run", "--profile", "paper", "--data", ".", "--arms", "sarel"], 1, "did you mean saerl?"),
         (["run", "--profile", "paper", "--revision", "amc23"], 1, "write SET=HASH"),
@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["run", "--profile", "smoke", "--policy", "x"], 1, "--policy: profile smoke draws its own data"),
         (["grid", "--profile", "stuyd"], 1, "did you mean study?"),
         (["export", "--plan", "p", "--out", "o", "--to", "nemo"], 1, "did you mean nemo-rl?"),
-        (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 1, "did you mean length?"),
+        (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 2, "invalid choice 'lenght'"),
         (["plan", "--data", "d", "--out", "o", "--layr", "3"], 2, "--layer INT"),
         (["run", "--profle", "smoke"], 2, "--profile STR"),
         (["run", "--only"], 2, "Missing value for argument '--only'"),

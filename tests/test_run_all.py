@@ -153,7 +153,7 @@ def test_a_notebook_of_tables_alone_ignores_the_configuration_and_redraws_what_i
     (saerl_home / "smoke/figures/one.png").unlink()  # as after a kill of 09, which begins by removing its figures
     assert lab.run() == 1
     out = capsys.readouterr().out
-    assert "00_one is up to date" in out and "09_all (last time 1.0 s; runs because figure:one is missing)" in out
+    assert "00_one is up to date" in out and "09_all (last time 0:00:01; runs because figure:one is missing)" in out
     (saerl_home / "smoke/figures/data/one.csv").unlink()
     with pytest.raises(UserError, match="09_all needs .*one.csv, which is missing"):
         lab.run(only="9")

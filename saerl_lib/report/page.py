@@ -235,9 +235,6 @@ def _clusters(arranged: Arranged) -> Told:
     if clusters.n_merged:
         text = f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one."
         yield "note", _count(clusters.n_merged, "small cluster") + " merged", text
-    text = f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
-    more = f"{arranged.diversity_random:.2f} in a random order. Batches of one cluster are meant to be closer."
-    yield "note", "How varied batches are", text + more
 
 
 def _quality(arranged: Arranged) -> Told:
@@ -298,7 +295,7 @@ def _features(arranged: Arranged) -> Told:
             text = ("The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and its "
                     "features are noise. Layers count from 1, the block after which the residual stream is read.")  # fmt: skip
             yield "warning", "The SAE does not fit this layer", f"{told} {text}"
-    if not found.by_model:
+    if found.unit == "words":
         yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
 
