@@ -130,11 +130,9 @@ def load_data(source: str, config: OwnConfig) -> Dataset:
 
     Raises DataError as `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
     """
-    least, place = max(MIN_ROWS, config.prompts_per_step), Source.parse(source, config.split)
-    data = read([place], config.fields, allowed=config.allowed_labels, turned=config.turned, skip_bad_rows=config.skip_bad_rows,
-                least=least)  # fmt: skip
-    data = set_aside(data, config)
-    require(data, least)
+    place, labels = Source.parse(source, config.split), {"allowed": config.allowed_labels, "turned": config.turned}
+    data = set_aside(read([place], config.fields, **labels, skip_bad_rows=config.skip_bad_rows), config)
+    require(data, max(MIN_ROWS, config.prompts_per_step))
     return data
 
 
@@ -550,6 +548,6 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
     print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
-    line = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
-    print(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}))
+    counts = {"read": done.read, "planned": done.planned, "left_out": done.left_out, "steps": done.steps}
+    print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0

@@ -72,7 +72,7 @@ def test_a_plan_is_timed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stages |= {"plan_s", "write_s"}
     assert stages == {key for key in row if key.endswith("_s")} - {"total_s", "processor_s"}
     assert row["total_s"] == pytest.approx(sum(row[key] for key in stages), abs=1e-4)
-    assert row["ratio_total_to_floor"] > 0 and row["peak_gb"] > 0.1
+    assert row["peak_gb"] > 0.1
     assert [line.rsplit(" ", 1)[-1] for line in lines if line.startswith("bar: ")] == ["met", "met"]
 
 

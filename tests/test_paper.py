@@ -22,7 +22,7 @@ from saerl_lib.cli import main
 from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_profile
 from saerl_lib.data import hub, published
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel
-from saerl_lib.data.sample import DataError, Sample, load_split, normalise
+from saerl_lib.data.sample import DataError, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.needs import Machine
 from saerl_lib.plan.batch_plan import read_plan
@@ -323,16 +323,13 @@ def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path,
     assert counts(data, "numinamath")["malformed"] == 1 and "row 3" in pd.read_csv(data.path("malformed.csv"))["problem"][0]
 
 
-def test_draws_are_made_among_labelled_rows_and_repeated_ids_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = [{k: v for k, v in row.items() if k != "pass_rate" or i % 2} for i, row in enumerate(build.deepscaler_rows(40))]
     monkeypatch.setattr(published, "published_rows", lambda source: iter(bare))
     rows = published.PublishedRows(PublishedConfig(folder="unused"))
     drawn = rows.drawn("deepscaler", rows.fresh("deepscaler", True), 12)
     assert len(drawn) == 12 and all(np.isfinite(sample.difficulty) for sample in drawn)
     assert rows.counts["deepscaler", "no difficulty label"] == 20 and rows.counts["deepscaler", "beyond the number drawn"] == 8
-    samples = [Sample(name, "p", ("s",), "1") for name in ("a", "b", "b", "b", "c", "c")]
-    with pytest.raises(DataError, match="target: id 'b' is given to 3 rows, and 1 more ids occur several times"):
-        published._require_distinct("target", samples)
 
 
 @pytest.mark.slow

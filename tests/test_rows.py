@@ -381,7 +381,7 @@ def test_bad_rows_of_labelled_files_are_named(tmp_path: Path, row: dict[str, Any
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
+    with pytest.raises(DataError, match="none.jsonl.gz: no such file"):
         load_labelled(tmp_path / "none.jsonl.gz")
     (tmp_path / "x.jsonl.gz").write_bytes(b"plain text")
     with pytest.raises(DataError, match="x.jsonl.gz: cannot be read"):

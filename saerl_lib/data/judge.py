@@ -71,14 +71,14 @@ class BadRow(Exception):
 
 def read(
     sources: Sequence[Source | str | Path], fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None,
-    turned: bool = False, skip_bad_rows: bool = False, least: int = 1,
+    turned: bool = False, skip_bad_rows: bool = False,
 ) -> Dataset:  # fmt: skip
     """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
 
     A row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
     Without a field of answers they are looked for in the solutions, and taken from there when half of those have one. Raises
     DataError that names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are
-    listed), unless `skip_bad_rows` sets them aside; or fewer usable rows than `least`.
+    listed), unless `skip_bad_rows` sets them aside; or no usable row.
     """
     places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
     several = len(places) > 1
@@ -112,7 +112,7 @@ def read(
     samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
     aside = tuple(found.aside for _, found in kept if found.aside is not None)
     data = Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside)
-    require(data, least)
+    require(data, 1)
     return data
 
 

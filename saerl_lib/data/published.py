@@ -56,8 +56,6 @@ def load_labelled(path: Path) -> LabelledSet:
     A level below 0 counts as unknown. Raises DataError with file, line, field and fix for the first malformed row; the answer
     may be absent, the id and a label of the wrong type may not.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set SAERL_DATA_DIR to the folder that holds it")
     rules = Rules(DEFAULTS, need_answer=False)
     samples, records, metas = list[Sample](), list[tuple](), list[Record]()
     for number, row in enumerate(rows(Source(str(path))), start=1):
@@ -478,7 +476,7 @@ def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Samp
 def published_stage(profile: Profile) -> Stage:
     """One `<split>.parquet` a split, counts.csv (source, what, n: every row is counted) and malformed.csv (source, problem).
 
-    Raises DataError for missing sets, malformed rows, repeated ids, and what `draw_published` raises.
+    Raises DataError for missing sets, malformed rows, and what `draw_published` raises.
     """
     config = profile.published
     assert config is not None
@@ -487,7 +485,6 @@ def published_stage(profile: Profile) -> Stage:
     def compute(folder: Path) -> None:
         rows = PublishedRows(config)
         for name, samples in draw_published(profile, rows).items():
-            _require_distinct(name, samples)
             write_samples(samples, folder / f"{name}.parquet")
             rows.counts[name, "kept"] += len(samples)
         counted = [(name, what, n) for (name, what), n in sorted(rows.counts.items()) if n]
@@ -495,10 +492,3 @@ def published_stage(profile: Profile) -> Stage:
         pd.DataFrame(rows.bad, columns=["source", "problem"]).to_csv(folder / "malformed.csv", index=False, lineterminator="\n")
 
     return get_or_compute(profile, "world", settings, compute)
-
-
-def _require_distinct(name: str, samples: Sequence[Sample]) -> None:
-    twice = [(i, n) for i, n in Counter(sample.id for sample in samples).items() if n > 1]
-    if twice:
-        others = f", and {len(twice) - 1} more ids occur several times" if len(twice) > 1 else ""
-        raise DataError(f"{name}: id {twice[0][0]!r} is given to {twice[0][1]} rows{others}; ids must be unique")

@@ -29,7 +29,6 @@ from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, read_plan
 from saerl_lib.plan.orders import dominant_clusters
-from saerl_lib.properties.scorer import reliability_table
 
 TERMS = 8
 """Words of a cluster's card, each of three letters or more."""
@@ -140,8 +139,6 @@ SMALL_GAIN = 0.05
 """A gain in rank correlation over length that does not matter (ours)."""
 MANY = 0.05
 """When more than this share of the rows is not planned for one reason, it is a warning (ours)."""
-UNPAIRED = 0.5
-"""More batches without a swap partner than this are named (ours)."""
 STATUS_TEXT = {
     "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
     "no answer": "No reward could be computed; their labels count.",
@@ -214,14 +211,12 @@ def _difficulty(arranged: Arranged) -> Told:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
         text = f"A larger {config.fields.labels} means easier; report and scores.parquet show {how}, so that larger is harder."
         yield "note", "Labels are turned round", text
-    if not np.isfinite(arranged.scores["high"]).all():
-        yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     yield "note", "How difficulty was read", f"{known:,} of {n:,} rows have a label. {text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
-    clusters, plan = arranged.clusters, arranged.plan
+    clusters = arranged.clusters
     sizes = np.bincount(arranged.scores["cluster"].to_numpy(), minlength=clusters.k)
     if clusters.k == 1:
         text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
@@ -230,11 +225,6 @@ def _clusters(arranged: Arranged) -> Told:
     elif sizes.max() > DOMINANT * sizes.sum():
         text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
         yield "warning", "Dominant cluster", text + "Try other features or more clusters."
-    if clusters.k > 1 and plan.unpaired_share > UNPAIRED:
-        yield "note", "Few swaps", f"{plan.unpaired_share:.0%} of the batches found no partner for the tail swap."
-    if clusters.n_merged:
-        text = f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one."
-        yield "note", _count(clusters.n_merged, "small cluster") + " merged", text
 
 
 def _quality(arranged: Arranged) -> Told:
@@ -372,7 +362,7 @@ def page(
         rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
         counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
         carpet=carpet(arranged.plan), expected=expectation(arranged), statuses=STATUSES,
-        unread=left_out[left_out["status"] == "malformed"], reliability=_reliability(arranged), listed=LISTED,
+        unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
@@ -430,16 +420,3 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
                        for i in np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]]
              for cluster, row in away.iterrows()}  # fmt: skip
     return [(card, nearest[card.cluster], apart[card.cluster]) for card in clusters.itertuples()]
-
-
-def _reliability(arranged: Arranged) -> list[tuple[str, str, str, str]]:
-    """Rows, mean prediction, mean label and its interval of each bin of predictions; none without a difficulty."""
-    known = np.isfinite(arranged.data.labels)
-    if arranged.difficulty is None:
-        return []
-    table = reliability_table("raw", arranged.scores["raw"].to_numpy()[known], arranged.data.labels[known])
-    return [
-        (f"{r.n:,}", f"{r.predicted_mean:.2f}", f"{r.label_mean:.2f}",
-         f"{r.ci_low:.2f} to {r.ci_high:.2f}" if np.isfinite(r.ci_low) else "")
-        for r in table.itertuples()
-    ]  # fmt: skip

@@ -2,8 +2,7 @@
 
 `encode`: floor, the same model's forward pass on the same token batch, cut at the hook, no logits; the obvious way, SAELens'
 dense `encode`, then pooling; also the peak of memory against the obvious way, and the padding of real texts.
-`plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores;
-floor, reading the same numbers once (of scores, and sorting them).
+`plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores.
 `grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
 `preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
 H100-hours). It writes the published table preparation_cost.
@@ -48,7 +47,7 @@ from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.properties.clusters import float_chunks, pool_clusters
+from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder
@@ -310,14 +309,14 @@ def bench_plan(samples: int) -> int:
         draw(Path(name), samples)
         rows = in_fresh_process(work, Path(name))
     total = sum(value for key, value in rows.items() if key.endswith("_s") and key != "processor_s")
-    rows |= {"samples": samples, "total_s": total, "ratio_total_to_floor": total / rows["floor"]}
+    rows |= {"samples": samples, "total_s": total}
     limits = zip(("total_s", "peak_gb"), PLAN_BARS.get(samples, ()), strict=False)
     return report(rows, [(row, "at most", limit) for row, limit in limits])
 
 
 def plan_from_features(folder: Path) -> Rows:
-    """Seconds a stage, from the files of `write_features` to plan.parquet beside them, and beside them those of the floor and of
-    `fit` on the labelled samples, which does not grow with the pool."""
+    """Seconds a stage, from the files of `write_features` to plan.parquet beside them, and those of `fit` on the labelled
+    samples, which does not grow with the pool."""
     config, watch = PropertyConfig(), Stopwatch()
     pool, labelled, negatives = (
         Columns([f"{name}-{i:07d}" for i in range(len(phi))], phi, phi[:, :Z_COLUMNS])
@@ -330,25 +329,18 @@ def plan_from_features(folder: Path) -> Rows:
     table = table.assign(length=pool.phi[:, Z_COLUMNS].astype(float))[table["kept"]]
     plan = watch("plan_s", build_plan, *(table[name].to_numpy() for name in SCORES), PLAN)
     watch("write_s", write_plan, plan, folder / "plan.parquet")
-    watch("floor", lambda: [chunk.sum() for _, chunk in float_chunks("phi", pool.phi)])
     return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
 def plan_from_scores(folder: Path) -> Rows:
     """Seconds a stage, from the file of `write_scores` to plan.parquet beside it. Rows that fill no batch are cut off."""
     watch = Stopwatch()
-    plan = watch("plan_s", build_plan, *watch("read_s", read_scores, folder), PLAN)
-    watch("write_s", write_plan, plan, folder / "plan.parquet")
-    del plan
-    watch("floor", lambda: np.lexsort(read_scores(folder)[2:0:-1]))
-    return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
-
-
-def read_scores(folder: Path) -> list[Any]:
-    """Columns of `SCORES`, cut to whole batches."""
-    table = pq.read_table(folder / "scores.parquet")
+    table = watch("read_s", pq.read_table, folder / "scores.parquet")
     table = table.slice(0, len(table) - len(table) % PLAN.prompts_per_step)
-    return [table["sample_id"], *(table[name].to_numpy() for name in SCORES[1:])]
+    columns = (table[name].to_numpy() for name in SCORES[1:])
+    plan = watch("plan_s", build_plan, table["sample_id"], *columns, PLAN)
+    watch("write_s", write_plan, plan, folder / "plan.parquet")
+    return {**watch.times, "peak_gb": resident_mib("VmHWM") / 1024}
 
 
 def write_scores(folder: Path, samples: int) -> None:
