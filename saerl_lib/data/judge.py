@@ -111,13 +111,11 @@ def read(
     numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
     samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
     aside = tuple(found.aside for _, found in kept if found.aside is not None)
-    data = Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside)
-    require(data, 1)
-    return data
+    return require(Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside), 1)
 
 
-def require(data: Dataset, least: int) -> None:
-    """Raises DataError unless at least so many rows may be planned."""
+def require(data: Dataset, least: int) -> Dataset:
+    """The same data. Raises DataError unless at least so many rows may be planned."""
     usable = len(data.samples) - len(data.aside)
     if usable < least:
         needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
@@ -125,6 +123,7 @@ def require(data: Dataset, least: int) -> None:
         out = [*data.dropped, *data.aside]
         first = f"; first row left out: {out[0].where}: {out[0].reason}" if out else ""
         raise DataError(f"{data.name}: {usable} of {data.read} rows are usable, {needed}; add rows{lower}{first}")
+    return data
 
 
 def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib.data.sample import DataError
-from saerl_lib.settings import Fields  # noqa: F401  notebook 10 takes it from here
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Endings that are read; those of text may be followed by .gz or .zst. A .json file may also hold one document."""
@@ -121,14 +120,13 @@ def files_of(place: str) -> list[Path]:
     return sorted(found)
 
 
-def rows(source: Source | str | Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Every row of a source, streamed (CSV files and JSON documents are held whole); of Parquet only `columns`, where named.
 
     Raises DataError with name and fix: what `files_of` raises, no such file, an unknown ending, not gzip, not Parquet, CSV that
     is no UTF-8 or has no header, an empty file, or a hub data set that cannot be read. A row that cannot be read comes with its
     problem.
     """
-    source = source if isinstance(source, Source) else Source.parse(str(source))
     if source.published:
         yield from _hub(source)
         return

@@ -13,6 +13,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,14 @@ from matplotlib.image import imsave
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
-from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples
+from saerl_lib.artifacts import write_json
+from saerl_lib.config import to_dict
+from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples, write_samples
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
-from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
+from saerl_lib.encode.store import save_features
+from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
-from saerl_lib.plan.batch_plan import BatchPlan, read_plan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
 from saerl_lib.plan.orders import dominant_clusters
 
 TERMS = 8
@@ -273,7 +277,8 @@ def _rows(arranged: Arranged) -> Told:
 
 def _features(arranged: Arranged) -> Told:
     found, sae = arranged.found, arranged.found.sae
-    what = "prompt and solution were read, a missing one stands at the mean" if found.with_solution else "prompts alone were read"
+    alone = found.phi.shape[1] == found.table.prompt_phi.shape[1]
+    what = "prompts alone were read" if alone else "prompt and solution were read, a missing one stands at the mean"
     solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
     yield "note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {solved}; {what}."
     if sae is not None:
@@ -367,6 +372,27 @@ def page(
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )  # fmt: skip
+
+
+def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
+    """Write all of `out` into `folder`: plan.parquet, samples.parquet (the usable rows, for `export` and `train`),
+    scores.parquet, clusters.csv, left_out.csv, features.safetensors, report.html and run.json."""
+    data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
+    scores, rest, listed = score_table(arranged), left_out_table(arranged), caveats(arranged)
+    cards = cluster_table(arranged, scores)
+    save_features(arranged.found.table, folder / "features.safetensors")
+    write_plan(plan, folder / "plan.parquet")
+    write_samples(data.samples, folder / SAMPLES)
+    scores.to_parquet(folder / "scores.parquet", index=False)
+    for name, table in (("clusters", cards), ("left_out", rest)):
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
+    done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
+                   tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
+    record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
+              "plan_hash": plan_hash(plan), "caveats": [c._asdict() for c in listed]}  # fmt: skip
+    write_json(folder / RECORD, record)
+    return done
 
 
 def excerpt(text: str, length: int) -> str:
