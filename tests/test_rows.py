@@ -243,7 +243,6 @@ def test_a_chat_without_a_question_is_named(tmp_path: Path, value: Any, part: st
         ("a.json", lambda made: json.dumps({"data": made}, indent=1)),
         ("a.json", lambda made: json.dumps({"version": 1, "rows": made})),
         ("a.jsonl", lambda made: json.dumps(made, indent=2)), ("a.json", lambda made: "\n".join(map(json.dumps, made))),
-        ("a.jsonl", lambda made: "\n".join(json.dumps(row, indent=2) for row in made)),
     ],
 )  # fmt: skip
 def test_json_documents_are_read(tmp_path: Path, name: str, write: Any) -> None:

@@ -206,7 +206,7 @@ def jsonl(path: Path, strict_end: bool = True) -> Iterator[dict[str, Any]]:
 
 
 def _document(path: Path) -> list[Row] | None:
-    """The rows of a file that holds JSON values not one a line: objects, one list of them, or one object around such a list.
+    """The rows of a file that holds one list of objects, one object around such a list, or one object.
 
     None for JSON lines. Raises DataError with file, line and fix for what is broken in it.
     """
@@ -215,23 +215,19 @@ def _document(path: Path) -> list[Row] | None:
     if head[:1] == b"{" and _json_row(head, "").record is not None and data.strip() != head.strip():
         return None  # more than one line, the first one whole
     try:
-        text, reader, values, place = data.decode("utf-8").strip(), json.JSONDecoder(object_pairs_hook=_object), [], 0
-        while place < len(text):
-            value, place = reader.raw_decode(text, place)
-            values.append(value)
-            place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
+        value = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if kind_of(path) != ".json" and head.strip() not in (b"[", b"{"):
             return None
         reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{path.name}: not JSON ({reason}); write one list of objects, or one object a line") from error
-    if len(values) == 1 and isinstance(values[0], dict):
-        around = [value for value in values[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if isinstance(value, dict):
+        around = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
         if len(around) == 1 and "role" not in around[0][0]:
-            values = around
-        elif values[0] and all(isinstance(value, dict) for value in values[0].values()):
+            value = around[0]
+        elif value and all(isinstance(inner, dict) for inner in value.values()):
             raise DataError(f"{path.name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
-    records = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    records = value if isinstance(value, list) else [value]
     return [
         Row(f"row {number}", record) if isinstance(record, dict)
         else Row(f"row {number}", None, f"is a {type(record).__name__}, not an object; write every row as an object")
