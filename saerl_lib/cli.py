@@ -31,7 +31,6 @@ from saerl_lib.notebooks import RunOptions, UserError
 PROGRAM = "python -m saerl_lib"
 EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
-INTERRUPTED = 130
 WRITES_WHOLE = ("plan", "export")
 """Commands whose folder appears whole or not at all."""
 
@@ -378,4 +377,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         then = "nothing was written" if name in WRITES_WHOLE else "the same command continues where this one stopped"
         print(f"interrupted; {then}", file=sys.stderr)
-        return INTERRUPTED
+        return 130

@@ -36,20 +36,15 @@ KEPT_BYTES = 2 * 14 + 46 * 4
 # The packages.
 
 
-def canonical(name: str) -> str:
-    """A distribution name as package indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def read_lock(path: Path = LOCK) -> dict[str, str]:
-    """Locked version by canonical name. Raises ValueError for a line that is neither empty, a comment, nor `name==version`."""
+    """Locked version by name as indexes compare it (PEP 503). Raises ValueError for a line that does not read `name==version`."""
     locked: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         text = line.split("#")[0].strip()
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", text)
         if text and match is None:
             raise ValueError(f"{path.name} line {number}: {text!r} is not of the form name==version")
-        locked |= {canonical(match[1]): match[2]} if match else {}
+        locked |= {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2]} if match else {}
     return locked
 
 
@@ -58,13 +53,14 @@ def package_faults(path: Path = LOCK) -> tuple[str, ...]:
 
     Of several installed versions the first on the import path counts, as for `import`. Raises what `read_lock` raises.
     """
-    found = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
-    installed, wrong = {canonical(name): version for name, version in reversed(found) if name}, []
+    wrong = []
     for name, version in read_lock(path).items():
-        have = installed.get(name)
-        if have is None:
+        try:
+            have = metadata.version(name)
+        except metadata.PackageNotFoundError:
             wrong.append(f"{name} {version} is not installed")
-        elif have.split("+")[0] != version.split("+")[0]:
+            continue
+        if have.split("+")[0] != version.split("+")[0]:
             wrong.append(f"{name} is {have}, locked is {version}")
     return tuple(wrong)
 
@@ -105,14 +101,11 @@ def list_gpus() -> tuple[tuple[str, float], ...]:
     return tuple((name.strip(), float(mib) * 2**20) for name, mib in rows if mib.strip().isdigit())
 
 
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
 def look() -> Machine:
     """Look at this machine; the network is not tried. Raises ValueError for a damaged requirements.lock."""
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    return Machine(list_gpus(), package_faults(), _free(paths.artifacts_root()), _free(cache))
+    near = (next(place for place in (folder, *folder.parents) if place.exists()) for folder in (paths.artifacts_root(), cache))
+    return Machine(list_gpus(), package_faults(), *(shutil.disk_usage(place).free for place in near))
 
 
 def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
@@ -176,25 +169,24 @@ def items(sentences: Iterable[str]) -> str:
     return "\n".join(f"  - {sentence}" for sentence in sentences)
 
 
-def plan_text(profile: Profile, machine: Machine) -> str:
-    """The whole plan: downloads, costs by stage, the paper's own figures, assumptions, what is missing."""
-    fetched = downloads(profile)
-    lacks = [*missing(profile, machine), "vLLM is not locked here: without it rollouts are several times slower"]
-    return (Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
-        profile=profile, reader=profile.reader, policies=", ".join(model.repository for model in POLICIES),
-        arms=", ".join(profile.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
-        downloads=table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched]),
-        notes=items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note), missing=items(lacks),
-    )  # fmt: skip
-
-
 def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
-    """Print the plan of profile `paper` for this machine. Raises ValueError for another profile or a further option."""
+    """Print the plan of profile `paper`: downloads, costs by stage, the paper's own figures, assumptions, what is missing here.
+
+    Raises ValueError for another profile or a further option.
+    """
     if profile != "paper":
         raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
     if rest:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
-    print(plan_text(get_profile(profile), look()))
+    chosen = get_profile(profile)
+    fetched = downloads(chosen)
+    lacks = [*missing(chosen, look()), "vLLM is not locked here: without it rollouts are several times slower"]
+    print((Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
+        profile=chosen, reader=chosen.reader, policies=", ".join(model.repository for model in POLICIES),
+        arms=", ".join(chosen.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
+        downloads=table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched]),
+        notes=items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note), missing=items(lacks),
+    ))  # fmt: skip
     return 0
 
 

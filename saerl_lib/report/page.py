@@ -129,20 +129,8 @@ def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     return out
 
 
-def left_out_table(arranged: Arranged) -> pd.DataFrame:
-    """Rows of left_out.csv: where, id, status, reason of every row of the source that is not in the plan."""
-    rows = [(d.where, d.id, d.status, d.reason) for d in (*arranged.data.dropped, *arranged.dropped)]
-    return pd.DataFrame(rows, columns=["where", "id", "status", "reason"])
-
-
 FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
-DOMINANT = 0.5
-"""A cluster with more than this share of the rows is called dominant (ours)."""
-SMALL_GAIN = 0.05
-"""A gain in rank correlation over length that does not matter (ours)."""
-MANY = 0.05
-"""When more than this share of the rows is not planned for one reason, it is a warning (ours)."""
 STATUS_TEXT = {
     "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
     "no answer": "No reward could be computed; their labels count.",
@@ -206,7 +194,7 @@ def _difficulty(arranged: Arranged) -> Told:
     if known < FEW_LABELS:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
     if gain.low <= 0:
-        worse = gain.high <= SMALL_GAIN
+        worse = gain.high <= 0.05  # a gain in rank correlation that does not matter (ours)
         title = f"The probe is {'no' if worse else 'not shown to be'} better than length"
         text = (f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
                 f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). ")  # fmt: skip
@@ -226,7 +214,7 @@ def _clusters(arranged: Arranged) -> Told:
         text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
         told = f"All rows are in one cluster: there is no company to choose and no tail to swap. {text}"
         yield "warning", "One cluster", told
-    elif sizes.max() > DOMINANT * sizes.sum():
+    elif 2 * sizes.max() > sizes.sum():
         text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
         yield "warning", "Dominant cluster", text + "Try other features or more clusters."
 
@@ -254,7 +242,7 @@ def _rows(arranged: Arranged) -> Told:
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
-            doubtful = status in ("malformed", "unverifiable", "too long") or (count > MANY * data.read and status != "filtered")
+            doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
             title = f"{_count(count, 'row')} of {data.read:,}: {status}"
             yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
     same: dict[str, list[str]] = {}
@@ -378,7 +366,8 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     """Write all of `out` into `folder`: plan.parquet, samples.parquet (the usable rows, for `export` and `train`),
     scores.parquet, clusters.csv, left_out.csv, features.safetensors, report.html and run.json."""
     data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
-    scores, rest, listed = score_table(arranged), left_out_table(arranged), caveats(arranged)
+    scores, listed = score_table(arranged), caveats(arranged)
+    rest = pd.DataFrame((*data.dropped, *arranged.dropped), columns=["where", "id", "status", "reason"])
     cards = cluster_table(arranged, scores)
     save_features(arranged.found.table, folder / "features.safetensors")
     write_plan(plan, folder / "plan.parquet")
@@ -420,18 +409,14 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]
     """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
     points = arranged.points
     low, span = points.min(axis=0), np.ptp(points, axis=0)
+    numbers = {"rank": arranged.scores["ranking"], **{name: scores[name] for name in ("label", "quality", "low", "high")}}
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
     return {
         "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
-        "rank": _numbers(arranged.scores["ranking"]), "label": _numbers(scores["label"]), "quality": _numbers(scores["quality"]),
-        "low": _numbers(scores["low"]), "high": _numbers(scores["high"]),
+        **{name: [float(f"{v:.4g}") if np.isfinite(v) else None for v in column] for name, column in numbers.items()},
         "status": [STATUSES.index(s) for s in scores["status"]],
         **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position", "reason")},
     }  # fmt: skip
-
-
-def _numbers(column: Any) -> list[float | None]:
-    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(column, dtype=float)]
 
 
 def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
