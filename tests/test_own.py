@@ -458,16 +458,10 @@ const tip = mapTip, outcome = {}, alone = data.x.findIndex((x) => x === 9999), f
 send("pointermove", from);
 outcome.hover = { shown: !tip.hidden, id: tip.querySelector("b").textContent };
 send("wheel", from, { deltaY: -500 });
-outcome.zoom = { factor: view.zoom, moved: Math.hypot(place(alone)[0] - from[0], place(alone)[1] - from[1]) };
-const middle = [width / 2, height / 2], before = view.x;
-send("pointerdown", middle); send("pointermove", [middle[0] + 30, middle[1]]); send("pointerup", [middle[0] + 30, middle[1]]);
-outcome.dragged = view.x - before;
+outcome.zoom = view.zoom;
 byId("whole").click();
-outcome.whole = [view.zoom, view.x, view.y];
 send("pointerdown", from); send("pointerup", from);
 outcome.pinned = panel.textContent;
-send("pointerleave", from);
-outcome.left = tip.hidden;
 const card = document.querySelectorAll(".card")[1];
 card.querySelector("button").click();
 outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent };
@@ -476,7 +470,6 @@ byId("find").value = data.id[25];
 byId("find").dispatchEvent(new Event("input"));
 outcome.found = [...body.rows].map((row) => row.cells[0].textContent);
 outcome.formulas = [...body.rows[0].cells[1].querySelectorAll("annotation")].map((item) => item.textContent);
-outcome.company = body.rows[0].cells[6].textContent;
 body.rows[0].click();
 outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textContent);
 byId("find").value = "";
@@ -486,13 +479,6 @@ const weave = carpet.getBoundingClientRect();
 const thread = { clientX: weave.left + weave.width * (3.5 / T), clientY: weave.top + weave.height * (2.5 / B), bubbles: true };
 carpet.dispatchEvent(new PointerEvent("pointermove", thread));
 outcome.woven = woven.querySelector("b").textContent.split(" · ")[0];
-carpet.dispatchEvent(new MouseEvent("click", thread));
-outcome.chosen = panel.querySelector("b").textContent;
-byId("colour").value = "step";
-byId("colour").dispatchEvent(new Event("change"));
-draw();
-const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
-outcome.drawn = pixels.filter((value, i) => i % 4 === 3 && value > 0).length;
 outcome.faults = faults;
 add(document.body, "pre", JSON.stringify(outcome)).id = "outcome";
 </script>"""
@@ -506,7 +492,7 @@ def browse(page: str, root: Path) -> str:
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH: the report's page is not opened")
-def test_in_a_browser_the_page_runs_and_hover_zoom_drag_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
+def test_in_a_browser_the_page_runs_and_hover_zoom_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     names = [name for name, _ in Reader(browse(page, tmp_path)).tags]
     assert names.count("tr") > 50 and names.count("math") > 50 and names.count("img") == 1 and "a" not in names
@@ -516,20 +502,15 @@ def test_in_a_browser_the_page_runs_and_hover_zoom_drag_cards_and_search_work(fo
     outcome = json.loads(html.unescape(re.findall(r'<pre id="outcome">(.*?)</pre>', shown, re.DOTALL)[0]))
     scores = pd.read_parquet(folder / "scores.parquet").set_index("id")
     name = outcome["hover"]["id"].split(" · ")[0]
-    assert outcome["faults"] == [] and outcome["drawn"] > 500
-    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"} and outcome["left"]
+    assert outcome["faults"] == [] and outcome["zoom"] > 2
+    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"}
     assert name in outcome["pinned"] and all(part in outcome["pinned"] for part in scores.loc[name, "reason"].split("; "))
-    assert outcome["zoom"]["factor"] > 2 and outcome["zoom"]["moved"] < 1
-    assert outcome["dragged"] == pytest.approx(30) and outcome["whole"] == [1, 0, 0]
     size = int((scores["cluster"] == outcome["cluster"]["number"]).sum())
     assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
     assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
     assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
-    assert outcome["sorted"] == sorted(outcome["sorted"]) and re.fullmatch(
-        r"\d of cluster \d(, \d of cluster \d)*", outcome["company"]
-    )
-    (there,) = scores.index[(scores["step"] == 3) & (scores["slot"] == 2)]
-    assert outcome["woven"] == outcome["chosen"] == there
+    assert outcome["sorted"] == sorted(outcome["sorted"])
+    assert [outcome["woven"]] == scores.index[(scores["step"] == 3) & (scores["slot"] == 2)].tolist()
 
 
 # The command.
@@ -568,9 +549,7 @@ def test_too_few_rows_and_what_is_no_file_are_named(tmp_path: Path) -> None:
     assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" not in message
     many = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20)), replace(LABELLED, prompts_per_step=32))
     assert "20 of 20 rows are usable, at least 32 are needed" in many and "lower --prompts-per-step" in many
-    (tmp_path / "folder").mkdir()
-    for source, said in (("absent.jsonl", "no such file"), ("folder", "is a folder")):
-        assert said in fails(tmp_path, str(tmp_path / source))
+    assert "no such file" in fails(tmp_path, str(tmp_path / "absent.jsonl"))
 
 
 def test_pass_rates_are_shares(tmp_path: Path) -> None:

@@ -61,12 +61,11 @@ def load_labelled(path: Path) -> LabelledSet:
     for number, row in enumerate(rows(Source(str(path))), start=1):
         found, record = judge(row, number, rules), row.record or {}
         try:
-            labels = () if isinstance(found, Dropped) else _labels(record, rules)
+            if isinstance(found, Dropped):
+                raise BadRow(found.reason)
+            records.append(_labels(record, rules))
         except BadRow as problem:
-            found = Dropped(row.where, "", "malformed", str(problem))
-        if isinstance(found, Dropped):
-            raise DataError(f"{path.name}, {row.where}: {found.reason}")
-        records.append(labels)
+            raise DataError(f"{path.name}, {row.where}: {problem}") from problem
         metas.append(record.get("meta", {}))
         level = difficulty(record.get("level"), "level", rules, False)
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))

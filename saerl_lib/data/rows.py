@@ -29,8 +29,6 @@ PACKED = {".gz": "gzip", ".zst": "zstd"}
 HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?")
 """[hub:]owner/name[@commit][:configuration][:split]."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
-READ_ROWS = 1024
-"""Rows of Parquet that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -159,21 +157,16 @@ def _file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    opened = {".gz": gzip.open, ".zst": lambda p: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(p)), "zstd"))}
     try:
-        with _opened(path) as handle:
+        with opened.get(path.suffix, lambda p: open(p, "rb"))(path) as handle:
             yield from handle
     except (OSError, EOFError, zlib.error, ValueError) as error:
         packed = PACKED.get(path.suffix)
         fix = f"; the name may end in {path.suffix} only when the file is {packed}" if packed else ""
         raise DataError(f"{path.name}: cannot be read ({error}){fix}") from error
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
 # JSON lines: data files and logs.
@@ -307,7 +300,7 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 raise DataError(f"{path.name}: the column {twice[0]!r} occurs twice; rename one of them")
             wanted = [name for name in columns if name in names] if columns else None
             batches = map(file.get_batch, range(file.num_record_batches)) if whole else file
-            for batch in batches if arrow else file.iter_batches(READ_ROWS, columns=wanted):
+            for batch in batches if arrow else file.iter_batches(1024, columns=wanted):
                 yield from (Row(f"row {next(numbers)}", record) for record in batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         kind = "Arrow" if arrow else "Parquet"

@@ -100,8 +100,7 @@ def write_samples(samples: Sequence[Sample], path: Path) -> None:
 def read_samples(path: Path) -> list[Sample]:
     """Read samples written by `write_samples`. Raises DataError when a column is missing."""
     frame = pd.read_parquet(path, engine="pyarrow")
-    missing = [name for name in COLUMNS if name not in frame.columns]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]!r} is missing; write the file with write_samples")
     lists = {"steps": frame["steps"].map(tuple), "step_labels": frame["step_labels"].map(lambda found: tuple(map(int, found)))}
     return [Sample(**record) for record in frame.assign(**lists).to_dict("records")]
@@ -147,7 +146,6 @@ class Dataset:
     dropped: tuple[Dropped, ...]
     """Rows that are not among the samples."""
     notes: tuple[str, ...]
-    """What was assumed about fields and files."""
     aside: tuple[Dropped, ...] = ()
     """Samples that are read but never planned, at most one entry each, in the order of the source."""
 
@@ -158,7 +156,7 @@ class Dataset:
 
     @property
     def ids(self) -> list[str]:
-        """Sample ids in the order of the source."""
+        """Of the samples, [N]."""
         return [sample.id for sample in self.samples]
 
     @property
