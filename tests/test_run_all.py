@@ -13,14 +13,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saerl_lib import notebooks, paths
-from saerl_lib.cli import main
 from saerl_lib.notebooks import (
     ENVIRONMENT,
     NOTEBOOKS,
     Notebook,
     RunOptions,
     UserError,
-    ended_early,
     output_files,
     read_record,
     run,
@@ -252,32 +250,6 @@ def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch
         notebooks.prepare_folders("smoke")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--profile", "huge"], "profile 'huge' does not exist; choose one of smoke, laptop"),
-        (["--only", "12"], "notebook '12' does not exist; choose one of 00, 01"),
-        (["--from", "x"], "notebook 'x' does not exist"),
-        (["--from", "01", "--only", "02"], "exclude each other"),
-        (["--seeds", "0"], "--seeds 0 must be at least 1"),
-        (["--seed", "-1"], "--seed -1 must be 0 or more"),
-    ],
-)
-def test_bad_options_end_with_one_line_and_exit_code_1(
-    saerl_home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(["run", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
-    assert error.count("\n") == 1
-    assert not saerl_home.exists()
-
-
-def test_debug_keeps_the_traceback(saerl_home: Path) -> None:
-    with pytest.raises(UserError):
-        main(["run", "--only", "12", "--debug"])
-
-
 def test_selection_and_files_of_an_output(saerl_home: Path) -> None:
     assert [n.number for n in select(NOTEBOOKS, start="7")] == ["07", "08", "09", "10"] and select(NOTEBOOKS) == NOTEBOOKS
     assert [n.stem for n in select(NOTEBOOKS, only="9")] == ["09_figures"]
@@ -285,10 +257,3 @@ def test_selection_and_files_of_an_output(saerl_home: Path) -> None:
     assert output_files("csv:filter", "smoke") == (smoke / "figures/data/filter.csv",)
     assert output_files("figure:filter", "smoke") == (smoke / "figures/filter.png", smoke / "figures/filter.pdf")
     assert output_files("stage:world", "smoke") == (smoke / "world/manifest.json",)
-
-
-def test_ended_early_counts_cells_as_stored() -> None:
-    ran, empty, pending = new_code_cell("a", execution_count=1), new_code_cell(" "), new_code_cell("b")
-    added = new_code_cell("profile = 1", execution_count=2, metadata={"tags": ["injected-parameters"]})
-    assert ended_early(new_notebook(cells=[ran, added, empty])) is None
-    assert ended_early(new_notebook(cells=[new_markdown_cell("x"), ran, added, pending])) == "after cell 2"
