@@ -46,7 +46,7 @@ OPTIONS: dict[type, str] = {
     told.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
-    told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
+    told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch vllm "
     "bf16 export_to=to",
 }
 """Record of the method -> those of its fields that are options, as FIELD or FIELD=OPTION; the others keep their value."""

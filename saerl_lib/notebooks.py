@@ -272,15 +272,10 @@ class RunOptions:
 
 
 def prepare_folders(profile: str) -> None:
-    """Create the output folders. Raises UserError naming the folder that cannot be written."""
+    """Create the output folders. Raises ArtifactError naming the one that cannot be written."""
     for folder in (executed_dir(profile), paths.profile_dir(profile) / "runs", paths.figure_data_dir(profile)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                probe.write(bytes(4096))
-        except OSError as error:
-            fix = "free space, mend its permissions, or set SAERL_HOME to a writable folder"
-            raise UserError(f"cannot write into {folder}: {error.strerror}; {fix}") from error
+        write_atomic(folder / "probe", bytes(4096))
+        (folder / "probe").unlink()
 
 
 @contextlib.contextmanager

@@ -181,7 +181,11 @@ def plan_own_data(
     """
     from saerl_lib.report.page import write
 
-    _require_place(out)
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
+    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
     given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside))
@@ -211,15 +215,6 @@ def plan_own_data(
             raise
     shutil.rmtree(store, ignore_errors=True)
     return done
-
-
-def _require_place(out: Path) -> None:
-    """Raises DataError when `out` cannot become a plan, before anything is read."""
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
-    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
 
 
 # Features.

@@ -214,8 +214,6 @@ class Options:
     """Command that starts the processes of a run, such as 'accelerate launch --config_file FILE'."""
     micro_batch: int | None = None
     """Rollouts of one forward pass of one training process."""
-    plain: bool = False
-    """Prompts as plain text with a line break, for a policy without a chat template."""
     vllm: bool = False
     """Rollouts of training by vLLM."""
     bf16: bool = False
@@ -247,8 +245,6 @@ class Options:
             parts["published"]["revisions"] = tuple(tuple(word.split("=", 1)) for word in self.revision)
         if self.reader:
             parts["reader"].setdefault("revision", None)
-        if self.plain:
-            parts["train"]["chat"] = False
         records = {part: replace(getattr(profile, part), **values) for part, values in parts.items() if part != "profile"}
         return replace(profile, **records, **parts["profile"])
 

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saerl_lib import notebooks, paths
+from saerl_lib.artifacts import ArtifactError
 from saerl_lib.notebooks import (
     ENVIRONMENT,
     NOTEBOOKS,
@@ -246,7 +247,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(lab: L
 def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SAERL_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write into .*file/smoke/notebooks: .*SAERL_HOME"):
+    with pytest.raises(ArtifactError, match="cannot write .*file/smoke/notebooks/probe: .*SAERL_HOME"):
         notebooks.prepare_folders("smoke")
 
 

@@ -131,10 +131,13 @@ def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
-def _lacking(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+def _require_rows(frame: pd.DataFrame, name: str, where: str, remedy: str) -> None:
+    schema = SCHEMAS[name]
     if missing := [column for column in schema.columns if column not in frame]:
         told = f"notebook {schema.notebook} writes {','.join(schema.columns)}"
         raise TableError(f"{where} lacks column {', '.join(missing)}; {told}")
+    if frame.empty and name not in WAITING:
+        raise TableError(f"{where} has no rows; {remedy}")
 
 
 def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
@@ -162,11 +165,9 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
     schema = _schema(name)
-    _lacking(frame, schema, f"table {name}")
+    _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
         raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
-    if frame.empty and name not in WAITING:
-        raise TableError(f"table {name} has no rows; nothing would be drawn from it")
     _check_values(frame, name, schema)
     ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
@@ -187,9 +188,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _lacking(frame, schema, str(path))
-    if frame.empty and name not in WAITING:
-        raise TableError(f"{path} has no rows; {remedy}")
+    _require_rows(frame, name, str(path), remedy)
     return frame[list(schema.columns)]
 
 
