@@ -166,16 +166,13 @@ def test_failing_cell_is_named_and_stops_the_run(lab: Lab, saerl_home: Path, cap
     assert read_record(lab.registry[0], "smoke") is None
 
 
-def test_dead_kernel_is_named(lab: Lab) -> None:
-    lab.add("00_one", "import os\nos.kill(os.getpid(), 9)")
-    with pytest.raises(UserError, match="notebook 00_one failed in cell 3:\n    import os\n(.*\n)*DeadKernelError"):
-        lab.run()
-
-
-def test_early_exit_is_a_failure_even_with_an_old_output(lab: Lab, saerl_home: Path) -> None:
-    lab.add("00_one", "import sys\nsys.exit(0)", WRITE.format(name="one", text="1"), outputs=("csv:one",))
+def test_a_dead_kernel_and_an_early_exit_are_failures_even_with_an_old_output(lab: Lab, saerl_home: Path) -> None:
+    lab.add("00_one", "import os\nos.kill(os.getpid(), 9)", outputs=("csv:one",))
     notebooks.prepare_folders("smoke")
     (saerl_home / "smoke/figures/data/one.csv").write_text("old")
+    with pytest.raises(UserError, match="notebook 00_one failed in cell 3:\n    import os\n(.*\n)*DeadKernelError"):
+        lab.run()
+    lab.add("00_one", "import sys\nsys.exit(0)", WRITE.format(name="one", text="1"), outputs=("csv:one",))
     with pytest.raises(UserError, match="00_one failed: it ended early, after cell 3; declared output csv:one is missing"):
         lab.run()
     assert read_record(lab.registry[0], "smoke") is None

@@ -305,9 +305,6 @@ def judged_step(step: Record) -> tuple[str, int]:
 
     The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
     at an error, the first completion, which is the model's own. A rating of null counts as 0.
-
-    >>> judged_step({"completions": [{"text": "2+2=5", "rating": -1}], "chosen_completion": None})
-    ('2+2=5', -1)
     """
     chosen, human = step.get("chosen_completion"), step.get("human_completion")
     written = str((human.get("text") if isinstance(human, Mapping) else human) or "")

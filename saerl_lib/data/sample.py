@@ -80,11 +80,7 @@ def normalise(text: str) -> str:
 
 
 def hash_share(key: str) -> float:
-    """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine.
-
-    >>> hash_share("a") == hash_share("a"), 0 <= hash_share("b") < 1
-    (True, True)
-    """
+    """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 

@@ -164,11 +164,6 @@ def caveats(arranged: Arranged) -> list[Caveat]:
 
 
 def _count(n: int, what: str) -> str:
-    """A number with its noun.
-
-    >>> _count(1, "row"), _count(2, "row")
-    ('1 row', '2 rows')
-    """
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
