@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from saerl_lib import paths
 from saerl_lib.config import PLANS, Profile, get_profile
@@ -81,15 +80,6 @@ def check_packages(path: Path = LOCK) -> int:
 # This machine.
 
 
-class Machine(NamedTuple):
-    """Findings about this machine."""
-
-    gpus: tuple[tuple[str, float], ...]  # name and bytes of each
-    missing_packages: tuple[str, ...]  # a sentence for each locked package that is absent or of another version
-    free_disk_bytes: int  # where the outputs go (`SAERL_HOME`)
-    cache_disk_bytes: int  # where downloads go (`HF_HOME`, else ~/.cache/huggingface)
-
-
 def list_gpus() -> tuple[tuple[str, float], ...]:
     """Name and memory in bytes of the GPUs that nvidia-smi lists; empty without it or when it does not answer in 3 seconds."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -101,11 +91,9 @@ def list_gpus() -> tuple[tuple[str, float], ...]:
     return tuple((name.strip(), float(mib) * 2**20) for name, mib in rows if mib.strip().isdigit())
 
 
-def look() -> Machine:
-    """Look at this machine; the network is not tried. Raises ValueError for a damaged requirements.lock."""
-    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    near = (next(place for place in (folder, *folder.parents) if place.exists()) for folder in (paths.artifacts_root(), cache))
-    return Machine(list_gpus(), package_faults(), *(shutil.disk_usage(place).free for place in near))
+def free_bytes(folder: Path) -> int:
+    """Of the disk where a folder lies or will lie."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
@@ -122,15 +110,18 @@ def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list
     return found
 
 
-def missing(profile: Profile, machine: Machine, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
-    """One sentence for each thing that this machine lacks for runs of policies on hub models and data."""
-    fetched, need = downloads(profile, runs), max(model.gpus for model in runs)
-    large = sum(memory >= 0.95 * GPU_BYTES for _, memory in machine.gpus)
-    here = ", ".join(f"{name} ({size(memory)})" for name, memory in machine.gpus) or "none found"
-    packages = machine.missing_packages
+def missing(profile: Profile, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
+    """One sentence for each thing that this machine lacks for runs of policies on hub models and data; the network is not tried.
+
+    Raises ValueError for a damaged requirements.lock.
+    """
+    fetched, need, gpus, packages = downloads(profile, runs), max(model.gpus for model in runs), list_gpus(), package_faults()
+    large = sum(memory >= 0.95 * GPU_BYTES for _, memory in gpus)
+    here = ", ".join(f"{name} ({size(memory)})" for name, memory in gpus) or "none found"
     more = f"; and {len(packages) - 3} more" if len(packages) > 3 else ""
     weight, left = sum(row[1] for row in fetched), sum(n * model.parameters * KEPT_BYTES for model, n in runs.items())
-    cache, free = machine.cache_disk_bytes, machine.free_disk_bytes
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
+    cache, free = free_bytes(home), free_bytes(paths.artifacts_root())
     bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
         f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}": large < need,
@@ -180,7 +171,7 @@ def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
     chosen = get_profile(profile)
     fetched = downloads(chosen)
-    lacks = [*missing(chosen, look()), "vLLM is not locked here: without it rollouts are several times slower"]
+    lacks = [*missing(chosen), "vLLM is not locked here: without it rollouts are several times slower"]
     print((Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
         profile=chosen, reader=chosen.reader, policies=", ".join(model.repository for model in POLICIES),
         arms=", ".join(chosen.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
@@ -218,7 +209,7 @@ def require_machine(profile: Profile) -> None:
     if problems:
         raise ValueError("; ".join(problems))
     absent, count = [option for option, (local, _) in checks.items() if not local], len(profile.arms) * profile.train.seeds
-    lacks = missing(profile, look(), {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
+    lacks = missing(profile, {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
     if lacks:
         raise ValueError(
             f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"

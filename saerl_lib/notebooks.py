@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -193,30 +193,23 @@ def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: P
     return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the last successful run of a notebook left behind."""
-
-    parts: Parts
-    outputs: dict[str, str | None]
-    """Hash by declared output."""
-    elapsed_seconds: float
+Record = dict[str, Any]
+"""What the last successful run of a notebook left behind: parts, outputs (hash by declared output), elapsed_seconds."""
 
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
-    """The record of the last successful run, or None when there is none that can be read."""
-    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
+    """The record of a notebook, or None when there is none that can be read."""
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return json.loads((paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
     """Write the record of a notebook whose outputs are there."""
     outputs = {name: output_hash(name, profile) for name in notebook.outputs}
-    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
-    write_json(path, asdict(Record(parts, outputs, round(elapsed_seconds, 2))))
+    found = {"parts": parts, "outputs": outputs, "elapsed_seconds": round(elapsed_seconds, 2)}
+    write_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json", found)
 
 
 def reasons_to_run(
@@ -225,11 +218,12 @@ def reasons_to_run(
     """Why the notebook has to run, in a few words each; outputs in `unchecked`, which a later one writes again, do not count."""
     if record is None:
         return ["it has not finished before"]
-    changed = [f"{name} changed" for name in sorted({**parts, **record.parts}) if parts.get(name) != record.parts.get(name)]
+    before = record["parts"]
+    changed = [f"{name} changed" for name in sorted({**parts, **before}) if parts.get(name) != before.get(name)]
     for name in (name for name in notebook.outputs if name not in unchecked):
         now = output_hash(name, profile)
         damaged = name.startswith("stage:") and not is_complete(output_files(name, profile)[0].parent)
-        if now != record.outputs.get(name) or damaged:
+        if now != record["outputs"].get(name) or damaged:
             changed.append(f"{name} is missing" if now is None else f"{name} was altered")
     if not (executed_dir(profile) / f"{notebook.stem}.html").is_file():
         changed.append("its HTML version is missing")
@@ -444,7 +438,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
             if not reasons and not options.force:
                 print(f"{label} is up to date", flush=True)
                 continue
-            last = f"last time {_took(record.elapsed_seconds)}" if record else "first time"
+            last = f"last time {_took(record['elapsed_seconds'])}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
             _run_one(notebook, parts, options, folder)
             executed += 1

@@ -24,7 +24,6 @@ from saerl_lib.data import hub, published
 from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel
 from saerl_lib.data.sample import DataError, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
-from saerl_lib.needs import Machine
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
@@ -35,7 +34,6 @@ from saerl_lib.train.policy import angle_concentration, judged, open_sampler
 from saerl_lib.train.run import read_run, train, write_run
 from tests import stand_ins as build
 
-BARE = Machine((), ("torch 2.13.0 is not installed",), 10**9, 10**9)
 TARGET, PARENT, RATED = 122, 90, 90
 
 
@@ -45,7 +43,10 @@ TARGET, PARENT, RATED = 122, 90, 90
 def test_plan_prints_downloads_costs_and_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(needs, "look", lambda: BARE)
+    bare = {"list_gpus": (), "package_faults": ("torch 2.13.0 is not installed",)}
+    for name, found in bare.items():
+        monkeypatch.setattr(needs, name, lambda found=found: found)
+    monkeypatch.setattr(needs, "free_bytes", lambda folder: 10**9)
     assert main(["run", "--profile", "paper", "--plan-only"]) == 0
     text = capsys.readouterr().out
     for data in (*TRAINING_DATA, *BENCHMARKS):
@@ -126,8 +127,7 @@ def test_the_gpus_of_the_machine_are_listed(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert needs.list_gpus() == (("NVIDIA A100-SXM4-80GB", 81920.0 * 2**20),)
     tool.write_text("#!/bin/sh\necho 'failed to initialize NVML'; exit 9\n")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
-    assert needs.look().gpus == () and needs.look().cache_disk_bytes > 0
+    assert needs.list_gpus() == () and needs.free_bytes(tmp_path / "not" / "there") > 0
 
 
 # The path.
