@@ -3,11 +3,9 @@
 A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-A notebook is executed by papermill in this interpreter's environment, from the project's root, into a copy. It is done when it
-ran to its last cell and every declared output is there: tables and figures are removed before it runs. Only then its copy and
-their HTML are moved into place and its record is written: what decides its outputs (cells, library code, locked packages,
-profile, shared data, contents of what it reads), and their hashes. A failed copy stays as `<stem>.failed.ipynb`; the run stops at
-the first failure.
+papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when it ran to
+its last cell and every declared output is there; tables and figures are removed before. Only then copy and HTML are moved into
+place and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure.
 """
 
 from __future__ import annotations

@@ -95,11 +95,8 @@ def files_of(place: str) -> list[Path]:
     if path.is_dir():
         below = [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
         below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        found = (
-            [p for p in below if p.parent == path and kind_of(p) != ".json"]
-            or [p for p in below if kind_of(p) != ".json"]
-            or below
-        )
+        data = [p for p in below if kind_of(p) != ".json"]
+        found = [p for p in data if p.parent == path] or data or below
     elif path.exists() or not glob.has_magic(place):
         return [path]
     else:

@@ -232,17 +232,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def allowed(low: float, high: float) -> str:
-    """The range of a gate in words.
-
-    >>> allowed(0.2, 0.4), allowed(float("nan"), 0.1), allowed(float("nan"), float("nan"))
-    ('0.2 to 0.4', 'at most 0.1', 'reported')
-    """
-    if math.isnan(low):
-        return "reported" if math.isnan(high) else f"at most {number(high)}"
-    return f"at least {number(low)}" if math.isnan(high) else f"{number(low)} to {number(high)}"
-
-
 def _bounds(row: Any) -> str:
     return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
 
@@ -295,7 +284,9 @@ def gates_markdown(frame: pd.DataFrame) -> str:
         value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
         n = "" if pd.isna(row.n) else f"{int(row.n):,}"
         interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
-        rows.append([row.gate, value, interval, allowed(row.low, row.high), "yes" if met else "**no**", n])
+        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
+        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
+        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
     return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
 
 

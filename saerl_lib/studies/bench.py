@@ -287,8 +287,8 @@ def bench_plan(samples: int) -> int:
     """
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
-    from_features = samples <= FEATURES_UP_TO
-    draw, work = (write_features, plan_from_features) if from_features else (write_scores, plan_from_scores)
+    few = samples <= FEATURES_UP_TO
+    draw, work = (write_features, plan_from_features) if few else (write_scores, plan_from_scores)
     with tempfile.TemporaryDirectory(prefix="saerl-bench-") as name:
         draw(Path(name), samples)
         rows = in_fresh_process(work, Path(name))
