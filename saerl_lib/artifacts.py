@@ -221,13 +221,6 @@ def is_complete(folder: Path, key: str | None = None) -> bool:
     return all((folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in outputs.items())
 
 
-def stage_key(name: str, module: str, config: Mapping[str, Any], inputs: tuple[Stage, ...]) -> str:
-    """Content hash of all that decides a stage's outputs; `module` holds the function that computes it."""
-    return content_hash(
-        {"stage": name, "config": dict(config), "inputs": {s.name: s.key for s in inputs}, "code": code_hash(module)}
-    )
-
-
 def settings_hash(profile: Profile) -> str:
     """Hash of a profile but for its number of matched seeds, which only adds runs."""
     settings = to_dict(profile)
@@ -263,7 +256,8 @@ def get_or_compute(
     ArtifactError when the disk is full or not writable; an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
-    key, settings = stage_key(name, module_of(compute), config, inputs), settings_hash(profile)
+    settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
+    key = content_hash({"stage": name, **decides, "code": code_hash(module_of(compute))})
     if is_complete(folder, key):
         manifest = read_manifest(folder) or {}
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
@@ -278,8 +272,7 @@ def get_or_compute(
             if not files:
                 raise ArtifactError(f"stage {name} wrote no output into {partial}")
             write_json(partial / MANIFEST, {
-                "stage": name, "key": key, "settings": settings, "config": dict(config),
-                "inputs": {s.name: s.key for s in inputs}, "provenance": provenance(),
+                "stage": name, "key": key, "settings": settings, **decides, "provenance": provenance(),
                 "outputs": {str(p.relative_to(partial)): file_sha256(p) for p in files},
             })  # fmt: skip
     except (OSError, SafetensorError) as error:

@@ -16,12 +16,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, dataclass_transform
 
 import tyro
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo, StructConstructorSpec, StructTypeInfo
-from tyro.constructors import PrimitiveConstructorSpec as Value
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from saerl_lib import config
 from saerl_lib import settings as told
@@ -32,7 +31,6 @@ from saerl_lib.notebooks import RunOptions, UserError
 PROGRAM = "python -m saerl_lib"
 EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
-INTERRUPTED = 130
 WRITES_WHOLE = ("plan", "export")
 """Commands whose folder appears whole or not at all."""
 
@@ -48,14 +46,14 @@ OPTIONS: dict[type, str] = {
     told.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "
     "checkpoint_every_steps=save-every loss optimizer keep_every_steps=keep-every vllm bf16 chat",
-    told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch plain vllm "
+    told.Options: "data revision skip_bad_rows reader layer sae device policy planned arms steps launch micro_batch vllm "
     "bf16 export_to=to",
 }
 """Record of the method -> those of its fields that are options, as FIELD or FIELD=OPTION; the others keep their value."""
 
 
 def _registry() -> ConstructorRegistry:
-    """How tyro reads what is not plain: the records of `OPTIONS`, and words from a list."""
+    """How tyro reads the records of `OPTIONS`."""
     registry, asked = ConstructorRegistry(), set[type]()
 
     @registry.struct_rule
@@ -79,19 +77,6 @@ def _registry() -> ConstructorRegistry:
                 raise UserError(str(error)) from error
 
         return StructConstructorSpec(make, tuple(chosen))
-
-    @registry.primitive_rule
-    def word(info: PrimitiveTypeInfo) -> Value[str] | None:
-        if get_origin(info.type) is not Literal:
-            return None
-        known = get_args(info.type)
-
-        def read(words: list[str]) -> str:
-            if words[0] not in known:
-                raise UserError(f"{words[0]!r} is none of {', '.join(known)}{near(words[0], known)}")
-            return words[0]
-
-        return Value(1, f"{{{','.join(known)}}}", read, lambda value: value in known, lambda value: [value])
 
     return registry
 
@@ -341,7 +326,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "grid": (Grid, "studies.grid:run_study"),
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
-    "publish": (Publish, "report.tables:run_publish"),
+    "publish": (Publish, "report.reproduction:run_publish"),
     "readme": (Readme, "report.tables:run_readme"),
 }
 """Name -> its options, and the function of saerl_lib that takes them as keywords and returns the exit code."""
@@ -392,4 +377,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         then = "nothing was written" if name in WRITES_WHOLE else "the same command continues where this one stopped"
         print(f"interrupted; {then}", file=sys.stderr)
-        return INTERRUPTED
+        return 130

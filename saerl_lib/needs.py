@@ -8,25 +8,20 @@ both by the standard library alone, before any package is installed, and nothing
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from saerl_lib import paths
 from saerl_lib.config import PLANS, Profile, get_profile
 from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, SETS, TRAINING_DATA, HubModel, model_folder
 
 LOCK, MINIMUM_PYTHON = paths.ROOT / "requirements.lock", (3, 11)
-HUB = ("huggingface.co", 443)
 RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
 """Policy -> main runs of the paper, one seed each: the rows of Table 4."""
 SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 537_010_176.0)
@@ -40,20 +35,15 @@ KEPT_BYTES = 2 * 14 + 46 * 4
 # The packages.
 
 
-def canonical(name: str) -> str:
-    """A distribution name as package indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def read_lock(path: Path = LOCK) -> dict[str, str]:
-    """Locked version by canonical name. Raises ValueError for a line that is neither empty, a comment, nor `name==version`."""
+    """Locked version by name as indexes compare it (PEP 503). Raises ValueError for a line that does not read `name==version`."""
     locked: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         text = line.split("#")[0].strip()
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", text)
         if text and match is None:
             raise ValueError(f"{path.name} line {number}: {text!r} is not of the form name==version")
-        locked |= {canonical(match[1]): match[2]} if match else {}
+        locked |= {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2]} if match else {}
     return locked
 
 
@@ -62,13 +52,14 @@ def package_faults(path: Path = LOCK) -> tuple[str, ...]:
 
     Of several installed versions the first on the import path counts, as for `import`. Raises what `read_lock` raises.
     """
-    found = [(d.metadata["Name"], d.version) for d in metadata.distributions()]
-    installed, wrong = {canonical(name): version for name, version in reversed(found) if name}, []
+    wrong = []
     for name, version in read_lock(path).items():
-        have = installed.get(name)
-        if have is None:
+        try:
+            have = metadata.version(name)
+        except metadata.PackageNotFoundError:
             wrong.append(f"{name} {version} is not installed")
-        elif have.split("+")[0] != version.split("+")[0]:
+            continue
+        if have.split("+")[0] != version.split("+")[0]:
             wrong.append(f"{name} is {have}, locked is {version}")
     return tuple(wrong)
 
@@ -89,30 +80,6 @@ def check_packages(path: Path = LOCK) -> int:
 # This machine.
 
 
-class Machine(NamedTuple):
-    """Findings about this machine."""
-
-    hub_reachable: bool
-    gpus: tuple[tuple[str, float], ...]  # name and bytes of each
-    missing_packages: tuple[str, ...]  # a sentence for each locked package that is absent or of another version
-    free_disk_bytes: int  # where the outputs go (`SAERL_HOME`)
-    cache_disk_bytes: int  # where downloads go (`HF_HOME`, else ~/.cache/huggingface)
-
-
-def reachable(seconds: float = 1.0, address: tuple[str, int] = HUB) -> bool:
-    """Whether a TCP connection opens within `seconds`, the look-up of the name included; nothing is sent."""
-    opened = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=seconds):
-            opened.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return opened.is_set()
-
-
 def list_gpus() -> tuple[tuple[str, float], ...]:
     """Name and memory in bytes of the GPUs that nvidia-smi lists; empty without it or when it does not answer in 3 seconds."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -124,14 +91,9 @@ def list_gpus() -> tuple[tuple[str, float], ...]:
     return tuple((name.strip(), float(mib) * 2**20) for name, mib in rows if mib.strip().isdigit())
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """Of the disk where a folder lies or will lie."""
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
-def look() -> Machine:
-    """Look at this machine; takes about a second without a hub. Raises ValueError for a damaged requirements.lock."""
-    cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    return Machine(reachable(), list_gpus(), package_faults(), _free(paths.artifacts_root()), _free(cache))
 
 
 def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
@@ -148,18 +110,20 @@ def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list
     return found
 
 
-def missing(profile: Profile, machine: Machine, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
-    """One sentence for each thing that this machine lacks for runs of policies on hub models and data."""
-    fetched, need = downloads(profile, runs), max(model.gpus for model in runs)
-    large = sum(memory >= 0.95 * GPU_BYTES for _, memory in machine.gpus)
-    here = ", ".join(f"{name} ({size(memory)})" for name, memory in machine.gpus) or "none found"
-    packages = machine.missing_packages
+def missing(profile: Profile, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
+    """One sentence for each thing that this machine lacks for runs of policies on hub models and data; the network is not tried.
+
+    Raises ValueError for a damaged requirements.lock.
+    """
+    fetched, need, gpus, packages = downloads(profile, runs), max(model.gpus for model in runs), list_gpus(), package_faults()
+    large = sum(memory >= 0.95 * GPU_BYTES for _, memory in gpus)
+    here = ", ".join(f"{name} ({size(memory)})" for name, memory in gpus) or "none found"
     more = f"; and {len(packages) - 3} more" if len(packages) > 3 else ""
     weight, left = sum(row[1] for row in fetched), sum(n * model.parameters * KEPT_BYTES for model, n in runs.items())
-    cache, free = machine.cache_disk_bytes, machine.free_disk_bytes
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
+    cache, free = free_bytes(home), free_bytes(paths.artifacts_root())
     bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
-        "network: huggingface.co does not answer within a second": not machine.hub_reachable,
         f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}": large < need,
         f"packages: {'; '.join(packages[:3])}{more} (requirements.lock)": packages,
         f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
@@ -196,38 +160,29 @@ def items(sentences: Iterable[str]) -> str:
     return "\n".join(f"  - {sentence}" for sentence in sentences)
 
 
-def plan_text(profile: Profile, machine: Machine) -> str:
-    """The whole plan: downloads, costs by stage, the paper's own figures, assumptions, what is missing."""
-    fetched = downloads(profile)
-    lacks = [*missing(profile, machine), "vLLM is not locked here: without it rollouts are several times slower"]
-    return (Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
-        profile=profile, reader=profile.reader, policies=", ".join(model.repository for model in POLICIES),
-        arms=", ".join(profile.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
-        downloads=table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched]),
-        notes=items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note), missing=items(lacks),
-    )  # fmt: skip
+def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
+    """Print the plan of profile `paper`: downloads, costs by stage, the paper's own figures, assumptions, what is missing here.
 
-
-def run_plan(profile: str, rest: Sequence[str] = (), plan_only: bool = True) -> int:
-    """Print the plan of profile `paper` for this machine; returns 0.
-
-    Raises ValueError when something else is asked for, and what `look` raises.
+    Raises ValueError for another profile or a further option.
     """
     if profile != "paper":
         raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
-    if not plan_only:
-        raise ValueError("profile 'paper' runs in an environment with the locked packages alone; add --plan-only for its plan")
     if rest:
         raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
-    print(plan_text(get_profile(profile), look()))
+    chosen = get_profile(profile)
+    fetched = downloads(chosen)
+    lacks = [*missing(chosen), "vLLM is not locked here: without it rollouts are several times slower"]
+    print((Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
+        profile=chosen, reader=chosen.reader, policies=", ".join(model.repository for model in POLICIES),
+        arms=", ".join(chosen.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
+        downloads=table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched]),
+        notes=items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note), missing=items(lacks),
+    ))  # fmt: skip
     return 0
 
 
 def require_machine(profile: Profile) -> None:
-    """Look at every local stand-in before anything is read, and at the machine where one of them is missing.
-
-    Raises ValueError that lists all that is wrong, or what the machine lacks and the options that name stand-ins.
-    """
+    """Raises ValueError that lists what is wrong with local stand-ins or, where some are not given, what the machine lacks."""
     config, reader = profile.published, profile.reader
     if config is None or reader is None:
         return
@@ -246,15 +201,15 @@ def require_machine(profile: Profile) -> None:
         "--policy": (profile.policy not in MODELS, lambda: model_folder(profile.policy, "--policy")),
     }
     problems = []
-    for local, check in checks.values():
+    for check in (check for local, check in checks.values() if local):
         try:
-            _ = check() if local else None
+            check()
         except ValueError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
     absent, count = [option for option, (local, _) in checks.items() if not local], len(profile.arms) * profile.train.seeds
-    lacks = missing(profile, look(), {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
+    lacks = missing(profile, {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
     if lacks:
         raise ValueError(
             f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"
@@ -268,15 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m saerl_lib.needs", description="the plan of profile paper")
     parser.add_argument("--packages", action="store_true", help="whether the locked packages are installed")
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--plan-only", action="store_true", help="what is done without --packages")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.packages:
         return check_packages()
     try:
-        return run_plan(arguments.profile, [word for word in rest if word != "--debug"], arguments.plan_only)
+        return run_plan(arguments.profile, [word for word in rest if word != "--debug"])
     except (ValueError, OSError) as error:
-        if "--debug" in rest:
-            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
 

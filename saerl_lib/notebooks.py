@@ -3,16 +3,13 @@
 A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-A notebook is executed by papermill in this interpreter's environment, from the project's root, into a copy. It is done when it
-ran to its last cell and every declared output is there: tables and figures are removed before it runs. Only then its copy and
-their HTML are moved into place and its record is written: what decides its outputs (cells, library code, locked packages,
-profile, shared data, contents of what it reads), and their hashes. A failed copy stays as `<stem>.failed.ipynb`; the run stops at
-the first failure.
+papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when it ran to
+its last cell and every declared output is there; tables and figures are removed before. Only then copy and HTML are moved into
+place and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -23,14 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_json
+from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_atomic, write_json
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.needs import LOCK
 from saerl_lib.settings import Options
@@ -194,30 +191,23 @@ def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: P
     return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the last successful run of a notebook left behind."""
-
-    parts: Parts
-    outputs: dict[str, str | None]
-    """Hash by declared output."""
-    elapsed_seconds: float
+Record = dict[str, Any]
+"""What the last successful run of a notebook left behind: parts, outputs (hash by declared output), elapsed_seconds."""
 
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
-    """The record of the last successful run, or None when there is none that can be read."""
-    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
+    """The record of a notebook, or None when there is none that can be read."""
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return json.loads((paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
     """Write the record of a notebook whose outputs are there."""
     outputs = {name: output_hash(name, profile) for name in notebook.outputs}
-    path = paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json"
-    write_json(path, asdict(Record(parts, outputs, round(elapsed_seconds, 2))))
+    found = {"parts": parts, "outputs": outputs, "elapsed_seconds": round(elapsed_seconds, 2)}
+    write_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json", found)
 
 
 def reasons_to_run(
@@ -226,11 +216,12 @@ def reasons_to_run(
     """Why the notebook has to run, in a few words each; outputs in `unchecked`, which a later one writes again, do not count."""
     if record is None:
         return ["it has not finished before"]
-    changed = [f"{name} changed" for name in sorted({**parts, **record.parts}) if parts.get(name) != record.parts.get(name)]
+    before = record["parts"]
+    changed = [f"{name} changed" for name in sorted({**parts, **before}) if parts.get(name) != before.get(name)]
     for name in (name for name in notebook.outputs if name not in unchecked):
         now = output_hash(name, profile)
         damaged = name.startswith("stage:") and not is_complete(output_files(name, profile)[0].parent)
-        if now != record.outputs.get(name) or damaged:
+        if now != record["outputs"].get(name) or damaged:
             changed.append(f"{name} is missing" if now is None else f"{name} was altered")
     if not (executed_dir(profile) / f"{notebook.stem}.html").is_file():
         changed.append("its HTML version is missing")
@@ -273,15 +264,10 @@ class RunOptions:
 
 
 def prepare_folders(profile: str) -> None:
-    """Create the output folders. Raises UserError naming the folder that cannot be written."""
+    """Create the output folders. Raises ArtifactError naming the one that cannot be written."""
     for folder in (executed_dir(profile), paths.profile_dir(profile) / "runs", paths.figure_data_dir(profile)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as probe:
-                probe.write(bytes(4096))
-        except OSError as error:
-            fix = "free space, mend its permissions, or set SAERL_HOME to a writable folder"
-            raise UserError(f"cannot write into {folder}: {error.strerror}; {fix}") from error
+        write_atomic(folder / "probe", bytes(4096))
+        (folder / "probe").unlink()
 
 
 @contextlib.contextmanager
@@ -346,16 +332,6 @@ def ended_early(executed: Any) -> str | None:
     return None
 
 
-def embed_figures(executed: Any, folder: Path) -> None:
-    """Turn links to `../figures/NAME.png` into attachments, so that the copy and its HTML can be moved anywhere."""
-    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
-        for name in dict.fromkeys(re.findall(r"\]\(\.\./figures/([\w.-]+\.png)\)", cell.source)):
-            if (folder / name).is_file():
-                data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-                cell.setdefault("attachments", {})[name] = {"image/png": data}
-                cell.source = cell.source.replace(f"](../figures/{name})", f"](attachment:{name})")
-
-
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
@@ -396,26 +372,20 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
             message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
         raise UserError(f"{message}\n{kept}") from error
-    embed_figures(executed, paths.figures_dir(profile))
-    nbformat.write(executed, copy)
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources={"metadata": {"name": stem}})
-    page = copy.with_suffix(".html")
-    page.write_text(text, encoding="utf-8")
-    page.replace(copy.with_name(f"{stem}.html"))
     copy.replace(copy.with_name(f"{stem}.ipynb"))
+    for cell in executed.cells:  # nbconvert takes into the page what lies below `path`: the run's own figures
+        cell.source = cell.source.replace("](../figures/", "](figures/")
+    about = {"metadata": {"name": stem, "path": str(paths.profile_dir(profile))}}
+    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=about)
+    write_atomic(copy.with_name(f"{stem}.html"), text.encode("utf-8"))
     copy.with_name(f"{stem}.failed.ipynb").unlink(missing_ok=True)
 
 
 # All of them.
 
 
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds; short ones with a decimal.
-
-    >>> duration(4.26), duration(1390)
-    ('4.3 s', '0:23:10')
-    """
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+def _took(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
@@ -442,7 +412,7 @@ def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path
     write_record(notebook, profile, parts, elapsed)
     places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
     lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.html"]]
-    print("\n".join([f"     done in {duration(elapsed)}; outputs:", *lines]), flush=True)
+    print("\n".join([f"     done in {_took(elapsed)}; outputs:", *lines]), flush=True)
 
 
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
@@ -466,14 +436,14 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
             if not reasons and not options.force:
                 print(f"{label} is up to date", flush=True)
                 continue
-            last = f"last time {duration(record.elapsed_seconds)}" if record else "first time"
+            last = f"last time {_took(record['elapsed_seconds'])}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
             _run_one(notebook, parts, options, folder)
             executed += 1
-        print(f"All done in {duration(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
+        print(f"All done in {_took(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
         print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
         if options.only is None:
-            _reproduction(options, executed)
+            _compare(options)
     return executed
 
 
@@ -490,12 +460,11 @@ def from_here(options: Options) -> Options:
 
 
 def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> int:
-    """`run`; with `plan_only` the plan of profile paper instead. Raises ValueError for any other option beside that."""
+    """`run`; with `plan_only` the plan of profile paper instead."""
     from saerl_lib.needs import require_machine, run_plan
 
     if plan_only:
-        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default} - {"profile"}
-        given |= {f.name for f in fields(Options) if getattr(options, f.name) != f.default}
+        given = {f.name for f in fields(RunOptions) if getattr(notebooks, f.name) != f.default} - {"profile"} | set(options.given)
         return run_plan(notebooks.profile, [f"--{'from' if name == 'start' else name}" for name in sorted(given)])
     told = replace(notebooks, profile=from_here(options).text(notebooks.profile))
     require_machine(get_profile(told.profile, told.seeds, told.seed))
@@ -503,20 +472,14 @@ def run_notebooks(notebooks: RunOptions, options: Options, plan_only: bool) -> i
     return 0
 
 
-def _reproduction(options: RunOptions, executed: int) -> None:
+def _compare(options: RunOptions) -> None:
     """Say how the run compares with what is published. Raises UserError under `--strict` when a number is outside."""
-    profile = options.name
-    table = paths.profile_dir(profile) / "reproduction.csv"
-    newest = max(path.stat().st_mtime for path in paths.PUBLISHED.glob("*.csv"))
-    if not executed and not options.strict and table.is_file() and table.stat().st_mtime > newest:
-        print(f"The comparison with what is published is unchanged: {table}", flush=True)
-        return
-    from saerl_lib.report.tables import published_tables, report
+    from saerl_lib.report.reproduction import published_tables, report
 
-    if not published_tables(profile):
-        print(f"Nothing is published of profile {profile}: no comparison.", flush=True)
+    if not published_tables(options.name, paths.PUBLISHED):
+        print(f"Nothing is published of profile {options.name}: no comparison.", flush=True)
         return
-    text, outside = report(profile)
+    text, outside = report(options.name)
     print(f"\n{text}", flush=True)
     if outside and options.strict:
         raise UserError(f"{outside} numbers are outside what is published (--strict)")

@@ -7,7 +7,6 @@ and no row is scored by a model that saw its own label. Clusters are fitted on w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,22 +26,22 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder, write_json
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
-from saerl_lib.data.sample import SAMPLES, DataError, Dataset, Dropped, Sample, normalise, write_samples
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained, save_features
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
-from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, rows_of, write_plan
+from saerl_lib.plan.batch_plan import BatchPlan, rows_of
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.orders import batch_diversity, order_pool, projection_2d, random_order
+from saerl_lib.plan.orders import order_pool, projection_2d, random_order
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -60,11 +59,9 @@ class Planned:
 
     folder: Path
     read: int
-    """Rows of the source."""
     planned: int
-    """Rows in the plan."""
     left_out: dict[str, int]
-    """status -> rows that are not in the plan; with `planned` they add up to `read`."""
+    """status -> rows; with `planned` they add up to `read`."""
     steps: int
     warnings: tuple[str, ...]
     """Titles of the report's warnings."""
@@ -121,21 +118,16 @@ def plan(
     names = {f.name: settings.pop(f"{f.name}_field", None) for f in fields(RowFields)}
     config = OwnConfig(fields=Fields(labels=labels, quality=quality, **names), encoder=reader or NO_ENCODER, **settings)
     name = re.sub(r"[^\w.-]+", "_", Path(str(data)).name.split(".")[0]).strip("_") or "data"
-    place = Path(f"{name}_plan") if out is None else Path(out)
+    place = Path(out or f"{name}_plan")
     return plan_own_data(str(data), place, config, force, lambda text: print(text, file=sys.stderr), replace_other=out is None)
 
 
 def load_data(source: str, config: OwnConfig) -> Dataset:
-    """The usable rows of a source; those that no trainer could use as they are, are set aside (`set_aside`).
-
-    Raises DataError as `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read.
-    """
-    least, place = max(MIN_ROWS, config.prompts_per_step), Source.parse(source, config.split)
-    data = read([place], config.fields, allowed=config.allowed_labels, turned=config.turned, skip_bad_rows=config.skip_bad_rows,
-                least=least)  # fmt: skip
-    data = set_aside(data, config)
-    require(data, least)
-    return data
+    """The usable rows of a source; those that no trainer could use as they are, are set aside (`set_aside`). Raises DataError as
+    `data.judge.read` does, and OSError or ValueError for a policy whose tokenizer cannot be read."""
+    place, labels = Source.parse(source, config.split), {"allowed": config.allowed_labels, "turned": config.turned}
+    data = set_aside(read([place], config.fields, **labels, skip_bad_rows=config.skip_bad_rows), config)
+    return require(data, max(MIN_ROWS, config.prompts_per_step))
 
 
 def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
@@ -155,27 +147,24 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
-    mended = {answer: form for answer in answers.values() if (form := plain_form(answer)) != answer and _respelled(answer, form)}
+    forms = {answer: plain_form(answer) for answer in dict.fromkeys(answers.values())}
+    mended = [f"{answer} as {form}" for answer, form in forms.items() if form not in (answer, re.sub(r"\s+|\\!", "", answer))
+              and form.replace(" ", "") != answer.replace(" ", "").rstrip(".,;")]  # fmt: skip
     if mended:
-        told = ", ".join(f"{answer} as {form}" for answer, form in list(mended.items())[:5])
-        notes.append(f"{len(mended)} answers are read in another form: {told}; a trainer's own checker may need that form")
+        told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
+        notes.append(f"{len(mended)} answers are read in another form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
 
 
-def _respelled(answer: str, form: str) -> bool:
-    return form != re.sub(r"\s+|\\!", "", answer) and form.replace(" ", "") != answer.replace(" ", "").rstrip(".,;")
-
-
 def _prompt_tokens(samples: Sequence[Sample], policy: str) -> list[int]:
     """Tokens of each prompt as the policy is given it: by its chat template where it has one."""
     tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
-    shown = [
-        tokenizer.apply_chat_template(sample.messages, tokenize=False, add_generation_prompt=True)
-        if tokenizer.chat_template else sample.prompt
-        for sample in samples
-    ]  # fmt: skip
+    shown = [sample.prompt for sample in samples]
+    if tokenizer.chat_template:
+        chats = [sample.messages for sample in samples]
+        shown = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     return [len(ids) for ids in tokenizer(shown, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
 
@@ -185,17 +174,22 @@ def plan_own_data(
 ) -> Planned:  # fmt: skip
     """Plan `source` into the folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
-    `out` holds plan.parquet, samples.parquet (the usable rows, for `export` and `train`), scores.parquet, clusters.csv,
-    left_out.csv, features.safetensors, report.html and run.json. It is written beside its place and renamed at the end: after an
-    error there is no folder, and an earlier one is as it was. A plan of the same rows and settings is returned as it is, unless
-    `force`; one of others is replaced with `force` or `replace_other` alone. What a model read is kept until the plan is done, so
-    a killed call goes on. Raises DataError for bad data or an `out` that is not free, and what the model's loaders raise.
+    `out` is written beside its place and renamed at the end: after an error there is no folder, and an earlier one is as it was.
+    A plan of the same rows and settings is returned as it is, unless `force`; one of others is replaced with `force` or
+    `replace_other` alone. What a model read is kept until the plan is done, so a killed call goes on. Raises DataError for bad
+    data or an `out` that is not free, and what the model's loaders raise.
     """
-    _require_place(out)
+    from saerl_lib.report.page import write
+
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
+    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
+        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
-    written = hashlib.sha256(repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside)).encode())
-    key = content_hash([to_dict(config), written.hexdigest(), code_hash("saerl_lib.own"), str(features)])
+    given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside))
+    key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
     if (out / RECORD).is_file() and not force:
         if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
             say(f"{out} holds this plan")
@@ -215,45 +209,12 @@ def plan_own_data(
             arranged = arrange(data, found, config)
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
             say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
-            done = _write(arranged, folder, out, key)
+            done = write(arranged, folder, out, key)
         except Exception:
             shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
             raise
     shutil.rmtree(store, ignore_errors=True)
     return done
-
-
-def _write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
-    """Write features, plan, tables, report and record of `out` into `folder`."""
-    from saerl_lib.report.page import caveats, cluster_table, left_out_table, page, score_table
-
-    data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
-    scores, rest, listed = score_table(arranged), left_out_table(arranged), caveats(arranged)
-    cards = cluster_table(arranged, scores)
-    save_features(arranged.found.table, folder / "features.safetensors")
-    write_plan(plan, folder / "plan.parquet")
-    write_samples(data.samples, folder / SAMPLES)
-    scores.to_parquet(folder / "scores.parquet", index=False)
-    for name, table in (("clusters", cards), ("left_out", rest)):
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
-    (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
-    done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
-                   tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
-    record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
-              "plan_hash": plan_hash(plan), "caveats": [c._asdict() for c in listed]}  # fmt: skip
-    write_json(folder / RECORD, record)
-    return done
-
-
-def _require_place(out: Path) -> None:
-    """Raises DataError when `out` cannot become a plan, before anything is read."""
-    if not out.name:
-        raise DataError(f"--out {out}: name a folder")
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
-    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
 
 
 # Features.
@@ -275,27 +236,19 @@ class Representation:
     """Length of prompt and solution, above 0, [N]."""
     name: str
     """What the features are, in words."""
-    with_solution: bool
-    """Whether phi holds the solution."""
-    by_model: bool = True
-    """Whether a model read the rows: lengths are in tokens, else in words."""
+    unit: str = "tokens"
+    """Of the lengths: tokens where a model read the rows, else words."""
     truncated: int = 0
     """Samples whose end was cut."""
     sae: SAEQuality | None = None
     """The SAE's reconstruction of some rows' own tokens; None where it was not measured."""
 
-    @property
-    def unit(self) -> str:
-        """Of the lengths."""
-        return "tokens" if self.by_model else "words"
-
 
 def _represented(samples: Sequence[Sample], z: NDArray[np.float32], lengths: NDArray, name: str, **more: Any) -> Representation:
     """The representation by features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else prompts alone."""
     table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
-    solved = bool(table.solved.mean() >= SOLVED_SHARE)
-    phi = table.complete().phi if solved else table.prompt_phi
-    return Representation(table, phi, lengths.astype(float), name, solved, **more)
+    phi = table.complete().phi if table.solved.mean() >= SOLVED_SHARE else table.prompt_phi
+    return Representation(table, phi, lengths.astype(float), name, **more)
 
 
 def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
@@ -307,7 +260,7 @@ def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
         solutions = _svd([s.solution for s in samples], sub_seed(seed, "solution-svd"))
         solutions[unsolved] = np.nan
     lengths = np.array([len(f"{s.prompt} {s.solution}".split()) for s in samples])
-    return _represented(samples, np.hstack([prompts, solutions]), lengths, "metadata and TF-IDF", by_model=False)
+    return _represented(samples, np.hstack([prompts, solutions]), lengths, "metadata and TF-IDF", unit="words")
 
 
 def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
@@ -322,11 +275,8 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
 
 
 def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
-    """SAE features and metadata of N samples; `work` is an empty folder for the store of all latents.
-
-    Raises OSError or ValueError for a model that cannot be read, SAEGateError for an SAE that does not fit it, and
-    FloatingPointError for non-finite activations.
-    """
+    """SAE features and metadata of N samples; `work` is a folder for the store of all latents. Raises OSError or ValueError for
+    a model that cannot be read, SAEGateError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
     try:
         model_name(config.reader)
     except ArtifactError as error:
@@ -353,12 +303,9 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
         names = ", ".join(file["name"] for file in manifest["source"])
         raise DataError(f"--features {folder}: `encode` read {names}, not this {Path(source).name}; encode it as it is now")
     place = rows_of(data.ids, store.ids)
-    absent = [name for name, row in zip(data.ids, place, strict=True) if row < 0]
-    if absent:
-        raise DataError(
-            f"--features {folder}: {len(absent)} of {len(data.samples)} rows are not there, first {absent[:3]}; encode this file "
-            "with the same field options"
-        )
+    if absent := [name for name, row in zip(data.ids, place, strict=True) if row < 0]:
+        missing = f"{len(absent)} of {len(data.samples)} rows are not there, first {absent[:3]}"
+        raise DataError(f"--features {folder}: {missing}; encode this file with the same field options")
     return _of_store(data.samples, store, place, config, f"layer {manifest['decided_by']['layer']} from {folder.name}")
 
 
@@ -368,8 +315,6 @@ def _of_store(samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], 
     name, cut = f"{len(retained)} SAE latents of {origin}, and metadata", int(store.values("truncated")[rows].sum())
     return _represented(samples, store.select(retained)[rows], store.values("tokens")[rows], name, truncated=cut)
 
-
-# Scores.
 
 MIN_LABELS = 30
 """With fewer labels no difficulty is fitted (ours)."""
@@ -413,10 +358,6 @@ class Arranged:
     plan: BatchPlan
     dropped: tuple[Dropped, ...]
     """Samples that are not planned: set aside, filtered, then those that fill no batch, each in the order of the source."""
-    diversity: float
-    """Mean distance to the 5 nearest neighbours of a batch on the map."""
-    diversity_random: float
-    """The same for a random order of the planned samples."""
 
 
 def properties_of(n: int, config: OwnConfig) -> PropertyConfig:
@@ -493,9 +434,7 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     dropped = (*data.aside, *(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items()))
     with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
         points = projection_2d(clusters.standardise(found.phi))
-    shuffled = planned[random_order(pool["sample_id"], sub_seed(seed, "diversity"))]
-    spread = [float(batch_diversity(points, order.reshape(-1, b)).mean()) for order in (rows_of(plan.ids, ids), shuffled)]
-    return Arranged(config, data, found, clusters, points, scores, fit, quality_fit, ranked_by, plan, dropped, *spread)
+    return Arranged(config, data, found, clusters, points, scores, fit, quality_fit, ranked_by, plan, dropped)
 
 
 def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: OwnConfig) -> np.ndarray:
@@ -505,26 +444,12 @@ def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: 
     rows, kept = np.flatnonzero(may), np.zeros(len(ids), dtype=bool)
     kept[rows] = keep_top_k(quality[rows], [ids[i] for i in rows], max(1, round((config.keep or 1) * len(rows))))
     if kept.sum() < config.prompts_per_step:
-        raise ValueError(f"the filter keeps {kept.sum()} of {len(rows)} rows, less than a batch of {config.prompts_per_step}: "
-                         "raise --keep")  # fmt: skip
+        few = f"less than a batch of {config.prompts_per_step}: raise --keep"
+        raise ValueError(f"the filter keeps {kept.sum()} of {len(rows)} rows, {few}")
     return kept
 
 
 # The commands.
-
-
-def write_example(samples: Sequence[Sample], path: Path) -> Path:
-    """JSON lines with id, question, answer, solution, subject and level; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as handle:
-        for s in samples:
-            row = {"id": s.id, "question": s.prompt, "answer": s.answer, "solution": "\n".join(s.steps),
-                   "subject": s.topic.split(" -> ")[0], "level": s.difficulty}  # fmt: skip
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
-
-
-LEFT_OUT = "not_encoded.csv"
 
 
 def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | None, reading: Reading) -> int:
@@ -538,16 +463,15 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
         require_ray(ray)
         require_shared(reading.reader)
     started = time.monotonic()
-    found = read([Source.parse(source) for source in data], reading.fields, skip_bad_rows=reading.skip_bad_rows)
-    files = [Path(name) for name in data]
+    found, files = read(data, reading.fields, skip_bad_rows=reading.skip_bad_rows), [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
     about = {"source": source, **counts, "notes": list(found.notes)}
     done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
     table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
-    table.to_csv(out / LEFT_OUT, index=False, lineterminator="\n")
+    table.to_csv(out / "not_encoded.csv", index=False, lineterminator="\n")
     for status, count in counts["left_out"].items():
-        print(f"not encoded, {status}: {count} ({LEFT_OUT})")
+        print(f"not encoded, {status}: {count} (not_encoded.csv)")
     seconds = round(time.monotonic() - started, 1)
     print(json.dumps({**counts, "parts": done.parts, "reused": done.reused, **done.totals, "seconds": seconds}))
     return 0
@@ -564,6 +488,6 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
     print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
-    line = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
-    print(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}))
+    counts = {"read": done.read, "planned": done.planned, "left_out": done.left_out, "steps": done.steps}
+    print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0

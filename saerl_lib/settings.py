@@ -19,8 +19,6 @@ SHARE_FIELD = "pass_rate"
 """A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
 NO_ENCODER = "none"
 """Value of `encoder` for metadata and TF-IDF features, without a model."""
-PAPER_SWAP = 16
-"""One of so many samples of a batch is exchanged (paper: 8 of 128)."""
 
 
 @dataclass(frozen=True)
@@ -124,21 +122,19 @@ class OwnConfig(Reading):
         """Raises ValueError with the option and the fix."""
         super().__post_init__()
         at_least(self, prompts_per_step=2, retained_latents=1, clusters=1, max_prompt_tokens=1)
-        together = (self.policy is None) == (self.max_prompt_tokens is None)
         limits = "--policy and --max-prompt-tokens go together: the model whose tokenizer counts, and the trainer's limit"
-        require(together, limits)
+        require((self.policy is None) == (self.max_prompt_tokens is None), limits)
         low, high = self.label_range or (0.0, 1.0)
         require(low < high, f"--label-range {low:g} {high:g}: the first number must be the smaller one")
         share, rated = self.keep is None or 0 < self.keep <= 1, self.keep is None or self.fields.quality is not None
         require(share, f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
         require(rated, "--keep needs quality labels: name their field with --quality")
-        known = self.without_labels in ("length", "random")
-        require(known, f"without_labels={self.without_labels!r}: choose length or random")
+        require(self.without_labels in ("length", "random"), f"without_labels={self.without_labels!r}: choose length or random")
 
     @property
     def swapped_per_batch(self) -> int:
-        """h, samples that a batch exchanges with its partner."""
-        return max(1, self.prompts_per_step // PAPER_SWAP)
+        """h, samples that a batch exchanges with its partner: one of 16 (paper: 8 of 128)."""
+        return max(1, self.prompts_per_step // 16)
 
     @property
     def turned(self) -> bool:
@@ -218,8 +214,6 @@ class Options:
     """Command that starts the processes of a run, such as 'accelerate launch --config_file FILE'."""
     micro_batch: int | None = None
     """Rollouts of one forward pass of one training process."""
-    plain: bool = False
-    """Prompts as plain text with a line break, for a policy without a chat template."""
     vllm: bool = False
     """Rollouts of training by vLLM."""
     bf16: bool = False
@@ -251,8 +245,6 @@ class Options:
             parts["published"]["revisions"] = tuple(tuple(word.split("=", 1)) for word in self.revision)
         if self.reader:
             parts["reader"].setdefault("revision", None)
-        if self.plain:
-            parts["train"]["chat"] = False
         records = {part: replace(getattr(profile, part), **values) for part, values in parts.items() if part != "profile"}
         return replace(profile, **records, **parts["profile"])
 

@@ -8,10 +8,13 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import saerl_lib
 from saerl_lib import cli, paths
+from saerl_lib.artifacts import imported_names
 from saerl_lib.notebooks import RunOptions
 from saerl_lib.own import plan as plan_call
 from saerl_lib.settings import Fields, Options, OwnConfig
@@ -39,27 +42,34 @@ def test_every_command_runs_a_function_that_takes_its_options() -> None:
         assert list(inspect.signature(found).parameters) == [f.name for f in dataclasses.fields(record)], name  # type: ignore[arg-type]
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "sklearn", "transformers", "scipy", "matplotlib")
-    code = f"import sys; from saerl_lib import cli; cli.main(['plan', '--help']); print([n for n in {heavy} if n in sys.modules])"
+def test_the_library_and_every_help_are_imported_quickly() -> None:
+    heavy, slow = ("numpy", "pandas", "pyarrow"), ("torch", "sklearn", "transformers", "scipy", "matplotlib")
+    code = f"""import sys, saerl_lib; print([n for n in {heavy + slow} if n in sys.modules], callable(saerl_lib.plan))
+from saerl_lib import cli; cli.main(['plan', '--help']); print([n for n in {slow} if n in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[0] == "[] True" and done.stdout.splitlines()[-1] == "[]"
+    assert imported_names(Path(saerl_lib.__file__).read_text()) == set(), "or every stage would depend on own data"
 
 
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
         (["runn"], 1, "did you mean run?"),
-        (["bench", "grop"], 1, "did you mean grpo?"),
+        (["bench", "grop"], 2, "invalid choice 'grop'"),
         (["run", "--profile", "lapto"], 1, "did you mean laptop?"),
         (["run", "--profile", "paper", "--data", ".", "--arms", "sarel"], 1, "did you mean saerl?"),
         (["run", "--profile", "paper", "--revision", "amc23"], 1, "write SET=HASH"),
         (["run", "--profile", "paper", "--steps", "0"], 1, "--steps 0 must be at least 1"),
         (["run", "--profile", "paper", "--micro-batch", "3"], 1, "micro_batch=3 does not divide"),
         (["run", "--profile", "smoke", "--policy", "x"], 1, "--policy: profile smoke draws its own data"),
+        (["run", "--profile", "huge"], 1, "profile 'huge' does not exist; choose one of smoke, laptop"),
+        (["run", "--only", "12"], 1, "notebook '12' does not exist; choose one of 00, 01"),
+        (["run", "--from", "01", "--only", "02"], 1, "exclude each other"),
+        (["run", "--seeds", "0"], 1, "--seeds 0 must be at least 1"),
+        (["run", "--seed", "-1"], 1, "--seed -1 must be 0 or more"),
         (["grid", "--profile", "stuyd"], 1, "did you mean study?"),
         (["export", "--plan", "p", "--out", "o", "--to", "nemo"], 1, "did you mean nemo-rl?"),
-        (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 1, "did you mean length?"),
+        (["plan", "--data", "d", "--out", "o", "--without-labels", "lenght"], 2, "invalid choice 'lenght'"),
         (["plan", "--data", "d", "--out", "o", "--layr", "3"], 2, "--layer INT"),
         (["run", "--profle", "smoke"], 2, "--profile STR"),
         (["run", "--only"], 2, "Missing value for argument '--only'"),
@@ -69,10 +79,15 @@ def test_help_imports_nothing_heavy() -> None:
         ([], 2, ""),
     ],
 )
-def test_a_mistake_ends_with_one_message(words: list[str], code: int, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_with_one_message(
+    words: list[str], code: int, part: str, capsys: pytest.CaptureFixture[str], saerl_home: Path
+) -> None:
     assert cli.main(words) == code
     error = capsys.readouterr().err
-    assert part in error and "Traceback" not in error and (code == 2 or error.count("\n") == 1)
+    assert part in error and "Traceback" not in error and (code == 2 or error.count("\n") == 1) and not saerl_home.exists()
+    if code == 1:
+        with pytest.raises(cli.EXPECTED):
+            cli.main([*words, "--debug"])
 
 
 def test_options_reach_the_records_of_the_method() -> None:

@@ -52,11 +52,11 @@ def test_the_papers_values_are_the_profile() -> None:
 
 
 def test_options_travel_with_the_name_and_reach_their_records() -> None:
-    told = Options(data="/sets", revision=("amc23=01",), layer=3, arms=("grpo", "diff"), steps=5, bf16=True, plain=True)
+    told = Options(data="/sets", revision=("amc23=01",), layer=3, arms=("grpo", "diff"), steps=5, bf16=True)
     profile = get_profile(told.text("paper"))
     assert (profile.published.folder, profile.published.revisions, profile.reader.layer) == ("/sets", (("amc23", "01"),), 3)
     assert (profile.arms, profile.steps, profile.reader.bf16, profile.train.bf16) == (("grpo", "diff"), 5, True, True)
-    assert not profile.train.chat and profile.name == "paper" and Options().text("paper") == "paper"
+    assert profile.name == "paper" and Options().text("paper") == "paper"
     assert get_profile("paper") == config.PAPER
 
 

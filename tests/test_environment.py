@@ -194,6 +194,8 @@ def test_venv_is_made_once_from_the_lock_and_a_failed_install_stops(tmp_path: Pa
     project = stub_project(tmp_path, "saerl_probe==1.0\n")
     wheels = tmp_path / "wheels"
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+    assert "--profile smoke|laptop" in call(project / "run_all.sh", "--help", cwd=tmp_path).stdout
+    assert not (project / ".venv").exists(), "help needs no environment"
     failed = call(project / "run_all.sh", cwd=tmp_path, **offline)
     assert failed.returncode != 0
     assert "saerl_probe==1.0" in failed.stderr and "prefix" not in failed.stdout
@@ -217,11 +219,3 @@ def test_ci_runs_the_tests_with_the_data_beside_the_checkout(tmp_path: Path) -> 
     assert f"AssertionError: {tmp_path / 'shared' / 'data'}\n" in found.stdout
     given = call(project / ".ci" / "run", "-p", "no:cacheprovider", cwd=tmp_path, SAERL_DATA_DIR="/elsewhere", **active)
     assert "AssertionError: /elsewhere\n" in given.stdout
-
-
-def test_help_needs_no_environment(tmp_path: Path) -> None:
-    project = stub_project(tmp_path, "saerl_probe==1.0\n")
-    result = call(project / "run_all.sh", "--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "--profile smoke|laptop" in result.stdout
-    assert not (project / ".venv").exists()

@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -24,8 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saerl_lib
-from saerl_lib import cli, own, paths
-from saerl_lib.artifacts import imported_names
+from saerl_lib import cli, own
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
 from saerl_lib.own import Arranged, OwnConfig, Planned, arrange, load_data, plan_own_data, represent_text
@@ -184,23 +182,17 @@ def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Pa
     assert parts[3] == f"harder than {row['percentile']:.0%} of its cluster"
 
 
-def test_a_filter_keeps_the_share_with_the_best_scores(tmp_path: Path) -> None:
+def test_a_filter_keeps_the_best_and_clusters_are_those_of_the_planned_rows_alone(tmp_path: Path) -> None:
     records = [r | {"sound": i % 3 == 0 if i % 2 else int(i % 3 == 0)} for i, r in enumerate(rows(90))]
     config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), keep=0.4)
-    scores = score_table(arranged(tmp_path, records, config)).groupby("status")["quality"]
-    assert scores.size()["filtered"] == 54 and scores.max()["filtered"] <= scores.min()["planned"]
-    with pytest.raises(ValueError, match="less than a batch of 4: raise --keep"):
-        arranged(tmp_path, records, replace(config, keep=0.02))
-
-
-def test_clusters_are_those_of_the_planned_rows_alone(tmp_path: Path) -> None:
-    records = [r | {"sound": i % 3 > 0} for i, r in enumerate(rows(91))]
-    config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), keep=0.5)
     found = arranged(tmp_path, records, config)
+    scores = score_table(found).groupby("status")["quality"]
+    assert scores.size()["filtered"] == 54 and scores.max()["filtered"] <= scores.min()["planned"]
     planned = np.sort([found.data.ids.index(name) for name in found.plan.ids])
     alone = own.pool_clusters(found.found.phi[planned], own.properties_of(len(planned), config), config.seed)
-    assert len(planned) == 44
     np.testing.assert_array_equal(alone.centroids, found.clusters.centroids)
+    with pytest.raises(ValueError, match="less than a batch of 4: raise --keep"):
+        arranged(tmp_path, records, replace(config, keep=0.02))
 
 
 def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
@@ -298,14 +290,6 @@ def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, m
     rho = found.difficulty.skill
     assert f"correlation ({rho:.2f}" in expectation(found) and f"about {(1 + rho) / 4:.0%} of" in expectation(found)
     assert expectation(replace(found, difficulty=None)) == ""
-
-
-def test_the_library_is_imported_quickly() -> None:
-    heavy = ("numpy", "pandas", "torch", "sklearn", "pyarrow")
-    code = f"import sys, saerl_lib; print([n for n in {heavy} if n in sys.modules], callable(saerl_lib.plan))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=True)
-    assert done.stdout.strip() == "[] True"
-    assert imported_names(Path(saerl_lib.__file__).read_text()) == set(), "or every stage would depend on own data"
 
 
 def test_a_killed_call_goes_on(tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,16 +448,10 @@ const tip = mapTip, outcome = {}, alone = data.x.findIndex((x) => x === 9999), f
 send("pointermove", from);
 outcome.hover = { shown: !tip.hidden, id: tip.querySelector("b").textContent };
 send("wheel", from, { deltaY: -500 });
-outcome.zoom = { factor: view.zoom, moved: Math.hypot(place(alone)[0] - from[0], place(alone)[1] - from[1]) };
-const middle = [width / 2, height / 2], before = view.x;
-send("pointerdown", middle); send("pointermove", [middle[0] + 30, middle[1]]); send("pointerup", [middle[0] + 30, middle[1]]);
-outcome.dragged = view.x - before;
+outcome.zoom = view.zoom;
 byId("whole").click();
-outcome.whole = [view.zoom, view.x, view.y];
 send("pointerdown", from); send("pointerup", from);
 outcome.pinned = panel.textContent;
-send("pointerleave", from);
-outcome.left = tip.hidden;
 const card = document.querySelectorAll(".card")[1];
 card.querySelector("button").click();
 outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent };
@@ -482,7 +460,6 @@ byId("find").value = data.id[25];
 byId("find").dispatchEvent(new Event("input"));
 outcome.found = [...body.rows].map((row) => row.cells[0].textContent);
 outcome.formulas = [...body.rows[0].cells[1].querySelectorAll("annotation")].map((item) => item.textContent);
-outcome.company = body.rows[0].cells[6].textContent;
 body.rows[0].click();
 outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textContent);
 byId("find").value = "";
@@ -492,13 +469,6 @@ const weave = carpet.getBoundingClientRect();
 const thread = { clientX: weave.left + weave.width * (3.5 / T), clientY: weave.top + weave.height * (2.5 / B), bubbles: true };
 carpet.dispatchEvent(new PointerEvent("pointermove", thread));
 outcome.woven = woven.querySelector("b").textContent.split(" · ")[0];
-carpet.dispatchEvent(new MouseEvent("click", thread));
-outcome.chosen = panel.querySelector("b").textContent;
-byId("colour").value = "step";
-byId("colour").dispatchEvent(new Event("change"));
-draw();
-const pixels = pen.getImageData(0, 0, canvas.width, canvas.height).data;
-outcome.drawn = pixels.filter((value, i) => i % 4 === 3 && value > 0).length;
 outcome.faults = faults;
 add(document.body, "pre", JSON.stringify(outcome)).id = "outcome";
 </script>"""
@@ -512,7 +482,7 @@ def browse(page: str, root: Path) -> str:
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH: the report's page is not opened")
-def test_in_a_browser_the_page_runs_and_hover_zoom_drag_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
+def test_in_a_browser_the_page_runs_and_hover_zoom_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     names = [name for name, _ in Reader(browse(page, tmp_path)).tags]
     assert names.count("tr") > 50 and names.count("math") > 50 and names.count("img") == 1 and "a" not in names
@@ -522,20 +492,15 @@ def test_in_a_browser_the_page_runs_and_hover_zoom_drag_cards_and_search_work(fo
     outcome = json.loads(html.unescape(re.findall(r'<pre id="outcome">(.*?)</pre>', shown, re.DOTALL)[0]))
     scores = pd.read_parquet(folder / "scores.parquet").set_index("id")
     name = outcome["hover"]["id"].split(" · ")[0]
-    assert outcome["faults"] == [] and outcome["drawn"] > 500
-    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"} and outcome["left"]
+    assert outcome["faults"] == [] and outcome["zoom"] > 2
+    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"}
     assert name in outcome["pinned"] and all(part in outcome["pinned"] for part in scores.loc[name, "reason"].split("; "))
-    assert outcome["zoom"]["factor"] > 2 and outcome["zoom"]["moved"] < 1
-    assert outcome["dragged"] == pytest.approx(30) and outcome["whole"] == [1, 0, 0]
     size = int((scores["cluster"] == outcome["cluster"]["number"]).sum())
     assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
     assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
     assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
-    assert outcome["sorted"] == sorted(outcome["sorted"]) and re.fullmatch(
-        r"\d of cluster \d(, \d of cluster \d)*", outcome["company"]
-    )
-    (there,) = scores.index[(scores["step"] == 3) & (scores["slot"] == 2)]
-    assert outcome["woven"] == outcome["chosen"] == there
+    assert outcome["sorted"] == sorted(outcome["sorted"])
+    assert [outcome["woven"]] == scores.index[(scores["step"] == 3) & (scores["slot"] == 2)].tolist()
 
 
 # The command.
@@ -574,9 +539,7 @@ def test_too_few_rows_and_what_is_no_file_are_named(tmp_path: Path) -> None:
     assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" not in message
     many = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20)), replace(LABELLED, prompts_per_step=32))
     assert "20 of 20 rows are usable, at least 32 are needed" in many and "lower --prompts-per-step" in many
-    (tmp_path / "folder").mkdir()
-    for source, said in (("absent.jsonl", "no such file"), ("folder", "is a folder")):
-        assert said in fails(tmp_path, str(tmp_path / source))
+    assert "no such file" in fails(tmp_path, str(tmp_path / "absent.jsonl"))
 
 
 def test_pass_rates_are_shares(tmp_path: Path) -> None:
@@ -609,7 +572,9 @@ def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> Non
     assert pd.read_parquet(folder / "scores.parquet")["length"].max() == 60
 
 
-def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_named_and_leaves_nothing(
+    tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(45))
     for name, good in (("encoder", FOLDER), ("sae", sae)):
         bad = tmp_path / name
@@ -619,12 +584,9 @@ def test_damaged_weights_are_named(tmp_path: Path, sae: Path, capsys: pytest.Cap
         used = {"encoder": FOLDER, "sae": sae} | {name: bad}
         options = ["--encoder", str(used["encoder"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
         assert cli.main(["plan", "--data", source, *options]) == 1
-        assert f"{bad}: its weights cannot be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("change", "part"), [({"sae": "nowhere"}, "no cfg.json"), ({"layer": 9}, "choose 1 to 4")])
-def test_what_does_not_fit_the_model_leaves_nothing(tmp_path: Path, sae: Path, change: dict[str, Any], part: str) -> None:
-    config = replace(LABELLED, **({"encoder": str(FOLDER), "layer": 3, "sae": str(sae)} | change))
-    with pytest.raises((ValueError, RuntimeError), match=part):
-        make(tmp_path, config=config)
-    assert [p.name for p in tmp_path.iterdir()] == ["my.jsonl"]
+        assert f"{bad}: its weights cannot be read" in capsys.readouterr().err
+    for change, part in ({"sae": "nowhere"}, "no cfg.json"), ({"layer": 9}, "choose 1 to 4"):
+        config = replace(LABELLED, **({"encoder": str(FOLDER), "layer": 3, "sae": str(sae)} | change))
+        with pytest.raises((ValueError, RuntimeError), match=part):
+            plan_own_data(source, tmp_path / "out", config)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder", "my.jsonl", "sae"], "nothing half-written stays"

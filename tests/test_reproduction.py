@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.report import tables
-from saerl_lib.report.tables import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
+from saerl_lib.report import reproduction
+from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
+from saerl_lib.report.tables import TableError
 
 
 def outcomes(old: dict, new: dict, column: str) -> list[str]:
@@ -34,23 +35,18 @@ def test_rows_are_matched_by_their_text_whatever_their_order() -> None:
     assert outcomes(old, lacking, "value") == [OUTSIDE, SAME]
 
 
-def test_a_column_without_an_interval_is_compared_by_its_mean() -> None:
+def test_other_columns_are_compared_by_their_mean_directions_as_words_and_a_missing_one_is_outside() -> None:
     values = np.random.default_rng(0).normal(size=200)
-    assert outcomes({"x": values}, {"x": values}, "x") == [SAME]
-    assert outcomes({"x": values}, {"x": values[::-1]}, "x") == [TOLERANCE]
-    assert outcomes({"x": values}, {"x": values + 1}, "x") == [OUTSIDE]
+    for rerun, outcome in ((values, SAME), (values[::-1], TOLERANCE), (values + 1, OUTSIDE)):
+        assert outcomes({"x": values}, {"x": rerun}, "x") == [outcome]
+    assert outcomes({"direction": ["undecided"]}, {"direction": ["agrees"]}, "direction") == [OUTSIDE]
+    assert outcomes({"x": [1.0], "y": [2.0]}, {"x": [1.0]}, "y") == [OUTSIDE]
 
 
 def test_intervals_that_stand_behind_their_value_are_found() -> None:
     columns = ["cluster_c", "A", "A_low", "A_high", "rho_star", "ci_low", "ci_high", "ari_mean", "ari_low", "ari_high", "bin_low"]
-    found = tables._intervals(columns)
+    found = reproduction._intervals(columns)
     assert found == {"A": ("A_low", "A_high"), "rho_star": ("ci_low", "ci_high"), "ari_mean": ("ari_low", "ari_high")}
-
-
-def test_a_changed_verdict_and_a_missing_column_are_outside() -> None:
-    old, new = ({"claim": ["a"], "direction": [word]} for word in ("undecided", "agrees"))
-    assert outcomes(old, new, "direction") == [OUTSIDE]
-    assert outcomes({"x": [1.0], "y": [2.0]}, {"x": [1.0]}, "y") == [OUTSIDE]
 
 
 @pytest.fixture
@@ -73,10 +69,9 @@ def test_a_perturbed_run_is_within_tolerance_and_leaves_the_published_files_alon
     assert outside == 0 and "0 outside" in text
     numbers = compare("laptop")
     assert set(numbers["outcome"]) <= {SAME, TOLERANCE, INTERVAL} and (numbers["outcome"] == TOLERANCE).sum() > 100
-    assert set(numbers["table"]) == set(tables.published_tables("laptop"))
-    home = paths.profile_dir("laptop")
-    assert len(pd.read_csv(home / "reproduction.csv")) == len(numbers)
-    assert "Reproduction, profile laptop" in (home / "reproduction.html").read_text(encoding="utf-8")
+    assert set(numbers["table"]) == set(reproduction.published_tables("laptop", paths.PUBLISHED))
+    assert len(pd.read_csv(paths.profile_dir("laptop") / "reproduction.csv")) == len(numbers)
+    assert "Reproduction, profile laptop" in (paths.profile_dir("laptop") / "reproduction.html").read_text(encoding="utf-8")
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -99,23 +94,21 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(paths, "FIGURES", root / "figures")
     monkeypatch.setattr(paths, "PUBLISHED", root / "figures" / "data")
-    monkeypatch.setattr("saerl_lib.report.figures.draw_all", lambda data, figures: [])
+    monkeypatch.setattr("saerl_lib.report.reproduction.draw_all", lambda data, figures: [])
     study = (paths.PUBLISHED / "study_runs.csv").read_bytes()
-    (perturbed / "problems.parquet").write_bytes(b"evaluations that the tables are made from")
-    (perturbed / "study_problems.parquet").write_bytes(b"another profile's")
-    problems = (paths.PUBLISHED / "study_problems.parquet").read_bytes()
+    (perturbed / "runs").mkdir()
+    (perturbed / "runs" / "a-seed0.parquet").write_bytes(b"the record of a run")
     changed = {path.name for path in publish("laptop")}
     assert {"label_curve.csv", "learning_curves.csv"} <= changed and "study_runs.csv" not in changed
     assert (paths.PUBLISHED / "study_runs.csv").read_bytes() == study
-    assert (paths.PUBLISHED / "problems.parquet").read_bytes() == (perturbed / "problems.parquet").read_bytes()
-    assert (paths.PUBLISHED / "study_problems.parquet").read_bytes() == problems
+    assert (paths.PUBLISHED / "runs" / "a-seed0.parquet").read_bytes() == b"the record of a run"
     assert (paths.PUBLISHED / "label_curve.csv").read_bytes() == (perturbed / "label_curve.csv").read_bytes()
-    assert {"processor", "threads", "versions", "commit"} <= set(tables.published_record("laptop"))
+    assert {"processor", "threads", "versions", "commit"} <= set(reproduction.published_records()["laptop"])
     (perturbed / "filter.csv").unlink()
     with pytest.raises(FileNotFoundError, match="lacks filter; run ./run_all.sh --profile laptop to its end first"):
         publish("laptop")
 
 
 def test_a_profile_without_published_results_says_so() -> None:
-    with pytest.raises(tables.TableError, match="profile smoke has no published results"):
+    with pytest.raises(TableError, match="profile smoke has no published results"):
         compare("smoke")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import decimal
 import gzip
-import itertools
 import json
 import math
 from pathlib import Path
@@ -20,9 +18,9 @@ import pytest
 
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
-from saerl_lib.data.hub import SETS, HubData
+from saerl_lib.data.hub import BENCHMARKS, SETS
 from saerl_lib.data.judge import read
-from saerl_lib.data.published import SCHEMAS, learnability, load_labelled, published_rows, read_row
+from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
@@ -80,7 +78,7 @@ def test_a_malformed_row_is_named_with_the_fix(tmp_path: Path, values: dict[str,
     assert len(message) < 1000
 
 
-def test_many_malformed_rows_are_counted_and_five_are_shown(tmp_path: Path) -> None:
+def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
     message = fails(write_jsonl(tmp_path / "my.jsonl", [r | {"level": "x"} for r in records(20)]))
     assert "of 20 rows, 20 cannot" in message and message.count("line ") == 5 and "and 15 more" in message
 
@@ -243,7 +241,6 @@ def test_a_chat_without_a_question_is_named(tmp_path: Path, value: Any, part: st
         ("a.json", lambda made: json.dumps({"data": made}, indent=1)),
         ("a.json", lambda made: json.dumps({"version": 1, "rows": made})),
         ("a.jsonl", lambda made: json.dumps(made, indent=2)), ("a.json", lambda made: "\n".join(map(json.dumps, made))),
-        ("a.jsonl", lambda made: "\n".join(json.dumps(row, indent=2) for row in made)),
     ],
 )  # fmt: skip
 def test_json_documents_are_read(tmp_path: Path, name: str, write: Any) -> None:
@@ -380,57 +377,23 @@ def test_bad_rows_of_labelled_files_are_named(tmp_path: Path, row: dict[str, Any
         load_labelled(tmp_path / "x.jsonl")
 
 
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; set SAERL_DATA_DIR"):
-        load_labelled(tmp_path / "none.jsonl.gz")
-    (tmp_path / "x.jsonl.gz").write_bytes(b"plain text")
-    with pytest.raises(DataError, match="x.jsonl.gz: cannot be read"):
-        load_labelled(tmp_path / "x.jsonl.gz")
-
-
-def test_learnability_by_hand() -> None:
-    # means 0.5, 0.75; sample 0: 1 - (0.25 + 0.0625) / (0.25 + 0.0625) = 0
-    scores = learnability([[0.0, 0.5], [1.0, 1.0], None])
-    np.testing.assert_allclose(scores[:2], [0.0, 0.0], atol=1e-12)
-    assert np.isnan(scores[2])
-
-
 # The readers, on rows of the published schemas.
 
-ROWS = {
-    "deepmath": {
-        "question": "Find the limit.", "final_answer": "0", "difficulty": 4.5, "topic": "Mathematics -> Precalculus -> Limits",
-        "r1_solution_1": "Okay, let me think.\n</think>\n\nIt is sin x / x.\n\nSo 0.", "r1_solution_2": "b", "r1_solution_3": "c",
-    },
-    "numinamath": {
-        "problem": "Show it.", "solution": "Clear.", "answer": "proof", "problem_type": "Geometry", "question_type": "proof",
-        "problem_is_valid": "Yes", "solution_is_valid": "No", "source": "olympiads", "synthetic": False,
-    },
+ROWS: dict[str, dict[str, Any]] = {
+    "deepmath": build.deepmath_rows(1)[0], "numinamath": build.numina_rows(10)[9] | {"solution_is_valid": "No"},
+    "deepscaler": build.deepscaler_rows(1)[0], **{data.name: build.benchmark_rows(data.name)[0] for data in BENCHMARKS},
     "prm800k": {
-        "labeler": "a", "generation": 9, "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
-        "label": {
-            "steps": [
-                {"completions": [{"text": "Add.", "rating": 0}], "human_completion": None, "chosen_completion": 0},
-                {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}], "human_completion": None,
-                 "chosen_completion": None},
-            ],
-            "total_time": 1, "finish_reason": "found_error",
-        },
-    },
-    "deepscaler": {"problem": "1/2?", "answer": "\\frac{1}{2}", "solution": ""},
-    "aime24": {"id": 60, "problem": "How long?", "solution": "Walk.", "answer": "204", "url": "u", "year": "2024"},
-    "amc23": {"id": 3, "question": "How many?", "answer": 27.0, "url": "u"},
-    "gsm8k": {"question": "Eggs?", "answer": "She sells 9.\n9 * 2000 = <<9*2000=18000>>18000.\n#### 18,000"},
-    "math500": {
-        "problem": "Polar?", "solution": "r = 3.", "answer": "3", "subject": "Precalculus", "level": 2,
-        "unique_id": "test/precalculus/807.json",
-    },
-    "minerva": {"question": "How wide?", "answer": "1.6"},
-    "olympiadbench": {
-        "id": 1606, "question": "Moves?", "context": None, "solution": ["Two."], "final_answer": ["2", "3"],
-        "subfield": "Combinatorics", "unit": None, "is_multiple_answer": True,
+        "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
+        "label": {"finish_reason": "found_error", "steps": [
+            {"completions": [{"text": "Add.", "rating": 0}], "human_completion": None, "chosen_completion": 0},
+            {"completions": [{"text": "2+2=5", "rating": -1}, {"text": "2+2=4", "rating": 1}], "human_completion": None,
+             "chosen_completion": None},
+        ]},
     },
 }  # fmt: skip
+ROWS["amc23"]["answer"] = 27.0
+ROWS["gsm8k"]["answer"] = "She sells 9.\n9 * 2000 = <<9*2000=18000>>18000.\n#### 18,000"
+ROWS["olympiadbench"]["final_answer"] = ["2", "3"]
 
 
 def test_every_set_has_a_reader_and_a_row() -> None:
@@ -440,11 +403,12 @@ def test_every_set_has_a_reader_and_a_row() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("deepmath", Sample("deepmath-7", "Find the limit.", ("It is sin x / x.", "So 0."), "0",
-                            "Mathematics -> Precalculus -> Limits", 4.5, "deepmath")),
+        ("deepmath", Sample("deepmath-7", "Divide the sum of $a = 3$ and $b = 5$ by 3. What remains?",
+                            ("3 + 5 = 8.", "So \\boxed{2}."), "2", "Mathematics -> Algebra -> Sums", 1.0, "deepmath")),
         ("prm800k", Sample("prm800k-7", "2+2?", ("Add.", "2+2=5"), "5", source="prm800k", flaw="found_error",
                            step_labels=(0, -1))),
-        ("math500", Sample("math500-test/precalculus/807.json", "Polar?", ("r = 3.",), "3", "Precalculus", 2.0, "math500")),
+        ("math500", Sample("math500-t/0", "What remains of 7 plus 7 of math500 by 3?", ("Add.",), "2", "Algebra", 2.0,
+                           "math500")),
     ],
 )  # fmt: skip
 def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
@@ -455,8 +419,8 @@ def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
 @pytest.mark.parametrize(
     ("name", "answer", "solved"),
     [
-        ("numinamath", "", True), ("deepscaler", "\\frac{1}{2}", False), ("aime24", "204", True), ("amc23", "27", False),
-        ("gsm8k", "18000", True), ("minerva", "1.6", False), ("olympiadbench", "2, 3", True),
+        ("numinamath", "", True), ("deepscaler", "7", False), ("aime24", "1", True), ("amc23", "27", False),
+        ("gsm8k", "18000", True), ("minerva", "2", False), ("olympiadbench", "2, 3", True),
     ],
 )  # fmt: skip
 def test_answers_and_solutions(name: str, answer: str, solved: bool) -> None:
@@ -499,35 +463,6 @@ def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
         read_row("deepmath", {**ROWS["deepmath"], "difficulty": True}, 0)
 
 
-# From the hub, and from a folder laid out as one.
-
-
-def from_hub(data: HubData, limit: int | None = None) -> list[Sample]:
-    return [read_row(data.name, row, index) for index, row in enumerate(itertools.islice(published_rows(data), limit))]
-
-
-@pytest.mark.parametrize("name", ["math500", "prm800k", "olympiadbench"])
-def test_a_folder_laid_out_as_the_hub_is_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    build.write_set(tmp_path, name, [ROWS[name]] * 3)
-    data = dataclasses.replace(SETS[name], repository=str(tmp_path / SETS[name].repository), revision=None)
-    assert [str(s) for s in from_hub(data, limit=2)] == [str(read_row(name, ROWS[name], i)) for i in (0, 1)]
-
-
-def test_configuration_of_a_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "gsm8k"
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = dataclasses.replace(SETS[name], repository=str(tmp_path), revision=None)
-    entry = "- config_name: {0}\n  data_files:\n  - split: {1}\n    path: {0}/*"
-    listed = [entry.format(configuration, data.split) for configuration in ("other", data.configuration)]
-    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *listed, "---", ""]))
-    for configuration, row in (("other", {"wrong": "row"}), (str(data.configuration), ROWS[name])):
-        (tmp_path / configuration).mkdir()
-        pd.DataFrame([row]).to_parquet(tmp_path / configuration / f"{data.split}-00000-of-00001.parquet")
-    (sample,) = from_hub(data)
-    assert str(sample) == str(read_row(name, ROWS[name], 0))
-
-
 def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -538,11 +473,11 @@ def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -
         return [ROWS["numinamath"]]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert len(from_hub(SETS["numinamath"])) == 1
+    assert list(published_rows(SETS["numinamath"])) == [ROWS["numinamath"]]
     assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
     assert "trust_remote_code" not in asked[0]
     with pytest.raises(DataError, match="not pinned yet"):
-        from_hub(SETS["amc23"])
+        list(published_rows(SETS["amc23"]))
     assert len(asked) == 1
 
 
@@ -554,29 +489,23 @@ PAIRS = [
     (r"\{1\pm\sqrt{5},-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True), ("1,3,5", "5,3,1", True), ("1,3,5", "1,3", False),
     (r"\frac{14}{3}", "14/3", True), (r"\dfrac{5}{2}", "2.5", True), (r"\frac{14}{3}", "4.6667", False),
     (r"5.4 \text{ cents}", "5.4", True), (r"18\text{ hours}", "18", True), ("Yes", "yes", True), ("Yes", "No", False),
-    ("x", "", False),
+    ("x", "", False), ("７", "7", True), (r"\$18", "18", True), ("2,000 dollars", "2000", True), ("1 1/4", "5/4", True),
+    ("½", "0.5", True), ("a + b + c", "c+b+a", True), ("1e5", "100000", True), ("(3,4]", r"3<x\le 4", True),
+    ("No solution", r"\text{no solution}", True), (r"-\frac{5}{3}.", "-5/3", True), (r"28\%", "28", True),
+    (r"28\%", "0.28", True), ("28", r"28\%", True), ("(1,2)", "1,2", True), ("1/2004!", "1/2006!", True), ("x=5", "5", True),
+    ("1011_2", "1011", True), ("1331 and 1728", "1728", False), ("28", "0.28", False), ("12,5", "12.5", False),
+    ("10 million", "10000000", False), ("east", "seat", False),
 ]  # fmt: skip
 ENDLESS = "9^{9^{9^9}}"
 
 
 def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
     pairs = [(gold, answer) for gold, answer, _ in PAIRS]
-    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=6)
+    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=10)
     assert found.pop(9) == Checked(False, "overran")
     assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
     wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
     assert not wrong
-
-
-def test_verdicts_of_the_checker_that_are_mended_and_that_stay() -> None:
-    mended = [("７", "7"), (r"\$18", "18"), ("2,000 dollars", "2000"), ("1 1/4", "5/4"), ("½", "0.5"), ("a + b + c", "c+b+a"),
-              ("1e5", "100000"),
-              ("(3,4]", r"3<x\le 4"), ("No solution", r"\text{no solution}"), (r"-\frac{5}{3}.", "-5/3")]  # fmt: skip
-    stay = [(r"28\%", "28"), (r"28\%", "0.28"), ("28", r"28\%"), ("(1,2)", "1,2"), ("1/2004!", "1/2006!"), ("x=5", "5"),
-            ("1011_2", "1011")]  # fmt: skip
-    apart = [("1331 and 1728", "1728"), ("28", "0.28"), ("12,5", "12.5"), ("10 million", "10000000"), ("east", "seat")]
-    found = check_answers([*mended, *stay, *apart], seconds=20)
-    assert [checked.equal for checked in found] == [True] * len(mended + stay) + [False] * len(apart)
 
 
 def test_answers_that_nothing_could_match_are_named_with_the_form_that_is_read() -> None:

@@ -14,7 +14,7 @@ import pytest
 from real_files import write_real_files
 
 from saerl_lib import paths
-from saerl_lib.notebooks import NOTEBOOKS, find
+from saerl_lib.notebooks import find
 from saerl_lib.plan.batch_plan import read_plan, validate
 
 pytestmark = pytest.mark.slow
@@ -42,12 +42,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert digests(paths.FIGURES, "*.*") == published, "a run must leave the published results alone"
     return folder
-
-
-def test_every_notebook_leaves_a_copy_and_html(home: Path) -> None:
-    folder = home / "smoke" / "notebooks"
-    for notebook in NOTEBOOKS:
-        assert (folder / f"{notebook.stem}.ipynb").is_file() and (folder / f"{notebook.stem}.html").is_file()
 
 
 def test_rollouts_lie_in_parquet(home: Path) -> None:

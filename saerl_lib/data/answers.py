@@ -19,12 +19,9 @@ import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
 
 LINE = re.compile(r"Answer:[ ]*([^\n]*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-START_SECONDS = 60.0
-"""How long a worker may take to import math-verify; it does not count against the answer."""
 UNHEARD_SECONDS = 3600
 """math-verify's own limit, out of the way of the caller's."""
 CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?([A-E])\)?\s*\}?\.?")
@@ -42,8 +39,6 @@ POWER = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 INTERVAL = re.compile(r"\s*(?:\\left)?[\[(].*,.*[\])]\s*")
 FUNCTION = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)\^\{?\d\}?)\s*(\\?[A-Za-z]+)\b")
 ORDER = re.compile(r"[<>]|\\[lg]eq?(?![a-z])")
-CHECK_SECONDS = 5.0
-"""Time that a gold answer may take against itself."""
 
 
 def read_answer(completion: str) -> str | None:
@@ -132,9 +127,6 @@ def equivalent(gold: str, answer: str, seconds: int = 3) -> bool:
     interval and a set of the same numbers are equal; numbers closer than 1e-6 are equal, so 1/2004! equals 1/2006!; x=5 equals 5;
     units are not compared; a subscript base is read as digits (1011_2 is 1011); 12,5 is two numbers. An interval and an
     inequality are compared both ways, which it does in one alone; a subset never passes for a set.
-
-    >>> [equivalent(*pair, seconds=60) for pair in (("1/2", "0.5"), ("1 1/4", "5/4"), ("(3,4]", "3<x\\le 4"), ("1, 2", "1"))]
-    [True, True, True, False]
     """
     from math_verify import parse, verify
 
@@ -180,7 +172,7 @@ def shape(gold: str) -> str:
     )
 
 
-def unreadable(golds: Iterable[str], seconds: float = CHECK_SECONDS) -> dict[str, str]:
+def unreadable(golds: Iterable[str], seconds: float = 5.0) -> dict[str, str]:
     """Gold answer -> why no answer could earn a reward against it, and the form that would; readable ones are left out.
 
     One answer of each `shape` is checked, under the time limit; plain numbers, choices and words need no check.
@@ -212,20 +204,14 @@ class Checked:
     """The outcome of one pair."""
 
     equal: bool
-    """Whether the answer means the same as the gold answer."""
     outcome: str
     """compared; overran: the time was up; crashed: the worker died of it. The last two count as not equal."""
 
 
 def same_label(gold: str, answer: str) -> bool:
-    r"""Whether both are the same choice letter, marked or with its option's text behind it, or the same words.
+    """Whether both are the same choice letter, marked or with its option's text behind it, or the same words.
 
     False says nothing: math-verify decides then.
-
-    >>> same_label("C", r"\textbf{(C)}~12"), same_label("True", "true"), same_label("C", "(D)"), same_label("A", "A+1")
-    (True, True, False, False)
-    >>> same_label("No  solution", r"\text{no solution}"), same_label("east", "seat")
-    (True, False)
     """
     gold, answer = (" ".join(given.split()) for given in (gold, answer))
     if letter := CHOICE.fullmatch(gold):
@@ -248,7 +234,7 @@ class _Worker:
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, encoding="utf-8",
         )  # fmt: skip
-        if self.receive(START_SECONDS) != "ready\n":
+        if self.receive(60.0) != "ready\n":  # it imports math-verify, which does not count against an answer
             self.kill()
             raise RuntimeError("the checking process did not start; does `python -c 'import math_verify'` work?")
 
@@ -290,20 +276,16 @@ def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> li
                 worker.kill()
                 worker = None
     finally:
-        if worker is not None:
+        if worker:
             worker.kill()
     return results
 
 
-def _serve(requests: IO[str], replies: IO[str]) -> None:
+if __name__ == "__main__":
     import math_verify  # noqa: F401  its import does not count against the first answer
 
-    print("ready", file=replies, flush=True)
-    for line in requests:
-        gold, answer = json.loads(line)
-        equal = readable(gold, UNHEARD_SECONDS) if answer is None else right(gold, answer, UNHEARD_SECONDS)
-        print("equal" if equal else "different", file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    _serve(sys.stdin, sys.stdout)
+    print("ready", flush=True)
+    for request in sys.stdin:
+        pair = json.loads(request)
+        equal = readable(pair[0], UNHEARD_SECONDS) if pair[1] is None else right(*pair, UNHEARD_SECONDS)
+        print("equal" if equal else "different", flush=True)

@@ -15,17 +15,13 @@ class HubData:
     """A data set of the hub."""
 
     name: str
-    """Key of `SETS`."""
     repository: str
     """owner/name on the hub."""
     split: str
-    """Split that is read."""
     rows: int
-    """Rows of that split."""
     download_bytes: int
     """Size of the files of that split."""
     configuration: str | None = None
-    """Configuration (subset) of the repository."""
     data_file: str | None = None
     """The one file to read, for a repository of plain JSON lines."""
     revision: str | None = None
@@ -101,8 +97,6 @@ QWEN3_17B = HubModel("Qwen/Qwen3-1.7B", "70d244cc86ccca08cf5af4e1e306ecf908b1ad5
 QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
 MODELS = {model.repository: model for model in (*POLICIES, QWEN3_17B, QWEN3_17B_BASE)}
 """Every model by its repository."""
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
-"""What is downloaded of a model: no pickle, no code."""
 
 
 def model_folder(name: str, option: str) -> Path:
@@ -123,7 +117,8 @@ def model_folder(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=MODELS[name].revision, allow_patterns=list(MODEL_FILES)))
+        files = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
+        return Path(snapshot_download(name, revision=MODELS[name].revision, allow_patterns=files))
     except OSError as error:
         reason = str(error).strip().split("\n")[0]
         fix = f"set HF_HUB_OFFLINE=0 to allow downloads, or pass {option} FOLDER"

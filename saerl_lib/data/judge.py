@@ -32,17 +32,12 @@ NAMES = {
 """What a field may be called where it is not named; the first that holds a value is taken. A dot leads into an object."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
-SHOWN = 5
-"""Problems that one error message lists."""
-USUAL = RowFields()
 MAX_CHARACTERS, MAX_ID = 200_000, 200
 """Longest prompt or solution, longer ones are broken exports rather than problems; longest id (ours)."""
 SHORT = 60
 """A solution of one line and at most so many characters may be the answer itself (ours)."""
 LEVEL = re.compile(r"\s*(?:level\s*)?-?\d+(?:\.\d+)?\s*", re.IGNORECASE)
 """A label as text, such as MATH's 'Level 3'."""
-TRUTH = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
-"""Quality labels of a CSV file."""
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of the roles in a chat."""
 
@@ -70,15 +65,15 @@ class BadRow(Exception):
 
 
 def read(
-    sources: Sequence[Source | str | Path], fields: RowFields = USUAL, *, allowed: tuple[float, float] | None = None,
-    turned: bool = False, skip_bad_rows: bool = False, least: int = 1,
+    sources: Sequence[Source | str | Path], fields: RowFields | None = None, *, allowed: tuple[float, float] | None = None,
+    turned: bool = False, skip_bad_rows: bool = False,
 ) -> Dataset:  # fmt: skip
     """The usable rows of sources that are read as one list, with labels and the others; `allowed` and `turned` as in `Rules`.
 
     A row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
     Without a field of answers they are looked for in the solutions, and taken from there when half of those have one. Raises
     DataError that names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are
-    listed), unless `skip_bad_rows` sets them aside; or fewer usable rows than `least`.
+    listed), unless `skip_bad_rows` sets them aside; or no usable row.
     """
     places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
     several = len(places) > 1
@@ -88,7 +83,7 @@ def read(
         for row in rows(place)
     ]
     name = places[0].name + (f" and {len(places) - 1} more" if several else "")
-    names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields)
+    names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields or RowFields())
     rules = Rules(names, allowed, turned, from_solution="answer" not in names)
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     if rules.from_solution:
@@ -104,20 +99,18 @@ def read(
     kept = [(row.where, found) for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged)]
     bad = [f"{problem.where}: {problem.reason}" for problem in dropped]
     if bad and not skip_bad_rows:
-        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:SHOWN])
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:5])
+        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise DataError(f"{name}: of {len(raw)} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass "
                         "--skip-bad-rows to leave them out and have them listed")  # fmt: skip
     numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
     samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
     aside = tuple(found.aside for _, found in kept if found.aside is not None)
-    data = Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside)
-    require(data, least)
-    return data
+    return require(Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside), 1)
 
 
-def require(data: Dataset, least: int) -> None:
-    """Raises DataError unless at least so many rows may be planned."""
+def require(data: Dataset, least: int) -> Dataset:
+    """The same data. Raises DataError unless at least so many rows may be planned."""
     usable = len(data.samples) - len(data.aside)
     if usable < least:
         needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
@@ -125,6 +118,7 @@ def require(data: Dataset, least: int) -> None:
         out = [*data.dropped, *data.aside]
         first = f"; first row left out: {out[0].where}: {out[0].reason}" if out else ""
         raise DataError(f"{data.name}: {usable} of {data.read} rows are usable, {needed}; add rows{lower}{first}")
+    return data
 
 
 def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
@@ -337,7 +331,7 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
 def truth(value: Any, name: str, text_only: bool) -> float:
     """1 for true, 0 for false, NaN when missing."""
     if text_only and value is not None:
-        value = TRUTH.get(value.strip().lower(), value)
+        value = {"true": 1, "false": 0, "1": 1, "0": 0}.get(value.strip().lower(), value)
     if value is None:
         return math.nan
     if value not in (0, 1):  # True and False are

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,19 +56,16 @@ def load_labelled(path: Path) -> LabelledSet:
     A level below 0 counts as unknown. Raises DataError with file, line, field and fix for the first malformed row; the answer
     may be absent, the id and a label of the wrong type may not.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set SAERL_DATA_DIR to the folder that holds it")
     rules = Rules(DEFAULTS, need_answer=False)
     samples, records, metas = list[Sample](), list[tuple](), list[Record]()
     for number, row in enumerate(rows(Source(str(path))), start=1):
         found, record = judge(row, number, rules), row.record or {}
         try:
-            labels = () if isinstance(found, Dropped) else _labels(record, rules)
+            if isinstance(found, Dropped):
+                raise BadRow(found.reason)
+            records.append(_labels(record, rules))
         except BadRow as problem:
-            found = Dropped(row.where, "", "malformed", str(problem))
-        if isinstance(found, Dropped):
-            raise DataError(f"{path.name}, {row.where}: {found.reason}")
-        records.append(labels)
+            raise DataError(f"{path.name}, {row.where}: {problem}") from problem
         metas.append(record.get("meta", {}))
         level = difficulty(record.get("level"), "level", rules, False)
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
@@ -142,18 +139,16 @@ TEST_FILES = ("math_test", "gsm8k_test")
 
 def real_folder() -> Path:
     """The folder of real labelled mathematics. Raises ArtifactError when `SAERL_DATA_DIR` is not set."""
-    folder = paths.shared_data_dir()
-    if folder is None:
-        raise ArtifactError("SAERL_DATA_DIR is not set; point it at the folder of labelled mathematics (docs/real_data.md)")
-    return folder
+    if folder := paths.shared_data_dir():
+        return folder
+    raise ArtifactError("SAERL_DATA_DIR is not set; point it at the folder of labelled mathematics (docs/real_data.md)")
 
 
 def data_file(stem: str) -> Path:
     """The file of one real set, gzip or plain. Raises ArtifactError when it is missing."""
     folder = real_folder()
-    for path in (folder / f"{stem}.jsonl.gz", folder / f"{stem}.jsonl"):
-        if path.is_file():
-            return path
+    if found := sorted(folder.glob(f"{stem}.jsonl*"), reverse=True):
+        return found[0]
     raise ArtifactError(f"{folder}: {stem}.jsonl.gz is missing; the folder must hold the sets that docs/real_data.md lists")
 
 
@@ -195,25 +190,17 @@ def published_rows(data: HubData) -> Iterator[Record]:
     Raises DataError when the revision of a set on the hub is not pinned, or when it cannot be read or is empty.
     """
     if data.revision is None and not Path(data.repository).is_dir():
-        raise DataError(
-            f"{data.repository}: the revision is not pinned yet; look up the commit you want and pass "
-            "dataclasses.replace(data, revision=...), so that the same rows are read again"
-        )
-    source = Source(
-        data.repository, data.split, data.configuration, data.data_file, data.revision, streaming=True, published=True
-    )
+        raise DataError(f"{data.repository}: not pinned yet; look up the commit and pass --revision {data.name}=HASH")
+    where = (data.repository, data.split, data.configuration, data.data_file, data.revision)
+    source = Source(*where, streaming=True, published=True)
     return (row.record or {} for row in rows(source))
 
 
-@dataclass(frozen=True)
-class Schema:
-    """The fields of a published set, as `Rules.names` has them."""
+class Schema(NamedTuple):
+    """How the rows of a published set are read."""
 
-    prompt: str
-    answer: str = "answer"
-    solution: str | None = "solution"
-    topic: str | None = None
-    labels: str | None = None
+    names: dict[str, str]
+    """As in `Rules`."""
     id: str = "id"
     """Field of the id; a row without it takes its number."""
     answered: bool = True
@@ -222,12 +209,6 @@ class Schema:
     """The label is a share of correct attempts, and difficulty 1 minus it."""
     own: Callable[[Record], Record] = dict
     """What is read otherwise than it stands there; may add `flaw`."""
-
-    @property
-    def rules(self) -> Rules:
-        """How its rows are judged."""
-        named = ((name, getattr(self, name)) for name in ("prompt", "answer", "solution", "topic", "labels"))
-        return Rules({name: own for name, own in named if own}, (0.0, 1.0) if self.share else None, self.share, need_answer=False)
 
 
 def _without_thinking(row: Record) -> Record:
@@ -259,17 +240,19 @@ def _lists(row: Record) -> Record:
     return {**row, "question": asked, "final_answer": ", ".join(map(str, answers)), "solution": (row.get("solution") or [""])[0]}
 
 
+PROBLEM, QUESTION = ({"prompt": name, "answer": "answer", "solution": "solution"} for name in ("problem", "question"))
 SCHEMAS = {
-    "deepmath": Schema("question", "final_answer", SOLUTION, "topic", "difficulty", own=_without_thinking),
-    "numinamath": Schema("problem", topic="problem_type", id="", answered=False, own=_not_valid),
-    "deepscaler": Schema("problem", labels="pass_rate", answered=False, share=True),
-    "aime24": Schema("problem"),
-    "amc23": Schema("question", solution=None),
-    "gsm8k": Schema("question", own=_worked),
-    "math500": Schema("problem", topic="subject", labels="level", id="unique_id"),
-    "minerva": Schema("question", solution=None),
-    "olympiadbench": Schema("question", "final_answer", topic="subfield", own=_lists),
-}
+    "deepmath": Schema({"prompt": "question", "answer": "final_answer", "solution": SOLUTION, "topic": "topic",
+                        "labels": "difficulty"}, own=_without_thinking),
+    "numinamath": Schema(PROBLEM | {"topic": "problem_type"}, id="", answered=False, own=_not_valid),
+    "deepscaler": Schema(PROBLEM | {"labels": "pass_rate"}, answered=False, share=True),
+    "aime24": Schema(PROBLEM),
+    "amc23": Schema(QUESTION),
+    "gsm8k": Schema(QUESTION, own=_worked),
+    "math500": Schema(PROBLEM | {"topic": "subject", "labels": "level"}, id="unique_id"),
+    "minerva": Schema(QUESTION),
+    "olympiadbench": Schema(QUESTION | {"answer": "final_answer", "topic": "subfield"}, own=_lists),
+}  # fmt: skip
 """Every set of `SETS` but PRM800K, by the fields of its card."""
 
 
@@ -280,11 +263,12 @@ def read_row(name: str, row: Record, index: int) -> Sample:
             return _prm800k(row, index)
         schema = SCHEMAS[name]
         record = {key: value.strip() if isinstance(value, str) else value for key, value in schema.own(row).items()}
-        found = judge(Row("", record), index, schema.rules)
+        allowed = (0.0, 1.0) if schema.share else None
+        found = judge(Row("", record), index, Rules(schema.names, allowed, schema.share, need_answer=False))
         if isinstance(found, Dropped):
             raise BadRow(found.reason)
         if schema.answered and not found.sample.answer:
-            raise BadRow(f"field {schema.answer!r} is missing or empty; fill it in or remove the row")
+            raise BadRow(f"field {schema.names['answer']!r} is missing or empty; fill it in or remove the row")
     except BadRow as problem:
         raise DataError(f"{name} row {index}: {problem}") from problem
     level = math.nan if found.label < 0 else found.label
@@ -321,9 +305,6 @@ def judged_step(step: Record) -> tuple[str, int]:
 
     The chosen completion, with its rating; else what the labeller wrote, which counts as +1; else, where labelling stopped
     at an error, the first completion, which is the model's own. A rating of null counts as 0.
-
-    >>> judged_step({"completions": [{"text": "2+2=5", "rating": -1}], "chosen_completion": None})
-    ('2+2=5', -1)
     """
     chosen, human = step.get("chosen_completion"), step.get("human_completion")
     written = str((human.get("text") if isinstance(human, Mapping) else human) or "")
@@ -478,7 +459,7 @@ def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Samp
 def published_stage(profile: Profile) -> Stage:
     """One `<split>.parquet` a split, counts.csv (source, what, n: every row is counted) and malformed.csv (source, problem).
 
-    Raises DataError for missing sets, malformed rows, repeated ids, and what `draw_published` raises.
+    Raises DataError for missing sets, malformed rows, and what `draw_published` raises.
     """
     config = profile.published
     assert config is not None
@@ -487,7 +468,6 @@ def published_stage(profile: Profile) -> Stage:
     def compute(folder: Path) -> None:
         rows = PublishedRows(config)
         for name, samples in draw_published(profile, rows).items():
-            _require_distinct(name, samples)
             write_samples(samples, folder / f"{name}.parquet")
             rows.counts[name, "kept"] += len(samples)
         counted = [(name, what, n) for (name, what), n in sorted(rows.counts.items()) if n]
@@ -495,10 +475,3 @@ def published_stage(profile: Profile) -> Stage:
         pd.DataFrame(rows.bad, columns=["source", "problem"]).to_csv(folder / "malformed.csv", index=False, lineterminator="\n")
 
     return get_or_compute(profile, "world", settings, compute)
-
-
-def _require_distinct(name: str, samples: Sequence[Sample]) -> None:
-    twice = [(i, n) for i, n in Counter(sample.id for sample in samples).items() if n > 1]
-    if twice:
-        others = f", and {len(twice) - 1} more ids occur several times" if len(twice) > 1 else ""
-        raise DataError(f"{name}: id {twice[0][0]!r} is given to {twice[0][1]} rows{others}; ids must be unique")

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib.data.sample import DataError
-from saerl_lib.settings import Fields  # noqa: F401  notebook 10 takes it from here
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Endings that are read; those of text may be followed by .gz or .zst. A .json file may also hold one document."""
@@ -30,8 +29,6 @@ PACKED = {".gz": "gzip", ".zst": "zstd"}
 HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?")
 """[hub:]owner/name[@commit][:configuration][:split]."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
-READ_ROWS = 1024
-"""Rows of Parquet that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +95,8 @@ def files_of(place: str) -> list[Path]:
     if path.is_dir():
         below = [p for p in path.rglob("*") if p.is_file() and kind_of(p)]
         below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        found = (
-            [p for p in below if p.parent == path and kind_of(p) != ".json"]
-            or [p for p in below if kind_of(p) != ".json"]
-            or below
-        )
+        data = [p for p in below if kind_of(p) != ".json"]
+        found = [p for p in data if p.parent == path] or data or below
     elif path.exists() or not glob.has_magic(place):
         return [path]
     else:
@@ -121,14 +115,13 @@ def files_of(place: str) -> list[Path]:
     return sorted(found)
 
 
-def rows(source: Source | str | Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Every row of a source, streamed (CSV files and JSON documents are held whole); of Parquet only `columns`, where named.
 
     Raises DataError with name and fix: what `files_of` raises, no such file, an unknown ending, not gzip, not Parquet, CSV that
     is no UTF-8 or has no header, an empty file, or a hub data set that cannot be read. A row that cannot be read comes with its
     problem.
     """
-    source = source if isinstance(source, Source) else Source.parse(str(source))
     if source.published:
         yield from _hub(source)
         return
@@ -161,21 +154,16 @@ def _file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    opened = {".gz": gzip.open, ".zst": lambda p: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(p)), "zstd"))}
     try:
-        with _opened(path) as handle:
+        with opened.get(path.suffix, lambda p: open(p, "rb"))(path) as handle:
             yield from handle
     except (OSError, EOFError, zlib.error, ValueError) as error:
         packed = PACKED.get(path.suffix)
         fix = f"; the name may end in {path.suffix} only when the file is {packed}" if packed else ""
         raise DataError(f"{path.name}: cannot be read ({error}){fix}") from error
-
-
-def _opened(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
 # JSON lines: data files and logs.
@@ -208,7 +196,7 @@ def jsonl(path: Path, strict_end: bool = True) -> Iterator[dict[str, Any]]:
 
 
 def _document(path: Path) -> list[Row] | None:
-    """The rows of a file that holds JSON values not one a line: objects, one list of them, or one object around such a list.
+    """The rows of a file that holds one list of objects, one object around such a list, or one object.
 
     None for JSON lines. Raises DataError with file, line and fix for what is broken in it.
     """
@@ -217,23 +205,19 @@ def _document(path: Path) -> list[Row] | None:
     if head[:1] == b"{" and _json_row(head, "").record is not None and data.strip() != head.strip():
         return None  # more than one line, the first one whole
     try:
-        text, reader, values, place = data.decode("utf-8").strip(), json.JSONDecoder(object_pairs_hook=_object), [], 0
-        while place < len(text):
-            value, place = reader.raw_decode(text, place)
-            values.append(value)
-            place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
+        value = json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if kind_of(path) != ".json" and head.strip() not in (b"[", b"{"):
             return None
         reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise DataError(f"{path.name}: not JSON ({reason}); write one list of objects, or one object a line") from error
-    if len(values) == 1 and isinstance(values[0], dict):
-        around = [value for value in values[0].values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if isinstance(value, dict):
+        around = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
         if len(around) == 1 and "role" not in around[0][0]:
-            values = around
-        elif values[0] and all(isinstance(value, dict) for value in values[0].values()):
+            value = around[0]
+        elif value and all(isinstance(inner, dict) for inner in value.values()):
             raise DataError(f"{path.name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
-    records = values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    records = value if isinstance(value, list) else [value]
     return [
         Row(f"row {number}", record) if isinstance(record, dict)
         else Row(f"row {number}", None, f"is a {type(record).__name__}, not an object; write every row as an object")
@@ -313,7 +297,7 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 raise DataError(f"{path.name}: the column {twice[0]!r} occurs twice; rename one of them")
             wanted = [name for name in columns if name in names] if columns else None
             batches = map(file.get_batch, range(file.num_record_batches)) if whole else file
-            for batch in batches if arrow else file.iter_batches(READ_ROWS, columns=wanted):
+            for batch in batches if arrow else file.iter_batches(1024, columns=wanted):
                 yield from (Row(f"row {next(numbers)}", record) for record in batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         kind = "Arrow" if arrow else "Parquet"

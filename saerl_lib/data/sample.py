@@ -80,11 +80,7 @@ def normalise(text: str) -> str:
 
 
 def hash_share(key: str) -> float:
-    """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine.
-
-    >>> hash_share("a") == hash_share("a"), 0 <= hash_share("b") < 1
-    (True, True)
-    """
+    """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
@@ -100,8 +96,7 @@ def write_samples(samples: Sequence[Sample], path: Path) -> None:
 def read_samples(path: Path) -> list[Sample]:
     """Read samples written by `write_samples`. Raises DataError when a column is missing."""
     frame = pd.read_parquet(path, engine="pyarrow")
-    missing = [name for name in COLUMNS if name not in frame.columns]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise DataError(f"{path}: column {missing[0]!r} is missing; write the file with write_samples")
     lists = {"steps": frame["steps"].map(tuple), "step_labels": frame["step_labels"].map(lambda found: tuple(map(int, found)))}
     return [Sample(**record) for record in frame.assign(**lists).to_dict("records")]
@@ -147,7 +142,6 @@ class Dataset:
     dropped: tuple[Dropped, ...]
     """Rows that are not among the samples."""
     notes: tuple[str, ...]
-    """What was assumed about fields and files."""
     aside: tuple[Dropped, ...] = ()
     """Samples that are read but never planned, at most one entry each, in the order of the source."""
 
@@ -158,7 +152,7 @@ class Dataset:
 
     @property
     def ids(self) -> list[str]:
-        """Sample ids in the order of the source."""
+        """Of the samples, [N]."""
         return [sample.id for sample in self.samples]
 
     @property

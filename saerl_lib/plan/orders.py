@@ -363,7 +363,7 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool) -> list[
     """
     if not chat:
         if any(isinstance(prompt, list) for prompt in prompts):
-            raise DataError("a prompt has messages before it: use the chat template (train: --chat; plan: leave out --plain)")
+            raise DataError("a prompt has messages before it: use the chat template (train: --chat)")
         return [f"{prompt}{SEPARATOR}" for prompt in prompts]
     if not tokenizer.chat_template:
         raise DataError("the policy's tokenizer has no chat template: pass --plain (train: leave out --chat) for plain text")

@@ -13,6 +13,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ from matplotlib.image import imsave
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import CountVectorizer
 
-from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples
+from saerl_lib.artifacts import write_json
+from saerl_lib.config import to_dict
+from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples, write_samples
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
-from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
+from saerl_lib.encode.store import save_features
+from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
-from saerl_lib.plan.batch_plan import BatchPlan, read_plan
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
 from saerl_lib.plan.orders import dominant_clusters
-from saerl_lib.properties.scorer import reliability_table
 
 TERMS = 8
 """Words of a cluster's card, each of three letters or more."""
@@ -126,22 +129,8 @@ def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     return out
 
 
-def left_out_table(arranged: Arranged) -> pd.DataFrame:
-    """Rows of left_out.csv: where, id, status, reason of every row of the source that is not in the plan."""
-    rows = [(d.where, d.id, d.status, d.reason) for d in (*arranged.data.dropped, *arranged.dropped)]
-    return pd.DataFrame(rows, columns=["where", "id", "status", "reason"])
-
-
 FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
-DOMINANT = 0.5
-"""A cluster with more than this share of the rows is called dominant (ours)."""
-SMALL_GAIN = 0.05
-"""A gain in rank correlation over length that does not matter (ours)."""
-MANY = 0.05
-"""When more than this share of the rows is not planned for one reason, it is a warning (ours)."""
-UNPAIRED = 0.5
-"""More batches without a swap partner than this are named (ours)."""
 STATUS_TEXT = {
     "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
     "no answer": "No reward could be computed; their labels count.",
@@ -175,11 +164,6 @@ def caveats(arranged: Arranged) -> list[Caveat]:
 
 
 def _count(n: int, what: str) -> str:
-    """A number with its noun.
-
-    >>> _count(1, "row"), _count(2, "row")
-    ('1 row', '2 rows')
-    """
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
@@ -205,7 +189,7 @@ def _difficulty(arranged: Arranged) -> Told:
     if known < FEW_LABELS:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
     if gain.low <= 0:
-        worse = gain.high <= SMALL_GAIN
+        worse = gain.high <= 0.05  # a gain in rank correlation that does not matter (ours)
         title = f"The probe is {'no' if worse else 'not shown to be'} better than length"
         text = (f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
                 f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). ")  # fmt: skip
@@ -214,30 +198,20 @@ def _difficulty(arranged: Arranged) -> Told:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
         text = f"A larger {config.fields.labels} means easier; report and scores.parquet show {how}, so that larger is harder."
         yield "note", "Labels are turned round", text
-    if not np.isfinite(arranged.scores["high"]).all():
-        yield "note", "No intervals", "There are too few labels for a 95 % interval of the difficulty."
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     yield "note", "How difficulty was read", f"{known:,} of {n:,} rows have a label. {text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
-    clusters, plan = arranged.clusters, arranged.plan
+    clusters = arranged.clusters
     sizes = np.bincount(arranged.scores["cluster"].to_numpy(), minlength=clusters.k)
     if clusters.k == 1:
         text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
         told = f"All rows are in one cluster: there is no company to choose and no tail to swap. {text}"
         yield "warning", "One cluster", told
-    elif sizes.max() > DOMINANT * sizes.sum():
+    elif 2 * sizes.max() > sizes.sum():
         text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
         yield "warning", "Dominant cluster", text + "Try other features or more clusters."
-    if clusters.k > 1 and plan.unpaired_share > UNPAIRED:
-        yield "note", "Few swaps", f"{plan.unpaired_share:.0%} of the batches found no partner for the tail swap."
-    if clusters.n_merged:
-        text = f"{_count(clusters.n_moved, 'row')} of clusters that fill no batch went to the nearest other one."
-        yield "note", _count(clusters.n_merged, "small cluster") + " merged", text
-    text = f"Mean distance to the five nearest neighbours of a batch, on the map: {arranged.diversity:.2f} in the plan, "
-    more = f"{arranged.diversity_random:.2f} in a random order. Batches of one cluster are meant to be closer."
-    yield "note", "How varied batches are", text + more
 
 
 def _quality(arranged: Arranged) -> Told:
@@ -263,7 +237,7 @@ def _rows(arranged: Arranged) -> Told:
     counts = Counter(d.status for d in (*data.dropped, *arranged.dropped))
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
-            doubtful = status in ("malformed", "unverifiable", "too long") or (count > MANY * data.read and status != "filtered")
+            doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
             title = f"{_count(count, 'row')} of {data.read:,}: {status}"
             yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
     same: dict[str, list[str]] = {}
@@ -286,7 +260,8 @@ def _rows(arranged: Arranged) -> Told:
 
 def _features(arranged: Arranged) -> Told:
     found, sae = arranged.found, arranged.found.sae
-    what = "prompt and solution were read, a missing one stands at the mean" if found.with_solution else "prompts alone were read"
+    alone = found.phi.shape[1] == found.table.prompt_phi.shape[1]
+    what = "prompts alone were read" if alone else "prompt and solution were read, a missing one stands at the mean"
     solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
     yield "note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {solved}; {what}."
     if sae is not None:
@@ -298,7 +273,7 @@ def _features(arranged: Arranged) -> Told:
             text = ("The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and its "
                     "features are noise. Layers count from 1, the block after which the residual stream is read.")  # fmt: skip
             yield "warning", "The SAE does not fit this layer", f"{told} {text}"
-    if not found.by_model:
+    if found.unit == "words":
         yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
 
@@ -375,11 +350,33 @@ def page(
         rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
         counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
         carpet=carpet(arranged.plan), expected=expectation(arranged), statuses=STATUSES,
-        unread=left_out[left_out["status"] == "malformed"], reliability=_reliability(arranged), listed=LISTED,
+        unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )  # fmt: skip
+
+
+def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
+    """Write all of `out` into `folder`: plan.parquet, samples.parquet (the usable rows, for `export` and `train`),
+    scores.parquet, clusters.csv, left_out.csv, features.safetensors, report.html and run.json."""
+    data, plan, config = arranged.data, arranged.plan, to_dict(arranged.config)
+    scores, listed = score_table(arranged), caveats(arranged)
+    rest = pd.DataFrame((*data.dropped, *arranged.dropped), columns=["where", "id", "status", "reason"])
+    cards = cluster_table(arranged, scores)
+    save_features(arranged.found.table, folder / "features.safetensors")
+    write_plan(plan, folder / "plan.parquet")
+    write_samples(data.samples, folder / SAMPLES)
+    scores.to_parquet(folder / "scores.parquet", index=False)
+    for name, table in (("clusters", cards), ("left_out", rest)):
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
+    done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
+                   tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
+    record = {**asdict(done), "folder": out.name, "source": data.name, "settings": config, "key": key,
+              "plan_hash": plan_hash(plan), "caveats": [c._asdict() for c in listed]}  # fmt: skip
+    write_json(folder / RECORD, record)
+    return done
 
 
 def excerpt(text: str, length: int) -> str:
@@ -407,18 +404,14 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]
     """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
     points = arranged.points
     low, span = points.min(axis=0), np.ptp(points, axis=0)
+    numbers = {"rank": arranged.scores["ranking"], **{name: scores[name] for name in ("label", "quality", "low", "high")}}
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
     return {
         "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
-        "rank": _numbers(arranged.scores["ranking"]), "label": _numbers(scores["label"]), "quality": _numbers(scores["quality"]),
-        "low": _numbers(scores["low"]), "high": _numbers(scores["high"]),
+        **{name: [float(f"{v:.4g}") if np.isfinite(v) else None for v in column] for name, column in numbers.items()},
         "status": [STATUSES.index(s) for s in scores["status"]],
         **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position", "reason")},
     }  # fmt: skip
-
-
-def _numbers(column: Any) -> list[float | None]:
-    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(column, dtype=float)]
 
 
 def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
@@ -433,16 +426,3 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
                        for i in np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]]
              for cluster, row in away.iterrows()}  # fmt: skip
     return [(card, nearest[card.cluster], apart[card.cluster]) for card in clusters.itertuples()]
-
-
-def _reliability(arranged: Arranged) -> list[tuple[str, str, str, str]]:
-    """Rows, mean prediction, mean label and its interval of each bin of predictions; none without a difficulty."""
-    known = np.isfinite(arranged.data.labels)
-    if arranged.difficulty is None:
-        return []
-    table = reliability_table("raw", arranged.scores["raw"].to_numpy()[known], arranged.data.labels[known])
-    return [
-        (f"{r.n:,}", f"{r.predicted_mean:.2f}", f"{r.label_mean:.2f}",
-         f"{r.ci_low:.2f} to {r.ci_high:.2f}" if np.isfinite(r.ci_low) else "")
-        for r in table.itertuples()
-    ]  # fmt: skip

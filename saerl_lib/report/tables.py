@@ -1,4 +1,4 @@
-"""The CSV tables of `figures/data`: their columns, checked writing and reading, their Markdown in README.md, and a rerun's.
+"""The CSV tables of `figures/data`: their columns, checked writing and reading, and their Markdown in README.md and docs/.
 
 The notebooks and the study write them, figures and claims are drawn from them alone. Shares, accuracies, purity and recall are
 fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of `claims.csv` that say so are in percent.
@@ -6,21 +6,18 @@ fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of 
 
 from __future__ import annotations
 
-import base64
-import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import provenance, write_atomic, write_json
-from saerl_lib.config import get_profile
+from saerl_lib.artifacts import write_atomic
 
 COLUMNS = """
 00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
@@ -119,6 +116,10 @@ class TableError(ValueError):
     """A table is missing, empty or does not have its columns, or nothing is published."""
 
 
+WAITING = ("study_comparisons", "study_mixing")
+"""Tables without rows until the study has made the runs that they compare."""
+
+
 def _schema(name: str) -> Schema:
     if name not in SCHEMAS:
         raise TableError(f"table {name!r} is not known; choose one of {', '.join(SCHEMAS)}")
@@ -130,10 +131,13 @@ def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
-def _lacking(frame: pd.DataFrame, schema: Schema, where: str) -> None:
+def _require_rows(frame: pd.DataFrame, name: str, where: str, remedy: str) -> None:
+    schema = SCHEMAS[name]
     if missing := [column for column in schema.columns if column not in frame]:
         told = f"notebook {schema.notebook} writes {','.join(schema.columns)}"
         raise TableError(f"{where} lacks column {', '.join(missing)}; {told}")
+    if frame.empty and name not in WAITING:
+        raise TableError(f"{where} has no rows; {remedy}")
 
 
 def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
@@ -161,20 +165,14 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
     """
     schema = _schema(name)
-    _lacking(frame, schema, f"table {name}")
+    _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
         raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
-    if frame.empty and name not in WAITING:
-        raise TableError(f"table {name} has no rows; nothing would be drawn from it")
     _check_values(frame, name, schema)
     ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
     write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
     return path
-
-
-WAITING = ("study_comparisons", "study_mixing")
-"""Tables without rows until the study has made the runs that they compare."""
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
@@ -190,9 +188,7 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise TableError(f"{path} is not a CSV table ({error}); {remedy}") from error
-    _lacking(frame, schema, str(path))
-    if frame.empty and name not in WAITING:
-        raise TableError(f"{path} has no rows; {remedy}")
+    _require_rows(frame, name, str(path), remedy)
     return frame[list(schema.columns)]
 
 
@@ -234,17 +230,6 @@ def number(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def allowed(low: float, high: float) -> str:
-    """The range of a gate in words.
-
-    >>> allowed(0.2, 0.4), allowed(float("nan"), 0.1), allowed(float("nan"), float("nan"))
-    ('0.2 to 0.4', 'at most 0.1', 'reported')
-    """
-    if math.isnan(low):
-        return "reported" if math.isnan(high) else f"at most {number(high)}"
-    return f"at least {number(low)}" if math.isnan(high) else f"{number(low)} to {number(high)}"
 
 
 def _bounds(row: Any) -> str:
@@ -299,7 +284,9 @@ def gates_markdown(frame: pd.DataFrame) -> str:
         value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
         n = "" if pd.isna(row.n) else f"{int(row.n):,}"
         interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
-        rows.append([row.gate, value, interval, allowed(row.low, row.high), "yes" if met else "**no**", n])
+        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
+        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
+        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
     return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
 
 
@@ -329,12 +316,11 @@ def update_block(path: Path, marker: str, text: str) -> bool:
 
     Raises ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written.
     """
-    begin, end = f"<!-- begin {marker} -->", f"<!-- end {marker} -->"
+    block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
     old = path.read_text(encoding="utf-8")
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise ValueError(f"{path} must hold {begin!r} and then {end!r}, each once: add the two lines")
-    head, tail = old[: old.index(begin) + len(begin)], old[old.index(end) :]
-    new = f"{head}\n{text.strip()}\n{tail}"
+    if len(block.findall(old)) != 1:
+        raise ValueError(f"{path} must hold '<!-- begin {marker} -->' and then '<!-- end {marker} -->', each once: add them")
+    new = block.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", old)
     if new != old:
         write_atomic(path, new.encode("utf-8"))
     return new != old
@@ -358,218 +344,4 @@ def run_readme() -> int:
     """`readme`: say whether it changed."""
     changed = write_documents(paths.ROOT, paths.PUBLISHED)
     print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
-    return 0
-
-
-# A rerun beside what is published. A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie
-# in `figures/`. Rows are matched by their text columns, else by their position. Clusters and samples differ between processors:
-# a column without an interval is compared by its mean alone.
-
-SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
-OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
-"""The same number; within `RELATIVE` of it, or the end of an interval that moved by less than half of the published width, or a
-column without an interval whose mean moved by less than `STANDARD_ERRORS`; inside the published interval of its row; none of
-these, a direction that changed, a row or table that the rerun lacks."""
-RELATIVE = 0.001
-"""Relative difference of two values that counts as none."""
-STANDARD_ERRORS = 3.0
-"""Move of a column's mean that counts as none, in standard errors of the published column."""
-SCREEN_ROWS = 12
-"""Numbers outside that are printed; all of them stand in the CSV file."""
-RECORD = "published.json"
-"""Beside the published tables: for each profile the processor, threads, versions and commit of the run they come from."""
-TABLES_OF = {"study": ("study_",), "bench": ("preparation_cost", "gpu_checks"), "reader": ("sae_curve", "reader_blocks")}
-"""Profile or command -> beginnings of the names of the tables that it publishes; all others belong to `laptop`."""
-
-
-def publisher(table: str) -> str:
-    """The profile (or `bench`) whose run the published `table` comes from.
-
-    >>> publisher("study_runs"), publisher("world_gates")
-    ('study', 'laptop')
-    """
-    return next((profile for profile, starts in TABLES_OF.items() if table.startswith(starts)), "laptop")
-
-
-def published_tables(profile: str, folder: Path | None = None) -> list[str]:
-    """Names of the published tables that a run of `profile` computes itself, sorted."""
-    folder = folder or paths.PUBLISHED
-    return sorted(name for name in SCHEMAS if publisher(name) == profile and (folder / f"{name}.csv").is_file())
-
-
-def _intervals(columns: list[str]) -> dict[str, tuple[str, str]]:
-    """Value column -> the columns of its interval: `X_low` and `X_high` bound X, or the column before them."""
-    found: dict[str, tuple[str, str]] = {}
-    for place, low in enumerate(columns):
-        stem = low.removesuffix("_low")
-        if stem in (low, "bin") or f"{stem}_high" not in columns or not place:
-            continue
-        before = columns[place - 1]
-        value = stem if stem in columns else f"{stem}_mean" if f"{stem}_mean" in columns else before
-        if not value.endswith("_high"):
-            found.setdefault(value, (low, f"{stem}_high"))
-    return found
-
-
-def _matched(old: pd.DataFrame, new: pd.DataFrame, numeric: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The rerun's rows in the order of the published ones, and a name for each row; NaN in a row that the rerun lacks."""
-    text = [c for c in old if c not in (*numeric, "direction", "size", "note", "met")]
-    words, others = (frame[text].astype(object).fillna("").astype(str) for frame in (old, new))
-    names = [" ".join(cell[:60] for cell in row if cell) or f"row {i}" for i, row in enumerate(words.to_numpy().tolist())]
-    if len(old) == len(new) and sorted(words.to_numpy().tolist()) != sorted(others.to_numpy().tolist()):
-        return new, names
-    if not text:
-        return new.reindex(range(len(old))), names
-    keys = [pd.MultiIndex.from_frame(part.assign(place=part.groupby(text).cumcount())) for part in (words, others)]
-    return new.set_axis(keys[1]).reindex(keys[0]).reset_index(drop=True), names
-
-
-def _floats(values: pd.Series) -> np.ndarray:
-    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
-
-
-def _judged(
-    row: Sequence[str], column: str, old: Any, new: Any, low: Any = np.nan, high: Any = np.nan, inside: str = INTERVAL
-) -> pd.DataFrame:
-    """A row a number or a word: what is published, the rerun's, what counts as reproduced (named `inside`), and the outcome."""
-    found = pd.DataFrame({"row": row, "column": column, "published": old, "rerun": new, "low": low, "high": high})
-    x, y = _floats(found["published"]), _floats(found["rerun"])
-    same = (found["published"] == found["rerun"]) | found[["published", "rerun"]].isna().all(axis=1)
-    near, between = np.abs(y - x) <= RELATIVE * np.abs(x), (found["low"] <= y) & (y <= found["high"])
-    outcome = np.select([same, np.isnan(x) | np.isnan(y), near, between], [SAME, OUTSIDE, TOLERANCE, inside], OUTSIDE)
-    return found.assign(outcome=outcome)
-
-
-def _by_mean(old: pd.Series, new: pd.Series) -> pd.DataFrame:
-    """A column as one number, its mean; equal means of unequal columns are within tolerance, not the same."""
-    a, b = (pd.Series(_floats(values)) for values in (old, new))
-    half = STANDARD_ERRORS * np.nan_to_num(a.sem())
-    found = _judged([f"mean of {len(a)}"], str(old.name), a.mean(), b.mean(), a.mean() - half, a.mean() + half, TOLERANCE)
-    return found if a.equals(b) else found.assign(outcome=found["outcome"].replace(SAME, TOLERANCE))
-
-
-def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the published table `old` beside the rerun's `new`; directions of claims are compared as words."""
-    missing = [column for column in old if column not in new]
-    parts = [_judged([""], column, "column", "missing") for column in missing]
-    old = old.drop(columns=missing)
-    new = new[list(old)]
-    numeric = [c for c in old if all(pd.api.types.is_numeric_dtype(frame[c]) for frame in (old, new))]
-    other, names = _matched(old, new, numeric)
-    bounds = _intervals(list(old))
-    for value, ends in bounds.items():
-        low, high = (_floats(old[end]) for end in ends)
-        parts.append(_judged(names, value, _floats(old[value]), _floats(other[value]), low, high))
-        for end in ends:
-            at, half = _floats(old[end]), (high - low) / 2
-            parts.append(_judged(names, end, at, _floats(other[end]), at - half, at + half, TOLERANCE))
-    covered = {*bounds, *(end for ends in bounds.values() for end in ends)}
-    parts += [_by_mean(old[column], new[column]) for column in numeric if column not in covered]
-    if "direction" in old:
-        parts.append(_judged(names, "direction", old["direction"].astype(str), other["direction"].astype(str).to_numpy()))
-    return pd.concat(parts, ignore_index=True)
-
-
-def compare(profile: str, published: Path | None = None, rerun: Path | None = None) -> pd.DataFrame:
-    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome.
-
-    Raises TableError for a profile that publishes no table.
-    """
-    published, rerun = published or paths.PUBLISHED, rerun or paths.figure_data_dir(profile)
-    names = published_tables(profile, published)
-    if not names:
-        raise TableError(f"profile {profile} has no published results; laptop and study have")
-    found = {}
-    for name in names:
-        if (rerun / f"{name}.csv").is_file():
-            found[name] = compare_table(*(pd.read_csv(folder / f"{name}.csv") for folder in (published, rerun)))
-        else:
-            found[name] = _judged([""], "", "table", "missing")
-    return pd.concat(found, names=["table", None]).reset_index("table").reset_index(drop=True)
-
-
-def published_record(profile: str) -> dict[str, object]:
-    """What `publish` wrote of the run that the published results of `profile` come from; empty where nothing is known."""
-    path = paths.PUBLISHED / RECORD
-    return json.loads(path.read_text(encoding="utf-8")).get(profile, {}) if path.is_file() else {}
-
-
-def summary(profile: str, numbers: pd.DataFrame) -> str:
-    """The comparison on one screen: counts a table, then the numbers outside."""
-    counts = numbers.groupby("table", sort=True)["outcome"].value_counts().unstack(fill_value=0)
-    counts = counts.reindex(columns=list(OUTCOMES), fill_value=0)
-    changed = counts[counts[SAME] < counts.sum(axis=1)]
-    total = {outcome: int(counts[outcome].sum()) for outcome in OUTCOMES}
-    known = published_record(profile)
-    machine = f"published on {known.get('processor', 'an unrecorded processor')}, rerun on {provenance()['processor']}"
-    lines = [f"Reproduction of the {len(numbers)} published numbers of profile {profile} ({machine}):"]
-    lines.append("  " + ", ".join(f"{count} {outcome}" for outcome, count in total.items()))
-    if not changed.empty:
-        lines += ["", changed.to_string()]
-    outside = numbers[numbers["outcome"] == OUTSIDE]
-    for row in outside.head(SCREEN_ROWS).itertuples():
-        lines.append(f"  outside: {row.table}, {row.row[:70]}, {row.column}: published {row.published}, here {row.rerun}")
-    if len(outside) > SCREEN_ROWS:
-        lines.append(f"  and {len(outside) - SCREEN_ROWS} more")
-    return "\n".join(lines)
-
-
-def _picture(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
-
-
-def write_page(profile: str, text: str) -> Path:
-    """`reproduction.html` beside the run's tables: the summary and every figure old and new."""
-    names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
-    figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
-    template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
-    path = paths.profile_dir(profile) / "reproduction.html"
-    write_atomic(path, page.encode("utf-8"))
-    return path
-
-
-def report(profile: str) -> tuple[str, int]:
-    """Compare a finished run with what is published, write `reproduction.csv` and `.html`; the screen and the number outside."""
-    numbers = compare(profile)
-    table = paths.profile_dir(profile) / "reproduction.csv"
-    write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
-    text = summary(profile, numbers)
-    page = write_page(profile, text)
-    return f"{text}\nEvery number: {table}\nFigures old and new: {page}", int((numbers["outcome"] == OUTSIDE).sum())
-
-
-def publish(profile: str) -> list[Path]:
-    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
-
-    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError
-    for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
-    """
-    from saerl_lib.report.claims import build_claims
-    from saerl_lib.report.figures import draw_all
-
-    source = paths.figure_data_dir(profile)
-    names = sorted({*published_tables(profile), *published_tables(profile, source)})
-    if not names:
-        raise TableError(f"profile {profile} has no published results; laptop and study have")
-    missing = [name for name in names if not (source / f"{name}.csv").is_file()]
-    if missing:
-        raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
-    before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]")]}
-    evaluations = [path.name for path in source.glob("*.parquet") if publisher(path.stem) == profile]
-    for name in [*(f"{name}.csv" for name in names), *sorted(evaluations)]:
-        write_atomic(paths.PUBLISHED / name, (source / name).read_bytes())
-    write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
-    draw_all(paths.PUBLISHED, paths.FIGURES)
-    write_documents(paths.ROOT, paths.PUBLISHED)
-    record = paths.PUBLISHED / RECORD
-    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    write_json(record, {**known, profile: provenance()})
-    return [path for path, data in before.items() if path.read_bytes() != data]
-
-
-def run_publish(profile: str) -> int:
-    """`publish`: say which published files changed."""
-    changed = publish(get_profile(profile).name)
-    print(f"{len(changed)} published files changed" + "".join(f"\n  {path}" for path in changed))
     return 0
