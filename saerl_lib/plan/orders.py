@@ -366,7 +366,7 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool) -> list[
             raise DataError("a prompt has messages before it: use the chat template (train: --chat)")
         return [f"{prompt}{SEPARATOR}" for prompt in prompts]
     if not tokenizer.chat_template:
-        raise DataError("the policy's tokenizer has no chat template: pass --plain (train: leave out --chat) for plain text")
+        raise DataError("the policy's tokenizer has no chat template: leave out --chat for plain text")
     return [
         tokenizer.apply_chat_template(
             prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], tokenize=False,
