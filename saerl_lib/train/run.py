@@ -31,7 +31,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_json
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import open_tokenizer
@@ -136,7 +136,7 @@ class Run:
         return int((_json(self.folder / "progress.json") or {}).get("step", 0))
 
     def kept(self, step: int) -> Path:
-        """Where the weights of a step that is kept lie."""
+        """The folder of a kept step's weights."""
         return self.folder / "policies" / f"step-{step:05d}"
 
 
@@ -428,10 +428,7 @@ def conclude(run: Run) -> None:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write Parquet atomically: two runs may write the same table."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(partial, index=False, compression="zstd")
-    partial.replace(path)
+    write_atomic(path, table.to_parquet(index=False, compression="zstd"))
 
 
 def checkpoints(folder: Path) -> dict[Path, int | None]:
