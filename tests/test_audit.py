@@ -18,7 +18,7 @@ from saerl_lib.encode.store import FeatureTable
 from saerl_lib.plan.audit import Evidence, LinearReader, UnknownSampleError, audit, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
-from saerl_lib.properties import scorer as difficulty
+from saerl_lib.properties import difficulty
 from saerl_lib.properties.audit import cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
 

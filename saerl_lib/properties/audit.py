@@ -36,8 +36,9 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
+from saerl_lib.properties.difficulty import coverage_table
 from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer, side_words
+from saerl_lib.properties.scorer import difficulties, load_scorer, side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"

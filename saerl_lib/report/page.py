@@ -29,7 +29,7 @@ from saerl_lib.own import MIN_CLASS, MIN_LABELS, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, read_plan
 from saerl_lib.plan.orders import dominant_clusters
-from saerl_lib.properties.scorer import reliability_table
+from saerl_lib.properties.difficulty import reliability_table
 
 TERMS = 8
 """Words of a cluster's card, each of three letters or more."""

@@ -23,8 +23,9 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
+from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
-from saerl_lib.properties.scorer import load_scorer, sequence_words, with_clusters
+from saerl_lib.properties.scorer import load_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
