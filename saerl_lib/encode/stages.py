@@ -25,7 +25,7 @@ from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, explains, measured
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, save_features
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
@@ -62,7 +62,7 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
 def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
     found = measured(samples[:MEASURED_SAMPLES], encoder)
-    if not explains(found):
+    if not found.explained_variance > 0:
         raise SAEGateError(
             f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
             f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--encoder) is "

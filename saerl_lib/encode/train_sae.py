@@ -1,31 +1,26 @@
 """SAEs trained by SAELens on a model's residual stream: from text as it streams by, or from stored vectors.
 
 The paper trains one of expansion 64 on 80 GB of FineWeb-Edu and Wikipedia (section C.1); its k, learning rate and context are
-not stated. Sources are what `data.rows` reads, with a text field, plain text with a blank line between documents, or
-OWNER/NAME@COMMIT on the Hugging Face Hub, streamed. The first token of a block is an attention sink and is left out, as
-everywhere in this room.
+not stated. Sources are files that `data.rows` reads, with a text field, or OWNER/NAME@COMMIT on the Hugging Face Hub, streamed.
+The first token of a block is an attention sink and is left out, as everywhere in this room.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import EXPANSION, ReaderConfig, sub_seed, to_dict
@@ -33,13 +28,12 @@ from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, identity, open_decoder
-from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae, write_quality
+from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae
 from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
 SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
-TEXT = (".txt", ".txt.gz")
 
 
 def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
@@ -48,7 +42,15 @@ def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
     Raises DataError with the source, line and fix: no such file, an unknown ending, a row without the field.
     """
     for source in sources:
-        yield from (text for text in _one(source, field) if text.strip())
+        for row in rows(Source.parse(source, streaming=True), (field,)):
+            if row.record is None:
+                raise DataError(f"{source}, {row.where}: {row.problem}")
+            text = row.record.get(field)
+            if not isinstance(text, str):
+                found = f"field {field!r} is {type(text).__name__}"
+                raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
+            if text.strip():
+                yield text
 
 
 def require_sources(sources: Sequence[str]) -> None:
@@ -58,40 +60,8 @@ def require_sources(sources: Sequence[str]) -> None:
             continue
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file; name one, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
-        if not kind_of(Path(source)) and not source.endswith(TEXT):
-            raise DataError(f"{source}: unknown ending; name the file {', '.join((*ROWS_KINDS, *TEXT))} by what it holds")
-
-
-def _one(source: str, field: str) -> Iterator[str]:
-    if source.endswith(TEXT):
-        yield from _paragraphs(source)
-        return
-    for row in rows(Source.parse(source, streaming=True), (field,)):
-        if row.record is None:
-            raise DataError(f"{source}, {row.where}: {row.problem}")
-        value = row.record.get(field)
-        if not isinstance(value, str):
-            found = f"field {field!r} is {type(value).__name__}"
-            raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
-        yield value
-
-
-def _lines(source: str) -> io.TextIOBase:
-    opened = gzip.open if source.endswith(".gz") else open
-    return opened(source, "rt", encoding="utf-8", newline="\n")  # type: ignore[return-value]
-
-
-def _paragraphs(source: str) -> Iterator[str]:
-    held: list[str] = []
-    with _lines(source) as lines:
-        for line in lines:
-            if line.strip():
-                held.append(line)
-            elif held:
-                yield "".join(held)
-                held = []
-    if held:
-        yield "".join(held)
+        if not kind_of(Path(source)):
+            raise DataError(f"{source}: unknown ending; name the file {', '.join(ROWS_KINDS)} by what it holds")
 
 
 def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
@@ -154,13 +124,6 @@ class VectorStream:
         return torch.cat(parts)
 
 
-class BarTrainer(SAETrainer):
-    """SAELens's trainer with a bar that moves at every step; its own moves every 100 steps, which a short training never sees."""
-
-    def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 1) -> None:
-        pbar.update(self.cfg.train_batch_size_samples)
-
-
 KINDS = ("trained", "frozen_decoder")
 """The SAE, and the control of arXiv 2602.14111 whose decoder is never updated."""
 
@@ -178,7 +141,7 @@ def build_trainer(
     mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
     sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")
     sae.W_dec.requires_grad_(kind != "frozen_decoder")
-    return BarTrainer(
+    return SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
             device=str(start.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,
@@ -245,7 +208,7 @@ def train_text_sae(
     quality = measure_sae(sae, vectors.split(MEASURED_AT_ONCE))
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", {"settings": settings, **provenance()})
-    write_quality(quality, out / DONE)
+    write_json(out / DONE, asdict(quality))
     return quality
 
 
