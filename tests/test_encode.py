@@ -24,16 +24,7 @@ from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import pool
 from saerl_lib.encode.metadata import FEATURES, metadata_features
 from saerl_lib.encode.models import open_decoder, run_fetch, token_vectors, truncate
-from saerl_lib.encode.pool import (
-    Encoder,
-    SparseLatents,
-    Triples,
-    encode_all,
-    pool_dense,
-    pool_on_device,
-    pool_triples,
-    token_table,
-)
+from saerl_lib.encode.pool import Encoder, Triples, find_all, pool_dense, pool_on_device, pool_triples, token_table
 from saerl_lib.encode.sae import (
     GROUP,
     START,
@@ -186,9 +177,9 @@ def random_encoder() -> Encoder:
     return Encoder(truncate(model, 3), tokenizer, saes, 600, dense=True)
 
 
-def dense(found: SparseLatents, shape: tuple[int, int]) -> torch.Tensor:
+def dense(found: Triples, shape: tuple[int, int]) -> torch.Tensor:
     out = torch.zeros(shape)
-    out[torch.from_numpy(found.token), torch.from_numpy(found.latent)] = torch.from_numpy(found.value)
+    out[found.token, found.latent] = found.value
     return out
 
 
@@ -199,8 +190,8 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str, monkeypatc
     for tokens in (1, 7, 256):
         monkeypatch.setattr(pool, "CHUNK_ELEMENTS", {"cpu": 512 * tokens})
         monkeypatch.setattr(pool, "CHUNK_TOKENS", 1)
-        torch.testing.assert_close(dense(encode_all(sae, vectors), expected.shape), expected, rtol=1e-5, atol=1e-6)
-    assert len(encode_all(sae, vectors[:0]).value) == 0
+        torch.testing.assert_close(dense(find_all(sae, vectors), expected.shape), expected, rtol=1e-5, atol=1e-6)
+    assert len(find_all(sae, vectors[:0]).value) == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -236,7 +227,7 @@ def test_pooling_on_the_device_equals_pooling_on_the_host(entries: int, seed: in
     latent, value = rng.integers(0, 9, entries), rng.random(entries).astype(np.float32) + 0.1
     triples = Triples(torch.from_numpy(token), torch.from_numpy(latent), torch.from_numpy(value))
     tokens = np.bincount(group, minlength=6)
-    host, device = (pool(found, group, tokens, 9) for pool, found in ((pool_triples, triples.host()), (pool_on_device, triples)))
+    host, device = (pooling(triples, group, tokens, 9) for pooling in (pool_triples, pool_on_device))
     for name in ("row", "span", "latent", "peak"):
         np.testing.assert_array_equal(getattr(device, name), getattr(host, name))
     np.testing.assert_allclose(device.mean, host.mean, rtol=1e-6)
@@ -363,7 +354,7 @@ def test_opensae_checkpoints_give_the_latents_of_their_own_formula(tmp_path: Pat
     expected = torch.zeros_like(hidden).scatter(1, columns, values)
     sae = open_sae(f"opensae:{tmp_path / 'sae'}", build.WIDTH)
     torch.testing.assert_close(sae.encode(x), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(dense(encode_all(sae, x), (9, build.LATENTS)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(find_all(sae, x), (9, build.LATENTS)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_source_that_does_not_exist_fit_or_convert_is_refused(tmp_path: Path) -> None:
@@ -413,7 +404,7 @@ def test_the_shipped_sae_opens_in_saelens_alone_and_keeps_its_bounds() -> None:
     alone, ours = SAE.load_from_disk(paths.SAE), open_sae(SHIPPED, 576)
     vectors = 40 * torch.randn(30, 576, generator=torch.Generator().manual_seed(4)) + load_file(paths.SAE / START)["mean"]
     expected = alone.encode(vectors).detach()
-    torch.testing.assert_close(dense(encode_all(ours, vectors), expected.shape), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dense(find_all(ours, vectors), expected.shape), expected, rtol=1e-4, atol=1e-3)
     assert sum(path.stat().st_size for path in paths.SAE.iterdir()) <= 12e6
     card = json.loads((paths.SAE / "card.json").read_text(encoding="utf-8"))
     for found in card["quality"].values():

@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.encode.models import pick_device, token_vectors
-from saerl_lib.encode.pool import encode_all
+from saerl_lib.encode.pool import find_all
 from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, shape_ratios
 
 
@@ -53,9 +53,10 @@ def test_latents_of_the_device_are_those_of_saelens(saes: dict[str, Path], gpu_d
     encoder = open_on(saes["topk"], gpu_device)
     vectors = next(token_vectors(world_samples(32, "gpu-saelens"), encoder.decoder, encoder.tokenizer, 2048)).to(gpu_device)
     with torch.inference_mode():
-        found, dense = encode_all(encoder.sae, vectors), encoder.sae.encode(vectors).float().cpu().numpy()
+        token, latent, value = (t.float().cpu().numpy() for t in find_all(encoder.sae, vectors))
+        dense = encoder.sae.encode(vectors).float().cpu().numpy()
     own = np.zeros_like(dense)
-    own[found.token, found.latent] = found.value
+    own[token.astype(int), latent.astype(int)] = value
     assert different_share(own, dense, 1e-4) < 1e-4
 
 

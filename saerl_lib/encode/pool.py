@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,34 +30,14 @@ CHUNK_TOKENS = 256
 """Tokens of a chunk at least, since each reads the encoder's weights once: 128 MiB at F = 131,072."""
 
 
-@dataclass(frozen=True)
-class Triples:
+class Triples(NamedTuple):
     """Positive latents of n tokens on the SAE's device, by ascending token, three tensors [nnz]."""
 
     token: Tensor
+    """Row of the activation vector."""
     latent: Tensor
     value: Tensor
-
-    def host(self) -> SparseLatents:
-        """The same in NumPy, values in float32."""
-        return SparseLatents(self.token.cpu().numpy(), self.latent.cpu().numpy(), self.value.float().cpu().numpy())
-
-
-@dataclass(frozen=True)
-class SparseLatents:
-    """Positive latents of n tokens, by ascending token."""
-
-    token: NDArray[np.int64]
-    """Row of the activation vector, [nnz]."""
-    latent: NDArray[np.int64]
-    """Latent number (or column of the retained set), [nnz]."""
-    value: NDArray[np.float32]
-    """Activation, above 0, [nnz]."""
-
-
-def encode_all(sae: SAE, vectors: Tensor) -> SparseLatents:
-    """All positive latents of vectors [n, D], on the host. Raises as `find_all`."""
-    return find_all(sae, vectors).host()
+    """Activation, above 0."""
 
 
 @torch.inference_mode()
@@ -139,17 +119,18 @@ class Pooled:
     """Largest activation in the span, [nnz]."""
 
 
-def pool_triples(found: SparseLatents, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
+def pool_triples(found: Triples, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
     """Reduce triples by group: token t belongs to `group[t]` = 2 * row + span, which has `group_tokens[group]` tokens.
 
-    >>> found = SparseLatents(np.array([0, 1, 1]), np.array([7, 3, 7]), np.array([2.0, 1.0, 4.0], dtype=np.float32))
+    >>> found = Triples(torch.tensor([0, 1, 1]), torch.tensor([7, 3, 7]), torch.tensor([2.0, 1.0, 4.0]))
     >>> pooled = pool_triples(found, np.array([0, 0]), np.array([2, 0]), width=8)
     >>> pooled.latent.tolist(), pooled.mean.tolist(), pooled.peak.tolist()
     ([3, 7], [0.5, 3.0], [1.0, 4.0])
     """
-    key = group[found.token] * width + found.latent
+    token, latent, value = found.token.cpu().numpy(), found.latent.cpu().numpy(), found.value.float().cpu().numpy()
+    key = group[token] * width + latent
     order = np.argsort(key, kind="stable")
-    key, value = key[order], found.value[order]
+    key, value = key[order], value[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     if not len(starts):
         empty = np.empty(0, dtype=np.int64)
@@ -168,7 +149,7 @@ def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArr
     value = found.value[order].float()
     key, lengths = torch.unique_consecutive(key, return_counts=True)
     if not len(key):
-        return pool_triples(found.host(), group, group_tokens, width)
+        return pool_triples(found, group, group_tokens, width)
     place = torch.div(key, width, rounding_mode="floor")
     total = torch.segment_reduce(value.double(), "sum", lengths=lengths, unsafe=True)
     mean = (total / torch.from_numpy(group_tokens).to(place.device)[place]).float()
@@ -179,10 +160,8 @@ def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArr
 
 def pool_vectors(sae: SAE, vectors: Tensor, group: NDArray[np.int64], group_tokens: NDArray[np.int64]) -> Pooled:
     """Pooled latents of vectors [n, D] by group, as `pool_triples`."""
-    found, width = find_all(sae, vectors), sae.cfg.d_sae
-    if found.token.device.type == "cpu":
-        return pool_triples(found.host(), group, group_tokens, width)
-    return pool_on_device(found, group, group_tokens, width)
+    pool = pool_triples if vectors.device.type == "cpu" else pool_on_device
+    return pool(find_all(sae, vectors), group, group_tokens, sae.cfg.d_sae)
 
 
 def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int) -> NDArray[np.float32]:

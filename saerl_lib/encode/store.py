@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.metadata import PROMPT_COLUMNS
-from saerl_lib.encode.pool import Encoder, Pooled, encode_all, pool_batch
+from saerl_lib.encode.pool import Encoder, Pooled, find_all, pool_batch
 from saerl_lib.encode.tokens import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 
 MAIN, DENSE = "sae", "dense"
@@ -348,12 +348,8 @@ def gradient_influence(
         states, gradient = hooked_gradient(model, layer, batch)
         keep = batch.prompt | batch.solution
         vectors, slopes = states[keep], gradient[keep]
-        found = encode_all(sae, vectors)
-        token, latent = torch.from_numpy(found.token), torch.from_numpy(found.latent)
-        effect = np.empty(len(found.value))
-        for part in torch.arange(len(token)).split(2**18):
-            along = (slopes[token[part]] * sae.W_dec.detach()[latent[part]]).sum(dim=1).numpy()
-            effect[part.numpy()] = np.abs(found.value[part.numpy()] * along)
-        total += np.bincount(found.latent, weights=effect, minlength=len(total))
+        for token, latent, value in zip(*(part.split(2**18) for part in find_all(sae, vectors)), strict=True):
+            along = (slopes[token] * sae.W_dec.detach()[latent]).sum(dim=1)
+            total += np.bincount(latent.numpy(), weights=(value * along).abs().numpy(), minlength=len(total))
         n += int(batch.solution.any(dim=1).sum())
     return total / max(n, 1)

@@ -61,8 +61,6 @@ THEORY_COLUMNS = [
     "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
     "random_change", "random_low", "random_high",
 ]  # fmt: skip
-CURVE_COLUMNS = ["cluster_c", "rho", "mse_change", "ci_low", "ci_high", "n_prompts"]
-CURVE_POINTS = 21
 MEAN = "mean"
 """A partner, or a cluster, drawn by its share of the pool."""
 LOCAL_SPACES = ("z", "metadata", "TF-IDF")
@@ -357,11 +355,11 @@ def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(a) & np.isfinite(c), found, np.nan)
 
 
-def mixing_tables(
+def mixing_table(
     pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
     samples: int, seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows of mixing_theory.csv and mixing_curve.csv; changes are fractions of the MSE at rho = 0.
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0.
 
     clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
     with fewer than two sampled prompts is left out. Rows with cluster_d "mean" have a partner drawn by share, those
@@ -385,17 +383,15 @@ def mixing_tables(
     cases += [(names[i], MEAN, counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
               for i in every]  # fmt: skip
     cases.append((MEAN, MEAN, total, total, *(x @ shares for x in (mean_a, mean_c, bias2, variance))))
-    theory, curve, rho_h = [], [], swapped_per_batch / prompts_per_step
+    rows, rho_h = [], swapped_per_batch / prompts_per_step
     for one, other, n_one, n_other, slope, bend, bias, spread in cases:
         start = bias + spread
         parts = (slope, bend, rho_star(slope, bend))
         change = weighted_interval((-rho_h * slope + rho_h**2 * bend) / start)
         head = (str(one), str(other), int(n_one), int(n_other), float(bias[0]), float(spread[0]))
-        theory.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
-                       *weighted_interval(random / start - 1)))  # fmt: skip
-        for rho in np.linspace(0, 1, CURVE_POINTS) if other == MEAN else ():
-            curve.append((str(one), float(rho), *weighted_interval((-rho * slope + rho**2 * bend) / start), int(n_one)))
-    return pd.DataFrame(theory, columns=THEORY_COLUMNS), pd.DataFrame(curve, columns=CURVE_COLUMNS)
+        rows.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
+                     *weighted_interval(random / start - 1)))  # fmt: skip
+    return pd.DataFrame(rows, columns=THEORY_COLUMNS)
 
 
 def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataFrame:
@@ -444,12 +440,10 @@ def gradient_tables(
         "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
     }  # fmt: skip
     local = {name: spaces[name] for name in LOCAL_SPACES}
-    theory, curve = mixing_tables(prompt_pairs(gram), clusters, shares, b, h, resamples, seed)
     return {
         "gradient_coherence": coherence_table(gram, labels, local, NEIGHBOURS, b, resamples, seed),
         "gradient_distance": distance_table(gram, spaces, resamples, seed),
-        "mixing_theory": theory,
-        "mixing_curve": curve,
+        "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
         "zero_variance": zero_variance_table(clusters, gram.pass_rate),
     }
 
