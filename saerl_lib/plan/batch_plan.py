@@ -262,9 +262,6 @@ def run_plan_diff(first: Path, second: Path) -> int:
         print(f"{side}  {path}: {plan.order}, {plan.steps} steps of {plan.prompts_per_step}")
     for name, value in found.items():
         print(f"{DIFFERENCES[name]:55s} {value:>10,}" if isinstance(value, int) else f"{DIFFERENCES[name]:55s} {value:10.3f}")
-    for side, ids in (("A", _lacking(a.ids, b.ids)), ("B", _lacking(b.ids, a.ids))):
-        if ids:
-            print(f"first ids in {side} alone: {', '.join(ids[:3])}")
     line = {name: None if value != value else round(value, 6) for name, value in found.items()}
     print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
     return 0

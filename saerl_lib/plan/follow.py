@@ -218,16 +218,11 @@ class FollowReport:
             said = f" to its end: the log ends before {place}, where the plan says {first.planned}"
         lines = [f"the plan was NOT followed{said}"]
         lines.append(f"{self.steps_kept} of {self.steps_planned * self.epochs} steps hold the planned prompts")
-        if self.only_order_inside_steps:
+        if self.steps_kept == self.steps_planned * self.epochs:
             lines.append("only the order inside steps differs, which changes no batch: --any-slot accepts it")
         kinds = {"planned and never consumed": self.dropped, "consumed in more steps than planned": self.repeated,
                  "not in the plan": self.unknown}  # fmt: skip
         return lines + [f"{len(ids)} ids {kind}, first {', '.join(ids[:3])}" for kind, ids in kinds.items() if ids]
-
-    @property
-    def only_order_inside_steps(self) -> bool:
-        """Whether every step holds the planned prompts and yet the plan was not followed to the letter."""
-        return not self.followed and self.steps_kept == self.steps_planned * self.epochs
 
 
 def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_slot: bool = False) -> FollowReport:

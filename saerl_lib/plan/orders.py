@@ -315,7 +315,7 @@ def diversity_rows(
     `spaces` maps a name to points [N, D] in the order of ids [N]; value is the mean over batches and the interval
     resamples batches.
     """
-    batches = _rows_of(plan, ids).reshape(plan.steps, plan.prompts_per_step)
+    batches = rows_of(plan.table["sample_id"], ids).reshape(plan.steps, plan.prompts_per_step)
     rows = []
     for space, points in spaces.items():
         values = batch_diversity(points, batches)
@@ -324,33 +324,23 @@ def diversity_rows(
     return pd.DataFrame(rows, columns=["order", "swapped_per_batch", "space", "value", "ci_low", "ci_high", "n_batches"])
 
 
-def composition_rows(plan: BatchPlan, ids: Ids, prompt_tokens: np.ndarray) -> pd.DataFrame:
-    """Rows of `batch_composition.csv`, one a step; prompt_tokens [N] in the order of ids [N].
+def composition_rows(plan: BatchPlan, ids: Ids, lengths: np.ndarray) -> pd.DataFrame:
+    """Rows of `batch_composition.csv`, one a step; lengths [N] in words, in the order of ids [N].
 
     Columns: order, step, dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words.
     """
     shape = (plan.steps, plan.prompts_per_step)
-    tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)].reshape(shape)
+    words = np.asarray(lengths, dtype=float)[rows_of(plan.table["sample_id"], ids)].reshape(shape)
     clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
     dominant = np.array(dominant_clusters(clusters))
     return pd.DataFrame({
         "order": plan.order, "step": np.arange(plan.steps), "dominant_cluster": dominant,
         "dominant_share": (clusters == dominant[:, None]).mean(axis=1), "n_clusters": _distinct(clusters),
-        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": tokens.mean(axis=1),
+        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": words.mean(axis=1),
     })  # fmt: skip
 
 
-def _rows_of(plan: BatchPlan, ids: Ids) -> np.ndarray:
-    """Row number in ids of each planned sample, by position."""
-    row = rows_of(plan.table["sample_id"], ids)
-    if (row < 0).any():
-        unknown = plan.table["sample_id"][row < 0].tolist()
-        raise PlanError(f"ids lacks {len(unknown)} planned samples, first {unknown[:3]}: pass the ids of the planned pool")
-    return row
-
-
 # The stage.
-
 
 Asked = str | list[dict[str, str]]
 """A prompt, or the chat messages that end with it."""
