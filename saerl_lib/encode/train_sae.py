@@ -7,6 +7,7 @@ The first token of a block is an attention sink and is left out, as everywhere i
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -28,7 +29,7 @@ from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, identity, open_decoder
-from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae
+from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, load_sae, measure_sae
 from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
@@ -80,23 +81,11 @@ def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int
             held = held[size:]
 
 
-@torch.no_grad()
-def block_vectors(found: Sequence[list[int]], decoder: CutModel) -> Tensor:
-    """[n, D] activations of the tokens of some blocks of one length but the first of each, float32 on the model's device.
-
-    Raises FloatingPointError for a value that is not finite.
-    """
-    ids = torch.tensor(found)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    values = decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float()
-    if not torch.isfinite(values).all():
-        raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
-    vectors = values.flatten(0, 1)
-    return vectors if decoder.max_norm is None else vectors[vectors.norm(dim=1) <= decoder.max_norm]
-
-
 class VectorStream:
-    """Vectors from blocks of tokens; knows how many blocks it has read, so that it can go on after a stop."""
+    """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device.
+
+    It knows how many blocks it has read, so that it can go on after a stop.
+    """
 
     def __init__(self, found: Iterator[list[int]], decoder: CutModel, rows: int) -> None:
         self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
@@ -109,12 +98,18 @@ class VectorStream:
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
+    @torch.no_grad()
     def __next__(self) -> Tensor:
-        taken = [block for _, block in zip(range(self.rows), self.blocks, strict=False)]
+        taken = list(itertools.islice(self.blocks, self.rows))
         if not taken:
             raise StopIteration
         self.read += len(taken)
-        return block_vectors(taken, self.decoder)
+        ids = torch.tensor(taken)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        vectors = self.decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float().flatten(0, 1)
+        if not torch.isfinite(vectors).all():
+            raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
+        return vectors
 
     def first(self, count: int) -> Tensor:
         """The next `count` vectors or a few more, [n, D]. Raises StopIteration when the text holds fewer."""
@@ -176,7 +171,6 @@ def train_sae(vectors: Tensor, config: SAEConfig, folder: Path, kind: str = KIND
 
 CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "settings.json", "quality.json"
 """Checkpoints, each with its place in the text; what decides the SAE; what is written last."""
-MEASURED_AT_ONCE = 1024
 
 
 def train_text_sae(
@@ -197,15 +191,16 @@ def train_text_sae(
     try:
         held_out = stream.first(config.heldout_tokens)
         trainer = _streaming(held_out, config, stream, out)
-        if checkpoint := _last_checkpoint(out):
-            _go_on(trainer, stream, checkpoint)
+        # a checkpoint is whole when its place in the text is there, which is written after everything else
+        if whole := [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]:
+            _go_on(trainer, stream, max(whole, key=lambda path: int(path.name)))
             say(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors")
         trainer.fit().save_inference_model(str(out))
     except StopIteration as error:
         raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
                             "were read; name more sources or lower --tokens") from error  # fmt: skip
     sae, vectors = load_sae(out, held_out.shape[1]), held_out.cpu()
-    quality = measure_sae(sae, vectors.split(MEASURED_AT_ONCE))
+    quality = measure_sae(sae, vectors.split(TOKENS_AT_ONCE))
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", {"settings": settings, **provenance()})
     write_json(out / DONE, asdict(quality))
@@ -237,12 +232,6 @@ def _streaming(held_out: Tensor, config: SAEConfig, stream: VectorStream, out: P
     mixed = mixing_buffer(config.buffer_vectors, config.vectors_per_step, stream)
     checkpoints = (config.tokens - 1) // config.checkpoint_every
     return build_trainer(held_out, mixed, config, n_checkpoints=checkpoints, checkpoint_path=str(out / CHECKPOINTS), save=keep)
-
-
-def _last_checkpoint(out: Path) -> Path | None:
-    """The last whole checkpoint: its place in the text is written after everything else."""
-    found = [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]
-    return max(found, key=lambda path: int(path.name), default=None)
 
 
 def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
