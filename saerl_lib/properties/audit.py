@@ -37,7 +37,6 @@ from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
 from saerl_lib.properties.difficulty import coverage_table
-from saerl_lib.properties.probes import require_finite, require_rows
 from saerl_lib.properties.scorer import difficulties, load_scorer, side_words
 from saerl_lib.report.statistics import percentile_interval
 
@@ -70,10 +69,8 @@ def is_latent(name: str) -> bool:
 
 TOP_TOPICS, REPRESENTATIVES, TOP_LATENTS = 3, 3, 5
 """Named topics, samples nearest to the centroid and latents a cluster (not stated in the paper; ours)."""
-LABEL_SHARE = 0.1
-"""A topic joins the label from this share of its cluster on; the first one always does (not stated in the paper; ours)."""
-MIXED_SHARE = 0.25
-"""Below this share of the first topic the label says that the cluster is mixed (not stated in the paper; ours)."""
+LABEL_SHARE, MIXED_SHARE = 0.1, 0.25
+"""A topic joins the label from this share of its cluster on, the first always; below the second the label says "mixed" (ours)."""
 
 
 def ranked_topics(topics: np.ndarray) -> list[tuple[str, float]]:
@@ -127,10 +124,8 @@ def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignm
 
     Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
     `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
-    above that of the other clusters. Both are joined by '; '. Raises ValueError for unequal rows or non-finite phi.
+    above that of the other clusters. Both are joined by '; '.
     """
-    require_rows(phi=phi, labels=assigned.label, facts=facts)
-    require_finite("phi", phi)
     latents = [name for name in names if is_latent(name)]
     values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
     rows = []
@@ -156,20 +151,16 @@ def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignm
 
 # Features.
 
-ROUNDS, LEAVES, BINS, LEARNING_RATE = 30, 15, 63, 0.1
-"""Boosting rounds, leaves a tree, histogram bins, shrinkage (not stated in the paper; ours)."""
-MIN_LEAF_SAMPLES = 20
-"""Samples of a leaf at least; less when the set is small (LightGBM's default)."""
-RESAMPLES = 8
-"""Bootstrap resamples of the interval of a group's share (ours)."""
-SHUFFLES = 20
-"""Shuffles of the labels behind the control value of FRC (ours)."""
+ROUNDS, LEAVES, BINS, LEARNING_RATE, MIN_LEAF_SAMPLES = 30, 15, 63, 0.1, 20
+"""Boosting rounds, leaves a tree, histogram bins, shrinkage, samples of a leaf but in a small set (not stated; ours)."""
+RESAMPLES, SHUFFLES = 8, 20
+"""Bootstrap resamples of a group's share; shuffles of the labels behind the control value of FRC (ours)."""
 TOP_FEATURES = (20, 100)
 """How many of the strongest features the paper counts by group."""
 PAPER_GROUPS = {"sol_mean": (10, 36), "prompt_max": (5, 26), "prompt_mean": (2, 24), "sol_max": (2, 11), "metadata": (1, 3)}
 """group -> features among the top 20 and the top 100 by gain in the paper (section 5.4, Table 11)."""
-SHOWN_LATENTS = 12
-"""Latents of `top_latents.csv` (not stated in the paper; ours)."""
+SHOWN_LATENTS, EXAMPLES = 12, 3
+"""Latents of `top_latents.csv`, and the highest-activating samples of each that are shown (ours)."""
 FRC_COLUMNS = ("topic", "necessity", "sufficiency", "base_rate", "lift", "frc", "ci_low", "ci_high", "control", "n", "n_active",
                "n_topic")  # fmt: skip
 
@@ -178,10 +169,7 @@ def feature_gain(phi: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """Total gain of each column of phi [N, D] in trees that predict labels [N], float [D], at least 0; repeats for a seed.
 
     All zero when the labels hold a single class, since nothing is to be told apart; two classes are a valid case.
-    Raises ValueError for unequal rows or non-finite phi.
     """
-    require_rows(phi=phi, labels=labels)
-    require_finite("phi", phi)
     classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(classes) < 2:
         return np.zeros(phi.shape[1])
@@ -251,9 +239,8 @@ def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int,
     Columns: topic (of the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency
     over base rate; 1 says nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active
     and topic are redrawn), control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC
-    looks like without a relation), n, n_active, n_topic. Raises ValueError for unequal rows or none.
+    looks like without a relation), n, n_active, n_topic.
     """
-    require_rows(active=active, labels=labels)
     active = np.asarray(active, dtype=bool)
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     n, rng = len(codes), np.random.default_rng(seed)
@@ -293,10 +280,8 @@ def top_latents_table(
 
 # Tokens.
 
-BOLD_SHARE = 0.5
-"""Tokens from this share of the maximum on are bold (ours)."""
-CONTEXT_TOKENS = 24
-"""Tokens before and after the strongest one in the text version (ours)."""
+BOLD_SHARE, CONTEXT_TOKENS = 0.5, 24
+"""Tokens from this share of the maximum on are bold; tokens before and after the strongest one in the text version (ours)."""
 BOX = "font-family:monospace;white-space:pre-wrap;background:#FFFFFF;color:#000000;padding:0.3em"
 """Style of the token box: black on white whatever the notebook's theme."""
 FULL_SHADE = (86, 180, 233)
@@ -385,9 +370,6 @@ def load_highlights(audit: Stage) -> Html:
 
 
 # The stage.
-
-EXAMPLES = 3
-"""Highest-activating samples of each top latent (ours)."""
 
 
 def audit_tables(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.properties.probes import require_rows
+from saerl_lib.properties.probes import require_finite
 
 CHUNK_ROWS = 4096
 """Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""
@@ -36,11 +36,7 @@ def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
     """
     for start in range(0, len(x), CHUNK_ROWS):
         chunk = np.array(x[start : start + CHUNK_ROWS], dtype=np.float64)
-        bad = ~np.isfinite(chunk)
-        if bad.any():
-            row = start + int(np.flatnonzero(bad.any(axis=1))[0])
-            fix = "encode that sample again or drop it"
-            raise ValueError(f"{name} holds {bad.sum()} non-finite values, first in row {row}: {fix}")
+        require_finite(name, chunk, start)
         yield slice(start, start + len(chunk)), chunk
 
 
@@ -136,16 +132,13 @@ def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return label
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Clusters against topics (paper, section 5.4: 0.1095, 0.0881, 0.0394)."""
+class Agreement(NamedTuple):
+    """Clusters against topics: share of samples whose topic is the most frequent one of their cluster, normalised mutual
+    information (arithmetic mean of the entropies), adjusted Rand index."""
 
     purity: float
-    """Share of samples whose topic is the most frequent one of their cluster."""
     nmi: float
-    """Normalised mutual information, arithmetic mean of the entropies."""
     ari: float
-    """Adjusted Rand index."""
 
 
 def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None, smallest: int = 1) -> Clusters:
@@ -203,13 +196,10 @@ def pool_clusters(phi: np.ndarray, config: PropertyConfig, seed: int) -> Cluster
 
 def agreement(labels: np.ndarray, topics: np.ndarray) -> Agreement:
     """Purity, NMI and ARI of cluster labels [N] against topics [N]."""
-    require_rows(labels=labels, topics=topics)
     counts = pd.crosstab(np.asarray(labels), np.asarray(topics)).to_numpy()
-    return Agreement(
-        purity=float(counts.max(axis=1).sum() / counts.sum()),
-        nmi=float(normalized_mutual_info_score(topics, labels)),
-        ari=float(adjusted_rand_score(topics, labels)),
-    )
+    purity = counts.max(axis=1).sum() / counts.sum()
+    values = (purity, normalized_mutual_info_score(topics, labels), adjusted_rand_score(topics, labels))
+    return Agreement(*map(float, values))
 
 
 def topic_entropy(topics: np.ndarray) -> float:

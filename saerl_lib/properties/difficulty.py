@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline
 
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties.clusters import by_chunks
-from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_finite, require_rows
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_rows
 from saerl_lib.report.statistics import wilson_interval
 
 
@@ -97,7 +97,6 @@ def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bin
     Bins are quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`.
     The interval is the 95 % t-interval of the label mean, NaN for a bin of one sample.
     """
-    require_rows(predicted=predicted, labels=labels)
     predicted, labels = np.asarray(predicted, dtype=float), np.asarray(labels, dtype=float)
     inner = np.linspace(0, 1, bins + 1)[1:-1]
     edges = np.unique(np.quantile(predicted, inner, method="inverted_cdf"))
@@ -120,10 +119,8 @@ MIN_LABELS = 50
 def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
     """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
 
-    Infinite when n is below level / (1 - level). Raises ValueError for no or non-finite residuals.
+    Infinite when n is below level / (1 - level).
     """
-    require_rows(residuals=residuals)
-    require_finite("residuals", residuals)
     place = math.ceil((len(residuals) + 1) * level - 1e-9)
     return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
 
@@ -134,7 +131,6 @@ def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> 
     Columns width (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether
     they are those of the cluster alone; small clusters take the half-width of all.
     """
-    require_rows(residuals=residuals, clusters=clusters)
     counts = np.bincount(clusters, minlength=k)
     own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
     width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]
@@ -144,7 +140,6 @@ def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> 
 def coverage_table(scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: pd.DataFrame) -> pd.DataFrame:
     """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
     coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
-    require_rows(scores=scores, labels=labels, clusters=clusters)
     inside = np.abs(labels - scores) <= widths["width"].to_numpy()[clusters]
     rows = [
         (str(w.Index), w.width, w.n, "cluster" if w.own else "all", inside[clusters == w.Index])

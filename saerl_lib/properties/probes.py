@@ -42,15 +42,14 @@ Matrix = Any
 """Dense array or scipy sparse matrix [N, D]."""
 
 
-def require_finite(name: str, values: Matrix) -> None:
-    """Raise ValueError that names `values` and its first bad row when an entry is NaN or infinite."""
+def require_finite(name: str, values: Matrix, first_row: int = 0) -> None:
+    """Raise ValueError that names `values` and its first bad row, counted from `first_row`, when an entry is NaN or infinite."""
     matrix = sparse.coo_matrix(values) if sparse.issparse(values) else np.asarray(values)
     bad = ~np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)
     if bad.any():
         rows = matrix.row[bad] if sparse.issparse(matrix) else np.nonzero(bad)[0]
-        raise ValueError(
-            f"{name} holds {len(rows)} non-finite values, first in row {rows.min()}: encode that sample again or drop it"
-        )
+        row = first_row + rows.min()
+        raise ValueError(f"{name} holds {len(rows)} non-finite values, first in row {row}: encode that sample again or drop it")
 
 
 def require_rows(**arrays: Matrix) -> None:

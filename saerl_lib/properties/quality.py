@@ -108,7 +108,6 @@ def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
 
 def negative_thresholds(negative_scores: np.ndarray) -> dict[str, float]:
     """rule -> threshold: the percentile of the scores of held-out parent samples (ours; see `PERCENTILES`)."""
-    require_finite("negative_scores", negative_scores)
     return {rule: float(np.percentile(negative_scores, percentile)) for rule, percentile in PERCENTILES.items()}
 
 
@@ -120,7 +119,6 @@ def filter_table(
     Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`.
     Purity is NaN when a rule keeps nothing; the paper's columns are NaN for a rule that it does not have.
     """
-    require_rows(scores=scores, ids=ids, is_target=is_target)
     if not is_target.any():
         raise ValueError("is_target marks no sample of the pool: recall is undefined")
     masks = {"full": np.ones(len(scores), dtype=bool)}
@@ -149,7 +147,6 @@ def source_separation(
     scores: np.ndarray, is_target: np.ndarray, *, n_train: int, dataset: str, features: str, config: PropertyConfig, seed: int
 ) -> list[ProbeRow]:
     """ROC-AUC and average precision of scores [N], with intervals (paper: 0.9911 and 0.9910)."""
-    require_rows(scores=scores, is_target=is_target)
     rows = []
     for name, metric in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
 

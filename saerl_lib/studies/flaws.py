@@ -37,7 +37,7 @@ from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_rows, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
@@ -158,7 +158,6 @@ def flaw_table(
     """
     kinds, rows = np.asarray(flaw, dtype=str), []
     for pool, mask in pools.items():
-        require_rows(flaw=kinds, mask=mask)
         inside = kinds[np.asarray(mask, dtype=bool)]
         sound = inside == ""
         if sound.all() or not sound.any():
@@ -239,12 +238,8 @@ def suppressed_views(
 
     `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
     `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
-    projections of z as there are metadata features. Raises ValueError for non-finite values, unequal rows or no more training
-    samples than covariates.
+    projections of z as there are metadata features. Raises ValueError for no more training samples than covariates.
     """
-    require_rows(z=train_z, covariates=train_metadata)
-    require_finite("z", train_z)
-    require_finite("covariates", train_metadata)
     plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
     slopes, explained = _regression(plain[0], metadata[0])
@@ -287,7 +282,6 @@ def selfreg_table(
     for variant, (train_x, test_x) in views.items():
         scores = sgd_scores(train_x, train_y, test_x, sub_seed(seed, "selfreg"), standardise=False)
         for name, target in targets.items():
-            require_rows(scores=scores, labels=target.labels, mask=target.mask, length=length)
             inside, n = target.sign * scores[target.mask], int(target.mask.sum())
             weights = bootstrap_weights(n, config.bootstrap_samples, sub_seed(seed, f"selfreg {name}"))
             found = rank_metrics(inside, target.labels[target.mask], weights)

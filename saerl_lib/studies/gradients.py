@@ -41,7 +41,7 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.probes import fit_tfidf, require_rows
+from saerl_lib.properties.probes import fit_tfidf
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
 from saerl_lib.studies.sensitivity import texts_of
@@ -199,7 +199,6 @@ class Moments:
 
 def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Moments:
     """Moments of the groups of labels [N], in sorted order, under weights [S, N]."""
-    require_rows(labels=labels, products=pairs.products)
     members = (np.asarray(labels)[:, None] == np.unique(labels)).astype(float)
     apart = pairs.products - np.diag(np.diag(pairs.products))
     parts = weights[:, :, None] * members

@@ -24,7 +24,7 @@ from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import with_clusters
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
+from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf
 from saerl_lib.properties.scorer import load_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
 
@@ -104,13 +104,10 @@ def label_curve(
     """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|.
 
     train and test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels.
-    Raises ValueError for unequal rows, non-finite values or fewer than `cv_folds` labels.
     """
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
     permutations = nested_subsets(len(y), seed)
     for name, x in train.items():
-        require_rows(train_x=x, train_y=y)
-        require_rows(test_x=test[name], test_y=truth)
         for size in curve_sizes(len(y)):
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
