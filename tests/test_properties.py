@@ -13,7 +13,6 @@ import pytest
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig
-from saerl_lib.plan.audit import linear_readers
 from saerl_lib.properties import clusters, difficulty, quality
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.probes import correlation
@@ -255,10 +254,6 @@ def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarra
     table = bare.score(pool)
     assert table[["ranking", "half_width", "quality"]].isna().all(axis=None) and table["kept"].all()
     np.testing.assert_array_equal(table["cluster"], scorer.score(pool)["cluster"], "clusters read no label")
-    net, source = linear_readers(again.difficulty, again.quality)
-    raw = net.intercept + net.standardise(pool.phi) @ net.weight
-    np.testing.assert_allclose(raw, scorer.difficulty.predictor.predict(pool.phi))
-    np.testing.assert_allclose(source.intercept + source.standardise(pool.z) @ source.weight, scorer.quality.log_odds(pool.z))
 
 
 def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
