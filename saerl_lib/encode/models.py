@@ -98,10 +98,8 @@ def _download(folder: Path) -> Path:
 
 
 def dequantise(gguf: Path, folder: Path) -> None:
-    """A GGUF file as a folder in Hugging Face format, in bfloat16.
-
-    The weights go into a fresh model: `save_pretrained` refuses one that carries a quantisation.
-    """
+    """A GGUF file as a folder in Hugging Face format, in bfloat16. The weights go into a fresh model: `save_pretrained` refuses
+    one that carries a quantisation."""
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     settings = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
@@ -162,11 +160,9 @@ def folder_sha256(folder: Path) -> str:
 
 
 def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> Encoder:
-    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device.
-
-    A folder is read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an
-    SAE that does not fit it.
-    """
+    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device. A folder is
+    read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an SAE that does
+    not fit it."""
     from saerl_lib.encode.pool import Encoder
     from saerl_lib.encode.sae import open_sae
 
@@ -214,10 +210,8 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
 
 
 def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:
-    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds.
-
-    Raises ValueError when every class drops the spaces of `texts`.
-    """
+    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds. Raises
+    ValueError when every class drops the spaces of `texts`."""
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         tokenizer = kind.from_pretrained(name, local_files_only=local, padding_side="right")
         if _keeps_spaces(tokenizer, texts):
@@ -241,11 +235,8 @@ class CutModel(nn.Module):
         """Longer states are attention sinks and are masked."""
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T, D] residual stream after the hooked block.
-
-        Under causal attention padding on the right needs no mask: no real token attends to it. The batch lies on the CPU,
-        its states on the model's device and in its precision.
-        """
+        """[B, T, D] residual stream after the hooked block. Under causal attention padding on the right needs no mask: no real
+        token attends to it. The batch lies on the CPU, its states on the model's device and in its precision."""
         device = next(self.body.parameters()).device
         return self.body(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
 
@@ -262,10 +253,8 @@ def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
 
 
 def truncate(model: nn.Module, layer: int) -> CutModel:
-    """The model up to and including block `layer` (1 is the first), without the final norm and without logits.
-
-    Raises ValueError when the model has fewer blocks. The model itself is changed: load it for this purpose alone.
-    """
+    """The model up to and including block `layer` (1 is the first), without the final norm and without logits. Raises ValueError
+    when the model has fewer blocks. The model itself is changed: load it for this purpose alone."""
     body = getattr(model, "base_model", model)
     owner, name = _blocks(body)
     blocks = getattr(owner, name)
@@ -282,9 +271,7 @@ def truncate(model: nn.Module, layer: int) -> CutModel:
 @torch.inference_mode()
 def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """[B, T, D] residual stream at the hook, and [B, T] True, on the CPU, on those tokens of the spans that are no outliers.
-
-    Raises FloatingPointError that names the first sample with a non-finite activation.
-    """
+    Raises FloatingPointError that names the first sample with a non-finite activation."""
     values, keep = decoder(batch), batch.prompt | batch.solution
     bad = ~torch.isfinite(values).all(dim=-1).cpu() & keep
     if bad.any():
@@ -300,10 +287,8 @@ def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -
 def token_vectors(
     samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout | None = None
 ) -> Iterator[Tensor]:
-    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
-
-    Raises FloatingPointError with the sample id when a value is not finite.
-    """
+    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU. Raises FloatingPointError with
+    the sample id when a value is not finite."""
     for batch in token_batches(samples, tokenizer, tokens_per_batch, layout or Layout()):
         values, keep = states_of(decoder, batch, samples)
         yield values[keep].float().cpu()

@@ -42,10 +42,7 @@ class Triples(NamedTuple):
 
 @torch.inference_mode()
 def find_all(sae: SAE, vectors: Tensor) -> Triples:
-    """All positive latents of vectors [n, D].
-
-    Raises ValueError for an architecture that is none of standard, topk, jumprelu.
-    """
+    """All positive latents of vectors [n, D]. Raises ValueError for an architecture that is none of standard, topk, jumprelu."""
     kind = str(sae.cfg.architecture())
     if kind not in ("standard", "topk", "jumprelu"):
         raise ValueError(

@@ -130,11 +130,9 @@ def group_size(width: int, k: int) -> int:
 
 
 def _above_bound(hidden: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k-th largest of the groups' maxima bounds the k-th largest entry from below: only entries above it are ranked.
-
-    For rows so narrow that the k best groups would be much of them. This reads the array twice. A group is every
-    (F / group)-th column, so that the maxima of neighbouring groups are taken at once.
-    """
+    """The k-th largest of the groups' maxima bounds the k-th largest entry from below: only entries above it are ranked. For rows
+    so narrow that the k best groups would be much of them. This reads the array twice. A group is every (F / group)-th column, so
+    that the maxima of neighbouring groups are taken at once."""
     n, width = hidden.shape
     maxima = hidden.view(n, group, width // group).amax(dim=1)
     bound = torch.from_numpy(_kth_largest(maxima.float().numpy(), k)).unsqueeze(1).clamp_min(TINY).to(hidden.dtype)
@@ -165,10 +163,8 @@ def _largest(row: np.ndarray, value: np.ndarray, n: int, k: int) -> tuple[np.nda
 
 
 def _of_best_groups(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and columns [n, k] of the k largest entries, which lie in the k groups with the largest maxima.
-
-    The array is read once. Sizes do not depend on the values, so a GPU need not wait for them.
-    """
+    """Values and columns [n, k] of the k largest entries, which lie in the k groups with the largest maxima. The array is read
+    once. Sizes do not depend on the values, so a GPU need not wait for them."""
     n, width = hidden.shape
     groups = hidden.view(n, width // GROUP, GROUP)
     best = groups.amax(dim=2).topk(k, dim=1, sorted=False).indices
@@ -183,10 +179,8 @@ TENSORS = ("encoder.weight", "encoder.bias", "b_dec", "W_dec")
 
 
 def open_sae(source: str, width: int) -> SAE:
-    """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU.
-
-    One of SAELens' registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model.
-    """
+    """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU. One of SAELens'
+    registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model."""
     kind, _, rest = source.partition(":")
     if source.startswith(UNTRAINED):
         return _fitting(untrained_sae(int(source.removeprefix(UNTRAINED))), source, width)
@@ -248,10 +242,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_opensae(folder: Path) -> SAE:
-    """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE.
-
-    Raises SAEGateError for a missing file or tensor, an unknown activation or shapes that contradict the configuration.
-    """
+    """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE. Raises SAEGateError for a missing
+    file or tensor, an unknown activation or shapes that contradict the configuration."""
     config, tensors = _read_config(folder), _read_tensors(folder)
     latents, width = tensors["encoder.weight"].shape
     if (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)):

@@ -116,11 +116,9 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values.
-
-    Batches are formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises
-    FloatingPointError with the sample id when an activation is not finite.
-    """
+    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
+    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
+    with the sample id when an activation is not finite."""
     spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
     solved, dense = np.zeros(len(samples), dtype=bool), None
     found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
@@ -278,11 +276,9 @@ class FeatureTable:
         return np.concatenate([self.z[:, : self.z.shape[1] // 2], self.metadata[:, PROMPT_COLUMNS]], axis=1)
 
     def complete(self, reference: FeatureTable | None = None) -> FeatureTable:
-        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN.
-
-        The mean says "no information" to a standardised linear model and to k-means; zeros would say "nothing fires".
-        Raises ValueError when no sample of the reference has a solution: use `prompt_phi` then.
-        """
+        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN. The mean says
+        "no information" to a standardised linear model and to k-means; zeros would say "nothing fires". Raises ValueError when no
+        sample of the reference has a solution: use `prompt_phi` then."""
         source = reference or self
         if not source.solved.any():
             raise ValueError("no sample has a worked solution; use the prompt-only features (prompt_phi)")
@@ -315,10 +311,8 @@ def load_split_features(features: Stage, name: str) -> FeatureTable:
 
 
 def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D].
-
-    A sample without a solution span has no loss and a gradient of 0.
-    """
+    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D]. A sample
+    without a solution span has no loss and a gradient of 0."""
     kept: dict[str, Tensor] = {}
 
     def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -165,11 +165,9 @@ def measure_surprise(
     prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Surprise:  # fmt: skip
-    """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input.
-
-    Prompt and separator are tokenised apart from the solution, as in pre-training. Raises DataError that names the row
-    for an empty side or a text longer than the model's positions.
-    """
+    """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input. Prompt and separator are tokenised
+    apart from the solution, as in pre-training. Raises DataError that names the row for an empty side or a text longer than the
+    model's positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or 2**31
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     heads = [start + head for head in tokenizer([p + SEPARATOR for p in prompts], add_special_tokens=False)["input_ids"]]

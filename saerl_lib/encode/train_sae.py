@@ -38,10 +38,8 @@ SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4
 
 
 def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
-    """Every document of some sources, one source after another; empty ones are passed over.
-
-    Raises DataError with the source, line and fix: no such file, an unknown ending, a row without the field.
-    """
+    """Every document of some sources, one source after another; empty ones are passed over. Raises DataError with the source,
+    line and fix: no such file, an unknown ending, a row without the field."""
     for source in sources:
         for row in rows(Source.parse(source, streaming=True), (field,)):
             if row.record is None:
@@ -66,10 +64,8 @@ def require_sources(sources: Sequence[str]) -> None:
 
 
 def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
-    """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out.
-
-    Raises ValueError for a tokenizer without an end-of-text token.
-    """
+    """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out. Raises
+    ValueError for a tokenizer without an end-of-text token."""
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer has no end-of-text token to put between documents; set eos_token in its configuration")
@@ -82,10 +78,8 @@ def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int
 
 
 class VectorStream:
-    """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device.
-
-    It knows how many blocks it has read, so that it can go on after a stop.
-    """
+    """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device. It knows
+    how many blocks it has read, so that it can go on after a stop."""
 
     def __init__(self, found: Iterator[list[int]], decoder: CutModel, rows: int) -> None:
         self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
@@ -127,9 +121,7 @@ def build_trainer(
     start: Tensor, provider: Iterator[Tensor], config: SAEConfig, kind: str = KINDS[0], **keeping: Any
 ) -> SAETrainer:
     """SAELens' trainer of a TopK SAE on batches of vectors; `start` [n, D] gives the mean where the decoder's bias begins.
-
-    `keeping` are SAELens' settings of checkpoints. Raises ValueError for another kind than `KINDS`.
-    """
+    `keeping` are SAELens' settings of checkpoints. Raises ValueError for another kind than `KINDS`."""
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
     steps, save = max(1, config.tokens // config.vectors_per_step), keeping.pop("save", None)
@@ -160,9 +152,7 @@ def shuffled_vectors(vectors: Tensor, size: int, seed: int) -> Iterator[Tensor]:
 
 def train_sae(vectors: Tensor, config: SAEConfig, folder: Path, kind: str = KINDS[0]) -> None:
     """Train on stored vectors [n, D], several passes if `config.tokens` asks for them, and save for inference under `folder`.
-
-    `start.safetensors` beside it holds what an untrained SAE begins from as well.
-    """
+    `start.safetensors` beside it holds what an untrained SAE begins from as well."""
     start = vectors[:: max(1, len(vectors) // 100_000)].float()
     provider = shuffled_vectors(vectors, config.vectors_per_step, config.seed)
     build_trainer(start, provider, config, kind).fit().save_inference_model(str(folder))

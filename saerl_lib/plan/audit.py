@@ -153,9 +153,7 @@ def _contributions(places: list[int], names: tuple[str, ...], *columns: np.ndarr
 
 def _cluster(i: int, evidence: Evidence) -> Record:
     """Nearest centroid and runner-up; distances are Euclidean in standardised, clipped phi, rank 1 is the nearest of the cluster.
-
-    `features` make the own centroid nearer than the second: the largest differences of squared distance.
-    """
+    `features` make the own centroid nearer than the second: the largest differences of squared distance."""
     space, row, phi = evidence.scorer.clusters, evidence.scores.iloc[i], evidence.features.phi[i]
     labels, point, own = evidence.clusters["label"], space.standardise(phi[None])[0], int(row["cluster"])
     distances = np.linalg.norm(space.centroids - point, axis=1)
@@ -261,10 +259,8 @@ def _swap(sample_id: str, evidence: Evidence) -> Record:
 
 
 def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
-    """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once.
-
-    Runs the encoder on this one sample.
-    """
+    """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once. Runs the
+    encoder on this one sample."""
     sample = evidence.samples[evidence.features.ids.index(record["sample_id"])]
     scores = (record["difficulty"]["parts"], record["quality"]["parts"])
     mattered = [*record["cluster"]["features"], *(part for parts in scores for part in parts["listed"])]
@@ -302,10 +298,8 @@ def _swap_line(s: Record) -> str:
 
 
 def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
-    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing.
-
-    Raises UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet.
-    """
+    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing. Raises
+    UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet."""
     settings = get_profile(profile, seed=seed)
     stages = [load_stage(settings, name) for name in ("world", "features", "difficulty", "filter", "plans")]
     record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages[:3])))

@@ -152,10 +152,8 @@ def require_full_batches(n: int, prompts_per_step: int) -> None:
 
 
 def validate(plan: BatchPlan, pool_ids: Ids, prompts_per_step: int) -> None:
-    """Check that the plan visits every id of the pool once, in numbered batches of `prompts_per_step`.
-
-    Raises PlanError that names the first three missing, doubled or unknown ids, or the malformed column.
-    """
+    """Check that the plan visits every id of the pool once, in numbered batches of `prompts_per_step`. Raises PlanError that
+    names the first three missing, doubled or unknown ids, or the malformed column."""
     if list(plan.table.columns) != list(COLUMNS):
         raise PlanError(f"the plan has columns {list(plan.table.columns)}, expected {list(COLUMNS)}: build it again")
     planned, pool = as_arrow(plan.table["sample_id"]), as_arrow(pool_ids)
@@ -212,10 +210,8 @@ def read_whole_plan(path: Path) -> BatchPlan:
 
 
 def step_shift(a: BatchPlan, b: BatchPlan) -> np.ndarray:
-    """Absolute difference of each common sample's step as a share of the run, [n], in A's order.
-
-    Raises PlanError when the plans have no sample in common.
-    """
+    """Absolute difference of each common sample's step as a share of the run, [n], in A's order. Raises PlanError when the plans
+    have no sample in common."""
     in_a, in_b = _common(a, b)
     return np.abs(in_a // a.prompts_per_step / a.steps - in_b // b.prompts_per_step / b.steps)
 
@@ -238,10 +234,8 @@ DIFFERENCES = {
 
 
 def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
-    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample.
-
-    Raises PlanError when no sample is common.
-    """
+    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample. Raises
+    PlanError when no sample is common."""
     orders, shift = _common(a, b), step_shift(a, b)
     spearman = float(stats.spearmanr(*orders)[0]) if len(shift) > 1 else float("nan")
     together = np.unique(orders[0] // a.prompts_per_step * b.steps + orders[1] // b.prompts_per_step, return_counts=True)[1]
@@ -252,10 +246,8 @@ def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
 
 
 def run_plan_diff(first: Path, second: Path) -> int:
-    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object.
-
-    Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
-    """
+    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object. Raises PlanError when a file
+    is missing or no plan, or when the plans have no sample in common."""
     a, b = read_plan(first), read_plan(second)
     found = plan_diff(a, b)
     for side, path, plan in (("A", first, a), ("B", second, b)):

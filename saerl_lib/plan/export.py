@@ -47,20 +47,16 @@ class Export:
 
 
 def read_sample_file(path: Path) -> Sequence[Sample]:
-    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix.
-
-    Raises ExportError when the file is missing, DataError when it is unreadable or a row is malformed.
-    """
+    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix. Raises
+    ExportError when the file is missing, DataError when it is unreadable or a row is malformed."""
     if not path.is_file():
         raise ExportError(f"{path} is missing: pass the samples of the plan as Parquet or JSON lines")
     return read_samples(path) if path.suffix == ".parquet" else load_labelled(path).samples
 
 
 def in_plan_order(plan: BatchPlan, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """The plan's samples in its order; others are left out.
-
-    Raises ExportError for ids of the plan that are missing, given twice, or have no answer to check against.
-    """
+    """The plan's samples in its order; others are left out. Raises ExportError for ids of the plan that are missing, given twice,
+    or have no answer to check against."""
     by_id = {sample.id: sample for sample in samples}
     twice = {name for name, count in Counter(sample.id for sample in samples).items() if count > 1}
     problems = {
@@ -83,10 +79,8 @@ def samples_beside(plan: Path) -> Path:
 
 
 def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: int = 8) -> Export:
-    """Plan and samples from files; None: the samples beside the plan.
-
-    Raises what `read_whole_plan`, `samples_beside`, `read_sample_file` and `in_plan_order` raise.
-    """
+    """Plan and samples from files; None: the samples beside the plan. Raises what `read_whole_plan`, `samples_beside`,
+    `read_sample_file` and `in_plan_order` raise."""
     found = read_whole_plan(plan)
     chosen = samples_beside(plan) if samples is None else samples
     return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)
@@ -177,10 +171,8 @@ def export_files(export: Export, target: str) -> dict[str, bytes]:
 
 
 def export_plan(export: Export, target: str, out: Path) -> list[str]:
-    """Write the folder `out` for a framework, whole or not at all; returns the relative paths of its files, sorted.
-
-    Raises ExportError for a framework that is unknown or cannot keep an order, or when `out` is a file or holds something.
-    """
+    """Write the folder `out` for a framework, whole or not at all; returns the relative paths of its files, sorted. Raises
+    ExportError for a framework that is unknown or cannot keep an order, or when `out` is a file or holds something."""
     require_target(target)
     files = export_files(export, target)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):

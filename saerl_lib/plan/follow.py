@@ -299,11 +299,9 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
 
 
 def run_verify(plan: Path, log: Path, samples: Path | None, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
-    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1.
-
-    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside
-    the plan, if any) tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed.
-    """
+    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. With `steps` the
+    log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside the plan, if any)
+    tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed."""
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     planned, file = read_whole_plan(plan), samples or plan.parent / SAMPLES

@@ -166,10 +166,8 @@ FRC_COLUMNS = ("topic", "necessity", "sufficiency", "base_rate", "lift", "frc", 
 
 
 def feature_gain(phi: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Total gain of each column of phi [N, D] in trees that predict labels [N], float [D], at least 0; repeats for a seed.
-
-    All zero when the labels hold a single class, since nothing is to be told apart; two classes are a valid case.
-    """
+    """Total gain of each column of phi [N, D] in trees that predict labels [N], float [D], at least 0; repeats for a seed. All
+    zero when the labels hold a single class, since nothing is to be told apart; two classes are a valid case."""
     classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(classes) < 2:
         return np.zeros(phi.shape[1])
@@ -203,10 +201,8 @@ def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequence[str], n: int) -> pd.DataFrame:
     """Rows of `feature_groups.csv`: each group's share of the gain with an interval, and how many of the strongest are its own.
-
-    The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]:
-    with so few resamples percentiles would be too narrow. Empty when nothing was gained.
-    """
+    The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]: with so
+    few resamples percentiles would be too narrow. Empty when nothing was gained."""
     shares, usable = group_shares(gain, names), group_shares(resampled, names)
     usable = usable[np.isfinite(usable).all(axis=1)]
     half = np.full(len(GROUPS), np.nan)
@@ -224,10 +220,8 @@ def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequenc
 
 
 def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
-    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
-
-    The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
-    """
+    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C]. The harmonic mean of both /
+    n_label and both / n_active is 2 both / (n_active + n_label)."""
     both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
     marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
     return 2 * both / np.maximum(1, marginals)
@@ -344,10 +338,8 @@ class TokenHighlights:
 
 
 def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:
-    """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`.
-
-    The span is that of the column's block. Every sample is encoded once, one batch at a time.
-    """
+    """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`. The span is that of
+    the column's block. Every sample is encoded once, one batch at a time."""
     samples = list({sample.id: sample for _, sample in wanted}.values())
     found: dict[int, TokenHighlights] = {}
     for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
@@ -376,10 +368,8 @@ def audit_tables(
     samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame,
     encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
 ) -> tuple[dict[str, pd.DataFrame], list[TokenHighlights]]:  # fmt: skip
-    """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
-
-    top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
-    """
+    """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents. top_latents
+    has example_id and example_text of the sample that each feature is largest on, at most `characters` of it."""
     phi, topics = table.phi, facts["topic"].to_numpy()
     gain = feature_gain(phi, assigned.label, seed)
     latents = top_latents_table(gain, names, phi, topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
@@ -399,11 +389,9 @@ def audit_tables(
 
 
 def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
-    """Write what notebook 04 shows and what `plan.audit` reads.
-
-    cluster_audit.parquet, feature_groups.parquet and top_latents.parquet hold the rows of the CSV tables of these names,
-    difficulty_interval.parquet the interval's coverage on the test split, highlights.html the tokens of the top latents.
-    """
+    """Write what notebook 04 shows and what `plan.audit` reads. cluster_audit.parquet, feature_groups.parquet and
+    top_latents.parquet hold the rows of the CSV tables of these names, difficulty_interval.parquet the interval's coverage on the
+    test split, highlights.html the tokens of the top latents."""
 
     def compute(folder: Path) -> None:
         samples, table = load_split(world, "pool"), load_split_features(features, "pool")

@@ -30,10 +30,8 @@ CHUNK_ROWS = 4096
 
 
 def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite; `CHUNK_ROWS` at a time.
-
-    Raises ValueError that names `name` and its first bad row when an entry is NaN or infinite.
-    """
+    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite; `CHUNK_ROWS` at a time. Raises
+    ValueError that names `name` and its first bad row when an entry is NaN or infinite."""
     for start in range(0, len(x), CHUNK_ROWS):
         chunk = np.array(x[start : start + CHUNK_ROWS], dtype=np.float64)
         require_finite(name, chunk, start)
@@ -93,10 +91,8 @@ class Clusters:
         return np.clip(points, -CLIP, CLIP, out=points)
 
     def assign(self, phi: np.ndarray) -> Assignment:
-        """Nearest centroid of each row of phi [N, D], the lowest number among equals; reads phi by chunks.
-
-        Raises ValueError for non-finite values or another width than the fitted one.
-        """
+        """Nearest centroid of each row of phi [N, D], the lowest number among equals; reads phi by chunks. Raises ValueError for
+        non-finite values or another width than the fitted one."""
         if phi.ndim != 2 or phi.shape[1] != len(self.mean):
             raise ValueError(
                 f"phi has shape {phi.shape}, the clusters were fitted on {len(self.mean)} columns: encode with the same features"

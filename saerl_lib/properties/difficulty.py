@@ -66,10 +66,8 @@ def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, correcti
 def fit_difficulty(
     phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
 ) -> DifficultyModel:
-    """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
-
-    Raises ValueError for non-finite phi or labels, unequal rows or fewer samples than folds.
-    """
+    """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k. Raises ValueError for
+    non-finite phi or labels, unequal rows or fewer samples than folds."""
     require_rows(phi=phi, labels=labels, clusters=clusters)
     labels = np.asarray(labels, dtype=np.float64)
     predictor = fit_elastic_net(phi, labels, config, seed)
@@ -82,21 +80,17 @@ def fit_difficulty(
 
 
 def with_clusters(model: DifficultyModel, labels: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> DifficultyModel:
-    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L.
-
-    d_hat and g do not depend on the clusters, so nothing else is fitted again.
-    """
+    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L. d_hat and g do
+    not depend on the clusters, so nothing else is fitted again."""
     raw, calibrated = (model.out_of_fold[name].to_numpy() for name in ("raw", "calibrated"))
     corrections = cluster_corrections(np.asarray(labels, dtype=float) - calibrated, clusters, k, tau)
     return replace(model, corrections=corrections, out_of_fold=rank(raw, calibrated, clusters, corrections))
 
 
 def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """Rows of `calibration.csv`: score, bin, n, predicted_mean, label_mean, ci_low, ci_high of held-out samples [N].
-
-    Bins are quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`.
-    The interval is the 95 % t-interval of the label mean, NaN for a bin of one sample.
-    """
+    """Rows of `calibration.csv`: score, bin, n, predicted_mean, label_mean, ci_low, ci_high of held-out samples [N]. Bins are
+    quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`. The interval is the 95 %
+    t-interval of the label mean, NaN for a bin of one sample."""
     predicted, labels = np.asarray(predicted, dtype=float), np.asarray(labels, dtype=float)
     inner = np.linspace(0, 1, bins + 1)[1:-1]
     edges = np.unique(np.quantile(predicted, inner, method="inverted_cdf"))
@@ -117,20 +111,16 @@ MIN_LABELS = 50
 
 
 def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
-    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
-
-    Infinite when n is below level / (1 - level).
-    """
+    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable. Infinite
+    when n is below level / (1 - level)."""
     place = math.ceil((len(residuals) + 1) * level - 1e-9)
     return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
 
 
 def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> pd.DataFrame:
-    """Half-widths of the intervals r +- width of K clusters from residuals [N] of labelled samples in clusters [N].
-
-    Columns width (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether
-    they are those of the cluster alone; small clusters take the half-width of all.
-    """
+    """Half-widths of the intervals r +- width of K clusters from residuals [N] of labelled samples in clusters [N]. Columns width
+    (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether they are those
+    of the cluster alone; small clusters take the half-width of all."""
     counts = np.bincount(clusters, minlength=k)
     own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
     width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]

@@ -40,10 +40,8 @@ PAPER_POOL = 210_043
 
 @dataclass(frozen=True)
 class SourceClassifier:
-    """s = sigmoid(w.z + b) on standardised z (paper, equation 6).
-
-    Standardised rows are divided by `norm`, else the steps of SGD are too long and scores saturate at exactly 0 and 1.
-    """
+    """s = sigmoid(w.z + b) on standardised z (paper, equation 6). Standardised rows are divided by `norm`, else the steps of SGD
+    are too long and scores saturate at exactly 0 and 1."""
 
     scaler: StandardScaler | FunctionTransformer
     """The identity for sparse z, and where standardising was not wanted."""
@@ -70,11 +68,8 @@ class SourceClassifier:
 def fit_source_classifier(
     z: Matrix, is_target: np.ndarray, seed: int, penalty: float = PENALTY, standardise: bool = True
 ) -> SourceClassifier:
-    """Logistic SGD with averaged weights on z [N, D] against is_target [N].
-
-    Dense features are standardised unless `standardise` is False; sparse ones never are.
-    Raises ValueError for non-finite z, unequal rows or a single class.
-    """
+    """Logistic SGD with averaged weights on z [N, D] against is_target [N]. Dense features are standardised unless `standardise`
+    is False; sparse ones never are. Raises ValueError for non-finite z, unequal rows or a single class."""
     require_rows(z=z, is_target=is_target)
     require_finite("z", z)
     is_target = np.asarray(is_target, dtype=bool)
@@ -88,10 +83,8 @@ def fit_source_classifier(
 
 
 def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
-    """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id.
-
-    Raises ValueError for k outside 1..N, non-finite scores or repeated ids.
-    """
+    """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id. Raises ValueError for k outside
+    1..N, non-finite scores or repeated ids."""
     require_rows(scores=scores, ids=ids)
     require_finite("scores", scores)
     names = np.asarray(ids, dtype=str)
@@ -115,10 +108,8 @@ def filter_table(
     scores: np.ndarray, ids: Sequence[str], is_target: np.ndarray, negative_scores: np.ndarray, top_k: Mapping[str, int]
 ) -> pd.DataFrame:
     """Rows of `filter.csv`: rule, kept, n_pool, target_kept, purity, recall, paper_purity, paper_recall (shares in [0, 1]).
-
-    Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`.
-    Purity is NaN when a rule keeps nothing; the paper's columns are NaN for a rule that it does not have.
-    """
+    Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`. Purity is NaN when a
+    rule keeps nothing; the paper's columns are NaN for a rule that it does not have."""
     if not is_target.any():
         raise ValueError("is_target marks no sample of the pool: recall is undefined")
     masks = {"full": np.ones(len(scores), dtype=bool)}

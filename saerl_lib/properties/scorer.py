@@ -150,10 +150,8 @@ def fit_scorer(
     seed: int, clusters: Clusters | None = None,
 ) -> Scorer:  # fmt: skip
     """Fit clusters on the pool `features` [N] and, from what is given, difficulty and quality; deterministic for a base seed.
-
     `labelled` are the features of L with difficulty `labels` [n], inside the pool or beside it; `clusters` were fitted before.
-    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class.
-    """
+    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class."""
     phi = features.phi
     clusters = pool_clusters(phi, config, seed) if clusters is None else clusters
     model = widths = classifier = own = negatives = None
@@ -275,10 +273,8 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
-
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
-    which are kept.
-    """
+    which are kept."""
     fitted = difficulty_stage(profile, data, features)
 
     def compute(folder: Path) -> None:

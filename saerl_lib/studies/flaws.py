@@ -112,10 +112,8 @@ def sgd_scores(
 
 
 def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int) -> np.ndarray:
-    """`sgd_scores` with the penalty of `PENALTIES` that ranks a held-out third best; ties towards the stronger penalty.
-
-    With fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken.
-    """
+    """`sgd_scores` with the penalty of `PENALTIES` that ranks a held-out third best; ties towards the stronger penalty. With
+    fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken."""
     y, penalty = np.asarray(train_y, dtype=bool), PENALTIES[-1]
     if min(y.sum(), (~y).sum()) >= 6:
         kept, held_out = train_test_split(np.arange(len(y)), test_size=1 / 3, random_state=seed, stratify=y)
@@ -125,11 +123,9 @@ def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int
 
 
 def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """score -> [N test] suspicion, from arrays and texts alone.
-
-    `flaw_probe_*`: probes of flaws fitted on `train` (SAE features; metadata; TF-IDF; SAE features with shuffled labels).
-    `dsir`: how little a text looks like `target_texts` against the test pool, as a sum and per n-gram. `length`: characters.
-    """
+    """score -> [N test] suspicion, from arrays and texts alone. `flaw_probe_*`: probes of flaws fitted on `train` (SAE features;
+    metadata; TF-IDF; SAE features with shuffled labels). `dsir`: how little a text looks like `target_texts` against the test
+    pool, as a sum and per n-gram. `length`: characters."""
     vectorizer = fit_tfidf(train.texts)
     words = [vectorizer.transform(data.texts) for data in (train, test)]
     noise = shuffled(train.flawed, sub_seed(seed, "shuffled flaws"))
@@ -273,11 +269,9 @@ def selfreg_table(
     views: Mapping[str, tuple[np.ndarray, np.ndarray]], train_y: np.ndarray, targets: Mapping[str, Target], length: np.ndarray, *,
     dataset: str, config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target.
-
-    `length` [N test] in any unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score
-    (turned by the target's sign) with length.
-    """
+    """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target. `length` [N test] in any
+    unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score (turned by the target's sign)
+    with length."""
     rows = []
     for variant, (train_x, test_x) in views.items():
         scores = sgd_scores(train_x, train_y, test_x, sub_seed(seed, "selfreg"), standardise=False)
@@ -294,10 +288,8 @@ def pool_scores(
     profile: Profile, scorer: Scorer, target: FlawData, parent: FlawData, pool: FlawData, samples: Sequence[Sample]
 ) -> dict[str, np.ndarray]:
     """score -> [N pool] suspicion: the paper's source probe, surprise, lengths of the sides, and `common_scores`.
-
-    `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge
-    of flaws.
-    """
+    `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge of
+    flaws."""
     assert scorer.quality is not None  # the world's has one
     surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader))
     return {
@@ -313,10 +305,8 @@ def pool_scores(
 
 
 def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: FlawData, in_parent: np.ndarray) -> pd.DataFrame:
-    """Rows of filter_selfreg.csv: the source probe on source and (as 1 - s) on flaws, and the direct flaw probe.
-
-    Targets: `source` on the whole pool; `flaw by source probe` and `flaw` among parent samples.
-    """
+    """Rows of filter_selfreg.csv: the source probe on source and (as 1 - s) on flaws, and the direct flaw probe. Targets:
+    `source` on the whole pool; `flaw by source probe` and `flaw` among parent samples."""
     half, seed = len(parent.z) // 2, sub_seed(profile.seed, "selfreg")  # the rows that train the source filter
     z, metadata = np.concatenate([target.z, parent.z[:half]]), np.concatenate([target.metadata, parent.metadata[:half]])
     is_target = np.arange(len(z)) < len(target.z)
@@ -332,11 +322,9 @@ def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: Fla
 
 
 def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv).
-
-    Pools: `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and
-    `within parent`, where it does not.
-    """
+    """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv). Pools:
+    `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and `within
+    parent`, where it does not."""
     fitted = difficulty_stage(profile, world, features)
 
     def compute(folder: Path) -> None:

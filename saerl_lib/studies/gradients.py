@@ -97,10 +97,8 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 def group_loss(
     model: LlamaForCausalLM, prompt: list[int], completions: Sequence[list[int]], weights: np.ndarray, temperature: float
 ) -> torch.Tensor:
-    """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens.
-
-    `weights` [G] are the advantages.
-    """
+    """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens. `weights` [G] are the
+    advantages."""
     logs = log_probabilities(model, [prompt] * len(completions), list(completions), temperature)
     rows = logs.sum(dim=1) / torch.tensor([len(completion) for completion in completions])
     return -(torch.as_tensor(weights, dtype=rows.dtype) * rows).mean()
@@ -115,9 +113,7 @@ def measure_gradients(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> GradientGram:
     """Draw two groups of `train.rollouts_per_prompt` completions a sample and return the Gram matrix of their gradients.
-
-    Transient memory: one float32 gradient (1.9 MB at 0.47 M parameters) a group that has one.
-    """
+    Transient memory: one float32 gradient (1.9 MB at 0.47 M parameters) a group that has one."""
     n, g = len(samples), train.rollouts_per_prompt
     rows, prompts = HALVES * g, [s.prompt for s in samples]
     with tqdm(total=n * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
@@ -213,11 +209,9 @@ def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Mome
 
 
 def batch_cosines(moments: Moments, prompts_per_step: int) -> dict[str, np.ndarray]:
-    """within, across and halves [S]: cosine of the gradients of two batches of `prompts_per_step`, each of one group.
-
-    E<B, B'> over the root of E||B||^2 E||B'||^2, groups weighted by size: the ratio of unbiased means, not the mean of
-    ratios. `halves` are the same prompts with new rollouts: what is left of 1 after rollout noise.
-    """
+    """within, across and halves [S]: cosine of the gradients of two batches of `prompts_per_step`, each of one group. E<B, B'>
+    over the root of E||B||^2 E||B'||^2, groups weighted by size: the ratio of unbiased means, not the mean of ratios. `halves`
+    are the same prompts with new rollouts: what is left of 1 after rollout noise."""
     b, k = prompts_per_step, moments.products.shape[1]
     own = np.diagonal(moments.products, axis1=1, axis2=2)
     length = np.clip(own + (moments.squared - own) / b, 0, None)
@@ -245,12 +239,9 @@ def coherence_table(
     gram: GradientGram, labels: Mapping[str, np.ndarray], spaces: Mapping[str, np.ndarray], neighbours: int,
     prompts_per_step: int, samples: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of gradient_coherence.csv.
-
-    `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a name to distances [N, N].
-    n are the prompts behind a row, n_zero those of the sample without any gradient: left out between prompts, counted
-    as zero inside batches, as in training.
-    """
+    """Rows of gradient_coherence.csv. `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a
+    name to distances [N, N]. n are the prompts behind a row, n_zero those of the sample without any gradient: left out between
+    prompts, counted as zero inside batches, as in training."""
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
     weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
     alive = int((~gram.zero).any(axis=1).sum())
@@ -291,10 +282,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, wei
 
 
 def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N].
-
-    `unbiased` [N] are the lengths of the squared distance, where they are known without rollout noise.
-    """
+    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N]. `unbiased` [N] are the
+    lengths of the squared distance, where they are known without rollout noise."""
     size = np.sqrt(np.where(squared > 0, squared, 1.0))
     length = squared if unbiased is None else unbiased
     return {"cosine": 1 - products / np.outer(size, size), "squared distance": length[:, None] + length[None] - 2 * products}
@@ -405,11 +394,9 @@ def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataF
 def space_distances(
     z: np.ndarray, metadata: np.ndarray, samples: Sequence[Sample], rows: np.ndarray, ranking: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
-    """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool.
-
-    Euclidean after standardising on the pool and clipping as for clusters; TF-IDF of prompt and solution by cosine;
-    difficulty by the difference of labels and of ranking scores [N]; "z, permuted" gives every prompt another's z.
-    """
+    """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool. Euclidean after
+    standardising on the pool and clipping as for clusters; TF-IDF of prompt and solution by cosine; difficulty by the difference
+    of labels and of ranking scores [N]; "z, permuted" gives every prompt another's z."""
     points = {"z": z, "phi": np.concatenate([z, metadata], axis=1), "metadata": metadata}
     points = {name: np.clip(standardised_space(v), -CLIP, CLIP)[rows] for name, v in points.items()}
     found = {name: cdist(v, v) for name, v in points.items()}
@@ -427,9 +414,7 @@ def gradient_tables(
     spaces: Mapping[str, np.ndarray],
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
     """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts.
-
-    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else.
-    """
+    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else."""
     b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.gradients.bootstrap_samples
     seed = sub_seed(profile.seed, "gradient-bootstrap")
     rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
@@ -448,10 +433,8 @@ def gradient_tables(
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet.
-
-    The sample holds `profile.gradients.prompts` rows of the kept pool, all if it holds fewer, in pool order.
-    """
+    """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradients.prompts` rows of the kept
+    pool, all if it holds fewer, in pool order."""
 
     def compute(folder: Path) -> None:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores

@@ -101,10 +101,8 @@ def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray
 def label_curve(
     train: Mapping[str, Matrix], y: np.ndarray, test: Mapping[str, Matrix], truth: np.ndarray, config: PropertyConfig, seed: int
 ) -> pd.DataFrame:
-    """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|.
-
-    train and test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels.
-    """
+    """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|. train and
+    test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels."""
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
     permutations = nested_subsets(len(y), seed)
     for name, x in train.items():
@@ -118,10 +116,8 @@ def label_curve(
 
 
 def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
-    """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval.
-
-    A resample draws one subset and M test samples, so the spread over subsets counts as that of a single subset.
-    """
+    """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval. A resample draws one subset and M
+    test samples, so the spread over subsets counts as that of a single subset."""
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(samples):
