@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import joblib
 import numpy as np
@@ -108,31 +107,28 @@ class Scorer:
         the `keep` best rows (ties by id) or, by default, those at or above `threshold`. Columns of a part that was not fitted
         are NaN, and everything is kept without quality. Raises ValueError for non-finite values or other columns.
         """
-        ids, phi, nothing = list(features.ids), features.phi, np.full(len(features.ids), np.nan)
-        found, place = self.clusters.assign(phi), {name: row for row, name in enumerate(ids)}
-        columns: dict[str, Any] = {"sample_id": ids, "cluster": found.label, "distance": found.distance}
-        columns["runner_up"] = self.clusters.runner_up(phi, found.label)
-        columns |= dict.fromkeys(("raw", "calibrated", "ranking", "half_width", "quality"), nothing)
-        if self.difficulty is not None and self.widths is not None:
+        ids, phi = list(features.ids), features.phi
+        found = self.clusters.assign(phi)
+        runner_up = self.clusters.runner_up(phi, found.label)
+        table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "runner_up": runner_up, "distance": found.distance})
+        table[["raw", "calibrated", "ranking", "half_width", "quality"]] = np.nan
+        table["kept"] = True
+        if self.difficulty is not None:
             scores, own = self.difficulty.predict(phi, found.label), self.difficulty.out_of_fold
-            columns |= {name: _replaced(scores[name].to_numpy(), place, self.labelled, own[name].to_numpy()) for name in own}
-            columns["half_width"] = self.widths["width"].to_numpy()[found.label]
-        kept = np.ones(len(ids), dtype=bool)
+            for name in own:
+                table[name] = _with_own(scores[name], ids, own[name], self.labelled)
+            table["half_width"] = self.widths["width"].to_numpy()[found.label]
         if self.quality is not None:
-            quality = _replaced(self.quality.score(features.z), place, self.rated, self.out_of_fold)
-            kept = quality >= self.threshold if keep is None else keep_top_k(quality, ids, keep)
-            columns["quality"] = quality
-        order = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality"]
-        return pd.DataFrame({name: columns[name] for name in order} | {"kept": kept})
+            quality = _with_own(self.quality.score(features.z), ids, self.out_of_fold, self.rated)
+            table["kept"] = quality >= self.threshold if keep is None else keep_top_k(quality, ids, keep)
+            table["quality"] = quality
+        return table
 
 
-def _replaced(values: np.ndarray, place: dict[str, int], ids: Sequence[str], own: np.ndarray | None) -> np.ndarray:
-    """`values` with those of `own` [m] for the ids [m] that stand among them."""
-    found = values.copy()
-    there = [i for i, name in enumerate(ids) if name in place]
-    if there and own is not None:
-        found[[place[ids[i]] for i in there]] = own[there]
-    return found
+def _with_own(values: np.ndarray, ids: Sequence[str], own: np.ndarray, own_ids: Sequence[str]) -> np.ndarray:
+    """`values` [N] of the ids, with those of `own` [m] for the ids that stand among `own_ids` [m]."""
+    known = pd.Series(np.asarray(own), index=list(own_ids)).reindex(ids).to_numpy()
+    return np.where(np.isnan(known), values, known)
 
 
 def fit_rated(rated: Rated, seed: int) -> tuple[SourceClassifier, np.ndarray]:
