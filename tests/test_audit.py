@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
-from saerl_lib.data.sample import Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.store import FeatureTable
-from saerl_lib.plan.audit import Evidence, UnknownSampleError, audit, audit_text
+from saerl_lib.plan.audit import Evidence, audit, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
 from saerl_lib.properties import difficulty
@@ -273,7 +273,7 @@ def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:
 
 
 def test_unknown_ids_and_stages_of_different_runs_are_refused(evidence: Evidence) -> None:
-    with pytest.raises(UnknownSampleError, match="the pool holds 40 ids such as item-00"):
+    with pytest.raises(DataError, match="the pool holds 40 ids such as item-00"):
         audit("zzz", evidence)
     other = replace(evidence, scores=evidence.scores.assign(raw=evidence.scores["raw"] + 0.1))
     with pytest.raises(ArtifactError, match="raw difficulty: stored .* different runs"):

@@ -263,7 +263,7 @@ def test_samples_without_solution_are_nan_and_can_be_completed(
     np.testing.assert_allclose(whole.z[0, 128:], table.z[1:, 128:].mean(axis=0), rtol=1e-5, atol=1e-7)
     assert table.prompt_phi.shape == (4, 128 + 13) and np.isfinite(table.prompt_phi).all()
     with pytest.raises(ValueError, match="no sample has a worked solution"):
-        table.rows(np.array([0])).complete()
+        FeatureTable(table.ids[:1], table.z[:1], table.metadata[:1]).complete()
 
 
 def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -45,8 +44,6 @@ def test_assignment_by_hand() -> None:
     found = fitted.assign(np.array([[1.0, 0.5], [7.0, 4.0], [4.0, 0.0]]))
     assert found.label.tolist() == [0, 1, 0]  # the last one lies half-way: lowest number
     assert found.distance.tolist() == [0.5, 4.0, 1.5]
-    assert fitted.runner_up(np.array([[1.0, 0.5], [7.0, 4.0]]), np.array([0, 1])).tolist() == [1, 0]
-    assert replace(fitted, centroids=centroids[:1]).runner_up(np.zeros((2, 2)), np.zeros(2, int)).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("smallest", [1, 4])
@@ -206,7 +203,7 @@ def test_score_histogram_by_hand() -> None:
 # The scorer.
 
 
-COLUMNS = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality", "kept"]
+COLUMNS = ["sample_id", "cluster", "distance", "raw", "calibrated", "ranking", "half_width", "quality", "kept"]
 
 
 def made(n: int, seed: int, name: str, shift: float = 0.0) -> tuple[Columns, np.ndarray]:
@@ -234,10 +231,9 @@ def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray])
     table = scorer.score(pool)
     assert table.columns.tolist() == COLUMNS and table["sample_id"].tolist() == pool.ids
     assert correlation("spearman", table["ranking"].to_numpy(), truth) > 0.9
-    assert (table["runner_up"] != table["cluster"]).all() and table["cluster"].value_counts().is_monotonic_decreasing
+    assert table["cluster"].value_counts().is_monotonic_decreasing and table["kept"].all()
     inside = np.abs(table["ranking"] - truth) <= table["half_width"]
     assert 0.85 < inside.mean() <= 1.0, "nominal 95 %"
-    assert (table["kept"] == (table["quality"] >= scorer.threshold)).all()
     assert scorer.score(pool, keep=37)["kept"].sum() == 37
     assert scorer.negatives is not None and len(scorer.negatives) == 60 and len(scorer.rated) == 400 + 60
     np.testing.assert_array_equal(table, scorer.score(pool), "scoring repeats itself")

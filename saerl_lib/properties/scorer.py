@@ -29,7 +29,6 @@ from saerl_lib.properties.quality import (
     filter_table,
     fit_source_classifier,
     keep_top_k,
-    negative_thresholds,
     paper_share_k,
     score_histogram,
     source_separation,
@@ -37,8 +36,6 @@ from saerl_lib.properties.quality import (
 
 PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
 """Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
-RULE = "p95"
-"""Threshold rule of `Scorer.score` where no number of kept rows is given (paper, Table 6)."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +91,16 @@ class Scorer:
     negatives: np.ndarray | None = None
     """Quality of the held-out negatives, float [n]."""
 
-    @property
-    def threshold(self) -> float:
-        """Least quality of a kept row by the rule `RULE`; -inf without held-out negatives."""
-        return -np.inf if self.negatives is None else negative_thresholds(self.negatives)[RULE]
-
     def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
         """One row a sample of `features`, in their order.
 
-        Columns: sample_id, cluster, runner_up (second nearest; -1: there is none), distance, raw (d_hat), calibrated (g(d_hat)),
-        ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality (0..1), kept:
-        the `keep` best rows (ties by id) or, by default, those at or above `threshold`. Columns of a part that was not fitted
-        are NaN, and everything is kept without quality. Raises ValueError for non-finite values or other columns.
+        Columns: sample_id, cluster, distance, raw (d_hat), calibrated (g(d_hat)), ranking (difficulty, r of equation 10, larger
+        is harder), half_width (of its nominal 95 % interval), quality (0..1), kept: the `keep` best rows (ties by id), all
+        without. Columns of a part that was not fitted are NaN. Raises ValueError for non-finite values or other columns.
         """
         ids, phi = list(features.ids), features.phi
         found = self.clusters.assign(phi)
-        runner_up = self.clusters.runner_up(phi, found.label)
-        table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "runner_up": runner_up, "distance": found.distance})
+        table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "distance": found.distance})
         table[["raw", "calibrated", "ranking", "half_width", "quality"]] = np.nan
         table["kept"] = True
         if self.difficulty is not None:
@@ -119,9 +109,9 @@ class Scorer:
                 table[name] = _with_own(scores[name], ids, own[name], self.labelled)
             table["half_width"] = self.widths["width"].to_numpy()[found.label]
         if self.quality is not None:
-            quality = _with_own(self.quality.score(features.z), ids, self.out_of_fold, self.rated)
-            table["kept"] = quality >= self.threshold if keep is None else keep_top_k(quality, ids, keep)
-            table["quality"] = quality
+            table["quality"] = _with_own(self.quality.score(features.z), ids, self.out_of_fold, self.rated)
+        if keep is not None:
+            table["kept"] = keep_top_k(table["quality"].to_numpy(), ids, keep)
         return table
 
 

@@ -70,9 +70,6 @@ class FlawData:
     flaw: np.ndarray
     """[N] kind of flaw, '' when the sample is sound."""
 
-    def __post_init__(self) -> None:
-        require_rows(z=self.z, metadata=self.metadata, texts=self.texts, flaw=self.flaw)
-
     @property
     def flawed(self) -> np.ndarray:
         """Mask bool [N]."""
@@ -183,7 +180,7 @@ def flaw_rows_from_features(
     `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for unequal rows, another split
     name, or a split with a single class.
     """
-    require_rows(split=split, valid=valid, kinds=valid if kinds is None else kinds)
+    require_rows(z=z, metadata=metadata, texts=texts, valid=valid, split=split, kinds=valid if kinds is None else kinds)
     split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
     if unknown := sorted(set(split) - {"train", "test"}):
         raise ValueError(f"split holds {unknown[0]!r}: use 'train' and 'test' only")

@@ -84,15 +84,6 @@ def plan_sensitivity(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def curve_sizes(n: int) -> tuple[int, ...]:
-    """The `SIZES` below n, then n itself.
-
-    >>> curve_sizes(240), curve_sizes(3000)
-    ((30, 100, 240), (30, 100, 300, 1000, 3000))
-    """
-    return (*(size for size in SIZES if size < n), n)
-
-
 def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
     """Permutations [n] of the labelled samples; the first m of one are its subset of size m."""
     return [np.random.default_rng(sub_seed(seed, f"label-subset-{i}")).permutation(n) for i in range(subsets)]
@@ -106,7 +97,7 @@ def label_curve(
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
     permutations = nested_subsets(len(y), seed)
     for name, x in train.items():
-        for size in curve_sizes(len(y)):
+        for size in (*(size for size in SIZES if size < len(y)), len(y)):
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
