@@ -6,10 +6,6 @@ summation may swap them. So comparisons in float32 bound the share of entries th
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +14,6 @@ import torch
 from devices import KINDS, different_share, open_on, pooled, random_saes, world_samples
 from scipy.stats import spearmanr
 
-from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.encode.models import pick_device, token_vectors
 from saerl_lib.encode.pool import find_all
@@ -74,15 +69,6 @@ def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(saes: dict[str, Path])
     for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
         assert torch.equal(buffer, expected), name
     assert pooled(world_samples(4, "gpu-rotary"), encoder).dtype == np.float32
-
-
-def test_every_tensor_of_the_encode_path_lies_on_the_device() -> None:
-    command = [sys.executable, str(Path(__file__).with_name("second_device.py"))]
-    environment = dict(os.environ, PYTHONPATH=str(paths.ROOT), OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(found) == 7 and all(found.values()), found
 
 
 def test_devices_are_named_and_missing_ones_refused() -> None:
