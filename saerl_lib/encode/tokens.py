@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,16 +148,13 @@ LOGITS_PER_BATCH = 2**27
 """Padded tokens times vocabulary of one batch: half a gigabyte in float32; one text may exceed it."""
 
 
-@dataclass(frozen=True)
-class Surprise:
-    """Negative log-likelihoods of N samples, float64 [N] each."""
+class Surprise(NamedTuple):
+    """Mean nats a token of N prompts (the first counts only where the tokenizer has a beginning-of-text token) and of solutions
+    given them, and the nats of the most surprising solution token: one wrong digit hardly moves a mean. float64 [N] each."""
 
     prompt: NDArray[np.float64]
-    """Mean nats a token of the prompt; its first token counts only where the tokenizer has a beginning-of-text token."""
     solution: NDArray[np.float64]
-    """Mean nats a token of the solution given the prompt."""
     solution_peak: NDArray[np.float64]
-    """Nats of the most surprising solution token: one wrong digit hardly moves a mean."""
 
 
 @torch.inference_mode()

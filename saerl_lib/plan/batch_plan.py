@@ -92,14 +92,11 @@ def make_pool(ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarr
     return pool
 
 
-@dataclass(frozen=True)
-class Batches:
-    """T batches in training order, before or after mixing."""
+class Batches(NamedTuple):
+    """T batches in training order: stage int [T], ascending from 0, and rows of the pool int [T, b] in slot order."""
 
     stage: np.ndarray
-    """Ascending from 0, int [T]."""
     rows: np.ndarray
-    """Row numbers of the pool in slot order, easy to hard, int [T, b]."""
 
 
 @dataclass(frozen=True)

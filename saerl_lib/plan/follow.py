@@ -26,13 +26,11 @@ class LogError(ValueError):
     """The log cannot be read as ids that a trainer consumed."""
 
 
-@dataclass(frozen=True)
-class ConsumedLog:
-    """Sample ids in the order of the log, one a rollout or one a prompt."""
+class ConsumedLog(NamedTuple):
+    """Sample ids in the order of the log, one a rollout or one a prompt, and the trainer's step of each, from 0 or 1, if any."""
 
     ids: tuple[str, ...]
     steps: tuple[int, ...] | None = None
-    """The trainer's step of each id, from 0 or 1; None when the log has none."""
 
 
 def append_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -53,14 +53,11 @@ TIE = 1e-9
 """Relative gap of squared distances below which the nearest centroid is decided by the distances themselves."""
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """Nearest centroids of N samples."""
+class Assignment(NamedTuple):
+    """Cluster of each of N samples, and its Euclidean distance to the centroid in standardised, clipped space; [N] each."""
 
     label: np.ndarray
-    """Cluster of each sample, int [N]."""
     distance: np.ndarray
-    """Euclidean distance to its centroid in standardised, clipped space, float [N]."""
 
 
 @dataclass(frozen=True)

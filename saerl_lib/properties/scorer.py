@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -38,16 +39,13 @@ PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
 """Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Features of N samples as plain arrays."""
+class Columns(NamedTuple):
+    """Features of N samples as plain arrays: phi [N, D] of clusters and difficulty, no NaN, perhaps stored rows that are read by
+    chunks; z [N, E] of quality."""
 
     ids: Sequence[str]
-    """[N]."""
     phi: np.ndarray
-    """[N, D], of clusters and difficulty; no NaN. May be stored rows, which are read by chunks."""
     z: np.ndarray
-    """[N, E], of quality."""
 
 
 Features = FeatureTable | Columns

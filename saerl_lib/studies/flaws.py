@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -194,16 +195,13 @@ def flaw_rows_from_features(
     return flaw_table(scores, test.flaw, pools, dataset=dataset, config=config, seed=seed)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the score of a probe is measured against."""
+class Target(NamedTuple):
+    """What the score of a probe is measured against: labels bool [N test] on the samples of a mask bool [N test]; the sign is -1
+    where a small score speaks for the label."""
 
     labels: np.ndarray
-    """[N test] bool."""
     mask: np.ndarray
-    """[N test] bool, samples that it is measured on."""
     sign: float = 1.0
-    """-1 where a small score speaks for the label."""
 
 
 def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
