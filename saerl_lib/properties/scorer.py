@@ -8,7 +8,7 @@ No row is scored by a model that saw its own label: labelled and rated rows take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,17 +52,14 @@ Features = FeatureTable | Columns
 """What is read of N samples."""
 
 
-@dataclass(frozen=True)
-class Rated:
-    """What quality is learnt from: m rows that are good or not, by ratings or by their source."""
+class Rated(NamedTuple):
+    """What quality is learnt from: m rows with z [m, E] that are good or not, bool [m], by ratings or by their source; negatives
+    are z [n, E] of rows that are not good, whose scores place the threshold: they train nothing."""
 
     ids: Sequence[str]
     z: np.ndarray
-    """[m, E]."""
     good: np.ndarray
-    """[m] bool."""
     negatives: np.ndarray | None = None
-    """[n, E] of rows that are not good, whose scores place the threshold; they train nothing."""
 
 
 def rated_sources(target: Features, other: Features) -> Rated:
@@ -136,20 +133,19 @@ def fit_scorer(
     """Fit clusters on the pool `features` [N] and, from what is given, difficulty and quality; deterministic for a base seed.
     `labelled` are the features of L with difficulty `labels` [n], inside the pool or beside it; `clusters` were fitted before.
     Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class."""
-    phi = features.phi
-    clusters = pool_clusters(phi, config, seed) if clusters is None else clusters
-    model = widths = classifier = own = negatives = None
-    if labelled is not None and labels is not None:
+    clusters = pool_clusters(features.phi, config, seed) if clusters is None else clusters
+    found = Scorer(clusters)
+    if labelled is not None:
         require_rows(ids=labelled.ids, labels=labels)
-        phi, labels = labelled.phi, np.asarray(labels, dtype=np.float64)
-        cluster = clusters.assign(phi).label
+        phi, cluster = labelled.phi, clusters.assign(labelled.phi).label
         model = fit_difficulty(phi, labels, cluster, clusters.k, config, sub_seed(seed, "difficulty"))
         widths = cluster_half_widths(labels - model.out_of_fold["ranking"].to_numpy(), cluster, clusters.k)
+        found = replace(found, difficulty=model, widths=widths, labelled=tuple(labelled.ids))
     if quality is not None:
         classifier, own = fit_rated(quality, sub_seed(seed, "filter"))
         negatives = None if quality.negatives is None else classifier.score(quality.negatives)
-    ids = tuple(labelled.ids) if labelled is not None else ()
-    return Scorer(clusters, model, widths, ids, classifier, tuple(quality.ids) if quality else (), own, negatives)
+        found = replace(found, quality=classifier, rated=tuple(quality.ids), out_of_fold=own, negatives=negatives)
+    return found
 
 
 def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:

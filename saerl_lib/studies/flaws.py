@@ -20,7 +20,6 @@ carried. Axes: N samples, D features, M metadata.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,17 +58,14 @@ DROPPED_SHARE = 0.5
 DATASET = "world"
 
 
-@dataclass(frozen=True)
-class FlawData:
-    """N samples with known flaws."""
+class FlawData(NamedTuple):
+    """N samples with known flaws: z [N, D] that the probe reads, shallow metadata [N, M], texts, and the kind of flaw [N], ''
+    when the sample is sound."""
 
     z: np.ndarray
-    """[N, D] features that the probe reads."""
     metadata: np.ndarray
-    """[N, M] shallow features."""
     texts: tuple[str, ...]
     flaw: np.ndarray
-    """[N] kind of flaw, '' when the sample is sound."""
 
     @property
     def flawed(self) -> np.ndarray:

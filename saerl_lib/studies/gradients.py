@@ -69,14 +69,12 @@ NEIGHBOURS = 5
 """So many samples, the nearest in a space, are compared with all others (ours)."""
 
 
-@dataclass(frozen=True)
-class GradientGram:
-    """Inner products of the gradients of N prompts."""
+class GradientGram(NamedTuple):
+    """Inner products of the gradients of N prompts, [2 N, 2 N] float64: row h N + i is half h of prompt i, zero where a group has
+    no gradient; and the share of right answers in each half, [N, 2]."""
 
     products: np.ndarray
-    """[2 N, 2 N] float64; row h N + i is half h of prompt i; zero where the group has no gradient."""
     pass_rate: np.ndarray
-    """[N, 2] share of right answers in each half."""
 
     @property
     def zero(self) -> np.ndarray:
