@@ -472,28 +472,21 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("log", "message"),
     [
         ("\n \n", "no sample id"), ('{"sample_id": "a"}\n{"id": "b"}\n', "line 2: field 'sample_id' is missing"),
         ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
         ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
         ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"), ("step,sample_id\n1,a\n", "looks like CSV"),
+        ({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}, "2 runs"),
+        ({"step": [1]}, "row 1: field 'sample_id' is missing"),
     ],
 )  # fmt: skip
-def test_malformed_logs(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text(text)
+def test_malformed_logs(tmp_path: Path, log: str | dict[str, list], message: str) -> None:
+    path = tmp_path / ("log.jsonl" if isinstance(log, str) else "log.parquet")
+    path.write_text(log) if isinstance(log, str) else pd.DataFrame(log).to_parquet(path)
     with pytest.raises(LogError, match=message):
         read_log(path)
-
-
-def test_tables_that_are_no_log_of_one_run(tmp_path: Path) -> None:
-    table = tmp_path / "log.parquet"
-    runs = {"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}
-    for columns, message in ((runs, "2 runs"), ({"step": [1]}, "row 1: field 'sample_id' is missing")):
-        pd.DataFrame(columns).to_parquet(table)
-        with pytest.raises(LogError, match=message):
-            read_log(table)
 
 
 # The commands.
