@@ -254,12 +254,6 @@ class FeatureTable:
     metadata: NDArray[np.float32]
     """[N, 26] metadata features; those of the solution are NaN for a sample without one."""
 
-    def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.z) == len(self.metadata):
-            raise ValueError(
-                f"{len(self.ids)} ids, {len(self.z)} rows of z and {len(self.metadata)} of metadata: lengths must agree"
-            )
-
     @property
     def phi(self) -> NDArray[np.float32]:
         """[N, 4 S + 26], phi = [z ; m] (paper, section 3.1)."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib.data.sample import DataError, Sample
@@ -130,16 +131,10 @@ def token_batches(
 
 def pad(rows: tuple[int, ...], spans: Sequence[Spans], pad_id: int) -> TokenBatch:
     """The padded batch of some rows."""
-    shape = (len(rows), max(len(spans[i].ids) for i in rows))
-    ids = torch.full(shape, pad_id)
-    prompt, solution, real = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-    for b, i in enumerate(rows):
-        n = len(spans[i].ids)
-        ids[b, :n] = torch.tensor(spans[i].ids)
-        prompt[b, :n] = torch.tensor(spans[i].prompt)
-        solution[b, :n] = torch.tensor(spans[i].solution)
-        real[b, :n] = True
-    return TokenBatch(rows, ids, prompt, solution, real)
+    own = [spans[i] for i in rows]
+    ids = pad_sequence([torch.tensor(s.ids) for s in own], batch_first=True, padding_value=pad_id)
+    masks = ([s.prompt for s in own], [s.solution for s in own], [[True] * len(s.ids) for s in own])
+    return TokenBatch(rows, ids, *(pad_sequence([torch.tensor(m) for m in mask], batch_first=True) for mask in masks))
 
 
 TOKENS_PER_BATCH = 1024

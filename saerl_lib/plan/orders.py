@@ -52,7 +52,6 @@ from saerl_lib.plan.batch_plan import (
     write_plan,
 )
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.properties.probes import require_finite
 from saerl_lib.properties.scorer import whole_batches
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -280,8 +279,7 @@ def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
 
 
 def standardised_space(x: np.ndarray) -> np.ndarray:
-    """x [N, D] of the pool with mean 0 and deviation 1 a column. Raises ValueError for non-finite values."""
-    require_finite("x", x)
+    """x [N, D] of the pool with mean 0 and deviation 1 a column."""
     return StandardScaler().fit_transform(np.asarray(x, dtype=np.float64))
 
 
@@ -292,12 +290,9 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
 
 def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
     """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T]. points are [N, D],
-    batches row numbers [T, b]. Raises ValueError for batches of fewer than two samples."""
-    b = batches.shape[1]
-    if b < 2:
-        raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
+    batches row numbers [T, b], b at least 2."""
     distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    last = min(NEIGHBOURS, b - 1) + 1  # the first is the sample itself
+    last = min(NEIGHBOURS, batches.shape[1] - 1) + 1  # the first is the sample itself
     return np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
 
 

@@ -120,8 +120,6 @@ class Task:
     """[n_test] what the intervals resample as one, such as the question of a solution; None: single rows."""
 
     def __post_init__(self) -> None:
-        if len(self.train) != len(self.y_train) or len(self.test) != len(self.y_test):
-            raise ValueError(f"{self.dataset} {self.target}: samples and labels differ in number")
         if len(self.train) < LEAST_TRAIN or len(self.test) < LEAST_TEST:
             raise ValueError(
                 f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
