@@ -290,7 +290,6 @@ def test_a_planted_flaw_is_found_by_the_right_probe_alone() -> None:
 X, Y = topics(30, 1.0, 0)
 BROKEN = np.where(np.arange(180).reshape(30, 6) == 44, np.nan, X)
 FLAWS = planted_flaw(60, 0)
-FLAW_ARGUMENTS = (FLAWS.z, FLAWS.metadata, FLAWS.texts, FLAWS.flaw == "")
 
 
 @pytest.mark.parametrize(
@@ -302,8 +301,6 @@ FLAW_ARGUMENTS = (FLAWS.z, FLAWS.metadata, FLAWS.texts, FLAWS.flaw == "")
         (lambda: probes.ridge_predictions(X[:2], np.array([0.0, 1.0]), X, 0), "2 training samples are fewer than the 3 folds"),
         (lambda: task(n=40), "too few; label at least 30 and 10"),
         (lambda: fit_tfidf(["", " "]), "train_texts"),
-        (lambda: flaw_rows_from_features(*FLAW_ARGUMENTS, ["dev"] * 60, dataset="d", config=CONFIG, seed=0),
-         "use 'train' and 'test' only"),
         (lambda: sgd_scores(FLAWS.z, np.ones(60, dtype=bool), FLAWS.z, 0), "single class"),
         (lambda: flaw_table({}, [""] * 60, {"p": np.ones(60, bool)}, dataset="d", config=CONFIG, seed=0), "it needs both"),
         (lambda: log_importance_weights([], ["a"]), "DSIR needs at least one text"),

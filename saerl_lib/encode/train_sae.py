@@ -121,9 +121,7 @@ def build_trainer(
     start: Tensor, provider: Iterator[Tensor], config: SAEConfig, kind: str = KINDS[0], **keeping: Any
 ) -> SAETrainer:
     """SAELens' trainer of a TopK SAE on batches of vectors; `start` [n, D] gives the mean where the decoder's bias begins.
-    `keeping` are SAELens' settings of checkpoints. Raises ValueError for another kind than `KINDS`."""
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    `kind` is one of `KINDS`, `keeping` are SAELens' settings of checkpoints."""
     steps, save = max(1, config.tokens // config.vectors_per_step), keeping.pop("save", None)
     mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
     sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")

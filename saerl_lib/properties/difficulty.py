@@ -44,7 +44,6 @@ class DifficultyModel:
 
     def predict(self, phi: np.ndarray, clusters: np.ndarray) -> pd.DataFrame:
         """`rank` of phi [N, D], read by chunks, whose clusters are [N]. Raises ValueError for non-finite phi."""
-        require_rows(phi=phi, clusters=clusters)
         raw = by_chunks("phi", phi, self.predictor.predict)
         return rank(raw, self.calibration.predict(raw[:, None]), clusters, self.corrections)
 

@@ -84,7 +84,7 @@ def fit_source_classifier(
 
 def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
     """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id. Raises ValueError for k outside
-    1..N, non-finite scores or repeated ids."""
+    1..N or non-finite scores."""
     require_rows(scores=scores, ids=ids)
     require_finite("scores", scores)
     names = np.asarray(ids, dtype=str)
@@ -92,8 +92,6 @@ def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
         raise ValueError(
             f"k={k} must lie between 1 and the {len(names)} samples of the pool: lower pool_samples or enlarge the pool"
         )
-    if len(np.unique(names)) < len(names):
-        raise ValueError("ids holds repeated values: give every sample its own id")
     keep = np.zeros(len(names), dtype=bool)
     keep[np.lexsort((names, -np.asarray(scores, dtype=float)))[:k]] = True
     return keep

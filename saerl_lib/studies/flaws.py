@@ -37,7 +37,7 @@ from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_rows, shuffled
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
@@ -174,13 +174,9 @@ def flaw_rows_from_features(
 
     `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
     training texts as its target. `kinds` names the flaw of each invalid sample (ignored where valid; default 'invalid').
-    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for unequal rows, another split
-    name, or a split with a single class.
+    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for a split with a single class.
     """
-    require_rows(z=z, metadata=metadata, texts=texts, valid=valid, split=split, kinds=valid if kinds is None else kinds)
     split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
-    if unknown := sorted(set(split) - {"train", "test"}):
-        raise ValueError(f"split holds {unknown[0]!r}: use 'train' and 'test' only")
     flaw = np.where(valid, "", "invalid" if kinds is None else np.asarray(kinds, dtype=str))
     data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), flaw)
     train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
@@ -209,8 +205,6 @@ def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.n
 def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients [M, D] and adjusted R^2 [D], cut to 0..1, of standardised points [N, D] on a standardised design [N, M]."""
     n, m = design.shape
-    if n <= m + 1:
-        raise ValueError(f"{n} samples for {m} covariates: R^2 is undefined; pass more training samples")
     coefficients = np.linalg.lstsq(design, points, rcond=1e-10)[0]
     unexplained, total = (np.square(x).mean(axis=0) for x in (points - design @ coefficients, points))
     share = np.divide(unexplained, total, out=np.ones_like(total), where=total > 0)
@@ -225,7 +219,7 @@ def suppressed_views(
 
     `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
     `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
-    projections of z as there are metadata features. Raises ValueError for no more training samples than covariates.
+    projections of z as there are metadata features. There must be more training samples than of these.
     """
     plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
