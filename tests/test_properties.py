@@ -280,7 +280,7 @@ TWO = np.array([0.1, 0.2])
         (lambda: clusters.fit_clusters(PHI, 0, 0), "clusters=0"),
         (lambda: FIXED.assign(np.zeros((3, 4))), "fitted on 2 columns"),
         (lambda: clusters.fit_clusters(BROKEN, 3, 0), "phi holds 1 non-finite values, first in row 3"),
-        (lambda: difficulty.fit_difficulty(*L, 2, CONFIG, 0).predict(BROKEN, L[2]), "phi holds 1 non-finite values, first in row 3"),
+        (lambda: difficulty.fit_difficulty(*L, 2, CONFIG, 0).predict(BROKEN, L[2]), "phi holds 1 non-finite"),
         (lambda: difficulty.fit_difficulty(BROKEN[:30], *L[1:], 2, CONFIG, 0), "train_x holds 1 non-finite"),
         (lambda: difficulty.fit_difficulty(L[0], L[1][:-1], L[2], 2, CONFIG, 0), "row counts"),
         (lambda: quality.keep_top_k(TWO, ["a", "b"], 3), "k=3 must lie between 1 and the 2 samples"),
