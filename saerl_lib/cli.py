@@ -159,7 +159,7 @@ class Sae(Command):
     """Train an SAE on any text, for any model; the same command goes on after a stop."""
 
     text: tuple[str, ...]
-    """JSON lines, Parquet or text, or OWNER/NAME@COMMIT[:CONFIGURATION] on the hub; read one after another."""
+    """JSON lines or Parquet, or OWNER/NAME@COMMIT[:CONFIGURATION] on the hub; read one after another."""
     text_field: str = "text"
     """Field that holds the text."""
     encoder: str

@@ -10,17 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import ElasticNet, SGDClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import PlanConfig
-from saerl_lib.data.sample import Sample
+from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.store import FeatureTable
-from saerl_lib.plan.audit import Evidence, LinearReader, UnknownSampleError, audit, audit_text
+from saerl_lib.plan.audit import Evidence, audit, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
-from saerl_lib.properties import scorer as difficulty
+from saerl_lib.properties import difficulty
 from saerl_lib.properties.audit import cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
+from saerl_lib.properties.difficulty import DifficultyModel
+from saerl_lib.properties.quality import SourceClassifier
+from saerl_lib.properties.scorer import Scorer
 
 # Confidence of a latent for a label.
 
@@ -173,6 +179,13 @@ def test_the_interval_covers_new_samples_and_small_clusters_borrow() -> None:
 CONFIG = PlanConfig(4, 1, window_batches=3, difficulty_tolerance=0.5, length_tolerance=0.5, unequal="front")
 
 
+def scaler(columns: int, deviation: float) -> StandardScaler:
+    """Centred on zero, every column in the same unit."""
+    found = StandardScaler().fit(np.zeros((2, columns)))
+    found.scale_ = np.full(columns, deviation)
+    return found
+
+
 def world(config: PlanConfig = CONFIG) -> Evidence:
     """40 samples, 32 kept: clusters 0 and 1 share easy stages and swap, cluster 2 is alone in the last stages."""
     rng = np.random.default_rng(0)
@@ -184,10 +197,12 @@ def world(config: PlanConfig = CONFIG) -> Evidence:
     centroids = np.array([[first] + [0.0] * 8 for first in (-4.5, 0.5, 4.5)])  # within the clip at 5 deviations
     space = Clusters(np.array([5.0, *[0.0] * 8]), np.ones(9), centroids)
     assigned = space.assign(table.phi)
-    difficulty = LinearReader(np.zeros(9), np.ones(9), np.array([0, 1.0, 0, -0.5, 0, 0, 0, 0, 0.2]), 1.0)
-    quality = LinearReader(np.zeros(8), np.full(8, 2.0), np.array([0, 0, 2.0, 0, -1.0, 0, 0, 0]), 0.1)
-    raw = difficulty.intercept + difficulty.standardise(table.phi) @ difficulty.weight
-    score = 1 / (1 + np.exp(-(quality.intercept + quality.standardise(z) @ quality.weight)))
+    net, source = ElasticNet(), SGDClassifier(loss="log_loss")
+    net.coef_, net.intercept_ = np.array([0, 1.0, 0, -0.5, 0, 0, 0, 0, 0.2]), 1.0
+    source.coef_, source.intercept_, source.classes_ = np.array([[0, 0, 4.0, 0, -2.0, 0, 0, 0]]), np.array([0.1]), np.arange(2)
+    quality = SourceClassifier(scaler(8, 2.0), 2.0, source)
+    difficulty = DifficultyModel(Pipeline([("scale", scaler(9, 1.0)), ("probe", net)]), None, None, None)
+    raw, score = difficulty.predictor.predict(table.phi.astype(float)), quality.score(z)
     corrections = pd.DataFrame(
         {"label": ["easy", "odd", "alone"], "n_labelled": [60, 10, 0], "residual": [0.1, -0.2, 0.0], "shrinkage": [0.5, 0.2, 0.0]}
     )
@@ -201,7 +216,7 @@ def world(config: PlanConfig = CONFIG) -> Evidence:
     plan = build_plan(pool["sample_id"].tolist(), *arrays, config)
     samples = [Sample(i, f"What is {i}?", ("1+1=2",), "2", "A -> B", 2.0, "target") for i in table.ids]
     widths = pd.DataFrame({"width": [0.5, 0.75, np.inf], "n": [60, 70, 5], "own": [True, False, False]})
-    return Evidence(samples, table, names, scores, corrections, space, difficulty, quality, widths, plan, config)
+    return Evidence(samples, table, names, scores, corrections, Scorer(space, difficulty, widths, quality=quality), plan, config)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +273,7 @@ def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:
 
 
 def test_unknown_ids_and_stages_of_different_runs_are_refused(evidence: Evidence) -> None:
-    with pytest.raises(UnknownSampleError, match="the pool holds 40 ids such as item-00"):
+    with pytest.raises(DataError, match="the pool holds 40 ids such as item-00"):
         audit("zzz", evidence)
     other = replace(evidence, scores=evidence.scores.assign(raw=evidence.scores["raw"] + 0.1))
     with pytest.raises(ArtifactError, match="raw difficulty: stored .* different runs"):

@@ -14,7 +14,7 @@ from saerl_lib.studies.gradients import (
     flat_gradient,
     group_loss,
     group_moments,
-    mixing_tables,
+    mixing_table,
     mixing_terms,
     prompt_pairs,
     rank_correlation,
@@ -104,11 +104,9 @@ def test_appendix_a_by_hand() -> None:
 def test_tables_hold_every_pair_and_are_the_same_for_the_same_seed() -> None:
     gram, label = planted(0)
     arguments = (prompt_pairs(gram), label, {0: 0.5, 1: 0.5}, 8, 1, 30)
-    theory, curve = mixing_tables(*arguments, 0)
-    again, _ = mixing_tables(*arguments, 0)
-    assert theory.equals(again) and not theory.equals(mixing_tables(*arguments, 1)[0])
+    theory = mixing_table(*arguments, 0)
+    assert theory.equals(mixing_table(*arguments, 0)) and not theory.equals(mixing_table(*arguments, 1))
     assert {(r.cluster_c, r.cluster_d) for r in theory.itertuples()} >= {("0", "1"), ("1", "0"), ("0", "mean"), ("mean", "mean")}
-    assert curve[curve["rho"] == 0]["mse_change"].abs().max() == 0.0
 
 
 def test_rank_correlation_equals_scipy_on_all_pairs() -> None:

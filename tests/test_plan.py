@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,12 +25,10 @@ from saerl_lib.plan.batch_plan import (
     plan_diff,
     plan_hash,
     read_plan,
-    rows_of,
     validate,
     write_plan,
 )
 from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first, mix_tails
-from saerl_lib.studies import bench
 from saerl_lib.studies.sensitivity import nested_subsets
 
 
@@ -69,20 +66,6 @@ def test_curriculum_of_a_dozen_by_hand() -> None:
     assert found == [(0, [5, 4]), (0, [6, 7]), (1, [11, 10]), (2, [3, 2]), (2, [8, 9]), (3, [1, 0])]
 
 
-def test_ties_of_the_score_go_by_raw_then_by_id() -> None:
-    batches = cluster_first(
-        ids=["b", "a", "c", "d"], clusters=np.zeros(4), ranking=np.ones(4), raw=np.array([2.0, 2.0, 1.0, 3.0]), config=config(4)
-    )
-    assert batches.rows[0].tolist() == [2, 1, 0, 3]
-
-
-def test_swap_by_hand_changes_tails_only() -> None:
-    batches = Batches(np.zeros(2, dtype=int), np.arange(6).reshape(2, 3))
-    mixed, partner = mix_tails(batches, np.array([0, 0, 0, 1, 1, 1]), np.arange(6.0), np.ones(6), config(3, h=2))
-    assert mixed.rows.tolist() == [[0, 4, 5], [3, 1, 2]] and partner.tolist() == [1, 0]
-    assert batches.rows.tolist() == [[0, 1, 2], [3, 4, 5]]  # the input is untouched
-
-
 @pytest.mark.parametrize(
     ("narrowed", "clusters", "stages", "swaps"),
     [
@@ -99,7 +82,8 @@ def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int,
     ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
     mixed, partner = mix_tails(batches, np.array(clusters), ranking, lengths, config(2, **({"h": 1} | narrowed)))
     assert partner.tolist() == ([1, 0] if swaps else [-1, -1])
-    assert mixed.rows[0].tolist() == ([0, 3] if swaps else [0, 1])
+    assert mixed.rows.tolist() == ([[0, 3], [2, 1]] if swaps else [[0, 1], [2, 3]])
+    assert batches.rows.tolist() == [[0, 1], [2, 3]], "the input is untouched"
 
 
 def test_who_has_fewest_choices_then_the_closest_partner_wins_and_each_batch_swaps_once() -> None:
@@ -223,20 +207,6 @@ def test_every_plan_is_a_permutation_that_ignores_the_input_order(pool, order: s
         assert plan.ids == plain_order(*arrays, settings_), "the plan is that of lists and loops"
 
 
-def test_a_large_pool_is_planned_in_seconds(tmp_path: Path) -> None:
-    n = 2000 * 128
-    bench.write_scores(tmp_path, n)
-    scores = pd.read_parquet(tmp_path / "scores.parquet")
-    start = time.process_time()
-    plan = build_plan(*(scores[name] for name in bench.SCORES), bench.PLAN)
-    assert time.process_time() - start < 10  # one second on a quiet core; loops over samples took more than ten
-    place, sizes = rows_of(plan.table["sample_id"], scores["sample_id"]), scores["cluster"].value_counts()
-    assert len(np.unique(place)) == len(place) == (sizes // 128 * 128).sum() and plan.unpaired_share <= orders.MOST_ALONE
-    assert np.array_equal(plan.table["ranking_score"], scores["ranking"].to_numpy()[place])
-    home = plan.table["swapped_with"].to_numpy()
-    assert 0 < (home >= 0).sum() <= len(plan.ids) // 128 * 8 and (np.flatnonzero(home >= 0) % 128 >= 120).all()
-
-
 def test_baseline_orders() -> None:
     ids = ["a", "b", "c", "d"]
     labels = np.array([2.0, 1.0, 2.0, 0.0])
@@ -292,27 +262,20 @@ def test_bad_input(change: dict, message: str) -> None:
         build_plan(**({**dozen(), "lengths": np.ones(12), "config": config(2)} | change))
 
 
-def test_diversity_by_hand_and_rows() -> None:
+def test_diversity_and_composition_by_hand() -> None:
     points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
     # pairs (0, 1) and (2, 3): distances 5 and 1
     assert orders.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
-    plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
-    line = np.arange(12.0)[:, None]
+    assert orders.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
+    plan, line = build_plan(**dozen(), lengths=np.ones(12), config=config(2)), np.arange(12.0)[:, None]
     rows = orders.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
     assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
     assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
-    assert orders.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
-
-
-def test_composition_rows_by_hand() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
-    rows = orders.composition_rows(plan, dozen()["ids"], np.arange(12.0))
-    assert rows.loc[0].to_dict() == {
+    assert orders.composition_rows(plan, dozen()["ids"], np.arange(12.0)).loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,
         "mean_ranking_score": pytest.approx(1.7), "mean_sequence_words": 6.0,
     }
-    with pytest.raises(PlanError, match="ids lacks 1 planned samples"):
-        orders.composition_rows(plan, dozen()["ids"][1:], np.ones(11))
 
 # Open choices, and the comparison of two plans.
 
@@ -322,14 +285,16 @@ CLUSTERS = np.array([0] * 7 + [1] * 5)
 DIFFICULTY = np.array([1.0, 2, 3, 4, 5, 6, 7, 1.5, 2.5, 3.5, 4.5, 5.5])
 
 
-def batches(config: PlanConfig) -> list[list[int]]:
-    return cluster_first(DOZEN, CLUSTERS, DIFFICULTY, DIFFICULTY, config).rows.tolist()
-
-
-def test_what_happens_to_a_clusters_rest_by_hand() -> None:
+def test_rests_and_clusters_of_unequal_size_by_hand() -> None:
     # cluster 0 holds rows 0-6, cluster 1 rows 7-11, b = 3: rests are row 6 and rows 10, 11 (the hardest)
-    assert batches(config(3)) == [[0, 1, 2], [7, 8, 9], [3, 4, 5], [10, 11, 6]]
-    assert batches(config(3, rest="drop")) == [[0, 1, 2], [7, 8, 9], [3, 4, 5]]
+    for rest, left in (("pool", [[10, 11, 6]]), ("drop", [])):
+        found = cluster_first(DOZEN, CLUSTERS, DIFFICULTY, DIFFICULTY, config(3, rest=rest)).rows.tolist()
+        assert found == [[0, 1, 2], [7, 8, 9], [3, 4, 5], *left]
+    clusters = np.array([0] * 9 + [1] * 3)
+    ranking = np.array([1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0, 3.1, 3.2, 0.1, 0.2, 0.3])
+    for name, place in (("front", 0), ("stretch", 1), ("back", 2)):
+        found = cluster_first(DOZEN, clusters, ranking, ranking, PlanConfig(3, 0, unequal=name)).rows.tolist()
+        assert found.index([9, 10, 11]) == place
 
 
 def test_the_batches_of_each_cluster_are_counted_and_few_of_them_warned_of() -> None:
@@ -339,15 +304,6 @@ def test_the_batches_of_each_cluster_are_counted_and_few_of_them_warned_of() -> 
     assert table.to_dict("list") == {"cluster": [0, 1], "samples": [7, 5], "batches": [2, 1], "without_partner": [1, 0],
                                      "left_out": [1, 2]}  # fmt: skip
     assert "33% of the batches found no partner" in str(said[1].message)
-
-
-def test_clusters_of_unequal_size_by_hand() -> None:
-    clusters = np.array([0] * 9 + [1] * 3)
-    ranking = np.array([1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0, 3.1, 3.2, 0.1, 0.2, 0.3])
-    small = [9, 10, 11]
-    for name, place in (("front", 0), ("stretch", 1), ("back", 2)):
-        found = cluster_first(DOZEN, clusters, ranking, ranking, PlanConfig(3, 0, unequal=name)).rows.tolist()
-        assert found.index(small) == place
 
 
 def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -> BatchPlan:
@@ -360,10 +316,8 @@ def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -
 
 def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
     plan = forty()
-    same = plan_diff(plan, plan)
-    assert same | {"spearman": 1} == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0, "spearman": 1,
-                                      "same_batches": 1}  # fmt: skip
-    assert same["spearman"] == pytest.approx(1.0)
+    assert plan_diff(plan, plan) == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0,
+                                     "spearman": pytest.approx(1.0), "same_batches": 1}  # fmt: skip
     other = plan_diff(forty("random", seed=1), forty("random", seed=2))
     assert other["share_moved"] > 0.5 and abs(other["spearman"]) < 0.5
     found = plan_diff(forty(n=40), forty(n=32))

@@ -11,21 +11,19 @@ from numpy.typing import NDArray
 
 from saerl_lib.data.sample import Sample
 
-
-def _share(text: str, pattern: str) -> float:
-    return len(re.findall(pattern, text)) / max(1, len(text))
+TEX = r"\\[a-zA-Z]+|[${}^_]"
 
 
-def _count(text: str, pattern: str) -> float:
-    return float(len(re.findall(pattern, text)))
+def _share(pattern: str) -> Callable[[str], float]:
+    return lambda text: len(re.findall(pattern, text)) / max(1, len(text))
+
+
+def _count(pattern: str) -> Callable[[str], float]:
+    return lambda text: float(len(re.findall(pattern, text)))
 
 
 def _numbers(text: str) -> list[int]:
     return [int(v[:15]) for v in re.findall(r"\d+", text)]
-
-
-def _log_max(text: str) -> float:
-    return math.log10(1 + max(_numbers(text), default=0))
 
 
 def _log_mean(text: str) -> float:
@@ -38,64 +36,38 @@ def _distinct_words(text: str) -> float:
     return len(set(words)) / max(1, len(words))
 
 
-TEX = r"\\[a-zA-Z]+|[${}^_]"
-OPERATORS = r"[-+*/%:]"
-
-_BOTH: dict[str, Callable[[str], float]] = {
-    "characters": lambda t: float(len(t)),
-    "words": lambda t: _count(t, r"\S+"),
-    "numbers": lambda t: _count(t, r"\d+"),
-    "digit_ratio": lambda t: _share(t, r"\d"),
-    "tex_ratio": lambda t: _share(t, TEX),
-    "operators": lambda t: _count(t, OPERATORS),
-    "punctuation_ratio": lambda t: _share(t, r"[.,;!?]"),
-    "log10_largest_number": _log_max,
-    "log10_mean_number": _log_mean,
-    "distinct_word_share": _distinct_words,
-    "brackets": lambda t: _count(t, r"[()\[\]]"),
+_BOTH: dict[str, tuple[Callable[[str], float], str]] = {
+    "characters": (lambda text: float(len(text)), "number of characters"),
+    "words": (_count(r"\S+"), "number of runs without white space"),
+    "numbers": (_count(r"\d+"), "number of digit runs"),
+    "digit_ratio": (_share(r"\d"), "digits / characters"),
+    "tex_ratio": (_share(TEX), r"TeX commands and the signs $ { } ^ _ / characters"),
+    "operators": (_count(r"[-+*/%:]"), "number of the signs - + * / % :"),
+    "punctuation_ratio": (_share(r"[.,;!?]"), "signs . , ; ! ? / characters"),
+    "log10_largest_number": (lambda text: math.log10(1 + max(_numbers(text), default=0)),
+                             "log10(1 + largest digit run as a number), 15 digits at the most"),
+    "log10_mean_number": (_log_mean, "log10(1 + mean of the digit runs as numbers)"),
+    "distinct_word_share": (_distinct_words, "distinct words / words, lower case"),
+    "brackets": (_count(r"[()\[\]]"), "number of ( ) [ ]"),
+}  # fmt: skip
+"""Feature of either side -> how it is computed, and that in words."""
+_PROMPT = _BOTH | {
+    "question_marks": (_count(r"\?"), "number of ?"),
+    "upper_case_ratio": (_share(r"[A-Z]"), "capital letters A-Z / characters"),
 }
-_PROMPT: dict[str, Callable[[str], float]] = {
-    "question_marks": lambda t: _count(t, r"\?"),
-    "upper_case_ratio": lambda t: _share(t, r"[A-Z]"),
-}
-_SOLUTION: dict[str, Callable[[str], float]] = {"lines": lambda t: _count(t, r"\n") + 1.0}
+_SOLUTION = _BOTH | {"lines": (lambda text: text.count("\n") + 1.0, "number of lines")}
+_SIDES = {"prompt": _PROMPT, "solution": _SOLUTION}
 
-FEATURES: tuple[str, ...] = (
-    *(f"prompt_{name}" for name in (*_BOTH, *_PROMPT)),
-    *(f"solution_{name}" for name in (*_BOTH, *_SOLUTION)),
-    "solution_to_prompt_length",
-)
+FEATURES: tuple[str, ...] = (*(f"{side}_{name}" for side in _SIDES for name in _SIDES[side]), "solution_to_prompt_length")
 """Names of the 26 features, in column order."""
 PROMPT_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("prompt_")]
 """Columns that need no solution."""
-FORMULAS: dict[str, str] = {
-    "characters": "number of characters",
-    "words": "number of runs without white space",
-    "numbers": "number of digit runs",
-    "digit_ratio": "digits / characters",
-    "tex_ratio": r"TeX commands and the signs $ { } ^ _ / characters",
-    "operators": "number of the signs - + * / % :",
-    "punctuation_ratio": "signs . , ; ! ? / characters",
-    "log10_largest_number": "log10(1 + largest digit run as a number), 15 digits at the most",
-    "log10_mean_number": "log10(1 + mean of the digit runs as numbers)",
-    "distinct_word_share": "distinct words / words, lower case",
-    "brackets": "number of ( ) [ ]",
-    "question_marks": "number of ?",
-    "upper_case_ratio": "capital letters A-Z / characters",
-    "lines": "number of lines",
-    "solution_to_prompt_length": "characters of the solution / characters of the prompt",
-}
-"""What each feature computes, by its name without `prompt_` or `solution_`."""
 
 
 def formula_table() -> list[tuple[str, str, str]]:
     """(feature, span, formula) of the 26 features, in column order."""
-    rows = []
-    for name in FEATURES:
-        span, _, rest = name.partition("_")
-        both = name == "solution_to_prompt_length"
-        rows.append((name, "prompt and solution" if both else span, FORMULAS[name if both else rest]))
-    return rows
+    rows = [(f"{side}_{name}", side, formula) for side in _SIDES for name, (_, formula) in _SIDES[side].items()]
+    return [*rows, (FEATURES[-1], "prompt and solution", "characters of the solution / characters of the prompt")]
 
 
 def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
@@ -103,9 +75,9 @@ def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
     rows = []
     for sample in samples:
         prompt, solution = sample.prompt, sample.solution
-        row = [f(prompt) for f in (*_BOTH.values(), *_PROMPT.values())]
+        row = [of(prompt) for of, _ in _PROMPT.values()]
         if sample.solved:
-            row += [f(solution) for f in (*_BOTH.values(), *_SOLUTION.values())]
+            row += [of(solution) for of, _ in _SOLUTION.values()]
             row.append(len(solution) / len(prompt))
         else:
             row += [math.nan] * (len(FEATURES) - len(row))

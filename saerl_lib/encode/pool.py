@@ -8,9 +8,9 @@ it once. Values are those of SAELens' `encode` (a test compares them). Axes: N s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import CutModel, activations, check_finite, kept_tokens
+from saerl_lib.encode.models import CutModel, states_of
+from saerl_lib.encode.sae import topk_entries
 from saerl_lib.encode.tokens import Layout, TokenBatch, token_batches
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
@@ -29,98 +30,50 @@ CHUNK_TOKENS = 256
 """Tokens of a chunk at least, since each reads the encoder's weights once: 128 MiB at F = 131,072."""
 
 
-@dataclass(frozen=True)
-class Triples:
+class Triples(NamedTuple):
     """Positive latents of n tokens on the SAE's device, by ascending token, three tensors [nnz]."""
 
     token: Tensor
+    """Row of the activation vector."""
     latent: Tensor
     value: Tensor
-
-    def host(self) -> SparseLatents:
-        """The same in NumPy, values in float32."""
-        return SparseLatents(self.token.cpu().numpy(), self.latent.cpu().numpy(), self.value.float().cpu().numpy())
-
-
-@dataclass(frozen=True)
-class SparseLatents:
-    """Positive latents of n tokens, by ascending token."""
-
-    token: NDArray[np.int64]
-    """Row of the activation vector, [nnz]."""
-    latent: NDArray[np.int64]
-    """Latent number (or column of the retained set), [nnz]."""
-    value: NDArray[np.float32]
-    """Activation, above 0, [nnz]."""
-
-
-def architecture(sae: SAE) -> str:
-    """The inference architecture as SAELens names it: standard, topk, jumprelu, ..."""
-    return str(sae.cfg.architecture())
-
-
-def _pre_activation(sae: SAE, vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if vectors.device.type != "cpu":  # one pass over the product fewer; a CPU keeps the order of its sums
-        return torch.addmm(bias, sae.process_sae_in(vectors), weight)
-    hidden = sae.process_sae_in(vectors) @ weight
-    hidden += bias
-    return hidden
-
-
-def _positive(hidden: Tensor, threshold: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    keep = hidden > threshold
-    keep &= hidden > 0
-    rows, columns = keep.nonzero(as_tuple=True)
-    return rows, columns, hidden[rows, columns]
-
-
-def encode_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> SparseLatents:
-    """All positive latents of vectors [n, D], on the host. Raises as `find_all`."""
-    return find_all(sae, vectors, chunk_elements).host()
+    """Activation, above 0."""
 
 
 @torch.inference_mode()
-def find_all(sae: SAE, vectors: Tensor, chunk_elements: int | None = None) -> Triples:
-    """All positive latents of vectors [n, D].
-
-    Raises ValueError for an architecture that is none of standard, topk, jumprelu.
-    """
-    from saerl_lib.encode.sae import topk_entries
-
-    kind = architecture(sae)
+def find_all(sae: SAE, vectors: Tensor) -> Triples:
+    """All positive latents of vectors [n, D]. Raises ValueError for an architecture that is none of standard, topk, jumprelu."""
+    kind = str(sae.cfg.architecture())
     if kind not in ("standard", "topk", "jumprelu"):
         raise ValueError(
             f"SAE architecture {kind!r} cannot be encoded here; use standard, topk or jumprelu (BatchTopK saves as jumprelu)"
         )
-    scale = sae.W_dec.norm(dim=-1) if kind == "topk" and sae.cfg.rescale_acts_by_decoder_norm else None
-    threshold = sae.threshold if kind == "jumprelu" else 0.0
+    rescales = kind == "topk" and sae.cfg.rescale_acts_by_decoder_norm
+    scale = sae.W_dec.norm(dim=-1) if rescales else None
 
     def entries(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hidden = _pre_activation(sae, chunk, sae.W_enc, sae.b_enc)
+        if chunk.device.type == "cpu":  # keeps the order of its sums
+            hidden = sae.process_sae_in(chunk) @ sae.W_enc
+            hidden += sae.b_enc
+        else:  # one pass over the product fewer
+            hidden = torch.addmm(sae.b_enc, sae.process_sae_in(chunk), sae.W_enc)
         if scale is not None:
             hidden *= scale
-        return topk_entries(hidden, int(sae.cfg.k)) if kind == "topk" else _positive(hidden, threshold)
+        if kind == "topk":
+            return topk_entries(hidden, int(sae.cfg.k))
+        keep = hidden > (sae.threshold if kind == "jumprelu" else 0.0)
+        keep &= hidden > 0
+        rows, columns = keep.nonzero(as_tuple=True)
+        return rows, columns, hidden[rows, columns]
 
-    return _in_chunks(vectors, _chunk_tokens(vectors, sae.cfg.d_sae, chunk_elements), entries)
-
-
-def _chunk_tokens(vectors: Tensor, columns: int, asked: int | None = None) -> int:
-    if asked:
-        return max(1, asked // columns)
     elements = CHUNK_ELEMENTS.get(vectors.device.type, CHUNK_ELEMENTS["cpu"])
-    return max(CHUNK_TOKENS, elements // max(1, columns))
-
-
-def _in_chunks(vectors: Tensor, tokens: int, entries: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> Triples:
+    size = max(CHUNK_TOKENS, elements // sae.cfg.d_sae)
     parts, start = [], 0
     # even chunks: a last one of a few rows would be multiplied by another kernel, with other last digits
-    for chunk in vectors.tensor_split(-(-len(vectors) // tokens)) if len(vectors) else ():
+    for chunk in vectors.tensor_split(max(1, -(-len(vectors) // size))):
         rows, columns, values = entries(chunk)
         parts.append((rows + start, columns, values))
         start += len(chunk)
-    if not parts:
-        none = torch.empty(0, dtype=torch.int64, device=vectors.device)
-        return Triples(none, none, torch.empty(0, device=vectors.device))
     return Triples(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -163,17 +116,18 @@ class Pooled:
     """Largest activation in the span, [nnz]."""
 
 
-def pool_triples(found: SparseLatents, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
+def pool_triples(found: Triples, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
     """Reduce triples by group: token t belongs to `group[t]` = 2 * row + span, which has `group_tokens[group]` tokens.
 
-    >>> found = SparseLatents(np.array([0, 1, 1]), np.array([7, 3, 7]), np.array([2.0, 1.0, 4.0], dtype=np.float32))
+    >>> found = Triples(torch.tensor([0, 1, 1]), torch.tensor([7, 3, 7]), torch.tensor([2.0, 1.0, 4.0]))
     >>> pooled = pool_triples(found, np.array([0, 0]), np.array([2, 0]), width=8)
     >>> pooled.latent.tolist(), pooled.mean.tolist(), pooled.peak.tolist()
     ([3, 7], [0.5, 3.0], [1.0, 4.0])
     """
-    key = group[found.token] * width + found.latent
+    token, latent, value = found.token.cpu().numpy(), found.latent.cpu().numpy(), found.value.float().cpu().numpy()
+    key = group[token] * width + latent
     order = np.argsort(key, kind="stable")
-    key, value = key[order], found.value[order]
+    key, value = key[order], value[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     if not len(starts):
         empty = np.empty(0, dtype=np.int64)
@@ -192,7 +146,7 @@ def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArr
     value = found.value[order].float()
     key, lengths = torch.unique_consecutive(key, return_counts=True)
     if not len(key):
-        return pool_triples(found.host(), group, group_tokens, width)
+        return pool_triples(found, group, group_tokens, width)
     place = torch.div(key, width, rounding_mode="floor")
     total = torch.segment_reduce(value.double(), "sum", lengths=lengths, unsafe=True)
     mean = (total / torch.from_numpy(group_tokens).to(place.device)[place]).float()
@@ -203,10 +157,8 @@ def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArr
 
 def pool_vectors(sae: SAE, vectors: Tensor, group: NDArray[np.int64], group_tokens: NDArray[np.int64]) -> Pooled:
     """Pooled latents of vectors [n, D] by group, as `pool_triples`."""
-    found, width = find_all(sae, vectors), sae.cfg.d_sae
-    if found.token.device.type == "cpu":
-        return pool_triples(found.host(), group, group_tokens, width)
-    return pool_on_device(found, group, group_tokens, width)
+    pool = pool_triples if vectors.device.type == "cpu" else pool_on_device
+    return pool(find_all(sae, vectors), group, group_tokens, sae.cfg.d_sae)
 
 
 def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int) -> NDArray[np.float32]:
@@ -226,9 +178,7 @@ def pool_batch(
     encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]
 ) -> tuple[dict[str, Pooled], NDArray[np.float32] | None]:
     """Pooled latents of one batch by SAE name, rows as positions in `samples`, and [B, 4 D] pooled activations if wanted."""
-    values = activations(encoder.decoder, batch)
-    check_finite(values, batch, samples)
-    keep = kept_tokens(encoder.decoder, values, batch)
+    values, keep = states_of(encoder.decoder, batch, samples)
     group = (2 * torch.arange(len(batch.rows)).unsqueeze(1) + batch.solution.long())[keep].numpy()
     vectors = values[keep]
     del values
@@ -242,9 +192,7 @@ def pool_batch(
 @torch.inference_mode()
 def batch_latents(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]) -> Tensor:
     """[B, T, F] latents of one small batch, on the CPU, zero on masked tokens: for looking at tokens, not for a data set."""
-    values = activations(encoder.decoder, batch)
-    check_finite(values, batch, samples)
-    keep = kept_tokens(encoder.decoder, values, batch)
+    values, keep = states_of(encoder.decoder, batch, samples)
     latents = torch.zeros(*keep.shape, encoder.sae.cfg.d_sae)
     latents[keep] = encoder.sae.encode(values[keep]).float().cpu()
     return latents

@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sae_lens import SAE
-from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -62,9 +61,13 @@ def load_sae(folder: Path, width: int) -> SAE:
         sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
     except SafetensorError as error:
         raise SAEGateError(f"{folder}: its weights cannot be read ({error}); the file is damaged, make it again") from error
+    return _fitting(sae, str(folder), width)
+
+
+def _fitting(sae: SAE, source: str, width: int) -> SAE:
     if sae.cfg.d_in != width:
         raise SAEGateError(
-            f"{folder}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "
+            f"{source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "
             "choose the SAE that was trained on this model and layer"
         )
     return sae.eval()
@@ -85,11 +88,6 @@ def measure_sae(sae: SAE, batches: Sequence[Tensor]) -> SAEQuality:
         fired |= (latents > 0).any(dim=0)
         tokens += len(vectors)
     return SAEQuality(1 - error / variance, active / tokens, 1 - fired.float().mean().item(), tokens)
-
-
-def write_quality(quality: SAEQuality, path: Path) -> None:
-    """Store the measured quality as JSON."""
-    path.write_text(json.dumps(asdict(quality), indent=1) + "\n", encoding="utf-8")
 
 
 GROUP = 128
@@ -132,11 +130,9 @@ def group_size(width: int, k: int) -> int:
 
 
 def _above_bound(hidden: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k-th largest of the groups' maxima bounds the k-th largest entry from below: only entries above it are ranked.
-
-    For rows so narrow that the k best groups would be much of them. This reads the array twice. A group is every
-    (F / group)-th column, so that the maxima of neighbouring groups are taken at once.
-    """
+    """The k-th largest of the groups' maxima bounds the k-th largest entry from below: only entries above it are ranked. For rows
+    so narrow that the k best groups would be much of them. This reads the array twice. A group is every (F / group)-th column, so
+    that the maxima of neighbouring groups are taken at once."""
     n, width = hidden.shape
     maxima = hidden.view(n, group, width // group).amax(dim=1)
     bound = torch.from_numpy(_kth_largest(maxima.float().numpy(), k)).unsqueeze(1).clamp_min(TINY).to(hidden.dtype)
@@ -167,10 +163,8 @@ def _largest(row: np.ndarray, value: np.ndarray, n: int, k: int) -> tuple[np.nda
 
 
 def _of_best_groups(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values and columns [n, k] of the k largest entries, which lie in the k groups with the largest maxima.
-
-    The array is read once. Sizes do not depend on the values, so a GPU need not wait for them.
-    """
+    """Values and columns [n, k] of the k largest entries, which lie in the k groups with the largest maxima. The array is read
+    once. Sizes do not depend on the values, so a GPU need not wait for them."""
     n, width = hidden.shape
     groups = hidden.view(n, width // GROUP, GROUP)
     best = groups.amax(dim=2).topk(k, dim=1, sorted=False).indices
@@ -185,18 +179,16 @@ TENSORS = ("encoder.weight", "encoder.bias", "b_dec", "W_dec")
 
 
 def open_sae(source: str, width: int) -> SAE:
-    """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU.
-
-    One of SAELens' registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model.
-    """
+    """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU. One of SAELens'
+    registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model."""
     kind, _, rest = source.partition(":")
     if source.startswith(UNTRAINED):
-        return _checked(untrained_sae(int(source.removeprefix(UNTRAINED))), source, width)
+        return _fitting(untrained_sae(int(source.removeprefix(UNTRAINED))), source, width)
     if kind == "opensae" and rest:
-        return _checked(load_opensae(Path(rest)), source, width)
+        return _fitting(load_opensae(Path(rest)), source, width)
     if kind == "saelens" and "/" in rest:
         release, _, name = rest.partition("/")
-        return _checked(SAE.from_pretrained(release, name, device="cpu"), source, width)
+        return _fitting(SAE.from_pretrained(release, name, device="cpu"), source, width)
     folder = paths.SAE if source == SHIPPED else Path(source)
     if not (folder / "cfg.json").is_file():
         raise SAEGateError(f"{source}: no cfg.json; name a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
@@ -221,14 +213,6 @@ def fresh_sae(mean: Tensor, seed: int, k: int, latents: int, normalise: str = "n
     with torch.no_grad():
         sae.b_dec.copy_(mean)
     return sae
-
-
-def _checked(sae: SAE, source: str, width: int) -> SAE:
-    if sae.cfg.d_in != width:
-        raise SAEGateError(
-            f"{source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}"
-        )
-    return sae.eval()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -258,32 +242,23 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_opensae(folder: Path) -> SAE:
-    """An OpenSAE checkpoint as a SAELens TopK (or JumpReLU) SAE in float32; its latents are those of OpenSAE.
-
-    Raises SAEGateError for a missing file or tensor, an unknown activation or shapes that contradict the configuration.
-    """
+    """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE. Raises SAEGateError for a missing
+    file or tensor, an unknown activation or shapes that contradict the configuration."""
     config, tensors = _read_config(folder), _read_tensors(folder)
     latents, width = tensors["encoder.weight"].shape
     if (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)):
         raise SAEGateError(
             f"{folder}: encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged"
         )
+    if (activation := config.get("activation", "topk")) != "topk":
+        raise SAEGateError(f"{folder}: activation {activation!r} is not known; topk is")
     normalise = "layer_norm" if config.get("input_normalize", True) else "none"
     shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True, "normalize_activations": normalise}
-    activation = config.get("activation", "topk")
-    if activation == "topk":
-        sae: SAE = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, **shape))
-    elif activation == "jumprelu":
-        sae = JumpReLUSAE(JumpReLUSAEConfig(**shape))
-    else:
-        raise SAEGateError(f"{folder}: activation {activation!r} is not known; topk and jumprelu are")
-    state = {
+    sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, **shape))
+    sae.load_state_dict({
         "W_enc": tensors["encoder.weight"].T.contiguous(), "b_enc": tensors["encoder.bias"],
         "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"],
-    }  # fmt: skip
-    if activation == "jumprelu":
-        state["threshold"] = torch.full((latents,), float(config.get("jumprelu_theta", 0.5)))
-    sae.load_state_dict(state)
+    })  # fmt: skip
     return sae.eval()
 
 
@@ -302,10 +277,3 @@ def measured(samples: Sequence[Sample], encoder: Encoder) -> SAEQuality:
     parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)
     vectors = torch.cat([part[::stride] for part in parts]).to(encoder.sae.W_enc.device)
     return measure_sae(encoder.sae, vectors.split(TOKENS_AT_ONCE))
-
-
-def explains(quality: SAEQuality) -> bool:
-    """Whether the SAE reconstructs better than the mean vector does."""
-    return quality.explained_variance > 0
-
-

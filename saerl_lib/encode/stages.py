@@ -25,7 +25,7 @@ from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, explains, measured
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, save_features
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
@@ -44,10 +44,8 @@ def splits_of(data: Stage) -> list[str]:
 
 
 def reader_stage(profile: Profile, data: Stage) -> Stage:
-    """sae_quality.parquet: rows of sae_quality.csv, the SAE on the first samples of L and of the test split.
-
-    Raises SAEGateError for an SAE that explains less of L than the mean vector does: it is of another model or block.
-    """
+    """sae_quality.parquet: rows of sae_quality.csv, the SAE on the first samples of L and of the test split. Raises SAEGateError
+    for an SAE that explains less of L than the mean vector does: it is of another model or block."""
 
     def compute(folder: Path) -> None:
         encoder = open_reader(profile.reader)
@@ -62,7 +60,7 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
 def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
     found = measured(samples[:MEASURED_SAMPLES], encoder)
-    if not explains(found):
+    if not found.explained_variance > 0:
         raise SAEGateError(
             f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
             f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--encoder) is "
@@ -81,10 +79,8 @@ def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reade
 
 
 def store_stage(profile: Profile, data: Stage) -> Stage:
-    """Read every split once: <split>/shard-*.safetensors with the pooled statistics of all latents, sparse.
-
-    Parts lie beside the stage until it is whole, so that a killed run goes on behind its last part.
-    """
+    """Read every split once: <split>/shard-*.safetensors with the pooled statistics of all latents, sparse. Parts lie beside the
+    stage until it is whole, so that a killed run goes on behind its last part."""
 
     def compute(folder: Path) -> None:
         opened = cache(lambda: open_reader(profile.reader, [s.prompt for s in load_split(data, "labelled")]))
@@ -115,10 +111,8 @@ def read_stage(profile: Profile, name: str, samples: Sequence[Sample], reader: R
 
 
 def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
-    """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again.
-
-    The retained set is chosen on L by `ReaderConfig.retained_rule`, by default without its labels.
-    """
+    """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again. The retained set is
+    chosen on L by `ReaderConfig.retained_rule`, by default without its labels."""
 
     def compute(folder: Path) -> None:
         retained = retained_of(profile, Store(store.path("labelled")), load_split(data, "labelled"))
@@ -135,10 +129,8 @@ def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
 def retained_of(
     profile: Profile, store: Store, samples: Sequence[Sample], rule: str | None = None, labels: np.ndarray | None = None
 ) -> np.ndarray:
-    """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices.
-
-    Samples are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes.
-    """
+    """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices. Samples
+    are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes."""
     label = dict(zip([s.id for s in samples], [s.difficulty for s in samples] if labels is None else labels, strict=True))
     ids, rule = store.ids, rule or profile.reader.retained_rule
     return choose_retained(

@@ -31,30 +31,13 @@ from transformers import PreTrainedModel
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.metadata import PROMPT_COLUMNS
-from saerl_lib.encode.pool import Encoder, Pooled, encode_all, pool_batch
+from saerl_lib.encode.pool import Encoder, Pooled, find_all, pool_batch
 from saerl_lib.encode.tokens import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 
 MAIN, DENSE = "sae", "dense"
 """Names of the reader's own SAE and of the activations themselves in a shard."""
 HEADER = "shard"
 """Key of the header's one entry: several would be written in no fixed order."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Latents of one SAE, pooled, of some consecutive samples."""
-
-    ids: tuple[str, ...]
-    solved: NDArray[np.bool_]
-    """Whether the sample has a solution span, [n]."""
-    pointers: NDArray[np.int64]
-    column: NDArray[np.int32]
-    mean: NDArray[np.float32]
-    peak: NDArray[np.float32]
-
-    def matrix(self, values: NDArray[np.float32], width: int) -> sparse.csr_matrix:
-        """`mean` or `peak` as [n, 2 F]: prompt columns, then solution columns."""
-        return sparse.csr_matrix((values, self.column, self.pointers), shape=(len(self.ids), 2 * width))
 
 
 ENTRIES = ("pointers", "column", "mean", "peak")
@@ -76,26 +59,25 @@ class Store:
         return files
 
     @property
-    def records(self) -> list[dict[str, Any]]:
-        """The record of every shard."""
-        return [_header(path)["record"] for path in self.files()]
-
-    @property
     def width(self) -> int:
         """F of the SAE."""
-        return int(self.records[0]["widths"][self.name])
+        return int(_header(self.files()[0])["record"]["widths"][self.name])
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Sample ids, in order."""
         return tuple(name for path in self.files() for name in _header(path)["ids"])
 
-    def shards(self) -> Iterator[Shard]:
-        """One shard after another."""
+    def matrices(self) -> Iterator[tuple[NDArray[np.bool_], sparse.csr_matrix, sparse.csr_matrix]]:
+        """Of one shard after another: whether a sample has a solution span [n], mean and peak [n, 2 F], prompt columns first."""
+        width = self.width
         for path in self.files():
             with safe_open(path, framework="numpy") as handle:
-                entries = {field: handle.get_tensor(f"{self.name}.{field}") for field in ENTRIES}
-                yield Shard(tuple(_header(path)["ids"]), handle.get_tensor("solved"), **entries)
+                pointers, column, *both = (handle.get_tensor(f"{self.name}.{field}") for field in ENTRIES)
+                solved = handle.get_tensor("solved")
+            shape = (len(solved), 2 * width)
+            mean, peak = (sparse.csr_matrix((values, column, pointers), shape=shape) for values in both)
+            yield solved, mean, peak
 
     def values(self, name: str) -> NDArray:
         """[N] `solved`, `tokens` or `truncated`, or [N, 4 D] `dense`."""
@@ -108,27 +90,17 @@ class Store:
     def select(self, retained: NDArray[np.int64]) -> NDArray[np.float32]:
         """z [N, 4 S] of a retained set; solution blocks are NaN without a solution span."""
         parts, width = [], self.width
-        for shard in self.shards():
-            mean, peak = (shard.matrix(values, width) for values in (shard.mean, shard.peak))
+        for solved, mean, peak in self.matrices():
             columns = [matrix[:, span * width + retained].toarray() for span in (0, 1) for matrix in (mean, peak)]
             z = np.concatenate(columns, axis=1)
-            z[~shard.solved, 2 * len(retained) :] = np.nan
+            z[~solved, 2 * len(retained) :] = np.nan
             parts.append(z)
         return np.concatenate(parts)
-
-    def peaks(self) -> sparse.csr_matrix:
-        """[N, F] largest activation of each latent over both spans."""
-        parts, width = [], self.width
-        for shard in self.shards():
-            both = shard.matrix(shard.peak, width)
-            parts.append(both[:, :width].maximum(both[:, width:]))
-        return sparse.vstack(parts, format="csr")
 
     def blocks(self) -> sparse.csr_matrix:
         """[N, 4 F] all blocks of z with every latent; a missing solution span has no entries."""
         parts, width = [], self.width
-        for shard in self.shards():
-            mean, peak = (shard.matrix(values, width) for values in (shard.mean, shard.peak))
+        for _, mean, peak in self.matrices():
             parts.append(sparse.hstack([m[:, s * width : (s + 1) * width] for s in (0, 1) for m in (mean, peak)]))
         return sparse.vstack(parts, format="csr")
 
@@ -144,11 +116,9 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values.
-
-    Batches are formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises
-    FloatingPointError with the sample id when an activation is not finite.
-    """
+    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
+    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
+    with the sample id when an activation is not finite."""
     spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
     solved, dense = np.zeros(len(samples), dtype=bool), None
     found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
@@ -217,12 +187,6 @@ LABELLED = ("anova", "elastic_net")
 """Rules that read labels, which must be those of training samples."""
 
 
-def best(score: NDArray[np.float64], first: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """`count` latents: those of `first` by falling score, then the others; ties to the lower number. Ascending."""
-    order = np.lexsort((np.arange(len(score)), -score, ~first))
-    return np.sort(order[:count]).astype(np.int64)
-
-
 def mean_variance(blocks: sparse.csr_matrix, width: int) -> NDArray[np.float64]:
     """Variance over samples of the square root of each latent's mean activation, both spans added up, [F]."""
     total = np.zeros(width)
@@ -230,12 +194,6 @@ def mean_variance(blocks: sparse.csr_matrix, width: int) -> NDArray[np.float64]:
         means = blocks[:, 2 * span * width : (2 * span + 1) * width].astype(np.float64)
         total += np.asarray(means.mean(axis=0)).ravel() - np.asarray(means.sqrt().mean(axis=0)).ravel() ** 2
     return total
-
-
-def _relevance(peaks: sparse.csr_matrix, labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F statistic of the linear relation of each latent's peak with the label; 0 for a constant latent."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(f_regression(peaks.astype(np.float64), labels)[0], nan=0.0, posinf=0.0)
 
 
 def _coefficients(blocks: sparse.csr_matrix, labels: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -251,15 +209,9 @@ def _coefficients(blocks: sparse.csr_matrix, labels: NDArray[np.float64], width:
 
 
 def choose_retained(
-    store: Store,
-    count: int,
-    *,
-    rule: str = RULES[0],
-    labels: NDArray[np.float64] | None = None,
-    influence: Callable[[], NDArray[np.float64]] | None = None,
-    seed: int = 0,
-    rows: NDArray[np.bool_] | None = None,
-) -> NDArray[np.int64]:
+    store: Store, count: int, *, rule: str = RULES[0], labels: NDArray[np.float64] | None = None,
+    influence: Callable[[], NDArray[np.float64]] | None = None, seed: int = 0, rows: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:  # fmt: skip
     """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
 
     variance: the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova:
@@ -273,24 +225,23 @@ def choose_retained(
         raise ValueError(f"retained_latents={count} must lie between 1 and the SAE's {store.width} latents")
     if rule in LABELLED and (labels is None or not np.isfinite(labels).all()):
         raise ValueError(f"rule {rule!r} needs a finite label for every sample that it reads; pass the labels of L")
-    if rule == "gradient" and influence is None:
-        raise ValueError("rule 'gradient' needs influence; pass a function that measures it on the full model")
-    kept = slice(None) if rows is None else np.flatnonzero(rows)
-    peaks = store.peaks()[kept].astype(np.float64)
-    fires = peaks.getnnz(axis=0) > 0
+    blocks, width = store.blocks()[slice(None) if rows is None else np.flatnonzero(rows)], store.width
     if rule == "variance":
-        score = mean_variance(store.blocks()[kept], store.width)
+        score = mean_variance(blocks, width)
     elif rule == "anova":
-        score = _relevance(peaks, labels)
+        peaks = blocks[:, width : 2 * width].maximum(blocks[:, 3 * width :]).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            score = np.nan_to_num(f_regression(peaks, labels)[0], nan=0.0, posinf=0.0)
     elif rule == "elastic_net":
-        blocks = store.blocks()[kept]
-        variance = mean_variance(blocks, store.width)
-        score = _coefficients(blocks, labels, store.width) + 1e-12 * variance / (variance.max() or 1.0)
+        variance = mean_variance(blocks, width)
+        score = _coefficients(blocks, labels, width) + 1e-12 * variance / (variance.max() or 1.0)
     elif rule == "gradient":
         score = influence()
     else:
-        score = np.random.default_rng(seed).random(store.width)
-    return best(score, fires, count)
+        score = np.random.default_rng(seed).random(width)
+    fires = blocks.getnnz(axis=0).reshape(4, width).any(axis=0)
+    order = np.lexsort((np.arange(width), -score, ~fires))  # ties to the lower number, silent latents last
+    return np.sort(order[:count]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -302,12 +253,6 @@ class FeatureTable:
     """[N, 4 S] pooled SAE features; the solution blocks are NaN for a sample without a worked solution."""
     metadata: NDArray[np.float32]
     """[N, 26] metadata features; those of the solution are NaN for a sample without one."""
-
-    def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.z) == len(self.metadata):
-            raise ValueError(
-                f"{len(self.ids)} ids, {len(self.z)} rows of z and {len(self.metadata)} of metadata: lengths must agree"
-            )
 
     @property
     def phi(self) -> NDArray[np.float32]:
@@ -322,29 +267,18 @@ class FeatureTable:
     @property
     def prompt_phi(self) -> NDArray[np.float32]:
         """[N, 2 S + 13], the prompt-only representation: prompt blocks and prompt metadata, for pools without solutions."""
-        return np.concatenate([self.prompt_z, self.metadata[:, PROMPT_COLUMNS]], axis=1)
+        return np.concatenate([self.z[:, : self.z.shape[1] // 2], self.metadata[:, PROMPT_COLUMNS]], axis=1)
 
     def complete(self, reference: FeatureTable | None = None) -> FeatureTable:
-        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN.
-
-        The mean says "no information" to a standardised linear model and to k-means; zeros would say "nothing fires".
-        Raises ValueError when no sample of the reference has a solution: use `prompt_phi` then.
-        """
+        """Samples without a solution get the mean solution of `reference` (default: of this table) in place of NaN. The mean says
+        "no information" to a standardised linear model and to k-means; zeros would say "nothing fires". Raises ValueError when no
+        sample of the reference has a solution: use `prompt_phi` then."""
         source = reference or self
         if not source.solved.any():
-            raise ValueError("no sample has a worked solution; use the prompt-only features (prompt_z, prompt_phi)")
+            raise ValueError("no sample has a worked solution; use the prompt-only features (prompt_phi)")
         filled = [np.where(np.isnan(own), np.nanmean(given[source.solved], axis=0), own).astype(np.float32)
                   for own, given in ((self.z, source.z), (self.metadata, source.metadata))]  # fmt: skip
         return FeatureTable(self.ids, *filled)
-
-    @property
-    def prompt_z(self) -> NDArray[np.float32]:
-        """[N, 2 S] prompt-side blocks of z, for the topic probe."""
-        return self.z[:, : self.z.shape[1] // 2]
-
-    def rows(self, keep: NDArray[np.int64]) -> FeatureTable:
-        """The table of some rows."""
-        return FeatureTable(tuple(self.ids[i] for i in keep), self.z[keep], self.metadata[keep])
 
 
 def save_features(table: FeatureTable, path: Path) -> None:
@@ -367,10 +301,8 @@ def load_split_features(features: Stage, name: str) -> FeatureTable:
 
 
 def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D].
-
-    A sample without a solution span has no loss and a gradient of 0.
-    """
+    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D]. A sample
+    without a solution span has no loss and a gradient of 0."""
     kept: dict[str, Tensor] = {}
 
     def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
@@ -400,12 +332,8 @@ def gradient_influence(
         states, gradient = hooked_gradient(model, layer, batch)
         keep = batch.prompt | batch.solution
         vectors, slopes = states[keep], gradient[keep]
-        found = encode_all(sae, vectors)
-        token, latent = torch.from_numpy(found.token), torch.from_numpy(found.latent)
-        effect = np.empty(len(found.value))
-        for part in torch.arange(len(token)).split(2**18):
-            along = (slopes[token[part]] * sae.W_dec.detach()[latent[part]]).sum(dim=1).numpy()
-            effect[part.numpy()] = np.abs(found.value[part.numpy()] * along)
-        total += np.bincount(found.latent, weights=effect, minlength=len(total))
+        for token, latent, value in zip(*(part.split(2**18) for part in find_all(sae, vectors)), strict=True):
+            along = (slopes[token] * sae.W_dec.detach()[latent]).sum(dim=1)
+            total += np.bincount(latent.numpy(), weights=(value * along).abs().numpy(), minlength=len(total))
         n += int(batch.solution.any(dim=1).sum())
     return total / max(n, 1)

@@ -1,20 +1,21 @@
 """A sample as one token sequence with its prompt and solution spans, batches of similar length, and surprise (paper, 3.1).
 
-Two layouts. Plain (the default): prompt, separator and solution are tokenised apart, so the border is exact by construction.
-Chat: the model's own template is applied and the spans are found by character offsets; tokens of the template belong to neither
-span. Special tokens, the first token (an attention sink) and padding are masked in both. Axes: B texts, T tokens, V vocabulary.
+Prompt, separator and solution are tokenised apart, so the border is exact by construction. A policy's prompt may stand in its
+chat template, where its span is found by character offsets and the template's tokens belong to no span. Special tokens, the
+first token (an attention sink) and padding are masked. Axes: B texts, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib.data.sample import DataError, Sample
@@ -44,7 +45,7 @@ class Layout:
     """How a sample becomes one token sequence."""
 
     chat: bool = False
-    """Apply the tokenizer's chat template (not stated in the paper; ours: plain text)."""
+    """The prompt alone, in the tokenizer's chat template."""
     max_tokens: int | None = None
     """Longer sequences are cut at the end; how many were is reported by `Spans.truncated`."""
     prompt_only: bool = False
@@ -61,60 +62,37 @@ class Spans:
     truncated: bool
 
 
-def _plain(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
+def _plain(sample: Sample, tokenizer: Any, with_solution: bool) -> Spans:
     prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
-    solution = (
-        [] if layout.prompt_only or not sample.solved else tokenizer(sample.solution, add_special_tokens=False)["input_ids"]
-    )
-    ids, special = prompt + solution, set(tokenizer.all_special_ids)
+    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if with_solution else []
+    ids, special, border = prompt + solution, set(tokenizer.all_special_ids), len(prompt)
     inside = [position > 0 and token not in special for position, token in enumerate(ids)]
-    border = len(prompt)
-    return Spans(
-        ids,
-        [keep and i < border for i, keep in enumerate(inside)],
-        [keep and i >= border for i, keep in enumerate(inside)],
-        False,
-    )
+    masks = ([keep and (i < border) == own for i, keep in enumerate(inside)] for own in (True, False))
+    return Spans(ids, *masks, False)
 
 
-def _chat(sample: Sample, tokenizer: Any, layout: Layout) -> Spans:
-    with_solution = sample.solved and not layout.prompt_only
-    messages = [{"role": "user", "content": sample.prompt}]
-    if with_solution:
-        messages.append({"role": "assistant", "content": sample.solution})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_solution)
+def _chat(sample: Sample, tokenizer: Any) -> Spans:
+    message = {"role": "user", "content": sample.prompt}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    start = _find(text, sample.prompt, 0, sample.id)
-    borders = [(start, start + len(sample.prompt))]
-    if with_solution:
-        start = _find(text, sample.solution, borders[0][1], sample.id)
-        borders.append((start, start + len(sample.solution)))
-    special = set(tokenizer.all_special_ids)
-
-    def inside(span: tuple[int, int]) -> list[bool]:
-        # a token that only touches the border by one character of the content counts: no content is lost
-        return [
-            position > 0 and token not in special and low < span[1] and high > span[0] and high > low
-            for position, (token, (low, high)) in enumerate(
-                zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            )
-        ]
-
-    masks = [inside(span) for span in borders]
-    return Spans(encoded["input_ids"], masks[0], masks[1] if with_solution else [False] * len(masks[0]), False)
-
-
-def _find(text: str, content: str, start: int, name: str) -> int:
-    for candidate in (content, content.strip()):
-        place = text.find(candidate, start)
-        if candidate and place >= 0:
-            return place
-    raise DataError(f"sample {name}: the chat template changes its text, so its span cannot be found; use the plain layout")
+    start = next((text.find(said) for said in (sample.prompt, sample.prompt.strip()) if said and said in text), None)
+    if start is None:
+        raise DataError(
+            f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use the plain layout"
+        )
+    end, special = start + len(sample.prompt), set(tokenizer.all_special_ids)
+    # a token that only touches the border by one character of the content counts: no content is lost
+    inside = [
+        position > 0 and token not in special and low < end and high > start and high > low
+        for position, (token, (low, high)) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+    ]
+    return Spans(encoded["input_ids"], inside, [False] * len(inside), False)
 
 
 def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:
     """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
-    spans = _chat(sample, tokenizer, layout) if layout.chat else _plain(sample, tokenizer, layout)
+    with_solution = sample.solved and not layout.prompt_only
+    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer, with_solution)
     if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
         cut = slice(0, layout.max_tokens)
         spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
@@ -153,16 +131,10 @@ def token_batches(
 
 def pad(rows: tuple[int, ...], spans: Sequence[Spans], pad_id: int) -> TokenBatch:
     """The padded batch of some rows."""
-    shape = (len(rows), max(len(spans[i].ids) for i in rows))
-    ids = torch.full(shape, pad_id)
-    prompt, solution, real = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
-    for b, i in enumerate(rows):
-        n = len(spans[i].ids)
-        ids[b, :n] = torch.tensor(spans[i].ids)
-        prompt[b, :n] = torch.tensor(spans[i].prompt)
-        solution[b, :n] = torch.tensor(spans[i].solution)
-        real[b, :n] = True
-    return TokenBatch(rows, ids, prompt, solution, real)
+    own = [spans[i] for i in rows]
+    ids = pad_sequence([torch.tensor(s.ids) for s in own], batch_first=True, padding_value=pad_id)
+    masks = ([s.prompt for s in own], [s.solution for s in own], [[True] * len(s.ids) for s in own])
+    return TokenBatch(rows, ids, *(pad_sequence([torch.tensor(m) for m in mask], batch_first=True) for mask in masks))
 
 
 TOKENS_PER_BATCH = 1024
@@ -171,88 +143,46 @@ LOGITS_PER_BATCH = 2**27
 """Padded tokens times vocabulary of one batch: half a gigabyte in float32; one text may exceed it."""
 
 
-@dataclass(frozen=True)
-class Surprise:
-    """Negative log-likelihoods of N samples, float64 [N] each."""
+class Surprise(NamedTuple):
+    """Mean nats a token of N prompts (the first counts only where the tokenizer has a beginning-of-text token) and of solutions
+    given them, and the nats of the most surprising solution token: one wrong digit hardly moves a mean. float64 [N] each."""
 
     prompt: NDArray[np.float64]
-    """Mean nats a token of the prompt; its first token counts only where the tokenizer has a beginning-of-text token."""
     solution: NDArray[np.float64]
-    """Mean nats a token of the solution given the prompt."""
     solution_peak: NDArray[np.float64]
-    """Nats of the most surprising solution token: one wrong digit hardly moves a mean."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    ids: tuple[int, ...]
-    middle: int
-    """Position of the first solution token."""
-    position: int
-    """Row of the input."""
-
-
-def _rows(prompts: Sequence[str], solutions: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[_Row]:
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    heads = tokenizer([p + SEPARATOR for p in prompts], add_special_tokens=False)["input_ids"]
-    tails = tokenizer(list(solutions), add_special_tokens=False)["input_ids"]
-    rows = []
-    for i, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-        if not tail or len(start) + len(head) < 2:
-            side = "solution" if not tail else "prompt"
-            raise DataError(f"row {i}: the {side} has too few tokens to be scored; drop the row or fill it in")
-        if len(start) + len(head) + len(tail) > limit:
-            found = len(start) + len(head) + len(tail)
-            raise DataError(f"row {i}: {found} tokens exceed the model's {limit} positions; shorten or drop the row")
-        rows.append(_Row(tuple(start + head + tail), len(start) + len(head), i))
-    return rows
-
-
-def _batches(rows: list[_Row], tokens_per_batch: int) -> Iterator[list[_Row]]:
-    """Rows of similar length; sorted by their tokens, so that a batch does not depend on the order of the input."""
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda r: (len(r.ids), r.ids, r.middle)):
-        if batch and len(row.ids) * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _token_nats(batch: list[_Row], model: PreTrainedModel) -> Tensor:
-    """[B, T - 1] nats of tokens 1.. given all before them; entries on padding mean nothing.
-
-    Padding on the right needs no mask under causal attention: no real token attends to it.
-    """
-    longest = max(len(row.ids) for row in batch)
-    ids = torch.tensor([row.ids + (0,) * (longest - len(row.ids)) for row in batch], device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
 @torch.inference_mode()
 def measure_surprise(
-    prompts: Sequence[str],
-    solutions: Sequence[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Surprise:
-    """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input.
-
-    Prompt and separator are tokenised apart from the solution, as in pre-training. Raises DataError that names the row
-    for an empty side or a text longer than the model's positions, ValueError for unequal or empty lists.
-    """
-    if len(prompts) != len(solutions) or not len(prompts):
-        raise ValueError(f"{len(prompts)} prompts and {len(solutions)} solutions: pass equally many of both, at least one")
+) -> Surprise:  # fmt: skip
+    """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input. Prompt and separator are tokenised
+    apart from the solution, as in pre-training. Raises DataError that names the row for an empty side or a text longer than the
+    model's positions."""
     limit = getattr(model.config, "max_position_embeddings", None) or 2**31
-    rows = _rows(prompts, solutions, tokenizer, limit)
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    heads = [start + head for head in tokenizer([p + SEPARATOR for p in prompts], add_special_tokens=False)["input_ids"]]
+    tails = tokenizer(list(solutions), add_special_tokens=False)["input_ids"]
+    rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+    for i, row in enumerate(rows):
+        if not tails[i] or len(heads[i]) < 2:
+            side = "prompt" if tails[i] else "solution"
+            raise DataError(f"row {i}: the {side} has too few tokens to be scored; drop the row or fill it in")
+        if len(row) > limit:
+            raise DataError(f"row {i}: {len(row)} tokens exceed the model's {limit} positions; shorten or drop the row")
+    # sorted by their tokens, so that a batch does not depend on the order of the input
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i], len(heads[i])))
     budget = min(tokens_per_batch, max(1, LOGITS_PER_BATCH // model.config.vocab_size))
     found = np.empty((3, len(rows)))
-    for batch in _batches(rows, budget):
-        nats = _token_nats(batch, model).double().cpu().numpy()
-        for values, row in zip(nats, batch, strict=True):
-            head, tail = values[: row.middle - 1], values[row.middle - 1 : len(row.ids) - 1]
-            found[:, row.position] = head.mean(), tail.mean(), tail.max()
+    for places in pack([len(rows[i]) for i in order], budget):
+        batch = [order[place] for place in places]
+        longest = len(rows[batch[-1]])
+        ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in batch], device=model.device)
+        # padding on the right needs no mask under causal attention: no real token attends to it
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for nats, i in zip(losses.double().cpu().numpy(), batch, strict=True):
+            head, tail = nats[: len(heads[i]) - 1], nats[len(heads[i]) - 1 : len(rows[i]) - 1]
+            found[:, i] = head.mean(), tail.mean(), tail.max()
     return Surprise(*found)

@@ -1,20 +1,18 @@
 """SAEs trained by SAELens on a model's residual stream: from text as it streams by, or from stored vectors.
 
 The paper trains one of expansion 64 on 80 GB of FineWeb-Edu and Wikipedia (section C.1); its k, learning rate and context are
-not stated. Sources are what `data.rows` reads, with a text field, plain text with a blank line between documents, or
-OWNER/NAME@COMMIT on the Hugging Face Hub, streamed. The first token of a block is an attention sink and is left out, as
-everywhere in this room.
+not stated. Sources are files that `data.rows` reads, with a text field, or OWNER/NAME@COMMIT on the Hugging Face Hub, streamed.
+The first token of a block is an attention sink and is left out, as everywhere in this room.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
+import itertools
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +31,27 @@ from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, identity, open_decoder
-from saerl_lib.encode.sae import START, SAEQuality, fresh_sae, load_sae, measure_sae, write_quality
+from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, load_sae, measure_sae
 from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
 SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
-TEXT = (".txt", ".txt.gz")
 
 
 def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
-    """Every document of some sources, one source after another; empty ones are passed over.
-
-    Raises DataError with the source, line and fix: no such file, an unknown ending, a row without the field.
-    """
+    """Every document of some sources, one source after another; empty ones are passed over. Raises DataError with the source,
+    line and fix: no such file, an unknown ending, a row without the field."""
     for source in sources:
-        yield from (text for text in _one(source, field) if text.strip())
+        for row in rows(Source.parse(source, streaming=True), (field,)):
+            if row.record is None:
+                raise DataError(f"{source}, {row.where}: {row.problem}")
+            text = row.record.get(field)
+            if not isinstance(text, str):
+                found = f"field {field!r} is {type(text).__name__}"
+                raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
+            if text.strip():
+                yield text
 
 
 def require_sources(sources: Sequence[str]) -> None:
@@ -58,47 +61,13 @@ def require_sources(sources: Sequence[str]) -> None:
             continue
         if not Path(source).is_file():
             raise DataError(f"{source}: no such file; name one, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
-        if not kind_of(Path(source)) and not source.endswith(TEXT):
-            raise DataError(f"{source}: unknown ending; name the file {', '.join((*ROWS_KINDS, *TEXT))} by what it holds")
-
-
-def _one(source: str, field: str) -> Iterator[str]:
-    if source.endswith(TEXT):
-        yield from _paragraphs(source)
-        return
-    for row in rows(Source.parse(source, streaming=True), (field,)):
-        if row.record is None:
-            raise DataError(f"{source}, {row.where}: {row.problem}")
-        value = row.record.get(field)
-        if not isinstance(value, str):
-            found = f"field {field!r} is {type(value).__name__}"
-            raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
-        yield value
-
-
-def _lines(source: str) -> io.TextIOBase:
-    opened = gzip.open if source.endswith(".gz") else open
-    return opened(source, "rt", encoding="utf-8", newline="\n")  # type: ignore[return-value]
-
-
-def _paragraphs(source: str) -> Iterator[str]:
-    held: list[str] = []
-    with _lines(source) as lines:
-        for line in lines:
-            if line.strip():
-                held.append(line)
-            elif held:
-                yield "".join(held)
-                held = []
-    if held:
-        yield "".join(held)
+        if not kind_of(Path(source)):
+            raise DataError(f"{source}: unknown ending; name the file {', '.join(ROWS_KINDS)} by what it holds")
 
 
 def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
-    """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out.
-
-    Raises ValueError for a tokenizer without an end-of-text token.
-    """
+    """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out. Raises
+    ValueError for a tokenizer without an end-of-text token."""
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer has no end-of-text token to put between documents; set eos_token in its configuration")
@@ -110,23 +79,9 @@ def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int
             held = held[size:]
 
 
-@torch.no_grad()
-def block_vectors(found: Sequence[list[int]], decoder: CutModel) -> Tensor:
-    """[n, D] activations of the tokens of some blocks of one length but the first of each, float32 on the model's device.
-
-    Raises FloatingPointError for a value that is not finite.
-    """
-    ids = torch.tensor(found)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    values = decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float()
-    if not torch.isfinite(values).all():
-        raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
-    vectors = values.flatten(0, 1)
-    return vectors if decoder.max_norm is None else vectors[vectors.norm(dim=1) <= decoder.max_norm]
-
-
 class VectorStream:
-    """Vectors from blocks of tokens; knows how many blocks it has read, so that it can go on after a stop."""
+    """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device. It knows
+    how many blocks it has read, so that it can go on after a stop."""
 
     def __init__(self, found: Iterator[list[int]], decoder: CutModel, rows: int) -> None:
         self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
@@ -139,12 +94,18 @@ class VectorStream:
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
+    @torch.no_grad()
     def __next__(self) -> Tensor:
-        taken = [block for _, block in zip(range(self.rows), self.blocks, strict=False)]
+        taken = list(itertools.islice(self.blocks, self.rows))
         if not taken:
             raise StopIteration
         self.read += len(taken)
-        return block_vectors(taken, self.decoder)
+        ids = torch.tensor(taken)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        vectors = self.decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float().flatten(0, 1)
+        if not torch.isfinite(vectors).all():
+            raise FloatingPointError("a non-finite activation; check the encoder's weights or run it in float32")
+        return vectors
 
     def first(self, count: int) -> Tensor:
         """The next `count` vectors or a few more, [n, D]. Raises StopIteration when the text holds fewer."""
@@ -169,11 +130,7 @@ def build_trainer(
     start: Tensor, provider: Iterator[Tensor], config: SAEConfig, kind: str = KINDS[0], **keeping: Any
 ) -> SAETrainer:
     """SAELens' trainer of a TopK SAE on batches of vectors; `start` [n, D] gives the mean where the decoder's bias begins.
-
-    `keeping` are SAELens' settings of checkpoints. Raises ValueError for another kind than `KINDS`.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    `kind` is one of `KINDS`, `keeping` are SAELens' settings of checkpoints."""
     steps, save = max(1, config.tokens // config.vectors_per_step), keeping.pop("save", None)
     mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
     sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")
@@ -202,9 +159,7 @@ def shuffled_vectors(vectors: Tensor, size: int, seed: int) -> Iterator[Tensor]:
 
 def train_sae(vectors: Tensor, config: SAEConfig, folder: Path, kind: str = KINDS[0]) -> None:
     """Train on stored vectors [n, D], several passes if `config.tokens` asks for them, and save for inference under `folder`.
-
-    `start.safetensors` beside it holds what an untrained SAE begins from as well.
-    """
+    `start.safetensors` beside it holds what an untrained SAE begins from as well."""
     start = vectors[:: max(1, len(vectors) // 100_000)].float()
     provider = shuffled_vectors(vectors, config.vectors_per_step, config.seed)
     build_trainer(start, provider, config, kind).fit().save_inference_model(str(folder))
@@ -213,7 +168,6 @@ def train_sae(vectors: Tensor, config: SAEConfig, folder: Path, kind: str = KIND
 
 CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "settings.json", "quality.json"
 """Checkpoints, each with its place in the text; what decides the SAE; what is written last."""
-MEASURED_AT_ONCE = 1024
 
 
 def train_text_sae(
@@ -234,18 +188,19 @@ def train_text_sae(
     try:
         held_out = stream.first(config.heldout_tokens)
         trainer = _streaming(held_out, config, stream, out)
-        if checkpoint := _last_checkpoint(out):
-            _go_on(trainer, stream, checkpoint)
+        # a checkpoint is whole when its place in the text is there, which is written after everything else
+        if whole := [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]:
+            _go_on(trainer, stream, max(whole, key=lambda path: int(path.name)))
             say(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors")
         trainer.fit().save_inference_model(str(out))
     except StopIteration as error:
         raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
                             "were read; name more sources or lower --tokens") from error  # fmt: skip
     sae, vectors = load_sae(out, held_out.shape[1]), held_out.cpu()
-    quality = measure_sae(sae, vectors.split(MEASURED_AT_ONCE))
+    quality = measure_sae(sae, vectors.split(TOKENS_AT_ONCE))
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", {"settings": settings, **provenance()})
-    write_quality(quality, out / DONE)
+    write_json(out / DONE, asdict(quality))
     return quality
 
 
@@ -274,12 +229,6 @@ def _streaming(held_out: Tensor, config: SAEConfig, stream: VectorStream, out: P
     mixed = mixing_buffer(config.buffer_vectors, config.vectors_per_step, stream)
     checkpoints = (config.tokens - 1) // config.checkpoint_every
     return build_trainer(held_out, mixed, config, n_checkpoints=checkpoints, checkpoint_path=str(out / CHECKPOINTS), save=keep)
-
-
-def _last_checkpoint(out: Path) -> Path | None:
-    """The last whole checkpoint: its place in the text is written after everything else."""
-    found = [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]
-    return max(found, key=lambda path: int(path.name), default=None)
 
 
 def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:

@@ -22,19 +22,19 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.special import expit
+from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
 from saerl_lib.config import PlanConfig, Profile, get_profile
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import batch_facts, candidates, cluster_first, dominant_clusters, load_plan
 from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
-from saerl_lib.properties.clusters import Clusters
-from saerl_lib.properties.quality import SourceClassifier
-from saerl_lib.properties.scorer import LEVEL, DifficultyModel, load_scorer
+from saerl_lib.properties.difficulty import LEVEL
+from saerl_lib.properties.scorer import Scorer, load_scorer
 
 LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""
@@ -44,33 +44,6 @@ AGREEMENT = 1e-4
 """Largest relative difference between a stored score and the sum of its parts (ours; they agree to rounding)."""
 WIDTH = 110
 """Characters of a line of text."""
-
-
-class UnknownSampleError(ValueError):
-    """The pool holds no sample of that id."""
-
-
-@dataclass(frozen=True)
-class LinearReader:
-    """A linear model of D standardised features: prediction = intercept + sum of weight * (x - mean) / scale; [D] each."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-    weight: np.ndarray
-    intercept: float
-
-    def standardise(self, x: np.ndarray) -> np.ndarray:
-        """x [..., D] in deviations; times `weight` these are the contributions, which add up to prediction - intercept."""
-        return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
-
-
-def linear_readers(model: DifficultyModel, classifier: SourceClassifier) -> tuple[LinearReader, LinearReader]:
-    """The elastic net and the source classifier as linear readers of unscaled features."""
-    scaler, probe = model.predictor.named_steps["scale"], model.predictor.named_steps["probe"]
-    net = LinearReader(scaler.mean_, scaler.scale_, np.asarray(probe.coef_), float(probe.intercept_))
-    scaler, linear = classifier.scaler, classifier.classifier
-    weight, intercept = linear.coef_[0] / classifier.norm, float(linear.intercept_[0])
-    return net, LinearReader(scaler.mean_, scaler.scale_, weight, intercept)
 
 
 @dataclass(frozen=True)
@@ -85,13 +58,8 @@ class Evidence:
     """sample_id, cluster, distance, raw, calibrated, ranking, length, score (of the filter), kept."""
     clusters: pd.DataFrame
     """Indexed by cluster: label, n_labelled, residual, shrinkage."""
-    space: Clusters
-    difficulty: LinearReader
-    """phi -> d_hat, label units."""
-    quality: LinearReader
-    """z -> log-odds of the filter score."""
-    widths: pd.DataFrame
-    """Of `cluster_half_widths`."""
+    scorer: Scorer
+    """With difficulty and quality: both are linear in standardised features."""
     plan: BatchPlan
     config: PlanConfig
     blurred: pd.DataFrame | None = None
@@ -128,10 +96,9 @@ def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     blurred = pd.read_parquet(load_stage(profile, "scores").path("scores.parquet")) if blurs else None
     labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
-    names, scorer = feature_names(retained_latents(features)), load_scorer(difficulty)
-    readers = linear_readers(scorer.difficulty, scorer.quality)
-    return Evidence(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, scorer.clusters,
-                    *readers, scorer.widths, load_plan(plans, "saerl"), profile.plan, blurred)  # fmt: skip
+    names = feature_names(retained_latents(features))
+    return Evidence(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters,
+                    load_scorer(difficulty), load_plan(plans, "saerl"), profile.plan, blurred)  # fmt: skip
 
 
 # The record.
@@ -146,7 +113,7 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
     cluster, difficulty, quality; batch and swap, None for a sample that the filter or the rest of its cluster dropped. The
     functions below tell their keys.
-    Raises UnknownSampleError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
+    Raises DataError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
     are not the sums of their parts (stages of different runs).
     """
     ids = evidence.features.ids
@@ -155,7 +122,7 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     if sample_id not in ids:
         near = difflib.get_close_matches(sample_id, ids, n=3, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else f"; the pool holds {len(ids)} ids such as {ids[0]}"
-        raise UnknownSampleError(f"sample {sample_id!r} is not in the pool{hint}")
+        raise DataError(f"sample {sample_id!r} is not in the pool{hint}")
     i = ids.index(sample_id)
     sample, placed = evidence.samples[i], sample_id in evidence.planned.index
     return _finite({
@@ -182,10 +149,8 @@ def _contributions(places: list[int], names: tuple[str, ...], *columns: np.ndarr
 
 def _cluster(i: int, evidence: Evidence) -> Record:
     """Nearest centroid and runner-up; distances are Euclidean in standardised, clipped phi, rank 1 is the nearest of the cluster.
-
-    `features` make the own centroid nearer than the second: the largest differences of squared distance.
-    """
-    space, row, phi = evidence.space, evidence.scores.iloc[i], evidence.features.phi[i]
+    `features` make the own centroid nearer than the second: the largest differences of squared distance."""
+    space, row, phi = evidence.scorer.clusters, evidence.scores.iloc[i], evidence.features.phi[i]
     labels, point, own = evidence.clusters["label"], space.standardise(phi[None])[0], int(row["cluster"])
     distances = np.linalg.norm(space.centroids - point, axis=1)
     _agree("distance to the centroid", float(distances[own]), float(row["distance"]))
@@ -210,8 +175,10 @@ def _difficulty(i: int, evidence: Evidence) -> Record:
     percent; cluster_rank 1 is the easiest of the cluster."""
     row, pool = evidence.scores.iloc[i], evidence.scores["ranking"].to_numpy()
     own, r = int(row["cluster"]), float(row["ranking"])
-    parts = _parts("raw difficulty", float(row["raw"]), evidence.difficulty, evidence.features.phi[i], evidence.names)
-    correction, interval = evidence.clusters.loc[own], evidence.widths.loc[own]
+    scaler, net = evidence.scorer.difficulty.predictor.named_steps.values()
+    x = evidence.features.phi[i]
+    parts = _parts("raw difficulty", float(row["raw"]), x, scaler, net.coef_, float(net.intercept_), evidence.names)
+    correction, interval = evidence.clusters.loc[own], evidence.scorer.widths.loc[own]
     width = float(interval["width"])
     return {
         "raw": float(row["raw"]), "parts": parts, "calibrated": float(row["calibrated"]),
@@ -226,9 +193,10 @@ def _difficulty(i: int, evidence: Evidence) -> Record:
 def _quality(i: int, evidence: Evidence) -> Record:
     """The filter, a classifier of the source: score, rank (1 is the best; equal scores by id, as `keep_top_k` takes them), the
     smallest score that was kept, and the `parts` of the score's log-odds."""
-    scores, z = evidence.scores, evidence.features.z[i]
+    scores, z, reader = evidence.scores, evidence.features.z[i], evidence.scorer.quality
+    weight, intercept = reader.classifier.coef_[0] / reader.norm, float(reader.classifier.intercept_[0])
     row, kept = scores.iloc[i], scores.loc[scores["kept"], "score"]
-    parts = _parts("filter score", float(row["score"]), evidence.quality, z, evidence.names[: len(z)], expit)
+    parts = _parts("filter score", float(row["score"]), z, reader.scaler, weight, intercept, evidence.names[: len(z)], expit)
     equal = scores["score"] == row["score"]
     better = (scores["score"] > row["score"]) | (equal & (scores["sample_id"] < row["sample_id"]))
     return {"score": float(row["score"]), "rank": int(better.sum()) + 1, "n_pool": len(scores), "n_kept": len(kept),
@@ -236,17 +204,18 @@ def _quality(i: int, evidence: Evidence) -> Record:
 
 
 def _parts(
-    what: str, stored: float, reader: LinearReader, x: np.ndarray, names: tuple[str, ...], link: Callable[[float], float] = float
-) -> Record:
+    what: str, stored: float, x: np.ndarray, scaler: StandardScaler, weight: np.ndarray, intercept: float,
+    names: tuple[str, ...], link: Callable[[float], float] = float,
+) -> Record:  # fmt: skip
     """A linear score as intercept + `listed` contributions (the `LISTED` largest and smallest, by falling size) + all others."""
-    standardised = reader.standardise(x)
-    parts = standardised * reader.weight
+    standardised = scaler.transform(np.asarray(x, dtype=np.float64)[None])[0]
+    parts = standardised * weight
     order = np.argsort(parts, kind="stable")
     listed = {int(j) for j in (*order[:LISTED], *order[::-1][:LISTED]) if parts[j] != 0}
     ranked = sorted(listed, key=lambda j: (-abs(parts[j]), j))
     others = np.delete(parts, ranked)
-    _agree(what, float(link(reader.intercept + parts.sum())), stored)
-    return {"intercept": reader.intercept, "listed": _contributions(ranked, names, x, standardised, parts),
+    _agree(what, float(link(intercept + parts.sum())), stored)
+    return {"intercept": intercept, "listed": _contributions(ranked, names, x, standardised, parts),
             "others": float(others.sum()), "n_others": int(np.count_nonzero(others))}  # fmt: skip
 
 
@@ -286,10 +255,8 @@ def _swap(sample_id: str, evidence: Evidence) -> Record:
 
 
 def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
-    """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once.
-
-    Runs the encoder on this one sample.
-    """
+    """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once. Runs the
+    encoder on this one sample."""
     sample = evidence.samples[evidence.features.ids.index(record["sample_id"])]
     scores = (record["difficulty"]["parts"], record["quality"]["parts"])
     mattered = [*record["cluster"]["features"], *(part for parts in scores for part in parts["listed"])]
@@ -327,10 +294,8 @@ def _swap_line(s: Record) -> str:
 
 
 def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
-    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing.
-
-    Raises UnknownSampleError with near ids, ArtifactError when a stage of the profile was not run yet.
-    """
+    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing. Raises
+    DataError with near ids, ArtifactError when a stage of the profile was not run yet."""
     settings = get_profile(profile, seed=seed)
     stages = [load_stage(settings, name) for name in ("world", "features", "difficulty", "filter", "plans")]
     record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages[:3])))

@@ -92,14 +92,11 @@ def make_pool(ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarr
     return pool
 
 
-@dataclass(frozen=True)
-class Batches:
-    """T batches in training order, before or after mixing."""
+class Batches(NamedTuple):
+    """T batches in training order: stage int [T], ascending from 0, and rows of the pool int [T, b] in slot order."""
 
     stage: np.ndarray
-    """Ascending from 0, int [T]."""
     rows: np.ndarray
-    """Row numbers of the pool in slot order, easy to hard, int [T, b]."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +149,8 @@ def require_full_batches(n: int, prompts_per_step: int) -> None:
 
 
 def validate(plan: BatchPlan, pool_ids: Ids, prompts_per_step: int) -> None:
-    """Check that the plan visits every id of the pool once, in numbered batches of `prompts_per_step`.
-
-    Raises PlanError that names the first three missing, doubled or unknown ids, or the malformed column.
-    """
+    """Check that the plan visits every id of the pool once, in numbered batches of `prompts_per_step`. Raises PlanError that
+    names the first three missing, doubled or unknown ids, or the malformed column."""
     if list(plan.table.columns) != list(COLUMNS):
         raise PlanError(f"the plan has columns {list(plan.table.columns)}, expected {list(COLUMNS)}: build it again")
     planned, pool = as_arrow(plan.table["sample_id"]), as_arrow(pool_ids)
@@ -212,10 +207,8 @@ def read_whole_plan(path: Path) -> BatchPlan:
 
 
 def step_shift(a: BatchPlan, b: BatchPlan) -> np.ndarray:
-    """Absolute difference of each common sample's step as a share of the run, [n], in A's order.
-
-    Raises PlanError when the plans have no sample in common.
-    """
+    """Absolute difference of each common sample's step as a share of the run, [n], in A's order. Raises PlanError when the plans
+    have no sample in common."""
     in_a, in_b = _common(a, b)
     return np.abs(in_a // a.prompts_per_step / a.steps - in_b // b.prompts_per_step / b.steps)
 
@@ -238,10 +231,8 @@ DIFFERENCES = {
 
 
 def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
-    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample.
-
-    Raises PlanError when no sample is common.
-    """
+    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample. Raises
+    PlanError when no sample is common."""
     orders, shift = _common(a, b), step_shift(a, b)
     spearman = float(stats.spearmanr(*orders)[0]) if len(shift) > 1 else float("nan")
     together = np.unique(orders[0] // a.prompts_per_step * b.steps + orders[1] // b.prompts_per_step, return_counts=True)[1]
@@ -252,19 +243,14 @@ def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
 
 
 def run_plan_diff(first: Path, second: Path) -> int:
-    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object.
-
-    Raises PlanError when a file is missing or no plan, or when the plans have no sample in common.
-    """
+    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object. Raises PlanError when a file
+    is missing or no plan, or when the plans have no sample in common."""
     a, b = read_plan(first), read_plan(second)
     found = plan_diff(a, b)
     for side, path, plan in (("A", first, a), ("B", second, b)):
         print(f"{side}  {path}: {plan.order}, {plan.steps} steps of {plan.prompts_per_step}")
     for name, value in found.items():
         print(f"{DIFFERENCES[name]:55s} {value:>10,}" if isinstance(value, int) else f"{DIFFERENCES[name]:55s} {value:10.3f}")
-    for side, ids in (("A", _lacking(a.ids, b.ids)), ("B", _lacking(b.ids, a.ids))):
-        if ids:
-            print(f"first ids in {side} alone: {', '.join(ids[:3])}")
     line = {name: None if value != value else round(value, 6) for name, value in found.items()}
     print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
     return 0

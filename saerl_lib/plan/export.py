@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,23 +47,18 @@ class Export:
 
 
 def read_sample_file(path: Path) -> Sequence[Sample]:
-    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix.
-
-    Raises ExportError when the file is missing, DataError when it is unreadable or a row is malformed.
-    """
+    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix. Raises
+    ExportError when the file is missing, DataError when it is unreadable or a row is malformed."""
     if not path.is_file():
         raise ExportError(f"{path} is missing: pass the samples of the plan as Parquet or JSON lines")
     return read_samples(path) if path.suffix == ".parquet" else load_labelled(path).samples
 
 
 def in_plan_order(plan: BatchPlan, samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    """The plan's samples in its order; others are left out.
-
-    Raises ExportError for ids of the plan that are missing, given twice, or have no answer to check against.
-    """
+    """The plan's samples in its order; others are left out. Raises ExportError for ids of the plan that are missing, given twice,
+    or have no answer to check against."""
     by_id = {sample.id: sample for sample in samples}
-    last = {sample.id: row for row, sample in enumerate(samples)}
-    twice = {sample.id for row, sample in enumerate(samples) if last[sample.id] != row}
+    twice = {name for name, count in Counter(sample.id for sample in samples).items() if count > 1}
     problems = {
         "are missing in the samples: pass the file the plan was built from": [i for i in plan.ids if i not in by_id],
         "are given twice in the samples: give every sample its own id": [i for i in plan.ids if i in twice],
@@ -83,10 +79,8 @@ def samples_beside(plan: Path) -> Path:
 
 
 def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: int = 8) -> Export:
-    """Plan and samples from files; None: the samples beside the plan.
-
-    Raises what `read_whole_plan`, `samples_beside`, `read_sample_file` and `in_plan_order` raise.
-    """
+    """Plan and samples from files; None: the samples beside the plan. Raises what `read_whole_plan`, `samples_beside`,
+    `read_sample_file` and `in_plan_order` raise."""
     found = read_whole_plan(plan)
     chosen = samples_beside(plan) if samples is None else samples
     return Export(found, in_plan_order(found, read_sample_file(chosen)), rollouts_per_prompt)
@@ -155,11 +149,12 @@ def _filled(schema: Any, values: Mapping[str, Any]) -> Any:
 
 def export_files(export: Export, target: str) -> dict[str, bytes]:
     """Relative path -> content of the export for one of `TARGETS`."""
-    plan, files, told = export.plan, dict[str, bytes](), []
-    for position, sample in enumerate(export.samples):
-        told.append({"id": sample.id, "prompt": sample.prompt, "messages": sample.messages, "position": position,
-                     "asked": sample.asked, "answer": bare_answer(sample.answer),
-                     "step": position // plan.prompts_per_step})  # fmt: skip
+    plan, files = export.plan, dict[str, bytes]()
+    told = [
+        {"id": sample.id, "prompt": sample.prompt, "messages": sample.messages, "position": position, "asked": sample.asked,
+         "answer": bare_answer(sample.answer), "step": position // plan.prompts_per_step}
+        for position, sample in enumerate(export.samples)
+    ]  # fmt: skip
     for name, schema in TARGETS[target].items():
         files[name] = _rows_as_bytes([_filled(schema, values) for values in told], Path(name).suffix)
     if target in CHECKERS:  # it needs math-verify alone
@@ -175,27 +170,17 @@ def export_files(export: Export, target: str) -> dict[str, bytes]:
     return files
 
 
-def write_folder(files: Mapping[str, bytes], out: Path) -> None:
-    """Write relative paths -> bytes to a folder that appears whole or not at all.
-
-    Raises ExportError when `out` is a file or a folder with content.
-    """
+def export_plan(export: Export, target: str, out: Path) -> list[str]:
+    """Write the folder `out` for a framework, whole or not at all; returns the relative paths of its files, sorted. Raises
+    ExportError for a framework that is unknown or cannot keep an order, or when `out` is a file or holds something."""
+    require_target(target)
+    files = export_files(export, target)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ExportError(f"{out} already exists: remove it or name another folder")
     with whole_folder(out) as folder:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-
-
-def export_plan(export: Export, target: str, out: Path) -> list[str]:
-    """Write the folder `out` for a framework; returns the relative paths of its files, sorted.
-
-    Raises ExportError for a framework that is unknown or cannot keep an order, or when `out` is not free.
-    """
-    require_target(target)
-    files = export_files(export, target)
-    write_folder(files, out)
     return sorted(files)
 
 

@@ -26,13 +26,11 @@ class LogError(ValueError):
     """The log cannot be read as ids that a trainer consumed."""
 
 
-@dataclass(frozen=True)
-class ConsumedLog:
-    """Sample ids in the order of the log, one a rollout or one a prompt."""
+class ConsumedLog(NamedTuple):
+    """Sample ids in the order of the log, one a rollout or one a prompt, and the trainer's step of each, from 0 or 1, if any."""
 
     ids: tuple[str, ...]
     steps: tuple[int, ...] | None = None
-    """The trainer's step of each id, from 0 or 1; None when the log has none."""
 
 
 def append_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -218,16 +216,11 @@ class FollowReport:
             said = f" to its end: the log ends before {place}, where the plan says {first.planned}"
         lines = [f"the plan was NOT followed{said}"]
         lines.append(f"{self.steps_kept} of {self.steps_planned * self.epochs} steps hold the planned prompts")
-        if self.only_order_inside_steps:
+        if self.steps_kept == self.steps_planned * self.epochs:
             lines.append("only the order inside steps differs, which changes no batch: --any-slot accepts it")
         kinds = {"planned and never consumed": self.dropped, "consumed in more steps than planned": self.repeated,
                  "not in the plan": self.unknown}  # fmt: skip
         return lines + [f"{len(ids)} ids {kind}, first {', '.join(ids[:3])}" for kind, ids in kinds.items() if ids]
-
-    @property
-    def only_order_inside_steps(self) -> bool:
-        """Whether every step holds the planned prompts and yet the plan was not followed to the letter."""
-        return not self.followed and self.steps_kept == self.steps_planned * self.epochs
 
 
 def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_slot: bool = False) -> FollowReport:
@@ -304,11 +297,9 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
 
 
 def run_verify(plan: Path, log: Path, samples: Path | None, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
-    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1.
-
-    With `steps` the log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside
-    the plan, if any) tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed.
-    """
+    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. With `steps` the
+    log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside the plan, if any)
+    tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed."""
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     planned, file = read_whole_plan(plan), samples or plan.parent / SAMPLES

@@ -52,7 +52,6 @@ from saerl_lib.plan.batch_plan import (
     write_plan,
 )
 from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.properties.probes import require_finite
 from saerl_lib.properties.scorer import whole_batches
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -169,9 +168,7 @@ def mix_tails(
     batches: Batches, clusters: np.ndarray, ranking: np.ndarray, lengths: np.ndarray, config: PlanConfig
 ) -> tuple[Batches, np.ndarray]:
     """Exchange the last `swapped_per_batch` samples of admissible pairs; h = 0 changes nothing. Arrays as in `batch_facts`.
-
-    Returns the batches, the partner's tail in the last h slots, and the step that each exchanged tails with, -1 for none, [T].
-    """
+    Returns the batches, the partner's tail in the last h slots, and the step that each exchanged tails with, -1 for none, [T]."""
     h, rows = config.swapped_per_batch, batches.rows.copy()
     partner = np.full(len(rows), -1, dtype=np.int64)
     if not h:
@@ -266,10 +263,8 @@ def build_plan(
 
 
 def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
-    """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner.
-
-    Warns of clusters with fewer than `FEWEST_BATCHES` batches, and when more than `MOST_ALONE` of the batches have no partner.
-    """
+    """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner. Warns
+    of clusters with fewer than `FEWEST_BATCHES` batches, and when more than `MOST_ALONE` of the batches have no partner."""
     b, swapped, home = plan.prompts_per_step, *(plan.table[name].to_numpy() for name in ("swapped_with", "cluster"))
     home, alone = home[::b], swapped.reshape(-1, b).max(axis=1) < 0  # the first of a batch is never exchanged
     counts = {"samples": pool["cluster"], "planned": plan.table["cluster"], "batches": home, "without_partner": home[alone]}
@@ -284,8 +279,7 @@ def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
 
 
 def standardised_space(x: np.ndarray) -> np.ndarray:
-    """x [N, D] of the pool with mean 0 and deviation 1 a column. Raises ValueError for non-finite values."""
-    require_finite("x", x)
+    """x [N, D] of the pool with mean 0 and deviation 1 a column."""
     return StandardScaler().fit_transform(np.asarray(x, dtype=np.float64))
 
 
@@ -295,27 +289,19 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
 
 
 def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
-    """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T].
-
-    points are [N, D], batches row numbers [T, b]. Raises ValueError for batches of fewer than two samples.
-    """
-    b = batches.shape[1]
-    if b < 2:
-        raise ValueError("prompts_per_step must be at least 2: a batch of one has no neighbours")
+    """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T]. points are [N, D],
+    batches row numbers [T, b], b at least 2."""
     distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    last = min(NEIGHBOURS, b - 1) + 1  # the first is the sample itself
+    last = min(NEIGHBOURS, batches.shape[1] - 1) + 1  # the first is the sample itself
     return np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
 
 
 def diversity_rows(
     plan: BatchPlan, ids: Ids, spaces: Mapping[str, np.ndarray], bootstrap_samples: int, seed: int
 ) -> pd.DataFrame:
-    """Rows of `inbatch_diversity.csv`: order, swapped_per_batch, space, value, ci_low, ci_high, n_batches.
-
-    `spaces` maps a name to points [N, D] in the order of ids [N]; value is the mean over batches and the interval
-    resamples batches.
-    """
-    batches = _rows_of(plan, ids).reshape(plan.steps, plan.prompts_per_step)
+    """Rows of `inbatch_diversity.csv`: order, swapped_per_batch, space, value, ci_low, ci_high, n_batches. `spaces` maps a name
+    to points [N, D] in the order of ids [N]; value is the mean over batches and the interval resamples batches."""
+    batches = rows_of(plan.table["sample_id"], ids).reshape(plan.steps, plan.prompts_per_step)
     rows = []
     for space, points in spaces.items():
         values = batch_diversity(points, batches)
@@ -324,43 +310,29 @@ def diversity_rows(
     return pd.DataFrame(rows, columns=["order", "swapped_per_batch", "space", "value", "ci_low", "ci_high", "n_batches"])
 
 
-def composition_rows(plan: BatchPlan, ids: Ids, prompt_tokens: np.ndarray) -> pd.DataFrame:
-    """Rows of `batch_composition.csv`, one a step; prompt_tokens [N] in the order of ids [N].
-
-    Columns: order, step, dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words.
-    """
+def composition_rows(plan: BatchPlan, ids: Ids, lengths: np.ndarray) -> pd.DataFrame:
+    """Rows of `batch_composition.csv`, one a step; lengths [N] in words, in the order of ids [N]. Columns: order, step,
+    dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words."""
     shape = (plan.steps, plan.prompts_per_step)
-    tokens = np.asarray(prompt_tokens, dtype=float)[_rows_of(plan, ids)].reshape(shape)
+    words = np.asarray(lengths, dtype=float)[rows_of(plan.table["sample_id"], ids)].reshape(shape)
     clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
     dominant = np.array(dominant_clusters(clusters))
     return pd.DataFrame({
         "order": plan.order, "step": np.arange(plan.steps), "dominant_cluster": dominant,
         "dominant_share": (clusters == dominant[:, None]).mean(axis=1), "n_clusters": _distinct(clusters),
-        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": tokens.mean(axis=1),
+        "mean_ranking_score": ranking.mean(axis=1), "mean_sequence_words": words.mean(axis=1),
     })  # fmt: skip
 
 
-def _rows_of(plan: BatchPlan, ids: Ids) -> np.ndarray:
-    """Row number in ids of each planned sample, by position."""
-    row = rows_of(plan.table["sample_id"], ids)
-    if (row < 0).any():
-        unknown = plan.table["sample_id"][row < 0].tolist()
-        raise PlanError(f"ids lacks {len(unknown)} planned samples, first {unknown[:3]}: pass the ids of the planned pool")
-    return row
-
-
 # The stage.
-
 
 Asked = str | list[dict[str, str]]
 """A prompt, or the chat messages that end with it."""
 
 
 def shown_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool) -> list[str]:
-    """Prompts as text: the tokenizer's chat template with the assistant's turn opened, or a line break behind them.
-
-    Raises DataError when the tokenizer has no chat template, and for messages without one.
-    """
+    """Prompts as text: the tokenizer's chat template with the assistant's turn opened, or a line break behind them. Raises
+    DataError when the tokenizer has no chat template, and for messages without one."""
     if not chat:
         if any(isinstance(prompt, list) for prompt in prompts):
             raise DataError("a prompt has messages before it: use the chat template (train: --chat)")
@@ -389,10 +361,8 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
 
 
 def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
-    """Why a kept sample is not planned, str [N], '' when it is: its prompt is too long, or it fills no whole batch.
-
-    Raises DataError when less than a batch is left.
-    """
+    """Why a kept sample is not planned, str [N], '' when it is: its prompt is too long, or it fills no whole batch. Raises
+    DataError when less than a batch is left."""
     b, longest, reason = profile.plan.prompts_per_step, profile.train.max_prompt_tokens, np.full(len(samples), "", dtype=object)
     if longest is not None:
         prompts = [sample.asked for sample in samples]

@@ -36,8 +36,8 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.probes import require_finite, require_rows
-from saerl_lib.properties.scorer import coverage_table, difficulties, load_scorer, side_words
+from saerl_lib.properties.difficulty import coverage_table
+from saerl_lib.properties.scorer import difficulties, load_scorer, side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -69,10 +69,8 @@ def is_latent(name: str) -> bool:
 
 TOP_TOPICS, REPRESENTATIVES, TOP_LATENTS = 3, 3, 5
 """Named topics, samples nearest to the centroid and latents a cluster (not stated in the paper; ours)."""
-LABEL_SHARE = 0.1
-"""A topic joins the label from this share of its cluster on; the first one always does (not stated in the paper; ours)."""
-MIXED_SHARE = 0.25
-"""Below this share of the first topic the label says that the cluster is mixed (not stated in the paper; ours)."""
+LABEL_SHARE, MIXED_SHARE = 0.1, 0.25
+"""A topic joins the label from this share of its cluster on, the first always; below the second the label says "mixed" (ours)."""
 
 
 def ranked_topics(topics: np.ndarray) -> list[tuple[str, float]]:
@@ -126,10 +124,8 @@ def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignm
 
     Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
     `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
-    above that of the other clusters. Both are joined by '; '. Raises ValueError for unequal rows or non-finite phi.
+    above that of the other clusters. Both are joined by '; '.
     """
-    require_rows(phi=phi, labels=assigned.label, facts=facts)
-    require_finite("phi", phi)
     latents = [name for name in names if is_latent(name)]
     values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
     rows = []
@@ -155,32 +151,23 @@ def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignm
 
 # Features.
 
-ROUNDS, LEAVES, BINS, LEARNING_RATE = 30, 15, 63, 0.1
-"""Boosting rounds, leaves a tree, histogram bins, shrinkage (not stated in the paper; ours)."""
-MIN_LEAF_SAMPLES = 20
-"""Samples of a leaf at least; less when the set is small (LightGBM's default)."""
-RESAMPLES = 8
-"""Bootstrap resamples of the interval of a group's share (ours)."""
-SHUFFLES = 20
-"""Shuffles of the labels behind the control value of FRC (ours)."""
+ROUNDS, LEAVES, BINS, LEARNING_RATE, MIN_LEAF_SAMPLES = 30, 15, 63, 0.1, 20
+"""Boosting rounds, leaves a tree, histogram bins, shrinkage, samples of a leaf but in a small set (not stated; ours)."""
+RESAMPLES, SHUFFLES = 8, 20
+"""Bootstrap resamples of a group's share; shuffles of the labels behind the control value of FRC (ours)."""
 TOP_FEATURES = (20, 100)
 """How many of the strongest features the paper counts by group."""
 PAPER_GROUPS = {"sol_mean": (10, 36), "prompt_max": (5, 26), "prompt_mean": (2, 24), "sol_max": (2, 11), "metadata": (1, 3)}
 """group -> features among the top 20 and the top 100 by gain in the paper (section 5.4, Table 11)."""
-SHOWN_LATENTS = 12
-"""Latents of `top_latents.csv` (not stated in the paper; ours)."""
+SHOWN_LATENTS, EXAMPLES = 12, 3
+"""Latents of `top_latents.csv`, and the highest-activating samples of each that are shown (ours)."""
 FRC_COLUMNS = ("topic", "necessity", "sufficiency", "base_rate", "lift", "frc", "ci_low", "ci_high", "control", "n", "n_active",
                "n_topic")  # fmt: skip
 
 
 def feature_gain(phi: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Total gain of each column of phi [N, D] in trees that predict labels [N], float [D], at least 0; repeats for a seed.
-
-    All zero when the labels hold a single class, since nothing is to be told apart; two classes are a valid case.
-    Raises ValueError for unequal rows or non-finite phi.
-    """
-    require_rows(phi=phi, labels=labels)
-    require_finite("phi", phi)
+    """Total gain of each column of phi [N, D] in trees that predict labels [N], float [D], at least 0; repeats for a seed. All
+    zero when the labels hold a single class, since nothing is to be told apart; two classes are a valid case."""
     classes, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     if len(classes) < 2:
         return np.zeros(phi.shape[1])
@@ -214,10 +201,8 @@ def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequence[str], n: int) -> pd.DataFrame:
     """Rows of `feature_groups.csv`: each group's share of the gain with an interval, and how many of the strongest are its own.
-
-    The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]:
-    with so few resamples percentiles would be too narrow. Empty when nothing was gained.
-    """
+    The interval is gain_share +- t * bootstrap deviation over the R resamples (R - 1 degrees of freedom), cut to [0, 1]: with so
+    few resamples percentiles would be too narrow. Empty when nothing was gained."""
     shares, usable = group_shares(gain, names), group_shares(resampled, names)
     usable = usable[np.isfinite(usable).all(axis=1)]
     half = np.full(len(GROUPS), np.nan)
@@ -235,10 +220,8 @@ def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequenc
 
 
 def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
-    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C].
-
-    The harmonic mean of both / n_label and both / n_active is 2 both / (n_active + n_label).
-    """
+    """FRC of every latent for every label, [J, C]; active is bool [N, J], one_hot bool [N, C]. The harmonic mean of both /
+    n_label and both / n_active is 2 both / (n_active + n_label)."""
     both = active.T.astype(np.float64) @ one_hot.astype(np.float64)
     marginals = active.sum(axis=0)[:, None] + one_hot.sum(axis=0)[None]
     return 2 * both / np.maximum(1, marginals)
@@ -250,9 +233,8 @@ def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int,
     Columns: topic (of the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency
     over base rate; 1 says nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active
     and topic are redrawn), control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC
-    looks like without a relation), n, n_active, n_topic. Raises ValueError for unequal rows or none.
+    looks like without a relation), n, n_active, n_topic.
     """
-    require_rows(active=active, labels=labels)
     active = np.asarray(active, dtype=bool)
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     n, rng = len(codes), np.random.default_rng(seed)
@@ -292,10 +274,8 @@ def top_latents_table(
 
 # Tokens.
 
-BOLD_SHARE = 0.5
-"""Tokens from this share of the maximum on are bold (ours)."""
-CONTEXT_TOKENS = 24
-"""Tokens before and after the strongest one in the text version (ours)."""
+BOLD_SHARE, CONTEXT_TOKENS = 0.5, 24
+"""Tokens from this share of the maximum on are bold; tokens before and after the strongest one in the text version (ours)."""
 BOX = "font-family:monospace;white-space:pre-wrap;background:#FFFFFF;color:#000000;padding:0.3em"
 """Style of the token box: black on white whatever the notebook's theme."""
 FULL_SHADE = (86, 180, 233)
@@ -358,10 +338,8 @@ class TokenHighlights:
 
 
 def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:
-    """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`.
-
-    The span is that of the column's block. Every sample is encoded once, one batch at a time.
-    """
+    """Where the latents of columns such as sol_mean/50831 fire in a sample each, in the order of `wanted`. The span is that of
+    the column's block. Every sample is encoded once, one batch at a time."""
     samples = list({sample.id: sample for _, sample in wanted}.values())
     found: dict[int, TokenHighlights] = {}
     for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
@@ -385,18 +363,13 @@ def load_highlights(audit: Stage) -> Html:
 
 # The stage.
 
-EXAMPLES = 3
-"""Highest-activating samples of each top latent (ours)."""
-
 
 def audit_tables(
     samples: Sequence[Sample], table: FeatureTable, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame,
     encoder: Encoder, config: PropertyConfig, seed: int, characters: int | None = None,
 ) -> tuple[dict[str, pd.DataFrame], list[TokenHighlights]]:  # fmt: skip
-    """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents.
-
-    top_latents has example_id and example_text of the sample that each feature is largest on, at most `characters` of it.
-    """
+    """Tables cluster_audit, feature_groups and top_latents of N clustered samples, and the tokens of the top latents. top_latents
+    has example_id and example_text of the sample that each feature is largest on, at most `characters` of it."""
     phi, topics = table.phi, facts["topic"].to_numpy()
     gain = feature_gain(phi, assigned.label, seed)
     latents = top_latents_table(gain, names, phi, topics, bootstrap_samples=config.bootstrap_samples, seed=seed)
@@ -416,11 +389,9 @@ def audit_tables(
 
 
 def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
-    """Write what notebook 04 shows and what `plan.audit` reads.
-
-    cluster_audit.parquet, feature_groups.parquet and top_latents.parquet hold the rows of the CSV tables of these names,
-    difficulty_interval.parquet the interval's coverage on the test split, highlights.html the tokens of the top latents.
-    """
+    """Write what notebook 04 shows and what `plan.audit` reads. cluster_audit.parquet, feature_groups.parquet and
+    top_latents.parquet hold the rows of the CSV tables of these names, difficulty_interval.parquet the interval's coverage on the
+    test split, highlights.html the tokens of the top latents."""
 
     def compute(folder: Path) -> None:
         samples, table = load_split(world, "pool"), load_split_features(features, "pool")

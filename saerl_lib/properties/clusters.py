@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,24 +23,18 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.config import PropertyConfig, sub_seed
-from saerl_lib.properties.probes import require_rows
+from saerl_lib.properties.probes import require_finite
 
 CHUNK_ROWS = 4096
 """Rows converted to float64 at a time: 32 MB for 986 columns (ours)."""
 
 
 def float_chunks(name: str, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite; `CHUNK_ROWS` at a time.
-
-    Raises ValueError that names `name` and its first bad row when an entry is NaN or infinite.
-    """
+    """(rows, a float64 copy of them [n, D]) of a matrix [N, D], which the caller may overwrite; `CHUNK_ROWS` at a time. Raises
+    ValueError that names `name` and its first bad row when an entry is NaN or infinite."""
     for start in range(0, len(x), CHUNK_ROWS):
         chunk = np.array(x[start : start + CHUNK_ROWS], dtype=np.float64)
-        bad = ~np.isfinite(chunk)
-        if bad.any():
-            row = start + int(np.flatnonzero(bad.any(axis=1))[0])
-            fix = "encode that sample again or drop it"
-            raise ValueError(f"{name} holds {bad.sum()} non-finite values, first in row {row}: {fix}")
+        require_finite(name, chunk, start)
         yield slice(start, start + len(chunk)), chunk
 
 
@@ -59,14 +53,11 @@ TIE = 1e-9
 """Relative gap of squared distances below which the nearest centroid is decided by the distances themselves."""
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """Nearest centroids of N samples."""
+class Assignment(NamedTuple):
+    """Cluster of each of N samples, and its Euclidean distance to the centroid in standardised, clipped space; [N] each."""
 
     label: np.ndarray
-    """Cluster of each sample, int [N]."""
     distance: np.ndarray
-    """Euclidean distance to its centroid in standardised, clipped space, float [N]."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +88,8 @@ class Clusters:
         return np.clip(points, -CLIP, CLIP, out=points)
 
     def assign(self, phi: np.ndarray) -> Assignment:
-        """Nearest centroid of each row of phi [N, D], the lowest number among equals; reads phi by chunks.
-
-        Raises ValueError for non-finite values or another width than the fitted one.
-        """
+        """Nearest centroid of each row of phi [N, D], the lowest number among equals; reads phi by chunks. Raises ValueError for
+        non-finite values or another width than the fitted one."""
         if phi.ndim != 2 or phi.shape[1] != len(self.mean):
             raise ValueError(
                 f"phi has shape {phi.shape}, the clusters were fitted on {len(self.mean)} columns: encode with the same features"
@@ -111,17 +100,6 @@ class Clusters:
             label[rows] = _nearest(points, self.centroids)
             distance[rows] = np.linalg.norm(points - self.centroids[label[rows]], axis=1)
         return Assignment(label, distance)
-
-    def runner_up(self, phi: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """The nearest centroid but that of `label` [N], int [N]; -1 when there is one cluster alone."""
-        if self.k == 1:
-            return np.full(len(label), -1)
-        found = np.empty(len(label), dtype=np.int64)
-        for rows, chunk in float_chunks("phi", phi):
-            gaps = np.square(self.centroids).sum(axis=1) - 2 * (self.standardise(chunk) @ self.centroids.T)
-            gaps[np.arange(len(gaps)), label[rows]] = np.inf
-            found[rows] = gaps.argmin(axis=1)
-        return found
 
 
 def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -136,16 +114,13 @@ def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return label
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Clusters against topics (paper, section 5.4: 0.1095, 0.0881, 0.0394)."""
+class Agreement(NamedTuple):
+    """Clusters against topics: share of samples whose topic is the most frequent one of their cluster, normalised mutual
+    information (arithmetic mean of the entropies), adjusted Rand index."""
 
     purity: float
-    """Share of samples whose topic is the most frequent one of their cluster."""
     nmi: float
-    """Normalised mutual information, arithmetic mean of the entropies."""
     ari: float
-    """Adjusted Rand index."""
 
 
 def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None, smallest: int = 1) -> Clusters:
@@ -203,13 +178,10 @@ def pool_clusters(phi: np.ndarray, config: PropertyConfig, seed: int) -> Cluster
 
 def agreement(labels: np.ndarray, topics: np.ndarray) -> Agreement:
     """Purity, NMI and ARI of cluster labels [N] against topics [N]."""
-    require_rows(labels=labels, topics=topics)
     counts = pd.crosstab(np.asarray(labels), np.asarray(topics)).to_numpy()
-    return Agreement(
-        purity=float(counts.max(axis=1).sum() / counts.sum()),
-        nmi=float(normalized_mutual_info_score(topics, labels)),
-        ari=float(adjusted_rand_score(topics, labels)),
-    )
+    purity = counts.max(axis=1).sum() / counts.sum()
+    values = (purity, normalized_mutual_info_score(topics, labels), adjusted_rand_score(topics, labels))
+    return Agreement(*map(float, values))
 
 
 def topic_entropy(topics: np.ndarray) -> float:

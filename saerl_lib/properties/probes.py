@@ -42,15 +42,14 @@ Matrix = Any
 """Dense array or scipy sparse matrix [N, D]."""
 
 
-def require_finite(name: str, values: Matrix) -> None:
-    """Raise ValueError that names `values` and its first bad row when an entry is NaN or infinite."""
+def require_finite(name: str, values: Matrix, first_row: int = 0) -> None:
+    """Raise ValueError that names `values` and its first bad row, counted from `first_row`, when an entry is NaN or infinite."""
     matrix = sparse.coo_matrix(values) if sparse.issparse(values) else np.asarray(values)
     bad = ~np.isfinite(matrix.data if sparse.issparse(matrix) else matrix)
     if bad.any():
         rows = matrix.row[bad] if sparse.issparse(matrix) else np.nonzero(bad)[0]
-        raise ValueError(
-            f"{name} holds {len(rows)} non-finite values, first in row {rows.min()}: encode that sample again or drop it"
-        )
+        row = first_row + rows.min()
+        raise ValueError(f"{name} holds {len(rows)} non-finite values, first in row {row}: encode that sample again or drop it")
 
 
 def require_rows(**arrays: Matrix) -> None:
@@ -121,8 +120,6 @@ class Task:
     """[n_test] what the intervals resample as one, such as the question of a solution; None: single rows."""
 
     def __post_init__(self) -> None:
-        if len(self.train) != len(self.y_train) or len(self.test) != len(self.y_test):
-            raise ValueError(f"{self.dataset} {self.target}: samples and labels differ in number")
         if len(self.train) < LEAST_TRAIN or len(self.test) < LEAST_TEST:
             raise ValueError(
                 f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
@@ -168,9 +165,7 @@ def _as_float(x: Matrix) -> Matrix:
 
 def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
     """L2 logistic regression on x [N, D], topics y [N]; C is chosen on one held-out fold, ties towards the stronger penalty.
-
-    Raises ValueError for non-finite x, unequal rows or a single topic.
-    """
+    Raises ValueError for non-finite x, unequal rows or a single topic."""
     y = np.asarray(y)
     require_rows(train_x=x, train_y=y)
     require_finite("train_x", x)
@@ -193,9 +188,7 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
 
 def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int) -> Pipeline:
     """The plan's f_D: elastic net on x [N, D], y [N]; alpha and l1_ratio by threefold cross-validation on the training samples.
-
-    Raises ValueError for non-finite values, unequal rows or fewer samples than folds.
-    """
+    Raises ValueError for non-finite values, unequal rows or fewer samples than folds."""
     x, y = _checked(x, y)
     scaler = scaler_for(x)
     scaled = scaler.fit_transform(x)
@@ -213,11 +206,9 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
 
 
 def ridge_predictions(x: Matrix, y: np.ndarray, test: Matrix, seed: int) -> np.ndarray:
-    """Ridge regression on x [N, D], y [N]: predictions for test rows [M]; alpha by threefold cross-validation.
-
-    Dense columns are standardised; sparse ones are read through their Gram matrix, so that D does not matter. Raises ValueError
-    for non-finite values, unequal rows or fewer samples than folds.
-    """
+    """Ridge regression on x [N, D], y [N]: predictions for test rows [M]; alpha by threefold cross-validation. Dense columns are
+    standardised; sparse ones are read through their Gram matrix, so that D does not matter. Raises ValueError for non-finite
+    values, unequal rows or fewer samples than folds."""
     x, y = _checked(x, y)
     if not sparse.issparse(x):
         scaler = StandardScaler().fit(x)
@@ -245,30 +236,21 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     return _as_float(x), np.asarray(y, dtype=np.float64)
 
 
-def fit_tfidf(train_texts: Sequence[str], max_terms: int = MAX_TERMS) -> TfidfVectorizer:
+def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
     """A vectoriser of lower-case 1-grams and 2-grams with sublinear counts, fitted on training texts only.
-
-    `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most max_terms] with rows of norm 1.
-    Raises ValueError when there is no text or no text holds a term.
-    """
+    `fit_tfidf(train).transform(texts)` is a sparse matrix [N, at most `MAX_TERMS`] with rows of norm 1. Raises ValueError when
+    there is no text or no text holds a term."""
     if not any(text.strip() for text in train_texts):
         raise ValueError("train_texts is empty or blank: pass the texts of the training samples")
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=max_terms, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, max_features=MAX_TERMS, sublinear_tf=True)
     return vectorizer.fit(train_texts)
-
-
-def solution_quality(sample: Sample) -> float:
-    """Mean step score of a solution (paper, Table 3)."""
-    return float(np.mean([STEP_SCORE[label] for label in sample.step_labels]))
 
 
 def labelled_task(
     train: LabelledSet, test: LabelledSet, label: str, target: str | None = None, *, with_solution: bool = False
 ) -> Task:
-    """The task of one label, `target` or its name in `TARGET_NAMES`; rows without it are left out of this task alone.
-
-    A pass rate is turned into difficulty by its sign.
-    """
+    """The task of one label, `target` or its name in `TARGET_NAMES`; rows without it are left out of this task alone. A pass rate
+    is turned into difficulty by its sign."""
     train, test = train.with_label(label), test.with_label(label)
     labels = [-part.labels[label] if label == "pass_rate" else part.labels[label] for part in (train, test)]
     samples = (train.samples, test.samples)
@@ -310,11 +292,9 @@ def transfer_tasks(deepmath: LabelledSet, rated: LabelledSet, held: LabelledSet,
 
 
 def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") -> list[Task]:
-    """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some.
-
-    Labels of two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question with
-    several solutions lies on one side of the split, and intervals resample questions (both ours).
-    """
+    """Tables 1 to 3 on the splits of a data stage: labelled and test; contest_* and step_labelled where there are some. Labels of
+    two sources have no common scale: each is brought to mean 0 and deviation 1 before they are joined. A question with several
+    solutions lies on one side of the split, and intervals resample questions (both ours)."""
     labelled, test, contest, extra, steps = (tuple(splits.get(name, ())) for name in
                                              ("labelled", "test", "contest_test", "contest_train", "step_labelled"))  # fmt: skip
 
@@ -338,7 +318,7 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
         keys, cut = [normalise(s.prompt) for s in steps], 3 * len(steps) // 4
         while keys[cut] == keys[cut - 1] and cut < len(keys) - 1:
             cut += 1
-        scores = np.array([solution_quality(s) for s in steps])
+        scores = np.array([np.mean([STEP_SCORE[label] for label in s.step_labels]) for s in steps])
         groups = np.array(keys[cut:]) if len({*keys}) < len(keys) else None
         train, held, y, truth = steps[:cut], steps[cut:], scores[:cut], scores[cut:]
         tasks.append(Task(dataset, "solution_quality", "quality", train, held, y, truth, True, groups))
@@ -348,10 +328,8 @@ def split_tasks(splits: Mapping[str, Sequence[Sample]], dataset: str = "world") 
 def tasks_of_file(
     data: LabelledSet, config: LadderConfig, held_out: set[str], say: Callable[[str], None] = lambda line: None
 ) -> list[Task]:
-    """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out.
-
-    Raises ValueError when no label has two values on `LEAST_ROWS` different questions.
-    """
+    """A task for every label that a file carries, with its own split by hash; `say` is told of every row that is left out. Raises
+    ValueError when no label has two values on `LEAST_ROWS` different questions."""
     tasks = []
     for label, kind in LABEL_KINDS.items():
         labelled = data.with_label(label)
@@ -391,11 +369,9 @@ def tasks_of_file(
 
 
 def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy, Spearman, ROC-AUC or Pearson of predictions [n], by kind of task, or one of `ERRORS`.
-
-    A constant prediction orders nothing: 0, or 0.5 for ROC-AUC. Spearman is Pearson of the ranks, so that a bootstrap may
-    rank once and resample ranks.
-    """
+    """Accuracy, Spearman, ROC-AUC or Pearson of predictions [n], by kind of task, or one of `ERRORS`. A constant prediction
+    orders nothing: 0, or 0.5 for ROC-AUC. Spearman is Pearson of the ranks, so that a bootstrap may rank once and resample
+    ranks."""
     if kind == "topic":
         return float(np.mean(predicted == truth))
     if kind == "binary":
@@ -440,10 +416,8 @@ def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, 
 def pair_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
 ) -> list[tuple[str, str, str, str, str, float, float, float, int]]:
-    """Differences of the metric between two feature sets on the same resampled test rows, in the columns of `PAIR_COLUMNS`.
-
-    A set of several seeds is the mean of their metrics.
-    """
+    """Differences of the metric between two feature sets on the same resampled test rows, in the columns of `PAIR_COLUMNS`. A set
+    of several seeds is the mean of their metrics."""
     runs, rows = by_features(predictions), []
 
     def value(name: str, drawn: np.ndarray) -> float:

@@ -40,10 +40,8 @@ PAPER_POOL = 210_043
 
 @dataclass(frozen=True)
 class SourceClassifier:
-    """s = sigmoid(w.z + b) on standardised z (paper, equation 6).
-
-    Standardised rows are divided by `norm`, else the steps of SGD are too long and scores saturate at exactly 0 and 1.
-    """
+    """s = sigmoid(w.z + b) on standardised z (paper, equation 6). Standardised rows are divided by `norm`, else the steps of SGD
+    are too long and scores saturate at exactly 0 and 1."""
 
     scaler: StandardScaler | FunctionTransformer
     """The identity for sparse z, and where standardising was not wanted."""
@@ -70,11 +68,8 @@ class SourceClassifier:
 def fit_source_classifier(
     z: Matrix, is_target: np.ndarray, seed: int, penalty: float = PENALTY, standardise: bool = True
 ) -> SourceClassifier:
-    """Logistic SGD with averaged weights on z [N, D] against is_target [N].
-
-    Dense features are standardised unless `standardise` is False; sparse ones never are.
-    Raises ValueError for non-finite z, unequal rows or a single class.
-    """
+    """Logistic SGD with averaged weights on z [N, D] against is_target [N]. Dense features are standardised unless `standardise`
+    is False; sparse ones never are. Raises ValueError for non-finite z, unequal rows or a single class."""
     require_rows(z=z, is_target=is_target)
     require_finite("z", z)
     is_target = np.asarray(is_target, dtype=bool)
@@ -88,10 +83,8 @@ def fit_source_classifier(
 
 
 def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
-    """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id.
-
-    Raises ValueError for k outside 1..N, non-finite scores or repeated ids.
-    """
+    """Mask bool [N] of the k largest scores; equal scores are taken in ascending order of id. Raises ValueError for k outside
+    1..N or non-finite scores."""
     require_rows(scores=scores, ids=ids)
     require_finite("scores", scores)
     names = np.asarray(ids, dtype=str)
@@ -99,32 +92,21 @@ def keep_top_k(scores: np.ndarray, ids: Sequence[str], k: int) -> np.ndarray:
         raise ValueError(
             f"k={k} must lie between 1 and the {len(names)} samples of the pool: lower pool_samples or enlarge the pool"
         )
-    if len(np.unique(names)) < len(names):
-        raise ValueError("ids holds repeated values: give every sample its own id")
     keep = np.zeros(len(names), dtype=bool)
     keep[np.lexsort((names, -np.asarray(scores, dtype=float)))[:k]] = True
     return keep
-
-
-def negative_thresholds(negative_scores: np.ndarray) -> dict[str, float]:
-    """rule -> threshold: the percentile of the scores of held-out parent samples (ours; see `PERCENTILES`)."""
-    require_finite("negative_scores", negative_scores)
-    return {rule: float(np.percentile(negative_scores, percentile)) for rule, percentile in PERCENTILES.items()}
 
 
 def filter_table(
     scores: np.ndarray, ids: Sequence[str], is_target: np.ndarray, negative_scores: np.ndarray, top_k: Mapping[str, int]
 ) -> pd.DataFrame:
     """Rows of `filter.csv`: rule, kept, n_pool, target_kept, purity, recall, paper_purity, paper_recall (shares in [0, 1]).
-
-    Rules: the full pool, score >= each threshold of `negative_thresholds`, and each name -> k of `top_k`.
-    Purity is NaN when a rule keeps nothing; the paper's columns are NaN for a rule that it does not have.
-    """
-    require_rows(scores=scores, ids=ids, is_target=is_target)
+    Rules: the full pool, score >= each of `PERCENTILES` of the negative scores, each name -> k of `top_k`. Purity is NaN when a
+    rule keeps nothing; the paper's columns are NaN for a rule that it does not have."""
     if not is_target.any():
         raise ValueError("is_target marks no sample of the pool: recall is undefined")
     masks = {"full": np.ones(len(scores), dtype=bool)}
-    masks |= {rule: scores >= threshold for rule, threshold in negative_thresholds(negative_scores).items()}
+    masks |= {rule: scores >= np.percentile(negative_scores, percentile) for rule, percentile in PERCENTILES.items()}
     masks |= {rule: keep_top_k(scores, ids, k) for rule, k in top_k.items()}
     rows = []
     for rule, keep in masks.items():
@@ -149,7 +131,6 @@ def source_separation(
     scores: np.ndarray, is_target: np.ndarray, *, n_train: int, dataset: str, features: str, config: PropertyConfig, seed: int
 ) -> list[ProbeRow]:
     """ROC-AUC and average precision of scores [N], with intervals (paper: 0.9911 and 0.9910)."""
-    require_rows(scores=scores, is_target=is_target)
     rows = []
     for name, metric in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
 

@@ -3,37 +3,23 @@
 `fit_scorer` fits what the labels at hand allow, `Scorer.score` gives one table for any features of the same columns. The embedded
 world, one's own rows, the paper's data and alternative features differ in their arguments alone.
 No row is scored by a model that saw its own label: labelled and rated rows take out-of-fold scores.
-
-Difficulty is an elastic net, a global map g and a shrunken cluster residual (paper, section 3.3, equation 10):
-
-    r = g(d_hat) + lambda_c * Delta_c,   lambda_c = n_c / (n_c + tau),   larger is harder
-
-The paper fits g on the labelled subset L and leaves its form open. Here g and Delta_c are fitted on out-of-fold predictions of L:
-in-sample predictions lie closer to the labels than those of new samples, so g would be too steep and Delta_c too small (not
-stated in the paper; ours). An isotonic g is flat in places, hence d_hat is kept for ties. The interval is r +- width (ours): the
-ceil((n + 1) * level)-th smallest absolute residual of n labelled samples, as in split-conformal prediction. The folds' models
-differ from the final one and the corrections saw the same labels, so the guarantee holds only nearly: `coverage_table` measures
-it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from scipy import stats
-from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import ElasticNet, SGDClassifier
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -42,186 +28,46 @@ from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, by_chunks, cluster_topics, pool_clusters, topic_summary
-from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_finite, require_rows
+from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
+from saerl_lib.properties.difficulty import DifficultyModel, cluster_half_widths, fit_difficulty, reliability_table
+from saerl_lib.properties.probes import FOLDS, require_rows
 from saerl_lib.properties.quality import (
     SourceClassifier,
     filter_table,
     fit_source_classifier,
     keep_top_k,
-    negative_thresholds,
     paper_share_k,
     score_histogram,
     source_separation,
 )
-from saerl_lib.report.statistics import wilson_interval
 
-PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
-"""Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
-RULE = "p95"
-"""Threshold rule of `Scorer.score` where no number of kept rows is given (paper, Table 6)."""
 LINEAR = ("mean", "scale", "weight", "intercept")
 """Stored arrays of a scaler and of the linear model behind it."""
+PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
+"""Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
 
 
-# Difficulty.
-
-@dataclass(frozen=True)
-class DifficultyModel:
-    """Fitted on L alone."""
-
-    predictor: Pipeline
-    """f_D: standardisation and elastic net."""
-    calibration: IsotonicRegression
-    """g."""
-    corrections: pd.DataFrame
-    """Of `cluster_corrections`."""
-    out_of_fold: pd.DataFrame
-    """Of `rank`, scores of L itself, d_hat predicted by folds that did not see the sample."""
-
-    def predict(self, phi: np.ndarray, clusters: np.ndarray) -> pd.DataFrame:
-        """`rank` of phi [N, D], read by chunks, whose clusters are [N]. Raises ValueError for non-finite phi."""
-        require_rows(phi=phi, clusters=clusters)
-        raw = by_chunks("phi", phi, self.predictor.predict)
-        return rank(raw, self.calibration.predict(raw[:, None]), clusters, self.corrections)
-
-
-def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> pd.DataFrame:
-    """The cluster part of equation 10, a row each of K clusters: n_labelled (n_c), residual (Delta_c, the mean residual
-    d* - g(d_hat) [N] of labelled samples in clusters [N], 0 without labels) and shrinkage (lambda_c in [0, 1))."""
-    n = np.bincount(clusters, minlength=k)
-    residual = np.bincount(clusters, weights=residuals, minlength=k) / np.maximum(n, 1)
-    return pd.DataFrame({"n_labelled": n, "residual": residual, "shrinkage": n / (n + tau)})
-
-
-def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, corrections: pd.DataFrame) -> pd.DataFrame:
-    """Equation 10 for N samples, whose clusters [N] lie below K: raw (d_hat), calibrated (g(d_hat)), ranking (r), label units."""
-    correction = (corrections["shrinkage"] * corrections["residual"]).to_numpy()[clusters]
-    return pd.DataFrame({"raw": raw, "calibrated": calibrated, "ranking": calibrated + correction})
-
-
-def fit_difficulty(
-    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
-) -> DifficultyModel:
-    """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k.
-
-    Raises ValueError for non-finite phi or labels, unequal rows or fewer samples than folds.
-    """
-    require_rows(phi=phi, labels=labels, clusters=clusters)
-    labels = np.asarray(labels, dtype=np.float64)
-    predictor = fit_elastic_net(phi, labels, config, seed)
-    folds = KFold(FOLDS, shuffle=True, random_state=seed)
-    raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
-    calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
-    calibrated = calibration.predict(raw[:, None])
-    corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
-    return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
-
-
-def with_clusters(model: DifficultyModel, labels: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> DifficultyModel:
-    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L.
-
-    d_hat and g do not depend on the clusters, so nothing else is fitted again.
-    """
-    raw, calibrated = (model.out_of_fold[name].to_numpy() for name in ("raw", "calibrated"))
-    corrections = cluster_corrections(np.asarray(labels, dtype=float) - calibrated, clusters, k, tau)
-    return replace(model, corrections=corrections, out_of_fold=rank(raw, calibrated, clusters, corrections))
-
-
-def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
-    """Rows of `calibration.csv`: score, bin, n, predicted_mean, label_mean, ci_low, ci_high of held-out samples [N].
-
-    Bins are quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`.
-    The interval is the 95 % t-interval of the label mean, NaN for a bin of one sample.
-    """
-    require_rows(predicted=predicted, labels=labels)
-    predicted, labels = np.asarray(predicted, dtype=float), np.asarray(labels, dtype=float)
-    inner = np.linspace(0, 1, bins + 1)[1:-1]
-    edges = np.unique(np.quantile(predicted, inner, method="inverted_cdf"))
-    place = np.searchsorted(edges, predicted, side="left")
-    rows = []
-    for number in np.unique(place):
-        inside = labels[place == number]
-        n, mean = len(inside), float(inside.mean())
-        half = stats.t.ppf(0.975, n - 1) * inside.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        rows.append((score, int(number), n, float(predicted[place == number].mean()), mean, mean - half, mean + half))
-    return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
-
-
-LEVEL = 0.95
-"""Nominal coverage (not stated in the paper; ours)."""
-MIN_LABELS = 50
-"""A cluster with fewer labelled samples takes the half-width of all of L (not stated in the paper; ours)."""
-
-
-def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
-    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable.
-
-    Infinite when n is below level / (1 - level). Raises ValueError for no or non-finite residuals.
-    """
-    require_rows(residuals=residuals)
-    require_finite("residuals", residuals)
-    place = math.ceil((len(residuals) + 1) * level - 1e-9)
-    return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
-
-
-def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> pd.DataFrame:
-    """Half-widths of the intervals r +- width of K clusters from residuals [N] of labelled samples in clusters [N].
-
-    Columns width (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether
-    they are those of the cluster alone; small clusters take the half-width of all.
-    """
-    require_rows(residuals=residuals, clusters=clusters)
-    counts = np.bincount(clusters, minlength=k)
-    own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
-    width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]
-    return pd.DataFrame({"width": width, "n": np.where(own, counts, len(residuals)), "own": own})
-
-
-def coverage_table(scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: pd.DataFrame) -> pd.DataFrame:
-    """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
-    coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
-    require_rows(scores=scores, labels=labels, clusters=clusters)
-    inside = np.abs(labels - scores) <= widths["width"].to_numpy()[clusters]
-    rows = [
-        (str(w.Index), w.width, w.n, "cluster" if w.own else "all", inside[clusters == w.Index])
-        for w in widths.loc[np.unique(clusters)].itertuples()
-    ]
-    rows.append(("all", float(widths["width"].to_numpy()[clusters].mean()), int(widths["n"].max()), "mixed", inside))
-    counted = [(*row, len(hits), *wilson_interval(int(hits.sum()), len(hits)), LEVEL) for *row, hits in rows]
-    columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
-    return pd.DataFrame(counted, columns=columns)
-
-
-# The scorer.
-
-@dataclass(frozen=True)
-class Columns:
-    """Features of N samples as plain arrays."""
+class Columns(NamedTuple):
+    """Features of N samples as plain arrays: phi [N, D] of clusters and difficulty, no NaN, perhaps stored rows that are read by
+    chunks; z [N, E] of quality."""
 
     ids: Sequence[str]
-    """[N]."""
     phi: np.ndarray
-    """[N, D], of clusters and difficulty; no NaN. May be stored rows, which are read by chunks."""
     z: np.ndarray
-    """[N, E], of quality."""
 
 
 Features = FeatureTable | Columns
 """What is read of N samples."""
 
 
-@dataclass(frozen=True)
-class Rated:
-    """What quality is learnt from: m rows that are good or not, by ratings or by their source."""
+class Rated(NamedTuple):
+    """What quality is learnt from: m rows with z [m, E] that are good or not, bool [m], by ratings or by their source; negatives
+    are z [n, E] of rows that are not good, whose scores place the threshold: they train nothing."""
 
     ids: Sequence[str]
     z: np.ndarray
-    """[m, E]."""
     good: np.ndarray
-    """[m] bool."""
     negatives: np.ndarray | None = None
-    """[n, E] of rows that are not good, whose scores place the threshold; they train nothing."""
 
 
 def rated_sources(target: Features, other: Features) -> Rated:
@@ -248,44 +94,34 @@ class Scorer:
     negatives: np.ndarray | None = None
     """Quality of the held-out negatives, float [n]."""
 
-    @property
-    def threshold(self) -> float:
-        """Least quality of a kept row by the rule `RULE`; -inf without held-out negatives."""
-        return -np.inf if self.negatives is None else negative_thresholds(self.negatives)[RULE]
-
     def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
         """One row a sample of `features`, in their order.
 
-        Columns: sample_id, cluster, runner_up (second nearest; -1: there is none), distance, raw (d_hat), calibrated (g(d_hat)),
-        ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality (0..1), kept:
-        the `keep` best rows (ties by id) or, by default, those at or above `threshold`. Columns of a part that was not fitted
-        are NaN, and everything is kept without quality. Raises ValueError for non-finite values or other columns.
+        Columns: sample_id, cluster, distance, raw (d_hat), calibrated (g(d_hat)), ranking (difficulty, r of equation 10, larger
+        is harder), half_width (of its nominal 95 % interval), quality (0..1), kept: the `keep` best rows (ties by id), all
+        without. Columns of a part that was not fitted are NaN. Raises ValueError for non-finite values or other columns.
         """
-        ids, phi, nothing = list(features.ids), features.phi, np.full(len(features.ids), np.nan)
-        found, place = self.clusters.assign(phi), {name: row for row, name in enumerate(ids)}
-        columns: dict[str, Any] = {"sample_id": ids, "cluster": found.label, "distance": found.distance}
-        columns["runner_up"] = self.clusters.runner_up(phi, found.label)
-        columns |= dict.fromkeys(("raw", "calibrated", "ranking", "half_width", "quality"), nothing)
-        if self.difficulty is not None and self.widths is not None:
+        ids, phi = list(features.ids), features.phi
+        found = self.clusters.assign(phi)
+        table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "distance": found.distance})
+        table[["raw", "calibrated", "ranking", "half_width", "quality"]] = np.nan
+        table["kept"] = True
+        if self.difficulty is not None:
             scores, own = self.difficulty.predict(phi, found.label), self.difficulty.out_of_fold
-            columns |= {name: _replaced(scores[name].to_numpy(), place, self.labelled, own[name].to_numpy()) for name in own}
-            columns["half_width"] = self.widths["width"].to_numpy()[found.label]
-        kept = np.ones(len(ids), dtype=bool)
+            for name in own:
+                table[name] = _with_own(scores[name], ids, own[name], self.labelled)
+            table["half_width"] = self.widths["width"].to_numpy()[found.label]
         if self.quality is not None:
-            quality = _replaced(self.quality.score(features.z), place, self.rated, self.out_of_fold)
-            kept = quality >= self.threshold if keep is None else keep_top_k(quality, ids, keep)
-            columns["quality"] = quality
-        order = ["sample_id", "cluster", "runner_up", "distance", "raw", "calibrated", "ranking", "half_width", "quality"]
-        return pd.DataFrame({name: columns[name] for name in order} | {"kept": kept})
+            table["quality"] = _with_own(self.quality.score(features.z), ids, self.out_of_fold, self.rated)
+        if keep is not None:
+            table["kept"] = keep_top_k(table["quality"].to_numpy(), ids, keep)
+        return table
 
 
-def _replaced(values: np.ndarray, place: dict[str, int], ids: Sequence[str], own: np.ndarray | None) -> np.ndarray:
-    """`values` with those of `own` [m] for the ids [m] that stand among them."""
-    found = values.copy()
-    there = [i for i, name in enumerate(ids) if name in place]
-    if there and own is not None:
-        found[[place[ids[i]] for i in there]] = own[there]
-    return found
+def _with_own(values: np.ndarray, ids: Sequence[str], own: np.ndarray, own_ids: Sequence[str]) -> np.ndarray:
+    """`values` [N] of the ids, with those of `own` [m] for the ids that stand among `own_ids` [m]."""
+    known = pd.Series(np.asarray(own), index=list(own_ids)).reindex(ids).to_numpy()
+    return np.where(np.isnan(known), values, known)
 
 
 def fit_rated(rated: Rated, seed: int) -> tuple[SourceClassifier, np.ndarray]:
@@ -303,24 +139,21 @@ def fit_scorer(
     seed: int, clusters: Clusters | None = None,
 ) -> Scorer:  # fmt: skip
     """Fit clusters on the pool `features` [N] and, from what is given, difficulty and quality; deterministic for a base seed.
-
     `labelled` are the features of L with difficulty `labels` [n], inside the pool or beside it; `clusters` were fitted before.
-    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class.
-    """
-    phi = features.phi
-    clusters = pool_clusters(phi, config, seed) if clusters is None else clusters
-    model = widths = classifier = own = negatives = None
-    if labelled is not None and labels is not None:
+    Raises ValueError for non-finite values, unequal rows, fewer labels than folds, or ratings of a single class."""
+    clusters = pool_clusters(features.phi, config, seed) if clusters is None else clusters
+    found = Scorer(clusters)
+    if labelled is not None:
         require_rows(ids=labelled.ids, labels=labels)
-        phi, labels = labelled.phi, np.asarray(labels, dtype=np.float64)
-        cluster = clusters.assign(phi).label
+        phi, cluster = labelled.phi, clusters.assign(labelled.phi).label
         model = fit_difficulty(phi, labels, cluster, clusters.k, config, sub_seed(seed, "difficulty"))
         widths = cluster_half_widths(labels - model.out_of_fold["ranking"].to_numpy(), cluster, clusters.k)
+        found = replace(found, difficulty=model, widths=widths, labelled=tuple(labelled.ids))
     if quality is not None:
         classifier, own = fit_rated(quality, sub_seed(seed, "filter"))
         negatives = None if quality.negatives is None else classifier.score(quality.negatives)
-    ids = tuple(labelled.ids) if labelled is not None else ()
-    return Scorer(clusters, model, widths, ids, classifier, tuple(quality.ids) if quality else (), own, negatives)
+        found = replace(found, quality=classifier, rated=tuple(quality.ids), out_of_fold=own, negatives=negatives)
+    return found
 
 
 def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
@@ -342,9 +175,8 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
     """Rows of cluster_agreement.csv: clusters against topics at each level; the paper gives its leaf topics' values."""
     rows = []
     for depth, name in enumerate(("domain", "subfield", "leaf"), start=1):
-        found = agreement(label, topics_at(samples, depth))
         paper = PAPER_AGREEMENT if name == "leaf" else (np.nan,) * 3
-        rows.append((name, len(label), found.purity, found.nmi, found.ari, *paper))
+        rows.append((name, len(label), *agreement(label, topics_at(samples, depth)), *paper))
     return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
 
 
@@ -469,10 +301,8 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
-
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
-    which are kept.
-    """
+    which are kept."""
     fitted = difficulty_stage(profile, data, features)
 
     def compute(folder: Path) -> None:

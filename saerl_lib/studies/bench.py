@@ -190,7 +190,7 @@ def shape_activations(
     half = torch.arange(rows[1]).expand(rows) < rows[1] // 2
     ids = torch.randint(0, 512, rows, generator=torch.Generator().manual_seed(0))
     batch = tokens.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(rows, dtype=torch.bool))
-    return functools.partial(models.activations, model, batch)
+    return torch.inference_mode()(functools.partial(model, batch))
 
 
 def random_sae(

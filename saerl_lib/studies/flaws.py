@@ -20,8 +20,8 @@ carried. Axes: N samples, D features, M metadata.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, require_finite, require_rows, shuffled
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
@@ -58,20 +58,14 @@ DROPPED_SHARE = 0.5
 DATASET = "world"
 
 
-@dataclass(frozen=True)
-class FlawData:
-    """N samples with known flaws."""
+class FlawData(NamedTuple):
+    """N samples with known flaws: z [N, D] that the probe reads, shallow metadata [N, M], texts, and the kind of flaw [N], ''
+    when the sample is sound."""
 
     z: np.ndarray
-    """[N, D] features that the probe reads."""
     metadata: np.ndarray
-    """[N, M] shallow features."""
     texts: tuple[str, ...]
     flaw: np.ndarray
-    """[N] kind of flaw, '' when the sample is sound."""
-
-    def __post_init__(self) -> None:
-        require_rows(z=self.z, metadata=self.metadata, texts=self.texts, flaw=self.flaw)
 
     @property
     def flawed(self) -> np.ndarray:
@@ -112,10 +106,8 @@ def sgd_scores(
 
 
 def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int) -> np.ndarray:
-    """`sgd_scores` with the penalty of `PENALTIES` that ranks a held-out third best; ties towards the stronger penalty.
-
-    With fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken.
-    """
+    """`sgd_scores` with the penalty of `PENALTIES` that ranks a held-out third best; ties towards the stronger penalty. With
+    fewer than six samples of the rarer class there is nothing to choose by, and the strongest penalty is taken."""
     y, penalty = np.asarray(train_y, dtype=bool), PENALTIES[-1]
     if min(y.sum(), (~y).sum()) >= 6:
         kept, held_out = train_test_split(np.arange(len(y)), test_size=1 / 3, random_state=seed, stratify=y)
@@ -125,11 +117,9 @@ def tuned_scores(train_x: Matrix, train_y: np.ndarray, test_x: Matrix, seed: int
 
 
 def common_scores(train: FlawData, test: FlawData, target_texts: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """score -> [N test] suspicion, from arrays and texts alone.
-
-    `flaw_probe_*`: probes of flaws fitted on `train` (SAE features; metadata; TF-IDF; SAE features with shuffled labels).
-    `dsir`: how little a text looks like `target_texts` against the test pool, as a sum and per n-gram. `length`: characters.
-    """
+    """score -> [N test] suspicion, from arrays and texts alone. `flaw_probe_*`: probes of flaws fitted on `train` (SAE features;
+    metadata; TF-IDF; SAE features with shuffled labels). `dsir`: how little a text looks like `target_texts` against the test
+    pool, as a sum and per n-gram. `length`: characters."""
     vectorizer = fit_tfidf(train.texts)
     words = [vectorizer.transform(data.texts) for data in (train, test)]
     noise = shuffled(train.flawed, sub_seed(seed, "shuffled flaws"))
@@ -158,7 +148,6 @@ def flaw_table(
     """
     kinds, rows = np.asarray(flaw, dtype=str), []
     for pool, mask in pools.items():
-        require_rows(flaw=kinds, mask=mask)
         inside = kinds[np.asarray(mask, dtype=bool)]
         sound = inside == ""
         if sound.all() or not sound.any():
@@ -185,13 +174,9 @@ def flaw_rows_from_features(
 
     `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
     training texts as its target. `kinds` names the flaw of each invalid sample (ignored where valid; default 'invalid').
-    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for unequal rows, another split
-    name, or a split with a single class.
+    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for a split with a single class.
     """
-    require_rows(split=split, valid=valid, kinds=valid if kinds is None else kinds)
     split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
-    if unknown := sorted(set(split) - {"train", "test"}):
-        raise ValueError(f"split holds {unknown[0]!r}: use 'train' and 'test' only")
     flaw = np.where(valid, "", "invalid" if kinds is None else np.asarray(kinds, dtype=str))
     data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), flaw)
     train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
@@ -202,16 +187,13 @@ def flaw_rows_from_features(
     return flaw_table(scores, test.flaw, pools, dataset=dataset, config=config, seed=seed)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the score of a probe is measured against."""
+class Target(NamedTuple):
+    """What the score of a probe is measured against: labels bool [N test] on the samples of a mask bool [N test]; the sign is -1
+    where a small score speaks for the label."""
 
     labels: np.ndarray
-    """[N test] bool."""
     mask: np.ndarray
-    """[N test] bool, samples that it is measured on."""
     sign: float = 1.0
-    """-1 where a small score speaks for the label."""
 
 
 def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,8 +205,6 @@ def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.n
 def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients [M, D] and adjusted R^2 [D], cut to 0..1, of standardised points [N, D] on a standardised design [N, M]."""
     n, m = design.shape
-    if n <= m + 1:
-        raise ValueError(f"{n} samples for {m} covariates: R^2 is undefined; pass more training samples")
     coefficients = np.linalg.lstsq(design, points, rcond=1e-10)[0]
     unexplained, total = (np.square(x).mean(axis=0) for x in (points - design @ coefficients, points))
     share = np.divide(unexplained, total, out=np.ones_like(total), where=total > 0)
@@ -239,12 +219,8 @@ def suppressed_views(
 
     `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
     `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
-    projections of z as there are metadata features. Raises ValueError for non-finite values, unequal rows or no more training
-    samples than covariates.
+    projections of z as there are metadata features. There must be more training samples than of these.
     """
-    require_rows(z=train_z, covariates=train_metadata)
-    require_finite("z", train_z)
-    require_finite("covariates", train_metadata)
     plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
     slopes, explained = _regression(plain[0], metadata[0])
@@ -278,16 +254,13 @@ def selfreg_table(
     views: Mapping[str, tuple[np.ndarray, np.ndarray]], train_y: np.ndarray, targets: Mapping[str, Target], length: np.ndarray, *,
     dataset: str, config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target.
-
-    `length` [N test] in any unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score
-    (turned by the target's sign) with length.
-    """
+    """Rows of filter_selfreg.csv: one probe a variant on train_y [N train], measured on each target. `length` [N test] in any
+    unit. Metrics: roc_auc, average_precision and spearman_length, the rank correlation of the score (turned by the target's sign)
+    with length."""
     rows = []
     for variant, (train_x, test_x) in views.items():
         scores = sgd_scores(train_x, train_y, test_x, sub_seed(seed, "selfreg"), standardise=False)
         for name, target in targets.items():
-            require_rows(scores=scores, labels=target.labels, mask=target.mask, length=length)
             inside, n = target.sign * scores[target.mask], int(target.mask.sum())
             weights = bootstrap_weights(n, config.bootstrap_samples, sub_seed(seed, f"selfreg {name}"))
             found = rank_metrics(inside, target.labels[target.mask], weights)
@@ -300,10 +273,8 @@ def pool_scores(
     profile: Profile, scorer: Scorer, target: FlawData, parent: FlawData, pool: FlawData, samples: Sequence[Sample]
 ) -> dict[str, np.ndarray]:
     """score -> [N pool] suspicion: the paper's source probe, surprise, lengths of the sides, and `common_scores`.
-
-    `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge
-    of flaws.
-    """
+    `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge of
+    flaws."""
     assert scorer.quality is not None  # the world's has one
     surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader))
     return {
@@ -319,10 +290,8 @@ def pool_scores(
 
 
 def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: FlawData, in_parent: np.ndarray) -> pd.DataFrame:
-    """Rows of filter_selfreg.csv: the source probe on source and (as 1 - s) on flaws, and the direct flaw probe.
-
-    Targets: `source` on the whole pool; `flaw by source probe` and `flaw` among parent samples.
-    """
+    """Rows of filter_selfreg.csv: the source probe on source and (as 1 - s) on flaws, and the direct flaw probe. Targets:
+    `source` on the whole pool; `flaw by source probe` and `flaw` among parent samples."""
     half, seed = len(parent.z) // 2, sub_seed(profile.seed, "selfreg")  # the rows that train the source filter
     z, metadata = np.concatenate([target.z, parent.z[:half]]), np.concatenate([target.metadata, parent.metadata[:half]])
     is_target = np.arange(len(z)) < len(target.z)
@@ -338,11 +307,9 @@ def selfreg_rows(profile: Profile, target: FlawData, parent: FlawData, pool: Fla
 
 
 def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
-    """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv).
-
-    Pools: `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and
-    `within parent`, where it does not.
-    """
+    """Planted errors against scores: flaws.parquet (rows of filter_flaws.csv) and selfreg.parquet (filter_selfreg.csv). Pools:
+    `whole pool`, where flaws occur in the parent source alone, so that a source score gets credit for membership; and `within
+    parent`, where it does not."""
     fitted = difficulty_stage(profile, world, features)
 
     def compute(folder: Path) -> None:

@@ -41,7 +41,7 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.probes import fit_tfidf, require_rows
+from saerl_lib.properties.probes import fit_tfidf
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
 from saerl_lib.studies.sensitivity import texts_of
@@ -61,8 +61,6 @@ THEORY_COLUMNS = [
     "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
     "random_change", "random_low", "random_high",
 ]  # fmt: skip
-CURVE_COLUMNS = ["cluster_c", "rho", "mse_change", "ci_low", "ci_high", "n_prompts"]
-CURVE_POINTS = 21
 MEAN = "mean"
 """A partner, or a cluster, drawn by its share of the pool."""
 LOCAL_SPACES = ("z", "metadata", "TF-IDF")
@@ -71,14 +69,12 @@ NEIGHBOURS = 5
 """So many samples, the nearest in a space, are compared with all others (ours)."""
 
 
-@dataclass(frozen=True)
-class GradientGram:
-    """Inner products of the gradients of N prompts."""
+class GradientGram(NamedTuple):
+    """Inner products of the gradients of N prompts, [2 N, 2 N] float64: row h N + i is half h of prompt i, zero where a group has
+    no gradient; and the share of right answers in each half, [N, 2]."""
 
     products: np.ndarray
-    """[2 N, 2 N] float64; row h N + i is half h of prompt i; zero where the group has no gradient."""
     pass_rate: np.ndarray
-    """[N, 2] share of right answers in each half."""
 
     @property
     def zero(self) -> np.ndarray:
@@ -99,10 +95,8 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 def group_loss(
     model: LlamaForCausalLM, prompt: list[int], completions: Sequence[list[int]], weights: np.ndarray, temperature: float
 ) -> torch.Tensor:
-    """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens.
-
-    `weights` [G] are the advantages.
-    """
+    """TRL's "grpo" loss of one group: - mean over G of advantage x mean log-probability of its tokens. `weights` [G] are the
+    advantages."""
     logs = log_probabilities(model, [prompt] * len(completions), list(completions), temperature)
     rows = logs.sum(dim=1) / torch.tensor([len(completion) for completion in completions])
     return -(torch.as_tensor(weights, dtype=rows.dtype) * rows).mean()
@@ -117,9 +111,7 @@ def measure_gradients(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> GradientGram:
     """Draw two groups of `train.rollouts_per_prompt` completions a sample and return the Gram matrix of their gradients.
-
-    Transient memory: one float32 gradient (1.9 MB at 0.47 M parameters) a group that has one.
-    """
+    Transient memory: one float32 gradient (1.9 MB at 0.47 M parameters) a group that has one."""
     n, g = len(samples), train.rollouts_per_prompt
     rows, prompts = HALVES * g, [s.prompt for s in samples]
     with tqdm(total=n * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
@@ -201,7 +193,6 @@ class Moments:
 
 def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Moments:
     """Moments of the groups of labels [N], in sorted order, under weights [S, N]."""
-    require_rows(labels=labels, products=pairs.products)
     members = (np.asarray(labels)[:, None] == np.unique(labels)).astype(float)
     apart = pairs.products - np.diag(np.diag(pairs.products))
     parts = weights[:, :, None] * members
@@ -216,11 +207,9 @@ def group_moments(pairs: Pairs, labels: np.ndarray, weights: np.ndarray) -> Mome
 
 
 def batch_cosines(moments: Moments, prompts_per_step: int) -> dict[str, np.ndarray]:
-    """within, across and halves [S]: cosine of the gradients of two batches of `prompts_per_step`, each of one group.
-
-    E<B, B'> over the root of E||B||^2 E||B'||^2, groups weighted by size: the ratio of unbiased means, not the mean of
-    ratios. `halves` are the same prompts with new rollouts: what is left of 1 after rollout noise.
-    """
+    """within, across and halves [S]: cosine of the gradients of two batches of `prompts_per_step`, each of one group. E<B, B'>
+    over the root of E||B||^2 E||B'||^2, groups weighted by size: the ratio of unbiased means, not the mean of ratios. `halves`
+    are the same prompts with new rollouts: what is left of 1 after rollout noise."""
     b, k = prompts_per_step, moments.products.shape[1]
     own = np.diagonal(moments.products, axis1=1, axis2=2)
     length = np.clip(own + (moments.squared - own) / b, 0, None)
@@ -248,12 +237,9 @@ def coherence_table(
     gram: GradientGram, labels: Mapping[str, np.ndarray], spaces: Mapping[str, np.ndarray], neighbours: int,
     prompts_per_step: int, samples: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of gradient_coherence.csv.
-
-    `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a name to distances [N, N].
-    n are the prompts behind a row, n_zero those of the sample without any gradient: left out between prompts, counted
-    as zero inside batches, as in training.
-    """
+    """Rows of gradient_coherence.csv. `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a
+    name to distances [N, N]. n are the prompts behind a row, n_zero those of the sample without any gradient: left out between
+    prompts, counted as zero inside batches, as in training."""
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
     weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
     alive = int((~gram.zero).any(axis=1).sum())
@@ -294,10 +280,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, wei
 
 
 def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N].
-
-    `unbiased` [N] are the lengths of the squared distance, where they are known without rollout noise.
-    """
+    """Cosine and squared distance [N, N] of gradients with these products [N, N] and squared lengths [N]. `unbiased` [N] are the
+    lengths of the squared distance, where they are known without rollout noise."""
     size = np.sqrt(np.where(squared > 0, squared, 1.0))
     length = squared if unbiased is None else unbiased
     return {"cosine": 1 - products / np.outer(size, size), "squared distance": length[:, None] + length[None] - 2 * products}
@@ -357,11 +341,11 @@ def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(a) & np.isfinite(c), found, np.nan)
 
 
-def mixing_tables(
+def mixing_table(
     pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
     samples: int, seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows of mixing_theory.csv and mixing_curve.csv; changes are fractions of the MSE at rho = 0.
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0.
 
     clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
     with fewer than two sampled prompts is left out. Rows with cluster_d "mean" have a partner drawn by share, those
@@ -385,17 +369,15 @@ def mixing_tables(
     cases += [(names[i], MEAN, counts[i], total - counts[i], mean_a[:, i], mean_c[:, i], bias2[:, i], variance[:, i])
               for i in every]  # fmt: skip
     cases.append((MEAN, MEAN, total, total, *(x @ shares for x in (mean_a, mean_c, bias2, variance))))
-    theory, curve, rho_h = [], [], swapped_per_batch / prompts_per_step
+    rows, rho_h = [], swapped_per_batch / prompts_per_step
     for one, other, n_one, n_other, slope, bend, bias, spread in cases:
         start = bias + spread
         parts = (slope, bend, rho_star(slope, bend))
         change = weighted_interval((-rho_h * slope + rho_h**2 * bend) / start)
         head = (str(one), str(other), int(n_one), int(n_other), float(bias[0]), float(spread[0]))
-        theory.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
-                       *weighted_interval(random / start - 1)))  # fmt: skip
-        for rho in np.linspace(0, 1, CURVE_POINTS) if other == MEAN else ():
-            curve.append((str(one), float(rho), *weighted_interval((-rho * slope + rho**2 * bend) / start), int(n_one)))
-    return pd.DataFrame(theory, columns=THEORY_COLUMNS), pd.DataFrame(curve, columns=CURVE_COLUMNS)
+        rows.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
+                     *weighted_interval(random / start - 1)))  # fmt: skip
+    return pd.DataFrame(rows, columns=THEORY_COLUMNS)
 
 
 def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataFrame:
@@ -410,11 +392,9 @@ def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataF
 def space_distances(
     z: np.ndarray, metadata: np.ndarray, samples: Sequence[Sample], rows: np.ndarray, ranking: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
-    """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool.
-
-    Euclidean after standardising on the pool and clipping as for clusters; TF-IDF of prompt and solution by cosine;
-    difficulty by the difference of labels and of ranking scores [N]; "z, permuted" gives every prompt another's z.
-    """
+    """Distances [N, N] between the sampled prompts in every space; z and metadata are those of the whole pool. Euclidean after
+    standardising on the pool and clipping as for clusters; TF-IDF of prompt and solution by cosine; difficulty by the difference
+    of labels and of ranking scores [N]; "z, permuted" gives every prompt another's z."""
     points = {"z": z, "phi": np.concatenate([z, metadata], axis=1), "metadata": metadata}
     points = {name: np.clip(standardised_space(v), -CLIP, CLIP)[rows] for name, v in points.items()}
     found = {name: cdist(v, v) for name, v in points.items()}
@@ -432,9 +412,7 @@ def gradient_tables(
     spaces: Mapping[str, np.ndarray],
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
     """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts.
-
-    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else.
-    """
+    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else."""
     b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.gradients.bootstrap_samples
     seed = sub_seed(profile.seed, "gradient-bootstrap")
     rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
@@ -444,21 +422,17 @@ def gradient_tables(
         "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
     }  # fmt: skip
     local = {name: spaces[name] for name in LOCAL_SPACES}
-    theory, curve = mixing_tables(prompt_pairs(gram), clusters, shares, b, h, resamples, seed)
     return {
         "gradient_coherence": coherence_table(gram, labels, local, NEIGHBOURS, b, resamples, seed),
         "gradient_distance": distance_table(gram, spaces, resamples, seed),
-        "mixing_theory": theory,
-        "mixing_curve": curve,
+        "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
         "zero_variance": zero_variance_table(clusters, gram.pass_rate),
     }
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet.
-
-    The sample holds `profile.gradients.prompts` rows of the kept pool, all if it holds fewer, in pool order.
-    """
+    """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradients.prompts` rows of the kept
+    pool, all if it holds fewer, in pool order."""
 
     def compute(folder: Path) -> None:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores

@@ -139,7 +139,7 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
     def compute(folder: Path) -> None:
         samples, own = load_split(world, "pool"), load_split_features(features, "pool")
         z = own.z
-        unused = ["runner_up", "distance", "calibrated", "half_width"]
+        unused = ["distance", "calibrated", "half_width"]
         labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
         table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=unused)
         table = table.merge(labels, on="sample_id", validate="one_to_one")

@@ -23,8 +23,9 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, require_rows
-from saerl_lib.properties.scorer import load_scorer, sequence_words, with_clusters
+from saerl_lib.properties.difficulty import with_clusters
+from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf
+from saerl_lib.properties.scorer import load_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
@@ -83,15 +84,6 @@ def plan_sensitivity(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def curve_sizes(n: int) -> tuple[int, ...]:
-    """The `SIZES` below n, then n itself.
-
-    >>> curve_sizes(240), curve_sizes(3000)
-    ((30, 100, 240), (30, 100, 300, 1000, 3000))
-    """
-    return (*(size for size in SIZES if size < n), n)
-
-
 def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
     """Permutations [n] of the labelled samples; the first m of one are its subset of size m."""
     return [np.random.default_rng(sub_seed(seed, f"label-subset-{i}")).permutation(n) for i in range(subsets)]
@@ -100,17 +92,12 @@ def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray
 def label_curve(
     train: Mapping[str, Matrix], y: np.ndarray, test: Mapping[str, Matrix], truth: np.ndarray, config: PropertyConfig, seed: int
 ) -> pd.DataFrame:
-    """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|.
-
-    train and test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels.
-    Raises ValueError for unequal rows, non-finite values or fewer than `cv_folds` labels.
-    """
+    """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|. train and
+    test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels."""
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
     permutations = nested_subsets(len(y), seed)
     for name, x in train.items():
-        require_rows(train_x=x, train_y=y)
-        require_rows(test_x=test[name], test_y=truth)
-        for size in curve_sizes(len(y)):
+        for size in (*(size for size in SIZES if size < len(y)), len(y)):
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
@@ -120,10 +107,8 @@ def label_curve(
 
 
 def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
-    """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval.
-
-    A resample draws one subset and M test samples, so the spread over subsets counts as that of a single subset.
-    """
+    """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval. A resample draws one subset and M
+    test samples, so the spread over subsets counts as that of a single subset."""
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(samples):
