@@ -20,11 +20,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about a mistyped `name`: the nearest known one, or nothing.
-
-    >>> near("lapto", ["smoke", "laptop"]), near("huge", ["smoke", "laptop"])
-    ('; did you mean laptop?', '')
-    """
+    """The end of an error message about a mistyped `name`: the nearest known one, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -36,11 +32,7 @@ def content_hash(value: Any) -> str:
 
 
 def sub_seed(base: int, label: str) -> int:
-    """A 31-bit seed derived from a base seed and a label, the same on every machine.
-
-    >>> sub_seed(0, "plan") == sub_seed(0, "plan"), sub_seed(0, "plan") == sub_seed(1, "plan")
-    (True, False)
-    """
+    """A 31-bit seed derived from a base seed and a label, the same on every machine."""
     digest = hashlib.sha256(f"{base}:{label}".encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFF_FFFF
 
@@ -288,23 +280,6 @@ class TrainConfig:
         require(fixed or not self.tail_steps, "tail_steps needs engine='packed' and a number of steps that is fixed: set it to 0")
 
 
-LIVE = TrainConfig(
-    seeds=1, learning_rate=2e-5, max_completion_tokens=16, chat=True, answer_from="last_number", trained_blocks=15,
-    checkpoint_every_steps=1000,
-)  # fmt: skip
-"""SmolLM2-135M-Instruct on short-answer arithmetic, the upper half of its blocks: minutes on a laptop's CPU (ours)."""
-
-
-@dataclass(frozen=True)
-class GradientConfig:
-    """Gradient coherence at the base policy; the paper measures no gradient (ours)."""
-
-    prompts: int = 320
-    """Prompts of the kept pool, two groups of `TrainConfig.rollouts_per_prompt` each (not stated in the paper; ours)."""
-    bootstrap_samples: int = 500
-    """Resamples of prompts behind every interval (ours)."""
-
-
 @dataclass(frozen=True)
 class StudyConfig:
     """The RL study: arms x matched seeds (profile `study`)."""
@@ -362,7 +337,6 @@ class Profile:
     properties: PropertyConfig = PropertyConfig()
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
-    gradients: GradientConfig = GradientConfig()
     ladder: LadderConfig = LadderConfig()
     study: StudyConfig | None = None
     """The full study; None: this profile trains `arms` and shows the committed study."""
@@ -375,6 +349,8 @@ class Profile:
     score_correlation: float | None = None
     """Spearman correlation with the base pass rates to which feature-based difficulty scores are blurred before they are planned
     (ours: what text shows of a 7B policy's pass rates on DeepScaleR); None: scores as they are."""
+    gradient_prompts: int = 320
+    """Prompts of the kept pool whose gradients are measured, two groups of rollouts each (the paper measures none; ours)."""
     live_steps: int = 20
     """Steps for which notebook 07 trains SmolLM2 before the reader's eyes, 6 prompts each."""
     arms: tuple[str, ...] = ("grpo", "saerl")
@@ -423,9 +399,6 @@ class Profile:
         return self.world.eval_problems_small if self.world else 1_000_000
 
 
-EXPANSION = 64
-"""F over the model's width (paper, section C.1)."""
-
 SMOKE = Profile(
     name="smoke",
     world=WorldConfig(
@@ -436,7 +409,7 @@ SMOKE = Profile(
     properties=PropertyConfig(clusters=4, elastic_net_alphas=8, bootstrap_samples=50, shrinkage_tau=10.0),
     plan=PlanConfig(prompts_per_step=8, window_batches=6),
     train=TrainConfig(seeds=2, eval_every_steps=4, checkpoint_every_steps=4, eval_samples_small=2, eval_samples_full=2),
-    gradients=GradientConfig(prompts=24, bootstrap_samples=50),
+    gradient_prompts=24,
     ladder=LadderConfig(official_split=False, max_train=70, max_test=50, adapted_labels=30),
     pool_samples=96,
     score_correlation=0.45,

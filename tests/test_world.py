@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from stand_ins import untrained_sae
 
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import LIVE, SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
+from saerl_lib.config import SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.encode.stages import features_stage, store_stage
@@ -42,6 +42,7 @@ from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import train, write_run
 from saerl_lib.train.sampler import gold_probability, sample_groups
+from saerl_lib.train.stages import LIVE
 from saerl_lib.world import gates
 from saerl_lib.world.gates import (
     Bounds,

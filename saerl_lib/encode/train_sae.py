@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
-from saerl_lib.config import EXPANSION, ReaderConfig, sub_seed, to_dict
+from saerl_lib.config import ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
@@ -35,6 +35,8 @@ from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, l
 from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
+EXPANSION = 64
+"""F over the model's width (paper, section C.1)."""
 SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4, vectors_per_step=1024)
 """Of the shipped SAE: 8 x 576 latents, 32 of them active, 5.6 % of the model's width."""
 

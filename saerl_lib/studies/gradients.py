@@ -413,7 +413,7 @@ def gradient_tables(
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
     """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts.
     Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else."""
-    b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.gradients.bootstrap_samples
+    b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.properties.bootstrap_samples
     seed = sub_seed(profile.seed, "gradient-bootstrap")
     rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
     permuted = np.random.default_rng(sub_seed(profile.seed, "gradient-permutation")).permutation(clusters)
@@ -431,14 +431,14 @@ def gradient_tables(
 
 
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradients.prompts` rows of the kept
+    """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradient_prompts` rows of the kept
     pool, all if it holds fewer, in pool order."""
 
     def compute(folder: Path) -> None:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
         pool = kept_pool(difficulty, quality)
         draw = np.random.default_rng(sub_seed(profile.seed, "gradient-sample"))
-        rows = np.sort(draw.choice(len(pool), min(profile.gradients.prompts, len(pool)), replace=False))
+        rows = np.sort(draw.choice(len(pool), min(profile.gradient_prompts, len(pool)), replace=False))
         chosen, by_id = pool.iloc[rows], {s.id: s for s in load_split(world, "pool")}
         samples = [by_id[name] for name in chosen["sample_id"]]
         gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
@@ -455,5 +455,6 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
 
     train = to_dict(profile.train)
     train.pop("seeds")
-    config = {**to_dict(profile.gradients), "train": train, "plan": to_dict(profile.plan), "seed": profile.seed}
+    config = {"prompts": profile.gradient_prompts, "resamples": profile.properties.bootstrap_samples, "train": train,
+              "plan": to_dict(profile.plan), "seed": profile.seed}  # fmt: skip
     return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))

@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib import paths
-from saerl_lib.artifacts import code_hash, provenance, write_json
+from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.models import pick_device
@@ -46,7 +46,6 @@ from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import InOrder, Selector
 from saerl_lib.train.policy import FOLDER, load_policy
-from saerl_lib.train.run import write_table
 from saerl_lib.train.sampler import correct_attempts, gold_probability
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
@@ -225,7 +224,7 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     ends = dict(zip(run.sizes.evaluated[1:], run.sizes.evaluated, strict=False))
     shares = {end: np.mean([share for step, share in silent if start < step <= end]) for end, start in ends.items()}
     frame = frame.assign(arm=run.arm, rate=run.train.learning_rate, seed=run.seed, silent=frame["step"].map(shares))
-    write_table(frame, path)
+    write_atomic(path, frame.to_parquet(index=False, compression="zstd"))
     seconds = {"all": time.monotonic() - started, "evaluation": judge.seconds}
     write_json(path.with_suffix(".json"), {"seconds": seconds, "provenance": provenance()})
     log.unlink()

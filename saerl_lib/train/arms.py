@@ -3,10 +3,8 @@
 An arm is an order of the pool fixed beforehand, or a selector that chooses the prompts of each step by the rewards before it.
 Here are the random order and controls of order, the SAERL curriculum with its ablations (Table 7), mixing (Figure 3) and batch
 size (Table 8), other features in place of the SAE's, and the rivals ADARFT (arXiv 2504.05520), GAINRL (2506.02281), MoPPS
-(2507.04632), SEC (2505.14970, with SAE clusters as categories), E2H, SHIFT and IRDS. An arm of your own is one file with a
-function and an `Arm` in a tuple named `ARMS`, named by `grid --arms-from`.
-
-N samples in pool order, a row number stands for a sample, G rollouts a prompt.
+(2507.04632), SEC (2505.14970, with SAE clusters as categories), E2H, SHIFT and IRDS. An arm of your own is one file: `grid
+--arms-from`. N samples in pool order, a row number stands for a sample, G rollouts a prompt.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """One training run: the record of all that decides it, and how it is trained, resumed, checked against its plan and finished.
 
-A run's folder holds run.json (the record), checkpoints, a rollouts-<process>.jsonl of each process, evaluations.jsonl and
-progress.json; after the end rollouts.parquet, curve.parquet, evaluations.parquet where it has evaluation sets, final/ (the
-trained policy) and, written last, done.json. `python -m saerl_lib train-job FOLDER` runs or resumes it, alone or behind a
-launcher (`torchrun`, `accelerate launch`), whose processes share every step.
+Its folder holds run.json (the record), checkpoints, logs and progress.json; after the end rollouts.parquet, curve.parquet,
+evaluations.parquet, final/ (the trained policy) and, written last, done.json. `python -m saerl_lib train-job FOLDER` runs or
+resumes it, alone or behind a launcher (`torchrun`, `accelerate launch`), whose processes share every step.
 """
 
 from __future__ import annotations
@@ -256,9 +255,7 @@ def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
 def open_choice(run: Run) -> tuple[list[Sample], Selector, Selector]:
     """The samples that row numbers mean, and what chooses among them: a plan or an arm's selector, then that of the tail.
 
-    The rows are those of the plan, or of the file, and behind them all of the file in a random order that the seed draws.
-    Raises as `open_selector`.
-    """
+    Behind the rows of the plan, or of the file, all of the file follows in a random order. Raises as `open_selector`."""
     every = read_sample_file(Path(run.samples))
     samples = list(in_plan_order(read_plan(Path(run.plan)), every)) if run.plan else every
     selector = open_selector(run, [s.id for s in samples])
@@ -364,7 +361,7 @@ class Watch(TrainerCallback):
                 rows += evaluate(self.sampler, name, problems, count, run.train, run.seed, step, full).to_dict("records")
                 self.stop_when_orphaned()
         if known is not None and not known.exists():
-            write_table(pd.DataFrame(rows), known)
+            write_atomic(known, pd.DataFrame(rows).to_parquet(index=False, compression="zstd"))
         more = {"update": update, "rollouts": self.trainer.feed.generated}
         append_rows(run.folder / "evaluations.jsonl", [{**row, **more} for row in rows])
         self.seconds += time.monotonic() - started
@@ -414,7 +411,7 @@ def conclude(run: Run) -> None:
     for name, table in tables.items():
         table.insert(0, "seed", run.seed)
         table.insert(0, "arm", run.arm)
-        write_table(table, run.folder / f"{name}.parquet")
+        write_atomic(run.folder / f"{name}.parquet", table.to_parquet(index=False, compression="zstd"))
     times = pd.DataFrame(read_rows(run.folder / "times.jsonl")).sum()
     spent = {"training": times["total"] - times["evaluation"], "evaluation": times["evaluation"]}
     seconds = {name: round(float(value), 1) for name, value in spent.items()}
@@ -426,11 +423,6 @@ def conclude(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write Parquet atomically: two runs may write the same table."""
-    write_atomic(path, table.to_parquet(index=False, compression="zstd"))
-
-
 def checkpoints(folder: Path) -> dict[Path, int | None]:
     """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
     whole = {path: _json(path / "trainer_state.json") is not None for path in sorted(folder.glob("checkpoint-*"))}
@@ -438,8 +430,8 @@ def checkpoints(folder: Path) -> dict[Path, int | None]:
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
-    """Step and folder of the last complete checkpoint at which the budget was not spent, behind which no step would be left to
-    end the run with; (0, None) without one. Nothing is removed: every process chooses for itself, at its own time."""
+    """Step and folder of the last complete checkpoint with steps left behind it; (0, None) without one. Nothing is removed: every
+    process chooses for itself, at its own time."""
     logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
     for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
         spent = run.progress(step or 0, sum(s <= (step or 0) for s in logged_at)) >= run.steps and not run.train.tail_steps

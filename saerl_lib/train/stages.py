@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, write_json
-from saerl_lib.config import LIVE, PLANS, SMOLLM2, Profile, steps_of, sub_seed, to_dict
+from saerl_lib.config import PLANS, SMOLLM2, Profile, TrainConfig, steps_of, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.train.arms import DAPO, find_arm
 from saerl_lib.train.policy import FOLDER, attempted, counted, measured_stage, open_sampler, policy_folder
@@ -187,6 +187,11 @@ def runs_table(train: Stage) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+LIVE = TrainConfig(
+    seeds=1, learning_rate=2e-5, max_completion_tokens=16, chat=True, answer_from="last_number", trained_blocks=15,
+    checkpoint_every_steps=1000,
+)  # fmt: skip
+"""SmolLM2-135M-Instruct on short-answer arithmetic, the upper half of its blocks: minutes on a laptop's CPU (ours)."""
 LIVE_PROMPTS, SHOWN = 6, 8
 """Prompts of a live step, and of those that are answered before and after it."""
 
