@@ -184,7 +184,7 @@ def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: py
     ):  # fmt: skip
         assert main(words(files, out, *more)) == 1
         assert message in capsys.readouterr().err and not out.exists()
-    assert main(words(files, out, "--selector", "mopps")) == 1
+    assert main(words(files, out, "--selector", "mopps")) == 2, "none of the choices"
     with pytest.raises(ValueError, match="choose engine='packed'"):
         replace(TRAIN, dynamic_sampling="equal_steps")
 
