@@ -69,5 +69,5 @@ def test_generated_tables_are_those_of_the_csv_and_are_written_once(tmp_path: Pa
         assert f"<!-- begin {marker} -->\n{text}\n<!-- end" in DOCUMENTS[paths.ROOT / document]
         with (tmp_path / document).open("a") as file:
             file.write(f"<!-- begin {marker} -->\n<!-- end {marker} -->\n")
-    assert write_documents(tmp_path, paths.PUBLISHED) == ["README.md", "docs/claims.md", "docs/world.md"]
+    assert write_documents(tmp_path, paths.PUBLISHED) == ["README.md", "docs/claims.md", "docs/study.md", "docs/world.md"]
     assert write_documents(tmp_path, paths.PUBLISHED) == []

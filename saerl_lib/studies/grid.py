@@ -140,15 +140,17 @@ def keep_record(run: Run, home: Path) -> Path:
     about = {"protocol": protocol(run), "key": run.key, "provenance": _provenance(run.folder, done),
              "budget": _budget(run.folder), "curve": curve.to_dict("list")}  # fmt: skip
     table = pa.Table.from_pandas(frame[list(KINDS)].astype(KINDS), preserve_index=False)
-    table = table.replace_schema_metadata({**table.schema.metadata, b"run": json.dumps(about)})
-    pq.write_table(table, path.with_suffix(".partial"), compression="zstd")
-    path.with_suffix(".partial").replace(path)
+    partial = path.with_suffix(".partial")
+    with pq.ParquetWriter(partial, table.schema, compression="zstd", compression_level=19, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"run": json.dumps(about)})  # not in the schema, which is stored twice
+    partial.replace(path)
     return path
 
 
 def about_record(path: Path) -> dict[str, Any]:
     """protocol, key, provenance, budget and curve of a record."""
-    return json.loads(pq.read_schema(path).metadata[b"run"])
+    return json.loads(pq.read_metadata(path).metadata[b"run"])
 
 
 def records(profile: Profile, runs: Sequence[Run], committed: bool = True) -> dict[str, Path]:
