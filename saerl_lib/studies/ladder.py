@@ -325,11 +325,16 @@ def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame
     found = {}
     for name, file in {"probe_ladder": "ladder", "ladder_pairs": "pairs"}.items():
         parts = [pd.read_parquet(stage.path(f"{file}.parquet")) for stage in stages]
-        if len(parts) == 1 and (paths.PUBLISHED / f"{name}.csv").is_file():
-            published = pd.read_csv(paths.PUBLISHED / f"{name}.csv")
-            parts.append(published[published["dataset"] != "world"])
-        found[name] = pd.concat(parts, ignore_index=True)
+        found[name] = with_real_rows(pd.concat(parts, ignore_index=True), name)
     return found
+
+
+def with_real_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table of the world's rows with the published ones of real sets behind them, where it has none of its own."""
+    path = paths.PUBLISHED / f"{name}.csv"
+    if table["dataset"].ne("world").any() or not path.is_file():
+        return table
+    return pd.concat([table, pd.read_csv(path).query("dataset != 'world'")], ignore_index=True)
 
 
 def overlap_table(profile: Profile) -> pd.DataFrame:
