@@ -106,7 +106,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The records of all runs."""
     home = tmp_path_factory.mktemp("records")
-    return {name: grid.keep_record(read_run(finished / f"{name}-seed0"), home) for name in NAMES}
+    return {name: grid.keep_record(PROFILE, read_run(finished / f"{name}-seed0"), home) for name in NAMES}
 
 
 def test_every_kind_of_arm_spends_the_same_rollouts(kept: dict[str, Path], finished: Path) -> None:
@@ -167,6 +167,8 @@ def test_a_committed_record_stands_for_its_run(
     assert grid.run_grid(PROFILE, [run]) == {} and not run.folder.exists(), "it is not trained here"
     faster = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
     assert not grid.records(faster, grid.planned_runs(faster, *stages, [(grid.find_arm("grpo"), 0)])), "other settings"
+    sharp = replace(PROFILE, score_correlation=None)
+    assert not grid.records(sharp, grid.planned_runs(sharp, *stages, [(grid.find_arm("grpo"), 0)])), "another way of planning"
     shutil.copytree(finished / "grpo-seed0", run.folder)
     write_json(run.folder / DONE, {**json.loads((run.folder / DONE).read_text()), "key": run.key})
     write_run(run)
@@ -212,7 +214,7 @@ def test_runs_of_other_versions_are_not_merged(kept: dict[str, Path], finished: 
     done["environment"]["versions"]["torch"] = "1.0"
     write_json(tmp_path / "b" / "done.json", done)
     with pytest.raises(ArtifactError, match="different versions are not merged"):
-        grid.results([kept["grpo"], grid.keep_record(read_run(tmp_path / "b"), tmp_path)])
+        grid.results([kept["grpo"], grid.keep_record(PROFILE, read_run(tmp_path / "b"), tmp_path)])
 
 
 def test_one_run_without_grpo_is_no_error(

@@ -116,18 +116,20 @@ def planned_runs(
     return [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
 
 
-def protocol(run: Run) -> str:
-    """Hash of what a record shares with the run that it stands for: arm, seed, settings, evaluations, policy and engine.
+def protocol(profile: Profile, run: Run) -> str:
+    """Hash of what a record shares with the run that it stands for: arm, seed, settings, pool, evaluations, policy and engine.
 
-    Not the plan, which may differ in its last digits between processors, nor the code; the record names both.
+    Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code.
     """
     settings = {name: value for name, value in to_dict(run.train).items() if name not in ("seeds", "checkpoint_every_steps")}
     files = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
     sizes = [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
-    return content_hash([run.arm, run.seed, settings, sizes, [file_sha256(Path(p)) for p in files], ENGINE])
+    made = (profile.world, profile.reader, profile.properties, profile.plan)
+    planned = [*map(to_dict, made), profile.seed, profile.pool_samples, profile.planned, profile.score_correlation]
+    return content_hash([run.arm, run.seed, settings, sizes, planned, [file_sha256(Path(p)) for p in files], ENGINE])
 
 
-def keep_record(run: Run, home: Path) -> Path:
+def keep_record(profile: Profile, run: Run, home: Path) -> Path:
     """Write the record of a finished run into `home`, whole or not at all.
 
     The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
@@ -137,7 +139,7 @@ def keep_record(run: Run, home: Path) -> Path:
     frame = pd.read_parquet(run.folder / "evaluations.parquet").sort_values(["step", "eval_set"], kind="stable")
     frame["gold_probability"] = frame["gold_probability"].round(4)
     curve = _curve(run.folder)[CURVE].astype(float).round(4)
-    about = {"protocol": protocol(run), "key": run.key, "provenance": _provenance(run.folder, done),
+    about = {"protocol": protocol(profile, run), "key": run.key, "provenance": _provenance(run.folder, done),
              "budget": _budget(run.folder), "curve": curve.to_dict("list")}  # fmt: skip
     table = pa.Table.from_pandas(frame[list(KINDS)].astype(KINDS), preserve_index=False)
     partial = path.with_suffix(".partial")
@@ -159,9 +161,9 @@ def records(profile: Profile, runs: Sequence[Run], committed: bool = True) -> di
     for run in runs:
         own = paths.figure_data_dir(profile.name) / RUNS / f"{run.folder.name}.parquet"
         if run.finished and not (own.is_file() and about_record(own)["key"] == run.key):
-            keep_record(run, own.parent)
+            keep_record(profile, run, own.parent)
         for path in (own, paths.PUBLISHED / RUNS / own.name) if committed else (own,):
-            if path.is_file() and about_record(path)["protocol"] == protocol(run):
+            if path.is_file() and about_record(path)["protocol"] == protocol(profile, run):
                 found.setdefault(run.folder.name, path)
     return found
 
