@@ -15,7 +15,7 @@ from scipy import stats
 
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.train import arms
+from saerl_lib.train import arms, selectors
 from saerl_lib.train.arms import (
     Arm,
     ArmError,
@@ -26,7 +26,7 @@ from saerl_lib.train.arms import (
     find_arm,
     scaled,
 )
-from saerl_lib.train.online import OnlineRates
+from saerl_lib.train.selectors import OnlineRates
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
 
@@ -48,9 +48,9 @@ def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
 
 def test_adarft_target_and_nearest_unused_prompts() -> None:
     values = np.array([0.0, 30.0, 60.0, 100.0])
-    public = arms.AdaptiveTarget(values)
+    public = selectors.AdaptiveTarget(values)
     assert public.next(2).tolist() == public.next(2).tolist() == [0, 1], "the public form repeats what is nearest"
-    selector = arms.AdaptiveTarget(values, once=True)
+    selector = selectors.AdaptiveTarget(values, once=True)
     assert selector.next(2).tolist() == [0, 1]
     selector.told(np.array([0, 1]), np.array([[1.0, 1.0], [1.0, 1.0]]))
     assert selector.target == pytest.approx(50 * np.tanh(1.0))
@@ -63,7 +63,7 @@ def test_adarft_target_and_nearest_unused_prompts() -> None:
 
 def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
     scores = np.linspace(0, 1, 2000)
-    selector = arms.MovingGaussian(scores, seed=0)
+    selector = selectors.MovingGaussian(scores, seed=0)
     first = selector.next(64)
     ranks = np.searchsorted(-scores[selector.ranked], -scores[first])
     assert len(set(first.tolist())) == 64 and ranks.max() < 5 * 100
@@ -78,7 +78,7 @@ def test_gainrl_draws_around_a_mean_that_moves_by_the_rule() -> None:
 
 
 def test_mopps_posterior_by_hand() -> None:
-    selector = arms.PosteriorSampling(3, seed=0)
+    selector = selectors.PosteriorSampling(3, seed=0)
     selector.told(np.array([1]), np.array([[1.0, 1.0, 1.0, 0.0]]))
     assert selector.a.tolist() == [1.0, 4.0, 1.0] and selector.b.tolist() == [1.0, 2.0, 1.0]
     selector.told(np.array([1]), np.array([[0.0, 0.0, 0.0, 0.0]]))
@@ -89,7 +89,7 @@ def test_mopps_posterior_by_hand() -> None:
 
 def test_sec_learns_which_cluster_has_gradient() -> None:
     clusters = np.repeat([0, 1], 50)
-    selector = arms.ClusterBandit(clusters, seed=0)
+    selector = selectors.ClusterBandit(clusters, seed=0)
     rows = np.array([0, 50])
     selector.told(rows, np.array([[1.0, 0.0], [1.0, 1.0]]))
     assert selector.value.tolist() == pytest.approx([0.5 * np.sqrt(0.5), 0.0])
@@ -246,7 +246,7 @@ def silent_share(features: str, seed: int) -> float:
     rng, data, silent, drawn = np.random.default_rng(seed), pool(2000), [], []
     x, setting = rng.normal(size=(2000, 20)), replace(SETTING, seed=seed)
     table = data.table.assign(**{"phi@sae": list(x), "ranking": rng.normal(size=2000), "cluster": rng.integers(0, 8, 2000)})
-    uniform = arms.InOrder(arms.shuffle(data, setting))
+    uniform = selectors.InOrder(arms.shuffle(data, setting))
     selector = uniform if features == "uniform" else arms.online(ArmPool(table), setting, features)
     for step in range(40):
         rows = selector.next(16)

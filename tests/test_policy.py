@@ -24,7 +24,6 @@ from saerl_lib.data.sample import DataError, write_samples
 from saerl_lib.plan.follow import cut_back, read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, trainer
-from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
 from saerl_lib.train.sampler import (
     GroupSampler,
@@ -37,6 +36,7 @@ from saerl_lib.train.sampler import (
     sample_groups,
     sample_tokens,
 )
+from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,

@@ -89,7 +89,7 @@ def test_when_a_curve_reaches_a_value_by_hand() -> None:
 
 def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     gains = {"grpo": 0.0, "saerl_grpo": 0.05, "diff": 0.02, "minus_diff": 0.0, "dapo": 0.1, "saerl_dapo": 0.1}
-    gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1}
+    gains |= {"minus_mix": 0.0, "grpo_4b": 0.0, "saerl_4b": 0.1, "diff_constant_sgd": -0.02, "grpo_constant_sgd": -0.06}
     tables = study_tables(results(gains), PROFILE)
     for name in TABLES:
         write_csv(tables[name], name, tmp_path)
@@ -99,8 +99,10 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert math.isnan(summary.loc["grpo", "difference"]) and summary.loc["dapo", "difference"] > 0
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     pairs = tables["study_comparisons"]
-    assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc"}
+    assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc", "update"}
     assert set(pairs["metric"]) == {"outcome", "steps", "caught", "area", "best", "tail", "silent"}
+    sooner = pairs.query("metric == 'caught' and arm == 'diff_constant_sgd'")["difference"].item()
+    assert sooner > 10, "steps are counted to the random order under the same loss and optimizer, not to grpo"
     assert (summary["best"] > 0).all() and np.allclose(summary["silent"], 40), "40 % of the groups in every step"
     last = tables["study_runs"].query("step == 30").groupby("arm")["mean_avg"].mean()
     assert summary["tail"].to_dict() == pytest.approx(last.to_dict()), "here the tail repeats the last evaluation"

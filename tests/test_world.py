@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from stand_ins import untrained_sae
 
+from saerl_lib import paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
+from saerl_lib.studies import world_check
 from saerl_lib.studies.grid import planned_run
 from saerl_lib.studies.pool import arm_pool_stage
 from saerl_lib.studies.world_check import (
@@ -31,14 +34,15 @@ from saerl_lib.studies.world_check import (
     GateRun,
     NearestHalf,
     Sizes,
-    chosen_rate,
+    chosen_rates,
     curves,
     pilot,
+    run_pilot,
     train_reserved,
     trained_from,
 )
 from saerl_lib.train import policy
-from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
+from saerl_lib.train.arms import PILOTED, ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import train, write_run
 from saerl_lib.train.sampler import gold_probability, sample_groups
@@ -266,7 +270,8 @@ def reserved_rows(ends: dict[str, float], seeds: int = 3) -> pd.DataFrame:
     for (arm, end), seed, step, topic in itertools.product(ends.items(), range(seeds), (0, 1, 2, 3, 4), EVERY):
         gain = (end - 0.2 + 0.01 * seed) * step / 4 * (0.5 if arm == "alone" and topic not in ALONE else 1.0)
         rows.append((step, f"p-{topic}", topic, 0.2 + gain, np.nan, arm, 1e-4, seed, 0.3))
-    return pd.DataFrame(rows, columns=["step", "sample_id", "topic", "exact", "sampled", "arm", "rate", "seed", "silent"])
+    frame = pd.DataFrame(rows, columns=["step", "sample_id", "topic", "exact", "sampled", "arm", "rate", "seed", "silent"])
+    return frame.assign(loss="token_mean", optimizer="adamw")
 
 
 def test_trained_gates_by_hand() -> None:
@@ -289,8 +294,33 @@ def test_the_learning_rate_is_the_best_that_does_not_forget() -> None:
     fallen = high.assign(exact=np.where((high["step"] == 4) & (high["topic"] == EVERY[0]), 0.0, high["exact"]))
     table = pilot(pd.concat([low, middle, fallen]), sizes)
     assert table.query("part == 'forgetting' and learning_rate == 4e-4")["outcome"].tolist() == pytest.approx([100 / 12] * 3)
-    assert chosen_rate(table) == 2e-4 and chosen_rate(pilot(fallen, sizes)) is None
-    assert chosen_rate(pilot(pd.concat([low, middle, high]), sizes)) == 4e-4
+    main = ("token_mean", "adamw")
+    assert chosen_rates(table) == {main: 2e-4} and chosen_rates(pilot(fallen, sizes)) == {main: None}
+    other = fallen.assign(optimizer="sgd", rate=0.1)
+    assert chosen_rates(pilot(pd.concat([low, middle, high, other]), sizes)) == {main: 4e-4, ("token_mean", "sgd"): None}
+
+
+def test_the_pilot_goes_on_while_the_best_rate_is_at_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(runs: Sequence[GateRun], home: Path) -> pd.DataFrame:
+        """The nearer to a rate of 9, the better."""
+        def told(one: GateRun) -> pd.DataFrame:
+            end = 0.6 - 0.02 * abs(one.train.learning_rate - 9)
+            setting = {"loss": one.train.loss, "optimizer": one.train.optimizer, "rate": one.train.learning_rate}
+            return reserved_rows({"random": end}, 1).assign(seed=one.seed, **setting)
+
+        return pd.concat([told(one) for one in runs])
+
+    monkeypatch.setattr(world_check, "run_reserved", run)
+    monkeypatch.setattr(world_check, "RATES", {("token_mean", "adamw"): 2.0, ("constant", "sgd"): 10.0})
+    table = run_pilot(get_profile("laptop").train, Sizes(steps=4), tmp_path)
+    tried = table.query("part == 'forgetting' and seed == 200").groupby("loss")["learning_rate"].apply(list)
+    assert tried["token_mean"] == [1.0, 2.0, 4.0, 8.0, 16.0] and tried["constant"] == [5.0, 10.0, 20.0]
+    assert chosen_rates(table) == {("token_mean", "adamw"): 8.0, ("constant", "sgd"): 10.0}
+
+
+def test_the_study_has_the_rates_that_the_pilot_chose() -> None:
+    assert chosen_rates(pd.read_csv(paths.PUBLISHED / "study_pilot.csv")) == PILOTED
+    assert get_profile("study").train.learning_rate == PILOTED["token_mean", "adamw"]
 
 
 def test_a_reserved_run_is_trained_once_and_read_again(tmp_path: Path) -> None:

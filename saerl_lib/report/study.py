@@ -37,6 +37,8 @@ BASELINE, PAPER = "grpo", "paper"
 """The random order, and the group of the paper's own arms."""
 WHOLE = (PAPER, "online")
 """Groups, and families of comparisons, with all matched seeds of `StudyConfig`."""
+UPDATE = "update"
+"""The family that compares orders under every loss and optimizer, each with the random order of its own."""
 
 # From evaluations to outcomes.
 
@@ -151,19 +153,26 @@ def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: 
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
     curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
-    value of the same seed's `grpo`; the run's length if never), tail (accuracy behind the common random tail, NaN without one)
-    and silent (percent of its generated groups without a gradient). `runs` is `runs_table`."""
+    value of the same seed's random order, `grpo` or that of the arm's own loss and optimizer; the run's length if never), tail
+    (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
+    `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
     last = evaluations["step"].max()
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
-    aims = curve[(curve["arm"] == BASELINE) & (curve["step"] == last)].set_index("seed")["avg"]
-    caught = {run: _reached(part, aims.get(run[1], math.nan)) for run, part in areas}
+    aims, against = curve[curve["step"] == last].set_index(RUN)["avg"], _random_orders()
+    caught = {run: _reached(part, aims.get((against.get(run[0], BASELINE), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({
         "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
         "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
         "silent": 100 * before["zero_variance_share"].mean(), "caught": pd.Series(caught).rename_axis(RUN),
     })  # fmt: skip
+
+
+def _random_orders() -> dict[str, str]:
+    """Arms of the family `UPDATE` -> the random order under the same loss and optimizer."""
+    pairs = COMPARISONS[COMPARISONS["family"] == UPDATE]
+    return {**dict(zip(pairs["arm"], pairs["baseline"], strict=True)), **{name: name for name in pairs["baseline"]}}
 
 
 def _reached(curve: pd.DataFrame, aim: float) -> float:

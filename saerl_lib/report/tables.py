@@ -65,7 +65,7 @@ COLUMNS = """
 08 steps_to_target: eval_set target% arm seed steps?
 08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds direction size? scale? notebook? figure? command?
 08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
-08 study_pilot: part arm learning_rate seed outcome
+08 study_pilot: part loss optimizer learning_rate seed outcome
 08 study_runs: arm seed step part update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a
     avg_mid_b mean_avg zero_variance_share? entropy? grad_norm?
 08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?

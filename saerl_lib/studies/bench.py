@@ -50,9 +50,9 @@ from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import write_csv
-from saerl_lib.train.arms import InOrder
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
 from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
 

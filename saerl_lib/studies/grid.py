@@ -56,7 +56,7 @@ KINDS = {
 CURVE = ["step", *study.TRAINING]
 ENGINE = 1
 """Raised whenever training changes what a run gives: committed runs of another engine do not count."""
-QUESTIONS = (("paper",), ("online",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"))
+QUESTIONS = (("paper",), ("online",), ("update",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"))
 """Groups of arms in the order in which their questions are answered: the paper's method against a random order first."""
 
 

@@ -7,8 +7,9 @@ control, which looks at what no method may see), and half of the topics alone (t
 of held-out gold solutions; sampled answers stand beside it at both ends. A finished run is kept. `world --rebuild` makes the
 policy anew.
 
-The learning rate is chosen on the random order alone, by a rule stated before the pilot ran: of the rates in `RATES` whose
-forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact accuracy.
+The learning rate of each loss and optimizer is chosen on the random order alone, by a rule stated before the pilot ran: of the
+rates whose forgetting, averaged over the pilot's seeds, is at most the gate's bound, the one with the highest final exact
+accuracy. The pilot tries a half, once and twice the rate in `RATES`, and goes on by factors of two while the best is at an end.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ from saerl_lib.encode.models import pick_device
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
-from saerl_lib.train.arms import InOrder, Selector
+from saerl_lib.train.arms import PILOTED
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.sampler import correct_attempts, gold_probability
+from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world import gates
@@ -59,8 +61,9 @@ GATE_SEED = 90_002
 """Of the reserved draws of samples."""
 ALONE = EVERY[::2]
 """Topics of the transfer runs; the others are never trained on there."""
-RATES = (5e-5, 1e-4, 2e-4)
-"""Learning rates of the pilot, on the random order alone."""
+RATES = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("constant", "adamw"): 1e-4,
+         ("token_mean", "sgd"): 0.02, ("sequence_mean", "sgd"): 0.02, ("constant", "sgd"): 0.06}  # fmt: skip
+"""Loss and optimizer -> the middle of the first three learning rates of the pilot, on the random order alone."""
 PILOT_SEEDS, FIRST_SEED = (200, 201), 100
 LOST = 0.2
 """Fall of a problem's pass rate that counts as forgetting."""
@@ -238,10 +241,29 @@ def taken_prompts() -> frozenset[str]:
 
 
 def run_reserved(runs: Sequence[GateRun], home: Path, processes: int | None = None) -> pd.DataFrame:
-    """All runs, one process and one core each; finished ones are read."""
+    """All runs with their loss and optimizer, one process and one core each; finished ones are read."""
     os.environ.update(ONE_CORE)
     jobs = joblib.Parallel(n_jobs=processes or len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
-    return pd.concat(jobs(joblib.delayed(train_reserved)(run, home) for run in runs), ignore_index=True)
+    frames = jobs(joblib.delayed(train_reserved)(run, home) for run in runs)
+    told = [f.assign(loss=r.train.loss, optimizer=r.train.optimizer) for f, r in zip(frames, runs, strict=True)]
+    return pd.concat(told, ignore_index=True)
+
+
+def run_pilot(train: TrainConfig, sizes: Sizes, home: Path) -> pd.DataFrame:
+    """Rows of study_pilot.csv of every loss and optimizer in `RATES`, by the rule of the module."""
+    found, tried = [], {setting: [rate / 2, rate, 2 * rate] for setting, rate in RATES.items()}
+    waiting = {setting: list(rates) for setting, rates in tried.items()}
+    while any(waiting.values()):
+        configs = [dataclasses.replace(train, loss=loss, optimizer=optimizer, learning_rate=rate)
+                   for (loss, optimizer), rates in waiting.items() for rate in rates]  # fmt: skip
+        runs = [GateRun("random", seed, config, sizes) for config in configs for seed in PILOT_SEEDS]
+        found.append(pilot(run_reserved(runs, home), sizes))
+        best = chosen_rates(pd.concat(found))
+        for setting, rates in tried.items():
+            further = {max(rates): 2 * max(rates), min(rates): min(rates) / 2}.get(best[setting])
+            waiting[setting] = [further] if further else []
+            rates += waiting[setting]
+    return pd.concat(found, ignore_index=True)
 
 
 # From runs to gates.
@@ -323,7 +345,7 @@ def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
 
 def pilot(frame: pd.DataFrame, sizes: Sizes) -> pd.DataFrame:
     """Rows of study_pilot.csv, percent: the final accuracy of the random order at each learning rate, and its forgetting."""
-    keys = ["arm", "rate", "seed"]
+    keys = ["loss", "optimizer", "rate", "seed"]
     table = frame.pivot_table(index=[*keys, "sample_id"], columns="step", values="exact")
     middle, end = sizes.evaluated[2], sizes.evaluated[4]
     parts = {"learning rate": table[end], "forgetting": (table[middle] - table[end] > LOST).astype(float)}
@@ -332,20 +354,24 @@ def pilot(frame: pd.DataFrame, sizes: Sizes) -> pd.DataFrame:
     return found.reset_index().rename(columns={"rate": "learning_rate"})
 
 
-def chosen_rate(pilots: pd.DataFrame) -> float | None:
-    """The learning rate that the rule of the module chooses from the rows of `pilot`; None where every rate forgets too much."""
-    means = pilots.pivot_table(index="learning_rate", columns="part", values="outcome")
-    allowed = means[means["forgetting"] <= 100 * gates.GATES[gates.FORGETTING].high]
-    return float(allowed["learning rate"].idxmax()) if len(allowed) else None
+def chosen_rates(pilots: pd.DataFrame) -> dict[tuple[str, str], float | None]:
+    """Loss and optimizer -> the learning rate that the rule of the module chooses from the rows of `pilot`; None where every rate
+    forgets too much."""
+    setting, found = ["loss", "optimizer"], {}
+    for name, part in pilots.groupby(setting):
+        means = part.pivot_table(index="learning_rate", columns="part", values="outcome")
+        allowed = means[means["forgetting"] <= 100 * gates.GATES[gates.FORGETTING].high]
+        found[name] = float(allowed["learning rate"].idxmax()) if len(allowed) else None
+    return found
 
 
 def check_world(profile: Profile, sizes: Sizes) -> bool:
     """Measure all gates and store them; True when every gate is met."""
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
     home.mkdir(parents=True, exist_ok=True)
-    rates = [dataclasses.replace(train, learning_rate=rate) for rate in RATES]
-    pilots = run_reserved([GateRun("random", seed, one, sizes) for seed in PILOT_SEEDS for one in rates], home)
-    print(f"learning rate: the pilot chooses {chosen_rate(pilot(pilots, sizes))}, the profile has {train.learning_rate}")
+    pilots = run_pilot(train, sizes, home)
+    own = [(*setting, chosen, PILOTED[setting]) for setting, chosen in chosen_rates(pilots).items()]
+    print(pd.DataFrame(own, columns=["loss", "optimizer", "the pilot chooses", "the study has"]).to_string(index=False))
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
@@ -361,7 +387,7 @@ def store_gates(profile: Profile, sizes: Sizes, frame: pd.DataFrame, pilots: pd.
                                             "provenance": provenance(), "gates": kept})  # fmt: skip
     world = world_stage(profile)
     table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
-    for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilot(pilots, sizes))):
+    for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilots)):
         write_csv(rows, name, paths.PUBLISHED)
     print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
     print(f"tables: {paths.PUBLISHED}")

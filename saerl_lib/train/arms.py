@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,151 +23,20 @@ import pandas as pd
 from saerl_lib.config import PlanConfig, near, sub_seed
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import build_plan, random_order
-from saerl_lib.train.online import needs, online
-
-
-class Selector(Protocol):
-    """Decides during training; the same calls must give the same rows, since a resumed run replays them."""
-
-    def next(self, count: int) -> np.ndarray:
-        """Row numbers [count] of the prompts to roll out now."""
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Rewards [count, G] of the rows handed out last."""
-
-
-class InOrder:
-    """A selector that walks a fixed order, from the start again when it ends."""
-
-    def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
-        self.rows, self.place = np.asarray(rows, dtype=np.int64), 0
-
-    def next(self, count: int) -> np.ndarray:
-        """The next `count` rows."""
-        places = np.arange(self.place, self.place + count) % len(self.rows)
-        self.place += count
-        return self.rows[places]
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Rewards change nothing."""
-
-
-class AdaptiveTarget:
-    """ADARFT: the prompts whose difficulty, 100 (1 - base pass rate), is nearest to a target that follows the reward.
-
-    T <- clip(T + 50 tanh(2 (mean reward - 0.5)), 0, 100), from 0 on. The public code does not mark prompts as used, so it repeats
-    them until the target moves; with `once` each is used once a pass (ours).
-    """
-
-    def __init__(self, difficulties: np.ndarray, once: bool = False) -> None:
-        self.difficulties, self.target, self.once = difficulties, 0.0, once
-        self.unused = np.ones(len(difficulties), dtype=bool)
-
-    def next(self, count: int) -> np.ndarray:
-        """The `count` nearest, ties by row; with `once` a new pass begins when too few are left."""
-        if self.unused.sum() < count:
-            self.unused[:] = True
-        distance = np.where(self.unused, np.abs(self.difficulties - self.target), np.inf)
-        rows = np.argsort(distance, kind="stable")[:count]
-        self.unused[rows] = not self.once
-        return rows
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Move the target by the step's mean reward."""
-        self.target = float(np.clip(self.target + 50.0 * np.tanh(2.0 * (float(rewards.mean()) - 0.5)), 0.0, 100.0))
-
-
-PACE = 1000 / 256
-"""Most ranks that the mean moves a sample (GAINRL's public script)."""
-
-
-class MovingGaussian:
-    """GAINRL: distinct prompts within a step, drawn by a moving Gaussian over the rank of their angle concentration.
-
-    Ranks are in descending score. The mean moves by clip(M/2 tanh(2 (accuracy - 0.5)) + M/2 tanh(2 mean score), 0, M). In the
-    public script M is 1,000 ranks a round of 256 samples, the deviation 1,000 in pools of 7,500 to 40,000 prompts; here a round
-    is a step of the same pace a sample, the deviation a twentieth of the pool, and the mean stops at the last rank (ours).
-    """
-
-    def __init__(self, scores: np.ndarray, seed: int) -> None:
-        self.scores = scores
-        self.ranked = np.lexsort((np.arange(len(scores)), -scores))
-        self.mean, self.rng = 0.0, np.random.default_rng(seed)
-
-    def next(self, count: int) -> np.ndarray:
-        """`count` rows drawn with the Gaussian's weights, without repetition."""
-        ranks = np.arange(len(self.ranked))
-        log_weight = -0.5 * ((ranks - self.mean) / (len(ranks) / 20)) ** 2
-        noisy = log_weight + self.rng.gumbel(size=len(ranks))
-        return self.ranked[np.argsort(-noisy, kind="stable")[:count]]
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Move the mean by accuracy and score of the step."""
-        most, accuracy, score = PACE * len(rows), float(rewards.mean()), float(self.scores[rows].mean())
-        moved = most / 2 * np.tanh(2.0 * (accuracy - 0.5)) + most / 2 * np.tanh(2.0 * score)
-        self.mean = min(self.mean + float(np.clip(moved, 0.0, most)), len(self.ranked) - 1)
-
-
-DISCOUNT, PRIOR = 0.5, 1.0
-"""MoPPS: lambda, the weight of the old posterior (not stated in the facts at hand; ours), and a0 and b0."""
-
-
-class PosteriorSampling:
-    """MoPPS: a Beta posterior of each prompt's pass rate; Thompson sampling towards one half."""
-
-    def __init__(self, prompts: int, seed: int) -> None:
-        self.a, self.b = np.full(prompts, PRIOR), np.full(prompts, PRIOR)
-        self.rng = np.random.default_rng(seed)
-
-    def next(self, count: int) -> np.ndarray:
-        """The `count` prompts whose drawn pass rate is nearest to one half."""
-        return np.argsort(np.abs(self.rng.beta(self.a, self.b) - 0.5), kind="stable")[:count]
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """a <- lambda a + (1 - lambda) a0 + successes, b likewise with failures."""
-        solved = rewards.sum(axis=1)
-        self.a[rows] = DISCOUNT * self.a[rows] + (1 - DISCOUNT) * PRIOR + solved
-        self.b[rows] = DISCOUNT * self.b[rows] + (1 - DISCOUNT) * PRIOR + rewards.shape[1] - solved
-
-
-class ClusterBandit:
-    """SEC: a bandit over clusters whose reward is the mean |advantage|.
-
-    Draws clusters by softmax(Q), prompts of a cluster in random order, again when it is used up; Q learns at a rate of one half
-    (rate and temperature are not stated in the facts at hand; ours).
-    """
-
-    def __init__(self, clusters: np.ndarray, seed: int) -> None:
-        self.names = np.unique(clusters)
-        self.members = [np.flatnonzero(clusters == name) for name in self.names]
-        self.number = np.searchsorted(self.names, clusters)
-        self.value, self.rng = np.zeros(len(self.names)), np.random.default_rng(seed)
-        self.dealt: list[list[int]] = [[] for _ in self.names]
-
-    def next(self, count: int) -> np.ndarray:
-        """`count` rows."""
-        odds = np.exp(self.value - self.value.max())
-        rows = []
-        for arm in self.rng.choice(len(self.names), size=count, p=odds / odds.sum()):
-            if not self.dealt[arm]:
-                self.dealt[arm] = list(self.rng.permutation(self.members[arm]))
-            rows.append(self.dealt[arm].pop())
-        return np.asarray(rows, dtype=np.int64)
-
-    def told(self, rows: np.ndarray, rewards: np.ndarray) -> None:
-        """Q_c <- mean of Q_c and the mean |advantage| of the step's prompts of c; that of a group of equal rewards is 0."""
-        deviation = rewards.std(axis=1, ddof=1)
-        spread = np.abs(rewards - rewards.mean(axis=1, keepdims=True)).mean(axis=1)
-        gain = np.divide(spread, deviation, out=np.zeros(len(rewards)), where=deviation > 0)
-        for arm in np.unique(self.number[rows]):
-            self.value[arm] = 0.5 * gain[self.number[rows] == arm].mean() + 0.5 * self.value[arm]
-
+from saerl_lib.train.selectors import AdaptiveTarget, ClusterBandit, MovingGaussian, PosteriorSampling, Selector, needs, online
 
 DAPO = {"dynamic_sampling": "equal_steps"}
 """DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
 SAME_COST = {"dynamic_sampling": "equal_rollouts", "tail_steps": 0}
 """DAPO at equal generated rollouts."""
-GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "user")
+PILOTED = {
+    ("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("constant", "adamw"): 1e-4,
+    ("token_mean", "sgd"): 0.02, ("sequence_mean", "sgd"): 0.02, ("constant", "sgd"): 0.06,
+}  # fmt: skip
+"""Loss and optimizer -> the rate that the pilot of `world --check` chose for a random order; the main one first."""
+ORDERS = ("grpo", "diff", "saerl_grpo", "hard_to_easy", "informative_half")
+"""Arms that are trained under each of them: when does order matter?"""
+GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "update", "user")
 
 
 class ArmError(ValueError):
@@ -465,13 +334,21 @@ ARMS = (
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 
 
+def under(arm: Arm, loss: str, optimizer: str) -> Arm:
+    """The arm with another loss and optimizer, at the rate that the pilot chose for them."""
+    settings = {"loss": loss, "optimizer": optimizer, "learning_rate": PILOTED[loss, optimizer]}
+    title = f"{arm.title}; {loss.replace('_', ' ')}, {optimizer}"
+    return dataclasses.replace(arm, name=f"{arm.name}_{loss}_{optimizer}", title=title, group="update", train=settings)
+
+
 @cache
 def all_arms(extra: Path | None = None) -> dict[str, Arm]:
     """Every arm by name, grouped, the baseline first; those of the user's file `extra` included.
 
     Raises ArmError for a doubled or malformed arm.
     """
-    found = {arm.name: arm for arm in ARMS}
+    others = [under(arm, *setting) for setting in tuple(PILOTED)[1:] for arm in ARMS if arm.name in ORDERS]
+    found = {arm.name: arm for arm in (*ARMS, *others)}
     for arm in () if extra is None else _load(extra):
         if not isinstance(arm, Arm):
             raise ArmError(f"{extra}: ARMS holds a {type(arm).__name__}, not an Arm")

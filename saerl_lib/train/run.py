@@ -37,9 +37,10 @@ from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import append_rows, cut_back, read_rows
-from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
+from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import evaluate, load_model
 from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,

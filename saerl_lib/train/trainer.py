@@ -28,8 +28,8 @@ from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.data.sample import Sample
 from saerl_lib.plan.follow import append_rows
 from saerl_lib.plan.orders import shown_prompts
-from saerl_lib.train.arms import Selector
 from saerl_lib.train.sampler import READ, Completions, encode_prompts, log_probabilities, sample_groups
+from saerl_lib.train.selectors import Selector
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 LOSSES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
