@@ -28,17 +28,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import append_rows, cut_back, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, InOrder, Selector, find_arm
-from saerl_lib.train.policy import evaluate, load_model
+from saerl_lib.train.policy import evaluate, open_policy
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.trainer import (
     Feed,
@@ -163,8 +162,8 @@ def write_run(run: Run, replace: bool = False) -> None:
 
     Raises ArtifactError when the folder holds a run with another key; with `replace` that one is removed.
     """
-    earlier = run.folder / RECORD
-    if earlier.exists() and json.loads(earlier.read_text(encoding="utf-8"))["key"] != run.key:
+    earlier = _json(run.folder / RECORD)
+    if earlier is not None and earlier["key"] != run.key:
         if not replace:
             raise ArtifactError(
                 f"{run.folder} holds a run of another plan, policy, setting or version of the code: choose another folder, or "
@@ -172,14 +171,14 @@ def write_run(run: Run, replace: bool = False) -> None:
             )
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(earlier, {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"})
+    write_json(run.folder / RECORD, {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"})
 
 
 def read_run(folder: Path) -> Run:
     """The record of a folder. Raises ArtifactError when there is none."""
-    if not (folder / RECORD).is_file():
+    found = _json(folder / RECORD)
+    if found is None:
         raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `run` has written")
-    found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return Run(**{**found, "folder": folder, "train": TrainConfig(**found["train"]), "sets": tuple(found["sets"])})
 
 
@@ -238,20 +237,6 @@ def _train(run: Run, rank: int, processes: int) -> None:
         torch.cuda.empty_cache()
 
 
-def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer."""
-    if run.train.engine == "packed":
-        model, tokenizer = load_model(Path(run.policy))
-        if run.train.trained_blocks:
-            model.requires_grad_(False)
-            for part in (*model.model.layers[-run.train.trained_blocks :], model.model.norm):
-                part.requires_grad_(True)
-        return model, tokenizer
-    texts = [sample.prompt for sample in samples[:20]]
-    model = AutoModelForCausalLM.from_pretrained(run.policy, dtype=torch.float32)
-    return model, open_tokenizer(run.policy, texts, Path(run.policy).is_dir())
-
-
 def open_choice(run: Run) -> tuple[list[Sample], Selector, Selector]:
     """The samples that row numbers mean, and what chooses among them: a plan or an arm's selector, then that of the tail.
 
@@ -289,7 +274,11 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
 def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, Watch]:
     """The trainer of a run with its feed, at its first step."""
     samples, selector, tail = open_choice(run)
-    model, tokenizer = open_policy(run, samples)
+    model, tokenizer = open_policy(run.policy, run.train)
+    if run.train.trained_blocks:
+        model.requires_grad_(False)
+        for part in (*model.model.layers[-run.train.trained_blocks :], model.model.norm):
+            part.requires_grad_(True)
     chosen = (samples, selector, run.train, run.prompts_per_step)
     log = run.folder / f"rollouts-{rank:03d}.jsonl"
     packed = run.train.engine == "packed"
@@ -425,8 +414,8 @@ def conclude(run: Run) -> None:
 
 def checkpoints(folder: Path) -> dict[Path, int | None]:
     """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
-    whole = {path: _json(path / "trainer_state.json") is not None for path in sorted(folder.glob("checkpoint-*"))}
-    return {path: int(path.name.rsplit("-", 1)[1]) if complete else None for path, complete in whole.items()}
+    found = sorted(folder.glob("checkpoint-*"))
+    return {p: None if _json(p / "trainer_state.json") is None else int(p.name.rsplit("-", 1)[1]) for p in found}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
