@@ -14,17 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saerl_lib import notebooks, paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.notebooks import (
-    ENVIRONMENT,
-    NOTEBOOKS,
-    Notebook,
-    RunOptions,
-    UserError,
-    output_files,
-    read_record,
-    run,
-    select,
-)
+from saerl_lib.notebooks import ENVIRONMENT, NOTEBOOKS, Notebook, RunOptions, UserError, output_files, read_record, select
 
 PARAMETERS = 'profile = "laptop"\nseed = 0\nseeds = 0'
 WRITE = """from saerl_lib import paths
@@ -49,7 +39,7 @@ class Lab:
         return entry
 
     def run(self, **options: object) -> int:
-        return run(RunOptions(**{"profile": "smoke", **options}), self.registry, self.folder)
+        return notebooks.run(RunOptions(**{"profile": "smoke", **options}), self.registry, self.folder)
 
     def reasons(self, **options: object) -> dict[str, list[str]]:
         """Why each notebook would run now."""
@@ -109,16 +99,15 @@ def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: py
     lab.pretend()
     assert lab.reasons() == {"00": [], "01": []}
     assert lab.reasons(seeds=3) == {"00": ["config changed"], "01": ["config changed"]}
-    with monkeypatch.context() as patch:
-        patch.setattr(notebooks, "code_hash", lambda *modules: "other")
-        assert lab.reasons()["00"] == ["code changed"]
-    with monkeypatch.context() as patch:
-        patch.setattr(notebooks, "LOCK", lab.folder / "00_one.ipynb")
-        assert lab.reasons()["00"] == ["packages changed"]
-    with monkeypatch.context() as patch:
-        patch.setenv("SAERL_DATA_DIR", str(lab.folder))
-        assert lab.reasons()["00"] == ["data changed"]
     source = lab.folder / "00_one.ipynb"
+    for what, change in (
+        ("code", lambda patch: patch.setattr(notebooks, "code_hash", lambda *modules: "other")),
+        ("packages", lambda patch: patch.setattr(notebooks, "LOCK", source)),
+        ("data", lambda patch: patch.setenv("SAERL_DATA_DIR", str(lab.folder))),
+    ):
+        with monkeypatch.context() as patch:
+            change(patch)
+            assert lab.reasons()["00"] == [f"{what} changed"]
     stored = nbformat.read(source, as_version=4)
     stored.cells[1]["execution_count"] = 4
     nbformat.write(stored, source)
