@@ -1,9 +1,12 @@
-"""One source of truth for versions, and `run_all.sh` finds or makes an environment that holds them."""
+"""Modules are imported in the locked environment, versions have one source, and `run_all.sh` finds or makes what holds them."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -18,6 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import saerl_lib
 from saerl_lib import needs
 from saerl_lib.notebooks import ENVIRONMENT
 from saerl_lib.paths import ROOT
@@ -31,6 +35,19 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "sae_lens": "sae-lens", "yaml": "PyY
 def direct_requirements() -> list[Requirement]:
     project = PROJECT["project"]
     return [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
+
+
+def test_every_module_is_importable_and_its_examples_hold() -> None:
+    faults, examples = [], 0
+    for module in pkgutil.walk_packages(saerl_lib.__path__, "saerl_lib."):
+        try:
+            result = doctest.testmod(importlib.import_module(module.name)) if not module.name.endswith("__main__") else None
+        except Exception as error:  # named with the rest
+            faults.append(f"{module.name}: {error!r}")
+            continue
+        examples += result.attempted if result else 0
+        faults += [f"{module.name}: {result.failed} examples fail"] * bool(result and result.failed)
+    assert not faults and examples > 60
 
 
 # The check that decides whether an environment may be used.

@@ -18,7 +18,7 @@ from saerl_lib.cli import main
 from saerl_lib.config import ReaderConfig
 from saerl_lib.encode.models import open_reader, pick_device, token_vectors
 from saerl_lib.encode.pool import Encoder, find_all
-from saerl_lib.studies.bench import CPU, PAPER_GPU, SMALL, random_sae, shape_ratios
+from saerl_lib.studies.bench import CPU, SMALL, random_sae
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.world.pretrain import WIDTH
 from saerl_lib.world.sources import TARGET, draw_split
@@ -71,14 +71,6 @@ def test_features_of_the_device_are_those_of_the_cpu_and_of_saelens(
     sparse = np.zeros_like(dense)
     sparse[token.astype(int), latent.astype(int)] = value
     assert different_share(sparse, dense, 1e-4) < 1e-4
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_encode_benchmark_runs(precision: torch.dtype, gpu_device: torch.device) -> None:
-    shape = SMALL if gpu_device.type == "cpu" else PAPER_GPU
-    rows = shape_ratios(2, shape, gpu_device, precision)
-    assert all(rows[f"forward_s_{latents}"] > 0 for latents in shape.latents)
 
 
 def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(saes: dict[str, Path]) -> None:

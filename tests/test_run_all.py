@@ -13,7 +13,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from saerl_lib import notebooks, paths
-from saerl_lib.artifacts import ArtifactError
 from saerl_lib.notebooks import ENVIRONMENT, NOTEBOOKS, Notebook, RunOptions, UserError, output_files, read_record, select
 
 PARAMETERS = 'profile = "laptop"\nseed = 0\nseeds = 0'
@@ -228,13 +227,6 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(lab: L
     with notebooks.alone("smoke"), pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
         lab.run()
     assert lab.run() == 0
-
-
-def test_unwritable_output_folder_names_path_and_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("SAERL_HOME", str(tmp_path / "file"))
-    with pytest.raises(ArtifactError, match="cannot write .*file/smoke/notebooks/probe: .*SAERL_HOME"):
-        notebooks.prepare_folders("smoke")
 
 
 def test_selection_and_files_of_an_output(saerl_home: Path) -> None:

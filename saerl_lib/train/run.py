@@ -32,7 +32,6 @@ from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import append_rows, cut_back, read_rows
@@ -199,6 +198,7 @@ def train(run: Run) -> None:
     if not run.finished:
         if not (run.folder / "final").is_dir():
             _train(run, rank, processes)
+            gc.collect()  # trainer and model hold each other
         if rank == 0:
             conclude(run)
     if lock is not None:
@@ -219,9 +219,9 @@ def _train(run: Run, rank: int, processes: int) -> None:
     require_gathered(trainer.accelerator.state)
     trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
     if rank == 0:
-        for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
-            if step is None:
-                shutil.rmtree(checkpoint)
+        found = run.folder / "checkpoints"
+        for half in {*found.glob("checkpoint-*")} - {*checkpoints(found).values()}:
+            shutil.rmtree(half)
     trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
     trainer.accelerator.wait_for_everyone()
     try:
@@ -231,21 +231,23 @@ def _train(run: Run, rank: int, processes: int) -> None:
             append_rows(run.folder / "times.jsonl", [{"total": time.monotonic() - started, "evaluation": watch.seconds}])
     trainer.save_state()
     save_weights(trainer, run.folder / "final")
-    del trainer, watch
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
-def open_choice(run: Run) -> tuple[list[Sample], Selector, Selector]:
-    """The samples that row numbers mean, and what chooses among them: a plan or an arm's selector, then that of the tail.
+def open_feed(run: Run, log: Path, policy: tuple[Any, Any] | None = None) -> Feed:
+    """What hands out the prompts of a run, by its plan or its arm's selector, at its first step; with `policy` the packed one.
 
-    Behind the rows of the plan, or of the file, all of the file follows in a random order. Raises as `open_selector`."""
-    every = read_sample_file(Path(run.samples))
+    Behind the rows of the plan, or of the file, all of the file follows in a random order: the tail. Raises as `open_selector`.
+    """
+    every, steps = read_sample_file(Path(run.samples)), run.train.tail_steps
     samples = list(in_plan_order(read_plan(Path(run.plan)), every)) if run.plan else every
     selector = open_selector(run, [s.id for s in samples])
-    shuffled = np.random.default_rng(sub_seed(run.seed, "tail")).permutation(len(every)) if run.train.tail_steps else ()
-    return [*samples, *(every[i] for i in shuffled)], selector, InOrder(len(samples) + np.arange(len(shuffled)))
+    shuffled = np.random.default_rng(sub_seed(run.seed, "tail")).permutation(len(every)) if steps else ()
+    chosen = ([*samples, *(every[i] for i in shuffled)], selector, run.train, run.prompts_per_step, log)
+    by_steps = run.train.dynamic_sampling == "equal_steps"
+    budget = float("inf") if by_steps else run.budget + steps * run.rollouts_per_step
+    feed = Feed(*chosen) if policy is None else PackedFeed(policy, *chosen, budget, run.seed)
+    feed.tail = (run.updates, InOrder(len(samples) + np.arange(len(shuffled))))
+    return feed
 
 
 def open_selector(run: Run, ids: Sequence[str]) -> Selector:
@@ -273,23 +275,17 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
 
 def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, Watch]:
     """The trainer of a run with its feed, at its first step."""
-    samples, selector, tail = open_choice(run)
-    model, tokenizer = open_policy(run.policy, run.train)
-    if run.train.trained_blocks:
-        model.requires_grad_(False)
-        for part in (*model.model.layers[-run.train.trained_blocks :], model.model.norm):
-            part.requires_grad_(True)
-    chosen = (samples, selector, run.train, run.prompts_per_step)
-    log = run.folder / f"rollouts-{rank:03d}.jsonl"
-    packed = run.train.engine == "packed"
+    packed, blocks = run.train.engine == "packed", run.train.trained_blocks
     if packed and processes > 1:
         raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
-    budget = run.budget + run.train.tail_steps * run.rollouts_per_step
-    budget = float("inf") if run.train.dynamic_sampling == "equal_steps" else budget
-    feed = PackedFeed((model, tokenizer), *chosen, log, budget, run.seed) if packed else Feed(*chosen, log)
-    feed.tail = (run.updates, tail)
+    model, tokenizer = open_policy(run.policy, run.train)
+    if blocks:
+        model.requires_grad_(False)
+        for part in (*model.model.layers[-blocks:], model.model.norm):
+            part.requires_grad_(True)
+    feed = open_feed(run, run.folder / f"rollouts-{rank:03d}.jsonl", (model, tokenizer) if packed else None)
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
-    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
+    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in feed.samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
     trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
@@ -374,9 +370,7 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
-    (samples, selector, tail), last = open_choice(run), rows[-1]["step"]
-    feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
-    feed.tail = (run.updates, tail)
+    feed, last = open_feed(run, run.folder / "rollouts"), rows[-1]["step"]
     feed.replay(rows)
     sizes = Counter(row["step"] for row in rows)
     size = run.prompts_per_step * run.train.rollouts_per_prompt  # the last step may be cut by the budget
@@ -412,19 +406,18 @@ def conclude(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
-def checkpoints(folder: Path) -> dict[Path, int | None]:
-    """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
-    found = sorted(folder.glob("checkpoint-*"))
-    return {p: None if _json(p / "trainer_state.json") is None else int(p.name.rsplit("-", 1)[1]) for p in found}
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> its checkpoint in `folder`; one that a kill left half written is none: the trainer's state comes last."""
+    return {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*") if _json(p / "trainer_state.json") is not None}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
     """Step and folder of the last complete checkpoint with steps left behind it; (0, None) without one. Nothing is removed: every
     process chooses for itself, at its own time."""
     logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
-    for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
-        spent = run.progress(step or 0, sum(s <= (step or 0) for s in logged_at)) >= run.steps and not run.train.tail_steps
-        if step is not None and step < run.last_update and not spent:
+    for step, checkpoint in checkpoints(run.folder / "checkpoints").items():
+        spent = run.progress(step, sum(s <= step for s in logged_at)) >= run.steps and not run.train.tail_steps
+        if step < run.last_update and not spent:
             usable[step] = checkpoint
     return max(usable.items(), default=(0, None))
 
