@@ -157,34 +157,27 @@ def call(script: Path, *arguments: str, cwd: Path, **environment: str) -> subpro
 
 
 def fake_python(prefix: Path, body: str) -> None:
-    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin").mkdir(parents=True, exist_ok=True)
     (prefix / "bin" / "python").write_text(f"#!/bin/sh\n{body}\n")
     (prefix / "bin" / "python").chmod(0o755)
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_active_environment_is_used_when_it_passes(tmp_path: Path, variable: str) -> None:
-    project = stub_project(tmp_path, "")
-    fake_python(tmp_path / "active", f'echo "through active"; exec {sys.executable} "$@"')
-    result = call(
-        project / "run_all.sh", "--profile", "smoke", "--only", "07", cwd=tmp_path,
-        SAERL_HOME="out", SAERL_DATA_DIR="/data", **{variable: str(tmp_path / "active")},
-    )  # fmt: skip
+def test_the_active_environment_is_used_when_it_holds_the_packages_else_the_own(tmp_path: Path, variable: str) -> None:
+    project, active = stub_project(tmp_path, ""), tmp_path / "active"
+    fake_python(active, f'echo "through active"; exec {sys.executable} "$@"')
+    known = {"SAERL_HOME": "out", "SAERL_DATA_DIR": "/data", variable: str(active)}
+    result = call(project / "run_all.sh", "--profile", "smoke", "--only", "07", cwd=tmp_path, **known)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == f"environment: active, {tmp_path / 'active' / 'bin' / 'python'}"
+    assert lines[0] == f"environment: active, {active / 'bin' / 'python'}"
     expected = {"arguments ['run', '--profile', 'smoke', '--only', '07']", f"cwd {project}", "SAERL_DATA_DIR=/data",
                 f"SAERL_HOME={tmp_path / 'out'}", *(f"{name}={value}" for name, value in ENVIRONMENT.items())}  # fmt: skip
     assert expected <= set(lines) and not (project / ".venv").exists()
-
-
-def test_own_venv_is_used_when_the_active_one_lacks_packages(tmp_path: Path) -> None:
-    project = stub_project(tmp_path, "")
-    fake_python(tmp_path / "active", "exit 1")
+    fake_python(active, "exit 1")
     fake_python(project / ".venv", f'exec {sys.executable} "$@"')
-    result = call(project / "run_all.sh", cwd=tmp_path, VIRTUAL_ENV=str(tmp_path / "active"))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"environment: .venv, {project}/.venv/bin/python\n")
+    result = call(project / "run_all.sh", cwd=tmp_path, **known)
+    assert result.stdout.startswith(f"environment: .venv, {project}/.venv/bin/python\n"), result.stderr
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:

@@ -8,6 +8,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import DataError, write_samples
-from saerl_lib.plan.follow import cut_back, read_rows
+from saerl_lib.plan.follow import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
 from saerl_lib.train.arms import InOrder
@@ -137,25 +138,15 @@ def test_loss_and_gradient_equal_those_of_trl_and_by_hand(tmp_path: Path, loss: 
     assert (arguments.max_grad_norm, adamw.max_grad_norm) == (1e9, 1)
 
 
-class Flip:
-    """An answer that is right every other time."""
-
-    turns = itertools.cycle([True, False])
-
-    def __init__(self, text: str) -> None:
-        self.right = next(self.turns)
-
-    def __eq__(self, other: object) -> bool:
-        return self.right
-
-
 def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sums = lesson(8, 0, SHORT[0])
     assert len({s.prompt for s in sums}) == 8 and all(sampler.last_number(s.steps[0]) == s.answer for s in sums)
     with pytest.raises(ValueError, match="lesson: 1.* of 4000 problems are drawn and there are no more: ask for fewer"):
         lesson(4000, 0, SHORT[0])
     write_samples(sums, tmp_path / "lesson.parquet")
-    monkeypatch.setattr(trainer, "READ", {"last_number": Flip})
+    turns, answer = itertools.cycle([True, False]), MagicMock()
+    answer.__eq__ = lambda self, other: next(turns)  # right every other time
+    monkeypatch.setattr(trainer, "READ", {"last_number": lambda text: answer})
     changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2}
     job = run.Run("live", 0, tmp_path / "run", str(FOLDER), str(tmp_path / "lesson.parquet"), 2, 2, 8, replace(TRAIN, **changes))
     run.write_run(job)
@@ -188,23 +179,6 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
     source = feed(policy, tmp_path / "s.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
     source.step(1)
     assert source.generated == 20, "it stops at the budget"
-
-
-def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -> None:
-    log = tmp_path / "r.jsonl"
-    first = feed(policy, log, selector=InOrder(range(6)))
-    for step in (1, 2, 3):
-        first.step(step)
-    expected = [g.sample.id for g in first.used]
-    cut_back(log, 2)
-    second = feed(policy, log, selector=InOrder(range(6)))
-    second.replay(read_rows(log))
-    second.step(3)
-    assert [g.sample.id for g in second.used] == expected and second.generated == first.generated
-    assert [g.texts for g in second.used] == [g.texts for g in first.used]
-    wrong = feed(policy, log, selector=InOrder([5, 4, 3, 2, 1, 0]))
-    with pytest.raises(ArtifactError, match="cannot be replayed"):
-        wrong.replay(read_rows(log))
 
 
 def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) -> None:
