@@ -53,7 +53,7 @@ def different_share(found: np.ndarray, expected: np.ndarray, tolerance: float = 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_the_device_are_those_of_the_cpu_and_of_saelens(
-    kind: str, saes: dict[str, Path], gpu_device: torch.device
+    kind: str, gpu_device: torch.device, saes: dict[str, Path]
 ) -> None:
     expected = pooled(SAMPLES, open_on(saes[kind], CPU), LATENTS)
     own = open_on(saes[kind], gpu_device, tokens=512)
