@@ -336,7 +336,7 @@ class Watch(TrainerCallback):
             return
         started, run = time.monotonic(), self.run
         count = run.train.eval_samples_full if full and step <= run.steps else run.train.eval_samples_small
-        known = Path(run.initial) if run.initial and step == 0 else None
+        known = Path(run.initial) if step == 0 else None
         if known is not None and known.exists():
             rows = pd.read_parquet(known).to_dict("records")
         else:
@@ -345,8 +345,8 @@ class Watch(TrainerCallback):
                 problems = samples if full else samples[: run.small_problems]
                 rows += evaluate(self.sampler, name, problems, count, run.train, run.seed, step, full).to_dict("records")
                 self.stop_when_orphaned()
-        if known is not None and not known.exists():
-            write_atomic(known, pd.DataFrame(rows).to_parquet(index=False, compression="zstd"))
+            if known is not None:
+                write_atomic(known, pd.DataFrame(rows).to_parquet(index=False, compression="zstd"))
         more = {"update": update, "rollouts": self.trainer.feed.generated}
         append_rows(run.folder / "evaluations.jsonl", [{**row, **more} for row in rows])
         self.seconds += time.monotonic() - started
