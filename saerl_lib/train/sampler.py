@@ -313,7 +313,7 @@ def batches(rows: int, size: int) -> Iterable[int]:
 
 def sample_groups(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], group: int, max_new: int,
-    temperature: float, seed: int, chat: bool = False,
+    temperature: float, seed: int, *, chat: bool = False,
 ) -> Completions:  # fmt: skip
     """`group` completions for every entry of `prompts`, in their order; the global random stream is left alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -366,7 +366,8 @@ class GroupSampler(Sampler):
         self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[str]]:
         """See `Sampler`; the global random stream is left alone."""
-        texts = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, self.chat).texts
+        found = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, chat=self.chat)
+        texts = found.texts
         return [texts[i : i + attempts] for i in range(0, len(texts), attempts)]
 
 
