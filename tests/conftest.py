@@ -39,26 +39,19 @@ def smoke_world() -> dict[str, list[Sample]]:
     return draw_world(get_profile("smoke").world)
 
 
-GPU_TESTS_ON = "SAERL_GPU_TESTS_ON"
-"""Environment variable: `cpu` runs the tests marked `gpu` in small on the CPU."""
-
-
 @pytest.fixture(scope="session")
 def gpu_device() -> torch.device:
-    """The one GPU of tests marked `gpu`, or the CPU when a dry run was asked for."""
+    """The GPU of tests marked `gpu`, which are skipped without one; with `SAERL_GPU_TESTS_ON=cpu` the CPU in its place."""
+    import torch
+
     from saerl_lib.encode.models import pick_device
 
-    return pick_device(os.environ.get(GPU_TESTS_ON, "cuda"))
+    name = os.environ.get("SAERL_GPU_TESTS_ON", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device; SAERL_GPU_TESTS_ON=cpu runs this in small on the CPU")
+    return pick_device(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file; skip tests marked `gpu` where there is no CUDA device and no dry run was asked for."""
+    """Begin with the longest file."""
     items.sort(key=lambda item: item.path.name != "test_smoke.py")
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked or GPU_TESTS_ON in os.environ:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason=f"no CUDA device; {GPU_TESTS_ON}=cpu runs this in small on the CPU"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,17 +16,13 @@ from saerl_lib.train.run import Run, command, write_run
 
 
 def kill_in_training(run: Run, steps: int) -> None:
-    """Start the run and send SIGKILL once `steps` steps are logged; it must not have finished."""
+    """Start the run and kill it once `steps` steps are logged; it must not have finished."""
     write_run(run)
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(run), cwd=paths.ROOT, env=environment, **quiet)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if len({row["step"] for row in read_rows(run.folder / "rollouts-000.jsonl")}) >= steps:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process, log = subprocess.Popen(command(run), cwd=paths.ROOT, env=environment, **quiet), run.folder / "rollouts-000.jsonl"
+    until(lambda: process.poll() is not None or len({row["step"] for row in read_rows(log)}) >= steps)
+    process.kill()
     process.wait()
     assert not run.finished
 
@@ -57,4 +52,4 @@ def until(happened: Callable[[], Any], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.02)

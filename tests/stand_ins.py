@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+import transformers
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from saerl_lib.data.hub import SETS
+from saerl_lib.data.sample import Sample
+from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import fresh_sae
+from saerl_lib.encode.store import Store, shard_path, write_shard
 from saerl_lib.world import pretrain
 
 WIDTH, LATENTS = 32, 64
@@ -132,21 +131,22 @@ def build_tokenizer(texts: list[str], folder: Path) -> int:
 
 
 def build_qwen(kind: str, texts: list[str], folder: Path) -> Path:
-    """A tiny Qwen2 or Qwen3 with its tokenizer, as safetensors."""
+    """A tiny qwen2 or qwen3 with its tokenizer, as safetensors."""
     vocabulary = build_tokenizer(texts, folder)
     shape = {"vocab_size": vocabulary, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
              "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}  # fmt: skip
     torch.manual_seed(3)
-    model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8)) if kind == "qwen3" else Qwen2ForCausalLM(Qwen2Config(**shape))
-    model.save_pretrained(folder)
+    shape |= {"head_dim": 8} if kind == "qwen3" else {}
+    architecture, config = (getattr(transformers, f"{kind.capitalize()}{part}") for part in ("ForCausalLM", "Config"))
+    architecture(config(**shape)).save_pretrained(folder)
     return folder
 
 
 def teach(folder: Path, prompts: list[str], steps: int = 60) -> None:
     """Teach a stand-in to box a remainder at random, so that some attempts are right and groups differ."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(6)
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):
@@ -203,3 +203,10 @@ def untrained_sae(folder: Path) -> Path:
     """An SAE of the shipped policy as drawn, with 128 latents: they mean nothing, their arithmetic is that of any other."""
     fresh_sae(torch.zeros(pretrain.WIDTH), 0, 8, 128).save_inference_model(folder)
     return folder
+
+
+def pooled(samples: list[Sample], encoder: Encoder, retained: np.ndarray) -> np.ndarray:
+    """z [N, 4 S] of samples, read now."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_shard(samples, encoder, shard_path(Path(folder), 0), {})
+        return Store(Path(folder)).select(retained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
+from saerl_lib.report.statistics import Interval, over_seeds
 from saerl_lib.train import arms, selectors
-from saerl_lib.train.arms import (
-    Arm,
-    ArmError,
-    ArmPool,
-    ArmSetting,
-    all_arms,
-    curriculum,
-    find_arm,
-    scaled,
-)
+from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, curriculum, find_arm
 from saerl_lib.train.selectors import OnlineRates
 
 SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_batches=4), steps=6, seed=3)
@@ -33,16 +25,10 @@ SETTING = ArmSetting(PlanConfig(prompts_per_step=4, swapped_per_batch=1, window_
 
 def pool(n: int = 24, **columns: np.ndarray) -> ArmPool:
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "sample_id": [f"s{i:02d}" for i in range(n)],
-            "cluster": np.arange(n) % 3,
-            "ranking": rng.permutation(n).astype(float),
-            "raw": rng.normal(size=n),
-            "length": np.full(n, 10.0),
-            "label": rng.permutation(n).astype(float),
-        }
-    )
+    table = pd.DataFrame({
+        "sample_id": [f"s{i:02d}" for i in range(n)], "cluster": np.arange(n) % 3, "ranking": rng.permutation(n).astype(float),
+        "raw": rng.normal(size=n), "length": np.full(n, 10.0), "label": rng.permutation(n).astype(float),
+    })  # fmt: skip
     return ArmPool(table.assign(**columns))
 
 
@@ -144,7 +130,7 @@ def test_saerl_ablations_change_one_thing_each() -> None:
     assert curriculum(other, drawn).ids != full.ids, "another matched seed has the scores of its own SAE"
     assert (np.diff(data.column("ranking")[find_arm("minus_clus_mix").order(other, drawn)]) < 0).all()
     assert find_arm("saerl_true").order(other, drawn).ids == find_arm("saerl_true").order(other, SETTING).ids
-    config = scaled(SETTING.plan, 4)
+    config = arms.scaled(SETTING.plan, 4)
     assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
 
 
@@ -165,37 +151,16 @@ def test_selectors_repeat_themselves_and_stay_in_the_pool(name: str, seed: int) 
 
     first = walk()
     assert first == walk() and all(0 <= r < 40 for step in first for r in step) and all(len(step) == 4 for step in first)
-    rows = arms.e2h(pool(200), replace(SETTING, steps=50, seed=seed))
-    labels = pool(200).column("label")[rows].reshape(50, 4).mean(axis=1)
-    assert labels[:10].mean() < labels[-10:].mean(), "from easy to hard bins"
 
 
-def test_a_users_arm_is_one_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "import numpy as np\nfrom saerl_lib.train.arms import Arm\n"
-        "def backwards(pool, setting):\n    return np.arange(len(pool.table))[::-1]\n"
-        "ARMS = (Arm('backwards', 'last first', order=backwards),)\n"
-    )
-    assert find_arm("backwards", file).order(pool(3), SETTING).tolist() == [2, 1, 0]
-    assert "backwards" not in all_arms()
-    file.write_text("ARMS = ('grpo',)\n")
-    all_arms.cache_clear()
+def test_malformed_arms(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("ARMS = ('grpo',)\n")
     with pytest.raises(ArmError, match="ARMS holds a str"):
-        find_arm("grpo", file)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"order": None}, "exactly one of order and policy"),
-        ({"group": "best"}, "must be one of paper"),
-        ({"name": "a/b"}, "letters, digits"),
-    ],
-)
-def test_malformed_arms(change: dict, message: str) -> None:
-    with pytest.raises(ArmError, match=message):
-        Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
+        find_arm("grpo", tmp_path / "mine.py")
+    for change, message in (({"order": None}, "exactly one of order and policy"), ({"group": "best"}, "must be one of paper"),
+                            ({"name": "a/b"}, "letters, digits")):  # fmt: skip
+        with pytest.raises(ArmError, match=message):
+            Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
 
 
 @pytest.mark.parametrize(("name", "steps"), [("saerl_front", (0, 1, 2)), ("saerl_grpo", (2, 3, 4)), ("saerl_back", (3, 4, 5))])
@@ -207,10 +172,12 @@ def test_small_clusters_stand_where_the_staging_puts_them(name: str, steps: tupl
     assert {step for step in range(6) if batches[step, 0] > 0} < set(steps)
 
 
-def test_the_positive_control_takes_the_pass_rates_nearest_to_one_half() -> None:
+def test_the_positive_control_and_easy_to_hard_bins() -> None:
     rates = np.array([0.0, 0.5, 0.4, 1.0, 0.75, 0.6, 0.1, 0.25])
     rows = find_arm("informative_half").order(pool(8, pass_rate=rates), replace(SETTING, steps=2))
     assert set(rows[:4]) == set(rows[4:]) == {1, 2, 4, 5}, "of 4 and 7, equally far, the smaller id"
+    easy = pool(200).column("label")[arms.e2h(pool(200), replace(SETTING, steps=50))].reshape(50, 4).mean(axis=1)
+    assert easy[:10].mean() < easy[-10:].mean(), "E2H goes from easy to hard bins"
 
 
 # saerl_online: the current pass rate predicted from features.
@@ -241,6 +208,7 @@ def test_the_nearest_to_one_half_are_taken_spread_over_clusters_and_some_at_rand
     assert sorted(drawn.tolist()) == list(range(80)), "no prompt twice in a pass"
 
 
+@cache
 def silent_share(features: str, seed: int) -> float:
     """Share of groups of 8 without a gradient over 40 steps of 16 from 2,000 prompts; rates rise and follow one feature of 20."""
     rng, data, silent, drawn = np.random.default_rng(seed), pool(2000), [], []
@@ -260,31 +228,11 @@ def silent_share(features: str, seed: int) -> float:
 
 
 def test_features_that_tell_the_pass_rate_save_silent_groups_and_shuffled_ones_do_not() -> None:
-    def saved(features: str) -> tuple[float, float]:
-        gains = np.array([silent_share("uniform", seed) - silent_share(features, seed) for seed in range(8)])
-        half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
-        return gains.mean() - half, gains.mean() + half
+    def saved(features: str) -> Interval:
+        return over_seeds([silent_share("uniform", seed) - silent_share(features, seed) for seed in range(8)]).interval()
 
-    low, _ = saved("sae")
-    assert low > 0.05, "the interval of what the feature saves excludes 0"
-    low, high = saved("shuffled")
-    assert low < 0.0 < high
-
-
-def test_a_resumed_online_model_is_bitwise_the_same() -> None:
-    rng = np.random.default_rng(0)
-    x, difficulty, clusters = rng.normal(size=(200, 6)), rng.normal(size=200), rng.integers(0, 5, 200)
-    first, again = (OnlineRates(x, difficulty, clusters, seed=3) for _ in range(2))
-    log = []
-    for step in range(8):
-        rows = first.next(16)
-        log.append((rows, np.random.default_rng(step).integers(0, 2, (16, 8)).astype(float)))
-        first.told(*log[-1])
-    for rows, rewards in log:  # as `Feed.replay` does from the rollouts of an interrupted run
-        assert again.next(16).tolist() == rows.tolist()
-        again.told(rows, rewards)
-    assert again.weights.tobytes() == first.weights.tobytes() and again.gram.tobytes() == first.gram.tobytes()
-    assert again.next(16).tolist() == first.next(16).tolist()
+    assert saved("sae").low > 0.05, "the interval of what the feature saves excludes 0"
+    assert saved("shuffled").low < 0.0 < saved("shuffled").high
 
 
 def test_the_features_of_an_online_arm_come_with_the_table_of_its_run(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""One source of truth for versions, and `run_all.sh` finds or makes an environment that holds them."""
+"""Modules are imported in the locked environment, versions have one source, and `run_all.sh` finds or makes what holds them."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -18,6 +21,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import saerl_lib
 from saerl_lib import needs
 from saerl_lib.notebooks import ENVIRONMENT
 from saerl_lib.paths import ROOT
@@ -33,6 +37,13 @@ def direct_requirements() -> list[Requirement]:
     return [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
 
 
+def test_every_module_is_importable_and_its_examples_hold() -> None:
+    names = [m.name for m in pkgutil.walk_packages(saerl_lib.__path__, "saerl_lib.") if not m.name.endswith("__main__")]
+    found = {name: doctest.testmod(importlib.import_module(name)) for name in names}
+    assert [name for name, result in found.items() if result.failed] == []
+    assert sum(result.attempted for result in found.values()) > 60
+
+
 # The check that decides whether an environment may be used.
 
 
@@ -46,20 +57,18 @@ def test_missing_and_other_versions_are_named(tmp_path: Path, capsys: pytest.Cap
     assert needs.check_packages(lock) == 1
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"numpy is [\d.]+, locked is 0.0.1", lines[0])
-    assert lines[1] == "saerl-absent-0 1.0 is not installed"
-    assert lines[-1] == "and 3 more"
+    assert (lines[1], lines[-1]) == ("saerl-absent-0 1.0 is not installed", "and 3 more")
 
 
-@pytest.mark.parametrize("line", ["numpy>=2", "-r other.txt", "numpy == 2.4.6"])
-def test_lock_line_that_pins_nothing_is_an_error(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "lock").write_text(f"a==1\n{line}\n")
-    assert needs.check_packages(tmp_path / "lock") == 1
-    assert f"lock line 2: {line!r}" in capsys.readouterr().out
+def test_a_lock_that_pins_nothing_and_an_old_python_are_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line in ("numpy>=2", "-r other.txt", "numpy == 2.4.6"):
+        (tmp_path / "lock").write_text(f"a==1\n{line}\n")
+        assert needs.check_packages(tmp_path / "lock") == 1
+        assert f"lock line 2: {line!r}" in capsys.readouterr().out
     assert needs.check_packages(tmp_path / "absent.lock") == 1
     assert "absent.lock" in capsys.readouterr().out
-
-
-def test_old_python_is_rejected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(needs, "MINIMUM_PYTHON", (99, 0))
     assert needs.check_packages() == 1 and "older than 99.0" in capsys.readouterr().out
 
@@ -77,13 +86,10 @@ def test_lock_satisfies_every_direct_dependency() -> None:
 
 
 def test_conda_environment_refers_to_the_lock() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["-r requirements.lock"]
+    environment, minimum = yaml.safe_load((ROOT / "environment.yml").read_text()), ".".join(map(str, needs.MINIMUM_PYTHON))
+    assert {"pip": ["-r requirements.lock"]} in environment["dependencies"]
+    assert f"python={minimum}" in environment["dependencies"] and PROJECT["project"]["requires-python"] == f">={minimum}"
     assert environment["name"] == PROJECT["project"]["name"]
-    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
-    assert PROJECT["project"]["requires-python"] == f">={python.removeprefix('python=')}"
-    assert python.removeprefix("python=") == ".".join(map(str, needs.MINIMUM_PYTHON))
 
 
 def test_every_import_is_a_direct_dependency() -> None:
@@ -116,19 +122,17 @@ def test_licence_and_citation() -> None:
     assert citation["references"][0]["url"].endswith("2605.27354")
 
 
+# run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
+
 BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "settings", "data/hub", "needs")
 """What is imported before any package is installed."""
-
-# run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
 
 
 def stub_project(folder: Path, lock: str) -> Path:
     """A project whose `python -m saerl_lib run ...` prints interpreter, arguments, and environment."""
     project = folder / "project"
-    (project / "saerl_lib").mkdir(parents=True)
-    (project / ".ci").mkdir()
-    for name in ("run_all.sh", ".ci/run", *(f"saerl_lib/{module}.py" for module in BARE)):
-        (project / name).parent.mkdir(exist_ok=True)
+    for name in ("run_all.sh", ".ci/run", "saerl_lib/data/paper_plan.txt", *(f"saerl_lib/{module}.py" for module in BARE)):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "requirements.lock").write_text(lock)
     (project / "saerl_lib" / "__main__.py").write_text(
@@ -140,54 +144,45 @@ def stub_project(folder: Path, lock: str) -> Path:
 
 def call(script: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of the stub project without any environment that the caller has activated."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX", *ENVIRONMENT)}
+    left_out = ("SAERL_", "PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX", *ENVIRONMENT)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-    kept = {name: value for name, value in kept.items() if not name.startswith(("SAERL_", "PYTHON"))}
     return subprocess.run([str(script), *arguments], cwd=cwd, env=kept | environment, capture_output=True, text=True)
 
 
 def fake_python(prefix: Path, body: str) -> None:
-    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin").mkdir(parents=True, exist_ok=True)
     (prefix / "bin" / "python").write_text(f"#!/bin/sh\n{body}\n")
     (prefix / "bin" / "python").chmod(0o755)
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_active_environment_is_used_when_it_passes(tmp_path: Path, variable: str) -> None:
-    project = stub_project(tmp_path, "")
-    fake_python(tmp_path / "active", f'echo "through active"; exec {sys.executable} "$@"')
-    result = call(
-        project / "run_all.sh", "--profile", "smoke", "--only", "07", cwd=tmp_path,
-        SAERL_HOME="out", SAERL_DATA_DIR="/data", **{variable: str(tmp_path / "active")},
-    )  # fmt: skip
+def test_the_active_environment_is_used_when_it_holds_the_packages_else_the_own(tmp_path: Path, variable: str) -> None:
+    project, active = stub_project(tmp_path, ""), tmp_path / "active"
+    fake_python(active, f'echo "through active"; exec {sys.executable} "$@"')
+    known = {"SAERL_HOME": "out", "SAERL_DATA_DIR": "/data", variable: str(active)}
+    result = call(project / "run_all.sh", "--profile", "smoke", "--only", "07", cwd=tmp_path, **known)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == f"environment: active, {tmp_path / 'active' / 'bin' / 'python'}"
-    assert "arguments ['run', '--profile', 'smoke', '--only', '07']" in lines
-    assert f"cwd {project}" in lines
-    assert f"SAERL_HOME={tmp_path / 'out'}" in lines and "SAERL_DATA_DIR=/data" in lines
-    assert {f"{name}={value}" for name, value in ENVIRONMENT.items()} <= set(lines)
-    assert not (project / ".venv").exists()
-
-
-def test_own_venv_is_used_when_the_active_one_lacks_packages(tmp_path: Path) -> None:
-    project = stub_project(tmp_path, "")
-    fake_python(tmp_path / "active", "exit 1")
+    assert lines[0] == f"environment: active, {active / 'bin' / 'python'}"
+    expected = {"arguments ['run', '--profile', 'smoke', '--only', '07']", f"cwd {project}", "SAERL_DATA_DIR=/data",
+                f"SAERL_HOME={tmp_path / 'out'}", *(f"{name}={value}" for name, value in ENVIRONMENT.items())}  # fmt: skip
+    assert expected <= set(lines) and not (project / ".venv").exists()
+    fake_python(active, "exit 1")
     fake_python(project / ".venv", f'exec {sys.executable} "$@"')
-    result = call(project / "run_all.sh", cwd=tmp_path, VIRTUAL_ENV=str(tmp_path / "active"))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"environment: .venv, {project}/.venv/bin/python\n")
+    result = call(project / "run_all.sh", cwd=tmp_path, **known)
+    assert result.stdout.startswith(f"environment: .venv, {project}/.venv/bin/python\n"), result.stderr
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
     """An installable package with one empty module."""
     folder.mkdir()
     info = f"{name}-{version}.dist-info"
+    files = {f"{name}.py": "", f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+             f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        for path, text in {**files, f"{info}/RECORD": "".join(f"{path},,\n" for path in files)}.items():
+            wheel.writestr(path, text)
 
 
 def test_venv_is_made_once_from_the_lock_and_a_failed_install_stops(tmp_path: Path) -> None:
@@ -196,17 +191,22 @@ def test_venv_is_made_once_from_the_lock_and_a_failed_install_stops(tmp_path: Pa
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
     assert "--profile smoke|laptop" in call(project / "run_all.sh", "--help", cwd=tmp_path).stdout
     assert not (project / ".venv").exists(), "help needs no environment"
+    needs_script = project / "saerl_lib" / "needs.py"
+    before, last = needs_script.read_text(encoding="utf-8").split("if __name__ ==")
+    check = "assert not {'torch', 'pandas', 'numpy', 'safetensors'} & set(sys.modules)\n"
+    needs_script.write_text(f"{before}{check}\n\nif __name__ =={last}", encoding="utf-8")
+    found = call(project / "run_all.sh", "--profile", "paper", "--plan-only", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "saerl-probe 1.0 is not installed" in found.stdout and "Stages" in found.stdout
+    assert not (project / ".venv").exists(), "nor does the plan of the paper's run, or any package"
     failed = call(project / "run_all.sh", cwd=tmp_path, **offline)
-    assert failed.returncode != 0
-    assert "saerl_probe==1.0" in failed.stderr and "prefix" not in failed.stdout
+    assert failed.returncode != 0 and "saerl_probe==1.0" in failed.stderr and "prefix" not in failed.stdout
     make_wheel(wheels, "saerl_probe", "1.0")
     first = call(project / "run_all.sh", "--seeds", "2", cwd=tmp_path, **offline)
     assert first.returncode == 0, first.stderr
-    assert re.search(r"environment: installed in \d+ s\n", first.stdout)
-    assert f"prefix {project / '.venv'}\n" in first.stdout
+    assert re.search(r"environment: installed in \d+ s\n", first.stdout) and f"prefix {project / '.venv'}\n" in first.stdout
     second = call(project / "run_all.sh", cwd=tmp_path, **offline)
-    assert second.returncode == 0
-    assert "install" not in second.stdout.split("prefix")[0]
+    assert second.returncode == 0 and "install" not in second.stdout.split("prefix")[0]
 
 
 def test_ci_runs_the_tests_with_the_data_beside_the_checkout(tmp_path: Path) -> None:
@@ -215,7 +215,6 @@ def test_ci_runs_the_tests_with_the_data_beside_the_checkout(tmp_path: Path) -> 
     (project / "test_data.py").write_text("import os\ndef test_data():\n    assert 0, os.environ['SAERL_DATA_DIR']\n")
     active = {"VIRTUAL_ENV": sys.prefix}
     found = call(project / ".ci" / "run", "-p", "no:cacheprovider", cwd=tmp_path, **active)
-    assert found.returncode == 1
-    assert f"AssertionError: {tmp_path / 'shared' / 'data'}\n" in found.stdout
+    assert found.returncode == 1 and f"AssertionError: {tmp_path / 'shared' / 'data'}\n" in found.stdout
     given = call(project / ".ci" / "run", "-p", "no:cacheprovider", cwd=tmp_path, SAERL_DATA_DIR="/elsewhere", **active)
     assert "AssertionError: /elsewhere\n" in given.stdout

@@ -28,16 +28,12 @@ from saerl_lib.world.sources import draw_world
 
 SMOKE = get_profile("smoke")
 PROFILE = replace(
-    SMOKE,
-    name="grid-test",
-    pool_samples=8,
-    plan=PlanConfig(prompts_per_step=2, swapped_per_batch=1, window_batches=4),
+    SMOKE, name="grid-test", pool_samples=8, plan=PlanConfig(prompts_per_step=2, swapped_per_batch=1, window_batches=4),
     train=replace(
         SMOKE.train, rollouts_per_prompt=4, checkpoint_every_steps=1, eval_every_steps=2, eval_samples_full=1,
         eval_samples_small=0, max_completion_tokens=32, tail_steps=1,
     ),
-    properties=replace(SMOKE.properties, clusters=2),
-    world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
+    properties=replace(SMOKE.properties, clusters=2), world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
     study=StudyConfig(seeds=2, other_seeds=1),
 )  # fmt: skip
 NAMES = ["grpo", "adarft_once", "dapo", "dapo_rollouts", "grpo_4b", "backwards"]
@@ -47,14 +43,10 @@ from saerl_lib.train.arms import Arm
 def last_first(pool, setting):
     return np.arange(len(pool.table))[::-1]
 
-ARMS = (Arm('backwards', 'last first', order=last_first),)
-"""
-BROKEN = """from saerl_lib.train.arms import Arm
-
 def start(pool, setting):
     raise RuntimeError('no prompts for you')
 
-ARMS = (Arm('broken', 'fails', policy=start),)
+ARMS = (Arm('backwards', 'last first', order=last_first), Arm('broken', 'fails', policy=start))
 """
 
 
@@ -156,40 +148,37 @@ def test_all_arms_end_with_one_random_tail(kept: dict[str, Path], finished: Path
 
 
 def test_a_committed_record_stands_for_its_run(
-    kept: dict[str, Path], finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(paths, "PUBLISHED", tmp_path / "published")
-    (tmp_path / "published" / grid.RUNS).mkdir(parents=True)
-    committed = shutil.copy(kept["grpo"], tmp_path / "published" / grid.RUNS / "grpo-seed0.parquet")
-    (run,) = grid.planned_runs(PROFILE, *stages, [(grid.find_arm("grpo"), 0)])
-    assert not run.finished and grid.records(PROFILE, [run]) == {"grpo-seed0": Path(committed)}
+    kept: dict[str, Path], finished: Path, stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "PUBLISHED", home.parent / "published")
+    (home.parent / "published" / grid.RUNS).mkdir(parents=True)
+    committed = Path(shutil.copy(kept["grpo"], home.parent / "published" / grid.RUNS / "grpo-seed0.parquet"))
+    cells = [(grid.find_arm("grpo"), 0)]
+    (run,) = grid.planned_runs(PROFILE, *stages, cells)
+    assert not run.finished and grid.records(PROFILE, [run]) == {"grpo-seed0": committed}
     assert grid.run_grid(PROFILE, [run]) == {} and not run.folder.exists(), "it is not trained here"
-    faster = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
-    assert not grid.records(faster, grid.planned_runs(faster, *stages, [(grid.find_arm("grpo"), 0)])), "other settings"
-    sharp = replace(PROFILE, score_correlation=None)
-    assert not grid.records(sharp, grid.planned_runs(sharp, *stages, [(grid.find_arm("grpo"), 0)])), "another way of planning"
+    for other in (replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3)), replace(PROFILE, score_correlation=None)):
+        assert not grid.records(other, grid.planned_runs(other, *stages, cells)), "other settings, another way of planning"
     shutil.copytree(finished / "grpo-seed0", run.folder)
     write_json(run.folder / DONE, {**json.loads((run.folder / DONE).read_text()), "key": run.key})
     write_run(run)
     own = grid.records(PROFILE, [run])["grpo-seed0"]
-    assert own != committed and grid.difference(own, Path(committed)) == "every evaluation of every problem as committed"
-    changed = pd.read_parquet(own).assign(gold_probability=0.5)
-    own.unlink(), changed.to_parquet(tmp_path / "x.parquet")
+    assert own != committed and grid.difference(own, committed) == "every evaluation of every problem as committed"
+    pd.read_parquet(own).assign(gold_probability=0.5).to_parquet(own)
     monkeypatch.setattr(grid, "about_record", lambda path: {"provenance": {"cpu": "a type"}})
-    assert grid.difference(tmp_path / "x.parquet", Path(committed)).startswith("last evaluation 50.00 %, committed")
+    assert grid.difference(own, committed).startswith("last evaluation 50.00 %, committed")
 
 
-def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Stage, Stage], home: Path, tmp_path: Path) -> None:
+def test_kill_9_resume_and_a_failure_beside_it(
+    finished: Path, stages: tuple[Stage, Stage], home: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A selector's run is killed and resumed to the same tables; the grid reports a run that fails beside it."""
-    broken = tmp_path / "broken.py"
-    broken.write_text(BROKEN)
-    arms = grid.chosen_arms(["broken", "adarft_once"], broken)
+    arms = grid.chosen_arms(["broken", "adarft_once"], arms_file)
     run = grid.planned_run(PROFILE, *stages, grid.find_arm("adarft_once"), 0, home)
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
     train(run)
-    both = grid.planned_runs(PROFILE, *stages, [(arm, 0) for arm in arms], broken)
+    both = grid.planned_runs(PROFILE, *stages, [(arm, 0) for arm in arms], arms_file)
     failed = grid.run_grid(PROFILE, both)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
     assert list(grid.records(PROFILE, both)) == ["adarft_once-seed0"]
@@ -197,14 +186,12 @@ def test_kill_9_resume_and_a_failure_beside_it(finished: Path, stages: tuple[Sta
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft_once-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    again = grid.run_grid(PROFILE, grid.planned_runs(PROFILE, *stages, [(grid.find_arm("adarft"), 0)]), backend="threading")
-    assert again == {}, "what is finished is not run again"
     assert grid.run_grid(PROFILE, both, seconds=0) == {}, "no run starts late"
+    monkeypatch.setattr(grid, "run_all", lambda runs, *_: {run.folder.name: f"{len(runs)} a worker" for run in runs})
+    again = grid.run_grid(PROFILE, both, backend="threading")
+    assert again == {"broken-seed0": "1 a worker"}, "what is finished is not run again"
     assert (run.folder / "rollouts.parquet").stat().st_mtime_ns == before
-    changed = replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3))
-    other = grid.planned_run(changed, *stages, grid.find_arm("adarft_once"), 0, home)
-    assert not other.finished and other.folder == run.folder
-    write_run(other, replace=True)
+    write_run(replace(run, key="other"), replace=True)
     assert [p.name for p in run.folder.iterdir()] == ["run.json"], "a run under another key begins in an empty folder"
 
 
@@ -222,10 +209,8 @@ def test_one_run_without_grpo_is_no_error(
 ) -> None:
     """Training one arm and seed leaves no tables and no error."""
     cells = [(grid.find_arm("hard_to_easy"), 7)]
-    fakes = {"get_profile": lambda name: PROFILE, "study_stages": lambda profile: stages, "run_grid": lambda *_: {},
-             "cells_of": lambda *_: cells}  # fmt: skip
-    for name, value in fakes.items():
-        monkeypatch.setattr(grid, name, value)
+    for name, value in (("get_profile", PROFILE), ("study_stages", stages), ("run_grid", {}), ("cells_of", cells)):
+        monkeypatch.setattr(grid, name, lambda *_, value=value: value)
     command = partial(grid.run_study, ["hard_to_easy"], [7], None, None, "study", ray=None)
     assert command(list=True) == 0
     assert re.search("^adarft +paper +during training", capsys.readouterr().out, re.MULTILINE)

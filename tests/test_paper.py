@@ -10,18 +10,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from saerl_lib import needs, paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.cli import main
 from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_profile
 from saerl_lib.data import hub, published
-from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, SETS, TRAINING_DATA, HubModel
+from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, TRAINING_DATA, HubModel
 from saerl_lib.data.sample import DataError, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.plan.batch_plan import read_plan
@@ -43,10 +47,8 @@ TARGET, PARENT, RATED = 122, 90, 90
 def test_plan_prints_downloads_costs_and_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bare = {"list_gpus": (), "package_faults": ("torch 2.13.0 is not installed",)}
-    for name, found in bare.items():
-        monkeypatch.setattr(needs, name, lambda found=found: found)
-    monkeypatch.setattr(needs, "free_bytes", lambda folder: 10**9)
+    for name, found in (("list_gpus", ()), ("package_faults", ("torch 2.13.0 is not installed",)), ("free_bytes", 10**9)):
+        monkeypatch.setattr(needs, name, lambda *_, found=found: found)
     assert main(["run", "--profile", "paper", "--plan-only"]) == 0
     text = capsys.readouterr().out
     for data in (*TRAINING_DATA, *BENCHMARKS):
@@ -64,28 +66,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(
     assert "not given: --data, --reader, --sae, --policy" in error and "pass --revision SET=HASH for amc23, minerva" in error
 
 
-def test_run_all_prints_the_plan_without_installing_and_without_a_package(tmp_path: Path) -> None:
-    modules = ("__init__", "plan/__init__", "paths", "config", "settings", "data/__init__", "data/hub")
-    for name in ("run_all.sh", "saerl_lib/data/paper_plan.txt", *(f"saerl_lib/{module}.py" for module in modules)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((paths.ROOT / name).read_bytes())
-    (tmp_path / "run_all.sh").chmod(0o755)
-    (tmp_path / "requirements.lock").write_text("saerl_probe==1.0\n")
-    before, last = (paths.ROOT / "saerl_lib" / "needs.py").read_text(encoding="utf-8").split("if __name__ ==")
-    check = "assert not {'torch', 'pandas', 'numpy', 'safetensors'} & set(sys.modules)\n"
-    (tmp_path / "saerl_lib" / "needs.py").write_text(f"{before}{check}\n\nif __name__ =={last}", encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SAERL_", "PYTHON", "VIRTUAL"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    script = [str(tmp_path / "run_all.sh"), "--profile", "paper", "--plan-only"]
-    found = subprocess.run(script, capture_output=True, text=True, env=environment)
-    assert found.returncode == 0, found.stderr
-    assert "saerl-probe 1.0 is not installed" in found.stdout and "Stages" in found.stdout
-    assert not (tmp_path / ".venv").exists()
-
-
 def test_published_sae_is_in_saelens_registry() -> None:
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
     name, place = PAPER.reader.sae.removeprefix("saelens:").split("/")
     release = get_pretrained_saes_directory()[name]
     assert needs.SAE[0] == f"{release.repo_id}, {place} alone" and release.model == PAPER.reader.model
@@ -94,8 +75,6 @@ def test_published_sae_is_in_saelens_registry() -> None:
 
 @pytest.mark.parametrize("model", [*POLICIES, QWEN3_17B])
 def test_parameters_agree_with_transformers(model: HubModel) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
     sizes = {"Qwen2.5-Math-1.5B": (1536, 8960, 12, 2, 151_936), "Qwen2.5-Math-7B": (3584, 18_944, 28, 4, 152_064),
              "Qwen3-1.7B": (2048, 6144, 16, 8, 151_936)}  # fmt: skip
@@ -106,18 +85,6 @@ def test_parameters_agree_with_transformers(model: HubModel) -> None:
         qwen3 = name.startswith("Qwen3")
         built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=128)) if qwen3 else Qwen2ForCausalLM(Qwen2Config(**shape))
     assert model.parameters == sum(p.numel() for p in built.parameters())
-
-
-def test_the_estimates_are_those_of_the_profile() -> None:
-    """The stages' numbers are fixed: what they were computed from must still be so."""
-    train = PAPER.train
-    settings = (PAPER.steps, PAPER.plan.prompts_per_step, train.rollouts_per_prompt, train.max_prompt_tokens)
-    assert settings == (900, 128, 8, 1024) and (train.max_completion_tokens, train.micro_batch) == (3072, 8)
-    assert (train.keep_every_steps, train.eval_samples_full, PAPER.pool_samples) == (20, 8, 103_022)
-    assert sum(SETS[name].rows for name in PAPER.eval_sets) == 2835 and PAPER.reader.retained_latents == 240
-    found = PAPER.published
-    assert (found.parent_samples, found.step_labelled_samples) == (107_021, 97_782)
-    assert (found.contest_train_samples, found.contest_test_samples) == (800, 10_000)
 
 
 def test_the_gpus_of_the_machine_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -152,8 +119,7 @@ def make(root: Path) -> Options:
     return Options(data=str(root / "sets"), reader=str(root / "reader"), sae=str(sae), policy=str(root / "policy"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """A finished path."""
 
     options: Options
@@ -225,9 +191,8 @@ def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, cap
         assert "the plan was followed" in capsys.readouterr().out
     for trainer in ("trl", "verl"):
         assert (done.plans.folder / "exports" / trainer / "saerl" / "README.md").is_file()
-    measured = pd.read_csv(done.plans.folder.parent / "measured" / "measured.csv")
-    assert measured[["quantity", "rollouts"]].values.tolist() == [["angle_concentration", 0], ["pass_rate", 16 * 112]]
-    assert 0 < measured["mean"][1] < 1
+    rates = pd.read_parquet(done.plans.folder.parent / "measured" / "pass_rate.parquet")["pass_rate"]
+    assert len(rates) == 112 and set(rates * 16 % 1) == {0} and 0 < rates.mean() < 1
     (chosen,) = home.glob("adarft-seed0-*")
     assert pd.read_parquet(chosen / "rollouts.parquet").groupby("step")["sample_id"].nunique().eq(16).all()
 
@@ -242,8 +207,9 @@ def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Don
     assert set(curves["eval_set"]) == {*PAPER_TINY.eval_sets, "all"} and 0.1 < curves["value"].mean() < 0.8
     assert "pass_at_k" in set(paired_differences(curves, PAPER_TINY.pass_set)["metric"])
     assert len(steps_to_targets(frame, done.profile.curve_problems)) == 4 * 7
-    answers = pd.read_parquet(done.evaluation.path("attempts.parquet"))
-    assert len(answers) == 4 * 3 * 24 and set(answers["outcome"]) <= {"same", "compared", "no answer"}
+    answers = [pd.read_parquet(path) for path in done.evaluation.folder.parent.glob("evaluation-*/attempts.parquet")]
+    assert {len(part) for part in answers} == {24} and len(answers) == 1 + 4 * 2, "one for all arms at step 0"
+    assert set(pd.concat(answers)["outcome"]) <= {"same", "compared", "no answer"}
 
 
 def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +239,7 @@ def test_angle_concentration_by_hand(done: Done) -> None:
 
 def test_attempts_are_judged_by_text_then_by_meaning() -> None:
     pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3")]
-    frame = judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=3)
+    frame = judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=60)
     assert frame["correct"].tolist() == [True, True, False, False]
     assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared"]
 
@@ -293,8 +259,6 @@ def test_missing_stand_ins_are_all_named(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
     asked: list[dict] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **rest: asked.append(rest) or str(tmp_path))
     assert hub.model_folder("Qwen/Qwen2.5-Math-7B", "--policy") == tmp_path and len(asked[0]["revision"]) == 40
@@ -337,8 +301,7 @@ def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_the_notebooks_run_on_published_sets(done: Done, tmp_path: Path) -> None:
     """`run --profile paper_tiny`, as a user types it: every notebook, two arms, training in processes of their own."""
-    named = {"data": done.options.data, "reader": done.options.reader, "sae": done.options.sae, "policy": done.options.policy}
-    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    words = [word for name in ("data", "reader", "sae", "policy") for word in (f"--{name}", getattr(done.options, name))]
     environment = {**os.environ, "SAERL_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "paper_tiny", *words]
     found = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from devices import pooled
 from killing import below, processes
 
 from saerl_lib import cli
@@ -31,7 +30,7 @@ from saerl_lib.encode.store import load_features
 from saerl_lib.encode.tokens import sample_spans
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
-from tests.stand_ins import untrained_sae
+from tests.stand_ins import pooled, untrained_sae
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""

@@ -8,6 +8,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -21,30 +22,14 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import DataError, write_samples
-from saerl_lib.plan.follow import cut_back, read_rows
+from saerl_lib.plan.follow import read_rows
 from saerl_lib.studies import world_check
-from saerl_lib.train import run, trainer
+from saerl_lib.train import run, sampler, trainer
 from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
-from saerl_lib.train.sampler import (
-    GroupSampler,
-    draw,
-    gold_probability,
-    last_number,
-    log_probabilities,
-    pack,
-    pieces,
-    sample_groups,
-    sample_tokens,
-)
+from saerl_lib.train.sampler import gold_probability, log_probabilities, pack, sample_groups
 from saerl_lib.train.selectors import InOrder
-from saerl_lib.train.trainer import (
-    Feed,
-    PackedFeed,
-    PlanTrainer,
-    grpo_arguments,
-    record,
-)
-from saerl_lib.world.gates import REFERENCE_SHARES, histogram
+from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
+from saerl_lib.world.gates import REFERENCE_SHARES
 from saerl_lib.world.pretrain import rebuild_policy
 from saerl_lib.world.sources import SHORT, TARGET, draw_split, lesson
 
@@ -89,11 +74,11 @@ def test_pack_by_hand() -> None:
     assert packed.prompts.tolist() == [[0, 1], [2, -1]] and packed.rows.tolist() == [[3, 4], [5, -1]]
     assert packed.sources.tolist() == [1, 3, 2] and packed.ends.tolist() == [1, 2]
     assert packed.visible[:, 0].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 1, 0], [1, 0, 1, 1]]]
-    assert pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10) == [[0, 1], [2]]
+    assert sampler.pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10) == [[0, 1], [2]]
 
 
-def test_the_exact_probability_of_a_solution_is_that_of_its_tokens() -> None:
-    model, tokenizer = load_policy()
+def test_the_exact_probability_of_a_solution_is_that_of_its_tokens(policy: tuple[Any, Any]) -> None:
+    model, tokenizer = policy
     sample = replace(SAMPLES[0], prompt="31+47", steps=(), answer="8")
     exact = float(gold_probability(model, tokenizer, [sample, SAMPLES[1]], 1.0)[0])
     prompt, solution = tokenizer("31+47\n")["input_ids"], [*tokenizer("Answer: 8")["input_ids"], tokenizer.eos_token_id]
@@ -116,67 +101,52 @@ def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -
 
 
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean", "constant"])
-def test_loss_and_gradient_equal_those_of_trl_and_by_hand(policy: tuple[Any, Any], tmp_path: Path, loss: str) -> None:
+def test_loss_and_gradient_equal_those_of_trl_and_by_hand(tmp_path: Path, loss: str) -> None:
     train = replace(TRAIN, loss=loss, temperature=0.9, optimizer="sgd", learning_rate=0.5)
-    model, tokenizer = policy
+    model, tokenizer = policy = load_policy()
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
     source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
     data = Dataset.from_list([record(s) for s in SAMPLES])
     trainer = PlanTrainer(source, model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1
-    rows = [record(s) for s in SAMPLES for _ in range(4)]
     model.train()
-    inputs = trainer._generate_and_score_completions(rows)
+    inputs = trainer._generate_and_score_completions([record(s) for s in SAMPLES for _ in range(4)])
     active = inputs["advantages"] != 0
     assert active.any() and not active.all(), "the case needs groups with and without a gradient"
-    found = []
-    for plain in (False, True):
-        model.zero_grad()
-        if plain:
-            trainer._get_per_token_logps_and_entropies = types.MethodType(
-                GRPOTrainer._get_per_token_logps_and_entropies, trainer
-            )
-        value = GRPOTrainer._compute_loss(trainer, model, inputs) if plain else trainer._compute_loss(model, inputs)
-        value.backward()
-        found.append((value.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
-    model.zero_grad()
-    by_hand(model, inputs, loss, 0.9).backward()
-    hand = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6) and hand.abs().max() > 1e-4
-    for _, gradient in found:
-        torch.testing.assert_close(gradient, hand, atol=1e-6, rtol=1e-3)
 
-    kept = {name: value.clone() for name, value in model.state_dict().items()}
-    before, step = torch.cat([p.detach().flatten() for p in model.parameters()]), trainer.create_optimizer().step
+    def parameters() -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        value.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    own = trainer._compute_loss(model, inputs)
+    found = gradient(own)
+    trainer._get_per_token_logps_and_entropies = types.MethodType(GRPOTrainer._get_per_token_logps_and_entropies, trainer)
+    plain = GRPOTrainer._compute_loss(trainer, model, inputs)
+    told, hand = gradient(plain), gradient(by_hand(model, inputs, loss, 0.9))
+    assert own.item() == pytest.approx(plain.item(), abs=1e-6) and hand.abs().max() > 1e-4
+    for one in (found, told):
+        torch.testing.assert_close(one, hand, atol=1e-6, rtol=1e-3)
+
+    before, step = parameters(), trainer.create_optimizer().step
     step(), step()
-    after = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.testing.assert_close(after, before - 0.5 * (1 + 1.9) * hand, atol=1e-6, rtol=1e-4)  # momentum 0.9
+    torch.testing.assert_close(parameters(), before - 0.5 * (1 + 1.9) * hand, atol=1e-6, rtol=1e-4)  # momentum 0.9
     adamw = grpo_arguments(replace(train, optimizer="adamw"), 2, 1, 1, tmp_path)
     assert (arguments.max_grad_norm, adamw.max_grad_norm) == (1e9, 1)
-    model.load_state_dict(kept)
-    model.zero_grad()
-    model.eval()
-
-
-class Flip:
-    """An answer that is right every other time."""
-
-    turns = itertools.cycle([True, False])
-
-    def __init__(self, text: str) -> None:
-        self.right = next(self.turns)
-
-    def __eq__(self, other: object) -> bool:
-        return self.right
 
 
 def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sums = lesson(8, 0, SHORT[0])
-    assert len({s.prompt for s in sums}) == 8 and all(last_number(s.steps[0]) == s.answer for s in sums)
+    assert len({s.prompt for s in sums}) == 8 and all(sampler.last_number(s.steps[0]) == s.answer for s in sums)
     with pytest.raises(ValueError, match="lesson: 1.* of 4000 problems are drawn and there are no more: ask for fewer"):
         lesson(4000, 0, SHORT[0])
     write_samples(sums, tmp_path / "lesson.parquet")
-    monkeypatch.setattr(trainer, "READ", {"last_number": Flip})
+    turns, answer = itertools.cycle([True, False]), MagicMock()
+    answer.__eq__ = lambda self, other: next(turns)  # right every other time
+    monkeypatch.setattr(trainer, "READ", {"last_number": lambda text: answer})
     changes = {"trained_blocks": 1, "answer_from": "last_number", "max_completion_tokens": 6, "learning_rate": 1e-2}
     job = run.Run("live", 0, tmp_path / "run", str(FOLDER), str(tmp_path / "lesson.parquet"), 2, 2, 8, replace(TRAIN, **changes))
     run.write_run(job)
@@ -190,7 +160,7 @@ def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monke
 
 def test_draw_follows_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(20_000, 1)
-    chosen, entropy = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    chosen, entropy = sampler.draw(logits, 1.0, torch.Generator().manual_seed(0))
     shares = torch.bincount(chosen, minlength=3) / len(chosen)
     assert torch.allclose(shares, torch.tensor([0.2, 0.5, 0.3]), atol=0.015)
     assert entropy[0].item() == pytest.approx(-sum(p * np.log(p) for p in (0.2, 0.5, 0.3)), abs=1e-5)
@@ -201,33 +171,14 @@ def test_dynamic_sampling_keeps_groups_with_a_gradient_and_counts_the_rest(
 ) -> None:
     monkeypatch.setattr(trainer, "ROUND_PROMPTS", 3)
     train = replace(TRAIN, dynamic_sampling="equal_rollouts")
-    log = tmp_path / "r.jsonl"
-    source = feed(policy, log, train, selector=InOrder(range(6)))
-    records = source.step(1)
+    source = feed(policy, tmp_path / "r.jsonl", train, selector=InOrder(range(6)))
+    records, rows = source.step(1), read_rows(tmp_path / "r.jsonl")
     assert len(source.used) == 2 and all(g.informative for g in source.used) and len(records) == 8
-    rows = read_rows(log)
     assert source.generated == len(rows) and sum(r["used"] for r in rows) == 8 and source.generated > 8
     assert [r["sample_id"] for r in rows[:12:4]] == ["p0", "p1", "p2"]
     source = feed(policy, tmp_path / "s.jsonl", train, selector=InOrder([4, 4, 4]), prompts_per_step=6, budget=20)
     source.step(1)
     assert source.generated == 20, "it stops at the budget"
-
-
-def test_replay_restores_the_selector(policy: tuple[Any, Any], tmp_path: Path) -> None:
-    log = tmp_path / "r.jsonl"
-    first = feed(policy, log, selector=InOrder(range(6)))
-    for step in (1, 2, 3):
-        first.step(step)
-    expected = [g.sample.id for g in first.used]
-    cut_back(log, 2)
-    second = feed(policy, log, selector=InOrder(range(6)))
-    second.replay(read_rows(log))
-    second.step(3)
-    assert [g.sample.id for g in second.used] == expected and second.generated == first.generated
-    assert [g.texts for g in second.used] == [g.texts for g in first.used]
-    wrong = feed(policy, log, selector=InOrder([5, 4, 3, 2, 1, 0]))
-    with pytest.raises(ArtifactError, match="cannot be replayed"):
-        wrong.replay(read_rows(log))
 
 
 def test_the_reward_reads_text_and_chat_and_logs_the_rollouts(tmp_path: Path) -> None:
@@ -264,8 +215,8 @@ def test_a_step_must_divide_into_passes_and_activations_are_kept_on_the_cpu_alon
 # The shipped policies.
 
 
-def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:
-    model, tokenizer = load_policy()
+def test_sampling_is_seeded_and_leaves_the_global_stream_alone(policy: tuple[Any, Any]) -> None:
+    model, tokenizer = policy
     prompts = ["31+47", "Find 90-13.", "31+47"]
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -273,12 +224,12 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     assert first == sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
     assert first != sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=2).texts
-    assert GroupSampler(model, tokenizer).complete(prompts, 1, 24, 2.0, seed=1) == [[text] for text in first]
+    assert sampler.GroupSampler(model, tokenizer).complete(prompts, 1, 24, 2.0, seed=1) == [[text] for text in first]
 
 
-def test_near_greedy_sampling_equals_generate() -> None:
+def test_near_greedy_sampling_equals_generate(policy: tuple[Any, Any]) -> None:
     """The sampler drops finished rows; the reference is Hugging Face's own greedy generation."""
-    model, tokenizer = load_policy()
+    model, tokenizer = policy
     prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", "Find 9/4+1/8.\n"]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
@@ -287,18 +238,15 @@ def test_near_greedy_sampling_equals_generate() -> None:
     stripped = [p.rstrip("\n") for p in prompts]
     grouped, ids = fewer_key_heads(), torch.tensor([[5, 6, 7], [8, 9, 5]])
     told = grouped.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[:, 3:]
-    found = sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2)[0]
+    found = sampler.sample_tokens(grouped, ids.tolist(), 12, 1e-4, torch.Generator().manual_seed(0), 2)[0]
     assert found.tolist() == told.repeat_interleave(2, dim=0).tolist()
     assert sample_groups(model, tokenizer, stripped, 3, 40, 1e-4, seed=0).texts == [text for text in expected for _ in range(3)]
 
 
-def test_tokenizer_splits_digits_and_survives_the_disk() -> None:
-    _, tokenizer = load_policy()
-    text = "Find 4075-12, then add 9. \nAnswer: 4072"
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text
-    pieces = [tokenizer.decode([i]) for i in ids]
-    assert all(len([c for c in piece if c.isdigit()]) <= 1 for piece in pieces)
+def test_the_tokenizer_keeps_spaces_and_splits_digits(policy: tuple[Any, Any]) -> None:
+    text, tokenizer = "Find 4075-12, then add 9. \nAnswer: 4072", policy[1]
+    tokens = [tokenizer.decode([i]) for i in tokenizer(text)["input_ids"]]
+    assert "".join(tokens) == text and all(sum(map(str.isdigit, token)) <= 1 for token in tokens)
 
 
 def test_a_rebuild_begins_with_the_recorded_losses(
@@ -307,9 +255,9 @@ def test_a_rebuild_begins_with_the_recorded_losses(
     """Tokenizer, data order, initialisation, optimiser and loss are those that made the shipped weights."""
     losses = []
     monkeypatch.setattr(world_check, "FOLDER", tmp_path)
-    monkeypatch.setattr(world_check, "rebuild_policy", lambda **given: losses.extend(rebuild_policy(tmp_path, 20, **given)))
+    monkeypatch.setattr(world_check, "rebuild_policy", lambda **given: losses.extend(rebuild_policy(tmp_path, 5, **given)))
     assert world_check.run_world(check=False, rebuild=True, seeds=8) == 0
-    assert losses[19] == pytest.approx(5.595, abs=0.01) and f"step 0: {losses[0]:.4f} nats a token" in capsys.readouterr().out
+    assert losses[4] == pytest.approx(7.149, abs=0.005) and f"step 0: {losses[0]:.4f} nats a token" in capsys.readouterr().out
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
@@ -330,4 +278,4 @@ def test_published_histogram_equals_its_source() -> None:
     if folder is None:
         pytest.skip("SAERL_DATA_DIR is not set: no real pass rates to compare with")
     rates = pd.read_json(folder / "deepscaler_pass_rate.jsonl.gz", lines=True, dtype={"id": str})["pass_rate"]
-    assert tuple(histogram(rates.to_numpy()).round(4)) == REFERENCE_SHARES
+    assert tuple((np.histogram(rates, np.linspace(0, 1, 11))[0] / len(rates)).round(4)) == REFERENCE_SHARES

@@ -9,23 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from saerl_lib.report.statistics import (
-    Estimate,
-    Interval,
-    auc_interval,
-    bootstrap_interval,
-    bootstrap_runs,
-    bootstrap_weights,
-    compare,
-    corrected,
-    difference_interval,
-    over_seeds,
-    percentile_interval,
-    problem_variance,
-    rank_metrics,
-    weighted_interval,
-    wilson_interval,
-)
+from saerl_lib.report import statistics
+from saerl_lib.report.statistics import Estimate, Interval, auc_interval, bootstrap_interval, difference_interval, over_seeds
 
 
 def test_difference_interval_adds_half_widths_in_squares() -> None:
@@ -36,9 +21,9 @@ def test_difference_interval_adds_half_widths_in_squares() -> None:
 
 
 def test_closed_form_intervals() -> None:
-    assert wilson_interval(0, 10).low == pytest.approx(0.0, abs=1e-12)
+    assert statistics.wilson_interval(0, 10).low == pytest.approx(0.0, abs=1e-12)
     # z^2 / (n + z^2) with z^2 = 3.8415
-    assert wilson_interval(0, 10).high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
+    assert statistics.wilson_interval(0, 10).high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
     assert auc_interval(1.0, 10, 10) == (1.0, 1.0, 1.0)
     wide, narrow = auc_interval(0.8, 20, 20), auc_interval(0.8, 200, 200)
     assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
@@ -55,20 +40,20 @@ def test_a_bootstrap_of_a_mean_has_its_standard_error() -> None:
 
 def test_a_bootstrap_over_runs_draws_them_too() -> None:
     """Two runs that differ by 1 and samples that do not: a resample has mean 0, 0.5 or 1."""
-    found = bootstrap_runs(lambda rows, run: float(run), 30, 2, 500, seed=0)
+    found = statistics.bootstrap_runs(lambda rows, run: float(run), 30, 2, 500, seed=0)
     assert found == Interval(0.5, 0.0, 1.0)
-    one = bootstrap_runs(lambda rows, run: float(rows.mean()), 30, 1, 50, seed=3)
+    one = statistics.bootstrap_runs(lambda rows, run: float(rows.mean()), 30, 1, 50, seed=3)
     assert one == bootstrap_interval(lambda rows: float(rows.mean()), 30, 50, seed=3), "one run draws nothing"
 
 
 def test_undefined_resamples_are_left_out_or_named() -> None:
-    assert weighted_interval(np.array([1.0, math.nan, 3.0, 3.0])) == Interval(1.0, 3.0, 3.0)
-    assert math.isnan(percentile_interval(1.0, [math.nan]).low)
+    assert statistics.weighted_interval(np.array([1.0, math.nan, 3.0, 3.0])) == Interval(1.0, 3.0, 3.0)
+    assert math.isnan(statistics.percentile_interval(1.0, [math.nan]).low)
     scores, positive = np.array([1.0, 2.0]), np.array([True, False])
     with pytest.raises(ValueError, match="more samples of the rarer class"):
-        rank_metrics(scores, positive, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
+        statistics.rank_metrics(scores, positive, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
     with pytest.raises(ValueError, match="a single class"):
-        rank_metrics(scores, ~positive | True, bootstrap_weights(2, 3, 0))
+        statistics.rank_metrics(scores, ~positive | True, statistics.bootstrap_weights(2, 3, 0))
 
 
 def test_one_value_a_seed_is_a_t_test() -> None:
@@ -94,11 +79,11 @@ def block(values: np.ndarray, evaluations: int = 1) -> pd.DataFrame:
 def test_the_problems_part_by_hand() -> None:
     # seeds agree: the variance of a mean over problems is that of a sample of 4, (1 + 1 + 1 + 1) / 3 / 4
     same = np.tile([1.0, 3.0, 1.0, 3.0], (3, 1))
-    assert problem_variance(block(same)) == pytest.approx(4 / 3 / 4)
+    assert statistics.problem_variance(block(same)) == pytest.approx(4 / 3 / 4)
     # a constant of each seed is no problem's, and of two strata each has its own mean
-    assert problem_variance(block(same + np.array([[0.0], [5.0], [9.0]]))) == pytest.approx(4 / 3 / 4)
+    assert statistics.problem_variance(block(same + np.array([[0.0], [5.0], [9.0]]))) == pytest.approx(4 / 3 / 4)
     apart = pd.concat([block(same), block(same + 100, 3)], axis=1)
-    assert problem_variance(apart) == pytest.approx(2 * 0.5**2 * 4 / 3 / 4)
+    assert statistics.problem_variance(apart) == pytest.approx(2 * 0.5**2 * 4 / 3 / 4)
 
 
 @pytest.mark.parametrize(("seeds", "problems", "rest"), [(1.0, 3.0, 0.0), (0.3, 1.0, 8.0)])
@@ -109,13 +94,13 @@ def test_intervals_hold_what_they_say_at_five_seeds(seeds: float, problems: floa
     for _ in range(300):
         noise = seeds * rng.normal(size=(5, 1)) + problems * rng.normal(size=24) + rest * rng.normal(size=(5, 24))
         table = block(np.concatenate([noise, np.zeros_like(noise)])).set_axis(index)
-        found = compare({"s": table}, [("a", "b")]).iloc[0]
+        found = statistics.compare({"s": table}, [("a", "b")]).iloc[0]
         inside += found["ci_low"] <= 0 <= found["ci_high"]
     assert 0.92 < inside / 300 < 0.985
 
 
 def test_what_a_comparison_finds_hangs_on_its_place_in_the_family() -> None:
-    found = corrected([("a", "z"), ("b", "z"), ("c", "z")], [Estimate(m, 0.15, 1e9, 8) for m in (0.1, 0.2, 2.0)])
+    found = statistics.corrected([("a", "z"), ("b", "z"), ("c", "z")], [Estimate(m, 0.15, 1e9, 8) for m in (0.1, 0.2, 2.0)])
     # Holm's order is that of differences from 0: c 5 / 3 %, b 2.5 %, a none left
     assert found["detectable"][2] == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
-    assert corrected([], []).empty
+    assert statistics.corrected([], []).empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from saerl_lib.train.arms import all_arms
 
 SETS, STEPS, SMALL, FULL = ("easy_a", "easy_b", "hard", "hardest", "mid_a", "mid_b"), (0, 10, 20, 30), 4, 10
 
+COLUMNS = ["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"]
 PROFILE = get_profile("study")
 PROFILE = replace(PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, eval_problems_small=SMALL))
 
@@ -28,16 +30,12 @@ PROFILE = replace(PROFILE, pool_samples=30 * 32, world=replace(PROFILE.world, ev
 def evaluations(gains: dict[str, float], seeds: int = 3, noise: float = 0.1) -> pd.DataFrame:
     """One row a run, step and problem: `gains` is added to the share of right answers after the first step."""
     rng, rows = np.random.default_rng(0), []
-    for arm, gain in gains.items():
-        for seed in range(seeds):
-            for step in STEPS:
-                full = step in (0, STEPS[-1])
-                attempts, problems = (8, FULL) if full else (2, SMALL)
-                for name in SETS:
-                    rate = 0.4 + (gain + 0.004 * step + noise * rng.normal() / 10) * (step > 0)
-                    for i in range(problems):
-                        correct = int(rng.binomial(attempts, min(max(rate, 0), 1)))
-                        rows.append((arm, seed, step, step, step * 256, name, f"{name}-{i}", attempts, correct, full))
+    for arm, seed, step, name in product(gains, range(seeds), STEPS, SETS):
+        full = step in (0, STEPS[-1])
+        attempts, problems = (8, FULL) if full else (2, SMALL)
+        rate = 0.4 + (gains[arm] + 0.004 * step + noise * rng.normal() / 10) * (step > 0)
+        rows += [(arm, seed, step, step, step * 256, name, f"{name}-{i}", attempts, correct, full)
+                 for i, correct in enumerate(rng.binomial(attempts, min(max(rate, 0), 1), problems))]  # fmt: skip
     columns = ["arm", "seed", "step", "update", "rollouts", "eval_set", "sample_id", "attempts", "correct", "full"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -63,7 +61,7 @@ def test_outcome_by_hand() -> None:
     """Two sets; the small evaluations hold problem a alone, the last one a and b."""
     rows = [("x", 0, step, name, p, k, c) for name in ("s", "t") for step, p, k, c in
             ((1, "a", 2, 1), (2, "a", 2, 2), (3, "a", 4, 4), (3, "b", 4, 0))]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     # steps: 50 %, 100 %, 50 %
     assert outcomes(outcome_values(frame)).loc["x", 0] == pytest.approx(200 / 3)
 
@@ -71,7 +69,7 @@ def test_outcome_by_hand() -> None:
 def test_steps_to_target_by_hand() -> None:
     rows = [(a, 0, t, "s", "p", 10, c) for a, counts in {"grpo": (1, 2, 6), "diff": (1, 6, 8), "slow": (1, 1, 1)}.items()
             for t, c in zip((0, 10, 20), counts, strict=True)]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     steps = study.target_steps(frame, ["grpo", "diff"], problems=1, budget=20).set_index("arm")
     assert steps["target"].tolist() == [60.0] * 3, "the lowest final accuracy of the paper's arms alone"
     assert steps["steps"].to_dict() == {"grpo": 20, "diff": 10, "slow": 20}
@@ -133,23 +131,14 @@ def test_every_pair_names_arms_of_the_grid() -> None:
 
 # Beside the paper.
 
-PAPER_STEPS = (0, 10, 20, 30, 40)
-
-
 def solved_evaluations(solved: dict[str, list[float]], seeds: int = 3) -> pd.DataFrame:
-    """Ten problems a set, ten attempts each; `solved` has the share of right attempts a problem at each step."""
-    rows = []
-    for arm, shares in solved.items():
-        for seed in range(seeds):
-            for step, share in zip(PAPER_STEPS, shares, strict=True):
-                rows += [(arm, seed, step, name, f"{name}-{i}", 10, round(10 * share) - (i < seed))
-                         for name in SETS for i in range(10)]  # fmt: skip
-    return pd.DataFrame(rows, columns=["arm", "seed", "step", "eval_set", "sample_id", "attempts", "correct"])
-
-
-def steps_of(arms: list[str]) -> pd.DataFrame:
-    return pd.DataFrame([(a, s, name, 10 * (i + 1)) for i, a in enumerate(arms) for s in range(3) for name in SETS],
-                        columns=["arm", "seed", "eval_set", "steps"])  # fmt: skip
+    """Ten problems a set, ten attempts each; `solved` has the share of right attempts a problem at every tenth step."""
+    rows = [
+        (arm, seed, 10 * number, name, f"{name}-{i}", 10, round(10 * share) - (i < seed))
+        for arm, seed, name, i in product(solved, range(seeds), SETS, range(10))
+        for number, share in enumerate(solved[arm])
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def test_the_papers_means_follow_from_its_cells() -> None:
@@ -161,11 +150,17 @@ def test_the_papers_means_follow_from_its_cells() -> None:
         assert cells.shape[1] == 6 and not cells.isna().any(axis=None)
         unequal = (cells.mean(axis=1) - part["mean"]).abs() > slack
         assert not unequal.any(), (table, part[unequal])
+    steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
+    for claim in claims.CLAIMS.query("source == 'steps'").itertuples():
+        saved = 100 * (steps[claim.second] - steps[claim.first]) / steps[claim.second]
+        assert claim.paper_value == pytest.approx(saved, abs=0.06)
 
 
 def test_cells_by_hand() -> None:
     frame = solved_evaluations({"grpo": [0.1, 0.2, 0.3, 0.4, 0.5], "saerl_grpo": [0.1, 0.2, 0.3, 0.5, 0.7]})
-    found = study.beside_paper(frame, steps_of(["grpo", "saerl_grpo"])).set_index(["table", "arm", "benchmark"])
+    steps = [(arm, seed, name, n) for arm, n in (("grpo", 10), ("saerl_grpo", 20)) for seed in range(3) for name in SETS]
+    steps = pd.DataFrame(steps, columns=["arm", "seed", "eval_set", "steps"])
+    found = study.beside_paper(frame, steps).set_index(["table", "arm", "benchmark"])
     # seeds 0, 1, 2 lose 0, 1 and 2 of 100 attempts: mean 1 point below the share
     assert found.loc[("4", "grpo", "GSM8K"), "our_value"] == pytest.approx(49.0)
     assert found.loc[("4", "grpo", "AIME24"), "our_value"] == 100.0, "the hardest set counts by Pass@k"
@@ -202,30 +197,16 @@ def test_the_committed_tables_follow_from_the_committed_records() -> None:
         assert len(paired) == row.n_seeds and paired.mean() == pytest.approx(row.difference, abs=1e-3)
 
 
-def test_the_papers_values_of_claims_on_steps_follow_from_its_table() -> None:
-    paper = study.paper_values()
-    steps = paper[(paper["table"] == "5") & (paper["column"] == "mean")].drop_duplicates("arm").set_index("arm")["value"]
-    for claim in claims.CLAIMS.query("source == 'steps'").itertuples():
-        saved = 100 * (steps[claim.second] - steps[claim.first]) / steps[claim.second]
-        assert claim.paper_value == pytest.approx(saved, abs=0.06)
-
-
 # The laptop's own runs.
 
 
 def laptop_evaluations(gain: float) -> pd.DataFrame:
     """Two arms, two seeds, steps 0 and 20, two sets of four problems with two attempts; saerl solves `gain` more at the end."""
     rows = []
-    for arm in ("grpo", "saerl"):
-        for seed in (0, 1):
-            for step in (0, 20):
-                for name in ("easy_a", "hardest"):
-                    solved = 1 + seed + (step == 20) + (gain if arm == "saerl" and step == 20 else 0)
-                    for problem in range(4):
-                        correct = 2 if problem < solved else 0
-                        rows.append((arm, seed, step, name, True, f"{name}{problem}", 2, correct))
-    columns = ["arm", "seed", "step", "eval_set", "full", "sample_id", "attempts", "correct"]
-    return pd.DataFrame(rows, columns=columns)
+    for arm, seed, step, name, problem in product(("grpo", "saerl"), (0, 1), (0, 20), ("easy_a", "hardest"), range(4)):
+        solved = 1 + seed + (step == 20) * (1 + gain * (arm == "saerl"))
+        rows.append((arm, seed, step, name, f"{name}{problem}", 2, 2 * (problem < solved)))
+    return pd.DataFrame(rows, columns=COLUMNS).assign(full=True)
 
 
 def test_curves_differences_and_steps_of_the_laptop_by_hand() -> None:

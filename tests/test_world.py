@@ -22,7 +22,7 @@ from stand_ins import untrained_sae
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
-from saerl_lib.data.answers import read_answer, reward
+from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
@@ -35,7 +35,6 @@ from saerl_lib.studies.world_check import (
     NearestHalf,
     Sizes,
     chosen_rates,
-    curves,
     pilot,
     run_pilot,
     train_reserved,
@@ -45,51 +44,12 @@ from saerl_lib.train import policy
 from saerl_lib.train.arms import PILOTED, ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import train, write_run
-from saerl_lib.train.sampler import gold_probability, sample_groups
+from saerl_lib.train.sampler import gold_probability
 from saerl_lib.train.stages import LIVE
-from saerl_lib.world import gates
-from saerl_lib.world.gates import (
-    Bounds,
-    Measured,
-    base_rates_stage,
-    blurred,
-    eta_squared,
-    guess_rate,
-    met,
-    scores_stage,
-    single_token_accuracy,
-    text_gates,
-    trained_gates,
-)
-from saerl_lib.world.problems import (
-    LARGEST,
-    LENGTHS,
-    SIZES,
-    SMALLEST,
-    Problem,
-    Step,
-    difficulty,
-    draw_problem,
-    even_rates,
-    fallible,
-    learner,
-    step_labels,
-    work_out,
-)
-from saerl_lib.world.sources import (
-    EVAL_SETS,
-    EVERY,
-    FLAWS,
-    OUTSIDE,
-    PARENT,
-    SHORT,
-    TARGET,
-    corpus_texts,
-    draw_sample,
-    draw_split,
-    draw_world,
-    world_stage,
-)
+from saerl_lib.world import gates, sources
+from saerl_lib.world.gates import Bounds, Measured, met
+from saerl_lib.world.problems import Problem, Step, draw_problem, even_rates, fallible, learner, step_labels, work_out
+from saerl_lib.world.sources import EVERY, PARENT, SHORT, TARGET, draw_split, draw_world
 
 FROZEN = "be8f9bf8f0a3fe89"
 
@@ -99,14 +59,15 @@ def fingerprint(splits: dict[str, list[Sample]]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def test_world_is_frozen_under_its_version(smoke_world: dict[str, list[Sample]]) -> None:
-    assert (WORLD_VERSION, fingerprint(smoke_world)) == ("2", FROZEN), (
-        "a sample changed: raise WORLD_VERSION and measure the gates again"
-    )
+def test_world_is_frozen_under_its_version_and_survives_the_disk(smoke_world: dict[str, list[Sample]], tmp_path: Path) -> None:
+    found = (WORLD_VERSION, fingerprint(smoke_world))
+    assert found == ("2", FROZEN), "a sample changed: raise WORLD_VERSION and measure the gates again"
+    write_samples(smoke_world["pool"], tmp_path / "pool.parquet")
+    assert read_samples(tmp_path / "pool.parquet") == smoke_world["pool"]
 
 
 def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]]) -> None:
-    corpus = list(corpus_texts())
+    corpus = list(sources.corpus_texts())
     prompts = [normalise(s.prompt) for samples in smoke_world.values() for s in samples]
     assert len(prompts) == len(set(prompts)) and not set(prompts) & {normalise(prompt) for prompt, _ in corpus}
     ids = [s.id for samples in smoke_world.values() for s in samples]
@@ -116,25 +77,25 @@ def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]])
 
 
 def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: dict[str, list[Sample]]) -> None:
-    for name, mix in EVAL_SETS.items():
+    for name, mix in sources.EVAL_SETS.items():
         samples = smoke_world[f"eval_{name}"]
         assert not any(s.flaw for s in samples) and {s.topic for s in samples} <= set(mix.topics)
     assert len(EVERY) == 12 and all(topic.count(" -> ") == 2 for topic in EVERY)
     trained = {s.topic for name in ("labelled", "test") for s in smoke_world[name]}
-    assert not trained & set(OUTSIDE) and {s.topic for s in smoke_world["eval_easy_b"]} <= set(OUTSIDE)
+    assert not trained & set(sources.OUTSIDE) and {s.topic for s in smoke_world["eval_easy_b"]} <= set(sources.OUTSIDE)
 
 
-@given(st.sampled_from(LENGTHS), st.sampled_from(SIZES), st.integers(0, 10_000))
-@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 8), st.sampled_from((0, 1)), st.integers(0, 10_000))
+@settings(max_examples=150)
 def test_gold_solutions_are_true(length: int, size: int, seed: int) -> None:
     """The lines, read as a running calculation, lead from the start to the answer, and no value leaves its range."""
     problem = draw_problem(random.Random(seed), length, size)
     work, value = work_out(problem), problem.start
     for line in work.lines:
         left, right = line.split("=")
-        assert eval(f"{value}{left}") == int(right) <= LARGEST[size]
+        assert eval(f"{value}{left}") == int(right) <= (99, 199)[size]
         value = int(right)
-    assert work.answer == value >= SMALLEST - 2 and len(problem.steps) == length
+    assert work.answer == value >= 3 and len(problem.steps) == length
     assert set(step_labels(work)) == {1}
 
 
@@ -151,14 +112,10 @@ def test_slips_follow_their_rates_and_spoil_what_comes_after() -> None:
     assert np.mean(wrong) == pytest.approx(1 - 0.75**3, abs=0.03)
 
 
-def test_difficulty_formula_by_hand() -> None:
-    assert difficulty(Problem(50, (Step("*", 2), Step("-", 60)))) == pytest.approx(1 + 0.6 + 0.45 + 1.0)
-
-
 def test_planted_errors_are_of_known_kinds() -> None:
     pool = draw_split("flaws", 400, PARENT, 0, set())
     kinds = Counter(s.flaw for s in pool)
-    assert set(kinds) == {"", *FLAWS} and kinds[""] / len(pool) == pytest.approx(0.7, abs=0.07)
+    assert set(kinds) == {"", *sources.FLAWS} and kinds[""] / len(pool) == pytest.approx(0.7, abs=0.07)
     for sample in pool:
         wrong = sample.flaw in ("wrong_answer", "wrong_step")
         end = int(sample.steps[-1].split("=")[1]) if sample.steps else -1
@@ -169,17 +126,12 @@ def test_planted_errors_are_of_known_kinds() -> None:
     assert not any(s.flaw for s in draw_split("sound", 100, PARENT, 0, set(), plant=False))
 
 
-def test_samples_survive_the_disk(smoke_world: dict[str, list[Sample]], tmp_path: Path) -> None:
-    write_samples(smoke_world["pool"], tmp_path / "pool.parquet")
-    assert read_samples(tmp_path / "pool.parquet") == smoke_world["pool"]
-
-
 # Gates.
 
 
 def test_text_gates_are_met_by_the_laptop_world() -> None:
     splits = draw_world(get_profile("laptop").world)
-    found = text_gates(splits["labelled"], splits["test"], splits["pool"])
+    found = gates.text_gates(splits["labelled"], splits["test"], splits["pool"])
     assert all(met(one, gates.GATES[name]) for name, one in found.items()), found
 
 
@@ -187,27 +139,14 @@ def test_gate_measures_by_hand() -> None:
     rows = (("red one", "1", "A"), ("red two", "1", "A"), ("blue one", "2", "B"), ("red x", "1", "A"), ("blue x", "3", "B"))
     made = [Sample("i", prompt, (), answer, topic) for prompt, answer, topic in rows]
     train, test = made[:3], made[3:]
-    assert guess_rate(train, test) == 0.5
-    assert single_token_accuracy(train, test) == 1.0
+    assert gates.guess_rate(train, test) == 0.5
+    assert gates.single_token_accuracy(train, test) == 1.0
     labelled = [replace(s, difficulty=d) for s, d in zip(made, (1.0, 1.0, 3.0, 3.0, 1.0), strict=True)]
     # means 5/3 and 2 around 9/5: (3 (2/15)^2 + 2 (1/5)^2) / (24/5)
-    assert eta_squared(labelled) == pytest.approx((3 * (2 / 15) ** 2 + 2 / 25) / 4.8)
+    assert gates.eta_squared(labelled) == pytest.approx((3 * (2 / 15) ** 2 + 2 / 25) / 4.8)
     assert met(Measured(0.5, 1), Bounds(high=0.5)) and not met(Measured(0.5, 1), Bounds(0.6))
     inside, beyond = Measured(0.2, 8, -1.0, 1.4), Measured(0.2, 8, -1.6, 1.4)
     assert met(inside, gates.GATES[gates.NEGATIVE]) and not met(beyond, gates.GATES[gates.NEGATIVE])
-
-
-def test_exact_rates_agree_with_sampled_answers() -> None:
-    """A right answer by the gold lines is as likely as the exact rate says; other ways to it are rare."""
-    samples, (model, tokenizer) = draw_split("rates", 24, TARGET, 1, set()), load_policy()
-    texts = sample_groups(model, tokenizer, [s.prompt for s in samples], 64, 80, 1.0, 0).texts
-    golds = [s for s in samples for _ in range(64)]
-    marks = np.array([reward(text, s.answer) for text, s in zip(texts, golds, strict=True)]).reshape(24, 64).mean(axis=1)
-    assert np.abs(marks - gold_probability(model, tokenizer, samples, 1.0)).mean() < 0.05
-
-
-def test_the_recorded_gates_belong_to_the_present_world() -> None:
-    assert set(trained_gates()) <= set(gates.GATES) and gates.POSITIVE in gates.GATES
 
 
 def scored_pool(n: int = 600) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -224,7 +163,7 @@ def scored_pool(n: int = 600) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_every_score_is_blurred_to_the_same_correlation_and_keeps_its_values() -> None:
     scores, rates = scored_pool()
-    found, about = blurred(scores, rates, 0.45, seed=0)
+    found, about = gates.blurred(scores, rates, 0.45, seed=0)
     about = about.set_index("encoder")
     assert (about["rho"] > 0.7).tolist() == [True, True, False] and (about["noise"] > 0).tolist() == [True, True, False]
     assert about.loc[["sae", "tfidf"], "expected"].tolist() == pytest.approx([0.45, 0.45], abs=0.002)
@@ -236,9 +175,9 @@ def test_every_score_is_blurred_to_the_same_correlation_and_keeps_its_values() -
     assert spearmanr(found["ranking"], found["ranking@tfidf"])[0] > spearmanr(scores["ranking"], found["ranking@tfidf"])[0]
     assert np.concatenate(found["phi@sae"].tolist()).tolist() == found["raw"].tolist(), "features go with the score"
     shuffled = scores.sample(frac=1, random_state=1)
-    again = blurred(shuffled, rates, 0.45, seed=0)[0].loc[scores.index]
+    again = gates.blurred(shuffled, rates, 0.45, seed=0)[0].loc[scores.index]
     pd.testing.assert_frame_equal(again[["ranking@tfidf"]], found[["ranking@tfidf"]])
-    assert not blurred(scores, rates, 0.45, seed=1)[0]["ranking"].equals(found["ranking"])
+    assert not gates.blurred(scores, rates, 0.45, seed=1)[0]["ranking"].equals(found["ranking"])
 
 
 def test_the_scores_of_plans_are_blurred_in_one_place_and_the_sharp_arm_plans_as_before(saerl_home: Path) -> None:
@@ -248,13 +187,13 @@ def test_the_scores_of_plans_are_blurred_in_one_place_and_the_sharp_arm_plans_as
         stage.folder.mkdir(parents=True)
         scores[[*columns]].to_parquet(stage.path("scores.parquet"))
     profile = replace(get_profile("smoke"), score_correlation=None)
-    assert scores_stage(profile, stages["difficulty"], stages["difficulty"]) is stages["difficulty"]
-    made = scores_stage(profile, stages["difficulty"], *stages.values())
+    assert gates.scores_stage(profile, stages["difficulty"], stages["difficulty"]) is stages["difficulty"]
+    made = gates.scores_stage(profile, stages["difficulty"], *stages.values())
     plain = pd.read_parquet(made.path("scores.parquet"))
     with pytest.MonkeyPatch.context() as patch:
         rates.to_parquet(saerl_home / "pass_rates.parquet")
         patch.setattr(gates, "base_rates_stage", lambda profile, world: Stage("policy_rates", saerl_home, "rates", True))
-        made = scores_stage(get_profile("smoke"), stages["difficulty"], *stages.values())
+        made = gates.scores_stage(get_profile("smoke"), stages["difficulty"], *stages.values())
     found, setting = pd.read_parquet(made.path("scores.parquet")), ArmSetting(PlanConfig(prompts_per_step=4), 12, 0)
     arm, sharp = (find_arm(name).order for name in ("saerl_grpo", "saerl_sharp"))
     assert sharp(ArmPool(found), setting).ids == sharp(ArmPool(plain), setting).ids == arm(ArmPool(plain), setting).ids
@@ -285,7 +224,6 @@ def test_trained_gates_by_hand() -> None:
     assert trained_from(falling, Sizes(seeds=3, steps=4))[gates.FORGETTING].value == pytest.approx(1 / 12)
     alone = trained_from(reserved_rows({"random": 0.4}, 1), Sizes(seeds=1, steps=4))
     assert set(alone) == {gates.FORGETTING, gates.LATE, gates.STILL} and not met(alone[gates.STILL], gates.GATES[gates.STILL])
-    assert curves(frame)["problems"].unique().tolist() == [12]
 
 
 def test_the_learning_rate_is_the_best_that_does_not_forget() -> None:
@@ -346,7 +284,7 @@ def test_the_positive_control_takes_the_prompts_nearest_to_one_half() -> None:
 
 
 def test_a_learners_sample_keeps_its_prompt_and_gold_is_what_it_should_have_been() -> None:
-    sample = draw_sample(TARGET, random.Random(3), "x", even_rates(1.0))
+    sample = sources.draw_sample(TARGET, random.Random(3), "x", even_rates(1.0))
     assert sample.flaw == "wrong_step" and -1 in sample.step_labels and read_answer(sample.solution) == sample.answer
 
 # Short-answer arithmetic.
@@ -363,7 +301,7 @@ def test_short_arithmetic_has_its_kinds_as_topics_and_true_lines() -> None:
             assert sample.step_labels == ((-1, 0) if wrong else (1, 1))
     flaws = {name: np.mean([bool(s.flaw) for s in samples]) for name, samples in splits.items()}
     assert flaws["labelled"] == flaws["eval_hardest"] == 0 < min(flaws["filter_negatives"], flaws["step_labelled"])
-    assert [{s.topic for s in splits[f"eval_{name}"]} for name in EVAL_SETS] == [{topic} for topic in SHORT]
+    assert [{s.topic for s in splits[f"eval_{name}"]} for name in sources.EVAL_SETS] == [{topic} for topic in SHORT]
     label = pd.DataFrame([(s.topic, s.difficulty) for s in splits["labelled"]], columns=["topic", "label"]).groupby("topic")
     assert (label["label"].nunique() > 1).all() and label["label"].mean().idxmax() == SHORT[-1], "sizes of operands are levels"
 
@@ -381,14 +319,14 @@ def test_a_real_policys_arithmetic_is_read_scored_planned_and_trained_like_the_r
         train=replace(LIVE, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4, eval_samples_full=1),
         plan=PlanConfig(prompts_per_step=2), properties=replace(smoke.properties, clusters=2), score_correlation=None,
     )  # fmt: skip
-    world = world_stage(profile)
+    world = sources.world_stage(profile)
     features = features_stage(profile, world, store_stage(profile, world))
     difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
-    pools = arm_pool_stage(profile, world, features, scores_stage(profile, world, difficulty), quality)
+    pools = arm_pool_stage(profile, world, features, gates.scores_stage(profile, world, difficulty), quality)
     run = planned_run(profile, world, pools, find_arm("saerl_grpo"), 0, saerl_home / "jobs")
     write_run(run)
     train(run)
     rollouts, table = (pd.read_parquet(path) for path in (run.folder / "rollouts.parquet", pools.path("kept_table.parquet")))
     assert rollouts["step"].max() == profile.steps == 7 and set(rollouts["sample_id"]) <= set(table["sample_id"])
-    rates = pd.read_parquet(base_rates_stage(profile, world).path("pass_rates.parquet"))
+    rates = pd.read_parquet(gates.base_rates_stage(profile, world).path("pass_rates.parquet"))
     assert len(rates) == 4 and set(rates["pass_rate"] * 16 % 1) == {0}, "shares of sixteen answers, not likelihoods"

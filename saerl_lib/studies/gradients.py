@@ -114,8 +114,7 @@ def measure_gradients(
     Transient memory: one float32 gradient (1.9 MB at 0.47 M parameters) a group that has one."""
     n, g = len(samples), train.rollouts_per_prompt
     rows, prompts = HALVES * g, [s.prompt for s in samples]
-    with tqdm(total=n * rows, desc="gradient rollouts", file=sys.stdout, mininterval=10) as bar:
-        drawn = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed, bar.update)
+    drawn = sample_groups(model, tokenizer, prompts, rows, train.max_completion_tokens, train.temperature, seed)
     rewards = np.array([reward(text, samples[i // rows].answer) for i, text in enumerate(drawn.texts)]).reshape(n, HALVES, g)
     weights, pass_rate, ids = advantages(rewards), rewards.mean(axis=2), encode_prompts(tokenizer, prompts)
     places = [(h, i) for h in range(HALVES) for i in range(n) if 0 < pass_rate[i, h] < 1]

@@ -7,16 +7,15 @@ time limit.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
@@ -24,8 +23,8 @@ from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import smollm2_folder
-from saerl_lib.encode.tokens import Layout, pack, sample_spans
+from saerl_lib.encode.models import open_tokenizer, smollm2_folder
+from saerl_lib.encode.tokens import Layout, token_batches
 from saerl_lib.train.sampler import READ, GenerateSampler, GroupSampler, Sampler, gold_probability
 
 WORLD_POLICY = "world"
@@ -60,10 +59,26 @@ def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return load_model(FOLDER)
 
 
+def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder for an engine; engine "trl" knows names of the hub too."""
+    if train.engine == "packed":
+        return load_model(Path(name))
+    local = Path(name).is_dir()
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=local)
+    return model, open_tokenizer(str(name), ["What is 3 plus 4?"], local)
+
+
+def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
+    """What draws completions of the policy in `folder` for an engine, "trl" on the GPU where there is one."""
+    model, tokenizer = open_policy(folder, train, torch.bfloat16 if train.bf16 else torch.float32)
+    if train.engine == "packed":
+        return GroupSampler(model, tokenizer, train.chat)
+    return GenerateSampler(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, train.chat)
+
+
 def attempted(
-    sampler: Sampler, sets: Mapping[str, Sequence[Sample]], attempts: int, train: TrainConfig, seeds: Mapping[str, int],
-    progress: Callable[[int], None] = lambda rows: None,
-) -> pd.DataFrame:  # fmt: skip
+    sampler: Sampler, sets: Mapping[str, Sequence[Sample]], attempts: int, train: TrainConfig, seeds: Mapping[str, int]
+) -> pd.DataFrame:
     """One row an attempt at some sets, by name: eval_set, sample_id, attempt, answer ('' when there is none), gold, correct.
 
     Under engine "packed" exact answers alone are right; else `judged` decides, and adds the outcome.
@@ -71,9 +86,8 @@ def attempted(
     exact, rows = train.engine == "packed", []
     read = READ[train.answer_from] if exact else read_final_answer
     for name, samples in sets.items():
-        completions = sampler.complete(
-            [s.asked for s in samples], attempts, train.max_completion_tokens, train.temperature, seeds[name], progress
-        )
+        asked, most = [sample.asked for sample in samples], train.max_completion_tokens
+        completions = sampler.complete(asked, attempts, most, train.temperature, seeds[name])
         rows += [
             (name, sample.id, attempt, read(text) or "", sample.answer)
             for sample, texts in zip(samples, completions, strict=True)
@@ -85,16 +99,10 @@ def attempted(
 
 def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
     """With columns correct and outcome: same, no answer, compared, overran or crashed. Equal pairs are compared once."""
-    same, empty = frame["answer"] == frame["gold"], frame["answer"] == ""
-    pairs = sorted(set(zip(frame.loc[~same & ~empty, "gold"], frame.loc[~same & ~empty, "answer"], strict=True)))
-    checked = dict(zip(pairs, check_answers(pairs, seconds), strict=True))
-
-    def verdict(gold: str, answer: str) -> tuple[bool, str]:
-        if not answer:
-            return False, "no answer"
-        return (True, "same") if gold == answer else (checked[gold, answer].equal, checked[gold, answer].outcome)
-
-    verdicts = [verdict(gold, answer) for gold, answer in zip(frame["gold"], frame["answer"], strict=True)]
+    asked = list(zip(frame["gold"], frame["answer"], strict=True))
+    pairs = sorted({(gold, answer) for gold, answer in asked if answer not in ("", gold)})
+    known = {pair: (one.equal, one.outcome) for pair, one in zip(pairs, check_answers(pairs, seconds), strict=True)}
+    verdicts = [known.get(pair) or ((True, "same") if pair[1] else (False, "no answer")) for pair in asked]
     return frame.assign(correct=[v for v, _ in verdicts], outcome=[o for _, o in verdicts])
 
 
@@ -130,8 +138,7 @@ def evaluate(
 
 def pass_rates(sampler: Sampler, samples: Sequence[Sample], train: TrainConfig, seed: int) -> np.ndarray:
     """Share of right answers among `DIFFICULTY_ATTEMPTS` rollouts of each sample, [N] (ADARFT)."""
-    with tqdm(total=len(samples) * DIFFICULTY_ATTEMPTS, desc="pass rates", file=sys.stdout, mininterval=10) as bar:
-        frame = attempted(sampler, {"rates": samples}, DIFFICULTY_ATTEMPTS, train, {"rates": seed}, bar.update)
+    frame = attempted(sampler, {"rates": samples}, DIFFICULTY_ATTEMPTS, train, {"rates": seed})
     return frame.groupby("sample_id")["correct"].mean()[[sample.id for sample in samples]].to_numpy(dtype=float)
 
 
@@ -151,24 +158,17 @@ def angle_concentration(sampler: Sampler, samples: Sequence[Sample], train: Trai
     tokens of the chat template before them, float64 [N]; plain prompts have none. Samples of similar length go together, padded
     behind; nothing is drawn. Raises DataError when the template changes a question.
     """
-    chat = train.chat
-    spans = [sample_spans(sample, sampler.tokenizer, Layout(chat=chat, prompt_only=True)) for sample in samples]
-    out = np.empty(len(spans))
-    for rows in pack([len(span.ids) for span in spans], TOKENS_AT_ONCE):
-        width = max(len(spans[i].ids) for i in rows)
-        ids, real, question, before = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(4))
-        for place, i in enumerate(rows):
-            span = spans[i]
-            ids[place, : len(span.ids)], real[place, : len(span.ids)] = torch.tensor(span.ids), 1
-            question[place, : len(span.ids)] = torch.tensor(span.prompt, dtype=torch.long)
-            before[place, : span.prompt.index(True) if chat else 0] = 1
-        inputs = {"input_ids": ids.to(sampler.device), "attention_mask": real.to(sampler.device)}
+    out = np.empty(len(samples))
+    for batch in token_batches(samples, sampler.tokenizer, TOKENS_AT_ONCE, Layout(chat=train.chat, prompt_only=True)):
+        inputs = {"input_ids": batch.ids.to(sampler.device), "attention_mask": batch.real.long().to(sampler.device)}
         states = sampler.model.base_model(**inputs, use_cache=False).last_hidden_state.double().cpu()
         directions = torch.nn.functional.normalize(states, dim=-1)
+        template = (batch.prompt.cumsum(dim=1) == 0) & train.chat
         own, other = (
-            (directions * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in (question, before)
+            (directions * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+            for mask in (batch.prompt, template)
         )
-        out[list(rows)] = ((own * own).sum(dim=1) + TEMPLATE_WEIGHT * (own * other).sum(dim=1)).numpy()
+        out[list(batch.rows)] = ((own * own).sum(dim=1) + TEMPLATE_WEIGHT * (own * other).sum(dim=1)).numpy()
     return out
 
 
@@ -180,14 +180,8 @@ MEASURED_AT_ONCE = 512
 """Samples of one part: a step that was stopped goes on with the part it was in."""
 
 
-def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
-    """What draws completions of the policy in `folder` for an engine."""
-    packed = train.engine == "packed"
-    return GroupSampler(*load_model(folder), train.chat) if packed else GenerateSampler(folder, train.bf16, train.chat)
-
-
 def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> Stage:
-    """<column>.parquet (sample_id and the column) of every planned sample for some of `MEASURES`, and measured.csv."""
+    """<column>.parquet (sample_id and the column) of every planned sample for some of `MEASURES`."""
     folder = policy_folder(profile.policy)
     samples = sorted(load_split(plans, "samples"), key=lambda sample: sample.id)
     opened = cache(lambda: open_sampler(folder, profile.train))
@@ -207,14 +201,9 @@ def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> St
     parts = {column: [part(column, start) for start in range(0, len(samples), MEASURED_AT_ONCE)] for column in columns}
 
     def compute(out: Path) -> None:
-        rows = []
         for column, found in parts.items():
-            table = pd.concat([pd.read_parquet(stage.path("part.parquet")) for stage in found], ignore_index=True)
-            table.to_parquet(out / f"{column}.parquet", index=False)
-            rollouts = DIFFICULTY_ATTEMPTS * len(table) if column == "pass_rate" else 0
-            rows.append((column, len(table), rollouts, table[column].mean(), table[column].std(ddof=0)))
-        summary = pd.DataFrame(rows, columns=["quantity", "n_samples", "rollouts", "mean", "sd"])
-        summary.to_csv(out / "measured.csv", index=False, float_format="%.6g", lineterminator="\n")
+            tables = [pd.read_parquet(stage.path("part.parquet")) for stage in found]
+            pd.concat(tables).to_parquet(out / f"{column}.parquet", index=False)
 
     inputs = tuple(stage for own in parts.values() for stage in own)
     return get_or_compute(profile, "measured", {"columns": list(columns)}, compute, inputs)

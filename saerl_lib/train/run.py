@@ -28,17 +28,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
-from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
 from saerl_lib.plan.follow import append_rows, cut_back, read_rows
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
-from saerl_lib.train.policy import evaluate, load_model
+from saerl_lib.train.policy import evaluate, open_policy
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
@@ -164,8 +162,8 @@ def write_run(run: Run, replace: bool = False) -> None:
 
     Raises ArtifactError when the folder holds a run with another key; with `replace` that one is removed.
     """
-    earlier = run.folder / RECORD
-    if earlier.exists() and json.loads(earlier.read_text(encoding="utf-8"))["key"] != run.key:
+    earlier = _json(run.folder / RECORD)
+    if earlier is not None and earlier["key"] != run.key:
         if not replace:
             raise ArtifactError(
                 f"{run.folder} holds a run of another plan, policy, setting or version of the code: choose another folder, or "
@@ -173,14 +171,14 @@ def write_run(run: Run, replace: bool = False) -> None:
             )
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(earlier, {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"})
+    write_json(run.folder / RECORD, {name: value for name, value in dataclasses.asdict(run).items() if name != "folder"})
 
 
 def read_run(folder: Path) -> Run:
     """The record of a folder. Raises ArtifactError when there is none."""
-    if not (folder / RECORD).is_file():
+    found = _json(folder / RECORD)
+    if found is None:
         raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `run` has written")
-    found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return Run(**{**found, "folder": folder, "train": TrainConfig(**found["train"]), "sets": tuple(found["sets"])})
 
 
@@ -201,6 +199,7 @@ def train(run: Run) -> None:
     if not run.finished:
         if not (run.folder / "final").is_dir():
             _train(run, rank, processes)
+            gc.collect()  # trainer and model hold each other
         if rank == 0:
             conclude(run)
     if lock is not None:
@@ -221,9 +220,9 @@ def _train(run: Run, rank: int, processes: int) -> None:
     require_gathered(trainer.accelerator.state)
     trainer.accelerator.wait_for_everyone()  # every process has chosen its checkpoint, and the logs are cut
     if rank == 0:
-        for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
-            if step is None:
-                shutil.rmtree(checkpoint)
+        found = run.folder / "checkpoints"
+        for half in {*found.glob("checkpoint-*")} - {*checkpoints(found).values()}:
+            shutil.rmtree(half)
     trainer.feed.replay([row for row in logged(run.folder) if row["step"] <= done])
     trainer.accelerator.wait_for_everyone()
     try:
@@ -233,35 +232,23 @@ def _train(run: Run, rank: int, processes: int) -> None:
             append_rows(run.folder / "times.jsonl", [{"total": time.monotonic() - started, "evaluation": watch.seconds}])
     trainer.save_state()
     save_weights(trainer, run.folder / "final")
-    del trainer, watch
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
-def open_policy(run: Run, samples: Sequence[Sample]) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer."""
-    if run.train.engine == "packed":
-        model, tokenizer = load_model(Path(run.policy))
-        if run.train.trained_blocks:
-            model.requires_grad_(False)
-            for part in (*model.model.layers[-run.train.trained_blocks :], model.model.norm):
-                part.requires_grad_(True)
-        return model, tokenizer
-    texts = [sample.prompt for sample in samples[:20]]
-    model = AutoModelForCausalLM.from_pretrained(run.policy, dtype=torch.float32)
-    return model, open_tokenizer(run.policy, texts, Path(run.policy).is_dir())
+def open_feed(run: Run, log: Path, policy: tuple[Any, Any] | None = None) -> Feed:
+    """What hands out the prompts of a run, by its plan or its arm's selector, at its first step; with `policy` the packed one.
 
-
-def open_choice(run: Run) -> tuple[list[Sample], Selector, Selector]:
-    """The samples that row numbers mean, and what chooses among them: a plan or an arm's selector, then that of the tail.
-
-    Behind the rows of the plan, or of the file, all of the file follows in a random order. Raises as `open_selector`."""
-    every = read_sample_file(Path(run.samples))
+    Behind the rows of the plan, or of the file, all of the file follows in a random order: the tail. Raises as `open_selector`.
+    """
+    every, steps = read_sample_file(Path(run.samples)), run.train.tail_steps
     samples = list(in_plan_order(read_plan(Path(run.plan)), every)) if run.plan else every
     selector = open_selector(run, [s.id for s in samples])
-    shuffled = np.random.default_rng(sub_seed(run.seed, "tail")).permutation(len(every)) if run.train.tail_steps else ()
-    return [*samples, *(every[i] for i in shuffled)], selector, InOrder(len(samples) + np.arange(len(shuffled)))
+    shuffled = np.random.default_rng(sub_seed(run.seed, "tail")).permutation(len(every)) if steps else ()
+    chosen = ([*samples, *(every[i] for i in shuffled)], selector, run.train, run.prompts_per_step, log)
+    by_steps = run.train.dynamic_sampling == "equal_steps"
+    budget = float("inf") if by_steps else run.budget + steps * run.rollouts_per_step
+    feed = Feed(*chosen) if policy is None else PackedFeed(policy, *chosen, budget, run.seed)
+    feed.tail = (run.updates, InOrder(len(samples) + np.arange(len(shuffled))))
+    return feed
 
 
 def open_selector(run: Run, ids: Sequence[str]) -> Selector:
@@ -289,19 +276,17 @@ def open_selector(run: Run, ids: Sequence[str]) -> Selector:
 
 def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, Watch]:
     """The trainer of a run with its feed, at its first step."""
-    samples, selector, tail = open_choice(run)
-    model, tokenizer = open_policy(run, samples)
-    chosen = (samples, selector, run.train, run.prompts_per_step)
-    log = run.folder / f"rollouts-{rank:03d}.jsonl"
-    packed = run.train.engine == "packed"
+    packed, blocks = run.train.engine == "packed", run.train.trained_blocks
     if packed and processes > 1:
         raise ArtifactError(f"{run.folder}: engine 'packed' trains in one process; start it without a launcher")
-    budget = run.budget + run.train.tail_steps * run.rollouts_per_step
-    budget = float("inf") if run.train.dynamic_sampling == "equal_steps" else budget
-    feed = PackedFeed((model, tokenizer), *chosen, log, budget, run.seed) if packed else Feed(*chosen, log)
-    feed.tail = (run.updates, tail)
+    model, tokenizer = open_policy(run.policy, run.train)
+    if blocks:
+        model.requires_grad_(False)
+        for part in (*model.model.layers[-blocks:], model.model.norm):
+            part.requires_grad_(True)
+    feed = open_feed(run, run.folder / f"rollouts-{rank:03d}.jsonl", (model, tokenizer) if packed else None)
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
-    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in samples])
+    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in feed.samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
     watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
     trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
@@ -352,7 +337,7 @@ class Watch(TrainerCallback):
             return
         started, run = time.monotonic(), self.run
         count = run.train.eval_samples_full if full and step <= run.steps else run.train.eval_samples_small
-        known = Path(run.initial) if run.initial and step == 0 else None
+        known = Path(run.initial) if step == 0 else None
         if known is not None and known.exists():
             rows = pd.read_parquet(known).to_dict("records")
         else:
@@ -361,8 +346,8 @@ class Watch(TrainerCallback):
                 problems = samples if full else samples[: run.small_problems]
                 rows += evaluate(self.sampler, name, problems, count, run.train, run.seed, step, full).to_dict("records")
                 self.stop_when_orphaned()
-        if known is not None and not known.exists():
-            write_atomic(known, pd.DataFrame(rows).to_parquet(index=False, compression="zstd"))
+            if known is not None:
+                write_atomic(known, pd.DataFrame(rows).to_parquet(index=False, compression="zstd"))
         more = {"update": update, "rollouts": self.trainer.feed.generated}
         append_rows(run.folder / "evaluations.jsonl", [{**row, **more} for row in rows])
         self.seconds += time.monotonic() - started
@@ -386,9 +371,7 @@ def check_followed(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """
     if not rows:
         raise ArtifactError(f"{run.folder}: no log of the rollouts is left; delete the folder and run it again")
-    (samples, selector, tail), last = open_choice(run), rows[-1]["step"]
-    feed = Feed(samples, selector, run.train, run.prompts_per_step, run.folder / "rollouts")
-    feed.tail = (run.updates, tail)
+    feed, last = open_feed(run, run.folder / "rollouts"), rows[-1]["step"]
     feed.replay(rows)
     sizes = Counter(row["step"] for row in rows)
     size = run.prompts_per_step * run.train.rollouts_per_prompt  # the last step may be cut by the budget
@@ -424,19 +407,18 @@ def conclude(run: Run) -> None:
         path.unlink(missing_ok=True)
 
 
-def checkpoints(folder: Path) -> dict[Path, int | None]:
-    """Checkpoints in `folder` and the step of each; None where a kill left it half written: the trainer's state comes last."""
-    whole = {path: _json(path / "trainer_state.json") is not None for path in sorted(folder.glob("checkpoint-*"))}
-    return {path: int(path.name.rsplit("-", 1)[1]) if complete else None for path, complete in whole.items()}
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> its checkpoint in `folder`; one that a kill left half written is none: the trainer's state comes last."""
+    return {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*") if _json(p / "trainer_state.json") is not None}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:
     """Step and folder of the last complete checkpoint with steps left behind it; (0, None) without one. Nothing is removed: every
     process chooses for itself, at its own time."""
     logged_at, usable = [row["step"] for row in logged(run.folder)], dict[int, Path]()
-    for checkpoint, step in checkpoints(run.folder / "checkpoints").items():
-        spent = run.progress(step or 0, sum(s <= (step or 0) for s in logged_at)) >= run.steps and not run.train.tail_steps
-        if step is not None and step < run.last_update and not spent:
+    for step, checkpoint in checkpoints(run.folder / "checkpoints").items():
+        spent = run.progress(step, sum(s <= step for s in logged_at)) >= run.steps and not run.train.tail_steps
+        if step < run.last_update and not spent:
             usable[step] = checkpoint
     return max(usable.items(), default=(0, None))
 

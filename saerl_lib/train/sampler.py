@@ -10,24 +10,24 @@ causal LM, on the GPU where there is one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tqdm import tqdm
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib.data.answers import read_answer, reward
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.plan.orders import Asked, encode_prompts, shown_prompts
 
-ROWS_PER_BATCH = 512
-"""Completions sampled at once; bounds the memory."""
+ROWS_PER_BATCH, SEQUENCES = 512, 64
+"""Completions sampled at once by our engine and by `generate`; bounds the memory."""
 DROP_BELOW = 0.85
 """Ended rows leave the batch when fewer than this share are still going."""
 
@@ -44,8 +44,6 @@ def last_number(text: str) -> str | None:
 
 READ: dict[str, Callable[[str], str | None]] = {"answer": read_answer, "last_number": last_number}
 """`TrainConfig.answer_from` -> how an answer is read from a completion."""
-
-
 TOKENS_PER_PIECE = 4096
 """Tokens of one pass with gradients."""
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -308,9 +306,14 @@ class Completions:
     """Mean entropy of a token, in nats."""
 
 
+def batches(rows: int, size: int) -> Iterable[int]:
+    """First row of each batch of `size`, with a progress bar when they take more than a minute."""
+    return tqdm(range(0, rows, size), desc="rollouts", unit="batch", delay=60, mininterval=10, file=sys.stdout)
+
+
 def sample_groups(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], group: int, max_new: int,
-    temperature: float, seed: int, progress: Callable[[int], None] = lambda rows: None, chat: bool = False,
+    temperature: float, seed: int, *, chat: bool = False,
 ) -> Completions:  # fmt: skip
     """`group` completions for every entry of `prompts`, in their order; the global random stream is left alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -321,14 +324,13 @@ def sample_groups(
     was_training = model.training
     model.eval()
     size = max(1, ROWS_PER_BATCH // group)
-    for start in range(0, len(order), size):
+    for start in batches(len(order), size):
         rows = order[start : start + size]
         found, spread = sample_tokens(model, [encoded[i] for i in rows], max_new, temperature, generator, group)
         places = [i * group + g for i in rows for g in range(group)]
         for i, tokens, total in zip(places, found.tolist(), spread.tolist(), strict=True):
             ids[i] = tokens[: tokens.index(end) + 1] if end in tokens else tokens
             entropy[i] = total / len(ids[i])
-        progress(len(places))
     model.train(was_training)
     return Completions(ids, tokenizer.batch_decode(ids, skip_special_tokens=True), entropy)
 
@@ -344,52 +346,38 @@ def correct_attempts(
     return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
 
 
-class Sampler(Protocol):
+class Sampler:
     """Draws completions of one policy."""
 
-    model: Any
-    tokenizer: Any
-    device: torch.device
+    def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
+        self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, model.device
 
     def complete(
-        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
-        progress: Callable[[int], None] = lambda rows: None,
-    ) -> list[list[str]]:  # fmt: skip
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
+    ) -> list[list[str]]:
         """`attempts` completions of each of N prompts, [N][attempts], without special tokens; the same for the same seed."""
+        raise NotImplementedError
 
 
-class GroupSampler:
-    """The CPU engine on a model and its tokenizer."""
-
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chat: bool = False) -> None:
-        self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, torch.device("cpu")
+class GroupSampler(Sampler):
+    """The CPU engine."""
 
     def complete(
-        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
-        progress: Callable[[int], None] = lambda rows: None,
-    ) -> list[list[str]]:  # fmt: skip
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
+    ) -> list[list[str]]:
         """See `Sampler`; the global random stream is left alone."""
-        found = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, progress, self.chat)
+        found = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, chat=self.chat)
         texts = found.texts
         return [texts[i : i + attempts] for i in range(0, len(texts), attempts)]
 
 
-class GenerateSampler:
-    """A causal LM in a local folder with its tokenizer, `sequences` completions side by side."""
-
-    def __init__(self, folder: Path, bf16: bool = False, chat: bool = False, sequences: int = 64) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = torch.bfloat16 if bf16 else torch.float32
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, local_files_only=True).to(self.device).eval()
-        self.tokenizer = open_tokenizer(str(folder), ["What is 3 plus 4?"], local=True)
-        self.tokenizer.padding_side = "left"
-        self.chat, self.sequences = chat, sequences
+class GenerateSampler(Sampler):
+    """`generate` of any causal LM."""
 
     @torch.inference_mode()
     def complete(
-        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int,
-        progress: Callable[[int], None] = lambda rows: None,
-    ) -> list[list[str]]:  # fmt: skip
+        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
+    ) -> list[list[str]]:
         """See `Sampler`. Prompts of similar length go together; torch's global stream starts anew with `seed`."""
         tokenizer = self.tokenizer
         shown = shown_prompts(tokenizer, prompts, self.chat)
@@ -397,17 +385,16 @@ class GenerateSampler:
         rows = [i for i in sorted(range(len(shown)), key=lambda i: (lengths[i], i)) for _ in range(attempts)]
         found: list[list[str]] = [[] for _ in shown]
         torch.manual_seed(seed)
-        for start in range(0, len(rows), self.sequences):
-            batch = rows[start : start + self.sequences]
-            inputs = tokenizer([shown[i] for i in batch], return_tensors="pt", padding=True, add_special_tokens=not self.chat)
-            width = inputs["input_ids"].shape[1]
-            out = self.model.generate(
-                input_ids=inputs["input_ids"].to(self.device), attention_mask=inputs["attention_mask"].to(self.device),
-                generation_config=self._settings(max_tokens, temperature),
-            )  # fmt: skip
-            for i, text in zip(batch, tokenizer.batch_decode(out[:, width:], skip_special_tokens=True), strict=True):
+        for start in batches(len(rows), SEQUENCES):
+            batch = rows[start : start + SEQUENCES]
+            inputs = tokenizer(
+                [shown[i] for i in batch], return_tensors="pt", padding=True, padding_side="left",
+                add_special_tokens=not self.chat, return_token_type_ids=False,
+            ).to(self.device)  # fmt: skip
+            out = self.model.generate(**inputs, generation_config=self._settings(max_tokens, temperature))
+            texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for i, text in zip(batch, texts, strict=True):
                 found[i].append(text)
-            progress(len(batch))
         return found
 
     def _settings(self, max_tokens: int, temperature: float) -> GenerationConfig:

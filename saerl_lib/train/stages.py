@@ -91,7 +91,7 @@ def profile_runs(profile: Profile, data: Stage, plans: Stage, measured: Stage | 
 
 def _start(run: Run, launch: str = "") -> subprocess.Popen[bytes]:
     write_run(run, replace=run.train.engine == "packed")
-    own = {**ONE_CORE, "PYTHONPATH": str(paths.ROOT)} if run.train.engine == "packed" else {}
+    own = ONE_CORE if run.train.engine == "packed" else {}
     path = os.pathsep.join(filter(None, (str(paths.ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0", "PYTHONPATH": path, **own}
     environment |= {} if launch else {PARENT: str(os.getpid())}
@@ -230,18 +230,15 @@ def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
     """The evaluations of all runs, checked to be complete: evaluations.parquet, one row a run, step and problem.
 
     Columns: run, arm, seed, step, eval_set, sample_id, attempts, correct (sampled), gold_probability (exact; engine "packed"
-    alone: see `policy.evaluate`), full. Engine "trl" evaluates the kept weights here, and
-    the policy before training once a seed, which stands in every arm; attempts.parquet holds every answer then.
-    Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
+    alone: see `policy.evaluate`), full. Engine "trl" evaluates the kept weights here, and the policy before training once a
+    seed, which stands in every arm. Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
     """
     parts = kept_evaluations(profile, data, train) if profile.train.engine == "trl" else []
 
     def compute(folder: Path) -> None:
         if parts:
-            answers = [pd.read_parquet(stage.path("attempts.parquet")).assign(**of) for of, stage in parts]
-            rows = [counted(part).assign(**of, full=True) for part, (of, _) in zip(answers, parts, strict=True)]
-            frame = pd.concat(rows, ignore_index=True)
-            pd.concat(answers).to_parquet(folder / "attempts.parquet", index=False, compression="zstd")
+            answers = [(of, pd.read_parquet(stage.path("attempts.parquet"))) for of, stage in parts]
+            frame = pd.concat([counted(part).assign(**of, full=True) for of, part in answers], ignore_index=True)
         else:
             frame = pd.read_parquet(train.path("evaluations.parquet"))
             frame.insert(0, "run", frame["arm"] + "-seed" + (frame["seed"] % SEEDS).astype(str))
@@ -253,43 +250,39 @@ def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
 
 def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[dict[str, Any], Stage]]:
     """Run, arm, seed and step, and the stage with attempts.parquet, of every kept step of every run, step 0 included."""
-    names = json.loads(train.path("runs.json").read_text(encoding="utf-8"))
+    settings, names = profile.train, json.loads(train.path("runs.json").read_text(encoding="utf-8"))
     sets = {name: load_split(data, f"eval_{name}") for name in profile.eval_sets}
+    asked = {key: [s.id for s in samples] for key, samples in sets.items()}
+    how = [settings.eval_samples_full, settings.max_completion_tokens, settings.temperature, settings.chat, settings.bf16]
+
+    def answers(name: str, folder: Path, policy: str, seed: int, step: int) -> Stage:
+        base = sub_seed(profile.seed, f"evaluation-{seed}-{step}")
+
+        def compute(out: Path) -> None:
+            seeds = {key: sub_seed(base, key) for key in sets}
+            found = attempted(open_sampler(folder, settings), sets, settings.eval_samples_full, settings, seeds)
+            found.drop(columns="gold").to_parquet(out / "attempts.parquet", index=False)
+
+        config = {"policy": policy, "how": [*how, base], "sets": asked}
+        return get_or_compute(profile, f"evaluation-{name}", config, compute)
+
     found = []
     for run in (read_run(jobs_home(profile) / name) for name in names):
         every, seed = run.train.keep_every_steps or run.updates, run.seed % SEEDS
         of = {"run": run.folder.name, "arm": run.arm, "seed": run.seed}
-        initial = _answers(profile, sets, f"initial-seed{seed}", Path(run.policy), run.policy, seed, 0)
-        found.append(({**of, "step": 0}, initial))
+        found.append(({**of, "step": 0}, answers(f"initial-seed{seed}", Path(run.policy), run.policy, seed, 0)))
         for step in sorted({*range(every, run.updates + 1, every), run.updates}):
-            name = f"{run.folder.name}-{step:05d}"
-            answers = _answers(profile, sets, name, run.kept(step), f"{run.key}@{step}", seed, step)
-            found.append(({**of, "step": step}, answers))
+            name, policy = f"{run.folder.name}-{step:05d}", f"{run.key}@{step}"
+            found.append(({**of, "step": step}, answers(name, run.kept(step), policy, seed, step)))
     return found
-
-
-def _answers(
-    profile: Profile, sets: dict[str, list[Sample]], name: str, folder: Path, policy: str, seed: int, step: int
-) -> Stage:
-    train, base = profile.train, sub_seed(profile.seed, f"evaluation-{seed}-{step}")
-
-    def compute(out: Path) -> None:
-        seeds = {key: sub_seed(base, key) for key in sets}
-        answers = attempted(open_sampler(folder, train), sets, train.eval_samples_full, train, seeds)
-        answers.drop(columns="gold").to_parquet(out / "attempts.parquet", index=False)
-
-    how = [train.eval_samples_full, train.max_completion_tokens, train.temperature, train.chat, train.bf16, base]
-    settings = {"policy": policy, "how": how, "sets": {key: [s.id for s in samples] for key, samples in sets.items()}}
-    return get_or_compute(profile, f"evaluation-{name}", settings, compute)
 
 
 def require_same_problems(frame: pd.DataFrame) -> None:
     """Raise ArtifactError unless all runs were evaluated at the same steps on the same problems, each once."""
     keys = ["step", "eval_set", "full", "sample_id", "attempts"]
     seen = {run: set(part[keys].itertuples(index=False, name=None)) for run, part in frame.groupby(["arm", "seed"])}
-    first = next(iter(seen))
-    for run, problems in seen.items():
-        if problems != seen[first]:
-            raise ArtifactError(f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again")
+    first, problems = next(iter(seen.items()))
+    for run in (run for run, own in seen.items() if own != problems):
+        raise ArtifactError(f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again")
     if frame.duplicated(["arm", "seed", *keys]).any():
         raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")

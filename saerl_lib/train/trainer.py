@@ -15,6 +15,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.data.sample import Sample
 from saerl_lib.plan.follow import append_rows
 from saerl_lib.plan.orders import shown_prompts
-from saerl_lib.train.sampler import READ, Completions, encode_prompts, log_probabilities, sample_groups
+from saerl_lib.train.sampler import READ, encode_prompts, log_probabilities, sample_groups
 from saerl_lib.train.selectors import Selector
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -86,23 +88,20 @@ class Feed:
         return self.tail[1] if step > self.tail[0] else self.selector
 
     def replay(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Bring selector and count to where the log of an interrupted run, joined over its processes, ends.
+        """Bring selector and count to where the log of an interrupted run ends, its rows joined over the processes and in order.
 
         Raises ArtifactError when the selector now chooses other prompts than the log holds.
         """
-        rounds: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        for row in rows:
-            rounds.setdefault((row["step"], row["round"]), []).append(row)
         size = self.train.rollouts_per_prompt
-        for key in sorted(rounds):
-            part = sorted(rounds[key], key=lambda row: row["row"])
-            chosen = self.chooser(key[0]).next(len(part) // size)
+        for (step, _), group in groupby(rows, key=itemgetter("step", "round")):
+            part, chooser = list(group), self.chooser(step)
+            chosen = chooser.next(len(part) // size)
             if [self.samples[i].id for i in chosen for _ in range(size)] != [row["sample_id"] for row in part]:
                 raise ArtifactError(
-                    f"{self.log.parent}: step {key[0]} cannot be replayed, the run would choose other prompts than logged: "
+                    f"{self.log.parent}: step {step} cannot be replayed, the run would choose other prompts than logged: "
                     "delete the folder and run it again"
                 )
-            self.chooser(key[0]).told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
+            chooser.told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
             self.generated += len(part)
 
     def step(self, step: int, first: int, count: int) -> list[dict[str, Any]]:
@@ -116,8 +115,7 @@ class Feed:
         trainer_state: Any, **_: Any,
     ) -> list[float]:  # fmt: skip
         """TRL's reward function: 1.0 where the answer is the sample's, in canonical form or by math-verify. Logs the rollouts."""
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        found = [read_final_answer(text) for text in texts]
+        found = [read_final_answer(c if isinstance(c, str) else c[-1]["content"]) for c in completions]
         right = [float(a is not None and (a == gold or equivalent(gold, a))) for a, gold in zip(found, answer, strict=True)]
         step = {"step": trainer_state.global_step + 1, "round": 0, "used": True}
         append_rows(self.log, [
@@ -154,12 +152,17 @@ class PackedFeed(Feed):
         self.entropy, self.used = 0.0, list[Group]()
 
     def step(self, step: int, first: int = 0, count: int = 0) -> list[dict[str, Any]]:
-        """Records for TRL, one a rollout that is trained on."""
-        if self.train.dynamic_sampling != "none":
-            self.used = self._informative(step)
-        else:
-            self.used = self._round(step, 0, self.chooser(step).next(self._room(self.prompts_per_step)))
-            self._write(step, 0, self.used, [True] * len(self.used))
+        """Records for TRL, one a rollout that is trained on: a batch of groups, under dynamic sampling of those with a gradient,
+        or what the budget still yields; at least one group."""
+        dynamic, wanted = self.train.dynamic_sampling != "none", self.prompts_per_step
+        kept, drawn, number = list[Group](), list[Group](), 0
+        while not number or (dynamic and len(kept) < wanted and self.generated < self.budget):
+            drawn = self._round(step, number, ROUND_PROMPTS if dynamic else wanted)
+            places = [i for i, group in enumerate(drawn) if group.informative or not dynamic][: wanted - len(kept)]
+            self._write(step, number, drawn, places)
+            kept += [drawn[i] for i in places]
+            number += 1
+        self.used = kept or drawn[:1]
         self.entropy = float(np.mean([value for group in self.used for value in group.entropy]))
         return [{"prompt": g.sample.prompt, "stored": r} for g in self.used for r in g.rewards]
 
@@ -176,50 +179,36 @@ class PackedFeed(Feed):
     def told(self, rewards: torch.Tensor) -> None:
         """The selector knows already."""
 
-    def _room(self, prompts: int) -> int:
-        """At most `prompts`, and no more than the budget still pays for."""
-        return max(1, int(min(prompts, (self.budget - self.generated) // self.train.rollouts_per_prompt)))
-
-    def _informative(self, step: int) -> list[Group]:
-        """Groups with a gradient, one batch of them or what the budget still yields; at least one group."""
-        kept: list[Group] = []
-        number, last = 0, list[Group]()
-        while len(kept) < self.prompts_per_step and (self.generated < self.budget or not number):
-            last = self._round(step, number, self.chooser(step).next(self._room(ROUND_PROMPTS)))
-            room = self.prompts_per_step - len(kept)
-            places = [i for i, group in enumerate(last) if group.informative][:room]
-            self._write(step, number, last, [i in places for i in range(len(last))])
-            kept += [last[i] for i in places]
-            number += 1
-        return kept or last[:1]
-
-    def _round(self, step: int, number: int, rows: Sequence[int]) -> list[Group]:
-        chosen = [self.samples[i] for i in rows]
-        size, train = self.train.rollouts_per_prompt, self.train
+    def _round(self, step: int, number: int, prompts: int) -> list[Group]:
+        """Groups of so many prompts, or as many as the budget still pays for."""
+        size, train, chooser = self.train.rollouts_per_prompt, self.train, self.chooser(step)
+        rows = chooser.next(max(1, int(min(prompts, (self.budget - self.generated) // size))))
+        chosen, read = [self.samples[i] for i in rows], READ[train.answer_from]
         seed = sub_seed(self.seed, f"rollouts-{step}-{number}")
-        found: Completions = sample_groups(
+        found = sample_groups(
             self.model, self.tokenizer, [s.asked for s in chosen], size, train.max_completion_tokens, train.temperature, seed,
             chat=train.chat,
         )  # fmt: skip
         self.generated += len(found.ids)
-        groups, read = [], READ[train.answer_from]
+        groups = []
         for i, sample in enumerate(chosen):
             part = slice(i * size, (i + 1) * size)
             rewards = [float(read(text) == sample.answer) for text in found.texts[part]]
             groups.append(Group(sample, found.ids[part], found.texts[part], rewards, found.entropy[part].tolist()))
-        self.chooser(step).told(np.asarray(rows), np.array([g.rewards for g in groups]))
+        chooser.told(np.asarray(rows), np.array([g.rewards for g in groups]))
         return groups
 
-    def _write(self, step: int, number: int, groups: Sequence[Group], used: Sequence[bool]) -> None:
-        rows = [
-            {
-                "step": step, "round": number, "sample_id": group.sample.id, "used": kept, "reward": r,
-                "completion_tokens": len(ids), "completion": text,
-            }
-            for group, kept in zip(groups, used, strict=True)
-            for r, ids, text in zip(group.rewards, group.ids, group.texts, strict=True)
-        ]  # fmt: skip
-        append_rows(self.log, [{**row, "row": i} for i, row in enumerate(rows)])
+    def _write(self, step: int, number: int, groups: Sequence[Group], used: Sequence[int]) -> None:
+        rollouts = [
+            (group.sample.id, i in used, *rollout)
+            for i, group in enumerate(groups)
+            for rollout in zip(group.rewards, group.ids, group.texts, strict=True)
+        ]
+        append_rows(self.log, [
+            {"step": step, "round": number, "row": row, "sample_id": name, "used": kept, "reward": reward,
+             "completion_tokens": len(ids), "completion": text}
+            for row, (name, kept, reward, ids, text) in enumerate(rollouts)
+        ])  # fmt: skip
 
 
 def grpo_arguments(
@@ -303,12 +292,15 @@ class PlanTrainer(GRPOTrainer):
 
 
 def save_weights(trainer: PlanTrainer, place: Path) -> None:
-    """Save the policy to `place`, whole or not at all; all processes take part."""
+    """Save the policy to `place`, whole or not at all; all processes take part. Raises ArtifactError when the launcher's settings
+    left no safetensors."""
     partial = place.with_name(f".{place.name}.partial")
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
-        require_weights(partial)
+        if not any(partial.glob("*.safetensors")):
+            shutil.rmtree(partial)
+            raise ArtifactError(f"no *.safetensors were saved for {partial}; {WHOLE_WEIGHTS}")
         (partial / "training_args.bin").unlink(missing_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
@@ -328,19 +320,10 @@ def require_launcher(train: TrainConfig, processes: int) -> None:
 
 def require_gathered(state: Any) -> None:
     """Raise ArtifactError when accelerate's `state` names a setting under which no weights would be saved as safetensors."""
-    fsdp = getattr(state, "fsdp_plugin", None)
-    if fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type):
+    fsdp, deepspeed = (getattr(state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
+    sharded = fsdp is not None and "FULL_STATE_DICT" not in str(fsdp.state_dict_type)
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        zero = deepspeed.deepspeed_config.get("zero_optimization", {})
+        sharded |= not zero.get("stage3_gather_16bit_weights_on_model_save")
+    if sharded:
         raise ArtifactError(WHOLE_WEIGHTS)
-    deepspeed = getattr(state, "deepspeed_plugin", None)
-    if deepspeed is None or deepspeed.zero_stage != 3:
-        return
-    zero = deepspeed.deepspeed_config.get("zero_optimization", {})
-    if not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        raise ArtifactError(WHOLE_WEIGHTS)
-
-
-def require_weights(folder: Path) -> None:
-    """Remove `folder` and raise ArtifactError unless safetensors were saved there."""
-    if not any(folder.glob("*.safetensors")):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ArtifactError(f"no *.safetensors were saved for {folder}; {WHOLE_WEIGHTS}")

@@ -134,11 +134,6 @@ def text_gates(labelled: Sequence[Sample], test: Sequence[Sample], pool: Sequenc
     }
 
 
-def histogram(rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares per tenth of [0, 1]; the last tenth is closed on the right."""
-    return np.histogram(rates, bins=np.linspace(0, 1, 11))[0] / len(rates)
-
-
 def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     """Pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
@@ -166,14 +161,9 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
 
 def pass_rate_table(rates: pd.DataFrame) -> pd.DataFrame:
     """Rows of pass_rates.csv: the world's histogram beside a published one, which it need not follow."""
-    edges = np.linspace(0, 1, 11)
-    frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "share_world": histogram(rates["pass_rate"].to_numpy())})
+    counts, edges = np.histogram(rates["pass_rate"], bins=np.linspace(0, 1, 11))
+    frame = pd.DataFrame({"bin_low": edges[:-1], "bin_high": edges[1:], "share_world": counts / len(rates)})
     return frame.assign(share_reference=REFERENCE_SHARES, n_world=len(rates), n_reference=REFERENCE_N)
-
-
-def policy_gates(rates: NDArray[np.float64]) -> dict[str, Measured]:
-    """Gates of the base policy's exact pass rates [N]."""
-    return {BASE: Measured(float(rates.mean()), len(rates)), MASTERED: Measured(float((rates > 0.9).mean()), len(rates))}
 
 
 NOISE_DRAWS, WIDEST = 100, 100.0
@@ -257,24 +247,18 @@ def settings_hash() -> str:
 
 
 def trained_gates() -> dict[str, Measured]:
-    """The recorded gates, by name; empty before the first `world --check`.
-
-    A record of another version of the world or of another policy is not used: its gates count as not met.
-    """
-    if not TRAINED_RECORD.exists():
-        return {}
-    record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8"))
-    if record["settings"] != settings_hash():
-        return {}
-    return {
-        name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in record["gates"].items()
-    }
+    """The recorded gates, by name; empty, so that they count as not met, before the first `world --check` and for the record of
+    another version of the world or of another policy."""
+    record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8")) if TRAINED_RECORD.exists() else {"gates": {}}
+    known = record["gates"] if record.get("settings") == settings_hash() else {}
+    return {name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in known.items()}
 
 
 def gate_table(world: Stage, rates: Stage, trained: Mapping[str, Measured] | None = None) -> pd.DataFrame:
     """Rows of world_gates.csv, every gate once; one that was not measured is not met. `trained` None: the recorded ones."""
     found = text_gates(*(load_split(world, name) for name in ("labelled", "test", "pool")))
-    found |= policy_gates(pd.read_parquet(rates.path("pass_rates.parquet"))["pass_rate"].to_numpy())
+    exact = pd.read_parquet(rates.path("pass_rates.parquet"))["pass_rate"]
+    found |= {BASE: Measured(exact.mean(), len(exact)), MASTERED: Measured((exact > 0.9).mean(), len(exact))}
     found |= trained_gates() if trained is None else trained
     rows = []
     for name, bounds in GATES.items():

@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 OPERATIONS = "+-*/f"
 """Add, subtract, multiply, divide without a remainder, take a fraction of."""
@@ -66,16 +65,12 @@ Rates = Mapping[tuple[str, int], float]
 
 def even_rates(rate: float) -> Rates:
     """The same rate for every operation and digit."""
-    return MappingProxyType({(operation, digit): rate for operation in OPERATIONS for digit in range(10)})
+    return {(operation, digit): rate for operation in OPERATIONS for digit in range(10)}
 
 
-def _learner_rates() -> Rates:
-    bands = {"+": (0.15, 0.8), "-": (0.15, 0.8), "*": (0.05, 0.65), "/": (0.05, 0.65), "f": (0.25, 0.8)}
-    rng = random.Random(4242)
-    return MappingProxyType({(name, digit): rng.uniform(*bands[name]) for name in OPERATIONS for digit in range(10)})
-
-
-LEARNER_RATES = _learner_rates()
+BANDS = {"+": (0.15, 0.8), "-": (0.15, 0.8), "*": (0.05, 0.65), "/": (0.05, 0.65), "f": (0.25, 0.8)}
+_rng = random.Random(4242)
+LEARNER_RATES = {(name, digit): _rng.uniform(*BANDS[name]) for name in OPERATIONS for digit in range(10)}
 """Of the solutions that the policy is pre-trained on."""
 LEARNER_LENGTHS = (0.30, 0.30, 0.22, 0.06, 0.05, 0.03, 0.02, 0.02)
 """Shares of problems of one to eight operations among them: mostly short ones."""
