@@ -20,7 +20,7 @@ from saerl_lib.encode.tokens import SEPARATOR, measure_surprise
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, interval, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
-from saerl_lib.studies.flaws import FlawData, flaw_rows_from_features, flaw_table, log_importance_weights, sgd_scores
+from saerl_lib.studies.flaws import FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import balanced, feature_sets, ladder, predict
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
@@ -277,9 +277,9 @@ def planted_flaw(n: int, seed: int) -> FlawData:
 
 
 def test_a_planted_flaw_is_found_by_the_right_probe_alone() -> None:
-    data = planted_flaw(600, 0)
-    split = np.array(["train"] * 400 + ["test"] * 200)
-    table = flaw_rows_from_features(data.z, data.metadata, data.texts, data.flaw == "", split, dataset="d", config=CONFIG, seed=0)
+    train, test = (planted_flaw(600, 0).rows(rows) for rows in (np.arange(400), np.arange(400, 600)))
+    scores = common_scores(train, test, train.rows(np.flatnonzero(~train.flawed)).texts, 0)
+    table = flaw_table(scores, test.flaw, {"test": np.ones(200, dtype=bool)}, dataset="d", config=CONFIG, seed=0)
     auc = table[(table["metric"] == "roc_auc") & (table["flaw"] == "any")].set_index("score")["value"]
     assert auc["flaw_probe_sae"] > 0.9
     for name in ("flaw_probe_metadata", "flaw_probe_tfidf", "flaw_probe_shuffled", "dsir", "length"):

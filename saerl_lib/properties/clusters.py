@@ -194,21 +194,6 @@ def topic_entropy(topics: np.ndarray) -> float:
     return float(abs(np.sum(shares * np.log2(shares))))
 
 
-def cluster_topics(labels: np.ndarray, domains: np.ndarray) -> pd.DataFrame:
-    """Rows of `cluster_topics.csv`: cluster, domain, n, for every pair that occurs."""
-    pairs = pd.DataFrame({"cluster": np.asarray(labels), "domain": np.asarray(domains)})
-    return pairs.groupby(["cluster", "domain"]).size().rename("n").reset_index()
-
-
-def topic_summary(labels: np.ndarray, topics: np.ndarray) -> pd.DataFrame:
-    """One row a cluster: cluster, n, topic_entropy_bits, top_topic (first by name among equals), top_share."""
-    rows = []
-    for cluster, inside in pd.Series(np.asarray(topics)).groupby(np.asarray(labels)):
-        counts = inside.value_counts().sort_index()
-        rows.append((int(cluster), len(inside), topic_entropy(inside), counts.idxmax(), counts.max() / len(inside)))
-    return pd.DataFrame(rows, columns=["cluster", "n", "topic_entropy_bits", "top_topic", "top_share"])
-
-
 OTHER_SEEDS = 5
 """Fits beside the profile's own one: 15 pairs."""
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -86,8 +86,6 @@ METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "qualit
 """Kind of a task -> its metric in the ladder."""
 ERRORS = ("rmse", "mae")
 """Further metrics of a quality task (paper, Table 3)."""
-PAIR_COLUMNS = ("dataset", "target", "metric", "features", "against", "difference", "ci_low", "ci_high", "n_test")
-"""Of ladder_pairs.csv."""
 LEAST_ROWS = 43
 """Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
 LEAST_TOPIC_ROWS = 10
@@ -127,8 +125,7 @@ class Task:
             )
 
 
-@dataclass(frozen=True)
-class ProbeRow:
+class ProbeRow(NamedTuple):
     """One row of `probe_ladder.csv`; the interval holds 95 % of the bootstrap over test samples."""
 
     dataset: str
@@ -416,7 +413,7 @@ def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, 
 def pair_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
 ) -> list[tuple[str, str, str, str, str, float, float, float, int]]:
-    """Differences of the metric between two feature sets on the same resampled test rows, in the columns of `PAIR_COLUMNS`. A set
+    """Differences of the metric between two feature sets on the same resampled test rows as rows of ladder_pairs.csv. A set
     of several seeds is the mean of their metrics."""
     runs, rows = by_features(predictions), []
 

@@ -28,7 +28,7 @@ from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
+from saerl_lib.properties.clusters import Clusters, agreement, pool_clusters
 from saerl_lib.properties.difficulty import DifficultyModel, cluster_half_widths, fit_difficulty, reliability_table
 from saerl_lib.properties.probes import FOLDS, require_rows
 from saerl_lib.properties.quality import (
@@ -38,7 +38,7 @@ from saerl_lib.properties.quality import (
     keep_top_k,
     paper_share_k,
     score_histogram,
-    source_separation,
+    separation_table,
 )
 
 LINEAR = ("mean", "scale", "weight", "intercept")
@@ -210,13 +210,11 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
         label = frame["cluster"].to_numpy()
         agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
-        cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
-        summary = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
-        summary = summary.join(scorer.difficulty.corrections, on="cluster")
-        means = {"difficulty": np.array([s.difficulty for s in samples]), **side_words(pool.metadata)}
-        for name, values in means.items():  # of those that have a value
-            summary[f"{name}_mean"] = [float(pd.Series(values[label == c]).mean()) for c in summary["cluster"]]
-        summary.to_parquet(folder / "clusters.parquet", index=False)
+        pairs = pd.DataFrame({"cluster": label, "domain": topics_at(samples, 1)}).groupby(["cluster", "domain"]).size()
+        pairs.rename("n").reset_index().to_parquet(folder / "cluster_topics.parquet", index=False)
+        corrections = scorer.difficulty.corrections.rename_axis("cluster").reset_index()
+        corrections.insert(1, "n_pool", np.bincount(label, minlength=len(corrections)))
+        corrections.to_parquet(folder / "clusters.parquet", index=False)
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
@@ -316,11 +314,8 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         table = filter_table(scores, pool.ids, is_target, scorer.negatives, rules)
         table.to_parquet(folder / "table.parquet", index=False)
         score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
-        rows = source_separation(
-            scores, is_target, n_train=len(scorer.rated), dataset="world" if profile.world else "published", features="sae",
-            config=profile.properties, seed=profile.seed,
-        )  # fmt: skip
-        pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
+        separation = separation_table(scores, is_target, profile.properties.bootstrap_samples, profile.seed)
+        separation.to_parquet(folder / "separation.parquet", index=False)
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()

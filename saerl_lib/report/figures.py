@@ -382,17 +382,16 @@ RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s"
 @figure_of("gradient_coherence")
 def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
-    batches = coherence[coherence["level"] == "batch"]
-    shown = batches[batches["relation"].isin(RELATIONS)]
+    shown = coherence[coherence["relation"].isin(RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
     figure = forest(table, RELATIONS, ordered(shown["grouping"], GROUPINGS), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
-    of = batches.set_index(["grouping", "relation"])
+    of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
              f"{apart['ci_high']:.3f}); same prompts, new rollouts: {ceiling:.2f}")  # fmt: skip
     return figure, title, (
-        f"n = {int(batches['n'].max())} prompts of the kept pool at the base policy, {int(batches['n_zero'].max())} of them "
+        f"n = {int(coherence['n'].max())} prompts of the kept pool at the base policy, {int(coherence['n_zero'].max())} of them "
         "without any gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
     )
 

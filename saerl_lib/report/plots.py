@@ -60,12 +60,11 @@ class Look(NamedTuple):
 
 
 NAMES = {
-    "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "saerl_grpo_large": "SAERL, larger policy",
-    "grpo_large": "GRPO, larger policy", "minus_diff": "no difficulty", "minus_diff_mix": "no difficulty, no mixing",
-    "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
-    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style", "pass_rate_order": "pass-rate order",
-    "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch", "saerl_frozen": "SAERL frozen decoder",
-    "saerl_shuffled": "SAERL shuffled scores",
+    "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "minus_diff": "no difficulty",
+    "minus_diff_mix": "no difficulty, no mixing", "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing",
+    "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
+    "irds": "IRDS-style", "pass_rate_order": "pass-rate order", "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch",
+    "saerl_frozen": "SAERL frozen decoder", "saerl_shuffled": "SAERL shuffled scores",
 }  # fmt: skip
 """Names of arms and orders that are not made of their words."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {

@@ -41,10 +41,9 @@ from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffl
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
+from saerl_lib.report.tables import rows_of
 from saerl_lib.studies.sensitivity import texts_of
 
-FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
-SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
 ANY = "any"
@@ -162,29 +161,8 @@ def flaw_table(
             for name, values in scores.items():
                 values = np.asarray(values, dtype=float)[mask]
                 found = rank_metrics(values[compared], positive[compared], weights[:, compared])
-                rows += [(*label, name, metric, e.value, e.low, e.high, *counts) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=FLAW_COLUMNS)
-
-
-def flaw_rows_from_features(
-    z: np.ndarray, metadata: np.ndarray, texts: Sequence[str], valid: np.ndarray, split: Sequence[str], *, dataset: str,
-    config: PropertyConfig, seed: int, kinds: Sequence[str] | None = None, extra_scores: Mapping[str, np.ndarray] | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_flaws.csv for real data, from plain arrays of N samples: z [N, D], metadata [N, M], texts, valid bool [N].
-
-    `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
-    training texts as its target. `kinds` names the flaw of each invalid sample (ignored where valid; default 'invalid').
-    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for a split with a single class.
-    """
-    split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
-    flaw = np.where(valid, "", "invalid" if kinds is None else np.asarray(kinds, dtype=str))
-    data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), flaw)
-    train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
-    sound_texts = [text for text, flawed in zip(train.texts, train.flawed, strict=True) if not flawed]
-    scores = common_scores(train, test, sound_texts, seed)
-    scores |= {name: np.asarray(values, dtype=float)[split == "test"] for name, values in (extra_scores or {}).items()}
-    pools = {"test": np.ones(len(test.flaw), dtype=bool)}
-    return flaw_table(scores, test.flaw, pools, dataset=dataset, config=config, seed=seed)
+                rows += [(*label, name, metric, *estimate, *counts) for metric, estimate in found.items()]
+    return rows_of("filter_flaws", rows)
 
 
 class Target(NamedTuple):
@@ -265,8 +243,8 @@ def selfreg_table(
             weights = bootstrap_weights(n, config.bootstrap_samples, sub_seed(seed, f"selfreg {name}"))
             found = rank_metrics(inside, target.labels[target.mask], weights)
             found["spearman_length"] = _spearman(inside, length[target.mask], weights)
-            rows += [(dataset, name, variant, metric, e.value, e.low, e.high, n) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=SELFREG_COLUMNS)
+            rows += [(dataset, name, variant, metric, *estimate, n) for metric, estimate in found.items()]
+    return rows_of("filter_selfreg", rows)
 
 
 def pool_scores(

@@ -31,11 +31,10 @@ from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.probes import (
     LEAST_TRAIN,
-    PAIR_COLUMNS,
     Matrix,
-    ProbeRow,
     Task,
     fit_tfidf,
     fit_topic_probe,
@@ -47,6 +46,7 @@ from saerl_lib.properties.probes import (
     split_tasks,
     task_rows,
 )
+from saerl_lib.report.tables import SCHEMAS, rows_of
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -75,13 +75,9 @@ GROUPS = {
 RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
 RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
 """Real tasks on which the rules of the retained set are compared."""
-REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
-                  "n_test", "shared_with_default"]  # fmt: skip
-"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
-COLUMNS = [field.name for field in dataclasses.fields(ProbeRow)]
 
 
 @dataclass(frozen=True)
@@ -183,15 +179,14 @@ def ladder(
     A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
     reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
     """
-    places = {name: {sample: i for i, sample in enumerate(ids)} for name, (ids, _) in blocks.items()}
     rows, pairs, predictions = [], [], []
     for task in tqdm(tasks, desc="ladder", unit="task"):
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
-        found = {
-            name: tuple(values[[places[name][s.id] for s in side]] for side in (task.train, task.test))
-            for name, (_, values) in blocks.items()
-            if all(s.id in places[name] for s in (*task.train, *task.test))
-        }
+        found = {}
+        for name, (ids, values) in blocks.items():
+            places = [places_of([s.id for s in side], ids) for side in (task.train, task.test)]
+            if min(rows.min() for rows in places) >= 0:
+                found[name] = tuple(values[rows] for rows in places)
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
@@ -202,8 +197,8 @@ def ladder(
                           "prediction": np.asarray(v).astype(str), "label": task.y_test.astype(str)})
             for (n, s), v in done.items()
         ]  # fmt: skip
-    table = pd.DataFrame([dataclasses.asdict(r) for r in rows], columns=COLUMNS)
-    return table, pd.DataFrame(pairs, columns=PAIR_COLUMNS), pd.concat(predictions) if predictions else pd.DataFrame()
+    told = pd.concat(predictions) if predictions else pd.DataFrame()
+    return rows_of("probe_ladder", rows), rows_of("ladder_pairs", pairs), told
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -212,6 +207,11 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
     others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
     return dataclasses.replace(profile.reader, others=others, dense=True)
+
+
+def by_hash(samples: Sequence[Sample]) -> list[int]:
+    """Row numbers of samples in an order by the hash of their question: a fixed random one."""
+    return sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))
 
 
 @dataclass(frozen=True)
@@ -229,13 +229,21 @@ class Group:
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
         """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
         task = next(task for task in self.tasks if task.kind != "topic")
-        order = sorted(range(len(task.train)), key=lambda i: (hash_share(normalise(task.train[i].prompt)), task.train[i].id))
-        order = order[: profile.ladder.max_train]
+        order = by_hash(task.train)[: profile.ladder.max_train]
         return [task.train[i] for i in order], task.y_train[order]
 
     def stage(self, profile: Profile) -> Stage:
         """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
         return read_stage(profile, self.name, self.samples, ladder_reader(profile))
+
+    def retained(self, profile: Profile, store: Store) -> np.ndarray:
+        """The latents that the reader's rule retains of the group's store, chosen on training samples alone."""
+        samples, labels = self.training(profile)
+        return retained_of(profile, store, samples, labels=labels)
+
+    def blocks(self, profile: Profile, store: Store) -> Blocks:
+        """`blocks_of` the group's store."""
+        return blocks_of([store], ladder_reader(profile), functools.partial(self.retained, profile))
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -256,17 +264,6 @@ def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[
     if reader.dense:
         found[DENSE] = (ids, np.concatenate([store.values(DENSE) for store in stores]))
     return found
-
-
-def group_blocks(group: Group, store: Store, profile: Profile) -> Blocks:
-    """`blocks_of` a group; retained sets are chosen on training samples alone."""
-    return blocks_of([store], ladder_reader(profile), functools.partial(group_retained, group, profile))
-
-
-def group_retained(group: Group, profile: Profile, store: Store) -> np.ndarray:
-    """The retained latents of a group by the reader's rule."""
-    samples, labels = group.training(profile)
-    return retained_of(profile, store, samples, labels=labels)
 
 
 def _ladder_stage(
@@ -303,7 +300,7 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     found = []
     for group in real_groups(profile).values():
         stage = group.stage(profile)
-        blocks = functools.partial(group_blocks, group, Store(stage.path("store")), profile)
+        blocks = functools.partial(group.blocks, profile, Store(stage.path("store")))
         found.append(_ladder_stage(profile, group.name, group.tasks, blocks, (stage,)))
     return found
 
@@ -347,7 +344,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
         keys = load_set(name).keys
         rows += [(name, other, len(keys), sum(key in questions for key in keys))
                  for other, questions in evaluation.items() if other != name]  # fmt: skip
-    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
+    return rows_of("real_overlap", rows)
 
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
@@ -410,7 +407,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
         found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
+    return pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)
 
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:

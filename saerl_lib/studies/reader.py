@@ -38,7 +38,7 @@ from saerl_lib.data.published import (
     probe_splits,
     unread_keys,
 )
-from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, without
+from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
@@ -48,8 +48,8 @@ from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
-from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.ladder import VARIANTS, Group, group_blocks, ladder
+from saerl_lib.report.tables import rows_of, write_csv
+from saerl_lib.studies.ladder import VARIANTS, Group, by_hash, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -69,13 +69,9 @@ TRAININGS: dict[str, tuple[dict[str, int], str]] = {
 """Folder below `artifacts/sae` -> what differs from `SHORT`, and the kind of training."""
 
 
-def by_hash(samples: list[Sample]) -> list[Sample]:
-    """Samples in an order by the hash of their question, so that files of activations hold about as many tokens each."""
-    return sorted(samples, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
-
-
 def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
-    """The texts of the shipped SAE, real and the world's. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    """The texts of the shipped SAE, real and the world's, by the hash of their question, so that files of activations hold about
+    as many tokens each. Raises ArtifactError without `SAERL_DATA_DIR`."""
     unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
         data = without(load_set(name), unread)
@@ -83,7 +79,7 @@ def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
         world.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
-    return {"real": by_hash(real), "world": by_hash(world)}
+    return {name: [found[i] for i in by_hash(found)] for name, found in (("real", real), ("world", world))}
 
 
 def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -183,19 +179,12 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
     tasks = real_tasks(load_set, config, held_out_keys())
     difficulty = next(t for t in tasks if (t.dataset, t.target) == ("deepmath_18k", "difficulty_level"))
     subject = next(t for t in tasks if (t.dataset, t.target) == ("math_test", "subject"))
-    (train, y_train), (test, y_test) = (some(*side) for side in ((subject.train, subject.y_train, 2000),
-                                                                 (subject.test, subject.y_test, 1000)))  # fmt: skip
-    return {"difficulty": difficulty, "subject": replace(subject, train=train, test=test, y_train=y_train, y_test=y_test)}
-
-
-def some(samples: Sequence[Sample], y: np.ndarray, count: int) -> tuple[tuple[Sample, ...], np.ndarray]:
-    """`count` questions by hash with their labels, without their solutions: MATH's files are sorted by subject."""
-    order = sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))[:count]
-    return tuple(replace(samples[i], solved=False) for i in order), y[order]
-
-
-CURVE_COLUMNS = ["quantity", "features", "k", "value", "ci_low", "ci_high", "n"]
-"""Of sae_curve.csv."""
+    sides = {}
+    for side, count in (("train", 2000), ("test", 1000)):
+        samples, labels = getattr(subject, side), getattr(subject, f"y_{side}")
+        rows = by_hash(samples)[:count]  # MATH's files are sorted by subject
+        sides |= {side: tuple(replace(samples[i], solved=False) for i in rows), f"y_{side}": labels[rows]}
+    return {"difficulty": difficulty, "subject": replace(subject, **sides)}
 
 
 def curve_table(profile: Profile) -> pd.DataFrame:
@@ -222,7 +211,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
         rows += probe_rows(name, task, Store(folder).ids, blocks | projections(blocks[DENSE], mean, pca), profile)
         if task.kind == "rank":
             rows += probe_rows("difficulty_by_retained", task, Store(folder).ids, few_latents(folder, task), profile)
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return rows_of("sae_curve", rows)
 
 
 def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: Mapping[int, Tensor]) -> list[tuple]:
@@ -286,8 +275,7 @@ def compare_blocks(profile: Profile) -> None:
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
                 rows += _block_rows(name, label, kind, means, data.labels[label], profile)
-    columns = ["dataset", "target", "metric", "block", "value", "below_best", "ci_low", "ci_high", "n"]
-    write_csv(pd.DataFrame(rows, columns=columns), "reader_blocks", paths.PUBLISHED)
+    write_csv(rows_of("reader_blocks", rows), "reader_blocks", paths.PUBLISHED)
 
 
 def _block_rows(name: str, label: str, kind: str, means: dict[int, np.ndarray], y: np.ndarray, profile: Profile) -> list[tuple]:
@@ -337,7 +325,7 @@ def run_ladder(file: Path, profile: str) -> int:
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
-    blocks = group_blocks(group, Store(group.stage(chosen).path("store")), chosen)
+    blocks = group.blocks(chosen, Store(group.stage(chosen).path("store")))
     table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)

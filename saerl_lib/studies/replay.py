@@ -34,9 +34,11 @@ from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
 from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.store import DENSE, MAIN, Store
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf
 from saerl_lib.report.statistics import bootstrap_runs
+from saerl_lib.report.tables import rows_of
 from saerl_lib.studies.ladder import (
     ALL,
     GROUPS,
@@ -45,7 +47,6 @@ from saerl_lib.studies.ladder import (
     Blocks,
     Group,
     balanced,
-    group_blocks,
     has_real_data,
     real_groups,
     task_texts,
@@ -73,10 +74,6 @@ CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 """Of the simulated predictors."""
 FOLDS = 5
 NOTHING, SHUFFLED, TRUE = "none", "shuffled", "true rates"
-COLUMNS = ["record", "form", "features", "share", "own_rollouts", "spearman", "silent", "silent_groups_saved", "saved_low",
-           "saved_high", "lead", "lead_low", "lead_high", "teaching", "teaching_low", "teaching_high", "n", "runs"]  # fmt: skip
-"""Of replay.csv. `lead` is what the form saves with all SAE latents minus what this row saves, on the same streams."""
-
 Floats = NDArray[np.float64]
 
 
@@ -277,9 +274,7 @@ def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> di
     found: dict[str, Matrix] = {}
     for name in (MAIN + ALL, MAIN, UNTRAINED_SAE + ALL, DENSE):
         ids, values = blocks[name]
-        place = {sample: row for row, sample in enumerate(ids)}
-        x = values[[place[s.id] for s in task.test]]
-        x = x[:, : x.shape[1] // 2]
+        x = values[places_of([s.id for s in task.test], ids), : values.shape[1] // 2]
         found[name] = balanced(x, x, 2)[0] if sparse.issparse(x) else x
     texts, metadata = task_texts(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
     found["tfidf"] = fit_tfidf(texts).transform(texts)
@@ -304,7 +299,8 @@ class Row:
 
 
 def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
-    """Rows of replay.csv; 95 % intervals over prompts and runs."""
+    """Rows of replay.csv; 95 % intervals over prompts and runs. `lead` is what the form saves with all SAE latents, minus what
+    this row saves, on the same streams."""
     first = {(r.record, r.form, r.share, r.own_rollouts): r.choice for r in rows if r.features == MAIN + ALL}
     nothing, found = (np.nan,) * 3, []
     for row in rows:
@@ -316,7 +312,7 @@ def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
                       *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
-    return pd.DataFrame(found, columns=COLUMNS)
+    return rows_of("replay", found)
 
 
 def saved_more(first: Choice, second: Choice, rows: np.ndarray, run: int) -> float:
@@ -362,7 +358,7 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
 
     def read(group: Group, task: Task) -> dict[str, Matrix]:
-        return text_features(task, group_blocks(group, Store(group.stage(profile).path("store")), profile), seed, profile)
+        return text_features(task, group.blocks(profile, Store(group.stage(profile).path("store"))), seed, profile)
 
     task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
     rates = -task.y_test
