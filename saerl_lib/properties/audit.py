@@ -1,11 +1,8 @@
 """What clusters hold, which features tell them apart, and where the strongest latents fire (paper, 5.4, Tables 10-12, D).
 
-No external language model: a cluster's label is made of its most frequent leaf topics, and a reader sees the tokens of a
-latent where the paper lets a language model describe them. LightGBM predicts the cluster from phi ("auxiliary LightGBM on the
-same labels", section 5.4); the total gain of its splits is summed by feature group, measured on the samples that the trees
-were grown on: it ranks features, it is no accuracy. How well a latent stands for a topic is its FRC (ours, after "feature
-representation confidence" in LinguaLens, arXiv 2502.20344): there both probabilities come from minimal pairs of sentences, here
-they are frequencies over the samples of a pool, so all of it is correlational: no text is changed, no latent switched off.
+A cluster's label is made of its most frequent leaf topics, without a language model. LightGBM predicts the cluster from phi
+(section 5.4); the total gain of its splits is summed by feature group: it ranks features, it is no accuracy. How well a latent
+stands for a topic is its FRC (ours, after LinguaLens, arXiv 2502.20344), a correlation over the samples of a pool:
 
     necessity = P(latent active | topic)    sufficiency = P(topic | latent active)    FRC = their harmonic mean
 
@@ -29,11 +26,10 @@ from scipy import stats
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.metadata import FEATURES
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
-from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
 from saerl_lib.properties.difficulty import coverage_table
@@ -393,7 +389,7 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
     top_latents.parquet hold the rows of the CSV tables of these names, difficulty_interval.parquet the interval's coverage on the
     test split, highlights.html the tokens of the top latents."""
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         samples, table = load_split(world, "pool"), load_split_features(features, "pool")
         names = feature_names(retained_latents(features))
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
@@ -407,9 +403,8 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
         tables["difficulty_interval"] = coverage_table(
             held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths
         )
-        for name, found in tables.items():
-            found.to_parquet(folder / f"{name}.parquet", index=False)
         (folder / "highlights.html").write_text("".join(item.html() for item in items) + "\n", encoding="utf-8")
+        return tables
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "audit", config, compute, (world, features, difficulty))

@@ -1,12 +1,10 @@
 """Clusters of the sample representation, their agreement with topics and their stability (paper, sections 3 and 5.4).
 
-MiniBatchKMeans on standardised phi. Not stated in the paper; ours: the scaling, the clip at `CLIP` deviations (a latent
-that fires on one sample in a thousand stands 30 deviations out and would take a centroid for itself), no random
-reassignment of centroids (late in a fit it leaves clusters of one sample), the choice among restarts, the subsample that
-a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
+MiniBatchKMeans on standardised phi. Ours: the scaling, the clip at `CLIP` deviations (a latent that fires on one sample in a
+thousand would take a centroid for itself), no random reassignment of centroids, the choice among restarts, the subsample that a
+large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
 
-phi is an array or a `numpy.memmap`. A million samples of 986 float32 columns take 4 GB, as float64 8 GB, so whatever visits all
-of them does so by chunks of rows.
+phi is an array or a `numpy.memmap`; whatever visits all of it does so by chunks of rows.
 """
 
 from __future__ import annotations

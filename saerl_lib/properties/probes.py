@@ -1,16 +1,12 @@
 """Linear probes of topic, difficulty, quality and validity, their tasks, and the rows of a task (paper, section 2, Tables 1-3).
 
 Every feature set gets the same budget: logistic regression for topics and validity, ridge regression for difficulty and
-quality. Dense features are standardised on the training samples; sparse ones (TF-IDF, all latents)
-stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
-to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
-stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
+quality. Dense features are standardised on the training samples; sparse ones stay as they are, because unit variance would
+inflate rare words. Penalties are relative to the mean squared norm of a training row, so that one grid fits 26 metadata and
+5,000 words alike. Grids, folds and the TF-IDF baseline are ours.
 
-A task says which label is read from which samples, on the world, on real data or in any file; no training row shares its
-question with an evaluation set. Intervals resample test samples and, where a feature set has several seeds, the seeds as well:
-each resample draws seeds with replacement and averages their metric on the same resampled samples (ours).
-
-Axes: N samples, D features (z 4 x S, metadata 26, phi both).
+A task says which label is read from which samples. Intervals resample test samples and, where a feature set has several seeds,
+the seeds as well (ours). Axes: N samples, D features (z 4 x S, metadata 26, phi both).
 """
 
 from __future__ import annotations
@@ -231,6 +227,11 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     require_finite("train_x", x)
     require_finite("train_y", y)
     return _as_float(x), np.asarray(y, dtype=np.float64)
+
+
+def texts_of(samples: Sequence[Sample], with_solution: bool = True) -> list[str]:
+    """What a text baseline reads: the prompts, with their solutions behind them."""
+    return [f"{s.prompt}\n{s.solution}" if with_solution else s.prompt for s in samples]
 
 
 def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:

@@ -26,8 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
-from saerl_lib.encode.metadata import FEATURES
-from saerl_lib.encode.store import FeatureTable, load_split_features
+from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, pool_clusters
 from saerl_lib.properties.difficulty import DifficultyModel, cluster_half_widths, fit_difficulty, reliability_table
 from saerl_lib.properties.probes import FOLDS, require_rows
@@ -193,7 +192,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     agreement.parquet, cluster_topics.parquet, clusters.parquet.
     """
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         splits = ("pool", "labelled", "filter_negatives", "test")
         pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
         labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
@@ -203,18 +202,15 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
         save_scorer(scorer, folder / "scorer.safetensors")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
-        frame.to_parquet(folder / "scores.parquet", index=False)
         held_out, truth = scorer.score(test), difficulties(data, "test")
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
-        pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
         label = frame["cluster"].to_numpy()
-        agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
-        pairs = pd.DataFrame({"cluster": label, "domain": topics_at(samples, 1)}).groupby(["cluster", "domain"]).size()
-        pairs.rename("n").reset_index().to_parquet(folder / "cluster_topics.parquet", index=False)
+        topics = pd.DataFrame({"cluster": label, "domain": topics_at(samples, 1)}).groupby(["cluster", "domain"]).size()
         corrections = scorer.difficulty.corrections.rename_axis("cluster").reset_index()
         corrections.insert(1, "n_pool", np.bincount(label, minlength=len(corrections)))
-        corrections.to_parquet(folder / "clusters.parquet", index=False)
+        return {"scores": frame, "calibration": pd.concat(tables), "agreement": agreement_table(label, samples),
+                "cluster_topics": topics.rename("n").reset_index(), "clusters": corrections}  # fmt: skip
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
@@ -303,7 +299,7 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     which are kept."""
     fitted = difficulty_stage(profile, data, features)
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         scorer, pool = load_scorer(fitted), load_split_features(features, "pool")
         samples = load_split(data, "pool")
         sources = np.array([s.source for s in samples])
@@ -312,16 +308,13 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         found = scorer.score(pool, count)
         scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
         table = filter_table(scores, pool.ids, is_target, scorer.negatives, rules)
-        table.to_parquet(folder / "table.parquet", index=False)
-        score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
         separation = separation_table(scores, is_target, profile.properties.bootstrap_samples, profile.seed)
-        separation.to_parquet(folder / "separation.parquet", index=False)
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
         reasons = np.where(candidate, f"fills no whole batch of {profile.plan.prompts_per_step}", "filtered")
         kept["reason"] = np.where(kept["kept"], "", reasons)
-        kept.to_parquet(folder / "kept.parquet", index=False)
+        return {"table": table, "histogram": score_histogram(scores, sources), "separation": separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}

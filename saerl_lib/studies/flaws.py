@@ -1,20 +1,17 @@
 """Does a quality score find wrong or ill-posed samples, and what is left of it without length and style? (ours)
 
-The paper's filter predicts the source and asks no further. Every score is turned so that larger means more suspect, without a
-look at the labels: the source probe as 1 - s, DSIR as the negative log weight, surprise and length as they are. An AUC below
-0.5 is therefore a finding, not a sign to be flipped. Probes of flaws are trained on labelled samples outside the pool: an
-upper reference, since real pools come without such labels.
+The paper's filter predicts the source and asks no further. Larger scores mean more suspect, whatever the labels say, so an AUC
+below 0.5 is a finding. Probes of flaws are trained on labelled samples outside the pool: an upper reference.
 
-SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on them.
-Here metadata (lengths, counts, shares of signs) says what is unintended: a column of z counts as tied in the measure R^2 in
-which a linear regression on metadata explains it. Three suppressions, fitted on training samples alone, have random twins:
+SelfReg (arXiv 2502.14133) penalises a classifier that leans on unintended SAE latents. Here metadata (lengths, counts, shares of
+signs) say what is unintended: a column of z counts as tied by the R^2 with which they explain it. Three suppressions, fitted on
+training samples alone, have random twins:
 
 - scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
 - dropped: the half of the columns with the largest R^2 is set to zero;
 - residual: the linear prediction from metadata is taken away from each column.
 
-Metadata also holds what the problem is about (largest number, operators), so the fall is an upper bound on what style alone
-carried. Axes: N samples, D features, M metadata.
+Axes: N samples, D features, M metadata.
 """
 
 from __future__ import annotations
@@ -37,12 +34,11 @@ from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import open_causal
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled, texts_of
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
 from saerl_lib.report.tables import rows_of
-from saerl_lib.studies.sensitivity import texts_of
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
@@ -290,7 +286,7 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     parent`, where it does not."""
     fitted = difficulty_stage(profile, world, features)
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         samples = {name: load_split(world, name) for name in ("labelled", "filter_negatives", "pool")}
         target, parent, pool = (
             FlawData(table.z, table.metadata, tuple(texts_of(rows)), np.array([s.flaw for s in rows]))
@@ -300,9 +296,8 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         scores = pool_scores(profile, load_scorer(fitted), target, parent, pool, samples["pool"])
         pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
-        table = flaw_table(scores, pool.flaw, pools, **named)
-        table.to_parquet(folder / "flaws.parquet", index=False)
-        selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
+        left = selfreg_rows(profile, target, parent, pool, in_parent)
+        return {"flaws": flaw_table(scores, pool.flaw, pools, **named), "selfreg": left}
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))

@@ -2,17 +2,13 @@
 
 The paper lets distance in SAE space stand for gradient coherence and measures no gradient. Here every prompt of a seeded sample
 of the kept pool gets two independent groups of G rollouts ("halves") at the base policy, each with the gradient that training
-would take from it: group-normalised advantages and TRL's loss_type "grpo"; the first step is on-policy, so no clip acts. All that
-is asked of gradients are inner products, so their exact Gram matrix is kept: it loses nothing, where a projection to m dimensions
-errs by about 1 / sqrt(m) a cosine. One bootstrap serves all tables: prompts get multinomial weights, and products of a prompt
-with itself are left out, so that a prompt drawn twice never passes for two that agree. Where a mean gradient is near zero such
-intervals are wider than needed, never narrower.
+would take from it; the first step is on-policy, so no clip acts. Of gradients only inner products are asked, so their exact Gram
+matrix is kept. Products of a prompt with itself are left out of every mean, also in the bootstrap, which weighs prompts.
 
 A batch of b prompts, rho b of them from cluster d and the rest from c, estimates G, the mean gradient of the pool:
     MSE(rho) - MSE(0) = - rho A + rho^2 C,   A = 2 <r_c, v> - tr(Sigma_d - Sigma_c) / b,   C = ||v||^2,
 r_c = G - mu_c, v = mu_d - mu_c, optimum rho* = A / 2C clipped to [0, 1]. A and C are estimated without bias from products of
-different prompts (`Moments`); rho*, a clipped ratio of them, is not. Where the estimate of C is not positive, rho* is the better
-end of [0, 1] (ours). The share of a cluster in G is its share of the kept pool.
+different prompts (`Moments`); rho*, a clipped ratio of them, is not.
 
 Axes: N prompts, K groups, S = resamples + 1, the first row being the sample itself.
 """
@@ -41,11 +37,10 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
 from saerl_lib.report.tables import rows_of
-from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
@@ -380,7 +375,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
     """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradient_prompts` rows of the kept
     pool, all if it holds fewer, in pool order."""
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
         pool = kept_pool(difficulty, quality)
         draw = np.random.default_rng(sub_seed(profile.seed, "gradient-sample"))
@@ -395,9 +390,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
             sub_seed(profile.seed, "gradient-permuted-z"),
         )  # fmt: skip
         shares = pool["cluster"].value_counts(normalize=True).to_dict()
-        found = gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
-        for name, frame in found.items():
-            frame.to_parquet(folder / f"{name}.parquet", index=False)
+        return gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
 
     train = to_dict(profile.train)
     train.pop("seeds")

@@ -2,7 +2,7 @@
 
 One ladder for the embedded world, the real sets, any labelled file, the paper's data and the choices of the representation: tasks
 and pooled features go in, a long table comes out. Everything that is fitted (scalers, PCA, TF-IDF, retained sets) sees training
-rows alone. Test predictions are kept, so that a reader can ask new questions without fitting again.
+rows alone.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, real_folder
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
-from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
-from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
+from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.probes import (
     LEAST_TRAIN,
@@ -45,6 +44,7 @@ from saerl_lib.properties.probes import (
     shuffled,
     split_tasks,
     task_rows,
+    texts_of,
 )
 from saerl_lib.report.tables import SCHEMAS, rows_of
 
@@ -93,11 +93,6 @@ class FeatureSet:
     """Train on permuted labels."""
 
 
-def task_texts(samples: Sequence[Sample], with_solution: bool) -> list[str]:
-    """What a text baseline reads."""
-    return [f"{s.prompt}\n{s.solution}" if with_solution else s.prompt for s in samples]
-
-
 def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> list[FeatureSet]:
     """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE.
 
@@ -109,7 +104,7 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
     columns = list(range(len(FEATURES))) if task.with_solution else PROMPT_COLUMNS
     lengths = [place for place, column in enumerate(columns) if FEATURES[column].endswith("_characters")]
     metadata = _filled(*(metadata_features(samples)[:, columns] for samples in sides))
-    texts = [task_texts(samples, task.with_solution) for samples in sides]
+    texts = [texts_of(samples, task.with_solution) for samples in sides]
     words = fit_tfidf(texts[0])
     tfidf = tuple(words.transform(t) for t in texts)
     sets = [FeatureSet("length", *(m[:, lengths] for m in metadata)), FeatureSet("metadata", *metadata)]
@@ -173,13 +168,13 @@ def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
 def ladder(
     tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = WORKERS,
     only: Collection[str] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows of probe_ladder.csv, of ladder_pairs.csv, and every test prediction, of every feature set for every task.
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Rows of probe_ladder.csv and of ladder_pairs.csv, of every feature set for every task.
 
     A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
     reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
     """
-    rows, pairs, predictions = [], [], []
+    rows, pairs = [], []
     for task in tqdm(tasks, desc="ladder", unit="task"):
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
         found = {}
@@ -192,13 +187,7 @@ def ladder(
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
         rows += task_rows(task, done, config.bootstrap_samples, own, workers)
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-        predictions += [
-            pd.DataFrame({"target": task.target, "features": n, "seed": s, "sample_id": [x.id for x in task.test],
-                          "prediction": np.asarray(v).astype(str), "label": task.y_test.astype(str)})
-            for (n, s), v in done.items()
-        ]  # fmt: skip
-    told = pd.concat(predictions) if predictions else pd.DataFrame()
-    return rows_of("probe_ladder", rows), rows_of("ladder_pairs", pairs), told
+    return rows_of("probe_ladder", rows), rows_of("ladder_pairs", pairs)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -269,12 +258,10 @@ def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[
 def _ladder_stage(
     profile: Profile, group: str, tasks: Sequence[Task], blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]
 ) -> Stage:
-    """ladder.parquet, pairs.parquet and predictions.parquet of a group."""
+    """ladder.parquet and pairs.parquet of a group."""
 
-    def compute(folder: Path) -> None:
-        found = ladder(tasks, blocks(), profile.properties, profile.seed)
-        for name, table in zip(("ladder", "pairs", "predictions"), found, strict=True):
-            table.to_parquet(folder / f"{name}.parquet", index=False)
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
+        return dict(zip(("ladder", "pairs"), ladder(tasks, blocks(), profile.properties, profile.seed), strict=True))
 
     read = [[t.dataset, t.target, t.with_solution, *([s.id for s in side] for side in (t.train, t.test)), t.y_train.tolist(),
              t.y_test.tolist()] for t in tasks]  # fmt: skip
@@ -349,7 +336,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
     """The ladder's row of one feature set of one task, from z [N, 4 S] of the reader's own SAE."""
-    table, *_ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
+    table, _ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
     return table[table["features"] == features]
 
 
@@ -412,10 +399,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """Stage `representation`: representation.parquet."""
-
-    def compute(folder: Path) -> None:
-        representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
-
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
-    return get_or_compute(profile, "representation", config, compute, (world, store, *real))
+    tables = lambda _: {"representation": representation_table(profile, world, store)}  # noqa: E731
+    return get_or_compute(profile, "representation", config, tables, (world, store, *real))

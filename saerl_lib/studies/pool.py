@@ -31,10 +31,9 @@ from saerl_lib.encode.store import DENSE, Store, load_split_features
 from saerl_lib.encode.tokens import Layout
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
-from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.arms import DRAWS, ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups

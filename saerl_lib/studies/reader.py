@@ -235,7 +235,7 @@ def probe_rows(quantity: str, task: Task, ids: Sequence[str], blocks: Mapping[st
     """What the ladder's probe of a task reads of each block of features [N, D] of the samples `ids`."""
     rows = []
     for reader, block in blocks.items():
-        table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
+        table, _ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
         rows.append((quantity, *_named(reader), *table.iloc[-1][["value", "ci_low", "ci_high", "n_test"]]))
     return rows
 
@@ -313,7 +313,7 @@ def block_means(samples: Sequence[Sample], reader: ReaderConfig) -> dict[int, np
 
 
 def run_ladder(file: Path, profile: str) -> int:
-    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
+    """`ladder`: every label of `file` that can be read becomes a task; tables and figure go to their own folder."""
     chosen = get_profile(profile)
     data = load_labelled(file)
     tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
@@ -326,12 +326,11 @@ def run_ladder(file: Path, profile: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
     blocks = group.blocks(chosen, Store(group.stage(chosen).path("store")))
-    table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    table, pairs = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)
-    predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
     shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
     print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
-    print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
+    print(f"tables and figure: {draw('probe_ladder', folder, folder).parent}")
     return 0

@@ -2,15 +2,9 @@
 
 Three parts, made of the ladder's samples and read with them: MATH with solutions (clusters and features), DeepMath against
 DeepScaleR (source filter), ValiMath (flaws). A question stands in one role alone, and what is left out is counted. The paper's
-values stand beside these for orientation and are not to be reached:
-
-- its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven
-  subjects. Purity has a floor, the share of the largest subject; shuffled labels show each number without a relation.
-- NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone.
-  They write mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much
-  that carries.
-- flaws are those that people marked in ValiMath, whole questions. Table 3 needs PRM800K's step labels, which are not to be
-  had offline either; the embedded world has it.
+values are for orientation: its topics are hundreds of leaves, MATH has seven subjects; its sources are DeepMath and
+NuminaMath-1.5, which is not to be had offline. The two sources here write formulas between different signs, which is no quality:
+`delimiters`, `sae_plain` and `tfidf_plain` say how much that carries.
 """
 
 from __future__ import annotations
@@ -33,11 +27,10 @@ from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
-from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.models import open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
-from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store
+from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
 from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
@@ -425,7 +418,7 @@ def real_study_stage(profile: Profile) -> Stage:
     plain = plain_part(parts["sources"])
     plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         own = {name: groups[GROUP_OF[name]] for name in parts}
         tables = {name: part_tables(part, own[name], profile) for name, part in parts.items()}
         store = {name: Store(stage.path("store")) for name, stage in zip(parts, stages, strict=True)}
@@ -436,14 +429,12 @@ def real_study_stage(profile: Profile) -> Stage:
             "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
         }
-        found = {
+        return {
             "real_counts": counts_table(parts),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
             **filter_study(parts["sources"], tables["sources"], plain_features(profile, plain, plain_stage), profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
-        for name in TABLES:
-            found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip

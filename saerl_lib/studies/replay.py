@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,11 +31,10 @@ from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
-from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.store import DENSE, MAIN, Store
+from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import Matrix, Task, fit_tfidf
+from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
 from saerl_lib.report.tables import rows_of
 from saerl_lib.studies.ladder import (
@@ -49,7 +47,6 @@ from saerl_lib.studies.ladder import (
     balanced,
     has_real_data,
     real_groups,
-    task_texts,
 )
 
 ROLLOUTS = 8
@@ -276,7 +273,7 @@ def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> di
         ids, values = blocks[name]
         x = values[places_of([s.id for s in task.test], ids), : values.shape[1] // 2]
         found[name] = balanced(x, x, 2)[0] if sparse.issparse(x) else x
-    texts, metadata = task_texts(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
+    texts, metadata = texts_of(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
     found["tfidf"] = fit_tfidf(texts).transform(texts)
     label = pool_clusters(found[MAIN], profile.properties, seed).assign(found[MAIN]).label
     found["clusters"] = np.eye(label.max() + 1)[label]
@@ -376,15 +373,11 @@ def replay_table(profile: Profile) -> pd.DataFrame:
 
 def replay_stage(profile: Profile) -> Stage:
     """Stage `replay`: replay.parquet."""
-
-    def compute(folder: Path) -> None:
-        replay_table(profile).to_parquet(folder / "replay.parquet", index=False)
-
     groups = real_groups(profile)
     inputs = tuple(groups[name].stage(profile) for name in ("deepmath", "dsr"))
     files = {name: file_sha256(data_file(name))[:16] for name in (*GROUPS["deepmath"], *GROUPS["dsr"])}
     config = {"properties": to_dict(profile.properties), "ladder": to_dict(profile.ladder), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "replay", config, compute, inputs)
+    return get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
 
 
 def replay(profile: Profile) -> pd.DataFrame:

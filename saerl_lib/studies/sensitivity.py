@@ -18,13 +18,13 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import load_split
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import with_clusters
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf
+from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, texts_of
 from saerl_lib.properties.scorer import load_scorer, sequence_words
 from saerl_lib.report.statistics import Interval, percentile_interval
 from saerl_lib.report.tables import rows_of
@@ -116,15 +116,10 @@ def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, se
     return percentile_interval(np.mean([correlation("spearman", row, truth) for row in predicted]), drawn)
 
 
-def texts_of(samples: Sequence[Sample]) -> list[str]:
-    """Prompt and solution of each sample."""
-    return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
-
-
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """Rows of the CSV tables cluster_stability, label_curve and plan_sensitivity, a Parquet file each."""
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         samples = {name: load_split(world, name) for name in ("labelled", "test")}
         table = {name: load_split_features(features, name) for name in ("labelled", "test", "pool")}
         labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
@@ -151,13 +146,11 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
             for name, part in samples.items()
         }
         sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
-        found = {
+        return {
             "cluster_stability": stability_row("k-means seed", by_seed),
             "plan_sensitivity": plan_sensitivity(plan, phi, profile, fits[1:]),
             "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
-        }  # fmt: skip
-        for name, frame in found.items():
-            frame.to_parquet(folder / f"{name}.parquet", index=False)
+        }
 
     config = {"properties": to_dict(profile.properties), "plan": to_dict(profile.plan), "seed": profile.seed}
     return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality))
