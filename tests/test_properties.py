@@ -13,7 +13,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import clusters, difficulty, quality
 from saerl_lib.properties.clusters import Clusters
-from saerl_lib.properties.probes import correlation
+from saerl_lib.properties.probes import metric
 from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources, save_scorer
 
 
@@ -221,7 +221,7 @@ def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray])
     scorer, pool, truth = fitted
     table = scorer.score(pool)
     assert table.columns.tolist() == COLUMNS and table["sample_id"].tolist() == pool.ids
-    assert correlation("spearman", table["ranking"].to_numpy(), truth) > 0.9
+    assert metric("rank", table["ranking"].to_numpy(), truth) > 0.9
     assert table["cluster"].value_counts().is_monotonic_decreasing and table["kept"].all()
     inside = np.abs(table["ranking"] - truth) <= table["half_width"]
     assert 0.85 < inside.mean() <= 1.0, "nominal 95 %"
@@ -252,10 +252,10 @@ def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
     rated = Rated([wide.ids[i] for i in known], wide.z[known], noise[known] > 0)
     scorer = fit_scorer(wide, rows(wide, known), noise[known], rated, CONFIG, 0)
     table = scorer.score(wide).iloc[known]
-    assert correlation("spearman", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
+    assert metric("rank", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
     np.testing.assert_array_equal(table["raw"], scorer.difficulty.out_of_fold.raw)
     seen = scorer.quality.score(wide.z[known])
-    assert correlation("spearman", seen, noise[known]) > 0.5 > 0.3 > correlation("spearman", table["quality"], noise[known])
+    assert metric("rank", seen, noise[known]) > 0.5 > 0.3 > metric("rank", table["quality"], noise[known])
 
 
 PHI, BROKEN, FIXED = blobs()[0], blobs()[0], Clusters(np.zeros(2), np.ones(2), np.zeros((1, 2)))

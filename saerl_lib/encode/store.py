@@ -213,13 +213,11 @@ def choose_retained(
     store: Store, count: int, *, rule: str = RULES[0], labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None, seed: int = 0, rows: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
-
-    variance: the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova:
-    largest F statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest
-    `influence()` [F]. random: a seeded draw among the latents that fire.
-    Raises ValueError for an unknown rule, missing labels or influence, or a count outside 1..F.
-    """
+    """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all). variance:
+    the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova: largest F
+    statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest `influence()` [F].
+    random: a seeded draw among the latents that fire. Raises ValueError for an unknown rule, missing labels or influence, or a
+    count outside 1..F."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} does not exist; choose one of {', '.join(RULES)}")
     if not 1 <= count <= store.width:

@@ -32,8 +32,7 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.difficulty import coverage_table
-from saerl_lib.properties.scorer import difficulties, load_scorer, side_words
+from saerl_lib.properties.scorer import side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -117,11 +116,9 @@ def pool_facts(samples: Sequence[Sample], metadata: np.ndarray) -> pd.DataFrame:
 
 def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame) -> pd.DataFrame:
     """Rows of `cluster_audit.csv`, one a cluster that holds a sample; phi is [N, D] with column names [D], facts of `pool_facts`.
-
     Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
-    `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
-    above that of the other clusters. Both are joined by '; '.
-    """
+    `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations above
+    that of the other clusters. Both are joined by '; '."""
     latents = [name for name in names if is_latent(name)]
     values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
     rows = []
@@ -224,13 +221,11 @@ def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
 
 
 def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int, seed: int) -> pd.DataFrame:
-    """The label that each latent, active bool [N, J], stands for best among labels str [N]; one row a latent.
-
-    Columns: topic (of the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency
-    over base rate; 1 says nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active
-    and topic are redrawn), control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC
-    looks like without a relation), n, n_active, n_topic.
-    """
+    """The label that each latent, active bool [N, J], stands for best among labels str [N]; one row a latent. Columns: topic (of
+    the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency over base rate; 1 says
+    nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active and topic are redrawn),
+    control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC looks like without a
+    relation), n, n_active, n_topic."""
     active = np.asarray(active, dtype=bool)
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     n, rng = len(codes), np.random.default_rng(seed)
@@ -385,9 +380,8 @@ def audit_tables(
 
 
 def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
-    """Write what notebook 04 shows and what `plan.audit` reads. cluster_audit.parquet, feature_groups.parquet and
-    top_latents.parquet hold the rows of the CSV tables of these names, difficulty_interval.parquet the interval's coverage on the
-    test split, highlights.html the tokens of the top latents."""
+    """What notebook 04 shows and `plan.audit` reads: rows of the CSV tables cluster_audit, feature_groups and top_latents, one
+    Parquet file each, and highlights.html, the tokens of the top latents."""
 
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         samples, table = load_split(world, "pool"), load_split_features(features, "pool")
@@ -398,11 +392,6 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
-        scorer = load_scorer(difficulty)
-        held_out, truth = scorer.score(load_split_features(features, "test")), difficulties(world, "test")
-        tables["difficulty_interval"] = coverage_table(
-            held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths
-        )
         (folder / "highlights.html").write_text("".join(item.html() for item in items) + "\n", encoding="utf-8")
         return tables
 

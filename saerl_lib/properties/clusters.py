@@ -122,13 +122,11 @@ class Agreement(NamedTuple):
 
 
 def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None, smallest: int = 1) -> Clusters:
-    """K-means of phi [N, D] after standardisation and clipping; deterministic for a seed.
-
-    Of more than `fit_rows` samples a subsample gives scaling and, as float32, centroids. A cluster with fewer than `smallest` of
-    the N samples loses its centroid, the smallest first, and its samples go to their nearest other one. Clusters are numbered by
-    size, the largest first, then by their first sample: numbers do not depend on the processor as those of k-means do.
-    Raises ValueError for k below 1 or above the number of fitted samples, and for non-finite values.
-    """
+    """K-means of phi [N, D] after standardisation and clipping; deterministic for a seed. Of more than `fit_rows` samples a
+    subsample gives scaling and, as float32, centroids. A cluster with fewer than `smallest` of the N samples loses its centroid,
+    the smallest first, and its samples go to their nearest other one. Clusters are numbered by size, the largest first, then by
+    their first sample: numbers do not depend on the processor as those of k-means do. Raises ValueError for k below 1 or above
+    the number of fitted samples, and for non-finite values."""
     for _ in float_chunks("phi", phi):
         pass  # finite
     if k < 1:

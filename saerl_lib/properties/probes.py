@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
-from scipy import sparse, stats
+from scipy import sparse
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -53,13 +53,6 @@ def require_rows(**arrays: Matrix) -> None:
     sizes = {name: (a.shape[0] if hasattr(a, "shape") else len(a)) for name, a in arrays.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise ValueError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
-
-
-def correlation(kind: str, first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman or Pearson correlation of two vectors [N]; 0 when one of them is constant, since it orders nothing."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float((stats.spearmanr if kind == "spearman" else stats.pearsonr)(first, second)[0])
 
 
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)

@@ -28,7 +28,13 @@ from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, pool_clusters
-from saerl_lib.properties.difficulty import DifficultyModel, cluster_half_widths, fit_difficulty, reliability_table
+from saerl_lib.properties.difficulty import (
+    DifficultyModel,
+    cluster_half_widths,
+    coverage_table,
+    fit_difficulty,
+    reliability_table,
+)
 from saerl_lib.properties.probes import FOLDS, require_rows
 from saerl_lib.properties.quality import (
     SourceClassifier,
@@ -94,12 +100,10 @@ class Scorer:
     """Quality of the held-out negatives, float [n]."""
 
     def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
-        """One row a sample of `features`, in their order.
-
-        Columns: sample_id, cluster, distance, raw (d_hat), calibrated (g(d_hat)), ranking (difficulty, r of equation 10, larger
-        is harder), half_width (of its nominal 95 % interval), quality (0..1), kept: the `keep` best rows (ties by id), all
-        without. Columns of a part that was not fitted are NaN. Raises ValueError for non-finite values or other columns.
-        """
+        """One row a sample of `features`, in their order. Columns: sample_id, cluster, distance, raw (d_hat), calibrated
+        (g(d_hat)), ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality
+        (0..1), kept: the `keep` best rows (ties by id), all without. Columns of a part that was not fitted are NaN. Raises
+        ValueError for non-finite values or other columns."""
         ids, phi = list(features.ids), features.phi
         found = self.clusters.assign(phi)
         table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "distance": found.distance})
@@ -185,12 +189,10 @@ def difficulties(data: Stage, split: str) -> np.ndarray:
 
 
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
-
-    The filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned.
-    Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
-    agreement.parquet, cluster_topics.parquet, clusters.parquet.
-    """
+    """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples. The
+    filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned. Files:
+    scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
+    score is calibrated, its interval's coverage on the test split, what the clusters hold, the terms of equation 10."""
 
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         splits = ("pool", "labelled", "filter_negatives", "test")
@@ -209,8 +211,10 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         topics = pd.DataFrame({"cluster": label, "domain": topics_at(samples, 1)}).groupby(["cluster", "domain"]).size()
         corrections = scorer.difficulty.corrections.rename_axis("cluster").reset_index()
         corrections.insert(1, "n_pool", np.bincount(label, minlength=len(corrections)))
+        ranking, cluster = held_out["ranking"].to_numpy(), held_out["cluster"].to_numpy()
         return {"scores": frame, "calibration": pd.concat(tables), "agreement": agreement_table(label, samples),
-                "cluster_topics": topics.rename("n").reset_index(), "clusters": corrections}  # fmt: skip
+                "cluster_topics": topics.rename("n").reset_index(), "clusters": corrections,
+                "difficulty_interval": coverage_table(ranking, truth, cluster, scorer.widths)}  # fmt: skip
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}

@@ -30,10 +30,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {}
 
 
 def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`.
-
-    The registered one draws what the function returns (`Drawn`); a table without rows gives an empty axis that says so.
-    """
+    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`. The
+    registered one draws what the function returns (`Drawn`); a table without rows gives an empty axis that says so."""
 
     def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         @functools.wraps(function)
@@ -48,11 +46,8 @@ def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[...
 
 
 def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
-    """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it.
-
-    Raises TableError for an unknown figure, a missing table or a missing column (naming the notebook that writes it),
-    ArtifactError when the folder cannot be written.
-    """
+    """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it. Raises TableError for an unknown figure, a
+    missing table or a missing column (naming the notebook that writes it), ArtifactError when the folder cannot be written."""
     if name not in FIGURES:
         raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
     tables, function = FIGURES[name]

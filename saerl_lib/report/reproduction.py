@@ -134,10 +134,8 @@ def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(profile: str) -> pd.DataFrame:
-    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome.
-
-    Raises TableError for a profile that publishes no table.
-    """
+    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome. Raises
+    TableError for a profile that publishes no table."""
     names, rerun = published_tables(profile, paths.PUBLISHED), paths.figure_data_dir(profile)
     if not names:
         raise TableError(f"profile {profile} has no published results; laptop and study have")
@@ -172,10 +170,8 @@ def write_page(profile: str, text: str) -> Path:
 
 
 def report(profile: str) -> tuple[str, int]:
-    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`.
-
-    Returns one screen (counts a table, then the numbers outside) and the number outside.
-    """
+    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`. Returns one screen (counts a
+    table, then the numbers outside) and the number outside."""
     numbers = compare(profile)
     table = paths.profile_dir(profile) / "reproduction.csv"
     write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
@@ -301,10 +297,8 @@ STUDIED = {
 
 
 def update_block(path: Path, marker: str, text: str) -> bool:
-    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
-
-    Raises ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written.
-    """
+    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed. Raises
+    ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written."""
     block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
     old = path.read_text(encoding="utf-8")
     if len(block.findall(old)) != 1:
@@ -337,11 +331,9 @@ def run_readme() -> int:
 
 
 def publish(profile: str) -> list[Path]:
-    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
-
-    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError
-    for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
-    """
+    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed. Tables
+    that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError for a
+    profile that publishes nothing, FileNotFoundError when a table of the run is missing."""
     source = paths.figure_data_dir(profile)
     names = sorted({*published_tables(profile, paths.PUBLISHED), *published_tables(profile, source)})
     if not names:

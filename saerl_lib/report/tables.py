@@ -156,11 +156,9 @@ def _text(cell: Any) -> Any:
 
 
 def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
-    """Write table `name` into `folder` and return its path: schema order, 6 digits, `\\n` line ends, atomically.
-
-    Raises TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite
-    number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
-    """
+    """Write table `name` into `folder` and return its path: schema order, 6 digits, `\\n` line ends, atomically. Raises
+    TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite number, or a percent
+    where a fraction belongs; ArtifactError when the folder cannot be written."""
     schema = _schema(name)
     _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
@@ -173,10 +171,8 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
-    """Read table `name` from `folder`; columns that only an earlier version had are left out.
-
-    Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
-    """
+    """Read table `name` from `folder`; columns that only an earlier version had are left out. Raises TableError naming the file,
+    the column and the notebook that writes it when it is missing, empty or incomplete."""
     schema, path = _schema(name), folder / f"{name}.csv"
     remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
     if not path.is_file():

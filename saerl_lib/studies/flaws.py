@@ -75,12 +75,10 @@ class FlawData(NamedTuple):
 def log_importance_weights(
     pool_texts: Sequence[str], target_texts: Sequence[str], *, buckets: int = BUCKETS, per_ngram: bool = False
 ) -> np.ndarray:
-    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's.
-
-    The text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into
-    `buckets`; target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of
-    n-grams (ours): the sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts.
-    """
+    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's. The
+    text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into `buckets`;
+    target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of n-grams (ours): the
+    sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts."""
     hashed = HashingVectorizer(
         n_features=buckets, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
     )
@@ -135,12 +133,10 @@ def flaw_table(
     scores: Mapping[str, np.ndarray], flaw: Sequence[str], pools: Mapping[str, np.ndarray], *, dataset: str,
     config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound.
-
-    `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance`
-    states what a random order gives. Intervals resample samples of the pool, the same resamples for every score.
-    Raises ValueError when a pool lacks flawed or sound samples.
-    """
+    """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound. `pools` maps a name to a
+    mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance` states what a random order
+    gives. Intervals resample samples of the pool, the same resamples for every score. Raises ValueError when a pool lacks flawed
+    or sound samples."""
     kinds, rows = np.asarray(flaw, dtype=str), []
     for pool, mask in pools.items():
         inside = kinds[np.asarray(mask, dtype=bool)]
@@ -189,12 +185,10 @@ def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.
 def suppressed_views(
     train_z: np.ndarray, train_metadata: np.ndarray, test_z: np.ndarray, test_metadata: np.ndarray, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """variant -> (training features, test features), standardised on the training samples.
-
-    `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
-    `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
-    projections of z as there are metadata features. There must be more training samples than of these.
-    """
+    """variant -> (training features, test features), standardised on the training samples. `dropped` sets the `DROPPED_SHARE` of
+    columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and `dropped_random` treat randomly chosen
+    columns so; `residual_random` takes away the prediction from as many random projections of z as there are metadata features.
+    There must be more training samples than of these."""
     plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
     slopes, explained = _regression(plain[0], metadata[0])

@@ -229,12 +229,10 @@ def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.n
 
 
 def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples: int, seed: int) -> pd.DataFrame:
-    """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space.
-
-    measure "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared
-    distance": ||E g_p - E g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half
-    against the other: the most that any space could reach with G rollouts a prompt.
-    """
+    """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space. measure
+    "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared distance": ||E g_p - E
+    g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half against the other: the most that
+    any space could reach with G rollouts a prompt."""
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
     weights = bootstrap_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
@@ -286,12 +284,10 @@ def mixing_table(
     pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
     samples: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0.
-
-    clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
-    with fewer than two sampled prompts is left out. Rows with cluster_d "mean" have a partner drawn by share, those
-    with cluster_c "mean" average over clusters as well. `random_change` is a batch of the whole pool instead.
-    """
+    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0. clusters [N] are those of the sampled prompts;
+    `pool_shares` maps a cluster to its share of the kept pool. A cluster with fewer than two sampled prompts is left out. Rows
+    with cluster_d "mean" have a partner drawn by share, those with cluster_c "mean" average over clusters as well.
+    `random_change` is a batch of the whole pool instead."""
     names, counts = np.unique(clusters, return_counts=True)
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])

@@ -94,12 +94,10 @@ class FeatureSet:
 
 
 def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> list[FeatureSet]:
-    """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE.
-
-    `blocks` maps a reader to its (train, test) features; a task without solutions reads their first half. Dense features are
-    projected to the width of the SAEs' retained features too. The reader's own SAE is read with metadata and with shuffled
-    labels as well, all its latents with TF-IDF.
-    """
+    """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE. `blocks` maps a reader to its
+    (train, test) features; a task without solutions reads their first half. Dense features are projected to the width of the
+    SAEs' retained features too. The reader's own SAE is read with metadata and with shuffled labels as well, all its latents with
+    TF-IDF."""
     sides = (task.train, task.test)
     columns = list(range(len(FEATURES))) if task.with_solution else PROMPT_COLUMNS
     lengths = [place for place, column in enumerate(columns) if FEATURES[column].endswith("_characters")]
@@ -169,11 +167,9 @@ def ladder(
     tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = WORKERS,
     only: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows of probe_ladder.csv and of ladder_pairs.csv, of every feature set for every task.
-
-    A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
-    reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
-    """
+    """Rows of probe_ladder.csv and of ladder_pairs.csv, of every feature set for every task. A block is read for the tasks whose
+    samples it all holds. `only` names the feature sets that are wanted; the baseline that reads nothing is always there. Fits are
+    spread over `workers` processes of one thread. Raises ValueError as the probes do."""
     rows, pairs = [], []
     for task in tqdm(tasks, desc="ladder", unit="task"):
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
@@ -342,10 +338,8 @@ def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profil
 
 def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence[Sample], profile: Profile) -> list[pd.DataFrame]:
     """Rows of representation.csv: what each task reads by 240 latents that each rule chose on `training`, in the first store.
-
     `cross_validated` is the metric of out-of-fold predictions on training samples; a rule that reads labels chooses anew in every
-    fold. The default rule is the best of them by it.
-    """
+    fold. The default rule is the best of them by it."""
     ids, found, default = [name for store in stores for name in store.ids], [], None
     place, inside = {name: row for row, name in enumerate(ids)}, {s.id for s in training}
     rules = RULES if all(s.solved for s in training) else tuple(rule for rule in RULES if rule != "gradient")
@@ -374,11 +368,9 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
 
 
 def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
-    """Rows of representation.csv: what the open choices of the representation cost (ours).
-
-    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training
-    samples of the world and, where they lie, of MATH and DeepMath; on the world the prompt alone is read beside both spans.
-    """
+    """Rows of representation.csv: what the open choices of the representation cost (ours). The paper keeps 240 latents and reads
+    prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of the world and, where they lie,
+    of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
     splits = {name: load_split(world, name) for name in ("labelled", "test")}
     tasks = {task.target: task for task in split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]

@@ -103,10 +103,8 @@ def load_vectors(files: Sequence[Path]) -> Tensor:
 
 
 def run_reader(step: str) -> int:
-    """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks.
-
-    Raises ArtifactError without `SAERL_DATA_DIR` or the model.
-    """
+    """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks. Raises
+    ArtifactError without `SAERL_DATA_DIR` or the model."""
     {"sae": rebuild_sae, "variants": train_variants, "blocks": compare_blocks}[step](get_profile("laptop"))
     return 0
 
@@ -128,10 +126,8 @@ def rebuild_sae(profile: Profile) -> None:
 
 
 def train_variants(profile: Profile) -> None:
-    """Train what stands beside the shipped SAE, each a folder that the ladder reads, and write the curve over k.
-
-    Finished ones are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k.
-    """
+    """Train what stands beside the shipped SAE, each a folder that the ladder reads, and write the curve over k. Finished ones
+    are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k."""
     todo = {name: path for name in TRAININGS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
     _, vectors = corpus_vectors(profile) if todo else (0, torch.empty(0))
     for name, path in todo.items():
@@ -189,9 +185,7 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
 
 def curve_table(profile: Profile) -> pd.DataFrame:
     """Rows of sae_curve.csv: explained variance and probes against k, for the SAE, one as drawn, and k principal directions.
-
-    Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus.
-    """
+    Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus."""
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
     trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
     saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, encoder.sae.cfg.d_in) for k, name in sorted(trained.items())}
@@ -223,10 +217,8 @@ def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: 
 
 
 def projections(dense: np.ndarray, mean: Tensor, pca: Mapping[int, Tensor]) -> dict[str, np.ndarray]:
-    """`pca#k` -> [N, 2 k], from dense pooled features [N, 4 D]: the projection of the prompt's mean state, twice.
-
-    The projection of a mean is the mean of the projections.
-    """
+    """`pca#k` -> [N, 2 k], from dense pooled features [N, 4 D]: the projection of the prompt's mean state, twice. The projection
+    of a mean is the mean of the projections."""
     found = {f"pca#{k}": (dense[:, : len(mean)] - mean.numpy()) @ basis.numpy() for k, basis in pca.items()}
     return {name: np.concatenate([x, x], axis=1) for name, x in found.items()}
 
@@ -262,10 +254,8 @@ FOLDS = 5
 
 
 def compare_blocks(profile: Profile) -> None:
-    """Rows of reader_blocks.csv: what the dense token means of each block read, cross-validated on training labels alone.
-
-    The cheapest block is chosen that is within the paired 95 % interval of the best on every task.
-    """
+    """Rows of reader_blocks.csv: what the dense token means of each block read, cross-validated on training labels alone. The
+    cheapest block is chosen that is within the paired 95 % interval of the best on every task."""
     splits = {"math_train": math_splits, "deepmath_18k": lambda *given: probe_splits(*given)["deepmath_18k"]}
     rows = []
     for name, split in splits.items():

@@ -108,11 +108,8 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
 
 
 def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
-    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool.
-
-    The pool has the paper's proportions; the first rows by hash train the probe, the next ones of the other source place
-    thresholds.
-    """
+    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
+    the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
     target, other = (data.rows(hash_order(data)) for data in (target, other))
     train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
@@ -158,11 +155,8 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
-    """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store.
-
-    z is [N, 4 S] for an SAE and [N, 4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S];
-    its solution metadata are NaN.
-    """
+    """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store. z is [N, 4 S] for an SAE and [N,
+    4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S]; its solution metadata are NaN."""
     store = Store(group.stage(profile).path("store"))
     rows = places_of(part.ids, store.ids)
     found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
@@ -228,11 +222,9 @@ def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -
 def clustered_features(
     tables: Mapping[str, FeatureTable], part: RealPart, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured.
-
-    The SAE's features, those of its controls, metadata alone, and the columns that a probe of level or subject uses: such a probe
-    is fitted on one half by hash, and agreement is measured on the other.
-    """
+    """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured. The SAE's features, those of its
+    controls, metadata alone, and the columns that a probe of level or subject uses: such a probe is fitted on one half by hash,
+    and agreement is measured on the other."""
     everything = np.arange(len(part.data))
     found = {name: (tables[name].complete().phi, everything) for name in (MAIN, UNTRAINED_SAE, DENSE)}
     found["metadata"] = (tables[MAIN].complete().metadata, everything)
@@ -244,12 +236,10 @@ def clustered_features(
 
 
 def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
-    """Tables real_clusters and real_cluster_examples.
-
-    real_clusters: agreement with subject and level by features, its controls, and stability over seeds. `ari_kmeans_seeds`
-    compares clusters with clusters: value, ci_low and ci_high are mean, least and largest over all pairs. The paper's values are
-    of its own leaf topics. real_cluster_examples: the three questions nearest to each centroid.
-    """
+    """Tables real_clusters and real_cluster_examples. real_clusters: agreement with subject and level by features, its controls,
+    and stability over seeds. `ari_kmeans_seeds` compares clusters with clusters: value, ci_low and ci_high are mean, least and
+    largest over all pairs. The paper's values are of its own leaf topics. real_cluster_examples: the three questions nearest to
+    each centroid."""
     config, seed, rows, shown = profile.properties, profile.seed, [], []
     subject, level = part.data.labels["subject"], part.data.labels["level"]
     rated, paper = np.isfinite(level), dict(zip(Agreement._fields, PAPER_AGREEMENT, strict=True))
@@ -335,11 +325,9 @@ def source_features(
 def filter_study(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, profile: Profile
 ) -> dict[str, pd.DataFrame]:
-    """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv).
-
-    One probe a feature set, trained on the rows `train`; thresholds are percentiles of the other source's rows `held_out`.
-    real_separation adds the paper's values. The paper's purity and recall stand in the rows of `sae`.
-    """
+    """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv). One probe a
+    feature set, trained on the rows `train`; thresholds are percentiles of the other source's rows `held_out`. real_separation
+    adds the paper's values. The paper's purity and recall stand in the rows of `sae`."""
     train, held_out, pool = (part.where(role) for role in ("train", "held_out", "pool"))
     is_target, seed = part.source == FILES["sources"][0], sub_seed(profile.seed, "real-filter")
     features = source_features(part, tables, plain, train)
@@ -360,10 +348,8 @@ def filter_study(
 
 
 def paper_probe(part: RealPart, table: FeatureTable, z: np.ndarray, seed: int) -> np.ndarray:
-    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target.
-
-    `table` holds the features of the part `sources`, z [M, D] the same latents of the other questions.
-    """
+    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target. `table` holds the
+    features of the part `sources`, z [M, D] the same latents of the other questions."""
     train = part.where("train")
     return -flaws.sgd_scores(table.z[train], part.source[train] == FILES["sources"][0], z, sub_seed(seed, "real-filter"))
 
@@ -409,10 +395,8 @@ TABLES = (
 
 
 def real_study_stage(profile: Profile) -> Stage:
-    """One Parquet file a name of `TABLES`; features come from the stores of the ladder.
-
-    Raises ArtifactError without `SAERL_DATA_DIR`.
-    """
+    """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
+    `SAERL_DATA_DIR`."""
     parts, groups = real_parts(profile.ladder), real_groups(profile)
     stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
     plain = plain_part(parts["sources"])

@@ -161,11 +161,9 @@ def nearest(predicted: Floats, count: int, rng: np.random.Generator) -> np.ndarr
 def stream(
     kernel: np.ndarray | None, rates: Floats, share: float, seed: int, known: Floats | None = None
 ) -> tuple[np.ndarray, float]:
-    """Rows taken in one pass over the prompts in a random order, and the Spearman of predictions with rates at that time.
-
-    Of every STEP / `share` prompts (fewer of a short stream), the STEP nearest to one half are taken, by `known` predictions [N]
-    or by a ridge on the rewards of the prompts taken before; the first ones are taken at random.
-    """
+    """Rows taken in one pass over the prompts in a random order, and the Spearman of predictions with rates at that time. Of
+    every STEP / `share` prompts (fewer of a short stream), the STEP nearest to one half are taken, by `known` predictions [N] or
+    by a ridge on the rewards of the prompts taken before; the first ones are taken at random."""
     rng, step = np.random.default_rng(seed), max(1, min(STEP, len(rates) // 16))
     size = round(step / share)
     order, attempts = rng.permutation(len(rates)), rng.binomial(ROLLOUTS, rates) / ROLLOUTS
@@ -196,10 +194,8 @@ def streams(kernel: np.ndarray | None, rates: Floats, share: float, seed: int, k
 
 
 def simulated(rates: Floats, rho: float, seed: int) -> Floats:
-    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula).
-
-    What a score expects is learned from another draw of the scores: on its own draw even noise would seem to know something.
-    """
+    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula). What a score
+    expects is learned from another draw of the scores: on its own draw even noise would seem to know something."""
     rng = np.random.default_rng(seed)
     own = norm.ppf((rankdata(rates + 1e-9 * rng.random(len(rates))) - 0.5) / len(rates))
     first, second = rho * own + np.sqrt(1 - rho**2) * rng.standard_normal((2, len(rates)))
@@ -216,12 +212,10 @@ def screened(choice: Choice, rates: Floats, rollouts: int) -> Choice:
 
 
 def history(kernel: np.ndarray | None, successes: NDArray[np.int64], own: int, share: float, seed: int) -> Choice:
-    """The choice for one epoch of a record [N, epochs] of successes in `ROLLOUTS`, from `own` earlier rollouts of each prompt.
-
-    A Beta prior whose mean is a ridge prediction out of fold from the other prompts' first epoch (without features: their
-    mean), and whose weight has the largest likelihood; then the prompt's own counts. A part of an epoch is a random part of
-    its rollouts.
-    """
+    """The choice for one epoch of a record [N, epochs] of successes in `ROLLOUTS`, from `own` earlier rollouts of each prompt. A
+    Beta prior whose mean is a ridge prediction out of fold from the other prompts' first epoch (without features: their mean),
+    and whose weight has the largest likelihood; then the prompt's own counts. A part of an epoch is a random part of its
+    rollouts."""
     epoch, everyone = max(1, -(-own // ROLLOUTS)), np.arange(len(successes))
     first, taught = successes[:, 0] / ROLLOUTS, (successes[:, epoch] % ROLLOUTS > 0).astype(float)
     taken, correlations = np.zeros((RUNS, len(first)), dtype=bool), []

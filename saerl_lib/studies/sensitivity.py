@@ -21,11 +21,12 @@ from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig,
 from saerl_lib.data.sample import load_split
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
-from saerl_lib.plan.orders import build_plan
+from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import with_clusters
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf, texts_of
-from saerl_lib.properties.scorer import load_scorer, sequence_words
+from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
+from saerl_lib.properties.scorer import load_scorer
 from saerl_lib.report.statistics import Interval, percentile_interval
 from saerl_lib.report.tables import rows_of
 
@@ -53,10 +54,9 @@ def plan_sensitivity(
     plan: Callable[..., BatchPlan], phi: np.ndarray, profile: Profile, seed_clusters: Sequence[Clusters]
 ) -> pd.DataFrame:
     """Rows of `plan_sensitivity.csv`: share of kept samples that move by more than a tenth of the run, mean shift in steps.
-
     `plan` makes the plan with other clusters, tau_sh or plan settings (`config`), the profile's own where none is given; phi is
-    that of the kept samples. `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a setting.
-    """
+    that of the kept samples. `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a
+    setting."""
     properties, config, seed = profile.properties, profile.plan, profile.seed
     b, h = config.prompts_per_step, config.swapped_per_batch
     settings: dict[str, tuple[str, Sequence[Any]]] = {
@@ -112,8 +112,8 @@ def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, se
     drawn = []
     for _ in range(samples):
         row, index = predicted[rng.integers(len(predicted))], rng.integers(0, len(truth), len(truth))
-        drawn.append(correlation("spearman", row[index], truth[index]))
-    return percentile_interval(np.mean([correlation("spearman", row, truth) for row in predicted]), drawn)
+        drawn.append(metric("rank", row[index], truth[index]))
+    return percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
 
 
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
@@ -125,15 +125,12 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
         labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
         pool, config, seed, scorer = table["pool"], profile.properties, profile.seed, load_scorer(difficulty)
         own, model = scorer.clusters, scorer.difficulty
-        kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
-        rows = np.flatnonzero(kept.to_numpy(dtype=bool))
-        ids, phi, lengths = np.array(pool.ids)[rows], pool.phi[rows], sequence_words(pool.metadata)[rows]
+        kept = kept_pool(difficulty, quality)
+        ids, lengths, phi = kept["sample_id"], kept["length"].to_numpy(), pool.phi[places_of(kept["sample_id"], pool.ids)]
 
         def plan(clusters: Clusters = own, tau: float | None = None, config: PlanConfig = profile.plan) -> BatchPlan:
-            fitted = model
-            if clusters is not own or tau is not None:
-                assigned = clusters.assign(table["labelled"].phi).label
-                fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
+            assigned = clusters.assign(table["labelled"].phi).label
+            fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
             label = clusters.assign(phi).label
             scores = fitted.predict(phi, label)
             return build_plan(ids, label, scores["ranking"].to_numpy(), scores["raw"].to_numpy(), lengths, config)
