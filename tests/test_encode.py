@@ -22,7 +22,17 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import pool
-from saerl_lib.encode.models import open_decoder, run_fetch, token_vectors, truncate
+from saerl_lib.encode.models import (
+    SEPARATOR,
+    Layout,
+    open_decoder,
+    pack,
+    run_fetch,
+    sample_spans,
+    token_batches,
+    token_vectors,
+    truncate,
+)
 from saerl_lib.encode.pool import GROUP, Encoder, Triples, find_all, pool_dense, pool_triples, token_table, topk_entries
 from saerl_lib.encode.sae import (
     START,
@@ -45,7 +55,6 @@ from saerl_lib.encode.store import (
     shard_path,
     write_shard,
 )
-from saerl_lib.encode.tokens import SEPARATOR, Layout, pack, sample_spans, token_batches
 from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.train.policy import load_policy

@@ -24,10 +24,9 @@ from saerl_lib.artifacts import ArtifactError, file_sha256
 from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode import parts
-from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.models import open_reader, sample_spans
 from saerl_lib.encode.parts import LOCK, encode, open_encoded
 from saerl_lib.encode.store import load_features
-from saerl_lib.encode.tokens import sample_spans
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
 from tests.stand_ins import untrained_sae

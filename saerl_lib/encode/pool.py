@@ -20,8 +20,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import CutModel, states_of
-from saerl_lib.encode.tokens import Layout, TokenBatch, token_batches
+from saerl_lib.encode.models import CutModel, Layout, TokenBatch, states_of, token_batches
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 """Entries of the dense [tokens, F] array of one chunk; 8 MiB in float32 stay in a CPU's cache until they are read again."""

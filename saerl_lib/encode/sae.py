@@ -27,8 +27,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import UNTRAINED, token_vectors
-from saerl_lib.encode.tokens import sample_spans
+from saerl_lib.encode.models import UNTRAINED, sample_spans, token_vectors
 
 if TYPE_CHECKING:
     from saerl_lib.encode.pool import Encoder

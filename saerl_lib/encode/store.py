@@ -32,8 +32,8 @@ from transformers import PreTrainedModel
 
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
+from saerl_lib.encode.models import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 from saerl_lib.encode.pool import Encoder, Pooled, find_all, pool_batch
-from saerl_lib.encode.tokens import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 
 MAIN, DENSE = "sae", "dense"
 """Names of the reader's own SAE and of the activations themselves in a shard."""

@@ -30,9 +30,8 @@ from saerl_lib.config import ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
-from saerl_lib.encode.models import CutModel, identity, open_decoder
+from saerl_lib.encode.models import CutModel, TokenBatch, identity, open_decoder
 from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, load_sae, measure_sae
-from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
 EXPANSION = 64

@@ -26,11 +26,10 @@ from scipy import stats
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.models import open_reader, token_batches
 from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
-from saerl_lib.encode.tokens import token_batches
 from saerl_lib.properties.clusters import Assignment, topic_entropy
 from saerl_lib.properties.scorer import side_words
 from saerl_lib.report.statistics import percentile_interval

@@ -31,9 +31,8 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import open_causal
+from saerl_lib.encode.models import measure_surprise, open_causal
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled, texts_of
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer

@@ -27,11 +27,10 @@ from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
-from saerl_lib.encode.models import open_causal, open_reader
+from saerl_lib.encode.models import measure_surprise, open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
-from saerl_lib.encode.tokens import measure_surprise
 from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import Agreement, Assignment, agreement, pool_clusters, seed_fits, stability_row
