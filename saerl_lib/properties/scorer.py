@@ -165,13 +165,8 @@ def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
 
 
 def side_words(metadata: np.ndarray) -> dict[str, np.ndarray]:
-    """prompt_words and solution_words of N samples, [N] each."""
+    """prompt_words and solution_words of N samples, [N] each; their sum is the length that the tail swap compares."""
     return {name: metadata[:, FEATURES.index(name)] for name in ("prompt_words", "solution_words")}
-
-
-def sequence_words(metadata: np.ndarray) -> np.ndarray:
-    """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
-    return sum(side_words(metadata).values())
 
 
 def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
@@ -203,7 +198,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
         save_scorer(scorer, folder / "scorer.safetensors")
-        frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
+        frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
         held_out, truth = scorer.score(test), difficulties(data, "test")
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]

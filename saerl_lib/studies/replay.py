@@ -298,17 +298,14 @@ def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
         choice, whole = row.choice, row.form != "screening"
         boot = functools.partial(bootstrap_runs, n=choice.taken.shape[1], runs=len(choice.taken), samples=samples, seed=seed)
         best = first.get((row.record, row.form, row.share, row.own_rollouts), choice)
-        lead = boot(functools.partial(saved_more, best, choice)) if whole and best is not choice else nothing
+        lead = nothing
+        if whole and best is not choice:
+            lead = boot(lambda rows, run, a=best, b=choice: a.saved(rows, run) - b.saved(rows, run))
         teaching = boot(choice.teaching)
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
                       *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
     return rows_of("replay", found)
-
-
-def saved_more(first: Choice, second: Choice, rows: np.ndarray, run: int) -> float:
-    """What the first choice saves beyond the second, on some rows of a run."""
-    return first.saved(rows, run) - second.saved(rows, run)
 
 
 def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> list[Row]:
