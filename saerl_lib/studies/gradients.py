@@ -273,7 +273,7 @@ def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) ->
 
 
 def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Minimiser of - rho a + rho^2 c on [0, 1]."""
+    """Minimiser of - rho a + rho^2 c on [0, 1]; its better end where the estimate c is not positive (ours)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(a / (2 * c), 0, 1)
     found = np.where(c > 0, inside, (a > c).astype(float))

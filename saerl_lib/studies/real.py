@@ -330,7 +330,7 @@ def filter_study(
     train, held_out, pool = (part.where(role) for role in ("train", "held_out", "pool"))
     is_target, seed = part.source == FILES["sources"][0], sub_seed(profile.seed, "real-filter")
     features = source_features(part, tables, plain, train)
-    ids, rules = [part.ids[i] for i in pool], paper_share_k(len(pool))
+    ids, rules = np.array(part.ids)[pool], paper_share_k(len(pool))
     weights = bootstrap_weights(len(pool), profile.properties.bootstrap_samples, seed)
     rows, separation = [], []
     for name, x in {**features, "sae_shuffled_labels": features["sae"]}.items():
