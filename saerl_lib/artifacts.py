@@ -247,13 +247,14 @@ def get_or_compute(
     profile: Profile,
     name: str,
     config: Mapping[str, Any],
-    compute: Callable[[Path], None],
+    compute: Callable[[Path], Mapping[str, Any] | None],
     inputs: tuple[Stage, ...] = (),
 ) -> Stage:
     """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
 
-    `compute(folder)` writes all outputs into `folder`; its module and all that this imports are part of the key. Raises
-    ArtifactError when the disk is full or not writable; an exception of `compute` propagates and leaves no folder behind.
+    `compute(folder)` writes all outputs into `folder`, or returns tables, name -> frame, that become `<name>.parquet`; its module
+    and all that this imports are part of the key. Raises ArtifactError when the disk is full or not writable; an exception of
+    `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
     settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
@@ -267,7 +268,8 @@ def get_or_compute(
     threads = torch.get_num_threads() if torch else 0
     try:
         with whole_folder(folder) as partial:
-            compute(partial)
+            for table, frame in (compute(partial) or {}).items():
+                frame.to_parquet(partial / f"{table}.parquet", index=False)
             files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MANIFEST)
             if not files:
                 raise ArtifactError(f"stage {name} wrote no output into {partial}")

@@ -32,18 +32,17 @@ from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
-from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of
 from saerl_lib.plan.export import export_plan, open_export
 from saerl_lib.plan.orders import order_pool, projection_2d, random_order
 from saerl_lib.properties.clusters import Clusters, pool_clusters
-from saerl_lib.properties.probes import correlation, fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, metric
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
@@ -394,7 +393,7 @@ def fit_difficulty(
     compared = (scores["raw"].to_numpy()[known], found.lengths[known])
 
     def rho(rows: np.ndarray | slice) -> tuple[float, float]:
-        own, by_length = (correlation("spearman", x[rows], labels[known][rows]) for x in compared)
+        own, by_length = (metric("rank", x[rows], labels[known][rows]) for x in compared)
         return own, abs(by_length)
 
     gain = bootstrap_interval(lambda rows: float(np.subtract(*rho(rows))), len(known), RESAMPLES, sub_seed(seed, "gain"))

@@ -66,9 +66,8 @@ def planted(seed: int, n: int = 120, gap: float = 2.0) -> tuple[GradientGram, np
 
 def table_of(gram: GradientGram, label: np.ndarray) -> dict[str, float]:
     labels = {"cluster": label, "leaf topic": np.arange(len(label)) % 3}
-    distance = np.abs(np.subtract.outer(label, label)).astype(float)
-    table = coherence_table(gram, labels, {"z": distance}, 3, 8, 50, 0)
-    rows = table[(table["grouping"] == "cluster") & (table["level"] == "batch")]
+    table = coherence_table(gram, labels, 8, 50, 0)
+    rows = table[table["grouping"] == "cluster"]
     return dict(zip(rows["relation"], rows["value"], strict=True))
 
 

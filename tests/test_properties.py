@@ -13,7 +13,7 @@ from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig
 from saerl_lib.properties import clusters, difficulty, quality
 from saerl_lib.properties.clusters import Clusters
-from saerl_lib.properties.probes import correlation
+from saerl_lib.properties.probes import metric
 from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources, save_scorer
 
 
@@ -67,12 +67,6 @@ def test_agreement_and_entropy_by_hand() -> None:
     assert clusters.agreement(labels, topics).purity == 0.8
     assert clusters.topic_entropy(["a", "a", "b", "b"]) == 1.0
     assert clusters.topic_entropy(["a", "a"]) == 0.0
-    rows = clusters.cluster_topics(labels, topics)
-    assert rows.to_numpy().tolist() == [[0, "a", 2], [0, "b", 1], [1, "b", 2]]
-    summary = clusters.topic_summary(labels, topics)
-    assert summary["top_topic"].tolist() == ["a", "b"]
-    assert summary["top_share"].tolist() == [pytest.approx(2 / 3), 1.0]
-    assert summary["topic_entropy_bits"].tolist() == [pytest.approx(0.9183, abs=1e-4), 0.0]
 
 
 def test_tiny_clusters_are_merged_and_counted() -> None:
@@ -161,15 +155,13 @@ def test_classifier_separates_sources_and_repeats() -> None:
     test_z, test_target = sources(400, 3.0, 1)
     scores = fitted.score(test_z)
     assert scores.min() > 0.0 and scores.max() < 1.0
-    names = {"n_train": 400, "dataset": "toy", "features": "sae", "config": PropertyConfig(bootstrap_samples=100), "seed": 0}
-    auc, precision = quality.source_separation(scores, test_target, **names)
+    auc, precision = quality.separation_table(scores, test_target, 100, 0).itertuples()
     assert (auc.metric, precision.metric) == ("roc_auc", "average_precision")
     assert precision.value > 0.95 < auc.ci_low < auc.value < auc.ci_high
     for seed in (0, 1):
         assert np.array_equal(scores, quality.fit_source_classifier(z, is_target, seed).score(test_z)) == (seed == 0)
-    auc, precision = quality.source_separation(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]), **names)
-    assert auc.value == 0.75, "3 of 4 pairs in the right order"
-    assert precision.value == pytest.approx((1 / 1 + 2 / 3) / 2)
+    few = quality.separation_table(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]), 20, 0)
+    assert few["value"].tolist() == [0.75, pytest.approx((1 / 1 + 2 / 3) / 2)], "3 of 4 pairs in the right order"
 
 
 def test_filter_table_by_hand() -> None:
@@ -229,7 +221,7 @@ def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray])
     scorer, pool, truth = fitted
     table = scorer.score(pool)
     assert table.columns.tolist() == COLUMNS and table["sample_id"].tolist() == pool.ids
-    assert correlation("spearman", table["ranking"].to_numpy(), truth) > 0.9
+    assert metric("rank", table["ranking"].to_numpy(), truth) > 0.9
     assert table["cluster"].value_counts().is_monotonic_decreasing and table["kept"].all()
     inside = np.abs(table["ranking"] - truth) <= table["half_width"]
     assert 0.85 < inside.mean() <= 1.0, "nominal 95 %"
@@ -260,10 +252,10 @@ def test_no_row_is_scored_by_a_model_that_saw_its_label() -> None:
     rated = Rated([wide.ids[i] for i in known], wide.z[known], noise[known] > 0)
     scorer = fit_scorer(wide, rows(wide, known), noise[known], rated, CONFIG, 0)
     table = scorer.score(wide).iloc[known]
-    assert correlation("spearman", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
+    assert metric("rank", scorer.difficulty.predictor.predict(wide.phi[known]), noise[known]) > 0.3
     np.testing.assert_array_equal(table["raw"], scorer.difficulty.out_of_fold.raw)
     seen = scorer.quality.score(wide.z[known])
-    assert correlation("spearman", seen, noise[known]) > 0.5 > 0.3 > correlation("spearman", table["quality"], noise[known])
+    assert metric("rank", seen, noise[known]) > 0.5 > 0.3 > metric("rank", table["quality"], noise[known])
 
 
 PHI, BROKEN, FIXED = blobs()[0], blobs()[0], Clusters(np.zeros(2), np.ones(2), np.zeros((1, 2)))

@@ -11,7 +11,8 @@ import pytest
 from saerl_lib import paths
 from saerl_lib.cli import parse
 from saerl_lib.notebooks import UserError
-from saerl_lib.report.tables import BLOCKS, read_table, write_documents
+from saerl_lib.report.reproduction import BLOCKS, write_documents
+from saerl_lib.report.tables import read_table
 
 DOCUMENTS = {p: p.read_text(encoding="utf-8") for p in (paths.ROOT / "README.md", *sorted((paths.ROOT / "docs").glob("*.md")))}
 README = DOCUMENTS[paths.ROOT / "README.md"]

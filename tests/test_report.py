@@ -14,18 +14,16 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import claims, figures, plots, tables
+from saerl_lib.report import claims, figures, plots, reproduction
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
-
-SETS = ("easy_a", "hard", "hardest")
 
 
 def frame(name: str, rows: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 
 
-def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
+def sample_tables() -> dict[str, pd.DataFrame]:
     """The tables whose numbers the tests work out by hand."""
     nan = float("nan")
     gates = [
@@ -51,33 +49,8 @@ def sample_tables(seeds: int = 2) -> dict[str, pd.DataFrame]:
               for i, share in enumerate(shares)]  # fmt: skip
     diversity = [("random", 0, "pca2", 1.4, 1.3, 1.5, 4), ("saerl_before_mixing", 0, "pca2", 1.0, 0.9, 1.1, 4),
                  ("saerl", 1, "pca2", 1.5, 1.4, 1.6, 4), ("saerl", 2, "pca2", 1.7, 1.6, 1.8, 4)]  # fmt: skip
-    gain = {"grpo": 0.0, "saerl": 0.02}
-    curves = []
-    for arm, g in gain.items():
-        for seed in range(seeds):
-            noise = 0.002 * seed * (arm == "saerl")
-            for step in (0, 2, 4):
-                for name in SETS:
-                    value = 0.4 + step / 20 + (g + noise) * (step > 0)
-                    curves.append((arm, seed, step, name, "avg_at_k", value, 8, 2))
-                    if name == "hardest":
-                        curves.append((arm, seed, step, name, "pass_at_k", value + 0.1 + g * (step > 0), 8, 2))
-                    if step == 4:
-                        curves.append((arm, seed, step, name, "avg_at_k", value + g, 20, 8))
-                curves.append((arm, seed, step, "all", "avg_at_k", 0.4, 24, 2))
-    paired = [(n, "avg_at_k", 2.0, 0.5, 3.5, seeds, 8, 1.1) for n in (*SETS, "all")]
-    steps = [(n, 0.5, a, s, None if (n, a) == ("hard", "grpo") else 2.0) for n in SETS for a in gain for s in range(seeds)]
-    curve = [("explained_variance", f, k, 0.5 + k / 400, nan, nan, 900) for f in ("sae", "pca") for k in (8, 32, 128)]
-    curve += [(q, f, k, 0.6 + k / 900, 0.6, 0.8, 300) for q in ("difficulty", "subject", "difficulty_by_retained")
-              for f in ("sae", "sae_untrained") for k in (8, 32, 128)]  # fmt: skip
-    curve.append(("difficulty", "dense", 0, 0.7, 0.68, 0.72, 300))
-    runs = [(arm, seed, step, "run", step, 256 * step, 384 if step == 10 else 1200, 2400, *(40.0 + seed + step / 10,) * 7,
-             0.4, 0.03, 0.2) for arm in ("grpo", "saerl_grpo") for seed in range(seeds) for step in (0, 10, 20)]  # fmt: skip
-    made = {
-        "study_runs": runs, "sae_curve": curve, "world_gates": gates, "probe_ladder": [*ladder, *real], "filter": kept,
-        "filter_scores": scores,
-        "inbatch_diversity": diversity, "learning_curves": curves, "paired_difference": paired, "steps_to_target": steps,
-    }  # fmt: skip
+    made = {"world_gates": gates, "probe_ladder": [*ladder, *real], "filter": kept, "filter_scores": scores,
+            "inbatch_diversity": diversity}  # fmt: skip
     return {name: frame(name, rows) for name, rows in made.items()}
 
 
@@ -233,11 +206,11 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 
 def test_markdown_tables(data_folder: Path) -> None:
-    text = tables.claims_markdown(claims.build_claims(data_folder))
+    text = reproduction.claims_markdown(claims.build_claims(data_folder))
     topic = "from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
     assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
-    gates = tables.gates_markdown(read_table("world_gates", data_folder))
+    gates = reproduction.gates_markdown(read_table("world_gates", data_folder))
     assert "| guess rate | 0.002 | - | at most 0.01 | yes | 400 |" in gates
     assert "0.9 rho | 0.8 to 0.95 | at most 0.6 | **no** | 300 |" in gates
     assert len({line.count(" | ") for line in gates.splitlines()}) == 1
@@ -246,11 +219,11 @@ def test_markdown_tables(data_folder: Path) -> None:
 def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")
-    assert tables.update_block(readme, "claims", "new\n") is True
+    assert reproduction.update_block(readme, "claims", "new\n") is True
     assert readme.read_text() == "head\n<!-- begin claims -->\nnew\n<!-- end claims -->\ntail\n"
-    assert tables.update_block(readme, "claims", "new") is False
+    assert reproduction.update_block(readme, "claims", "new") is False
     with pytest.raises(ValueError, match="<!-- begin gates -->"):
-        tables.update_block(readme, "gates", "new")
+        reproduction.update_block(readme, "gates", "new")
 
 
 # Claims.

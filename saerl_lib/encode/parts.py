@@ -88,15 +88,12 @@ def encode(
     about: Mapping[str, Any] | None = None,
 ) -> Encoded:  # fmt: skip
     """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last.
-
     `samples` is read once, a few parts at a time. The parts are spread over `workers` processes of this machine (default: one a
     core; one for a GPU), or over the Ray cluster at `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share
-    `folder`. Where this process encodes itself, `opened` gives the reader, by default opened from `spec`.
-
-    Raises DataError for no sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder in use,
-    lost workers or no such cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call that
-    finishes none leaves an earlier result as it was.
-    """
+    `folder`. Where this process encodes itself, `opened` gives the reader, by default opened from `spec`. Raises DataError for no
+    sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder in use, lost workers or no such
+    cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call that finishes none leaves an
+    earlier result as it was."""
     for name, value in (("samples_per_part", samples_per_part), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")

@@ -20,9 +20,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import CutModel, states_of
-from saerl_lib.encode.sae import topk_entries
-from saerl_lib.encode.tokens import Layout, TokenBatch, token_batches
+from saerl_lib.encode.models import CutModel, Layout, TokenBatch, states_of, token_batches
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 """Entries of the dense [tokens, F] array of one chunk; 8 MiB in float32 stay in a CPU's cache until they are read again."""
@@ -77,6 +75,32 @@ def find_all(sae: SAE, vectors: Tensor) -> Triples:
     return Triples(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
 
 
+GROUP = 128
+"""Columns of a group in the search for the k largest of a wide row."""
+
+
+def topk_entries(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positive entries among the k largest of each row of [n, F], as (row, column, value), by ascending row.
+
+    Those of a wide row lie in the k groups of columns with the largest maxima, so that it is read once; sizes do not depend on
+    the values, so a GPU need not wait for them.
+
+    >>> [v.tolist() for v in topk_entries(torch.tensor([[3.0, -1.0, 2.0, 1.0]]), 2)]
+    [[0, 0], [0, 2], [3.0, 2.0]]
+    """
+    n, width = hidden.shape
+    if width % GROUP or width // GROUP < 2 * k:
+        values, columns = hidden.topk(k, dim=1)
+    else:
+        groups = hidden.view(n, width // GROUP, GROUP)
+        best = groups.amax(dim=2).topk(k, dim=1, sorted=False).indices
+        near = groups.gather(1, best.unsqueeze(2).expand(-1, -1, GROUP)).flatten(1)
+        values, place = near.topk(k, dim=1, sorted=False)
+        columns = best.gather(1, place // GROUP) * GROUP + place % GROUP
+    keep = values > 0
+    return keep.nonzero()[:, 0], columns[keep], values[keep]
+
+
 BLOCKS = ("prompt_mean", "prompt_max", "solution_mean", "solution_max")
 """Blocks of z, in order."""
 
@@ -116,37 +140,19 @@ class Pooled:
     """Largest activation in the span, [nnz]."""
 
 
+@torch.inference_mode()
 def pool_triples(found: Triples, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
-    """Reduce triples by group: token t belongs to `group[t]` = 2 * row + span, which has `group_tokens[group]` tokens.
+    """Reduce triples by group, where they lie: token t belongs to `group[t]` = 2 * row + span of `group_tokens[group]` tokens.
 
     >>> found = Triples(torch.tensor([0, 1, 1]), torch.tensor([7, 3, 7]), torch.tensor([2.0, 1.0, 4.0]))
     >>> pooled = pool_triples(found, np.array([0, 0]), np.array([2, 0]), width=8)
     >>> pooled.latent.tolist(), pooled.mean.tolist(), pooled.peak.tolist()
     ([3, 7], [0.5, 3.0], [1.0, 4.0])
     """
-    token, latent, value = found.token.cpu().numpy(), found.latent.cpu().numpy(), found.value.float().cpu().numpy()
-    key = group[token] * width + latent
-    order = np.argsort(key, kind="stable")
-    key, value = key[order], value[order]
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    if not len(starts):
-        empty = np.empty(0, dtype=np.int64)
-        return Pooled(empty, empty, empty, np.empty(0, np.float32), np.empty(0, np.float32))
-    groups, latent = np.divmod(key[starts], width)
-    total = np.add.reduceat(value.astype(np.float64), starts)
-    mean = (total / group_tokens[groups]).astype(np.float32)
-    return Pooled(groups // 2, groups % 2, latent, mean, np.maximum.reduceat(value, starts))
-
-
-@torch.inference_mode()
-def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArray[np.int64], width: int) -> Pooled:
-    """`pool_triples` where the triples lie: what is copied to the host is one entry a (span, latent), not one a token."""
     groups = torch.from_numpy(group).to(found.token.device)
     key, order = (groups[found.token] * width + found.latent).sort(stable=True)
     value = found.value[order].float()
     key, lengths = torch.unique_consecutive(key, return_counts=True)
-    if not len(key):
-        return pool_triples(found, group, group_tokens, width)
     place = torch.div(key, width, rounding_mode="floor")
     total = torch.segment_reduce(value.double(), "sum", lengths=lengths, unsafe=True)
     mean = (total / torch.from_numpy(group_tokens).to(place.device)[place]).float()
@@ -157,8 +163,7 @@ def pool_on_device(found: Triples, group: NDArray[np.int64], group_tokens: NDArr
 
 def pool_vectors(sae: SAE, vectors: Tensor, group: NDArray[np.int64], group_tokens: NDArray[np.int64]) -> Pooled:
     """Pooled latents of vectors [n, D] by group, as `pool_triples`."""
-    pool = pool_triples if vectors.device.type == "cpu" else pool_on_device
-    return pool(find_all(sae, vectors), group, group_tokens, sae.cfg.d_sae)
+    return pool_triples(find_all(sae, vectors), group, group_tokens, sae.cfg.d_sae)
 
 
 def pool_dense(vectors: NDArray[np.float32], group: NDArray[np.int64], rows: int) -> NDArray[np.float32]:

@@ -21,12 +21,11 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import identity, open_causal, open_reader
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, save_features
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, metadata_features, save_features
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are read where the data stage holds them; evaluation sets never are."""
@@ -47,13 +46,13 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
     """sae_quality.parquet: rows of sae_quality.csv, the SAE on the first samples of L and of the test split. Raises SAEGateError
     for an SAE that explains less of L than the mean vector does: it is of another model or block."""
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         encoder = open_reader(profile.reader)
         rows = []
         for name in ("labelled", "test"):
             rows += _quality_rows(name, load_split(data, name), encoder, profile.reader)
         columns = ["encoder", "quantity", "value", "low", "high", "met", "n_tokens"]
-        pd.DataFrame(rows, columns=columns).to_parquet(folder / "sae_quality.parquet", index=False)
+        return {"sae_quality": pd.DataFrame(rows, columns=columns)}
 
     return get_or_compute(profile, "reader", identity(profile.reader), compute, (data,))
 

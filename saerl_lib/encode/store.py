@@ -1,16 +1,18 @@
-"""Pooled statistics of all latents on disk, the retained set chosen from them, and the feature table.
+"""Pooled statistics of all latents on disk, the retained set chosen from them, metadata, and the feature table of both.
 
 A store is a folder of shards. A shard is one safetensors file with the entries of a few thousand samples in CSR form over the
 combined index (span, latent), once for every SAE that read them: row pointers [n + 1], column = span * F + latent, mean and
 peak; with them the lengths and, if wanted, the pooled activations. Zeros are not stored. Ids and what the shard was made from
 stand in the file's header. The paper keeps 240 latents and does not say which; every rule here scores each latent on training
-samples alone.
+samples alone. It names three kinds of shallow metadata m (sections 3.1 and B.1); the list of 26 is ours.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +32,8 @@ from transformers import PreTrainedModel
 
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.metadata import PROMPT_COLUMNS
+from saerl_lib.encode.models import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 from saerl_lib.encode.pool import Encoder, Pooled, find_all, pool_batch
-from saerl_lib.encode.tokens import Layout, TokenBatch, pack, pad, sample_spans, token_batches
 
 MAIN, DENSE = "sae", "dense"
 """Names of the reader's own SAE and of the activations themselves in a shard."""
@@ -212,13 +213,11 @@ def choose_retained(
     store: Store, count: int, *, rule: str = RULES[0], labels: NDArray[np.float64] | None = None,
     influence: Callable[[], NDArray[np.float64]] | None = None, seed: int = 0, rows: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all).
-
-    variance: the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova:
-    largest F statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest
-    `influence()` [F]. random: a seeded draw among the latents that fire.
-    Raises ValueError for an unknown rule, missing labels or influence, or a count outside 1..F.
-    """
+    """Ascending indices of `count` retained latents, chosen from the samples of `rows` [N] of a store (default: all). variance:
+    the latents whose mean activation, as a square root, varies most over the samples, both spans added up. anova: largest F
+    statistic of the peak with `labels`. elastic_net: largest coefficients on all blocks. gradient: largest `influence()` [F].
+    random: a seeded draw among the latents that fire. Raises ValueError for an unknown rule, missing labels or influence, or a
+    count outside 1..F."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} does not exist; choose one of {', '.join(RULES)}")
     if not 1 <= count <= store.width:
@@ -242,6 +241,80 @@ def choose_retained(
     fires = blocks.getnnz(axis=0).reshape(4, width).any(axis=0)
     order = np.lexsort((np.arange(width), -score, ~fires))  # ties to the lower number, silent latents last
     return np.sort(order[:count]).astype(np.int64)
+
+
+TEX = r"\\[a-zA-Z]+|[${}^_]"
+
+
+def _share(pattern: str) -> Callable[[str], float]:
+    return lambda text: len(re.findall(pattern, text)) / max(1, len(text))
+
+
+def _count(pattern: str) -> Callable[[str], float]:
+    return lambda text: float(len(re.findall(pattern, text)))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(v[:15]) for v in re.findall(r"\d+", text)]
+
+
+def _log_mean(text: str) -> float:
+    values = _numbers(text)
+    return math.log10(1 + sum(values) / max(1, len(values)))
+
+
+def _distinct_words(text: str) -> float:
+    words = re.findall(r"\w+", text.lower())
+    return len(set(words)) / max(1, len(words))
+
+
+_BOTH: dict[str, tuple[Callable[[str], float], str]] = {
+    "characters": (lambda text: float(len(text)), "number of characters"),
+    "words": (_count(r"\S+"), "number of runs without white space"),
+    "numbers": (_count(r"\d+"), "number of digit runs"),
+    "digit_ratio": (_share(r"\d"), "digits / characters"),
+    "tex_ratio": (_share(TEX), r"TeX commands and the signs $ { } ^ _ / characters"),
+    "operators": (_count(r"[-+*/%:]"), "number of the signs - + * / % :"),
+    "punctuation_ratio": (_share(r"[.,;!?]"), "signs . , ; ! ? / characters"),
+    "log10_largest_number": (lambda text: math.log10(1 + max(_numbers(text), default=0)),
+                             "log10(1 + largest digit run as a number), 15 digits at the most"),
+    "log10_mean_number": (_log_mean, "log10(1 + mean of the digit runs as numbers)"),
+    "distinct_word_share": (_distinct_words, "distinct words / words, lower case"),
+    "brackets": (_count(r"[()\[\]]"), "number of ( ) [ ]"),
+}  # fmt: skip
+"""Feature of either side -> how it is computed, and that in words."""
+_PROMPT = _BOTH | {
+    "question_marks": (_count(r"\?"), "number of ?"),
+    "upper_case_ratio": (_share(r"[A-Z]"), "capital letters A-Z / characters"),
+}
+_SOLUTION = _BOTH | {"lines": (lambda text: text.count("\n") + 1.0, "number of lines")}
+_SIDES = {"prompt": _PROMPT, "solution": _SOLUTION}
+
+FEATURES: tuple[str, ...] = (*(f"{side}_{name}" for side in _SIDES for name in _SIDES[side]), "solution_to_prompt_length")
+"""Names of the 26 features, in column order."""
+PROMPT_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("prompt_")]
+"""Columns that need no solution."""
+
+
+def formula_table() -> list[tuple[str, str, str]]:
+    """(feature, span, formula) of the 26 features, in column order."""
+    rows = [(f"{side}_{name}", side, formula) for side in _SIDES for name, (_, formula) in _SIDES[side].items()]
+    return [*rows, (FEATURES[-1], "prompt and solution", "characters of the solution / characters of the prompt")]
+
+
+def metadata_features(samples: Sequence[Sample]) -> NDArray[np.float32]:
+    """[N, 26] metadata of the samples, unscaled, columns as in `FEATURES`; NaN where a feature needs a missing solution."""
+    rows = []
+    for sample in samples:
+        prompt, solution = sample.prompt, sample.solution
+        row = [of(prompt) for of, _ in _PROMPT.values()]
+        if sample.solved:
+            row += [of(solution) for of, _ in _SOLUTION.values()]
+            row.append(len(solution) / len(prompt))
+        else:
+            row += [math.nan] * (len(FEATURES) - len(row))
+        rows.append(row)
+    return np.asarray(rows, dtype=np.float32).reshape(len(samples), len(FEATURES))
 
 
 @dataclass(frozen=True)

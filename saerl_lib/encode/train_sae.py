@@ -30,9 +30,8 @@ from saerl_lib.config import ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.rows import HUB, Source, kind_of, rows
 from saerl_lib.data.rows import KINDS as ROWS_KINDS
 from saerl_lib.data.sample import DataError
-from saerl_lib.encode.models import CutModel, identity, open_decoder
+from saerl_lib.encode.models import CutModel, TokenBatch, identity, open_decoder
 from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, load_sae, measure_sae
-from saerl_lib.encode.tokens import TokenBatch
 from saerl_lib.settings import SAEConfig
 
 EXPANSION = 64
@@ -176,12 +175,10 @@ def train_text_sae(
     sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path,
     say: Callable[[str], None] = lambda text: None,
 ) -> SAEQuality:  # fmt: skip
-    """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop.
-
-    `model` tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that
-    lay in the buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or
-    text that ends too early, FloatingPointError for non-finite activations.
-    """
+    """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop. `model`
+    tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that lay in the
+    buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or text that ends
+    too early, FloatingPointError for non-finite activations."""
     settings = {**to_dict(config), "sources": list(sources), "field": field, "model": model}
     _claim(out, settings)
     if (out / DONE).is_file():

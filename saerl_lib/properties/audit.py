@@ -1,11 +1,8 @@
 """What clusters hold, which features tell them apart, and where the strongest latents fire (paper, 5.4, Tables 10-12, D).
 
-No external language model: a cluster's label is made of its most frequent leaf topics, and a reader sees the tokens of a
-latent where the paper lets a language model describe them. LightGBM predicts the cluster from phi ("auxiliary LightGBM on the
-same labels", section 5.4); the total gain of its splits is summed by feature group, measured on the samples that the trees
-were grown on: it ranks features, it is no accuracy. How well a latent stands for a topic is its FRC (ours, after "feature
-representation confidence" in LinguaLens, arXiv 2502.20344): there both probabilities come from minimal pairs of sentences, here
-they are frequencies over the samples of a pool, so all of it is correlational: no text is changed, no latent switched off.
+A cluster's label is made of its most frequent leaf topics, without a language model. LightGBM predicts the cluster from phi
+(section 5.4); the total gain of its splits is summed by feature group: it ranks features, it is no accuracy. How well a latent
+stands for a topic is its FRC (ours, after LinguaLens, arXiv 2502.20344), a correlation over the samples of a pool:
 
     necessity = P(latent active | topic)    sufficiency = P(topic | latent active)    FRC = their harmonic mean
 
@@ -29,15 +26,12 @@ from scipy import stats
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.metadata import FEATURES
-from saerl_lib.encode.models import open_reader
+from saerl_lib.encode.models import open_reader, token_batches
 from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
-from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.encode.tokens import token_batches
+from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Assignment, topic_entropy
-from saerl_lib.properties.difficulty import coverage_table
-from saerl_lib.properties.scorer import difficulties, load_scorer, side_words
+from saerl_lib.properties.scorer import side_words
 from saerl_lib.report.statistics import percentile_interval
 
 METADATA = "metadata"
@@ -121,11 +115,9 @@ def pool_facts(samples: Sequence[Sample], metadata: np.ndarray) -> pd.DataFrame:
 
 def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignment, facts: pd.DataFrame) -> pd.DataFrame:
     """Rows of `cluster_audit.csv`, one a cluster that holds a sample; phi is [N, D] with column names [D], facts of `pool_facts`.
-
     Quartiles are of the finite difficulty labels, NaN without one; entropy in bits, 0 without topics; lengths in words.
-    `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations
-    above that of the other clusters. Both are joined by '; '.
-    """
+    `representatives` are the ids nearest to the centroid, `top_latents` the pooled latents whose mean lies most deviations above
+    that of the other clusters. Both are joined by '; '."""
     latents = [name for name in names if is_latent(name)]
     values = np.asarray(phi, dtype=np.float64)[:, [is_latent(name) for name in names]]
     rows = []
@@ -228,13 +220,11 @@ def frc_matrix(active: np.ndarray, one_hot: np.ndarray) -> np.ndarray:
 
 
 def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int, seed: int) -> pd.DataFrame:
-    """The label that each latent, active bool [N, J], stands for best among labels str [N]; one row a latent.
-
-    Columns: topic (of the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency
-    over base rate; 1 says nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active
-    and topic are redrawn), control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC
-    looks like without a relation), n, n_active, n_topic.
-    """
+    """The label that each latent, active bool [N, J], stands for best among labels str [N]; one row a latent. Columns: topic (of
+    the largest FRC, the first by name among equals), necessity, sufficiency, base_rate, lift (sufficiency over base rate; 1 says
+    nothing), frc, ci_low, ci_high (95 %, bootstrap over samples, topic fixed: the four cells of active and topic are redrawn),
+    control (mean over shuffles of the labels of the largest FRC, the best label chosen anew: what FRC looks like without a
+    relation), n, n_active, n_topic."""
     active = np.asarray(active, dtype=bool)
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     n, rng = len(codes), np.random.default_rng(seed)
@@ -389,11 +379,10 @@ def audit_tables(
 
 
 def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage) -> Stage:
-    """Write what notebook 04 shows and what `plan.audit` reads. cluster_audit.parquet, feature_groups.parquet and
-    top_latents.parquet hold the rows of the CSV tables of these names, difficulty_interval.parquet the interval's coverage on the
-    test split, highlights.html the tokens of the top latents."""
+    """What notebook 04 shows and `plan.audit` reads: rows of the CSV tables cluster_audit, feature_groups and top_latents, one
+    Parquet file each, and highlights.html, the tokens of the top latents."""
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         samples, table = load_split(world, "pool"), load_split_features(features, "pool")
         names = feature_names(retained_latents(features))
         scores = pd.read_parquet(difficulty.path("scores.parquet"))
@@ -402,14 +391,8 @@ def audit_stage(profile: Profile, world: Stage, features: Stage, difficulty: Sta
             samples, table, names, assigned, pool_facts(samples, table.metadata), open_reader(profile.reader), profile.properties,
             sub_seed(profile.seed, "feature-audit"),
         )  # fmt: skip
-        scorer = load_scorer(difficulty)
-        held_out, truth = scorer.score(load_split_features(features, "test")), difficulties(world, "test")
-        tables["difficulty_interval"] = coverage_table(
-            held_out["ranking"].to_numpy(), truth, held_out["cluster"].to_numpy(), scorer.widths
-        )
-        for name, found in tables.items():
-            found.to_parquet(folder / f"{name}.parquet", index=False)
         (folder / "highlights.html").write_text("".join(item.html() for item in items) + "\n", encoding="utf-8")
+        return tables
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "audit", config, compute, (world, features, difficulty))

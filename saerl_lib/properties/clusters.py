@@ -1,12 +1,10 @@
 """Clusters of the sample representation, their agreement with topics and their stability (paper, sections 3 and 5.4).
 
-MiniBatchKMeans on standardised phi. Not stated in the paper; ours: the scaling, the clip at `CLIP` deviations (a latent
-that fires on one sample in a thousand stands 30 deviations out and would take a centroid for itself), no random
-reassignment of centroids (late in a fit it leaves clusters of one sample), the choice among restarts, the subsample that
-a large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
+MiniBatchKMeans on standardised phi. Ours: the scaling, the clip at `CLIP` deviations (a latent that fires on one sample in a
+thousand would take a centroid for itself), no random reassignment of centroids, the choice among restarts, the subsample that a
+large pool is fitted on, what becomes of empty and tiny clusters, and the numbering: by size, then by first sample.
 
-phi is an array or a `numpy.memmap`. A million samples of 986 float32 columns take 4 GB, as float64 8 GB, so whatever visits all
-of them does so by chunks of rows.
+phi is an array or a `numpy.memmap`; whatever visits all of it does so by chunks of rows.
 """
 
 from __future__ import annotations
@@ -124,13 +122,11 @@ class Agreement(NamedTuple):
 
 
 def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None, smallest: int = 1) -> Clusters:
-    """K-means of phi [N, D] after standardisation and clipping; deterministic for a seed.
-
-    Of more than `fit_rows` samples a subsample gives scaling and, as float32, centroids. A cluster with fewer than `smallest` of
-    the N samples loses its centroid, the smallest first, and its samples go to their nearest other one. Clusters are numbered by
-    size, the largest first, then by their first sample: numbers do not depend on the processor as those of k-means do.
-    Raises ValueError for k below 1 or above the number of fitted samples, and for non-finite values.
-    """
+    """K-means of phi [N, D] after standardisation and clipping; deterministic for a seed. Of more than `fit_rows` samples a
+    subsample gives scaling and, as float32, centroids. A cluster with fewer than `smallest` of the N samples loses its centroid,
+    the smallest first, and its samples go to their nearest other one. Clusters are numbered by size, the largest first, then by
+    their first sample: numbers do not depend on the processor as those of k-means do. Raises ValueError for k below 1 or above
+    the number of fitted samples, and for non-finite values."""
     for _ in float_chunks("phi", phi):
         pass  # finite
     if k < 1:
@@ -192,21 +188,6 @@ def topic_entropy(topics: np.ndarray) -> float:
     """
     shares = np.unique(np.asarray(topics), return_counts=True)[1] / len(topics)
     return float(abs(np.sum(shares * np.log2(shares))))
-
-
-def cluster_topics(labels: np.ndarray, domains: np.ndarray) -> pd.DataFrame:
-    """Rows of `cluster_topics.csv`: cluster, domain, n, for every pair that occurs."""
-    pairs = pd.DataFrame({"cluster": np.asarray(labels), "domain": np.asarray(domains)})
-    return pairs.groupby(["cluster", "domain"]).size().rename("n").reset_index()
-
-
-def topic_summary(labels: np.ndarray, topics: np.ndarray) -> pd.DataFrame:
-    """One row a cluster: cluster, n, topic_entropy_bits, top_topic (first by name among equals), top_share."""
-    rows = []
-    for cluster, inside in pd.Series(np.asarray(topics)).groupby(np.asarray(labels)):
-        counts = inside.value_counts().sort_index()
-        rows.append((int(cluster), len(inside), topic_entropy(inside), counts.idxmax(), counts.max() / len(inside)))
-    return pd.DataFrame(rows, columns=["cluster", "n", "topic_entropy_bits", "top_topic", "top_share"])
 
 
 OTHER_SEEDS = 5

@@ -2,12 +2,9 @@
 
     r = g(d_hat) + lambda_c * Delta_c,   lambda_c = n_c / (n_c + tau),   larger is harder
 
-The paper fits g on the labelled subset L and leaves its form open. Here g and Delta_c are fitted on out-of-fold predictions of L:
-in-sample predictions lie closer to the labels than those of new samples, so g would be too steep and Delta_c too small (not
-stated in the paper; ours). An isotonic g is flat in places, hence d_hat is kept for ties. The interval is r +- width (ours): the
-ceil((n + 1) * level)-th smallest absolute residual of n labelled samples, as in split-conformal prediction. The folds' models
-differ from the final one and the corrections saw the same labels, so the guarantee holds only nearly: `coverage_table` measures
-it.
+g is isotonic; g and Delta_c are fitted on out-of-fold predictions of L, as in-sample ones lie too close to the labels (both
+ours). g is flat in places, hence d_hat is kept for ties. The interval is r +- width, as in split-conformal prediction (ours);
+the guarantee holds only nearly, so `coverage_table` measures it.
 """
 
 from __future__ import annotations

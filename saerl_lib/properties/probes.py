@@ -1,16 +1,12 @@
 """Linear probes of topic, difficulty, quality and validity, their tasks, and the rows of a task (paper, section 2, Tables 1-3).
 
 Every feature set gets the same budget: logistic regression for topics and validity, ridge regression for difficulty and
-quality. Dense features are standardised on the training samples; sparse ones (TF-IDF, all latents)
-stay as they are, because unit variance would inflate rare words and weaken the baseline. Penalties are grids relative
-to the mean squared norm of a training row, so that one grid fits 26 metadata and 5,000 words alike. Grids and folds are not
-stated in the paper; ours. TF-IDF is the baseline that an SAE probe has to beat (ours; the paper has none).
+quality. Dense features are standardised on the training samples; sparse ones stay as they are, because unit variance would
+inflate rare words. Penalties are relative to the mean squared norm of a training row, so that one grid fits 26 metadata and
+5,000 words alike. Grids, folds and the TF-IDF baseline are ours.
 
-A task says which label is read from which samples, on the world, on real data or in any file; no training row shares its
-question with an evaluation set. Intervals resample test samples and, where a feature set has several seeds, the seeds as well:
-each resample draws seeds with replacement and averages their metric on the same resampled samples (ours).
-
-Axes: N samples, D features (z 4 x S, metadata 26, phi both).
+A task says which label is read from which samples. Intervals resample test samples and, where a feature set has several seeds,
+the seeds as well (ours). Axes: N samples, D features (z 4 x S, metadata 26, phi both).
 """
 
 from __future__ import annotations
@@ -18,11 +14,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
-from scipy import sparse, stats
+from scipy import sparse
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -59,13 +55,6 @@ def require_rows(**arrays: Matrix) -> None:
         raise ValueError(f"row counts must be equal and above zero, found {sizes}: pass the arrays of the same samples")
 
 
-def correlation(kind: str, first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman or Pearson correlation of two vectors [N]; 0 when one of them is constant, since it orders nothing."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float((stats.spearmanr if kind == "spearman" else stats.pearsonr)(first, second)[0])
-
-
 LOGISTIC_PENALTIES = (1.0, 10.0, 100.0)
 """C times the mean squared row norm; one held-out fold chooses."""
 RIDGE_PENALTIES = tuple(10.0**power for power in range(-2, 4))
@@ -86,8 +75,6 @@ METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "qualit
 """Kind of a task -> its metric in the ladder."""
 ERRORS = ("rmse", "mae")
 """Further metrics of a quality task (paper, Table 3)."""
-PAIR_COLUMNS = ("dataset", "target", "metric", "features", "against", "difference", "ci_low", "ci_high", "n_test")
-"""Of ladder_pairs.csv."""
 LEAST_ROWS = 43
 """Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
 LEAST_TOPIC_ROWS = 10
@@ -127,8 +114,7 @@ class Task:
             )
 
 
-@dataclass(frozen=True)
-class ProbeRow:
+class ProbeRow(NamedTuple):
     """One row of `probe_ladder.csv`; the interval holds 95 % of the bootstrap over test samples."""
 
     dataset: str
@@ -234,6 +220,11 @@ def _checked(x: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
     require_finite("train_x", x)
     require_finite("train_y", y)
     return _as_float(x), np.asarray(y, dtype=np.float64)
+
+
+def texts_of(samples: Sequence[Sample], with_solution: bool = True) -> list[str]:
+    """What a text baseline reads: the prompts, with their solutions behind them."""
+    return [f"{s.prompt}\n{s.solution}" if with_solution else s.prompt for s in samples]
 
 
 def fit_tfidf(train_texts: Sequence[str]) -> TfidfVectorizer:
@@ -416,7 +407,7 @@ def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, 
 def pair_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
 ) -> list[tuple[str, str, str, str, str, float, float, float, int]]:
-    """Differences of the metric between two feature sets on the same resampled test rows, in the columns of `PAIR_COLUMNS`. A set
+    """Differences of the metric between two feature sets on the same resampled test rows as rows of ladder_pairs.csv. A set
     of several seeds is the mean of their metrics."""
     runs, rows = by_features(predictions), []
 

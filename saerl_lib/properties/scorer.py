@@ -26,10 +26,15 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
-from saerl_lib.encode.metadata import FEATURES
-from saerl_lib.encode.store import FeatureTable, load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, cluster_topics, pool_clusters, topic_summary
-from saerl_lib.properties.difficulty import DifficultyModel, cluster_half_widths, fit_difficulty, reliability_table
+from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
+from saerl_lib.properties.clusters import Clusters, agreement, pool_clusters
+from saerl_lib.properties.difficulty import (
+    DifficultyModel,
+    cluster_half_widths,
+    coverage_table,
+    fit_difficulty,
+    reliability_table,
+)
 from saerl_lib.properties.probes import FOLDS, require_rows
 from saerl_lib.properties.quality import (
     SourceClassifier,
@@ -38,7 +43,7 @@ from saerl_lib.properties.quality import (
     keep_top_k,
     paper_share_k,
     score_histogram,
-    source_separation,
+    separation_table,
 )
 
 LINEAR = ("mean", "scale", "weight", "intercept")
@@ -95,12 +100,10 @@ class Scorer:
     """Quality of the held-out negatives, float [n]."""
 
     def score(self, features: Features, keep: int | None = None) -> pd.DataFrame:
-        """One row a sample of `features`, in their order.
-
-        Columns: sample_id, cluster, distance, raw (d_hat), calibrated (g(d_hat)), ranking (difficulty, r of equation 10, larger
-        is harder), half_width (of its nominal 95 % interval), quality (0..1), kept: the `keep` best rows (ties by id), all
-        without. Columns of a part that was not fitted are NaN. Raises ValueError for non-finite values or other columns.
-        """
+        """One row a sample of `features`, in their order. Columns: sample_id, cluster, distance, raw (d_hat), calibrated
+        (g(d_hat)), ranking (difficulty, r of equation 10, larger is harder), half_width (of its nominal 95 % interval), quality
+        (0..1), kept: the `keep` best rows (ties by id), all without. Columns of a part that was not fitted are NaN. Raises
+        ValueError for non-finite values or other columns."""
         ids, phi = list(features.ids), features.phi
         found = self.clusters.assign(phi)
         table = pd.DataFrame({"sample_id": ids, "cluster": found.label, "distance": found.distance})
@@ -162,13 +165,8 @@ def topics_at(samples: Sequence[Sample], depth: int) -> np.ndarray:
 
 
 def side_words(metadata: np.ndarray) -> dict[str, np.ndarray]:
-    """prompt_words and solution_words of N samples, [N] each."""
+    """prompt_words and solution_words of N samples, [N] each; their sum is the length that the tail swap compares."""
     return {name: metadata[:, FEATURES.index(name)] for name in ("prompt_words", "solution_words")}
-
-
-def sequence_words(metadata: np.ndarray) -> np.ndarray:
-    """Words of prompt and solution together, the sequence length that the tail swap compares, [N]."""
-    return sum(side_words(metadata).values())
 
 
 def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFrame:
@@ -186,14 +184,12 @@ def difficulties(data: Stage, split: str) -> np.ndarray:
 
 
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples.
+    """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples. The
+    filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned. Files:
+    scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
+    score is calibrated, its interval's coverage on the test split, what the clusters hold, the terms of equation 10."""
 
-    The filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned.
-    Files: scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), calibration.parquet,
-    agreement.parquet, cluster_topics.parquet, clusters.parquet.
-    """
-
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         splits = ("pool", "labelled", "filter_negatives", "test")
         pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
         labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
@@ -202,21 +198,18 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
         save_scorer(scorer, folder / "scorer.safetensors")
-        frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sequence_words(pool.metadata))
-        frame.to_parquet(folder / "scores.parquet", index=False)
+        frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
         held_out, truth = scorer.score(test), difficulties(data, "test")
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
-        pd.concat(tables).to_parquet(folder / "calibration.parquet", index=False)
         label = frame["cluster"].to_numpy()
-        agreement_table(label, samples).to_parquet(folder / "agreement.parquet", index=False)
-        cluster_topics(label, topics_at(samples, 1)).to_parquet(folder / "cluster_topics.parquet", index=False)
-        summary = topic_summary(label, topics_at(samples, 3)).rename(columns={"n": "n_pool"})
-        summary = summary.join(scorer.difficulty.corrections, on="cluster")
-        means = {"difficulty": np.array([s.difficulty for s in samples]), **side_words(pool.metadata)}
-        for name, values in means.items():  # of those that have a value
-            summary[f"{name}_mean"] = [float(pd.Series(values[label == c]).mean()) for c in summary["cluster"]]
-        summary.to_parquet(folder / "clusters.parquet", index=False)
+        topics = pd.DataFrame({"cluster": label, "domain": topics_at(samples, 1)}).groupby(["cluster", "domain"]).size()
+        corrections = scorer.difficulty.corrections.rename_axis("cluster").reset_index()
+        corrections.insert(1, "n_pool", np.bincount(label, minlength=len(corrections)))
+        ranking, cluster = held_out["ranking"].to_numpy(), held_out["cluster"].to_numpy()
+        return {"scores": frame, "calibration": pd.concat(tables), "agreement": agreement_table(label, samples),
+                "cluster_topics": topics.rename("n").reset_index(), "clusters": corrections,
+                "difficulty_interval": coverage_table(ranking, truth, cluster, scorer.widths)}  # fmt: skip
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
@@ -305,7 +298,7 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     which are kept."""
     fitted = difficulty_stage(profile, data, features)
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         scorer, pool = load_scorer(fitted), load_split_features(features, "pool")
         samples = load_split(data, "pool")
         sources = np.array([s.source for s in samples])
@@ -314,19 +307,13 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         found = scorer.score(pool, count)
         scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
         table = filter_table(scores, pool.ids, is_target, scorer.negatives, rules)
-        table.to_parquet(folder / "table.parquet", index=False)
-        score_histogram(scores, sources).to_parquet(folder / "histogram.parquet", index=False)
-        rows = source_separation(
-            scores, is_target, n_train=len(scorer.rated), dataset="world" if profile.world else "published", features="sae",
-            config=profile.properties, seed=profile.seed,
-        )  # fmt: skip
-        pd.DataFrame(rows).to_parquet(folder / "separation.parquet", index=False)
+        separation = separation_table(scores, is_target, profile.properties.bootstrap_samples, profile.seed)
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
         reasons = np.where(candidate, f"fills no whole batch of {profile.plan.prompts_per_step}", "filtered")
         kept["reason"] = np.where(kept["kept"], "", reasons)
-        kept.to_parquet(folder / "kept.parquet", index=False)
+        return {"table": table, "histogram": score_histogram(scores, sources), "separation": separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}

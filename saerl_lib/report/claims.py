@@ -104,11 +104,9 @@ def with_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
 
 
 def study_effects(comparisons: pd.DataFrame, decidable: bool = True) -> list[Effect]:
-    """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family.
-
-    A comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing. So do all with
-    `decidable` False.
-    """
+    """An effect for each comparison of the study that a claim of the paper speaks of; intervals are Holm's within the family. A
+    comparison with fewer seeds than planned stays "undecided": a look at half of the runs decides nothing. So do all with
+    `decidable` False."""
     effects, where = [], ("08_evaluation", "study_effects", "./run_all.sh --profile study")
     for _, row in with_claims(comparisons).iterrows():
         if row["claim"]:
@@ -119,10 +117,8 @@ def study_effects(comparisons: pd.DataFrame, decidable: bool = True) -> list[Eff
 
 
 def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
-    """The effects of the source "probes" that the ladder has rows for.
-
-    A difference of two probes gets the interval of two separate estimates, too wide where they share a test set.
-    """
+    """The effects of the source "probes" that the ladder has rows for. A difference of two probes gets the interval of two
+    separate estimates, too wide where they share a test set."""
     found = ladder.dropna(subset=["value"])
     keys = [" ".join(row).split("|")[0] for row in found[["dataset", "target", "metric", "features"]].to_numpy()]
     found, effects = found.set_axis(keys, axis=0), []
@@ -174,10 +170,8 @@ def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
 
 
 def build_claims(data_folder: Path) -> pd.DataFrame:
-    """All rows of `claims.csv` from the other tables in `data_folder`; a gate that is missing counts as not met.
-
-    Raises TableError for a missing table.
-    """
+    """All rows of `claims.csv` from the other tables in `data_folder`; a gate that is missing counts as not met. Raises
+    TableError for a missing table."""
     tables = {name: read_table(name, data_folder) for name in INPUTS}
     gates = tables["world_gates"]
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])

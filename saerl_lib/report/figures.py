@@ -30,10 +30,8 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {}
 
 
 def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`.
-
-    The registered one draws what the function returns (`Drawn`); a table without rows gives an empty axis that says so.
-    """
+    """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`. The
+    registered one draws what the function returns (`Drawn`); a table without rows gives an empty axis that says so."""
 
     def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         @functools.wraps(function)
@@ -48,11 +46,8 @@ def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[...
 
 
 def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
-    """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it.
-
-    Raises TableError for an unknown figure, a missing table or a missing column (naming the notebook that writes it),
-    ArtifactError when the folder cannot be written.
-    """
+    """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it. Raises TableError for an unknown figure, a
+    missing table or a missing column (naming the notebook that writes it), ArtifactError when the folder cannot be written."""
     if name not in FIGURES:
         raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
     tables, function = FIGURES[name]
@@ -382,17 +377,16 @@ RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s"
 @figure_of("gradient_coherence")
 def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
-    batches = coherence[coherence["level"] == "batch"]
-    shown = batches[batches["relation"].isin(RELATIONS)]
+    shown = coherence[coherence["relation"].isin(RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
     figure = forest(table, RELATIONS, ordered(shown["grouping"], GROUPINGS), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
-    of = batches.set_index(["grouping", "relation"])
+    of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
              f"{apart['ci_high']:.3f}); same prompts, new rollouts: {ceiling:.2f}")  # fmt: skip
     return figure, title, (
-        f"n = {int(batches['n'].max())} prompts of the kept pool at the base policy, {int(batches['n_zero'].max())} of them "
+        f"n = {int(coherence['n'].max())} prompts of the kept pool at the base policy, {int(coherence['n_zero'].max())} of them "
         "without any gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
     )
 

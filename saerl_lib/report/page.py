@@ -27,8 +27,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
 from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples, write_samples
-from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
-from saerl_lib.encode.store import save_features
+from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan

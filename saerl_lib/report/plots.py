@@ -60,12 +60,11 @@ class Look(NamedTuple):
 
 
 NAMES = {
-    "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "saerl_grpo_large": "SAERL, larger policy",
-    "grpo_large": "GRPO, larger policy", "minus_diff": "no difficulty", "minus_diff_mix": "no difficulty, no mixing",
-    "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing", "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8",
-    "nearest_half": "pass rate nearest one half", "mopps": "MoPPS", "irds": "IRDS-style", "pass_rate_order": "pass-rate order",
-    "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch", "saerl_frozen": "SAERL frozen decoder",
-    "saerl_shuffled": "SAERL shuffled scores",
+    "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "minus_diff": "no difficulty",
+    "minus_diff_mix": "no difficulty, no mixing", "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing",
+    "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
+    "irds": "IRDS-style", "pass_rate_order": "pass-rate order", "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch",
+    "saerl_frozen": "SAERL frozen decoder", "saerl_shuffled": "SAERL shuffled scores",
 }  # fmt: skip
 """Names of arms and orders that are not made of their words."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
@@ -316,10 +315,8 @@ def forest(
     width: float = FULL_WIDTH,
 ) -> Figure:  # fmt: skip
     """Values with horizontal intervals: a panel each value of `panel`, each with the rows `rows` or its own in the table's order.
-
     `table` has panel, row and value; optionally look (a key of `looks`), ci_low, ci_high, paper (an open square) and xlabel. Rows
-    without a value stay empty. Groups of one row stand `shift` rows apart. `chance` is a dashed line.
-    """
+    without a value stay empty. Groups of one row stand `shift` rows apart. `chance` is a dashed line."""
     looks = looks or {"": Look(BLUE)}
     table = table if "look" in table else table.assign(look="")
     names = list(dict.fromkeys(table["panel"]))
@@ -358,11 +355,9 @@ def lines(
     table: pd.DataFrame, looks: Mapping[Any, Look], *, columns: int = 3, height: float = 1.9, width: float = FULL_WIDTH,
     band: bool = True, every: int = 1, xlabel: str = "", ylabel: str = "", **share: Any,
 ) -> Figure:  # fmt: skip
-    """Curves with intervals as bands or bars: a panel each value of `panel`, a mark at each `every`-th point, one legend.
-
-    `table` has panel, group (a key of `looks`), x and value; optionally ci_low, ci_high, and apart: points that stand for
-    themselves, as open marks with bars. `share` goes to `Figure.subplots`.
-    """
+    """Curves with intervals as bands or bars: a panel each value of `panel`, a mark at each `every`-th point, one legend. `table`
+    has panel, group (a key of `looks`), x and value; optionally ci_low, ci_high, and apart: points that stand for themselves, as
+    open marks with bars. `share` goes to `Figure.subplots`."""
     figure, axes = _grid(list(dict.fromkeys(table["panel"])), columns, width, height, **share)
     for index, (name, axis) in enumerate(axes):
         _line_panel(axis, table[table["panel"] == name], looks, band, every)
@@ -410,11 +405,8 @@ def flow(axis: Axes) -> None:
 
 
 def save(figure: Figure, name: str, folder: Path) -> Path:
-    """Write `folder/name.png` (200 dots an inch) and `folder/name.pdf` (embedded TrueType), return the PNG's path.
-
-    No dates or program names are stored, so the same figure gives the same bytes. Raises ArtifactError when the folder
-    cannot be written.
-    """
+    """Write `folder/name.png` (200 dots an inch) and `folder/name.pdf` (embedded TrueType), return the PNG's path. No dates or
+    program names are stored, so the same figure gives the same bytes. Raises ArtifactError when the folder cannot be written."""
     for suffix, unnamed in (("png", ["Software"]), ("pdf", ["CreationDate", "Creator", "Producer"])):
         buffer = io.BytesIO()
         with matplotlib.style.context(STYLE):

@@ -1,4 +1,5 @@
-"""A rerun beside what is published: every number judged (`reproduction.csv`), figures old and new, and publishing a run.
+"""A rerun beside what is published: every number judged (`reproduction.csv`), figures old and new; publishing a run, and the
+tables of README.md and docs/.
 
 A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie in `figures/`. Rows are matched by
 their text columns, else by their position. Clusters and samples differ between processors: a column without an interval is
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from saerl_lib.artifacts import provenance, write_atomic, write_json
 from saerl_lib.config import get_profile
 from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
-from saerl_lib.report.tables import SCHEMAS, TableError, write_csv, write_documents
+from saerl_lib.report.tables import SCHEMAS, TableError, is_true, number, read_table, write_csv
 
 SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
 OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
@@ -131,10 +134,8 @@ def compare_table(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(profile: str) -> pd.DataFrame:
-    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome.
-
-    Raises TableError for a profile that publishes no table.
-    """
+    """One row a number of the tables that `profile` publishes: table, row, column, published, rerun, low, high, outcome. Raises
+    TableError for a profile that publishes no table."""
     names, rerun = published_tables(profile, paths.PUBLISHED), paths.figure_data_dir(profile)
     if not names:
         raise TableError(f"profile {profile} has no published results; laptop and study have")
@@ -169,10 +170,8 @@ def write_page(profile: str, text: str) -> Path:
 
 
 def report(profile: str) -> tuple[str, int]:
-    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`.
-
-    Returns one screen (counts a table, then the numbers outside) and the number outside.
-    """
+    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`. Returns one screen (counts a
+    table, then the numbers outside) and the number outside."""
     numbers = compare(profile)
     table = paths.profile_dir(profile) / "reproduction.csv"
     write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
@@ -194,12 +193,147 @@ def report(profile: str) -> tuple[str, int]:
     return "\n".join([*lines, f"Every number: {table}", f"Figures old and new: {page}"]), len(outside)
 
 
-def publish(profile: str) -> list[Path]:
-    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
+# The documents whose tables come from `figures/data`.
 
-    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError
-    for a profile that publishes nothing, FileNotFoundError when a table of the run is missing.
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A GitHub Markdown table; numbers with four significant digits, empty cells as "-".
+
+    >>> print(markdown_table(["a", "b"], [["x|y", 1.23456], ["", float("nan")]]))
+    | a | b |
+    | --- | --- |
+    | x\\|y | 1.235 |
+    | - | - |
     """
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bounds(row: Any) -> str:
+    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
+
+
+def claims_markdown(frame: pd.DataFrame) -> str:
+    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, direction, size, where."""
+    rows = []
+    for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
+        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
+        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
+        seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
+        judged = (f"**{row.direction}**", row.size, row.scale)
+        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
+    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
+    return markdown_table(header, rows)
+
+
+HEADLINES = (
+    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
+    "SAERL on GRPO against GRPO: fewer steps",
+    "SAERL on SAE features against SAERL on TF-IDF",
+    "DeepMath difficulty, then DeepScaleR, in-domain",
+    "Filter at p95",
+)
+"""Beginnings of the claims that the README opens with."""
+
+
+DIRECTIONS = {"agrees": "agree with the paper in direction", "opposite": "show the opposite", "undecided": "are undecided"}
+
+
+def finding_markdown(frame: pd.DataFrame) -> str:
+    """How many claims agree, and the main ones, from `claims.csv`."""
+    rows = []
+    for start in HEADLINES:
+        for row in frame[frame["claim"].str.startswith(start)].itertuples():
+            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
+            within = "" if pd.isna(row.size) else row.size
+            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
+    run = frame[frame["direction"] != "not run"]
+    counts = run["direction"].value_counts()
+    said = ", ".join(f"{counts.get(word, 0)} {text}" for word, text in DIRECTIONS.items())
+    table = markdown_table(["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value within", "Measured on"], rows)
+    return f"Of {len(run)} claims: {said}; {len(frame) - len(run)} were not run. The main ones:\n\n{table}"
+
+
+def gates_markdown(frame: pd.DataFrame) -> str:
+    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
+    rows = []
+    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
+        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
+        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
+        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
+        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
+        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
+        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
+    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
+
+
+def study_markdown(frame: pd.DataFrame) -> str:
+    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
+    rows = []
+    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
+        of = {row.metric: row for row in pair.itertuples()}
+        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
+        first = of["outcome"]
+        shown["detectable"] = f"{first.detectable:.2f}"
+        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
+        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
+    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
+
+
+STUDIED = {
+    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
+    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
+    "tail": "Behind the tail", "silent": "Groups without gradient, points",
+}  # fmt: skip
+"""Metric of study_comparisons.csv -> its column in docs/study.md."""
+
+
+def update_block(path: Path, marker: str, text: str) -> bool:
+    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed. Raises
+    ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written."""
+    block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
+    old = path.read_text(encoding="utf-8")
+    if len(block.findall(old)) != 1:
+        raise ValueError(f"{path} must hold '<!-- begin {marker} -->' and then '<!-- end {marker} -->', each once: add them")
+    new = block.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", old)
+    if new != old:
+        write_atomic(path, new.encode("utf-8"))
+    return new != old
+
+
+BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
+    "finding": ("README.md", "claims", finding_markdown), "claims": ("docs/claims.md", "claims", claims_markdown),
+    "gates": ("docs/world.md", "world_gates", gates_markdown), "study": ("docs/study.md", "study_comparisons", study_markdown),
+}  # fmt: skip
+"""Marker -> the document that holds its block, the table that it comes from, and how."""
+
+
+def write_documents(root: Path, data_folder: Path) -> list[str]:
+    """Bring every block up to date with `figures/data`; returns the documents that changed."""
+    changed = {document for marker, (document, table, text) in BLOCKS.items()
+               if update_block(root / document, marker, text(read_table(table, data_folder)))}  # fmt: skip
+    return sorted(changed)
+
+
+def run_readme() -> int:
+    """`readme`: say whether it changed."""
+    changed = write_documents(paths.ROOT, paths.PUBLISHED)
+    print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
+    return 0
+
+
+def publish(profile: str) -> list[Path]:
+    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed. Tables
+    that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError for a
+    profile that publishes nothing, FileNotFoundError when a table of the run is missing."""
     source = paths.figure_data_dir(profile)
     names = sorted({*published_tables(profile, paths.PUBLISHED), *published_tables(profile, source)})
     if not names:

@@ -1,4 +1,4 @@
-"""The CSV tables of `figures/data`: their columns, checked writing and reading, and their Markdown in README.md and docs/.
+"""The CSV tables of `figures/data`: their columns, checked writing and reading.
 
 The notebooks and the study write them, figures and claims are drawn from them alone. Shares, accuracies, purity and recall are
 fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of `claims.csv` that say so are in percent.
@@ -7,8 +7,7 @@ fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saerl_lib import paths
 from saerl_lib.artifacts import write_atomic
 
 COLUMNS = """
@@ -34,8 +32,7 @@ COLUMNS = """
 04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
 04 cluster_topics: cluster domain n
 04 cluster_agreement: level n purity% nmi ari paper_purity? paper_nmi? paper_ari?
-04 cluster_summary: cluster n_pool n_labelled residual shrinkage% difficulty_mean? topic_entropy_bits? top_topic? top_share?%
-    prompt_words_mean? solution_words_mean?
+04 cluster_summary: cluster n_pool n_labelled residual shrinkage%
 04 cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
     difficulty_median? difficulty_q75? n_difficulty prompt_words_mean solution_words_mean representatives top_latents?
 04 feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
@@ -55,7 +52,7 @@ COLUMNS = """
 06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
 06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
 06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06 gradient_coherence: grouping level relation value? ci_low? ci_high? n n_zero
+06 gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
 06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
 06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
     rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
@@ -159,11 +156,9 @@ def _text(cell: Any) -> Any:
 
 
 def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
-    """Write table `name` into `folder` and return its path: schema order, 6 digits, `\\n` line ends, atomically.
-
-    Raises TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite
-    number, or a percent where a fraction belongs; ArtifactError when the folder cannot be written.
-    """
+    """Write table `name` into `folder` and return its path: schema order, 6 digits, `\\n` line ends, atomically. Raises
+    TableError for an empty table, a missing or unknown column, an empty cell where none may be, an infinite number, or a percent
+    where a fraction belongs; ArtifactError when the folder cannot be written."""
     schema = _schema(name)
     _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
@@ -176,10 +171,8 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
 
 
 def read_table(name: str, folder: Path) -> pd.DataFrame:
-    """Read table `name` from `folder`; columns that only an earlier version had are left out.
-
-    Raises TableError naming the file, the column and the notebook that writes it when it is missing, empty or incomplete.
-    """
+    """Read table `name` from `folder`; columns that only an earlier version had are left out. Raises TableError naming the file,
+    the column and the notebook that writes it when it is missing, empty or incomplete."""
     schema, path = _schema(name), folder / f"{name}.csv"
     remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
     if not path.is_file():
@@ -197,30 +190,6 @@ def is_true(values: pd.Series) -> pd.Series:
     return values.astype(str).str.lower().eq("true")
 
 
-# Markdown for README.md.
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A GitHub Markdown table; numbers with four significant digits, empty cells as "-".
-
-    >>> print(markdown_table(["a", "b"], [["x|y", 1.23456], ["", float("nan")]]))
-    | a | b |
-    | --- | --- |
-    | x\\|y | 1.235 |
-    | - | - |
-    """
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def number(value: float) -> str:
     """Three significant digits, thousands grouped; empty for nan.
 
@@ -230,118 +199,3 @@ def number(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _bounds(row: Any) -> str:
-    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
-
-
-def claims_markdown(frame: pd.DataFrame) -> str:
-    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, direction, size, where."""
-    rows = []
-    for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
-        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
-        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
-        seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
-        judged = (f"**{row.direction}**", row.size, row.scale)
-        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
-    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
-    return markdown_table(header, rows)
-
-
-HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
-    "SAERL on GRPO against GRPO: fewer steps",
-    "SAERL on SAE features against SAERL on TF-IDF",
-    "DeepMath difficulty, then DeepScaleR, in-domain",
-    "Filter at p95",
-)
-"""Beginnings of the claims that the README opens with."""
-
-
-DIRECTIONS = {"agrees": "agree with the paper in direction", "opposite": "show the opposite", "undecided": "are undecided"}
-
-
-def finding_markdown(frame: pd.DataFrame) -> str:
-    """How many claims agree, and the main ones, from `claims.csv`."""
-    rows = []
-    for start in HEADLINES:
-        for row in frame[frame["claim"].str.startswith(start)].itertuples():
-            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
-            within = "" if pd.isna(row.size) else row.size
-            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
-    run = frame[frame["direction"] != "not run"]
-    counts = run["direction"].value_counts()
-    said = ", ".join(f"{counts.get(word, 0)} {text}" for word, text in DIRECTIONS.items())
-    table = markdown_table(["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value within", "Measured on"], rows)
-    return f"Of {len(run)} claims: {said}; {len(frame) - len(run)} were not run. The main ones:\n\n{table}"
-
-
-def gates_markdown(frame: pd.DataFrame) -> str:
-    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
-    rows = []
-    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
-        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
-        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
-        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
-        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
-        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
-        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
-    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
-
-
-def study_markdown(frame: pd.DataFrame) -> str:
-    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
-    rows = []
-    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
-        of = {row.metric: row for row in pair.itertuples()}
-        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
-        first = of["outcome"]
-        shown["detectable"] = f"{first.detectable:.2f}"
-        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
-        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
-    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
-
-
-STUDIED = {
-    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
-    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
-    "tail": "Behind the tail", "silent": "Groups without gradient, points",
-}  # fmt: skip
-"""Metric of study_comparisons.csv -> its column in docs/study.md."""
-
-
-def update_block(path: Path, marker: str, text: str) -> bool:
-    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed.
-
-    Raises ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written.
-    """
-    block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
-    old = path.read_text(encoding="utf-8")
-    if len(block.findall(old)) != 1:
-        raise ValueError(f"{path} must hold '<!-- begin {marker} -->' and then '<!-- end {marker} -->', each once: add them")
-    new = block.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", old)
-    if new != old:
-        write_atomic(path, new.encode("utf-8"))
-    return new != old
-
-
-BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
-    "finding": ("README.md", "claims", finding_markdown), "claims": ("docs/claims.md", "claims", claims_markdown),
-    "gates": ("docs/world.md", "world_gates", gates_markdown), "study": ("docs/study.md", "study_comparisons", study_markdown),
-}  # fmt: skip
-"""Marker -> the document that holds its block, the table that it comes from, and how."""
-
-
-def write_documents(root: Path, data_folder: Path) -> list[str]:
-    """Bring every block up to date with `figures/data`; returns the documents that changed."""
-    changed = {document for marker, (document, table, text) in BLOCKS.items()
-               if update_block(root / document, marker, text(read_table(table, data_folder)))}  # fmt: skip
-    return sorted(changed)
-
-
-def run_readme() -> int:
-    """`readme`: say whether it changed."""
-    changed = write_documents(paths.ROOT, paths.PUBLISHED)
-    print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
-    return 0

@@ -41,7 +41,7 @@ from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, s
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode import models, tokens
+from saerl_lib.encode import models
 from saerl_lib.encode.models import open_reader
 from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import write_shard
@@ -189,7 +189,7 @@ def shape_activations(
     rows = (shape.samples, shape.tokens // shape.samples)
     half = torch.arange(rows[1]).expand(rows) < rows[1] // 2
     ids = torch.randint(0, 512, rows, generator=torch.Generator().manual_seed(0))
-    batch = tokens.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(rows, dtype=torch.bool))
+    batch = models.TokenBatch(tuple(range(shape.samples)), ids, half, ~half, torch.ones(rows, dtype=torch.bool))
     return torch.inference_mode()(functools.partial(model, batch))
 
 
@@ -265,7 +265,7 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
     shape = PAPER if on_cpu else PAPER_GPU
     encoder, folder = open_reader(profile.reader), paths.shared_data_dir()
     samples = load_labelled(folder / "math_train.jsonl.gz").samples if folder else load_split(world, "pool")
-    batches = list(tokens.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
+    batches = list(models.token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout))
     rows = {"padded_to_real_tokens": sum(b.ids.numel() for b in batches) / sum(int(b.real.sum()) for b in batches)}
     rows |= shape_ratios(REPEATS, shape, device)
     largest = max(shape.latents)

@@ -1,20 +1,18 @@
 """Does a quality score find wrong or ill-posed samples, and what is left of it without length and style? (ours)
 
-The paper's filter predicts the source and asks no further. Every score is turned so that larger means more suspect, without a
-look at the labels: the source probe as 1 - s, DSIR as the negative log weight, surprise and length as they are. An AUC below
-0.5 is therefore a finding, not a sign to be flipped. Probes of flaws are trained on labelled samples outside the pool: an
-upper reference, since real pools come without such labels.
+The paper's filter predicts the source and asks no further. Larger scores mean more suspect, whatever the labels say, so an AUC
+below 0.5 is a finding. Probes of flaws are trained on labelled samples outside the pool: an upper reference.
 
-SelfReg (arXiv 2502.14133) lets a language model name unintended SAE latents and penalises a classifier that leans on them.
-Here metadata (lengths, counts, shares of signs) says what is unintended: a column of z counts as tied in the measure R^2 in
-which a linear regression on metadata explains it. Three suppressions, fitted on training samples alone, have random twins:
+SelfReg (arXiv 2502.14133) penalises a classifier that leans on unintended SAE latents. Here metadata (lengths, counts, shares of
+signs) say what is unintended: a column of z counts as tied by the R^2 with which they explain it. Three suppressions, fitted on
+training samples alone, have random twins:
 
 - scaled: standardised columns times 1 - R^2, which raises the penalty on tied columns;
 - dropped: the half of the columns with the largest R^2 is set to zero;
 - residual: the linear prediction from metadata is taken away from each column.
 
-Metadata also holds what the problem is about (largest number, operators), so the fall is an upper bound on what style alone
-carried. Axes: N samples, D features, M metadata.
+Metadata also hold what a problem is about, so the fall is an upper bound on what style alone carried.
+Axes: N samples, D features, M metadata.
 """
 
 from __future__ import annotations
@@ -34,17 +32,14 @@ from sklearn.preprocessing import StandardScaler
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import open_causal
+from saerl_lib.encode.models import measure_surprise, open_causal
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.encode.tokens import measure_surprise
-from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled
+from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffled, texts_of
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
-from saerl_lib.studies.sensitivity import texts_of
+from saerl_lib.report.tables import rows_of
 
-FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
-SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
 ANY = "any"
@@ -80,12 +75,10 @@ class FlawData(NamedTuple):
 def log_importance_weights(
     pool_texts: Sequence[str], target_texts: Sequence[str], *, buckets: int = BUCKETS, per_ngram: bool = False
 ) -> np.ndarray:
-    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's.
-
-    The text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into
-    `buckets`; target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of
-    n-grams (ours): the sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts.
-    """
+    """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's. The
+    text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into `buckets`;
+    target and pool are each one categorical distribution over buckets. `per_ngram` divides by the number of n-grams (ours): the
+    sum grows with length. A text without words weighs 0. Raises ValueError for an empty list of texts."""
     hashed = HashingVectorizer(
         n_features=buckets, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
     )
@@ -140,12 +133,10 @@ def flaw_table(
     scores: Mapping[str, np.ndarray], flaw: Sequence[str], pools: Mapping[str, np.ndarray], *, dataset: str,
     config: PropertyConfig, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound.
-
-    `pools` maps a name to a mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance`
-    states what a random order gives. Intervals resample samples of the pool, the same resamples for every score.
-    Raises ValueError when a pool lacks flawed or sound samples.
-    """
+    """Rows of filter_flaws.csv for suspicion scores [N] by name and kinds of flaw [N], '' when sound. `pools` maps a name to a
+    mask [N]. roc_auc and average_precision set one kind against the sound samples; the score `chance` states what a random order
+    gives. Intervals resample samples of the pool, the same resamples for every score. Raises ValueError when a pool lacks flawed
+    or sound samples."""
     kinds, rows = np.asarray(flaw, dtype=str), []
     for pool, mask in pools.items():
         inside = kinds[np.asarray(mask, dtype=bool)]
@@ -162,29 +153,8 @@ def flaw_table(
             for name, values in scores.items():
                 values = np.asarray(values, dtype=float)[mask]
                 found = rank_metrics(values[compared], positive[compared], weights[:, compared])
-                rows += [(*label, name, metric, e.value, e.low, e.high, *counts) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=FLAW_COLUMNS)
-
-
-def flaw_rows_from_features(
-    z: np.ndarray, metadata: np.ndarray, texts: Sequence[str], valid: np.ndarray, split: Sequence[str], *, dataset: str,
-    config: PropertyConfig, seed: int, kinds: Sequence[str] | None = None, extra_scores: Mapping[str, np.ndarray] | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of filter_flaws.csv for real data, from plain arrays of N samples: z [N, D], metadata [N, M], texts, valid bool [N].
-
-    `split` is 'train' or 'test' a sample; the pool `test` is scored by probes fitted on `train`, and DSIR takes the valid
-    training texts as its target. `kinds` names the flaw of each invalid sample (ignored where valid; default 'invalid').
-    `extra_scores` are further suspicion scores [N], say nats a token. Raises ValueError for a split with a single class.
-    """
-    split, valid = np.asarray(split, dtype=str), np.asarray(valid, dtype=bool)
-    flaw = np.where(valid, "", "invalid" if kinds is None else np.asarray(kinds, dtype=str))
-    data = FlawData(np.asarray(z), np.asarray(metadata), tuple(texts), flaw)
-    train, test = (data.rows(np.flatnonzero(split == name)) for name in ("train", "test"))
-    sound_texts = [text for text, flawed in zip(train.texts, train.flawed, strict=True) if not flawed]
-    scores = common_scores(train, test, sound_texts, seed)
-    scores |= {name: np.asarray(values, dtype=float)[split == "test"] for name, values in (extra_scores or {}).items()}
-    pools = {"test": np.ones(len(test.flaw), dtype=bool)}
-    return flaw_table(scores, test.flaw, pools, dataset=dataset, config=config, seed=seed)
+                rows += [(*label, name, metric, *estimate, *counts) for metric, estimate in found.items()]
+    return rows_of("filter_flaws", rows)
 
 
 class Target(NamedTuple):
@@ -215,12 +185,10 @@ def _regression(points: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.
 def suppressed_views(
     train_z: np.ndarray, train_metadata: np.ndarray, test_z: np.ndarray, test_metadata: np.ndarray, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """variant -> (training features, test features), standardised on the training samples.
-
-    `dropped` sets the `DROPPED_SHARE` of columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and
-    `dropped_random` treat randomly chosen columns so; `residual_random` takes away the prediction from as many random
-    projections of z as there are metadata features. There must be more training samples than of these.
-    """
+    """variant -> (training features, test features), standardised on the training samples. `dropped` sets the `DROPPED_SHARE` of
+    columns with the largest R^2 to zero, the later ones among equals. `scaled_random` and `dropped_random` treat randomly chosen
+    columns so; `residual_random` takes away the prediction from as many random projections of z as there are metadata features.
+    There must be more training samples than of these."""
     plain, metadata = _standardised(train_z, test_z), _standardised(train_metadata, test_metadata)
     rng = np.random.default_rng(seed)
     slopes, explained = _regression(plain[0], metadata[0])
@@ -265,8 +233,8 @@ def selfreg_table(
             weights = bootstrap_weights(n, config.bootstrap_samples, sub_seed(seed, f"selfreg {name}"))
             found = rank_metrics(inside, target.labels[target.mask], weights)
             found["spearman_length"] = _spearman(inside, length[target.mask], weights)
-            rows += [(dataset, name, variant, metric, e.value, e.low, e.high, n) for metric, e in found.items()]
-    return pd.DataFrame(rows, columns=SELFREG_COLUMNS)
+            rows += [(dataset, name, variant, metric, *estimate, n) for metric, estimate in found.items()]
+    return rows_of("filter_selfreg", rows)
 
 
 def pool_scores(
@@ -312,7 +280,7 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
     parent`, where it does not."""
     fitted = difficulty_stage(profile, world, features)
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         samples = {name: load_split(world, name) for name in ("labelled", "filter_negatives", "pool")}
         target, parent, pool = (
             FlawData(table.z, table.metadata, tuple(texts_of(rows)), np.array([s.flaw for s in rows]))
@@ -322,9 +290,8 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
         scores = pool_scores(profile, load_scorer(fitted), target, parent, pool, samples["pool"])
         pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
-        table = flaw_table(scores, pool.flaw, pools, **named)
-        table.to_parquet(folder / "flaws.parquet", index=False)
-        selfreg_rows(profile, target, parent, pool, in_parent).to_parquet(folder / "selfreg.parquet", index=False)
+        left = selfreg_rows(profile, target, parent, pool, in_parent)
+        return {"flaws": flaw_table(scores, pool.flaw, pools, **named), "selfreg": left}
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))

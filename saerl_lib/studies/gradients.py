@@ -2,17 +2,13 @@
 
 The paper lets distance in SAE space stand for gradient coherence and measures no gradient. Here every prompt of a seeded sample
 of the kept pool gets two independent groups of G rollouts ("halves") at the base policy, each with the gradient that training
-would take from it: group-normalised advantages and TRL's loss_type "grpo"; the first step is on-policy, so no clip acts. All that
-is asked of gradients are inner products, so their exact Gram matrix is kept: it loses nothing, where a projection to m dimensions
-errs by about 1 / sqrt(m) a cosine. One bootstrap serves all tables: prompts get multinomial weights, and products of a prompt
-with itself are left out, so that a prompt drawn twice never passes for two that agree. Where a mean gradient is near zero such
-intervals are wider than needed, never narrower.
+would take from it; the first step is on-policy, so no clip acts. Of gradients only inner products are asked, so their exact Gram
+matrix is kept. Products of a prompt with itself are left out of every mean, also in the bootstrap, which weighs prompts.
 
 A batch of b prompts, rho b of them from cluster d and the rest from c, estimates G, the mean gradient of the pool:
     MSE(rho) - MSE(0) = - rho A + rho^2 C,   A = 2 <r_c, v> - tr(Sigma_d - Sigma_c) / b,   C = ||v||^2,
 r_c = G - mu_c, v = mu_d - mu_c, optimum rho* = A / 2C clipped to [0, 1]. A and C are estimated without bias from products of
-different prompts (`Moments`); rho*, a clipped ratio of them, is not. Where the estimate of C is not positive, rho* is the better
-end of [0, 1] (ours). The share of a cluster in G is its share of the kept pool.
+different prompts (`Moments`); rho*, a clipped ratio of them, is not.
 
 Axes: N prompts, K groups, S = resamples + 1, the first row being the sample itself.
 """
@@ -38,13 +34,13 @@ from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.answers import reward
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.batch_plan import rows_of
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.plan.orders import kept_pool, standardised_space
 from saerl_lib.properties.clusters import CLIP
-from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
-from saerl_lib.studies.sensitivity import texts_of
+from saerl_lib.report.tables import rows_of
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
@@ -54,20 +50,8 @@ DEVIATION_FLOOR = 1e-4
 """Added to a group's standard deviation, as TRL does."""
 GRAM_BLOCK = 65_536
 """Parameters of one product in float32; blocks are summed in float64."""
-COHERENCE_COLUMNS = ["grouping", "level", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
-DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
-THEORY_COLUMNS = [
-    "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
-    "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
-    "random_change", "random_low", "random_high",
-]  # fmt: skip
 MEAN = "mean"
 """A partner, or a cluster, drawn by its share of the pool."""
-LOCAL_SPACES = ("z", "metadata", "TF-IDF")
-"""Spaces whose nearest neighbours are compared."""
-NEIGHBOURS = 5
-"""So many samples, the nearest in a space, are compared with all others (ours)."""
-
 
 class GradientGram(NamedTuple):
     """Inner products of the gradients of N prompts, [2 N, 2 N] float64: row h N + i is half h of prompt i, zero where a group has
@@ -135,40 +119,21 @@ def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return ((weights @ matrix) * weights).sum(axis=1)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The Gram matrix by prompt, free of rollout noise where that can be had."""
+class Pairs(NamedTuple):
+    """The Gram matrix by prompt, free of rollout noise where that can be had: [N, N] estimates of <E g_p, E g_q> (all four pairs
+    of halves for p != q, the two halves on the diagonal), and [N] ||g_p||^2 of one group, noise included, mean of the halves."""
 
     products: np.ndarray
-    """[N, N] estimates of <E g_p, E g_q>: all four pairs of halves for p != q, the two halves on the diagonal."""
     squared: np.ndarray
-    """[N] ||g_p||^2 of one group, rollout noise included, mean of the halves."""
-    cosine_sum: np.ndarray
-    """[N, N] sum of the cosines of the pairs of halves that have both a gradient, zero on the diagonal."""
-    cosine_count: np.ndarray
-    """[N, N] their number, 0 to 4."""
-    halves: np.ndarray
-    """[N] cosine of a prompt's two halves, NaN where one has no gradient."""
-
-    def of(self, keep: np.ndarray) -> Pairs:
-        """The prompts of a mask [N]."""
-        both = np.ix_(keep, keep)
-        counts = (self.cosine_sum[both], self.cosine_count[both])
-        return Pairs(self.products[both], self.squared[keep], *counts, self.halves[keep])
 
 
 def prompt_pairs(gram: GradientGram) -> Pairs:
-    """Products and cosines between the prompts of a Gram matrix."""
-    n, full = len(gram.pass_rate), gram.products
-    size = np.sqrt(np.diag(full))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = np.clip(full / np.outer(size, size), -1, 1).reshape(2, n, 2, n)
-    blocks = full.reshape(2, n, 2, n)
-    products, total = blocks.sum(axis=(0, 2)) / 4, np.nansum(cosine, axis=(0, 2))
-    count = np.isfinite(cosine).sum(axis=(0, 2)).astype(float)
-    for matrix, diagonal in ((products, np.diag(blocks[0, :, 1])), (count, 0), (total, 0)):
-        np.fill_diagonal(matrix, diagonal)
-    return Pairs(products, (size**2).reshape(2, n).mean(axis=0), total, count, np.diag(cosine[0, :, 1]).copy())
+    """Products between the prompts of a Gram matrix."""
+    n = len(gram.pass_rate)
+    blocks = gram.products.reshape(HALVES, n, HALVES, n)
+    products = blocks.sum(axis=(0, 2)) / 4
+    np.fill_diagonal(products, np.diag(blocks[0, :, 1]))
+    return Pairs(products, np.diag(gram.products).reshape(HALVES, n).mean(axis=0))
 
 
 @dataclass(frozen=True)
@@ -224,45 +189,21 @@ def batch_cosines(moments: Moments, prompts_per_step: int) -> dict[str, np.ndarr
     return found
 
 
-def prompt_cosines(pairs: Pairs, within: np.ndarray, across: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean cosine of single prompts' gradients [S] over the pairs of two boolean masks [N, N], and their difference."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        near, far = (pair_form(weights, pairs.cosine_sum * m) / pair_form(weights, pairs.cosine_count * m)
-                     for m in (within, across))  # fmt: skip
-    return {"within": near, "across": far, "difference": near - far}
-
-
 def coherence_table(
-    gram: GradientGram, labels: Mapping[str, np.ndarray], spaces: Mapping[str, np.ndarray], neighbours: int,
-    prompts_per_step: int, samples: int, seed: int,
-) -> pd.DataFrame:  # fmt: skip
-    """Rows of gradient_coherence.csv. `labels` maps a grouping to [N] labels ("cluster" and "leaf topic" among them), `spaces` a
-    name to distances [N, N]. n are the prompts behind a row, n_zero those of the sample without any gradient: left out between
-    prompts, counted as zero inside batches, as in training."""
+    gram: GradientGram, labels: Mapping[str, np.ndarray], prompts_per_step: int, samples: int, seed: int
+) -> pd.DataFrame:
+    """Rows of gradient_coherence.csv for groupings, name -> labels [N], and "random", the whole pool as one group. n are the
+    prompts, n_zero those of them without any gradient, which count as zero, as in training."""
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
     weights, everyone = bootstrap_weights(n, samples, seed), np.zeros(n, dtype=int)
-    alive = int((~gram.zero).any(axis=1).sum())
-    masks = {name: (same := np.equal.outer(v, v), ~same) for name, v in labels.items()}
-    other_topic = ~masks["leaf topic"][0]
-    masks["cluster, topics differ"] = (masks["cluster"][0] & other_topic, masks["cluster"][1] & other_topic)
-    for name, distance in spaces.items():  # one of two samples is among the nearest of the other
-        order = np.argsort(distance + np.diag(np.full(n, np.inf)), axis=1, kind="stable")[:, :neighbours]
-        near = np.zeros((n, n), dtype=bool)
-        np.put_along_axis(near, order, True, axis=1)
-        masks[f"{neighbours} nearest in {name}"] = (near | near.T, ~(near | near.T))
-    found = [(name, "prompt", relation, values, alive)
-             for name, mask in masks.items() for relation, values in prompt_cosines(pairs, *mask, weights).items()]  # fmt: skip
-    drawn = prompt_cosines(pairs, np.ones((n, n), dtype=bool), masks["cluster"][0], weights)["within"]
-    both = np.isfinite(pairs.halves)
-    again = (weights * both) @ np.where(both, pairs.halves, 0.0) / (weights @ both)
-    found += [("random", "prompt", "random", drawn, alive), ("random", "prompt", "halves", again, int(both.sum()))]
+    found = []
     for name, label in labels.items():
         cosines = batch_cosines(group_moments(pairs, label, weights), prompts_per_step)
-        found += [(name, "batch", relation, values, n) for relation, values in cosines.items() if relation != "halves"]
+        found += [(name, relation, values) for relation, values in cosines.items() if relation != "halves"]
     pool = batch_cosines(group_moments(pairs, everyone, weights), prompts_per_step)
-    found += [("random", "batch", "random", pool["within"], n), ("random", "batch", "halves", pool["halves"], n)]
-    rows = [(*names, *weighted_interval(values), count, n - alive) for *names, values, count in found]
-    return pd.DataFrame(rows, columns=COHERENCE_COLUMNS)
+    found += [("random", "random", pool["within"]), ("random", "halves", pool["halves"])]
+    zero = int(gram.zero.all(axis=1).sum())
+    return rows_of("gradient_coherence", [(*names, *weighted_interval(values), n, zero) for *names, values in found])
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -287,12 +228,10 @@ def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.n
 
 
 def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples: int, seed: int) -> pd.DataFrame:
-    """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space.
-
-    measure "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared
-    distance": ||E g_p - E g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half
-    against the other: the most that any space could reach with G rollouts a prompt.
-    """
+    """Rows of gradient_distance.csv: Spearman rho between the gradients' distance and distances [N, N] of each space. measure
+    "cosine": 1 - cosine of the gradients of all 2 G rollouts, prompts without gradient left out; "squared distance": ||E g_p - E
+    g_q||^2 from independent halves, all prompts. Space "gradient, other rollouts" holds one half against the other: the most that
+    any space could reach with G rollouts a prompt."""
     pairs, n = prompt_pairs(gram), len(gram.pass_rate)
     weights = bootstrap_weights(n, samples, seed)
     whole = gram.products.reshape(2, n, 2, n)
@@ -306,7 +245,7 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
         for name, one, other, mask in [*compared, ("gradient, other rollouts", first[measure], second[measure], sure)]:
             values, count = weighted_interval(rank_correlation(one, other, mask, weights)), int(mask.sum())
             rows.append((name, measure, *values, count * (count - 1) // 2, count))
-    return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
+    return rows_of("gradient_distance", rows)
 
 
 class MixingTerms(NamedTuple):
@@ -333,7 +272,7 @@ def mixing_terms(moments: Moments, shares: np.ndarray, prompts_per_step: int) ->
 
 
 def rho_star(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Minimiser of - rho a + rho^2 c on [0, 1]."""
+    """Minimiser of - rho a + rho^2 c on [0, 1]; its better end where the estimate c is not positive (ours)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(a / (2 * c), 0, 1)
     found = np.where(c > 0, inside, (a > c).astype(float))
@@ -344,12 +283,10 @@ def mixing_table(
     pairs: Pairs, clusters: np.ndarray, pool_shares: Mapping[int, float], prompts_per_step: int, swapped_per_batch: int,
     samples: int, seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0.
-
-    clusters [N] are those of the sampled prompts; `pool_shares` maps a cluster to its share of the kept pool. A cluster
-    with fewer than two sampled prompts is left out. Rows with cluster_d "mean" have a partner drawn by share, those
-    with cluster_c "mean" average over clusters as well. `random_change` is a batch of the whole pool instead.
-    """
+    """Rows of mixing_theory.csv; changes are fractions of the MSE at rho = 0. clusters [N] are those of the sampled prompts;
+    `pool_shares` maps a cluster to its share of the kept pool. A cluster with fewer than two sampled prompts is left out. Rows
+    with cluster_d "mean" have a partner drawn by share, those with cluster_c "mean" average over clusters as well.
+    `random_change` is a batch of the whole pool instead."""
     names, counts = np.unique(clusters, return_counts=True)
     names, counts = names[counts > 1], counts[counts > 1]
     shares = np.array([pool_shares[int(c)] for c in names])
@@ -357,7 +294,8 @@ def mixing_table(
     weights = np.empty((samples + 1, int(keep.sum())))
     for name, count in zip(names, counts, strict=True):  # the sizes of the clusters stay
         weights[:, clusters[keep] == name] = bootstrap_weights(count, samples, sub_seed(seed, f"cluster {name}"))
-    moments = group_moments(pairs.of(keep), clusters[keep], weights)
+    kept = Pairs(pairs.products[np.ix_(keep, keep)], pairs.squared[keep])
+    moments = group_moments(kept, clusters[keep], weights)
     a, c, bias2, variance, random = mixing_terms(moments, shares, prompts_per_step)
     partner = np.where(np.eye(len(names), dtype=bool), 0.0, shares)
     partner = partner / partner.sum(axis=1, keepdims=True)
@@ -376,7 +314,7 @@ def mixing_table(
         head = (str(one), str(other), int(n_one), int(n_other), float(bias[0]), float(spread[0]))
         rows.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
                      *weighted_interval(random / start - 1)))  # fmt: skip
-    return pd.DataFrame(rows, columns=THEORY_COLUMNS)
+    return rows_of("mixing_theory", rows)
 
 
 def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataFrame:
@@ -420,9 +358,8 @@ def gradient_tables(
         "cluster": clusters, "leaf topic": topics_at(samples, 3), "domain": topics_at(samples, 1),
         "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
     }  # fmt: skip
-    local = {name: spaces[name] for name in LOCAL_SPACES}
     return {
-        "gradient_coherence": coherence_table(gram, labels, local, NEIGHBOURS, b, resamples, seed),
+        "gradient_coherence": coherence_table(gram, labels, b, resamples, seed),
         "gradient_distance": distance_table(gram, spaces, resamples, seed),
         "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
         "zero_variance": zero_variance_table(clusters, gram.pass_rate),
@@ -433,7 +370,7 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
     """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradient_prompts` rows of the kept
     pool, all if it holds fewer, in pool order."""
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
         pool = kept_pool(difficulty, quality)
         draw = np.random.default_rng(sub_seed(profile.seed, "gradient-sample"))
@@ -442,15 +379,13 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
         samples = [by_id[name] for name in chosen["sample_id"]]
         gram = measure_gradients(*load_policy(), samples, profile.train, sub_seed(profile.seed, "gradient-rollouts"))
         table = load_split_features(features, "pool")
-        kept = rows_of(pool["sample_id"], table.ids)
+        kept = places_of(pool["sample_id"], table.ids)
         spaces = space_distances(
             table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
             sub_seed(profile.seed, "gradient-permuted-z"),
         )  # fmt: skip
         shares = pool["cluster"].value_counts(normalize=True).to_dict()
-        found = gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
-        for name, frame in found.items():
-            frame.to_parquet(folder / f"{name}.parquet", index=False)
+        return gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
 
     train = to_dict(profile.train)
     train.pop("seeds")

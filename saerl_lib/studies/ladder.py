@@ -2,7 +2,7 @@
 
 One ladder for the embedded world, the real sets, any labelled file, the paper's data and the choices of the representation: tasks
 and pooled features go in, a long table comes out. Everything that is fitted (scalers, PCA, TF-IDF, retained sets) sees training
-rows alone. Test predictions are kept, so that a reader can ask new questions without fitting again.
+rows alone.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, real_folder
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
-from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS, metadata_features
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
-from saerl_lib.encode.store import DENSE, LABELLED, MAIN, RULES, Store
+from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.probes import (
     LEAST_TRAIN,
-    PAIR_COLUMNS,
     Matrix,
-    ProbeRow,
     Task,
     fit_tfidf,
     fit_topic_probe,
@@ -46,7 +44,9 @@ from saerl_lib.properties.probes import (
     shuffled,
     split_tasks,
     task_rows,
+    texts_of,
 )
+from saerl_lib.report.tables import SCHEMAS, rows_of
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -75,13 +75,9 @@ GROUPS = {
 RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
 RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
 """Real tasks on which the rules of the retained set are compared."""
-REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
-                  "n_test", "shared_with_default"]  # fmt: skip
-"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
-COLUMNS = [field.name for field in dataclasses.fields(ProbeRow)]
 
 
 @dataclass(frozen=True)
@@ -97,23 +93,16 @@ class FeatureSet:
     """Train on permuted labels."""
 
 
-def task_texts(samples: Sequence[Sample], with_solution: bool) -> list[str]:
-    """What a text baseline reads."""
-    return [f"{s.prompt}\n{s.solution}" if with_solution else s.prompt for s in samples]
-
-
 def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> list[FeatureSet]:
-    """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE.
-
-    `blocks` maps a reader to its (train, test) features; a task without solutions reads their first half. Dense features are
-    projected to the width of the SAEs' retained features too. The reader's own SAE is read with metadata and with shuffled
-    labels as well, all its latents with TF-IDF.
-    """
+    """Length, metadata and TF-IDF, which need no model, then the dense activations and every SAE. `blocks` maps a reader to its
+    (train, test) features; a task without solutions reads their first half. Dense features are projected to the width of the
+    SAEs' retained features too. The reader's own SAE is read with metadata and with shuffled labels as well, all its latents with
+    TF-IDF."""
     sides = (task.train, task.test)
     columns = list(range(len(FEATURES))) if task.with_solution else PROMPT_COLUMNS
     lengths = [place for place, column in enumerate(columns) if FEATURES[column].endswith("_characters")]
     metadata = _filled(*(metadata_features(samples)[:, columns] for samples in sides))
-    texts = [task_texts(samples, task.with_solution) for samples in sides]
+    texts = [texts_of(samples, task.with_solution) for samples in sides]
     words = fit_tfidf(texts[0])
     tfidf = tuple(words.transform(t) for t in texts)
     sets = [FeatureSet("length", *(m[:, lengths] for m in metadata)), FeatureSet("metadata", *metadata)]
@@ -177,33 +166,24 @@ def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
 def ladder(
     tasks: Sequence[Task], blocks: Blocks, config: PropertyConfig, seed: int, *, workers: int = WORKERS,
     only: Collection[str] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    """Rows of probe_ladder.csv, of ladder_pairs.csv, and every test prediction, of every feature set for every task.
-
-    A block is read for the tasks whose samples it all holds. `only` names the feature sets that are wanted; the baseline that
-    reads nothing is always there. Fits are spread over `workers` processes of one thread. Raises ValueError as the probes do.
-    """
-    places = {name: {sample: i for i, sample in enumerate(ids)} for name, (ids, _) in blocks.items()}
-    rows, pairs, predictions = [], [], []
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Rows of probe_ladder.csv and of ladder_pairs.csv, of every feature set for every task. A block is read for the tasks whose
+    samples it all holds. `only` names the feature sets that are wanted; the baseline that reads nothing is always there. Fits are
+    spread over `workers` processes of one thread. Raises ValueError as the probes do."""
+    rows, pairs = [], []
     for task in tqdm(tasks, desc="ladder", unit="task"):
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
-        found = {
-            name: tuple(values[[places[name][s.id] for s in side]] for side in (task.train, task.test))
-            for name, (_, values) in blocks.items()
-            if all(s.id in places[name] for s in (*task.train, *task.test))
-        }
+        found = {}
+        for name, (ids, values) in blocks.items():
+            places = [places_of([s.id for s in side], ids) for side in (task.train, task.test)]
+            if min(rows.min() for rows in places) >= 0:
+                found[name] = tuple(values[rows] for rows in places)
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
         rows += task_rows(task, done, config.bootstrap_samples, own, workers)
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-        predictions += [
-            pd.DataFrame({"target": task.target, "features": n, "seed": s, "sample_id": [x.id for x in task.test],
-                          "prediction": np.asarray(v).astype(str), "label": task.y_test.astype(str)})
-            for (n, s), v in done.items()
-        ]  # fmt: skip
-    table = pd.DataFrame([dataclasses.asdict(r) for r in rows], columns=COLUMNS)
-    return table, pd.DataFrame(pairs, columns=PAIR_COLUMNS), pd.concat(predictions) if predictions else pd.DataFrame()
+    return rows_of("probe_ladder", rows), rows_of("ladder_pairs", pairs)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -212,6 +192,11 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
     others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
     return dataclasses.replace(profile.reader, others=others, dense=True)
+
+
+def by_hash(samples: Sequence[Sample]) -> list[int]:
+    """Row numbers of samples in an order by the hash of their question: a fixed random one."""
+    return sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))
 
 
 @dataclass(frozen=True)
@@ -229,13 +214,21 @@ class Group:
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
         """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
         task = next(task for task in self.tasks if task.kind != "topic")
-        order = sorted(range(len(task.train)), key=lambda i: (hash_share(normalise(task.train[i].prompt)), task.train[i].id))
-        order = order[: profile.ladder.max_train]
+        order = by_hash(task.train)[: profile.ladder.max_train]
         return [task.train[i] for i in order], task.y_train[order]
 
     def stage(self, profile: Profile) -> Stage:
         """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
         return read_stage(profile, self.name, self.samples, ladder_reader(profile))
+
+    def retained(self, profile: Profile, store: Store) -> np.ndarray:
+        """The latents that the reader's rule retains of the group's store, chosen on training samples alone."""
+        samples, labels = self.training(profile)
+        return retained_of(profile, store, samples, labels=labels)
+
+    def blocks(self, profile: Profile, store: Store) -> Blocks:
+        """`blocks_of` the group's store."""
+        return blocks_of([store], ladder_reader(profile), functools.partial(self.retained, profile))
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -258,26 +251,13 @@ def blocks_of(stores: Sequence[Store], reader: ReaderConfig, retained: Callable[
     return found
 
 
-def group_blocks(group: Group, store: Store, profile: Profile) -> Blocks:
-    """`blocks_of` a group; retained sets are chosen on training samples alone."""
-    return blocks_of([store], ladder_reader(profile), functools.partial(group_retained, group, profile))
-
-
-def group_retained(group: Group, profile: Profile, store: Store) -> np.ndarray:
-    """The retained latents of a group by the reader's rule."""
-    samples, labels = group.training(profile)
-    return retained_of(profile, store, samples, labels=labels)
-
-
 def _ladder_stage(
     profile: Profile, group: str, tasks: Sequence[Task], blocks: Callable[[], Blocks], inputs: tuple[Stage, ...]
 ) -> Stage:
-    """ladder.parquet, pairs.parquet and predictions.parquet of a group."""
+    """ladder.parquet and pairs.parquet of a group."""
 
-    def compute(folder: Path) -> None:
-        found = ladder(tasks, blocks(), profile.properties, profile.seed)
-        for name, table in zip(("ladder", "pairs", "predictions"), found, strict=True):
-            table.to_parquet(folder / f"{name}.parquet", index=False)
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
+        return dict(zip(("ladder", "pairs"), ladder(tasks, blocks(), profile.properties, profile.seed), strict=True))
 
     read = [[t.dataset, t.target, t.with_solution, *([s.id for s in side] for side in (t.train, t.test)), t.y_train.tolist(),
              t.y_test.tolist()] for t in tasks]  # fmt: skip
@@ -303,7 +283,7 @@ def real_ladder_stages(profile: Profile) -> list[Stage]:
     found = []
     for group in real_groups(profile).values():
         stage = group.stage(profile)
-        blocks = functools.partial(group_blocks, group, Store(stage.path("store")), profile)
+        blocks = functools.partial(group.blocks, profile, Store(stage.path("store")))
         found.append(_ladder_stage(profile, group.name, group.tasks, blocks, (stage,)))
     return found
 
@@ -347,21 +327,19 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
         keys = load_set(name).keys
         rows += [(name, other, len(keys), sum(key in questions for key in keys))
                  for other, questions in evaluation.items() if other != name]  # fmt: skip
-    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
+    return rows_of("real_overlap", rows)
 
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
     """The ladder's row of one feature set of one task, from z [N, 4 S] of the reader's own SAE."""
-    table, *_ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
+    table, _ = ladder([task], {MAIN: block}, profile.properties, profile.seed, only=(features,))
     return table[table["features"] == features]
 
 
 def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence[Sample], profile: Profile) -> list[pd.DataFrame]:
     """Rows of representation.csv: what each task reads by 240 latents that each rule chose on `training`, in the first store.
-
     `cross_validated` is the metric of out-of-fold predictions on training samples; a rule that reads labels chooses anew in every
-    fold. The default rule is the best of them by it.
-    """
+    fold. The default rule is the best of them by it."""
     ids, found, default = [name for store in stores for name in store.ids], [], None
     place, inside = {name: row for row, name in enumerate(ids)}, {s.id for s in training}
     rules = RULES if all(s.solved for s in training) else tuple(rule for rule in RULES if rule != "gradient")
@@ -390,11 +368,9 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
 
 
 def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
-    """Rows of representation.csv: what the open choices of the representation cost (ours).
-
-    The paper keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training
-    samples of the world and, where they lie, of MATH and DeepMath; on the world the prompt alone is read beside both spans.
-    """
+    """Rows of representation.csv: what the open choices of the representation cost (ours). The paper keeps 240 latents and reads
+    prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of the world and, where they lie,
+    of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
     splits = {name: load_split(world, name) for name in ("labelled", "test")}
     tasks = {task.target: task for task in split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
@@ -410,15 +386,12 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
         found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
+    return pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)
 
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """Stage `representation`: representation.parquet."""
-
-    def compute(folder: Path) -> None:
-        representation_table(profile, world, store).to_parquet(folder / "representation.parquet", index=False)
-
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
-    return get_or_compute(profile, "representation", config, compute, (world, store, *real))
+    tables = lambda _: {"representation": representation_table(profile, world, store)}  # noqa: E731
+    return get_or_compute(profile, "representation", config, tables, (world, store, *real))

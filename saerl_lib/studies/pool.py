@@ -25,16 +25,14 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
-from saerl_lib.encode.models import open_decoder, token_vectors
+from saerl_lib.encode.models import Layout, open_decoder, token_vectors
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.encode.store import DENSE, Store, load_split_features
-from saerl_lib.encode.tokens import Layout
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import fit_tfidf
+from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
-from saerl_lib.studies.sensitivity import texts_of
 from saerl_lib.train.arms import DRAWS, ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups

@@ -38,18 +38,17 @@ from saerl_lib.data.published import (
     probe_splits,
     unread_keys,
 )
-from saerl_lib.data.sample import Sample, hash_order, hash_share, normalise, without
-from saerl_lib.encode.models import identity, open_decoder, open_reader, token_vectors
+from saerl_lib.data.sample import Sample, hash_order, normalise, without
+from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
 from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
 from saerl_lib.encode.store import DENSE, Store, choose_retained
-from saerl_lib.encode.tokens import Layout, token_batches
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
-from saerl_lib.report.tables import write_csv
-from saerl_lib.studies.ladder import VARIANTS, Group, group_blocks, ladder
+from saerl_lib.report.tables import rows_of, write_csv
+from saerl_lib.studies.ladder import VARIANTS, Group, by_hash, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -69,13 +68,9 @@ TRAININGS: dict[str, tuple[dict[str, int], str]] = {
 """Folder below `artifacts/sae` -> what differs from `SHORT`, and the kind of training."""
 
 
-def by_hash(samples: list[Sample]) -> list[Sample]:
-    """Samples in an order by the hash of their question, so that files of activations hold about as many tokens each."""
-    return sorted(samples, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
-
-
 def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
-    """The texts of the shipped SAE, real and the world's. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    """The texts of the shipped SAE, real and the world's, by the hash of their question, so that files of activations hold about
+    as many tokens each. Raises ArtifactError without `SAERL_DATA_DIR`."""
     unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
         data = without(load_set(name), unread)
@@ -83,7 +78,7 @@ def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
         world.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
-    return {"real": by_hash(real), "world": by_hash(world)}
+    return {name: [found[i] for i in by_hash(found)] for name, found in (("real", real), ("world", world))}
 
 
 def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -107,10 +102,8 @@ def load_vectors(files: Sequence[Path]) -> Tensor:
 
 
 def run_reader(step: str) -> int:
-    """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks.
-
-    Raises ArtifactError without `SAERL_DATA_DIR` or the model.
-    """
+    """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks. Raises
+    ArtifactError without `SAERL_DATA_DIR` or the model."""
     {"sae": rebuild_sae, "variants": train_variants, "blocks": compare_blocks}[step](get_profile("laptop"))
     return 0
 
@@ -132,10 +125,8 @@ def rebuild_sae(profile: Profile) -> None:
 
 
 def train_variants(profile: Profile) -> None:
-    """Train what stands beside the shipped SAE, each a folder that the ladder reads, and write the curve over k.
-
-    Finished ones are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k.
-    """
+    """Train what stands beside the shipped SAE, each a folder that the ladder reads, and write the curve over k. Finished ones
+    are kept. `sae_short#1` and `#2` differ from `#0` in their seed alone, `sae_k8` in k."""
     todo = {name: path for name in TRAININGS if not ((path := paths.sae_dir() / name) / "cfg.json").is_file()}
     _, vectors = corpus_vectors(profile) if todo else (0, torch.empty(0))
     for name, path in todo.items():
@@ -183,26 +174,17 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
     tasks = real_tasks(load_set, config, held_out_keys())
     difficulty = next(t for t in tasks if (t.dataset, t.target) == ("deepmath_18k", "difficulty_level"))
     subject = next(t for t in tasks if (t.dataset, t.target) == ("math_test", "subject"))
-    (train, y_train), (test, y_test) = (some(*side) for side in ((subject.train, subject.y_train, 2000),
-                                                                 (subject.test, subject.y_test, 1000)))  # fmt: skip
-    return {"difficulty": difficulty, "subject": replace(subject, train=train, test=test, y_train=y_train, y_test=y_test)}
-
-
-def some(samples: Sequence[Sample], y: np.ndarray, count: int) -> tuple[tuple[Sample, ...], np.ndarray]:
-    """`count` questions by hash with their labels, without their solutions: MATH's files are sorted by subject."""
-    order = sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))[:count]
-    return tuple(replace(samples[i], solved=False) for i in order), y[order]
-
-
-CURVE_COLUMNS = ["quantity", "features", "k", "value", "ci_low", "ci_high", "n"]
-"""Of sae_curve.csv."""
+    sides = {}
+    for side, count in (("train", 2000), ("test", 1000)):
+        samples, labels = getattr(subject, side), getattr(subject, f"y_{side}")
+        rows = by_hash(samples)[:count]  # MATH's files are sorted by subject
+        sides |= {side: tuple(replace(samples[i], solved=False) for i in rows), f"y_{side}": labels[rows]}
+    return {"difficulty": difficulty, "subject": replace(subject, **sides)}
 
 
 def curve_table(profile: Profile) -> pd.DataFrame:
     """Rows of sae_curve.csv: explained variance and probes against k, for the SAE, one as drawn, and k principal directions.
-
-    Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus.
-    """
+    Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus."""
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
     trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
     saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, encoder.sae.cfg.d_in) for k, name in sorted(trained.items())}
@@ -222,7 +204,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
         rows += probe_rows(name, task, Store(folder).ids, blocks | projections(blocks[DENSE], mean, pca), profile)
         if task.kind == "rank":
             rows += probe_rows("difficulty_by_retained", task, Store(folder).ids, few_latents(folder, task), profile)
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return rows_of("sae_curve", rows)
 
 
 def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: Mapping[int, Tensor]) -> list[tuple]:
@@ -234,10 +216,8 @@ def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: 
 
 
 def projections(dense: np.ndarray, mean: Tensor, pca: Mapping[int, Tensor]) -> dict[str, np.ndarray]:
-    """`pca#k` -> [N, 2 k], from dense pooled features [N, 4 D]: the projection of the prompt's mean state, twice.
-
-    The projection of a mean is the mean of the projections.
-    """
+    """`pca#k` -> [N, 2 k], from dense pooled features [N, 4 D]: the projection of the prompt's mean state, twice. The projection
+    of a mean is the mean of the projections."""
     found = {f"pca#{k}": (dense[:, : len(mean)] - mean.numpy()) @ basis.numpy() for k, basis in pca.items()}
     return {name: np.concatenate([x, x], axis=1) for name, x in found.items()}
 
@@ -246,7 +226,7 @@ def probe_rows(quantity: str, task: Task, ids: Sequence[str], blocks: Mapping[st
     """What the ladder's probe of a task reads of each block of features [N, D] of the samples `ids`."""
     rows = []
     for reader, block in blocks.items():
-        table, *_ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
+        table, _ = ladder([task], {"read": (ids, block)}, profile.properties, profile.seed, only=("read",))
         rows.append((quantity, *_named(reader), *table.iloc[-1][["value", "ci_low", "ci_high", "n_test"]]))
     return rows
 
@@ -273,10 +253,8 @@ FOLDS = 5
 
 
 def compare_blocks(profile: Profile) -> None:
-    """Rows of reader_blocks.csv: what the dense token means of each block read, cross-validated on training labels alone.
-
-    The cheapest block is chosen that is within the paired 95 % interval of the best on every task.
-    """
+    """Rows of reader_blocks.csv: what the dense token means of each block read, cross-validated on training labels alone. The
+    cheapest block is chosen that is within the paired 95 % interval of the best on every task."""
     splits = {"math_train": math_splits, "deepmath_18k": lambda *given: probe_splits(*given)["deepmath_18k"]}
     rows = []
     for name, split in splits.items():
@@ -286,8 +264,7 @@ def compare_blocks(profile: Profile) -> None:
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
                 rows += _block_rows(name, label, kind, means, data.labels[label], profile)
-    columns = ["dataset", "target", "metric", "block", "value", "below_best", "ci_low", "ci_high", "n"]
-    write_csv(pd.DataFrame(rows, columns=columns), "reader_blocks", paths.PUBLISHED)
+    write_csv(rows_of("reader_blocks", rows), "reader_blocks", paths.PUBLISHED)
 
 
 def _block_rows(name: str, label: str, kind: str, means: dict[int, np.ndarray], y: np.ndarray, profile: Profile) -> list[tuple]:
@@ -325,7 +302,7 @@ def block_means(samples: Sequence[Sample], reader: ReaderConfig) -> dict[int, np
 
 
 def run_ladder(file: Path, profile: str) -> int:
-    """`ladder`: every label of `file` that can be read becomes a task; table, figure and predictions go to their own folder."""
+    """`ladder`: every label of `file` that can be read becomes a task; tables and figure go to their own folder."""
     chosen = get_profile(profile)
     data = load_labelled(file)
     tasks = tasks_of_file(data, chosen.ladder, held_out_keys(), lambda line: print(line, flush=True))
@@ -337,13 +314,12 @@ def run_ladder(file: Path, profile: str) -> int:
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
-    blocks = group_blocks(group, Store(group.stage(chosen).path("store")), chosen)
-    table, pairs, predictions = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    blocks = group.blocks(chosen, Store(group.stage(chosen).path("store")))
+    table, pairs = ladder(tasks, blocks, chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)
-    predictions.to_parquet(folder / "predictions.parquet", index=False)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})
     shown = table[table["metric"].isin(("accuracy", "spearman", "roc_auc", "pearson"))]
     print(shown.pivot_table(index="features", columns=["target", "metric"], values="value", sort=False).round(3).to_string())
-    print(f"table, figure and predictions: {draw('probe_ladder', folder, folder).parent}")
+    print(f"tables and figure: {draw('probe_ladder', folder, folder).parent}")
     return 0

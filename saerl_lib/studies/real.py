@@ -2,15 +2,9 @@
 
 Three parts, made of the ladder's samples and read with them: MATH with solutions (clusters and features), DeepMath against
 DeepScaleR (source filter), ValiMath (flaws). A question stands in one role alone, and what is left out is counted. The paper's
-values stand beside these for orientation and are not to be reached:
-
-- its clusters are of DeepMath and NuminaMath-1.5 read by Qwen3-1.7B, its topics are hundreds of leaves; MATH has seven
-  subjects. Purity has a floor, the share of the largest subject; shuffled labels show each number without a relation.
-- NuminaMath-1.5 is not to be had offline: the sources are another pair, in the paper's proportions, with questions alone.
-  They write mathematics between different signs, which is no quality: `delimiters`, `sae_plain` and `tfidf_plain` say how much
-  that carries.
-- flaws are those that people marked in ValiMath, whole questions. Table 3 needs PRM800K's step labels, which are not to be
-  had offline either; the embedded world has it.
+values are for orientation: its topics are hundreds of leaves, MATH has seven subjects; its sources are DeepMath and
+NuminaMath-1.5, which is not to be had offline. The two sources here write formulas between different signs, which is no quality:
+`delimiters`, `sae_plain` and `tfidf_plain` say how much that carries.
 """
 
 from __future__ import annotations
@@ -33,22 +27,21 @@ from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
 from saerl_lib.data.sample import LabelledSet, hash_order, hash_share
-from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.models import open_causal, open_reader
+from saerl_lib.encode.models import measure_surprise, open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
-from saerl_lib.encode.store import DENSE, MAIN, FeatureTable, Store
-from saerl_lib.encode.tokens import measure_surprise
+from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
-from saerl_lib.properties.clusters import Assignment, agreement, pool_clusters, seed_fits, stability_row
+from saerl_lib.properties.clusters import Agreement, Assignment, agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
-from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
-from saerl_lib.studies.flaws import Target, flaw_rows_from_features, selfreg_table, sgd_scores, suppressed_views, tuned_scores
-from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, group_retained, has_real_data, real_groups
+from saerl_lib.report.statistics import bootstrap_weights, percentile_interval, rank_metrics
+from saerl_lib.report.tables import rows_of
+from saerl_lib.studies import flaws
+from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
-SAE = MAIN
 GROUP_OF = {"math": "math", "sources": "deepmath", "valimath": "valimath"}
 """Part -> the ladder's group that holds its samples."""
 LEFT_OUT = "repeated, unlabelled, of an evaluation or test set, or beyond the profile's size"
@@ -69,19 +62,20 @@ FILES = {"math": ("math_train",), "sources": ("deepmath_18k", "deepscaler_pass_r
 class RealPart:
     """N problems of one question of the study."""
 
-    name: str
-    """Key of `FILES`."""
     data: LabelledSet
     role: np.ndarray
     """[N] str: fit (MATH), train / held_out / pool (sources), train / test (ValiMath)."""
     source: np.ndarray
     """[N] str, the file that a row comes from."""
-    counts: pd.DataFrame
-    """Rows of real_counts.csv: part, source, what, n."""
 
     def where(self, role: str) -> np.ndarray:
         """Row numbers of a role."""
         return np.flatnonzero(self.role == role)
+
+    @property
+    def ids(self) -> list[str]:
+        """The samples' ids."""
+        return [s.id for s in self.data.samples]
 
     @property
     def texts(self) -> list[str]:
@@ -97,24 +91,24 @@ def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
 
 
 def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]]) -> RealPart:
-    role = np.concatenate([roles for _, roles in pieces])
     source = np.concatenate([np.repeat(data.name, len(data)) for data, _ in pieces])
-    counts = []
-    for file in FILES[name]:
-        own = role[source == file]
-        whole = len(load_set(file))
-        counts += [(name, file, "in the file", whole), (name, file, f"left out: {LEFT_OUT}", whole - len(own))]
-        counts += [(name, file, f"used: {r}", int((own == r).sum())) for r in dict.fromkeys(own)]
-    data = joined(name, [data for data, _ in pieces])
-    return RealPart(name, data, role, source, pd.DataFrame(counts, columns=["part", "source", "what", "n"]))
+    return RealPart(joined(name, [data for data, _ in pieces]), np.concatenate([roles for _, roles in pieces]), source)
+
+
+def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
+    """Rows of real_counts.csv: of every file the rows in it, those left out, and those of each role."""
+    rows = []
+    for name, part in parts.items():
+        for file in FILES[name]:
+            own, whole = part.role[part.source == file], len(load_set(file))
+            rows += [(name, file, "in the file", whole), (name, file, f"left out: {LEFT_OUT}", whole - len(own))]
+            rows += [(name, file, f"used: {role}", int((own == role).sum())) for role in dict.fromkeys(own)]
+    return rows_of("real_counts", rows)
 
 
 def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
-    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool.
-
-    The pool has the paper's proportions; the first rows by hash train the probe, the next ones of the other source place
-    thresholds.
-    """
+    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
+    the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
     target, other = (data.rows(hash_order(data)) for data in (target, other))
     train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
@@ -133,10 +127,8 @@ def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
     valid = splits[DATASET]
     roles = [(side, np.repeat(role, len(side))) for side, role in ((valid.train, "train"), (valid.test, "test"))]
-    return {
-        "math": _part("math", [(fit, np.repeat("fit", len(fit)))]), "sources": source_part(*sources),
-        "valimath": _part("valimath", roles),
-    }  # fmt: skip
+    math = _part("math", [(fit, np.repeat("fit", len(fit)))])
+    return {"math": math, "sources": source_part(*sources), "valimath": _part("valimath", roles)}
 
 
 def plain_text(text: str) -> str:
@@ -149,40 +141,35 @@ def plain_text(text: str) -> str:
 
 
 def plain_part(part: RealPart) -> RealPart:
-    """The same rows with `plain_text` questions, as part `sources_plain`."""
+    """The same rows with `plain_text` questions."""
     samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
-    data = dataclasses.replace(part.data, name=PLAIN, samples=samples)
-    return RealPart(PLAIN, data, part.role, part.source, part.counts.iloc[:0])
+    return dataclasses.replace(part, data=dataclasses.replace(part.data, name=PLAIN, samples=samples))
 
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
     """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
     failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
     valid = part.data.labels["valid"] > 0.5
-    return np.array(["" if ok else failed[s.id].removesuffix("_check") for s, ok in zip(part.data.samples, valid, strict=True)])
+    return np.array(["" if ok else failed[name].removesuffix("_check") for name, ok in zip(part.ids, valid, strict=True)])
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
-    """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store.
-
-    z is [N, 4 S] for an SAE and [N, 4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S];
-    its solution metadata are NaN.
-    """
+    """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store. z is [N, 4 S] for an SAE and [N,
+    4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S]; its solution metadata are NaN."""
     store = Store(group.stage(profile).path("store"))
-    place = {name: row for row, name in enumerate(store.ids)}
-    rows = [place[s.id] for s in part.data.samples]
-    found = {DENSE: store.values(DENSE)[rows]}
-    for name in (SAE, UNTRAINED_SAE):
+    rows = places_of(part.ids, store.ids)
+    found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
+    for name in (MAIN, UNTRAINED_SAE):
         own = dataclasses.replace(store, name=name)
-        found[name] = own.select(group_retained(group, profile, own))[rows]
-    return {name: feature_table(part, z) for name, z in found.items()}
+        found[name] = feature_table(part, own.select(group.retained(profile, own))[rows])
+    return found
 
 
 def feature_table(part: RealPart, z: np.ndarray) -> FeatureTable:
     """A part's samples with z [N, E] and their metadata; without solutions the first half of z alone."""
     samples = part.data.samples
     z = z if all(s.solved for s in samples) else z[:, : z.shape[1] // 2].copy()
-    return FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
+    return FeatureTable(tuple(part.ids), z, metadata_features(samples))
 
 
 def plain_features(profile: Profile, part: RealPart, stage: Stage) -> FeatureTable:
@@ -192,7 +179,6 @@ def plain_features(profile: Profile, part: RealPart, stage: Stage) -> FeatureTab
     return feature_table(part, store.select(retained_of(profile, store, training)))
 
 
-QUANTITIES = ("purity", "nmi", "ari")
 SHUFFLES = 20
 """Shuffles of the labels behind the control (ours)."""
 EXCERPT = 100
@@ -201,31 +187,24 @@ PROBE_SHARE = 0.25
 """Share of the columns that clusters by a probe's weights are made of (ours)."""
 EXAMPLE_COLUMNS = ["features", "cluster", "n", "top_subject", "subject_share", "level_mean", "first", "second", "third"]
 """Columns of real_cluster_examples, which quotes problems and is shown, never published."""
-CLUSTERS_COLUMNS = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
-"""Columns of real_clusters.csv."""
 
 
 def agreement_rows(
     label: np.ndarray, topics: np.ndarray, prefix: str, config: PropertyConfig, seed: int
 ) -> list[tuple[str, float, float, float]]:
     """(quantity, value, low, high) of clusters [N] against topics [N]; 95 % bootstrap over samples, clusters fixed."""
-    def values(rows: np.ndarray) -> list[float]:
-        found = agreement(label[rows], topics[rows])
-        return [getattr(found, name) for name in QUANTITIES]
-
     rng, n = np.random.default_rng(seed), len(label)
-    draws = np.array([values(rng.integers(0, n, n)) for _ in range(config.bootstrap_samples)])
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    found = zip(QUANTITIES, values(np.arange(n)), low, high, strict=True)
-    return [(prefix + name, float(v), float(a), float(b)) for name, v, a, b in found]
+    drawn = (rng.integers(0, n, n) for _ in range(config.bootstrap_samples))
+    draws = zip(*(agreement(label[rows], topics[rows]) for rows in drawn), strict=True)
+    found = zip(Agreement._fields, agreement(label, topics), draws, strict=True)
+    return [(prefix + name, *percentile_interval(value, own)) for name, value, own in found]
 
 
 def shuffled_rows(label: np.ndarray, topics: np.ndarray, seed: int) -> list[tuple[str, float, float, float]]:
     """(quantity, mean, least, largest) over shuffles of the topics: agreement without any relation."""
     rng = np.random.default_rng(seed)
-    found = [agreement(label, rng.permutation(topics)) for _ in range(SHUFFLES)]
-    draws = {name: np.array([getattr(f, name) for f in found]) for name in QUANTITIES}
-    return [(name, float(v.mean()), float(v.min()), float(v.max())) for name, v in draws.items()]
+    draws = zip(*(agreement(label, rng.permutation(topics)) for _ in range(SHUFFLES)), strict=True)
+    return [(name, float(np.mean(own)), min(own), max(own)) for name, own in zip(Agreement._fields, draws, strict=True)]
 
 
 def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -242,31 +221,27 @@ def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -
 def clustered_features(
     tables: Mapping[str, FeatureTable], part: RealPart, seed: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured.
-
-    The SAE's features, those of its controls, metadata alone, and the columns that a probe of level or subject uses: such a probe
-    is fitted on one half by hash, and agreement is measured on the other.
-    """
+    """Features set -> phi [N, D] that is clustered, and the rows on which agreement is measured. The SAE's features, those of its
+    controls, metadata alone, and the columns that a probe of level or subject uses: such a probe is fitted on one half by hash,
+    and agreement is measured on the other."""
     everything = np.arange(len(part.data))
-    found = {name: (tables[name].complete().phi, everything) for name in (SAE, UNTRAINED_SAE, DENSE)}
-    found["metadata"] = (tables[SAE].complete().metadata, everything)
+    found = {name: (tables[name].complete().phi, everything) for name in (MAIN, UNTRAINED_SAE, DENSE)}
+    found["metadata"] = (tables[MAIN].complete().metadata, everything)
     fit = np.array([hash_share(key) < 0.5 for key in part.data.keys])
     for label in ("level", "subject"):
-        columns = probe_columns(found[SAE][0], part.data.labels[label], np.flatnonzero(fit), seed)
+        columns = probe_columns(found[MAIN][0], part.data.labels[label], np.flatnonzero(fit), seed)
         found[f"sae, columns of the {label} probe"] = (columns, np.flatnonzero(~fit))
     return found
 
 
 def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: Profile) -> dict[str, pd.DataFrame]:
-    """Tables real_clusters and real_cluster_examples.
-
-    real_clusters: agreement with subject and level by features, its controls, and stability over seeds. `ari_kmeans_seeds`
-    compares clusters with clusters: value, ci_low and ci_high are mean, least and largest over all pairs. The paper's values are
-    of its own leaf topics. real_cluster_examples: the three questions nearest to each centroid.
-    """
+    """Tables real_clusters and real_cluster_examples. real_clusters: agreement with subject and level by features, its controls,
+    and stability over seeds. `ari_kmeans_seeds` compares clusters with clusters: value, ci_low and ci_high are mean, least and
+    largest over all pairs. The paper's values are of its own leaf topics. real_cluster_examples: the three questions nearest to
+    each centroid."""
     config, seed, rows, shown = profile.properties, profile.seed, [], []
     subject, level = part.data.labels["subject"], part.data.labels["level"]
-    rated, paper = np.isfinite(level), dict(zip(QUANTITIES, PAPER_AGREEMENT, strict=True))
+    rated, paper = np.isfinite(level), dict(zip(Agreement._fields, PAPER_AGREEMENT, strict=True))
     draw = sub_seed(seed, "real-agreement")
     for name, (phi, measured) in clustered_features(tables, part, draw).items():
         found = pool_clusters(phi, config, seed).assign(phi)
@@ -276,16 +251,15 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
         rows += [(f"{name}, shuffled", *row, len(measured)) for row in chance]
         pairs = measured[rated[measured]]
         rows += [(name, *row, len(pairs)) for row in agreement_rows(own[pairs], level[pairs].astype(str), "level_", config, draw)]
-        shown += example_rows(name, found, part) if name.startswith(SAE) and name != UNTRAINED_SAE else []
+        shown += example_rows(name, found, part) if name.startswith(MAIN) and name != UNTRAINED_SAE else []
     largest = float(np.unique(subject, return_counts=True)[1].max() / len(subject))
     rows.append(("majority", "purity", largest, np.nan, np.nan, len(subject)))
-    phi = tables[SAE].complete().phi
+    phi = tables[MAIN].complete().phi
     found = stability_row("k-means seed", [fit.assign(phi).label for fit in seed_fits(phi, config, seed)]).iloc[0]
-    rows.append((SAE, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
-    frame = pd.DataFrame([(part.source[0], f, q, *rest[:3], np.nan, rest[3]) for f, q, *rest in rows], columns=CLUSTERS_COLUMNS)
-    own = frame["features"].eq(SAE)
-    return {"real_clusters": frame.assign(paper_value=frame["quantity"].map(paper).where(own)),
-            "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}  # fmt: skip
+    rows.append((MAIN, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
+    frame = rows_of("real_clusters", [(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows])
+    frame["paper_value"] = frame["quantity"].map(paper).where(frame["features"].eq(MAIN))
+    return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}
 
 
 def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str, int, int, str, float, float, str, str, str]]:
@@ -301,22 +275,18 @@ def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str
     return rows
 
 
-def math_facts(part: RealPart, table: FeatureTable) -> pd.DataFrame:
-    """Topics are subjects, difficulty is the level."""
-    facts = pool_facts(part.data.samples, table.metadata)
-    return facts.assign(topic=part.data.labels["subject"], difficulty=part.data.labels["level"])
-
-
 def cluster_study(
     tables: Mapping[str, FeatureTable], retained: np.ndarray, part: RealPart, encoder: Encoder, profile: Profile
 ) -> dict[str, pd.DataFrame]:
-    """Tables of clusters and features of MATH, beginning with `clusters_table`; `retained` [S] of the reader's own SAE."""
-    table, seed = tables[SAE].complete(), sub_seed(profile.seed, "real-feature-audit")
+    """Tables of clusters and features of MATH, beginning with `clusters_table`; topics are subjects, difficulty is the level.
+    `retained` [S] are latents of the reader's own SAE."""
+    table, seed = tables[MAIN].complete(), sub_seed(profile.seed, "real-feature-audit")
     assigned = pool_clusters(table.phi, profile.properties, profile.seed).assign(table.phi)
+    facts = pool_facts(part.data.samples, table.metadata)
+    facts = facts.assign(topic=part.data.labels["subject"], difficulty=part.data.labels["level"])
     found, _ = audit_tables(
-        part.data.samples, table, feature_names(retained), assigned, math_facts(part, table), encoder, profile.properties, seed,
-        EXCERPT,
-    )  # fmt: skip
+        part.data.samples, table, feature_names(retained), assigned, facts, encoder, profile.properties, seed, EXCERPT
+    )
     return clusters_table(tables, part, profile) | {f"real_{name}": rows for name, rows in found.items()}
 
 
@@ -341,9 +311,9 @@ def source_features(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, train: np.ndarray
 ) -> dict[str, Matrix]:
     """Name -> features [N, D] of the questions; TF-IDF is fitted on the rows `train`."""
-    found: dict[str, Matrix] = {"sae": tables[SAE].z}
+    found: dict[str, Matrix] = {"sae": tables[MAIN].z}
     found |= {"sae_plain": plain.z, "sae_untrained": tables[UNTRAINED_SAE].z, "dense": tables[DENSE].z}
-    found["metadata"] = tables[SAE].metadata[:, PROMPT_COLUMNS]
+    found["metadata"] = tables[MAIN].metadata[:, PROMPT_COLUMNS]
     for name, texts in (("tfidf", part.texts), ("tfidf_plain", [plain_text(t) for t in part.texts])):
         found[name] = fit_tfidf([texts[i] for i in train]).transform(texts)
     found["delimiters"] = sign_counts(part.texts)
@@ -354,39 +324,33 @@ def source_features(
 def filter_study(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, profile: Profile
 ) -> dict[str, pd.DataFrame]:
-    """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv).
-
-    One probe a feature set, trained on the rows `train`; thresholds are percentiles of the other source's rows `held_out`.
-    real_separation adds the paper's values. The paper's purity and recall stand in the rows of `sae`.
-    """
+    """Tables real_filter (features and the columns of filter.csv) and real_separation (rows as probe_ladder.csv). One probe a
+    feature set, trained on the rows `train`; thresholds are percentiles of the other source's rows `held_out`. real_separation
+    adds the paper's values. The paper's purity and recall stand in the rows of `sae`."""
     train, held_out, pool = (part.where(role) for role in ("train", "held_out", "pool"))
     is_target, seed = part.source == FILES["sources"][0], sub_seed(profile.seed, "real-filter")
     features = source_features(part, tables, plain, train)
-    ids, rules = [part.data.samples[i].id for i in pool], paper_share_k(len(pool))
+    ids, rules = np.array(part.ids)[pool], paper_share_k(len(pool))
     weights = bootstrap_weights(len(pool), profile.properties.bootstrap_samples, seed)
     rows, separation = [], []
     for name, x in {**features, "sae_shuffled_labels": features["sae"]}.items():
         y = shuffled(is_target[train], seed) if name == "sae_shuffled_labels" else is_target[train]
-        scores = sgd_scores(x[train], y, x[np.concatenate([pool, held_out])], seed)
+        scores = flaws.sgd_scores(x[train], y, x[np.concatenate([pool, held_out])], seed)
         own, negatives = scores[: len(pool)], scores[len(pool) :]
         rows.append(filter_table(own, ids, is_target[pool], negatives, rules).assign(features=name))
         for metric, found in rank_metrics(own, is_target[pool], weights).items():
             paper = PAPER_SEPARATION[metric] if name == "sae" else np.nan
-            estimate = (found.value, found.low, found.high)
-            separation.append(("deepmath_18k + deepscaler_pass_rate", metric, name, *estimate, paper, len(train), len(pool)))
-    columns = ["dataset", "metric", "features", "value", "ci_low", "ci_high", "paper_value", "n_train", "n_test"]
+            separation.append(("deepmath_18k + deepscaler_pass_rate", metric, name, *found, paper, len(train), len(pool)))
     table = pd.concat(rows, ignore_index=True)
     table.loc[table["features"] != "sae", ["paper_purity", "paper_recall"]] = np.nan
-    return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
+    return {"real_filter": table, "real_separation": rows_of("real_separation", separation)}
 
 
 def paper_probe(part: RealPart, table: FeatureTable, z: np.ndarray, seed: int) -> np.ndarray:
-    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target.
-
-    `table` holds the features of the part `sources`, z [M, D] the same latents of the other questions.
-    """
+    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target. `table` holds the
+    features of the part `sources`, z [M, D] the same latents of the other questions."""
     train = part.where("train")
-    return -sgd_scores(table.z[train], part.source[train] == FILES["sources"][0], z, sub_seed(seed, "real-filter"))
+    return -flaws.sgd_scores(table.z[train], part.source[train] == FILES["sources"][0], z, sub_seed(seed, "real-filter"))
 
 
 def question_surprise(
@@ -402,34 +366,24 @@ def question_surprise(
 def flaw_study(
     part: RealPart, tables: Mapping[str, FeatureTable], extra: Mapping[str, np.ndarray], config: PropertyConfig, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables real_flaws (columns of filter_flaws.csv) and real_selfreg (of filter_selfreg.csv) for ValiMath.
-
-    `extra` maps a name to suspicion [N]. A cut keeps as many as are valid in the training rows.
-    """
-    z, metadata, valid = tables[SAE].z, tables[SAE].metadata[:, PROMPT_COLUMNS], part.data.labels["valid"] > 0.5
-    train, test, seed = part.where("train"), part.where("test"), sub_seed(seed, "real-flaws")
-    views = suppressed_views(z[train], metadata[train], z[test], metadata[test], seed)
-    probes = {
-        "flaw_probe_selfreg": sgd_scores(views[SELFREG][0], ~valid[train], views[SELFREG][1], seed, standardise=False),
-        "flaw_probe_sae_untrained": tuned_scores(*_sides(tables[UNTRAINED_SAE].z, ~valid, train, test), seed),
-        "flaw_probe_dense": tuned_scores(*_sides(tables[DENSE].z, ~valid, train, test), seed),
+    """Tables real_flaws (columns of filter_flaws.csv) and real_selfreg (of filter_selfreg.csv) for ValiMath: probes are fitted on
+    its training rows, whose valid texts are DSIR's target. `extra` maps a name to suspicion [N]."""
+    rows, seed = [part.where("train"), part.where("test")], sub_seed(seed, "real-flaws")
+    z, metadata = tables[MAIN].z, tables[MAIN].metadata[:, PROMPT_COLUMNS]
+    everything = flaws.FlawData(z, metadata, tuple(part.texts), flaw_kinds(part))
+    train, test = (everything.rows(index) for index in rows)
+    everyone, length = np.ones(len(rows[1]), dtype=bool), np.array([len(text) for text in test.texts], dtype=float)
+    views = flaws.suppressed_views(train.z, train.metadata, test.z, test.metadata, seed)
+    own = {name: (tables[name].z[rows[0]], train.flawed, tables[name].z[rows[1]]) for name in (UNTRAINED_SAE, DENSE)}
+    scores = {
+        **flaws.common_scores(train, test, train.rows(np.flatnonzero(~train.flawed)).texts, seed),
+        **{name: values[rows[1]] for name, values in extra.items()},
+        "flaw_probe_selfreg": flaws.sgd_scores(views[SELFREG][0], train.flawed, views[SELFREG][1], seed, standardise=False),
+        **{f"flaw_probe_{name}": flaws.tuned_scores(*sides, seed) for name, sides in own.items()},
     }
-    scores = dict(extra)
-    for name, values in probes.items():
-        scores[name] = np.full(len(valid), np.nan)
-        scores[name][test] = values
-    flaws = flaw_rows_from_features(
-        z, metadata, part.texts, valid, part.role.tolist(), dataset=DATASET, config=config, seed=seed, kinds=flaw_kinds(part),
-        extra_scores=scores,
-    )  # fmt: skip
-    length, everything = np.array([len(part.texts[i]) for i in test], dtype=float), np.ones(len(test), dtype=bool)
-    targets = {"flaw": Target(~valid[test], everything)}
-    selfreg = selfreg_table(views, ~valid[train], targets, length, dataset=DATASET, config=config, seed=seed)
-    return {"real_flaws": flaws, "real_selfreg": selfreg}
-
-
-def _sides(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return x[train], y[train], x[test]
+    named = {"dataset": DATASET, "config": config, "seed": seed}
+    selfreg = flaws.selfreg_table(views, train.flawed, {"flaw": flaws.Target(test.flawed, everyone)}, length, **named)
+    return {"real_flaws": flaws.flaw_table(scores, test.flaw, {"test": everyone}, **named), "real_selfreg": selfreg}
 
 
 TABLES = (
@@ -440,35 +394,30 @@ TABLES = (
 
 
 def real_study_stage(profile: Profile) -> Stage:
-    """One Parquet file a name of `TABLES`; features come from the stores of the ladder.
-
-    Raises ArtifactError without `SAERL_DATA_DIR`.
-    """
+    """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
+    `SAERL_DATA_DIR`."""
     parts, groups = real_parts(profile.ladder), real_groups(profile)
     stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
     plain = plain_part(parts["sources"])
     plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
-    def compute(folder: Path) -> None:
-        tables = {name: part_tables(part, groups[GROUP_OF[name]], profile) for name, part in parts.items()}
-        retained = {name: group_retained(groups[GROUP_OF[name]], profile, Store(stage.path("store")))
-                    for name, stage in zip(parts, stages, strict=True)}  # fmt: skip
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
+        own = {name: groups[GROUP_OF[name]] for name in parts}
+        tables = {name: part_tables(part, own[name], profile) for name, part in parts.items()}
+        store = {name: Store(stage.path("store")) for name, stage in zip(parts, stages, strict=True)}
+        retained = {name: own[name].retained(profile, store[name]) for name in ("math", "sources")}
         flawed = parts["valimath"]
-        store = Store(stages[list(parts).index("valimath")].path("store"))
-        place = {name: row for row, name in enumerate(store.ids)}
-        z = store.select(retained["sources"])[[place[s.id] for s in flawed.data.samples]]
+        z = store["valimath"].select(retained["sources"])[places_of(flawed.ids, store["valimath"].ids)]
         scores = {
-            "source_probe": paper_probe(parts["sources"], tables["sources"][SAE], z[:, : z.shape[1] // 2], profile.seed),
+            "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
         }
-        found = {
-            "real_counts": pd.concat([part.counts for part in parts.values()]),
+        return {
+            "real_counts": counts_table(parts),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
             **filter_study(parts["sources"], tables["sources"], plain_features(profile, plain, plain_stage), profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
-        for name in TABLES:
-            found[name].to_parquet(folder / f"{name}.parquet", index=False)
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,11 +31,12 @@ from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
-from saerl_lib.encode.metadata import PROMPT_COLUMNS, metadata_features
-from saerl_lib.encode.store import DENSE, MAIN, Store
+from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, Store, metadata_features
+from saerl_lib.plan.batch_plan import rows_of as places_of
 from saerl_lib.properties.clusters import pool_clusters
-from saerl_lib.properties.probes import Matrix, Task, fit_tfidf
+from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
+from saerl_lib.report.tables import rows_of
 from saerl_lib.studies.ladder import (
     ALL,
     GROUPS,
@@ -45,10 +45,8 @@ from saerl_lib.studies.ladder import (
     Blocks,
     Group,
     balanced,
-    group_blocks,
     has_real_data,
     real_groups,
-    task_texts,
 )
 
 ROLLOUTS = 8
@@ -73,10 +71,6 @@ CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 """Of the simulated predictors."""
 FOLDS = 5
 NOTHING, SHUFFLED, TRUE = "none", "shuffled", "true rates"
-COLUMNS = ["record", "form", "features", "share", "own_rollouts", "spearman", "silent", "silent_groups_saved", "saved_low",
-           "saved_high", "lead", "lead_low", "lead_high", "teaching", "teaching_low", "teaching_high", "n", "runs"]  # fmt: skip
-"""Of replay.csv. `lead` is what the form saves with all SAE latents minus what this row saves, on the same streams."""
-
 Floats = NDArray[np.float64]
 
 
@@ -167,11 +161,9 @@ def nearest(predicted: Floats, count: int, rng: np.random.Generator) -> np.ndarr
 def stream(
     kernel: np.ndarray | None, rates: Floats, share: float, seed: int, known: Floats | None = None
 ) -> tuple[np.ndarray, float]:
-    """Rows taken in one pass over the prompts in a random order, and the Spearman of predictions with rates at that time.
-
-    Of every STEP / `share` prompts (fewer of a short stream), the STEP nearest to one half are taken, by `known` predictions [N]
-    or by a ridge on the rewards of the prompts taken before; the first ones are taken at random.
-    """
+    """Rows taken in one pass over the prompts in a random order, and the Spearman of predictions with rates at that time. Of
+    every STEP / `share` prompts (fewer of a short stream), the STEP nearest to one half are taken, by `known` predictions [N] or
+    by a ridge on the rewards of the prompts taken before; the first ones are taken at random."""
     rng, step = np.random.default_rng(seed), max(1, min(STEP, len(rates) // 16))
     size = round(step / share)
     order, attempts = rng.permutation(len(rates)), rng.binomial(ROLLOUTS, rates) / ROLLOUTS
@@ -202,10 +194,8 @@ def streams(kernel: np.ndarray | None, rates: Floats, share: float, seed: int, k
 
 
 def simulated(rates: Floats, rho: float, seed: int) -> Floats:
-    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula).
-
-    What a score expects is learned from another draw of the scores: on its own draw even noise would seem to know something.
-    """
+    """[N] expected pass rate given a normal score that correlates with the rank of the true one (a Gaussian copula). What a score
+    expects is learned from another draw of the scores: on its own draw even noise would seem to know something."""
     rng = np.random.default_rng(seed)
     own = norm.ppf((rankdata(rates + 1e-9 * rng.random(len(rates))) - 0.5) / len(rates))
     first, second = rho * own + np.sqrt(1 - rho**2) * rng.standard_normal((2, len(rates)))
@@ -222,12 +212,10 @@ def screened(choice: Choice, rates: Floats, rollouts: int) -> Choice:
 
 
 def history(kernel: np.ndarray | None, successes: NDArray[np.int64], own: int, share: float, seed: int) -> Choice:
-    """The choice for one epoch of a record [N, epochs] of successes in `ROLLOUTS`, from `own` earlier rollouts of each prompt.
-
-    A Beta prior whose mean is a ridge prediction out of fold from the other prompts' first epoch (without features: their
-    mean), and whose weight has the largest likelihood; then the prompt's own counts. A part of an epoch is a random part of
-    its rollouts.
-    """
+    """The choice for one epoch of a record [N, epochs] of successes in `ROLLOUTS`, from `own` earlier rollouts of each prompt. A
+    Beta prior whose mean is a ridge prediction out of fold from the other prompts' first epoch (without features: their mean),
+    and whose weight has the largest likelihood; then the prompt's own counts. A part of an epoch is a random part of its
+    rollouts."""
     epoch, everyone = max(1, -(-own // ROLLOUTS)), np.arange(len(successes))
     first, taught = successes[:, 0] / ROLLOUTS, (successes[:, epoch] % ROLLOUTS > 0).astype(float)
     taken, correlations = np.zeros((RUNS, len(first)), dtype=bool), []
@@ -277,11 +265,9 @@ def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> di
     found: dict[str, Matrix] = {}
     for name in (MAIN + ALL, MAIN, UNTRAINED_SAE + ALL, DENSE):
         ids, values = blocks[name]
-        place = {sample: row for row, sample in enumerate(ids)}
-        x = values[[place[s.id] for s in task.test]]
-        x = x[:, : x.shape[1] // 2]
+        x = values[places_of([s.id for s in task.test], ids), : values.shape[1] // 2]
         found[name] = balanced(x, x, 2)[0] if sparse.issparse(x) else x
-    texts, metadata = task_texts(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
+    texts, metadata = texts_of(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
     found["tfidf"] = fit_tfidf(texts).transform(texts)
     label = pool_clusters(found[MAIN], profile.properties, seed).assign(found[MAIN]).label
     found["clusters"] = np.eye(label.max() + 1)[label]
@@ -304,24 +290,22 @@ class Row:
 
 
 def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
-    """Rows of replay.csv; 95 % intervals over prompts and runs."""
+    """Rows of replay.csv; 95 % intervals over prompts and runs. `lead` is what the form saves with all SAE latents, minus what
+    this row saves, on the same streams."""
     first = {(r.record, r.form, r.share, r.own_rollouts): r.choice for r in rows if r.features == MAIN + ALL}
     nothing, found = (np.nan,) * 3, []
     for row in rows:
         choice, whole = row.choice, row.form != "screening"
         boot = functools.partial(bootstrap_runs, n=choice.taken.shape[1], runs=len(choice.taken), samples=samples, seed=seed)
         best = first.get((row.record, row.form, row.share, row.own_rollouts), choice)
-        lead = boot(functools.partial(saved_more, best, choice)) if whole and best is not choice else nothing
+        lead = nothing
+        if whole and best is not choice:
+            lead = boot(lambda rows, run, a=best, b=choice: a.saved(rows, run) - b.saved(rows, run))
         teaching = boot(choice.teaching)
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
                       *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
-    return pd.DataFrame(found, columns=COLUMNS)
-
-
-def saved_more(first: Choice, second: Choice, rows: np.ndarray, run: int) -> float:
-    """What the first choice saves beyond the second, on some rows of a run."""
-    return first.saved(rows, run) - second.saved(rows, run)
+    return rows_of("replay", found)
 
 
 def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> list[Row]:
@@ -362,7 +346,7 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
 
     def read(group: Group, task: Task) -> dict[str, Matrix]:
-        return text_features(task, group_blocks(group, Store(group.stage(profile).path("store")), profile), seed, profile)
+        return text_features(task, group.blocks(profile, Store(group.stage(profile).path("store"))), seed, profile)
 
     task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
     rates = -task.y_test
@@ -380,15 +364,11 @@ def replay_table(profile: Profile) -> pd.DataFrame:
 
 def replay_stage(profile: Profile) -> Stage:
     """Stage `replay`: replay.parquet."""
-
-    def compute(folder: Path) -> None:
-        replay_table(profile).to_parquet(folder / "replay.parquet", index=False)
-
     groups = real_groups(profile)
     inputs = tuple(groups[name].stage(profile) for name in ("deepmath", "dsr"))
     files = {name: file_sha256(data_file(name))[:16] for name in (*GROUPS["deepmath"], *GROUPS["dsr"])}
     config = {"properties": to_dict(profile.properties), "ladder": to_dict(profile.ladder), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "replay", config, compute, inputs)
+    return get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
 
 
 def replay(profile: Profile) -> pd.DataFrame:

@@ -18,17 +18,18 @@ import pandas as pd
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
+from saerl_lib.data.sample import load_split
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
-from saerl_lib.plan.orders import build_plan
+from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import with_clusters
-from saerl_lib.properties.probes import Matrix, correlation, fit_elastic_net, fit_tfidf
-from saerl_lib.properties.scorer import load_scorer, sequence_words
+from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
+from saerl_lib.properties.scorer import load_scorer
 from saerl_lib.report.statistics import Interval, percentile_interval
+from saerl_lib.report.tables import rows_of
 
-COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
 """Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
 SEED = "k-means seed"
@@ -37,7 +38,6 @@ SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
-CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -54,10 +54,9 @@ def plan_sensitivity(
     plan: Callable[..., BatchPlan], phi: np.ndarray, profile: Profile, seed_clusters: Sequence[Clusters]
 ) -> pd.DataFrame:
     """Rows of `plan_sensitivity.csv`: share of kept samples that move by more than a tenth of the run, mean shift in steps.
-
     `plan` makes the plan with other clusters, tau_sh or plan settings (`config`), the profile's own where none is given; phi is
-    that of the kept samples. `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a setting.
-    """
+    that of the kept samples. `seed_clusters` are fits under further k-means seeds (`seed_fits`), the yardstick; a row a
+    setting."""
     properties, config, seed = profile.properties, profile.plan, profile.seed
     b, h = config.prompts_per_step, config.swapped_per_batch
     settings: dict[str, tuple[str, Sequence[Any]]] = {
@@ -81,7 +80,7 @@ def plan_sensitivity(
         shift = step_shift(default, changed)
         row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
         rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return rows_of("plan_sensitivity", rows)
 
 
 def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
@@ -103,7 +102,7 @@ def label_curve(
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
             found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
             rows.append((name, size, *found, len(chosen), len(truth)))
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return rows_of("label_curve", rows)
 
 
 def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
@@ -113,33 +112,25 @@ def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, se
     drawn = []
     for _ in range(samples):
         row, index = predicted[rng.integers(len(predicted))], rng.integers(0, len(truth), len(truth))
-        drawn.append(correlation("spearman", row[index], truth[index]))
-    return percentile_interval(np.mean([correlation("spearman", row, truth) for row in predicted]), drawn)
-
-
-def texts_of(samples: Sequence[Sample]) -> list[str]:
-    """Prompt and solution of each sample."""
-    return [f"{sample.prompt}\n{sample.solution}" for sample in samples]
+        drawn.append(metric("rank", row[index], truth[index]))
+    return percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
 
 
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """Rows of the CSV tables cluster_stability, label_curve and plan_sensitivity, a Parquet file each."""
 
-    def compute(folder: Path) -> None:
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
         samples = {name: load_split(world, name) for name in ("labelled", "test")}
         table = {name: load_split_features(features, name) for name in ("labelled", "test", "pool")}
         labels = {name: np.array([s.difficulty for s in part]) for name, part in samples.items()}
         pool, config, seed, scorer = table["pool"], profile.properties, profile.seed, load_scorer(difficulty)
         own, model = scorer.clusters, scorer.difficulty
-        kept = pd.read_parquet(quality.path("kept.parquet")).set_index("sample_id")["kept"].reindex(list(pool.ids))
-        rows = np.flatnonzero(kept.to_numpy(dtype=bool))
-        ids, phi, lengths = np.array(pool.ids)[rows], pool.phi[rows], sequence_words(pool.metadata)[rows]
+        kept = kept_pool(difficulty, quality)
+        ids, lengths, phi = kept["sample_id"], kept["length"].to_numpy(), pool.phi[places_of(kept["sample_id"], pool.ids)]
 
         def plan(clusters: Clusters = own, tau: float | None = None, config: PlanConfig = profile.plan) -> BatchPlan:
-            fitted = model
-            if clusters is not own or tau is not None:
-                assigned = clusters.assign(table["labelled"].phi).label
-                fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
+            assigned = clusters.assign(table["labelled"].phi).label
+            fitted = with_clusters(model, labels["labelled"], assigned, clusters.k, tau or profile.properties.shrinkage_tau)
             label = clusters.assign(phi).label
             scores = fitted.predict(phi, label)
             return build_plan(ids, label, scores["ranking"].to_numpy(), scores["raw"].to_numpy(), lengths, config)
@@ -152,13 +143,11 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
             for name, part in samples.items()
         }
         sides = (sets["labelled"], labels["labelled"], sets["test"], labels["test"])
-        found = {
+        return {
             "cluster_stability": stability_row("k-means seed", by_seed),
             "plan_sensitivity": plan_sensitivity(plan, phi, profile, fits[1:]),
             "label_curve": label_curve(*sides, config, sub_seed(seed, "label-curve")),
-        }  # fmt: skip
-        for name, frame in found.items():
-            frame.to_parquet(folder / f"{name}.parquet", index=False)
+        }
 
     config = {"properties": to_dict(profile.properties), "plan": to_dict(profile.plan), "seed": profile.seed}
     return get_or_compute(profile, "plan_study", config, compute, (world, features, difficulty, quality))
