@@ -20,8 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from saerl_lib.data.hub import SETS
 from saerl_lib.encode.sae import fresh_sae
+from saerl_lib.needs import SETS
 from saerl_lib.world import pretrain
 
 WIDTH, LATENTS = 32, 64

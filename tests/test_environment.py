@@ -116,7 +116,7 @@ def test_licence_and_citation() -> None:
     assert citation["references"][0]["url"].endswith("2605.27354")
 
 
-BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "settings", "data/hub", "needs")
+BARE = (*(f"{name}.py" for name in ("__init__", "plan/__init__", "paths", "config", "settings", "needs")), "data/hub.csv")
 """What is imported before any package is installed."""
 
 # run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
@@ -127,7 +127,7 @@ def stub_project(folder: Path, lock: str) -> Path:
     project = folder / "project"
     (project / "saerl_lib").mkdir(parents=True)
     (project / ".ci").mkdir()
-    for name in ("run_all.sh", ".ci/run", *(f"saerl_lib/{module}.py" for module in BARE)):
+    for name in ("run_all.sh", ".ci/run", *(f"saerl_lib/{name}" for name in BARE)):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "requirements.lock").write_text(lock)

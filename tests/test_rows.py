@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saerl_lib.config import PAPER
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
-from saerl_lib.data.hub import BENCHMARKS, SETS
 from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
+from saerl_lib.needs import SETS
 from saerl_lib.settings import Fields
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
@@ -381,7 +382,7 @@ def test_bad_rows_of_labelled_files_are_named(tmp_path: Path, row: dict[str, Any
 
 ROWS: dict[str, dict[str, Any]] = {
     "deepmath": build.deepmath_rows(1)[0], "numinamath": build.numina_rows(10)[9] | {"solution_is_valid": "No"},
-    "deepscaler": build.deepscaler_rows(1)[0], **{data.name: build.benchmark_rows(data.name)[0] for data in BENCHMARKS},
+    "deepscaler": build.deepscaler_rows(1)[0], **{name: build.benchmark_rows(name)[0] for name in PAPER.eval_sets},
     "prm800k": {
         "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
         "label": {"finish_reason": "found_error", "steps": [

@@ -22,7 +22,6 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
-from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
 from saerl_lib.data.rows import Row, Source, rows
 from saerl_lib.data.sample import (
@@ -38,6 +37,7 @@ from saerl_lib.data.sample import (
     without,
     write_samples,
 )
+from saerl_lib.needs import SETS, HubData
 from saerl_lib.settings import DEFAULTS
 
 # Files of labelled problems.

@@ -32,11 +32,11 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise, write_samples
 from saerl_lib.encode.models import open_tokenizer
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.encode.tokens import SEPARATOR
+from saerl_lib.needs import model_folder
 from saerl_lib.plan.batch_plan import (
     Batches,
     BatchPlan,
