@@ -33,15 +33,15 @@ from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
 from saerl_lib.encode.metadata import metadata_features
-from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
+from saerl_lib.encode.models import model_name, open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of
-from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.orders import order_pool, projection_2d, random_order
+from saerl_lib.plan.orders import order_pool, projection_2d, prompt_tokens, random_order
+from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import correlation, fit_tfidf
 from saerl_lib.properties.quality import keep_top_k
@@ -136,7 +136,7 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     left = [sample for sample in data.samples if sample.id not in reasons]
     notes = list(data.notes)
     if config.policy is not None:
-        for sample, length in zip(left, _prompt_tokens(left, config.policy), strict=True):
+        for sample, length in zip(left, prompt_tokens(config.policy, left), strict=True):
             if length > config.max_prompt_tokens:
                 limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
                 reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
@@ -156,16 +156,6 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
-
-
-def _prompt_tokens(samples: Sequence[Sample], policy: str) -> list[int]:
-    """Tokens of each prompt as the policy is given it: by its chat template where it has one."""
-    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
-    shown = [sample.prompt for sample in samples]
-    if tokenizer.chat_template:
-        chats = [sample.messages for sample in samples]
-        shown = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    return [len(ids) for ids in tokenizer(shown, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
 
 def plan_own_data(

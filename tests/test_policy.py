@@ -21,7 +21,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import DataError, write_samples
-from saerl_lib.plan.follow import cut_back, read_rows
+from saerl_lib.plan.trainers import cut_back, read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, trainer
 from saerl_lib.train.arms import InOrder

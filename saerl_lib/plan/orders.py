@@ -51,7 +51,7 @@ from saerl_lib.plan.batch_plan import (
     validate,
     write_plan,
 )
-from saerl_lib.plan.export import export_plan, open_export
+from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.scorer import whole_batches
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -360,15 +360,22 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     return scores.merge(kept[kept["kept"]][["sample_id"]], on="sample_id", validate="one_to_one")
 
 
+def prompt_tokens(policy: str, samples: Sequence[Sample], chat: bool | None = None) -> np.ndarray:
+    """Tokens of each prompt as the policy, a folder or hub name, is given it, int [N]; chat None: by its template where it has
+    one."""
+    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
+    chat = bool(tokenizer.chat_template) if chat is None else chat
+    prompts = [sample.asked if chat else sample.prompt for sample in samples]
+    return np.array([len(ids) for ids in encode_prompts(tokenizer, prompts, chat)])
+
+
 def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     """Why a kept sample is not planned, str [N], '' when it is: its prompt is too long, or it fills no whole batch. Raises
     DataError when less than a batch is left."""
     b, longest, reason = profile.plan.prompts_per_step, profile.train.max_prompt_tokens, np.full(len(samples), "", dtype=object)
     if longest is not None:
-        prompts = [sample.asked for sample in samples]
-        tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), [s.prompt for s in samples[:20]], local=True)
-        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, profile.train.chat)]
-        reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
+        lengths = prompt_tokens(str(model_folder(profile.policy, "--policy")), samples, profile.train.chat)
+        reason[lengths > longest] = f"prompt above {longest} tokens"
     rows = np.flatnonzero(reason == "")
     if len(rows) < b:
         raise DataError(f"{len(rows)} samples are left to plan, less than a batch of {b}: lower prompts_per_step")
