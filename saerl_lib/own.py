@@ -35,7 +35,6 @@ from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
-from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained
 from saerl_lib.notebooks import UserError
@@ -51,6 +50,8 @@ from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
+UNREAD = re.compile(r"\\!|[\s.,;]")
+"""Signs of an answer that no checker minds."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,8 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
-    forms = {answer: plain_form(answer) for answer in dict.fromkeys(answers.values())}
-    mended = [f"{answer} as {form}" for answer, form in forms.items() if form not in (answer, re.sub(r"\s+|\\!", "", answer))
-              and form.replace(" ", "") != answer.replace(" ", "").rstrip(".,;")]  # fmt: skip
-    if mended:
+    forms = {answer: plain_form(answer) for answer in answers.values()}
+    if mended := [f"{given} as {form}" for given, form in forms.items() if UNREAD.sub("", form) != UNREAD.sub("", given)]:
         told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
         notes.append(f"{len(mended)} answers are read in another form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
@@ -164,10 +163,9 @@ def plan_own_data(
 ) -> Planned:  # fmt: skip
     """Plan `source` into the folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
-    `out` is written beside its place and renamed at the end: after an error there is no folder, and an earlier one is as it was.
-    A plan of the same rows and settings is returned as it is, unless `force`; one of others is replaced with `force` or
-    `replace_other` alone. What a model read is kept until the plan is done, so a killed call goes on. Raises DataError for bad
-    data or an `out` that is not free, and what the model's loaders raise.
+    `out` appears at the end: after an error there is none, and an earlier one is as it was. A plan of the same rows and settings
+    is returned as it is, unless `force`; one of others is replaced with `force` or `replace_other` alone. What a model read is
+    kept until the plan is done. Raises DataError for bad data or an `out` that is not free, and what the model's loaders raise.
     """
     from saerl_lib.report.page import write
 
@@ -187,8 +185,8 @@ def plan_own_data(
         if not replace_other:
             raise DataError(f"{out} exists and holds another plan; name another folder, or pass --force to replace it")
     store = out.with_name(f".{out.name}.store")
-    with whole_folder(out) as folder:
-        try:
+    try:
+        with whole_folder(out) as folder:
             if features is not None:
                 found = represent_encoded(data, source, features, config)
             elif config.encoder == NO_ENCODER:
@@ -200,9 +198,9 @@ def plan_own_data(
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
             say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
             done = write(arranged, folder, out, key)
-        except Exception:
-            shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
-            raise
+    except Exception:
+        shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
+        raise
     shutil.rmtree(store, ignore_errors=True)
     return done
 
@@ -271,11 +269,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
         model_name(config.reader)
     except ArtifactError as error:
         raise ArtifactError(f"{error}. `--encoder none` (Python: reader=None) takes a first look without a model") from error
-
-    @cache
-    def opened() -> Encoder:
-        return open_reader(config.reader, [s.prompt for s in samples])
-
+    opened = cache(lambda: open_reader(config.reader, [s.prompt for s in samples]))
     store = encode(samples, config.reader, work, opened=opened).store
     origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)
@@ -460,8 +454,6 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
     done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
     table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / "not_encoded.csv", index=False, lineterminator="\n")
-    for status, count in counts["left_out"].items():
-        print(f"not encoded, {status}: {count} (not_encoded.csv)")
     seconds = round(time.monotonic() - started, 1)
     print(json.dumps({**counts, "parts": done.parts, "reused": done.reused, **done.totals, "seconds": seconds}))
     return 0
@@ -478,6 +470,6 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
     print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
-    counts = {"read": done.read, "planned": done.planned, "left_out": done.left_out, "steps": done.steps}
+    counts = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
     print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0

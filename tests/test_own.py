@@ -162,7 +162,7 @@ def test_without_labels_it_sorts_by_a_stand_in_and_says_so(tmp_path: Path) -> No
     scores = score_table(by_length)
     assert scores["difficulty"].isna().all() and scores["reason"].str.contains(r"longer than \d+% of its cluster").all()
     at_random = arranged(tmp_path, rows(), replace(SMALL, without_labels="random"))
-    assert "the order is random" in told(at_random)["No labels"]
+    assert "The order is random" in told(at_random)["No labels"]
     lengths = scores.set_index("id")["length"]
     for found, rises in ((by_length, True), (at_random, False)):
         stays = found.plan.table[found.plan.table["swapped_with"] < 0]

@@ -101,7 +101,7 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is a int, not an object")),
         ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
-        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
+        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', a str, not a number")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
@@ -354,12 +354,12 @@ def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     rows = records(3)
     for row, level, subject, valid in zip(rows, (2, -1, 5), ("a", "", "b"), (False, True, True), strict=True):
         row |= {"level": level, "subject": subject, "valid": valid, "solution": ""}
-    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
+    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25}
     data = load_labelled(Path(write_jsonl(tmp_path / "x.jsonl", rows)))
     assert data.name == "x" and len(data) == 3
     assert data.has_label("level").tolist() == [True, False, True]
     assert data.has_label("subject").tolist() == [True, False, True]
-    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0] and data.overlap[0] == ("math500",)
+    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0]
     assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,38 +51,33 @@ SPLIT_LABELS = {"deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "q
 
 
 def load_labelled(path: Path) -> LabelledSet:
-    """Every row of a file with its labels.
+    """Every row of a file with its labels; a level or pass rate below 0 counts as unknown, an answer may be absent.
 
-    A level below 0 counts as unknown. Raises DataError with file, line, field and fix for the first malformed row; the answer
-    may be absent, the id and a label of the wrong type may not.
+    Raises DataError with file, line, field and fix for the first malformed row.
     """
     rules = Rules(DEFAULTS, need_answer=False)
-    samples, records, metas = list[Sample](), list[tuple](), list[Record]()
+    samples, metas, labels = list[Sample](), list[Record](), defaultdict[str, list](list)
     for number, row in enumerate(rows(Source(str(path))), start=1):
         found, record = judge(row, number, rules), row.record or {}
         try:
             if isinstance(found, Dropped):
                 raise BadRow(found.reason)
-            records.append(_labels(record, rules))
+            metas.append(record.get("meta", {}))
+            if not isinstance(metas[-1], dict):
+                raise BadRow("field 'meta' is no object; leave it out or write an object")
+            level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
+            if rate > 1:
+                raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
+            labels["valid"].append(truth(record.get("valid"), "valid", False))
         except BadRow as problem:
             raise DataError(f"{path.name}, {row.where}: {problem}") from problem
-        metas.append(record.get("meta", {}))
-        level = difficulty(record.get("level"), "level", rules, False)
+        labels["subject"].append(str(record.get("subject") or ""))
+        for name, value in (("level", level), ("pass_rate", rate)):
+            labels[name].append(value if value >= 0 else math.nan)
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
-    arrays = {name: np.array([r[i] for r in records], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
+    arrays = {name: np.array(labels[name], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
     arrays["learnability"] = learnability([meta.get("train_acc_history") for meta in metas])
-    return LabelledSet(path.name.split(".")[0], tuple(samples), arrays, tuple(tuple(m.get("overlap_eval") or ()) for m in metas))
-
-
-def _labels(record: Record, rules: Rules) -> tuple[str, float, float, float]:
-    """The labels of `LABELS` but for the last, which needs all rows; an unknown number is NaN. Raises BadRow."""
-    if not isinstance(record.get("meta", {}), dict):
-        raise BadRow("field 'meta' is no object; leave it out or write an object")
-    level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
-    if rate > 1:
-        raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
-    known = (value if value >= 0 else math.nan for value in (level, rate))
-    return (str(record.get("subject") or ""), *known, truth(record.get("valid"), "valid", False))
+    return LabelledSet(path.name.split(".")[0], tuple(samples), arrays)
 
 
 def learnability(histories: Sequence[Sequence[float] | None]) -> np.ndarray:
