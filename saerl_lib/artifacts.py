@@ -133,10 +133,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _made_by() -> dict[str, str]:
-    """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor.
-
-    The processor is named with the instructions that torch uses: AVX-512, for one, changes the last bits of a product.
-    """
+    """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor with the
+    instructions that torch uses: AVX-512, for one, changes the last bits of a product."""
     import torch
 
     def git(*arguments: str) -> str:

@@ -233,7 +233,7 @@ class Representation:
 
 
 def _represented(samples: Sequence[Sample], z: NDArray[np.float32], lengths: NDArray, name: str, **more: Any) -> Representation:
-    """The representation by features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else prompts alone."""
+    """Features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else of prompts alone."""
     table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
     phi = table.complete().phi if table.solved.mean() >= SOLVED_SHARE else table.prompt_phi
     return Representation(table, phi, lengths.astype(float), name, **more)

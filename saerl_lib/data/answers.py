@@ -140,7 +140,7 @@ def equivalent(gold: str, answer: str, seconds: int = 3) -> bool:
 
 
 def readable(gold: str, seconds: int = 3) -> bool:
-    """Whether a gold answer is a choice, a word or phrase, or an expression that math-verify parses, once, and can compare."""
+    """Whether a gold answer is a choice, words, or an expression that math-verify parses, once, and can compare."""
     from math_verify import ExprExtractionConfig, parse, verify
 
     if same_label(gold, gold):

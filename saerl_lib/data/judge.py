@@ -209,13 +209,11 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
 
 
 class Chat(NamedTuple):
-    """A prompt as it was written."""
+    """A prompt as it was written: question, `Sample.before`, and what the assistant says behind the question."""
 
     question: str
     before: str = ""
-    """As in `Sample.before`."""
     reply: str = ""
-    """What the assistant says behind the question."""
 
 
 def chat(value: Any, name: str) -> Chat:

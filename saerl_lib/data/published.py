@@ -1,7 +1,7 @@
 """The published sets: files of labelled problems in the schema of docs/real_data.md, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `read_row` turns one of
+a label stay in the set. `published_rows` reads a set of `needs.SETS` at its pinned revision, and `read_row` turns one of
 its rows into a `Sample` by `SCHEMAS`. `published_stage` cuts the splits of a profile from them, under the names that a world has.
 """
 
@@ -276,9 +276,8 @@ def _prm800k(row: Record, index: int) -> Sample:
     """One labelled solution of PRM800K.
 
     `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself answers, taken from
-    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. `step_labels`
-    holds one rating a judged step, so their mean is Table 3's label; the answer line belongs to the last step and has none
-    of its own. `flaw` is finish_reason unless that is 'solution'.
+    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. The mean of
+    `step_labels` is Table 3's label; the answer line has none of its own. `flaw` is finish_reason unless that is 'solution'.
     """
     question, label = row.get("question"), row.get("label")
     if not isinstance(question, Mapping) or not isinstance(label, Mapping) or not question.get("problem"):
@@ -339,15 +338,16 @@ def sets_to_read(profile: Profile) -> dict[str, str]:
     assert config is not None
     if unknown := [name for name, _ in config.revisions if name not in SETS]:
         raise DataError(f"--revision {unknown[0]}: no such set; choose from {', '.join(SETS)}")
-    needed = {name: data_set(config, name) for name in (*REQUIRED, *profile.eval_sets)}
-    further = {name: data_set(config, name) for name in OPTIONAL}
+    needed = (*REQUIRED, *profile.eval_sets)
+    found = {name: data_set(config, name) for name in (*needed, *OPTIONAL)}
     if config.folder is None:
-        if bare := [name for name, data in needed.items() if data.revision is None]:
+        if bare := [name for name in needed if found[name].revision is None]:
             raise DataError(f"not pinned yet: {', '.join(bare)}; pass --revision SET=HASH for each, or --data DIR")
-        return {name: f"{data.repository}@{data.revision}" for name, data in (needed | further).items()}
-    if absent := [SETS[name].repository for name, data in needed.items() if not Path(data.repository).is_dir()]:
+        return {name: f"{data.repository}@{data.revision}" for name, data in found.items()}
+    folders = {name: Path(data.repository) for name, data in found.items() if Path(data.repository).is_dir()}
+    if absent := [SETS[name].repository for name in needed if name not in folders]:
         raise DataError(f"--data {config.folder}: no folder {', '.join(absent)}; put every set there as OWNER/NAME")
-    return {name: _digest(Path(data.repository)) for name, data in (needed | further).items() if Path(data.repository).is_dir()}
+    return {name: _digest(folder) for name, folder in folders.items()}
 
 
 def _digest(folder: Path) -> str:
@@ -408,10 +408,7 @@ class PublishedRows:
 
     def drawn(self, name: str, samples: Iterator[Sample], count: int | None = None) -> list[Sample]:
         """The first `count` samples (None: all) in the order of their questions' hashes, ties by id."""
-        def place(sample: Sample) -> tuple[float, str]:
-            return hash_share(normalise(sample.prompt)), sample.id
-
-        found = sorted(samples, key=place) if count is None else heapq.nsmallest(count, samples, key=place)
+        found = heapq.nsmallest(count or 10**9, samples, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
         taken = sum(n for (source, what), n in self.counts.items() if source == name and what != "read")
         self.counts[name, "beyond the number drawn"] += self.counts[name, "read"] - taken - len(found)
         return found

@@ -183,8 +183,7 @@ def require_target(target: str) -> None:
 
 
 def run_export(plan: Path, samples: Path | None, out: Path, to: str, rollouts: int) -> int:
-    """`export`: write the plan's data set, configuration and README for a framework. Raises what `open_export` and
-    `export_plan` raise."""
+    """`export`: write the plan for a framework. Raises what `open_export` and `export_plan` raise."""
     require_target(to)
     export = open_export(plan, samples, rollouts)
     files = export_plan(export, to, out)
@@ -395,10 +394,9 @@ class FollowReport:
 def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_slot: bool = False) -> FollowReport:
     """Compare what was consumed with the plan.
 
-    Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared
-    step by step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G.
-    `any_slot` compares the prompts of each step in any order, for logs whose rollouts are not in prompt order: a prompt with
-    more rollouts than a group has, G or what most groups of the log have, was consumed more than once.
+    Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared step by
+    step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G. `any_slot` takes the
+    prompts of a step in any order: one with more rollouts than a group, G or what most have, was consumed more than once.
     Raises LogError when `rollouts` is below 1 or the log's steps go beyond `EPOCHS` repetitions of the plan.
     """
     steps = consumed_steps(log, plan.prompts_per_step, rollouts, any_slot)
@@ -466,9 +464,8 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
 
 
 def run_verify(plan: Path, log: Path, samples: Path | None, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
-    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. With `steps` the
-    log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside the plan, if any)
-    tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed."""
+    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. `samples` None:
+    those beside the plan, if any. Raises PlanError or LogError when a file is missing or malformed."""
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     planned, file = read_whole_plan(plan), samples or plan.parent / SAMPLES

@@ -96,18 +96,17 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
     """
     samples = arranged.data.samples
     terms = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy())
-    topics = pd.Series([s.topic for s in samples], dtype=object)
-    rows = []
+    topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []
     for cluster, inside in scores.groupby("cluster"):
-        counts = topics[inside.index][topics[inside.index] != ""].value_counts().sort_index(kind="stable")
-        nearest = inside.sort_values(["distance", "id"])["id"].head(TYPICAL).tolist()
+        topic = topics[inside.index].mode()  # the most frequent ones, sorted
         rows.append({
-            "cluster": int(cluster), "n": len(inside), "share": len(inside) / len(scores),
-            "planned": int((inside["status"] == "planned").sum()), "median_length": float(inside["length"].median()),
-            "mean_difficulty": float(inside["difficulty"].mean()), "labels": int(inside["label"].notna().sum()),
-            "top_topic": str(counts.idxmax()) if len(counts) else "",
-            "topic_share": float(counts.max() / len(inside)) if len(counts) else np.nan,
-            "terms": " ".join(terms[int(cluster)]), "typical": " ".join(nearest),
+            "cluster": cluster, "n": len(inside), "share": len(inside) / len(scores),
+            "planned": (inside["status"] == "planned").sum(), "median_length": inside["length"].median(),
+            "mean_difficulty": inside["difficulty"].mean(), "labels": inside["label"].count(),
+            "top_topic": topic[0] if len(topic) else "",
+            "topic_share": (topics[inside.index] == topic[0]).mean() if len(topic) else np.nan,
+            "terms": " ".join(terms[cluster]),
+            "typical": " ".join(inside.sort_values(["distance", "id"])["id"].head(TYPICAL)),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -115,17 +114,15 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
 def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     """Words of each cluster by share inside x log of (share inside / share of all)."""
     counter = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", binary=True, max_features=5000, stop_words="english")
+    out: dict[int, list[str]] = {int(number): [] for number in np.unique(cluster)}
     try:
         seen = counter.fit_transform(prompts).tocsr()
     except ValueError:  # no prompt holds a word
-        return {int(c): [] for c in np.unique(cluster)}
+        return out
     names, everywhere = counter.get_feature_names_out(), (np.asarray(seen.sum(axis=0)).ravel() + 1) / (len(prompts) + 2)
-    out = {}
-    for number in np.unique(cluster):
-        inside = seen[np.flatnonzero(cluster == number)]
-        weight = rel_entr(np.asarray(inside.sum(axis=0)).ravel() / inside.shape[0], everywhere)
-        best = np.lexsort((names, -weight))[:TERMS]
-        out[int(number)] = [str(names[i]) for i in best if weight[i] > 0]
+    for number in out:
+        weight = rel_entr(np.asarray(seen[np.flatnonzero(cluster == number)].mean(axis=0)).ravel(), everywhere)
+        out[number] = [str(names[i]) for i in np.lexsort((names, -weight))[:TERMS] if weight[i] > 0]
     return out
 
 
