@@ -19,7 +19,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -248,10 +247,10 @@ def get_or_compute(
     compute: Callable[[Path], None],
     inputs: tuple[Stage, ...] = (),
 ) -> Stage:
-    """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
+    """The stage `name` of `profile`, computed by `compute(folder)` into a fresh folder when its key changed.
 
-    `compute(folder)` writes all outputs into `folder`; its module and all that this imports are part of the key. Raises
-    ArtifactError when the disk is full or not writable; an exception of `compute` propagates and leaves no folder behind.
+    The module of `compute` and all that this imports are part of the key. Raises ArtifactError when the disk is full or not
+    writable; an exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
     settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
@@ -261,8 +260,9 @@ def get_or_compute(
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
             write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 0
+    import torch
+
+    threads = torch.get_num_threads()
     try:
         with whole_folder(folder) as partial:
             compute(partial)
@@ -278,6 +278,5 @@ def get_or_compute(
             raise
         raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
     finally:
-        if torch:
-            torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
+        torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

@@ -362,13 +362,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     name = words[0]
     try:
-        try:
-            name, options = parse(words)
-        except SystemExit as stop:
-            return int(stop.code or 0)
+        name, options = parse(words)
         module, function = COMMANDS[name][1].split(":")
-        given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
-        return int(getattr(importlib.import_module(f"saerl_lib.{module}"), function)(**given) or 0)
+        return int(getattr(importlib.import_module(f"saerl_lib.{module}"), function)(**vars(options)) or 0)
+    except SystemExit as stop:  # tyro has said what is wrong, or helped
+        return int(stop.code or 0)
     except EXPECTED as error:
         if debug:
             raise

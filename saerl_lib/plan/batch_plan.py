@@ -30,7 +30,7 @@ Ids = Sequence[str] | np.ndarray | pd.Series | pa.Array | pa.ChunkedArray
 HASHED_ROWS = 2**16
 """Ids joined to one string at a time."""
 MOVED = 0.1
-"""A sample has moved when its step differs by more than this share of the run; of two random orders 0.81 of the samples have."""
+"""A sample has moved when its step differs by more than this share of the run; of two random orders 0.81 of them have."""
 
 
 class PlanError(ValueError):
