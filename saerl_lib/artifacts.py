@@ -19,7 +19,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -133,10 +132,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def _made_by() -> dict[str, str]:
-    """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor.
-
-    The processor is named with the instructions that torch uses: AVX-512, for one, changes the last bits of a product.
-    """
+    """Commit of the sources, marked when they differ from it ("unknown" outside a clone), and model of the processor with the
+    instructions that torch uses: AVX-512, for one, changes the last bits of a product."""
     import torch
 
     def git(*arguments: str) -> str:
@@ -250,7 +247,7 @@ def get_or_compute(
     compute: Callable[[Path], Mapping[str, Any] | None],
     inputs: tuple[Stage, ...] = (),
 ) -> Stage:
-    """Return the stage `name` of `profile`, computing it into a fresh folder when its key changed.
+    """The stage `name` of `profile`, computed by `compute(folder)` into a fresh folder when its key changed.
 
     `compute(folder)` writes all outputs into `folder`, or returns tables, name -> frame, that become `<name>.parquet`; its module
     and all that this imports are part of the key. Raises ArtifactError when the disk is full or not writable; an exception of
@@ -264,8 +261,9 @@ def get_or_compute(
         if manifest["settings"] != settings:  # another base seed may share an upstream stage
             write_json(folder / MANIFEST, {**manifest, "settings": settings})
         return Stage(name, folder, key, computed=False)
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 0
+    import torch
+
+    threads = torch.get_num_threads()
     try:
         with whole_folder(folder) as partial:
             for table, frame in (compute(partial) or {}).items():
@@ -282,6 +280,5 @@ def get_or_compute(
             raise
         raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
     finally:
-        if torch:
-            torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
+        torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

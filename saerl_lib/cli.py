@@ -319,8 +319,8 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "reader": (Reader, "studies.reader:run_reader"),
     "ladder": (Ladder, "studies.reader:run_ladder"),
     "audit": (Audit, "plan.audit:run_audit"),
-    "export": (Export, "plan.export:run_export"),
-    "verify": (Verify, "plan.follow:run_verify"),
+    "export": (Export, "plan.trainers:run_export"),
+    "verify": (Verify, "plan.trainers:run_verify"),
     "train": (Train, "train.run:run_train"),
     "train-job": (TrainJob, "train.run:run_train_job"),
     "grid": (Grid, "studies.grid:run_study"),
@@ -362,13 +362,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     name = words[0]
     try:
-        try:
-            name, options = parse(words)
-        except SystemExit as stop:
-            return int(stop.code or 0)
+        name, options = parse(words)
         module, function = COMMANDS[name][1].split(":")
-        given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # type: ignore[arg-type]
-        return int(getattr(importlib.import_module(f"saerl_lib.{module}"), function)(**given) or 0)
+        return int(getattr(importlib.import_module(f"saerl_lib.{module}"), function)(**vars(options)) or 0)
+    except SystemExit as stop:  # tyro has said what is wrong, or helped
+        return int(stop.code or 0)
     except EXPECTED as error:
         if debug:
             raise

@@ -1,35 +1,117 @@
-"""What the paper's run would cost, what this machine lacks of it, and whether the locked packages are installed.
+"""What a run needs: sets and models of the hub, the locked packages, a machine; and the plan of profile paper.
 
 `python -m saerl_lib.needs --profile paper --plan-only` prints the plan, `python -m saerl_lib.needs --packages` checks the lock:
-both by the standard library alone, before any package is installed, and nothing is downloaded. The estimates are fixed numbers of
-`data/paper_plan.txt`; docs/paper_scale.md has their formulas. Nothing of this was run at that scale.
+both by the standard library alone, before any package is installed, and nothing is downloaded. The sets are rows of
+`data/hub.csv`; the paper names no repository of its six evaluation sets, so these are ours. A revision stands there only when
+public sources show it in full. The estimates are fixed numbers of `data/paper_plan.txt`; docs/paper_scale.md has their formulas.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from saerl_lib import paths
 from saerl_lib.config import PLANS, Profile, get_profile
-from saerl_lib.data.hub import BENCHMARKS, MODELS, POLICIES, SETS, TRAINING_DATA, HubModel, model_folder
 
+DATA = Path(__file__).parent / "data"
 LOCK, MINIMUM_PYTHON = paths.ROOT / "requirements.lock", (3, 11)
-RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
-"""Policy -> main runs of the paper, one seed each: the rows of Table 4."""
-SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 537_010_176.0)
-"""What SAELens' registry reads for the profile's SAE, and its bytes; not pinned, SAELens downloads the newest revision."""
-GPU_BYTES = 80e9
-"""Memory of one H100 or A100; the paper does not say which size it used."""
-KEPT_BYTES = 2 * 14 + 46 * 4
-"""That a run leaves for each parameter: two checkpoints (bf16 and fp32 weights, Adam), and 46 fp32 weights to be evaluated."""
+
+
+# Sets and models of the hub.
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set of the Hugging Face hub."""
+
+    name: str
+    repository: str
+    """owner/name on the hub."""
+    split: str
+    rows: int
+    download_bytes: int
+    """Size of the files of that split; those of GSM8K and OlympiadBench are rounded."""
+    configuration: str | None = None
+    data_file: str | None = None
+    """The one file to read, for a repository of plain JSON lines."""
+    revision: str | None = None
+    """Commit hash of the repository; None: not pinned yet."""
+    note: str | None = None
+    """What differs from the paper or is not known."""
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and len(self.revision) != 40:
+            raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub."""
+
+    repository: str
+    """owner/name on the hub."""
+    revision: str
+    """Commit hash of the repository."""
+    parameters: int
+    """All weights, a tied embedding counted once."""
+    gpus: int = 1
+    """GPUs of 80 GB that hold one run of the policy at the paper's settings (docs/paper_scale.md)."""
+
+
+def _read_sets() -> dict[str, HubData]:
+    with (DATA / "hub.csv").open(newline="", encoding="utf-8") as handle:
+        found = [{name: value or None for name, value in row.items()} for row in csv.DictReader(handle)]
+    counts = [{name: int(row[name] or 0) for name in ("rows", "download_bytes")} for row in found]
+    return {row["name"]: HubData(**row | count) for row, count in zip(found, counts, strict=True)}  # type: ignore[arg-type]
+
+
+SETS = _read_sets()
+"""Every published set by its name: the paper's training data, then its six evaluation sets."""
+POLICIES = (
+    HubModel("Qwen/Qwen2.5-Math-1.5B", "4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2", 1_543_714_304),
+    HubModel("Qwen/Qwen2.5-Math-7B", "b101308fe89651ea5ce025f25317fea6fc07e96e", 7_615_616_512, gpus=4),
+)  # fmt: skip
+"""The paper's policies."""
+QWEN3_17B = HubModel("Qwen/Qwen3-1.7B", "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e", 1_720_574_976)
+QWEN3_17B_BASE = replace(QWEN3_17B, repository="Qwen/Qwen3-1.7B-Base", revision="ea980cb0a6c2ae4b936e82123acc929f1cec04c1")
+MODELS = {model.repository: model for model in (*POLICIES, QWEN3_17B, QWEN3_17B_BASE)}
+"""Every model by its repository."""
+
+
+def model_folder(name: str, option: str) -> Path:
+    """A folder with the model: the given one, or the hub's snapshot at its pinned revision, without pickles or code.
+
+    Raises ValueError, naming `option`, when the folder holds no configuration, weights or tokenizer, for a name that is no
+    folder and not in `MODELS`, and when the snapshot cannot be fetched.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        for needed in ("config.json", "*.safetensors", "tokenizer.json"):
+            if not any(folder.glob(needed)):
+                raise ValueError(f"{option} {name}: no {needed} there; name a folder in Hugging Face format with safetensors")
+        return folder
+    if name not in MODELS:
+        known = " or ".join(MODELS)
+        raise ValueError(f"{option} {name}: no such folder; name a folder in Hugging Face format, or {known}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        files = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
+        return Path(snapshot_download(name, revision=MODELS[name].revision, allow_patterns=files))
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        fix = f"set HF_HUB_OFFLINE=0 to allow downloads, or pass {option} FOLDER"
+        raise ValueError(f"{name} cannot be fetched ({reason}); {fix}") from error
 
 
 # The packages.
@@ -73,11 +155,21 @@ def check_packages(path: Path = LOCK) -> int:
         wrong = package_faults(path)
     except (OSError, ValueError) as error:
         wrong = (f"cannot read the lock: {error}",)
-    print("\n".join([*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])]), end="\n" if wrong else "")
+    for line in (*wrong[:5], *([f"and {len(wrong) - 5} more"] if len(wrong) > 5 else [])):
+        print(line)
     return 1 if wrong else 0
 
 
 # This machine.
+
+RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
+"""Policy -> main runs of the paper, one seed each: the rows of Table 4."""
+SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 537_010_176.0)
+"""What SAELens' registry reads for the profile's SAE, and its bytes; not pinned, SAELens downloads the newest revision."""
+GPU_BYTES = 80e9
+"""Memory of one H100 or A100; the paper does not say which size it used."""
+KEPT_BYTES = 2 * 14 + 46 * 4
+"""That a run leaves for each parameter: two checkpoints (bf16 and fp32 weights, Adam), and 46 fp32 weights to be evaluated."""
 
 
 def list_gpus() -> tuple[tuple[str, float], ...]:
@@ -96,7 +188,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
-def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
+def downloads(profile: Profile, policies: Sequence[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
     """(repository, bytes, revision) of everything that the plan would fetch; weights count two bytes a parameter."""
     config, reader = profile.published, profile.reader
     assert config is not None
@@ -105,8 +197,7 @@ def downloads(profile: Profile, policies: Iterable[HubModel] = POLICIES) -> list
     if reader.sae.startswith("saelens:"):
         found.append((*SAE, None))
     if config.folder is None:
-        sets = (*TRAINING_DATA, *BENCHMARKS)
-        found += [(d.repository, float(d.download_bytes), pinned.get(d.name, d.revision)) for d in sets]
+        found += [(d.repository, float(d.download_bytes), pinned.get(d.name, d.revision)) for d in SETS.values()]
     return found
 
 
@@ -115,70 +206,21 @@ def missing(profile: Profile, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) ->
 
     Raises ValueError for a damaged requirements.lock.
     """
-    fetched, need, gpus, packages = downloads(profile, runs), max(model.gpus for model in runs), list_gpus(), package_faults()
-    large = sum(memory >= 0.95 * GPU_BYTES for _, memory in gpus)
+    fetched, need, gpus, packages = downloads(profile, list(runs)), max(m.gpus for m in runs), list_gpus(), package_faults()
     here = ", ".join(f"{name} ({size(memory)})" for name, memory in gpus) or "none found"
-    more = f"; and {len(packages) - 3} more" if len(packages) > 3 else ""
     weight, left = sum(row[1] for row in fetched), sum(n * model.parameters * KEPT_BYTES for model, n in runs.items())
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
     cache, free = free_bytes(home), free_bytes(paths.artifacts_root())
     bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
     found = {
-        f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}": large < need,
-        f"packages: {'; '.join(packages[:3])}{more} (requirements.lock)": packages,
+        f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}":
+            sum(memory >= 0.95 * GPU_BYTES for _, memory in gpus) < need,
+        f"packages: {'; '.join(packages[:3])}; {len(packages)} in all differ from requirements.lock": packages,
         f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
         f"disk: {size(left)} of results, {size(free)} free where outputs go (SAERL_HOME)": free < left,
         f"revisions: not pinned yet, pass --revision SET=HASH for {', '.join(bare)}": bare,
     }  # fmt: skip
     return [sentence for sentence, lacks in found.items() if lacks]
-
-
-# As text.
-
-
-def size(count: float) -> str:
-    """Bytes as people read them, in powers of ten.
-
-    >>> size(2_136_106_260), size(81_670), size(80e9)
-    ('2.1 GB', '82 kB', '80 GB')
-    """
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            value = count / factor
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines of aligned columns, the last one ragged."""
-    widths = [*(max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]), 0]
-    return "\n".join("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def items(sentences: Iterable[str]) -> str:
-    """Sentences as a list."""
-    return "\n".join(f"  - {sentence}" for sentence in sentences)
-
-
-def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
-    """Print the plan of profile `paper`: downloads, costs by stage, the paper's own figures, assumptions, what is missing here.
-
-    Raises ValueError for another profile or a further option.
-    """
-    if profile != "paper":
-        raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
-    if rest:
-        raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
-    chosen = get_profile(profile)
-    fetched = downloads(chosen)
-    lacks = [*missing(chosen), "vLLM is not locked here: without it rollouts are several times slower"]
-    print((Path(__file__).parent / "data" / "paper_plan.txt").read_text(encoding="utf-8").format(
-        profile=chosen, reader=chosen.reader, policies=", ".join(model.repository for model in POLICIES),
-        arms=", ".join(chosen.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
-        downloads=table([(name, size(count), revision or "not pinned yet") for name, count, revision in fetched]),
-        notes=items(f"{data.repository}: {data.note}" for data in SETS.values() if data.note), missing=items(lacks),
-    ))  # fmt: skip
-    return 0
 
 
 def require_machine(profile: Profile) -> None:
@@ -213,9 +255,49 @@ def require_machine(profile: Profile) -> None:
     if lacks:
         raise ValueError(
             f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"
-            f"{items(lacks)}\n--plan-only prints the whole plan. On local stand-ins it runs anywhere; not given: "
+            f"{_listed(lacks)}\n--plan-only prints the whole plan. On local stand-ins it runs anywhere; not given: "
             + ", ".join(absent)
         )
+
+
+# The plan as text.
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of ten.
+
+    >>> size(2_136_106_260), size(81_670), size(80e9)
+    ('2.1 GB', '82 kB', '80 GB')
+    """
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{int(count < 10 * factor)}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    return "\n".join(f"  - {sentence}" for sentence in sentences)
+
+
+def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
+    """Print the plan of profile `paper`: downloads, costs by stage, the paper's own figures, assumptions, what is missing here.
+
+    Raises ValueError for another profile or a further option.
+    """
+    if profile != "paper":
+        raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
+    if rest:
+        raise ValueError(f"--plan-only takes no further option; leave out {' '.join(rest)}")
+    chosen = get_profile(profile)
+    fetched = downloads(chosen)
+    lacks = [*missing(chosen), "vLLM is not locked here: without it rollouts are several times slower"]
+    print((DATA / "paper_plan.txt").read_text(encoding="utf-8").format(
+        profile=chosen, reader=chosen.reader, policies=", ".join(model.repository for model in POLICIES),
+        arms=", ".join(chosen.arms), known=", ".join(PLANS), size=size(sum(row[1] for row in fetched)),
+        downloads="\n".join(f"  {name:56s}  {size(count):6s}  {pin or 'not pinned yet'}" for name, count, pin in fetched),
+        notes=_listed([f"{data.repository}: {data.note}" for data in SETS.values() if data.note]), missing=_listed(lacks),
+    ))  # fmt: skip
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

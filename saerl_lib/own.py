@@ -32,15 +32,14 @@ from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
-from saerl_lib.encode.models import model_name, open_reader, open_tokenizer
+from saerl_lib.encode.models import model_name, open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
-from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of
-from saerl_lib.plan.export import export_plan, open_export
-from saerl_lib.plan.orders import order_pool, projection_2d, random_order
+from saerl_lib.plan.orders import order_pool, projection_2d, prompt_tokens, random_order
+from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.clusters import Clusters, pool_clusters
 from saerl_lib.properties.probes import fit_tfidf, metric
 from saerl_lib.properties.quality import keep_top_k
@@ -50,6 +49,8 @@ from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
+UNREAD = re.compile(r"\\!|[\s.,;]")
+"""Signs of an answer that no checker minds."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     left = [sample for sample in data.samples if sample.id not in reasons]
     notes = list(data.notes)
     if config.policy is not None:
-        for sample, length in zip(left, _prompt_tokens(left, config.policy), strict=True):
+        for sample, length in zip(left, prompt_tokens(config.policy, left), strict=True):
             if length > config.max_prompt_tokens:
                 limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
                 reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
@@ -146,25 +147,13 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
-    forms = {answer: plain_form(answer) for answer in dict.fromkeys(answers.values())}
-    mended = [f"{answer} as {form}" for answer, form in forms.items() if form not in (answer, re.sub(r"\s+|\\!", "", answer))
-              and form.replace(" ", "") != answer.replace(" ", "").rstrip(".,;")]  # fmt: skip
-    if mended:
+    forms = {answer: plain_form(answer) for answer in answers.values()}
+    if mended := [f"{given} as {form}" for given, form in forms.items() if UNREAD.sub("", form) != UNREAD.sub("", given)]:
         told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
         notes.append(f"{len(mended)} answers are read in another form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
-
-
-def _prompt_tokens(samples: Sequence[Sample], policy: str) -> list[int]:
-    """Tokens of each prompt as the policy is given it: by its chat template where it has one."""
-    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
-    shown = [sample.prompt for sample in samples]
-    if tokenizer.chat_template:
-        chats = [sample.messages for sample in samples]
-        shown = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    return [len(ids) for ids in tokenizer(shown, add_special_tokens=not tokenizer.chat_template)["input_ids"]]
 
 
 def plan_own_data(
@@ -173,10 +162,9 @@ def plan_own_data(
 ) -> Planned:  # fmt: skip
     """Plan `source` into the folder `out`; `say` is told each step, `features` is a folder that `encode` left.
 
-    `out` is written beside its place and renamed at the end: after an error there is no folder, and an earlier one is as it was.
-    A plan of the same rows and settings is returned as it is, unless `force`; one of others is replaced with `force` or
-    `replace_other` alone. What a model read is kept until the plan is done, so a killed call goes on. Raises DataError for bad
-    data or an `out` that is not free, and what the model's loaders raise.
+    `out` appears at the end: after an error there is none, and an earlier one is as it was. A plan of the same rows and settings
+    is returned as it is, unless `force`; one of others is replaced with `force` or `replace_other` alone. What a model read is
+    kept until the plan is done. Raises DataError for bad data or an `out` that is not free, and what the model's loaders raise.
     """
     from saerl_lib.report.page import write
 
@@ -196,8 +184,8 @@ def plan_own_data(
         if not replace_other:
             raise DataError(f"{out} exists and holds another plan; name another folder, or pass --force to replace it")
     store = out.with_name(f".{out.name}.store")
-    with whole_folder(out) as folder:
-        try:
+    try:
+        with whole_folder(out) as folder:
             if features is not None:
                 found = represent_encoded(data, source, features, config)
             elif config.encoder == NO_ENCODER:
@@ -209,9 +197,9 @@ def plan_own_data(
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
             say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
             done = write(arranged, folder, out, key)
-        except Exception:
-            shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
-            raise
+    except Exception:
+        shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
+        raise
     shutil.rmtree(store, ignore_errors=True)
     return done
 
@@ -244,7 +232,7 @@ class Representation:
 
 
 def _represented(samples: Sequence[Sample], z: NDArray[np.float32], lengths: NDArray, name: str, **more: Any) -> Representation:
-    """The representation by features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else prompts alone."""
+    """Features z [N, E] and metadata: with solutions when `SOLVED_SHARE` has one, else of prompts alone."""
     table = FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
     phi = table.complete().phi if table.solved.mean() >= SOLVED_SHARE else table.prompt_phi
     return Representation(table, phi, lengths.astype(float), name, **more)
@@ -280,11 +268,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
         model_name(config.reader)
     except ArtifactError as error:
         raise ArtifactError(f"{error}. `--encoder none` (Python: reader=None) takes a first look without a model") from error
-
-    @cache
-    def opened() -> Encoder:
-        return open_reader(config.reader, [s.prompt for s in samples])
-
+    opened = cache(lambda: open_reader(config.reader, [s.prompt for s in samples]))
     store = encode(samples, config.reader, work, opened=opened).store
     origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)
@@ -469,8 +453,6 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
     done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
     table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / "not_encoded.csv", index=False, lineterminator="\n")
-    for status, count in counts["left_out"].items():
-        print(f"not encoded, {status}: {count} (not_encoded.csv)")
     seconds = round(time.monotonic() - started, 1)
     print(json.dumps({**counts, "parts": done.parts, "reused": done.reused, **done.totals, "seconds": seconds}))
     return 0
@@ -487,6 +469,6 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
     print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
-    counts = {"read": done.read, "planned": done.planned, "left_out": done.left_out, "steps": done.steps}
+    counts = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
     print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0

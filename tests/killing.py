@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
-from saerl_lib.plan.follow import read_rows
+from saerl_lib.plan.trainers import read_rows
 from saerl_lib.train.run import Run, command, write_run
 
 

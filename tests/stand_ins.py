@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from saerl_lib.data.hub import SETS
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import fresh_sae
 from saerl_lib.encode.store import Store, shard_path, write_shard
+from saerl_lib.needs import SETS
 from saerl_lib.world import pretrain
 
 WIDTH, LATENTS = 32, 64

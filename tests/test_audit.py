@@ -273,7 +273,7 @@ def test_the_interval_says_where_it_comes_from(evidence: Evidence) -> None:
 
 
 def test_unknown_ids_and_stages_of_different_runs_are_refused(evidence: Evidence) -> None:
-    with pytest.raises(DataError, match="the pool holds 40 ids such as item-00"):
+    with pytest.raises(DataError, match="not among the 40 of the pool, such as item-00$"):
         audit("zzz", evidence)
     other = replace(evidence, scores=evidence.scores.assign(raw=evidence.scores["raw"] + 0.1))
     with pytest.raises(ArtifactError, match="raw difficulty: stored .* different runs"):
@@ -296,4 +296,4 @@ def test_the_command_prints_text_json_and_near_ids(evidence: Evidence, monkeypat
     assert cli.main(["audit", "item-03", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sample_id"] == "item-03"
     assert cli.main(["audit", "item-3"]) == 1
-    assert "near: item-" in capsys.readouterr().err
+    assert "did you mean item-" in capsys.readouterr().err

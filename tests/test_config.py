@@ -13,7 +13,7 @@ import pytest
 
 from saerl_lib import config, paths
 from saerl_lib.config import LAPTOP, PAPER, PROFILES, PlanConfig, Profile, TrainConfig, content_hash, get_profile, sub_seed
-from saerl_lib.data.hub import SETS
+from saerl_lib.needs import SETS
 from saerl_lib.settings import Options
 
 

@@ -124,14 +124,14 @@ def test_licence_and_citation() -> None:
 
 # run_all.sh, in a copy of the project that holds nothing but the scripts and a stub of the package.
 
-BARE = ("__init__", "plan/__init__", "data/__init__", "paths", "config", "settings", "data/hub", "needs")
+BARE = (*(f"{name}.py" for name in ("__init__", "plan/__init__", "paths", "config", "settings", "needs")), "data/hub.csv")
 """What is imported before any package is installed."""
 
 
 def stub_project(folder: Path, lock: str) -> Path:
     """A project whose `python -m saerl_lib run ...` prints interpreter, arguments, and environment."""
     project = folder / "project"
-    for name in ("run_all.sh", ".ci/run", "saerl_lib/data/paper_plan.txt", *(f"saerl_lib/{module}.py" for module in BARE)):
+    for name in ("run_all.sh", ".ci/run", "saerl_lib/data/paper_plan.txt", *(f"saerl_lib/{name}" for name in BARE)):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
     (project / "requirements.lock").write_text(lock)

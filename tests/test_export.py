@@ -22,19 +22,25 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.data.judge import read
-from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, write_samples
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
-from saerl_lib.plan.export import REFUSED, TARGETS, Export, ExportError, export_files, export_plan, open_export
-from saerl_lib.plan.follow import ConsumedLog, LogError, follow, read_log
+from saerl_lib.plan.trainers import (
+    REFUSED,
+    TARGETS,
+    ConsumedLog,
+    Export,
+    ExportError,
+    LogError,
+    export_files,
+    export_plan,
+    follow,
+    open_export,
+    read_log,
+)
 
 STEPS, B, G = 5, 4, 3
-REAL = pytest.mark.skipif(not paths.shared_data_dir(), reason="SAERL_DATA_DIR is not set: no real labelled data")
-
-
 def small_plan(steps: int = STEPS, b: int = B) -> BatchPlan:
     """A random order of samples s00, s01, ..."""
     n = steps * b
@@ -99,13 +105,9 @@ def test_refusals_say_why(export: Export, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="choose one of trl"):
         export_plan(export, "torch", tmp_path / "out")
     assert list(tmp_path.glob("out*")) == []
-
-
-def test_a_folder_appears_whole_or_not_at_all(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saerl_lib.plan.export.export_files", lambda *_: {"a/b": b"1", "c": None})
-    with pytest.raises(TypeError):
-        export_plan(export, "trl", tmp_path / "deep" / "out")
-    assert not (tmp_path / "deep").exists()
+    (tmp_path / "out").touch()
+    with pytest.raises(ExportError, match="already exists"):
+        export_plan(export, "trl", tmp_path / "out")
 
 
 def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
@@ -124,9 +126,8 @@ def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
     assert verl["data"]["shuffle"] is nemo["data"]["shuffle"] is False and verl["data"]["train_batch_size"] == B
     assert verl["actor_rollout_ref"]["rollout"] == {"n": G} and verl["trainer"]["total_training_steps"] == STEPS
     train, grpo = nemo["data"]["train"], nemo["grpo"]
-    data = load_dataset("json", data_files=str(tmp_path / "nemo-rl" / train["data_path"]), cache_dir=str(tmp_path / "cache"))
-    assert data[train["split"]][train["input_key"]] == [s.prompt for s in export.samples]
-    assert data[train["split"]][train["output_key"]] == [s.answer for s in export.samples]
+    first = json.loads((tmp_path / "nemo-rl" / train["data_path"]).read_text().split("\n")[0])
+    assert (first[train["input_key"]], first[train["output_key"]]) == (export.samples[0].prompt, export.samples[0].answer)
     assert (grpo["num_prompts_per_step"], grpo["num_generations_per_prompt"], grpo["max_num_steps"]) == (B, G, STEPS)
     assert nemo["policy"]["train_global_batch_size"] == B * G and train["split_validation_size"] == 0
 
@@ -170,12 +171,7 @@ def reward_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return vars(importlib.import_module("reward"))
 
 
-ANSWERS = (
-    ("so\nAnswer: 4", "4", 1.0), ("so\nAnswer: 5", "4", 0.0), ("Answer: 1\nAnswer: 13 r 4 ", "13 r 4", 1.0),
-    ("so \\boxed{9:05}.", "9:05", 1.0), ("none", "4", 0.0), ("thus \\boxed{\\frac{1}{2}}", "\\frac{1}{2}", 1.0),
-    ("thus \\boxed{0.5}", "\\frac{1}{2}", 1.0), ("Answer: $\\frac{3}{4}$", "\\frac{3}{4}", 1.0),
-    ("first \\boxed{7}, at last \\boxed{\\sqrt{2}}", "\\sqrt{2}", 1.0),
-)  # fmt: skip
+ANSWERS = (("so\nAnswer: 4", "4", 1.0), ("so\nAnswer: 5", "4", 0.0), ("none", "4", 0.0), ("\\boxed{0.5}", "\\frac{1}{2}", 1.0))
 """Completion, gold answer, reward."""
 
 
@@ -188,14 +184,6 @@ def test_the_reward_reads_the_last_answer(export: Export, tmp_path: Path, monkey
     correct = reward_of(tmp_path / "out", monkeypatch)["correct"]
     assert correct(messages, solution=gold, sample_id=names, trainer_state=SimpleNamespace(global_step=3)) == expected
     assert read_log(tmp_path / "consumed.jsonl") == ConsumedLog(tuple(names), (3,) * len(names))
-
-
-@REAL
-def test_every_gold_answer_of_math_is_right_in_a_box(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_plan(export, "trl", tmp_path / "out")
-    right = reward_of(tmp_path / "out", monkeypatch)["right"]
-    golds = [s.answer for s in load_labelled(paths.shared_data_dir() / "math_train.jsonl.gz").samples if s.answer]
-    assert len(golds) > 7000 and all(right(f"so $\\boxed{{{gold}}}$.", gold) for gold in golds)
 
 
 # What real packages read; each lives in an environment of its own, named by a variable.
@@ -349,30 +337,6 @@ def rollouts_of(ids: list[str], g: int = G) -> list[str]:
     return [name for name in ids for _ in range(g)]
 
 
-def write_log(path: Path, ids: list[str], steps: list[int] | None, kind: str) -> Path:
-    """The same log in one of the forms that read_log knows."""
-    path = path.with_suffix({"parquet": ".parquet", "jsonl": ".jsonl", "text": ".txt"}[kind])
-    columns = {"sample_id": ids} if steps is None else {"step": steps, "sample_id": ids}
-    if kind == "parquet":
-        pd.DataFrame(columns).to_parquet(path)
-    elif kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in pd.DataFrame(columns).to_dict("records")))
-    else:
-        path.write_text("\n".join(ids) + "\n")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "first_step"), [("parquet", 0), ("parquet", 1), ("jsonl", 0), ("jsonl", 1), ("jsonl", None), ("text", None)]
-)
-def test_a_followed_plan_in_every_form(tmp_path: Path, kind: str, first_step: int | None) -> None:
-    plan = small_plan()
-    steps = None if first_step is None else rollouts_of([i // B + first_step for i in range(STEPS * B)])  # type: ignore[arg-type]
-    report = follow(plan, read_log(write_log(tmp_path / "log", rollouts_of(plan.ids), steps, kind)))
-    assert report.followed and report.first is None and (report.epochs, report.steps_kept) == (1, STEPS)
-    assert report.dropped == report.repeated == report.unknown == ()
-
-
 IDS = small_plan().ids
 
 
@@ -405,14 +369,13 @@ def test_a_missing_step_and_two_epochs() -> None:
 
 def test_order_inside_a_step_counts_unless_told_otherwise() -> None:
     plan = small_plan()
-    mixed = [name for i in range(0, STEPS * B, B) for name in rollouts_of(plan.ids[i : i + B])[::-1]]
-    interleaved = [name for i in range(0, STEPS * B, B) for _ in range(G) for name in plan.ids[i : i + B]]
-    strict = follow(plan, ConsumedLog(tuple(mixed)))
+    turned = ConsumedLog(tuple(name for i in range(0, STEPS * B, B) for name in rollouts_of(plan.ids[i : i + B])[::-1]))
+    mixed = tuple(name for i in range(0, STEPS * B, B) for _ in range(G) for name in plan.ids[i : i + B])
+    steps = tuple(i // (B * G) for i in range(len(mixed)))
+    strict = follow(plan, turned)
     assert not strict.followed and any("only the order inside steps differs" in line for line in strict.told())
-    assert follow(plan, ConsumedLog(tuple(mixed)), any_slot=True).followed
-    assert follow(plan, ConsumedLog(tuple(interleaved)), rollouts=G, any_slot=True).followed
-    steps = tuple(i // (B * G) for i in range(len(interleaved)))
-    assert follow(plan, ConsumedLog(tuple(interleaved), steps), any_slot=True).followed
+    for log, rollouts in ((turned, None), (ConsumedLog(mixed), G), (ConsumedLog(mixed, steps), None)):
+        assert follow(plan, log, rollouts, any_slot=True).followed
     with pytest.raises(LogError, match="optimiser step"):
         follow(plan, ConsumedLog(("s00",), (10**9,)))
 
@@ -438,7 +401,8 @@ def test_a_run_may_end_within_a_pass(files: tuple[Path, Path], tmp_path: Path, c
         (plan.ids + plan.ids[B : 3 * B], STEPS + 2, ""), (plan.ids[: 3 * B], 4, ""),
         (plan.ids, STEPS + 1, "holds 5 steps, not 6"),
     ):  # fmt: skip
-        log = write_log(tmp_path / "log", rollouts_of(ids), [i // B + 1 for i in range(len(ids)) for _ in range(G)], "jsonl")
+        log = tmp_path / "log.txt"
+        log.write_text("\n".join(rollouts_of(ids)))
         code = main(["verify", "--plan", str(files[0]), "--log", str(log), "--steps", str(steps)])
         out = capsys.readouterr().out
         assert code == (0 if said.startswith("the plan") else 1) and said in out
@@ -477,7 +441,7 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
         ("\n \n", "no sample id"), ('{"sample_id": "a"}\n{"id": "b"}\n', "line 2: field 'sample_id' is missing"),
         ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
         ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
-        ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"), ("step,sample_id\n1,a\n", "looks like CSV"),
+        ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"),
         ({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}, "2 runs"),
         ({"step": [1]}, "row 1: field 'sample_id' is missing"),
     ],
@@ -492,17 +456,3 @@ def test_malformed_logs(tmp_path: Path, log: str | dict[str, list], message: str
 # The commands.
 
 
-def test_commands(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan, samples = map(str, files)
-    out = tmp_path / "out"
-    arguments = ["export", "--plan", plan, "--samples", samples, "--out", str(out)]
-    assert main([*arguments, "--to", "verl", "--rollouts", str(G)]) == 0
-    assert "5 steps of 4 prompts" in capsys.readouterr().out and (out / "README.md").is_file()
-    assert main([*arguments, "--to", "trl"]) == 1 and "already exists" in capsys.readouterr().err
-    log = tmp_path / "log.txt"
-    log.write_text("\n".join(small_plan().ids[:-2]))
-    assert main(["verify", "--plan", plan, "--log", str(log)]) == 1
-    said = capsys.readouterr().out.strip().split("\n")
-    assert "NOT followed to its end" in said[0] and any(line.startswith("2 ids planned and never consumed") for line in said)
-    assert json.loads(said[-1])["dropped"] == 2
-    assert main(["verify", "--plan", samples, "--log", str(log)]) == 1 and "no batch plan" in capsys.readouterr().err

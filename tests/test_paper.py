@@ -24,10 +24,10 @@ from saerl_lib import needs, paths
 from saerl_lib.artifacts import Stage
 from saerl_lib.cli import main
 from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_profile
-from saerl_lib.data import hub, published
-from saerl_lib.data.hub import BENCHMARKS, POLICIES, QWEN3_17B, TRAINING_DATA, HubModel
+from saerl_lib.data import published
 from saerl_lib.data.sample import DataError, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
+from saerl_lib.needs import POLICIES, QWEN3_17B, SETS, HubData, HubModel, model_folder
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
@@ -51,7 +51,7 @@ def test_plan_prints_downloads_costs_and_what_is_missing(
         monkeypatch.setattr(needs, name, lambda *_, found=found: found)
     assert main(["run", "--profile", "paper", "--plan-only"]) == 0
     text = capsys.readouterr().out
-    for data in (*TRAINING_DATA, *BENCHMARKS):
+    for data in SETS.values():
         assert data.repository in text
     assert text.count("  not pinned yet") == 4 and "qwen-scope-3-1.7b-base-w32k-l50/layer27" in text
     for words in ("GPU: 4 of 80 GB", "packages: torch", "disk:", "0.5 H100-hours", "17.33 H100-hours",
@@ -261,7 +261,7 @@ def test_missing_stand_ins_are_all_named(tmp_path: Path, capsys: pytest.CaptureF
 def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[dict] = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **rest: asked.append(rest) or str(tmp_path))
-    assert hub.model_folder("Qwen/Qwen2.5-Math-7B", "--policy") == tmp_path and len(asked[0]["revision"]) == 40
+    assert model_folder("Qwen/Qwen2.5-Math-7B", "--policy") == tmp_path and len(asked[0]["revision"]) == 40
     assert not any(pattern.endswith((".bin", ".pt", ".py")) for pattern in asked[0]["allow_patterns"])
 
     def offline(name: str, **rest: object) -> str:
@@ -269,11 +269,11 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE=0.*--policy FOLDER"):
-        hub.model_folder("Qwen/Qwen2.5-Math-7B", "--policy")
+        model_folder("Qwen/Qwen2.5-Math-7B", "--policy")
     with pytest.raises(DataError, match="amc23, minerva, olympiadbench"):
         published.sets_to_read(PAPER)
     with pytest.raises(ValueError, match="40-digit"):
-        hub.HubData("x", "a/b", "train", 1, 1, revision="main")
+        HubData("x", "a/b", "train", 1, 1, revision="main")
 
 
 def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

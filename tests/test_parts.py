@@ -29,7 +29,7 @@ from saerl_lib.encode.parts import LOCK, encode, open_encoded
 from saerl_lib.encode.store import load_features
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
-from tests.stand_ins import pooled, untrained_sae
+from tests.stand_ins import untrained_sae
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""

@@ -263,14 +263,12 @@ def test_bad_input(change: dict, message: str) -> None:
 
 
 def test_diversity_and_composition_by_hand() -> None:
-    points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0], [0.0, 2.0]])
-    # pairs (0, 1) and (2, 3): distances 5 and 1
-    assert orders.batch_diversity(points, np.array([[0, 1], [2, 3]])).tolist() == [5.0, 1.0]
     assert orders.projection_2d(np.random.default_rng(0).normal(size=(20, 5))).shape == (20, 2)
     plan, line = build_plan(**dozen(), lengths=np.ones(12), config=config(2)), np.arange(12.0)[:, None]
-    rows = orders.diversity_rows(plan, dozen()["ids"], {"line": line}, bootstrap_samples=50, seed=0)
-    assert rows.loc[0, "value"] == pytest.approx(1.0)  # every batch of the dozen holds neighbours
-    assert rows.loc[0, ["order", "space", "n_batches"]].tolist() == ["saerl", "line", 6]
+    spaces = {"line": line, "plane": np.hstack([3 * line, 4 * line])}
+    rows = orders.diversity_rows(plan, dozen()["ids"], spaces, bootstrap_samples=50, seed=0)
+    assert [row["value"] for row in rows] == pytest.approx([1.0, 5.0])  # every batch of the dozen holds neighbours
+    assert (rows[1]["order"], rows[1]["space"], rows[1]["n_batches"]) == ("saerl", "plane", 6)
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
     assert orders.composition_rows(plan, dozen()["ids"], np.arange(12.0)).loc[0].to_dict() == {
         "order": "saerl", "step": 0, "dominant_cluster": 0, "dominant_share": 0.5, "n_clusters": 2,

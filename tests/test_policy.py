@@ -22,7 +22,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig
 from saerl_lib.data.sample import DataError, write_samples
-from saerl_lib.plan.follow import read_rows
+from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
 from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder

@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saerl_lib.config import PAPER
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
-from saerl_lib.data.hub import BENCHMARKS, SETS
 from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.train_sae import documents, require_sources
+from saerl_lib.needs import SETS
 from saerl_lib.settings import Fields
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
@@ -100,7 +101,7 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is a int, not an object")),
         ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
-        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
+        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', a str, not a number")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
@@ -320,28 +321,16 @@ def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path)
         list(jsonl(path, strict_end=False))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
-def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"text.{kind}"
-    if kind == "parquet":
-        pd.DataFrame({"text": TEXTS}).to_parquet(path)
-    else:
-        body = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
-        path.write_bytes(gzip.compress(body.encode()) if kind.endswith(".gz") else body.encode())
-    source = str(path)
-    require_sources([source])
-    assert list(documents([source])) == TEXTS
-
-
 def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "good.parquet")
+    assert list(documents([str(tmp_path / "good.parquet")])) == TEXTS
     (tmp_path / "config.ini").write_text("x")
     other = str(tmp_path / "config.ini")
     for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
         with pytest.raises(DataError, match=said):
             require_sources([bad])
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
-    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "bad.parquet")
-    for name, field, where in (("bad.jsonl", "text", "line 2"), ("bad.parquet", "body", "row 1")):
+    for name, field, where in (("bad.jsonl", "text", "line 2"), ("good.parquet", "body", "row 1")):
         with pytest.raises(DataError, match=f"{name}, {where}: field '{field}' is NoneType, not text; name the right one"):
             list(documents([str(tmp_path / name)], field))
 
@@ -353,12 +342,12 @@ def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     rows = records(3)
     for row, level, subject, valid in zip(rows, (2, -1, 5), ("a", "", "b"), (False, True, True), strict=True):
         row |= {"level": level, "subject": subject, "valid": valid, "solution": ""}
-    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25, "meta": {"overlap_eval": ["math500"]}}
+    rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25}
     data = load_labelled(Path(write_jsonl(tmp_path / "x.jsonl", rows)))
     assert data.name == "x" and len(data) == 3
     assert data.has_label("level").tolist() == [True, False, True]
     assert data.has_label("subject").tolist() == [True, False, True]
-    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0] and data.overlap[0] == ("math500",)
+    assert data.labels["valid"].tolist() == [0.0, 1.0, 1.0]
     assert data.samples[0].steps == ("one", "two") and not data.samples[1].solved and data.samples[1].solution == ""
 
 
@@ -381,7 +370,7 @@ def test_bad_rows_of_labelled_files_are_named(tmp_path: Path, row: dict[str, Any
 
 ROWS: dict[str, dict[str, Any]] = {
     "deepmath": build.deepmath_rows(1)[0], "numinamath": build.numina_rows(10)[9] | {"solution_is_valid": "No"},
-    "deepscaler": build.deepscaler_rows(1)[0], **{data.name: build.benchmark_rows(data.name)[0] for data in BENCHMARKS},
+    "deepscaler": build.deepscaler_rows(1)[0], **{name: build.benchmark_rows(name)[0] for name in PAPER.eval_sets},
     "prm800k": {
         "question": {"problem": "2+2?", "ground_truth_answer": "4", "pre_generated_answer": "5"},
         "label": {"finish_reason": "found_error", "steps": [
@@ -400,38 +389,20 @@ def test_every_set_has_a_reader_and_a_row() -> None:
     assert {*SCHEMAS, "prm800k"} == set(SETS) == set(ROWS)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("deepmath", Sample("deepmath-7", "Divide the sum of $a = 3$ and $b = 5$ by 3. What remains?",
-                            ("3 + 5 = 8.", "So \\boxed{2}."), "2", "Mathematics -> Algebra -> Sums", 1.0, "deepmath")),
-        ("prm800k", Sample("prm800k-7", "2+2?", ("Add.", "2+2=5"), "5", source="prm800k", flaw="found_error",
-                           step_labels=(0, -1))),
-        ("math500", Sample("math500-t/0", "What remains of 7 plus 7 of math500 by 3?", ("Add.",), "2", "Algebra", 2.0,
-                           "math500")),
-    ],
-)  # fmt: skip
-def test_row_becomes_this_sample(name: str, expected: Sample) -> None:
-    found = read_row(name, ROWS[name], 7)
-    assert str(found) == str(expected)  # a difficulty of NaN equals no other
-
-
-@pytest.mark.parametrize(
-    ("name", "answer", "solved"),
-    [
-        ("numinamath", "", True), ("deepscaler", "7", False), ("aime24", "1", True), ("amc23", "27", False),
-        ("gsm8k", "18000", True), ("minerva", "2", False), ("olympiadbench", "2, 3", True),
-    ],
-)  # fmt: skip
-def test_answers_and_solutions(name: str, answer: str, solved: bool) -> None:
-    sample = read_row(name, ROWS[name], 0)
-    assert (sample.answer, sample.solved, sample.source) == (answer, solved, name)
-
-
-def test_numinamath_marks_what_the_set_calls_not_valid() -> None:
-    assert read_row("numinamath", ROWS["numinamath"], 0).flaw == "solution"
+def test_rows_become_these_samples() -> None:
+    deepmath = Sample("deepmath-7", "Divide the sum of $a = 3$ and $b = 5$ by 3. What remains?",
+                      ("3 + 5 = 8.", "So \\boxed{2}."), "2", "Mathematics -> Algebra -> Sums", 1.0, "deepmath")  # fmt: skip
+    assert read_row("deepmath", ROWS["deepmath"], 7) == deepmath
+    math500 = Sample("math500-t/0", "What remains of 7 plus 7 of math500 by 3?", ("Add.",), "2", "Algebra", 2.0, "math500")
+    assert read_row("math500", ROWS["math500"], 7) == math500
+    prm = Sample("prm800k-7", "2+2?", ("Add.", "2+2=5"), "5", source="prm800k", flaw="found_error", step_labels=(0, -1))
+    assert str(read_row("prm800k", ROWS["prm800k"], 7)) == str(prm)  # a difficulty of NaN equals no other
+    solved = {"numinamath": ("", True), "deepscaler": ("7", False), "aime24": ("1", True), "amc23": ("27", False),
+              "gsm8k": ("18000", True), "minerva": ("2", False), "olympiadbench": ("2, 3", True)}  # fmt: skip
+    found = {name: read_row(name, ROWS[name], 0) for name in solved}
+    assert {name: (sample.answer, sample.solved) for name, sample in found.items()} == solved
     row = {**ROWS["numinamath"], "solution_is_valid": "Incomplete", "answer": "42"}
-    assert (read_row("numinamath", row, 0).flaw, read_row("numinamath", row, 0).answer) == ("", "42")
+    assert found["numinamath"].flaw == "solution" and read_row("numinamath", row, 0).flaw == ""
 
 
 def test_prm800k_follows_the_chosen_path() -> None:

@@ -26,8 +26,8 @@ from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig, TrainConfig
 from saerl_lib.data.sample import write_samples
 from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
-from saerl_lib.plan.follow import append_rows, follow, read_log, read_rows
 from saerl_lib.plan.orders import build_plan
+from saerl_lib.plan.trainers import append_rows, follow, read_log, read_rows
 from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import find_arm

@@ -18,7 +18,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 LINE = re.compile(r"Answer:[ ]*([^\n]*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -64,12 +64,9 @@ def read_final_answer(completion: str) -> str | None:
     >>> read_final_answer("So \\boxed{\\frac{1}{2}}."), read_final_answer("Answer: 7"), read_final_answer("\\boxed{1")
     ('\\frac{1}{2}', '7', None)
     """
-    found = [(m.start(), m.group(1).strip()) for m in LINE.finditer(completion)]
-    for match in BOX.finditer(completion):
-        content = _balanced(completion, match.end())
-        if content is not None:
-            found.append((match.start(), content.strip()))
-    answers = [answer for _, answer in sorted(found) if answer]
+    found = [(m.start(), m.group(1)) for m in LINE.finditer(completion)]
+    found += [(m.start(), _balanced(completion, m.end()) or "") for m in BOX.finditer(completion)]
+    answers = [answer.strip() for _, answer in sorted(found) if answer.strip()]
     if not answers:
         return None
     inner = BOX.search(answers[-1])  # 'Answer: \boxed{7}' is found once as a line and once as a box
@@ -143,7 +140,7 @@ def equivalent(gold: str, answer: str, seconds: int = 3) -> bool:
 
 
 def readable(gold: str, seconds: int = 3) -> bool:
-    """Whether a gold answer is a choice, a word or phrase, or an expression that math-verify parses, once, and can compare."""
+    """Whether a gold answer is a choice, words, or an expression that math-verify parses, once, and can compare."""
     from math_verify import ExprExtractionConfig, parse, verify
 
     if same_label(gold, gold):
@@ -185,22 +182,19 @@ def unreadable(golds: Iterable[str], seconds: float = 5.0) -> dict[str, str]:
     hands = min(os.cpu_count() or 1, 4, 1 + len(asked) // 50)
     with ThreadPoolExecutor(hands) as pool:
         parts = list(pool.map(lambda hand: check_answers(asked[hand::hands], seconds), range(hands)))
-    checks = [parts[number % hands][number // hands] for number in range(len(asked))]
     found: dict[str, str] = {}
-    for checked, alike in zip(checks, shapes.values(), strict=True):
+    for number, alike in enumerate(shapes.values()):
+        checked = parts[number % hands][number // hands]
         for gold in alike if not checked.equal else ():
             boxes = [_balanced(gold, box.end()) or "" for box in BOX.finditer(gold)]
             fix = "write a number, an expression in LaTeX, a choice letter or a word"
-            if checked.outcome != "compared":
-                found[gold] = f"checking {gold[:60]!r} against itself takes more than {seconds:g} s; write it out"
-            else:
-                form = f"{', '.join(boxes)} would be read" if len(boxes) > 1 else fix
-                found[gold] = f"{gold[:60]!r} is not read by the checker; {form}"
+            fix = f"{', '.join(boxes)} would be read" if len(boxes) > 1 else fix
+            slow = f"checking {gold[:60]!r} against itself takes more than {seconds:g} s; write it out"
+            found[gold] = f"{gold[:60]!r} is not read by the checker; {fix}" if checked.outcome == "compared" else slow
     return found
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(NamedTuple):
     """The outcome of one pair."""
 
     equal: bool
@@ -259,9 +253,8 @@ class _Worker:
 def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> list[Checked]:
     """Check (gold, answer) pairs, each within `seconds`; one worker process, replaced when an answer overruns or kills it.
 
-    Without an answer it is asked whether the gold answer is `readable`.
-
-    Raises ValueError for a time that is not positive and RuntimeError when no worker can be started.
+    Without an answer it is asked whether the gold answer is `readable`. Raises ValueError for a time that is not positive and
+    RuntimeError when no worker can be started.
     """
     if seconds <= 0:
         raise ValueError(f"seconds={seconds} must be positive")

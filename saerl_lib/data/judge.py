@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import decimal
 import json
@@ -72,16 +73,12 @@ def read(
 
     A row without an answer is set aside when other rows have one: no reward could be computed for it, but its labels count.
     Without a field of answers they are looked for in the solutions, and taken from there when half of those have one. Raises
-    DataError that names file, row, field and fix: what `rows` and `resolve_fields` raise; malformed rows (the first five are
-    listed), unless `skip_bad_rows` sets them aside; or no usable row.
+    DataError: what `rows` and `resolve_fields` raise; malformed rows, unless `skip_bad_rows` drops them; no usable row.
     """
     places = [source if isinstance(source, Source) else Source.parse(str(source)) for source in sources]
     several = len(places) > 1
-    raw = [
-        dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
-        for place in places
-        for row in rows(place)
-    ]
+    raw = [dataclasses.replace(row, where=f"{place.name}, {row.where}") if several else row
+           for place in places for row in rows(place)]  # fmt: skip
     name = places[0].name + (f" and {len(places) - 1} more" if several else "")
     names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields or RowFields())
     rules = Rules(names, allowed, turned, from_solution="answer" not in names)
@@ -96,28 +93,27 @@ def read(
             rules = Rules(names, allowed, turned, need_answer=False)
             outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
-    kept = [(row.where, found) for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged)]
-    bad = [f"{problem.where}: {problem.reason}" for problem in dropped]
-    if bad and not skip_bad_rows:
-        listed = "\n".join(f"  {name}, {problem}" for problem in bad[:5])
-        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise DataError(f"{name}: of {len(raw)} rows, {len(bad)} cannot be used:\n{listed}{more}\nmend them, or pass "
-                        "--skip-bad-rows to leave them out and have them listed")  # fmt: skip
-    numbers = np.array([(found.label, found.quality) for _, found in kept], dtype=float).reshape(-1, 2)
-    samples, where = tuple(found.sample for _, found in kept), tuple(place for place, _ in kept)
-    aside = tuple(found.aside for _, found in kept if found.aside is not None)
-    return require(Dataset(name, samples, where, numbers[:, 0], numbers[:, 1], dropped, tuple(notes), aside), 1)
+    if dropped and not skip_bad_rows:
+        listed = [f"  {name}, {row.where}: {row.reason}" for row in dropped[:5]]
+        listed += [f"  and {len(dropped) - 5} more"] * (len(dropped) > 5)
+        raise DataError("\n".join([f"{name}: of {len(raw)} rows, {len(dropped)} cannot be used:", *listed,
+                                   "mend them, or pass --skip-bad-rows to leave them out and have them listed"]))  # fmt: skip
+    where = tuple(row.where for row, found in zip(raw, outcomes, strict=True) if isinstance(found, Judged))
+    kept = [found for found in outcomes if isinstance(found, Judged)]
+    label, quality = (np.array([getattr(found, part) for found in kept], dtype=float) for part in ("label", "quality"))
+    aside = tuple(found.aside for found in kept if found.aside is not None)
+    samples = tuple(found.sample for found in kept)
+    return require(Dataset(name, samples, where, label, quality, dropped, tuple(notes), aside), 1)
 
 
 def require(data: Dataset, least: int) -> Dataset:
     """The same data. Raises DataError unless at least so many rows may be planned."""
     usable = len(data.samples) - len(data.aside)
     if usable < least:
-        needed = f"at least {least} are needed" + (f" (one batch, and {MIN_ROWS} rows)" if least >= MIN_ROWS else "")
-        lower = " or lower --prompts-per-step" if usable >= MIN_ROWS else ""
-        out = [*data.dropped, *data.aside]
+        lower, out = " or lower --prompts-per-step" if usable >= MIN_ROWS else "", [*data.dropped, *data.aside]
         first = f"; first row left out: {out[0].where}: {out[0].reason}" if out else ""
-        raise DataError(f"{data.name}: {usable} of {data.read} rows are usable, {needed}; add rows{lower}{first}")
+        few = f"{usable} of {data.read} rows are usable, at least {least} are needed"
+        raise DataError(f"{data.name}: {few}; add rows{lower}{first}")
     return data
 
 
@@ -132,9 +128,8 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     rules.seen[judged.sample.id] = row.where
     if judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
         return judged
-    reason = "no answer, so no reward could be computed"
-    if judged.quality == 0:
-        reason = "labelled flawed and without an answer: it trains the quality filter and is never planned"
+    flawed = "labelled flawed and without an answer: it trains the quality filter and is never planned"
+    reason = flawed if judged.quality == 0 else "no answer, so no reward could be computed"
     return dataclasses.replace(judged, aside=Dropped(row.where, judged.sample.id, "no answer", reason))
 
 
@@ -157,9 +152,8 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
         solution = "" if solution.strip() in alone else solution
         answer = bare_answer(answer)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
-    sample = Sample(
-        name, asked.question, lines(solution), answer, topic, solved=bool(solution.strip()), before=asked.before
-    )
+    solved = bool(solution.strip())
+    sample = Sample(name, asked.question, lines(solution), answer, topic, solved=solved, before=asked.before)
     label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
     quality = truth(given.get("quality"), names["quality"], row.text_only)
     if name in rules.seen:
@@ -215,13 +209,11 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
 
 
 class Chat(NamedTuple):
-    """A prompt as it was written."""
+    """A prompt as it was written: question, `Sample.before`, and what the assistant says behind the question."""
 
     question: str
     before: str = ""
-    """As in `Sample.before`."""
     reply: str = ""
-    """What the assistant says behind the question."""
 
 
 def chat(value: Any, name: str) -> Chat:
@@ -312,12 +304,9 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str) and (text_only or LEVEL.fullmatch(value)):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(re.sub(r"\A\s*level\s*", "", value, flags=re.IGNORECASE))
-        except ValueError as error:
-            raise BadRow(f"field {name!r} is {value[:40]!r}, not a number; leave it empty when unknown") from error
-    value = float(value) if isinstance(value, decimal.Decimal) else value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise BadRow(f"field {name!r} is {str(value)[:40]!r}, a {type(value).__name__}, not a number; leave it out when unknown")
     if not abs(value) <= 1e12:
         raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")

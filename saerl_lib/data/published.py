@@ -1,7 +1,7 @@
 """The published sets: files of labelled problems in the schema of docs/real_data.md, and sets of the hub in their own schemas.
 
 `load_labelled` reads a JSON-lines file, such as those in the folder named by `SAERL_DATA_DIR`: nothing is dropped, rows without
-a label stay in the set. `published_rows` reads a set of `saerl_lib.data.hub` at its pinned revision, and `read_row` turns one of
+a label stay in the set. `published_rows` reads a set of `needs.SETS` at its pinned revision, and `read_row` turns one of
 its rows into a `Sample` by `SCHEMAS`. `published_stage` cuts the splits of a profile from them, under the names that a world has.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
-from saerl_lib.data.hub import SETS, HubData
 from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
 from saerl_lib.data.rows import Row, Source, rows
 from saerl_lib.data.sample import (
@@ -38,6 +37,7 @@ from saerl_lib.data.sample import (
     without,
     write_samples,
 )
+from saerl_lib.needs import SETS, HubData
 from saerl_lib.settings import DEFAULTS
 
 # Files of labelled problems.
@@ -51,38 +51,33 @@ SPLIT_LABELS = {"deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "q
 
 
 def load_labelled(path: Path) -> LabelledSet:
-    """Every row of a file with its labels.
+    """Every row of a file with its labels; a level or pass rate below 0 counts as unknown, an answer may be absent.
 
-    A level below 0 counts as unknown. Raises DataError with file, line, field and fix for the first malformed row; the answer
-    may be absent, the id and a label of the wrong type may not.
+    Raises DataError with file, line, field and fix for the first malformed row.
     """
     rules = Rules(DEFAULTS, need_answer=False)
-    samples, records, metas = list[Sample](), list[tuple](), list[Record]()
+    samples, metas, labels = list[Sample](), list[Record](), defaultdict[str, list](list)
     for number, row in enumerate(rows(Source(str(path))), start=1):
         found, record = judge(row, number, rules), row.record or {}
         try:
             if isinstance(found, Dropped):
                 raise BadRow(found.reason)
-            records.append(_labels(record, rules))
+            metas.append(record.get("meta", {}))
+            if not isinstance(metas[-1], dict):
+                raise BadRow("field 'meta' is no object; leave it out or write an object")
+            level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
+            if rate > 1:
+                raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
+            labels["valid"].append(truth(record.get("valid"), "valid", False))
         except BadRow as problem:
             raise DataError(f"{path.name}, {row.where}: {problem}") from problem
-        metas.append(record.get("meta", {}))
-        level = difficulty(record.get("level"), "level", rules, False)
+        labels["subject"].append(str(record.get("subject") or ""))
+        for name, value in (("level", level), ("pass_rate", rate)):
+            labels[name].append(value if value >= 0 else math.nan)
         samples.append(dataclasses.replace(found.sample, difficulty=level, source=str(record.get("source") or "")))
-    arrays = {name: np.array([r[i] for r in records], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
+    arrays = {name: np.array(labels[name], dtype=float if i else str) for i, name in enumerate(LABELS[:-1])}
     arrays["learnability"] = learnability([meta.get("train_acc_history") for meta in metas])
-    return LabelledSet(path.name.split(".")[0], tuple(samples), arrays, tuple(tuple(m.get("overlap_eval") or ()) for m in metas))
-
-
-def _labels(record: Record, rules: Rules) -> tuple[str, float, float, float]:
-    """The labels of `LABELS` but for the last, which needs all rows; an unknown number is NaN. Raises BadRow."""
-    if not isinstance(record.get("meta", {}), dict):
-        raise BadRow("field 'meta' is no object; leave it out or write an object")
-    level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
-    if rate > 1:
-        raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
-    known = (value if value >= 0 else math.nan for value in (level, rate))
-    return (str(record.get("subject") or ""), *known, truth(record.get("valid"), "valid", False))
+    return LabelledSet(path.name.split(".")[0], tuple(samples), arrays)
 
 
 def learnability(histories: Sequence[Sequence[float] | None]) -> np.ndarray:
@@ -281,9 +276,8 @@ def _prm800k(row: Record, index: int) -> Sample:
     """One labelled solution of PRM800K.
 
     `steps` are the judged steps, '# Answer' cut from the last; `answer` is what the solution itself answers, taken from
-    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. `step_labels`
-    holds one rating a judged step, so their mean is Table 3's label; the answer line belongs to the last step and has none
-    of its own. `flaw` is finish_reason unless that is 'solution'.
+    pre_generated_answer where labelling stopped before, so that an empty answer line gives no error away. The mean of
+    `step_labels` is Table 3's label; the answer line has none of its own. `flaw` is finish_reason unless that is 'solution'.
     """
     question, label = row.get("question"), row.get("label")
     if not isinstance(question, Mapping) or not isinstance(label, Mapping) or not question.get("problem"):
@@ -344,15 +338,16 @@ def sets_to_read(profile: Profile) -> dict[str, str]:
     assert config is not None
     if unknown := [name for name, _ in config.revisions if name not in SETS]:
         raise DataError(f"--revision {unknown[0]}: no such set; choose from {', '.join(SETS)}")
-    needed = {name: data_set(config, name) for name in (*REQUIRED, *profile.eval_sets)}
-    further = {name: data_set(config, name) for name in OPTIONAL}
+    needed = (*REQUIRED, *profile.eval_sets)
+    found = {name: data_set(config, name) for name in (*needed, *OPTIONAL)}
     if config.folder is None:
-        if bare := [name for name, data in needed.items() if data.revision is None]:
+        if bare := [name for name in needed if found[name].revision is None]:
             raise DataError(f"not pinned yet: {', '.join(bare)}; pass --revision SET=HASH for each, or --data DIR")
-        return {name: f"{data.repository}@{data.revision}" for name, data in (needed | further).items()}
-    if absent := [SETS[name].repository for name, data in needed.items() if not Path(data.repository).is_dir()]:
+        return {name: f"{data.repository}@{data.revision}" for name, data in found.items()}
+    folders = {name: Path(data.repository) for name, data in found.items() if Path(data.repository).is_dir()}
+    if absent := [SETS[name].repository for name in needed if name not in folders]:
         raise DataError(f"--data {config.folder}: no folder {', '.join(absent)}; put every set there as OWNER/NAME")
-    return {name: _digest(Path(data.repository)) for name, data in (needed | further).items() if Path(data.repository).is_dir()}
+    return {name: _digest(folder) for name, folder in folders.items()}
 
 
 def _digest(folder: Path) -> str:
@@ -413,10 +408,7 @@ class PublishedRows:
 
     def drawn(self, name: str, samples: Iterator[Sample], count: int | None = None) -> list[Sample]:
         """The first `count` samples (None: all) in the order of their questions' hashes, ties by id."""
-        def place(sample: Sample) -> tuple[float, str]:
-            return hash_share(normalise(sample.prompt)), sample.id
-
-        found = sorted(samples, key=place) if count is None else heapq.nsmallest(count, samples, key=place)
+        found = heapq.nsmallest(count or 10**9, samples, key=lambda s: (hash_share(normalise(s.prompt)), s.id))
         taken = sum(n for (source, what), n in self.counts.items() if source == name and what != "read")
         self.counts[name, "beyond the number drawn"] += self.counts[name, "read"] - taken - len(found)
         return found

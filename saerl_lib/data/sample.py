@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -87,9 +86,7 @@ def hash_share(key: str) -> float:
 def write_samples(samples: Sequence[Sample], path: Path) -> None:
     """Write samples as Parquet, one row a sample with the columns of `COLUMNS`; `solved` and `before` join where needed."""
     optional = ["solved"] * (not all(s.solved for s in samples)) + ["before"] * any(s.before for s in samples)
-    frame = pd.DataFrame([dataclasses.asdict(s) for s in samples], columns=[*COLUMNS, *optional])
-    for name in ("steps", "step_labels"):
-        frame[name] = [list(getattr(s, name)) for s in samples]
+    frame = pd.DataFrame([vars(s) for s in samples], columns=[*COLUMNS, *optional])
     frame.to_parquet(path, index=False, engine="pyarrow", compression="zstd")
 
 
@@ -170,8 +167,6 @@ class LabelledSet:
     samples: tuple[Sample, ...]
     labels: Mapping[str, np.ndarray]
     """Label name -> [N]: subject as text ('' when unknown), the others as float (NaN when unknown)."""
-    overlap: tuple[tuple[str, ...], ...]
-    """Evaluation sets that hold the same question, by the file's own record, [N]."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -180,7 +175,7 @@ class LabelledSet:
         """The set of some rows."""
         rows = np.asarray(keep, dtype=np.int64)
         labels = {name: values[rows] for name, values in self.labels.items()}
-        return LabelledSet(self.name, tuple(self.samples[i] for i in rows), labels, tuple(self.overlap[i] for i in rows))
+        return LabelledSet(self.name, tuple(self.samples[i] for i in rows), labels)
 
     def has_label(self, label: str) -> np.ndarray:
         """Mask [N] of the rows that carry a label."""
@@ -210,8 +205,7 @@ def without(data: LabelledSet, keys: set[str]) -> LabelledSet:
 
 def unique(data: LabelledSet) -> LabelledSet:
     """The first row of every normalised question, so that no question stands on both sides of a split."""
-    first = {key: i for i, key in reversed(list(enumerate(data.keys)))}
-    return data.rows(sorted(first.values()))
+    return data.rows(np.flatnonzero(~pd.Series(data.keys).duplicated()))
 
 
 class Split(NamedTuple):
@@ -236,9 +230,7 @@ def load_split(world: Stage, name: str) -> list[Sample]:
 
 def split_table(data: Stage) -> pd.DataFrame:
     """One row a split: samples, leaf topics, mean difficulty of those that have one, share with a flaw."""
-    rows = []
-    for path in sorted(data.folder.glob("*.parquet")):
-        frame = pd.read_parquet(path)
-        level, flawed = round(frame["difficulty"].astype(float).mean(), 2), (frame["flaw"] != "").mean()
-        rows.append((path.stem, len(frame), frame["topic"].nunique(), level, f"{flawed:.1%}"))
+    frames = {path.stem: pd.read_parquet(path) for path in sorted(data.folder.glob("*.parquet"))}
+    level = {name: round(frame["difficulty"].astype(float).mean(), 2) for name, frame in frames.items()}
+    rows = [(name, len(f), f["topic"].nunique(), level[name], f"{(f['flaw'] != '').mean():.1%}") for name, f in frames.items()]
     return pd.DataFrame(rows, columns=["split", "samples", "leaf topics", "mean difficulty", "planted errors"])

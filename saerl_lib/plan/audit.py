@@ -8,7 +8,6 @@ standardised features: they describe the readers, not the policy.
 
 from __future__ import annotations
 
-import difflib
 import json as json_format
 import math
 import textwrap
@@ -25,7 +24,7 @@ from scipy.special import expit
 from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import ArtifactError, Stage, load_stage
-from saerl_lib.config import PlanConfig, Profile, get_profile
+from saerl_lib.config import PlanConfig, Profile, get_profile, near
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import retained_latents
@@ -40,8 +39,6 @@ LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""
 LISTED_CANDIDATES = 3
 """Nearest partner candidates listed for a batch without a partner (ours)."""
-AGREEMENT = 1e-4
-"""Largest relative difference between a stored score and the sum of its parts (ours; they agree to rounding)."""
 WIDTH = 110
 """Characters of a line of text."""
 
@@ -111,18 +108,14 @@ def audit(sample_id: str, evidence: Evidence) -> Record:
     """The decision path of one sample of the pool; a number that is not finite is None.
 
     Keys: sample_id, prompt, answer, solution, topic, source, label (the source's difficulty, which the readers never saw);
-    cluster, difficulty, quality; batch and swap, None for a sample that the filter or the rest of its cluster dropped. The
-    functions below tell their keys.
-    Raises DataError with near ids for an id that the pool does not hold, ArtifactError when the stored scores
-    are not the sums of their parts (stages of different runs).
+    cluster, difficulty, quality; batch and swap, None for a sample that is not planned. The functions below tell their keys.
+    Raises DataError for an id that the pool does not hold, ArtifactError when the stored scores are not the sums of their parts.
     """
     ids = evidence.features.ids
     if not [s.id for s in evidence.samples] == list(ids) == evidence.scores["sample_id"].tolist():
         raise ArtifactError("samples, features and scores are of different pools: run the notebooks of this profile in order")
     if sample_id not in ids:
-        near = difflib.get_close_matches(sample_id, ids, n=3, cutoff=0.5)
-        hint = f"; near: {', '.join(near)}" if near else f"; the pool holds {len(ids)} ids such as {ids[0]}"
-        raise DataError(f"sample {sample_id!r} is not in the pool{hint}")
+        raise DataError(f"sample {sample_id!r} is not among the {len(ids)} of the pool, such as {ids[0]}{near(sample_id, ids)}")
     i = ids.index(sample_id)
     sample, placed = evidence.samples[i], sample_id in evidence.planned.index
     return _finite({
@@ -220,10 +213,9 @@ def _parts(
 
 
 def _agree(what: str, found: float, stored: float) -> None:
-    if not abs(found - stored) <= AGREEMENT * max(1.0, abs(stored)):
-        raise ArtifactError(
-            f"{what}: stored {stored:.6g}, sum of its parts {found:.6g}: the stages are of different runs; run notebook 04 again"
-        )
+    if not math.isclose(found, stored, rel_tol=1e-4, abs_tol=1e-4):  # they agree to rounding
+        different = "the stages are of different runs; run notebook 04 again"
+        raise ArtifactError(f"{what}: stored {stored:.6g}, sum of its parts {found:.6g}: {different}")
 
 
 def _batch(sample_id: str, evidence: Evidence) -> Record:
@@ -270,32 +262,16 @@ def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
 def audit_text(record: Record) -> str:
     """The path of a sample as paragraphs of at most `WIDTH` characters a line, each saying one decision and its grounds."""
     made = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, trim_blocks=True)
-    made.globals |= {"interval": _interval, "swap_line": _swap_line, "one_line": lambda text: " ".join(text.split())}
+    made.globals["one_line"] = lambda text: " ".join(text.split())
     label = "" if record["label"] is None else f"difficulty label {record['label']:.2f}"
     about = ", ".join(filter(None, (f"{record['source']} source" * bool(record["source"]), record["topic"], label)))
     lines = made.get_template("audit.txt.j2").render(record, about=about).splitlines()
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="   ", break_on_hyphens=False) for line in lines)
 
 
-def _interval(d: Record) -> str:
-    if d["high"] is None:
-        return f" (too few labels for a {100 * d['level']:.0f} % interval)"
-    return f" ({100 * d['level']:.0f} % interval {d['low']:.2f} to {d['high']:.2f})"
-
-
-def _swap_line(s: Record) -> str:
-    if s["swapped"]:
-        return f"exchanged from step {s['home_step']} to step {s['partner']}"
-    if s["h"] == 0:
-        return "stays: this plan exchanges nothing"
-    if not s["in_tail"]:
-        return f"stays: only the last {s['h']} of a batch are exchanged"
-    return f"stays: no admissible partner among {s['n_candidates']} candidates"
-
-
 def run_audit(sample_id: str, profile: str, seed: int, json: bool) -> int:
-    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing. Raises
-    DataError with near ids, ArtifactError when a stage of the profile was not run yet."""
+    """`audit`: print the record as paragraphs or JSON; the stage `audit` is computed when it is missing. Raises what `audit` and
+    `load_stage` raise."""
     settings = get_profile(profile, seed=seed)
     stages = [load_stage(settings, name) for name in ("world", "features", "difficulty", "filter", "plans")]
     record = audit(sample_id, open_evidence(settings, audit_stage(settings, *stages[:3])))

@@ -7,7 +7,6 @@ numbers, and whatever visits every sample does so a column at a time: tens of mi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ Ids = Sequence[str] | np.ndarray | pd.Series | pa.Array | pa.ChunkedArray
 HASHED_ROWS = 2**16
 """Ids joined to one string at a time."""
 MOVED = 0.1
-"""A sample has moved when its step differs by more than this share of the run; of two random orders 0.81 of the samples have."""
+"""A sample has moved when its step differs by more than this share of the run; of two random orders 0.81 of them have."""
 
 
 class PlanError(ValueError):
@@ -218,41 +217,26 @@ def has_moved(shift: np.ndarray) -> np.ndarray:
     return shift > MOVED + 1e-12
 
 
-DIFFERENCES = {
-    "n": "samples in both plans",
-    "only_a": "samples in A alone",
-    "only_b": "samples in B alone",
-    "share_moved": "share moved by more than a tenth of the run",
-    "mean_step_shift": "mean shift, steps",
-    "spearman": "Spearman of the positions",
-    "same_batches": "share of A's batches with the same samples in B",
-}
-"""What `plan_diff` measures, in words; all but the first three is about the samples of both plans."""
-
-
 def plan_diff(a: BatchPlan, b: BatchPlan) -> dict[str, float]:
-    """`DIFFERENCES` between two plans: counts are whole numbers, steps are those of A, Spearman NaN for one common sample. Raises
-    PlanError when no sample is common."""
+    """Two plans compared: n samples in both, only_a and only_b; of the common ones share_moved (`has_moved`), mean_step_shift in
+    steps of A and the rank correlation of the positions (NaN for one); same_batches: share of A's batches with the same samples
+    in B. Raises PlanError when no sample is common."""
     orders, shift = _common(a, b), step_shift(a, b)
-    spearman = float(stats.spearmanr(*orders)[0]) if len(shift) > 1 else float("nan")
     together = np.unique(orders[0] // a.prompts_per_step * b.steps + orders[1] // b.prompts_per_step, return_counts=True)[1]
-    same = int((together == max(a.prompts_per_step, b.prompts_per_step)).sum())
-    values = (len(shift), len(a.ids) - len(shift), len(b.ids) - len(shift), float(has_moved(shift).mean()),
-              float(shift.mean() * a.steps), spearman, same / a.steps)  # fmt: skip
-    return dict(zip(DIFFERENCES, values, strict=True))
+    return {
+        "n": len(shift), "only_a": len(a.ids) - len(shift), "only_b": len(b.ids) - len(shift),
+        "share_moved": float(has_moved(shift).mean()), "mean_step_shift": float(shift.mean() * a.steps),
+        "spearman": float(stats.spearmanr(*orders)[0]) if len(shift) > 1 else float("nan"),
+        "same_batches": int((together == max(a.prompts_per_step, b.prompts_per_step)).sum()) / a.steps,
+    }  # fmt: skip
 
 
 def run_plan_diff(first: Path, second: Path) -> int:
-    """`plan diff A B`: print the comparison of two stored plans; the last line is one JSON object. Raises PlanError when a file
-    is missing or no plan, or when the plans have no sample in common."""
+    """`plan diff A B`: print `plan_diff` of two stored plans, as JSON in the last line. Raises what it and `read_plan` raise."""
     a, b = read_plan(first), read_plan(second)
-    found = plan_diff(a, b)
-    for side, path, plan in (("A", first, a), ("B", second, b)):
-        print(f"{side}  {path}: {plan.order}, {plan.steps} steps of {plan.prompts_per_step}")
-    for name, value in found.items():
-        print(f"{DIFFERENCES[name]:55s} {value:>10,}" if isinstance(value, int) else f"{DIFFERENCES[name]:55s} {value:10.3f}")
-    line = {name: None if value != value else round(value, 6) for name, value in found.items()}
-    print(json.dumps({**line, "steps_a": a.steps, "steps_b": b.steps}))
+    found = {name: round(value, 6) for name, value in plan_diff(a, b).items()} | {"steps_a": a.steps, "steps_b": b.steps}
+    table = pd.Series(found, dtype=object)
+    print(f"{table.to_string()}\n{table.to_json()}")
     return 0
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import DataError, Sample, load_split, normalise, write_samples
 from saerl_lib.encode.models import SEPARATOR, open_tokenizer
 from saerl_lib.encode.store import load_split_features
+from saerl_lib.needs import model_folder
 from saerl_lib.plan.batch_plan import (
     Batches,
     BatchPlan,
@@ -50,7 +51,7 @@ from saerl_lib.plan.batch_plan import (
     validate,
     write_plan,
 )
-from saerl_lib.plan.export import export_plan, open_export
+from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.scorer import whole_batches
 from saerl_lib.report.statistics import bootstrap_interval
 
@@ -230,21 +231,19 @@ def build_plan(
     ids: Ids, clusters: np.ndarray, ranking: np.ndarray, raw: np.ndarray, lengths: np.ndarray, config: PlanConfig,
     *, order: str = "saerl", seed: int = 0, labels: np.ndarray | None = None, within: np.ndarray | None = None,
 ) -> BatchPlan:  # fmt: skip
-    """The validated plan of a pool of N samples under one of `ORDERS`.
+    """The validated plan of a pool under one of `ORDERS`; arrays as in `make_pool`.
 
-    ids str [N], clusters int [N], ranking and raw float [N] (label units, larger is harder), lengths [N] in tokens.
     `seed` matters for `random` only; `labels` [N] are needed for `ascending` and `descending`; `within`, row numbers [N],
-    replaces easy to hard inside the clusters of the two curriculum orders.
-    Raises PlanError for an unknown order, missing labels, N no multiple of `prompts_per_step`, clusters that fill no batch,
-    repeated ids, non-finite scores or lengths of 0.
+    replaces easy to hard inside the clusters of the two curriculum orders. Raises PlanError for an unknown order, missing labels,
+    N no multiple of `prompts_per_step`, clusters that fill no batch, and what `make_pool` raises.
     """
     if order not in ORDERS:
         raise PlanError(f"order={order!r} does not exist; choose one of {', '.join(ORDERS)}")
     if order in ("ascending", "descending") and labels is None:
         raise PlanError(f"order={order!r} sorts by difficulty labels: pass labels")
-    pool, b, h = make_pool(ids, clusters, ranking, raw, lengths), config.prompts_per_step, 0
+    pool, b = make_pool(ids, clusters, ranking, raw, lengths), config.prompts_per_step
     require_full_batches(len(pool.ids), b)
-    swapped_with: np.ndarray | None = None
+    h, partner = (config.swapped_per_batch if order == "saerl" else 0), None
     if order == "random":
         rows = random_order(pool.ids, seed)
     elif order in ("ascending", "descending"):
@@ -252,11 +251,10 @@ def build_plan(
     else:
         batches = cluster_first(pool.ids, pool.clusters, pool.ranking, pool.raw, config, within)
         if order == "saerl":
-            h = config.swapped_per_batch
             batches, partner = mix_tails(batches, pool.clusters, pool.ranking, pool.lengths, config)
-            swapped_with = np.where(np.arange(b) >= b - h, partner[:, None], -1).ravel()
         rows = batches.rows.ravel()
-    plan = plan_of(pool, rows, np.full(len(rows), -1) if swapped_with is None else swapped_with, order, b, h)
+    partner = np.full(len(rows) // b, -1) if partner is None else partner
+    plan = plan_of(pool, rows, np.where(np.arange(b) >= b - h, partner[:, None], -1).ravel(), order, b, h)
     validate(plan, pool.ids.take(pa.array(np.sort(rows))), b)
     return plan
 
@@ -287,31 +285,24 @@ def projection_2d(x: np.ndarray) -> np.ndarray:
     return PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(standardised_space(x))
 
 
-def batch_diversity(points: np.ndarray, batches: np.ndarray) -> np.ndarray:
-    """Mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less), one value a batch, [T]. points are [N, D],
-    batches row numbers [T, b], b at least 2."""
-    distances = (np.linalg.norm(points[rows][:, None] - points[rows][None], axis=2) for rows in batches)
-    last = min(NEIGHBOURS, batches.shape[1] - 1) + 1  # the first is the sample itself
-    return np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
-
-
 def diversity_rows(
     plan: BatchPlan, ids: Ids, spaces: Mapping[str, np.ndarray], bootstrap_samples: int, seed: int
-) -> pd.DataFrame:
-    """Rows of `inbatch_diversity.csv`: order, swapped_per_batch, space, value, ci_low, ci_high, n_batches. `spaces` maps a name
-    to points [N, D] in the order of ids [N]; value is the mean over batches and the interval resamples batches."""
-    batches = rows_of(plan.table["sample_id"], ids).reshape(plan.steps, plan.prompts_per_step)
-    rows = []
+) -> list[dict[str, Any]]:
+    """Rows of `inbatch_diversity.csv`: `spaces` maps a name to points [N, D] in the order of ids [N]. The value is the mean over
+    batches of the mean distance to the `NEIGHBOURS` nearest in the batch (b - 1 if that is less); the interval resamples them."""
+    batches, rows = rows_of(plan.table["sample_id"], ids).reshape(plan.steps, plan.prompts_per_step), []
+    last = min(NEIGHBOURS, plan.prompts_per_step - 1) + 1  # the first is the sample itself
     for space, points in spaces.items():
-        values = batch_diversity(points, batches)
+        distances = (np.linalg.norm(points[batch][:, None] - points[batch][None], axis=2) for batch in batches)
+        values = np.array([np.sort(d, axis=1)[:, 1:last].mean() for d in distances])
         interval = bootstrap_interval(lambda index, v=values: float(v[index].mean()), len(values), bootstrap_samples, seed)
-        rows.append((plan.order, plan.swapped_per_batch, space, float(values.mean()), interval.low, interval.high, len(values)))
-    return pd.DataFrame(rows, columns=["order", "swapped_per_batch", "space", "value", "ci_low", "ci_high", "n_batches"])
+        rows.append({"order": plan.order, "swapped_per_batch": plan.swapped_per_batch, "space": space, "value": values.mean(),
+                     "ci_low": interval.low, "ci_high": interval.high, "n_batches": len(values)})  # fmt: skip
+    return rows
 
 
 def composition_rows(plan: BatchPlan, ids: Ids, lengths: np.ndarray) -> pd.DataFrame:
-    """Rows of `batch_composition.csv`, one a step; lengths [N] in words, in the order of ids [N]. Columns: order, step,
-    dominant_cluster, dominant_share, n_clusters, mean_ranking_score, mean_sequence_words."""
+    """Rows of `batch_composition.csv`, one a step; lengths [N] in words, in the order of ids [N]."""
     shape = (plan.steps, plan.prompts_per_step)
     words = np.asarray(lengths, dtype=float)[rows_of(plan.table["sample_id"], ids)].reshape(shape)
     clusters, ranking = (plan.table[name].to_numpy().reshape(shape) for name in ("cluster", "ranking_score"))
@@ -338,13 +329,8 @@ def shown_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool) -> list[
         return [f"{prompt}{SEPARATOR}" for prompt in prompts]
     if not tokenizer.chat_template:
         raise DataError("the policy's tokenizer has no chat template: leave out --chat for plain text")
-    return [
-        tokenizer.apply_chat_template(
-            prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}], tokenize=False,
-            add_generation_prompt=True,
-        )
-        for prompt in prompts
-    ]
+    chats = [prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] for prompt in prompts]
+    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Asked], chat: bool = False) -> list[list[int]]:
@@ -359,15 +345,22 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
     return scores.merge(kept[kept["kept"]][["sample_id"]], on="sample_id", validate="one_to_one")
 
 
+def prompt_tokens(policy: str, samples: Sequence[Sample], chat: bool | None = None) -> np.ndarray:
+    """Tokens of each prompt as the policy, a folder or hub name, is given it, int [N]; chat None: by its template where it has
+    one."""
+    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
+    chat = bool(tokenizer.chat_template) if chat is None else chat
+    prompts = [sample.asked if chat else sample.prompt for sample in samples]
+    return np.array([len(ids) for ids in encode_prompts(tokenizer, prompts, chat)])
+
+
 def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     """Why a kept sample is not planned, str [N], '' when it is: its prompt is too long, or it fills no whole batch. Raises
     DataError when less than a batch is left."""
     b, longest, reason = profile.plan.prompts_per_step, profile.train.max_prompt_tokens, np.full(len(samples), "", dtype=object)
     if longest is not None:
-        prompts = [sample.asked for sample in samples]
-        tokenizer = open_tokenizer(str(model_folder(profile.policy, "--policy")), [s.prompt for s in samples[:20]], local=True)
-        lengths = [len(ids) for ids in encode_prompts(tokenizer, prompts, profile.train.chat)]
-        reason[np.array(lengths) > longest] = f"prompt above {longest} tokens"
+        lengths = prompt_tokens(str(model_folder(profile.policy, "--policy")), samples, profile.train.chat)
+        reason[lengths > longest] = f"prompt above {longest} tokens"
     rows = np.flatnonzero(reason == "")
     if len(rows) < b:
         raise DataError(f"{len(rows)} samples are left to plan, less than a batch of {b}: lower prompts_per_step")
@@ -386,10 +379,10 @@ def order_pool(pool: pd.DataFrame, config: PlanConfig, order: str, seed: int = 0
 def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
     """The kept samples in every order that is trained or compared, <order>.parquet, with samples.parquet and left_out.csv.
 
-    SAERL's plan, and that before mixing, are the same for all seeds; random-<k> belongs to matched seed k. clusters.parquet is
-    `cluster_batches` of SAERL's plan, which leaves out the rest of every cluster; composition.parquet and diversity.parquet hold
-    the rows of batch_composition.csv and inbatch_diversity.csv, exports/<trainer>/<order>/ the plans for other trainers.
-    Raises DataError when less than a batch is left, PlanError when an order needs labels that are not there.
+    random-<k> belongs to matched seed k, the other plans to all. clusters.parquet is `cluster_batches` of SAERL's plan;
+    composition.parquet and diversity.parquet hold the rows of batch_composition.csv and inbatch_diversity.csv,
+    exports/<trainer>/<order>/ the plans for other trainers. Raises DataError when less than a batch is left, PlanError when an
+    order needs labels that are not there.
     """
 
     def compute(folder: Path) -> None:
@@ -435,12 +428,9 @@ def _diversity(profile: Profile, features: Stage, pool: pd.DataFrame, plans: dic
     z = table.z[rows_of(pool["sample_id"], table.ids)]
     spaces = {"PCA 2-D": projection_2d(z), "full": standardised_space(z)}
     b, resamples = profile.plan.prompts_per_step, profile.properties.bootstrap_samples
-    rows = [diversity_rows(plans["random-0"], pool["sample_id"], spaces, resamples, profile.seed)]
-    for h in range(0, b // 2 + 1, max(1, b // 32)):
-        config = PlanConfig(**{**to_dict(profile.plan), "swapped_per_batch": h})
-        plan = order_pool(pool, config, "saerl")
-        rows.append(diversity_rows(plan, pool["sample_id"], spaces, resamples, profile.seed))
-    return pd.concat(rows)
+    swapped = (replace(profile.plan, swapped_per_batch=h) for h in range(0, b // 2 + 1, max(1, b // 32)))
+    shown = [plans["random-0"], *(order_pool(pool, config, "saerl") for config in swapped)]
+    return pd.DataFrame([r for p in shown for r in diversity_rows(p, pool["sample_id"], spaces, resamples, profile.seed)])
 
 
 def load_plan(plans: Stage, name: str) -> BatchPlan:

@@ -95,18 +95,17 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
     """
     samples = arranged.data.samples
     terms = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy())
-    topics = pd.Series([s.topic for s in samples], dtype=object)
-    rows = []
+    topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []
     for cluster, inside in scores.groupby("cluster"):
-        counts = topics[inside.index][topics[inside.index] != ""].value_counts().sort_index(kind="stable")
-        nearest = inside.sort_values(["distance", "id"])["id"].head(TYPICAL).tolist()
+        topic = topics[inside.index].mode()  # the most frequent ones, sorted
         rows.append({
-            "cluster": int(cluster), "n": len(inside), "share": len(inside) / len(scores),
-            "planned": int((inside["status"] == "planned").sum()), "median_length": float(inside["length"].median()),
-            "mean_difficulty": float(inside["difficulty"].mean()), "labels": int(inside["label"].notna().sum()),
-            "top_topic": str(counts.idxmax()) if len(counts) else "",
-            "topic_share": float(counts.max() / len(inside)) if len(counts) else np.nan,
-            "terms": " ".join(terms[int(cluster)]), "typical": " ".join(nearest),
+            "cluster": cluster, "n": len(inside), "share": len(inside) / len(scores),
+            "planned": (inside["status"] == "planned").sum(), "median_length": inside["length"].median(),
+            "mean_difficulty": inside["difficulty"].mean(), "labels": inside["label"].count(),
+            "top_topic": topic[0] if len(topic) else "",
+            "topic_share": (topics[inside.index] == topic[0]).mean() if len(topic) else np.nan,
+            "terms": " ".join(terms[cluster]),
+            "typical": " ".join(inside.sort_values(["distance", "id"])["id"].head(TYPICAL)),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -114,17 +113,15 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
 def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     """Words of each cluster by share inside x log of (share inside / share of all)."""
     counter = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", binary=True, max_features=5000, stop_words="english")
+    out: dict[int, list[str]] = {int(number): [] for number in np.unique(cluster)}
     try:
         seen = counter.fit_transform(prompts).tocsr()
     except ValueError:  # no prompt holds a word
-        return {int(c): [] for c in np.unique(cluster)}
+        return out
     names, everywhere = counter.get_feature_names_out(), (np.asarray(seen.sum(axis=0)).ravel() + 1) / (len(prompts) + 2)
-    out = {}
-    for number in np.unique(cluster):
-        inside = seen[np.flatnonzero(cluster == number)]
-        weight = rel_entr(np.asarray(inside.sum(axis=0)).ravel() / inside.shape[0], everywhere)
-        best = np.lexsort((names, -weight))[:TERMS]
-        out[int(number)] = [str(names[i]) for i in best if weight[i] > 0]
+    for number in out:
+        weight = rel_entr(np.asarray(seen[np.flatnonzero(cluster == number)].mean(axis=0)).ravel(), everywhere)
+        out[number] = [str(names[i]) for i in np.lexsort((names, -weight))[:TERMS] if weight[i] > 0]
     return out
 
 
@@ -157,8 +154,7 @@ Told = Iterator[tuple[str, str, str]]
 
 def caveats(arranged: Arranged) -> list[Caveat]:
     """Warnings first, then notes."""
-    parts = (_difficulty, _clusters, _quality, _rows, _features)
-    listed = [Caveat(*told) for part in parts for told in part(arranged)]
+    listed = [Caveat(*told) for part in (_difficulty, _clusters, _quality, _rows, _features) for told in part(arranged)]
     return sorted(listed, key=lambda caveat: caveat.kind != "warning")
 
 
@@ -166,69 +162,59 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _without_difficulty(arranged: Arranged) -> Told:
-    known = int(np.isfinite(arranged.data.labels).sum())
-    order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
-    text = ("Clusters, their interleaving and the diversity of batches are real; easy-to-hard is not. Within a cluster the order "
-            f"is {order[arranged.ranked_by]}. There is no difficulty score, no interval and no calibration.")  # fmt: skip
-    if arranged.config.fields.labels is None:
-        yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."
-    elif known < MIN_LABELS:
-        yield "warning", "Too few labels", f"{known} rows have a label, {MIN_LABELS} are needed. {text}"
-    else:
-        yield "warning", "All labels are equal", f"They order nothing. {text}"
-
-
 def _difficulty(arranged: Arranged) -> Told:
-    difficulty, config, n = arranged.difficulty, arranged.config, len(arranged.data.samples)
-    if difficulty is None:
-        yield from _without_difficulty(arranged)
+    found, config, known = arranged.difficulty, arranged.config, int(np.isfinite(arranged.data.labels).sum())
+    if found is None:
+        order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
+        text = f"Clusters and the company of batches are real; easy-to-hard is not. The order is {order[arranged.ranked_by]}."
+        if config.fields.labels is None:
+            yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."
+        elif known < MIN_LABELS:
+            yield "warning", "Too few labels", f"{known} rows have a label, {MIN_LABELS} are needed. {text}"
+        else:
+            yield "warning", "All labels are equal", f"They order nothing. {text}"
         return
-    known, gain = difficulty.n_labels, difficulty.gain
     if known < FEW_LABELS:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
-    if gain.low <= 0:
-        worse = gain.high <= 0.05  # a gain in rank correlation that does not matter (ours)
-        title = f"The probe is {'no' if worse else 'not shown to be'} better than length"
-        text = (f"Rank correlation with the labels: {difficulty.skill:.3f} from the features, {difficulty.by_length:.3f} "
-                f"from the length alone (difference {gain.low:.3f} to {gain.high:.3f}). ")  # fmt: skip
-        yield "warning", title, text + ("Sorting by length would do as well." if worse else "More labels would decide it.")
+    low, high = found.gain.low, found.gain.high
+    if low <= 0:
+        worse = high <= 0.05  # a gain in rank correlation that does not matter (ours)
+        text = (f"Rank correlation with the labels: {found.skill:.3f} from the features, {found.by_length:.3f} from the length "
+                f"alone (difference {low:.3f} to {high:.3f}).")  # fmt: skip
+        fix = "Sorting by length would do as well." if worse else "More labels would decide it."
+        yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{text} {fix}"
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
-        text = f"A larger {config.fields.labels} means easier; report and scores.parquet show {how}, so that larger is harder."
-        yield "note", "Labels are turned round", text
+        yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier; shown is {how}."
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    yield "note", "How difficulty was read", f"{known:,} of {n:,} rows have a label. {text}"
+    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
-    clusters = arranged.clusters
-    sizes = np.bincount(arranged.scores["cluster"].to_numpy(), minlength=clusters.k)
-    if clusters.k == 1:
-        text = "A small file has several when batches are smaller (--prompts-per-step) or when --clusters asks for them."
-        told = f"All rows are in one cluster: there is no company to choose and no tail to swap. {text}"
-        yield "warning", "One cluster", told
+    sizes = np.bincount(arranged.scores["cluster"].to_numpy(), minlength=arranged.clusters.k)
+    if len(sizes) == 1:
+        text = "There is no company to choose and no tail to swap; --clusters or smaller batches (--prompts-per-step) give more."
+        yield "warning", "One cluster", text
     elif 2 * sizes.max() > sizes.sum():
-        text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it. "
-        yield "warning", "Dominant cluster", text + "Try other features or more clusters."
+        text = f"Cluster {sizes.argmax()} holds {sizes.max() / sizes.sum():.0%} of the rows: most batches come from it."
+        yield "warning", "Dominant cluster", f"{text} Try other features or more clusters."
 
 
 def _quality(arranged: Arranged) -> Told:
     quality, keep = arranged.quality, arranged.config.keep
     if arranged.config.fields.quality is None:
         yield "note", "No filter", "No quality labels were named (--quality FIELD): no row was filtered."
-        return
-    if quality is None:
+    elif quality is None:
         known = int(np.isfinite(arranged.data.quality).sum())
         text = f"{known} rows have one; {MIN_CLASS} of either kind are needed. No row was filtered."
         yield "warning", "Too few quality labels", text
-        return
-    if quality.skill <= quality.by_length:
-        text = f"ROC-AUC {quality.skill:.3f} from the features, {quality.by_length:.3f} from the length alone."
-        yield "warning", "The filter is no better than length", text
-    kept = "no row was filtered (--keep SHARE would)" if keep is None else f"the best {keep:.0%} were kept"
-    text = f"{quality.n_labels} labels, ROC-AUC {quality.skill:.3f} on rows that a fit did not see; {kept}."
-    yield "note", "How quality was read", text
+    else:
+        if quality.skill <= quality.by_length:
+            text = f"ROC-AUC {quality.skill:.3f} from the features, {quality.by_length:.3f} from the length alone."
+            yield "warning", "The filter is no better than length", text
+        kept = "no row was filtered (--keep SHARE would)" if keep is None else f"the best {keep:.0%} were kept"
+        text = f"{quality.n_labels} labels, ROC-AUC {quality.skill:.3f} on rows that a fit did not see; {kept}."
+        yield "note", "How quality was read", text
 
 
 def _rows(arranged: Arranged) -> Told:
@@ -239,13 +225,11 @@ def _rows(arranged: Arranged) -> Told:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
             title = f"{_count(count, 'row')} of {data.read:,}: {status}"
             yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
-    same: dict[str, list[str]] = {}
-    for sample in data.samples:
-        same.setdefault(normalise(sample.prompt), []).append(sample.id)
-    if repeated := len(data.samples) - len(same):
-        pairs = "; ".join(f"{ids[0]} and {ids[1]}" for ids in [ids for ids in same.values() if len(ids) > 1][:3])
-        text = f"Equal to an earlier row but for case, space or punctuation, such as {pairs}. They stay in the plan, so their "
-        yield "warning", _count(repeated, "repeated question"), text + "question counts more than once."
+    ids = pd.Series(data.ids).groupby([normalise(sample.prompt) for sample in data.samples], sort=False)
+    if repeated := len(data.samples) - ids.ngroups:
+        pairs = "; ".join(" and ".join(same[:2]) for same in ids.agg(list) if len(same) > 1)
+        text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
+        yield "warning", _count(repeated, "repeated question"), text
     if broken := [s.id for s in data.samples if "\0" in f"{s.prompt}{s.answer}{''.join(s.steps)}"]:
         text = f"The sign NUL usually comes from a broken export; first {broken[0]}. It is kept as it is."
         yield "warning", f"{_count(len(broken), 'row')} with NUL characters", text
@@ -264,14 +248,12 @@ def _features(arranged: Arranged) -> Told:
     solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
     yield "note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {solved}; {what}."
     if sae is not None:
-        told = (f"Explained variance {sae.explained_variance:.3f} on {sae.n_tokens:,} tokens of these rows, "
-                f"{sae.l0:.0f} latents a token.")  # fmt: skip
+        text = f"Explained variance {sae.explained_variance:.3f} on {sae.n_tokens:,} tokens of them, {sae.l0:.0f} latents each."
         if sae.explained_variance > 0:
-            yield "note", "How well the SAE reads the model", told
+            yield "note", "How well the SAE reads the model", text
         else:
-            text = ("The mean vector alone reaches 0: --layer or --encoder is probably not what this SAE was trained on, and its "
-                    "features are noise. Layers count from 1, the block after which the residual stream is read.")  # fmt: skip
-            yield "warning", "The SAE does not fit this layer", f"{told} {text}"
+            fix = "Its features are noise: name the --layer (counted from 1) and --encoder that this SAE was trained on."
+            yield "warning", "The SAE does not fit this layer", f"{text} The mean vector alone reaches 0. {fix}"
     if found.unit == "words":
         yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 

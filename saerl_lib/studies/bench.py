@@ -83,15 +83,15 @@ def run_bench(name: str, samples: int, device: str | None = None) -> int:
         raise ValueError(f"bench {name} has no --device; `bench encode` has one")
     if name == "plan":
         return bench_plan(samples)
-    where, profile = models.pick_device(device or "cpu"), get_profile("laptop")
+    profile = get_profile("laptop")
     if name == "encode":
-        return bench_encode(profile, world_stage(profile), where)
+        return bench_encode(profile, world_stage(profile), models.pick_device(device or "cpu"))
     return {"grpo": bench_grpo, "preparation": bench_preparation}[name](profile, world_stage(profile))
 
 
 def seconds(work: Callable[[], Any], device: torch.device = CPU) -> float:
     """Wall-clock seconds of one call, the work that it leaves running on `device` included."""
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     work()
@@ -115,7 +115,7 @@ class Stopwatch:
 
 
 def peak_mib(work: Callable[[], Any]) -> float:
-    """Largest resident memory that one call of `work` takes above what lies there before, MiB (Linux)."""
+    """Largest resident memory that one call takes above what lies there before, MiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from what is resident now
     before = resident_mib("VmRSS")
     work()
@@ -129,8 +129,7 @@ def resident_mib(mark: str) -> float:
 
 
 def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
-    """What `work` measures in a process of its own, so that its memory is its own; one thread unless OMP_NUM_THREADS says
-    otherwise: small products of k-means lose more by waiting for a second one than they gain."""
+    """What `work` measures in a process of its own, so that its memory is its own; one thread unless OMP_NUM_THREADS is set."""
     with patch.dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(work, *args).result()
@@ -138,8 +137,7 @@ def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
 
 def report(rows: Rows) -> int:
     """Print a small table, and the JSON line."""
-    for name, value in rows.items():
-        print(f"{name:40s} {value:14.3f}")
+    print(pd.Series(rows).round(3).to_string())
     print(json.dumps({name: round(value, 5) for name, value in rows.items()}))
     return 0
 
@@ -178,12 +176,13 @@ def shape_activations(
 
     The vocabulary is small, as embeddings cost no product; the second half of a sample is its solution.
     """
-    size = {"hidden_size": shape.width, "intermediate_size": shape.feed_forward, "num_hidden_layers": shape.layers}
-    heads = {"num_attention_heads": shape.heads, "num_key_value_heads": shape.key_value_heads, "head_dim": shape.head_width}
     torch.manual_seed(0)
     with device:
-        model = Qwen3Model(Qwen3Config(vocab_size=512, max_position_embeddings=1024, **size, **heads))
-        model = models.truncate(model, shape.layers)
+        model = models.truncate(Qwen3Model(Qwen3Config(
+            vocab_size=512, max_position_embeddings=1024, hidden_size=shape.width, intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads,
+            head_dim=shape.head_width,
+        )), shape.layers)  # fmt: skip
     for weight in model.parameters():
         weight.data = weight.data.to(precision)
     rows = (shape.samples, shape.tokens // shape.samples)
@@ -224,8 +223,7 @@ def shape_ratios(
 ) -> Rows:
     """Ratios for each F of `shape`, every part added to the same measured forward pass; model and SAEs in `precision`."""
     forward_pass, spans = shape_activations(shape, device, precision), span_groups(shape)
-    vectors = forward_pass().flatten(0, 1)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True) * shape.width**0.5
+    vectors = torch.nn.functional.normalize(forward_pass().flatten(0, 1)) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
         top = random_sae(latents, "topk", shape, device, precision)
@@ -281,10 +279,7 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
 
 
 def bench_plan(samples: int) -> int:
-    """Draw `samples` prompts (not timed), time the way to the plan in a fresh process, print the table and the JSON line.
-
-    Raises ValueError for fewer samples than a batch.
-    """
+    """Draw `samples` prompts (not timed) and time the way to the plan. Raises ValueError for fewer samples than a batch."""
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
     few = samples <= FEATURES_UP_TO
@@ -375,11 +370,8 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
             rows.append((part, PROMPTS, PROMPTS * DIFFICULTY_ATTEMPTS, read, rolled, 100 * (1 - read / rolled)))
     table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
     print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
-    read, rolled, saved = table[["encode_s", "rollouts_s", "saved"]].mean()
-    return report({
-        "encoding, ms a prompt": 1000 * read / PROMPTS, "16 rollouts, ms a prompt": 1000 * rolled / PROMPTS,
-        "rollouts / encoding": rolled / read, "saved, percent": saved,
-    })  # fmt: skip
+    mean = table[["encode_s", "rollouts_s", "saved"]].mean()
+    return report({**mean.to_dict(), "ratio_rollouts_to_encoding": mean["rollouts_s"] / mean["encode_s"]})
 
 
 # bench grpo.

@@ -87,7 +87,7 @@ def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
     """Some sets in a row as one; labels that every one has are kept."""
     labels = {k: np.concatenate([part.labels[k] for part in parts]) for k in parts[0].labels}
     samples = tuple(s for part in parts for s in part.samples)
-    return LabelledSet(name, samples, labels, tuple(o for part in parts for o in part.overlap))
+    return LabelledSet(name, samples, labels)
 
 
 def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]]) -> RealPart:

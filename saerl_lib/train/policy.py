@@ -21,9 +21,9 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_final_answer
-from saerl_lib.data.hub import model_folder
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import Layout, open_tokenizer, smollm2_folder, token_batches
+from saerl_lib.needs import model_folder
 from saerl_lib.train.sampler import READ, GenerateSampler, GroupSampler, Sampler, gold_probability
 
 WORLD_POLICY = "world"

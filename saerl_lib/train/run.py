@@ -32,9 +32,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
+from saerl_lib.data.sample import SAMPLES
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
-from saerl_lib.plan.export import in_plan_order, open_export, read_sample_file, samples_beside
-from saerl_lib.plan.follow import append_rows, cut_back, read_rows
+from saerl_lib.plan.trainers import append_rows, cut_back, in_plan_order, open_export, read_rows, read_sample_file
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import evaluate, open_policy
 from saerl_lib.train.sampler import GroupSampler
@@ -449,7 +449,7 @@ def plan_run(
         raise ValueError(f"steps={steps} must be at least 1")
     export = open_export(plan, samples, settings.rollouts_per_prompt)
     b = export.plan.prompts_per_step
-    files = [str(Path(p).absolute()) for p in (plan, samples or samples_beside(plan))]
+    files = [str(Path(p).absolute()) for p in (plan, samples or plan.parent / SAMPLES)]
     return keyed(Run(
         arm=arm or "plan", seed=seed, folder=folder, policy=str(Path(model).absolute()) if Path(model).is_dir() else model,
         plan=files[0], samples=files[1], prompts_per_step=b, steps=steps or export.plan.steps,

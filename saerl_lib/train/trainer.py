@@ -28,8 +28,8 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import TrainConfig, sub_seed
 from saerl_lib.data.answers import equivalent, read_final_answer
 from saerl_lib.data.sample import Sample
-from saerl_lib.plan.follow import append_rows
 from saerl_lib.plan.orders import shown_prompts
+from saerl_lib.plan.trainers import append_rows
 from saerl_lib.train.sampler import READ, encode_prompts, log_probabilities, sample_groups
 from saerl_lib.train.selectors import Selector
 

@@ -1,11 +1,14 @@
-"""Did a trainer follow the plan? The first departure, and what was dropped, repeated or never planned.
+"""A plan in other trainers: the ordered data set in each one's own schema, and whether what it consumed followed the plan.
 
-A step of the trainer is compared with the same step of the plan; a log of several epochs repeats the plan. What was consumed is
-read from Parquet, JSON lines, text with one id a line, or the trainers' own logs; our own runs append to JSON-lines logs.
+`export_plan` writes a folder for one of `TARGETS`: the rows in plan order, and the files of `templates/<framework>`, filled in.
+What keeps an order was read in the frameworks' sources: TRL 1.16, verl 0.9.1, OpenRLHF 0.11.2, SkyRL 0.3.0 and verifiers 0.4.0
+from the package index, NeMo-RL and prime-rl in their repositories. `follow` compares a step of the trainer with the same step of
+the plan; a log of several epochs repeats it. Axes: T steps, b prompts_per_step, G rollouts_per_prompt.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -15,11 +18,181 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from saerl_lib.artifacts import whole_folder
+from saerl_lib.config import near
+from saerl_lib.data.answers import bare_answer
 from saerl_lib.data.judge import field_of
+from saerl_lib.data.published import load_labelled
 from saerl_lib.data.rows import Row, Source, json_rows, kind_of, rows
-from saerl_lib.data.sample import SAMPLES, Sample, normalise
-from saerl_lib.plan.batch_plan import BatchPlan, read_whole_plan
-from saerl_lib.plan.export import read_sample_file
+from saerl_lib.data.sample import SAMPLES, Sample, normalise, read_samples
+from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_whole_plan
+
+# Export.
+
+
+class ExportError(ValueError):
+    """The plan cannot be exported as asked."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A plan, its samples in plan order and the size of a group."""
+
+    plan: BatchPlan
+    samples: tuple[Sample, ...]
+    """In plan order, [T * b]."""
+    rollouts_per_prompt: int
+    """G, at least 2."""
+
+    def __post_init__(self) -> None:
+        if self.rollouts_per_prompt < 2:
+            raise ExportError(f"--rollouts {self.rollouts_per_prompt}: give at least 2, a group of one has no advantage")
+
+
+def read_sample_file(path: Path) -> Sequence[Sample]:
+    """Samples of a Parquet file by `write_samples` or of another file by `load_labelled`, told apart by the suffix. Raises
+    ExportError when the file is missing, DataError when it is unreadable or a row is malformed."""
+    if not path.is_file():
+        raise ExportError(f"{path} is missing: name the samples of the plan, Parquet or JSON lines, with --samples")
+    return read_samples(path) if path.suffix == ".parquet" else load_labelled(path).samples
+
+
+def in_plan_order(plan: BatchPlan, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The plan's samples in its order; others are left out. Raises ExportError for ids of the plan that are missing, given twice,
+    or have no answer to check against."""
+    by_id = {sample.id: sample for sample in samples}
+    twice = {name for name, count in Counter(sample.id for sample in samples).items() if count > 1}
+    problems = {
+        "are missing in the samples: pass the file the plan was built from": [i for i in plan.ids if i not in by_id],
+        "are given twice in the samples: give every sample its own id": [i for i in plan.ids if i in twice],
+        "have no answer: a verifiable reward needs one": [i for i in plan.ids if i in by_id and not by_id[i].answer.strip()],
+    }
+    for problem, ids in problems.items():
+        if ids:
+            raise ExportError(f"{len(ids)} of {len(plan.ids)} ids of the plan {problem} (first {ids[:3]})")
+    return tuple(by_id[i] for i in plan.ids)
+
+
+def open_export(plan: Path, samples: Path | None = None, rollouts_per_prompt: int = 8) -> Export:
+    """Plan and samples from files; None: the samples that the command `plan` wrote beside the plan. Raises what
+    `read_whole_plan`, `read_sample_file` and `in_plan_order` raise."""
+    found = read_whole_plan(plan)
+    return Export(found, in_plan_order(found, read_sample_file(samples or plan.parent / SAMPLES)), rollouts_per_prompt)
+
+
+TARGETS: dict[str, dict[str, dict[str, Any]]] = {
+    "trl": {
+        "data/train.parquet": {
+            "prompt": "$messages", "solution": "$answer", "answer": "$answer", "sample_id": "$id", "step": "$step",
+        },
+    },
+    "verl": {
+        "train.parquet": {
+            "data_source": "math_dapo",  # names verl's scorer for 'Answer: ...' lines and \boxed answers
+            "prompt": "$messages", "ability": "math", "reward_model": {"style": "rule", "ground_truth": "$answer"},
+            "extra_info": {"index": "$position", "split": "train", "sample_id": "$id", "step": "$step"},
+        },
+    },
+    "nemo-rl": {
+        "train.jsonl": {"input": "$prompt", "output": "$answer", "sample_id": "$id", "step": "$step"},
+        "gym/train.jsonl": {
+            "responses_create_params": {"input": "$messages"}, "question": "$prompt", "expected_answer": "$answer",
+            "agent_ref": {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"},
+            "sample_id": "$id", "step": "$step",
+        },
+    },
+    "prime-rl": {
+        "saerl_plan/tasks.jsonl": {"id": "$id", "prompt": "$asked", "answer": "$answer", "step": "$step"},
+    },
+}  # fmt: skip
+"""Framework -> path of the rows, whose suffix is their format -> a row in its schema, with `$name` for what `_filled` knows."""
+CHECKERS = {"trl": "answers.py", "prime-rl": "saerl_plan/answers.py"}
+"""Framework -> where the module lies that reads and checks answers; the others have their own."""
+REFUSED = {"openrlhf": "openrlhf/trainer/ppo_trainer.py of OpenRLHF 0.11.2",
+           "skyrl": "skyrl/train/utils/trainer_utils.py of SkyRL 0.3.0"}  # fmt: skip
+"""Framework that shuffles prompts in RL whatever its options say -> where."""
+TEMPLATES = Path(__file__).parent / "templates"
+"""One folder a framework with Jinja templates of its files, and the README that all of them extend."""
+
+
+def _rows_as_bytes(rows: list[dict[str, Any]], suffix: str) -> bytes:
+    """Rows as Parquet in one row group or as JSON lines, in order; equal rows give equal bytes with the same pyarrow."""
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()  # ASCII: no sign of Unicode ends a line
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd", row_group_size=max(1, len(rows)))
+    return buffer.getvalue()
+
+
+def _filled(schema: Any, values: Mapping[str, Any]) -> Any:
+    """A row of `TARGETS` with its values."""
+    if isinstance(schema, dict):
+        return {name: _filled(part, values) for name, part in schema.items()}
+    return values[schema[1:]] if schema.startswith("$") else schema
+
+
+def export_files(export: Export, target: str) -> dict[str, bytes]:
+    """Relative path -> content of the export for one of `TARGETS`."""
+    plan = export.plan
+    told = [
+        {"id": sample.id, "prompt": sample.prompt, "messages": sample.messages, "position": position, "asked": sample.asked,
+         "answer": bare_answer(sample.answer), "step": position // plan.prompts_per_step}
+        for position, sample in enumerate(export.samples)
+    ]  # fmt: skip
+    files = {name: _rows_as_bytes([_filled(schema, values) for values in told], Path(name).suffix)
+             for name, schema in TARGETS[target].items()}  # fmt: skip
+    if target in CHECKERS:  # it needs math-verify alone
+        files[CHECKERS[target]] = (Path(__file__).parents[1] / "data" / "answers.py").read_bytes()
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    values = {"plan": plan, "rollouts": export.rollouts_per_prompt, "hash": plan_hash(plan),
+              "rollouts_per_step": plan.prompts_per_step * export.rollouts_per_prompt}  # fmt: skip
+    for path in sorted((TEMPLATES / target).rglob("*.j2")):
+        text = made.get_template(path.relative_to(TEMPLATES).as_posix()).render(values)
+        files[path.relative_to(TEMPLATES / target).as_posix().removesuffix(".j2")] = text.encode()
+    return files
+
+
+def export_plan(export: Export, target: str, out: Path) -> list[str]:
+    """Write the folder `out` for a framework, whole or not at all; returns the relative paths of its files, sorted. Raises
+    ExportError for a framework that is unknown or cannot keep an order, or when `out` is a file or holds something."""
+    require_target(target)
+    files = export_files(export, target)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ExportError(f"{out} already exists: remove it or name another folder")
+    with whole_folder(out) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    return sorted(files)
+
+
+def require_target(target: str) -> None:
+    """Raise ExportError unless plans can be exported for `target`."""
+    names = ", ".join(TARGETS)
+    if target in REFUSED:
+        raise ExportError(f"--to {target} cannot keep an order: shuffle=True is written into {REFUSED[target]}, and no option "
+                          f"reaches it. Change that line in a copy of your own, or train with one of {names}")  # fmt: skip
+    if target not in TARGETS:
+        raise ExportError(f"--to {target}: choose one of {names}{near(target, TARGETS)}")
+
+
+def run_export(plan: Path, samples: Path | None, out: Path, to: str, rollouts: int) -> int:
+    """`export`: write the plan for a framework. Raises what `open_export` and `export_plan` raise."""
+    require_target(to)
+    export = open_export(plan, samples, rollouts)
+    files = export_plan(export, to, out)
+    print(f"{out}: {export.plan.steps} steps of {export.plan.prompts_per_step} prompts for {to}")
+    print(f"files: {', '.join(files)}; {out / 'README.md'} has the launch command")
+    return 0
+
+
+# What was consumed.
 
 
 class LogError(ValueError):
@@ -83,10 +256,8 @@ def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
             where, record = f"{file.name}, {row.where}", row.record or {}
             name, step = whose.of(record), record.get("step", _step_of(file))
             if not isinstance(name, str) or not name:
-                problem = row.problem or (
-                    "field 'sample_id' is missing" if name is None else f"sample_id is {name!r}, not an id; write it as text"
-                )
-                raise LogError(f"{where}: {problem}")
+                fault = "field 'sample_id' is missing" if name is None else f"sample_id is {name!r}, not an id; write it as text"
+                raise LogError(f"{where}: {row.problem or fault}")
             if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
                 raise LogError(f"{where}: step is {step!r}, not a whole number from 0")
             ids.append(name)
@@ -149,11 +320,8 @@ def _log_rows(path: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise LogError(f"{path} is no UTF-8 text: pass Parquet with the suffix .parquet, JSON lines or text") from error
-    first = next((line for line in lines if line.strip()), "")
-    if first.lstrip().startswith("{"):
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("{"):
         return list(json_rows(path, strict_end=False))
-    if "," in first and "sample_id" in first:
-        raise LogError(f"{path} looks like CSV: write Parquet, JSON lines with sample_id and step, or one id a line")
     return [Row(f"line {n}", {"sample_id": line.strip()}) for n, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -226,10 +394,9 @@ class FollowReport:
 def follow(plan: BatchPlan, log: ConsumedLog, rollouts: int | None = None, any_slot: bool = False) -> FollowReport:
     """Compare what was consumed with the plan.
 
-    Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared
-    step by step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G.
-    `any_slot` compares the prompts of each step in any order, for logs whose rollouts are not in prompt order: a prompt with
-    more rollouts than a group has, G or what most groups of the log have, was consumed more than once.
+    Ids that follow themselves are rollouts of one prompt. With steps in the log (from 0, or from 1) they are compared step by
+    step; else the prompts are cut into steps of b, or with `rollouts` (G) the lines into steps of b * G. `any_slot` takes the
+    prompts of a step in any order: one with more rollouts than a group, G or what most have, was consumed more than once.
     Raises LogError when `rollouts` is below 1 or the log's steps go beyond `EPOCHS` repetitions of the plan.
     """
     steps = consumed_steps(log, plan.prompts_per_step, rollouts, any_slot)
@@ -297,9 +464,8 @@ def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) 
 
 
 def run_verify(plan: Path, log: Path, samples: Path | None, rollouts: int | None, steps: int | None, any_slot: bool) -> int:
-    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. With `steps` the
-    log is that many steps long and may end in the middle of a pass over the plan. `samples` (None: those beside the plan, if any)
-    tell whose a prompt is. Raises PlanError or LogError when a file is missing or malformed."""
+    """`verify`: print the comparison, the last line as one JSON object; 0 when the plan was followed, else 1. `samples` None:
+    those beside the plan, if any. Raises PlanError or LogError when a file is missing or malformed."""
     if steps is not None and steps < 1:
         raise LogError(f"--steps {steps}: give the optimiser steps of the run, at least 1")
     planned, file = read_whole_plan(plan), samples or plan.parent / SAMPLES
