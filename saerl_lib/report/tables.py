@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib import paths
-from saerl_lib.artifacts import write_atomic
+from saerl_lib.artifacts import ToldError, write_atomic
 
 COLUMNS = """
 00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
@@ -112,7 +112,7 @@ SCHEMAS = _schemas(COLUMNS)
 """Every table of `figures/data`, by name."""
 
 
-class TableError(ValueError):
+class TableError(ToldError, ValueError):
     """A table is missing, empty or does not have its columns, or nothing is published."""
 
 
@@ -341,7 +341,10 @@ def write_documents(root: Path, data_folder: Path) -> list[str]:
 
 
 def run_readme() -> int:
-    """`readme`: say whether it changed."""
+    """`readme`: say what changed of the tables and the galleries."""
+    from saerl_lib.report.reproduction import galleries
+
     changed = write_documents(paths.ROOT, paths.PUBLISHED)
+    changed += [str(path) for path, text in galleries().items() if update_block(path, "gallery", text)]
     print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
     return 0
