@@ -4,7 +4,7 @@
 #        ./run_all.sh test [pytest arguments]
 #        ./run_all.sh publish [--profile laptop|study]
 # Runs the notebooks in order, leaves artifacts/<profile>/ and says how it compares with figures/; runs the test suite;
-# or replaces figures/ by the results of the finished run.
+# or replaces figures/ and the outputs in notebooks/ by those of the finished run.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
 set -euo pipefail
 
