@@ -4,7 +4,7 @@
 #        ./run_all.sh test [pytest arguments]
 #        ./run_all.sh publish [--profile laptop|study]
 # Runs the notebooks in order, leaves artifacts/<profile>/ and says how it compares with figures/; runs the test suite;
-# or replaces figures/ by the results of the finished run.
+# or replaces figures/ and the outputs in notebooks/ by those of the finished run.
 # Uses the active environment when it holds the locked packages, else .venv, which it makes from requirements.lock.
 set -euo pipefail
 
@@ -100,7 +100,6 @@ export PYTHONHASHSEED="${PYTHONHASHSEED:-0}"
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-1779753600}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
-export MPLBACKEND="${MPLBACKEND:-Agg}"
 export PYDEVD_DISABLE_FILE_VALIDATION="${PYDEVD_DISABLE_FILE_VALIDATION:-1}"
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:IProgress not found}"
 export JUPYTER_PREFER_ENV_PATH=1

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,14 @@ FREE = "free space or set SAERL_HOME to a writable folder"
 """What mends them."""
 
 
-class ArtifactError(RuntimeError):
+class ToldError(Exception):
+    """An error whose message names the fix: a notebook shows the message alone, as the command line does."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class ArtifactError(ToldError, RuntimeError):
     """An artifact is missing, stale or cannot be written."""
 
 
@@ -228,15 +235,16 @@ def settings_hash(profile: Profile) -> str:
 def load_stage(profile: Profile, name: str) -> Stage:
     """A finished stage by name, for a notebook that only reads it.
 
-    Raises ArtifactError when the stage is missing or was computed with another seed or other settings.
+    Raises ArtifactError when the stage is missing or was computed with another seed or other settings, with what to run.
     """
     folder = paths.profile_dir(profile.name) / name
     manifest = read_manifest(folder)
-    fix = f"run ./run_all.sh --profile {profile.name} with the same options, without --only or --from"
-    if manifest is None:
-        raise ArtifactError(f"{folder}: stage {name} is missing; {fix}")
-    if manifest["settings"] != settings_hash(profile):
-        raise ArtifactError(f"{folder}: stage {name} was computed with another seed or other settings; {fix}")
+    if manifest is None or manifest["settings"] != settings_hash(profile):
+        wrong = "is missing" if manifest is None else "was computed with another seed or other settings"
+        notebooks = import_module("saerl_lib.notebooks").NOTEBOOKS  # by name, so that no stage's key depends on it
+        fix = f"run ./run_all.sh --profile {profile.name} with the same options"
+        fix += "".join(f" (--only {n.number}: this stage alone)" for n in notebooks if f"stage:{name}" in n.outputs)
+        raise ArtifactError(f"{folder}: stage {name} {wrong}; {fix}")
     return Stage(name, folder, manifest["key"], computed=False)
 
 

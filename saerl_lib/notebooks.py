@@ -4,8 +4,9 @@ A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_d
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
 papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when it ran to
-its last cell and every declared output is there; tables and figures are removed before. Only then copy and HTML are moved into
-place and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure.
+its last cell and every declared output is there; tables and figures are removed before. Only then the copy is moved into place
+and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish`
+stores the outputs of a finished run in the notebooks themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from typing import Any
 from unittest.mock import patch
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, code_hash, file_sha256, imported_names, is_complete, write_atomic, write_json
+from saerl_lib.artifacts import (
+    MANIFEST,
+    ToldError,
+    code_hash,
+    file_sha256,
+    imported_names,
+    is_complete,
+    write_atomic,
+    write_json,
+)
 from saerl_lib.config import Profile, content_hash, get_profile, to_dict
 from saerl_lib.needs import LOCK
 from saerl_lib.settings import Options
@@ -41,14 +51,13 @@ ENVIRONMENT = {
     "SOURCE_DATE_EPOCH": "1779753600",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
-    "MPLBACKEND": "Agg",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
 """What every notebook runs under; `run_all.sh` exports the same values."""
 
 
-class UserError(RuntimeError):
+class UserError(ToldError, RuntimeError):
     """Something the caller can mend: its message is printed without a traceback and the exit code is 1."""
 
 
@@ -134,7 +143,7 @@ def select(registry: tuple[Notebook, ...], start: str | None = None, only: str |
 
 
 def executed_dir(profile: str) -> Path:
-    """Executed copies and HTML versions of the notebooks."""
+    """Executed copies of the notebooks."""
     return paths.profile_dir(profile) / "notebooks"
 
 
@@ -223,8 +232,8 @@ def reasons_to_run(
         damaged = name.startswith("stage:") and not is_complete(output_files(name, profile)[0].parent)
         if now != record["outputs"].get(name) or damaged:
             changed.append(f"{name} is missing" if now is None else f"{name} was altered")
-    if not (executed_dir(profile) / f"{notebook.stem}.html").is_file():
-        changed.append("its HTML version is missing")
+    if not (executed_dir(profile) / f"{notebook.stem}.ipynb").is_file():
+        changed.append("its executed copy is missing")
     return changed
 
 
@@ -307,7 +316,7 @@ def kernel_environment() -> Iterator[None]:
             yield
 
 
-def _code_cells(executed: Any) -> list[tuple[int, Any]]:
+def code_cells(executed: Any) -> list[tuple[int, Any]]:
     """The code cells and their numbers, counted from 1 as stored: without the cells that papermill added."""
     own = [cell for cell in executed.cells if not ADDED_TAGS & set(cell.metadata.get("tags", []))]
     return [(number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()]
@@ -315,7 +324,7 @@ def _code_cells(executed: Any) -> list[tuple[int, Any]]:
 
 def failed_place(executed: Any) -> str:
     """The cell that failed, else the last that was started, with its first lines."""
-    started = [found for found in _code_cells(executed) if found[1].metadata.get("papermill", {}).get("start_time")]
+    started = [found for found in code_cells(executed) if found[1].metadata.get("papermill", {}).get("start_time")]
     failed = [found for found in started if any(output.output_type == "error" for output in found[1].get("outputs", []))]
     for number, cell in failed[:1] or started[-1:]:
         return "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
@@ -325,7 +334,7 @@ def failed_place(executed: Any) -> str:
 def ended_early(executed: Any) -> str | None:
     """The place after which code cells did not run (a `sys.exit` in a cell ends with exit code 0), or None."""
     last = 0
-    for number, cell in _code_cells(executed):
+    for number, cell in code_cells(executed):
         if cell.execution_count is None:
             return f"after cell {last}"
         last = number
@@ -339,7 +348,6 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """
     import nbformat
     import papermill
-    from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillException
 
     profile, stem, source = options.name, notebook.stem, folder / f"{notebook.stem}.ipynb"
@@ -373,11 +381,6 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
             message = f"notebook {stem} failed {place}\n{name}: {str(value).strip()}"
         raise UserError(f"{message}\n{kept}") from error
     copy.replace(copy.with_name(f"{stem}.ipynb"))
-    for cell in executed.cells:  # nbconvert takes into the page what lies below `path`: the run's own figures
-        cell.source = cell.source.replace("](../figures/", "](figures/")
-    about = {"metadata": {"name": stem, "path": str(paths.profile_dir(profile))}}
-    text, _ = HTMLExporter(embed_images=True).from_notebook_node(executed, resources=about)
-    write_atomic(copy.with_name(f"{stem}.html"), text.encode("utf-8"))
     copy.with_name(f"{stem}.failed.ipynb").unlink(missing_ok=True)
 
 
@@ -386,19 +389,6 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
 
 def _took(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def _fill_tables(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile) -> None:
-    """Copy the published tables where a notebook of tables alone lacks all of them (`laptop`). Raises UserError otherwise."""
-    names = input_names(notebook, registry) if notebook.tables_only else ()
-    missing = {n: output_files(n, profile.name)[0] for n in names if output_hash(n, profile.name) is None}
-    if missing and not (profile.name == "laptop" and len(missing) == len(names)):
-        needed = next(iter(missing.values()))
-        raise UserError(f"notebook {notebook.stem} needs {needed}, which is missing; run what writes it (--from 00)")
-    for path in missing.values():
-        shutil.copyfile(paths.PUBLISHED / path.name, path)
-    if missing:
-        print(f"     not made here: notebook {notebook.stem} draws {len(missing)} published tables", flush=True)
 
 
 def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
@@ -411,7 +401,7 @@ def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path
     elapsed = time.monotonic() - started
     write_record(notebook, profile, parts, elapsed)
     places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
-    lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.html"]]
+    lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.ipynb"]]
     print("\n".join([f"     done in {_took(elapsed)}; outputs:", *lines]), flush=True)
 
 
@@ -428,7 +418,6 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
     started, executed = time.monotonic(), 0
     with alone(profile.name):
         for position, notebook in enumerate(chosen):
-            _fill_tables(notebook, registry, profile)
             record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
             later = {name for n in chosen[position + 1 :] for name in n.outputs}
             reasons = reasons_to_run(notebook, parts, record, profile.name, later)
@@ -441,7 +430,7 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
             _run_one(notebook, parts, options, folder)
             executed += 1
         print(f"All done in {_took(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
-        print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks and HTML: {executed_dir(profile.name)}")
+        print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks: {executed_dir(profile.name)}")
         if options.only is None:
             _compare(options)
     return executed

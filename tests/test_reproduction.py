@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
+from saerl_lib.notebooks import UserError
 from saerl_lib.report import reproduction
 from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
 from saerl_lib.report.tables import TableError
@@ -90,10 +91,13 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     root = tmp_path / "clone"
     shutil.copytree(paths.FIGURES, root / "figures")
     shutil.copytree(paths.ROOT / "docs", root / "docs")
-    shutil.copy(paths.ROOT / "README.md", root / "README.md")
+    for name in ("README.md", "notebooks/README.md"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(paths.ROOT / name, root / name)
     monkeypatch.setattr(paths, "ROOT", root)
     monkeypatch.setattr(paths, "FIGURES", root / "figures")
     monkeypatch.setattr(paths, "PUBLISHED", root / "figures" / "data")
+    monkeypatch.setattr(paths, "NOTEBOOKS", root / "notebooks")
     monkeypatch.setattr("saerl_lib.report.reproduction.draw_all", lambda data, figures: [])
     study = (paths.PUBLISHED / "study_runs.csv").read_bytes()
     (perturbed / "runs").mkdir()
@@ -104,6 +108,9 @@ def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
     assert (paths.PUBLISHED / "runs" / "a-seed0.parquet").read_bytes() == b"the record of a run"
     assert (paths.PUBLISHED / "label_curve.csv").read_bytes() == (perturbed / "label_curve.csv").read_bytes()
     assert {"processor", "threads", "versions", "commit"} <= set(reproduction.published_records()["laptop"])
+    (root / "notebooks" / "00_data.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    with pytest.raises(UserError, match="no run of the present 00_data.ipynb"):
+        publish("laptop")
     (perturbed / "filter.csv").unlink()
     with pytest.raises(FileNotFoundError, match="lacks filter; run ./run_all.sh --profile laptop to its end first"):
         publish("laptop")

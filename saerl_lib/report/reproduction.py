@@ -9,10 +9,11 @@ compared by its mean alone.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import pandas as pd
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_atomic, write_json
-from saerl_lib.config import get_profile
+from saerl_lib.config import content_hash, get_profile
+from saerl_lib.notebooks import RunOptions, UserError, code_cells, executed_dir
 from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
 from saerl_lib.report.tables import SCHEMAS, TableError, is_true, number, read_table, write_csv
@@ -324,16 +326,90 @@ def write_documents(root: Path, data_folder: Path) -> list[str]:
 
 
 def run_readme() -> int:
-    """`readme`: say whether it changed."""
+    """`readme`: say what changed of the tables and the galleries."""
     changed = write_documents(paths.ROOT, paths.PUBLISHED)
+    changed += [str(path) for path, text in galleries().items() if update_block(path, "gallery", text)]
     print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
     return 0
 
 
+# The outputs in the notebooks.
+
+STORED = RunOptions().profile
+"""The profile that the notebooks name, whose outputs they hold."""
+PROGRESS = re.compile(r"[^\n]*\r[^\n]*\n?")
+"""A line that is written again and again: a progress bar."""
+
+
+def code_of(content: Any) -> str:
+    """Hash of a notebook's code cells (text and tags), which its outputs belong to: what is said around them may change."""
+    return content_hash([[cell.source, cell.metadata.get("tags", [])] for _, cell in code_cells(content)])
+
+
+def _kept(outputs: list[Any]) -> Iterator[Any]:
+    """Outputs as they are stored: text, tables and pictures, without progress bars, stderr, counters and metadata."""
+    from nbformat.v4 import new_output
+
+    shown = [output for output in outputs if output.get("name") != "stderr"]
+    for is_text, group in itertools.groupby(shown, lambda output: output.output_type == "stream"):
+        if is_text and (text := PROGRESS.sub("", "".join(output.text for output in group)).strip("\n")):
+            yield new_output("stream", text=f"{text}\n")
+        for data in () if is_text else (output.data for output in group):
+            kinds = ("image/png",) if "image/png" in data else ("text/html", "text/plain")
+            yield new_output("display_data", {kind: data[kind] for kind in kinds if kind in data})
+
+
+def executed_source(source: Path, executed: Path) -> str:
+    """The text of a notebook with the outputs of its executed copy and, in its metadata, the hash of the code they belong to.
+
+    Raises UserError when the copy is missing, or of other code or parameters than the notebook's own.
+    """
+    import nbformat
+
+    content, run = (nbformat.read(path, as_version=4) if path.is_file() else None for path in (source, executed))
+    if run is None or code_of(run) != code_of(content) or run.metadata.papermill.parameters != RunOptions().parameters():
+        raise UserError(f"{executed}: no run of the present {source.name}; run ./run_all.sh to its end first")
+    for count, ((_, cell), (_, done)) in enumerate(zip(code_cells(content), code_cells(run), strict=True), start=1):
+        cell.execution_count, cell.outputs = count, list(_kept(done.outputs))
+    content.metadata["code_hash"] = code_of(content)
+    return f"{nbformat.writes(content)}\n"
+
+
+SHOWS = re.compile(r'draw\("(\w+)"|FIGURES / "(\w+)\.png"')
+"""How a cell names the figure that it shows."""
+
+
+def galleries() -> dict[Path, str]:
+    """Document -> its block `gallery`, told in the notebooks themselves: on the front page and in notebooks/ what each notebook
+    answers, when its outputs are stored, in figures/ every published figure that one of them shows."""
+    import nbformat
+
+    front, rows, figures = [], [], []
+    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        title, _, text = cells[0].source.removeprefix("# ").partition("\n")
+        question = "".join(re.findall(r"[^.?*]+\?", text)[:1]).strip()
+        answer = "".join(output.get("text", "") for output in [c for c in cells if c.cell_type == "code"][-1].outputs).strip()
+        shown = [(name, after.source) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"
+                 for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
+        picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
+        front.append([f"[{path.name[:2]}](notebooks/{path.name})", answer or question or title[5:]])
+        rows.append([picture, f"[{title}]({path.name})", question, answer])
+        figures += [f"![{name}]({name}.png)\n\n{text} Notebook [{title}](../notebooks/{path.name})." for name, text in shown]
+    return {
+        paths.ROOT / "README.md": markdown_table(["Notebook", "[Answer](notebooks/README.md)"], front),
+        paths.NOTEBOOKS / "README.md": markdown_table(["", "Notebook", "Question", "Answer"], rows),
+        paths.FIGURES / "README.md": "\n\n".join(figures),
+    }
+
+
 def publish(profile: str) -> list[Path]:
-    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed. Tables
-    that another profile publishes stay. Figures and claims are made again from the published tables. Raises TableError for a
-    profile that publishes nothing, FileNotFoundError when a table of the run is missing."""
+    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
+
+    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Of the profile
+    `STORED` the notebooks take over the outputs too. Raises TableError for a profile that publishes nothing, FileNotFoundError
+    when a table of the run is missing, UserError when a notebook changed since; then nothing is written.
+    """
     source = paths.figure_data_dir(profile)
     names = sorted({*published_tables(profile, paths.PUBLISHED), *published_tables(profile, source)})
     if not names:
@@ -341,13 +417,19 @@ def publish(profile: str) -> list[Path]:
     missing = [name for name in names if not (source / f"{name}.csv").is_file()]
     if missing:
         raise FileNotFoundError(f"{source} lacks {', '.join(missing)}; run ./run_all.sh --profile {profile} to its end first")
-    before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]")]}
+    notebooks = sorted(paths.NOTEBOOKS.glob("*.ipynb")) if profile == STORED else []
+    texts = {path: executed_source(path, executed_dir(profile) / path.name) for path in notebooks}
+    before = {p: p.read_bytes() for p in [*paths.PUBLISHED.glob("*.csv"), *paths.FIGURES.glob("*.p[nd][gf]"), *notebooks]}
     records = sorted(path.relative_to(source) for path in source.glob("*/*.parquet"))
     for name in [*(f"{name}.csv" for name in names), *records]:
         write_atomic(paths.PUBLISHED / name, (source / name).read_bytes())
     write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
     draw_all(paths.PUBLISHED, paths.FIGURES)
     write_documents(paths.ROOT, paths.PUBLISHED)
+    for path, text in texts.items():
+        write_atomic(path, text.encode("utf-8"))
+    for path, text in galleries().items():
+        update_block(path, "gallery", text)
     write_json(paths.PUBLISHED / RECORD, {**published_records(), profile: provenance()})
     return [path for path, data in before.items() if path.read_bytes() != data]
 

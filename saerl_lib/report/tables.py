@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saerl_lib.artifacts import write_atomic
+from saerl_lib.artifacts import ToldError, write_atomic
 
 COLUMNS = """
 00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
@@ -109,7 +109,7 @@ SCHEMAS = _schemas(COLUMNS)
 """Every table of `figures/data`, by name."""
 
 
-class TableError(ValueError):
+class TableError(ToldError, ValueError):
     """A table is missing, empty or does not have its columns, or nothing is published."""
 
 
