@@ -31,7 +31,7 @@ from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, 
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
 from saerl_lib.encode.metadata import metadata_features
 from saerl_lib.encode.models import model_name, open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
@@ -142,16 +142,19 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
                 limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
                 reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
     answers = {sample.id: sample.answer for sample in left if sample.id not in reasons and sample.answer}
-    faults = unreadable(answers.values())
+    faults, unchecked = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
+    if unchecked:
+        notes.append(f"{number_of(len(unchecked), 'answer')} could not be checked: the checker crashed; kept, first {unchecked[0]!r}")
     if config.keep_unverifiable and faulty:
-        notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
+        told = next(iter(faulty.values()))
+        notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
     forms = {answer: plain_form(answer) for answer in answers.values()}
     if mended := [f"{given} as {form}" for given, form in forms.items() if UNREAD.sub("", form) != UNREAD.sub("", given)]:
         told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
-        notes.append(f"{len(mended)} answers are read in another form: {told}")
+        notes.append(f"{number_of(len(mended), 'answer')} read in another form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
@@ -176,7 +179,7 @@ def plan_own_data(
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
-    given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside))
+    given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped))
     key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
     if (out / RECORD).is_file() and not force:
         if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
@@ -196,7 +199,7 @@ def plan_own_data(
             say(f"features: {found.name}, {found.phi.shape[1]} columns")
             arranged = arrange(data, found, config)
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
-            say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
+            say(f"{number_of(arranged.clusters.k, 'cluster')}; difficulty from {number_of(labels, 'label')}")
             done = write(arranged, folder, out, key)
     except Exception:
         shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside

@@ -11,6 +11,7 @@ import base64
 import colorsys
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
-from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples, write_samples
+from saerl_lib.data.sample import SAMPLES, Dropped, normalise, number_of, read_samples, write_samples
 from saerl_lib.encode.metadata import FEATURES, PROMPT_COLUMNS
 from saerl_lib.encode.store import save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
@@ -162,10 +163,6 @@ def caveats(arranged: Arranged) -> list[Caveat]:
     return sorted(listed, key=lambda caveat: caveat.kind != "warning")
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _difficulty(arranged: Arranged) -> Told:
     found, config, known = arranged.difficulty, arranged.config, int(np.isfinite(arranged.data.labels).sum())
     if found is None:
@@ -227,22 +224,22 @@ def _rows(arranged: Arranged) -> Told:
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
-            title = f"{_count(count, 'row')} of {data.read:,}: {status}"
+            title = f"{number_of(count, 'row')} of {data.read:,}: {status}"
             yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
     ids = pd.Series(data.ids).groupby([normalise(sample.prompt) for sample in data.samples], sort=False)
     if repeated := len(data.samples) - ids.ngroups:
         pairs = "; ".join(" and ".join(same[:2]) for same in ids.agg(list) if len(same) > 1)
         text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
-        yield "warning", _count(repeated, "repeated question"), text
+        yield "warning", number_of(repeated, "repeated question"), text
     if broken := [s.id for s in data.samples if "\0" in f"{s.prompt}{s.answer}{''.join(s.steps)}"]:
         text = f"The sign NUL usually comes from a broken export; first {broken[0]}. It is kept as it is."
-        yield "warning", f"{_count(len(broken), 'row')} with NUL characters", text
+        yield "warning", f"{number_of(len(broken), 'row')} with NUL characters", text
     if truncated:
         text = "Longer than the model reads; the end was not read. --max-tokens sets where."
-        yield "warning", f"{_count(truncated, 'row')} cut", text
+        yield "warning", f"{number_of(truncated, 'row')} cut", text
     for note in data.notes:
         title, _, text = note.partition(": ")
-        yield ("warning", title, text) if " answers are " in title else ("note", "Assumed", note)
+        yield ("warning", title, text) if re.match(r"[\d,]+ (answer|label)", title) else ("note", "Assumed", note)
 
 
 def _features(arranged: Arranged) -> Told:
