@@ -88,9 +88,11 @@ class Planned:
         return pd.read_csv(self.folder / "left_out.csv", dtype=str, keep_default_na=False)
 
     def why(self, name: str) -> str:
-        """The decision path of one row, by its id or place ('line 7'), a line a decision. Raises DataError for another name."""
+        """The decision path of one row, by its id or place ('line 7'), a line a decision; 'row-7' is also the seventh row of a
+        file without ids. Raises DataError for another name."""
+        padded = re.sub(r"\Arow-0*(\d{1,6})\Z", lambda number: f"row-{int(number[1]):06d}", name)
         for table in (self.scores, self.rows_left_out):
-            found = table[(table["id"] == name) | (table["where"] == name)]
+            found = table[table["id"].isin([name, padded]) | table["where"].isin([name, name.replace("line ", "row ")])]
             if len(found):
                 row = found.iloc[0]
                 return "\n  ".join([f"{row['id'] or 'no id'} ({row['where']})", *row["reason"].split("; ")])
@@ -145,7 +147,7 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
     faults, unchecked = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
     if unchecked:
-        notes.append(f"{number_of(len(unchecked), 'answer')} could not be checked: the checker crashed; kept, first {unchecked[0]!r}")
+        notes.append(f"{number_of(len(unchecked), 'answer')} not checked: the checker crashed; kept, first {unchecked[0]!r}")
     if config.keep_unverifiable and faulty:
         told = next(iter(faulty.values()))
         notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
@@ -260,7 +262,7 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
     width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
     if width > 0:
-        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+        with np.errstate(invalid="ignore", divide="ignore"):  # equal texts have no variance to explain
             out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
     return out
 
@@ -336,8 +338,9 @@ class Arranged:
     points: np.ndarray
     """First two principal components of the standardised, clipped features, [N, 2]."""
     scores: pd.DataFrame
-    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %), quality, and
-    ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or more like sound."""
+    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %, cut to the labels'
+    range), quality, and ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or
+    more like sound."""
     difficulty: Fit | None
     quality: Fit | None
     ranked_by: str
@@ -408,7 +411,8 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     scores, fit = fit_difficulty(found, data.labels, clusters, settings, seed)
     scores, ranked_by = scores.assign(quality=quality), "difficulty" if fit else config.without_labels
     scores["difficulty"], half = scores["ranking"], scores.pop("half_width")
-    scores["low"], scores["high"] = scores["ranking"] - half, scores["ranking"] + half
+    r, seen = scores["ranking"], data.labels[np.isfinite(data.labels)] if fit else np.array([-np.inf, np.inf])
+    scores["low"], scores["high"] = np.maximum(r - half, r.clip(upper=seen.min())), np.minimum(r + half, r.clip(lower=seen.max()))
     if not fit:
         order = np.argsort(random_order(ids, sub_seed(seed, "within")))
         scores["ranking"] = scores["raw"] = found.lengths if ranked_by == "length" else order.astype(float)

@@ -3,8 +3,9 @@
 The embedded world asks for one canonical form (lowest terms, '13 r 4', '9:05'), so its reward compares strings. Real data are
 checked by math-verify, behind `plain_form`, which mends what it misreads and can be mended. Its own limit is an alarm inside the
 process, which a long computation in C does not hear; so `check_answers` asks a worker process, which the kernel ends when its CPU
-time is up (a busy machine changes no verdict), and goes on with a new one. Multiple-choice letters, words and phrases are compared without regard to case and marking, which
-math-verify does only in part. Exports carry this file as it is, so it imports nothing of this library.
+time is up (a busy machine changes no verdict), and goes on with a new one. Multiple-choice letters, words and phrases are
+compared without regard to case and marking, which math-verify does only in part. Exports carry this file as it is, so it
+imports nothing of this library.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def bare_answer(text: str) -> str:
     boxes = [_balanced(text, box.end()) for box in BOX.finditer(text)]
     if len(boxes) == 1 and boxes[0]:
         return boxes[0].strip()
-    return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1] else text
+    dollars = re.fullmatch(r"(\${1,2})([^$]+)\1", text)
+    return dollars.group(2).strip() if dollars else text
 
 
 def plain_form(text: str) -> str:
