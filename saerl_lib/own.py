@@ -31,7 +31,7 @@ from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, 
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
 from saerl_lib.encode.models import model_name, open_reader
 from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
@@ -87,9 +87,11 @@ class Planned:
         return pd.read_csv(self.folder / "left_out.csv", dtype=str, keep_default_na=False)
 
     def why(self, name: str) -> str:
-        """The decision path of one row, by its id or place ('line 7'), a line a decision. Raises DataError for another name."""
+        """The decision path of one row, by its id or place ('line 7'), a line a decision; 'row-7' is also the seventh row of a
+        file without ids. Raises DataError for another name."""
+        padded = re.sub(r"\Arow-0*(\d{1,6})\Z", lambda number: f"row-{int(number[1]):06d}", name)
         for table in (self.scores, self.rows_left_out):
-            found = table[(table["id"] == name) | (table["where"] == name)]
+            found = table[table["id"].isin([name, padded]) | table["where"].isin([name, name.replace("line ", "row ")])]
             if len(found):
                 row = found.iloc[0]
                 return "\n  ".join([f"{row['id'] or 'no id'} ({row['where']})", *row["reason"].split("; ")])
@@ -141,16 +143,19 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
                 limit = f"--max-prompt-tokens {config.max_prompt_tokens:,}"
                 reasons[sample.id] = ("too long", f"the prompt has {length:,} tokens, above {limit}")
     answers = {sample.id: sample.answer for sample in left if sample.id not in reasons and sample.answer}
-    faults = unreadable(answers.values())
+    faults, unchecked = unreadable(answers.values())
     faulty = {name: faults[answer] for name, answer in answers.items() if answer in faults}
+    if unchecked:
+        notes.append(f"{number_of(len(unchecked), 'answer')} not checked: the checker crashed; kept, first {unchecked[0]!r}")
     if config.keep_unverifiable and faulty:
-        notes.append(f"{len(faulty)} answers are kept that the checker cannot read: first {next(iter(faulty.values()))}")
+        told = next(iter(faulty.values()))
+        notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
     forms = {answer: plain_form(answer) for answer in answers.values()}
     if mended := [f"{given} as {form}" for given, form in forms.items() if UNREAD.sub("", form) != UNREAD.sub("", given)]:
         told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
-        notes.append(f"{len(mended)} answers are read in another form: {told}")
+        notes.append(f"{number_of(len(mended), 'answer')} read in another form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
@@ -175,7 +180,7 @@ def plan_own_data(
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
-    given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped, data.aside))
+    given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped))
     key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
     if (out / RECORD).is_file() and not force:
         if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
@@ -195,7 +200,7 @@ def plan_own_data(
             say(f"features: {found.name}, {found.phi.shape[1]} columns")
             arranged = arrange(data, found, config)
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
-            say(f"{arranged.clusters.k} clusters; difficulty from {labels} labels")
+            say(f"{number_of(arranged.clusters.k, 'cluster')}; difficulty from {number_of(labels, 'label')}")
             done = write(arranged, folder, out, key)
     except Exception:
         shutil.rmtree(store, ignore_errors=True)  # kept when the call is stopped from outside
@@ -256,7 +261,7 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
     width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
     if width > 0:
-        with np.errstate(invalid="ignore"):  # equal texts have no variance to explain
+        with np.errstate(invalid="ignore", divide="ignore"):  # equal texts have no variance to explain
             out[:, :width] = TruncatedSVD(width, random_state=seed).fit_transform(matrix)
     return out
 
@@ -332,8 +337,9 @@ class Arranged:
     points: np.ndarray
     """First two principal components of the standardised, clipped features, [N, 2]."""
     scores: pd.DataFrame
-    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %), quality, and
-    ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or more like sound."""
+    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %, cut to the labels'
+    range), quality, and ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or
+    more like sound."""
     difficulty: Fit | None
     quality: Fit | None
     ranked_by: str
@@ -404,7 +410,8 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     scores, fit = fit_difficulty(found, data.labels, clusters, settings, seed)
     scores, ranked_by = scores.assign(quality=quality), "difficulty" if fit else config.without_labels
     scores["difficulty"], half = scores["ranking"], scores.pop("half_width")
-    scores["low"], scores["high"] = scores["ranking"] - half, scores["ranking"] + half
+    r, seen = scores["ranking"], data.labels[np.isfinite(data.labels)] if fit else np.array([-np.inf, np.inf])
+    scores["low"], scores["high"] = np.maximum(r - half, r.clip(upper=seen.min())), np.minimum(r + half, r.clip(lower=seen.max()))
     if not fit:
         order = np.argsort(random_order(ids, sub_seed(seed, "within")))
         scores["ranking"] = scores["raw"] = found.lengths if ranked_by == "length" else order.astype(float)

@@ -16,7 +16,7 @@ from saerl_lib.config import SMOLLM2, Profile, ReaderConfig, at_least, require
 DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "solution", "topic": "subject"}
 """Names that are looked for when none is given; only the prompt must be there."""
 SHARE_FIELD = "pass_rate"
-"""A label field of this name is a share of correct attempts: it lies in 0..1 and larger is easier."""
+"""A label field of this name, also inside an object, is a share of correct attempts: it lies in 0..1 and larger is easier."""
 NO_ENCODER = "none"
 """Value of `encoder` for metadata and TF-IDF features, without a model."""
 
@@ -93,8 +93,8 @@ class OwnConfig(Reading):
     """Everything that decides a plan of one's own beside the data; a bad combination raises before a file is read."""
 
     fields: Fields = field(default_factory=Fields)
-    split: str = "train"
-    """Split of a data set named on the Hugging Face Hub."""
+    split: str | None = None
+    """Split of a data set on the Hugging Face Hub, None: train; or of a folder that holds several."""
     retained_latents: int = 240
     """|F|; all latents when the SAE has fewer (paper, section B.1, inferred)."""
     label_range: tuple[float, float] | None = None
@@ -137,16 +137,19 @@ class OwnConfig(Reading):
         return max(1, self.prompts_per_step // 16)
 
     @property
+    def shares(self) -> bool:
+        """Whether the labels are a `SHARE_FIELD`, however the objects around it are called."""
+        return (self.fields.labels or "").rpartition(".")[2].lower() == SHARE_FIELD
+
+    @property
     def turned(self) -> bool:
         """Whether a larger label means easier, so that labels are turned round."""
-        return self.fields.labels is not None and (self.larger_is_easier or self.fields.labels == SHARE_FIELD)
+        return self.fields.labels is not None and (self.larger_is_easier or self.shares)
 
     @property
     def allowed_labels(self) -> tuple[float, float] | None:
         """Range that labels must lie in, or None."""
-        if self.label_range is None and self.fields.labels == SHARE_FIELD:
-            return (0.0, 1.0)
-        return self.label_range
+        return (0.0, 1.0) if self.label_range is None and self.shares else self.label_range
 
 
 @dataclass(frozen=True)

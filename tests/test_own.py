@@ -175,6 +175,7 @@ def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Pa
     found = arranged(tmp_path, records)
     scores = score_table(found).set_index("id")
     assert scores["difficulty"].notna().all() and scores["label"].isna().sum() == 60
+    assert scores["low"].min() >= 1 and scores["high"].max() <= 5, "the labels' own scale"
     row = scores.loc[found.plan.ids[0]]
     parts = row["reason"].split("; ")
     assert parts[0].startswith("step 0, slot 0: ") and parts[2].startswith(f"difficulty {row['difficulty']:.2f} (")
@@ -217,6 +218,7 @@ def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
         (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
          "Dominant cluster"),
         (lambda i: {"question": f"Add {i // 2}."}, "30 repeated questions"),
+        (lambda i: {"question": f"Add {i // 2}."}, "30 questions with different answers"),
     ],
 )  # fmt: skip
 def test_what_makes_a_result_doubtful_is_a_warning(tmp_path: Path, change: Callable[[int], dict[str, Any]], title: str) -> None:
@@ -253,7 +255,7 @@ def test_rows_that_no_trainer_could_use_are_never_planned_and_each_has_a_reason(
     assert not planned & {"p-3", "p-4", "p-5", "p-6", "broken"}
     kept = load_data(source, replace(config, keep_unverifiable=True))
     assert "p-5" not in {row.id for row in kept.aside} and any(
-        "answers are kept that the checker cannot read" in n for n in kept.notes
+        "1 answer kept that the checker cannot read" in n for n in kept.notes
     )
 
 
@@ -547,6 +549,8 @@ def test_pass_rates_are_shares(tmp_path: Path) -> None:
     assert "outside 0 to 1" in fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20, pass_rate=75)), config)
     data = load_data(write_jsonl(tmp_path / "my.jsonl", rows(20, pass_rate=0.75)), config)
     assert np.allclose(data.labels, 0.25)  # larger is harder
+    inside = write_jsonl(tmp_path / "my.jsonl", [r | {"extra": {"pass_rate": 0.75}} for r in rows(20)])
+    assert np.allclose(load_data(inside, replace(SMALL, fields=Fields(labels="extra.pass_rate"))).labels, 0.25)
     easy = replace(SMALL, fields=Fields(labels="level"), larger_is_easier=True)
     assert load_data(write_jsonl(tmp_path / "my.jsonl", rows(20)), easy).labels[0] == -1
 

@@ -2,9 +2,10 @@
 
 The embedded world asks for one canonical form (lowest terms, '13 r 4', '9:05'), so its reward compares strings. Real data are
 checked by math-verify, behind `plain_form`, which mends what it misreads and can be mended. Its own limit is an alarm inside the
-process, which a long computation in C does not hear; so `check_answers` waits for a worker process, kills it when the time is up,
-and goes on with a new one. Multiple-choice letters, words and phrases are compared without regard to case and marking, which
-math-verify does only in part. Exports carry this file as it is, so it imports nothing of this library.
+process, which a long computation in C does not hear; so `check_answers` asks a worker process, which the kernel ends when its CPU
+time is up (a busy machine changes no verdict), and goes on with a new one. Multiple-choice letters, words and phrases are
+compared without regard to case and marking, which math-verify does only in part. Exports carry this file as it is, so it
+imports nothing of this library.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -24,6 +26,8 @@ LINE = re.compile(r"Answer:[ ]*([^\n]*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 UNHEARD_SECONDS = 3600
 """math-verify's own limit, out of the way of the caller's."""
+PATIENCE = 3600.0
+"""Seconds that a worker may take to start or to reply on a busy machine; a guard, not the limit of an answer."""
 CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?([A-E])\)?\s*\}?\.?")
 CHOSEN = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(([A-E])\)|([A-E])[.:)]\s")
 WORD = re.compile(r"(?:\\(?:text|mathrm|textbf)\{)?\s*([A-Za-z]{3,}(?:[ '-][A-Za-z]+)*|[Nn]o(?: [A-Za-z]+)*|NO)\s*\}?\.?")
@@ -96,7 +100,8 @@ def bare_answer(text: str) -> str:
     boxes = [_balanced(text, box.end()) for box in BOX.finditer(text)]
     if len(boxes) == 1 and boxes[0]:
         return boxes[0].strip()
-    return text[1:-1].strip() if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1] else text
+    dollars = re.fullmatch(r"(\${1,2})([^$]+)\1", text)
+    return dollars.group(2).strip() if dollars else text
 
 
 def plain_form(text: str) -> str:
@@ -169,10 +174,11 @@ def shape(gold: str) -> str:
     )
 
 
-def unreadable(golds: Iterable[str], seconds: float = 5.0) -> dict[str, str]:
-    """Gold answer -> why no answer could earn a reward against it, and the form that would; readable ones are left out.
+def unreadable(golds: Iterable[str], seconds: float = 5.0) -> tuple[dict[str, str], list[str]]:
+    """Gold answer -> why no answer could earn a reward against it, and the form that would; and the golds that were not checked.
 
-    One answer of each `shape` is checked, under the time limit; plain numbers, choices and words need no check.
+    One answer of each `shape` is checked, within `seconds` of CPU time; plain numbers, choices and words need no check. A check
+    that overran or crashed is repeated alone before it counts; one that crashes twice says nothing about the gold.
     """
     shapes: dict[str, list[str]] = {}
     for gold in dict.fromkeys(golds):
@@ -182,16 +188,19 @@ def unreadable(golds: Iterable[str], seconds: float = 5.0) -> dict[str, str]:
     hands = min(os.cpu_count() or 1, 4, 1 + len(asked) // 50)
     with ThreadPoolExecutor(hands) as pool:
         parts = list(pool.map(lambda hand: check_answers(asked[hand::hands], seconds), range(hands)))
-    found: dict[str, str] = {}
+    found, unchecked = dict[str, str](), list[str]()
     for number, alike in enumerate(shapes.values()):
         checked = parts[number % hands][number // hands]
-        for gold in alike if not checked.equal else ():
+        if checked.outcome != "compared":
+            (checked,) = check_answers([asked[number]], seconds)
+        unchecked += alike if checked.outcome == "crashed" else []
+        for gold in alike if not checked.equal and checked.outcome != "crashed" else ():
             boxes = [_balanced(gold, box.end()) or "" for box in BOX.finditer(gold)]
             fix = "write a number, an expression in LaTeX, a choice letter or a word"
             fix = f"{', '.join(boxes)} would be read" if len(boxes) > 1 else fix
-            slow = f"checking {gold[:60]!r} against itself takes more than {seconds:g} s; write it out"
+            slow = f"checking {gold[:60]!r} against itself takes more than {seconds:g} s of CPU time; write it out"
             found[gold] = f"{gold[:60]!r} is not read by the checker; {fix}" if checked.outcome == "compared" else slow
-    return found
+    return found, unchecked
 
 
 class Checked(NamedTuple):
@@ -199,7 +208,7 @@ class Checked(NamedTuple):
 
     equal: bool
     outcome: str
-    """compared; overran: the time was up; crashed: the worker died of it. The last two count as not equal."""
+    """compared; overran: its CPU time was up; crashed: the worker died or never replied. The last two count as not equal."""
 
 
 def same_label(gold: str, answer: str) -> bool:
@@ -228,22 +237,22 @@ class _Worker:
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, encoding="utf-8",
         )  # fmt: skip
-        if self.receive(60.0) != "ready\n":  # it imports math-verify, which does not count against an answer
+        if self.receive() != "ready\n":  # it imports math-verify, which does not count against an answer
             self.kill()
-            raise RuntimeError("the checking process did not start; does `python -c 'import math_verify'` work?")
+            raise ChildProcessError("the checking process did not start; does `python -c 'import math_verify'` work?")
 
-    def receive(self, seconds: float) -> str | None:
-        """The next line, '' when the process has ended, None when the time is up."""
+    def receive(self) -> str | None:
+        """The next line, '' when the process has ended, None when it keeps silent for `PATIENCE`."""
         replies = self.process.stdout
-        return replies.readline() if replies and select.select([replies], [], [], seconds)[0] else None
+        return replies.readline() if replies and select.select([replies], [], [], PATIENCE)[0] else None
 
     def ask(self, gold: str, answer: str | None, seconds: float) -> str | None:
         """The reply to one pair, as `receive`."""
         try:
-            print(json.dumps([gold, answer]), file=self.process.stdin, flush=True)
+            print(json.dumps([seconds, gold, answer]), file=self.process.stdin, flush=True)
         except OSError:
             return ""
-        return self.receive(seconds)
+        return self.receive()
 
     def kill(self) -> None:
         self.process.kill()
@@ -251,10 +260,10 @@ class _Worker:
 
 
 def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> list[Checked]:
-    """Check (gold, answer) pairs, each within `seconds`; one worker process, replaced when an answer overruns or kills it.
+    """Check (gold, answer) pairs, each within `seconds` of CPU time; one worker, replaced when an answer overruns or kills it.
 
     Without an answer it is asked whether the gold answer is `readable`. Raises ValueError for a time that is not positive and
-    RuntimeError when no worker can be started.
+    ChildProcessError when no worker can be started.
     """
     if seconds <= 0:
         raise ValueError(f"seconds={seconds} must be positive")
@@ -264,10 +273,11 @@ def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> li
         for gold, answer in pairs:
             worker = worker or _Worker()
             reply = worker.ask(gold, answer, seconds)
-            results.append(Checked(reply == "equal\n", "compared" if reply else "overran" if reply is None else "crashed"))
             if not reply:
                 worker.kill()
-                worker = None
+            ended = "overran" if worker.process.returncode == -signal.SIGPROF else "crashed"
+            results.append(Checked(reply == "equal\n", "compared" if reply else ended))
+            worker = worker if reply else None
     finally:
         if worker:
             worker.kill()
@@ -277,8 +287,11 @@ def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> li
 if __name__ == "__main__":
     import math_verify  # noqa: F401  its import does not count against the first answer
 
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it ends the process, also inside a long computation in C
     print("ready", flush=True)
     for request in sys.stdin:
-        pair = json.loads(request)
+        limit, *pair = json.loads(request)
+        signal.setitimer(signal.ITIMER_PROF, limit)
         equal = readable(pair[0], UNHEARD_SECONDS) if pair[1] is None else right(*pair, UNHEARD_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print("equal" if equal else "different", flush=True)

@@ -11,7 +11,7 @@ import decimal
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saerl_lib.data.answers import GSM8K, bare_answer, read_final_answer
-from saerl_lib.data.rows import Row, Source, rows
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines
+from saerl_lib.data.rows import Row, Source, kind_named, rows
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines, number_of
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
 NAMES = {
     "id": ("id", "sample_id", "unique_id", "uuid", "extra_info.sample_id", "extra_info.id"),
-    "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query"),
+    "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query",
+               "instruction"),
     "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "gold", "output"),
     "solution": ("solution", "worked_solution", "extra_info.solution"),
     "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
@@ -35,10 +36,18 @@ MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
 MAX_CHARACTERS, MAX_ID = 200_000, 200
 """Longest prompt or solution, longer ones are broken exports rather than problems; longest id (ours)."""
+DEEP = 8
+"""Objects inside objects in which a field is looked for (ours)."""
 SHORT = 60
 """A solution of one line and at most so many characters may be the answer itself (ours)."""
 LEVEL = re.compile(r"\s*(?:level\s*)?-?\d+(?:\.\d+)?\s*", re.IGNORECASE)
 """A label as text, such as MATH's 'Level 3'."""
+ONE_IN_JSON = re.compile(r'\s*\[\s*(?:"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?)\s*\]\s*')
+"""A list of one text or number, written as JSON text."""
+ABSENT = ("n/a", "null", "none", "nan", "-", "--")
+"""Answers that say that there is none."""
+FRACTION = re.compile(r"\s*(\d+)\s*/\s*0*([1-9]\d*)\s*")
+"""A pass rate as right answers of attempts."""
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of the roles in a chat."""
 
@@ -56,7 +65,11 @@ class Rules:
     need_answer: bool = True
     """Whether a row without an answer is never planned, where the source has answers; without it answers stay as written."""
     from_solution: bool = False
-    """Whether the answer stands in the solution: in its last box, or as all of a short one."""
+    """Whether the answer stands in the solution: in its last box, or as all of one that is short or lies between dollars."""
+    skip: bool = False
+    """Whether a row whose label cannot be read is kept without it, and told in `unlabelled`."""
+    unlabelled: list[str] = dataclasses.field(default_factory=list)
+    """Place and fault of each such row, filled by `judge`."""
     seen: dict[str, str] = dataclasses.field(default_factory=dict)
     """Id -> the place of its row, filled by `judge`."""
 
@@ -81,7 +94,7 @@ def read(
            for place in places for row in rows(place)]  # fmt: skip
     name = places[0].name + (f" and {len(places) - 1} more" if several else "")
     names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields or RowFields())
-    rules = Rules(names, allowed, turned, from_solution="answer" not in names)
+    rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows)
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     if rules.from_solution:
         samples = [found.sample for found in outcomes if isinstance(found, Judged)]
@@ -90,8 +103,11 @@ def read(
             notes.append("answers were read from the solutions: the last box, or all of a short one")
         else:
             notes.append("there is no field of answers: whether a row can be rewarded was not checked")
-            rules = Rules(names, allowed, turned, need_answer=False)
+            rules = Rules(names, allowed, turned, need_answer=False, skip=skip_bad_rows)
             outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
+    if rules.unlabelled:
+        lost = f"{number_of(len(rules.unlabelled), 'label')} not read because of --skip-bad-rows"
+        notes.append(f"{lost}: the rows are kept without; first {rules.unlabelled[0]}")
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
     if dropped and not skip_bad_rows:
         listed = [f"  {name}, {row.where}: {row.reason}" for row in dropped[:5]]
@@ -144,20 +160,28 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
     answer, topic = (plain(given.get(field), names[field]).strip() for field in ("answer", "topic"))
     if rules.from_solution:
-        answer = read_final_answer(solution) or ("" if "\n" in solution.strip() or len(solution) > SHORT else solution.strip())
+        whole = solution.strip()
+        short = (len(solution) <= SHORT and "\n" not in whole) or (whole[:1] == "$" and bare_answer(whole) != whole)
+        answer = read_final_answer(solution) or (whole if short else "")
     if rules.need_answer:
         if (marked := GSM8K.search(answer)) and not solution:
             solution = answer[: marked.start()]
         alone = (answer, f"\\boxed{{{answer}}}", f"$\\boxed{{{answer}}}$")  # TRL calls the answer a solution
         solution = "" if solution.strip() in alone else solution
-        answer = bare_answer(answer)
+        answer = "" if answer.lower() in ABSENT else bare_answer(answer)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
     solved = bool(solution.strip())
     sample = Sample(name, asked.question, lines(solution), answer, topic, solved=solved, before=asked.before)
-    label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
     quality = truth(given.get("quality"), names["quality"], row.text_only)
     if name in rules.seen:
         raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
+    try:
+        label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
+    except BadRow as problem:
+        if not rules.skip:
+            raise
+        rules.unlabelled.append(f"{row.where}: {problem}")
+        label = math.nan
     return Judged(sample, label, quality)
 
 
@@ -174,30 +198,38 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
     return field_of(inner, rest) if isinstance(inner, Mapping) else None
 
 
-def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
-    """(our name -> the file's, what was assumed) for the rows `records`.
+def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The fields of a row that hold something, those inside objects behind a dot."""
+    for key, value in record.items():
+        if value is not None and not (isinstance(value, str) and not value):
+            yield f"{above}{key}"
+            if isinstance(value, Mapping) and above.count(".") < DEEP:
+                yield from _filled(value, f"{above}{key}.")
 
-    Raises DataError for a field that no row has.
-    """
+
+def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
+    """(our name -> the file's, what was assumed) for the rows `records`; where none has a name as it is, upper and lower case
+    are alike. Raises DataError for a field that no row has."""
     names: dict[str, str] = {}
     notes: list[str] = []
     present = dict.fromkeys(key for record in records for key in record)
     if not present:
         return {"prompt": DEFAULTS["prompt"]}, notes
-
-    def there(wanted: str) -> bool:
-        return any(field_of(record, wanted) is not None for record in records)
-
+    filled = dict.fromkeys(key for record in records for key in _filled(record))
+    spelled = {name.lower(): name for name in reversed((*filled, *present))}
     for entry in dataclasses.fields(fields):
         given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())
         option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
-        found = [usual for usual in known if there(usual)] if given is None else [given] * (given in present or there(given))
+        likely = [wanted if wanted in filled else spelled.get(wanted.lower()) for wanted in ((given,) if given else known)]
+        found = [usual for usual in likely if usual and (given or usual in filled)]
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
             listed = ", ".join(list(present)[:20])
             missing = f"a field {given!r}" if given else f"a prompt under a usual name ({', '.join(known)})"
-            raise DataError(f"{name}: no row has {missing}; its fields are: {listed}; name the right one with {option}")
+            inside = [key for key in filled if given and key.lower().endswith(f".{given.lower()}")]
+            meant = f"; did you mean {inside[0]!r}?" if inside else ""
+            raise DataError(f"{name}: no row has {missing}{meant}; its fields are: {listed}; name the right one with {option}")
         if given is None and found and found[0] != DEFAULTS[entry.name]:
             notes.append(f"{entry.name}: the field {found[0]!r} was taken; {option} names another")
     if "id" not in names:
@@ -259,7 +291,7 @@ def text(value: Any, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadRow(f"field {name!r} is a {type(value).__name__}, not text; write the text itself in quotes")
+        raise BadRow(f"field {name!r} is {kind_named(value)}, not text; write the text itself in quotes")
     if len(value) > MAX_CHARACTERS:
         limit = f"at most {MAX_CHARACTERS:,} are read; shorten it or remove the row"
         raise BadRow(f"field {name!r} has {len(value):,} characters, {limit}")
@@ -271,8 +303,12 @@ def text(value: Any, name: str) -> str:
 
 
 def plain(value: Any, name: str) -> str:
-    """A text, number, truth value or bytes, also as the one element of a list, as text; '' when missing."""
+    """A text, number, truth value or bytes, also as the one element of a list (JSON text too), as text; '' when missing."""
     value = _element(value, name)
+    if isinstance(value, str) and ONE_IN_JSON.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            (inner,) = json.loads(value)
+            value = inner if str(inner).isprintable() else value  # LaTeX that was not escaped is no JSON
     if isinstance(value, float | decimal.Decimal):
         if not math.isfinite(value):
             raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
@@ -290,7 +326,7 @@ def plain(value: Any, name: str) -> str:
 def identifier(value: Any, name: str) -> str:
     """An id as text."""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        found = "missing" if value is None else f"a {type(value).__name__}"
+        found = "missing" if value is None else kind_named(value)
         raise BadRow(f"field {name!r} is {found}; an id is text or a whole number")
     found = text(str(value), name)
     if not found.strip() or len(found) > MAX_ID or any(ord(letter) < 32 for letter in found):
@@ -300,14 +336,18 @@ def identifier(value: Any, name: str) -> str:
 
 
 def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
-    """A label, larger is harder; NaN when missing."""
+    """A label, larger is harder; NaN when missing. Rewards of attempts, each 0 to 1, count as their mean, '7/8' as 0.875."""
+    if isinstance(value, list) and all(isinstance(one, int | float) and (0 <= one <= 1 or len(value) == 1) for one in value):
+        value = sum(value) / len(value) if value else None
     if value is None:
         return math.nan
+    if isinstance(value, str) and (share := FRACTION.fullmatch(value)):
+        value = int(share[1]) / int(share[2])
     if isinstance(value, str) and (text_only or LEVEL.fullmatch(value)):
         with contextlib.suppress(ValueError):
             value = float(re.sub(r"\A\s*level\s*", "", value, flags=re.IGNORECASE))
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
-        raise BadRow(f"field {name!r} is {str(value)[:40]!r}, a {type(value).__name__}, not a number; leave it out when unknown")
+        raise BadRow(f"field {name!r} is {str(value)[:40]!r}, {kind_named(value)}, not a number; leave it out when unknown")
     if not abs(value) <= 1e12:
         raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
     label, allowed = float(value), rules.allowed

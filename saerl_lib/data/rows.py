@@ -28,6 +28,8 @@ KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?")
 """[hub:]owner/name[@commit][:configuration][:split]."""
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+"""What the names of files begin with that belong to a split."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 
@@ -51,8 +53,8 @@ class Source:
 
     place: str
     """A file, a folder or a pattern of files, or owner/name on the hub."""
-    split: str = "train"
-    """Split of a hub data set."""
+    split: str | None = None
+    """Split of a hub data set, None: train; or of the files of a folder, None: those of all, which must be of one split."""
     configuration: str | None = None
     data_file: str | None = None
     """The one file to read, for a repository of plain JSON lines."""
@@ -63,11 +65,11 @@ class Source:
     """`place` is a hub repository, or a folder laid out as one."""
 
     @classmethod
-    def parse(cls, text: str, split: str = "train", streaming: bool = False) -> Source:
+    def parse(cls, text: str, split: str | None = None, streaming: bool = False) -> Source:
         """A path that exists or has an ending of `KINDS`, else [hub:]owner/name[@commit][:configuration][:split]."""
         named = HUB.fullmatch(text)
         if named is None or Path(text).exists() or kind_of(Path(text)):
-            return cls(text)
+            return cls(text, split)
         name, commit, configuration, own_split = named.groups()
         return cls(name, own_split or split, configuration, None, commit, streaming, published=True)
 
@@ -75,6 +77,12 @@ class Source:
     def name(self) -> str:
         """What messages call it."""
         return self.place if self.published else Path(self.place).resolve().name
+
+
+def kind_named(value: object) -> str:
+    """The type of a value as a message names it, such as 'an int' or 'bytes'."""
+    name = type(value).__name__
+    return name if name.endswith("s") else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def kind_of(path: Path) -> str:
@@ -85,11 +93,18 @@ def kind_of(path: Path) -> str:
     return next((kind for kind in KINDS if name.endswith(kind)), "")
 
 
-def files_of(place: str) -> list[Path]:
+def split_of(path: Path) -> str:
+    """The split that a file's name, or else a folder above it, begins with: test of test-00000-of-00001.parquet; '' for none."""
+    begins = [re.split(r"[-_.]", part.lower())[0] for part in reversed(path.parts)]
+    return next((begin for begin in begins if begin in SPLITS), "")
+
+
+def files_of(place: str, split: str | None = None) -> list[Path]:
     """The files of a path, in name order: itself, those of a folder (below it where it holds none), or those of a pattern.
 
-    A folder's .json files are passed over as descriptions where it holds data of another kind. Raises DataError for no file, or
-    a shard `-0000i-of-0000n` that is not there.
+    A folder's .json files are passed over as descriptions where it holds data of another kind. Of a folder those of `split` are
+    taken, where it has splits. Raises DataError for no file, a folder of several splits without the name of one, or a shard
+    `-0000i-of-0000n` that is not there.
     """
     path = Path(place)
     if path.is_dir():
@@ -97,6 +112,11 @@ def files_of(place: str) -> list[Path]:
         below = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         data = [p for p in below if kind_of(p) != ".json"]
         found = [p for p in data if p.parent == path] or data or below
+        splits = sorted({split_of(p.relative_to(path)) for p in found} - {""})
+        if splits and split not in splits and (split or len(splits) > 1):
+            fix = f"name one with --split, such as --split {splits[-1]}, or the files by a pattern such as {place}/*"
+            raise DataError(f"{place}: holds the splits {', '.join(splits)}; {fix}")
+        found = [p for p in found if len(splits) < 2 or split_of(p.relative_to(path)) == split]
     elif path.exists() or not glob.has_magic(place):
         return [path]
     else:
@@ -125,7 +145,7 @@ def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     if source.published:
         yield from _hub(source)
         return
-    place, files = Path(source.place), files_of(source.place)
+    place, files = Path(source.place), files_of(source.place, source.split)
     for path in files:
         shown = path.relative_to(place).as_posix() if place.is_dir() else path.name
         for row in _file(path, columns):
@@ -159,7 +179,12 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
     opened = {".gz": gzip.open, ".zst": lambda p: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(p)), "zstd"))}
     try:
         with opened.get(path.suffix, lambda p: open(p, "rb"))(path) as handle:
-            yield from handle
+            for number, line in enumerate(handle):
+                if not number and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise DataError(f"{path.name}: the text is UTF-16; save the file as UTF-8")
+                yield line
+    except DataError:
+        raise
     except (OSError, EOFError, zlib.error, ValueError) as error:
         packed = PACKED.get(path.suffix)
         fix = f"; the name may end in {path.suffix} only when the file is {packed}" if packed else ""
@@ -220,7 +245,7 @@ def _document(path: Path) -> list[Row] | None:
     records = value if isinstance(value, list) else [value]
     return [
         Row(f"row {number}", record) if isinstance(record, dict)
-        else Row(f"row {number}", None, f"is a {type(record).__name__}, not an object; write every row as an object")
+        else Row(f"row {number}", None, f"is {kind_named(record)}, not an object; write every row as an object")
         for number, record in enumerate(records, start=1)
     ]  # fmt: skip
 
@@ -300,6 +325,8 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             for batch in batches if arrow else file.iter_batches(1024, columns=wanted):
                 yield from (Row(f"row {next(numbers)}", record) for record in batch.to_pylist())
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        if path.read_bytes()[:7] == b"version":
+            raise DataError(f"{path.name}: is a pointer of Git LFS, not the data; `git lfs pull` in its repository") from error
         kind = "Arrow" if arrow else "Parquet"
         raise DataError(f"{path.name}: cannot be read as {kind} ({str(error)[:200]}); write it again, text as UTF-8") from error
 
@@ -307,17 +334,17 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def _hub(source: Source) -> Iterator[Row]:
     from datasets import load_dataset
 
-    number = 0
+    number, split = 0, source.split or "train"
     try:
         found = load_dataset(
-            source.place, name=source.configuration, data_files=source.data_file, split=source.split,
+            source.place, name=source.configuration, data_files=source.data_file, split=split,
             revision=source.revision, streaming=source.streaming,
         )  # fmt: skip
         for number, record in enumerate(found, start=1):
             yield Row(f"row {number}", dict(record))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{source.place}: no such file, and not readable from the Hugging Face Hub, split {source.split!r} "
+        raise DataError(f"{source.place}: no such file, and not readable from the Hugging Face Hub, split {split!r} "
                         f"({reason}); check the name, --split and the network") from error  # fmt: skip
     if not number:
-        raise DataError(f"{source.place}: split {source.split!r} holds no row; name another with --split")
+        raise DataError(f"{source.place}: split {split!r} holds no row; name another with --split")

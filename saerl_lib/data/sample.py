@@ -78,6 +78,11 @@ def normalise(text: str) -> str:
     return re.sub(r"[\s.,?!$;]+", "", text.lower())
 
 
+def number_of(n: int, what: str) -> str:
+    """Such as '1 row' or '2,000 rows'."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def hash_share(key: str) -> float:
     """A number in [0, 1) from the text alone: a split by it does not depend on order, file or machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64

@@ -11,6 +11,7 @@ import base64
 import colorsys
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
-from saerl_lib.data.sample import SAMPLES, Dropped, normalise, read_samples, write_samples
+from saerl_lib.data.sample import SAMPLES, Dropped, Sample, normalise, number_of, read_samples, write_samples
 from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
@@ -149,6 +150,8 @@ class Caveat(NamedTuple):
     text: str
 
 
+SHARE = re.compile(r"(?:pass|solv|success|correct|win).*(?:rate|ratio|share)|pass\W?@|accura|reward|correct$|^acc$", re.I)
+"""Names of labels that look like shares of right answers."""
 Told = Iterator[tuple[str, str, str]]
 
 
@@ -158,15 +161,12 @@ def caveats(arranged: Arranged) -> list[Caveat]:
     return sorted(listed, key=lambda caveat: caveat.kind != "warning")
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _difficulty(arranged: Arranged) -> Told:
     found, config, known = arranged.difficulty, arranged.config, int(np.isfinite(arranged.data.labels).sum())
     if found is None:
         order = {"length": "by length, short first: a stand-in for difficulty, not a measure of it", "random": "random"}
-        text = f"Clusters and the company of batches are real; easy-to-hard is not. The order is {order[arranged.ranked_by]}."
+        company = "Clusters and the company of batches are real; easy-to-hard is not. " if arranged.clusters.k > 1 else ""
+        text = f"{company}The order is {order[arranged.ranked_by]}."
         if config.fields.labels is None:
             yield "warning", "No labels", f"{text} Some {FEW_LABELS} labels (--labels FIELD) would give a difficulty."
         elif known < MIN_LABELS:
@@ -185,7 +185,12 @@ def _difficulty(arranged: Arranged) -> Told:
         yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{text} {fix}"
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
-        yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier; shown is {how}."
+        yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier: turned; shown is {how}."
+    else:
+        text = f"A larger {config.fields.labels} means harder: not turned. --larger-is-easier turns it round."
+        doubtful = SHARE.search((config.fields.labels or "").rpartition(".")[2])
+        yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
+            "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {text}"
 
@@ -223,22 +228,28 @@ def _rows(arranged: Arranged) -> Told:
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
-            title = f"{_count(count, 'row')} of {data.read:,}: {status}"
+            title = f"{number_of(count, 'row')} of {data.read:,}: {status}"
             yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
-    ids = pd.Series(data.ids).groupby([normalise(sample.prompt) for sample in data.samples], sort=False)
-    if repeated := len(data.samples) - ids.ngroups:
-        pairs = "; ".join(" and ".join(same[:2]) for same in ids.agg(list) if len(same) > 1)
+    asked: dict[str, list[Sample]] = {}
+    for sample in data.samples:
+        asked.setdefault(normalise(sample.prompt), []).append(sample)
+    if repeated := len(data.samples) - len(asked):
+        pairs = "; ".join(" and ".join(s.id for s in same[:2]) for same in asked.values() if len(same) > 1)
         text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
-        yield "warning", _count(repeated, "repeated question"), text
+        yield "warning", number_of(repeated, "repeated question"), text
+    golds = [{normalise(s.answer): f"{s.id} ({excerpt(s.answer, 40)})" for s in same if s.answer} for same in asked.values()]
+    if torn := [" and ".join(list(unlike.values())[:2]) for unlike in golds if len(unlike) > 1]:
+        text = f"Where they do not mean the same, a wrong one is rewarded: {excerpt('; '.join(torn), 300)}. Mend them."
+        yield "warning", f"{number_of(len(torn), 'question')} with different answers", text
     if broken := [s.id for s in data.samples if "\0" in f"{s.prompt}{s.answer}{''.join(s.steps)}"]:
         text = f"The sign NUL usually comes from a broken export; first {broken[0]}. It is kept as it is."
-        yield "warning", f"{_count(len(broken), 'row')} with NUL characters", text
+        yield "warning", f"{number_of(len(broken), 'row')} with NUL characters", text
     if truncated:
         text = "Longer than the model reads; the end was not read. --max-tokens sets where."
-        yield "warning", f"{_count(truncated, 'row')} cut", text
+        yield "warning", f"{number_of(truncated, 'row')} cut", text
     for note in data.notes:
         title, _, text = note.partition(": ")
-        yield ("warning", title, text) if " answers are " in title else ("note", "Assumed", note)
+        yield ("warning", title, text) if re.match(r"[\d,]+ (answer|label)", title) else ("note", "Assumed", note)
 
 
 def _features(arranged: Arranged) -> Told:
