@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from saerl_lib.report.statistics import Interval, auc_interval, difference_interval, over_seeds, weighted_roc_auc, wilson_interval
-from saerl_lib.report.study import COMPARISONS, NO_INTERVAL, planned_seeds
+from saerl_lib.report.study import COMPARISONS, NO_INTERVAL, UPDATE, planned_seeds
 from saerl_lib.report.tables import is_true, read_table, rows_of
 
 INPUTS = ("world_gates", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "study_comparisons", "preparation_cost")
@@ -96,7 +96,9 @@ def _told(source: str) -> list[tuple[str, float]]:
 
 
 def with_claims(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """study_comparisons.csv with claim ("": none) and paper_value; a record of `CLAIMS` goes before the table's own."""
+    """study_comparisons.csv with claim ("": none) and paper_value; a record of `CLAIMS` goes before the table's own. The family
+    `UPDATE` repeats comparisons of the paper's and has no claims."""
+    comparisons = comparisons[comparisons["family"] != UPDATE]
     keys = {"source": "metric", "first": "arm", "second": "baseline"}
     told = comparisons.merge(CLAIMS.rename(columns=keys), how="left", on=list(keys.values()), suffixes=("_own", ""))
     own = {name: told[name].fillna(told[f"{name}_own"]) for name in ("claim", "paper_value")}

@@ -239,14 +239,16 @@ def claims_markdown(frame: pd.DataFrame) -> str:
 HEADLINES = (
     "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
     "SAERL on GRPO against GRPO: fewer steps",
-    "SAERL on SAE features against SAERL on TF-IDF",
+    "SAERL on GRPO against DIFF: accuracy gain",
     "DeepMath difficulty, then DeepScaleR, in-domain",
     "Filter at p95",
 )
 """Beginnings of the claims that the README opens with."""
+TRAINED = "figures/study_effects.png"
+"""The figure of the claims about training."""
 
 
-DIRECTIONS = {"agrees": "agree with the paper in direction", "opposite": "show the opposite", "undecided": "are undecided"}
+DIRECTIONS = {"agrees": "agree", "opposite": "show the opposite", "undecided": "undecided"}
 
 
 def finding_markdown(frame: pd.DataFrame) -> str:
@@ -257,11 +259,15 @@ def finding_markdown(frame: pd.DataFrame) -> str:
             here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
             within = "" if pd.isna(row.size) else row.size
             rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
-    run = frame[frame["direction"] != "not run"]
-    counts = run["direction"].value_counts()
-    said = ", ".join(f"{counts.get(word, 0)} {text}" for word, text in DIRECTIONS.items())
-    table = markdown_table(["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value within", "Measured on"], rows)
-    return f"Of {len(run)} claims: {said}; {len(frame) - len(run)} were not run. The main ones:\n\n{table}"
+    run, said = frame[frame["direction"] != "not run"], []
+    trained = run["figure"] == TRAINED
+    for name, part in (("Reading and preparing the data", run[~trained]), ("Training", run[trained])):
+        counts = part["direction"].value_counts()
+        found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
+        said.append(f"{name}: of {len(part)} claims {found}")
+    header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
+    first = f"In direction, against the paper. {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
+    return f"{first}\n\n{markdown_table(header, rows)}"
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
