@@ -51,6 +51,8 @@ SMOOTHING = 1.0
 DROPPED_SHARE = 0.5
 """Share of the columns that the variant `dropped` sets to zero (ours)."""
 DATASET = "world"
+READ_WHOLE = 1_000
+"""Samples of the pool, drawn at random, on which scores are compared: the whole language model reads them (ours)."""
 
 
 class FlawData(NamedTuple):
@@ -287,11 +289,13 @@ def flaws_stage(profile: Profile, world: Stage, features: Stage) -> Stage:
             for rows, table in ((rows, load_split_features(features, name)) for name, rows in samples.items())
         )
         in_parent = np.array([s.source == "parent" for s in samples["pool"]])
-        scores = pool_scores(profile, load_scorer(fitted), target, parent, pool, samples["pool"])
-        pools = {"whole pool": np.ones(len(in_parent), dtype=bool), "within parent": in_parent}
+        drawn = np.random.default_rng(sub_seed(profile.seed, "read whole")).permutation(len(in_parent))[:READ_WHOLE]
+        some = pool.rows(drawn)
+        scores = pool_scores(profile, load_scorer(fitted), target, parent, some, [samples["pool"][i] for i in drawn])
+        pools = {"whole pool": np.ones(len(drawn), dtype=bool), "within parent": in_parent[drawn]}
         named = {"dataset": DATASET, "config": profile.properties, "seed": profile.seed}
         left = selfreg_rows(profile, target, parent, pool, in_parent)
-        return {"flaws": flaw_table(scores, pool.flaw, pools, **named), "selfreg": left}
+        return {"flaws": flaw_table(scores, some.flaw, pools, **named), "selfreg": left}
 
     config = {**to_dict(profile.properties), "seed": profile.seed}
     return get_or_compute(profile, "flaws", config, compute, (world, features, fitted))
