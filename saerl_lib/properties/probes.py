@@ -75,6 +75,8 @@ METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "qualit
 """Kind of a task -> its metric in the ladder."""
 ERRORS = ("rmse", "mae")
 """Further metrics of a quality task (paper, Table 3)."""
+PAIR_COLUMNS = ("dataset", "target", "metric", "features", "against", "difference", "ci_low", "ci_high", "n_test")
+"""Of ladder_pairs.csv."""
 LEAST_ROWS = 43
 """Different questions that a file needs for a label: a split of 70 to 30 then leaves 30 and 13."""
 LEAST_TOPIC_ROWS = 10

@@ -30,10 +30,12 @@ from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, r
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
-from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.probes import (
     LEAST_TRAIN,
+    PAIR_COLUMNS,
     Matrix,
+    ProbeRow,
     Task,
     fit_tfidf,
     fit_topic_probe,
@@ -46,7 +48,6 @@ from saerl_lib.properties.probes import (
     task_rows,
     texts_of,
 )
-from saerl_lib.report.tables import SCHEMAS, rows_of
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -75,6 +76,9 @@ GROUPS = {
 RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
 RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
 """Real tasks on which the rules of the retained set are compared."""
+REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
+                  "n_test", "shared_with_default"]  # fmt: skip
+"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
@@ -175,7 +179,7 @@ def ladder(
         own = sub_seed(seed, f"ladder-{task.dataset}-{task.target}")
         found = {}
         for name, (ids, values) in blocks.items():
-            places = [places_of([s.id for s in side], ids) for side in (task.train, task.test)]
+            places = [rows_of([s.id for s in side], ids) for side in (task.train, task.test)]
             if min(rows.min() for rows in places) >= 0:
                 found[name] = tuple(values[rows] for rows in places)
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
@@ -183,7 +187,7 @@ def ladder(
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
         rows += task_rows(task, done, config.bootstrap_samples, own, workers)
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return rows_of("probe_ladder", rows), rows_of("ladder_pairs", pairs)
+    return pd.DataFrame(rows, columns=ProbeRow._fields), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -327,7 +331,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
         keys = load_set(name).keys
         rows += [(name, other, len(keys), sum(key in questions for key in keys))
                  for other, questions in evaluation.items() if other != name]  # fmt: skip
-    return rows_of("real_overlap", rows)
+    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
 
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
@@ -386,7 +390,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
         found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)
+    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
 
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:

@@ -31,14 +31,13 @@ from saerl_lib.encode.models import measure_surprise, open_causal, open_reader
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
-from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
 from saerl_lib.properties.clusters import Agreement, Assignment, agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
 from saerl_lib.report.statistics import bootstrap_weights, percentile_interval, rank_metrics
-from saerl_lib.report.tables import rows_of
 from saerl_lib.studies import flaws
 from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
@@ -103,7 +102,7 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
             own, whole = part.role[part.source == file], len(load_set(file))
             rows += [(name, file, "in the file", whole), (name, file, f"left out: {LEFT_OUT}", whole - len(own))]
             rows += [(name, file, f"used: {role}", int((own == role).sum())) for role in dict.fromkeys(own)]
-    return rows_of("real_counts", rows)
+    return pd.DataFrame(rows, columns=["part", "source", "what", "n"])
 
 
 def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
@@ -157,7 +156,7 @@ def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, Fea
     """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store. z is [N, 4 S] for an SAE and [N,
     4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S]; its solution metadata are NaN."""
     store = Store(group.stage(profile).path("store"))
-    rows = places_of(part.ids, store.ids)
+    rows = rows_of(part.ids, store.ids)
     found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
     for name in (MAIN, UNTRAINED_SAE):
         own = dataclasses.replace(store, name=name)
@@ -257,7 +256,8 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     phi = tables[MAIN].complete().phi
     found = stability_row("k-means seed", [fit.assign(phi).label for fit in seed_fits(phi, config, seed)]).iloc[0]
     rows.append((MAIN, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
-    frame = rows_of("real_clusters", [(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows])
+    columns = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
+    frame = pd.DataFrame([(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows], columns=columns)
     frame["paper_value"] = frame["quantity"].map(paper).where(frame["features"].eq(MAIN))
     return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}
 
@@ -343,7 +343,8 @@ def filter_study(
             separation.append(("deepmath_18k + deepscaler_pass_rate", metric, name, *found, paper, len(train), len(pool)))
     table = pd.concat(rows, ignore_index=True)
     table.loc[table["features"] != "sae", ["paper_purity", "paper_recall"]] = np.nan
-    return {"real_filter": table, "real_separation": rows_of("real_separation", separation)}
+    columns = ["dataset", "metric", "features", "value", "ci_low", "ci_high", "paper_value", "n_train", "n_test"]
+    return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
 
 
 def paper_probe(part: RealPart, table: FeatureTable, z: np.ndarray, seed: int) -> np.ndarray:
@@ -407,7 +408,7 @@ def real_study_stage(profile: Profile) -> Stage:
         store = {name: Store(stage.path("store")) for name, stage in zip(parts, stages, strict=True)}
         retained = {name: own[name].retained(profile, store[name]) for name in ("math", "sources")}
         flawed = parts["valimath"]
-        z = store["valimath"].select(retained["sources"])[places_of(flawed.ids, store["valimath"].ids)]
+        z = store["valimath"].select(retained["sources"])[rows_of(flawed.ids, store["valimath"].ids)]
         scores = {
             "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),

@@ -32,11 +32,10 @@ from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, Store, metadata_features
-from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
-from saerl_lib.report.tables import rows_of
 from saerl_lib.studies.ladder import (
     ALL,
     GROUPS,
@@ -71,6 +70,10 @@ CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 """Of the simulated predictors."""
 FOLDS = 5
 NOTHING, SHUFFLED, TRUE = "none", "shuffled", "true rates"
+COLUMNS = ["record", "form", "features", "share", "own_rollouts", "spearman", "silent", "silent_groups_saved", "saved_low",
+           "saved_high", "lead", "lead_low", "lead_high", "teaching", "teaching_low", "teaching_high", "n", "runs"]  # fmt: skip
+"""Of replay.csv."""
+
 Floats = NDArray[np.float64]
 
 
@@ -265,7 +268,7 @@ def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> di
     found: dict[str, Matrix] = {}
     for name in (MAIN + ALL, MAIN, UNTRAINED_SAE + ALL, DENSE):
         ids, values = blocks[name]
-        x = values[places_of([s.id for s in task.test], ids), : values.shape[1] // 2]
+        x = values[rows_of([s.id for s in task.test], ids), : values.shape[1] // 2]
         found[name] = balanced(x, x, 2)[0] if sparse.issparse(x) else x
     texts, metadata = texts_of(task.test, False), metadata_features(task.test)[:, PROMPT_COLUMNS]
     found["tfidf"] = fit_tfidf(texts).transform(texts)
@@ -305,7 +308,7 @@ def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
                       *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
-    return rows_of("replay", found)
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> list[Row]:

@@ -20,16 +20,15 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import REST, UNEQUAL, PlanConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import load_split
 from saerl_lib.encode.store import load_split_features
-from saerl_lib.plan.batch_plan import BatchPlan, has_moved, step_shift
-from saerl_lib.plan.batch_plan import rows_of as places_of
+from saerl_lib.plan.batch_plan import BatchPlan, has_moved, rows_of, step_shift
 from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
 from saerl_lib.properties.scorer import load_scorer
 from saerl_lib.report.statistics import Interval, percentile_interval
-from saerl_lib.report.tables import rows_of
 
+COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
 """Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
 SEED = "k-means seed"
@@ -38,6 +37,7 @@ SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
+CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -80,7 +80,7 @@ def plan_sensitivity(
         shift = step_shift(default, changed)
         row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
         rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
-    return rows_of("plan_sensitivity", rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
@@ -102,7 +102,7 @@ def label_curve(
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
             found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
             rows.append((name, size, *found, len(chosen), len(truth)))
-    return rows_of("label_curve", rows)
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
@@ -126,7 +126,7 @@ def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty
         pool, config, seed, scorer = table["pool"], profile.properties, profile.seed, load_scorer(difficulty)
         own, model = scorer.clusters, scorer.difficulty
         kept = kept_pool(difficulty, quality)
-        ids, lengths, phi = kept["sample_id"], kept["length"].to_numpy(), pool.phi[places_of(kept["sample_id"], pool.ids)]
+        ids, lengths, phi = kept["sample_id"], kept["length"].to_numpy(), pool.phi[rows_of(kept["sample_id"], pool.ids)]
 
         def plan(clusters: Clusters = own, tau: float | None = None, config: PlanConfig = profile.plan) -> BatchPlan:
             assigned = clusters.assign(table["labelled"].phi).label
