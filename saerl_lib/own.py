@@ -483,7 +483,7 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
         print(f"warning: {title}")
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
-    print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
+    print(f"{done.planned} of {done.read} rows in {number_of(done.steps, 'step')}; open {out / 'report.html'}")
     counts = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
     print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0
