@@ -198,6 +198,7 @@ def plan_own_data(
             else:
                 found = represent_model(data.samples, config, store)
             say(f"features: {found.name}, {found.phi.shape[1]} columns")
+            say("filter, clusters, difficulty, plan ...")
             arranged = arrange(data, found, config)
             labels = arranged.difficulty.n_labels if arranged.difficulty else 0
             say(f"{number_of(arranged.clusters.k, 'cluster')}; difficulty from {number_of(labels, 'label')}")
@@ -232,6 +233,8 @@ class Representation:
     """Of the lengths: tokens where a model read the rows, else words."""
     truncated: int = 0
     """Samples whose end was cut."""
+    latents: tuple[int, ...] = ()
+    """Numbers of the S latents in the SAE; the mean over the prompt of each is in the first S columns of `table.z`."""
     sae: SAEQuality | None = None
     """The SAE's reconstruction of some rows' own tokens; None where it was not measured."""
 
@@ -269,10 +272,13 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
 def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
     """SAE features and metadata of N samples; `work` is a folder for the store of all latents. Raises OSError or ValueError for
     a model that cannot be read, SAEGateError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
+    from transformers.utils.logging import disable_progress_bar
+
     try:
         model_name(config.reader)
     except ArtifactError as error:
         raise ArtifactError(f"{error}. `--encoder none` (Python: reader=None) takes a first look without a model") from error
+    disable_progress_bar()  # of loading weights; the rows have their own
     opened = cache(lambda: open_reader(config.reader, [s.prompt for s in samples]))
     store = encode(samples, config.reader, work, opened=opened).store
     origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
@@ -301,7 +307,8 @@ def _of_store(samples: Sequence[Sample], store: Store, rows: NDArray[np.int64], 
     """The representation of samples that lie in `rows` of a store; the retained set is chosen from all of it."""
     retained = choose_retained(store, min(config.retained_latents, store.width))
     name, cut = f"{len(retained)} SAE latents of {origin}, and metadata", int(store.values("truncated")[rows].sum())
-    return _represented(samples, store.select(retained)[rows], store.values("tokens")[rows], name, truncated=cut)
+    return _represented(samples, store.select(retained)[rows], store.values("tokens")[rows], name, truncated=cut,
+                        latents=tuple(map(int, retained)))  # fmt: skip
 
 
 MIN_LABELS = 30
@@ -337,7 +344,7 @@ class Arranged:
     points: np.ndarray
     """First two principal components of the standardised, clipped features, [N, 2]."""
     scores: pd.DataFrame
-    """One row a row: cluster, distance, raw, difficulty (r of equation 10) with low and high (nominal 95 %, cut to the labels'
+    """One row a row: cluster, distance, raw, difficulty with low and high (r of equation 10 and nominal 95 %, cut to the labels'
     range), quality, and ranking, what orders rows within their cluster; a score that was not fitted is NaN, larger is harder or
     more like sound."""
     difficulty: Fit | None
@@ -409,9 +416,9 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     clusters = pool_clusters(found.phi[planned], settings, seed)
     scores, fit = fit_difficulty(found, data.labels, clusters, settings, seed)
     scores, ranked_by = scores.assign(quality=quality), "difficulty" if fit else config.without_labels
-    scores["difficulty"], half = scores["ranking"], scores.pop("half_width")
-    r, seen = scores["ranking"], data.labels[np.isfinite(data.labels)] if fit else np.array([-np.inf, np.inf])
-    scores["low"], scores["high"] = np.maximum(r - half, r.clip(upper=seen.min())), np.minimum(r + half, r.clip(lower=seen.max()))
+    half, ends = scores.pop("half_width"), (np.nanmin(data.labels), np.nanmax(data.labels)) if fit else (None, None)
+    for name, shift in (("difficulty", 0.0), ("low", -half), ("high", half)):
+        scores[name] = (scores["ranking"] + shift).clip(*ends)
     if not fit:
         order = np.argsort(random_order(ids, sub_seed(seed, "within")))
         scores["ranking"] = scores["raw"] = found.lengths if ranked_by == "length" else order.astype(float)
@@ -475,7 +482,7 @@ def run_plan(data: str, out: Path, force: bool, features: Path | None, settings:
         print(f"warning: {title}")
     for status, count in done.left_out.items():
         print(f"not planned, {status}: {count} (left_out.csv)")
-    print(f"{done.planned} of {done.read} rows in {done.steps} steps; open {out / 'report.html'}")
+    print(f"{done.planned} of {done.read} rows in {number_of(done.steps, 'step')}; open {out / 'report.html'}")
     counts = {name: getattr(done, name) for name in ("read", "planned", "left_out", "steps")}
     print(json.dumps({**counts, "seconds": round(time.monotonic() - started, 1)}))
     return 0

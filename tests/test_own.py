@@ -178,7 +178,8 @@ def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Pa
     assert scores["low"].min() >= 1 and scores["high"].max() <= 5, "the labels' own scale"
     row = scores.loc[found.plan.ids[0]]
     parts = row["reason"].split("; ")
-    assert parts[0].startswith("step 0, slot 0: ") and parts[2].startswith(f"difficulty {row['difficulty']:.2f} (")
+    assert re.match(r"step 0, slot 0: (batch 1 of \d+ of its own cluster|among what filled no batch)", parts[0])
+    assert parts[2].startswith(f"difficulty {row['difficulty']:.2f} (")
     assert parts[1] == f"in cluster {row['cluster']}, {row['distance']:.1f} from its centre"
     assert parts[3] == f"harder than {row['percentile']:.0%} of its cluster"
 
@@ -272,6 +273,9 @@ def test_one_call_plans_shows_explains_and_exports(tmp_path: Path, monkeypatch: 
         "line 18"
     ) == plan.why(row["id"])
     assert "left over: fills no whole batch of 4" in plan.why(plan.rows_left_out["id"][0])
+    write_jsonl(tmp_path / "bare.jsonl", [{"question": r["question"], "answer": "1"} for r in rows(20)])
+    bare = saerl_lib.plan("bare.jsonl", prompts_per_step=4, reader=None)
+    assert bare.why("row-17") == bare.why("line 17") and bare.why("row-17").startswith("row-000017 (line 17)")
     with pytest.raises(DataError, match="no row of my_plan; did you mean p-17"):
         plan.why("p-17x")
     assert "train.parquet" in plan.export("verl", "out") and Planned.open("my_plan") == plan

@@ -100,7 +100,7 @@ def read(
         samples = [found.sample for found in outcomes if isinstance(found, Judged)]
         told = [bool(sample.answer) for sample in samples if sample.solved or sample.answer]
         if 2 * sum(told) > len(told):
-            notes.append("answers were read from the solutions: the last box, or all of a short one")
+            notes.append("answers were read from the solutions: the last box, or all of one that is short or between dollars")
         else:
             notes.append("there is no field of answers: whether a row can be rewarded was not checked")
             rules = Rules(names, allowed, turned, need_answer=False, skip=skip_bad_rows)

@@ -114,7 +114,7 @@ def files_of(place: str, split: str | None = None) -> list[Path]:
         found = [p for p in data if p.parent == path] or data or below
         splits = sorted({split_of(p.relative_to(path)) for p in found} - {""})
         if splits and split not in splits and (split or len(splits) > 1):
-            fix = f"name one with --split, such as --split {splits[-1]}, or the files by a pattern such as {place}/*"
+            fix = f"name one with --split, such as --split {splits[-1]}, or the files by a pattern such as {found[0].parent}/*"
             raise DataError(f"{place}: holds the splits {', '.join(splits)}; {fix}")
         found = [p for p in found if len(splits) < 2 or split_of(p.relative_to(path)) == split]
     elif path.exists() or not glob.has_magic(place):

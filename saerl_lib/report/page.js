@@ -34,9 +34,12 @@ function typeset(element, text = element.textContent) {
 }
 function short(text, length) {
   if (text.length <= length) return text;
-  const cut = text.slice(0, length), blank = cut.replace(MATH, (whole) => " ".repeat(whole.length));
-  const open = blank.search(/(?<!\\)\$|\\[[(]/); // a formula that the cut would split
-  return cut.slice(0, 2 * open > length ? open : length) + "…";
+  let cut = length;
+  for (const match of text.matchAll(MATH)) { // a formula is kept whole, or left out when it is long
+    const end = match.index + match[0].length;
+    if (match.index < cut && cut < end) cut = end <= 2 * length ? end : match.index;
+  }
+  return text.slice(0, cut) + (cut < text.length ? "…" : "");
 }
 
 // The map.

@@ -12,6 +12,7 @@ import colorsys
 import hashlib
 import io
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -57,22 +58,32 @@ def score_table(arranged: Arranged) -> pd.DataFrame:
     })  # fmt: skip
     places = plan.set_index("sample_id")[["position", "step", "slot", "swapped_with"]]
     table = pd.concat([table, places.reindex(data.ids, fill_value=-1).reset_index(drop=True)], axis=1)
-    leading = dominant_clusters(plan["cluster"].to_numpy().reshape(arranged.plan.steps, -1))
-    reasons = [_reason(row, out.get(row.id), leading, arranged.ranked_by, arranged.found.unit) for row in table.itertuples()]
+    leading, own = dominant_clusters(plan["cluster"].to_numpy().reshape(arranged.plan.steps, -1)), own_batches(arranged.plan)
+    reasons = [_reason(row, out.get(row.id), leading, own, arranged.ranked_by, arranged.found.unit) for row in table.itertuples()]
     return table.assign(reason=reasons)
 
 
-def _reason(row: object, dropped: Dropped | None, leading: Sequence[int], ranked_by: str, unit: str) -> str:
+def own_batches(plan: BatchPlan) -> dict[int, str]:
+    """Step -> such as 'batch 3 of 3', of the steps that are, tail aside, one cluster's; the others hold what filled no batch."""
+    stays = plan.table[plan.table["swapped_with"] < 0].groupby("step")["cluster"]
+    whole = stays.first()[stays.nunique() == 1]
+    number, of = whole.groupby(whole).cumcount() + 1, whole.map(whole.value_counts())
+    return {int(step): f"batch {number[step]} of {of[step]}" for step in whole.index}
+
+
+def _reason(
+    row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str, unit: str
+) -> str:
     """Why a row stands where it stands, in words."""
     if dropped:
         parts = [f"{dropped.status}: {dropped.reason}"]
     elif row.swapped_with >= 0:
         parts = [f"step {row.step}, slot {row.slot}: tail exchanged with step {row.swapped_with}"]
-    elif leading[row.step] == row.cluster:
-        parts = [f"step {row.step}, slot {row.slot}: with its own cluster"]
+    elif row.step in own:
+        parts = [f"step {row.step}, slot {row.slot}: {own[row.step]} of its own cluster"]
     else:
-        parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster, with cluster "
-                 f"{leading[row.step]}"]  # fmt: skip
+        company = f", with cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
+        parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster{company}"]
     parts.append(f"in cluster {row.cluster}, {row.distance:.1f} from its centre")
     if np.isfinite(row.difficulty):
         span = f" ({row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
@@ -270,6 +281,8 @@ def _features(arranged: Arranged) -> Told:
 
 
 HERE = Path(__file__).parent
+MATH = re.compile(r"\$\$[^$]+\$\$|(?<!\\)\$(?!\s)(?:\\.|[^$\\])+?(?<!\s)\$(?!\d)|\\\[.+?\\\]|\\\(.+?\\\)")
+"""Formulas, as page.js finds them."""
 EXCERPT = 280
 """Characters of a prompt that the report holds."""
 LISTED = 200
@@ -342,6 +355,7 @@ def page(
         rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
         counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
         carpet=carpet(arranged.plan), expected=expectation(arranged), statuses=STATUSES,
+        mixed=arranged.plan.steps - len(own_batches(arranged.plan)),
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
@@ -359,6 +373,7 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     save_features(arranged.found.table, folder / "features.safetensors")
     write_plan(plan, folder / "plan.parquet")
     write_samples(data.samples, folder / SAMPLES)
+    shutil.copymode(folder / SAMPLES, folder / "features.safetensors")  # which safetensors keeps to its owner
     scores.to_parquet(folder / "scores.parquet", index=False)
     for name, table in (("clusters", cards), ("left_out", rest)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
@@ -372,13 +387,18 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of a text in one line of at most `length` characters.
+    """The beginning of a text in one line of about `length` characters; a formula is kept whole, or left out when it is long.
 
-    >>> excerpt("one  two\\nthree", 8)
-    'one two…'
+    >>> excerpt("one  two\\nthree", 8), excerpt("so $a + b$ is", 8), excerpt("so $a + b + c + d$ is", 8)
+    ('one two…', 'so $a + b$…', 'so…')
     """
-    flat = " ".join(text[: 4 * length].split())
-    return flat if len(flat) <= length else flat[: length - 1] + "…"
+    flat, cut = " ".join(text[: 4 * length].split()), length - 1
+    if len(flat) <= length:
+        return flat
+    for formula in MATH.finditer(flat):
+        if formula.start() < cut < formula.end():
+            cut = formula.end() if formula.end() <= 2 * length else formula.start()
+    return flat[:cut].rstrip() + ("…" if cut < len(flat) else "")
 
 
 def _templates() -> Environment:
@@ -396,7 +416,8 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]
     """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
     points = arranged.points
     low, span = points.min(axis=0), np.ptp(points, axis=0)
-    numbers = {"rank": arranged.scores["ranking"], **{name: scores[name] for name in ("label", "quality", "low", "high")}}
+    rank = arranged.scores["difficulty" if arranged.difficulty else "ranking"]
+    numbers = {"rank": rank, **{name: scores[name] for name in ("label", "quality", "low", "high")}}
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
     return {
         "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
@@ -407,14 +428,17 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]
 
 
 def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
-    """The row of each cluster, the prompts nearest to its centre, and the text features that set it apart."""
+    """The row of each cluster, the prompts nearest to its centre, and the text features and SAE latents that set it apart."""
     prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
     nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
-    values = arranged.found.table.metadata[:, PROMPT_COLUMNS]
-    spread = values.std(axis=0)
-    means = pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean()
-    away = (means - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    apart = {cluster: [f"{FEATURES[PROMPT_COLUMNS[i]].removeprefix('prompt_').replace('_', ' ')} {row.iloc[i]:+.1f} sd"
-                       for i in np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]]
-             for cluster, row in away.iterrows()}  # fmt: skip
+    table, latents = arranged.found.table, arranged.found.latents
+    text = [FEATURES[column].removeprefix("prompt_").replace("_", " ") for column in PROMPT_COLUMNS]
+    apart: dict[int, list[str]] = {int(cluster): [] for cluster in clusters["cluster"]}
+    read = table.z[:, : len(latents)]
+    for names, values in ((text, table.metadata[:, PROMPT_COLUMNS]), ([f"latent {i}" for i in latents], read)):
+        spread = values.std(axis=0)
+        means = pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean()
+        for cluster, row in ((means - values.mean(axis=0)) / np.where(spread > 0, spread, 1)).iterrows():
+            first = np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]
+            apart[int(cluster)] += [f"{names[i]} {row.iloc[i]:+.1f} sd" for i in first]
     return [(card, nearest[card.cluster], apart[card.cluster]) for card in clusters.itertuples()]
