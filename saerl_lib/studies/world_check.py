@@ -370,7 +370,7 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
     home.mkdir(parents=True, exist_ok=True)
     pilots = run_pilot(train, sizes, home)
-    own = [(*setting, chosen, PILOTED[setting]) for setting, chosen in chosen_rates(pilots).items()]
+    own = [(*setting, chosen, PILOTED.get(setting)) for setting, chosen in chosen_rates(pilots).items()]
     print(pd.DataFrame(own, columns=["loss", "optimizer", "the pilot chooses", "the study has"]).to_string(index=False))
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
