@@ -207,7 +207,7 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 def test_markdown_tables(data_folder: Path) -> None:
     text = reproduction.claims_markdown(claims.build_claims(data_folder))
-    topic = "from SAE features: accuracy above majority, points | 22.8 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
+    topic = "from SAE features: accuracy above majority, points | 19.1 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
     assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
     gates = reproduction.gates_markdown(read_table("world_gates", data_folder))
@@ -231,10 +231,10 @@ def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
 
 def test_claims_by_hand(data_folder: Path) -> None:
     table = claims.build_claims(data_folder).set_index("claim")
-    topic = table.loc["L2 topic from SAE features: accuracy above majority, points"]
+    topic = table.loc["leaf topic from SAE features: accuracy above majority, points"]
     assert topic["our_value"] == pytest.approx(30.0)
     assert topic["ci_low"] == pytest.approx(30 - 3 * 2**0.5)
-    assert (topic["direction"], topic["size"], topic["paper_value"]) == ("agrees", "no", 22.8)
+    assert (topic["direction"], topic["size"], topic["paper_value"]) == ("agrees", "no", 19.1)
     quality = table.loc["Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)"]
     assert (quality["our_value"], quality["direction"]) == (pytest.approx(-0.05), "opposite")
     purity = table.loc["Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here 90 %)"]

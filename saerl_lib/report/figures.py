@@ -137,7 +137,7 @@ def ladder(table: pd.DataFrame, world: bool) -> Drawn:
     table = table[table["metric"].isin(plots.METRICS)]
     own = table[(table["dataset"] == "world") == world]
     table = plots.by_set(own if len(own) else table)
-    figure = _by_task(table.assign(look=table["row"]), plots.LADDER, "Accuracy, correlation or ROC-AUC on test problems")
+    figure = _by_task(table.assign(look=table["row"]), plots.LADDER, "Accuracy, rho or ROC-AUC on test problems")
     wide = table.pivot_table("value", ["dataset", "target", "metric"], "row")
     told = [f"{(wide['sae_all'] > wide[key]).sum()} of {len(wide[[key, 'sae_all']].dropna())} tasks better than {name}"
             for key, name in (("tfidf", "TF-IDF"), ("dense", "dense activations")) if {key, "sae_all"} <= set(wide)]  # fmt: skip

@@ -114,7 +114,8 @@ DATA_SETS = {
     "dsr_sub_training_accuracy": "DSR-sub", "world": "toy task",
 }  # fmt: skip
 TARGETS = {
-    "difficulty_level": "difficulty", "difficulty_in_domain": "difficulty", "difficulty_by_pass_rate": "pass rate",
+    "difficulty_level": "difficulty", "difficulty_level_with_solution": "difficulty, solved",
+    "difficulty_in_domain": "difficulty", "difficulty_by_pass_rate": "pass rate",
     "difficulty_out_of_domain": "out of domain", "difficulty_adapted": "adapted", "topic_l2": "domain (L2)",
     "topic_l3": "subfield (L3)", "topic_leaf": "leaf topic",
 }  # fmt: skip
