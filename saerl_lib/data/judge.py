@@ -221,7 +221,7 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
         given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())
         option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
         likely = [wanted if wanted in filled else spelled.get(wanted.lower()) for wanted in ((given,) if given else known)]
-        found = [usual for usual in likely if usual and (given or usual in filled)]
+        found = [usual for usual in likely if usual and (given or usual in filled)] or [n for n in likely if n in present]
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
