@@ -399,7 +399,8 @@ def galleries() -> dict[Path, str]:
         shown = [(name, after.source) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"
                  for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
         picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
-        front.append([f"[{path.name[:2]}](notebooks/{path.name})", answer or question or title[5:]])
+        short = re.split(r"; (?![^(]*\))|[.] ", answer)[0].rstrip(".") or question or title[5:]
+        front.append([f"[{path.name[:2]}](notebooks/{path.name})", short])
         rows.append([picture, f"[{title}]({path.name})", question, answer])
         figures += [f"![{name}]({name}.png)\n\n{text} Notebook [{title}](../notebooks/{path.name})." for name, text in shown]
     return {
