@@ -266,7 +266,7 @@ def finding_markdown(frame: pd.DataFrame) -> str:
         found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
         said.append(f"{name}: of {len(part)} claims {found}")
     header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
-    first = f"In direction, against the paper. {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
+    first = f"Do our effects have the paper's sign? {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
     return f"{first}\n\n{markdown_table(header, rows)}"
 
 
