@@ -308,7 +308,7 @@ def kernel_environment() -> Iterator[None]:
     from ipykernel.kernelspec import write_kernel_spec
 
     with tempfile.TemporaryDirectory(prefix="saerl-kernel-", ignore_cleanup_errors=True) as folder:
-        write_kernel_spec(os.path.join(folder, "kernels", "python3"), extra_arguments=["--log-level=ERROR"])
+        write_kernel_spec(os.path.join(folder, "kernels", "python3"), extra_arguments=["--log-level=CRITICAL"])
         values = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
         values |= {"IPYTHONDIR": os.path.join(folder, "ipython"), "SAERL_HOME": str(paths.artifacts_root())}
         for name, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", str(paths.ROOT))):
