@@ -265,7 +265,11 @@ def calibration(bins: pd.DataFrame) -> Drawn:
 
 @figure_of("real_clusters")
 def real_clusters(frame: pd.DataFrame) -> Drawn:
-    """Agreement of clusters with subjects by features, and of clusters with clusters under other seeds."""
+    """Agreement of clusters with subjects by features, and of clusters with clusters under other seeds; the shuffles of the other
+    features stand in the table alone."""
+    names = {"sae, shuffled": "shuffled_labels", "sae, columns of the subject probe": "SAE by subject"}
+    frame = frame.assign(features=frame["features"].replace(names))
+    frame = frame[~frame["features"].str.contains(",")]
     panels = {"purity": "Purity with subject", "nmi": "NMI with subject", "ari": "ARI with subject", "": "ARI of two fits"}
     stable = frame["quantity"].str.startswith("ari_")
     panel = frame["quantity"].where(~stable, "").map(panels)
