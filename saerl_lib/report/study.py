@@ -259,7 +259,9 @@ def comparison_rows(
     own = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
     known = pd.concat([COMPARISONS, own]) if extra else COMPARISONS
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
-    for _, pairs in known.groupby("family", sort=False):
+    for family, pairs in known.groupby("family", sort=False):
+        if family == UPDATE and set(pairs["baseline"]) == {BASELINE}:
+            continue  # without another loss or optimizer they repeat the paper's family under another correction
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
         found |= {metric: compare_runs(single[metric].dropna(), names, metric == "caught") for metric in single

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -346,17 +347,17 @@ def correct_attempts(
     return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
 
 
-class Sampler:
+class Sampler(ABC):
     """Draws completions of one policy."""
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, model.device
 
+    @abstractmethod
     def complete(
         self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[str]]:
         """`attempts` completions of each of N prompts, [N][attempts], without special tokens; the same for the same seed."""
-        raise NotImplementedError
 
 
 class GroupSampler(Sampler):
