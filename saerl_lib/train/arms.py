@@ -29,9 +29,9 @@ DAPO = {"dynamic_sampling": "equal_steps"}
 """DAPO (arXiv 2503.14476) at equal optimiser steps, the paper's axis; loss and clip are GRPO's: see `trainer.LOSSES`."""
 SAME_COST = {"dynamic_sampling": "equal_rollouts", "tail_steps": 0}
 """DAPO at equal generated rollouts."""
-PILOTED = {("token_mean", "adamw"): 1e-4}
-"""Loss and optimizer -> the rate that the pilot of `world --check` chose for a random order; the main one first. The pilot of
-the others in `world_check.RATES` is not finished: their arms follow it."""
+PILOTED = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("constant", "adamw"): 5e-5,
+           ("token_mean", "sgd"): 0.01, ("sequence_mean", "sgd"): 0.01, ("constant", "sgd"): 0.06}  # fmt: skip
+"""Loss and optimizer -> the rate that the pilot of `world --check` chose for a random order; the main one first."""
 ORDERS = ("grpo", "diff", "saerl_grpo", "hard_to_easy", "informative_half")
 """Arms that are trained under each of them: when does order matter?"""
 GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "update", "user")
