@@ -33,28 +33,28 @@ COLUMNS = """
 04 cluster_topics: cluster domain n
 04 cluster_agreement: level n purity% nmi ari paper_purity? paper_nmi? paper_ari?
 04 cluster_summary: cluster n_pool n_labelled residual shrinkage%
-04 cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
+04a cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
     difficulty_median? difficulty_q75? n_difficulty prompt_words_mean solution_words_mean representatives top_latents?
-04 feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
+04a feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
     paper_top_100 n
-04 top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
+04a top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
     ci_high?% control?% n n_active n_topic example_id example_text?
-04 cluster_stability: varied pairs ari_mean ari_low ari_high n
-04 real_counts: part source what n
-04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
-04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
+06b cluster_stability: varied pairs ari_mean ari_low ari_high n
+04a real_counts: part source what n
+04a real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
+06b label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
 05 filter_scores: source bin_low bin_high share% n
-05 filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
-05 filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
+05a filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
+05a filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
 05 real_filter: features rule kept n_pool target_kept purity?% recall% paper_purity?% paper_recall?%
 05 real_separation: dataset metric features value% ci_low% ci_high% paper_value? n_train n_test
-06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
+06b plan_sensitivity: varied setting default share_moved% mean_step_shift n
 06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
 06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06 gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
-06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
-06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
+06a gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
+06a gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
+06a mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
     rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
 07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
 08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
