@@ -8,6 +8,7 @@ nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), ea
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )  # fmt: skip
 """Okabe and Ito (2008)."""
 GREY, LIGHT, SHADE = "#767676", "#D9D9D9", "#E6EFF5"
-CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY, BLACK, "#7A5195", "#8C6D31", YELLOW)
-"""Colours of groups without a fixed look; yellow last, as it is weak on white."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+VIOLET, BROWN = "#7A5195", "#8C6D31"
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7,
@@ -62,7 +61,8 @@ class Look(NamedTuple):
 NAMES = {
     "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "minus_diff": "no difficulty",
     "minus_diff_mix": "no difficulty, no mixing", "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing",
-    "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
+    "alone": "half of the topics alone", "reshuffled": "another shuffle", "mix_1": "h = 1", "mix_4": "h = 4",
+    "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
     "irds": "IRDS-style", "pass_rate_order": "pass-rate order", "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch",
     "saerl_frozen": "SAERL frozen decoder", "saerl_shuffled": "SAERL shuffled scores",
 }  # fmt: skip
@@ -83,9 +83,12 @@ def arm_name(name: str) -> str:
 ARMS = {
     "grpo": Look(GREY, "s"), "random": Look(GREY, "s"), "saerl": Look(BLUE), "saerl_grpo": Look(BLUE),
     "saerl_before_mixing": Look(ORANGE, "^"), "dapo": Look(BLACK, "D"), "saerl_dapo": Look(SKY, "P"),
-    "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(GREEN, "D"),
+    "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(VIOLET, "D"),
+    "alone": Look(BROWN, "v"), "reshuffled": Look(GREY, "s", hollow=True),
 }  # fmt: skip
 """Colour and marker of an arm or order in every figure, from the first to the last of a legend."""
+OTHERS = (Look(YELLOW, "*"), Look(LIGHT, "h"), Look(YELLOW, "<"), Look(LIGHT, ">"))
+"""Looks of arms without a fixed one."""
 
 
 # Feature sets and what is read from them.
@@ -101,8 +104,9 @@ SETS = {
     "sae+metadata": ("sae", "SAE, retained, and metadata"), "sae": ("sae", "SAE, retained"), "sae_seed_1": ("sae", "SAE, seed 1"),
     "sae_seed_2": ("sae", "SAE, seed 2"), "sae_plain": ("sae", "SAE, no $ signs"), "sae_short": ("sae", "SAE, short training"),
     "sae_frozen_decoder": ("control", "SAE, frozen decoder"), "sae_untrained_all": ("control", "untrained SAE, all"),
-    "sae_untrained": ("control", "untrained SAE"), "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
-    "dense_pca": ("dense", "dense, PCA"), "dense": ("dense", "dense"), "tfidf": ("text", "TF-IDF"),
+    "sae_untrained": ("control", "untrained SAE"), "sae_by_subject": ("sae", "SAE, by subject"),
+    "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
+    "dense_pca": ("dense", "dense activations, PCA"), "dense": ("dense", "dense activations"), "tfidf": ("text", "TF-IDF"),
     "tfidf_plain": ("text", "TF-IDF, no $ signs"), "metadata": ("text", "metadata"), "delimiters": ("text", "counts of $ signs"),
     "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
     "majority / mean": ("nothing", "majority / mean"),
@@ -157,19 +161,13 @@ def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
 
 
 def arm_looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look an arm: the fixed one, else the next colour and marker that none of `ARMS` among these names has.
+    """A look an arm, its name as label: the fixed one, else the next of `OTHERS`.
 
     >>> {name: look.colour == BLUE for name, look in arm_looks(["new", "saerl"]).items()}
     {'saerl': True, 'new': False}
     """
-    chosen = ordered(names, ARMS)
-    taken = [ARMS[name] for name in chosen if name in ARMS]
-    colours = [c for c in CYCLE if c not in {look.colour for look in taken}]
-    markers = [m for m in MARKERS if m not in {look.marker for look in taken}]
-    found = dict(ARMS)
-    for i, name in enumerate(name for name in chosen if name not in ARMS):
-        found[name] = Look(colours[i % len(colours)], markers[i % len(markers)])
-    return {name: found[name]._replace(label=arm_name(name)) for name in chosen}
+    others = itertools.cycle(OTHERS)
+    return {name: (ARMS.get(name) or next(others))._replace(label=arm_name(name)) for name in ordered(names, ARMS)}
 
 
 def readable(name: Any) -> str:
@@ -223,13 +221,6 @@ def placed(height: float, *places: tuple[float, float, float, float]) -> tuple[F
     figure = Figure(figsize=(FULL_WIDTH, height))
     FigureCanvasAgg(figure)
     return figure, [figure.add_axes(place) for place in places]
-
-
-def no_run() -> tuple[Figure, str, str]:
-    """What is shown for a table without rows: an empty axis, its title, and no small print."""
-    figure, (axis,) = placed(1.2, (0.05, 0.1, 0.9, 0.6))
-    axis.set(xticks=[], yticks=[])
-    return figure, "no run yet", ""
 
 
 def beside(axis: Axes, columns: Mapping[float, Sequence[str]]) -> None:
