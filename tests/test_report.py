@@ -14,9 +14,9 @@ import pytest
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import claims, figures, plots, reproduction
+from saerl_lib.report import claims, figures, plots
 from saerl_lib.report.figures import FIGURES
-from saerl_lib.report.tables import SCHEMAS, TableError, read_table, write_csv
+from saerl_lib.report.tables import SCHEMAS, TableError, claims_markdown, gates_markdown, read_table, write_csv
 
 
 def frame(name: str, rows: list[tuple]) -> pd.DataFrame:
@@ -206,24 +206,14 @@ def test_every_table_has_a_schema_with_known_columns() -> None:
 
 
 def test_markdown_tables(data_folder: Path) -> None:
-    text = reproduction.claims_markdown(claims.build_claims(data_folder))
+    text = claims_markdown(claims.build_claims(data_folder))
     topic = "from SAE features: accuracy above majority, points | 19.1 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task |"
     assert topic in text
     assert "one family) | - | - | - | - | **not run** | - | - | - | - |" in text
-    gates = reproduction.gates_markdown(read_table("world_gates", data_folder))
+    gates = gates_markdown(read_table("world_gates", data_folder))
     assert "| guess rate | 0.002 | - | at most 0.01 | yes | 400 |" in gates
     assert "0.9 rho | 0.8 to 0.95 | at most 0.6 | **no** | 300 |" in gates
     assert len({line.count(" | ") for line in gates.splitlines()}) == 1
-
-
-def test_update_block_replaces_between_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("head\n<!-- begin claims -->\nold\n<!-- end claims -->\ntail\n")
-    assert reproduction.update_block(readme, "claims", "new\n") is True
-    assert readme.read_text() == "head\n<!-- begin claims -->\nnew\n<!-- end claims -->\ntail\n"
-    assert reproduction.update_block(readme, "claims", "new") is False
-    with pytest.raises(ValueError, match="<!-- begin gates -->"):
-        reproduction.update_block(readme, "gates", "new")
 
 
 # Claims.

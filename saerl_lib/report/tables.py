@@ -333,7 +333,8 @@ SHOWS = re.compile(r'draw\("(\w+)"|FIGURES / "(\w+)\.png"')
 
 def galleries() -> dict[Path, str]:
     """Document -> its block `gallery`, told in the notebooks themselves: on the front page and in notebooks/ what each notebook
-    answers, when its outputs are stored, in figures/ every published figure that one of them shows."""
+    answers, when its outputs are stored (on the front page an appendix is a link), in figures/ every published figure that one of
+    them shows."""
     front, rows, figures = [], [], []
     for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
@@ -344,7 +345,11 @@ def galleries() -> dict[Path, str]:
                  for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
         picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
         short = re.split(r"; (?![^(]*\))|[.] ", answer)[0].rstrip(".") or question or title
-        front.append([f"[{path.name.partition('_')[0]}](notebooks/{path.name})", short])
+        link = f"[{(number := path.name.partition('_')[0])}](notebooks/{path.name})"
+        if number.isdigit():
+            front.append([link, short])
+        else:
+            front[-1][0] += f" {link}"
         rows.append([picture, f"[{title}]({path.name})", question, answer])
         figures += [f"![{name}]({name}.png)\n\n{text} Notebook [{title}](../notebooks/{path.name})." for name, text in shown]
     return {
