@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -126,24 +125,18 @@ NOTEBOOKS = _registry(REGISTRY)
 """All notebooks, in the order in which they run."""
 
 
-def find(number: str, registry: tuple[Notebook, ...] = NOTEBOOKS) -> Notebook:
-    """The notebook with this number; one digit is enough. Raises UserError for a number that is not in the registry."""
-    known = {notebook.number: notebook for notebook in registry}
-    if number.zfill(2) not in known:
-        raise UserError(f"notebook {number!r} does not exist; choose one of {', '.join(known)}")
-    return known[number.zfill(2)]
-
-
 def select(registry: tuple[Notebook, ...], start: str | None = None, only: str | None = None) -> tuple[Notebook, ...]:
-    """The notebooks to run: all, those from number `start` on, or the single number `only`.
+    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough.
 
-    Raises UserError for an unknown number or when both are given.
+    Raises UserError for a number that is not in the registry or when both are given.
     """
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other; give one of them")
-    if only is not None:
-        return (find(only, registry),)
-    return registry[registry.index(find(start, registry)) :] if start is not None else registry
+    asked, numbers = only or start or registry[0].number, [notebook.number for notebook in registry]
+    if asked.zfill(2) not in numbers:
+        raise UserError(f"notebook {asked!r} does not exist; choose one of {', '.join(numbers)}")
+    place = numbers.index(asked.zfill(2))
+    return registry[place : place + 1] if only is not None else registry[place:]
 
 
 def executed_dir(profile: str) -> Path:
@@ -386,48 +379,6 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
         raise UserError(f"{message}\n{kept}") from error
     copy.replace(copy.with_name(f"{stem}.ipynb"))
     copy.with_name(f"{stem}.failed.ipynb").unlink(missing_ok=True)
-
-
-# Its outputs, stored in itself.
-
-STORED = RunOptions().profile
-"""The profile that the notebooks name, whose outputs they hold."""
-PROGRESS = re.compile(r"[^\n]*\r[^\n]*\n?")
-"""A line that is written again and again: a progress bar."""
-
-
-def code_of(content: Any) -> str:
-    """Hash of a notebook's code cells (text and tags), which its outputs belong to: what is said around them may change."""
-    return content_hash([[cell.source, cell.metadata.get("tags", [])] for _, cell in code_cells(content)])
-
-
-def _kept(outputs: list[Any]) -> Iterator[Any]:
-    """Outputs as they are stored: text, tables and pictures, without progress bars, stderr, counters and metadata."""
-    from nbformat.v4 import new_output
-
-    shown = [output for output in outputs if output.get("name") != "stderr"]
-    for is_text, group in itertools.groupby(shown, lambda output: output.output_type == "stream"):
-        if is_text and (text := PROGRESS.sub("", "".join(output.text for output in group)).strip("\n")):
-            yield new_output("stream", text=f"{text}\n")
-        for data in () if is_text else (output.data for output in group):
-            kinds = ("image/png",) if "image/png" in data else ("text/html", "text/plain")
-            yield new_output("display_data", {kind: data[kind] for kind in kinds if kind in data})
-
-
-def executed_source(source: Path, executed: Path) -> str:
-    """The text of a notebook with the outputs of its executed copy and, in its metadata, the hash of the code they belong to.
-
-    Raises UserError when the copy is missing, or of other code or parameters than the notebook's own.
-    """
-    import nbformat
-
-    content, run = (nbformat.read(path, as_version=4) if path.is_file() else None for path in (source, executed))
-    if run is None or code_of(run) != code_of(content) or run.metadata.papermill.parameters != RunOptions().parameters():
-        raise UserError(f"{executed}: no run of the present {source.name}; run ./run_all.sh to its end first")
-    for count, ((_, cell), (_, done)) in enumerate(zip(code_cells(content), code_cells(run), strict=True), start=1):
-        cell.execution_count, cell.outputs = count, list(_kept(done.outputs))
-    content.metadata["code_hash"] = code_of(content)
-    return f"{nbformat.writes(content)}\n"
 
 
 # All of them.

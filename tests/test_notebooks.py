@@ -15,9 +15,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saerl_lib import notebooks, paths
-from saerl_lib.notebooks import NOTEBOOKS, PARAMETERS, Notebook, RunOptions, UserError, code_of, executed_source
+from saerl_lib.notebooks import NOTEBOOKS, PARAMETERS, Notebook, RunOptions, UserError
 from saerl_lib.report.figures import FIGURES
-from saerl_lib.report.reproduction import publisher
+from saerl_lib.report.reproduction import code_of, executed_source, publisher
 from saerl_lib.report.tables import SCHEMAS, SHOWS, WAITING
 
 MAX_CODE_LINES = 15
@@ -158,7 +158,7 @@ def test_registry_files_and_schemas_agree() -> None:
     assert [notebook.number for notebook in NOTEBOOKS if notebook.number.isdigit()] == [f"{i:02d}" for i in range(11)]
     for position, notebook in enumerate(NOTEBOOKS):
         assert set(notebook.inputs) <= {n.number for n in NOTEBOOKS[:position]}, "inputs come from earlier notebooks"
-    redraws = notebooks.find("09")
+    redraws = notebooks.select(NOTEBOOKS, only="09")[0]
     written = [(name, notebook) for notebook in NOTEBOOKS if notebook is not redraws for name in notebook.outputs]
     assert len(written) == len(dict(written)), "every output has one writer"
     assert set(redraws.outputs) == {name for name, _ in written if name.startswith("figure:")} and redraws.tables_only

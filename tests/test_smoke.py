@@ -14,7 +14,7 @@ import pytest
 from real_files import write_real_files
 
 from saerl_lib import paths
-from saerl_lib.notebooks import find
+from saerl_lib.notebooks import NOTEBOOKS, select
 from saerl_lib.plan.batch_plan import read_plan, validate
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_second_run_recomputes_nothing(home: Path) -> None:
 def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp_path: Path) -> None:
     figures = home / "smoke" / "figures"
     before = digests(figures, "*.p[nd][gf]")
-    assert len(before) == 2 * len(find("09").outputs)
+    assert len(before) == 2 * len(select(NOTEBOOKS, only="09")[0].outputs)
     shutil.copytree(figures / "data", tmp_path / "smoke" / "figures" / "data")
     done = run_smoke(tmp_path, "--only", "09")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -81,7 +81,7 @@ def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp
 
 def test_a_notebook_computed_anew_gives_the_same_tables_and_stages(home: Path) -> None:
     folder = home / "smoke"
-    stages = [name.removeprefix("stage:") for name in find("04").outputs if name.startswith("stage:")]
+    stages = [name.removeprefix("stage:") for name in select(NOTEBOOKS, only="04")[0].outputs if name.startswith("stage:")]
 
     def state() -> dict[str, str]:
         tables = digests(folder / "figures" / "data", "*.csv")

@@ -443,21 +443,20 @@ CURVED = {"mean_avg": "Mean accuracy of all sets (%)", "zero_variance_share": "S
 
 @figure_of("study_curves", "study_runs")
 def study_curves(runs: pd.DataFrame) -> Drawn:
-    """Accuracy and groups without a gradient by generated rollouts, for the paper's arms; entropy stands in the table."""
+    """Accuracy and groups without a gradient by generated rollouts, for the paper's arms; entropy stands in the table. The first
+    and the last evaluation are of more problems and not comparable with the others: they stand in the table too."""
     runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
-    facts = runs.groupby(["arm", "step"])[["rollouts", "problems"]].mean().reset_index()
-    more = facts["problems"] > facts.groupby("arm")["problems"].transform("min")
-    facts = facts.assign(more=more).rename(columns={"arm": "group", "step": "x"})
-    long = over_runs(runs, CURVED).merge(facts, on=["group", "x"])
-    long = long.assign(x=long["rollouts"] / 1000, apart=long["more"] & (long["panel"] == CURVED["mean_avg"]))
-    seeds = runs.groupby("arm")["seed"].nunique()
+    runs = runs[runs["problems"] == runs["problems"].min()]
+    rollouts = runs.groupby(["arm", "step"])["rollouts"].mean().rename_axis(["group", "x"]).div(1000).reset_index()
+    long = over_runs(runs, CURVED).merge(rollouts, on=["group", "x"])
+    long = long.assign(x=long["rollouts"])
     figure = lines(long, arm_looks(runs["arm"]), columns=2, height=2.0, xlabel="Rollouts generated (thousands)", sharex=True)
     last = runs[runs["step"] == runs["step"].max()].groupby("arm")["mean_avg"].mean().sort_values(ascending=False)
     first, final = (f"{arm_name(last.index[place])} at {last.iloc[place]:.1f} %" for place in (0, -1))
-    return figure, f"After equal steps {first} is highest and {final} lowest", (
-        f"n = {span(seeds)} matched seeds. Lines: means; bands and bars: 95 % t interval over seeds. Open: the first and the "
-        "last evaluation, of more problems than the others and not comparable with them."
-    )  # fmt: skip
+    return figure, f"After {runs['step'].max()} steps {first} is highest and {final} lowest", (
+        f"n = {span(runs.groupby('arm')['seed'].nunique())} matched seeds, {runs['problems'].max()} problems. Lines: means; "
+        "bands: 95 % t interval over seeds."
+    )
 
 
 EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")

@@ -328,18 +328,13 @@ def _line_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], band:
     """One panel of `lines`."""
     for key, look in looks.items():
         own = part[part["group"] == key].sort_values("x", kind="stable")
-        apart = own["apart"].to_numpy(dtype=bool) if "apart" in own else np.zeros(len(own), dtype=bool)
-        near, far = own[~apart], own[apart]
         style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": look.label or None}
         style["markerfacecolor"] = "white" if look.hollow else look.colour
         if band:
-            axis.fill_between(near["x"], *_bounds(near), color=look.colour, alpha=0.15, linewidth=0)
-            axis.plot(near["x"], near["value"], markersize=3, markevery=every, **style)
+            axis.fill_between(own["x"], *_bounds(own), color=look.colour, alpha=0.15, linewidth=0)
+            axis.plot(own["x"], own["value"], markersize=3, markevery=every, **style)
         else:
-            axis.errorbar(near["x"], near["value"], _bars(near), elinewidth=1, **style)
-        if len(far):
-            far_style = {"color": look.colour, "markersize": 4.5, "markerfacecolor": "white", "elinewidth": 0.8, "zorder": 4}
-            axis.errorbar(far["x"], far["value"], _bars(far), fmt=look.marker, **far_style)
+            axis.errorbar(own["x"], own["value"], _bars(own), elinewidth=1, **style)
     axis.grid(True, color=LIGHT, linewidth=0.5)
 
 
@@ -348,8 +343,7 @@ def lines(
     band: bool = True, every: int = 1, xlabel: str = "", ylabel: str = "", **share: Any,
 ) -> Figure:  # fmt: skip
     """Curves with intervals as bands or bars: a panel each value of `panel`, a mark at each `every`-th point, one legend. `table`
-    has panel, group (a key of `looks`), x and value; optionally ci_low, ci_high, and apart: points that stand for themselves, as
-    open marks with bars. `share` goes to `Figure.subplots`."""
+    has panel, group (a key of `looks`), x and value; optionally ci_low and ci_high. `share` goes to `Figure.subplots`."""
     figure, axes = _grid(list(dict.fromkeys(table["panel"])), columns, width, height, **share)
     for index, (name, axis) in enumerate(axes):
         _line_panel(axis, table[table["panel"] == name], looks, band, every)

@@ -7,18 +7,22 @@ compared by its mean alone.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
+from nbformat.v4 import new_output
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_atomic, write_json
-from saerl_lib.config import get_profile
-from saerl_lib.notebooks import STORED, executed_dir, executed_source
+from saerl_lib.config import content_hash, get_profile
+from saerl_lib.notebooks import RunOptions, UserError, code_cells, executed_dir
 from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
 from saerl_lib.report.tables import SCHEMAS, TableError, generated, update_block, write_csv
@@ -171,6 +175,44 @@ def report(profile: str) -> tuple[str, int]:
     if len(outside) > SCREEN_ROWS:
         lines.append(f"  and {len(outside) - SCREEN_ROWS} more")
     return "\n".join([*lines, f"Every number: {table}"]), len(outside)
+
+
+# Publishing.
+
+STORED = RunOptions().profile
+"""The profile that the notebooks name, whose outputs they hold."""
+PROGRESS = re.compile(r"[^\n]*\r[^\n]*\n?")
+"""A line that is written again and again: a progress bar."""
+
+
+def code_of(content: Any) -> str:
+    """Hash of a notebook's code cells (text and tags), which its outputs belong to: what is said around them may change."""
+    return content_hash([[cell.source, cell.metadata.get("tags", [])] for _, cell in code_cells(content)])
+
+
+def _kept(outputs: list[Any]) -> Iterator[Any]:
+    """Outputs as they are stored: text, tables and pictures, without progress bars, stderr, counters and metadata."""
+    shown = [output for output in outputs if output.get("name") != "stderr"]
+    for is_text, group in itertools.groupby(shown, lambda output: output.output_type == "stream"):
+        if is_text and (text := PROGRESS.sub("", "".join(output.text for output in group)).strip("\n")):
+            yield new_output("stream", text=f"{text}\n")
+        for data in () if is_text else (output.data for output in group):
+            kinds = ("image/png",) if "image/png" in data else ("text/html", "text/plain")
+            yield new_output("display_data", {kind: data[kind] for kind in kinds if kind in data})
+
+
+def executed_source(source: Path, executed: Path) -> str:
+    """The text of a notebook with the outputs of its executed copy and, in its metadata, the hash of the code they belong to.
+
+    Raises UserError when the copy is missing, or of other code or parameters than the notebook's own.
+    """
+    content, run = (nbformat.read(path, as_version=4) if path.is_file() else None for path in (source, executed))
+    if run is None or code_of(run) != code_of(content) or run.metadata.papermill.parameters != RunOptions().parameters():
+        raise UserError(f"{executed}: no run of the present {source.name}; run ./run_all.sh to its end first")
+    for count, ((_, cell), (_, done)) in enumerate(zip(code_cells(content), code_cells(run), strict=True), start=1):
+        cell.execution_count, cell.outputs = count, list(_kept(done.outputs))
+    content.metadata["code_hash"] = code_of(content)
+    return f"{nbformat.writes(content)}\n"
 
 
 def publish(profile: str) -> list[Path]:
