@@ -194,8 +194,8 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
             axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")
     at = table[table["quantity"].eq("explained_variance") & table["k"].eq(32)].set_index("features")["value"]
     names = {"sae": "trained SAE", "pca": "PCA", "sae_untrained": "untrained SAE"}
-    kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items() if key in at)
-    return figure, kept and f"Variance kept by 32 numbers a token: {kept}", (
+    kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items())
+    return figure, f"Variance kept by 32 numbers a token: {kept}", (
         "n: tokens (variance) or test questions. Bands: 95 % bootstrap. Dashed: the dense activations. x axes are logarithmic."
     )
 
@@ -280,7 +280,7 @@ def real_clusters(frame: pd.DataFrame) -> Drawn:
     panels = {"purity": "Purity with subject", "nmi": "NMI with subject", "ari": "ARI with subject", "": "ARI of two fits"}
     stable = frame["quantity"].str.startswith("ari_")
     panel = frame["quantity"].where(~stable, "").map(panels)
-    table = plots.by_set(frame).assign(panel=panel)[panel.notna()]
+    table = plots.by_set(frame).assign(panel=panel).dropna(subset="panel")
     table["row"] = table["row"].where(~stable, table["quantity"].str.removeprefix("ari_"))
     table = first_by(first_by(table, "row", ordered(table["row"], plots.SETS)), "panel", list(panels.values()))
     figure = forest(table, plots.RUNGS, columns=2, labels=plots.SET_NAMES, row_height=0.145)
@@ -303,7 +303,7 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     p95 = rules[rules["rule"] == "p95"]
     parts = [p95.assign(panel=f"{name} at p95".capitalize(), value=100 * p95[name], paper=100 * p95[f"paper_{name}"],
                         xlabel="Questions (%)") for name in ("purity", "recall")]  # fmt: skip
-    table = plots.by_set(pd.concat([auc, *parts]).query("features not in ['sae_seed_1', 'sae_seed_2', 'tfidf_plain']"))
+    table = plots.by_set(pd.concat([auc, *parts]))
     figure = forest(table, plots.RUNGS, ordered(table["row"], plots.SETS), labels=plots.SET_NAMES, row_height=0.18)
     plots.legend(figure)
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
@@ -350,9 +350,8 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
     long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(QUANTITIES))
     figure = lines(long, arm_looks(batches["order"]), columns=1, height=1.0, every=max(1, batches["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True)  # fmt: skip
-    share = batches.groupby("order")["dominant_share"].mean()
-    title = f"The largest cluster fills {100 * share.get('saerl', np.nan):.0f} % of a planned batch"
-    title += f", {100 * share['random']:.0f} % of a random one" if "random" in share else ""
+    share = 100 * batches.groupby("order")["dominant_share"].mean()
+    title = f"The largest cluster fills {share['saerl']:.0f} % of a planned batch, {share['random']:.0f} % of a random one"
     return figure, title, f"n = {span(batches.groupby('order').size())} batches an order; {smoothing}."
 
 
@@ -371,8 +370,7 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     table = changed.assign(row=names, panel="", value=changed["share_moved"])
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
-    if len(noise):
-        axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
+    axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
     axis.axvline(RANDOM_ORDERS, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
     most = changed.groupby(changed["varied"].eq("K"))["share_moved"].max()
@@ -384,7 +382,6 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-GROUPINGS = ("cluster", "leaf topic", "domain", "difficulty tenth", "clusters, permuted")
 RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
 
 
@@ -393,7 +390,7 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
     shown = coherence[coherence["relation"].isin(RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
-    figure = forest(table, RELATIONS, ordered(shown["grouping"], GROUPINGS), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
+    figure = forest(table, RELATIONS, list(dict.fromkeys(shown["grouping"])), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
     of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
@@ -432,8 +429,7 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
     means = curves.groupby("arm")["zero_variance_share"].mean()
     told = " and ".join(f"{100 * share:.0f} % of {arm_name(arm)}'s" for arm, share in means.items())
-    n = curves.groupby("arm")["seed"].nunique()
-    text = f"n = {span(n)} seeds; band: 95 % t interval over seeds; {smoothing}."
+    text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}."
     return figure, f"Over the run {told} groups give no gradient", text
 
 
@@ -448,8 +444,7 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
     runs = runs[runs["problems"] == runs["problems"].min()]
     rollouts = runs.groupby(["arm", "step"])["rollouts"].mean().rename_axis(["group", "x"]).div(1000).reset_index()
-    long = over_runs(runs, CURVED).merge(rollouts, on=["group", "x"])
-    long = long.assign(x=long["rollouts"])
+    long = over_runs(runs, CURVED).merge(rollouts, on=["group", "x"]).drop(columns="x").rename(columns={"rollouts": "x"})
     figure = lines(long, arm_looks(runs["arm"]), columns=2, height=2.0, xlabel="Rollouts generated (thousands)", sharex=True)
     last = runs[runs["step"] == runs["step"].max()].groupby("arm")["mean_avg"].mean().sort_values(ascending=False)
     first, final = (f"{arm_name(last.index[place])} at {last.iloc[place]:.1f} %" for place in (0, -1))

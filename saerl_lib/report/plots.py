@@ -100,19 +100,15 @@ RUNGS = {
 }  # fmt: skip
 """Kind of a feature set -> its look."""
 SETS = {
-    "sae_all+tfidf": ("sae", "SAE, all latents, and TF-IDF"), "sae_all": ("sae", "SAE, all latents"),
-    "sae+metadata": ("sae", "SAE, retained, and metadata"), "sae": ("sae", "SAE, retained"), "sae_seed_1": ("sae", "SAE, seed 1"),
-    "sae_seed_2": ("sae", "SAE, seed 2"), "sae_plain": ("sae", "SAE, no $ signs"), "sae_short": ("sae", "SAE, short training"),
-    "sae_frozen_decoder": ("control", "SAE, frozen decoder"), "sae_untrained_all": ("control", "untrained SAE, all"),
-    "sae_untrained": ("control", "untrained SAE"), "sae_by_subject": ("sae", "SAE, by subject"),
-    "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
-    "dense_pca": ("dense", "dense activations, PCA"), "dense": ("dense", "dense activations"), "tfidf": ("text", "TF-IDF"),
-    "tfidf_plain": ("text", "TF-IDF, no $ signs"), "metadata": ("text", "metadata"), "delimiters": ("text", "counts of $ signs"),
-    "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
+    "sae_all": ("sae", "SAE, all latents"), "sae": ("sae", "SAE, retained"), "sae_plain": ("sae", "SAE, no $ signs"),
+    "sae_by_subject": ("sae", "SAE, by subject"), "sae_untrained_all": ("control", "untrained SAE, all"),
+    "sae_untrained": ("control", "untrained SAE"), "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
+    "dense": ("dense", "dense activations"), "tfidf": ("text", "TF-IDF"), "metadata": ("text", "metadata"),
+    "delimiters": ("text", "counts of $ signs"), "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
     "majority / mean": ("nothing", "majority / mean"),
 }  # fmt: skip
-"""Feature sets from top to bottom, with their kind and their one name in every figure."""
-SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds", "sae_seeds": "SAE seeds"}
+"""Feature sets that are drawn, from top to bottom, with their kind and their one name in every figure."""
+SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds"}
 DATA_SETS = {
     "math_test": "MATH", "deepmath_18k": "DeepMath", "deepscaler_pass_rate": "DeepScaleR", "quality_valimath": "ValiMath",
     "dsr_sub_training_accuracy": "DSR-sub", "world": "toy task",
@@ -186,9 +182,9 @@ def span(counts: pd.Series) -> str:
 
 
 def by_set(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the row and the look of each feature set."""
+    """The table with the row of each feature set and the look of its kind; sets that are not in `SETS` are left out."""
     row = table["features"].replace({name: "majority / mean" for name in ("majority", "mean", "majority|mean")})
-    return table.assign(row=row, look=[SETS.get(name, ("control", ""))[0] for name in row])
+    return table.assign(row=row, look=row.map({name: kind for name, (kind, _) in SETS.items()}))[row.isin(SETS)]
 
 
 def task_names(table: pd.DataFrame) -> list[str]:
