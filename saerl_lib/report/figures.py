@@ -390,7 +390,7 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
     shown = coherence[coherence["relation"].isin(RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
-    figure = forest(table, RELATIONS, list(dict.fromkeys(shown["grouping"])), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
+    figure = forest(table, RELATIONS, list(shown["grouping"].unique()), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
     of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
