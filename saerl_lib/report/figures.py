@@ -397,8 +397,8 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
              f"{apart['ci_high']:.3f}); same prompts, new rollouts: {ceiling:.2f}")  # fmt: skip
     return figure, title, (
-        f"n = {int(coherence['n'].max())} prompts that the filter kept, at the base policy; {int(coherence['n_zero'].max())} have "
-        "no gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
+        f"n = {int(coherence['n'].max())} prompts that the filter kept, at the base policy; {int(coherence['n_zero'].max())} "
+        "have no gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
     )
 
 
