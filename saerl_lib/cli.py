@@ -327,7 +327,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "world": (World, "studies.world_check:run_world"),
     "bench": (Bench, "studies.bench:run_bench"),
     "publish": (Publish, "report.reproduction:run_publish"),
-    "readme": (Readme, "report.reproduction:run_readme"),
+    "readme": (Readme, "report.tables:run_readme"),
 }
 """Name -> its options, and the function of saerl_lib that takes them as keywords and returns the exit code."""
 

@@ -67,7 +67,7 @@ class Notebook:
     """One numbered notebook."""
 
     stem: str
-    """File name without `.ipynb`; its first two digits are what `--only` and `--from` take."""
+    """File name without `.ipynb`; what stands before the first `_` is what `--only` and `--from` take."""
     outputs: tuple[str, ...] = ()
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
@@ -79,8 +79,8 @@ class Notebook:
 
     @property
     def number(self) -> str:
-        """Two digits."""
-        return self.stem[:2]
+        """Two digits, and a letter for an appendix."""
+        return self.stem.partition("_")[0]
 
 
 REGISTRY = """
@@ -89,21 +89,23 @@ REGISTRY = """
 02_sae_representation 00: store features representation; representation; representation
 03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs replay real_overlap; probe_ladder_world* probe_ladder
     ladder_pairs replay
-04_clusters_and_difficulty 00 02: difficulty plan_study audit; calibration cluster_topics cluster_summary cluster_agreement
-    cluster_stability label_curve cluster_audit feature_groups top_latents real_counts real_clusters
-    real_cluster_audit real_feature_groups real_top_latents; calibration real_clusters
-05_quality_filter 00 02: filter flaws*; filter filter_scores filter_flaws* filter_selfreg* real_filter real_separation real_flaws
-    real_selfreg; real_filter real_flaws
-06_batch_plans 00 02 04 05: plans gradients*; batch_composition inbatch_diversity plan_sensitivity gradient_coherence*
-    gradient_distance* mixing_theory*; batch_composition plan_sensitivity gradient_coherence*
+04_clusters_and_difficulty 00 02: difficulty; calibration cluster_topics cluster_summary cluster_agreement; calibration
+04a_clusters_in_detail 00 02 04: audit; cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
+    real_feature_groups real_top_latents; real_clusters
+05_quality_filter 00 02 04: filter; filter filter_scores real_filter real_separation; real_filter
+05a_finding_errors 00 02 04: flaws*; filter_flaws* filter_selfreg* real_flaws real_selfreg; real_flaws
+06_batch_plans 00 02 04 04a 05: plans; batch_composition inbatch_diversity; batch_composition
+06a_gradients 00 02 04 05: gradients*; gradient_coherence* gradient_distance* mixing_theory*; gradient_coherence*
+06b_sensitivity 00 02 04 05: plan_study; label_curve cluster_stability plan_sensitivity; plan_sensitivity
 07_grpo_training 00 06: train; training_curves; training_curves
 08_evaluation 00 01 02 03 04 05 06 07: evaluation; learning_curves paired_difference steps_to_target world_controls study_pilot
     study_runs study_summary study_comparisons study_targets study_provenance study_paper_tables study_mixing study_budget
-    preparation_cost claims*; world_controls study_curves study_effects study_mixing method*
-09_figures 00 01 02 03 04 05 06 07 08:;;
+    preparation_cost claims*; world_controls study_curves study_effects method*
+09_figures 00 01 02 03 04 04a 05 05a 06 06a 06b 07 08:;;
 10_your_own_data 00:; own_clusters;
 """
-"""A line a notebook: its stem, numbers of the notebooks it reads: stages; tables; figures; `*` marks what only a world gives."""
+"""A line a notebook: its stem, numbers of the notebooks it reads: stages; tables; figures; `*` marks what only a world gives.
+A letter marks an appendix of the notebook before it. Figures of tables that may have no rows are not declared."""
 
 
 def _registry(text: str) -> tuple[Notebook, ...]:
@@ -123,24 +125,18 @@ NOTEBOOKS = _registry(REGISTRY)
 """All notebooks, in the order in which they run."""
 
 
-def find(number: str, registry: tuple[Notebook, ...] = NOTEBOOKS) -> Notebook:
-    """The notebook with this number; one digit is enough. Raises UserError for a number that is not in the registry."""
-    known = {notebook.number: notebook for notebook in registry}
-    if number.zfill(2) not in known:
-        raise UserError(f"notebook {number!r} does not exist; choose one of {', '.join(known)}")
-    return known[number.zfill(2)]
-
-
 def select(registry: tuple[Notebook, ...], start: str | None = None, only: str | None = None) -> tuple[Notebook, ...]:
-    """The notebooks to run: all, those from number `start` on, or the single number `only`.
+    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough.
 
-    Raises UserError for an unknown number or when both are given.
+    Raises UserError for a number that is not in the registry or when both are given.
     """
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other; give one of them")
-    if only is not None:
-        return (find(only, registry),)
-    return registry[registry.index(find(start, registry)) :] if start is not None else registry
+    asked, numbers = only or start or registry[0].number, [notebook.number for notebook in registry]
+    if asked.zfill(2) not in numbers:
+        raise UserError(f"notebook {asked!r} does not exist; choose one of {', '.join(numbers)}")
+    place = numbers.index(asked.zfill(2))
+    return registry[place : place + 1] if only is not None else registry[place:]
 
 
 def executed_dir(profile: str) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from real_files import write_real_files
 
 from saerl_lib import paths
-from saerl_lib.notebooks import find
+from saerl_lib.notebooks import NOTEBOOKS, select
 from saerl_lib.plan.batch_plan import read_plan, validate
 
 pytestmark = pytest.mark.slow
@@ -44,18 +44,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rollouts_lie_in_parquet(home: Path) -> None:
-    rollouts = pd.read_parquet(home / "smoke" / "train" / "rollouts.parquet")
-    assert {"sample_id", "step", "reward", "completion_tokens", "completion"} <= set(rollouts.columns)
-    assert set(rollouts["arm"]) == {"grpo", "saerl"} and rollouts["seed"].nunique() == 2
-
-
 def test_the_plan_holds_kept_samples_once_and_the_log_goes_through_it_and_on(home: Path) -> None:
     plan = read_plan(home / "smoke" / "plans" / "saerl.parquet")
     kept = pd.read_parquet(home / "smoke" / "filter" / "kept.parquet")
     validate(plan, list(plan.ids), plan.prompts_per_step)
     assert set(plan.ids) <= set(kept.loc[kept["kept"], "sample_id"])
     rollouts = pd.read_parquet(home / "smoke" / "train" / "rollouts.parquet")
+    assert {"reward", "completion_tokens", "completion"} <= set(rollouts) and set(rollouts["arm"]) == {"grpo", "saerl"}
     run = rollouts[(rollouts["arm"] == "saerl") & (rollouts["seed"] == rollouts["seed"].min())]
     shown = run.drop_duplicates(["step", "sample_id"])["sample_id"].tolist()
     assert len(shown) > len(plan.ids) and shown == [*plan.ids, *plan.ids][: len(shown)], "the second pass is in the plan's order"
@@ -72,7 +67,7 @@ def test_a_second_run_recomputes_nothing(home: Path) -> None:
 def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp_path: Path) -> None:
     figures = home / "smoke" / "figures"
     before = digests(figures, "*.p[nd][gf]")
-    assert len(before) == 2 * len(find("09").outputs)
+    assert len(before) == 2 * len(select(NOTEBOOKS, only="09")[0].outputs)
     shutil.copytree(figures / "data", tmp_path / "smoke" / "figures" / "data")
     done = run_smoke(tmp_path, "--only", "09")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -81,7 +76,7 @@ def test_figures_are_redrawn_byte_for_byte_from_the_tables_alone(home: Path, tmp
 
 def test_a_notebook_computed_anew_gives_the_same_tables_and_stages(home: Path) -> None:
     folder = home / "smoke"
-    stages = [name.removeprefix("stage:") for name in find("04").outputs if name.startswith("stage:")]
+    stages = [name.removeprefix("stage:") for name in select(NOTEBOOKS, only="04")[0].outputs if name.startswith("stage:")]
 
     def state() -> dict[str, str]:
         tables = digests(folder / "figures" / "data", "*.csv")

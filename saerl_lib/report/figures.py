@@ -31,13 +31,13 @@ FIGURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {}
 
 def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function of `tables` (one of the figure's name by default), called with `options`, as the figure `name`. The
-    registered one draws what the function returns (`Drawn`); a table without rows gives an empty axis that says so."""
+    registered one draws what the function returns (`Drawn`)."""
 
     def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         @functools.wraps(function)
         def drawn(*frames: pd.DataFrame) -> Figure:
             with matplotlib.style.context(plots.STYLE):
-                return plots.tell(*(plots.no_run() if any(f.empty for f in frames) else function(*frames, **options)))
+                return plots.tell(*function(*frames, **options))
 
         FIGURES[name] = (tables or (name,), drawn)
         return function
@@ -47,17 +47,24 @@ def figure_of(name: str, *tables: str, **options: Any) -> Callable[[Callable[...
 
 def draw(name: str, data_folder: Path, figure_folder: Path) -> Path:
     """Draw figure `name` from its CSV tables; returns the PNG, the PDF lies beside it. Raises TableError for an unknown figure, a
-    missing table or a missing column (naming the notebook that writes it), ArtifactError when the folder cannot be written."""
+    missing table or column (naming the notebook that writes it) or a table without rows, ArtifactError when the folder cannot be
+    written."""
     if name not in FIGURES:
         raise TableError(f"figure {name!r} is not known; choose one of {', '.join(FIGURES)}")
     tables, function = FIGURES[name]
-    return plots.save(function(*(read_table(table, data_folder) for table in tables)), name, figure_folder)
+    frames = [read_table(table, data_folder) for table in tables]
+    if any(frame.empty for frame in frames):
+        raise TableError(f"figure {name} has nothing to show: no run of it is finished yet")
+    return plots.save(function(*frames), name, figure_folder)
 
 
 def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
-    """Draw every figure whose tables are there; raises as `draw` does."""
-    there = {path.stem for path in data_folder.glob("*.csv")}
-    return [draw(name, data_folder, figure_folder) for name, (tables, _) in FIGURES.items() if there.issuperset(tables)]
+    """Draw every figure whose tables are there and have rows; raises as `draw` does."""
+    found = []
+    for name, (tables, _) in FIGURES.items():
+        if all((data_folder / f"{table}.csv").is_file() and len(read_table(table, data_folder)) for table in tables):
+            found.append(draw(name, data_folder, figure_folder))
+    return found
 
 
 def first_by(table: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
@@ -187,16 +194,15 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
             axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")
     at = table[table["quantity"].eq("explained_variance") & table["k"].eq(32)].set_index("features")["value"]
     names = {"sae": "trained SAE", "pca": "PCA", "sae_untrained": "untrained SAE"}
-    kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items() if key in at)
-    return figure, kept and f"Variance kept by 32 numbers a token: {kept}", (
+    kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items())
+    return figure, f"Variance kept by 32 numbers a token: {kept}", (
         "n: tokens (variance) or test questions. Bands: 95 % bootstrap. Dashed: the dense activations. x axes are logarithmic."
     )
 
 
 REPLAY = {
-    "simulated": Look(GREY, "", "simulated score"), "sae_all": Look(BLUE, "o", "SAE"), "dense": Look(plots.GREEN, "^", "dense"),
-    "tfidf": Look(ORANGE, "s", "TF-IDF"), "clusters": Look(plots.PURPLE, "D", "clusters"),
-    "none": Look(BLACK, "v", "no features"),
+    "simulated": Look(GREY, "", "simulated score"), **{name: plots.LADDER[name] for name in ("sae_all", "dense", "tfidf")},
+    "clusters": Look(plots.VERMILLION, "D", "clusters"), "none": Look(BLACK, "v", "no features"),
 }  # fmt: skip
 
 
@@ -218,10 +224,10 @@ def replay(table: pd.DataFrame) -> Drawn:
         axis.set_xlabel(label)
     if own := sorted(rollouts.unique()):
         figure.axes[-1].set_xticks(np.log2(np.where(np.array(own) == 0, 0.5, own)), [f"{k:g}" for k in own])
-    found = {"SAE features": text[(text["form"] == "features") & (text["features"] == "sae_all")],
+    found = {"SAE latents avoid": text[(text["form"] == "features") & (text["features"] == "sae_all")],
              "one earlier epoch": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
     told = [f"{name} {rows['value'].iloc[0]:.0f} %" for name, rows in found.items() if len(rows)]
-    return figure, "Groups without a gradient avoided: " + ", ".join(told), (
+    return figure, "Groups without a gradient: " + ", ".join(told), (
         f"A quarter of the prompts is taken. Left: n = {text['n'].max():,} prompts of DeepScaleR, each seen once; right: "
         f"n = {past['n'].max():,} prompts of DSR-sub. Bars: 95 % bootstrap over prompts and streams."
     )  # fmt: skip
@@ -243,8 +249,8 @@ def representation(table: pd.DataFrame) -> Drawn:
 
 # Clusters, difficulty, filter.
 
-SCORES = {"raw": Look(GREY, "s", "elastic net"), "global": Look(ORANGE, "^", "calibrated"),
-          "ranking": Look(BLUE, "o", "calibrated by cluster")}  # fmt: skip
+SCORES = {"raw": Look(GREY, "s", "not calibrated"), "global": Look(ORANGE, "^", "by one map"),
+          "ranking": Look(BLUE, "o", "by cluster")}  # fmt: skip
 
 
 @figure_of("calibration")
@@ -257,7 +263,8 @@ def calibration(bins: pd.DataFrame) -> Drawn:
                    ylabel="Label minus prediction\n(label units)")  # fmt: skip
     figure.axes[0].axhline(0, color=BLACK, linewidth=0.8, linestyle="--")
     away = table["value"].abs().groupby(bins["score"]).mean()
-    return figure, f"Label and prediction of a bin differ by {away.get('ranking', away.iloc[-1]):.2f} on average", (
+    told = ", ".join(f"{away[score]:.3f} {look.label}" for score, look in reversed(SCORES.items()) if score in away)
+    return figure, f"Predicted difficulty misses the label by {told.replace(' ', ' calibrated ', 1)}", (
         f"n = {bins.groupby('score')['n'].sum().max():,} held-out labelled samples in bins of equal size; bars: 95 % interval of "
         "the bin's mean label."
     )  # fmt: skip
@@ -267,13 +274,13 @@ def calibration(bins: pd.DataFrame) -> Drawn:
 def real_clusters(frame: pd.DataFrame) -> Drawn:
     """Agreement of clusters with subjects by features, and of clusters with clusters under other seeds; the shuffles of the other
     features stand in the table alone."""
-    names = {"sae, shuffled": "shuffled_labels", "sae, columns of the subject probe": "SAE by subject"}
+    names = {"sae, shuffled": "shuffled_labels", "sae, columns of the subject probe": "sae_by_subject"}
     frame = frame.assign(features=frame["features"].replace(names))
     frame = frame[~frame["features"].str.contains(",")]
     panels = {"purity": "Purity with subject", "nmi": "NMI with subject", "ari": "ARI with subject", "": "ARI of two fits"}
     stable = frame["quantity"].str.startswith("ari_")
     panel = frame["quantity"].where(~stable, "").map(panels)
-    table = plots.by_set(frame).assign(panel=panel)[panel.notna()]
+    table = plots.by_set(frame).assign(panel=panel).dropna(subset="panel")
     table["row"] = table["row"].where(~stable, table["quantity"].str.removeprefix("ari_"))
     table = first_by(first_by(table, "row", ordered(table["row"], plots.SETS)), "panel", list(panels.values()))
     figure = forest(table, plots.RUNGS, columns=2, labels=plots.SET_NAMES, row_height=0.145)
@@ -296,7 +303,7 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     p95 = rules[rules["rule"] == "p95"]
     parts = [p95.assign(panel=f"{name} at p95".capitalize(), value=100 * p95[name], paper=100 * p95[f"paper_{name}"],
                         xlabel="Questions (%)") for name in ("purity", "recall")]  # fmt: skip
-    table = plots.by_set(pd.concat([auc, *parts]).query("features not in ['sae_seed_1', 'sae_seed_2', 'tfidf_plain']"))
+    table = plots.by_set(pd.concat([auc, *parts]))
     figure = forest(table, plots.RUNGS, ordered(table["row"], plots.SETS), labels=plots.SET_NAMES, row_height=0.18)
     plots.legend(figure)
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
@@ -343,9 +350,8 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
     long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(QUANTITIES))
     figure = lines(long, arm_looks(batches["order"]), columns=1, height=1.0, every=max(1, batches["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True)  # fmt: skip
-    share = batches.groupby("order")["dominant_share"].mean()
-    title = f"The largest cluster fills {100 * share.get('saerl', np.nan):.0f} % of a planned batch"
-    title += f", {100 * share['random']:.0f} % of a random one" if "random" in share else ""
+    share = 100 * batches.groupby("order")["dominant_share"].mean()
+    title = f"The largest cluster fills {share['saerl']:.0f} % of a planned batch, {share['random']:.0f} % of a random one"
     return figure, title, f"n = {span(batches.groupby('order').size())} batches an order; {smoothing}."
 
 
@@ -364,18 +370,18 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     table = changed.assign(row=names, panel="", value=changed["share_moved"])
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
-    if len(noise):
-        axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
+    axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
     axis.axvline(RANDOM_ORDERS, color=GREY, linewidth=0.8, linestyle=":")
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
-    above = int((changed["share_moved"] > noise.max()).sum())
-    return figure, f"Of {len(changed)} changed settings, {above} moved more samples than another k-means seed", (
+    most = changed.groupby(changed["varied"].eq("K"))["share_moved"].max()
+    title = f"Another k-means seed moves {100 * noise.min():.0f} to {100 * noise.max():.0f} % of the samples, another K up to "
+    title += f"{100 * most[True]:.0f} %, other settings at most {100 * most[False]:.0f} %"
+    return figure, title, (
         f"n = {span(rows['n'])} planned samples; one setting changed at a time (default in brackets). Grey band: range over "
         f"{len(noise)} other k-means seeds; dotted: two random orders."
     )  # fmt: skip
 
 
-GROUPINGS = ("cluster", "leaf topic", "domain", "difficulty tenth", "clusters, permuted")
 RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
 
 
@@ -384,15 +390,15 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
     shown = coherence[coherence["relation"].isin(RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
-    figure = forest(table, RELATIONS, ordered(shown["grouping"], GROUPINGS), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
+    figure = forest(table, RELATIONS, list(shown["grouping"].unique()), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
     of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
              f"{apart['ci_high']:.3f}); same prompts, new rollouts: {ceiling:.2f}")  # fmt: skip
     return figure, title, (
-        f"n = {int(coherence['n'].max())} prompts of the kept pool at the base policy, {int(coherence['n_zero'].max())} of them "
-        "without any gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
+        f"n = {int(coherence['n'].max())} prompts that the filter kept, at the base policy; {int(coherence['n_zero'].max())} "
+        "have no gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
     )
 
 
@@ -421,10 +427,10 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
     figure = lines(over_runs(wide, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
-    silent = curves.groupby("arm")["zero_variance_share"].mean()
-    told = ", ".join(f"{arm_name(arm)} {100 * share:.0f} %" for arm, share in silent.items())
-    n = curves.groupby("arm")["seed"].nunique()
-    return figure, f"Groups without a gradient: {told}", f"n = {span(n)} seeds; band: 95 % t interval over seeds; {smoothing}."
+    means = curves.groupby("arm")["zero_variance_share"].mean()
+    told = " and ".join(f"{100 * share:.0f} % of {arm_name(arm)}'s" for arm, share in means.items())
+    text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}."
+    return figure, f"Over the run {told} groups give no gradient", text
 
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
@@ -433,20 +439,19 @@ CURVED = {"mean_avg": "Mean accuracy of all sets (%)", "zero_variance_share": "S
 
 @figure_of("study_curves", "study_runs")
 def study_curves(runs: pd.DataFrame) -> Drawn:
-    """Accuracy and groups without a gradient by generated rollouts, for the paper's arms; entropy stands in the table."""
+    """Accuracy and groups without a gradient by generated rollouts, for the paper's arms; entropy stands in the table. The first
+    and the last evaluation are of more problems and not comparable with the others: they stand in the table too."""
     runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
-    facts = runs.groupby(["arm", "step"])[["rollouts", "problems"]].mean().reset_index()
-    more = facts["problems"] > facts.groupby("arm")["problems"].transform("min")
-    facts = facts.assign(more=more).rename(columns={"arm": "group", "step": "x"})
-    long = over_runs(runs, CURVED).merge(facts, on=["group", "x"])
-    long = long.assign(x=long["rollouts"] / 1000, apart=long["more"] & (long["panel"] == CURVED["mean_avg"]))
-    seeds = runs.groupby("arm")["seed"].nunique()
+    runs = runs[runs["problems"] == runs["problems"].min()]
+    rollouts = runs.groupby(["arm", "step"])["rollouts"].mean().rename_axis(["group", "x"]).div(1000).reset_index()
+    long = over_runs(runs, CURVED).merge(rollouts, on=["group", "x"]).drop(columns="x").rename(columns={"rollouts": "x"})
     figure = lines(long, arm_looks(runs["arm"]), columns=2, height=2.0, xlabel="Rollouts generated (thousands)", sharex=True)
-    last = runs[runs["step"] == runs["step"].max()].groupby("arm")["mean_avg"].mean()
-    return figure, f"Highest accuracy at the end: {arm_name(last.idxmax())}, {last.max():.1f} %", (
-        f"n = {span(seeds)} matched seeds. Lines: means; bands and bars: 95 % t interval over seeds. Open: the first and the "
-        "last evaluation, of more problems than the others and not comparable with them."
-    )  # fmt: skip
+    last = runs[runs["step"] == runs["step"].max()].groupby("arm")["mean_avg"].mean().sort_values(ascending=False)
+    first, final = (f"{arm_name(last.index[place])} at {last.iloc[place]:.1f} %" for place in (0, -1))
+    return figure, f"After {runs['step'].max()} steps {first} is highest and {final} lowest", (
+        f"n = {span(runs.groupby('arm')['seed'].nunique())} matched seeds, {runs['problems'].max()} problems. Lines: means; "
+        "bands: 95 % t interval over seeds."
+    )
 
 
 EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")
@@ -459,8 +464,6 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
     """The main comparisons of the outcome in points, with Holm's interval within its family."""
     own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(EFFECTS)
     table = with_claims(comparisons[own & ~comparisons["arm"].isin(("saerl_online_sharp", "saerl_online_rate"))])
-    if table.empty:
-        return plots.no_run()
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
     names = [f"{arm_name(first)} - {arm_name(second)}" for first, second in zip(table["arm"], table["baseline"], strict=True)]

@@ -8,6 +8,7 @@ nothing of what it holds. Okabe-Ito colours (readable with colour-blindness), ea
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )  # fmt: skip
 """Okabe and Ito (2008)."""
 GREY, LIGHT, SHADE = "#767676", "#D9D9D9", "#E6EFF5"
-CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY, BLACK, "#7A5195", "#8C6D31", YELLOW)
-"""Colours of groups without a fixed look; yellow last, as it is weak on white."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
+VIOLET, BROWN = "#7A5195", "#8C6D31"
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7,
@@ -62,7 +61,8 @@ class Look(NamedTuple):
 NAMES = {
     "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "minus_diff": "no difficulty",
     "minus_diff_mix": "no difficulty, no mixing", "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing",
-    "mix_1": "h = 1", "mix_4": "h = 4", "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
+    "alone": "half of the topics alone", "reshuffled": "another shuffle", "mix_1": "h = 1", "mix_4": "h = 4",
+    "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
     "irds": "IRDS-style", "pass_rate_order": "pass-rate order", "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch",
     "saerl_frozen": "SAERL frozen decoder", "saerl_shuffled": "SAERL shuffled scores",
 }  # fmt: skip
@@ -83,9 +83,12 @@ def arm_name(name: str) -> str:
 ARMS = {
     "grpo": Look(GREY, "s"), "random": Look(GREY, "s"), "saerl": Look(BLUE), "saerl_grpo": Look(BLUE),
     "saerl_before_mixing": Look(ORANGE, "^"), "dapo": Look(BLACK, "D"), "saerl_dapo": Look(SKY, "P"),
-    "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(GREEN, "D"),
+    "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(VIOLET, "D"),
+    "alone": Look(BROWN, "v"), "reshuffled": Look(GREY, "s", hollow=True),
 }  # fmt: skip
 """Colour and marker of an arm or order in every figure, from the first to the last of a legend."""
+OTHERS = (Look(YELLOW, "*"), Look(LIGHT, "h"), Look(YELLOW, "<"), Look(LIGHT, ">"))
+"""Looks of arms without a fixed one."""
 
 
 # Feature sets and what is read from them.
@@ -97,18 +100,15 @@ RUNGS = {
 }  # fmt: skip
 """Kind of a feature set -> its look."""
 SETS = {
-    "sae_all+tfidf": ("sae", "SAE, all latents, and TF-IDF"), "sae_all": ("sae", "SAE, all latents"),
-    "sae+metadata": ("sae", "SAE, retained, and metadata"), "sae": ("sae", "SAE, retained"), "sae_seed_1": ("sae", "SAE, seed 1"),
-    "sae_seed_2": ("sae", "SAE, seed 2"), "sae_plain": ("sae", "SAE, no $ signs"), "sae_short": ("sae", "SAE, short training"),
-    "sae_frozen_decoder": ("control", "SAE, frozen decoder"), "sae_untrained_all": ("control", "untrained SAE, all"),
+    "sae_all": ("sae", "SAE, all latents"), "sae": ("sae", "SAE, retained"), "sae_plain": ("sae", "SAE, no $ signs"),
+    "sae_by_subject": ("sae", "SAE, by subject"), "sae_untrained_all": ("control", "untrained SAE, all"),
     "sae_untrained": ("control", "untrained SAE"), "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
-    "dense_pca": ("dense", "dense, PCA"), "dense": ("dense", "dense"), "tfidf": ("text", "TF-IDF"),
-    "tfidf_plain": ("text", "TF-IDF, no $ signs"), "metadata": ("text", "metadata"), "delimiters": ("text", "counts of $ signs"),
-    "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
+    "dense": ("dense", "dense activations"), "tfidf": ("text", "TF-IDF"), "metadata": ("text", "metadata"),
+    "delimiters": ("text", "counts of $ signs"), "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
     "majority / mean": ("nothing", "majority / mean"),
 }  # fmt: skip
-"""Feature sets from top to bottom, with their kind and their one name in every figure."""
-SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds", "sae_seeds": "SAE seeds"}
+"""Feature sets that are drawn, from top to bottom, with their kind and their one name in every figure."""
+SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds"}
 DATA_SETS = {
     "math_test": "MATH", "deepmath_18k": "DeepMath", "deepscaler_pass_rate": "DeepScaleR", "quality_valimath": "ValiMath",
     "dsr_sub_training_accuracy": "DSR-sub", "world": "toy task",
@@ -157,19 +157,13 @@ def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
 
 
 def arm_looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look an arm: the fixed one, else the next colour and marker that none of `ARMS` among these names has.
+    """A look an arm, its name as label: the fixed one, else the next of `OTHERS`.
 
     >>> {name: look.colour == BLUE for name, look in arm_looks(["new", "saerl"]).items()}
     {'saerl': True, 'new': False}
     """
-    chosen = ordered(names, ARMS)
-    taken = [ARMS[name] for name in chosen if name in ARMS]
-    colours = [c for c in CYCLE if c not in {look.colour for look in taken}]
-    markers = [m for m in MARKERS if m not in {look.marker for look in taken}]
-    found = dict(ARMS)
-    for i, name in enumerate(name for name in chosen if name not in ARMS):
-        found[name] = Look(colours[i % len(colours)], markers[i % len(markers)])
-    return {name: found[name]._replace(label=arm_name(name)) for name in chosen}
+    others = itertools.cycle(OTHERS)
+    return {name: (ARMS.get(name) or next(others))._replace(label=arm_name(name)) for name in ordered(names, ARMS)}
 
 
 def readable(name: Any) -> str:
@@ -188,9 +182,9 @@ def span(counts: pd.Series) -> str:
 
 
 def by_set(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the row and the look of each feature set."""
+    """The table with the row of each feature set and the look of its kind; sets that are not in `SETS` are left out."""
     row = table["features"].replace({name: "majority / mean" for name in ("majority", "mean", "majority|mean")})
-    return table.assign(row=row, look=[SETS.get(name, ("control", ""))[0] for name in row])
+    return table.assign(row=row, look=row.map({name: kind for name, (kind, _) in SETS.items()}))[row.isin(SETS)]
 
 
 def task_names(table: pd.DataFrame) -> list[str]:
@@ -223,13 +217,6 @@ def placed(height: float, *places: tuple[float, float, float, float]) -> tuple[F
     figure = Figure(figsize=(FULL_WIDTH, height))
     FigureCanvasAgg(figure)
     return figure, [figure.add_axes(place) for place in places]
-
-
-def no_run() -> tuple[Figure, str, str]:
-    """What is shown for a table without rows: an empty axis, its title, and no small print."""
-    figure, (axis,) = placed(1.2, (0.05, 0.1, 0.9, 0.6))
-    axis.set(xticks=[], yticks=[])
-    return figure, "no run yet", ""
 
 
 def beside(axis: Axes, columns: Mapping[float, Sequence[str]]) -> None:
@@ -337,18 +324,13 @@ def _line_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], band:
     """One panel of `lines`."""
     for key, look in looks.items():
         own = part[part["group"] == key].sort_values("x", kind="stable")
-        apart = own["apart"].to_numpy(dtype=bool) if "apart" in own else np.zeros(len(own), dtype=bool)
-        near, far = own[~apart], own[apart]
         style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": look.label or None}
         style["markerfacecolor"] = "white" if look.hollow else look.colour
         if band:
-            axis.fill_between(near["x"], *_bounds(near), color=look.colour, alpha=0.15, linewidth=0)
-            axis.plot(near["x"], near["value"], markersize=3, markevery=every, **style)
+            axis.fill_between(own["x"], *_bounds(own), color=look.colour, alpha=0.15, linewidth=0)
+            axis.plot(own["x"], own["value"], markersize=3, markevery=every, **style)
         else:
-            axis.errorbar(near["x"], near["value"], _bars(near), elinewidth=1, **style)
-        if len(far):
-            far_style = {"color": look.colour, "markersize": 4.5, "markerfacecolor": "white", "elinewidth": 0.8, "zorder": 4}
-            axis.errorbar(far["x"], far["value"], _bars(far), fmt=look.marker, **far_style)
+            axis.errorbar(own["x"], own["value"], _bars(own), elinewidth=1, **style)
     axis.grid(True, color=LIGHT, linewidth=0.5)
 
 
@@ -357,8 +339,7 @@ def lines(
     band: bool = True, every: int = 1, xlabel: str = "", ylabel: str = "", **share: Any,
 ) -> Figure:  # fmt: skip
     """Curves with intervals as bands or bars: a panel each value of `panel`, a mark at each `every`-th point, one legend. `table`
-    has panel, group (a key of `looks`), x and value; optionally ci_low, ci_high, and apart: points that stand for themselves, as
-    open marks with bars. `share` goes to `Figure.subplots`."""
+    has panel, group (a key of `looks`), x and value; optionally ci_low and ci_high. `share` goes to `Figure.subplots`."""
     figure, axes = _grid(list(dict.fromkeys(table["panel"])), columns, width, height, **share)
     for index, (name, axis) in enumerate(axes):
         _line_panel(axis, table[table["panel"] == name], looks, band, every)

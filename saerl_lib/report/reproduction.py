@@ -1,5 +1,4 @@
-"""A rerun beside what is published: every number judged (`reproduction.csv`), figures old and new; publishing a run, and the
-tables of README.md and docs/.
+"""A rerun beside what is published: every number judged (`reproduction.csv`), and publishing the run in its place.
 
 A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie in `figures/`. Rows are matched by
 their text columns, else by their position. Clusters and samples differ between processors: a column without an interval is
@@ -8,18 +7,17 @@ compared by its mean alone.
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import nbformat
 import numpy as np
 import pandas as pd
+from nbformat.v4 import new_output
 
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_atomic, write_json
@@ -27,7 +25,7 @@ from saerl_lib.config import content_hash, get_profile
 from saerl_lib.notebooks import RunOptions, UserError, code_cells, executed_dir
 from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
-from saerl_lib.report.tables import SCHEMAS, TableError, is_true, number, read_table, write_csv
+from saerl_lib.report.tables import SCHEMAS, TableError, generated, update_block, write_csv
 
 SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
 OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
@@ -156,24 +154,9 @@ def published_records() -> dict[str, dict[str, object]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _picture(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
-
-
-def write_page(profile: str, text: str) -> Path:
-    """`reproduction.html` beside the run's tables: the screen, and every figure as published and of this run."""
-    names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
-    figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
-    template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
-    path = paths.profile_dir(profile) / "reproduction.html"
-    write_atomic(path, page.encode("utf-8"))
-    return path
-
-
 def report(profile: str) -> tuple[str, int]:
-    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`. Returns one screen (counts a
-    table, then the numbers outside) and the number outside."""
+    """Compare a finished run with what is published; writes `reproduction.csv`. Returns one screen (counts a table, then the
+    numbers outside) and the number outside."""
     numbers = compare(profile)
     table = paths.profile_dir(profile) / "reproduction.csv"
     write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
@@ -191,155 +174,10 @@ def report(profile: str) -> tuple[str, int]:
         lines.append(f"  outside: {row.table}, {row.row[:70]}, {row.column}: published {row.published}, here {row.rerun}")
     if len(outside) > SCREEN_ROWS:
         lines.append(f"  and {len(outside) - SCREEN_ROWS} more")
-    page = write_page(profile, "\n".join(lines))
-    return "\n".join([*lines, f"Every number: {table}", f"Figures old and new: {page}"]), len(outside)
+    return "\n".join([*lines, f"Every number: {table}"]), len(outside)
 
 
-# The documents whose tables come from `figures/data`.
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return " ".join(str(value).split()).replace("|", "\\|")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A GitHub Markdown table; numbers with four significant digits, empty cells as "-".
-
-    >>> print(markdown_table(["a", "b"], [["x|y", 1.23456], ["", float("nan")]]))
-    | a | b |
-    | --- | --- |
-    | x\\|y | 1.235 |
-    | - | - |
-    """
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _bounds(row: Any) -> str:
-    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
-
-
-def claims_markdown(frame: pd.DataFrame) -> str:
-    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, direction, size, where."""
-    rows = []
-    for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
-        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
-        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
-        seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
-        judged = (f"**{row.direction}**", row.size, row.scale)
-        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
-    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
-    return markdown_table(header, rows)
-
-
-HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
-    "SAERL on GRPO against GRPO: fewer steps",
-    "SAERL on GRPO against DIFF: accuracy gain",
-    "DeepMath difficulty, then DeepScaleR, in-domain",
-    "Filter at p95",
-)
-"""Beginnings of the claims that the README opens with."""
-TRAINED = "figures/study_effects.png"
-"""The figure of the claims about training."""
-
-
-DIRECTIONS = {"agrees": "agree", "opposite": "show the opposite", "undecided": "undecided"}
-
-
-def finding_markdown(frame: pd.DataFrame) -> str:
-    """How many claims agree, and the main ones, from `claims.csv`."""
-    rows = []
-    for start in HEADLINES:
-        for row in frame[frame["claim"].str.startswith(start)].itertuples():
-            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
-            within = "" if pd.isna(row.size) else row.size
-            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
-    run, said = frame[frame["direction"] != "not run"], []
-    trained = run["figure"] == TRAINED
-    for name, part in (("Reading and preparing the data", run[~trained]), ("Training", run[trained])):
-        counts = part["direction"].value_counts()
-        found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
-        said.append(f"{name}: of {len(part)} claims {found}")
-    header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
-    first = f"Do our effects have the paper's sign? {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
-    return f"{first}\n\n{markdown_table(header, rows)}"
-
-
-def gates_markdown(frame: pd.DataFrame) -> str:
-    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
-    rows = []
-    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
-        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
-        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
-        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
-        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
-        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
-        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
-    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
-
-
-def study_markdown(frame: pd.DataFrame) -> str:
-    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
-    rows = []
-    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
-        of = {row.metric: row for row in pair.itertuples()}
-        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
-        first = of["outcome"]
-        shown["detectable"] = f"{first.detectable:.2f}"
-        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
-        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
-    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
-
-
-STUDIED = {
-    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
-    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
-    "tail": "Behind the tail", "silent": "Groups without gradient, points",
-}  # fmt: skip
-"""Metric of study_comparisons.csv -> its column in docs/study.md."""
-
-
-def update_block(path: Path, marker: str, text: str) -> bool:
-    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed. Raises
-    ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written."""
-    block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
-    old = path.read_text(encoding="utf-8")
-    if len(block.findall(old)) != 1:
-        raise ValueError(f"{path} must hold '<!-- begin {marker} -->' and then '<!-- end {marker} -->', each once: add them")
-    new = block.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", old)
-    if new != old:
-        write_atomic(path, new.encode("utf-8"))
-    return new != old
-
-
-BLOCKS: dict[str, tuple[str, str, Callable[[pd.DataFrame], str]]] = {
-    "finding": ("README.md", "claims", finding_markdown), "claims": ("docs/claims.md", "claims", claims_markdown),
-    "gates": ("docs/world.md", "world_gates", gates_markdown), "study": ("docs/study.md", "study_comparisons", study_markdown),
-}  # fmt: skip
-"""Marker -> the document that holds its block, the table that it comes from, and how."""
-
-
-def write_documents(root: Path, data_folder: Path) -> list[str]:
-    """Bring every block up to date with `figures/data`; returns the documents that changed."""
-    changed = {document for marker, (document, table, text) in BLOCKS.items()
-               if update_block(root / document, marker, text(read_table(table, data_folder)))}  # fmt: skip
-    return sorted(changed)
-
-
-def run_readme() -> int:
-    """`readme`: say what changed of the tables and the galleries."""
-    changed = write_documents(paths.ROOT, paths.PUBLISHED)
-    changed += [str(path) for path, text in galleries().items() if update_block(path, "gallery", text)]
-    print("written: " + (", ".join(changed) or "nothing, all tables are up to date"))
-    return 0
-
-
-# The outputs in the notebooks.
+# Publishing.
 
 STORED = RunOptions().profile
 """The profile that the notebooks name, whose outputs they hold."""
@@ -354,8 +192,6 @@ def code_of(content: Any) -> str:
 
 def _kept(outputs: list[Any]) -> Iterator[Any]:
     """Outputs as they are stored: text, tables and pictures, without progress bars, stderr, counters and metadata."""
-    from nbformat.v4 import new_output
-
     shown = [output for output in outputs if output.get("name") != "stderr"]
     for is_text, group in itertools.groupby(shown, lambda output: output.output_type == "stream"):
         if is_text and (text := PROGRESS.sub("", "".join(output.text for output in group)).strip("\n")):
@@ -370,8 +206,6 @@ def executed_source(source: Path, executed: Path) -> str:
 
     Raises UserError when the copy is missing, or of other code or parameters than the notebook's own.
     """
-    import nbformat
-
     content, run = (nbformat.read(path, as_version=4) if path.is_file() else None for path in (source, executed))
     if run is None or code_of(run) != code_of(content) or run.metadata.papermill.parameters != RunOptions().parameters():
         raise UserError(f"{executed}: no run of the present {source.name}; run ./run_all.sh to its end first")
@@ -379,35 +213,6 @@ def executed_source(source: Path, executed: Path) -> str:
         cell.execution_count, cell.outputs = count, list(_kept(done.outputs))
     content.metadata["code_hash"] = code_of(content)
     return f"{nbformat.writes(content)}\n"
-
-
-SHOWS = re.compile(r'draw\("(\w+)"|FIGURES / "(\w+)\.png"')
-"""How a cell names the figure that it shows."""
-
-
-def galleries() -> dict[Path, str]:
-    """Document -> its block `gallery`, told in the notebooks themselves: on the front page and in notebooks/ what each notebook
-    answers, when its outputs are stored, in figures/ every published figure that one of them shows."""
-    import nbformat
-
-    front, rows, figures = [], [], []
-    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        title, _, text = cells[0].source.removeprefix("# ").partition("\n")
-        question = "".join(re.findall(r"[^.?*]+\?", text)[:1]).strip()
-        answer = "".join(output.get("text", "") for output in [c for c in cells if c.cell_type == "code"][-1].outputs).strip()
-        shown = [(name, after.source) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"
-                 for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
-        picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
-        short = re.split(r"; (?![^(]*\))|[.] ", answer)[0].rstrip(".") or question or title[5:]
-        front.append([f"[{path.name[:2]}](notebooks/{path.name})", short])
-        rows.append([picture, f"[{title}]({path.name})", question, answer])
-        figures += [f"![{name}]({name}.png)\n\n{text} Notebook [{title}](../notebooks/{path.name})." for name, text in shown]
-    return {
-        paths.ROOT / "README.md": markdown_table(["Notebook", "[Answer](notebooks/README.md)"], front),
-        paths.NOTEBOOKS / "README.md": markdown_table(["", "Notebook", "Question", "Answer"], rows),
-        paths.FIGURES / "README.md": "\n\n".join(figures),
-    }
 
 
 def publish(profile: str) -> list[Path]:
@@ -432,11 +237,10 @@ def publish(profile: str) -> list[Path]:
         write_atomic(paths.PUBLISHED / name, (source / name).read_bytes())
     write_csv(build_claims(paths.PUBLISHED), "claims", paths.PUBLISHED)
     draw_all(paths.PUBLISHED, paths.FIGURES)
-    write_documents(paths.ROOT, paths.PUBLISHED)
     for path, text in texts.items():
         write_atomic(path, text.encode("utf-8"))
-    for path, text in galleries().items():
-        update_block(path, "gallery", text)
+    for (path, marker), text in generated().items():
+        update_block(path, marker, text)
     write_json(paths.PUBLISHED / RECORD, {**published_records(), profile: provenance()})
     return [path for path, data in before.items() if path.read_bytes() != data]
 

@@ -1,4 +1,4 @@
-"""The CSV tables of `figures/data`: their columns, checked writing and reading.
+"""The CSV tables of `figures/data`: their columns, checked writing and reading, and what README.md and docs/ show of them.
 
 The notebooks and the study write them, figures and claims are drawn from them alone. Shares, accuracies, purity and recall are
 fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of `claims.csv` that say so are in percent.
@@ -6,15 +6,19 @@ fractions in 0..1; only `paired_difference.csv`, the study's tables and rows of 
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 
+from saerl_lib import paths
 from saerl_lib.artifacts import ToldError, write_atomic
 
 COLUMNS = """
@@ -33,28 +37,28 @@ COLUMNS = """
 04 cluster_topics: cluster domain n
 04 cluster_agreement: level n purity% nmi ari paper_purity? paper_nmi? paper_ari?
 04 cluster_summary: cluster n_pool n_labelled residual shrinkage%
-04 cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
+04a cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
     difficulty_median? difficulty_q75? n_difficulty prompt_words_mean solution_words_mean representatives top_latents?
-04 feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
+04a feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
     paper_top_100 n
-04 top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
+04a top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
     ci_high?% control?% n n_active n_topic example_id example_text?
-04 cluster_stability: varied pairs ari_mean ari_low ari_high n
-04 real_counts: part source what n
-04 real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
-04 label_curve: features n_labels value ci_low ci_high n_subsets n_test
+06b cluster_stability: varied pairs ari_mean ari_low ari_high n
+04a real_counts: part source what n
+04a real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
+06b label_curve: features n_labels value ci_low ci_high n_subsets n_test
 05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
 05 filter_scores: source bin_low bin_high share% n
-05 filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
-05 filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
+05a filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
+05a filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
 05 real_filter: features rule kept n_pool target_kept purity?% recall% paper_purity?% paper_recall?%
 05 real_separation: dataset metric features value% ci_low% ci_high% paper_value? n_train n_test
-06 plan_sensitivity: varied setting default share_moved% mean_step_shift n
+06b plan_sensitivity: varied setting default share_moved% mean_step_shift n
 06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
 06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06 gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
-06 gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
-06 mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
+06a gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
+06a gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
+06a mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
     rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
 07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
 08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
@@ -199,3 +203,176 @@ def number(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# The same tables in README.md and docs/, and the galleries of notebooks and figures.
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A GitHub Markdown table; numbers with four significant digits, empty cells as "-".
+
+    >>> print(markdown_table(["a", "b"], [["x|y", 1.23456], ["", float("nan")]]))
+    | a | b |
+    | --- | --- |
+    | x\\|y | 1.235 |
+    | - | - |
+    """
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bounds(row: Any) -> str:
+    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
+
+
+def claims_markdown(frame: pd.DataFrame) -> str:
+    """`claims.csv` as the table of docs/claims.md: claim, the paper's value, ours with its interval, direction, size, where."""
+    rows = []
+    for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
+        kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
+        where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
+        seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
+        judged = (f"**{row.direction}**", row.size, row.scale)
+        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
+    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
+    return markdown_table(header, rows)
+
+
+HEADLINES = (
+    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
+    "SAERL on GRPO against GRPO: fewer steps",
+    "SAERL on GRPO against DIFF: accuracy gain",
+    "DeepMath difficulty, then DeepScaleR, in-domain",
+    "Filter at p95",
+)
+"""Beginnings of the claims that the README opens with."""
+TRAINED = "figures/study_effects.png"
+"""The figure of the claims about training."""
+
+
+DIRECTIONS = {"agrees": "agree", "opposite": "show the opposite", "undecided": "undecided"}
+
+
+def finding_markdown(frame: pd.DataFrame) -> str:
+    """How many claims agree, and the main ones, from `claims.csv`."""
+    rows = []
+    for start in HEADLINES:
+        for row in frame[frame["claim"].str.startswith(start)].itertuples():
+            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
+            within = "" if pd.isna(row.size) else row.size
+            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
+    run, said = frame[frame["direction"] != "not run"], []
+    trained = run["figure"] == TRAINED
+    for name, part in (("Reading and preparing the data", run[~trained]), ("Training", run[trained])):
+        counts = part["direction"].value_counts()
+        found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
+        said.append(f"{name}: of {len(part)} claims {found}")
+    header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
+    first = f"Do our effects have the paper's sign? {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
+    return f"{first}\n\n{markdown_table(header, rows)}"
+
+
+def gates_markdown(frame: pd.DataFrame) -> str:
+    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
+    rows = []
+    for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
+        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
+        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
+        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
+        ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
+        allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
+        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
+    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
+
+
+def study_markdown(frame: pd.DataFrame) -> str:
+    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
+    rows = []
+    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
+        of = {row.metric: row for row in pair.itertuples()}
+        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
+        first = of["outcome"]
+        shown["detectable"] = f"{first.detectable:.2f}"
+        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
+        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
+    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
+
+
+STUDIED = {
+    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
+    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
+    "tail": "Behind the tail", "silent": "Groups without gradient, points",
+}  # fmt: skip
+"""Metric of study_comparisons.csv -> its column in docs/study.md."""
+
+
+def update_block(path: Path, marker: str, text: str) -> bool:
+    """Replace what stands between `<!-- begin MARKER -->` and `<!-- end MARKER -->`; True when the file changed. Raises
+    ValueError when the file does not hold each marker once, in this order; ArtifactError when it cannot be written."""
+    block = re.compile(f"(<!-- begin {marker} -->\n).*?(<!-- end {marker} -->)", re.DOTALL)
+    old = path.read_text(encoding="utf-8")
+    if len(block.findall(old)) != 1:
+        raise ValueError(f"{path} must hold '<!-- begin {marker} -->' and then '<!-- end {marker} -->', each once: add them")
+    new = block.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", old)
+    if new != old:
+        write_atomic(path, new.encode("utf-8"))
+    return new != old
+
+
+SHOWS = re.compile(r'draw\("(\w+)"|FIGURES / "(\w+)\.png"')
+"""How a cell names the figure that it shows."""
+
+
+def galleries() -> dict[Path, str]:
+    """Document -> its block `gallery`, told in the notebooks themselves: on the front page and in notebooks/ what each notebook
+    answers, when its outputs are stored (on the front page an appendix is a link), in figures/ every published figure that one of
+    them shows."""
+    front, rows, figures = [], [], []
+    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        title, _, text = cells[0].source.removeprefix("# ").partition("\n")
+        question = "".join(re.findall(r"[^.?*]+\?", text)[:1]).strip()
+        answer = "".join(output.get("text", "") for output in [c for c in cells if c.cell_type == "code"][-1].outputs).strip()
+        shown = [(name, after.source) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"
+                 for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
+        picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
+        short = re.split(r"; (?![^(]*\))|[.] ", answer)[0].rstrip(".") or question or title
+        link = f"[{(number := path.name.partition('_')[0])}](notebooks/{path.name})"
+        if number.isdigit():
+            front.append([link, short])
+        else:
+            front[-1][0] += f" {link}"
+        rows.append([picture, f"[{title}]({path.name})", question, answer])
+        figures += [f"![{name}]({name}.png)\n\n{text} Notebook [{title}](../notebooks/{path.name})." for name, text in shown]
+    return {
+        paths.ROOT / "README.md": markdown_table(["Notebook", "[Answer](notebooks/README.md)"], front),
+        paths.NOTEBOOKS / "README.md": markdown_table(["", "Notebook", "Question", "Answer"], rows),
+        paths.FIGURES / "README.md": "\n\n".join(figures),
+    }
+
+
+def generated() -> dict[tuple[Path, str], str]:
+    """Every generated part of a document: (document, marker of its block) -> text, from `figures/data` and the notebooks."""
+    claims, gates, study = (read_table(name, paths.PUBLISHED) for name in ("claims", "world_gates", "study_comparisons"))
+    return {
+        (paths.ROOT / "README.md", "finding"): finding_markdown(claims),
+        (paths.ROOT / "docs" / "claims.md", "claims"): claims_markdown(claims),
+        (paths.ROOT / "docs" / "world.md", "gates"): gates_markdown(gates),
+        (paths.ROOT / "docs" / "study.md", "study"): study_markdown(study),
+        **{(path, "gallery"): text for path, text in galleries().items()},
+    }
+
+
+def run_readme() -> int:
+    """`readme`: bring every generated part of a document up to date, and say which changed."""
+    changed = [f"{path} ({marker})" for (path, marker), text in generated().items() if update_block(path, marker, text)]
+    print("written: " + (", ".join(changed) or "nothing, all of them are up to date"))
+    return 0
