@@ -100,7 +100,7 @@ REGISTRY = """
 07_grpo_training 00 06: train; training_curves; training_curves
 08_evaluation 00 01 02 03 04 05 06 07: evaluation; learning_curves paired_difference steps_to_target world_controls study_pilot
     study_runs study_summary study_comparisons study_targets study_provenance study_paper_tables study_mixing study_budget
-    preparation_cost claims*; world_controls study_curves study_effects method*
+    preparation_cost claims*; world_controls study_curves study_effects study_updates method*
 09_figures 00 01 02 03 04 04a 05 05a 06 06a 06b 07 08:;;
 10_your_own_data 00:; own_clusters;
 """

@@ -106,7 +106,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert (summary["best"] > 0).all() and np.allclose(summary["silent"], 40), "40 % of the groups in every step"
     last = tables["study_runs"].query("step == 30").groupby("arm")["mean_avg"].mean()
     assert summary["tail"].to_dict() == pytest.approx(last.to_dict()), "here the tail repeats the last evaluation"
-    for figure in ("study_effects", "study_curves", "study_mixing"):
+    for figure in ("study_effects", "study_curves", "study_mixing", "study_updates"):
         (name,), function = FIGURES[figure]
         assert function(read_table(name, tmp_path)).axes
 

@@ -20,7 +20,7 @@ from saerl_lib.report import plots
 from saerl_lib.report.claims import TOY, with_claims
 from saerl_lib.report.plots import BLACK, BLUE, GREY, ORANGE, Look, arm_looks, arm_name, forest, lines, ordered, span
 from saerl_lib.report.statistics import over_seeds
-from saerl_lib.report.study import planned_seeds
+from saerl_lib.report.study import UPDATE, planned_seeds
 from saerl_lib.report.tables import TableError, number, read_table
 
 Drawn = tuple[Figure, str, str]
@@ -479,6 +479,31 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
         f"Mean of the last three evaluations; n = {span(table['n_seeds'])} matched seeds. Bars: 95 %, corrected by Holm within a "
         "family of comparisons. Green and red exclude 0. " + "Grey: fewer seeds than planned. " * bool(early.any())
         + "Open squares: the paper's tables."
+    )  # fmt: skip
+
+
+LOSSES = {"token_mean": Look(BLUE, "o", "mean over tokens"), "sequence_mean": Look(ORANGE, "^", "mean over rollouts"),
+          "constant": Look(plots.GREEN, "s", "sum over a constant")}  # fmt: skip
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD, momentum 0.9"}
+
+
+@figure_of("study_updates", "study_comparisons")
+def study_updates(comparisons: pd.DataFrame) -> Drawn:
+    """Orders against the random order of the same loss and optimizer."""
+    own = comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].eq(UPDATE)]
+    setting = f"_({'|'.join(LOSSES)})_({'|'.join(OPTIMIZERS)})$"
+    found = own["arm"].str.extract(setting).fillna({0: "token_mean", 1: "adamw"})
+    table = own.assign(row=own["arm"].str.replace(setting, "", regex=True).map(arm_name), look=found[0],
+                       panel=found[1].map(OPTIMIZERS), value=own["difference"], ci_low=own["holm_low"], ci_high=own["holm_high"],
+                       xlabel="Minus random order (points)")  # fmt: skip
+    figure = forest(table, LOSSES, list(dict.fromkeys(table["row"])), shift=0.25, row_height=0.34, chance=0.0)
+    plots.legend(figure)
+    counted = table.assign(above=table["ci_low"] > 0, below=table["ci_high"] < 0).groupby("row", sort=False)
+    title = ", ".join(f"{row} {part['above'].sum()} ({part['below'].sum()})" for row, part in counted)
+    early = "Fewer seeds than planned. " * bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
+    return figure, f"Better (worse) than a random order, of {len(found.drop_duplicates())} settings: {title}", (
+        f"Mean of the last three evaluations, n = {span(table['n_seeds'])} matched seeds, each setting at its random order's best "
+        f"rate. Bars: 95 %, corrected by Holm over {len(table)} comparisons. {early}"
     )  # fmt: skip
 
 

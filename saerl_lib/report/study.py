@@ -316,7 +316,7 @@ def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     part = frame[(frame["table"] == table) & (frame["n_seeds"] > 0)]
     wide = part.pivot(index="arm", columns="benchmark", values=["paper_value", "our_value"]).swaplevel(axis=1).round(1)
     order = [(name, column) for name in BENCHMARKS for column in ("paper_value", "our_value") if (name, column) in wide.columns]
-    names = {"paper_value": "paper", "our_value": "here"}
+    names = {"paper_value": "paper", "our_value": "toy set"}
     return wide.loc[part["arm"].unique(), order].rename(columns=names).rename_axis(columns=[None, None], index=None)
 
 
