@@ -48,8 +48,22 @@ from saerl_lib.train.sampler import gold_probability
 from saerl_lib.train.stages import LIVE
 from saerl_lib.world import gates, sources
 from saerl_lib.world.gates import Bounds, Measured, met
-from saerl_lib.world.problems import Problem, Step, draw_problem, even_rates, fallible, learner, step_labels, work_out
-from saerl_lib.world.sources import EVERY, PARENT, SHORT, TARGET, draw_split, draw_world
+from saerl_lib.world.sources import (
+    EVERY,
+    PARENT,
+    SHORT,
+    TARGET,
+    Problem,
+    Step,
+    draw_problem,
+    draw_split,
+    draw_world,
+    even_rates,
+    fallible,
+    learner,
+    step_labels,
+    work_out,
+)
 
 FROZEN = "be8f9bf8f0a3fe89"
 
