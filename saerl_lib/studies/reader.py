@@ -40,8 +40,8 @@ from saerl_lib.data.published import (
 )
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
-from saerl_lib.encode.parts import encode
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
