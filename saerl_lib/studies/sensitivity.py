@@ -23,9 +23,8 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, rows_of, step_shift
 from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
-from saerl_lib.properties.scorer import load_scorer
+from saerl_lib.properties.scorer import load_scorer, with_clusters
 from saerl_lib.report.statistics import Interval, percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
