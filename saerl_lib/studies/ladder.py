@@ -27,7 +27,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, real_folder
-from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
+from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
@@ -198,11 +198,6 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     return dataclasses.replace(profile.reader, others=others, dense=True)
 
 
-def by_hash(samples: Sequence[Sample]) -> list[int]:
-    """Row numbers of samples in an order by the hash of their question: a fixed random one."""
-    return sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))
-
-
 @dataclass(frozen=True)
 class Group:
     """Samples that some tasks share; they are read once."""
@@ -218,21 +213,25 @@ class Group:
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
         """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
         task = next(task for task in self.tasks if task.kind != "topic")
-        order = by_hash(task.train)[: profile.ladder.max_train]
+        order = hash_order(task.train)[: profile.ladder.max_train]
         return [task.train[i] for i in order], task.y_train[order]
 
     def stage(self, profile: Profile) -> Stage:
         """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
         return read_stage(profile, self.name, self.samples, ladder_reader(profile))
 
+    def store(self, profile: Profile) -> Store:
+        """The store of the stage."""
+        return Store(self.stage(profile).path("store"))
+
     def retained(self, profile: Profile, store: Store) -> np.ndarray:
         """The latents that the reader's rule retains of the group's store, chosen on training samples alone."""
         samples, labels = self.training(profile)
         return retained_of(profile, store, samples, labels=labels)
 
-    def blocks(self, profile: Profile, store: Store) -> Blocks:
+    def blocks(self, profile: Profile) -> Blocks:
         """`blocks_of` the group's store."""
-        return blocks_of([store], ladder_reader(profile), functools.partial(self.retained, profile))
+        return blocks_of([self.store(profile)], ladder_reader(profile), functools.partial(self.retained, profile))
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -284,12 +283,8 @@ def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
 
 def real_ladder_stages(profile: Profile) -> list[Stage]:
     """The full ladder on the real sets, a stage a group."""
-    found = []
-    for group in real_groups(profile).values():
-        stage = group.stage(profile)
-        blocks = functools.partial(group.blocks, profile, Store(stage.path("store")))
-        found.append(_ladder_stage(profile, group.name, group.tasks, blocks, (stage,)))
-    return found
+    return [_ladder_stage(profile, g.name, g.tasks, functools.partial(g.blocks, profile), (g.stage(profile),))
+            for g in real_groups(profile).values()]  # fmt: skip
 
 
 def has_real_data(profile: Profile) -> bool:
@@ -389,7 +384,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
         found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
-        found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
+        found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
     return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
 
 

@@ -48,7 +48,7 @@ from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_task
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import rows_of, write_csv
-from saerl_lib.studies.ladder import VARIANTS, Group, by_hash, ladder
+from saerl_lib.studies.ladder import VARIANTS, Group, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -74,11 +74,11 @@ def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
     unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
         data = without(load_set(name), unread)
-        real += [data.samples[i] for i in hash_order(data)[:count]]
+        real += [data.samples[i] for i in hash_order(data.samples)[:count]]
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
         world.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
-    return {name: [found[i] for i in by_hash(found)] for name, found in (("real", real), ("world", world))}
+    return {name: [found[i] for i in hash_order(found)] for name, found in (("real", real), ("world", world))}
 
 
 def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -177,7 +177,7 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
     sides = {}
     for side, count in (("train", 2000), ("test", 1000)):
         samples, labels = getattr(subject, side), getattr(subject, f"y_{side}")
-        rows = by_hash(samples)[:count]  # MATH's files are sorted by subject
+        rows = hash_order(samples)[:count]  # MATH's files are sorted by subject
         sides |= {side: tuple(replace(samples[i], solved=False) for i in rows), f"y_{side}": labels[rows]}
     return {"difficulty": difficulty, "subject": replace(subject, **sides)}
 
@@ -259,7 +259,7 @@ def compare_blocks(profile: Profile) -> None:
     rows = []
     for name, split in splits.items():
         data = split(load_set, profile.ladder, held_out_keys()).train.with_label("level")
-        data = data.rows(hash_order(data)[: profile.ladder.max_train])
+        data = data.rows(hash_order(data.samples)[: profile.ladder.max_train])
         means = block_means([replace(s, solved=False) for s in data.samples], profile.reader)
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
@@ -314,8 +314,7 @@ def run_ladder(file: Path, profile: str) -> int:
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
-    blocks = group.blocks(chosen, Store(group.stage(chosen).path("store")))
-    table, pairs = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    table, pairs = ladder(tasks, group.blocks(chosen), chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})

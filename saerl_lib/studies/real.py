@@ -108,7 +108,7 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
 def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
     """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
     the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
-    target, other = (data.rows(hash_order(data)) for data in (target, other))
+    target, other = (data.rows(hash_order(data.samples)) for data in (target, other))
     train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
     size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
