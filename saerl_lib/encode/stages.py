@@ -246,7 +246,7 @@ def encode(
     if not first:
         raise DataError("no sample to encode")
     reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
-    tokenizer = open_tokenizer(model_name(spec), reading.prompts, Path(model_name(spec)).is_dir())
+    tokenizer = open_tokenizer(model_name(spec), reading.prompts)
     decides = {**identity(spec), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
     records: dict[int, dict[str, Any]] = {}
     total = len(samples) if isinstance(samples, Sized) else None

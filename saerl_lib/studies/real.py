@@ -10,6 +10,7 @@ NuminaMath-1.5, which is not to be had offline. The two sources here write formu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
-from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
+from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts, ranked_topics
 from saerl_lib.properties.clusters import Agreement, Assignment, agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
@@ -142,7 +143,7 @@ def plain_text(text: str) -> str:
 def plain_part(part: RealPart) -> RealPart:
     """The same rows with `plain_text` questions."""
     samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
-    return dataclasses.replace(part, data=dataclasses.replace(part.data, name=PLAIN, samples=samples))
+    return dataclasses.replace(part, data=dataclasses.replace(part.data, samples=samples))
 
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
@@ -155,7 +156,7 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
     """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store. z is [N, 4 S] for an SAE and [N,
     4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S]; its solution metadata are NaN."""
-    store = Store(group.stage(profile).path("store"))
+    store = group.store(profile)
     rows = rows_of(part.ids, store.ids)
     found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
     for name in (MAIN, UNTRAINED_SAE):
@@ -184,8 +185,6 @@ EXCERPT = 100
 """Longest quotation of a problem in characters: the data themselves are not redistributed."""
 PROBE_SHARE = 0.25
 """Share of the columns that clusters by a probe's weights are made of (ours)."""
-EXAMPLE_COLUMNS = ["features", "cluster", "n", "top_subject", "subject_share", "level_mean", "first", "second", "third"]
-"""Columns of real_cluster_examples, which quotes problems and is shown, never published."""
 
 
 def agreement_rows(
@@ -259,19 +258,20 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     columns = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
     frame = pd.DataFrame([(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows], columns=columns)
     frame["paper_value"] = frame["quantity"].map(paper).where(frame["features"].eq(MAIN))
-    return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}
+    return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown)}
 
 
-def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str, int, int, str, float, float, str, str, str]]:
-    """Rows of real_cluster_examples, a cluster each, by falling size."""
+def example_rows(name: str, found: Assignment, part: RealPart) -> list[dict[str, object]]:
+    """Rows of real_cluster_examples, which quotes problems and is shown, never published; a cluster each, by falling size."""
     subject, level, rows = part.data.labels["subject"], part.data.labels["level"], []
     for cluster in np.unique(found.label):
         members = np.flatnonzero(found.label == cluster)
-        names, counts = np.unique(subject[members], return_counts=True)
+        top, share = ranked_topics(subject[members])[0]
         near = members[np.argsort(found.distance[members], kind="stable")][:3]
-        texts = [" ".join(part.texts[i].split())[:EXCERPT] for i in near] + [""] * (3 - len(near))
-        top, share = str(names[counts.argmax()]), float(counts.max() / len(members))
-        rows.append((name, int(cluster), len(members), top, share, float(np.nanmean(level[members])), *texts))
+        texts = [" ".join(part.texts[i].split())[:EXCERPT] for i in near]
+        rows.append({"features": name, "cluster": int(cluster), "n": len(members), "top_subject": top, "subject_share": share,
+                     "level_mean": float(np.nanmean(level[members])),
+                     **dict(itertools.zip_longest(("first", "second", "third"), texts, fillvalue=""))})  # fmt: skip
     return rows
 
 
@@ -397,18 +397,15 @@ TABLES = (
 def real_study_stage(profile: Profile) -> Stage:
     """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
     `SAERL_DATA_DIR`."""
-    parts, groups = real_parts(profile.ladder), real_groups(profile)
-    stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
-    plain = plain_part(parts["sources"])
+    parts, found = real_parts(profile.ladder), real_groups(profile)
+    groups, plain = {name: found[GROUP_OF[name]] for name in parts}, plain_part(parts["sources"])
     plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
-        own = {name: groups[GROUP_OF[name]] for name in parts}
-        tables = {name: part_tables(part, own[name], profile) for name, part in parts.items()}
-        store = {name: Store(stage.path("store")) for name, stage in zip(parts, stages, strict=True)}
-        retained = {name: own[name].retained(profile, store[name]) for name in ("math", "sources")}
-        flawed = parts["valimath"]
-        z = store["valimath"].select(retained["sources"])[rows_of(flawed.ids, store["valimath"].ids)]
+        tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}
+        retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
+        flawed, store = parts["valimath"], groups["valimath"].store(profile)
+        z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
         scores = {
             "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
@@ -422,7 +419,8 @@ def real_study_stage(profile: Profile) -> Stage:
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
-    return get_or_compute(profile, "real_study", settings, compute, (*stages, plain_stage))
+    stages = (*(group.stage(profile) for group in groups.values()), plain_stage)
+    return get_or_compute(profile, "real_study", settings, compute, stages)
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
