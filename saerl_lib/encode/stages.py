@@ -19,8 +19,6 @@ import logging
 import os
 import shutil
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module, metadata
@@ -185,7 +183,7 @@ WAVE = 8
 LOSSES = 3
 """Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
 IDLE = 60
-"""Seconds after which a process that has nothing to do ends and gives its memory back."""
+"""Seconds after which a process that has nothing to do ends and gives its memory back, also one whose parent was killed."""
 LOCK = "encode.lock"
 """Held while a call writes the folder; tells a folder of ours from another."""
 PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "safetensors")
@@ -356,18 +354,8 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
     return record
 
 
-@functools.lru_cache(maxsize=1)
-def _opened(spec: ReaderConfig, prompts: tuple[str, ...]) -> Encoder:
-    """The reader, once a worker, which ends when the process that started it is killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return open_reader(spec, prompts)
+_opened = functools.lru_cache(maxsize=1)(open_reader)
+"""The reader, opened once a worker."""
 
 
 @functools.cache

@@ -120,11 +120,6 @@ def measure_gradients(
     return GradientGram(products, pass_rate)
 
 
-def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Sum over pairs of w_p w_q matrix_pq, one value a resample, [S]."""
-    return ((weights @ matrix) * weights).sum(axis=1)
-
-
 class Pairs(NamedTuple):
     """The Gram matrix by prompt, free of rollout noise where that can be had: [N, N] estimates of <E g_p, E g_q> (all four pairs
     of halves for p != q, the two halves on the diagonal), and [N] ||g_p||^2 of one group, noise included, mean of the halves."""
@@ -219,11 +214,11 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, wei
     x, y = np.zeros(first.shape), np.zeros(first.shape)
     x[pairs], y[pairs] = rankdata(first[pairs]), rankdata(second[pairs])
     x[pairs], y[pairs] = x[pairs] - x[pairs].mean(), y[pairs] - y[pairs].mean()
-    total = pair_form(weights, pairs.astype(float))
-    sums = {name: pair_form(weights, m) / total for name, m in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y))}
-    spread = (sums["xx"] - sums["x"] ** 2) * (sums["yy"] - sums["y"] ** 2)
+    # sums over pairs of w_p w_q m_pq, one a resample
+    total, *sums = (((weights @ m) * weights).sum(axis=1) for m in (pairs.astype(float), x, y, x * x, y * y, x * y))
+    mean_x, mean_y, xx, yy, xy = (one / total for one in sums)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (sums["xy"] - sums["x"] * sums["y"]) / np.sqrt(spread)
+        return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
 
 
 def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:

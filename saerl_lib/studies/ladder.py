@@ -35,7 +35,6 @@ from saerl_lib.properties.probes import (
     LEAST_TRAIN,
     PAIR_COLUMNS,
     Matrix,
-    ProbeRow,
     Task,
     fit_tfidf,
     fit_topic_probe,
@@ -185,9 +184,9 @@ def ladder(
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
-        rows += task_rows(task, done, config.bootstrap_samples, own, workers)
+        rows.append(task_rows(task, done, config.bootstrap_samples, own, workers))
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return pd.DataFrame(rows, columns=ProbeRow._fields), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -281,12 +280,6 @@ def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     return _ladder_stage(profile, "world", tasks, blocks, (world, store))
 
 
-def real_ladder_stages(profile: Profile) -> list[Stage]:
-    """The full ladder on the real sets, a stage a group."""
-    return [_ladder_stage(profile, g.name, g.tasks, functools.partial(g.blocks, profile), (g.stage(profile),))
-            for g in real_groups(profile).values()]  # fmt: skip
-
-
 def has_real_data(profile: Profile) -> bool:
     """Whether the real sets are there, and read by the profile: published sets are labelled themselves."""
     return profile.world is not None and paths.shared_data_dir() is not None
@@ -300,12 +293,12 @@ def world_probes(world_ladder: Stage) -> pd.DataFrame:
 
 def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame]:
     """Rows of probe_ladder.csv and ladder_pairs.csv: the world's, and the real sets' where they lie, else as published."""
-    stages = [world_ladder, *(real_ladder_stages(profile) if has_real_data(profile) else ())]
-    found = {}
-    for name, file in {"probe_ladder": "ladder", "ladder_pairs": "pairs"}.items():
-        parts = [pd.read_parquet(stage.path(f"{file}.parquet")) for stage in stages]
-        found[name] = with_real_rows(pd.concat(parts, ignore_index=True), name)
-    return found
+    groups = real_groups(profile).values() if has_real_data(profile) else ()
+    stages = [world_ladder, *(_ladder_stage(profile, g.name, g.tasks, functools.partial(g.blocks, profile), (g.stage(profile),))
+                              for g in groups)]  # fmt: skip
+    parts = {name: pd.concat([pd.read_parquet(stage.path(file)) for stage in stages], ignore_index=True)
+             for name, file in (("probe_ladder", "ladder.parquet"), ("ladder_pairs", "pairs.parquet"))}  # fmt: skip
+    return {name: with_real_rows(table, name) for name, table in parts.items()}
 
 
 def with_real_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
