@@ -293,11 +293,6 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
     return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
 
 
-def difficulties(data: Stage, split: str) -> np.ndarray:
-    """Difficulty labels of a split [n]."""
-    return np.array([s.difficulty for s in load_split(data, split)])
-
-
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples. The
     filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned. Files:
@@ -307,14 +302,15 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         splits = ("pool", "labelled", "filter_negatives", "test")
         pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
-        labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
+        labels, truth = (np.array([s.difficulty for s in load_split(data, name)]) for name in ("labelled", "test"))
+        rated = rated_sources(labelled, parent)
         filtering = fit_source_classifier(rated.z, np.asarray(rated.good), sub_seed(profile.seed, "filter"))
         samples = load_split(data, "pool")
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
         joblib.dump(scorer, folder / "scorer.joblib")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
-        held_out, truth = scorer.score(test), difficulties(data, "test")
+        held_out = scorer.score(test)
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
         label = frame["cluster"].to_numpy()

@@ -40,7 +40,7 @@ from saerl_lib.data.published import (
 )
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.sae import MEASURED_SAMPLES, load_sae, measure_sae, measured, untrained_sae
 from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
@@ -117,11 +117,21 @@ def corpus_vectors(profile: Profile) -> tuple[int, Tensor]:
 
 
 def rebuild_sae(profile: Profile) -> None:
-    """Train the shipped SAE and replace it with its card."""
+    """Train the shipped SAE and replace it, with card.json: what it is made of and how good it is on MATH's test problems with
+    their solutions and on the world's test split, of which neither was trained on; printed too."""
     samples, vectors = corpus_vectors(profile)
     train_sae(vectors, SHIPPED_SAE, paths.sae_dir() / "trained")
     ship(paths.sae_dir() / "trained", paths.SAE)
-    write_card(profile, samples, len(vectors))
+    texts = {"real": load_set("math_test").samples, "world": draw_world(profile.world)["test"]}
+    encoder = open_reader(profile.reader)
+    card = {
+        "text": {"samples": samples, "tokens": len(vectors), "corpus": {**SHARES, "world": WORLD_SAMPLES}},
+        "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
+        "quality": {name: asdict(measured(found[:MEASURED_SAMPLES], encoder)) for name, found in texts.items()},
+        "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
+    }  # fmt: skip
+    write_json(paths.SAE / "card.json", card)
+    print(json.dumps(card["quality"], indent=1))
 
 
 def train_variants(profile: Profile) -> None:
@@ -135,18 +145,6 @@ def train_variants(profile: Profile) -> None:
     write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
 
 
-def write_card(profile: Profile, samples: int, tokens: int) -> None:
-    """What the shipped SAE is made of and how good it is, as card.json beside it; printed too."""
-    card = {
-        "text": {"samples": samples, "tokens": tokens, "corpus": {**SHARES, "world": WORLD_SAMPLES}},
-        "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
-        "quality": {name: asdict(found) for name, found in held_out_quality(profile.reader).items()},
-        "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
-    }  # fmt: skip
-    write_json(paths.SAE / "card.json", card)
-    print(json.dumps(card["quality"], indent=1))
-
-
 def ship(trained: Path, folder: Path) -> None:
     """An SAE with its weights in bfloat16, as SAELens opens it; the configuration and the start come along."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,13 +154,6 @@ def ship(trained: Path, folder: Path) -> None:
     settings.pop("metadata", None)
     write_json(folder / "cfg.json", settings)
     save_file(load_file(trained / "start.safetensors"), folder / "start.safetensors")
-
-
-def held_out_quality(reader: ReaderConfig) -> dict[str, SAEQuality]:
-    """The SAE on MATH's test problems with their solutions, and on the world's test split: neither was trained on."""
-    encoder, world = open_reader(reader), draw_world(get_profile("laptop").world)["test"]
-    texts = {"real": load_set("math_test").samples, "world": world}
-    return {name: measured(found[:MEASURED_SAMPLES], encoder) for name, found in texts.items()}
 
 
 FEW = (15, 30, 60, 120, 240, 480)

@@ -90,9 +90,11 @@ def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
     return LabelledSet(name, samples, labels)
 
 
-def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]]) -> RealPart:
-    source = np.concatenate([np.repeat(data.name, len(data)) for data, _ in pieces])
-    return RealPart(joined(name, [data for data, _ in pieces]), np.concatenate([roles for _, roles in pieces]), source)
+def part_of(name: str, *pieces: tuple[LabelledSet, Mapping[str, int]]) -> RealPart:
+    """The first rows of some sets, so many of each role, one role after another."""
+    taken = [data.rows(np.arange(sum(roles.values()))) for data, roles in pieces]
+    role = np.concatenate([np.repeat(list(roles), list(roles.values())) for _, roles in pieces])
+    return RealPart(joined(name, taken), role, np.repeat([data.name for data in taken], [len(data) for data in taken]))
 
 
 def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
@@ -113,11 +115,8 @@ def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
     train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
     size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
-    pieces = []
-    for data, parts in ((target, (train[0], 0, size)), (other, (train[1], train[1], round(size * ratio)))):
-        role = np.repeat(("train", "held_out", "pool"), parts)
-        pieces.append((data.rows(np.arange(len(role))), role))
-    return _part("sources", pieces)
+    roles = {"train": train[1], "held_out": train[1], "pool": round(size * ratio)}
+    return part_of("sources", (target, {"train": train[0], "held_out": 0, "pool": size}), (other, roles))
 
 
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
@@ -125,10 +124,9 @@ def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     held_out = held_out_keys()
     splits, fit = probe_splits(load_set, config, held_out), math_splits(load_set, config, held_out).train
     sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
-    valid = splits[DATASET]
-    roles = [(side, np.repeat(role, len(side))) for side, role in ((valid.train, "train"), (valid.test, "test"))]
-    math = _part("math", [(fit, np.repeat("fit", len(fit)))])
-    return {"math": math, "sources": source_part(*sources), "valimath": _part("valimath", roles)}
+    train, test = splits[DATASET]
+    valid = part_of("valimath", (train, {"train": len(train)}), (test, {"test": len(test)}))
+    return {"math": part_of("math", (fit, {"fit": len(fit)})), "sources": source_part(*sources), "valimath": valid}
 
 
 def plain_text(text: str) -> str:
