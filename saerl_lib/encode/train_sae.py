@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,8 @@ CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "setting
 
 
 def train_text_sae(
-    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path,
-    say: Callable[[str], None] = lambda text: None,
-) -> SAEQuality:  # fmt: skip
+    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path
+) -> SAEQuality:
     """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop. `model`
     tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that lay in the
     buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or text that ends
@@ -181,7 +180,7 @@ def train_text_sae(
         # a checkpoint is whole when its place in the text is there, which is written after everything else
         if whole := [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]:
             _go_on(trainer, stream, max(whole, key=lambda path: int(path.name)))
-            say(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors")
+            print(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors", flush=True)
         trainer.fit().save_inference_model(str(out))
     except StopIteration as error:
         raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
@@ -240,7 +239,7 @@ def run_sae(
     decoder, tokenizer, shape = open_decoder(reader)
     config = replace(settings, latents=settings.latents or EXPANSION * shape.hidden_size)
     told = json.dumps(identity(replace(reader, sae="none")), sort_keys=True)
-    found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out, lambda line: print(line, flush=True))
+    found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out)
     print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
           f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
     line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,

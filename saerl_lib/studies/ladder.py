@@ -340,21 +340,17 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
         default, z = chosen if default is None else default, np.concatenate([store.select(chosen) for store in stores])
         shared = {"option": rule, "choice": "retained set", "shared_with_default": np.isin(chosen, default).mean()}
         for task in tasks:
-            kept = [i for i, s in enumerate(task.train) if s.id in inside]
-            predicted = np.empty(len(kept), dtype=task.y_train.dtype)
+            kept, predicted = np.flatnonzero([s.id in inside for s in task.train]), np.empty_like(task.y_train)
             folds = KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed)
             enough = len(kept) >= RULE_FOLDS * LEAST_TRAIN // (RULE_FOLDS - 1)
-            for train, test in folds.split(kept) if enough else ():
-                own = z
-                if rule in LABELLED:
-                    own = stores[0].select(retained_of(profile, stores[0], [task.train[kept[i]] for i in train], rule))
-                sides = tuple(tuple(task.train[kept[i]] for i in rows) for rows in (train, test))
-                labels = tuple(task.y_train[[kept[i] for i in rows]] for rows in (train, test))
-                part = dataclasses.replace(task, train=sides[0], test=sides[1], y_train=labels[0], y_test=labels[1], groups=None)
-                values = tuple(own[[place[s.id] for s in side]] for side in sides)
-                (features,) = (f for f in feature_sets(part, {MAIN: values}) if f.name == MAIN)
-                predicted[test] = predict(part, features, profile.seed)
-            score = metric(task.kind, predicted, task.y_train[kept]) if enough else np.nan
+            for rows in folds.split(kept) if enough else ():
+                train, test = (kept[own] for own in rows)
+                sides = [[task.train[i] for i in own] for own in (train, test)]
+                own = stores[0].select(retained_of(profile, stores[0], sides[0], rule)) if rule in LABELLED else z
+                own = own if task.with_solution else own[:, : own.shape[1] // 2]
+                features = FeatureSet(MAIN, *_filled(*(own[[place[s.id] for s in side]] for side in sides)))
+                predicted[test] = predict(dataclasses.replace(task, y_train=task.y_train[train]), features, profile.seed)
+            score = metric(task.kind, predicted[kept], task.y_train[kept]) if enough else np.nan
             found.append(read_by(task, (ids, z), profile).assign(**shared, cross_validated=score))
     return found
 

@@ -29,15 +29,7 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, get_profile, to_dict
-from saerl_lib.data.published import (
-    corpus_keys,
-    held_out_keys,
-    load_labelled,
-    load_set,
-    math_splits,
-    probe_splits,
-    unread_keys,
-)
+from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
 from saerl_lib.encode.sae import MEASURED_SAMPLES, load_sae, measure_sae, measured, untrained_sae

@@ -42,8 +42,6 @@ from saerl_lib.report.statistics import bootstrap_weights, percentile_interval, 
 from saerl_lib.studies import flaws
 from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
-GROUP_OF = {"math": "math", "sources": "deepmath", "valimath": "valimath"}
-"""Part -> the ladder's group that holds its samples."""
 LEFT_OUT = "repeated, unlabelled, of an evaluation or test set, or beyond the profile's size"
 PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
@@ -396,7 +394,7 @@ def real_study_stage(profile: Profile) -> Stage:
     """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
     `SAERL_DATA_DIR`."""
     parts, found = real_parts(profile.ladder), real_groups(profile)
-    groups, plain = {name: found[GROUP_OF[name]] for name in parts}, plain_part(parts["sources"])
+    groups, plain = {**found, "sources": found["deepmath"]}, plain_part(parts["sources"])
     plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
@@ -417,7 +415,7 @@ def real_study_stage(profile: Profile) -> Stage:
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
-    stages = (*(group.stage(profile) for group in groups.values()), plain_stage)
+    stages = (*(groups[name].stage(profile) for name in parts), plain_stage)
     return get_or_compute(profile, "real_study", settings, compute, stages)
 
 

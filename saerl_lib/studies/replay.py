@@ -36,16 +36,7 @@ from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
-from saerl_lib.studies.ladder import (
-    ALL,
-    GROUPS,
-    UNTRAINED_SAE,
-    WORKERS,
-    Blocks,
-    balanced,
-    has_real_data,
-    real_groups,
-)
+from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, WORKERS, Blocks, balanced, has_real_data, real_groups
 
 ROLLOUTS = 8
 """Rollouts of one group (paper, section 4.1)."""
