@@ -343,13 +343,6 @@ def filter_study(
     return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
 
 
-def paper_probe(part: RealPart, table: FeatureTable, z: np.ndarray, seed: int) -> np.ndarray:
-    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target. `table` holds the
-    features of the part `sources`, z [M, D] the same latents of the other questions."""
-    train = part.where("train")
-    return -flaws.sgd_scores(table.z[train], part.source[train] == FILES["sources"][0], z, sub_seed(seed, "real-filter"))
-
-
 def question_surprise(
     texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> np.ndarray:
@@ -402,8 +395,10 @@ def real_study_stage(profile: Profile) -> Stage:
         retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
         flawed, store = parts["valimath"], groups["valimath"].store(profile)
         z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
-        scores = {
-            "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
+        sources, train = parts["sources"], parts["sources"].where("train")
+        of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
+        scores = {  # of the paper's filter minus the log-odds of the target
+            "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
         }
         return {
