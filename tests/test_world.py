@@ -61,8 +61,8 @@ def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]])
     assert len(prompts) == len(set(prompts)) and not set(prompts) & {normalise(prompt) for prompt, _ in corpus}
     ids = [s.id for samples in smoke_world.values() for s in samples]
     assert len(ids) == len(set(ids)) and len(corpus) >= 3000
-    other = draw_world(replace(get_profile("smoke").world, seed=1))
-    assert fingerprint(other) != fingerprint(smoke_world)
+    one, other = (fingerprint({"own": draw_split("own", 9, TARGET, seed, set())}) for seed in (0, 1))
+    assert one != other
 
 
 def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: dict[str, list[Sample]]) -> None:
@@ -75,7 +75,7 @@ def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: d
 
 
 @given(st.integers(1, 8), st.sampled_from((0, 1)), st.integers(0, 10_000))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_gold_solutions_are_true(length: int, size: int, seed: int) -> None:
     """The lines, read as a running calculation, lead from the start to the answer, and no value leaves its range."""
     problem = sources.draw_problem(random.Random(seed), length, size)
