@@ -33,8 +33,8 @@ from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
 from saerl_lib.encode.models import model_name, open_reader
-from saerl_lib.encode.parts import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
+from saerl_lib.encode.stages import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of

@@ -21,12 +21,11 @@ from saerl_lib.encode.store import FeatureTable
 from saerl_lib.plan.audit import Evidence, audit, audit_text
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties import audit as audits
-from saerl_lib.properties import difficulty
+from saerl_lib.properties import scorer as difficulty
 from saerl_lib.properties.audit import cluster_audit_table
 from saerl_lib.properties.clusters import Assignment, Clusters
-from saerl_lib.properties.difficulty import DifficultyModel
 from saerl_lib.properties.quality import SourceClassifier
-from saerl_lib.properties.scorer import Scorer
+from saerl_lib.properties.scorer import DifficultyModel, Scorer
 
 # Confidence of a latent for a label.
 

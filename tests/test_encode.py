@@ -34,14 +34,7 @@ from saerl_lib.encode.models import (
     truncate,
 )
 from saerl_lib.encode.pool import GROUP, Encoder, Triples, find_all, pool_dense, pool_triples, token_table, topk_entries
-from saerl_lib.encode.sae import (
-    START,
-    SAEGateError,
-    fresh_sae,
-    load_opensae,
-    load_sae,
-    open_sae,
-)
+from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, load_opensae, load_sae, open_sae
 from saerl_lib.encode.store import (
     FEATURES,
     RULES,

@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
 from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode import parts
+from saerl_lib.encode import stages
 from saerl_lib.encode.models import open_reader, sample_spans
-from saerl_lib.encode.parts import LOCK, encode, open_encoded
+from saerl_lib.encode.stages import LOCK, encode, open_encoded
 from saerl_lib.encode.store import load_features
 from saerl_lib.train.policy import FOLDER
 from tests.real_files import write_jsonl
@@ -172,14 +173,16 @@ def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderConfig) -> None:
 def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderConfig, reference: Path) -> None:
     killed: list[int] = []
 
-    def rows() -> Iterator[Sample]:
-        for i, sample in enumerate(samples()):
-            if i == 4 * SIZE:  # asked for when the first part is done
-                killed.append(next(pid for pid in below(os.getpid()) if "popen_loky" in processes()[pid][1]))
-                os.kill(killed[0], signal.SIGKILL)
-            yield sample
+    def kill() -> None:
+        while not killed:
+            known = processes()
+            killed.extend([pid for pid in below(os.getpid()) if "popen_loky" in known.get(pid, (0, ""))[1]][:1])
+        os.kill(killed[0], signal.SIGKILL)
 
-    done = encode(rows(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = encode(iter(samples()), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    killer.join()
     assert len(killed) == 1 and done.totals["samples"] == 70
     same(tmp_path / "out", reference)
     (tmp_path / "out" / "manifest.json").unlink()
@@ -231,15 +234,15 @@ def test_ray_tasks_write_the_same_bytes(
     done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, ray="auto")
     assert (done.parts, ray.most, ray.calls) == (5, 2, ["auto", "shutdown"]), "two parts a CPU at a time"
     same(tmp_path / "out", reference)
-    monkeypatch.setattr(parts, "_encode_part", lambda part, reading: {"number": part.number, "samples": 1})
+    monkeypatch.setattr(stages, "_encode_part", lambda part, reading: {"number": part.number, "samples": 1})
     with pytest.raises(ArtifactError, match="must be shared by all machines"):
         encode(samples(), spec, tmp_path / "elsewhere", ray="auto")
 
 
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderConfig) -> None:
-    reading = parts.Reading(spec, (), parts.environment() | {"torch": "1.0"})
+    reading = stages.Reading(spec, (), stages.environment() | {"torch": "1.0"})
     with pytest.raises(ArtifactError, match="torch is .* and 1.0 where the command runs"):
-        parts._encode_part(parts.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
+        stages._encode_part(stages.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
     assert list(tmp_path.iterdir()) == []
 
 

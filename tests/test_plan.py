@@ -29,7 +29,6 @@ from saerl_lib.plan.batch_plan import (
     write_plan,
 )
 from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first, mix_tails
-from saerl_lib.studies.sensitivity import nested_subsets
 
 
 def config(
@@ -321,9 +320,3 @@ def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
     found = plan_diff(forty(n=40), forty(n=32))
     assert (found["n"], found["only_a"], found["only_b"]) == (32, 8, 0)
     assert has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]
-
-
-def test_subsets_of_labels_are_nested_permutations() -> None:
-    first, second = nested_subsets(50, 0, 2)
-    assert sorted(first.tolist()) == list(range(50)) and first.tolist() != second.tolist()
-    assert first.tolist() == nested_subsets(50, 0, 1)[0].tolist()

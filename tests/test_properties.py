@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 
 from saerl_lib.artifacts import Stage
 from saerl_lib.config import PropertyConfig
-from saerl_lib.properties import clusters, difficulty, quality
+from saerl_lib.properties import clusters, quality
+from saerl_lib.properties import scorer as difficulty
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.probes import metric
-from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources, save_scorer
+from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources
 
 
 def blobs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,12 +71,12 @@ def test_agreement_and_entropy_by_hand() -> None:
     assert clusters.topic_entropy(["a", "a"]) == 0.0
 
 
-def test_tiny_clusters_are_merged_and_counted() -> None:
+def test_tiny_clusters_are_merged() -> None:
     rng = np.random.default_rng(0)
     phi = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(5, 0.1, (30, 2)), rng.normal(20, 0.1, (2, 2))])
     kept = clusters.fit_clusters(phi, 3, 0)
     merged = clusters.fit_clusters(phi, 3, 0, smallest=5)
-    assert kept.k == 3 and merged.k == 2 and (merged.n_merged, merged.n_moved) == (1, 2)
+    assert kept.k == 3 and merged.k == 2
     assert np.bincount(merged.assign(phi).label).min() >= 5
 
 
@@ -232,9 +234,7 @@ def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray])
 
 def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarray], tmp_path: Path) -> None:
     scorer, pool, _ = fitted
-    for name in ("scorer", "twin"):
-        save_scorer(scorer, tmp_path / f"{name}.safetensors")
-    assert (tmp_path / "scorer.safetensors").read_bytes() == (tmp_path / "twin.safetensors").read_bytes()
+    joblib.dump(scorer, tmp_path / "scorer.joblib")
     again = load_scorer(Stage("difficulty", tmp_path, "key", True))
     pd.testing.assert_frame_equal(again.score(pool, 50), scorer.score(pool, 50), check_exact=True)
     bare = fit_scorer(pool, None, None, None, CONFIG, 7)

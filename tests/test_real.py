@@ -29,7 +29,7 @@ def test_splits_depend_on_the_text_alone(tmp_path: Path) -> None:
     assert len(train) == 100 and len(test) == 50 and len(unique(first)) == 200
     left = without(first, set(train.keys))
     assert not set(left.keys) & set(train.keys) and len(set(left.keys)) == 100
-    assert sorted(hash_order(first).tolist()) == list(range(201))
+    assert sorted(hash_order(first.samples).tolist()) == list(range(201))
 
 
 def test_overlap_with_evaluation_sets_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Source, jsonl
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.train_sae import documents, require_sources
+from saerl_lib.encode.train_sae import documents
 from saerl_lib.needs import SETS
 from saerl_lib.settings import Fields
 from tests import stand_ins as build
@@ -352,7 +352,7 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     other = str(tmp_path / "config.ini")
     for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
         with pytest.raises(DataError, match=said):
-            require_sources([bad])
+            next(documents([bad]))
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     for name, field, where in (("bad.jsonl", "text", "line 2"), ("good.parquet", "body", "row 1")):
         with pytest.raises(DataError, match=f"{name}, {where}: field '{field}' is NoneType, not text; name the right one"):

@@ -85,7 +85,8 @@ def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_a_stopped_training_goes_on_behind_its_checkpoint(
-    where: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    where: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     device = "cpu" if where == "cpu" else str(request.getfixturevalue("gpu_device"))
     source, read = write_texts(tmp_path), []
@@ -105,11 +106,12 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     assert 1_500 <= int(checkpoint.name) < SMALL.tokens and position > 0
     again: list[torch.Tensor] = []
     monkeypatch.setattr(CutModel, "forward", lambda self, batch: again.append(batch.ids) or whole(self, batch))
-    said: list[str] = []
-    decoder, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2, max_norm=None))
-    quality = train_text_sae([source] * 3, "text", decoder, tokenizer, SMALL, "model", tmp_path / "sae", said.append)
-    assert said == [f"going on after {int(checkpoint.name):,} of 6,000 vectors"] and quality.explained_variance > 0
+    capsys.readouterr()
+    quality = train(model, source, tmp_path / "sae")
+    said = capsys.readouterr().out
+    assert f"going on after {int(checkpoint.name):,} of 6,000 vectors" in said and quality.explained_variance > 0
     held_out = -(-SMALL.heldout_tokens // (4 * 31))  # passes before training
+    _, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2))
     found = list(blocks(documents([source] * 3), tokenizer, 32))
     assert again[held_out].tolist() == found[position : position + 4], "the text goes on, it does not begin again"
     undisturbed = train(model, source, tmp_path / "other", device)

@@ -29,17 +29,7 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.studies import world_check
 from saerl_lib.studies.grid import planned_run
 from saerl_lib.studies.pool import arm_pool_stage
-from saerl_lib.studies.world_check import (
-    ALONE,
-    GateRun,
-    NearestHalf,
-    Sizes,
-    chosen_rates,
-    pilot,
-    run_pilot,
-    train_reserved,
-    trained_from,
-)
+from saerl_lib.studies.world_check import ALONE, GateRun, NearestHalf, Sizes, chosen_rates, pilot, run_pilot, train_reserved
 from saerl_lib.train import policy
 from saerl_lib.train.arms import PILOTED, ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import FOLDER, load_policy
@@ -48,8 +38,7 @@ from saerl_lib.train.sampler import gold_probability
 from saerl_lib.train.stages import LIVE
 from saerl_lib.world import gates, sources
 from saerl_lib.world.gates import Bounds, Measured, met
-from saerl_lib.world.problems import Problem, Step, draw_problem, even_rates, fallible, learner, step_labels, work_out
-from saerl_lib.world.sources import EVERY, PARENT, SHORT, TARGET, draw_split, draw_world
+from saerl_lib.world.sources import EVERY, PARENT, SHORT, TARGET, Problem, Step, draw_split, draw_world, even_rates, work_out
 
 FROZEN = "be8f9bf8f0a3fe89"
 
@@ -72,8 +61,8 @@ def test_no_normalised_prompt_occurs_twice(smoke_world: dict[str, list[Sample]])
     assert len(prompts) == len(set(prompts)) and not set(prompts) & {normalise(prompt) for prompt, _ in corpus}
     ids = [s.id for samples in smoke_world.values() for s in samples]
     assert len(ids) == len(set(ids)) and len(corpus) >= 3000
-    other = draw_world(replace(get_profile("smoke").world, seed=1))
-    assert fingerprint(other) != fingerprint(smoke_world)
+    one, other = (fingerprint({"own": draw_split("own", 9, TARGET, seed, set())}) for seed in (0, 1))
+    assert one != other
 
 
 def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: dict[str, list[Sample]]) -> None:
@@ -86,29 +75,29 @@ def test_evaluation_sets_are_sound_and_differ_in_topic_and_length(smoke_world: d
 
 
 @given(st.integers(1, 8), st.sampled_from((0, 1)), st.integers(0, 10_000))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_gold_solutions_are_true(length: int, size: int, seed: int) -> None:
     """The lines, read as a running calculation, lead from the start to the answer, and no value leaves its range."""
-    problem = draw_problem(random.Random(seed), length, size)
+    problem = sources.draw_problem(random.Random(seed), length, size)
     work, value = work_out(problem), problem.start
     for line in work.lines:
         left, right = line.split("=")
         assert eval(f"{value}{left}") == int(right) <= (99, 199)[size]
         value = int(right)
     assert work.answer == value >= 3 and len(problem.steps) == length
-    assert set(step_labels(work)) == {1}
+    assert set(sources.step_labels(work)) == {1}
 
 
 def test_slips_follow_their_rates_and_spoil_what_comes_after() -> None:
     problem = Problem(47, (Step("+", 38), Step("f", 5, 2), Step("-", 9)))
     assert work_out(problem).lines == ["+38=85", "/5=17", "*2=34", "-9=25"]
     first = work_out(problem, lambda number, step: number == 0)
-    assert first.lines == ["+38=75", "/5=15", "*2=30", "-9=21"] and step_labels(first) == (-1, 0, 0, 0, 0)
+    assert first.lines == ["+38=75", "/5=15", "*2=30", "-9=21"] and sources.step_labels(first) == (-1, 0, 0, 0, 0)
     second = work_out(problem, lambda number, step: number == 1)
-    assert second.lines == ["+38=85", "/5=17", "-9=8"] and step_labels(second) == (1, 1, -1, 0)
-    assert fallible(Problem(11, (Step("+", 2), Step("*", 3)))) == [1], "no carry, nothing to forget"
+    assert second.lines == ["+38=85", "/5=17", "-9=8"] and sources.step_labels(second) == (1, 1, -1, 0)
+    assert sources.fallible(Problem(11, (Step("+", 2), Step("*", 3)))) == [1], "no carry, nothing to forget"
     rng = random.Random(0)
-    wrong = [bool(work_out(problem, learner(rng, even_rates(0.25))).bad_lines) for _ in range(2000)]
+    wrong = [bool(work_out(problem, sources.learner(rng, even_rates(0.25))).bad_lines) for _ in range(2000)]
     assert np.mean(wrong) == pytest.approx(1 - 0.75**3, abs=0.03)
 
 
@@ -127,12 +116,6 @@ def test_planted_errors_are_of_known_kinds() -> None:
 
 
 # Gates.
-
-
-def test_text_gates_are_met_by_the_laptop_world() -> None:
-    splits = draw_world(get_profile("laptop").world)
-    found = gates.text_gates(splits["labelled"], splits["test"], splits["pool"])
-    assert all(met(one, gates.GATES[name]) for name, one in found.items()), found
 
 
 def test_gate_measures_by_hand() -> None:
@@ -215,14 +198,14 @@ def reserved_rows(ends: dict[str, float], seeds: int = 3) -> pd.DataFrame:
 
 def test_trained_gates_by_hand() -> None:
     frame = reserved_rows({"random": 0.4, "nearest_half": 0.43, "reshuffled": 0.4, "alone": 0.3})
-    found = trained_from(frame, Sizes(seeds=3, steps=4))
+    found = world_check.trained_from(frame, Sizes(seeds=3, steps=4))
     assert found[gates.POSITIVE].value == pytest.approx(3.0) and found[gates.NEGATIVE].value == pytest.approx(0.0)
     assert found[gates.LATE].value == pytest.approx((20 + 1) / 4) and found[gates.FORGETTING].value == 0
     assert found[gates.TRANSFER].value == pytest.approx(0.5)
     assert found[gates.DETECTABLE].value == pytest.approx(0.0, abs=1e-6), "arms differ alike in every seed"
     falling = frame.assign(exact=np.where((frame["step"] == 4) & (frame["topic"] == EVERY[0]), 0.0, frame["exact"]))
-    assert trained_from(falling, Sizes(seeds=3, steps=4))[gates.FORGETTING].value == pytest.approx(1 / 12)
-    alone = trained_from(reserved_rows({"random": 0.4}, 1), Sizes(seeds=1, steps=4))
+    assert world_check.trained_from(falling, Sizes(seeds=3, steps=4))[gates.FORGETTING].value == pytest.approx(1 / 12)
+    alone = world_check.trained_from(reserved_rows({"random": 0.4}, 1), Sizes(seeds=1, steps=4))
     assert set(alone) == {gates.FORGETTING, gates.LATE, gates.STILL} and not met(alone[gates.STILL], gates.GATES[gates.STILL])
 
 

@@ -122,7 +122,8 @@ def math_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_o
     """MATH's official split without training questions of `held_out`, or as much of it as the profile's size allows."""
     train, test = without(load("math_train"), held_out), load("math_test")
     if not config.official_split:
-        train, test = train.rows(hash_order(train)[: config.max_train]), test.rows(hash_order(test)[: config.max_test])
+        sides = ((train, config.max_train), (test, config.max_test))
+        train, test = (side.rows(hash_order(side.samples)[:most]) for side, most in sides)
     return Split(train, test)
 
 

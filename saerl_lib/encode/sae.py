@@ -25,9 +25,8 @@ from torch import Tensor
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
-from saerl_lib.config import SHIPPED
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import UNTRAINED, sample_spans, token_vectors
+from saerl_lib.encode.models import OPENSAE, SAELENS, UNTRAINED, sae_folder, sample_spans, token_vectors
 
 if TYPE_CHECKING:
     from saerl_lib.encode.pool import Encoder
@@ -96,18 +95,18 @@ TENSORS = ("encoder.weight", "encoder.bias", "b_dec", "W_dec")
 def open_sae(source: str, width: int) -> SAE:
     """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU. One of SAELens'
     registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model."""
-    kind, _, rest = source.partition(":")
     if source.startswith(UNTRAINED):
-        return _fitting(untrained_sae(int(source.removeprefix(UNTRAINED))), source, width)
-    if kind == "opensae" and rest:
-        return _fitting(load_opensae(Path(rest)), source, width)
-    if kind == "saelens" and "/" in rest:
-        release, _, name = rest.partition("/")
-        return _fitting(SAE.from_pretrained(release, name, device="cpu"), source, width)
-    folder = paths.SAE if source == SHIPPED else Path(source)
-    if not (folder / "cfg.json").is_file():
+        sae = untrained_sae(int(source.removeprefix(UNTRAINED)))
+    elif source.startswith(OPENSAE):
+        sae = load_opensae(sae_folder(source))
+    elif source.startswith(SAELENS) and "/" in source:
+        release, _, name = source.removeprefix(SAELENS).partition("/")
+        sae = SAE.from_pretrained(release, name, device="cpu")
+    elif not (sae_folder(source) or Path()).joinpath("cfg.json").is_file():
         raise SAEGateError(f"{source}: no cfg.json; name a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
-    return load_sae(folder, width)
+    else:
+        return load_sae(sae_folder(source), width)
+    return _fitting(sae, source, width)
 
 
 def untrained_sae(seed: int, k: int | None = None) -> SAE:

@@ -1,36 +1,63 @@
-"""The reader's stages of a run: its SAE measured, every split read into a store, and z with metadata of each split.
+"""Samples -> stored features: the reader's stages of a run, and the parts that a store is encoded in (paper, section 3.1).
 
 The data stage holds `<split>.parquet`, whether a world drew it or published sets were read; L, the split `labelled`, must be
-there.
+there. Every split is read once, in parts that are resumed one by one and spread over processes or a Ray cluster (ours). A part is
+a pure function: some samples and a `ReaderConfig` give one shard of a `Store`, which appears under its name when it is whole. Its
+record holds the key of all that decides it, so a finished part is kept and one of other rows, another reader or other code is
+done again. A part is encoded by one thread on a CPU, so the bytes are the same whatever the number of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import itertools
+import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import cache
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from joblib import Parallel, delayed, parallel_config
 from safetensors.numpy import load_file, save_file
+from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, get_or_compute
+from saerl_lib.artifacts import MANIFEST, ArtifactError, Stage, code_hash, get_or_compute, provenance, read_manifest, write_json
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import identity, open_causal, open_reader
-from saerl_lib.encode.parts import encode
+from saerl_lib.data.sample import DataError, Sample, load_split
+from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, measured
-from saerl_lib.encode.store import FeatureTable, Store, choose_retained, gradient_influence, metadata_features, save_features
+from saerl_lib.encode.store import (
+    FeatureTable,
+    Store,
+    choose_retained,
+    gradient_influence,
+    metadata_features,
+    read_record,
+    save_features,
+    shard_path,
+    write_shard,
+)
+
+# Stages.
 
 READ = ("labelled", "test", "filter_negatives", "contest_train", "contest_test", "step_labelled", "pool")
 """Splits that are read where the data stage holds them; evaluation sets never are."""
-BOUNDS = {"explained variance": (0.8, 1.0), "dead share": (0.0, 0.1), "L0": (0.0, 0.06)}
-"""Lower and upper bounds of the shipped SAE; that of L0 is a share of the model's width (ours)."""
+BOUNDS = {"explained variance": (0.8, 1.0), "L0": (0.0, 0.06), "dead share": (0.0, 0.1)}
+"""Lower and upper bounds of the shipped SAE, as `SAEQuality` has them; that of L0 is a share of the model's width (ours)."""
 LEAST_TOKENS = 25_000
 """Fewer tokens leave latents silent that are alive: the share of dead ones is told then, and not judged."""
 INFLUENCE_SHARE = 6
@@ -65,15 +92,13 @@ def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reade
             f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--encoder) is "
             "probably not the one that this SAE was trained on"
         )
-    values = dict(zip(("explained variance", "L0", "dead share"), asdict(found).values(), strict=False))
-    rows = []
-    for quantity, value in values.items():
-        low, high = BOUNDS[quantity] if reader.sae == SHIPPED else (None, None)
-        if quantity == "L0" and high is not None:
-            high *= encoder.sae.cfg.d_in
-        if quantity == "dead share" and found.n_tokens < LEAST_TOKENS:
-            low = high = None
-        rows.append((split, quantity, value, low, high, None if low is None else low <= value <= high, found.n_tokens))
+    rows, few = [], found.n_tokens < LEAST_TOKENS
+    for (quantity, (low, high)), value in zip(BOUNDS.items(), dataclasses.astuple(found), strict=False):
+        high *= encoder.sae.cfg.d_in if quantity == "L0" else 1
+        judged = (low, high, low <= value <= high)
+        if reader.sae != SHIPPED or (quantity == "dead share" and few):
+            judged = (None, None, None)
+        rows.append((split, quantity, value, *judged, found.n_tokens))
     return rows
 
 
@@ -82,7 +107,7 @@ def store_stage(profile: Profile, data: Stage) -> Stage:
     stage until it is whole, so that a killed run goes on behind its last part."""
 
     def compute(folder: Path) -> None:
-        opened = cache(lambda: open_reader(profile.reader, [s.prompt for s in load_split(data, "labelled")]))
+        opened = functools.cache(lambda: open_reader(profile.reader, [s.prompt for s in load_split(data, "labelled")]))
         for name in splits_of(data):
             read(load_split(data, name), profile.reader, folder / name, paths.profile_dir(profile.name) / "parts" / name, opened)
 
@@ -131,21 +156,315 @@ def retained_of(
     """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices. Samples
     are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes."""
     label = dict(zip([s.id for s in samples], [s.difficulty for s in samples] if labels is None else labels, strict=True))
-    ids, rule = store.ids, rule or profile.reader.retained_rule
+    ids, reader = store.ids, profile.reader
+
+    def influence() -> np.ndarray:
+        chosen, tokens = samples[: len(samples) // INFLUENCE_SHARE], reader.tokens_per_batch // 4
+        return gradient_influence(chosen, *open_causal(reader), reader.layer, open_reader(reader).sae, tokens)
+
     return choose_retained(
-        store, min(profile.reader.retained_latents, store.width), rule=rule, rows=np.array([name in label for name in ids]),
-        labels=np.array([label[name] for name in ids if name in label]), seed=sub_seed(profile.seed, "retained"),
-        influence=lambda: influence_of(profile.reader, samples),
+        store, min(reader.retained_latents, store.width), rule=rule or reader.retained_rule, influence=influence,
+        rows=np.array([name in label for name in ids]), labels=np.array([label[name] for name in ids if name in label]),
+        seed=sub_seed(profile.seed, "retained"),
     )  # fmt: skip
-
-
-def influence_of(reader: ReaderConfig, samples: Sequence[Sample]) -> np.ndarray:
-    """Gradient influence of the reader's SAE on the first samples of L, [F]; the whole model runs."""
-    sae, (model, tokenizer) = open_reader(reader).sae, open_causal(reader)
-    chosen, tokens = samples[: len(samples) // INFLUENCE_SHARE], reader.tokens_per_batch // 4
-    return gradient_influence(chosen, model, tokenizer, reader.layer, sae, tokens)
 
 
 def retained_latents(features: Stage) -> np.ndarray:
     """Indices of the retained latents."""
     return load_file(features.path("retained.safetensors"))["retained"]
+
+
+# Parts.
+
+SAMPLES_PER_PART = 512
+"""Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
+WAVE = 8
+"""Parts that a process is given at a time: the longest lets the other processes wait once in so many parts."""
+LOSSES = 3
+"""Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
+IDLE = 60
+"""Seconds after which a process that has nothing to do ends and gives its memory back, also one whose parent was killed."""
+LOCK = "encode.lock"
+"""Held while a call writes the folder; tells a folder of ours from another."""
+PACKAGES = ("torch", "transformers", "tokenizers", "sae-lens", "numpy", "safetensors")
+"""Packages that decide the bytes of a part."""
+TOTALS = ("samples", "tokens", "truncated", "solved", "entries")
+"""Counts in the record of a part that add up: samples cut, samples with a solution span, and entries above zero among them."""
+RAY_WORKERS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(paths.ROOT)}
+"""Environment of Ray's workers: one thread a process, no network."""
+
+
+class Encoded(NamedTuple):
+    """What `encode` left behind: a store, its parts, those of them that were finished before, and the sums of `TOTALS`."""
+
+    store: Store
+    parts: int
+    reused: int
+    totals: dict[str, int]
+
+
+class Part(NamedTuple):
+    """Consecutive samples, the shard that they become, and the content hash of all that decides it."""
+
+    number: int
+    path: str
+    key: str
+    samples: tuple[Sample, ...]
+
+
+class Reading(NamedTuple):
+    """What the parts of one call share and what travels to the workers: the reader with absolute folders, the prompts that its
+    tokenizer is tried on, and `environment()` of the process that called `encode`."""
+
+    spec: ReaderConfig
+    prompts: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def encode(
+    samples: Iterable[Sample], spec: ReaderConfig, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
+    workers: int | None = None, ray: str | None = None, opened: Callable[[], Encoder] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Encoded:  # fmt: skip
+    """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last.
+    `samples` is read once, a few parts at a time. The parts are spread over `workers` processes of this machine (default: one a
+    core; one for a GPU), or over the Ray cluster at `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share
+    `folder`. Where this process encodes itself, `opened` gives the reader, by default opened from `spec`. Raises DataError for no
+    sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder in use, lost workers or no such
+    cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call that finishes none leaves an
+    earlier result as it was."""
+    for name, value in (("samples_per_part", samples_per_part), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if ray is not None:
+        require_ray(ray)
+        require_shared(spec)
+    spec, samples_left = absolute(spec), iter(samples)
+    first = tuple(itertools.islice(samples_left, samples_per_part))
+    if not first:
+        raise DataError("no sample to encode")
+    reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
+    tokenizer = open_tokenizer(model_name(spec), reading.prompts)
+    decides = {**identity(spec), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
+    records: dict[int, dict[str, Any]] = {}
+    total = len(samples) if isinstance(samples, Sized) else None
+    with _locked(folder.absolute()) as folder, tqdm(total=total, desc="encoding", unit="sample") as bar:
+        todo = _unfinished(_parts(first, samples_left, samples_per_part, folder, decides), records, bar)
+        done = 0
+        for record in _work(todo, reading, workers, ray, opened):
+            (folder / MANIFEST).unlink(missing_ok=True)
+            records[record["number"]] = record
+            bar.update(record["samples"])
+            done += 1
+        return _finish(folder, [records[number] for number in sorted(records)], len(records) - done, decides, about or {})
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """The folder for this call alone."""
+    if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} holds what `encode` did not write; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it") from error
+        yield folder
+
+
+def _parts(
+    first: tuple[Sample, ...], rest: Iterator[Sample], size: int, folder: Path, decides: Mapping[str, Any]
+) -> Iterator[Part]:
+    samples, number = first, 0
+    while samples:
+        key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in samples])})
+        yield Part(number, str(shard_path(folder, number)), key, samples)
+        samples, number = tuple(itertools.islice(rest, size)), number + 1
+
+
+def _unfinished(parts: Iterator[Part], records: dict[int, dict[str, Any]], bar: tqdm) -> Iterator[Part]:
+    """The parts whose shard is missing, damaged or of another key; the records of the others are noted."""
+    for part in parts:
+        record = read_record(Path(part.path))
+        if record is None or (record.get("number"), record.get("key")) != (part.number, part.key):
+            yield part
+            continue
+        records[part.number] = record
+        bar.initial += len(part.samples)  # the time left counts from what this call does
+        bar.update(len(part.samples))
+
+
+def _finish(
+    folder: Path, records: Sequence[Mapping[str, Any]], reused: int, decides: Mapping[str, Any], about: Mapping[str, Any]
+) -> Encoded:
+    """Remove what is not of this call, then write the manifest."""
+    wanted = {shard_path(folder, number) for number in range(len(records))}
+    missing = sorted(path.name for path in wanted if not path.is_file())
+    if missing:
+        raise ArtifactError(f"{missing[0]} is not in {folder}, which the workers wrote; it must be shared by all machines")
+    for path in {*folder.glob("shard-*"), *folder.glob(".shard-*")} - wanted:
+        path.unlink(missing_ok=True)
+    totals = {name: sum(record[name] for record in records) for name in TOTALS}
+    manifest = {
+        **about, "decided_by": dict(decides), "totals": totals, "widths": records[0]["widths"],
+        "shards": [record["key"] for record in records],
+    }  # fmt: skip
+    if (read_manifest(folder) or {}) | {"provenance": None} != manifest | {"provenance": None}:
+        write_json(folder / MANIFEST, {**manifest, "provenance": provenance()})
+    return Encoded(Store(folder), len(records), reused, totals)
+
+
+def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
+    """The store that `encode` left in `folder`, and its manifest. Raises ArtifactError unless it is finished and whole."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder}: no {MANIFEST}; `python -m saerl_lib encode` has not finished there, run it again")
+    for number, key in enumerate(manifest["shards"]):
+        record = read_record(shard_path(folder, number))
+        if record is None or record["key"] != key:
+            raise ArtifactError(f"{shard_path(folder, number)}: damaged or of another encoding; run the same `encode` again")
+    return Store(folder), manifest
+
+
+# One part.
+
+
+def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | None = None) -> dict[str, Any]:
+    """Encode one part; returns its record. Safe to repeat and to run twice at once: the file appears by renaming."""
+    for name, wanted in environment().items():
+        if reading.environment[name] != wanted:
+            raise ArtifactError(
+                f"{name} is {wanted} on {socket.gethostname()} and {reading.environment[name]} where the command runs; install "
+                "the same on all machines"
+            )
+    path = Path(part.path)
+    if not path.parent.is_dir():
+        raise ArtifactError(f"{path.parent} is not to be seen on {socket.gethostname()}; all machines must share it")
+    encoder = opened() if opened else _opened(reading.spec, reading.prompts)
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if reading.spec.device == "cpu" else before)
+        record = write_shard(part.samples, encoder, partial, {"number": part.number, "key": part.key})
+        partial.replace(path)
+    finally:
+        torch.set_num_threads(before)
+        partial.unlink(missing_ok=True)
+    return record
+
+
+_opened = functools.lru_cache(maxsize=1)(open_reader)
+"""The reader, opened once a worker."""
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """Hash of the code that decides a part, and versions of the packages."""
+    return {"code": code_hash("saerl_lib.encode.stages")} | {name: metadata.version(name) for name in PACKAGES}
+
+
+# Hands: this process, processes of this machine, a Ray cluster.
+
+
+def _work(
+    todo: Iterator[Part], reading: Reading, workers: int | None, ray: str | None, opened: Callable[[], Encoder] | None
+) -> Iterator[dict[str, Any]]:
+    """Records of the parts as they are done, in any order."""
+    if ray is not None:
+        yield from _on_ray(todo, reading, ray, workers)
+        return
+    workers = workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1)
+    head = list(itertools.islice(todo, 2))
+    todo = itertools.chain(head, todo)
+    if workers == 1 or len(head) < 2:
+        opened = opened or functools.cache(lambda: open_reader(reading.spec, reading.prompts))
+        yield from (_encode_part(part, reading, opened) for part in todo)
+    else:
+        yield from _in_processes(todo, reading, workers)
+
+
+def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
+    """joblib's processes with one thread each, `WAVE` parts a process at a time; the parts of a pool that lost a worker are done
+    again by a new one."""
+    losses, waiting = 0, dict[int, Part]()
+    while waiting := waiting or {part.number: part for part in itertools.islice(todo, WAVE * workers)}:
+        try:
+            with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
+                pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+                for record in pool(delayed(_encode_part)(part, reading) for part in list(waiting.values())):
+                    del waiting[record["number"]]
+                    losses = 0
+                    yield record
+        except BrokenProcessPool as error:
+            losses += 1
+            if losses > LOSSES:
+                raise ArtifactError(
+                    f"worker processes were killed {losses} times in a row, for want of memory perhaps: lower --workers; "
+                    "finished parts are kept and the same command continues"
+                ) from error
+
+
+def _on_ray(todo: Iterator[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
+    """Tasks of one CPU each; Ray gives a part whose worker or machine was lost to another."""
+    with ray_cluster(address) as ray:
+        task = ray.remote(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")(_encode_part)
+        running: list[Any] = []
+        for part in itertools.chain(todo, itertools.repeat(None)):
+            if part is not None:
+                running.append(task.remote(part, reading))
+            if not running:
+                return
+            # two parts a CPU, so that none waits for this loop
+            if part is None or len(running) >= (workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+                done, running = ray.wait(running)
+                yield from ray.get(done)
+
+
+def require_ray(address: str) -> None:
+    """Raise ArtifactError when Ray is missing or nothing answers at `address`."""
+    _import_ray()
+    host, _, port = address.rpartition(":")
+    if address != "auto":
+        if "/" in address or not (host and port.isdigit()):
+            raise ArtifactError(f"--ray {address}: not an address; pass HOST:PORT of a cluster that this machine joined, or auto")
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ArtifactError(
+                f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine "
+                "to it with `ray start --address HOST:PORT`, and pass HOST:PORT"
+            ) from error
+
+
+def require_shared(spec: ReaderConfig) -> None:
+    """Raise ValueError for a reader on the hub, which the machines of a cluster may not all reach."""
+    for option, folder in (("--encoder", Path(model_name(spec))), ("--sae", sae_folder(spec.sae))):
+        if folder is None or not folder.is_dir():
+            raise ValueError(f"{option}: with --ray, name a folder that all machines share, so that all read the same")
+
+
+def _import_ray() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return import_module("ray")
+    except ModuleNotFoundError as error:
+        raise ArtifactError('--ray needs the package ray, which is not installed: pip install -e ".[ray]"') from error
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str) -> Iterator[ModuleType]:
+    """Ray, joined to a running cluster until the block ends; its errors become those of a part, or ArtifactError."""
+    ray = _import_ray()
+    try:
+        ray.init(address=address, runtime_env={"env_vars": RAY_WORKERS}, log_to_driver=False, logging_level=logging.ERROR)
+        yield ray
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ArtifactError(
+            f"--ray {address}: Ray gave up ({reason}); finished parts are kept and the same command continues"
+        ) from error
+    finally:
+        ray.shutdown()

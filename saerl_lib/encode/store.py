@@ -69,16 +69,15 @@ class Store:
         """Sample ids, in order."""
         return tuple(name for path in self.files() for name in _header(path)["ids"])
 
-    def matrices(self) -> Iterator[tuple[NDArray[np.bool_], sparse.csr_matrix, sparse.csr_matrix]]:
-        """Of one shard after another: whether a sample has a solution span [n], mean and peak [n, 2 F], prompt columns first."""
+    def shards(self) -> Iterator[tuple[NDArray[np.bool_], sparse.csr_matrix]]:
+        """Of one shard after another: whether a sample has a solution span [n], and the blocks of z with all latents [n, 4 F]."""
         width = self.width
         for path in self.files():
             with safe_open(path, framework="numpy") as handle:
                 pointers, column, *both = (handle.get_tensor(f"{self.name}.{field}") for field in ENTRIES)
                 solved = handle.get_tensor("solved")
-            shape = (len(solved), 2 * width)
-            mean, peak = (sparse.csr_matrix((values, column, pointers), shape=shape) for values in both)
-            yield solved, mean, peak
+            matrices = [sparse.csr_matrix((values, column, pointers), shape=(len(solved), 2 * width)) for values in both]
+            yield solved, sparse.hstack([m[:, s * width : (s + 1) * width] for s in (0, 1) for m in matrices], format="csr")
 
     def values(self, name: str) -> NDArray:
         """[N] `solved`, `tokens` or `truncated`, or [N, 4 D] `dense`."""
@@ -90,20 +89,15 @@ class Store:
 
     def select(self, retained: NDArray[np.int64]) -> NDArray[np.float32]:
         """z [N, 4 S] of a retained set; solution blocks are NaN without a solution span."""
-        parts, width = [], self.width
-        for solved, mean, peak in self.matrices():
-            columns = [matrix[:, span * width + retained].toarray() for span in (0, 1) for matrix in (mean, peak)]
-            z = np.concatenate(columns, axis=1)
-            z[~solved, 2 * len(retained) :] = np.nan
-            parts.append(z)
+        parts, columns = [], np.concatenate([block * self.width + retained for block in range(4)])
+        for solved, blocks in self.shards():
+            parts.append(blocks[:, columns].toarray())
+            parts[-1][~solved, 2 * len(retained) :] = np.nan
         return np.concatenate(parts)
 
     def blocks(self) -> sparse.csr_matrix:
         """[N, 4 F] all blocks of z with every latent; a missing solution span has no entries."""
-        parts, width = [], self.width
-        for _, mean, peak in self.matrices():
-            parts.append(sparse.hstack([m[:, s * width : (s + 1) * width] for s in (0, 1) for m in (mean, peak)]))
-        return sparse.vstack(parts, format="csr")
+        return sparse.vstack([blocks for _, blocks in self.shards()], format="csr")
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import ReaderConfig, sub_seed, to_dict
-from saerl_lib.data.rows import HUB, Source, kind_of, rows
-from saerl_lib.data.rows import KINDS as ROWS_KINDS
+from saerl_lib.data.rows import Source, rows
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, TokenBatch, identity, open_decoder
 from saerl_lib.encode.sae import START, TOKENS_AT_ONCE, SAEQuality, fresh_sae, load_sae, measure_sae
@@ -42,9 +41,12 @@ SHIPPED_SAE = SAEConfig(tokens=3_300_000, latents=4608, k=32, learning_rate=7e-4
 
 def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
     """Every document of some sources, one source after another; empty ones are passed over. Raises DataError with the source,
-    line and fix: no such file, an unknown ending, a row without the field."""
+    line and fix: what `data.rows` raises, a data set of the hub without its commit, a row without the field."""
     for source in sources:
-        for row in rows(Source.parse(source, streaming=True), (field,)):
+        opened = Source.parse(source, streaming=True)
+        if opened.published and not opened.revision:
+            raise DataError(f"{source}: name a file, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
+        for row in rows(opened, (field,)):
             if row.record is None:
                 raise DataError(f"{source}, {row.where}: {row.problem}")
             text = row.record.get(field)
@@ -53,17 +55,6 @@ def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
                 raise DataError(f"{source}, {row.where}: {found}, not text; name the right one with --text-field")
             if text.strip():
                 yield text
-
-
-def require_sources(sources: Sequence[str]) -> None:
-    """Raise DataError for a source that is neither a readable file nor a hub name with its commit."""
-    for source in sources:
-        if (named := HUB.fullmatch(source)) and named.group(2):
-            continue
-        if not Path(source).is_file():
-            raise DataError(f"{source}: no such file; name one, or OWNER/NAME@COMMIT on the hub (a commit has 40 digits)")
-        if not kind_of(Path(source)):
-            raise DataError(f"{source}: unknown ending; name the file {', '.join(ROWS_KINDS)} by what it holds")
 
 
 def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
@@ -172,9 +163,8 @@ CHECKPOINTS, POSITION, SETTINGS, DONE = "checkpoints", "position.json", "setting
 
 
 def train_text_sae(
-    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path,
-    say: Callable[[str], None] = lambda text: None,
-) -> SAEQuality:  # fmt: skip
+    sources: Sequence[str], field: str, decoder: CutModel, tokenizer: Any, config: SAEConfig, model: str, out: Path
+) -> SAEQuality:
     """Train into `out` as SAELens saves it for inference, with quality.json last; the same call goes on after a stop. `model`
     tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that lay in the
     buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or text that ends
@@ -190,7 +180,7 @@ def train_text_sae(
         # a checkpoint is whole when its place in the text is there, which is written after everything else
         if whole := [path.parent for path in (out / CHECKPOINTS).glob(f"*/{POSITION}")]:
             _go_on(trainer, stream, max(whole, key=lambda path: int(path.name)))
-            say(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors")
+            print(f"going on after {trainer.n_training_samples:,} of {config.tokens:,} vectors", flush=True)
         trainer.fit().save_inference_model(str(out))
     except StopIteration as error:
         raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
@@ -243,12 +233,13 @@ def run_sae(
     text: Sequence[str], text_field: str, encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: SAEConfig
 ) -> int:
     """`sae`: train into `out` or go on; the last line is one JSON object. Raises as `open_decoder` and `train_text_sae`."""
-    require_sources(text)
+    for source in text:  # bad ones are told before a model is opened
+        next(documents([source], text_field), None)
     started, reader = time.monotonic(), ReaderConfig(encoder, layer, device=device, bf16=bf16, max_norm=None, max_tokens=None)
     decoder, tokenizer, shape = open_decoder(reader)
     config = replace(settings, latents=settings.latents or EXPANSION * shape.hidden_size)
     told = json.dumps(identity(replace(reader, sae="none")), sort_keys=True)
-    found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out, lambda line: print(line, flush=True))
+    found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out)
     print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
           f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip
     line = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share,

@@ -32,8 +32,7 @@ from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import batch_facts, candidates, cluster_first, dominant_clusters, load_plan
 from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
-from saerl_lib.properties.difficulty import LEVEL
-from saerl_lib.properties.scorer import Scorer, load_scorer
+from saerl_lib.properties.scorer import LEVEL, Scorer, load_scorer
 
 LISTED = 5
 """Features listed with the largest positive, and as many with the largest negative contribution (ours)."""

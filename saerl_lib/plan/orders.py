@@ -348,7 +348,7 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
 def prompt_tokens(policy: str, samples: Sequence[Sample], chat: bool | None = None) -> np.ndarray:
     """Tokens of each prompt as the policy, a folder or hub name, is given it, int [N]; chat None: by its template where it has
     one."""
-    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]], Path(policy).is_dir())
+    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]])
     chat = bool(tokenizer.chat_template) if chat is None else chat
     prompts = [sample.asked if chat else sample.prompt for sample in samples]
     return np.array([len(ids) for ids in encode_prompts(tokenizer, prompts, chat)])

@@ -68,10 +68,6 @@ class Clusters:
     """Divides phi - mean, [D]."""
     centroids: np.ndarray
     """In standardised, clipped space, [K, D]."""
-    n_merged: int = 0
-    """Clusters below the smallest size, whose centroid was removed."""
-    n_moved: int = 0
-    """Samples of those, which went to their nearest other centroid."""
 
     @property
     def k(self) -> int:
@@ -160,8 +156,7 @@ def merge_small(found: Clusters, phi: np.ndarray, smallest: int) -> Clusters:
     while found.k > 1 and np.bincount(label, minlength=found.k).min() < smallest:
         small = int(np.bincount(label, minlength=found.k).argmin())
         moved = np.flatnonzero(label == small)
-        centroids, merged = np.delete(found.centroids, small, axis=0), found.n_merged + 1
-        found = replace(found, centroids=centroids, n_merged=merged, n_moved=found.n_moved + len(moved))
+        found = replace(found, centroids=np.delete(found.centroids, small, axis=0))
         label[label > small] -= 1
         label[moved] = found.assign(phi[moved]).label
     return found

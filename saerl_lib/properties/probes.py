@@ -14,9 +14,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed
 from scipy import sparse
 from scipy.stats import rankdata
@@ -75,6 +76,8 @@ METRICS = {"topic": "accuracy", "rank": "spearman", "binary": "roc_auc", "qualit
 """Kind of a task -> its metric in the ladder."""
 ERRORS = ("rmse", "mae")
 """Further metrics of a quality task (paper, Table 3)."""
+COLUMNS = ("dataset", "target", "metric", "features", "value", "ci_low", "ci_high", "n_train", "n_test")
+"""Of probe_ladder.csv; the interval holds 95 % of the bootstrap over test samples."""
 PAIR_COLUMNS = ("dataset", "target", "metric", "features", "against", "difference", "ci_low", "ci_high", "n_test")
 """Of ladder_pairs.csv."""
 LEAST_ROWS = 43
@@ -114,20 +117,6 @@ class Task:
                 f"{self.dataset} {self.target}: {len(self.train)} training and {len(self.test)} test samples are too few; "
                 f"label at least {LEAST_TRAIN} and {LEAST_TEST}"
             )
-
-
-class ProbeRow(NamedTuple):
-    """One row of `probe_ladder.csv`; the interval holds 95 % of the bootstrap over test samples."""
-
-    dataset: str
-    target: str
-    metric: str
-    features: str
-    value: float
-    ci_low: float
-    ci_high: float
-    n_train: int
-    n_test: int
 
 
 def scaler_for(x: Matrix) -> StandardScaler | FunctionTransformer:
@@ -408,7 +397,7 @@ def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, 
 
 def pair_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
-) -> list[tuple[str, str, str, str, str, float, float, float, int]]:
+) -> list[tuple[Any, ...]]:
     """Differences of the metric between two feature sets on the same resampled test rows as rows of ladder_pairs.csv. A set
     of several seeds is the mean of their metrics."""
     runs, rows = by_features(predictions), []
@@ -427,7 +416,7 @@ def pair_rows(
 
 def task_rows(
     task: Task, predictions: Mapping[tuple[str, int], np.ndarray], bootstrap_samples: int, seed: int, workers: int = 1
-) -> list[ProbeRow]:
+) -> pd.DataFrame:
     """Rows of one task: its metric for every feature set, and RMSE and MAE for a quality task; `workers` processes."""
     name, constant = baseline(task)
     runs = {name: [constant], **by_features(predictions)}
@@ -439,8 +428,8 @@ def task_rows(
     intervals = Parallel(n_jobs=workers)(
         delayed(interval)(kind, runs[features], task, bootstrap_samples, seed) for features, kind in measured
     )
-    sizes = (len(task.y_train), len(task.y_test))
-    return [
-        ProbeRow(task.dataset, task.target, METRICS.get(kind, kind), features, *found, *sizes)
+    rows = [
+        (task.dataset, task.target, METRICS.get(kind, kind), features, *found, len(task.y_train), len(task.y_test))
         for (features, kind), found in zip(measured, intervals, strict=True)
     ]
+    return pd.DataFrame(rows, columns=COLUMNS)

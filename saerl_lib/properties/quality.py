@@ -14,12 +14,11 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import expit
 from sklearn.linear_model import SGDClassifier
-from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from saerl_lib.properties.clusters import by_chunks
 from saerl_lib.properties.probes import Matrix, mean_squared_row_norm, require_finite, require_rows, scaler_for
-from saerl_lib.report.statistics import bootstrap_interval
+from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 
 PENALTY = 1e-4
 """alpha of SGDClassifier, for rows of mean squared norm 1 (scikit-learn's default; not stated in the paper; ours)."""
@@ -129,10 +128,8 @@ def paper_share_k(n_pool: int) -> dict[str, int]:
 def separation_table(scores: np.ndarray, is_target: np.ndarray, samples: int, seed: int) -> pd.DataFrame:
     """metric, value, ci_low, ci_high, n_test: ROC-AUC and average precision of scores [N], with 95 % bootstrap intervals (paper:
     0.9911 and 0.9910)."""
-    rows = []
-    for name, metric in (("roc_auc", roc_auc_score), ("average_precision", average_precision_score)):
-        found = bootstrap_interval(lambda own, of=metric: of(is_target[own], scores[own]), len(scores), samples, seed)
-        rows.append((name, *found, len(scores)))
+    found = rank_metrics(scores, is_target, bootstrap_weights(len(scores), samples, seed))
+    rows = [(metric, *interval, len(scores)) for metric, interval in found.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "ci_low", "ci_high", "n_test"])
 
 

@@ -1,41 +1,41 @@
 """One scorer for every pool: clusters, calibrated difficulty with an interval, and quality (paper, sections 3 and B.4).
 
+Difficulty is an elastic net, calibrated globally and by cluster (paper, section 3.3, equation 10):
+
+    r = g(d_hat) + lambda_c * Delta_c,   lambda_c = n_c / (n_c + tau),   larger is harder
+
+g is isotonic; g and Delta_c are fitted on out-of-fold predictions of L, as in-sample ones lie too close to the labels (both
+ours). g is flat in places, hence d_hat is kept for ties. The interval is r +- width, as in split-conformal prediction (ours);
+the guarantee holds only nearly, so `coverage_table` measures it.
+
 `fit_scorer` fits what the labels at hand allow, `Scorer.score` gives one table for any features of the same columns. The embedded
-world, one's own rows, the paper's data and alternative features differ in their arguments alone.
-No row is scored by a model that saw its own label: labelled and rated rows take out-of-fold scores.
+world, one's own rows, the paper's data and alternative features differ in their arguments alone. No row is scored by a model that
+saw its own label: labelled and rated rows take out-of-fold scores.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from scipy import stats
+from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import ElasticNet, SGDClassifier
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
-from saerl_lib.properties.clusters import Clusters, agreement, pool_clusters
-from saerl_lib.properties.difficulty import (
-    DifficultyModel,
-    cluster_half_widths,
-    coverage_table,
-    fit_difficulty,
-    reliability_table,
-)
-from saerl_lib.properties.probes import FOLDS, require_rows
+from saerl_lib.properties.clusters import Clusters, agreement, by_chunks, pool_clusters
+from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_rows
 from saerl_lib.properties.quality import (
     SourceClassifier,
     filter_table,
@@ -45,9 +45,124 @@ from saerl_lib.properties.quality import (
     score_histogram,
     separation_table,
 )
+from saerl_lib.report.statistics import wilson_interval
 
-LINEAR = ("mean", "scale", "weight", "intercept")
-"""Stored arrays of a scaler and of the linear model behind it."""
+# Difficulty.
+
+
+@dataclass(frozen=True)
+class DifficultyModel:
+    """Fitted on L alone."""
+
+    predictor: Pipeline
+    """f_D: standardisation and elastic net."""
+    calibration: IsotonicRegression
+    """g."""
+    corrections: pd.DataFrame
+    """Of `cluster_corrections`."""
+    out_of_fold: pd.DataFrame
+    """Of `rank`, scores of L itself, d_hat predicted by folds that did not see the sample."""
+
+    def predict(self, phi: np.ndarray, clusters: np.ndarray) -> pd.DataFrame:
+        """`rank` of phi [N, D], read by chunks, whose clusters are [N]. Raises ValueError for non-finite phi."""
+        raw = by_chunks("phi", phi, self.predictor.predict)
+        return rank(raw, self.calibration.predict(raw[:, None]), clusters, self.corrections)
+
+
+def cluster_corrections(residuals: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> pd.DataFrame:
+    """The cluster part of equation 10, a row each of K clusters: n_labelled (n_c), residual (Delta_c, the mean residual
+    d* - g(d_hat) [N] of labelled samples in clusters [N], 0 without labels) and shrinkage (lambda_c in [0, 1))."""
+    n = np.bincount(clusters, minlength=k)
+    residual = np.bincount(clusters, weights=residuals, minlength=k) / np.maximum(n, 1)
+    return pd.DataFrame({"n_labelled": n, "residual": residual, "shrinkage": n / (n + tau)})
+
+
+def rank(raw: np.ndarray, calibrated: np.ndarray, clusters: np.ndarray, corrections: pd.DataFrame) -> pd.DataFrame:
+    """Equation 10 for N samples, whose clusters [N] lie below K: raw (d_hat), calibrated (g(d_hat)), ranking (r), label units."""
+    correction = (corrections["shrinkage"] * corrections["residual"]).to_numpy()[clusters]
+    return pd.DataFrame({"raw": raw, "calibrated": calibrated, "ranking": calibrated + correction})
+
+
+def fit_difficulty(
+    phi: np.ndarray, labels: np.ndarray, clusters: np.ndarray, k: int, config: PropertyConfig, seed: int
+) -> DifficultyModel:
+    """Fit f_D, g and the corrections on L: phi [N, D], difficulty labels [N], clusters [N] below k. Raises ValueError for
+    non-finite phi or labels, unequal rows or fewer samples than folds."""
+    require_rows(phi=phi, labels=labels, clusters=clusters)
+    labels = np.asarray(labels, dtype=np.float64)
+    predictor = fit_elastic_net(phi, labels, config, seed)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    raw = cross_val_predict(clone(predictor), np.asarray(phi, dtype=np.float64), labels, cv=folds)
+    calibration = IsotonicRegression(out_of_bounds="clip").fit(raw[:, None], labels)
+    calibrated = calibration.predict(raw[:, None])
+    corrections = cluster_corrections(labels - calibrated, clusters, k, config.shrinkage_tau)
+    return DifficultyModel(predictor, calibration, corrections, rank(raw, calibrated, clusters, corrections))
+
+
+def with_clusters(model: DifficultyModel, labels: np.ndarray, clusters: np.ndarray, k: int, tau: float) -> DifficultyModel:
+    """The same f_D and g with the corrections of other clusters [N] of L, or of another tau_sh; labels [N] of L. d_hat and g do
+    not depend on the clusters, so nothing else is fitted again."""
+    raw, calibrated = (model.out_of_fold[name].to_numpy() for name in ("raw", "calibrated"))
+    corrections = cluster_corrections(np.asarray(labels, dtype=float) - calibrated, clusters, k, tau)
+    return replace(model, corrections=corrections, out_of_fold=rank(raw, calibrated, clusters, corrections))
+
+
+def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bins: int = 10) -> pd.DataFrame:
+    """Rows of `calibration.csv`: score, bin, n, predicted_mean, label_mean, ci_low, ci_high of held-out samples [N]. Bins are
+    quantiles of the prediction; equal predictions share a bin, so there may be fewer than `bins`. The interval is the 95 %
+    t-interval of the label mean, NaN for a bin of one sample."""
+    predicted, labels = np.asarray(predicted, dtype=float), np.asarray(labels, dtype=float)
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    edges = np.unique(np.quantile(predicted, inner, method="inverted_cdf"))
+    place = np.searchsorted(edges, predicted, side="left")
+    rows = []
+    for number in np.unique(place):
+        inside = labels[place == number]
+        n, mean = len(inside), float(inside.mean())
+        half = stats.t.ppf(0.975, n - 1) * inside.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        rows.append((score, int(number), n, float(predicted[place == number].mean()), mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
+
+
+LEVEL = 0.95
+"""Nominal coverage (not stated in the paper; ours)."""
+MIN_LABELS = 50
+"""A cluster with fewer labelled samples takes the half-width of all of L (not stated in the paper; ours)."""
+
+
+def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
+    """Half-width of an interval that covers a new sample with probability `level` when residuals [n] are exchangeable. Infinite
+    when n is below level / (1 - level)."""
+    place = math.ceil((len(residuals) + 1) * level - 1e-9)
+    return float(np.sort(np.abs(residuals))[place - 1]) if place <= len(residuals) else math.inf
+
+
+def cluster_half_widths(residuals: np.ndarray, clusters: np.ndarray, k: int) -> pd.DataFrame:
+    """Half-widths of the intervals r +- width of K clusters from residuals [N] of labelled samples in clusters [N]. Columns width
+    (label units, infinite when there are too few labels for the level), n (residuals behind it) and own: whether they are those
+    of the cluster alone; small clusters take the half-width of all."""
+    counts = np.bincount(clusters, minlength=k)
+    own, everywhere = counts >= MIN_LABELS, conformal_half_width(residuals)
+    width = [conformal_half_width(residuals[clusters == c]) if own[c] else everywhere for c in range(k)]
+    return pd.DataFrame({"width": width, "n": np.where(own, counts, len(residuals)), "own": own})
+
+
+def coverage_table(scores: np.ndarray, labels: np.ndarray, clusters: np.ndarray, widths: pd.DataFrame) -> pd.DataFrame:
+    """How many held-out labels [N] lie in scores [N] +- width: cluster, half_width, n_residuals, residuals_of, n_test,
+    coverage, ci_low, ci_high (Wilson, 95 %), level; the last row is 'all'. Clusters without a test sample are left out."""
+    inside = np.abs(labels - scores) <= widths["width"].to_numpy()[clusters]
+    rows = [
+        (str(w.Index), w.width, w.n, "cluster" if w.own else "all", inside[clusters == w.Index])
+        for w in widths.loc[np.unique(clusters)].itertuples()
+    ]
+    rows.append(("all", float(widths["width"].to_numpy()[clusters].mean()), int(widths["n"].max()), "mixed", inside))
+    counted = [(*row, len(hits), *wilson_interval(int(hits.sum()), len(hits)), LEVEL) for *row, hits in rows]
+    columns = ["cluster", "half_width", "n_residuals", "residuals_of", "n_test", "coverage", "ci_low", "ci_high", "level"]
+    return pd.DataFrame(counted, columns=columns)
+
+
+# The scorer.
+
 PAPER_AGREEMENT = (0.1095, 0.0881, 0.0394)
 """Purity, NMI and ARI of the paper's clusters against its topics (section 5.4)."""
 
@@ -178,28 +293,24 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
     return pd.DataFrame(rows, columns=["level", "n", "purity", "nmi", "ari", "paper_purity", "paper_nmi", "paper_ari"])
 
 
-def difficulties(data: Stage, split: str) -> np.ndarray:
-    """Difficulty labels of a split [n]."""
-    return np.array([s.difficulty for s in load_split(data, split)])
-
-
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples. The
     filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned. Files:
-    scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
+    scorer.joblib, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
     score is calibrated, its interval's coverage on the test split, what the clusters hold, the terms of equation 10."""
 
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
         splits = ("pool", "labelled", "filter_negatives", "test")
         pool, labelled, parent, test = (load_split_features(features, name) for name in splits)
-        labels, rated = difficulties(data, "labelled"), rated_sources(labelled, parent)
+        labels, truth = (np.array([s.difficulty for s in load_split(data, name)]) for name in ("labelled", "test"))
+        rated = rated_sources(labelled, parent)
         filtering = fit_source_classifier(rated.z, np.asarray(rated.good), sub_seed(profile.seed, "filter"))
         samples = load_split(data, "pool")
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
-        save_scorer(scorer, folder / "scorer.safetensors")
+        joblib.dump(scorer, folder / "scorer.joblib")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
-        held_out, truth = scorer.score(test), difficulties(data, "test")
+        held_out = scorer.score(test)
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
         tables = [reliability_table(name, held_out[column].to_numpy(), truth) for name, column in named.items()]
         label = frame["cluster"].to_numpy()
@@ -216,49 +327,9 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     return get_or_compute(profile, "difficulty", config, compute, (data, features))
 
 
-def save_scorer(scorer: Scorer, path: Path) -> None:
-    """Write the fitted arrays of a scorer with all its parts as safetensors, ids in the header."""
-    c, m, q = scorer.clusters, scorer.difficulty, scorer.quality
-    arrays = {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
-              "cluster.counts": np.array([c.n_merged, c.n_moved]), "g.x": m.calibration.X_thresholds_,
-              "g.y": m.calibration.y_thresholds_, "source.norm": np.array([q.norm]), "source.own": scorer.out_of_fold,
-              "source.negatives": scorer.negatives}  # fmt: skip
-    for name, (scaler, model) in {"net": m.predictor.named_steps.values(), "source": (q.scaler, q.classifier)}.items():
-        parts = (scaler.mean_, scaler.scale_, np.ravel(model.coef_), np.ravel(model.intercept_))
-        arrays |= {f"{name}.{part}": values for part, values in zip(LINEAR, parts, strict=True)}
-    for name, table in {"corrections": m.corrections, "own": m.out_of_fold, "widths": scorer.widths}.items():
-        arrays |= {f"{name}.{column}": table[column].to_numpy() for column in table}
-    header = {"ids": json.dumps({"labelled": scorer.labelled, "rated": scorer.rated})}
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, metadata=header)
-
-
 def load_scorer(difficulty: Stage) -> Scorer:
-    """The fitted scorer of the stage `difficulty`; scores are the same to the last digit."""
-    with safe_open(difficulty.path("scorer.safetensors"), framework="numpy") as handle:
-        a = {name: handle.get_tensor(name) for name in handle.keys()}
-        ids = {name: tuple(own) for name, own in json.loads(handle.metadata()["ids"]).items()}
-
-    def table(name: str, columns: Sequence[str]) -> pd.DataFrame:
-        return pd.DataFrame({column: a[f"{name}.{column}"] for column in columns})
-
-    def linear(name: str, model: Any) -> tuple[StandardScaler, Any]:
-        scaler = StandardScaler()
-        scaler.mean_, scaler.scale_, model.coef_, model.intercept_ = (a[f"{name}.{part}"] for part in LINEAR)
-        scaler.var_, scaler.n_features_in_, model.n_features_in_ = scaler.scale_**2, len(scaler.mean_), len(scaler.mean_)
-        return scaler, model
-
-    scaler, net = linear("net", ElasticNet())
-    net.intercept_ = float(net.intercept_[0])
-    calibration = IsotonicRegression(out_of_bounds="clip").fit(a["g.x"][:, None], a["g.y"])
-    model = DifficultyModel(Pipeline([("scale", scaler), ("probe", net)]), calibration,
-                            table("corrections", ("n_labelled", "residual", "shrinkage")),
-                            table("own", ("raw", "calibrated", "ranking")))  # fmt: skip
-    scaler, classifier = linear("source", SGDClassifier(loss="log_loss"))
-    classifier.coef_, classifier.classes_ = classifier.coef_[None], np.array([False, True])
-    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"], *map(int, a["cluster.counts"]))
-    quality = SourceClassifier(scaler, float(a["source.norm"][0]), classifier)
-    return Scorer(clusters, model, table("widths", ("width", "n", "own")), ids["labelled"], quality, ids["rated"],
-                  a["source.own"], a["source.negatives"])  # fmt: skip
+    """The fitted scorer of the stage `difficulty`."""
+    return joblib.load(difficulty.path("scorer.joblib"))
 
 
 def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:

@@ -120,11 +120,6 @@ def measure_gradients(
     return GradientGram(products, pass_rate)
 
 
-def pair_form(weights: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Sum over pairs of w_p w_q matrix_pq, one value a resample, [S]."""
-    return ((weights @ matrix) * weights).sum(axis=1)
-
-
 class Pairs(NamedTuple):
     """The Gram matrix by prompt, free of rollout noise where that can be had: [N, N] estimates of <E g_p, E g_q> (all four pairs
     of halves for p != q, the two halves on the diagonal), and [N] ||g_p||^2 of one group, noise included, mean of the halves."""
@@ -219,11 +214,11 @@ def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, wei
     x, y = np.zeros(first.shape), np.zeros(first.shape)
     x[pairs], y[pairs] = rankdata(first[pairs]), rankdata(second[pairs])
     x[pairs], y[pairs] = x[pairs] - x[pairs].mean(), y[pairs] - y[pairs].mean()
-    total = pair_form(weights, pairs.astype(float))
-    sums = {name: pair_form(weights, m) / total for name, m in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y))}
-    spread = (sums["xx"] - sums["x"] ** 2) * (sums["yy"] - sums["y"] ** 2)
+    # sums over pairs of w_p w_q m_pq, one a resample
+    total, *sums = (((weights @ m) * weights).sum(axis=1) for m in (pairs.astype(float), x, y, x * x, y * y, x * y))
+    mean_x, mean_y, xx, yy, xy = (one / total for one in sums)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (sums["xy"] - sums["x"] * sums["y"]) / np.sqrt(spread)
+        return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
 
 
 def gradient_distances(products: np.ndarray, squared: np.ndarray, unbiased: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -351,31 +346,11 @@ def space_distances(
     return found
 
 
-def gradient_tables(
-    profile: Profile, shares: Mapping[int, float], clusters: np.ndarray, samples: Sequence[Sample], gram: GradientGram,
-    spaces: Mapping[str, np.ndarray],
-) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """The tables of the stage from a Gram matrix; `shares` are those of the kept pool, clusters [N] of the sampled prompts.
-    Tenths of difficulty are by rank; "clusters, permuted" keeps the sizes and nothing else."""
-    b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.properties.bootstrap_samples
-    seed = sub_seed(profile.seed, "gradient-bootstrap")
-    rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
-    permuted = np.random.default_rng(sub_seed(profile.seed, "gradient-permutation")).permutation(clusters)
-    labels = {
-        "cluster": clusters, "leaf topic": topics_at(samples, 3), "domain": topics_at(samples, 1),
-        "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
-    }  # fmt: skip
-    return {
-        "gradient_coherence": coherence_table(gram, labels, b, resamples, seed),
-        "gradient_distance": distance_table(gram, spaces, resamples, seed),
-        "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
-        "zero_variance": zero_variance_table(clusters, gram.pass_rate),
-    }
-
-
 def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
-    """Write the tables of `gradient_tables` as <name>.parquet. The sample holds `profile.gradient_prompts` rows of the kept
-    pool, all if it holds fewer, in pool order."""
+    """Tables gradient_coherence, gradient_distance, mixing_theory and zero_variance. The sample holds `profile.gradient_prompts`
+    rows of the kept pool, all if it holds fewer, in pool order. Tenths of difficulty are by rank; "clusters, permuted" keeps the
+    sizes and nothing else."""
+    b, h, resamples = profile.plan.prompts_per_step, profile.plan.swapped_per_batch, profile.properties.bootstrap_samples
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         torch.set_num_threads(1)  # the rollouts would depend on the machine's number of cores
@@ -391,11 +366,23 @@ def gradients_stage(profile: Profile, world: Stage, features: Stage, difficulty:
             table.z[kept], table.metadata[kept], samples, rows, chosen["ranking"].to_numpy(),
             sub_seed(profile.seed, "gradient-permuted-z"),
         )  # fmt: skip
-        shares = pool["cluster"].value_counts(normalize=True).to_dict()
-        return gradient_tables(profile, shares, chosen["cluster"].to_numpy(), samples, gram, spaces)
+        shares, clusters = pool["cluster"].value_counts(normalize=True).to_dict(), chosen["cluster"].to_numpy()
+        rank = np.argsort(np.argsort([s.difficulty for s in samples], kind="stable"), kind="stable")
+        permuted = np.random.default_rng(sub_seed(profile.seed, "gradient-permutation")).permutation(clusters)
+        labels = {
+            "cluster": clusters, "leaf topic": topics_at(samples, 3), "domain": topics_at(samples, 1),
+            "difficulty tenth": rank * 10 // len(samples), "clusters, permuted": permuted,
+        }  # fmt: skip
+        seed = sub_seed(profile.seed, "gradient-bootstrap")
+        return {
+            "gradient_coherence": coherence_table(gram, labels, b, resamples, seed),
+            "gradient_distance": distance_table(gram, spaces, resamples, seed),
+            "mixing_theory": mixing_table(prompt_pairs(gram), clusters, shares, b, h, resamples, seed),
+            "zero_variance": zero_variance_table(clusters, gram.pass_rate),
+        }
 
     train = to_dict(profile.train)
     train.pop("seeds")
-    config = {"prompts": profile.gradient_prompts, "resamples": profile.properties.bootstrap_samples, "train": train,
+    config = {"prompts": profile.gradient_prompts, "resamples": resamples, "train": train,
               "plan": to_dict(profile.plan), "seed": profile.seed}  # fmt: skip
     return get_or_compute(profile, "gradients", config, compute, (world, features, difficulty, quality))

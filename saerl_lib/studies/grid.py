@@ -26,8 +26,7 @@ from threadpoolctl import threadpool_limits
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
 from saerl_lib.config import PlanConfig, Profile, content_hash, get_profile, sub_seed, to_dict
-from saerl_lib.encode.parts import ray_cluster, require_ray
-from saerl_lib.encode.stages import features_stage, store_stage
+from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage

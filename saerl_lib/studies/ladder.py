@@ -27,7 +27,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import SHIPPED, Profile, PropertyConfig, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_set, real_folder
-from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
+from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
@@ -35,7 +35,6 @@ from saerl_lib.properties.probes import (
     LEAST_TRAIN,
     PAIR_COLUMNS,
     Matrix,
-    ProbeRow,
     Task,
     fit_tfidf,
     fit_topic_probe,
@@ -185,9 +184,9 @@ def ladder(
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
-        rows += task_rows(task, done, config.bootstrap_samples, own, workers)
+        rows.append(task_rows(task, done, config.bootstrap_samples, own, workers))
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return pd.DataFrame(rows, columns=ProbeRow._fields), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -196,11 +195,6 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
     others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
     return dataclasses.replace(profile.reader, others=others, dense=True)
-
-
-def by_hash(samples: Sequence[Sample]) -> list[int]:
-    """Row numbers of samples in an order by the hash of their question: a fixed random one."""
-    return sorted(range(len(samples)), key=lambda i: (hash_share(normalise(samples[i].prompt)), samples[i].id))
 
 
 @dataclass(frozen=True)
@@ -218,21 +212,25 @@ class Group:
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
         """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
         task = next(task for task in self.tasks if task.kind != "topic")
-        order = by_hash(task.train)[: profile.ladder.max_train]
+        order = hash_order(task.train)[: profile.ladder.max_train]
         return [task.train[i] for i in order], task.y_train[order]
 
     def stage(self, profile: Profile) -> Stage:
         """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
         return read_stage(profile, self.name, self.samples, ladder_reader(profile))
 
+    def store(self, profile: Profile) -> Store:
+        """The store of the stage."""
+        return Store(self.stage(profile).path("store"))
+
     def retained(self, profile: Profile, store: Store) -> np.ndarray:
         """The latents that the reader's rule retains of the group's store, chosen on training samples alone."""
         samples, labels = self.training(profile)
         return retained_of(profile, store, samples, labels=labels)
 
-    def blocks(self, profile: Profile, store: Store) -> Blocks:
+    def blocks(self, profile: Profile) -> Blocks:
         """`blocks_of` the group's store."""
-        return blocks_of([store], ladder_reader(profile), functools.partial(self.retained, profile))
+        return blocks_of([self.store(profile)], ladder_reader(profile), functools.partial(self.retained, profile))
 
 
 def real_groups(profile: Profile) -> dict[str, Group]:
@@ -282,16 +280,6 @@ def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     return _ladder_stage(profile, "world", tasks, blocks, (world, store))
 
 
-def real_ladder_stages(profile: Profile) -> list[Stage]:
-    """The full ladder on the real sets, a stage a group."""
-    found = []
-    for group in real_groups(profile).values():
-        stage = group.stage(profile)
-        blocks = functools.partial(group.blocks, profile, Store(stage.path("store")))
-        found.append(_ladder_stage(profile, group.name, group.tasks, blocks, (stage,)))
-    return found
-
-
 def has_real_data(profile: Profile) -> bool:
     """Whether the real sets are there, and read by the profile: published sets are labelled themselves."""
     return profile.world is not None and paths.shared_data_dir() is not None
@@ -305,12 +293,12 @@ def world_probes(world_ladder: Stage) -> pd.DataFrame:
 
 def full_ladder(profile: Profile, world_ladder: Stage) -> dict[str, pd.DataFrame]:
     """Rows of probe_ladder.csv and ladder_pairs.csv: the world's, and the real sets' where they lie, else as published."""
-    stages = [world_ladder, *(real_ladder_stages(profile) if has_real_data(profile) else ())]
-    found = {}
-    for name, file in {"probe_ladder": "ladder", "ladder_pairs": "pairs"}.items():
-        parts = [pd.read_parquet(stage.path(f"{file}.parquet")) for stage in stages]
-        found[name] = with_real_rows(pd.concat(parts, ignore_index=True), name)
-    return found
+    groups = real_groups(profile).values() if has_real_data(profile) else ()
+    stages = [world_ladder, *(_ladder_stage(profile, g.name, g.tasks, functools.partial(g.blocks, profile), (g.stage(profile),))
+                              for g in groups)]  # fmt: skip
+    parts = {name: pd.concat([pd.read_parquet(stage.path(file)) for stage in stages], ignore_index=True)
+             for name, file in (("probe_ladder", "ladder.parquet"), ("ladder_pairs", "pairs.parquet"))}  # fmt: skip
+    return {name: with_real_rows(table, name) for name, table in parts.items()}
 
 
 def with_real_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -352,21 +340,17 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
         default, z = chosen if default is None else default, np.concatenate([store.select(chosen) for store in stores])
         shared = {"option": rule, "choice": "retained set", "shared_with_default": np.isin(chosen, default).mean()}
         for task in tasks:
-            kept = [i for i, s in enumerate(task.train) if s.id in inside]
-            predicted = np.empty(len(kept), dtype=task.y_train.dtype)
+            kept, predicted = np.flatnonzero([s.id in inside for s in task.train]), np.empty_like(task.y_train)
             folds = KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed)
             enough = len(kept) >= RULE_FOLDS * LEAST_TRAIN // (RULE_FOLDS - 1)
-            for train, test in folds.split(kept) if enough else ():
-                own = z
-                if rule in LABELLED:
-                    own = stores[0].select(retained_of(profile, stores[0], [task.train[kept[i]] for i in train], rule))
-                sides = tuple(tuple(task.train[kept[i]] for i in rows) for rows in (train, test))
-                labels = tuple(task.y_train[[kept[i] for i in rows]] for rows in (train, test))
-                part = dataclasses.replace(task, train=sides[0], test=sides[1], y_train=labels[0], y_test=labels[1], groups=None)
-                values = tuple(own[[place[s.id] for s in side]] for side in sides)
-                (features,) = (f for f in feature_sets(part, {MAIN: values}) if f.name == MAIN)
-                predicted[test] = predict(part, features, profile.seed)
-            score = metric(task.kind, predicted, task.y_train[kept]) if enough else np.nan
+            for rows in folds.split(kept) if enough else ():
+                train, test = (kept[own] for own in rows)
+                sides = [[task.train[i] for i in own] for own in (train, test)]
+                own = stores[0].select(retained_of(profile, stores[0], sides[0], rule)) if rule in LABELLED else z
+                own = own if task.with_solution else own[:, : own.shape[1] // 2]
+                features = FeatureSet(MAIN, *_filled(*(own[[place[s.id] for s in side]] for side in sides)))
+                predicted[test] = predict(dataclasses.replace(task, y_train=task.y_train[train]), features, profile.seed)
+            score = metric(task.kind, predicted[kept], task.y_train[kept]) if enough else np.nan
             found.append(read_by(task, (ids, z), profile).assign(**shared, cross_validated=score))
     return found
 
@@ -389,7 +373,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
         found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
-        found += rule_rows(read, [Store(group.stage(profile).path("store"))], group.training(profile)[0], profile)
+        found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
     return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
 
 

@@ -29,26 +29,18 @@ from tqdm.auto import tqdm
 from saerl_lib import paths
 from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, get_profile, to_dict
-from saerl_lib.data.published import (
-    corpus_keys,
-    held_out_keys,
-    load_labelled,
-    load_set,
-    math_splits,
-    probe_splits,
-    unread_keys,
-)
+from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
-from saerl_lib.encode.parts import encode
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.sae import MEASURED_SAMPLES, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
 from saerl_lib.report.tables import rows_of, write_csv
-from saerl_lib.studies.ladder import VARIANTS, Group, by_hash, ladder
+from saerl_lib.studies.ladder import VARIANTS, Group, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
 SHARES = {"math_train": 5000, "gsm8k_train": 4000, "deepmath_18k": 4000, "deepscaler_pass_rate": 5000}
@@ -74,11 +66,11 @@ def corpus(config: LadderConfig) -> dict[str, list[Sample]]:
     unread, real, world = unread_keys(config), [], []
     for name, count in SHARES.items():
         data = without(load_set(name), unread)
-        real += [data.samples[i] for i in hash_order(data)[:count]]
+        real += [data.samples[i] for i in hash_order(data.samples)[:count]]
     for number, (prompt, solution) in enumerate(itertools.islice(corpus_texts(), WORLD_SAMPLES)):
         *steps, last = solution.split("\n")
         world.append(Sample(f"corpus-{number}", prompt, tuple(steps), last.removeprefix("Answer: ")))
-    return {name: [found[i] for i in by_hash(found)] for name, found in (("real", real), ("world", world))}
+    return {name: [found[i] for i in hash_order(found)] for name, found in (("real", real), ("world", world))}
 
 
 def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -117,11 +109,21 @@ def corpus_vectors(profile: Profile) -> tuple[int, Tensor]:
 
 
 def rebuild_sae(profile: Profile) -> None:
-    """Train the shipped SAE and replace it with its card."""
+    """Train the shipped SAE and replace it, with card.json: what it is made of and how good it is on MATH's test problems with
+    their solutions and on the world's test split, of which neither was trained on; printed too."""
     samples, vectors = corpus_vectors(profile)
     train_sae(vectors, SHIPPED_SAE, paths.sae_dir() / "trained")
     ship(paths.sae_dir() / "trained", paths.SAE)
-    write_card(profile, samples, len(vectors))
+    texts = {"real": load_set("math_test").samples, "world": draw_world(profile.world)["test"]}
+    encoder = open_reader(profile.reader)
+    card = {
+        "text": {"samples": samples, "tokens": len(vectors), "corpus": {**SHARES, "world": WORLD_SAMPLES}},
+        "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
+        "quality": {name: asdict(measured(found[:MEASURED_SAMPLES], encoder)) for name, found in texts.items()},
+        "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
+    }  # fmt: skip
+    write_json(paths.SAE / "card.json", card)
+    print(json.dumps(card["quality"], indent=1))
 
 
 def train_variants(profile: Profile) -> None:
@@ -135,18 +137,6 @@ def train_variants(profile: Profile) -> None:
     write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
 
 
-def write_card(profile: Profile, samples: int, tokens: int) -> None:
-    """What the shipped SAE is made of and how good it is, as card.json beside it; printed too."""
-    card = {
-        "text": {"samples": samples, "tokens": tokens, "corpus": {**SHARES, "world": WORLD_SAMPLES}},
-        "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
-        "quality": {name: asdict(found) for name, found in held_out_quality(profile.reader).items()},
-        "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
-    }  # fmt: skip
-    write_json(paths.SAE / "card.json", card)
-    print(json.dumps(card["quality"], indent=1))
-
-
 def ship(trained: Path, folder: Path) -> None:
     """An SAE with its weights in bfloat16, as SAELens opens it; the configuration and the start come along."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,13 +146,6 @@ def ship(trained: Path, folder: Path) -> None:
     settings.pop("metadata", None)
     write_json(folder / "cfg.json", settings)
     save_file(load_file(trained / "start.safetensors"), folder / "start.safetensors")
-
-
-def held_out_quality(reader: ReaderConfig) -> dict[str, SAEQuality]:
-    """The SAE on MATH's test problems with their solutions, and on the world's test split: neither was trained on."""
-    encoder, world = open_reader(reader), draw_world(get_profile("laptop").world)["test"]
-    texts = {"real": load_set("math_test").samples, "world": world}
-    return {name: measured(found[:MEASURED_SAMPLES], encoder) for name, found in texts.items()}
 
 
 FEW = (15, 30, 60, 120, 240, 480)
@@ -177,7 +160,7 @@ def curve_samples(config: LadderConfig) -> dict[str, Task]:
     sides = {}
     for side, count in (("train", 2000), ("test", 1000)):
         samples, labels = getattr(subject, side), getattr(subject, f"y_{side}")
-        rows = by_hash(samples)[:count]  # MATH's files are sorted by subject
+        rows = hash_order(samples)[:count]  # MATH's files are sorted by subject
         sides |= {side: tuple(replace(samples[i], solved=False) for i in rows), f"y_{side}": labels[rows]}
     return {"difficulty": difficulty, "subject": replace(subject, **sides)}
 
@@ -259,7 +242,7 @@ def compare_blocks(profile: Profile) -> None:
     rows = []
     for name, split in splits.items():
         data = split(load_set, profile.ladder, held_out_keys()).train.with_label("level")
-        data = data.rows(hash_order(data)[: profile.ladder.max_train])
+        data = data.rows(hash_order(data.samples)[: profile.ladder.max_train])
         means = block_means([replace(s, solved=False) for s in data.samples], profile.reader)
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
@@ -314,8 +297,7 @@ def run_ladder(file: Path, profile: str) -> int:
     folder = paths.profile_dir(chosen.name) / "files" / data.name
     folder.mkdir(parents=True, exist_ok=True)
     group = Group(data.name, tuple(tasks))
-    blocks = group.blocks(chosen, Store(group.stage(chosen).path("store")))
-    table, pairs = ladder(tasks, blocks, chosen.properties, chosen.seed)
+    table, pairs = ladder(tasks, group.blocks(chosen), chosen.properties, chosen.seed)
     write_csv(table, "probe_ladder", folder)
     write_csv(pairs, "ladder_pairs", folder)
     write_json(folder / "provenance.json", {"file": file.name, "settings": content_hash(to_dict(chosen)), **provenance()})

@@ -10,6 +10,7 @@ NuminaMath-1.5, which is not to be had offline. The two sources here write formu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from saerl_lib.encode.pool import Encoder
 from saerl_lib.encode.stages import read_stage, retained_of
 from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, FeatureTable, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
-from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts
+from saerl_lib.properties.audit import audit_tables, feature_names, pool_facts, ranked_topics
 from saerl_lib.properties.clusters import Agreement, Assignment, agreement, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_topic_probe, shuffled
 from saerl_lib.properties.quality import filter_table, paper_share_k
@@ -41,8 +42,6 @@ from saerl_lib.report.statistics import bootstrap_weights, percentile_interval, 
 from saerl_lib.studies import flaws
 from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
-GROUP_OF = {"math": "math", "sources": "deepmath", "valimath": "valimath"}
-"""Part -> the ladder's group that holds its samples."""
 LEFT_OUT = "repeated, unlabelled, of an evaluation or test set, or beyond the profile's size"
 PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
@@ -89,9 +88,11 @@ def joined(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
     return LabelledSet(name, samples, labels)
 
 
-def _part(name: str, pieces: Sequence[tuple[LabelledSet, np.ndarray]]) -> RealPart:
-    source = np.concatenate([np.repeat(data.name, len(data)) for data, _ in pieces])
-    return RealPart(joined(name, [data for data, _ in pieces]), np.concatenate([roles for _, roles in pieces]), source)
+def part_of(name: str, *pieces: tuple[LabelledSet, Mapping[str, int]]) -> RealPart:
+    """The first rows of some sets, so many of each role, one role after another."""
+    taken = [data.rows(np.arange(sum(roles.values()))) for data, roles in pieces]
+    role = np.concatenate([np.repeat(list(roles), list(roles.values())) for _, roles in pieces])
+    return RealPart(joined(name, taken), role, np.repeat([data.name for data in taken], [len(data) for data in taken]))
 
 
 def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
@@ -108,15 +109,12 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
 def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
     """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
     the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
-    target, other = (data.rows(hash_order(data)) for data in (target, other))
+    target, other = (data.rows(hash_order(data.samples)) for data in (target, other))
     train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
     ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
     size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
-    pieces = []
-    for data, parts in ((target, (train[0], 0, size)), (other, (train[1], train[1], round(size * ratio)))):
-        role = np.repeat(("train", "held_out", "pool"), parts)
-        pieces.append((data.rows(np.arange(len(role))), role))
-    return _part("sources", pieces)
+    roles = {"train": train[1], "held_out": train[1], "pool": round(size * ratio)}
+    return part_of("sources", (target, {"train": train[0], "held_out": 0, "pool": size}), (other, roles))
 
 
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
@@ -124,10 +122,9 @@ def real_parts(config: LadderConfig) -> dict[str, RealPart]:
     held_out = held_out_keys()
     splits, fit = probe_splits(load_set, config, held_out), math_splits(load_set, config, held_out).train
     sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
-    valid = splits[DATASET]
-    roles = [(side, np.repeat(role, len(side))) for side, role in ((valid.train, "train"), (valid.test, "test"))]
-    math = _part("math", [(fit, np.repeat("fit", len(fit)))])
-    return {"math": math, "sources": source_part(*sources), "valimath": _part("valimath", roles)}
+    train, test = splits[DATASET]
+    valid = part_of("valimath", (train, {"train": len(train)}), (test, {"test": len(test)}))
+    return {"math": part_of("math", (fit, {"fit": len(fit)})), "sources": source_part(*sources), "valimath": valid}
 
 
 def plain_text(text: str) -> str:
@@ -142,7 +139,7 @@ def plain_text(text: str) -> str:
 def plain_part(part: RealPart) -> RealPart:
     """The same rows with `plain_text` questions."""
     samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
-    return dataclasses.replace(part, data=dataclasses.replace(part.data, name=PLAIN, samples=samples))
+    return dataclasses.replace(part, data=dataclasses.replace(part.data, samples=samples))
 
 
 def flaw_kinds(part: RealPart) -> np.ndarray:
@@ -155,7 +152,7 @@ def flaw_kinds(part: RealPart) -> np.ndarray:
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
     """`sae`, `sae_untrained` and `dense` -> features of a part, which lie in the group's store. z is [N, 4 S] for an SAE and [N,
     4 D] for `dense`. A part without solutions keeps the prompt halves alone, [N, 2 S]; its solution metadata are NaN."""
-    store = Store(group.stage(profile).path("store"))
+    store = group.store(profile)
     rows = rows_of(part.ids, store.ids)
     found = {DENSE: feature_table(part, store.values(DENSE)[rows])}
     for name in (MAIN, UNTRAINED_SAE):
@@ -184,8 +181,6 @@ EXCERPT = 100
 """Longest quotation of a problem in characters: the data themselves are not redistributed."""
 PROBE_SHARE = 0.25
 """Share of the columns that clusters by a probe's weights are made of (ours)."""
-EXAMPLE_COLUMNS = ["features", "cluster", "n", "top_subject", "subject_share", "level_mean", "first", "second", "third"]
-"""Columns of real_cluster_examples, which quotes problems and is shown, never published."""
 
 
 def agreement_rows(
@@ -259,19 +254,20 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     columns = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
     frame = pd.DataFrame([(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows], columns=columns)
     frame["paper_value"] = frame["quantity"].map(paper).where(frame["features"].eq(MAIN))
-    return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown, columns=EXAMPLE_COLUMNS)}
+    return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown)}
 
 
-def example_rows(name: str, found: Assignment, part: RealPart) -> list[tuple[str, int, int, str, float, float, str, str, str]]:
-    """Rows of real_cluster_examples, a cluster each, by falling size."""
+def example_rows(name: str, found: Assignment, part: RealPart) -> list[dict[str, object]]:
+    """Rows of real_cluster_examples, which quotes problems and is shown, never published; a cluster each, by falling size."""
     subject, level, rows = part.data.labels["subject"], part.data.labels["level"], []
     for cluster in np.unique(found.label):
         members = np.flatnonzero(found.label == cluster)
-        names, counts = np.unique(subject[members], return_counts=True)
+        top, share = ranked_topics(subject[members])[0]
         near = members[np.argsort(found.distance[members], kind="stable")][:3]
-        texts = [" ".join(part.texts[i].split())[:EXCERPT] for i in near] + [""] * (3 - len(near))
-        top, share = str(names[counts.argmax()]), float(counts.max() / len(members))
-        rows.append((name, int(cluster), len(members), top, share, float(np.nanmean(level[members])), *texts))
+        texts = [" ".join(part.texts[i].split())[:EXCERPT] for i in near]
+        rows.append({"features": name, "cluster": int(cluster), "n": len(members), "top_subject": top, "subject_share": share,
+                     "level_mean": float(np.nanmean(level[members])),
+                     **dict(itertools.zip_longest(("first", "second", "third"), texts, fillvalue=""))})  # fmt: skip
     return rows
 
 
@@ -347,13 +343,6 @@ def filter_study(
     return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
 
 
-def paper_probe(part: RealPart, table: FeatureTable, z: np.ndarray, seed: int) -> np.ndarray:
-    """[M] suspicion of other questions by the paper's filter: minus the source probe's log-odds of the target. `table` holds the
-    features of the part `sources`, z [M, D] the same latents of the other questions."""
-    train = part.where("train")
-    return -flaws.sgd_scores(table.z[train], part.source[train] == FILES["sources"][0], z, sub_seed(seed, "real-filter"))
-
-
 def question_surprise(
     texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> np.ndarray:
@@ -397,20 +386,19 @@ TABLES = (
 def real_study_stage(profile: Profile) -> Stage:
     """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
     `SAERL_DATA_DIR`."""
-    parts, groups = real_parts(profile.ladder), real_groups(profile)
-    stages = [groups[GROUP_OF[name]].stage(profile) for name in parts]
-    plain = plain_part(parts["sources"])
+    parts, found = real_parts(profile.ladder), real_groups(profile)
+    groups, plain = {**found, "sources": found["deepmath"]}, plain_part(parts["sources"])
     plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
-        own = {name: groups[GROUP_OF[name]] for name in parts}
-        tables = {name: part_tables(part, own[name], profile) for name, part in parts.items()}
-        store = {name: Store(stage.path("store")) for name, stage in zip(parts, stages, strict=True)}
-        retained = {name: own[name].retained(profile, store[name]) for name in ("math", "sources")}
-        flawed = parts["valimath"]
-        z = store["valimath"].select(retained["sources"])[rows_of(flawed.ids, store["valimath"].ids)]
-        scores = {
-            "source_probe": paper_probe(parts["sources"], tables["sources"][MAIN], z[:, : z.shape[1] // 2], profile.seed),
+        tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}
+        retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
+        flawed, store = parts["valimath"], groups["valimath"].store(profile)
+        z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
+        sources, train = parts["sources"], parts["sources"].where("train")
+        of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
+        scores = {  # of the paper's filter minus the log-odds of the target
+            "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
             "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
         }
         return {
@@ -422,7 +410,8 @@ def real_study_stage(profile: Profile) -> Stage:
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
-    return get_or_compute(profile, "real_study", settings, compute, (*stages, plain_stage))
+    stages = (*(groups[name].stage(profile) for name in parts), plain_stage)
+    return get_or_compute(profile, "real_study", settings, compute, stages)
 
 
 def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:

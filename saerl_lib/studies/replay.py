@@ -31,22 +31,12 @@ from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
-from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, Store, metadata_features
+from saerl_lib.encode.store import DENSE, MAIN, PROMPT_COLUMNS, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
-from saerl_lib.studies.ladder import (
-    ALL,
-    GROUPS,
-    UNTRAINED_SAE,
-    WORKERS,
-    Blocks,
-    Group,
-    balanced,
-    has_real_data,
-    real_groups,
-)
+from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, WORKERS, Blocks, balanced, has_real_data, real_groups
 
 ROLLOUTS = 8
 """Rollouts of one group (paper, section 4.1)."""
@@ -280,63 +270,51 @@ def text_features(task: Task, blocks: Blocks, seed: int, profile: Profile) -> di
     return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """One choice with its labels in the table."""
-
-    record: str
-    form: str
-    features: str
-    share: float
-    own_rollouts: int
-    choice: Choice
+Rows = dict[tuple[str, str, str, float, int], Choice]
+"""record, form, features, share and own_rollouts of a row of the table -> its choice."""
 
 
-def table_of(rows: list[Row], samples: int, seed: int) -> pd.DataFrame:
+def table_of(rows: Rows, samples: int, seed: int) -> pd.DataFrame:
     """Rows of replay.csv; 95 % intervals over prompts and runs. `lead` is what the form saves with all SAE latents, minus what
     this row saves, on the same streams."""
-    first = {(r.record, r.form, r.share, r.own_rollouts): r.choice for r in rows if r.features == MAIN + ALL}
     nothing, found = (np.nan,) * 3, []
-    for row in rows:
-        choice, whole = row.choice, row.form != "screening"
+    for (record, form, features, share, own), choice in rows.items():
+        whole, lead = form != "screening", nothing
         boot = functools.partial(bootstrap_runs, n=choice.taken.shape[1], runs=len(choice.taken), samples=samples, seed=seed)
-        best = first.get((row.record, row.form, row.share, row.own_rollouts), choice)
-        lead = nothing
+        best = rows.get((record, form, MAIN + ALL, share, own), choice)
         if whole and best is not choice:
             lead = boot(lambda rows, run, a=best, b=choice: a.saved(rows, run) - b.saved(rows, run))
-        teaching = boot(choice.teaching)
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
-        found.append((row.record, row.form, row.features, row.share, row.own_rollouts, choice.spearman, silent,
-                      *(boot(choice.saved) if whole else nothing), *lead, *teaching, *choice.taken.shape[::-1]))  # fmt: skip
+        found.append((record, form, features, share, own, choice.spearman, silent, *(boot(choice.saved) if whole else nothing),
+                      *lead, *boot(choice.teaching), *choice.taken.shape[::-1]))  # fmt: skip
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> list[Row]:
+def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Rows:
     """All forms on DeepScaleR: features alone, their simulation, true rates, screening, and features with screening."""
-    name, jobs, rows = "deepscaler", [], []
-    for key, x in features.items():
-        kernel = kernel_of(x)
-        jobs += [(key, share, kernel, None) for share in SHARES]
-    jobs += [(TRUE, share, None, rates) for share in SHARES]
-    done = Parallel(n_jobs=WORKERS)(delayed(streams)(kernel, rates, share, seed, known) for _, share, kernel, known in jobs)
-    rows += [Row(name, "features", key, share, 0, choice) for (key, share, *_), choice in zip(jobs, done, strict=True)]
+    kernels = {key: (kernel_of(x), None) for key, x in features.items()} | {TRUE: (None, rates)}
+    jobs = [(key, share) for key in kernels for share in SHARES]
+    done = Parallel(n_jobs=WORKERS)(
+        delayed(streams)(kernels[key][0], rates, share, seed, kernels[key][1]) for key, share in jobs
+    )
+    chosen = dict(zip(jobs, done, strict=True))
+    rows: Rows = {("deepscaler", "features", *job, 0): choice for job, choice in chosen.items()}
     for rho in CORRELATIONS:
         known = simulated(rates, rho, sub_seed(seed, f"copula-{rho}"))
-        rows += [Row(name, "simulated", f"rho {rho:g}", share, 0, streams(None, rates, share, seed, known)) for share in SHARES]
-    whole = whole_groups(np.ones((RUNS, len(rates)), dtype=bool), mixed(rates))
-    for base in [Row(name, "features", NOTHING, 1.0, 0, whole), *(r for r in rows if r.form == "features")]:
-        rows += [dataclasses.replace(base, form="screening", own_rollouts=k, choice=screened(base.choice, rates, k))
-                 for k in SCREENED]  # fmt: skip
-    return rows
+        rows |= {("deepscaler", "simulated", f"rho {rho:g}", share, 0): streams(None, rates, share, seed, known)
+                 for share in SHARES}  # fmt: skip
+    whole = {(NOTHING, 1.0): whole_groups(np.ones((RUNS, len(rates)), dtype=bool), mixed(rates))}
+    return rows | {("deepscaler", "screening", *job, k): screened(choice, rates, k)
+                   for job, choice in (whole | chosen).items() for k in SCREENED}  # fmt: skip
 
 
-def history_rows(features: Mapping[str, Matrix], successes: NDArray[np.int64], seed: int) -> list[Row]:
+def history_rows(features: Mapping[str, Matrix], successes: NDArray[np.int64], seed: int) -> Rows:
     """DSR-sub: what is saved by own rollouts, with and without a prior of features."""
     kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items()}}
     known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (successes.shape[1] - 1)]
     jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
     done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
-    return [Row("dsr_sub", "history", key, share, own, choice) for (key, own, share), choice in zip(jobs, done, strict=True)]
+    return {("dsr_sub", "history", key, share, own): choice for (key, own, share), choice in zip(jobs, done, strict=True)}
 
 
 def _everyone(task: Task, count: int | None = None) -> Task:
@@ -348,20 +326,18 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     """replay.csv from the stores of the ladder. Raises ArtifactError without `SAERL_DATA_DIR`."""
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
 
-    def read(group: Group, task: Task) -> dict[str, Matrix]:
-        return text_features(task, group.blocks(profile, Store(group.stage(profile).path("store"))), seed, profile)
-
     task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
     rates = -task.y_test
-    rows = stream_rows(read(groups["deepmath"], task), rates, seed)
+    rows = stream_rows(text_features(task, groups["deepmath"].blocks(profile), seed, profile), rates, seed)
     record = record_of("dsr_sub_training_accuracy")
     task = _everyone(groups["dsr"].tasks[0])
     kept = [i for i, s in enumerate(task.test) if s.id in record]
     task = dataclasses.replace(task, test=tuple(task.test[i] for i in kept), y_test=task.y_test[kept])
     epochs = min(len(record[s.id]) for s in task.test)
     successes = np.stack([record[s.id][:epochs] for s in task.test])
-    chosen = {k: x for k, x in read(groups["dsr"], task).items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
-    rows += history_rows(chosen, successes, seed)
+    features = text_features(task, groups["dsr"].blocks(profile), seed, profile)
+    chosen = {k: x for k, x in features.items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
+    rows |= history_rows(chosen, successes, seed)
     return table_of(rows, profile.properties.bootstrap_samples, seed)
 
 

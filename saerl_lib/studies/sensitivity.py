@@ -23,9 +23,8 @@ from saerl_lib.encode.store import load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan, has_moved, rows_of, step_shift
 from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
-from saerl_lib.properties.difficulty import with_clusters
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
-from saerl_lib.properties.scorer import load_scorer
+from saerl_lib.properties.scorer import load_scorer, with_clusters
 from saerl_lib.report.statistics import Interval, percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
@@ -83,18 +82,13 @@ def plan_sensitivity(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def nested_subsets(n: int, seed: int, subsets: int = SUBSETS) -> list[np.ndarray]:
-    """Permutations [n] of the labelled samples; the first m of one are its subset of size m."""
-    return [np.random.default_rng(sub_seed(seed, f"label-subset-{i}")).permutation(n) for i in range(subsets)]
-
-
 def label_curve(
     train: Mapping[str, Matrix], y: np.ndarray, test: Mapping[str, Matrix], truth: np.ndarray, config: PropertyConfig, seed: int
 ) -> pd.DataFrame:
     """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|. train and
     test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels."""
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
-    permutations = nested_subsets(len(y), seed)
+    permutations = [np.random.default_rng(sub_seed(seed, f"label-subset-{i}")).permutation(len(y)) for i in range(SUBSETS)]
     for name, x in train.items():
         for size in (*(size for size in SIZES if size < len(y)), len(y)):
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]

@@ -54,8 +54,7 @@ from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, rec
 from saerl_lib.world import gates
 from saerl_lib.world.gates import Measured
 from saerl_lib.world.pretrain import rebuild_policy
-from saerl_lib.world.problems import LENGTHS
-from saerl_lib.world.sources import EVERY, TRAINED, Mix, draw_split, draw_world, world_stage
+from saerl_lib.world.sources import EVERY, LENGTHS, TRAINED, Mix, draw_split, draw_world, world_stage
 
 GATE_SEED = 90_002
 """Of the reserved draws of samples."""

@@ -64,7 +64,7 @@ def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = t
         return load_model(Path(name))
     local = Path(name).is_dir()
     model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=local)
-    return model, open_tokenizer(str(name), ["What is 3 plus 4?"], local)
+    return model, open_tokenizer(str(name))
 
 
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:

@@ -42,12 +42,8 @@ class Bounds(NamedTuple):
     """The whole 95 % interval must lie within, not the value alone."""
 
 
-GUESS, TOKEN, TFIDF, ETA = (
-    "guess rate",
-    "best single-token topic accuracy",
-    "TF-IDF topic accuracy",
-    "eta squared of the label by topic",
-)
+GUESS, TOKEN = "guess rate", "best single-token topic accuracy"
+TFIDF, ETA = "TF-IDF topic accuracy", "eta squared of the label by topic"
 BASE, MASTERED = "base pass rate, mean", "base pass rate, share above 0.9"
 SEEN = "what features see: rho of base pass rate and prediction"
 TRANSFER, FORGETTING = "transfer: gain on other topics / own gain", "forgetting: problems that lose > 0.2, middle to end"

@@ -1,103 +1,230 @@
-"""The embedded world: samples of three sources in their own words, in splits of any size, deterministic from a seed.
+"""The embedded world: chains of one to eight operations, in the words of three sources and in splits of any size (ours).
+
+Every topic uses the same five procedures, so that what is mended on one topic is mended on all. A slip is one fixed wrong
+procedure; how often the learner slips hangs on the operation and the last digit of its operand, never on the topic. The paper
+trains a policy whose weaknesses nobody can name; here each has a name and a rate.
 
 The target source speaks of eight of the twelve topics; its unfiltered parent of all twelve, in other words and with planted
-errors; the contest source holds long problems on a difficulty scale of its own. A prompt is an opener, a start, one clause an
-operation, sentences that do not matter, and a question. Each word is the topic's own or a general one, and the idle sentences
-speak of any topic's things, so that no single word settles the topic, and no habit of wording the source.
-
-Splits are drawn in one fixed order, so that no normalised prompt occurs in two of them, or in the texts that SAEs are trained on.
-With `WorldConfig.problems` short the same splits hold short-answer arithmetic, for a real language model as policy.
+errors; the contest source holds long problems on a difficulty scale of its own. No single word settles the topic, and no habit
+of wording the source. Splits are drawn in one fixed order, so that no normalised prompt occurs in two of them, or in the texts
+that SAEs are trained on. With `WorldConfig.problems` short they hold short-answer arithmetic, for a real model as policy.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 import operator
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, WorldConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise, write_samples
-from saerl_lib.world.problems import (
-    LEARNER_LENGTHS,
-    LEARNER_RATES,
-    LENGTHS,
-    OPERATIONS,
-    SIZES,
-    Problem,
-    Rates,
-    contest_scale,
-    difficulty,
-    draw_problem,
-    even_rates,
-    fallible,
-    learner,
-    step_labels,
-    work_out,
-)
+
+# Problems, and the slips of a learner.
+
+OPERATIONS = "+-*/f"
+"""Add, subtract, multiply, divide without a remainder, take a fraction of."""
+ODDS = (0.27, 0.27, 0.18, 0.14, 0.14)
+"""How often each operation is tried; a try that leaves the allowed values is drawn again."""
+LENGTHS, SIZES = tuple(range(1, 9)), (0, 1)
+"""Operations of a problem; size of its numbers."""
+LARGEST, LARGEST_TERM = (99, 199), (9, 60)
+"""Largest value and largest term of a sum or difference, by size."""
+SMALLEST, CERTAIN = 5, 0.7
+"""No value is smaller; an answer below this share of the largest value is kept with a chance that falls with it."""
+SCHOOL = {"+": 0.4, "-": 0.45, "*": 0.6, "/": 0.75, "f": 1.0}
+"""What an operation adds to the difficulty label: how late it is taught, which knows nothing of the learner's rates."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation."""
+
+    operation: str
+    """One of `OPERATIONS`."""
+    amount: int
+    """Its operand; the denominator of a fraction."""
+    part: int = 0
+    """Numerator of a fraction, else 0."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start value and what happens to it."""
+
+    start: int
+    steps: tuple[Step, ...]
+
+
+@dataclass
+class Work:
+    """One worked solution, right or not."""
+
+    lines: list[str]
+    """Running lines such as '+12=46'."""
+    answer: int
+    largest: int
+    """Largest value of the way."""
+    bad_lines: list[int]
+    """Indices of the lines that a slip spoils; that of the answer line is `len(lines)`."""
+
+
+Rates = Mapping[tuple[str, int], float]
+"""(operation, last digit of its operand) -> share of uses in which the wrong procedure is followed."""
+
+
+def even_rates(rate: float) -> Rates:
+    """The same rate for every operation and digit."""
+    return {(operation, digit): rate for operation in OPERATIONS for digit in range(10)}
+
+
+BANDS = {"+": (0.15, 0.8), "-": (0.15, 0.8), "*": (0.05, 0.65), "/": (0.05, 0.65), "f": (0.25, 0.8)}
+_rng = random.Random(4242)
+LEARNER_RATES = {(name, digit): _rng.uniform(*BANDS[name]) for name in OPERATIONS for digit in range(10)}
+"""Of the solutions that the policy is pre-trained on."""
+LEARNER_LENGTHS = (0.30, 0.30, 0.22, 0.06, 0.05, 0.03, 0.02, 0.02)
+"""Shares of problems of one to eight operations among them: mostly short ones."""
+
+
+def draw_step(rng: random.Random, value: int, size: int) -> tuple[Step, int]:
+    """An operation that `value` allows, and its right result."""
+    most, term = LARGEST[size], LARGEST_TERM[size]
+    while True:
+        name = rng.choices(OPERATIONS, ODDS)[0]
+        if name in "+-":
+            amount = rng.randint(2, term)
+            result = value + amount if name == "+" else value - amount
+            if SMALLEST <= result <= most:
+                return Step(name, amount), result
+        elif name == "*":
+            amount = rng.randint(2, 9)
+            if value * amount <= most:
+                return Step(name, amount), value * amount
+        else:
+            tried, least = (range(2, 10), SMALLEST) if name == "/" else ((3, 4, 5), 3)
+            if divisors := [d for d in tried if value % d == 0 and value // d >= least]:
+                amount = rng.choice(divisors)
+                part = rng.randint(2, amount - 1) if name == "f" else 0
+                return Step(name, amount, part), value // amount * (part or 1)
+
+
+def draw_problem(rng: random.Random, length: int, size: int) -> Problem:
+    """A chain of `length` operations on numbers of a size; small answers are rarer than by chance: none can be guessed."""
+    while True:
+        value = start = rng.randint(SMALLEST, LARGEST[size] // 2)
+        steps = []
+        for _ in range(length):
+            step, value = draw_step(rng, value, size)
+            steps.append(step)
+        if rng.random() < value / (CERTAIN * LARGEST[size]):
+            return Problem(start, tuple(steps))
+
+
+def wrong_result(step: Step, value: int) -> int | None:
+    """What the wrong procedure makes of `value`; None where it cannot go wrong. A sum forgets the carry, a difference takes the
+    smaller unit from the larger, a product reads the neighbouring row of the table, a quotient is one off, a fraction stops after
+    the division.
+
+    >>> [wrong_result(Step(o, 8), 47) for o in "+-*/f"], wrong_result(Step("+", 2), 47)
+    ([45, 41, 329, 6, 5], None)
+    """
+    amount = step.amount
+    if step.operation == "+":
+        return value + amount - 10 if value % 10 + amount % 10 > 9 else None
+    if step.operation == "-":
+        borrows = value >= amount and value % 10 < amount % 10
+        return (value // 10 - amount // 10) * 10 + amount % 10 - value % 10 if borrows else None
+    if step.operation == "*":
+        return value * (amount - 1)
+    return value // amount + (step.operation == "/")
+
+
+Slips = Callable[[int, Step], bool]
+"""Whether the wrong procedure is followed at a step, given its number."""
+
+
+def learner(rng: random.Random, rates: Rates) -> Slips:
+    """Slips of someone who follows the wrong procedures at `rates`."""
+    return lambda number, step: rng.random() < rates[step.operation, step.amount % 10]
+
+
+def work_out(problem: Problem, slips: Slips = lambda number, step: False) -> Work:
+    """The solution of a problem, by default the right one. Later steps build on a wrong value.
+
+    >>> work_out(Problem(47, (Step("+", 8), Step("f", 5, 2)))).lines
+    ['+8=55', '/5=11', '*2=22']
+    """
+    value = problem.start
+    work = Work([], value, value, [])
+    for number, step in enumerate(problem.steps):
+        name, amount = step.operation, step.amount
+        wrong = wrong_result(step, value) if slips(number, step) else None
+        if name == "f":
+            work.lines.append(f"/{amount}={value // amount}")
+        if wrong is not None:
+            work.bad_lines.append(len(work.lines))
+        right = {"+": value + amount, "-": abs(value - amount), "*": value * amount, "/": value // amount}
+        value = wrong if wrong is not None else right["/"] * step.part if name == "f" else right[name]
+        if name != "f" or wrong is None:
+            work.lines.append(f"*{step.part}={value}" if name == "f" else f"{name}{amount}={value}")
+        work.largest = max(work.largest, value)
+    work.answer = value
+    return work
+
+
+def fallible(problem: Problem) -> list[int]:
+    """Numbers of the steps at which a slip changes the value."""
+    value, found = problem.start, []
+    for number, step in enumerate(problem.steps):
+        right = work_out(Problem(value, (step,))).answer
+        if wrong_result(step, value) not in (None, right):
+            found.append(number)
+        value = right
+    return found
+
+
+def step_labels(work: Work) -> tuple[int, ...]:
+    """+1 before the first slip, -1 on a line that a slip spoils, 0 on sound work with wrong values; the answer line included."""
+    first = min(work.bad_lines, default=len(work.lines) + 1)
+    return tuple(-1 if i in work.bad_lines else int(i < first) for i in range(len(work.lines) + 1))
+
+
+def difficulty(problem: Problem) -> float:
+    """Difficulty label: 1 + the school weights of its operations + log10(largest value / 10) (ours).
+
+    >>> difficulty(Problem(47, (Step("+", 8), Step("f", 5, 2))))
+    3.14
+    """
+    work = work_out(problem)
+    return round(1.0 + sum(SCHOOL[step.operation] for step in problem.steps) + math.log10(work.largest / 10), 3)
+
+
+def contest_scale(problem: Problem) -> float:
+    """Difficulty on the contest source's own scale: large numbers and the rarer operations weigh more than length (ours)."""
+    rare = sum(step.operation in "*/f" for step in problem.steps)
+    return round(2.0 + 0.25 * len(problem.steps) + 0.5 * rare + 2.5 * math.log10(work_out(problem).largest / 10), 3)
 
 # Words.
 
-TABLE = """
-Nature -> Gardens -> Orchard      | An orchard has, The trees bear | apples, pears | ripens, grows | drops, feeds birds
- | blooms times, yields times | is basketed by, is rowed by | sends off, picks
-Nature -> Gardens -> Greenhouse   | A greenhouse has, The beds hold | seedlings, tulips | sows, plants | wilts, repots
- | sprouts times, seeds times | is potted by, is bedded by | waters, blossoms
-Nature -> Animals -> Apiary       | An apiary has, The hives keep | bees, combs | hatches, swarms in | swarms off, freezes
- | breeds times, buzzes times | is hived by, is framed by | feeds, shelters
-Trade -> Shops -> Bakery          | A bakery has, The oven holds | rolls, cakes | bakes, kneads | burns, eats up
- | doughs times, serves times | is trayed by, is sliced by | ices, glazes
-Trade -> Shops -> Bookshop        | A bookshop has, The shelves show | novels, maps | orders, reprints | lends, sells off
- | prints times, copies times | is shelved by, is bundled by | stamps, reviews
-Trade -> Freight -> Harbour       | A harbour has, The ship carries | crates, barrels | loads, lands | unloads, sinks
- | hauls times, ferries times | is decked by, is docked by | ships, moors
-Leisure -> Games -> Marbles       | A player has, The ring holds | marbles, points | wins, scores | forfeits, misses
- | stakes times, raises times | is dealt by, is teamed by | banks, pockets
-Leisure -> Games -> Stamps        | An album has, The pages show | stamps, coins | collects, swaps in | swaps out, tears
- | doubles up times, reissues times | is paged by, is sorted by | mounts, frames
-Leisure -> Stage -> Theatre       | A theatre has, The rows seat | tickets, guests | books, invites | refunds, cancels
- | tours times, plays times | is rowed up by, is boxed by | claps, admits
-Works -> Materials -> Quarry      | A quarry has, The pit gives | stones, slabs | digs, blasts | crushes, rejects
- | drills times, quarries times | is carted by, is piled by | polishes, cuts
-Works -> Materials -> Sawmill     | A sawmill has, The yard stacks | planks, logs | saws, fells | warps, splinters
- | planes times, mills times | is stacked by, is strapped by | sands, dries
-Works -> Energy -> Depot          | A depot has, The tank stores | litres, cans | pumps in, fills | leaks, pumps out
- | refines times, heats times | is tanked by, is piped by | seals, meters
-"""
-"""Path | starts | nouns | one column of verbs an operation, in the order of `OPERATIONS`; two of each."""
+
+def _words() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Of words.csv: topic -> starts, nouns and, for each operation, phrases that stand before its operand."""
+    with Path(__file__).with_name("words.csv").open(encoding="utf-8", newline="") as file:
+        return {row.pop("topic"): {k: tuple(cell.split(", ")) for k, cell in row.items()} for row in csv.DictReader(file)}
 
 
-class Words(NamedTuple):
-    """The words of one topic, or the general ones."""
-
-    starts: tuple[str, ...]
-    nouns: tuple[str, ...]
-    verbs: dict[str, tuple[str, ...]]
-    """Operation -> phrases that stand before its operand."""
-
-
-def _words(cells: str) -> Words:
-    starts, nouns, *verbs = (tuple(word.strip() for word in cell.split(",")) for cell in cells.split("|"))
-    return Words(starts, nouns, dict(zip(OPERATIONS, verbs, strict=True)))
-
-
-TOPICS: dict[str, Words] = {
-    row.partition("|")[0].strip(): _words(row.partition("|")[2]) for row in TABLE.replace("\n |", " |").strip().split("\n")
-}
+TOPICS = _words()
 """Topic 'A -> B -> C', as DeepMath writes it -> its words, in a fixed order."""
-GENERAL = _words(
-    "There are, A store has, We count | pieces, items, things | adds, gains, gets | loses, gives away, drops out"
-    " | is taken times, multiplies by, is scaled by | is divided by, is split by, is shared by | keeps, is cut to, holds on to"
-)
-OWN = 0.4
-"""Chance that a word is the topic's own."""
-NAMED = 0.3
-"""Chance that the noun is named behind an operand."""
+GENERAL = TOPICS.pop("general")
+OWN, NAMED = 0.4, 0.3
+"""Chances that a word is the topic's own, and that the noun is named behind an operand."""
 IDLE = ("The {} look fine", "Nobody counts the {}", "It rains on the {}", "Last year the {} were late", "A child draws the {}",
         "The {} are old")  # fmt: skip
 """Sentences that do not matter."""
@@ -134,19 +261,19 @@ def word(problem: Problem, topic: str, source: str, rng: random.Random) -> str:
     """The prompt of a problem in the words of a topic and with the habits of a source."""
     habits, own = HABITS[source], TOPICS[topic]
 
-    def pick() -> Words:
-        return own if rng.random() < OWN else GENERAL
+    def pick(kind: str) -> str:
+        return rng.choice((own if rng.random() < OWN else GENERAL)[kind])
 
     joint = rng.choice(habits.joints)
-    clauses = [f"{rng.choice(pick().starts)} {problem.start} {rng.choice(pick().nouns)}"]
+    clauses = [f"{pick('starts')} {problem.start} {pick('nouns')}"]
     for step in problem.steps:
         operand = f"{step.part}/{step.amount}" if step.part else str(step.amount)
-        named = f" {rng.choice(pick().nouns)}" if rng.random() < NAMED else ""
-        clauses.append(f"{rng.choice(pick().verbs[step.operation])} {operand}{named}")
+        named = f" {pick('nouns')}" if rng.random() < NAMED else ""
+        clauses.append(f"{pick(step.operation)} {operand}{named}")
     told = joint.join(clauses) + "."
     every = list(TOPICS.values())
     for _ in range(rng.choice(habits.idle)):
-        idle = rng.choice(IDLE).format(rng.choice(rng.choice(every).nouns)) + "."
+        idle = rng.choice(IDLE).format(rng.choice(rng.choice(every)["nouns"])) + "."
         told = f"{idle} {told}" if rng.random() < 0.5 else f"{told} {idle}"
     return f"{rng.choice(habits.openers)}{told} {rng.choice(habits.questions)}"
 
@@ -281,10 +408,8 @@ FEW = 5_000
 def draw_split(
     name: str, count: int, mix: Mix, seed: int, taken: set[str], slips: Rates | None = None, plant: bool = True
 ) -> list[Sample]:
-    """`count` samples with distinct normalised prompts that are not in `taken`, which is extended.
-
-    Raises ValueError when the mix has no further prompt.
-    """
+    """`count` samples with distinct normalised prompts that are not in `taken`, which is extended. Raises ValueError when the mix
+    has no further prompt."""
     rng, tries = random.Random(sub_seed(seed, name)), 0
     samples: list[Sample] = []
     while len(samples) < count:
@@ -343,12 +468,9 @@ def lesson(count: int, seed: int, topic: str) -> list[Sample]:
 
 
 def draw_world(config: WorldConfig) -> dict[str, list[Sample]]:
-    """All splits: evaluation sets first, then labelled data, then the noisy pool.
-
-    The six evaluation sets are drawn at full size; during training their first problems are used.
-    `labelled` is L, disjoint from `pool`; `filter_negatives` are parent samples that train and place the quality filter;
-    `pool` mixes target and parent in the paper's proportion (Table 6). No prompt of the SAE's texts occurs in any split.
-    """
+    """All splits: evaluation sets first, then labelled data, then the noisy pool. The six evaluation sets are drawn at full size;
+    during training their first problems are used. `labelled` is L, disjoint from `pool`; `filter_negatives` are parent samples
+    that train and place the quality filter; `pool` mixes target and parent in the paper's proportion (Table 6)."""
     taken, seed = set(corpus_prompts()), config.seed
     target, parent, contest, sets = MIXES[config.problems]
     full, draw = config.eval_problems_full, functools.partial(draw_split, seed=seed, taken=taken, plant=False)
