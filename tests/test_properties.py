@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +15,7 @@ from saerl_lib.properties import clusters, quality
 from saerl_lib.properties import scorer as difficulty
 from saerl_lib.properties.clusters import Clusters
 from saerl_lib.properties.probes import metric
-from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources
+from saerl_lib.properties.scorer import Columns, Rated, Scorer, fit_scorer, load_scorer, rated_sources, save_scorer
 
 
 def blobs(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +233,9 @@ def test_one_table_holds_every_score(fitted: tuple[Scorer, Columns, np.ndarray])
 
 def test_a_saved_scorer_scores_the_same(fitted: tuple[Scorer, Columns, np.ndarray], tmp_path: Path) -> None:
     scorer, pool, _ = fitted
-    joblib.dump(scorer, tmp_path / "scorer.joblib")
+    for name in ("scorer", "twin"):
+        save_scorer(scorer, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "scorer.safetensors").read_bytes() == (tmp_path / "twin.safetensors").read_bytes()
     again = load_scorer(Stage("difficulty", tmp_path, "key", True))
     pd.testing.assert_frame_equal(again.score(pool, 50), scorer.score(pool, 50), check_exact=True)
     bare = fit_scorer(pool, None, None, None, CONFIG, 7)

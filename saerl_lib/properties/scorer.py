@@ -15,20 +15,24 @@ saw its own label: labelled and rated rows take out-of-fold scores.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy import stats
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import ElasticNet, SGDClassifier
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
@@ -46,6 +50,9 @@ from saerl_lib.properties.quality import (
     separation_table,
 )
 from saerl_lib.report.statistics import wilson_interval
+
+LINEAR = ("mean", "scale", "weight", "intercept")
+"""Stored arrays of a scaler and of the linear model behind it."""
 
 # Difficulty.
 
@@ -296,7 +303,7 @@ def agreement_table(label: np.ndarray, samples: Sequence[Sample]) -> pd.DataFram
 def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     """The scorer of the pool, fitted on L and, for quality, on L against the first half of the labelled parent samples. The
     filter comes before the clusters (paper, section 3.4): they are fitted on the samples that are planned. Files:
-    scorer.joblib, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
+    scorer.safetensors, scores.parquet (a pool sample a row; quality is the stage `filter`'s), and what notebook 04 shows: how the
     score is calibrated, its interval's coverage on the test split, what the clusters hold, the terms of equation 10."""
 
     def compute(folder: Path) -> dict[str, pd.DataFrame]:
@@ -308,7 +315,7 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         samples = load_split(data, "pool")
         clusters = pool_clusters(pool.phi[kept_rows(profile, samples, filtering.score(pool.z))], profile.properties, profile.seed)
         scorer = fit_scorer(pool, labelled, labels, rated, profile.properties, profile.seed, clusters)
-        joblib.dump(scorer, folder / "scorer.joblib")
+        save_scorer(scorer, folder / "scorer.safetensors")
         frame = scorer.score(pool).drop(columns=["quality", "kept"]).assign(length=sum(side_words(pool.metadata).values()))
         held_out = scorer.score(test)
         named = {"raw": "raw", "global": "calibrated", "ranking": "ranking"}
@@ -327,9 +334,48 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
     return get_or_compute(profile, "difficulty", config, compute, (data, features))
 
 
+def save_scorer(scorer: Scorer, path: Path) -> None:
+    """Write the fitted arrays of a scorer with all its parts as safetensors, ids in the header."""
+    c, m, q = scorer.clusters, scorer.difficulty, scorer.quality
+    arrays = {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
+              "g.x": m.calibration.X_thresholds_, "g.y": m.calibration.y_thresholds_, "source.norm": np.array([q.norm]), "source.own": scorer.out_of_fold,
+              "source.negatives": scorer.negatives}  # fmt: skip
+    for name, (scaler, model) in {"net": m.predictor.named_steps.values(), "source": (q.scaler, q.classifier)}.items():
+        parts = (scaler.mean_, scaler.scale_, np.ravel(model.coef_), np.ravel(model.intercept_))
+        arrays |= {f"{name}.{part}": values for part, values in zip(LINEAR, parts, strict=True)}
+    for name, table in {"corrections": m.corrections, "own": m.out_of_fold, "widths": scorer.widths}.items():
+        arrays |= {f"{name}.{column}": table[column].to_numpy() for column in table}
+    header = {"ids": json.dumps({"labelled": scorer.labelled, "rated": scorer.rated})}
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, metadata=header)
+
+
 def load_scorer(difficulty: Stage) -> Scorer:
-    """The fitted scorer of the stage `difficulty`."""
-    return joblib.load(difficulty.path("scorer.joblib"))
+    """The fitted scorer of the stage `difficulty`; scores are the same to the last digit."""
+    with safe_open(difficulty.path("scorer.safetensors"), framework="numpy") as handle:
+        a = {name: handle.get_tensor(name) for name in handle.keys()}
+        ids = {name: tuple(own) for name, own in json.loads(handle.metadata()["ids"]).items()}
+
+    def table(name: str, columns: Sequence[str]) -> pd.DataFrame:
+        return pd.DataFrame({column: a[f"{name}.{column}"] for column in columns})
+
+    def linear(name: str, model: Any) -> tuple[StandardScaler, Any]:
+        scaler = StandardScaler()
+        scaler.mean_, scaler.scale_, model.coef_, model.intercept_ = (a[f"{name}.{part}"] for part in LINEAR)
+        scaler.var_, scaler.n_features_in_, model.n_features_in_ = scaler.scale_**2, len(scaler.mean_), len(scaler.mean_)
+        return scaler, model
+
+    scaler, net = linear("net", ElasticNet())
+    net.intercept_ = float(net.intercept_[0])
+    calibration = IsotonicRegression(out_of_bounds="clip").fit(a["g.x"][:, None], a["g.y"])
+    model = DifficultyModel(Pipeline([("scale", scaler), ("probe", net)]), calibration,
+                            table("corrections", ("n_labelled", "residual", "shrinkage")),
+                            table("own", ("raw", "calibrated", "ranking")))  # fmt: skip
+    scaler, classifier = linear("source", SGDClassifier(loss="log_loss"))
+    classifier.coef_, classifier.classes_ = classifier.coef_[None], np.array([False, True])
+    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"])
+    quality = SourceClassifier(scaler, float(a["source.norm"][0]), classifier)
+    return Scorer(clusters, model, table("widths", ("width", "n", "own")), ids["labelled"], quality, ids["rated"],
+                  a["source.own"], a["source.negatives"])  # fmt: skip
 
 
 def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:

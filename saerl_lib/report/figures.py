@@ -502,8 +502,8 @@ def study_updates(comparisons: pd.DataFrame) -> Drawn:
     title = ", ".join(f"{row} {part['above'].sum()} ({part['below'].sum()})" for row, part in counted)
     early = "Fewer seeds than planned. " * bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
     return figure, f"Better (worse) than a random order, of {len(found.drop_duplicates())} settings: {title}", (
-        f"Mean of the last three evaluations, n = {span(table['n_seeds'])} matched seeds, each setting at its random order's best "
-        f"rate. Bars: 95 %, corrected by Holm over {len(table)} comparisons. {early}"
+        f"Mean of the last three evaluations, n = {span(table['n_seeds'])} matched seeds, each setting at the best rate of its "
+        f"random order. Bars: 95 %, corrected by Holm over {len(table)} comparisons. {early}"
     )  # fmt: skip
 
 
