@@ -215,7 +215,7 @@ def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
          "The probe is no better than length"),
         (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])},
          "The probe is not shown to be better than length"),
-        (lambda i: {"answer": None if i % 3 else "1"}, "40 rows of 60: no answer"),
+        (lambda i: {"answer": None if i % 3 else "1"}, "40 of 60 rows not planned: no answer"),
         (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
          "Dominant cluster"),
         (lambda i: {"question": f"Add {i // 2}."}, "30 repeated questions"),

@@ -216,6 +216,8 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"input": q, "output": f"$\\boxed{{{i}}}$"}, []),
         (lambda i, q: {"instruction": q, "input": "", "output": f"$${i}$$"}, []),
         (lambda i, q: {"Question": q, "Answer": f'["{i}"]'}, []),
+        (lambda i, q: {"prompt": json.dumps([user(q)]), "reward_model": json.dumps({"ground_truth": str(i)})}, []),
+        (lambda i, q: {"messages": str([SYSTEM, user(q)]), "reward_model": str({"ground_truth": i}), "extra_info": "{}"}, [SYSTEM]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -236,6 +238,7 @@ def test_rows_in_the_schemas_of_trainers_are_read(tmp_path: Path, schema: Any, b
     [
         ([{"role": "system", "content": "a"}], "no message of the user"), ([1, 2], "not of chat messages"),
         ([{"role": "user", "content": [{"type": "image"}]}], "not text alone"), ([], "no message of the user"),
+        ('[{"role": "system", "content": "a"}]', "no message of the user"),
     ],
 )  # fmt: skip
 def test_a_chat_without_a_question_is_named(tmp_path: Path, value: Any, part: str) -> None:
@@ -325,6 +328,10 @@ def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     assert any(note.startswith("1 label not read because of --skip-bad-rows: ") and "line 5" in note for note in data.notes)
     data = read([path], Fields(labels="extra_info.hard"))
     assert data.labels[7] == 7 and data.ids[7] == "x7" and any("'problem' was taken" in note for note in data.notes)
+    folded = [{"question": q, "extra_info": json.dumps({"hard": i, "sound": i > 3})} for i, q in enumerate(ASKED)]
+    pd.DataFrame(folded).to_csv(tmp_path / "folded.csv")
+    data = read([tmp_path / "folded.csv"], Fields(labels="extra_info.hard", quality="extra_info.sound"))
+    assert data.labels.tolist() == list(range(12)) and data.quality.tolist() == [0] * 4 + [1] * 8, "objects as JSON text"
 
 
 def test_a_flawed_row_without_an_answer_is_kept_for_the_filter_alone(tmp_path: Path) -> None:

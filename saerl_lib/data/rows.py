@@ -234,8 +234,8 @@ def _document(path: Path) -> list[Row] | None:
     except (ValueError, RecursionError) as error:
         if kind_of(path) != ".json" and head.strip() not in (b"[", b"{"):
             return None
-        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{path.name}: not JSON ({reason}); write one list of objects, or one object a line") from error
+        told = f"line {error.lineno}: {error.msg.removesuffix(' at')}" if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{path.name}: not JSON ({told}); write one list of objects, or one object a line") from error
     if isinstance(value, dict):
         around = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
         if len(around) == 1 and "role" not in around[0][0]:
@@ -257,7 +257,7 @@ def _json_row(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as error:
         return Row(where, None, f"byte {error.start + 1} is no UTF-8; save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return Row(where, None, f"not JSON ({error.msg} at column {error.colno}); write one object a line")
+        return Row(where, None, f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); write one object a line")
     except (ValueError, RecursionError) as error:
         return Row(where, None, f"not readable JSON ({error}); write one flat object a line")
     if not isinstance(record, dict):

@@ -24,7 +24,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.image import imsave
 from scipy.special import rel_entr
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
@@ -36,7 +36,9 @@ from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_pla
 from saerl_lib.plan.orders import dominant_clusters
 
 TERMS = 8
-"""Words of a cluster's card, each of three letters or more."""
+"""Words of a cluster's card, each of three letters or more; commands of LaTeX are none."""
+PLAIN = [*ENGLISH_STOP_WORDS, "does", "let"]
+"""Words that say nothing about a cluster."""
 TYPICAL = 3
 """Samples nearest to the centroid on a card."""
 
@@ -124,7 +126,7 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
 
 def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     """Words of each cluster by share inside x log of (share inside / share of all)."""
-    counter = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", binary=True, max_features=5000, stop_words="english")
+    counter = CountVectorizer(token_pattern=r"(?<!\\)\b[^\W\d_]{3,}", binary=True, max_features=5000, stop_words=PLAIN)
     out: dict[int, list[str]] = {int(number): [] for number in np.unique(cluster)}
     try:
         seen = counter.fit_transform(prompts).tocsr()
@@ -239,8 +241,9 @@ def _rows(arranged: Arranged) -> Told:
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
-            title = f"{number_of(count, 'row')} of {data.read:,}: {status}"
-            yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
+            title = f"{count:,} of {data.read:,} rows not planned: {status}"
+            place = "at the end of this page" if status == "malformed" else "under Rows"
+            yield "warning" if doubtful else "note", title, f"{text} Listed {place} and in left_out.csv."
     asked: dict[str, list[Sample]] = {}
     for sample in data.samples:
         asked.setdefault(normalise(sample.prompt), []).append(sample)
@@ -432,7 +435,7 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
     prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
     nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
     table, latents = arranged.found.table, arranged.found.latents
-    text = [FEATURES[column].removeprefix("prompt_").replace("_", " ") for column in PROMPT_COLUMNS]
+    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
     apart: dict[int, list[str]] = {int(cluster): [] for cluster in clusters["cluster"]}
     read = table.z[:, : len(latents)]
     for names, values in ((text, table.metadata[:, PROMPT_COLUMNS]), ([f"latent {i}" for i in latents], read)):
