@@ -80,7 +80,7 @@ def _reason(
     if dropped:
         parts = [f"{dropped.status}: {dropped.reason}"]
     elif row.swapped_with >= 0:
-        parts = [f"step {row.step}, slot {row.slot}: tail exchanged with step {row.swapped_with}"]
+        parts = [f"step {row.step}, slot {row.slot}: from step {row.swapped_with}, whose batch exchanged its tail with this one"]
     elif row.step in own:
         parts = [f"step {row.step}, slot {row.slot}: {own[row.step]} of its own cluster"]
     else:
@@ -190,12 +190,12 @@ def _difficulty(arranged: Arranged) -> Told:
     if known < FEW_LABELS:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
     low, high = found.gain.low, found.gain.high
+    skill = (f"Rank correlation with the labels: {found.skill:.3f} from the features, {found.by_length:.3f} from the length "
+             f"alone (difference {low:.3f} to {high:.3f}, 95 %).")  # fmt: skip
     if low <= 0:
         worse = high <= 0.05  # a gain in rank correlation that does not matter (ours)
-        text = (f"Rank correlation with the labels: {found.skill:.3f} from the features, {found.by_length:.3f} from the length "
-                f"alone (difference {low:.3f} to {high:.3f}).")  # fmt: skip
         fix = "Sorting by length would do as well." if worse else "More labels would decide it."
-        yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{text} {fix}"
+        yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{skill} {fix}"
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
         yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier: turned; shown is {how}."
@@ -205,7 +205,8 @@ def _difficulty(arranged: Arranged) -> Told:
         yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {text}"
+    own = "" if low <= 0 else f"{skill} "
+    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {own}{text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
