@@ -9,12 +9,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
-import gzip
 import io
 import itertools
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -176,16 +174,13 @@ def _file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def _byte_lines(path: Path) -> Iterator[bytes]:
     import pyarrow as pa
 
-    opened = {".gz": gzip.open, ".zst": lambda p: io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(p)), "zstd"))}
     try:
-        with opened.get(path.suffix, lambda p: open(p, "rb"))(path) as handle:
+        with io.BufferedReader(pa.input_stream(str(path), compression=PACKED.get(path.suffix))) as handle:
             for number, line in enumerate(handle):
                 if not number and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise DataError(f"{path.name}: the text is UTF-16; save the file as UTF-8")
                 yield line
-    except DataError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except OSError as error:
         packed = PACKED.get(path.suffix)
         fix = f"; the name may end in {path.suffix} only when the file is {packed}" if packed else ""
         raise DataError(f"{path.name}: cannot be read ({error}){fix}") from error
