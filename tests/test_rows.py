@@ -277,6 +277,12 @@ def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(ASKED)] * 2, names=["question", "question"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     assert "twice.parquet: the column 'question' occurs twice" in fails(str(tmp_path / "twice.parquet"))
+    sink, table = pa.BufferOutputStream(), pa.table({"question": ["a"] * 12})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole, places = sink.getvalue().to_pybytes(), np.arange(13, dtype="<i4")
+    (tmp_path / "far.arrow").write_bytes(whole.replace(places.tobytes(), (places * 10**8).tobytes()))
+    assert "far.arrow: cannot be read as Arrow" in fails(str(tmp_path / "far.arrow"))
     (tmp_path / "two.jsonl").write_text(json.dumps({"question": "a", "answer": ["1", "2"]}))
     with pytest.raises(DataError, match="'answer' is a list of 2, where one value is read"):
         read([tmp_path / "two.jsonl"])
