@@ -13,7 +13,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -122,13 +121,6 @@ def code_hash(*modules: str, root: Path = paths.ROOT) -> str:
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def module_of(function: Callable[..., Any]) -> str:
-    """The module whose code `function` runs; a partial's function, a wrapped function's original."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.unwrap(function).__module__
 
 
 @functools.cache
@@ -263,7 +255,7 @@ def get_or_compute(
     """
     folder = paths.profile_dir(profile.name) / name
     settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
-    key = content_hash({"stage": name, **decides, "code": code_hash(module_of(compute))})
+    key = content_hash({"stage": name, **decides, "code": code_hash(compute.__module__)})
     if is_complete(folder, key):
         manifest = read_manifest(folder) or {}
         if manifest["settings"] != settings:  # another base seed may share an upstream stage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from saerl_lib.artifacts import (
     get_or_compute,
     imported_names,
     is_complete,
-    module_of,
     read_manifest,
     write_json,
 )
@@ -130,11 +128,6 @@ def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> N
         with (root / "saerl_lib" / place).open("a", encoding="utf-8") as handle:
             handle.write("# changed\n")
         assert (code_hash(module, root=root) != before) is changes
-
-
-def test_the_module_behind_partials_and_closures_is_found() -> None:
-    assert module_of(functools.partial(functools.partial(code_hash), "x")) == "saerl_lib.artifacts"
-    assert module_of(lambda folder: None) == __name__
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

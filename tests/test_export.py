@@ -41,6 +41,8 @@ from saerl_lib.plan.trainers import (
 )
 
 STEPS, B, G = 5, 4, 3
+
+
 def small_plan(steps: int = STEPS, b: int = B) -> BatchPlan:
     """A random order of samples s00, s01, ..."""
     n = steps * b
@@ -451,8 +453,3 @@ def test_malformed_logs(tmp_path: Path, log: str | dict[str, list], message: str
     path.write_text(log) if isinstance(log, str) else pd.DataFrame(log).to_parquet(path)
     with pytest.raises(LogError, match=message):
         read_log(path)
-
-
-# The commands.
-
-

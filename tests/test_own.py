@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import html
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,14 +192,6 @@ def test_a_filter_keeps_the_best_and_clusters_are_those_of_the_planned_rows_alon
         arranged(tmp_path, records, replace(config, keep=0.02))
 
 
-def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
-    assert "One cluster" in told(arranged(tmp_path, [{"id": i, "question": "1+1"} for i in range(12)], SMALL))
-    signs = [{"question": "?" * (i + 1), "answer": "1", "subject": 3} for i in range(13)]
-    assert len(pd.read_csv(make(tmp_path, signs, SMALL) / "clusters.csv")) > 1
-    half = [r | ({"solution": None} if i % 4 == 0 else {}) for i, r in enumerate(rows(40))]
-    assert "30 of 40 rows have a solution; prompt and solution" in told(arranged(tmp_path, half, SMALL))["What was read"]
-
-
 @pytest.mark.parametrize(
     ("change", "title"),
     [
@@ -215,11 +202,12 @@ def test_odd_but_valid_data_are_planned(tmp_path: Path) -> None:
          "The probe is no better than length"),
         (lambda i: {"level": int(np.random.default_rng(0).permutation(60)[i])},
          "The probe is not shown to be better than length"),
-        (lambda i: {"answer": None if i % 3 else "1"}, "40 rows of 60: no answer"),
+        (lambda i: {"answer": None if i % 3 else "1"}, "40 of 60 rows not planned: no answer"),
         (lambda i: {"question": f"Add {i} and {i + 1}." if i < 54 else f"\\zeta({i})\\" * 9, "solution": None},
          "Dominant cluster"),
         (lambda i: {"question": f"Add {i // 2}."}, "30 repeated questions"),
         (lambda i: {"question": f"Add {i // 2}."}, "30 questions with different answers"),
+        (lambda i: {"question": "1+1", "solution": None}, "One cluster"),
     ],
 )  # fmt: skip
 def test_what_makes_a_result_doubtful_is_a_warning(tmp_path: Path, change: Callable[[int], dict[str, Any]], title: str) -> None:
@@ -298,44 +286,26 @@ def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, m
     assert expectation(replace(found, difficulty=None)) == ""
 
 
-def test_a_killed_call_goes_on(tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(LABELLED, encoder=str(FOLDER), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
-    with monkeypatch.context() as patch:
-        patch.setattr("saerl_lib.own.arrange", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path, config=config)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.store", "my.jsonl"]
-    reused: list[int] = []
-    encode = own.encode
-    monkeypatch.setattr(own, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found.reused))[0])
-    make(tmp_path, config=config)
-    assert reused == [1] and sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
-
-
-FUZZ = (b"{", b"}", b"[", b"]", b'"', b",", b":", b"\xff\xfe", b"\0", b"\n", b"null", b"NaN", b"1e999", b"\xe2\x80\xa8", b'"id"',
-        b"\\ud800", b'{"role": "user"}', b'["a"]', b'{"a": {"a": 1}}', b"[" * 300, b"9" * 400, b"PAR1", b"\x1f\x8b", b"\r",
-        b"\t", b"\\")  # fmt: skip
+FUZZ = (b"{", b"]", b'"', b",", b"\xff\xfe", b"\0", b"\n", b"NaN", b"1e999", b"\xe2\x80\xa8", b"\\ud800", b'["a"]', b"[" * 300,
+        b"9" * 400, b"\x1f\x8b", b"\r", b"\\")  # fmt: skip
+ODD = (None, 5, -1.5, True, "", "x" * 3000, ["8"], [1, 2], {"a": 1}, [{"role": "user", "content": "Hi?"}], "{'a': {[]: 1}}", "\0",
+       "９", "?", "p-1", 10**400)  # fmt: skip
 
 
 def fuzzed(seed: int, folder: Path) -> Path:
     """A file of a random kind with random faults, some of them none."""
     draw = np.random.default_rng(seed)
-    odd = [None, 5, -1.5, True, "", " ", "x" * 3000, ["8"], [1, 2], {"a": 1}, [{"role": "user", "content": "Hi?"}], "7", "\0",
-           "９", "?", "p-1"]  # fmt: skip
     made = rows(int(draw.integers(0, 30)))
     for _ in range(int(draw.integers(0, 12)) if made else 0):
-        field = str(draw.choice(["id", "question", "answer", "solution", "level", "odd"]))
-        made[draw.integers(len(made))][field] = odd[draw.integers(len(odd))]
-    kind = str(draw.choice(["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "arrow", "ndjson"]))
-    path, lines = folder / f"f{seed}.{kind}", [json.dumps(row) for row in made]
-    body = "\n".join(lines) if draw.random() < 0.5 else json.dumps(made if draw.random() < 0.5 else {"data": made}, indent=2)
+        field = str(draw.choice(["id", "question", "answer", "solution", "level", "reward_model"]))
+        made[draw.integers(len(made))][field] = ODD[draw.integers(len(ODD))]
+    kind = str(draw.choice(["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "arrow"]))
+    data = draw.choice(["\n".join(map(json.dumps, made)), json.dumps({"data": made}, indent=2)]).encode()
+    path, table = folder / f"f{seed}.{kind}", pd.DataFrame(made, dtype=object)
     if kind in ("csv", "tsv"):
-        body = pd.DataFrame(made).to_csv(index=False, sep="\t" if kind == "tsv" else ",")
-    data = body.encode("utf-8", "replace")
-    if kind == "parquet" and made:
-        with contextlib.suppress(pa.ArrowException):
-            pd.DataFrame([{key: row[key] for key in ("id", "question", "level")} for row in made]).astype(str).to_parquet(path)
-            data = path.read_bytes()
+        data = table.to_csv(index=False, sep="\t" if kind == "tsv" else ",").encode()
+    elif kind == "parquet":
+        data = table.astype(str).to_parquet()
     data = gzip.compress(data) if kind.endswith("gz") and draw.random() < 0.8 else data
     for _ in range(int(draw.integers(0, 4))):
         at = int(draw.integers(0, len(data) + 1))
@@ -344,11 +314,8 @@ def fuzzed(seed: int, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seeds", [range(int(start), int(start) + 20) for start in (0, 20, 40)], ids=str)
-def test_a_fuzzed_file_is_planned_or_refused_with_one_message(
-    seeds: range, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for seed in seeds:
+def test_a_fuzzed_file_is_planned_or_refused_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(40):
         out, path = tmp_path / f"out{seed}", fuzzed(seed, tmp_path)
         skip = ["--skip-bad-rows"] if seed % 3 else []
         words = ["plan", "--data", str(path), "--encoder", "none", "--prompts-per-step", "4", "--clusters", "2"]
@@ -356,157 +323,10 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(
         said, error = capsys.readouterr()
         assert code in (0, 1) and "Traceback" not in said + error, seed
         if code:
-            assert error.startswith("error: ") and len(error) < 3000 and not out.exists(), seed
+            assert error.startswith("error: ") and path.name in error and len(error) < 3000 and not out.exists(), seed
         else:
             last, rest = json.loads(said.splitlines()[-1]), len(Planned.open(out).rows_left_out)
             assert last["read"] == last["planned"] + sum(last["left_out"].values()) == last["planned"] + rest, seed
-
-
-# The report.
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and the text of every script."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "script":
-            self.scripts[-1] += data
-
-
-EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> <!-- &lt;b&gt; \u2028 {{ 7 * 7 }} \'"` </style>'
-TRICK = r"$\href{javascript:alert(3)}{x}$ and $\htmlData{a=b}{c}$"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan of 122 rows; two are left over, and the prompts of some hold formulas, markup and a NUL."""
-    records = rows(120) + rows(2, id="")
-    for i, record in enumerate(records):
-        record |= {"id": f"row-{i:03d}", "level": i % 5 + i / 100}
-    records[7]["question"] = f"{TRICK} {EVIL}"
-    for i in (8, 9):
-        records[i] |= {"id": f"{EVIL[:40]}{i}", "question": f"{EVIL} {i}\0", "subject": EVIL, "level": 1}
-    root = tmp_path_factory.mktemp("page")
-    for i in range(10, 120):
-        records[i]["question"] += " Let $x^{2}$ be it, \\(y_1\\) that; it costs $5 and not $6."
-    source = write_jsonl(root / "<b>my<b>.jsonl", [*records, {"id": EVIL, "question": ""}])
-    config = OwnConfig(fields=Fields(labels="level"), prompts_per_step=8, clusters=3, skip_bad_rows=True)
-    return plan_own_data(source, root / "out", config).folder
-
-
-def test_text_of_the_data_never_becomes_markup_and_no_request_is_allowed(folder: Path) -> None:
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    reader = Reader(page)
-    names = [name for name, _ in reader.tags]
-    assert names.count("script") == 3 and not {"iframe", "a"} & set(names) and names.count("img") == 1 and "\0" not in page
-    assert all(not key.startswith("on") for _, attributes in reader.tags for key in attributes)
-    places = [a[key].partition(",")[0] for _, a in reader.tags for key in ("src", "href", "action") if key in a]
-    assert places == ["data:", "data:image/png;base64"]
-    policy = next(a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'") and "http" not in policy and "script-src 'sha256-" in policy
-    assert "script-src 'unsafe" not in policy and "innerHTML" not in page and "{{ 7" in page
-
-
-def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None:
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    values, scores = json.loads(Reader(page).scripts[0]), pd.read_parquet(folder / "scores.parquet")
-    columns = ("x", "y", "id", "prompt", "rank", "label", "quality", "low", "high", "status")
-    assert {len(values[name]) for name in columns} == {122}
-    for name in ("id", "where", "cluster", "step", "slot", "position", "reason"):
-        assert values[name] == scores[name].tolist(), name
-    assert min(values["x"]) == 0 and max(values["x"]) == 9999 and EVIL[:60] in values["prompt"][8]
-    cards = pd.read_csv(folder / "clusters.csv")
-    assert page.count('<div class="card"') == len(cards) and cards["n"].sum() == 122
-    assert "<b>123</b>rows read" in page and "1 of 123 rows; all are in left_out.csv." in page
-    record = json.loads((folder / "run.json").read_text())
-    assert all(html.escape(c["title"]) in page for c in record["caveats"])
-    assert record["left_out"] == {"left over": 2, "malformed": 1}
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), "")
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--window-size=1100,900")
-BEFORE = """<script>
-const faults = [];
-addEventListener("error", (event) => faults.push(event.message));
-addEventListener("securitypolicyviolation", (event) => faults.push(event.violatedDirective));
-</script>"""
-ACTIONS = """<script>
-// Events that a script makes have no pointer behind them, which capture would ask for.
-canvas.setPointerCapture = () => {};
-const send = (kind, [px, py], more = {}) => {
-  const box = canvas.getBoundingClientRect();
-  const where = { clientX: box.left + px, clientY: box.top + py, pointerId: 1, bubbles: true };
-  canvas.dispatchEvent(new (kind === "wheel" ? WheelEvent : PointerEvent)(kind, { ...where, ...more, cancelable: true }));
-};
-const tip = mapTip, outcome = {}, alone = data.x.findIndex((x) => x === 9999), from = place(alone);
-send("pointermove", from);
-outcome.hover = { shown: !tip.hidden, id: tip.querySelector("b").textContent };
-send("wheel", from, { deltaY: -500 });
-outcome.zoom = view.zoom;
-byId("whole").click();
-send("pointerdown", from); send("pointerup", from);
-outcome.pinned = panel.textContent;
-const card = document.querySelectorAll(".card")[1];
-card.querySelector("button").click();
-outcome.cluster = { number: Number(card.dataset.cluster), count: byId("count").textContent };
-card.querySelector("button").click();
-byId("find").value = data.id[25];
-byId("find").dispatchEvent(new Event("input"));
-outcome.found = [...body.rows].map((row) => row.cells[0].textContent);
-outcome.formulas = [...body.rows[0].cells[1].querySelectorAll("annotation")].map((item) => item.textContent);
-body.rows[0].click();
-outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textContent);
-byId("find").value = "";
-heads[3].querySelector("button").click();
-outcome.sorted = [...body.rows].slice(0, 5).map((row) => parseFloat(row.cells[3].textContent));
-const weave = carpet.getBoundingClientRect();
-const thread = { clientX: weave.left + weave.width * (3.5 / T), clientY: weave.top + weave.height * (2.5 / B), bubbles: true };
-carpet.dispatchEvent(new PointerEvent("pointermove", thread));
-outcome.woven = woven.querySelector("b").textContent.split(" · ")[0];
-outcome.faults = faults;
-add(document.body, "pre", JSON.stringify(outcome)).id = "outcome";
-</script>"""
-
-
-def browse(page: str, root: Path) -> str:
-    """The document that the browser makes of a page."""
-    (root / "page.html").write_text(page, encoding="utf-8")
-    command = [BROWSER, *OPTIONS, f"--user-data-dir={root / 'profile'}", "--dump-dom", (root / "page.html").as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH: the report's page is not opened")
-def test_in_a_browser_the_page_runs_and_hover_zoom_cards_and_search_work(folder: Path, tmp_path: Path) -> None:
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    names = [name for name, _ in Reader(browse(page, tmp_path)).tags]
-    assert names.count("tr") > 50 and names.count("math") > 50 and names.count("img") == 1 and "a" not in names
-    page = re.sub("script-src [^;]*;", "script-src 'unsafe-inline';", page, count=1)  # for the scripts of this test
-    page = page.replace("<body>", f"<body>{BEFORE}", 1)
-    shown = browse(page[: page.rindex("</body>")] + ACTIONS + "</body></html>", tmp_path)
-    outcome = json.loads(html.unescape(re.findall(r'<pre id="outcome">(.*?)</pre>', shown, re.DOTALL)[0]))
-    scores = pd.read_parquet(folder / "scores.parquet").set_index("id")
-    name = outcome["hover"]["id"].split(" · ")[0]
-    assert outcome["faults"] == [] and outcome["zoom"] > 2
-    assert outcome["hover"] == {"shown": True, "id": f"{name} · cluster {scores.loc[name, 'cluster']}"}
-    assert name in outcome["pinned"] and all(part in outcome["pinned"] for part in scores.loc[name, "reason"].split("; "))
-    size = int((scores["cluster"] == outcome["cluster"]["number"]).sum())
-    assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
-    assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
-    assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
-    assert outcome["sorted"] == sorted(outcome["sorted"])
-    assert [outcome["woven"]] == scores.index[(scores["step"] == 3) & (scores["slot"] == 2)].tolist()
 
 
 # The command.
@@ -531,32 +351,33 @@ def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytes
 # What is read; a model and its SAE.
 
 
-def fails(tmp_path: Path, source: str, config: OwnConfig = LABELLED) -> str:
-    """The message of the DataError of a plan, which must leave nothing behind."""
-    before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(DataError) as caught:
-        plan_own_data(source, tmp_path / "out", config)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    return str(caught.value)
+@pytest.mark.parametrize(
+    ("records", "config", "part"),
+    [
+        (rows(3), LABELLED, "3 of 3 rows are usable, at least 10 are needed; add rows\\Z"),
+        (rows(20), replace(LABELLED, prompts_per_step=32), "20 of 20 rows are usable.* lower --prompts-per-step"),
+        (rows(20, pass_rate=75), replace(SMALL, fields=Fields(labels="pass_rate")), "outside 0 to 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_named_and_leaves_nothing(
+    tmp_path: Path, records: list[dict[str, Any]], config: OwnConfig, part: str
+) -> None:
+    with pytest.raises(DataError, match=part):
+        make(tmp_path, records, config)
+    assert [p.name for p in tmp_path.iterdir()] == ["my.jsonl"]
 
 
-def test_too_few_rows_and_what_is_no_file_are_named(tmp_path: Path) -> None:
-    message = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(3)))
-    assert "3 of 3 rows are usable, at least 10 are needed" in message and "--prompts-per-step" not in message
-    many = fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20)), replace(LABELLED, prompts_per_step=32))
-    assert "20 of 20 rows are usable, at least 32 are needed" in many and "lower --prompts-per-step" in many
-    assert "no such file" in fails(tmp_path, str(tmp_path / "absent.jsonl"))
-
-
-def test_pass_rates_are_shares(tmp_path: Path) -> None:
-    config = replace(SMALL, fields=Fields(labels="pass_rate"))
-    assert "outside 0 to 1" in fails(tmp_path, write_jsonl(tmp_path / "my.jsonl", rows(20, pass_rate=75)), config)
-    data = load_data(write_jsonl(tmp_path / "my.jsonl", rows(20, pass_rate=0.75)), config)
-    assert np.allclose(data.labels, 0.25)  # larger is harder
-    inside = write_jsonl(tmp_path / "my.jsonl", [r | {"extra": {"pass_rate": 0.75}} for r in rows(20)])
-    assert np.allclose(load_data(inside, replace(SMALL, fields=Fields(labels="extra.pass_rate"))).labels, 0.25)
-    easy = replace(SMALL, fields=Fields(labels="level"), larger_is_easier=True)
-    assert load_data(write_jsonl(tmp_path / "my.jsonl", rows(20)), easy).labels[0] == -1
+@pytest.mark.parametrize(
+    ("extra", "config", "label"),
+    [
+        ({"pass_rate": 0.75}, replace(SMALL, fields=Fields(labels="pass_rate")), 0.25),
+        ({"extra": {"pass_rate": 0.75}}, replace(SMALL, fields=Fields(labels="extra.pass_rate")), 0.25),
+        ({"level": 1}, replace(LABELLED, larger_is_easier=True), -1),
+    ],
+)  # fmt: skip
+def test_labels_that_mean_easier_are_turned(tmp_path: Path, extra: dict[str, Any], config: OwnConfig, label: float) -> None:
+    data = load_data(write_jsonl(tmp_path / "my.jsonl", [row | extra for row in rows(20)]), config)
+    assert np.allclose(data.labels, label)
 
 
 @pytest.fixture(scope="module")
@@ -564,17 +385,26 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return untrained_sae(tmp_path_factory.mktemp("sae"))
 
 
-def test_a_model_and_its_sae_give_the_features(tmp_path: Path, sae: Path) -> None:
+def test_a_model_and_its_sae_give_the_features_and_a_killed_call_goes_on(
+    tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(LABELLED, encoder=str(FOLDER), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
     records = rows(45)
     records[7]["solution"] = None
     records[8]["solution"] = "Very long. " * 80
+    with monkeypatch.context() as patch:
+        patch.setattr("saerl_lib.own.arrange", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, records, config)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.store", "my.jsonl"]
+    reused: list[int] = []
+    encode = own.encode
+    monkeypatch.setattr(own, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found.reused))[0])
     folder = make(tmp_path, records, config)
-    assert not (folder / "store").exists()
+    assert reused == [1] and sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
     told = {c["title"]: c["text"] for c in json.loads((folder / "run.json").read_text())["caveats"]}
     assert "1 row cut" in told and "A first look" not in told and "The SAE does not fit this layer" in told
     assert "12 SAE latents of policy, layer 3" in told["What was read"]
-
     table = load_features(folder / "features.safetensors")
     assert table.z.shape == (45, 48) and not table.solved[7] and table.solved[0] and np.abs(table.z[0]).max() > 0
     assert pd.read_parquet(folder / "scores.parquet")["length"].max() == 60

@@ -1,4 +1,4 @@
-"""Reading: every malformed file and row is named with its fix; formats, published schemas, text and answers."""
+"""Reading: every malformed file and row is named with its fix; formats, published schemas and text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import decimal
 import gzip
 import json
 import math
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from saerl_lib.config import PAPER
-from saerl_lib.data import answers
-from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
 from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
 from saerl_lib.data.rows import Source, jsonl
@@ -135,7 +131,10 @@ def test_every_format_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest
         writer = csv.DictWriter(handle, list(made[0]))
         writer.writeheader()
         writer.writerows(made)
-    (tmp_path / "a.json").write_text(json.dumps(made), encoding="utf-8")
+    documents = {"a.json": json.dumps(made), "b.json": json.dumps({"data": made}, indent=1), "e.json": lines,
+                 "c.jsonl": json.dumps(made, indent=2), "d.json": json.dumps({"version": 1, "rows": made})}  # fmt: skip
+    for name, text in documents.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "a.tsv").write_text(pd.DataFrame(made).to_csv(sep="\t", index=False), encoding="utf-8")
     (tmp_path / "parts").mkdir()
     for number, part in enumerate((made[:7], made[7:])):
@@ -143,7 +142,7 @@ def test_every_format_gives_the_same_samples(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("datasets.load_dataset", lambda place, split, **_: {"validation": made}[split])
     hub = read([Source.parse("owner/name", "validation")], LABELLED)
     assert read(["hub:owner/name:main:validation"], LABELLED).samples == hub.samples
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv", "a.tsv", "a.json", "parts"):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv", "a.tsv", *documents, "parts"):
         data = read([tmp_path / name], LABELLED)
         assert data.samples == hub.samples
         np.testing.assert_array_equal(data.labels, hub.labels)
@@ -163,14 +162,6 @@ def test_a_hub_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch)
     assert "owner/name" in message and "no network" in message and "--split" in message
     monkeypatch.setattr("datasets.load_dataset", lambda place, **_: [])
     assert "holds no row" in fails("owner/name")
-
-
-def test_field_names_numbers_as_text_and_missing_ids(tmp_path: Path) -> None:
-    made = [{"problem": f"Say {i}.", "final": float(i)} for i in range(12)]
-    fields = Fields(prompt="problem", answer="final")
-    data = read([write_jsonl(tmp_path / "my.jsonl", made)], fields)
-    assert data.ids[0] == "row-000001" and data.samples[3].answer == "3" and not data.samples[3].solved
-    assert any("ids are row numbers" in note for note in data.notes)
 
 
 def test_rows_without_an_answer_are_set_aside_only_if_others_have_one(tmp_path: Path) -> None:
@@ -216,6 +207,8 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"input": q, "output": f"$\\boxed{{{i}}}$"}, []),
         (lambda i, q: {"instruction": q, "input": "", "output": f"$${i}$$"}, []),
         (lambda i, q: {"Question": q, "Answer": f'["{i}"]'}, []),
+        (lambda i, q: {"prompt": json.dumps([user(q)]), "reward_model": json.dumps({"ground_truth": str(i)})}, []),
+        (lambda i, q: {"messages": str([SYSTEM, user(q)]), "reward_model": str({"ground_truth": i})}, [SYSTEM]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -228,7 +221,8 @@ def test_rows_in_the_schemas_of_trainers_are_read(tmp_path: Path, schema: Any, b
         write_jsonl(path, made)
     data = read([path])
     assert [s.prompt for s in data.samples] == ASKED and [s.answer for s in data.samples] == [str(i) for i in range(12)]
-    assert data.samples[3].messages == [*before, user(ASKED[3])] and data.plannable.all()
+    assert data.samples[3].messages == [*before, user(ASKED[3])] and data.plannable.all() and data.ids[0] == "row-000001"
+    assert any("ids are row numbers" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -236,25 +230,12 @@ def test_rows_in_the_schemas_of_trainers_are_read(tmp_path: Path, schema: Any, b
     [
         ([{"role": "system", "content": "a"}], "no message of the user"), ([1, 2], "not of chat messages"),
         ([{"role": "user", "content": [{"type": "image"}]}], "not text alone"), ([], "no message of the user"),
+        ('[{"role": "system", "content": "a"}]', "no message of the user"),
     ],
 )  # fmt: skip
 def test_a_chat_without_a_question_is_named(tmp_path: Path, value: Any, part: str) -> None:
     with pytest.raises(DataError, match=part):
         read([write_jsonl(tmp_path / "my.jsonl", [{"prompt": user("a")["content"]}, {"prompt": value}])])
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("a.json", lambda made: json.dumps(made)), ("a.json", lambda made: json.dumps(made, indent=2)),
-        ("a.json", lambda made: json.dumps({"data": made}, indent=1)),
-        ("a.json", lambda made: json.dumps({"version": 1, "rows": made})),
-        ("a.jsonl", lambda made: json.dumps(made, indent=2)), ("a.json", lambda made: "\n".join(map(json.dumps, made))),
-    ],
-)  # fmt: skip
-def test_json_documents_are_read(tmp_path: Path, name: str, write: Any) -> None:
-    (tmp_path / name).write_text(write(records(12)), encoding="utf-8")
-    assert read([tmp_path / name]).ids == [f"p-{i}" for i in range(12)]
 
 
 def test_folders_patterns_shards_arrow_and_zstd_are_read_in_name_order(tmp_path: Path) -> None:
@@ -296,6 +277,12 @@ def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(ASKED)] * 2, names=["question", "question"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     assert "twice.parquet: the column 'question' occurs twice" in fails(str(tmp_path / "twice.parquet"))
+    sink, table = pa.BufferOutputStream(), pa.table({"question": ["a"] * 12})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    whole, places = sink.getvalue().to_pybytes(), np.arange(13, dtype="<i4")
+    (tmp_path / "far.arrow").write_bytes(whole.replace(places.tobytes(), (places * 10**8).tobytes()))
+    assert "far.arrow: cannot be read as Arrow" in fails(str(tmp_path / "far.arrow"))
     (tmp_path / "two.jsonl").write_text(json.dumps({"question": "a", "answer": ["1", "2"]}))
     with pytest.raises(DataError, match="'answer' is a list of 2, where one value is read"):
         read([tmp_path / "two.jsonl"])
@@ -325,13 +312,10 @@ def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     assert any(note.startswith("1 label not read because of --skip-bad-rows: ") and "line 5" in note for note in data.notes)
     data = read([path], Fields(labels="extra_info.hard"))
     assert data.labels[7] == 7 and data.ids[7] == "x7" and any("'problem' was taken" in note for note in data.notes)
-
-
-def test_a_flawed_row_without_an_answer_is_kept_for_the_filter_alone(tmp_path: Path) -> None:
-    made = [row | ({"answer": None, "sound": False} if i < 3 else {"sound": True}) for i, row in enumerate(records(12))]
-    data = read([write_jsonl(tmp_path / "my.jsonl", made)], Fields(quality="sound"))
-    assert [row.id for row in data.aside] == ["p-0", "p-1", "p-2"] and (data.quality == 0).sum() == 3 and data.read == 12
-    assert "trains the quality filter and is never planned" in data.aside[0].reason
+    folded = [{"question": q, "extra_info": json.dumps({"hard": i, "sound": i > 3})} for i, q in enumerate(ASKED)]
+    pd.DataFrame(folded).to_csv(tmp_path / "folded.csv")
+    data = read([tmp_path / "folded.csv"], Fields(labels="extra_info.hard", quality="extra_info.sound"))
+    assert data.labels.tolist() == list(range(12)) and data.quality.tolist() == [0] * 4 + [1] * 8, "objects as JSON text"
 
 
 def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
@@ -409,11 +393,8 @@ ROWS["gsm8k"]["answer"] = "She sells 9.\n9 * 2000 = <<9*2000=18000>>18000.\n####
 ROWS["olympiadbench"]["final_answer"] = ["2", "3"]
 
 
-def test_every_set_has_a_reader_and_a_row() -> None:
-    assert {*SCHEMAS, "prm800k"} == set(SETS) == set(ROWS)
-
-
 def test_rows_become_these_samples() -> None:
+    assert {*SCHEMAS, "prm800k"} == set(SETS) == set(ROWS)
     deepmath = Sample("deepmath-7", "Divide the sum of $a = 3$ and $b = 5$ by 3. What remains?",
                       ("3 + 5 = 8.", "So \\boxed{2}."), "2", "Mathematics -> Algebra -> Sums", 1.0, "deepmath")  # fmt: skip
     assert read_row("deepmath", ROWS["deepmath"], 7) == deepmath
@@ -474,68 +455,3 @@ def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DataError, match="not pinned yet"):
         list(published_rows(SETS["amc23"]))
     assert len(asked) == 1
-
-
-# Answers under a time limit.
-
-PAIRS = [
-    (r"\text{(C)}", "C", True), ("C", r"\textbf{(C)}~12", True), ("C", "(D)", False), ("A", "A+1", False),
-    ("(3,4]", r"x \in (3,4]", True), ("(3,4]", "[3,4]", False), (r"(0,9) \cup (9,36)", r"(9,36)\cup(0,9)", True),
-    (r"\{1\pm\sqrt{5},-2\}", r"\{-2,1+\sqrt5,1-\sqrt5\}", True), ("1,3,5", "5,3,1", True), ("1,3,5", "1,3", False),
-    (r"\frac{14}{3}", "14/3", True), (r"\dfrac{5}{2}", "2.5", True), (r"\frac{14}{3}", "4.6667", False),
-    (r"5.4 \text{ cents}", "5.4", True), (r"18\text{ hours}", "18", True), ("Yes", "yes", True), ("Yes", "No", False),
-    ("x", "", False), ("７", "7", True), (r"\$18", "18", True), ("2,000 dollars", "2000", True), ("1 1/4", "5/4", True),
-    ("½", "0.5", True), ("a + b + c", "c+b+a", True), ("1e5", "100000", True), ("(3,4]", r"3<x\le 4", True),
-    ("No solution", r"\text{no solution}", True), (r"-\frac{5}{3}.", "-5/3", True), (r"28\%", "28", True),
-    (r"28\%", "0.28", True), ("28", r"28\%", True), ("(1,2)", "1,2", True), ("1/2004!", "1/2006!", True), ("x=5", "5", True),
-    ("1011_2", "1011", True), ("1331 and 1728", "1728", False), ("28", "0.28", False), ("12,5", "12.5", False),
-    ("10 million", "10000000", False), ("east", "seat", False),
-]  # fmt: skip
-ENDLESS = "9^{9^{9^9}}"
-
-
-def test_answers_are_compared_and_an_endless_one_is_killed() -> None:
-    pairs = [(gold, answer) for gold, answer, _ in PAIRS]
-    found = check_answers([*pairs[:9], (ENDLESS, "1"), *pairs[9:]], seconds=3)
-    assert found.pop(9) == Checked(False, "overran")
-    assert [c.outcome for c in found] == ["compared"] * len(PAIRS)
-    wrong = [pair for pair, checked in zip(PAIRS, found, strict=True) if checked.equal != pair[2]]
-    assert not wrong
-
-
-def test_answers_that_nothing_could_match_are_named_with_the_form_that_is_read() -> None:
-    fine = ["7", "1,2,3", "1 1/4", r"\$18", r"\text{(B)}", "no solution", "18 apples", r"28\%", "−7", "７３", "x²", "(1,2]",
-            r"\frac{1}{2}"]  # fmt: skip
-    found, unchecked = unreadable([*fine, r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS], seconds=3)
-    assert not unchecked
-    assert list(found) == [r"\boxed{3} and \boxed{7}", "見解", "?", ENDLESS]
-    assert "3, 7 would be read" in found[r"\boxed{3} and \boxed{7}"] and "takes more than 3 s of CPU time" in found[ENDLESS]
-    assert "write a number, an expression in LaTeX, a choice letter or a word" in found["?"]
-
-
-def test_a_dead_worker_is_replaced_and_one_that_is_held_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, poison = answers._Worker.ask, "x^2+1"
-
-    def held_up_or_killed(self: answers._Worker, gold: str, answer: str | None, seconds: float) -> str | None:
-        self.process.send_signal(signal.SIGKILL if gold == poison else signal.SIGSTOP)
-        threading.Timer(2.5, self.process.send_signal, [signal.SIGCONT]).start()
-        return ask(self, gold, answer, seconds)
-
-    monkeypatch.setattr(answers._Worker, "ask", held_up_or_killed)
-    found = check_answers([("1", "1"), (poison, "1"), ("2", "2")], seconds=2)
-    assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
-    assert unreadable([poison], seconds=2) == ({}, [poison]), "a crash says nothing about the gold"
-    with pytest.raises(ValueError, match="positive"):
-        check_answers([("1", "1")], seconds=0)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("Thus $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"), ("Answer: $7$", "7"),
-        ("\\boxed{3}\nAnswer: 4", "4"), ("Answer: \\boxed{5}", "5"), ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"), ("\\boxed{6", None),
-        ("nothing", None), ("\\boxed{}", None),
-    ],
-)  # fmt: skip
-def test_final_answers_are_read(text: str, answer: str | None) -> None:
-    assert read_final_answer(text) == answer

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import decimal
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ LEVEL = re.compile(r"\s*(?:level\s*)?-?\d+(?:\.\d+)?\s*", re.IGNORECASE)
 """A label as text, such as MATH's 'Level 3'."""
 ONE_IN_JSON = re.compile(r'\s*\[\s*(?:"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?)\s*\]\s*')
 """A list of one text or number, written as JSON text."""
+FOLDED = re.compile(r"\s*(?:\[\s*)?\{\s*[\"']")
+"""How an object, or a list of objects, begins as text."""
 ABSENT = ("n/a", "null", "none", "nan", "-", "--")
 """Answers that say that there is none."""
 FRACTION = re.compile(r"\s*(\d+)\s*/\s*0*([1-9]\d*)\s*")
@@ -186,7 +190,7 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
 
 
 def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value of a field; a dot leads into an object where no field has the whole name. None when it is absent.
+    """The value of a field; a dot leads into an object (`unfolded`) where no field has the whole name. None when it is absent.
 
     >>> field_of({"a": {"b": 1}, "c.d": 2}, "a.b"), field_of({"c.d": 2}, "c.d"), field_of({"a": 3}, "a.b")
     (1, 2, None)
@@ -194,8 +198,18 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
     if name in record or "." not in name:
         return record.get(name)
     first, _, rest = name.partition(".")
-    inner = record.get(first)
+    inner = unfolded(record.get(first))
     return field_of(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def unfolded(value: Any) -> Any:
+    """The object or list of objects that a text is, in JSON or as pandas writes it into CSV; other values as they are."""
+    if isinstance(value, str) and FOLDED.match(value):
+        for parse in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                return parse(value)
+    return value
 
 
 def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -203,8 +217,8 @@ def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
     for key, value in record.items():
         if value is not None and not (isinstance(value, str) and not value):
             yield f"{above}{key}"
-            if isinstance(value, Mapping) and above.count(".") < DEEP:
-                yield from _filled(value, f"{above}{key}.")
+            if isinstance(inner := unfolded(value), Mapping) and above.count(".") < DEEP:
+                yield from _filled(inner, f"{above}{key}.")
 
 
 def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
@@ -249,12 +263,10 @@ class Chat(NamedTuple):
 
 
 def chat(value: Any, name: str) -> Chat:
-    """The question of a prompt: all of a text, or the last message of the user in a chat, also one written as JSON text."""
-    if isinstance(value, str) and re.match(r"\s*\[\s*\{\s*\"(?:role|from|content)\"", value):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return Chat(text(value, name))
+    """The question of a prompt: all of a text, or the last message of the user in a chat, which may be `unfolded`."""
+    inner = unfolded(value) if isinstance(value, str) else None
+    if isinstance(inner, list) and isinstance(inner[0], Mapping) and {"role", "from"} & set(inner[0]):
+        value = inner
     value = _element(value, name) if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
     if not isinstance(value, list):
         return Chat(text(value, name))
@@ -359,7 +371,7 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
 
 def truth(value: Any, name: str, text_only: bool) -> float:
     """1 for true, 0 for false, NaN when missing."""
-    if text_only and value is not None:
+    if text_only and isinstance(value, str):
         value = {"true": 1, "false": 0, "1": 1, "0": 0}.get(value.strip().lower(), value)
     if value is None:
         return math.nan

@@ -146,7 +146,7 @@ function pin(i) {
   panel.replaceChildren();
   if (i < 0) { add(panel, "p", "Choose a point or a row to read why it stands where it stands."); return; }
   add(panel, "b", data.id[i]);
-  add(panel, "p", data.where[i] + " of the source; cluster " + data.cluster[i] + "; " + data.statuses[data.status[i]]).className = "soft";
+  add(panel, "p", data.where[i] + " of the source; cluster " + data.cluster[i] + "; " + data.statuses[data.status[i]] + (data.step[i] < 0 ? "" : " for step " + data.step[i] + " of 0 to " + (T - 1))).className = "soft";
   typeset(add(panel, "p", data.prompt[i]));
   const list = add(panel, "ul", "");
   for (const part of data.reason[i].split("; ")) add(list, "li", part);

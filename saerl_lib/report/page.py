@@ -24,7 +24,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.image import imsave
 from scipy.special import rel_entr
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
@@ -36,7 +36,9 @@ from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_pla
 from saerl_lib.plan.orders import dominant_clusters
 
 TERMS = 8
-"""Words of a cluster's card, each of three letters or more."""
+"""Words of a cluster's card, each of three letters or more; commands of LaTeX are none."""
+PLAIN = [*ENGLISH_STOP_WORDS, "does", "let"]
+"""Words that say nothing about a cluster."""
 TYPICAL = 3
 """Samples nearest to the centroid on a card."""
 
@@ -78,7 +80,7 @@ def _reason(
     if dropped:
         parts = [f"{dropped.status}: {dropped.reason}"]
     elif row.swapped_with >= 0:
-        parts = [f"step {row.step}, slot {row.slot}: tail exchanged with step {row.swapped_with}"]
+        parts = [f"step {row.step}, slot {row.slot}: from step {row.swapped_with}, whose batch exchanged its tail with this one"]
     elif row.step in own:
         parts = [f"step {row.step}, slot {row.slot}: {own[row.step]} of its own cluster"]
     else:
@@ -124,7 +126,7 @@ def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
 
 def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
     """Words of each cluster by share inside x log of (share inside / share of all)."""
-    counter = CountVectorizer(token_pattern=r"[^\W\d_]{3,}", binary=True, max_features=5000, stop_words="english")
+    counter = CountVectorizer(token_pattern=r"(?<!\\)\b[^\W\d_]{3,}", binary=True, max_features=5000, stop_words=PLAIN)
     out: dict[int, list[str]] = {int(number): [] for number in np.unique(cluster)}
     try:
         seen = counter.fit_transform(prompts).tocsr()
@@ -188,12 +190,12 @@ def _difficulty(arranged: Arranged) -> Told:
     if known < FEW_LABELS:
         yield "warning", "Few labels", f"Difficulty rests on {known} labels; below {FEW_LABELS} expect rough scores."
     low, high = found.gain.low, found.gain.high
+    skill = (f"Rank correlation with the labels: {found.skill:.3f} from the features, {found.by_length:.3f} from the length "
+             f"alone (difference {low:.3f} to {high:.3f}, 95 %).")  # fmt: skip
     if low <= 0:
         worse = high <= 0.05  # a gain in rank correlation that does not matter (ours)
-        text = (f"Rank correlation with the labels: {found.skill:.3f} from the features, {found.by_length:.3f} from the length "
-                f"alone (difference {low:.3f} to {high:.3f}).")  # fmt: skip
         fix = "Sorting by length would do as well." if worse else "More labels would decide it."
-        yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{text} {fix}"
+        yield "warning", f"The probe is {'no' if worse else 'not shown to be'} better than length", f"{skill} {fix}"
     if config.turned:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
         yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier: turned; shown is {how}."
@@ -203,7 +205,8 @@ def _difficulty(arranged: Arranged) -> Told:
         yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {text}"
+    own = "" if low <= 0 else f"{skill} "
+    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {own}{text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
@@ -239,8 +242,9 @@ def _rows(arranged: Arranged) -> Told:
     for status, text in STATUS_TEXT.items():
         if count := counts[status]:
             doubtful = status in ("malformed", "unverifiable", "too long") or (count > 0.05 * data.read and status != "filtered")
-            title = f"{number_of(count, 'row')} of {data.read:,}: {status}"
-            yield "warning" if doubtful else "note", title, f"{text} Listed in left_out.csv."
+            title = f"{count:,} of {data.read:,} rows not planned: {status}"
+            place = "at the end of this page" if status == "malformed" else "under Rows"
+            yield "warning" if doubtful else "note", title, f"{text} Listed {place} and in left_out.csv."
     asked: dict[str, list[Sample]] = {}
     for sample in data.samples:
         asked.setdefault(normalise(sample.prompt), []).append(sample)
@@ -432,7 +436,7 @@ def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> 
     prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
     nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
     table, latents = arranged.found.table, arranged.found.latents
-    text = [FEATURES[column].removeprefix("prompt_").replace("_", " ") for column in PROMPT_COLUMNS]
+    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
     apart: dict[int, list[str]] = {int(cluster): [] for cluster in clusters["cluster"]}
     read = table.z[:, : len(latents)]
     for names, values in ((text, table.metadata[:, PROMPT_COLUMNS]), ([f"latent {i}" for i in latents], read)):
