@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -32,7 +31,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, provenance, read_manifest, write_json
+from saerl_lib.artifacts import MANIFEST, ArtifactError, code_hash, locked, provenance, read_manifest, write_json
 from saerl_lib.config import ReaderConfig, content_hash
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_reader, open_tokenizer, sae_folder
@@ -126,11 +125,7 @@ def _locked(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds what `encode` did not write; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it") from error
+    with locked(folder / LOCK, ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it")):
         yield folder
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saerl_lib.data.answers import read_answer, reward
+from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample
 from saerl_lib.plan.orders import Asked, encode_prompts, shown_prompts
 
@@ -51,18 +51,25 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(block, queries [N, H, D], keys [N, K, D], values [N, K, D]) -> what each of N tokens reads, [N, H D]; K divides H."""
 
 
-def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-    """Last hidden states [N, W] of N tokens of any number of texts; `attend` knows which tokens see which.
+def rotations(model: LlamaForCausalLM, positions: torch.Tensor) -> torch.Tensor:
+    """[2, N, 1, D] cosines of N positions, and sines whose first half is negative.
 
-    The model's own weights, without the padding, masks and caches of its own forward pass. Raises ValueError for another
-    architecture than Llama.
+    Raises ValueError for another architecture than Llama.
     """
     if model.config.model_type != "llama":
         raise ValueError(f"engine 'packed' reads Llama models, not {model.config.model_type}: choose engine='trl'")
-    inner, n = model.model, len(ids)
+    cos, sin = (table[0][:, None] for table in model.model.rotary_emb(model.lm_head.weight, positions[None]))
+    half = sin.shape[-1] // 2
+    return torch.stack([cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)])
+
+
+def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, turned: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Last hidden states [N, W] of N tokens of any number of texts, `turned` by `rotations`; `attend` knows which see which.
+
+    The model's own weights, without the padding, masks and caches of its own forward pass.
+    """
+    inner, n, (cos, sin) = model.model, len(ids), turned
     x = inner.embed_tokens(ids)
-    cos, sin = (table[0][:, None] for table in inner.rotary_emb(x[None], positions[None]))
-    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
     for number, block in enumerate(inner.layers):
         own, h = block.self_attn, _normed(x, block.input_layernorm)
         q, k, v = (project(h).view(n, -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
@@ -103,33 +110,43 @@ class Packed:
         return before[self.rows >= 0]
 
     @cached_property
-    def visible(self) -> torch.Tensor:
-        """[R, 1, C, T + C] whether a completion's token sees a place of its prompt, or of itself up to then."""
+    def bias(self) -> torch.Tensor:
+        """[R, 1, C, T + C] 0 where a completion's token sees a place of its prompt, or of itself up to then, else -inf."""
         (r, c), t = self.rows.shape, self.prompts.shape[1]
-        prompt = (self.prompts >= 0)[self.owner][:, None].expand(r, c, t)
-        return torch.cat([prompt, torch.ones(c, c, dtype=torch.bool).tril().expand(r, c, c)], dim=2)[:, None]
+        prompt = (self.prompts < 0)[self.owner][:, None].expand(r, c, t)
+        unseen = torch.cat([prompt, torch.ones(c, c, dtype=torch.bool).triu(1).expand(r, c, c)], dim=2)[:, None]
+        return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)
+
+    @cached_property
+    def inside(self) -> tuple[torch.Tensor, ...]:
+        """Which places of the flattened `prompts` and `rows` hold a token."""
+        return tuple((places >= 0).flatten().nonzero().squeeze(1) for places in (self.prompts, self.rows))
 
     def attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """As `Attend`: prompts see their own past, completions their prompt and their own past."""
         keys, values = spread(k, self.prompts), spread(v, self.prompts)
-        seen = _attention(spread(q, self.prompts), keys, values, None).transpose(1, 2)[self.prompts >= 0]
+        seen = gather(_attention(spread(q, self.prompts), keys, values, None), self.inside[0])
         if len(self.rows):
-            keys = torch.cat([keys[self.owner], spread(k, self.rows)], dim=2)
-            values = torch.cat([values[self.owner], spread(v, self.rows)], dim=2)
-            found = _attention(spread(q, self.rows), keys, values, self.visible)
-            seen = torch.cat([seen, found.transpose(1, 2)[self.rows >= 0]])
+            keys = torch.cat([keys.index_select(0, self.owner), spread(k, self.rows)], dim=2)
+            values = torch.cat([values.index_select(0, self.owner), spread(v, self.rows)], dim=2)
+            seen = torch.cat([seen, gather(_attention(spread(q, self.rows), keys, values, self.bias), self.inside[1])])
         return seen.flatten(1)
 
 
 def spread(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """x [N, H, D] at `places` [B, T], as [B, H, T, D]."""
-    return x[places.clamp(min=0)].transpose(1, 2)
+    return x.index_select(0, places.clamp(min=0).flatten()).view(*places.shape, *x.shape[1:]).transpose(1, 2)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-    """Scaled dot products [B, H, T, D]; causal without `visible`."""
+def gather(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """x [B, H, T, D] at the places `inside` of B x T, as [N, H, D]; `spread` turned round."""
+    return x.transpose(1, 2).flatten(0, 1).index_select(0, inside)
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Scaled dot products [B, H, T, D]; causal without `bias`."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
 
 
 def _places(lengths: Sequence[int], first: int = 0) -> torch.Tensor:
@@ -187,8 +204,8 @@ def log_probabilities(
         number = {key: p for p, key in enumerate(dict.fromkeys(tuple(prompts[r]) for r in rows))}
         owner = [number[tuple(prompts[r])] for r in rows]
         packed = pack([list(key) for key in number], [completions[r] for r in rows], owner)
-        hidden = hidden_states(model, packed.ids, packed.positions, packed.attend)
-        logits = model.lm_head(hidden[packed.sources]) / temperature
+        hidden = hidden_states(model, packed.ids, rotations(model, packed.positions), packed.attend)
+        logits = _cooled(model.lm_head(hidden.index_select(0, packed.sources)), temperature)
         values.append(-torch.nn.functional.cross_entropy(logits, packed.ids[int(packed.ends.max()) + 1 :], reduction="none"))
         row, column = (packed.rows >= 0).nonzero(as_tuple=True)
         where.append((torch.tensor(rows)[row], column))
@@ -221,7 +238,8 @@ class Decoder:
             self.prompt.append((spread(k, packed.prompts).transpose(2, 3).contiguous(), spread(v, packed.prompts).contiguous()))
             return packed.attend(number, q, k, v)
 
-        hidden = hidden_states(model, packed.ids, packed.positions, attend)
+        self.turned = rotations(model, torch.arange(packed.prompts.shape[1] + room))
+        hidden = hidden_states(model, packed.ids, self.turned[:, packed.positions], attend)
         self.logits = model.lm_head(hidden[packed.ends]).repeat_interleave(group, dim=0)
         self.position = torch.tensor([len(p) for p in prompts]).repeat_interleave(group)
         shape = (len(self.live), config.num_key_value_heads, room, self.prompt[0][1].shape[-1])
@@ -229,13 +247,19 @@ class Decoder:
 
     def step(self, tokens: torch.Tensor) -> None:
         """Append a token [R] to every live row; `logits` [R, V] are then those of the next one."""
-        hidden = hidden_states(self.model, tokens, self.position, self._attend)
+        hidden = hidden_states(self.model, tokens, self.turned.index_select(1, self.position), self._attend)
         self.logits, self.position, self.length = self.model.lm_head(hidden), self.position + 1, self.length + 1
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all live rows but these."""
         self.live, self.position = self.live[rows], self.position[rows]
-        self.sampled = [[x[rows] for x in pair] for pair in self.sampled]
+        self.sampled = [[self._filled(x, rows) for x in pair] for pair in self.sampled]
+
+    def _filled(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Some rows of a cache [R, K, room, D]; what lies behind its last token is not copied."""
+        out = x.new_empty(len(rows), *x.shape[1:])
+        torch.index_select(x[:, :, : self.length], 0, rows, out=out[:, :, : self.length])
+        return out
 
     def _attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         end, (keys, values), pair = self.length + 1, self.prompt[number], self.sampled[number]
@@ -256,16 +280,20 @@ class Decoder:
     def _from_grid(self, grid: torch.Tensor, heads: int) -> torch.Tensor:
         """[P, K, G J, X] back to the live rows [R, K, J, X]."""
         rows = grid.unflatten(2, (self.group, heads)).transpose(1, 2).flatten(0, 1)
-        return rows if len(self.live) == len(rows) else rows[self.live]
+        return rows if len(self.live) == len(rows) else rows.index_select(0, self.live)
+
+
+def _cooled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token [B] from each row of `logits` [B, V] by inverting its cumulative distribution, and the entropies [B] in nats."""
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logp = torch.log_softmax(_cooled(logits, temperature), dim=-1)
     odds = logp.exp()
     cumulative = odds.cumsum(dim=-1)
     place = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
-    chosen = (cumulative <= place).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, place, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     return chosen, -(odds * logp.clamp(min=-1e4)).sum(dim=-1)
 
 
@@ -334,17 +362,6 @@ def sample_groups(
             entropy[i] = total / len(ids[i])
     model.train(was_training)
     return Completions(ids, tokenizer.batch_decode(ids, skip_special_tokens=True), entropy)
-
-
-def correct_attempts(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], attempts: int, max_new: int,
-    temperature: float, seed: int,
-) -> NDArray[np.int8]:  # fmt: skip
-    """[N, attempts] 1 where the attempt's final answer is right."""
-    texts = sample_groups(model, tokenizer, [s.asked for s in samples], attempts, max_new, temperature, seed).texts
-    golds = [s.answer for s in samples for _ in range(attempts)]
-    marks = [reward(text, gold) for text, gold in zip(texts, golds, strict=True)]
-    return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
 
 
 class Sampler(ABC):
