@@ -34,7 +34,7 @@ PROFILE = replace(
         eval_samples_small=0, max_completion_tokens=32, tail_steps=1,
     ),
     properties=replace(SMOKE.properties, clusters=2), world=replace(SMOKE.world, eval_problems_small=2, eval_problems_full=2),
-    study=StudyConfig(seeds=2, other_seeds=1),
+    study=StudyConfig(seeds=2, other_seeds=1), eval_sets=("easy_a", "hardest"),
 )  # fmt: skip
 NAMES = ["grpo", "adarft_once", "dapo", "dapo_rollouts", "grpo_4b", "backwards"]
 MINE = """import numpy as np

@@ -219,9 +219,9 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone(policy: tuple[Any
 
 
 def test_near_greedy_sampling_equals_generate(policy: tuple[Any, Any]) -> None:
-    """The sampler drops finished rows; the reference is Hugging Face's own greedy generation."""
+    """The sampler drops finished rows and prompts; the reference is Hugging Face's own greedy generation."""
     model, tokenizer = policy
-    prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", "Find 9/4+1/8.\n"]
+    prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", *(f"{s.prompt}\n" for s in SAMPLES)]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)

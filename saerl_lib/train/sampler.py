@@ -110,43 +110,33 @@ class Packed:
         return before[self.rows >= 0]
 
     @cached_property
-    def bias(self) -> torch.Tensor:
-        """[R, 1, C, T + C] 0 where a completion's token sees a place of its prompt, or of itself up to then, else -inf."""
+    def visible(self) -> torch.Tensor:
+        """[R, 1, C, T + C] whether a completion's token sees a place of its prompt, or of itself up to then."""
         (r, c), t = self.rows.shape, self.prompts.shape[1]
-        prompt = (self.prompts < 0)[self.owner][:, None].expand(r, c, t)
-        unseen = torch.cat([prompt, torch.ones(c, c, dtype=torch.bool).triu(1).expand(r, c, c)], dim=2)[:, None]
-        return torch.zeros(unseen.shape).masked_fill(unseen, -torch.inf)
-
-    @cached_property
-    def inside(self) -> tuple[torch.Tensor, ...]:
-        """Which places of the flattened `prompts` and `rows` hold a token."""
-        return tuple((places >= 0).flatten().nonzero().squeeze(1) for places in (self.prompts, self.rows))
+        prompt = (self.prompts >= 0)[self.owner][:, None].expand(r, c, t)
+        return torch.cat([prompt, torch.ones(c, c, dtype=torch.bool).tril().expand(r, c, c)], dim=2)[:, None]
 
     def attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """As `Attend`: prompts see their own past, completions their prompt and their own past."""
         keys, values = spread(k, self.prompts), spread(v, self.prompts)
-        seen = gather(_attention(spread(q, self.prompts), keys, values, None), self.inside[0])
+        seen = _attention(spread(q, self.prompts), keys, values, None).transpose(1, 2)[self.prompts >= 0]
         if len(self.rows):
-            keys = torch.cat([keys.index_select(0, self.owner), spread(k, self.rows)], dim=2)
-            values = torch.cat([values.index_select(0, self.owner), spread(v, self.rows)], dim=2)
-            seen = torch.cat([seen, gather(_attention(spread(q, self.rows), keys, values, self.bias), self.inside[1])])
+            keys = torch.cat([keys[self.owner], spread(k, self.rows)], dim=2)
+            values = torch.cat([values[self.owner], spread(v, self.rows)], dim=2)
+            found = _attention(spread(q, self.rows), keys, values, self.visible)
+            seen = torch.cat([seen, found.transpose(1, 2)[self.rows >= 0]])
         return seen.flatten(1)
 
 
 def spread(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """x [N, H, D] at `places` [B, T], as [B, H, T, D]."""
-    return x.index_select(0, places.clamp(min=0).flatten()).view(*places.shape, *x.shape[1:]).transpose(1, 2)
+    return x[places.clamp(min=0)].transpose(1, 2)
 
 
-def gather(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """x [B, H, T, D] at the places `inside` of B x T, as [N, H, D]; `spread` turned round."""
-    return x.transpose(1, 2).flatten(0, 1).index_select(0, inside)
-
-
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Scaled dot products [B, H, T, D]; causal without `bias`."""
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Scaled dot products [B, H, T, D]; causal without `visible`."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
 
 
 def _places(lengths: Sequence[int], first: int = 0) -> torch.Tensor:
@@ -205,7 +195,7 @@ def log_probabilities(
         owner = [number[tuple(prompts[r])] for r in rows]
         packed = pack([list(key) for key in number], [completions[r] for r in rows], owner)
         hidden = hidden_states(model, packed.ids, rotations(model, packed.positions), packed.attend)
-        logits = _cooled(model.lm_head(hidden.index_select(0, packed.sources)), temperature)
+        logits = _cooled(model.lm_head(hidden[packed.sources]), temperature)
         values.append(-torch.nn.functional.cross_entropy(logits, packed.ids[int(packed.ends.max()) + 1 :], reduction="none"))
         row, column = (packed.rows >= 0).nonzero(as_tuple=True)
         where.append((torch.tensor(rows)[row], column))
@@ -231,7 +221,8 @@ class Decoder:
         """`room` is the largest number of sampled tokens."""
         self.model, self.group, self.length, self.live = model, group, 0, torch.arange(len(prompts) * group)
         packed, config = pack(prompts, [], []), model.config
-        self.prompt, self.sampled = list[tuple[torch.Tensor, torch.Tensor]](), list[list[torch.Tensor]]()
+        self.asked, self.places = torch.arange(len(prompts)), self.live
+        self.prompt = list[tuple[torch.Tensor, torch.Tensor]]()
         self.bias = torch.zeros(packed.prompts.shape).masked_fill(packed.prompts < 0, -torch.inf)[:, None, None]
 
         def attend(number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -242,8 +233,8 @@ class Decoder:
         hidden = hidden_states(model, packed.ids, self.turned[:, packed.positions], attend)
         self.logits = model.lm_head(hidden[packed.ends]).repeat_interleave(group, dim=0)
         self.position = torch.tensor([len(p) for p in prompts]).repeat_interleave(group)
-        shape = (len(self.live), config.num_key_value_heads, room, self.prompt[0][1].shape[-1])
-        self.sampled = [[torch.empty(shape), torch.empty(shape)] for _ in self.prompt]
+        heads, width = config.num_key_value_heads, self.prompt[0][1].shape[-1]
+        self.sampled = torch.empty(len(self.prompt), 2, len(self.live), heads, room, width)
 
     def step(self, tokens: torch.Tensor) -> None:
         """Append a token [R] to every live row; `logits` [R, V] are then those of the next one."""
@@ -251,15 +242,17 @@ class Decoder:
         self.logits, self.position, self.length = self.model.lm_head(hidden), self.position + 1, self.length + 1
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all live rows but these."""
-        self.live, self.position = self.live[rows], self.position[rows]
-        self.sampled = [[self._filled(x, rows) for x in pair] for pair in self.sampled]
-
-    def _filled(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Some rows of a cache [R, K, room, D]; what lies behind its last token is not copied."""
-        out = x.new_empty(len(rows), *x.shape[1:])
-        torch.index_select(x[:, :, : self.length], 0, rows, out=out[:, :, : self.length])
-        return out
+        """Drop all live rows but these, and the prompts once half of them have none; unfilled room is not copied."""
+        self.live, self.position, held = self.live[rows], self.position[rows], self.sampled[..., : self.length, :]
+        self.sampled = self.sampled.new_empty(*held.shape[:2], len(rows), *self.sampled.shape[3:])
+        torch.index_select(held, 2, rows, out=self.sampled[..., : self.length, :])
+        owner = self.live // self.group
+        left = torch.unique(owner)
+        if 2 * len(left) <= len(self.asked):
+            held = torch.searchsorted(self.asked, left)
+            self.asked, self.bias = left, self.bias[held]
+            self.prompt = [(keys[held], values[held]) for keys, values in self.prompt]
+        self.places = torch.searchsorted(self.asked, owner) * self.group + self.live % self.group
 
     def _attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         end, (keys, values), pair = self.length + 1, self.prompt[number], self.sampled[number]
@@ -274,13 +267,13 @@ class Decoder:
     def _to_grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Live rows [R, K, J, X] as [P, K, G J, X], zero where a row was dropped."""
         if len(self.live) < len(self.bias) * self.group:
-            rows = rows.new_zeros(len(self.bias) * self.group, *rows.shape[1:]).index_copy_(0, self.live, rows)
+            rows = rows.new_zeros(len(self.bias) * self.group, *rows.shape[1:]).index_copy_(0, self.places, rows)
         return rows.view(len(self.bias), self.group, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, grid: torch.Tensor, heads: int) -> torch.Tensor:
         """[P, K, G J, X] back to the live rows [R, K, J, X]."""
         rows = grid.unflatten(2, (self.group, heads)).transpose(1, 2).flatten(0, 1)
-        return rows if len(self.live) == len(rows) else rows.index_select(0, self.live)
+        return rows if len(self.live) == len(rows) else rows.index_select(0, self.places)
 
 
 def _cooled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
