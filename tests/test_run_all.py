@@ -126,7 +126,7 @@ def test_what_makes_a_notebook_stale(lab: Lab, saerl_home: Path, monkeypatch: py
     (saerl_home / "smoke/figures/data/one.csv").unlink()
     assert lab.reasons()["00"] == ["csv:one is missing"]
     lab.pretend()
-    lab.add("01_two", "a = 1", outputs=("csv:two",), inputs=("00",))
+    lab.add("01_two", WRITE.format(name="two", text="3"), outputs=("csv:two",), inputs=("00",))
     assert lab.reasons() == {"00": [], "01": ["source changed"]}
     lab.add("00_one", outputs=("stage:world",))
     lab.pretend({"outputs": {"a.txt": "0" * 64}})
