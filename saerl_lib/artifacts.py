@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -198,6 +200,23 @@ def whole_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Exception, seconds: float = 0.0) -> Iterator[None]:
+    """An exclusive lock on a file, which the kernel releases when the process ends. Raises `busy` when another process has held
+    it for `seconds`."""
+    deadline = time.monotonic() + seconds
+    with path.open("w") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise busy from None
+                time.sleep(0.2)
+        yield
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

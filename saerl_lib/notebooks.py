@@ -12,7 +12,6 @@ stores the outputs of a finished run in the notebooks themselves.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -35,6 +34,7 @@ from saerl_lib.artifacts import (
     file_sha256,
     imported_names,
     is_complete,
+    locked,
     write_atomic,
     write_json,
 )
@@ -283,11 +283,8 @@ def alone(profile: str) -> Iterator[None]:
     Raises UserError while another run works in it: two would remove each other's half-made stages.
     """
     folder = paths.profile_dir(profile)
-    with (folder / "runs" / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder") from error
+    busy = UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder")
+    with locked(folder / "runs" / "lock", busy):
         yield
 
 

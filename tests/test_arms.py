@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from saerl_lib.config import PlanConfig
 from saerl_lib.plan.batch_plan import BatchPlan
-from saerl_lib.report.statistics import Interval, over_seeds
+from saerl_lib.plan.orders import build_plan
 from saerl_lib.train import arms, selectors
 from saerl_lib.train.arms import Arm, ArmError, ArmPool, ArmSetting, all_arms, curriculum, find_arm
 from saerl_lib.train.selectors import OnlineRates
@@ -130,6 +129,11 @@ def test_saerl_ablations_change_one_thing_each() -> None:
     assert curriculum(other, drawn).ids != full.ids, "another matched seed has the scores of its own SAE"
     assert (np.diff(data.column("ranking")[find_arm("minus_clus_mix").order(other, drawn)]) < 0).all()
     assert find_arm("saerl_true").order(other, drawn).ids == find_arm("saerl_true").order(other, SETTING).ids
+    uneven = pool(24, cluster=np.repeat([0, 1, 2], (16, 4, 4)))  # four batches of the largest cluster, one of each other
+    for name, unequal in (("saerl_front", "front"), ("saerl_grpo", "stretch"), ("saerl_back", "back")):
+        plan = build_plan(uneven.ids, *(uneven.column(c) for c in ("cluster", "ranking", "raw", "length")),
+                          replace(SETTING.plan, unequal=unequal), order="saerl")  # fmt: skip
+        assert find_arm(name).order(uneven, SETTING).ids == plan.ids
     config = arms.scaled(SETTING.plan, 4)
     assert (config.prompts_per_step, config.swapped_per_batch, config.window_batches) == (16, 4, 1)
 
@@ -161,15 +165,6 @@ def test_malformed_arms(tmp_path: Path) -> None:
                             ({"name": "a/b"}, "letters, digits")):  # fmt: skip
         with pytest.raises(ArmError, match=message):
             Arm(**{"name": "mine", "title": "", "order": lambda pool, setting: np.arange(3), **change})
-
-
-@pytest.mark.parametrize(("name", "steps"), [("saerl_front", (0, 1, 2)), ("saerl_grpo", (2, 3, 4)), ("saerl_back", (3, 4, 5))])
-def test_small_clusters_stand_where_the_staging_puts_them(name: str, steps: tuple[int, ...]) -> None:
-    clusters = np.repeat([0, 1, 2], (16, 4, 4))  # four batches of the largest cluster, one of each other
-    plan = find_arm(name).order(pool(24, cluster=clusters), replace(SETTING, plan=replace(SETTING.plan, swapped_per_batch=0)))
-    assert isinstance(plan, BatchPlan) and sorted(plan.ids) == [f"s{i:02d}" for i in range(24)]
-    batches = plan.table["cluster"].to_numpy().reshape(-1, 4)
-    assert {step for step in range(6) if batches[step, 0] > 0} < set(steps)
 
 
 def test_the_positive_control_and_easy_to_hard_bins() -> None:
@@ -208,37 +203,16 @@ def test_the_nearest_to_one_half_are_taken_spread_over_clusters_and_some_at_rand
     assert sorted(drawn.tolist()) == list(range(80)), "no prompt twice in a pass"
 
 
-@cache
-def silent_share(features: str, seed: int) -> float:
-    """Share of groups of 8 without a gradient over 40 steps of 16 from 2,000 prompts; rates rise and follow one feature of 20."""
-    rng, data, silent, drawn = np.random.default_rng(seed), pool(2000), [], []
-    x, setting = rng.normal(size=(2000, 20)), replace(SETTING, seed=seed)
-    table = data.table.assign(**{"phi@sae": list(x), "ranking": rng.normal(size=2000), "cluster": rng.integers(0, 8, 2000)})
-    uniform = selectors.InOrder(arms.shuffle(data, setting))
-    selector = uniform if features == "uniform" else arms.online(ArmPool(table), setting, features)
-    for step in range(40):
-        rows = selector.next(16)
-        rate = 1 / (1 + np.exp(-(3 * x[rows, 7] - 1.5 + 0.05 * step)))
-        rewards = (rng.random((16, 8)) < rate[:, None]).astype(float)
-        silent.append((rewards.min(axis=1) == rewards.max(axis=1)).mean())
-        drawn += rows.tolist()
-        selector.told(rows, rewards)
-    assert len(set(drawn)) == len(drawn) == 640
-    return float(np.mean(silent[10:]))
-
-
-def test_features_that_tell_the_pass_rate_save_silent_groups_and_shuffled_ones_do_not() -> None:
-    def saved(features: str) -> Interval:
-        return over_seeds([silent_share("uniform", seed) - silent_share(features, seed) for seed in range(8)]).interval()
-
-    assert saved("sae").low > 0.05, "the interval of what the feature saves excludes 0"
-    assert saved("shuffled").low < 0.0 < saved("shuffled").high
-
-
 def test_the_features_of_an_online_arm_come_with_the_table_of_its_run(tmp_path: Path) -> None:
-    table = pool(40, **{"phi@sae": list(np.random.default_rng(0).random((40, 3), dtype=np.float32))}).table
+    rng = np.random.default_rng(0)
+    phi = {f"phi@{name}": list(rng.random((40, 3), dtype=np.float32)) for name in ("sae", "tfidf")}
+    table = pool(40, **phi, **{"ranking@tfidf": np.arange(40.0), "pass_rate": np.linspace(1, 0, 40)}).table
     table.to_parquet(tmp_path / "table.parquet", index=False)
-    own, read = (arms.online(ArmPool(t), SETTING) for t in (table, pd.read_parquet(tmp_path / "table.parquet")))
-    assert read.design.tobytes() == own.design.tobytes() and read.design.shape == (40, 5)
-    told = find_arm("saerl_online_rate").policy(ArmPool(table.assign(pass_rate=np.linspace(1, 0, 40))), SETTING)
+    own, read = (arms.online(ArmPool(t), SETTING).design for t in (table, pd.read_parquet(tmp_path / "table.parquet")))
+    assert read.tobytes() == own.tobytes() and read.shape == (40, 5), "one, the difficulty and the features"
+    words, dealt = (find_arm(f"saerl_online_{name}").policy(ArmPool(table), SETTING).design for name in ("tfidf", "shuffled"))
+    assert np.corrcoef(words[:, 1], np.arange(40))[0, 1] > 0.99 and not np.allclose(words[:, 2:], own[:, 2:])
+    same = np.lexsort(dealt.T), np.lexsort(own.T)
+    assert not np.allclose(dealt, own) and np.allclose(dealt[same[0]], own[same[1]]), "whole rows go to other prompts"
+    told = find_arm("saerl_online_rate").policy(ArmPool(table), SETTING)
     assert told.rates[0] > 0.5 > told.rates[-1], "it starts from the measured rates"

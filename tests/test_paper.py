@@ -10,15 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace as Space
 
 import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from saerl_lib import needs, paths
 from saerl_lib.artifacts import Stage
@@ -27,7 +25,7 @@ from saerl_lib.config import PAPER, PAPER_TINY, Profile, PublishedConfig, get_pr
 from saerl_lib.data import published
 from saerl_lib.data.sample import DataError, load_split, normalise
 from saerl_lib.encode.stages import features_stage, store_stage
-from saerl_lib.needs import POLICIES, QWEN3_17B, SETS, HubData, HubModel, model_folder
+from saerl_lib.needs import SETS, HubData, model_folder
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.plan.orders import plans_stage, shown_prompts
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
@@ -73,20 +71,6 @@ def test_published_sae_is_in_saelens_registry() -> None:
     assert place in release.saes_map and int(place.removeprefix("layer")) + 1 == PAPER.reader.layer
 
 
-@pytest.mark.parametrize("model", [*POLICIES, QWEN3_17B])
-def test_parameters_agree_with_transformers(model: HubModel) -> None:
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    sizes = {"Qwen2.5-Math-1.5B": (1536, 8960, 12, 2, 151_936), "Qwen2.5-Math-7B": (3584, 18_944, 28, 4, 152_064),
-             "Qwen3-1.7B": (2048, 6144, 16, 8, 151_936)}  # fmt: skip
-    name = model.repository.split("/")[1]
-    shape = dict(zip(names, sizes[name], strict=True)) | {"num_hidden_layers": 28}
-    shape["tie_word_embeddings"] = name != "Qwen2.5-Math-7B"
-    with torch.device("meta"):
-        qwen3 = name.startswith("Qwen3")
-        built = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=128)) if qwen3 else Qwen2ForCausalLM(Qwen2Config(**shape))
-    assert model.parameters == sum(p.numel() for p in built.parameters())
-
-
 def test_the_gpus_of_the_machine_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 81920'; echo 'no devices, found'\n")
@@ -119,19 +103,8 @@ def make(root: Path) -> Options:
     return Options(data=str(root / "sets"), reader=str(root / "reader"), sae=str(sae), policy=str(root / "policy"))
 
 
-class Done(NamedTuple):
-    """A finished path."""
-
-    options: Options
-    profile: Profile
-    data: Stage
-    plans: Stage
-    train: Stage
-    evaluation: Stage
-
-
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
     """The stages of the notebooks once, training in this process; arms of both kinds, beyond the plan's end."""
     root = tmp_path_factory.mktemp("paper")
     options = dataclasses.replace(make(root), arms=("grpo", "saerl", "gainrl", "adarft"), steps=9, export_to=("trl", "verl"))
@@ -141,7 +114,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         patch.setenv("SAERL_HOME", str(root / "home"))
         patch.setenv("HF_DATASETS_CACHE", str(root / "cache"))
         patch.setattr(train_stages, "run_all", lambda runs, *_, **__: [(write_run(run), train(run)) for run in runs])
-        yield Done(options, profile, *path(profile))
+        stages = dict(zip(("data", "plans", "train", "evaluation"), path(profile), strict=True))
+        yield Space(options=options, profile=profile, **stages)
 
 
 def path(profile: Profile) -> tuple[Stage, Stage, Stage, Stage]:
@@ -159,7 +133,7 @@ def counts(data: Stage, name: str) -> dict[str, int]:
     return dict(table[table["source"] == name][["what", "n"]].itertuples(index=False, name=None))
 
 
-def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Done) -> None:
+def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Space) -> None:
     data, sizes = done.data, PAPER_TINY.published
     assert counts(data, "deepmath") == {"read": TARGET, "question occurs twice": 1, "question is in aime24": 1}
     drawn, proofs = sizes.parent_samples + sizes.parent_labels, PARENT // 10
@@ -178,7 +152,7 @@ def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Done
     assert {s.id for name in ("labelled", "test") for s in load_split(data, name)} < pool and not negatives & pool
 
 
-def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Space, capsys: pytest.CaptureFixture[str]) -> None:
     left = pd.read_csv(done.plans.path("left_out.csv"))["reason"].value_counts().to_dict()
     saerl = read_plan(done.plans.path("saerl.parquet"))
     assert left.pop("fills no batch of its cluster, saerl alone", 0) == (TARGET - 2) // 16 * 16 - len(saerl.ids)
@@ -197,7 +171,7 @@ def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Done, cap
     assert pd.read_parquet(chosen / "rollouts.parquet").groupby("step")["sample_id"].nunique().eq(16).all()
 
 
-def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Done) -> None:
+def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Space) -> None:
     frame = pd.read_parquet(done.evaluation.path("evaluations.parquet"))
     assert list(frame)[:5] == ["eval_set", "sample_id", "attempts", "correct", "run"] and set(frame["attempts"]) == {2}
     assert frame.groupby(["arm", "step"]).size().to_dict() == {(arm, s): 12 for arm in done.profile.arms for s in (0, 6, 9)}
@@ -212,7 +186,7 @@ def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Don
     assert set(pd.concat(answers)["outcome"]) <= {"same", "compared", "no answer"}
 
 
-def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(stage.computed for stage in path(done.profile))
     changed = dataclasses.replace(done.profile, train=dataclasses.replace(done.profile.train, learning_rate=1e-5))
     measured = Stage("measured", done.plans.folder.parent / "measured", "", False)
@@ -220,7 +194,7 @@ def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: 
     assert len(runs) == 4 and not any(run.finished or run.folder.exists() for run in runs)
 
 
-def test_angle_concentration_by_hand(done: Done) -> None:
+def test_angle_concentration_by_hand(done: Space) -> None:
     """The template stands before the question, with its own weight."""
     sampler, sample = open_sampler(Path(done.profile.policy), done.profile.train), load_split(done.data, "pool")[7]
     shown = shown_prompts(sampler.tokenizer, [sample.prompt], True)[0]
@@ -231,7 +205,7 @@ def test_angle_concentration_by_hand(done: Done) -> None:
     asked = [i for i, (low, high) in enumerate(tokens.pop("offset_mapping")[0].tolist())
              if high > start and low < start + len(sample.prompt)]  # fmt: skip
     last = sampler.model(**tokens, output_hidden_states=True).hidden_states[-1][0].detach()
-    states = torch.nn.functional.normalize(last, dim=1)
+    states = last / last.norm(dim=1, keepdim=True)
     cosines = (states @ states.T)[asked].mean(dim=0)
     expected = cosines[asked].mean() + 8 * cosines[: asked[0]].mean()
     assert angle_concentration(sampler, [sample], done.profile.train)[0] == pytest.approx(expected.item(), abs=1e-5)
@@ -276,7 +250,7 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
         HubData("x", "a/b", "train", 1, 1, revision="main")
 
 
-def test_malformed_rows_stop_the_stage_or_are_listed(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malformed_rows_stop_the_stage_or_are_listed(done: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAERL_HOME", str(tmp_path / "home"))
     shutil.copytree(done.options.data, tmp_path / "sets")
     rows = build.numina_rows(PARENT)
@@ -299,7 +273,7 @@ def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_the_notebooks_run_on_published_sets(done: Done, tmp_path: Path) -> None:
+def test_the_notebooks_run_on_published_sets(done: Space, tmp_path: Path) -> None:
     """`run --profile paper_tiny`, as a user types it: every notebook, two arms, training in processes of their own."""
     words = [word for name in ("data", "reader", "sae", "policy") for word in (f"--{name}", getattr(done.options, name))]
     environment = {**os.environ, "SAERL_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

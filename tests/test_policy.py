@@ -26,7 +26,7 @@ from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
 from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
-from saerl_lib.train.sampler import gold_probability, log_probabilities, pack, sample_groups
+from saerl_lib.train.sampler import gold_probability, log_probabilities, sample_groups
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.gates import REFERENCE_SHARES
@@ -66,15 +66,6 @@ def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any], g
             torch.testing.assert_close(found[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)
             assert (found[row, len(completion) :] == 0).all()
         torch.testing.assert_close(log_probabilities(model, prompts, completions, 0.7, limit=1), found, atol=1e-4, rtol=1e-4)
-
-
-def test_pack_by_hand() -> None:
-    packed = pack([[1, 2], [9]], [[3, 4], [5]], [0, 1])
-    assert packed.ids.tolist() == [1, 2, 9, 3, 4, 5] and packed.positions.tolist() == [0, 1, 0, 2, 3, 1]
-    assert packed.prompts.tolist() == [[0, 1], [2, -1]] and packed.rows.tolist() == [[3, 4], [5, -1]]
-    assert packed.sources.tolist() == [1, 3, 2] and packed.ends.tolist() == [1, 2]
-    assert packed.visible[:, 0].int().tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 1, 0], [1, 0, 1, 1]]]
-    assert sampler.pieces([[1], [2], [3]], [[1] * 4, [1] * 4, [1] * 9], limit=10) == [[0, 1], [2]]
 
 
 def test_the_exact_probability_of_a_solution_is_that_of_its_tokens(policy: tuple[Any, Any]) -> None:
@@ -228,9 +219,9 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone(policy: tuple[Any
 
 
 def test_near_greedy_sampling_equals_generate(policy: tuple[Any, Any]) -> None:
-    """The sampler drops finished rows; the reference is Hugging Face's own greedy generation."""
+    """The sampler drops finished rows and prompts; the reference is Hugging Face's own greedy generation."""
     model, tokenizer = policy
-    prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", "Find 9/4+1/8.\n"]
+    prompts = ["31+47.\n", "A box holds 86 beads; 20 go out. How many are left?\n", *(f"{s.prompt}\n" for s in SAMPLES)]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
     out = model.generate(**batch, max_new_tokens=40, do_sample=False)

@@ -94,8 +94,8 @@ def test_intervals_hold_what_they_say_at_five_seeds(seeds: float, problems: floa
     for _ in range(300):
         noise = seeds * rng.normal(size=(5, 1)) + problems * rng.normal(size=24) + rest * rng.normal(size=(5, 24))
         table = block(np.concatenate([noise, np.zeros_like(noise)])).set_axis(index)
-        found = statistics.compare({"s": table}, [("a", "b")]).iloc[0]
-        inside += found["ci_low"] <= 0 <= found["ci_high"]
+        _, low, high = statistics.paired_estimate({"s": table}, "a", "b").interval()
+        inside += low <= 0 <= high
     assert 0.92 < inside / 300 < 0.985
 
 

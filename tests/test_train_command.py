@@ -25,9 +25,9 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
 from saerl_lib.config import PlanConfig, TrainConfig
 from saerl_lib.data.sample import write_samples
-from saerl_lib.plan.batch_plan import PlanError, read_plan, write_plan
+from saerl_lib.plan.batch_plan import PlanError, write_plan
 from saerl_lib.plan.orders import build_plan
-from saerl_lib.plan.trainers import append_rows, follow, read_log, read_rows
+from saerl_lib.plan.trainers import append_rows, read_rows
 from saerl_lib.train import run as train_run
 from saerl_lib.train import trainer
 from saerl_lib.train.arms import find_arm
@@ -39,7 +39,6 @@ B, G, STEPS = 4, 4, 3
 TRAIN = TrainConfig(
     engine="trl", rollouts_per_prompt=G, micro_batch=4, max_completion_tokens=24, checkpoint_every_steps=1, cpu=True
 )
-SAME = ("--keep-every", "2", "--loss", "sequence_mean")
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +68,22 @@ def words(files: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_command_trains_on_the_plan_once(
+def test_two_processes_choose_alike_and_one_goes_on_after_kill_9(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    out = tmp_path / "run"
-    assert main(words(files, out, *SAME)) == 0
-    assert '{"followed": true, "steps": 3, "processes": 1}' in capsys.readouterr().out
-    plan, log = read_plan(files / "plan.parquet"), read_log(out / "rollouts.parquet")
-    assert follow(plan, log).followed and len(log.ids) == B * G * STEPS
-    kept = ["final", *(f"policies/step-{step:05d}" for step in (2, STEPS))]
-    assert all((out / name / "model.safetensors").is_file() for name in kept)
-    assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".*partial"))
-    curve = pd.read_parquet(out / "curve.parquet")
-    assert curve["step"].tolist() == [1, 2, 3] and curve[["reward_mean", "entropy", "loss"]].notna().all(axis=None)
-    assert not (out / "checkpoints").exists() and [p.name for p in out.glob("*.jsonl")] == ["times.jsonl"]
-
-    monkeypatch.setattr(train_run, "_train", lambda *_: pytest.fail("trained again"))
-    assert main(words(files, out, *SAME)) == 0, "a finished run is found"
-    assert main(words(files, out, "--loss", "constant")) == 1
-    assert "holds a run of another plan, policy, setting or version of the code: choose another folder" in capsys.readouterr().err
-
-
-def test_two_processes_choose_alike_and_one_goes_on_after_kill_9(files: Path, tmp_path: Path) -> None:
-    """`torchrun` with a selector; killed after the first checkpoint, resumed by one process."""
+    """`torchrun` with a selector; killed after the first checkpoint, brought to its end by one process, then found."""
     out = tmp_path / "run"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    selector = ("--selector", "adarft", "--measured", str(files / "measured.parquet"))
+    selector = ("--selector", "adarft", "--measured", str(files / "measured.parquet"), "--keep-every", "2")
+    same = words(files, out, *selector, "--loss", "sequence_mean")
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=str(paths.ROOT))
     with (tmp_path / "output.log").open("wb") as output:
         process = subprocess.Popen(
-            [*launcher, "-m", "saerl_lib", *words(files, out, *selector)], cwd=tmp_path, env=environment, stdout=output,
-            stderr=output, start_new_session=True,
+            [*launcher, "-m", "saerl_lib", *same], cwd=tmp_path, env=environment, stdout=output, stderr=output,
+            start_new_session=True,
         )  # fmt: skip
         until(lambda: process.poll() is not None or len({r["step"] for r in read_rows(out / "rollouts-001.jsonl")}) > 1)
         os.killpg(process.pid, signal.SIGKILL)
@@ -113,12 +93,23 @@ def test_two_processes_choose_alike_and_one_goes_on_after_kill_9(files: Path, tm
     first, second = ([r for r in read_rows(out / f"rollouts-{rank:03d}.jsonl") if r["step"] == 1] for rank in (0, 1))
     assert [r["row"] for r in first + second] == list(range(B * G)), "each process takes its half of the step, in order"
 
-    run = read_run(out)
-    train(run)
-    assert run.finished, "the selector chooses what was logged, by the rewards of both processes"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(same) == 0, "the selector chooses what was logged, by the rewards of both processes"
+    assert '{"followed": true, "steps": 3, "processes": 1}' in capsys.readouterr().out
     rows = pd.read_parquet(out / "rollouts.parquet")
     assert rows.head(B * G)["sample_id"].tolist() == [r["sample_id"] for r in first + second], "the first step was not repeated"
     assert len(rows) == STEPS * B * G and np.ptp(rows["reward"]) > 0
+    kept = ["final", *(f"policies/step-{step:05d}" for step in (2, STEPS))]
+    assert all((out / name / "model.safetensors").is_file() for name in kept)
+    assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".*partial"))
+    curve = pd.read_parquet(out / "curve.parquet")
+    assert curve["step"].tolist() == [1, 2, 3] and curve[["reward_mean", "entropy", "loss"]].notna().all(axis=None)
+    assert not (out / "checkpoints").exists() and [p.name for p in out.glob("*.jsonl")] == ["times.jsonl"]
+
+    monkeypatch.setattr(train_run, "_train", lambda *_: pytest.fail("trained again"))
+    assert main(same) == 0, "a finished run is found"
+    assert main(words(files, out, *selector, "--loss", "constant")) == 1
+    assert "holds a run of another plan, policy, setting or version of the code: choose another folder" in capsys.readouterr().err
 
 
 def log_of(run: Run, steps: int, reward: float = 0.5) -> list[dict]:
@@ -165,13 +156,11 @@ def test_the_command_refuses_bad_options(files: Path, tmp_path: Path, capsys: py
     out = tmp_path / "run"
     for more, message in (
         (["--selector", "adarft"], "--selector and --measured belong together"), (["--steps", "0"], "steps=0 must be at least 1"),
-        (["--keep-every", "0"], "keep_every_steps=0 must be at least 1"), (["--rollouts", "1"], "at least 2"),
+        (["--keep-every", "0"], "keep_every_steps=0 must be at least 1"),
     ):  # fmt: skip
         assert main(words(files, out, *more)) == 1
         assert message in capsys.readouterr().err and not out.exists()
     assert main(words(files, out, "--selector", "mopps")) == 2, "none of the choices"
-    with pytest.raises(ValueError, match="choose engine='packed'"):
-        replace(TRAIN, dynamic_sampling="equal_steps")
 
 
 def test_one_process_with_several_gpus_is_refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import json
@@ -34,7 +33,17 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from saerl_lib import paths
-from saerl_lib.artifacts import MANIFEST, ArtifactError, Stage, code_hash, get_or_compute, provenance, read_manifest, write_json
+from saerl_lib.artifacts import (
+    MANIFEST,
+    ArtifactError,
+    Stage,
+    code_hash,
+    get_or_compute,
+    locked,
+    provenance,
+    read_manifest,
+    write_json,
+)
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
@@ -265,11 +274,7 @@ def _locked(folder: Path) -> Iterator[Path]:
     if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds what `encode` did not write; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it") from error
+    with locked(folder / LOCK, ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it")):
         yield folder
 
 

@@ -337,9 +337,11 @@ def difficulty_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
 def save_scorer(scorer: Scorer, path: Path) -> None:
     """Write the fitted arrays of a scorer with all its parts as safetensors, ids in the header."""
     c, m, q = scorer.clusters, scorer.difficulty, scorer.quality
-    arrays = {"cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids,
-              "g.x": m.calibration.X_thresholds_, "g.y": m.calibration.y_thresholds_,
-              "source.norm": np.array([q.norm]), "source.own": scorer.out_of_fold, "source.negatives": scorer.negatives}  # fmt: skip
+    arrays = {
+        "cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids, "g.x": m.calibration.X_thresholds_,
+        "g.y": m.calibration.y_thresholds_, "source.norm": np.array([q.norm]), "source.own": scorer.out_of_fold,
+        "source.negatives": scorer.negatives,
+    }  # fmt: skip
     for name, (scaler, model) in {"net": m.predictor.named_steps.values(), "source": (q.scaler, q.classifier)}.items():
         parts = (scaler.mean_, scaler.scale_, np.ravel(model.coef_), np.ravel(model.intercept_))
         arrays |= {f"{name}.{part}": values for part, values in zip(LINEAR, parts, strict=True)}

@@ -7,8 +7,8 @@ resumes it, alone or behind a launcher (`torchrun`, `accelerate launch`), whose 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
 import gc
 import json
 import os
@@ -30,7 +30,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, provenance, versions, write_atomic, write_json
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import SAMPLES
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
@@ -195,15 +195,14 @@ def train(run: Run) -> None:
     """
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     require_launcher(run.train, processes)
-    lock = _lock(run.folder) if rank == 0 else None
-    if not run.finished:
-        if not (run.folder / "final").is_dir():
-            _train(run, rank, processes)
-            gc.collect()  # trainer and model hold each other
-        if rank == 0:
-            conclude(run)
-    if lock is not None:
-        lock.close()
+    busy = ArtifactError(f"{run.folder}: another process trains this run; wait for it or stop it")
+    with locked(run.folder / "lock", busy, 60.0) if rank == 0 else contextlib.nullcontext():  # time for a predecessor to die
+        if not run.finished:
+            if not (run.folder / "final").is_dir():
+                _train(run, rank, processes)
+                gc.collect()  # trainer and model hold each other
+            if rank == 0:
+                conclude(run)
 
 
 def _train(run: Run, rank: int, processes: int) -> None:
@@ -421,19 +420,6 @@ def resume_point(run: Run) -> tuple[int, Path | None]:
         if step < run.last_update and not spent:
             usable[step] = checkpoint
     return max(usable.items(), default=(0, None))
-
-
-def _lock(folder: Path) -> Any:
-    """An exclusive lock on the folder, released by the kernel when the process ends; waits a minute for a dying predecessor."""
-    handle, deadline = (folder / "lock").open("w"), time.monotonic() + 60.0
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise ArtifactError(f"{folder}: another process trains this run; wait for it or stop it") from error
-            time.sleep(0.5)
 
 
 def plan_run(

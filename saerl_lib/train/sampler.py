@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saerl_lib.data.answers import read_answer, reward
+from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample
 from saerl_lib.plan.orders import Asked, encode_prompts, shown_prompts
 
@@ -51,18 +51,25 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(block, queries [N, H, D], keys [N, K, D], values [N, K, D]) -> what each of N tokens reads, [N, H D]; K divides H."""
 
 
-def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-    """Last hidden states [N, W] of N tokens of any number of texts; `attend` knows which tokens see which.
+def rotations(model: LlamaForCausalLM, positions: torch.Tensor) -> torch.Tensor:
+    """[2, N, 1, D] cosines of N positions, and sines whose first half is negative.
 
-    The model's own weights, without the padding, masks and caches of its own forward pass. Raises ValueError for another
-    architecture than Llama.
+    Raises ValueError for another architecture than Llama.
     """
     if model.config.model_type != "llama":
         raise ValueError(f"engine 'packed' reads Llama models, not {model.config.model_type}: choose engine='trl'")
-    inner, n = model.model, len(ids)
+    cos, sin = (table[0][:, None] for table in model.model.rotary_emb(model.lm_head.weight, positions[None]))
+    half = sin.shape[-1] // 2
+    return torch.stack([cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)])
+
+
+def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, turned: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """Last hidden states [N, W] of N tokens of any number of texts, `turned` by `rotations`; `attend` knows which see which.
+
+    The model's own weights, without the padding, masks and caches of its own forward pass.
+    """
+    inner, n, (cos, sin) = model.model, len(ids), turned
     x = inner.embed_tokens(ids)
-    cos, sin = (table[0][:, None] for table in inner.rotary_emb(x[None], positions[None]))
-    sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
     for number, block in enumerate(inner.layers):
         own, h = block.self_attn, _normed(x, block.input_layernorm)
         q, k, v = (project(h).view(n, -1, own.head_dim) for project in (own.q_proj, own.k_proj, own.v_proj))
@@ -187,8 +194,8 @@ def log_probabilities(
         number = {key: p for p, key in enumerate(dict.fromkeys(tuple(prompts[r]) for r in rows))}
         owner = [number[tuple(prompts[r])] for r in rows]
         packed = pack([list(key) for key in number], [completions[r] for r in rows], owner)
-        hidden = hidden_states(model, packed.ids, packed.positions, packed.attend)
-        logits = model.lm_head(hidden[packed.sources]) / temperature
+        hidden = hidden_states(model, packed.ids, rotations(model, packed.positions), packed.attend)
+        logits = _cooled(model.lm_head(hidden[packed.sources]), temperature)
         values.append(-torch.nn.functional.cross_entropy(logits, packed.ids[int(packed.ends.max()) + 1 :], reduction="none"))
         row, column = (packed.rows >= 0).nonzero(as_tuple=True)
         where.append((torch.tensor(rows)[row], column))
@@ -214,28 +221,38 @@ class Decoder:
         """`room` is the largest number of sampled tokens."""
         self.model, self.group, self.length, self.live = model, group, 0, torch.arange(len(prompts) * group)
         packed, config = pack(prompts, [], []), model.config
-        self.prompt, self.sampled = list[tuple[torch.Tensor, torch.Tensor]](), list[list[torch.Tensor]]()
+        self.asked, self.places = torch.arange(len(prompts)), self.live
+        self.prompt = list[tuple[torch.Tensor, torch.Tensor]]()
         self.bias = torch.zeros(packed.prompts.shape).masked_fill(packed.prompts < 0, -torch.inf)[:, None, None]
 
         def attend(number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             self.prompt.append((spread(k, packed.prompts).transpose(2, 3).contiguous(), spread(v, packed.prompts).contiguous()))
             return packed.attend(number, q, k, v)
 
-        hidden = hidden_states(model, packed.ids, packed.positions, attend)
+        self.turned = rotations(model, torch.arange(packed.prompts.shape[1] + room))
+        hidden = hidden_states(model, packed.ids, self.turned[:, packed.positions], attend)
         self.logits = model.lm_head(hidden[packed.ends]).repeat_interleave(group, dim=0)
         self.position = torch.tensor([len(p) for p in prompts]).repeat_interleave(group)
-        shape = (len(self.live), config.num_key_value_heads, room, self.prompt[0][1].shape[-1])
-        self.sampled = [[torch.empty(shape), torch.empty(shape)] for _ in self.prompt]
+        heads, width = config.num_key_value_heads, self.prompt[0][1].shape[-1]
+        self.sampled = torch.empty(len(self.prompt), 2, len(self.live), heads, room, width)
 
     def step(self, tokens: torch.Tensor) -> None:
         """Append a token [R] to every live row; `logits` [R, V] are then those of the next one."""
-        hidden = hidden_states(self.model, tokens, self.position, self._attend)
+        hidden = hidden_states(self.model, tokens, self.turned.index_select(1, self.position), self._attend)
         self.logits, self.position, self.length = self.model.lm_head(hidden), self.position + 1, self.length + 1
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all live rows but these."""
-        self.live, self.position = self.live[rows], self.position[rows]
-        self.sampled = [[x[rows] for x in pair] for pair in self.sampled]
+        """Drop all live rows but these, and the prompts once half of them have none; unfilled room is not copied."""
+        self.live, self.position, held = self.live[rows], self.position[rows], self.sampled[..., : self.length, :]
+        self.sampled = self.sampled.new_empty(*held.shape[:2], len(rows), *self.sampled.shape[3:])
+        torch.index_select(held, 2, rows, out=self.sampled[..., : self.length, :])
+        owner = self.live // self.group
+        left = torch.unique(owner)
+        if 2 * len(left) <= len(self.asked):
+            held = torch.searchsorted(self.asked, left)
+            self.asked, self.bias = left, self.bias[held]
+            self.prompt = [(keys[held], values[held]) for keys, values in self.prompt]
+        self.places = torch.searchsorted(self.asked, owner) * self.group + self.live % self.group
 
     def _attend(self, number: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         end, (keys, values), pair = self.length + 1, self.prompt[number], self.sampled[number]
@@ -250,22 +267,26 @@ class Decoder:
     def _to_grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Live rows [R, K, J, X] as [P, K, G J, X], zero where a row was dropped."""
         if len(self.live) < len(self.bias) * self.group:
-            rows = rows.new_zeros(len(self.bias) * self.group, *rows.shape[1:]).index_copy_(0, self.live, rows)
+            rows = rows.new_zeros(len(self.bias) * self.group, *rows.shape[1:]).index_copy_(0, self.places, rows)
         return rows.view(len(self.bias), self.group, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _from_grid(self, grid: torch.Tensor, heads: int) -> torch.Tensor:
         """[P, K, G J, X] back to the live rows [R, K, J, X]."""
         rows = grid.unflatten(2, (self.group, heads)).transpose(1, 2).flatten(0, 1)
-        return rows if len(self.live) == len(rows) else rows[self.live]
+        return rows if len(self.live) == len(rows) else rows.index_select(0, self.places)
+
+
+def _cooled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token [B] from each row of `logits` [B, V] by inverting its cumulative distribution, and the entropies [B] in nats."""
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logp = torch.log_softmax(_cooled(logits, temperature), dim=-1)
     odds = logp.exp()
     cumulative = odds.cumsum(dim=-1)
     place = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
-    chosen = (cumulative <= place).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+    chosen = torch.searchsorted(cumulative, place, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
     return chosen, -(odds * logp.clamp(min=-1e4)).sum(dim=-1)
 
 
@@ -334,17 +355,6 @@ def sample_groups(
             entropy[i] = total / len(ids[i])
     model.train(was_training)
     return Completions(ids, tokenizer.batch_decode(ids, skip_special_tokens=True), entropy)
-
-
-def correct_attempts(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], attempts: int, max_new: int,
-    temperature: float, seed: int,
-) -> NDArray[np.int8]:  # fmt: skip
-    """[N, attempts] 1 where the attempt's final answer is right."""
-    texts = sample_groups(model, tokenizer, [s.asked for s in samples], attempts, max_new, temperature, seed).texts
-    golds = [s.answer for s in samples for _ in range(attempts)]
-    marks = [reward(text, gold) for text, gold in zip(texts, golds, strict=True)]
-    return np.asarray(marks, dtype=np.int8).reshape(len(samples), attempts)
 
 
 class Sampler(ABC):

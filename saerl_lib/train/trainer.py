@@ -199,15 +199,11 @@ class PackedFeed(Feed):
         return groups
 
     def _write(self, step: int, number: int, groups: Sequence[Group], used: Sequence[int]) -> None:
-        rollouts = [
-            (group.sample.id, i in used, *rollout)
-            for i, group in enumerate(groups)
-            for rollout in zip(group.rewards, group.ids, group.texts, strict=True)
-        ]
+        size, of = self.train.rollouts_per_prompt, {"step": step, "round": number}
         append_rows(self.log, [
-            {"step": step, "round": number, "row": row, "sample_id": name, "used": kept, "reward": reward,
-             "completion_tokens": len(ids), "completion": text}
-            for row, (name, kept, reward, ids, text) in enumerate(rollouts)
+            {**of, "row": place * size + g, "sample_id": group.sample.id, "used": place in used, "reward": group.rewards[g],
+             "completion_tokens": len(group.ids[g]), "completion": group.texts[g]}
+            for place, group in enumerate(groups) for g in range(size)
         ])  # fmt: skip
 
 
@@ -282,10 +278,10 @@ class PlanTrainer(GRPOTrainer):
         if not self.feed.packed:
             return super()._get_per_token_logps_and_entropies(model, *arguments, **named)
         ids, mask, kept = arguments[:3]
-        sides = (slice(ids.shape[1] - kept), slice(ids.shape[1] - kept, None))
-        prompts, completions = (
-            [row[real].tolist() for row, real in zip(ids[:, side], mask[:, side].bool(), strict=True)] for side in sides
-        )
+        start = ids.shape[1] - kept  # TRL pads prompts before their first token and completions behind their last
+        rows, before, behind = (x.tolist() for x in (ids, mask[:, :start].sum(dim=1), mask[:, start:].sum(dim=1)))
+        prompts = [row[start - n : start] for row, n in zip(rows, before, strict=True)]
+        completions = [row[start : start + n] for row, n in zip(rows, behind, strict=True)]
         found = log_probabilities(self.accelerator.unwrap_model(model), prompts, completions, self.temperature)
         logps = torch.nn.functional.pad(found, (0, kept - found.shape[1]))
         return logps, torch.zeros_like(logps), None
