@@ -89,7 +89,7 @@ STATED = {
         "1.20": "bound of intervals", "1.25": "aim stated before the run", "4,608": "width of the SAE", "5.6 %": "32 of 576",
     },
     "docs/own_data.md": {
-        "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/parts.py", "2.60": "Ray, tried by hand",
+        "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/stages.py", "2.60": "Ray, tried by hand",
         "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH", "18,329": "DeepMath",
         **dict.fromkeys(("7,488", "0.66", "0.7", "0.71", "1.0", "0.642", "0.536"), "measured once, as the text says"),
     },
