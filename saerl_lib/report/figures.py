@@ -84,7 +84,7 @@ def over_runs(runs: pd.DataFrame, panels: Mapping[str, str], group: str = "arm",
 # The method, and what of the paper holds here.
 
 MAIN = {
-    "DeepMath difficulty, then DeepScaleR, in-domain": "difficulty read, rho",
+    "Difficulty of held-out DeepMath questions": "difficulty read, rho",
     "Filter at p95": "quality filter, purity in points",
     "Mixing study: accuracy gain of h = 8 of 128 over h = 0,": "mixing, points",
     "Ablation without difficulty sorting: accuracy": "sorting by difficulty, points",
@@ -114,11 +114,11 @@ def method(claims: pd.DataFrame) -> Drawn:
     plots.beside(below, {1.05: ["here (95 %)", *told], 1.98: ["paper", *(f"{v:.3g}" for v in table["paper_value"])]})
     agree, opposite = (int((table["direction"] == name).sum()) for name in ("agrees", "opposite"))
     title = (f"Of {len(table)} main claims {agree} agree with the paper in direction, {opposite} show the opposite, "
-             f"{len(table) - agree - opposite} are open")  # fmt: skip
+             f"{len(table) - agree - opposite} undecided or not run")  # fmt: skip
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, title, (
         "Open squares: the paper. Full marks: real data; open marks: a toy task. Green: the same direction; red: the opposite; "
-        "grey: undecided. Bars: 95 % intervals." + (f" Training: n = {span(trained)} seeds." if len(trained) else "")
+        "grey: undecided or not run. Bars: 95 % intervals." + (f" Training: n = {span(trained)} seeds." if len(trained) else "")
     )  # fmt: skip
 
 
@@ -172,19 +172,13 @@ def ladder_pairs(table: pd.DataFrame) -> Drawn:
     )
 
 
-CURVES = {"explained_variance": "Explained variance (share)", "difficulty": "DeepMath difficulty (rho)",
-          "subject": "MATH subject (accuracy)", "difficulty_by_retained": "DeepMath difficulty (rho)"}  # fmt: skip
-CURVE_LOOKS = {"sae": Look(BLUE, "o", "trained SAE"), "sae_untrained": Look(plots.SKY, "D", "untrained SAE"),
-               "pca": Look(plots.GREEN, "^", "k principal directions")}  # fmt: skip
-
-
 @figure_of("sae_curve")
 def sae_curve(table: pd.DataFrame) -> Drawn:
     """Explained variance and two probes against the number of active latents; dense activations as a dashed line."""
     shown = table.assign(panel=table["quantity"], group=table["features"], x=np.log2(table["k"].replace(0, 1)))
-    shown = first_by(shown[shown["features"] != "dense"], "quantity", list(CURVES))
-    figure = lines(shown, CURVE_LOOKS, columns=2, height=1.45)
-    for axis, (quantity, name) in zip(figure.axes, CURVES.items(), strict=False):
+    shown = first_by(shown[shown["features"] != "dense"], "quantity", list(plots.CURVES))
+    figure = lines(shown, plots.CURVE_LOOKS, columns=2, height=1.45)
+    for axis, (quantity, name) in zip(figure.axes, plots.CURVES.items(), strict=False):
         own = table[table["quantity"] == quantity]
         ticks = sorted(own.loc[own["k"] > 0, "k"].unique())
         axis.set_xticks(np.log2(ticks), [f"{k:g}" for k in ticks])
@@ -200,12 +194,6 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
     )
 
 
-REPLAY = {
-    "simulated": Look(GREY, "", "simulated score"), **{name: plots.LADDER[name] for name in ("sae_all", "dense", "tfidf")},
-    "clusters": Look(plots.VERMILLION, "D", "clusters"), "none": Look(BLACK, "v", "no features"),
-}  # fmt: skip
-
-
 @figure_of("replay")
 def replay(table: pd.DataFrame) -> Drawn:
     """Groups without a gradient that a prediction of pass rates avoids, and that a prompt's own history avoids instead."""
@@ -218,15 +206,16 @@ def replay(table: pd.DataFrame) -> Drawn:
         past.assign(panel="The prompt's own rollouts", group=past["features"], x=np.log2(rollouts.replace(0, 0.5)))[
             past["features"].isin(("none", "sae_all"))],
     ])  # fmt: skip
-    figure = lines(shown[shown["group"].isin(REPLAY)], REPLAY, band=False, columns=2, height=2.0,
+    figure = lines(shown[shown["group"].isin(plots.REPLAY)], plots.REPLAY, band=False, columns=2, height=2.0,
                    ylabel="Groups without gradient\navoided (%)")  # fmt: skip
     for axis, label in zip(figure.axes, ("Spearman rho with the pass rate", "Earlier rollouts (log scale)"), strict=False):
         axis.set_xlabel(label)
     if own := sorted(rollouts.unique()):
         figure.axes[-1].set_xticks(np.log2(np.where(np.array(own) == 0, 0.5, own)), [f"{k:g}" for k in own])
-    found = {"SAE latents avoid": text[(text["form"] == "features") & (text["features"] == "sae_all")],
-             "one earlier epoch": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
-    told = [f"{name} {rows['value'].iloc[0]:.0f} %" for name, rows in found.items() if len(rows)]
+    found = {"SAE latents avoid {:.0f} % on DeepScaleR": text[(text["form"] == "features") & (text["features"] == "sae_all")],
+             "{:.0f} % on DSR-sub": past[(past["features"] == "sae_all") & (rollouts == 0)],
+             "there one earlier epoch {:.0f} %": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
+    told = [name.format(rows["value"].iloc[0]) for name, rows in found.items() if len(rows)]
     return figure, "Groups without a gradient: " + ", ".join(told), (
         f"A quarter of the prompts is taken. Left: n = {text['n'].max():,} prompts of DeepScaleR, each seen once; right: "
         f"n = {past['n'].max():,} prompts of DSR-sub. Bars: 95 % bootstrap over prompts and streams."
@@ -249,9 +238,6 @@ def representation(table: pd.DataFrame) -> Drawn:
 
 # Clusters, difficulty, filter.
 
-SCORES = {"raw": Look(GREY, "s", "not calibrated"), "global": Look(ORANGE, "^", "by one map"),
-          "ranking": Look(BLUE, "o", "by cluster")}  # fmt: skip
-
 
 @figure_of("calibration")
 def calibration(bins: pd.DataFrame) -> Drawn:
@@ -259,11 +245,11 @@ def calibration(bins: pd.DataFrame) -> Drawn:
     shift = bins["predicted_mean"]
     table = bins.assign(value=bins["label_mean"] - shift, ci_low=bins["ci_low"] - shift, ci_high=bins["ci_high"] - shift, x=shift,
                         group=bins["score"], panel="")  # fmt: skip
-    figure = lines(table, SCORES, height=2.0, width=plots.COLUMN_WIDTH, band=False, xlabel="Predicted difficulty (label units)",
-                   ylabel="Label minus prediction\n(label units)")  # fmt: skip
+    figure = lines(table, plots.SCORES, height=2.0, width=plots.COLUMN_WIDTH, band=False,
+                   xlabel="Predicted difficulty (label units)", ylabel="Label minus prediction\n(label units)")  # fmt: skip
     figure.axes[0].axhline(0, color=BLACK, linewidth=0.8, linestyle="--")
     away = table["value"].abs().groupby(bins["score"]).mean()
-    told = ", ".join(f"{away[score]:.3f} {look.label}" for score, look in reversed(SCORES.items()) if score in away)
+    told = ", ".join(f"{away[score]:.3f} {look.label}" for score, look in reversed(plots.SCORES.items()) if score in away)
     return figure, f"Predicted difficulty misses the label by {told.replace(' ', ' calibrated ', 1)}", (
         f"n = {bins.groupby('score')['n'].sum().max():,} held-out labelled samples in bins of equal size; bars: 95 % interval of "
         "the bin's mean label."
@@ -331,9 +317,6 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
 
 # The batch plan.
 
-QUANTITIES = {"dominant_share": "Share of the largest cluster in a batch", "n_clusters": "Clusters in a batch",
-              "mean_ranking_score": "Mean difficulty of a batch (label units)"}  # fmt: skip
-
 
 def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]:
     """Rolling mean of `raw` along the steps of each of `groups`, over a twentieth of the run, and how to say it."""
@@ -345,9 +328,9 @@ def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]
 @figure_of("batch_composition")
 def batch_composition(batches: pd.DataFrame) -> Drawn:
     """Three panels over training steps, a line an order: share of the largest cluster, clusters, mean ranking score."""
-    long = batches.melt(["order", "step"], list(QUANTITIES), "panel", "raw").sort_values("step", kind="stable")
+    long = batches.melt(["order", "step"], list(plots.QUANTITIES), "panel", "raw").sort_values("step", kind="stable")
     mean, smoothing = smoothed(long, ["panel", "order"])
-    long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(QUANTITIES))
+    long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(plots.QUANTITIES))
     figure = lines(long, arm_looks(batches["order"]), columns=1, height=1.0, every=max(1, batches["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True)  # fmt: skip
     share = 100 * batches.groupby("order")["dominant_share"].mean()
@@ -382,15 +365,13 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
-
-
 @figure_of("gradient_coherence")
 def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     """Mean cosine of the policy gradients of two batches, of the same group and of different groups."""
-    shown = coherence[coherence["relation"].isin(RELATIONS)]
+    shown = coherence[coherence["relation"].isin(plots.RELATIONS)]
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
-    figure = forest(table, RELATIONS, list(shown["grouping"].unique()), shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
+    rows = list(shown["grouping"].unique())
+    figure = forest(table, plots.RELATIONS, rows, shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
     plots.legend(figure)
     of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
@@ -482,21 +463,16 @@ def study_effects(comparisons: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-LOSSES = {"token_mean": Look(BLUE, "o", "mean over tokens"), "sequence_mean": Look(ORANGE, "^", "mean over rollouts"),
-          "constant": Look(plots.GREEN, "s", "sum over a constant")}  # fmt: skip
-OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD, momentum 0.9"}
-
-
 @figure_of("study_updates", "study_comparisons")
 def study_updates(comparisons: pd.DataFrame) -> Drawn:
     """Orders against the random order of the same loss and optimizer."""
     own = comparisons[comparisons["metric"].eq("outcome") & comparisons["family"].eq(UPDATE)]
-    setting = f"_({'|'.join(LOSSES)})_({'|'.join(OPTIMIZERS)})$"
+    setting = f"_({'|'.join(plots.LOSSES)})_({'|'.join(plots.OPTIMIZERS)})$"
     found = own["arm"].str.extract(setting).fillna({0: "token_mean", 1: "adamw"})
     table = own.assign(row=own["arm"].str.replace(setting, "", regex=True).map(arm_name), look=found[0],
-                       panel=found[1].map(OPTIMIZERS), value=own["difference"], ci_low=own["holm_low"], ci_high=own["holm_high"],
-                       xlabel="Minus random order (points)")  # fmt: skip
-    figure = forest(table, LOSSES, list(dict.fromkeys(table["row"])), shift=0.25, row_height=0.34, chance=0.0)
+                       panel=found[1].map(plots.OPTIMIZERS), value=own["difference"], ci_low=own["holm_low"],
+                       ci_high=own["holm_high"], xlabel="Minus random order (points)")  # fmt: skip
+    figure = forest(table, plots.LOSSES, list(dict.fromkeys(table["row"])), shift=0.25, row_height=0.34, chance=0.0)
     plots.legend(figure)
     counted = table.assign(above=table["ci_low"] > 0, below=table["ci_high"] < 0).groupby("row", sort=False)
     title = ", ".join(f"{row} {part['above'].sum()} ({part['below'].sum()})" for row, part in counted)

@@ -140,6 +140,22 @@ FLAW_SCORES = {
     "source_probe": "source probe (paper)", "length": "length", "perplexity_prompt": "perplexity",
 }  # fmt: skip
 """Scores from top to bottom: probes trained on flaws, then what knows no label of a flaw."""
+CURVES = {"explained_variance": "Explained variance (share)", "difficulty": "DeepMath difficulty (rho)",
+          "subject": "MATH subject (accuracy)", "difficulty_by_retained": "DeepMath difficulty (rho)"}  # fmt: skip
+CURVE_LOOKS = {"sae": Look(BLUE, "o", "trained SAE"), "sae_untrained": Look(SKY, "D", "untrained SAE"),
+               "pca": Look(GREEN, "^", "k principal directions")}  # fmt: skip
+REPLAY = {
+    "simulated": Look(GREY, "", "simulated score"), **{name: LADDER[name] for name in ("sae_all", "dense", "tfidf")},
+    "clusters": Look(VERMILLION, "D", "clusters"), "none": Look(BLACK, "v", "no features"),
+}  # fmt: skip
+SCORES = {"raw": Look(GREY, "s", "not calibrated"), "global": Look(ORANGE, "^", "by one map"),
+          "ranking": Look(BLUE, "o", "by cluster")}  # fmt: skip
+QUANTITIES = {"dominant_share": "Share of the largest cluster in a batch", "n_clusters": "Clusters in a batch",
+              "mean_ranking_score": "Mean difficulty of a batch (label units)"}  # fmt: skip
+RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
+LOSSES = {"token_mean": Look(BLUE, "o", "mean over tokens"), "sequence_mean": Look(ORANGE, "^", "mean over rollouts"),
+          "constant": Look(GREEN, "s", "sum over a constant")}  # fmt: skip
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD, momentum 0.9"}
 
 
 # Names, colours, labels.

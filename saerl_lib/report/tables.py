@@ -250,7 +250,7 @@ HEADLINES = (
     "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
     "SAERL on GRPO against GRPO: fewer steps",
     "SAERL on GRPO against DIFF: accuracy gain",
-    "DeepMath difficulty, then DeepScaleR, in-domain",
+    "Difficulty of held-out DeepMath questions",
     "Filter at p95",
 )
 """Beginnings of the claims that the README opens with."""
@@ -274,7 +274,8 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     for name, part in (("Reading and preparing the data", run[~trained]), ("Training", run[trained])):
         counts = part["direction"].value_counts()
         found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
-        said.append(f"{name}: of {len(part)} claims {found}")
+        within = (part["size"] == "yes").sum()
+        said.append(f"{name}: of {len(part)} claims {found}; {within} intervals hold the paper's value")
     header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
     first = f"Do our effects have the paper's sign? {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
     return f"{first}\n\n{markdown_table(header, rows)}"
