@@ -338,8 +338,6 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
     return figure, title, f"n = {span(batches.groupby('order').size())} batches an order; {smoothing}."
 
 
-SETTINGS = {"K": "clusters K", "tau_sh": "shrinkage tau", "rest": "left-over samples", "unequal": "small clusters"}
-"""Settings that can move a sample far: tails are swapped within a stage, so that h and window cannot."""
 RANDOM_ORDERS = 0.81
 """Share moved between two random orders: 1 - 2 * 0.1 + 0.1^2."""
 
@@ -348,8 +346,8 @@ RANDOM_ORDERS = 0.81
 def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     """Share of samples that move by more than a tenth of the run, a row a changed setting, beside other k-means seeds."""
     noise = rows.loc[rows["varied"] == "k-means seed", "share_moved"]
-    changed = first_by(rows[rows["varied"].isin(SETTINGS)], "varied", list(SETTINGS))
-    names = [f"{SETTINGS[r.varied]}: {plots.readable(r.setting)} ({plots.readable(r.default)})" for r in changed.itertuples()]
+    changed = first_by(rows[rows["varied"].isin(plots.SETTINGS)], "varied", list(plots.SETTINGS))
+    names = [f"{plots.SETTINGS[r.varied]}: {plots.readable(r.setting)} ({plots.readable(r.default)})" for r in changed.itertuples()]
     table = changed.assign(row=names, panel="", value=changed["share_moved"])
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
@@ -476,10 +474,12 @@ def study_updates(comparisons: pd.DataFrame) -> Drawn:
     plots.legend(figure)
     counted = table.assign(above=table["ci_low"] > 0, below=table["ci_high"] < 0).groupby("row", sort=False)
     title = ", ".join(f"{row} {part['above'].sum()} ({part['below'].sum()})" for row, part in counted)
-    early = "Fewer seeds than planned. " * bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
-    return figure, f"Better (worse) than a random order, of {len(found.drop_duplicates())} settings: {title}", (
+    early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
+    first = f"{'So far better' if early else 'Better'} (worse) than a random order, of {len(found.drop_duplicates())} settings"
+    return figure, f"{first}: {title}", (
         f"Mean of the last three evaluations, n = {span(table['n_seeds'])} matched seeds, each setting at the best rate of its "
-        f"random order. Bars: 95 %, corrected by Holm over {len(table)} comparisons. {early}"
+        f"random order. Bars: 95 %, corrected by Holm over {len(table)} comparisons."
+        + " Fewer seeds than planned: undecided by the protocol." * early
     )  # fmt: skip
 
 

@@ -152,6 +152,8 @@ SCORES = {"raw": Look(GREY, "s", "not calibrated"), "global": Look(ORANGE, "^", 
           "ranking": Look(BLUE, "o", "by cluster")}  # fmt: skip
 QUANTITIES = {"dominant_share": "Share of the largest cluster in a batch", "n_clusters": "Clusters in a batch",
               "mean_ranking_score": "Mean difficulty of a batch (label units)"}  # fmt: skip
+SETTINGS = {"K": "clusters K", "tau_sh": "shrinkage tau", "rest": "left-over samples", "unequal": "small clusters"}
+"""Settings that can move a sample far: tails are swapped within a stage, so that h and window cannot."""
 RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
 LOSSES = {"token_mean": Look(BLUE, "o", "mean over tokens"), "sequence_mean": Look(ORANGE, "^", "mean over rollouts"),
           "constant": Look(GREEN, "s", "sum over a constant")}  # fmt: skip
