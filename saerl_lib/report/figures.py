@@ -1,4 +1,4 @@
-"""Every figure, drawn from `figures/data/*.csv` alone: no model, no GPU, no download; the same tables give the same bytes.
+"""Every figure, drawn from `figures/data/*.csv` alone; the same tables give the same bytes.
 
 A function takes the tables of its figure, brings them into the form of `plots.forest` or `plots.lines`, and returns the panels,
 a title that says what they show, and the small print. At most twenty figures: what else is measured is shown as a table.
@@ -347,7 +347,8 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     """Share of samples that move by more than a tenth of the run, a row a changed setting, beside other k-means seeds."""
     noise = rows.loc[rows["varied"] == "k-means seed", "share_moved"]
     changed = first_by(rows[rows["varied"].isin(plots.SETTINGS)], "varied", list(plots.SETTINGS))
-    names = [f"{plots.SETTINGS[r.varied]}: {plots.readable(r.setting)} ({plots.readable(r.default)})" for r in changed.itertuples()]
+    said = changed["varied"].map(plots.SETTINGS), changed["setting"].map(plots.readable), changed["default"].map(plots.readable)
+    names = [f"{name}: {setting} ({default})" for name, setting, default in zip(*said, strict=True)]
     table = changed.assign(row=names, panel="", value=changed["share_moved"])
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
