@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,20 +32,20 @@ from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
-from saerl_lib.encode.models import model_name, open_reader
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEQuality, measured
-from saerl_lib.encode.stages import encode, open_encoded, require_ray, require_shared
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of
 from saerl_lib.plan.orders import order_pool, projection_2d, prompt_tokens, random_order
 from saerl_lib.plan.trainers import export_plan, open_export
 from saerl_lib.properties.clusters import Clusters, pool_clusters
-from saerl_lib.properties.probes import fit_tfidf, metric
+from saerl_lib.properties.probes import metric, tfidf_of
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
 from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
+
+if TYPE_CHECKING:
+    from saerl_lib.encode.sae import SAEQuality  # `plan` without a model loads neither torch nor SAELens
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
@@ -260,7 +260,7 @@ def represent_text(samples: Sequence[Sample], seed: int) -> Representation:
 
 def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
     """[N, TEXT_COLUMNS]; columns beyond the rank of a small pool are 0."""
-    matrix = fit_tfidf(texts).transform(texts)
+    matrix = tfidf_of(texts)
     out = np.zeros((len(texts), TEXT_COLUMNS), dtype=np.float32)
     width = min(TEXT_COLUMNS, *(size - 1 for size in matrix.shape))
     if width > 0:
@@ -273,6 +273,10 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     """SAE features and metadata of N samples; `work` is a folder for the store of all latents. Raises OSError or ValueError for
     a model that cannot be read, SAEGateError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
     from transformers.utils.logging import disable_progress_bar
+
+    from saerl_lib.encode.models import model_name, open_reader
+    from saerl_lib.encode.sae import MEASURED_SAMPLES, measured
+    from saerl_lib.encode.stages import encode
 
     try:
         model_name(config.reader)
@@ -292,6 +296,8 @@ def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfi
     Nothing is encoded again, wherever it was encoded. Raises ArtifactError when `encode` did not finish or a shard is damaged,
     and DataError when it read another file or left some of these rows out.
     """
+    from saerl_lib.encode.stages import open_encoded
+
     store, manifest = open_encoded(folder)
     if Path(source).is_file() and file_sha256(Path(source)) not in {file["sha256"] for file in manifest["source"]}:
         names = ", ".join(file["name"] for file in manifest["source"])
@@ -454,6 +460,8 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 
     Raises UserError without a model, DataError for bad data, and what `encode` raises.
     """
+    from saerl_lib.encode.stages import encode, require_ray, require_shared
+
     if reading.encoder == NO_ENCODER:
         raise UserError("encode reads with a model: give --encoder MODEL, --layer N and --sae SAE")
     if ray is not None:

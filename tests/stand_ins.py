@@ -17,9 +17,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.pool import Encoder, write_shard
 from saerl_lib.encode.sae import fresh_sae
-from saerl_lib.encode.store import Store, shard_path, write_shard
+from saerl_lib.encode.store import Store, shard_path
 from saerl_lib.needs import SETS
 from saerl_lib.world import pretrain
 

@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
-from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode import pool
 from saerl_lib.encode.models import (
-    SEPARATOR,
     Layout,
     open_decoder,
     pack,
@@ -33,20 +32,28 @@ from saerl_lib.encode.models import (
     token_vectors,
     truncate,
 )
-from saerl_lib.encode.pool import GROUP, Encoder, Triples, find_all, pool_dense, pool_triples, token_table, topk_entries
-from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, load_opensae, load_sae, open_sae
+from saerl_lib.encode.pool import (
+    GROUP,
+    Encoder,
+    Triples,
+    find_all,
+    pool_dense,
+    pool_triples,
+    token_table,
+    topk_entries,
+    write_shard,
+)
+from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, hooked_gradient, load_opensae, load_sae, open_sae
 from saerl_lib.encode.store import (
     FEATURES,
     RULES,
     FeatureTable,
     Store,
     choose_retained,
-    hooked_gradient,
     load_features,
     metadata_features,
     save_features,
     shard_path,
-    write_shard,
 )
 from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.settings import SAEConfig

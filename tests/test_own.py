@@ -6,6 +6,8 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from saerl_lib import cli, own
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.store import load_features
 from saerl_lib.own import Arranged, OwnConfig, Planned, arrange, load_data, plan_own_data, represent_text
+from saerl_lib.paths import ROOT
 from saerl_lib.plan.batch_plan import read_plan
 from saerl_lib.report.page import caveats, expectation, score_table
 from saerl_lib.settings import Fields
@@ -346,6 +349,15 @@ def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytes
     assert cli.main([*common, "--without-labels", "random", "--out", str(tmp_path / "b")]) == 0
     assert cli.main(["plan", "diff", str(tmp_path / "a" / "plan.parquet"), str(tmp_path / "b" / "plan.parquet")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 64
+
+
+def test_a_first_look_loads_no_library_of_models(tmp_path: Path) -> None:
+    words = ["plan", "--data", write_jsonl(tmp_path / "my.jsonl", rows()), "--encoder", "none", "--out", str(tmp_path / "out")]
+    told = "import sys; from saerl_lib.cli import main; assert main(sys.argv[1:]) == 0; print(sorted({*sys.modules} & {*%s}))"
+    done = subprocess.run(
+        [sys.executable, "-c", told % ["torch", "transformers", "sae_lens"], *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 # What is read; a model and its SAE.

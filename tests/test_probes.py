@@ -15,8 +15,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from saerl_lib.config import LadderConfig, PropertyConfig
 from saerl_lib.data.published import load_labelled
-from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.models import SEPARATOR, measure_surprise
+from saerl_lib.data.sample import SEPARATOR, DataError, Sample
+from saerl_lib.encode.models import measure_surprise
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics

@@ -17,6 +17,8 @@ from saerl_lib.artifacts import Stage
 
 COLUMNS = ("id", "prompt", "steps", "answer", "topic", "difficulty", "source", "flaw", "step_labels")
 SAMPLES = "samples.parquet"
+SEPARATOR = "\n"
+"""Between prompt and solution, as a model reads them."""
 """Name of the samples beside a plan of one's own data."""
 
 

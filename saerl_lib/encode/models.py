@@ -41,7 +41,7 @@ from transformers import (
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, file_sha256, write_json
 from saerl_lib.config import SHIPPED, SMOLLM2, ReaderConfig
-from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 
 if TYPE_CHECKING:
     from saerl_lib.encode.pool import Encoder
@@ -217,10 +217,6 @@ def open_tokenizer(name: str, texts: Sequence[str] = ASKED) -> Any:
 
 
 # Samples as tokens.
-
-SEPARATOR = "\n"
-"""Between prompt and solution."""
-
 
 @dataclass(frozen=True)
 class TokenBatch:

@@ -8,8 +8,10 @@ it once. Values are those of SAELens' `encode` (a test compares them). Axes: N s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +19,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import CutModel, Layout, TokenBatch, states_of, token_batches
+from saerl_lib.encode.models import CutModel, Layout, TokenBatch, pack, pad, sample_spans, states_of, token_batches
+from saerl_lib.encode.store import DENSE, HEADER, values_hash
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 """Entries of the dense [tokens, F] array of one chunk; 8 MiB in float32 stay in a CPU's cache until they are read again."""
@@ -192,6 +196,53 @@ def pool_batch(
     rows = np.asarray(batch.rows)
     placed = {name: replace(pooled, row=rows[pooled.row]) for name, pooled in found.items()}
     return placed, pool_dense(vectors.float().cpu().numpy(), group, len(rows)) if encoder.dense else None
+
+
+def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
+    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
+    with the sample id when an activation is not finite."""
+    spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
+    solved, dense = np.zeros(len(samples), dtype=bool), None
+    found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
+    for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
+        batch = pad(batch_rows, spans, encoder.tokenizer.pad_token_id or 0)
+        pooled, activations = pool_batch(encoder, batch, samples)
+        solved[list(batch.rows)] = batch.solution.any(dim=1).numpy()
+        for name, part in pooled.items():
+            found[name].append(part)
+        if activations is not None:
+            dense = np.empty((len(samples), activations.shape[1]), dtype=np.float32) if dense is None else dense
+            dense[list(batch.rows)] = activations
+    arrays = {
+        "solved": solved,
+        "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
+        "truncated": np.array([s.truncated for s in spans], dtype=bool),
+        **({} if dense is None else {DENSE: dense}),
+    }
+    for name, parts in found.items():
+        arrays |= {f"{name}.{k}": v for k, v in _entries(parts, len(samples), encoder.saes[name].cfg.d_sae).items()}
+    ids = [s.id for s in samples]
+    record = {
+        **made_from, "widths": {name: sae.cfg.d_sae for name, sae in encoder.saes.items()}, "samples": len(samples),
+        "tokens": int(arrays["tokens"].sum()), "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()),
+        "entries": len(arrays[f"{next(iter(found))}.column"]), "values": values_hash(ids, arrays),
+    }  # fmt: skip
+    save_file(arrays, path, metadata={HEADER: json.dumps({"ids": ids, "record": record}, sort_keys=True)})
+    return record
+
+
+def _entries(parts: Sequence[Pooled], n: int, width: int) -> dict[str, NDArray]:
+    """CSR arrays of one SAE from the batches of a shard of n samples."""
+    row = np.concatenate([part.row for part in parts])
+    column = np.concatenate([part.span * width + part.latent for part in parts])
+    order = np.lexsort((column, row))
+    return {
+        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64),
+        "column": column[order].astype(np.int32),
+        "mean": np.concatenate([part.mean for part in parts])[order],
+        "peak": np.concatenate([part.peak for part in parts])[order],
+    }
 
 
 @torch.inference_mode()

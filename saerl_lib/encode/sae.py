@@ -14,22 +14,33 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sae_lens import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import OPENSAE, SAELENS, UNTRAINED, sae_folder, sample_spans, token_vectors
-
-if TYPE_CHECKING:
-    from saerl_lib.encode.pool import Encoder
+from saerl_lib.encode.models import (
+    OPENSAE,
+    SAELENS,
+    UNTRAINED,
+    Layout,
+    TokenBatch,
+    sae_folder,
+    sample_spans,
+    token_batches,
+    token_vectors,
+)
+from saerl_lib.encode.pool import Encoder, find_all
 
 START = "start.safetensors"
 """Mean and mean norm of the vectors that the shipped SAE was trained on, from which an untrained one begins too."""
@@ -191,3 +202,42 @@ def measured(samples: Sequence[Sample], encoder: Encoder) -> SAEQuality:
     parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)
     vectors = torch.cat([part[::stride] for part in parts]).to(encoder.sae.W_enc.device)
     return measure_sae(encoder.sae, vectors.split(TOKENS_AT_ONCE))
+
+
+def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D]. A sample
+    without a solution span has no loss and a gradient of 0."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        states = output[0] if isinstance(output, tuple) else output
+        kept["states"] = states.detach().requires_grad_(True)
+        return (kept["states"], *output[1:]) if isinstance(output, tuple) else kept["states"]
+
+    handle = model.base_model.layers[layer - 1].register_forward_hook(keep)
+    try:
+        logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits[:, :-1]
+    finally:
+        handle.remove()
+    counted = batch.solution[:, 1:]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
+    loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
+    loss.backward()
+    return kept["states"].detach(), kept["states"].grad
+
+
+def gradient_influence(
+    samples: Sequence[Sample], model: PreTrainedModel, tokenizer: object, layer: int, sae: SAE, tokens_per_batch: int
+) -> NDArray[np.float64]:
+    """Influence of each latent, [F], over samples with a solution. `model` is the whole LM, not the one cut at the hook."""
+    total, n = np.zeros(sae.cfg.d_sae), 0
+    model.requires_grad_(False)
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, Layout()):
+        states, gradient = hooked_gradient(model, layer, batch)
+        keep = batch.prompt | batch.solution
+        vectors, slopes = states[keep], gradient[keep]
+        for token, latent, value in zip(*(part.split(2**18) for part in find_all(sae, vectors)), strict=True):
+            along = (slopes[token] * sae.W_dec.detach()[latent]).sum(dim=1)
+            total += np.bincount(latent.numpy(), weights=(value * along).abs().numpy(), minlength=len(total))
+        n += int(batch.solution.any(dim=1).sum())
+    return total / max(n, 1)

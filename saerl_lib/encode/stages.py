@@ -47,18 +47,16 @@ from saerl_lib.artifacts import (
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
-from saerl_lib.encode.pool import Encoder
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, measured
+from saerl_lib.encode.pool import Encoder, write_shard
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, gradient_influence, measured
 from saerl_lib.encode.store import (
     FeatureTable,
     Store,
     choose_retained,
-    gradient_influence,
     metadata_features,
     read_record,
     save_features,
     shard_path,
-    write_shard,
 )
 
 # Stages.

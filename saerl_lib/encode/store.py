@@ -19,21 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from sae_lens import SAE
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from sklearn.feature_selection import f_regression
 from sklearn.linear_model import ElasticNet
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from saerl_lib.artifacts import ArtifactError, Stage
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import Layout, TokenBatch, pack, pad, sample_spans, token_batches
-from saerl_lib.encode.pool import Encoder, Pooled, find_all, pool_batch
 
 MAIN, DENSE = "sae", "dense"
 """Names of the reader's own SAE and of the activations themselves in a shard."""
@@ -110,64 +104,17 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.safetensors"
 
 
-def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
-    formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
-    with the sample id when an activation is not finite."""
-    spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
-    solved, dense = np.zeros(len(samples), dtype=bool), None
-    found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
-    for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
-        batch = pad(batch_rows, spans, encoder.tokenizer.pad_token_id or 0)
-        pooled, activations = pool_batch(encoder, batch, samples)
-        solved[list(batch.rows)] = batch.solution.any(dim=1).numpy()
-        for name, part in pooled.items():
-            found[name].append(part)
-        if activations is not None:
-            dense = np.empty((len(samples), activations.shape[1]), dtype=np.float32) if dense is None else dense
-            dense[list(batch.rows)] = activations
-    arrays = {
-        "solved": solved,
-        "tokens": np.array([len(s.ids) for s in spans], dtype=np.int32),
-        "truncated": np.array([s.truncated for s in spans], dtype=bool),
-        **({} if dense is None else {DENSE: dense}),
-    }
-    for name, parts in found.items():
-        arrays |= {f"{name}.{k}": v for k, v in _entries(parts, len(samples), encoder.saes[name].cfg.d_sae).items()}
-    ids = [s.id for s in samples]
-    record = {
-        **made_from, "widths": {name: sae.cfg.d_sae for name, sae in encoder.saes.items()}, "samples": len(samples),
-        "tokens": int(arrays["tokens"].sum()), "truncated": int(arrays["truncated"].sum()), "solved": int(solved.sum()),
-        "entries": len(arrays[f"{next(iter(found))}.column"]), "values": _values_hash(ids, arrays),
-    }  # fmt: skip
-    save_file(arrays, path, metadata={HEADER: json.dumps({"ids": ids, "record": record}, sort_keys=True)})
-    return record
-
-
-def _entries(parts: Sequence[Pooled], n: int, width: int) -> dict[str, NDArray]:
-    """CSR arrays of one SAE from the batches of a shard of n samples."""
-    row = np.concatenate([part.row for part in parts])
-    column = np.concatenate([part.span * width + part.latent for part in parts])
-    order = np.lexsort((column, row))
-    return {
-        "pointers": np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64),
-        "column": column[order].astype(np.int32),
-        "mean": np.concatenate([part.mean for part in parts])[order],
-        "peak": np.concatenate([part.peak for part in parts])[order],
-    }
-
-
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record that `write_shard` returned for the file, or None when it is missing or not as it was written."""
     try:
         header, arrays = _header(path), load_file(path)
         record = header["record"]
-        return record if record["values"] == _values_hash(header["ids"], arrays) else None
+        return record if record["values"] == values_hash(header["ids"], arrays) else None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 
 
-def _values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
+def values_hash(ids: Sequence[str], arrays: Mapping[str, NDArray]) -> str:
     found = hashlib.sha256(json.dumps(list(ids)).encode())
     for name in sorted(arrays):
         found.update(np.ascontiguousarray(arrays[name]))
@@ -365,42 +312,3 @@ def load_split_features(features: Stage, name: str) -> FeatureTable:
     """The feature table of one split; a sample without a solution gets the pool's mean one (`FeatureTable.complete`)."""
     table = load_features(features.path(f"{name}.safetensors"))
     return table if table.solved.all() else table.complete(load_features(features.path("pool.safetensors")))
-
-
-def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Residual stream after block `layer` and the gradient there of each sample's mean solution loss, both [B, T, D]. A sample
-    without a solution span has no loss and a gradient of 0."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        states = output[0] if isinstance(output, tuple) else output
-        kept["states"] = states.detach().requires_grad_(True)
-        return (kept["states"], *output[1:]) if isinstance(output, tuple) else kept["states"]
-
-    handle = model.base_model.layers[layer - 1].register_forward_hook(keep)
-    try:
-        logits = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits[:, :-1]
-    finally:
-        handle.remove()
-    counted = batch.solution[:, 1:]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
-    loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
-    loss.backward()
-    return kept["states"].detach(), kept["states"].grad
-
-
-def gradient_influence(
-    samples: Sequence[Sample], model: PreTrainedModel, tokenizer: object, layer: int, sae: SAE, tokens_per_batch: int
-) -> NDArray[np.float64]:
-    """Influence of each latent, [F], over samples with a solution. `model` is the whole LM, not the one cut at the hook."""
-    total, n = np.zeros(sae.cfg.d_sae), 0
-    model.requires_grad_(False)
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, Layout()):
-        states, gradient = hooked_gradient(model, layer, batch)
-        keep = batch.prompt | batch.solution
-        vectors, slopes = states[keep], gradient[keep]
-        for token, latent, value in zip(*(part.split(2**18) for part in find_all(sae, vectors)), strict=True):
-            along = (slopes[token] * sae.W_dec.detach()[latent]).sum(dim=1)
-            total += np.bincount(latent.numpy(), weights=(value * along).abs().numpy(), minlength=len(total))
-        n += int(batch.solution.any(dim=1).sum())
-    return total / max(n, 1)

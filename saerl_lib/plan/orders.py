@@ -33,8 +33,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.sample import DataError, Sample, load_split, normalise, write_samples
-from saerl_lib.encode.models import SEPARATOR, open_tokenizer
+from saerl_lib.data.sample import SEPARATOR, DataError, Sample, load_split, normalise, write_samples
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.needs import model_folder
 from saerl_lib.plan.batch_plan import (
@@ -348,6 +347,8 @@ def kept_pool(difficulty: Stage, quality: Stage) -> pd.DataFrame:
 def prompt_tokens(policy: str, samples: Sequence[Sample], chat: bool | None = None) -> np.ndarray:
     """Tokens of each prompt as the policy, a folder or hub name, is given it, int [N]; chat None: by its template where it has
     one."""
+    from saerl_lib.encode.models import open_tokenizer  # loads transformers
+
     tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]])
     chat = bool(tokenizer.chat_template) if chat is None else chat
     prompts = [sample.asked if chat else sample.prompt for sample in samples]

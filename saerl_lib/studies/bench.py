@@ -43,8 +43,7 @@ from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode import models
 from saerl_lib.encode.models import open_reader
-from saerl_lib.encode.pool import pool_vectors
-from saerl_lib.encode.store import write_shard
+from saerl_lib.encode.pool import pool_vectors, write_shard
 from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import pool_clusters

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from saerl_lib.config import sub_seed
-from saerl_lib.encode.models import SEPARATOR
+from saerl_lib.data.sample import SEPARATOR
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.sampler import log_probabilities
 from saerl_lib.world.sources import Text, learner_text
