@@ -22,17 +22,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from saerl_lib.artifacts import write_atomic
+from saerl_lib.report.tables import FOLDER, LABELS
 
 COLUMN_WIDTH, FULL_WIDTH = 3.3, 4.4
 """Inches of a figure of one panel, and of several."""
 DPI = 200
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-)  # fmt: skip
-"""Okabe and Ito (2008)."""
-GREY, LIGHT, SHADE = "#767676", "#D9D9D9", "#E6EFF5"
-VIOLET, BROWN = "#7A5195", "#8C6D31"
+COLOURS = {
+    "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442", "blue": "#0072B2",
+    "vermillion": "#D55E00", "purple": "#CC79A7", "grey": "#767676", "light": "#D9D9D9", "violet": "#7A5195", "brown": "#8C6D31",
+}  # fmt: skip
+"""Okabe and Ito (2008), and four more."""
+BLACK, ORANGE, GREEN, BLUE, VERMILLION, GREY, LIGHT = (
+    COLOURS[name] for name in ("black", "orange", "green", "blue", "vermillion", "grey", "light")
+)
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "xtick.labelsize": 7,
@@ -44,7 +47,7 @@ RC: dict[str, Any] = {
 STYLE = ["default", RC]
 """The style whatever the user's own settings are."""
 PAPER: dict[str, Any] = {
-    "marker": "s", "linestyle": "none", "color": ORANGE, "markerfacecolor": "none", "markersize": 6.5, "clip_on": False,
+    "marker": "s", "linestyle": "none", "color": BLACK, "markerfacecolor": "none", "markersize": 6.5, "clip_on": False,
     "label": "paper",
 }  # fmt: skip
 """The paper's own value, in every figure."""
@@ -58,109 +61,20 @@ class Look(NamedTuple):
     hollow: bool = False
 
 
-NAMES = {
-    "random": "random order", "saerl_grpo": "SAERL", "saerl_dapo": "SAERL on DAPO", "minus_diff": "no difficulty",
-    "minus_diff_mix": "no difficulty, no mixing", "minus_clus_mix": "no clusters, no mixing", "minus_mix": "no mixing",
-    "alone": "half of the topics alone", "reshuffled": "another shuffle", "mix_1": "h = 1", "mix_4": "h = 4",
-    "mix_8": "h = 8", "nearest_half": "pass rate nearest one half", "mopps": "MoPPS",
-    "irds": "IRDS-style", "pass_rate_order": "pass-rate order", "grpo_4b": "GRPO, 4 x batch", "saerl_4b": "SAERL, 4 x batch",
-    "saerl_frozen": "SAERL frozen decoder", "saerl_shuffled": "SAERL shuffled scores",
-}  # fmt: skip
-"""Names of arms and orders that are not made of their words."""
+LOOKED = pd.read_csv(FOLDER / "labels.csv", dtype=str, keep_default_na=False)
+KINDS = dict(LOOKED.loc[LOOKED["kind"] != "", ["key", "kind"]].itertuples(index=False, name=None))
+"""Feature set -> its kind."""
+LOOKS = {
+    str(group): {row.key: Look(COLOURS[row.colour], row.marker, row.label, row.hollow == "yes") for row in part.itertuples()}
+    for group, part in LOOKED[LOOKED["colour"] != ""].groupby("group", sort=False)
+}
+"""The one look of everything that is drawn, by group, in the order of its legend or rows."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
     "tfidf": "TF-IDF", "true": "true labels"}  # fmt: skip
+"""Words of arms that are not written as they are."""
 
 
-def arm_name(name: str) -> str:
-    """The one name of an arm or order in every figure.
-
-    >>> arm_name("saerl_grpo"), arm_name("saerl_tfidf"), arm_name("hard_to_easy")
-    ('SAERL', 'SAERL TF-IDF', 'hard to easy')
-    """
-    return NAMES.get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
-
-
-ARMS = {
-    "grpo": Look(GREY, "s"), "random": Look(GREY, "s"), "saerl": Look(BLUE), "saerl_grpo": Look(BLUE),
-    "saerl_before_mixing": Look(ORANGE, "^"), "dapo": Look(BLACK, "D"), "saerl_dapo": Look(SKY, "P"),
-    "diff": Look(VERMILLION, "^"), "adarft": Look(GREEN, "v"), "gainrl": Look(PURPLE, "X"), "nearest_half": Look(VIOLET, "D"),
-    "alone": Look(BROWN, "v"), "reshuffled": Look(GREY, "s", hollow=True),
-}  # fmt: skip
-"""Colour and marker of an arm or order in every figure, from the first to the last of a legend."""
-OTHERS = (Look(YELLOW, "*"), Look(LIGHT, "h"), Look(YELLOW, "<"), Look(LIGHT, ">"))
-"""Looks of arms without a fixed one."""
-
-
-# Feature sets and what is read from them.
-
-RUNGS = {
-    "sae": Look(BLUE, "o", "SAE"), "control": Look(SKY, "D", "SAE controls"),
-    "dense": Look(GREEN, "^", "dense activations"),
-    "text": Look(ORANGE, "s", "text: length, metadata, TF-IDF"), "nothing": Look(GREY, "X", "majority / mean, shuffled labels"),
-}  # fmt: skip
-"""Kind of a feature set -> its look."""
-SETS = {
-    "sae_all": ("sae", "SAE, all latents"), "sae": ("sae", "SAE, retained"), "sae_plain": ("sae", "SAE, no $ signs"),
-    "sae_by_subject": ("sae", "SAE, by subject"), "sae_untrained_all": ("control", "untrained SAE, all"),
-    "sae_untrained": ("control", "untrained SAE"), "sae_shuffled_labels": ("nothing", "SAE, shuffled labels"),
-    "dense": ("dense", "dense activations"), "tfidf": ("text", "TF-IDF"), "metadata": ("text", "metadata"),
-    "delimiters": ("text", "counts of $ signs"), "length": ("text", "length"), "shuffled_labels": ("nothing", "shuffled labels"),
-    "majority / mean": ("nothing", "majority / mean"),
-}  # fmt: skip
-"""Feature sets that are drawn, from top to bottom, with their kind and their one name in every figure."""
-SET_NAMES = {key: name for key, (_, name) in SETS.items()} | {"kmeans_seeds": "k-means seeds"}
-DATA_SETS = {
-    "math_test": "MATH", "deepmath_18k": "DeepMath", "deepscaler_pass_rate": "DeepScaleR", "quality_valimath": "ValiMath",
-    "dsr_sub_training_accuracy": "DSR-sub", "world": "toy task",
-}  # fmt: skip
-TARGETS = {
-    "difficulty_level": "difficulty", "difficulty_level_with_solution": "difficulty, solved",
-    "difficulty_in_domain": "difficulty", "difficulty_by_pass_rate": "pass rate",
-    "difficulty_out_of_domain": "out of domain", "difficulty_adapted": "adapted", "topic_l2": "domain (L2)",
-    "topic_l3": "subfield (L3)", "topic_leaf": "leaf topic",
-}  # fmt: skip
-"""Names of what is read that are not made of their words."""
-METRICS = {"accuracy": "Accuracy", "spearman": "Spearman rho", "roc_auc": "ROC-AUC", "pearson": "Pearson r"}
-"""Metrics that ladders draw; of RMSE and MAE the table alone speaks."""
-LADDER = {name: look._replace(label=SET_NAMES[name]) for name, look in {
-    "sae_all": Look(BLUE), "sae": Look(BLUE, "D", hollow=True), "sae_untrained_all": Look(SKY, "D"), "dense": Look(GREEN, "^"),
-    "tfidf": Look(ORANGE, "s"), "length": Look(PURPLE, "v"), "majority / mean": Look(GREY, "X"),
-}.items()}  # fmt: skip
-"""The main feature sets; the others stand in the table alone."""
-RULES = {
-    "variance": Look(BLUE, "o", "variance (default)"), "elastic_net": Look(ORANGE, "s", "elastic net"),
-    "anova": Look(GREEN, "^", "ANOVA"), "gradient": Look(PURPLE, "D", "gradient"), "random": Look(GREY, "X", "random"),
-}  # fmt: skip
-"""Rules that choose the retained latents."""
-FLAW_SCORES = {
-    "flaw_probe_sae": "flaw probe, SAE*", "flaw_probe_selfreg": "flaw probe, SelfReg*",
-    "flaw_probe_sae_untrained": "flaw probe, untrained SAE*", "flaw_probe_dense": "flaw probe, dense*",
-    "flaw_probe_tfidf": "flaw probe, TF-IDF*", "flaw_probe_metadata": "flaw probe, metadata*",
-    "flaw_probe_shuffled": "flaw probe, shuffled*", "dsir_per_ngram": "DSIR per n-gram", "dsir": "DSIR",
-    "source_probe": "source probe (paper)", "length": "length", "perplexity_prompt": "perplexity",
-}  # fmt: skip
-"""Scores from top to bottom: probes trained on flaws, then what knows no label of a flaw."""
-CURVES = {"explained_variance": "Explained variance (share)", "difficulty": "DeepMath difficulty (rho)",
-          "subject": "MATH subject (accuracy)", "difficulty_by_retained": "DeepMath difficulty (rho)"}  # fmt: skip
-CURVE_LOOKS = {"sae": Look(BLUE, "o", "trained SAE"), "sae_untrained": Look(SKY, "D", "untrained SAE"),
-               "pca": Look(GREEN, "^", "k principal directions")}  # fmt: skip
-REPLAY = {
-    "simulated": Look(GREY, "", "simulated score"), **{name: LADDER[name] for name in ("sae_all", "dense", "tfidf")},
-    "clusters": Look(VERMILLION, "D", "clusters"), "none": Look(BLACK, "v", "no features"),
-}  # fmt: skip
-SCORES = {"raw": Look(GREY, "s", "not calibrated"), "global": Look(ORANGE, "^", "by one map"),
-          "ranking": Look(BLUE, "o", "by cluster")}  # fmt: skip
-QUANTITIES = {"dominant_share": "Share of the largest cluster in a batch", "n_clusters": "Clusters in a batch",
-              "mean_ranking_score": "Mean difficulty of a batch (label units)"}  # fmt: skip
-SETTINGS = {"K": "clusters K", "tau_sh": "shrinkage tau", "rest": "left-over samples", "unequal": "small clusters"}
-"""Settings that can move a sample far: tails are swapped within a stage, so that h and window cannot."""
-RELATIONS = {"within": Look(BLUE, "o", "Same group"), "across": Look(ORANGE, "s", "Different groups")}
-LOSSES = {"token_mean": Look(BLUE, "o", "mean over tokens"), "sequence_mean": Look(ORANGE, "^", "mean over rollouts"),
-          "constant": Look(GREEN, "s", "sum over a constant")}  # fmt: skip
-OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD, momentum 0.9"}
-
-
-# Names, colours, labels.
+# Names and looks.
 
 
 def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
@@ -174,14 +88,23 @@ def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
     return first + sorted(value for value in present if value not in first)
 
 
+def arm_name(name: str) -> str:
+    """The one name of an arm or order in every figure.
+
+    >>> arm_name("saerl_grpo"), arm_name("saerl_tfidf"), arm_name("hard_to_easy")
+    ('SAERL', 'SAERL TF-IDF', 'hard to easy')
+    """
+    return LABELS["arm"].get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
+
+
 def arm_looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look an arm, its name as label: the fixed one, else the next of `OTHERS`.
+    """A look an arm, its name as label: the fixed one, else the next of those that are kept for others.
 
     >>> {name: look.colour == BLUE for name, look in arm_looks(["new", "saerl"]).items()}
     {'saerl': True, 'new': False}
     """
-    others = itertools.cycle(OTHERS)
-    return {name: (ARMS.get(name) or next(others))._replace(label=arm_name(name)) for name in ordered(names, ARMS)}
+    fixed, others = LOOKS["arm"], itertools.cycle(LOOKS["other"].values())
+    return {name: (fixed.get(name) or next(others))._replace(label=arm_name(name)) for name in ordered(names, fixed)}
 
 
 def readable(name: Any) -> str:
@@ -200,15 +123,16 @@ def span(counts: pd.Series) -> str:
 
 
 def by_set(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the row of each feature set and the look of its kind; sets that are not in `SETS` are left out."""
+    """The table with the row of each feature set and the look of its kind; sets without a kind are left out."""
     row = table["features"].replace({name: "majority / mean" for name in ("majority", "mean", "majority|mean")})
-    return table.assign(row=row, look=row.map({name: kind for name, (kind, _) in SETS.items()}))[row.isin(SETS)]
+    return table.assign(row=row, look=row.map(KINDS))[row.isin(KINDS)]
 
 
 def task_names(table: pd.DataFrame) -> list[str]:
     """Data set and target of each row, its metric and the number of test problems, as two lines."""
-    return [f"{DATA_SETS.get(r.dataset, readable(r.dataset))}: {TARGETS.get(r.target, readable(r.target))}\n"
-            f"{METRICS.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
+    sets, targets, metrics = (LABELS[group] for group in ("data set", "target", "metric"))
+    return [f"{sets.get(r.dataset, readable(r.dataset))}: {targets.get(r.target, readable(r.target))}\n"
+            f"{metrics.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
 
 
 # Panels.
@@ -385,7 +309,7 @@ def flow(axis: Axes) -> None:
     colours = (BLUE, ORANGE, GREEN)
     axis.set(xlim=(0, 100), ylim=(0, 40))
     axis.axis("off")
-    box = {"boxstyle": "round", "fc": SHADE, "ec": BLUE, "lw": 0.8}
+    box = {"boxstyle": "round", "fc": "#E6EFF5", "ec": BLUE, "lw": 0.8}
     for name, (x, y) in BOXES.items():
         axis.text(x, y, name, ha="center", va="center", fontsize=7, bbox=box)
     for name, (x, y) in STEPS.items():

@@ -27,7 +27,7 @@ from saerl_lib.config import content_hash, get_profile
 from saerl_lib.notebooks import RunOptions, UserError, code_cells, executed_dir
 from saerl_lib.report.claims import build_claims
 from saerl_lib.report.figures import draw_all
-from saerl_lib.report.tables import SCHEMAS, TableError, generated, update_block, write_csv
+from saerl_lib.report.tables import SCHEMAS, TableError, write_csv, write_documents
 
 SAME, TOLERANCE, INTERVAL, OUTSIDE = "same", "within tolerance", "inside interval", "outside"
 OUTCOMES = (SAME, TOLERANCE, INTERVAL, OUTSIDE)
@@ -257,8 +257,7 @@ def publish(profile: str) -> list[Path]:
     draw_all(paths.PUBLISHED, paths.FIGURES)
     for path, text in texts.items():
         write_atomic(path, text.encode("utf-8"))
-    for (path, marker), text in generated().items():
-        update_block(path, marker, text)
+    write_documents()
     write_json(paths.PUBLISHED / RECORD, {**published_records(), profile: provenance()})
     return [path for path, data in before.items() if path.read_bytes() != data]
 

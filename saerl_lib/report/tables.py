@@ -21,69 +21,12 @@ import pandas as pd
 from saerl_lib import paths
 from saerl_lib.artifacts import ToldError, write_atomic
 
-COLUMNS = """
-00 world_gates: gate value? ci_low? ci_high? low? high? met n? unit? note?
-00 pass_rates: bin_low bin_high share_world% share_reference% n_world n_reference
-01 sae_quality: encoder quantity value low? high? met? n_tokens?
-01 sae_curve: quantity features k value ci_low? ci_high? n
-01 reader_blocks: dataset target metric block value below_best ci_low ci_high n
-02 representation: dataset choice option target metric value ci_low ci_high cross_validated? n_train n_test shared_with_default%
-03 probe_ladder: dataset target metric features value? ci_low? ci_high? n_train n_test
-03 ladder_pairs: dataset target metric features against difference ci_low ci_high n_test
-03 replay: record form features share% own_rollouts spearman? silent?% silent_groups_saved? saved_low? saved_high? lead?
-    lead_low? lead_high? teaching teaching_low teaching_high n runs
-03 real_overlap: dataset evaluation_set n n_overlap
-04 calibration: score bin n predicted_mean label_mean ci_low? ci_high?
-04 cluster_topics: cluster domain n
-04 cluster_agreement: level n purity% nmi ari paper_purity? paper_nmi? paper_ari?
-04 cluster_summary: cluster n_pool n_labelled residual shrinkage%
-04a cluster_audit real_cluster_audit: cluster n label top_topics? topic_entropy_bits difficulty_mean? difficulty_q25?
-    difficulty_median? difficulty_q75? n_difficulty prompt_words_mean solution_words_mean representatives top_latents?
-04a feature_groups real_feature_groups: group n_features gain_share?% ci_low?% ci_high?% top_20 top_100 paper_top_20
-    paper_top_100 n
-04a top_latents real_top_latents: feature block latent gain% topic? necessity?% sufficiency?% base_rate?% lift? frc?% ci_low?%
-    ci_high?% control?% n n_active n_topic example_id example_text?
-06b cluster_stability: varied pairs ari_mean ari_low ari_high n
-04a real_counts: part source what n
-04a real_clusters: dataset features quantity value ci_low? ci_high? paper_value? n
-06b label_curve: features n_labels value ci_low ci_high n_subsets n_test
-05 filter: rule kept n_pool target_kept purity?% recall?% paper_purity?% paper_recall?%
-05 filter_scores: source bin_low bin_high share% n
-05a filter_flaws real_flaws: dataset pool flaw score metric value% ci_low? ci_high? n_flawed n_sound
-05a filter_selfreg real_selfreg: dataset target variant metric value ci_low? ci_high? n_test
-05 real_filter: features rule kept n_pool target_kept purity?% recall% paper_purity?% paper_recall?%
-05 real_separation: dataset metric features value% ci_low% ci_high% paper_value? n_train n_test
-06b plan_sensitivity: varied setting default share_moved% mean_step_shift n
-06 batch_composition: order step dominant_cluster dominant_share% n_clusters mean_ranking_score mean_sequence_words?
-06 inbatch_diversity: order swapped_per_batch space value ci_low? ci_high? n_batches
-06a gradient_coherence: grouping relation value? ci_low? ci_high? n n_zero
-06a gradient_distance: space measure spearman? ci_low? ci_high? n_pairs n_prompts
-06a mixing_theory: cluster_c cluster_d n_c n_d bias2 variance A? A_low? A_high? C? C_low? C_high? rho_star?% ci_low? ci_high?
-    rho_h mse_change_at_h change_low? change_high? random_change random_low? random_high?
-07 training_curves: arm seed step reward_mean zero_variance_share% entropy? grad_norm? completion_tokens?
-08 learning_curves: arm seed step eval_set metric value% n_problems n_samples
-08 paired_difference: eval_set metric difference ci_low? ci_high? n_seeds n_problems? minimum_detectable_effect?
-08 steps_to_target: eval_set target% arm seed steps?
-08 claims: claim paper_value? our_value? ci_low? ci_high? n_seeds direction size? scale? notebook? figure? command?
-08 world_controls: arm learning_rate seed step exact% sampled?% silent?% problems
-08 study_pilot: part loss optimizer learning_rate seed outcome
-08 study_runs: arm seed step part update rollouts problems completions avg_easy_a avg_easy_b avg_hard avg_hardest avg_mid_a
-    avg_mid_b mean_avg zero_variance_share? entropy? grad_norm?
-08 study_summary: arm title group n_seeds outcome outcome_sd? difference? ci_low? ci_high? holm_low? holm_high? detectable?
-    final_avg_easy_a final_avg_easy_b final_avg_hard final_avg_hardest final_avg_mid_a final_avg_mid_b final_mean_avg
-    steps_to_target targets_reached best tail? area silent caught? entropy grad_norm updates prompts distinct_prompts rollouts
-    rollouts_used tokens training_s evaluation_s
-08 study_comparisons: family metric arm baseline n_seeds difference ci_low? ci_high? holm_low? holm_high? p_value p_holm
-    detectable? claim? paper_value?
-08 study_paper_tables: table arm benchmark eval_set paper_value our_value? ci_low? ci_high? n_seeds
-08 preparation_cost: part prompts rollouts encode_s rollouts_s saved
-08 study_mixing: arm swapped_per_batch outcome difference ci_low? ci_high? n_seeds paper_swapped paper_difference
-08 study_targets: arm seed eval_set target steps reached
-08 study_budget: arm seed steps updates prompts distinct_prompts rollouts rollouts_used tokens
-08 study_provenance: run arm seed config_hash learning_rate commit cpu threads versions training_s evaluation_s peak_memory_mb
-10 own_clusters: cluster n share% planned median_length mean_difficulty? labels top_topic? topic_share?% terms? typical
-"""
-"""Notebook that writes it, tables, columns in file order; `?`: cells may be empty, `%`: values must lie in 0..1."""
+FOLDER = Path(__file__).parent
+LABELS: dict[str, dict[str, str]] = {
+    str(group): dict(zip(part["key"], part["label"], strict=True))
+    for group, part in pd.read_csv(FOLDER / "labels.csv", dtype=str, keep_default_na=False).groupby("group", sort=False)
+}
+"""`labels.csv` beside this file: the one name of everything that figures and documents show, by group, in its order."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +42,11 @@ class Schema:
     """Columns that must lie in 0..1."""
 
 
-def _schemas(text: str) -> dict[str, Schema]:
+def _schemas() -> dict[str, Schema]:
+    """`columns.txt` beside this file: the notebook that writes it, tables, columns in file order; `?`: cells may be empty, `%`:
+    values must lie in 0..1."""
     found = {}
-    for line in text.strip().replace("\n    ", " ").splitlines():
+    for line in (FOLDER / "columns.txt").read_text(encoding="utf-8").splitlines():
         (notebook, *names), marked = (part.split() for part in line.split(":"))
         columns = tuple(name.rstrip("?%") for name in marked)
         empty, share = (frozenset(c for c, m in zip(columns, marked, strict=True) if mark in m) for mark in "?%")
@@ -109,7 +54,7 @@ def _schemas(text: str) -> dict[str, Schema]:
     return found
 
 
-SCHEMAS = _schemas(COLUMNS)
+SCHEMAS = _schemas()
 """Every table of `figures/data`, by name."""
 
 
@@ -166,7 +111,7 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     schema = _schema(name)
     _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
-        raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/tables.py")
+        raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/columns.txt")
     _check_values(frame, name, schema)
     ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
@@ -229,8 +174,27 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _bounds(row: Any) -> str:
-    return "" if pd.isna(row.ci_low) or pd.isna(row.ci_high) else f"{number(row.ci_low)} to {number(row.ci_high)}"
+TOY = "toy task"
+"""Where a claim was measured: the embedded world with its own policy; else on real mathematics."""
+def main_claims(claims: pd.DataFrame) -> pd.DataFrame:
+    """The main claims of `claims.csv` in the order of their labels, with their short name as `row`."""
+    names, claim = LABELS["main claim"], claims["claim"].str
+    return pd.concat([claims[claim.startswith(start)].head(1).assign(row=names[start]) for start in names], ignore_index=True)
+
+
+def counted(claims: pd.DataFrame) -> str:
+    """How many claims have which verdict, in words."""
+    counts = claims["direction"].value_counts()
+    return ", ".join(f"{counts[word]} {said}" for word, said in LABELS["direction"].items() if word in counts)
+
+
+def estimate(claim: Any) -> str:
+    """Our value of a claim with its interval, two decimals for shares and correlations, else one; '' where it was not run."""
+    if pd.isna(claim.our_value):
+        return ""
+    digits = 1 if max(abs(claim.paper_value), abs(claim.our_value)) >= 1 else 2
+    value, low, high = (f"{number:.{digits}f}" for number in (claim.our_value, claim.ci_low, claim.ci_high))
+    return f"{value} ({low} to {high})" if low != "nan" else value
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
@@ -239,80 +203,71 @@ def claims_markdown(frame: pd.DataFrame) -> str:
     for row in frame.fillna(dict.fromkeys(("size", "scale", "notebook", "figure", "command"), "")).itertuples():
         kind, target = ("figure", row.figure) if row.figure else ("notebook", row.notebook)
         where, command = f"[{kind}](../{target})" if target else "", f"`{row.command}`" if row.command else ""
+        bounds = "" if pd.isna(row.ci_low) else f"{number(row.ci_low)} to {number(row.ci_high)}"
         seeds = f"{row.n_seeds:,.0f}" if row.direction != "not run" else ""
         judged = (f"**{row.direction}**", row.size, row.scale)
-        rows.append([row.claim, row.paper_value, row.our_value, _bounds(row), seeds, *judged, where, command])
-    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Scale", "Where", "Command"]
+        rows.append([row.claim, row.paper_value, row.our_value, bounds, seeds, *judged, where, command])
+    header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Measured on", "Where", "Command"]
     return markdown_table(header, rows)
 
 
-HEADLINES = (
-    "SAERL on GRPO against GRPO: accuracy gain, points (all sets",
-    "SAERL on GRPO against GRPO: fewer steps",
-    "SAERL on GRPO against DIFF: accuracy gain",
-    "Difficulty of held-out DeepMath questions",
-    "Filter at p95",
-)
-"""Beginnings of the claims that the README opens with."""
-TRAINED = "figures/study_effects.png"
-"""The figure of the claims about training."""
-
-
-DIRECTIONS = {"agrees": "agree", "opposite": "show the opposite", "undecided": "undecided"}
-
-
 def finding_markdown(frame: pd.DataFrame) -> str:
-    """How many claims agree, and the main ones, from `claims.csv`."""
-    rows = []
-    for start in HEADLINES:
-        for row in frame[frame["claim"].str.startswith(start)].itertuples():
-            here = "" if pd.isna(row.our_value) else f"{row.our_value:.3g}" + (f" ({b})" if (b := _bounds(row)) else "")
-            within = "" if pd.isna(row.size) else row.size
-            rows.append([row.claim, row.paper_value, here, f"**{row.direction}**", within, row.scale])
-    run, said = frame[frame["direction"] != "not run"], []
-    trained = run["figure"] == TRAINED
-    for name, part in (("Reading and preparing the data", run[~trained]), ("Training", run[trained])):
-        counts = part["direction"].value_counts()
-        found = ", ".join(f"{counts[word]} {text}" for word, text in DIRECTIONS.items() if word in counts)
-        within = (part["size"] == "yes").sum()
-        said.append(f"{name}: of {len(part)} claims {found}; {within} intervals hold the paper's value")
+    """The main claims of `claims.csv` with their verdicts, and how many of all claims have which."""
+    main = main_claims(frame)
+    rows = [[row.claim, row.paper_value, estimate(row), f"**{row.direction}**", row.size, row.scale] for row in main.itertuples()]
     header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
-    first = f"Do our effects have the paper's sign? {'. '.join(said)}. {len(frame) - len(run)} are not run yet. The main ones:"
-    return f"{first}\n\n{markdown_table(header, rows)}"
+    within = (frame["size"] == "yes").sum()
+    return (
+        f"Of {len(main)} main effects {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
+        f"Of all {len(frame)} claims ([docs/claims.md](docs/claims.md)) {counted(frame)}; {within} intervals hold the paper's value.\n\n"
+        + markdown_table(header, rows)
+    )
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
-    """`world_gates.csv` as a Markdown table: gate, value, 95 % interval, allowed range, met, n."""
+    """`world_gates.csv` as a Markdown table: check, value with its 95 % interval, allowed range, met, n."""
     rows = []
     for row, met in zip(frame.itertuples(), is_true(frame["met"]), strict=True):
-        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}"
-        n = "" if pd.isna(row.n) else f"{int(row.n):,}"
-        interval = "-" if pd.isna(row.ci_low) else f"{row.ci_low:.3g} to {row.ci_high:.3g}"
+        check = next((said for start, said in LABELS["check"].items() if row.gate.startswith(start)), row.gate)
+        value = "-" if pd.isna(row.value) else f"{row.value:.3g} {'' if pd.isna(row.unit) else row.unit}".strip()
+        interval = "" if pd.isna(row.ci_low) else f" ({row.ci_low:.3g} to {row.ci_high:.3g})"
         ends = [f"{side} {number(end)}" for side, end in (("at least", row.low), ("at most", row.high)) if not math.isnan(end)]
         allowed = f"{number(row.low)} to {number(row.high)}" if len(ends) == 2 else "".join(ends) or "reported"
-        rows.append([row.gate, value, interval, allowed, "yes" if met else "**no**", n])
-    return markdown_table(["Gate", "Value", "95 %", "Allowed", "Met", "n"], rows)
+        rows.append([check, value + interval, allowed, "yes" if met else "**no**", "" if pd.isna(row.n) else f"{int(row.n):,}"])
+    return markdown_table(["Check", "Value (95 %)", "Allowed", "Met", "n"], rows)
+
+
+CHANGED = ("steps", "caught")
+"""Metrics that the table holds as percent saved, shown as change with the other sign."""
+
+
+def _studied(row: Any) -> str:
+    """One comparison with Holm's interval; with all runs at the limit of steps both differences are exactly zero."""
+    value, low, high = row.difference, row.holm_low, row.holm_high
+    if row.metric in CHANGED:
+        if value == low == high == 0:
+            return "not reached"
+        value, low, high = -value, -high, -low
+    return f"{value:+.2f} ({low:.2f} to {high:.2f})"
 
 
 def study_markdown(frame: pd.DataFrame) -> str:
     """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
     rows = []
     for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
-        of = {row.metric: row for row in pair.itertuples()}
-        shown = {m: f"{one.difference:+.2f} ({one.holm_low:.2f} to {one.holm_high:.2f})" for m, one in of.items()}
-        first = of["outcome"]
-        shown["detectable"] = f"{first.detectable:.2f}"
-        names = (family, f"`{arm}` - `{baseline}`", first.n_seeds)
-        rows.append([*names, *(shown.get(metric, "") for metric in STUDIED), first.paper_value])
-    return markdown_table(["Family", "Pair", "Seeds", *STUDIED.values(), "Paper"], rows) if rows else "No run is finished yet."
-
-
-STUDIED = {
-    "outcome": "Outcome, points", "detectable": "Detectable", "steps": "Steps to target saved, %",
-    "caught": "Steps to the end of `grpo` saved, %", "area": "Area under the curve", "best": "Best evaluation",
-    "tail": "Behind the tail", "silent": "Groups without gradient, points",
-}  # fmt: skip
-"""Metric of study_comparisons.csv -> its column in docs/study.md."""
+        shown = {row.metric: _studied(row) for row in pair.itertuples()}
+        first = pair[pair["metric"] == "outcome"].iloc[0]
+        shown["detectable"] = f"{first['detectable']:.2f}"
+        names = (family, f"`{arm}` - `{baseline}`", first["n_seeds"])
+        rows.append([*names, *(shown.get(metric, "") for metric in LABELS["study column"]), first["paper_value"]])
+    if not rows:
+        return "No run is finished yet."
+    return (
+        "A pair can stand in two families: the interval of the larger one is wider, the verdict is the row of its own family. "
+        "A change in steps is negative where fewer are needed. A run that never gets there counts with all its steps; *not "
+        "reached* means that neither arm got there in any run before its last step.\n\n"
+        + markdown_table(["Family", "Pair", "Seeds", *LABELS["study column"].values(), "Paper, points"], rows)
+    )
 
 
 def update_block(path: Path, marker: str, text: str) -> bool:
@@ -372,8 +327,12 @@ def generated() -> dict[tuple[Path, str], str]:
     }
 
 
+def write_documents() -> list[str]:
+    """Bring every generated part of a document up to date; returns which changed."""
+    return [f"{path} ({marker})" for (path, marker), text in generated().items() if update_block(path, marker, text)]
+
+
 def run_readme() -> int:
-    """`readme`: bring every generated part of a document up to date, and say which changed."""
-    changed = [f"{path} ({marker})" for (path, marker), text in generated().items() if update_block(path, marker, text)]
-    print("written: " + (", ".join(changed) or "nothing, all of them are up to date"))
+    """`readme`: write the documents, and say which changed."""
+    print("written: " + (", ".join(write_documents()) or "nothing, all of them are up to date"))
     return 0
