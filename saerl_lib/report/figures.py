@@ -95,7 +95,8 @@ def method(claims: pd.DataFrame) -> Drawn:
     told = [estimate(row) or row.direction for row in table.itertuples()]
     parts = table[["our_value", "ci_low", "ci_high"]].div(table["paper_value"], axis=0).rename(columns={"our_value": "value"})
     look = table["direction"] + np.where(table["scale"].fillna("").str.startswith(TOY), " toy", "")
-    table = table.drop(columns=["ci_low", "ci_high"]).join(parts).assign(look=look, paper=1.0)
+    low, high = np.sort(parts[["ci_low", "ci_high"]]).T  # dividing by a negative value turns an interval round
+    table = table.assign(value=parts["value"], ci_low=low, ci_high=high, look=look, paper=1.0)
     looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), GREY), hollow=key.endswith(" toy")) for key in set(look)}
     figure, (top, below) = plots.placed(3.4, (0.005, 0.515, 0.99, 0.38), (0.355, 0.205, 0.285, 0.29))
     plots.flow(top)
@@ -129,12 +130,13 @@ AGAINST = {"tfidf": "TF-IDF", "dense": "dense activations", "sae_untrained_all":
 
 def _above(pairs: pd.DataFrame, names: Sequence[str]) -> str:
     """On how many tasks of ladder_pairs.csv all SAE latents are above each of `names`, and above it by the whole interval."""
-    pairs, told = pairs[pairs["features"] == "sae_all"], []
+    pairs, told, said = pairs[pairs["features"] == "sae_all"], [], (" of {} tasks", " beyond the paired interval")
     for name in names:
         part = pairs[pairs["against"] == name]
-        told.append(f"above {AGAINST[name]} on {(part['difference'] > 0).sum()} ({(part['ci_low'] > 0).sum()})")
-    tasks = pairs[["dataset", "target", "metric"]].drop_duplicates()
-    return f"Of {len(tasks)} tasks all SAE latents are {', '.join(told)}; in brackets by the whole paired interval"
+        above, clear = (part["difference"] > 0).sum(), (part["ci_low"] > 0).sum()
+        told.append(f"above {AGAINST[name]} on {above}{said[0].format(len(part))} ({clear}{said[1]})")
+        said = ("", "")
+    return f"All SAE latents are {', '.join(told)}"
 
 
 @figure_of("probe_ladder_world", "probe_ladder", "ladder_pairs", world=True)
@@ -243,7 +245,7 @@ def calibration(bins: pd.DataFrame) -> Drawn:
                    xlabel="Predicted difficulty (label units)", ylabel="Label minus prediction\n(label units)")  # fmt: skip
     figure.axes[0].axhline(0, color=BLACK, linewidth=0.8, linestyle="--")
     away = table["value"].abs().groupby(bins["score"]).mean()
-    told = ", ".join(f"{away[score]:.3f} {label}" for score, label in reversed(LABELS["score"].items()) if score in away)
+    told = ", ".join(f"{away[score]:.3f} ({label})" for score, label in reversed(LABELS["score"].items()) if score in away)
     return figure, f"Mean label and mean prediction of a bin differ on average by {told}", (
         f"n = {bins.groupby('score')['n'].sum().max():,} held-out labelled samples in bins of equal size; bars: 95 % interval of "
         "the bin's mean label."
@@ -321,9 +323,9 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
 
 
 def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]:
-    """Rolling mean of `raw` along the steps of each of `groups`, over a tenth of the run, about one pass
-    through the clusters, and how to say it."""
-    window = max(1, long["step"].nunique() // 10)
+    """Rolling mean of `raw` along the steps of each of `groups`, over a fifth of the run, more than one
+    pass through the clusters, and how to say it."""
+    window = max(1, long["step"].nunique() // 5)
     mean = long.groupby(list(groups))["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
     return mean, f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
 
@@ -437,9 +439,9 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     curves = long[long["panel"] == CURVED["mean_avg"]].sort_values("x")
     at = curves.groupby("group")["x"].max().min()
     values = {arm_name(arm): np.interp(at, part["x"], part["value"]) for arm, part in curves.groupby("group")}
-    told = ", ".join(f"{arm} {value:.1f}" for arm, value in sorted(values.items(), key=lambda pair: -pair[1]))
+    told = ", ".join(f"{arm} {value:.1f} %" for arm, value in sorted(values.items(), key=lambda pair: -pair[1]))
     figure.axes[0].set(ylim=(curves.loc[curves["x"] > at / 3, "value"].min(), None), xlim=(at / 3, None))  # where they part
-    return figure, f"After {1000 * at:,.0f} rollouts, in percent: {told}", (
+    return figure, f"Accuracy after {1000 * at:,.0f} rollouts: {told}", (
         f"n = {span(runs.groupby('arm')['seed'].nunique())} matched seeds, {runs['problems'].max()} problems. Lines: means; "
         "bands: 95 % t interval over seeds. The first third of the run is left out. DAPO draws more rollouts a step."
     )
@@ -477,8 +479,8 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
             for row in table[(table["arm"] == "saerl_grpo") & (table["baseline"] == baseline)].itertuples()]  # fmt: skip
     return figure, f"SAERL ends {' and '.join(told)}", (
         f"Mean of the last three evaluations; n = {span(table['n_seeds'])} matched seeds. Bars: 95 %, corrected by Holm within a "
-        "family of comparisons. Green and orange exclude 0. " + "Grey: fewer seeds than planned. " * bool(early.any())
-        + "Open squares: the paper's tables. SAERL's scores are blurred."
+        "family of comparisons. Green and orange exclude 0, blue does not. "
+        + "Grey: fewer seeds than planned. " * bool(early.any()) + "Open squares: the paper's tables. SAERL's scores are blurred."
     )  # fmt: skip
 
 
@@ -513,16 +515,17 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     names = [f"{optimizers[optimizer]}, {losses[loss]}: {end:.1f} %" for loss, optimizer, end in found.to_numpy()]
     table = table.assign(panel=table["arm"].str.replace(setting, "", regex=True).map(arm_name), row=names, end=found["end"],
                          look=found[1], value=table["difference"], ci_low=table["holm_low"], ci_high=table["holm_high"],
-                         xlabel="Difference to a random order (points)")  # fmt: skip
+                         xlabel="Difference (points)")  # fmt: skip
     rows = list(table.sort_values("end", ascending=False, kind="stable")["row"].unique())
     figure = forest(table, UPDATERS, rows, columns=2, row_height=0.15, chance=0.0)
     plots.legend(figure)
     early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
     said = _trend(table[table["panel"] == arm_name("diff")])
     return figure, f"So far {said}" if early else said[0].upper() + said[1:], (
-        f"Mean of the last three evaluations, n = {span(table['n_seeds'])} matched seeds. Percent: where the random order of a "
-        "setting ends, at the rate that ends highest among those that forget at most 2 % of the problems. Bars: 95 %, corrected "
-        f"by Holm over {len(table)} comparisons." + f" Not final: {planned_seeds(UPDATE)} seeds are planned." * early
+        f"Each order minus the random order of its setting, whose end stands beside the name. DIFF: easy to hard. Mean of the "
+        f"last three evaluations, n = {span(table['n_seeds'])} seeds. Each setting uses the rate whose random order ends highest "
+        "among rates that forget at most 2 % of the problems. Bars: 95 %, corrected by Holm."
+        + f" Not final: {planned_seeds(UPDATE)} seeds are planned." * early
     )  # fmt: skip
 
 

@@ -219,7 +219,8 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     within = (frame["size"] == "yes").sum()
     return (
         f"Of {len(main)} main effects {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
-        f"Of all {len(frame)} claims ([docs/claims.md](docs/claims.md)) {counted(frame)}; {within} intervals hold the paper's value.\n\n"
+        f"Of all {len(frame)} claims ([docs/claims.md](docs/claims.md)) {counted(frame)}; {within} intervals hold the paper's "
+        "value.\n\n"
         + markdown_table(header, rows)
     )
 
