@@ -17,7 +17,17 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.report import claims, figures, plots
 from saerl_lib.report.figures import FIGURES
-from saerl_lib.report.tables import SCHEMAS, TableError, claims_markdown, gates_markdown, read_table, write_csv
+from saerl_lib.report.tables import (
+    LABELS,
+    SCHEMAS,
+    TableError,
+    claims_markdown,
+    finding_markdown,
+    gates_markdown,
+    read_table,
+    study_markdown,
+    write_csv,
+)
 
 
 def frame(name: str, rows: list[tuple]) -> pd.DataFrame:
@@ -58,10 +68,14 @@ def test_the_method_picture_shows_claims_beside_the_papers() -> None:
     table.loc[ours, ["paper_value", "our_value", "ci_low", "ci_high", "direction"]] = (2.0, -1.0, -3.0, -0.5, "opposite")
     figure = FIGURES["method"][1](table)
     texts = {text.get_text() for text in figure.axes[1].texts}
-    assert {"-1 (-3 to -0.5)", "paper"} <= texts and "show the opposite" in figure.get_suptitle().replace("\n", " ")
+    assert {"-1.0 (-3.0 to -0.5)", "paper"} <= texts and "against it" in figure.get_suptitle()
+    assert figure.get_suptitle().split(": ")[1].replace("\n", " ") in finding_markdown(table), "one list of main claims"
     rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     point = (-0.5, float(rows.index("SAERL above GRPO, points")))  # half of the paper's, in the other direction
     assert point in {tuple(xy) for line in figure.axes[1].lines for xy in line.get_xydata().tolist()}
+    steps = table["claim"].str.startswith("SAERL on GRPO against GRPO: steps")  # more steps, where the paper has fewer
+    assert table.loc[steps, "paper_value"].item() < 0 < table.loc[steps, "our_value"].item()
+    assert f"+{table.loc[steps, 'our_value'].item():.1f} (+" in finding_markdown(table)
     waiting = table.assign(our_value=np.nan, ci_low=np.nan, ci_high=np.nan, direction="not run", scale=np.nan, n_seeds=0)
     assert "not run" in {text.get_text() for text in FIGURES["method"][1](waiting).axes[1].texts}
 
@@ -170,10 +184,25 @@ def test_markdown_tables() -> None:
     )
     assert text[3] == "| c | - | - | - | - | **not run** | - | - | - | - |"
     nan = float("nan")
-    gates = [("guess", 0.002, nan, nan, nan, 0.01, True, 400, "", ""), ("rho", 0.9, 0.8, 0.95, nan, 0.6, False, 300, "rho", "x")]
+    gates = [("guess rate", 0.002, nan, nan, nan, 0.01, True, 400, "", ""), ("x", 0.9, 0.8, 1, nan, 0.6, False, 9, "rho", "")]
     text = gates_markdown(frame("world_gates", gates)).splitlines()
-    assert text[2] == "| guess | 0.002 | - | at most 0.01 | yes | 400 |"
-    assert text[3] == "| rho | 0.9 rho | 0.8 to 0.95 | at most 0.6 | **no** | 300 |"
+    assert text[2] == "| Answers that a guess gets right | 0.002 | at most 0.01 | yes | 400 |"
+    assert text[3] == "| x | 0.9 rho (0.8 to 1) | at most 0.6 | **no** | 9 |"
+    known = read_table("world_gates", paths.PUBLISHED)["gate"]
+    assert all(any(gate.startswith(start) for start in LABELS["check"]) for gate in known)
+    rows = [("paper", m, "a", "b", 3, *v, *v[1:], nan, nan, 1.0, "", 2.0) for m, v in
+            {"outcome": (1.0, 0.5, 1.5), "steps": (10.0, 5.0, 20.0), "caught": (0.0, 0.0, 0.0)}.items()]  # fmt: skip
+    text = study_markdown(frame("study_comparisons", rows)).splitlines()
+    assert text[4].startswith("| paper | `a` - `b` | 3 | +1.00 (0.50 to 1.50) | 1.00 | -10.00 (-20.00 to -5.00) | not reached |")
+
+
+def test_a_trend_over_settings_is_said_where_the_ranks_support_it() -> None:
+    ends = [30.0, 32.0, 34.0, 36.0, 38.0, 40.0]
+    said = {name: figures._trend(pd.DataFrame({"end": ends, "value": values})) for name, values in
+            {"falls": (3, 2, 1, 0.5, -1, -2), "below": (-1, -2, -3, -4, -5, -6),
+             "mixed": (1, -1, 2, -2, 1, -3)}.items()}
+    assert said["falls"].startswith("easy to hard loses where a random order gets far and gains where it does not (6 settings")
+    assert said["below"].startswith("easy to hard does worse the farther") and "without a clear trend" in said["mixed"]
 
 
 # Claims.
@@ -204,13 +233,13 @@ def test_claims_about_filter_and_mixing_by_hand() -> None:
     scores = [(s, i / 4, (i + 1) / 4, share, 50) for s, shares in (("target", (0, 0.1, 0.3, 0.6)), ("parent", (0.6, 0.3, 0.1, 0)))
               for i, share in enumerate(shares)]  # fmt: skip
     purity, auc = claims.filter_effects(frame("filter", rules), frame("filter_scores", scores))
-    assert purity.claim == "Filter at p95: purity above the pool's, points (95.37 against 49.05; recall 95 %, here 90 %)"
+    assert purity.row()[0].endswith("(paper: 95.37 against 49.05, recall 95 %; recall here 90 %)")
     assert purity.interval.value == pytest.approx(40.0) and purity.row()[6] == "agrees"
     assert auc.interval.value == pytest.approx(0.1 * 0.75 + 0.3 * 0.95 + 0.6 - 0.5)
     diversity = [("random", 0, "pca2", 1.4, 1.3, 1.5, 4), ("saerl_before_mixing", 0, "pca2", 1.0, 0.9, 1.1, 4),
                  ("saerl", 1, "pca2", 1.5, 1.4, 1.6, 4), ("saerl", 2, "pca2", 1.7, 1.6, 1.8, 4)]  # fmt: skip
     (swap,) = claims.diversity_effects(frame("inbatch_diversity", diversity))
-    assert (swap.claim, swap.row()[6]) == ("Tail swap raises in-batch diversity, percent (h = 1, 2-D projection)", "agrees")
+    assert (swap.row()[0], swap.row()[6]) == ("Tail swap raises in-batch diversity, percent (h = 1, 2-D projection)", "agrees")
     assert swap.interval.value == pytest.approx(50.0)
 
 
@@ -231,3 +260,7 @@ def test_without_the_order_gate_verdicts_on_order_are_undecided(tmp_path: Path) 
 def test_the_committed_claims_follow_from_the_committed_tables(tmp_path: Path) -> None:
     path = write_csv(claims.build_claims(paths.PUBLISHED), "claims", tmp_path)
     assert path.read_bytes() == (paths.PUBLISHED / "claims.csv").read_bytes()
+    told = read_table("claims", tmp_path).set_index("claim")
+    assert (told["direction"] == "not comparable").sum() == 1, "preparation is timed on other models"
+    assert set(told.index[told["scale"] == claims.BLURRED]) == {name for name in told.index if name.startswith("SAERL on ")
+                                                               and told.loc[name, "direction"] != "not run"}  # fmt: skip

@@ -7,6 +7,7 @@ were fixed before the arms of the study were trained. All ours unless the paper 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -19,8 +20,6 @@ from saerl_lib.report.statistics import Interval, auc_interval, difference_inter
 from saerl_lib.report.study import COMPARISONS, NO_INTERVAL, UPDATE, planned_seeds
 from saerl_lib.report.tables import TOY, is_true, read_table, rows_of
 
-INPUTS = ("world_gates", "probe_ladder", "filter", "filter_scores", "inbatch_diversity", "study_comparisons", "preparation_cost")
-"""Tables that the claims are built from."""
 ORDER_GATE = "positive control: nearest to one half now - random"
 """Claims on training are "undecided" where the world cannot show that a better choice of prompts helps."""
 BLURRED = f"{TOY}, blurred scores"
@@ -170,15 +169,15 @@ def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
 def build_claims(data_folder: Path) -> pd.DataFrame:
     """All rows of `claims.csv` from the other tables in `data_folder`; a gate that is missing counts as not met. Raises
     TableError for a missing table."""
-    tables = {name: read_table(name, data_folder) for name in INPUTS}
-    gates = tables["world_gates"]
+    read = functools.partial(read_table, folder=data_folder)
+    gates = read("world_gates")
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
-    saved = over_seeds(tables["preparation_cost"]["saved"]).interval()
+    saved = over_seeds(read("preparation_cost")["saved"]).interval()
     effects = [
-        *study_effects(tables["study_comparisons"], decidable),
-        *probe_effects(tables["probe_ladder"]),
-        *filter_effects(tables["filter"], tables["filter_scores"]),
-        *diversity_effects(tables["inbatch_diversity"]),
+        *study_effects(read("study_comparisons"), decidable),
+        *probe_effects(read("probe_ladder")),
+        *filter_effects(read("filter"), read("filter_scores")),
+        *diversity_effects(read("inbatch_diversity")),
         Effect(_told("preparation"), saved, verdict="not comparable"),
     ]
     return rows_of("claims", [*(effect.row() for effect in effects), *not_run({effect.told.claim for effect in effects})])

@@ -94,15 +94,18 @@ def method(claims: pd.DataFrame) -> Drawn:
     table = main_claims(claims)
     told = [estimate(row) or row.direction for row in table.itertuples()]
     parts = table[["our_value", "ci_low", "ci_high"]].div(table["paper_value"], axis=0).rename(columns={"our_value": "value"})
-    look = table["direction"] + np.where(table["scale"].fillna("").str.startswith(TOY), " toy", "")
+    look = table["direction"] + np.where(table["scale"].astype(str).str.startswith(TOY), " toy", "")
     low, high = np.sort(parts[["ci_low", "ci_high"]]).T  # dividing by a negative value turns an interval round
     table = table.assign(value=parts["value"], ci_low=low, ci_high=high, look=look, paper=1.0)
     looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), GREY), hollow=key.endswith(" toy")) for key in set(look)}
-    figure, (top, below) = plots.placed(3.4, (0.005, 0.515, 0.99, 0.38), (0.355, 0.205, 0.285, 0.29))
-    plots.flow(top)
+    figure = plots.empty(plots.FULL_WIDTH, 3.4)
+    plots.flow(figure.add_axes((0.005, 0.515, 0.99, 0.38)))
+    below = figure.add_axes((0.355, 0.205, 0.285, 0.29))
     plots.forest_panel(below, table, looks, list(table["row"]), chance=0.0)
     below.set_xlabel("Effect here, in multiples of the paper's")
-    plots.beside(below, {1.05: ["here (95 %)", *told], 1.9: ["paper", *(f"{v:.3g}" for v in table["paper_value"])]})
+    for x, column in ((1.05, ["here (95 %)", *told]), (1.9, ["paper", *(f"{v:.3g}" for v in table["paper_value"])])):
+        for y, text in enumerate(column, start=-1):
+            below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7.5, va="center")
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, f"{len(table)} main effects: {counted(table)}", (
         "Squares: the paper. Filled: real data; open: toy task. Green: the paper's direction; orange: against it. Bars: 95 %."
@@ -125,16 +128,13 @@ def _by_task(table: pd.DataFrame, looks: Mapping[str, Look], xlabel: str, chance
     return figure
 
 
-AGAINST = {"tfidf": "TF-IDF", "dense": "dense activations", "sae_untrained_all": "the untrained SAE", "sae": "retained latents"}
-
-
 def _above(pairs: pd.DataFrame, names: Sequence[str]) -> str:
     """On how many tasks of ladder_pairs.csv all SAE latents are above each of `names`, and above it by the whole interval."""
     pairs, told, said = pairs[pairs["features"] == "sae_all"], [], (" of {} tasks", " beyond the paired interval")
-    for name in names:
-        part = pairs[pairs["against"] == name]
+    for key in names:
+        part, name = pairs[pairs["against"] == key], LABELS["against"][key]
         above, clear = (part["difference"] > 0).sum(), (part["ci_low"] > 0).sum()
-        told.append(f"above {AGAINST[name]} on {above}{said[0].format(len(part))} ({clear}{said[1]})")
+        told.append(f"above {name} on {above}{said[0].format(len(part))} ({clear}{said[1]})")
         said = ("", "")
     return f"All SAE latents are {', '.join(told)}"
 
@@ -157,11 +157,12 @@ def ladder(table: pd.DataFrame, pairs: pd.DataFrame, world: bool) -> Drawn:
 def ladder_pairs(table: pd.DataFrame) -> Drawn:
     """A row a task of real data, a mark a feature set: the metric of all SAE latents minus its, on the same test problems."""
     table = table[table["dataset"] != "world"] if (table["dataset"] != "world").any() else table
-    table = table[(table["features"] == "sae_all") & table["against"].isin(AGAINST)]
-    looks = {name: LOOKS["ladder"][name]._replace(label=f"minus {told}") for name, told in AGAINST.items()}
+    against = LABELS["against"]
+    table = table[(table["features"] == "sae_all") & table["against"].isin(against)]
+    looks = {name: LOOKS["ladder"][name]._replace(label=f"minus {told}") for name, told in against.items()}
     table = table.assign(look=table["against"], value=table["difference"])
     figure = _by_task(table, looks, "Metric of all SAE latents minus that of another set", chance=0.0)
-    return figure, _above(table, ordered(table["against"], AGAINST)), (
+    return figure, _above(table, ordered(table["against"], against)), (
         "Bars: paired 95 % bootstrap over test problems. Right of zero: all SAE latents are read better."
     )
 
@@ -409,7 +410,7 @@ def world_controls(table: pd.DataFrame) -> Drawn:
 @figure_of("training_curves")
 def training_curves(curves: pd.DataFrame) -> Drawn:
     """Reward and share of groups without variance by step."""
-    titles = {"reward_mean": "Mean reward", "zero_variance_share": "Silent groups (share)"}
+    titles = LABELS["training curve"]
     runs = curves.melt(["arm", "seed", "step"], list(titles), "panel", "raw").sort_values("step", kind="stable")
     mean, smoothing = smoothed(runs, ["panel", "arm", "seed"])
     wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
@@ -422,7 +423,6 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
 
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
-CURVED = {"mean_avg": "Mean accuracy of all sets (%)", "zero_variance_share": "Silent groups (share)"}
 
 
 @figure_of("study_curves", "study_runs")
@@ -431,12 +431,12 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     and the last evaluation are of more problems and not comparable with the others: they stand in the table too. The title
     compares at the rollouts that every arm has reached, linear between evaluations."""
     runs = runs[runs["arm"].isin(PAPER_ARMS) & (runs["part"] == "run")]
-    runs = runs[runs["problems"] == runs["problems"].min()]
+    runs, panels = runs[runs["problems"] == runs["problems"].min()], LABELS["study curve"]
     rollouts = runs.groupby(["arm", "step"])["rollouts"].mean().rename_axis(["group", "x"]).div(1000).reset_index()
-    long = over_runs(runs, CURVED).merge(rollouts, on=["group", "x"]).drop(columns="x").rename(columns={"rollouts": "x"})
+    long = over_runs(runs, panels).merge(rollouts, on=["group", "x"]).drop(columns="x").rename(columns={"rollouts": "x"})
     figure = lines(long, arm_looks(runs["arm"]), columns=2, height=2.3, every=2, xlabel="Rollouts generated (thousands)",
                    sharex=True)  # fmt: skip
-    curves = long[long["panel"] == CURVED["mean_avg"]].sort_values("x")
+    curves = long[long["panel"] == panels["mean_avg"]].sort_values("x")
     at = curves.groupby("group")["x"].max().min()
     values = {arm_name(arm): np.interp(at, part["x"], part["value"]) for arm, part in curves.groupby("group")}
     told = ", ".join(f"{arm} {value:.1f} %" for arm, value in sorted(values.items(), key=lambda pair: -pair[1]))
@@ -449,8 +449,6 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
 
 EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")
 """Families of comparisons that are drawn; the others stand in the table alone."""
-UPDATERS = {"adamw": Look(BLUE, label="AdamW"), "sgd": Look(ORANGE, "^", "SGD with momentum")}
-DECIDED = {"above": Look(plots.GREEN), "below": Look(plots.VERMILLION), "open": Look(BLUE), "early": Look(GREY, hollow=True)}
 
 
 def _pair(row: Any, rollouts: Mapping[str, float]) -> str:
@@ -471,7 +469,7 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     table = table.assign(row=names, look=look, panel="", value=table["difference"], ci_low=table["holm_low"],
                          ci_high=table["holm_high"], paper=table["paper_value"],
                          xlabel="Accuracy, first minus second (points)")  # fmt: skip
-    figure = forest(first_by(table, "family", EFFECTS), DECIDED, row_height=min(0.17, 3.0 / len(table)), chance=0.0)
+    figure = forest(first_by(table, "family", EFFECTS), LOOKS["verdict"], row_height=min(0.17, 3.0 / len(table)), chance=0.0)
     plots.legend(figure)
     unsure = {"open": " (interval includes 0)", "early": " (so far)"}
     told = [f"{abs(row.value):.1f} points {'above' if row.value > 0 else 'below'} {name}{unsure.get(row.look, '')}"
@@ -517,7 +515,7 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
                          look=found[1], value=table["difference"], ci_low=table["holm_low"], ci_high=table["holm_high"],
                          xlabel="Difference (points)")  # fmt: skip
     rows = list(table.sort_values("end", ascending=False, kind="stable")["row"].unique())
-    figure = forest(table, UPDATERS, rows, columns=2, row_height=0.15, chance=0.0)
+    figure = forest(table, LOOKS["optimizer"], rows, columns=2, row_height=0.15, chance=0.0)
     plots.legend(figure)
     early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
     said = _trend(table[table["panel"] == arm_name("diff")])

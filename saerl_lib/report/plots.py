@@ -138,34 +138,25 @@ def task_names(table: pd.DataFrame) -> list[str]:
 # Panels.
 
 
+def empty(width: float, height: float, layout: str | None = None) -> Figure:
+    """A figure of `width` x `height` inches without pyplot."""
+    FigureCanvasAgg(figure := Figure(figsize=(width, height), layout=layout))
+    return figure
+
+
 def _grid(
     names: Sequence[Any], columns: int, width: float, height: float, **share: Any
 ) -> tuple[Figure, list[tuple[str, Axes]]]:
     """A panel a name, at most `columns` in a row of `height` inches; unused places stay empty, lowest panels keep their ticks."""
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(width, 0.9 + rows * height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty(width, 0.9 + rows * height, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **share)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:
         axis.tick_params(axis="x", labelbottom=True)
     return figure, list(zip(names, axes.flat, strict=False))
-
-
-def placed(height: float, *places: tuple[float, float, float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of full width and `height` inches with panels at left, bottom, width, height in shares of it."""
-    figure = Figure(figsize=(FULL_WIDTH, height))
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_axes(place) for place in places]
-
-
-def beside(axis: Axes, columns: Mapping[float, Sequence[str]]) -> None:
-    """Columns of text right of a forest panel: its place in widths of the panel -> the head and a text a row."""
-    for x, texts in columns.items():
-        for y, text in enumerate(texts, start=-1):
-            axis.text(x, y, text, transform=axis.get_yaxis_transform(), fontsize=7, va="center")
 
 
 def _wrapped(text: str, most: float) -> str:

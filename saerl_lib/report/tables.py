@@ -189,12 +189,13 @@ def counted(claims: pd.DataFrame) -> str:
 
 
 def estimate(claim: Any) -> str:
-    """Our value of a claim with its interval, two decimals for shares and correlations, else one; '' where it was not run."""
+    """Our value of a claim with its interval, two decimals for shares and correlations, else one; a change has its sign. '' where
+    it was not run."""
     if pd.isna(claim.our_value):
         return ""
-    digits = 1 if max(abs(claim.paper_value), abs(claim.our_value)) >= 1 else 2
-    value, low, high = (f"{number:.{digits}f}" for number in (claim.our_value, claim.ci_low, claim.ci_high))
-    return f"{value} ({low} to {high})" if low != "nan" else value
+    form = ("+" if "change" in claim.claim else "") + (".1f" if max(abs(claim.paper_value), abs(claim.our_value)) >= 1 else ".2f")
+    value, low, high = (format(number, form) for number in (claim.our_value, claim.ci_low, claim.ci_high))
+    return f"{value} ({low} to {high})"
 
 
 def claims_markdown(frame: pd.DataFrame) -> str:
