@@ -69,6 +69,8 @@ LOOKS = {
     for group, part in LOOKED[LOOKED["colour"] != ""].groupby("group", sort=False)
 }
 """The one look of everything that is drawn, by group, in the order of its legend or rows."""
+SET_NAMES, DATA_SETS, OPTIMIZERS, LOSSES = LABELS["set"], LABELS["data set"], LABELS["optimizer"], LOOKS["loss"]
+"""What the notebooks name as the figures do."""
 WORDS = {name: name.upper() for name in ("saerl", "grpo", "dapo", "diff", "adarft", "gainrl", "shift", "e2h", "sec")} | {
     "tfidf": "TF-IDF", "true": "true labels"}  # fmt: skip
 """Words of arms that are not written as they are."""
