@@ -100,10 +100,10 @@ def method(claims: pd.DataFrame) -> Drawn:
     looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), GREY), hollow=key.endswith(" toy")) for key in set(look)}
     figure = plots.empty(plots.FULL_WIDTH, 3.4)
     plots.flow(figure.add_axes((0.005, 0.515, 0.99, 0.38)))
-    below = figure.add_axes((0.355, 0.205, 0.285, 0.29))
+    below = figure.add_axes((0.345, 0.205, 0.28, 0.29))
     plots.forest_panel(below, table, looks, list(table["row"]), chance=0.0)
     below.set_xlabel("Effect here, in multiples of the paper's")
-    for x, column in ((1.05, ["here (95 %)", *told]), (1.9, ["paper", *(f"{v:.3g}" for v in table["paper_value"])])):
+    for x, column in ((1.05, ["here (95 %)", *told]), (2.03, ["paper", *(f"{v:.3g}" for v in table["paper_value"])])):
         for y, text in enumerate(column, start=-1):
             below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7.5, va="center")
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
@@ -147,7 +147,7 @@ def ladder(table: pd.DataFrame, pairs: pd.DataFrame, world: bool) -> Drawn:
     table, pairs = (own if len(own := part[(part["dataset"] == "world") == world]) else part for part in (table, pairs))
     table = plots.by_set(table)
     figure = _by_task(table.assign(look=table["row"]), LOOKS["ladder"], "Accuracy, rho or ROC-AUC on test problems")
-    return figure, _above(pairs, ["tfidf", "dense"]), (
+    return figure, _above(pairs, [name for name in ("tfidf", "dense") if name in set(pairs["against"])]), (
         f"Bars: 95 % bootstrap over test problems. Probes of n = {span(table['n_train'])} labels, the same splits and tuning "
         "budget for all sets. Majority / mean: a probe without features."
     )  # fmt: skip

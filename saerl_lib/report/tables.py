@@ -215,12 +215,12 @@ def claims_markdown(frame: pd.DataFrame) -> str:
 def finding_markdown(frame: pd.DataFrame) -> str:
     """The main claims of `claims.csv` with their verdicts, and how many of all claims have which."""
     main = main_claims(frame)
-    rows = [[row.claim, row.paper_value, estimate(row), f"**{row.direction}**", row.size, row.scale] for row in main.itertuples()]
-    header = ["Question", "Paper", "Here, 95 % interval", "Direction", "Paper's value in the interval", "Measured on"]
+    rows = [[row.row, row.paper_value, estimate(row), f"**{row.direction}**", row.scale] for row in main.itertuples()]
+    header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
     within = (frame["size"] == "yes").sum()
     return (
-        f"Of {len(main)} main effects {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
-        f"Of all {len(frame)} claims ([docs/claims.md](docs/claims.md)) {counted(frame)}; {within} intervals hold the paper's "
+        f"{len(main)} main effects: {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
+        f"All {len(frame)} claims ([docs/claims.md](docs/claims.md)): {counted(frame)}; {within} intervals hold the paper's "
         "value.\n\n"
         + markdown_table(header, rows)
     )
