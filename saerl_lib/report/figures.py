@@ -105,7 +105,7 @@ def method(claims: pd.DataFrame) -> Drawn:
     below.set_xlabel("Effect here, in multiples of the paper's")
     for x, column in ((1.05, ["here (95 %)", *told]), (2.03, ["paper", *(f"{v:.3g}" for v in table["paper_value"])])):
         for y, text in enumerate(column, start=-1):
-            below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7.5, va="center")
+            below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7, va="center")
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, f"{len(table)} main effects: {counted(table)}", (
         "Squares: the paper. Filled: real data; open: toy task. Green: the paper's direction; orange: against it. Bars: 95 %."
