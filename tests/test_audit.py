@@ -239,6 +239,9 @@ def test_every_audit_adds_up_agrees_with_the_plan_and_says_why(evidence: Evidenc
             planned = place.loc[row.sample_id]
             assert (batch["step"], batch["slot"], batch["position"]) == (planned.step, planned.slot, planned.position)
             assert batch["batch"][batch["slot"]]["sample_id"] == row.sample_id
+            assert (batch["ranking"], batch["blurred"]) == (pytest.approx(planned.ranking_score), False)
+            below = [r < planned.ranking_score for r in place.loc[place["cluster"] == planned.cluster, "ranking_score"]]
+            assert (batch["cluster_place"], batch["n_cluster"]) == (sum(below) + 1, len(below))
             assert swap["swapped"] == (planned.swapped_with >= 0) == (swap["home_step"] != batch["step"])
         json.dumps(record, allow_nan=False)
         text = audit_text(record)

@@ -219,16 +219,20 @@ def _agree(what: str, found: float, stored: float) -> None:
 
 def _batch(sample_id: str, evidence: Evidence) -> Record:
     """Where the sample trains: position, step, slot, stage; the `batch` in slot order, each with its step before the swap, and
-    its most frequent cluster; whether its home batch gathers samples that filled no batch of their own cluster."""
+    its most frequent cluster; whether its home batch gathers samples that filled no batch of their own cluster; and by which
+    score: blurred or not, ranking, raw, its number among the planned samples of its cluster from easy to hard."""
     facts, table = evidence.facts, evidence.planned
-    row = table.loc[sample_id].astype(int)
+    planned, row = table.loc[sample_id], table.loc[sample_id].astype(int)
+    peers = table.loc[table["cluster"] == planned["cluster"], "ranking_score"]
     mates = table[table["step"] == row["step"]]
     batch = [{"slot": int(m.slot), "sample_id": m.Index, "cluster": int(m.cluster), "ranking": float(m.ranking_score),
               "home_step": int(m.home)} for m in mates.itertuples()]  # fmt: skip
     return {
         "position": int(row["position"]), "step": int(row["step"]), "n_steps": evidence.plan.steps, "slot": int(row["slot"]),
         "stage": int(facts["stage"][row["home"]]), "dominant": dominant_clusters(mates["cluster"].to_numpy()[None])[0],
-        "made_of_rests": bool(facts["n_clusters"][row["home"]] > 1), "batch": batch,
+        "made_of_rests": bool(facts["n_clusters"][row["home"]] > 1), "batch": batch, "blurred": evidence.blurred is not None,
+        "ranking": float(planned["ranking_score"]), "raw": float(planned["raw_difficulty"]), "n_cluster": len(peers),
+        "cluster_place": int((peers < planned["ranking_score"]).sum()) + 1,
     }  # fmt: skip
 
 
