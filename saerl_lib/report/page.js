@@ -276,7 +276,10 @@ function show(i, from) {
   move(width / 2 - px, height / 2 - py);
   pin(i);
   panel.scrollIntoView({ block: "center" });
-  if (from) add(panel, "button", "back to the row").addEventListener("click", () => {
+  if (!from) return;
+  const back = add(panel, "button", "back to the row");
+  panel.prepend(back);
+  back.addEventListener("click", () => {
     (from.isConnected ? from : byId("rows")).scrollIntoView({ block: "center" });
     from.focus({ preventScroll: true });
   });

@@ -70,7 +70,7 @@ def score_table(arranged: Arranged) -> pd.DataFrame:
     percent = (100 * below + 1e-9).astype(int)  # rounded down: what is not all is not 100
     more = {"lower": percent["ranking"], "farther": percent["distance"]}
     rows = table.assign(**more, place=alike.cumcount() + 1, alike=alike.transform("size")).itertuples()
-    return table.assign(reason=[_reason(r, out.get(r.id), leading, own, arranged.ranked_by, arranged.found.unit) for r in rows])
+    return table.assign(reason=[_reason(r, out.get(r.id), leading, own, arranged.ranked_by) for r in rows])
 
 
 def own_batches(plan: BatchPlan) -> dict[int, str]:
@@ -81,9 +81,7 @@ def own_batches(plan: BatchPlan) -> dict[int, str]:
     return {int(step): f"batch {number[step]} of {of[step]}" for step in whole.index}
 
 
-def _reason(
-    row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str, unit: str
-) -> str:
+def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str) -> str:
     """Why a row stands where it stands, in words."""
     if dropped:
         return f"{dropped.status}: {dropped.reason}"
@@ -94,15 +92,11 @@ def _reason(
     else:
         company = f", with cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
         parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster{company}"]
-    if ranked_by == "random":
-        parts.append("random order within its cluster")
-    else:
-        more, least, score, by = {
-            "difficulty": ("harder", "easiest", "score", f"the uncalibrated score {row.raw_difficulty:.2f}"),
-            "length": ("longer", "shortest", f"length ({row.length:.0f} {unit})", "id"),
-        }[ranked_by]  # fmt: skip
-        parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
-        parts += [f"place {row.place} of {row.alike} of equal {score} there, by {by}"] if row.alike > 1 else []
+    _, _, more, least = RANKS[ranked_by]
+    parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
+    if row.alike > 1:
+        by = f"the uncalibrated score {row.raw_difficulty:.2f}" if ranked_by == "difficulty" else "id"
+        parts.append(f"place {row.place} of {row.alike} of equal rank there, by {by}")
     if np.isfinite(row.difficulty):
         span = f" (95% interval {row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
         label = f", label {row.label:g}" if np.isfinite(row.label) else ""
@@ -115,25 +109,25 @@ def _reason(
 
 
 def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms,
+    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, top_topic, topic_share, terms, apart,
     typical.
 
     terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the cluster's rows that hold
-    it and, in brackets, of all others; typical are the ids nearest to the centre.
+    it and, in brackets, of all others; apart are features in standard deviations; typical are the ids nearest to the centre.
     """
     samples = arranged.data.samples
-    terms = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy())
+    terms, apart = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy()), _apart(arranged)
     topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []
     for cluster, inside in scores.groupby("cluster"):
         topic = topics[inside.index].mode()  # the most frequent ones, sorted
         rows.append({
             "cluster": cluster, "n": len(inside), "share": len(inside) / len(scores),
             "planned": (inside["status"] == "planned").sum(), "median_length": inside["length"].median(),
-            "mean_difficulty": inside["difficulty"].mean(), "labels": inside["label"].count(),
+            "mean_difficulty": inside["difficulty"].mean(),
             "top_topic": topic[0] if len(topic) else "",
             "topic_share": (topics[inside.index] == topic[0]).mean() if len(topic) else np.nan,
-            "terms": ", ".join(terms[cluster]),
-            "typical": " ".join(inside.sort_values(["distance", "id"])["id"].head(TYPICAL)),
+            "terms": ", ".join(terms[cluster]), "apart": ", ".join(apart[cluster]),
+            "typical": inside.sort_values(["distance", "id"])["id"].head(TYPICAL).tolist(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -155,6 +149,21 @@ def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
         weight = rel_entr(share, (total + 1) / (len(prompts) + 2))
         best = [i for i in np.lexsort((names, -weight))[:TERMS] if weight[i] > 0]
         out[number] = [f"{names[i]} {share[i]:.0%} ({others[i]:.0%})" for i in best]
+    return out
+
+
+def _apart(arranged: Arranged) -> dict[int, list[str]]:
+    """The text features and the SAE latents of each cluster that differ most from all rows, in standard deviations."""
+    table, latents = arranged.found.table, arranged.found.latents
+    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
+    values = pd.DataFrame(np.hstack([table.metadata[:, PROMPT_COLUMNS], table.z[:, : len(latents)]]))
+    values.columns = [*text, *(f"latent {i}" for i in latents)]
+    means = values.groupby(arranged.scores["cluster"].to_numpy()).mean()
+    out: dict[int, list[str]] = {int(cluster): [] for cluster in means.index}
+    for cluster, row in ((means - values.mean()) / values.std(ddof=0).replace(0, 1)).iterrows():
+        for part in (row.iloc[: len(text)], row.iloc[len(text) :]):
+            first = part.sort_values(key=abs, ascending=False, kind="stable").head(TYPICAL)
+            out[int(cluster)] += [f"{name} {value:+.1f} sd" for name, value in first.items()]
     return out
 
 
@@ -224,9 +233,9 @@ def _difficulty(arranged: Arranged) -> Told:
         yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    own = "" if low <= 0 else f"{skill} "
     labelled = arranged.scores.assign(label=arranged.data.labels).dropna(subset="label").groupby("cluster")
     inside = labelled.apply(lambda rows: rows["raw"].corr(rows["label"], "spearman")).median()
+    own = f"{skill} " if low > 0 else ""
     own += f"Inside a cluster, where it orders rows, it is {inside:.3f} (median). " if np.isfinite(inside) else ""
     bare = ", ".join(arranged.data.ids[i] for i in np.flatnonzero(np.isnan(arranged.data.labels)))
     without = f"; without one are {excerpt(bare, 100)}" if bare else ""
@@ -276,7 +285,7 @@ def _rows(arranged: Arranged) -> Told:
         pairs = "; ".join(" and ".join(s.id for s in same[:2]) for same in asked.values() if len(same) > 1)
         text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
         yield "warning", number_of(repeated, "repeated question"), text
-    golds = [list({normalise(s.answer): s for s in reversed(same) if s.answer}.values())[::-1] for same in asked.values()]
+    golds = [list({normalise(s.answer): s for s in same if s.answer}.values()) for same in asked.values()]
     unlike = [(same[0], other) for same in golds for other in same[1:]]
     verdicts = check_answers([(one.answer, other.answer) for one, other in unlike], 5.0)
     torn = {a.id: f"{a.id} ({excerpt(a.answer, 40)}) and {b.id} ({excerpt(b.answer, 40)})"
@@ -300,7 +309,8 @@ def _features(arranged: Arranged) -> Told:
     alone = found.phi.shape[1] == found.table.prompt_phi.shape[1]
     what = "prompts alone were read" if alone else "prompt and solution were read, a missing one stands at the mean"
     solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
-    yield "note", "What was read", f"{found.name}. {solved}; {what}."
+    look = " No model read the rows: these are words and counts, not SAE features." if found.unit == "words" else ""
+    yield "note", "What was read", f"{found.name}.{look} {solved}; {what}."
     if sae is not None:
         text = (f"Explained variance {sae.explained_variance:.3f}, measured on {sae.n_tokens:,} tokens of these rows; "
                 f"{sae.l0:.0f} latents are active at each token.")  # fmt: skip
@@ -309,16 +319,9 @@ def _features(arranged: Arranged) -> Told:
         else:
             fix = "Its features are noise: name the --layer (counted from 1) and --encoder that this SAE was trained on."
             yield "warning", "The SAE does not fit this layer", f"{text} The mean vector alone reaches 0. {fix}"
-    if found.unit == "words":
-        yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
 
 HERE = Path(__file__).parent
-MATH = re.compile(
-    r"\$\$[^$]+\$\$|(?<!\\)\$(?!\s)(?:\\.|[^$\\])+?(?<!\s)\$(?:(?!\d)|(?<=\\\$\$))|(?<!\\)\$(?=[^$]*[\\^_])(?:\\.|[^$\\])+\$(?!\d)"
-    r"|\\\[.+?\\\]|\\\(.+?\\\)|\\begin\{(align|gather|equation)(\*?)\}.+?\\end\{\1\2\}"
-)
-"""Formulas, as page.js finds them; with a space at their end they must hold a sign of LaTeX, for prices hold none."""
 FIGURE = re.compile(r"\[asy\](.*?)\[/asy\]", re.DOTALL)
 CUTS = (10_000, 2_000, 800, 280, 120, 40)
 """Characters of a question that the report holds: the most with which its rows keep to `ROOM`."""
@@ -329,11 +332,11 @@ LISTED = 200
 TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
-    "difficulty": ("difficulty", "easy to hard by predicted difficulty", "harder"),
-    "length": ("length", "short to long, a stand-in for easy to hard", "longer"),
-    "random": ("random place", "in random order", "later in the random order"),
+    "difficulty": ("difficulty", "easy to hard by predicted difficulty", "harder", "easiest"),
+    "length": ("length", "short to long, a stand-in for easy to hard", "longer", "shortest"),
+    "random": ("random place", "in random order", "later in the random order", "first in the random order"),
 }
-"""What a ranking is called, what it does, and what a dark place of the carpet is."""
+"""What a ranking is called, what it does, and what its later and its first rows are."""
 REPLAY = FIGURES / "data" / "replay.csv"
 """The replay study, whose simulated scores say what a correlation saves when a quarter of the prompts is taken."""
 
@@ -392,16 +395,16 @@ def page(
     """The whole report as one HTML document; the tables are those of this module."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    k, (rank, order, dark) = arranged.clusters.k, RANKS[arranged.ranked_by]
+    k, (rank, order, dark, _) = arranged.clusters.k, RANKS[arranged.ranked_by]
     tints = tints_of(k)
     return _templates().get_template("page.html.j2").render(
         arranged=arranged, plan=arranged.plan, data=arranged.data, found=arranged.found, caveats=caveats, k=k,
         rank=rank, order=order, dark=dark, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
         falls=largest_fall(arranged.plan).to_dict("records"),
         shown=arranged.points.var(axis=0).sum() / max(1, np.count_nonzero(np.ptp(arranged.found.phi, axis=0))),
-        counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
+        counts=left_out["status"].value_counts().sort_index(), cards=list(clusters.itertuples()),
         carpet=carpet(arranged.plan), saved=expectation(arranged), statuses=STATUSES,
-        mixed=arranged.plan.steps - len(own_batches(arranged.plan)),
+        mixed=arranged.plan.steps - len(own_batches(arranged.plan)), prompts={s.id: s.prompt for s in arranged.data.samples},
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores, {"statuses": STATUSES, "rankName": rank, "tints": tints}),
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
@@ -421,7 +424,7 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     write_samples(data.samples, folder / SAMPLES)
     shutil.copymode(folder / SAMPLES, folder / "features.safetensors")  # which safetensors keeps to its owner
     scores.to_parquet(folder / "scores.parquet", index=False)
-    for name, table in (("clusters", cards), ("left_out", rest)):
+    for name, table in (("clusters", cards.assign(typical=cards["typical"].str.join(" "))), ("left_out", rest)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
     done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
@@ -433,19 +436,14 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of a text in one line of about `length` characters; a formula is kept whole, or left out when it is long.
+    """The beginning of a text in one line of `length` characters; code of a figure is told by its size.
 
-    >>> excerpt("one  two\\nthree", 8), excerpt("so $a + b$ is", 8), excerpt("so $a + b + c + d$ is", 8)
-    ('one two…', 'so $a + b$…', 'so…')
+    >>> excerpt("one  two\\nthree", 8), excerpt("[asy]dot((0,0));[/asy] is", 80)
+    ('one two…', '[figure: 11 characters of Asymptote] is')
     """
     text = FIGURE.sub(lambda code: f"[figure: {len(code[1])} characters of Asymptote]", text)
-    flat, cut = " ".join(text[: 4 * length].split()), length - 1
-    if len(flat) <= length:
-        return flat
-    for formula in MATH.finditer(flat):
-        if formula.start() < cut < formula.end():
-            cut = formula.end() if formula.end() <= 2 * length else formula.start()
-    return flat[:cut].rstrip() + ("…" if cut < len(flat) else "")
+    flat = " ".join(text[: 4 * length].split())
+    return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
 
 
 def _templates() -> Environment:
@@ -476,24 +474,9 @@ def _rows_page(arranged: Arranged, scores: pd.DataFrame, more: dict[str, Any]) -
         "parts": list(parts),
     }  # fmt: skip
     for most in CUTS:
-        columns |= {"prompt": [excerpt(s.prompt, most) for s in samples]}
-        columns |= {"cut": [i for i, s in enumerate(samples) if len(s.prompt) > most]}
+        cut = [i for i, s in enumerate(samples) if len(s.prompt) > most]
+        columns |= {"prompt": [excerpt(s.prompt, most) for s in samples], "cut": cut}
         rows = htmlsafe_json_dumps(columns, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
         if len(rows.encode()) <= ROOM[0] + ROOM[1] * max(0, len(samples) - 7_500):
             break
     return rows
-
-
-def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
-    """The row of each cluster, the prompts nearest to its centre, and the text features and SAE latents that set it apart."""
-    prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
-    nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
-    table, latents = arranged.found.table, arranged.found.latents
-    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
-    names = [*text, *(f"latent {i}" for i in latents)]
-    values = pd.DataFrame(np.hstack([table.metadata[:, PROMPT_COLUMNS], table.z[:, : len(latents)]]), columns=names)
-    means = (values.groupby(scores["cluster"].to_numpy()).mean() - values.mean()) / values.std(ddof=0).replace(0, 1)
-    return [(card, nearest[card.cluster], [
-        f"{name} {value:+.1f} sd" for part in (means.loc[card.cluster, text], means.loc[card.cluster, names[len(text) :]])
-        for name, value in part.sort_values(key=abs, ascending=False, kind="stable").head(TYPICAL).items()
-    ]) for card in clusters.itertuples()]  # fmt: skip
