@@ -102,7 +102,8 @@ def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict
         label = f", label {row.label:g}" if np.isfinite(row.label) else ""
         doubt = ": outside it, check the label or the score" if row.label < row.low or row.label > row.high else ""
         parts.append(f"difficulty {row.difficulty:.2f}{span}{label}{doubt}")
-    parts.append(f"in cluster {row.cluster}, farther from its centre than {row.farther}% of it")
+    centre = f"farther from its centre than {row.farther}% of it" if row.farther else "among the nearest to its centre"
+    parts.append(f"in cluster {row.cluster}, {centre}")
     if np.isfinite(row.quality):
         parts.append(f"quality {row.quality:.2f}")
     return "; ".join(parts)
