@@ -152,10 +152,10 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
-    forms = {answer: plain_form(answer) for answer in answers.values()}
-    if mended := [f"{given} as {form}" for given, form in forms.items() if UNREAD.sub("", form) != UNREAD.sub("", given)]:
-        told = f"{', '.join(mended[:5])}; a trainer's own checker may need that form"
-        notes.append(f"{number_of(len(mended), 'answer')} read in another form: {told}")
+    forms = ((name, given, plain_form(given)) for name, given in answers.items())
+    if mended := [f"{name} ({given} as {form})" for name, given, form in forms if UNREAD.sub("", form) != UNREAD.sub("", given)]:
+        told = f"first {', '.join(mended[:5])}. A trainer that compares strings may score a right completion 0 there."
+        notes.append(f"{number_of(len(mended), 'answer')} that our checker reads in a plainer form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
@@ -433,7 +433,9 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     plan = order_pool(pool, PlanConfig(b, config.swapped_per_batch, difficulty_tolerance=tolerance, rest="pool"), "saerl")
     low = {i: ("filtered", f"quality score {quality[i]:.3f} is not among the best {config.keep:.0%}")
            for i in np.flatnonzero(may & ~kept)}  # fmt: skip
-    reasons = low | {i: ("left over", f"fills no whole batch of {b}") for i in rows[~full]}
+    count = f"{len(rows):,} rows to plan are {len(planned) // b:,} batches of {b} and {len(rows) - len(planned)} more"
+    over = f"{count}, drawn by a hash of the question; nothing is wrong with this row"
+    reasons = low | {i: ("left over", over) for i in rows[~full]}
     dropped = (*data.aside, *(Dropped(data.where[i], ids[i], *reason) for i, reason in reasons.items()))
     with np.errstate(invalid="ignore"):  # equal rows have no variance to explain
         points = projection_2d(clusters.standardise(found.phi))

@@ -75,10 +75,11 @@ def test_text_of_the_data_never_becomes_markup_and_no_request_is_allowed(folder:
 def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     values, scores = json.loads(Reader(page).scripts[0]), pd.read_parquet(folder / "scores.parquet")
-    columns = ("x", "y", "id", "prompt", "rank", "label", "quality", "low", "high", "status")
+    columns = ("x", "y", "id", "prompt", "answer", "rank", "label", "quality", "low", "high", "status")
     assert {len(values[name]) for name in columns} == {122}
-    for name in ("id", "where", "cluster", "step", "slot", "position", "reason"):
+    for name in ("id", "where", "cluster", "step", "slot", "position"):
         assert values[name] == scores[name].tolist(), name
+    assert ["; ".join(values["parts"][i] for i in parts) for parts in values["reason"]] == scores["reason"].tolist()
     assert min(values["x"]) == 0 and max(values["x"]) == 9999 and EVIL[:60] in values["prompt"][8]
     cards = pd.read_csv(folder / "clusters.csv")
     assert page.count('<div class="card"') == len(cards) and cards["n"].sum() == 122
@@ -86,6 +87,21 @@ def test_the_numbers_of_the_report_are_those_of_the_tables(folder: Path) -> None
     record = json.loads((folder / "run.json").read_text())
     assert all(html.escape(c["title"]) in page for c in record["caveats"])
     assert record["left_out"] == {"left over": 2, "malformed": 1}
+
+
+def test_questions_are_whole_while_there_is_room_and_cut_with_a_sign_of_it_when_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record | {"question": f"{record['question']} [asy]draw(A--B);[/asy]{' and so on' * 50}"} for record in rows(40)]
+    source, held = write_jsonl(tmp_path / "my.jsonl", records), []
+    for room in (10**6, 20_000):
+        monkeypatch.setattr("saerl_lib.report.page.ROOM", (room, 0))
+        out = plan_own_data(source, tmp_path / str(room), OwnConfig(prompts_per_step=8)).folder
+        held.append(json.loads(Reader((out / "report.html").read_text(encoding="utf-8")).scripts[0]))
+    whole, short = held
+    assert whole["cut"] == [] and short["cut"] == list(range(40))
+    assert whole["prompt"][0] == f"Add 3 and 11. [figure: 11 characters of Asymptote]{' and so on' * 50}"
+    assert max(map(len, short["prompt"])) == 120 and short["prompt"][0].endswith("…") and short["answer"][7] == "7"
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -125,6 +141,16 @@ outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textConte
 byId("find").value = "";
 heads[3].querySelector("button").click();
 outcome.sorted = [...body.rows].slice(0, 5).map((row) => parseFloat(row.cells[3].textContent));
+const column = byId("sort");
+for (const way of ["6 ↓", "6 ↑"]) {
+  column.value = way;
+  column.dispatchEvent(new Event("change"));
+  outcome[way] = [data.step[shown[0]], data.step[shown.at(-1)]];
+}
+show(30, body.rows[1]);
+panel.querySelector("button").click();
+outcome.back = document.activeElement === body.rows[1];
+outcome.columns = heads.filter((head) => getComputedStyle(head).display !== "none").map((head) => head.textContent);
 const weave = carpet.getBoundingClientRect();
 const thread = { clientX: weave.left + weave.width * (3.5 / T), clientY: weave.top + weave.height * (2.5 / B), bubbles: true };
 carpet.dispatchEvent(new PointerEvent("pointermove", thread));
@@ -159,5 +185,7 @@ def test_in_a_browser_the_page_runs_and_hover_zoom_cards_and_search_work(folder:
     assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
     assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
     assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
-    assert outcome["sorted"] == sorted(outcome["sorted"])
+    assert outcome["sorted"] == sorted(outcome["sorted"]) and outcome["back"]
+    assert outcome["6 ↓"] == [scores["step"].max(), -1] and outcome["6 ↑"] == [0, -1], "rows without a step stay last"
+    assert outcome["columns"] == ["id", "question", "cluster", "difficulty", "label", "step", "company", "why"]
     assert [outcome["woven"]] == scores.index[(scores["step"] == 3) & (scores["slot"] == 2)].tolist()

@@ -1,6 +1,7 @@
 "use strict";
 // All text of the data reaches the page through textContent alone; katex builds elements of MathML from what lies between dollars.
 const data = JSON.parse(document.getElementById("data").textContent);
+data.reason = data.reason.map((parts) => parts.map((part) => data.parts[part]).join("; "));
 const byId = (name) => document.getElementById(name);
 const on = (name, kind, act) => byId(name).addEventListener(kind, act);
 const N = data.id.length, PAD = 24, REACH = 14, PAGE = 50;
@@ -10,7 +11,9 @@ let width = canvas.clientWidth, height = canvas.clientHeight;
 let chosenCluster = -1, pinned = -1, hovered = -1, page = 0, shown = [], queued = false;
 
 // Text and formulas.
-const MATH = /\$\$([^$]+)\$\$|(?<!\\)\$(?!\s)((?:\\.|[^$\\])+?)(?<!\s)\$(?!\d)|\\\[([^]+?)\\\]|\\\(([^]+?)\\\)/g;
+const DISPLAY = /\$\$([^$]+)\$\$|\\\[([^]+?)\\\]|(\\begin\{(align|gather|equation)(\*?)\}[^]+?\\end\{\4\5\})/;
+const INLINE = /(?<!\\)\$(?!\s)((?:\\.|[^$\\])+?)(?<!\s)\$(?:(?!\d)|(?<=\\\$\$))|(?<!\\)\$(?=[^$]*[\\^_])((?:\\.|[^$\\])+)\$(?!\d)|\\\(([^]+?)\\\)/;
+const MATH = new RegExp(DISPLAY.source + "|" + INLINE.source, "g");
 function add(parent, name, text) {
   const element = document.createElement(name);
   element.textContent = text;
@@ -23,7 +26,8 @@ function typeset(element, text = element.textContent) {
   for (const match of text.matchAll(MATH)) {
     const formula = document.createElement("span");
     try {
-      katex.render(match.slice(1).find((part) => part !== undefined), formula, { output: "mathml", strict: "ignore", maxExpand: 100, maxSize: 20 });
+      const shown = match[1] || match[2] || match[3], tex = shown || match[6] || match[7] || match[8];
+      katex.render(tex, formula, { displayMode: Boolean(shown), output: "mathml", strict: "ignore", maxExpand: 100, maxSize: 20 });
     } catch {
       continue; // what katex cannot read stays as it was written
     }
@@ -148,6 +152,11 @@ function pin(i) {
   add(panel, "b", data.id[i]);
   add(panel, "p", data.where[i] + " of the source; cluster " + data.cluster[i] + "; " + data.statuses[data.status[i]] + (data.step[i] < 0 ? "" : " for step " + data.step[i] + " of 0 to " + (T - 1))).className = "soft";
   typeset(add(panel, "p", data.prompt[i]));
+  if (data.cut.includes(i)) add(panel, "p", "The question is cut here; samples.parquet holds all of it.").className = "soft";
+  if (data.answer[i]) {
+    const answer = data.answer[i], bare = /[\\^_]/.test(answer) && !answer.includes("$");
+    typeset(add(panel, "p", ""), "Answer: " + (bare ? "$" + answer + "$" : answer));
+  }
   const list = add(panel, "ul", "");
   for (const part of data.reason[i].split("; ")) add(list, "li", part);
   if (data.step[i] >= 0) add(panel, "p", "In its step: " + company(i)).className = "soft";
@@ -204,8 +213,9 @@ on("map", "pointerup", release);
 on("map", "pointercancel", release);
 on("map", "pointerleave", () => hover(-1));
 canvas.addEventListener("wheel", (event) => {
-  event.preventDefault();
+  const before = view.zoom;
   zoomAt(...spot(event), Math.exp(-event.deltaY * 0.0016));
+  if (view.zoom !== before) event.preventDefault(); // else the page scrolls
 }, { passive: false });
 on("map", "keydown", (event) => {
   const arrow = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] }[event.key];
@@ -238,11 +248,10 @@ for (const card of document.querySelectorAll(".card"))
     chooseCluster(cluster === chosenCluster ? -1 : cluster);
     if (chosenCluster >= 0) canvas.scrollIntoView({ block: "center" });
   });
-const late = (i) => (data.position[i] < 0 ? N + data.status[i] : data.position[i]);
-const last = (value) => (value === null ? Infinity : value);
-const KEYS = [(i) => data.id[i], (i) => data.prompt[i], (i) => data.cluster[i], (i) => last(data.rank[i]), (i) => last(data.quality[i]),
-  late, company, (i) => data.reason[i]];
-const sorted = { by: 5, turned: false };
+const late = (i) => (data.position[i] < 0 ? null : data.position[i]);
+const KEYS = [(i) => data.id[i], (i) => data.prompt[i], (i) => data.cluster[i], (i) => data.rank[i], (i) => data.label[i], (i) => data.quality[i],
+  late, (i) => company(i) || null, (i) => data.reason[i]];
+const sorted = { by: 6, turned: false };
 const heads = [...byId("rows").tHead.rows[0].cells];
 heads.forEach((head, column) => {
   const button = document.createElement("button");
@@ -253,22 +262,40 @@ heads.forEach((head, column) => {
     sorted.by = column;
     refresh();
   });
+  if (getComputedStyle(head).display === "none") return;
+  for (const way of [" ↑", " ↓"]) add(byId("sort"), "option", "sort by " + button.textContent + way).value = column + way;
 });
-function show(i) {
+on("sort", "change", (event) => {
+  sorted.by = parseInt(event.target.value, 10);
+  sorted.turned = event.target.value.endsWith("↓");
+  refresh();
+});
+function show(i, from) {
   if (i < 0) return;
   const [px, py] = place(i);
   move(width / 2 - px, height / 2 - py);
   pin(i);
   panel.scrollIntoView({ block: "center" });
+  if (!from) return;
+  const back = add(panel, "button", "back to the row");
+  panel.prepend(back);
+  back.addEventListener("click", () => {
+    (from.isConnected ? from : byId("rows")).scrollIntoView({ block: "center" });
+    from.focus({ preventScroll: true });
+  });
 }
 function refresh() {
   const wanted = byId("find").value.trim().toLowerCase(), status = Number(byId("status").value);
   shown = [...data.id.keys()].filter((i) =>
     (chosenCluster < 0 || data.cluster[i] === chosenCluster) && (status < 0 || data.status[i] === status) &&
-    (!wanted || data.id[i].toLowerCase().includes(wanted) || data.prompt[i].toLowerCase().includes(wanted) || data.reason[i].toLowerCase().includes(wanted)));
+    (!wanted || data.id[i].toLowerCase().includes(wanted) || data.prompt[i].toLowerCase().includes(wanted) || data.answer[i].toLowerCase().includes(wanted) || data.reason[i].toLowerCase().includes(wanted)));
   const keys = new Map(shown.map((i) => [i, KEYS[sorted.by](i)]));
-  shown.sort((a, b) => (keys.get(a) < keys.get(b) ? -1 : keys.get(a) > keys.get(b) ? 1 : a - b));
-  if (sorted.turned) shown.reverse();
+  const way = sorted.turned ? -1 : 1;
+  shown.sort((a, b) => {
+    const one = keys.get(a), other = keys.get(b); // what is not known stays last
+    return (one === null) - (other === null) || (one < other ? -way : one > other ? way : a - b);
+  });
+  byId("sort").value = sorted.by + (sorted.turned ? " ↓" : " ↑");
   heads.forEach((head, column) => head.setAttribute("aria-sort", column !== sorted.by ? "none" : sorted.turned ? "descending" : "ascending"));
   turn(0);
 }
@@ -278,11 +305,11 @@ function turn(to) {
   for (const i of shown.slice(page * PAGE, (page + 1) * PAGE)) {
     const row = add(body, "tr", "");
     row.tabIndex = 0;
-    const texts = [data.id[i], short(data.prompt[i], 140), data.cluster[i], rankOf(i), number(data.quality[i]), stepOf(i), company(i), data.reason[i]];
+    const texts = [data.id[i], short(data.prompt[i], 140), data.cluster[i], rankOf(i), number(data.label[i]), number(data.quality[i]), stepOf(i), company(i), data.reason[i]];
     texts.forEach((text, column) => { add(row, "td", text).dataset.name = heads[column].textContent; });
     typeset(row.cells[1]);
-    row.addEventListener("click", () => show(i));
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(i); });
+    row.addEventListener("click", () => show(i, row));
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(i, row); });
   }
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   byId("count").textContent = shown.length + " of " + N + " rows, page " + (page + 1) + " of " + pages;

@@ -22,12 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imsave
 from scipy.special import rel_entr
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from saerl_lib.artifacts import write_json
 from saerl_lib.config import to_dict
+from saerl_lib.data.answers import check_answers
 from saerl_lib.data.sample import SAMPLES, Dropped, Sample, normalise, number_of, read_samples, write_samples
 from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
@@ -35,9 +39,9 @@ from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
 from saerl_lib.plan.orders import dominant_clusters
 
-TERMS = 8
-"""Words of a cluster's card, each of three letters or more; commands of LaTeX are none."""
-PLAIN = [*ENGLISH_STOP_WORDS, "does", "let"]
+TERMS = 6
+"""Words of a cluster's card, each of three letters or more or a command of LaTeX."""
+PLAIN = [*ENGLISH_STOP_WORDS, "does", "let", r"\left", r"\right", r"\text", r"\end"]
 """Words that say nothing about a cluster."""
 TYPICAL = 3
 """Samples nearest to the centroid on a card."""
@@ -46,23 +50,27 @@ TYPICAL = 3
 def score_table(arranged: Arranged) -> pd.DataFrame:
     """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step is -1.
 
-    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, difficulty, low, high,
-    percentile (share of the cluster that is ranked lower), quality, position, step, slot, swapped_with, reason.
+    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, raw_difficulty (before calibration, what
+    orders rows of equal score), difficulty, low, high, percentile (share of the cluster that is ranked lower), quality, position,
+    step, slot, swapped_with, reason.
     """
     data, plan, scores = arranged.data, arranged.plan.table, arranged.scores
     out, label = {d.id: d for d in arranged.dropped}, scores["cluster"].to_numpy()
-    rank = scores["ranking"].groupby(label).rank(method="min").to_numpy() - 1
+    below = scores.groupby("cluster")[["ranking", "distance"]].rank(method="min").sub(1).div(np.bincount(label)[label], axis=0)
+    alike = scores.assign(id=data.ids).sort_values(["raw", "id"]).groupby(["cluster", "ranking"])["id"]
     table = pd.DataFrame({
         "where": data.where, "id": data.ids, "status": [out[i].status if i in out else "planned" for i in data.ids],
         "cluster": label, "distance": scores["distance"], "length": arranged.found.lengths, "label": data.labels,
-        **{name: scores[name] for name in ("difficulty", "low", "high")},
-        "percentile": rank / np.bincount(label)[label], "quality": scores["quality"],
+        "raw_difficulty": scores["raw"], **{name: scores[name] for name in ("difficulty", "low", "high")},
+        "percentile": below["ranking"], "quality": scores["quality"],
     })  # fmt: skip
     places = plan.set_index("sample_id")[["position", "step", "slot", "swapped_with"]]
     table = pd.concat([table, places.reindex(data.ids, fill_value=-1).reset_index(drop=True)], axis=1)
     leading, own = dominant_clusters(plan["cluster"].to_numpy().reshape(arranged.plan.steps, -1)), own_batches(arranged.plan)
-    reasons = [_reason(row, out.get(row.id), leading, own, arranged.ranked_by, arranged.found.unit) for row in table.itertuples()]
-    return table.assign(reason=reasons)
+    percent = (100 * below + 1e-9).astype(int)  # rounded down: what is not all is not 100
+    more = {"lower": percent["ranking"], "farther": percent["distance"]}
+    rows = table.assign(**more, place=alike.cumcount() + 1, alike=alike.transform("size")).itertuples()
+    return table.assign(reason=[_reason(r, out.get(r.id), leading, own, arranged.ranked_by) for r in rows])
 
 
 def own_batches(plan: BatchPlan) -> dict[int, str]:
@@ -73,69 +81,90 @@ def own_batches(plan: BatchPlan) -> dict[int, str]:
     return {int(step): f"batch {number[step]} of {of[step]}" for step in whole.index}
 
 
-def _reason(
-    row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str, unit: str
-) -> str:
+def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str) -> str:
     """Why a row stands where it stands, in words."""
     if dropped:
-        parts = [f"{dropped.status}: {dropped.reason}"]
-    elif row.swapped_with >= 0:
+        return f"{dropped.status}: {dropped.reason}"
+    if row.swapped_with >= 0:
         parts = [f"step {row.step}, slot {row.slot}: from step {row.swapped_with}, whose batch exchanged its tail with this one"]
     elif row.step in own:
         parts = [f"step {row.step}, slot {row.slot}: {own[row.step]} of its own cluster"]
     else:
         company = f", with cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
         parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster{company}"]
-    parts.append(f"in cluster {row.cluster}, {row.distance:.1f} from its centre")
+    _, _, more, least = RANKS[ranked_by]
+    parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
+    if row.alike > 1:
+        by = f"the uncalibrated score {row.raw_difficulty:.2f}" if ranked_by == "difficulty" else "id"
+        parts.append(f"place {row.place} of {row.alike} of equal rank there, by {by}")
     if np.isfinite(row.difficulty):
-        span = f" ({row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
-        own = f", label {row.label:g}" if np.isfinite(row.label) else ""
-        parts.append(f"difficulty {row.difficulty:.2f}{span}{own}")
-    parts.append({
-        "difficulty": f"harder than {row.percentile:.0%} of its cluster",
-        "length": f"longer than {row.percentile:.0%} of its cluster ({row.length:.0f} {unit})",
-        "random": "random order within its cluster",
-    }[ranked_by])  # fmt: skip
+        span = f" (95% interval {row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
+        label = f", label {row.label:g}" if np.isfinite(row.label) else ""
+        doubt = ": outside it, check the label or the score" if row.label < row.low or row.label > row.high else ""
+        parts.append(f"difficulty {row.difficulty:.2f}{span}{label}{doubt}")
+    centre = f"farther from its centre than {row.farther}% of it" if row.farther else "among the nearest to its centre"
+    parts.append(f"in cluster {row.cluster}, {centre}")
     if np.isfinite(row.quality):
         parts.append(f"quality {row.quality:.2f}")
     return "; ".join(parts)
 
 
 def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, labels, top_topic, topic_share, terms,
+    """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, top_topic, topic_share, terms, apart,
     typical.
 
-    terms are words of the prompts that are frequent here and rare elsewhere; typical are the ids nearest to the centre.
+    terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the cluster's rows that hold
+    it and, in brackets, of all others; apart are features in standard deviations; typical are the ids nearest to the centre.
     """
     samples = arranged.data.samples
-    terms = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy())
+    terms, apart = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy()), _apart(arranged)
     topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []
     for cluster, inside in scores.groupby("cluster"):
         topic = topics[inside.index].mode()  # the most frequent ones, sorted
         rows.append({
             "cluster": cluster, "n": len(inside), "share": len(inside) / len(scores),
             "planned": (inside["status"] == "planned").sum(), "median_length": inside["length"].median(),
-            "mean_difficulty": inside["difficulty"].mean(), "labels": inside["label"].count(),
+            "mean_difficulty": inside["difficulty"].mean(),
             "top_topic": topic[0] if len(topic) else "",
             "topic_share": (topics[inside.index] == topic[0]).mean() if len(topic) else np.nan,
-            "terms": " ".join(terms[cluster]),
-            "typical": " ".join(inside.sort_values(["distance", "id"])["id"].head(TYPICAL)),
+            "terms": ", ".join(terms[cluster]), "apart": ", ".join(apart[cluster]),
+            "typical": inside.sort_values(["distance", "id"])["id"].head(TYPICAL).tolist(),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _terms(prompts: Sequence[str], cluster: np.ndarray) -> dict[int, list[str]]:
-    """Words of each cluster by share inside x log of (share inside / share of all)."""
-    counter = CountVectorizer(token_pattern=r"(?<!\\)\b[^\W\d_]{3,}", binary=True, max_features=5000, stop_words=PLAIN)
+    """Words of each cluster with their shares, by share inside x log of (share inside / share of all)."""
+    pattern = r"\\[a-z]{2,}|(?<!\\)\b[^\W\d_]{3,}"
+    counter = CountVectorizer(token_pattern=pattern, binary=True, max_features=5000, stop_words=PLAIN)
     out: dict[int, list[str]] = {int(number): [] for number in np.unique(cluster)}
     try:
         seen = counter.fit_transform(prompts).tocsr()
     except ValueError:  # no prompt holds a word
         return out
-    names, everywhere = counter.get_feature_names_out(), (np.asarray(seen.sum(axis=0)).ravel() + 1) / (len(prompts) + 2)
+    names, total = counter.get_feature_names_out(), np.asarray(seen.sum(axis=0)).ravel()
     for number in out:
-        weight = rel_entr(np.asarray(seen[np.flatnonzero(cluster == number)].mean(axis=0)).ravel(), everywhere)
-        out[number] = [str(names[i]) for i in np.lexsort((names, -weight))[:TERMS] if weight[i] > 0]
+        rows = np.flatnonzero(cluster == number)
+        inside = np.asarray(seen[rows].sum(axis=0)).ravel()
+        share, others = inside / len(rows), (total - inside) / max(1, len(prompts) - len(rows))
+        weight = rel_entr(share, (total + 1) / (len(prompts) + 2))
+        best = [i for i in np.lexsort((names, -weight))[:TERMS] if weight[i] > 0]
+        out[number] = [f"{names[i]} {share[i]:.0%} ({others[i]:.0%})" for i in best]
+    return out
+
+
+def _apart(arranged: Arranged) -> dict[int, list[str]]:
+    """The text features and the SAE latents of each cluster that differ most from all rows, in standard deviations."""
+    table, latents = arranged.found.table, arranged.found.latents
+    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
+    values = pd.DataFrame(np.hstack([table.metadata[:, PROMPT_COLUMNS], table.z[:, : len(latents)]]))
+    values.columns = [*text, *(f"latent {i}" for i in latents)]
+    means = values.groupby(arranged.scores["cluster"].to_numpy()).mean()
+    out: dict[int, list[str]] = {int(cluster): [] for cluster in means.index}
+    for cluster, row in ((means - values.mean()) / values.std(ddof=0).replace(0, 1)).iterrows():
+        for part in (row.iloc[: len(text)], row.iloc[len(text) :]):
+            first = part.sort_values(key=abs, ascending=False, kind="stable").head(TYPICAL)
+            out[int(cluster)] += [f"{name} {value:+.1f} sd" for name, value in first.items()]
     return out
 
 
@@ -147,7 +176,7 @@ STATUS_TEXT = {
     "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
     "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
     "filtered": "Below the share that --keep asks for.",
-    "left over": "They fill no whole batch; which ones is decided by the hash of the question.",
+    "left over": "Nothing is wrong with them; they fill no whole batch. Which ones is decided by the hash of the question.",
 }
 """What became of rows that are not planned."""
 STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
@@ -205,8 +234,13 @@ def _difficulty(arranged: Arranged) -> Told:
         yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    own = "" if low <= 0 else f"{skill} "
-    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.samples):,} rows have a label. {own}{text}"
+    labelled = arranged.scores.assign(label=arranged.data.labels).dropna(subset="label").groupby("cluster")
+    inside = labelled.apply(lambda rows: rows["raw"].corr(rows["label"], "spearman")).median()
+    own = f"{skill} " if low > 0 else ""
+    own += f"Inside a cluster, where it orders rows, it is {inside:.3f} (median). " if np.isfinite(inside) else ""
+    bare = ", ".join(arranged.data.ids[i] for i in np.flatnonzero(np.isnan(arranged.data.labels)))
+    without = f"; without one are {excerpt(bare, 100)}" if bare else ""
+    yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.ids):,} rows have a label{without}. {own}{text}"
 
 
 def _clusters(arranged: Arranged) -> Told:
@@ -252,9 +286,13 @@ def _rows(arranged: Arranged) -> Told:
         pairs = "; ".join(" and ".join(s.id for s in same[:2]) for same in asked.values() if len(same) > 1)
         text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
         yield "warning", number_of(repeated, "repeated question"), text
-    golds = [{normalise(s.answer): f"{s.id} ({excerpt(s.answer, 40)})" for s in same if s.answer} for same in asked.values()]
-    if torn := [" and ".join(list(unlike.values())[:2]) for unlike in golds if len(unlike) > 1]:
-        text = f"Where they do not mean the same, a wrong one is rewarded: {excerpt('; '.join(torn), 300)}. Mend them."
+    golds = [list({normalise(s.answer): s for s in same if s.answer}.values()) for same in asked.values()]
+    unlike = [(same[0], other) for same in golds for other in same[1:]]
+    verdicts = check_answers([(one.answer, other.answer) for one, other in unlike], 5.0)
+    torn = {a.id: f"{a.id} ({excerpt(a.answer, 40)}) and {b.id} ({excerpt(b.answer, 40)})"
+            for (a, b), verdict in zip(unlike, verdicts, strict=True) if not verdict.equal}  # fmt: skip
+    if torn:
+        text = f"What earns the reward under one id fails under the other: {excerpt('; '.join(torn.values()), 300)}. Mend them."
         yield "warning", f"{number_of(len(torn), 'question')} with different answers", text
     if broken := [s.id for s in data.samples if "\0" in f"{s.prompt}{s.answer}{''.join(s.steps)}"]:
         text = f"The sign NUL usually comes from a broken export; first {broken[0]}. It is kept as it is."
@@ -272,59 +310,65 @@ def _features(arranged: Arranged) -> Told:
     alone = found.phi.shape[1] == found.table.prompt_phi.shape[1]
     what = "prompts alone were read" if alone else "prompt and solution were read, a missing one stands at the mean"
     solved = f"{int(found.table.solved.sum())} of {len(found.phi)} rows have a solution"
-    yield "note", "What was read", f"{found.name}, {found.phi.shape[1]} columns. {solved}; {what}."
+    look = " No model read the rows: these are words and counts, not SAE features." if found.unit == "words" else ""
+    yield "note", "What was read", f"{found.name}.{look} {solved}; {what}."
     if sae is not None:
-        text = f"Explained variance {sae.explained_variance:.3f} on {sae.n_tokens:,} tokens of them, {sae.l0:.0f} latents each."
+        text = (f"Explained variance {sae.explained_variance:.3f}, measured on {sae.n_tokens:,} tokens of these rows; "
+                f"{sae.l0:.0f} latents are active at each token.")  # fmt: skip
         if sae.explained_variance > 0:
             yield "note", "How well the SAE reads the model", text
         else:
             fix = "Its features are noise: name the --layer (counted from 1) and --encoder that this SAE was trained on."
             yield "warning", "The SAE does not fit this layer", f"{text} The mean vector alone reaches 0. {fix}"
-    if found.unit == "words":
-        yield "note", "A first look", "No model read the rows: these are words and counts, not SAE features."
 
 
 HERE = Path(__file__).parent
-MATH = re.compile(r"\$\$[^$]+\$\$|(?<!\\)\$(?!\s)(?:\\.|[^$\\])+?(?<!\s)\$(?!\d)|\\\[.+?\\\]|\\\(.+?\\\)")
-"""Formulas, as page.js finds them."""
-EXCERPT = 280
-"""Characters of a prompt that the report holds."""
+FIGURE = re.compile(r"\[asy\](.*?)\[/asy\]", re.DOTALL)
+CUTS = (10_000, 2_000, 800, 280, 120, 40)
+"""Characters of a question that the report holds: the most with which its rows keep to `ROOM`."""
+ROOM = 7_000_000, 350
+"""Bytes of the rows, for 7,500 rows or fewer and for each further one."""
 LISTED = 200
 """Rows without a sample, or outside the plan, that the report lists; the file holds all."""
 TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
-    "difficulty": ("difficulty", "easy to hard by predicted difficulty"),
-    "length": ("length", "short to long, a stand-in for easy to hard"),
-    "random": ("random place", "at random"),
+    "difficulty": ("difficulty", "easy to hard by predicted difficulty", "harder", "easiest"),
+    "length": ("length", "short to long, a stand-in for easy to hard", "longer", "shortest"),
+    "random": ("random place", "in random order", "later in the random order", "first in the random order"),
 }
-"""What a ranking is called, and what it does."""
+"""What a ranking is called, what it does, and what its later and its first rows are."""
 REPLAY = FIGURES / "data" / "replay.csv"
 """The replay study, whose simulated scores say what a correlation saves when a quarter of the prompts is taken."""
 
 
-def expectation(arranged: Arranged) -> str:
-    """What choice by this score can be expected to save, read from the curve of the replay study; '' without curve or score."""
+def expectation(arranged: Arranged) -> float | None:
+    """Share of silent groups that choice by this score would save, read from the replay study; None without curve or score."""
     if arranged.difficulty is None or not REPLAY.is_file():
-        return ""
-    table, rho = pd.read_csv(REPLAY), arranged.difficulty.skill
+        return None
+    table = pd.read_csv(REPLAY)
     curve = table[table["form"].eq("simulated") & table["share"].eq(0.25)].sort_values("spearman")
-    saved = float(np.interp(rho, curve["spearman"], curve["silent_groups_saved"]))
-    return (f"If the label follows the pass rates of the policy, a score of this correlation ({rho:.2f} on rows that no fit saw) "
-            f"can save about {saved:.0%} of the groups whose rollouts are all right or all wrong, by taking the quarter of the "
-            "prompts nearest to one half (replay of recorded pass rates).")  # fmt: skip
+    return float(np.interp(arranged.difficulty.skill, curve["spearman"], curve["silent_groups_saved"]))
+
+
+def largest_fall(plan: BatchPlan) -> pd.DataFrame:
+    """Two steps, one after the other among those of one cluster, of which the second is the easier one by the most: step,
+    cluster, ranking_score (mean); no row in a plan that never falls."""
+    steps = plan.table[plan.table["step"].isin(own_batches(plan).keys())].groupby("step", as_index=False)
+    means = steps.agg(cluster=("cluster", "first"), ranking_score=("ranking_score", "mean"))
+    change = means["ranking_score"].diff()
+    return means.iloc[change.argmin() - 1 :].head(2) if change.min() < 0 else means.head(0)
 
 
 def tints_of(k: int) -> list[str]:
     """k colours as #rrggbb."""
-    more = [colorsys.hls_to_rgb(c * 137 % 360 / 360, 0.5, 0.6) for c in range(len(TINTS), k)]
-    return [*TINTS[:k], *("#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in more)]
+    return [*TINTS[:k], *(to_hex(colorsys.hls_to_rgb(c * 137 % 360 / 360, 0.5, 0.6)) for c in range(len(TINTS), k))]
 
 
 def carpet(plan: BatchPlan) -> str:
     """The plan as a PNG in a data: URI: a column a step, a row a slot, colour = cluster, darker = later in the ranking."""
     cluster, rank = (plan.table[name].to_numpy() for name in ("cluster", "ranking_score"))
-    colours = np.array([[int(tint[i : i + 2], 16) for i in (1, 3, 5)] for tint in tints_of(int(cluster.max()) + 1)], dtype=float)
+    colours = 255 * np.array([to_rgb(tint) for tint in tints_of(int(cluster.max()) + 1)])
     shade = 0.3 + 0.7 * (pd.Series(rank).rank(pct=True).to_numpy()[:, None])
     pixels = np.rint(255 - (255 - colours[cluster]) * shade).astype(np.uint8).reshape(plan.steps, -1, 3).swapaxes(0, 1)
     buffer = io.BytesIO()
@@ -352,16 +396,18 @@ def page(
     """The whole report as one HTML document; the tables are those of this module."""
     scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("katex.min.js", "page.js")]
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    k, (rank, order) = arranged.clusters.k, RANKS[arranged.ranked_by]
+    k, (rank, order, dark, _) = arranged.clusters.k, RANKS[arranged.ranked_by]
     tints = tints_of(k)
     return _templates().get_template("page.html.j2").render(
         arranged=arranged, plan=arranged.plan, data=arranged.data, found=arranged.found, caveats=caveats, k=k,
-        rank=rank, order=order, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
-        counts=left_out["status"].value_counts().sort_index(), cards=_cards(arranged, scores, clusters),
-        carpet=carpet(arranged.plan), expected=expectation(arranged), statuses=STATUSES,
-        mixed=arranged.plan.steps - len(own_batches(arranged.plan)),
+        rank=rank, order=order, dark=dark, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
+        falls=largest_fall(arranged.plan).to_dict("records"),
+        shown=arranged.points.var(axis=0).sum() / max(1, np.count_nonzero(np.ptp(arranged.found.phi, axis=0))),
+        counts=left_out["status"].value_counts().sort_index(), cards=list(clusters.itertuples()),
+        carpet=carpet(arranged.plan), saved=expectation(arranged), statuses=STATUSES,
+        mixed=arranged.plan.steps - len(own_batches(arranged.plan)), prompts={s.id: s.prompt for s in arranged.data.samples},
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
-        rows=_rows_page(arranged, scores) | {"statuses": STATUSES, "rankName": rank, "tints": tints},
+        rows=_rows_page(arranged, scores, {"statuses": STATUSES, "rankName": rank, "tints": tints}),
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,
         hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
     )  # fmt: skip
@@ -379,7 +425,7 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     write_samples(data.samples, folder / SAMPLES)
     shutil.copymode(folder / SAMPLES, folder / "features.safetensors")  # which safetensors keeps to its owner
     scores.to_parquet(folder / "scores.parquet", index=False)
-    for name, table in (("clusters", cards), ("left_out", rest)):
+    for name, table in (("clusters", cards.assign(typical=cards["typical"].str.join(" "))), ("left_out", rest)):
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
     done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
@@ -391,18 +437,14 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
 
 
 def excerpt(text: str, length: int) -> str:
-    """The beginning of a text in one line of about `length` characters; a formula is kept whole, or left out when it is long.
+    """The beginning of a text in one line of `length` characters; code of a figure is told by its size.
 
-    >>> excerpt("one  two\\nthree", 8), excerpt("so $a + b$ is", 8), excerpt("so $a + b + c + d$ is", 8)
-    ('one two…', 'so $a + b$…', 'so…')
+    >>> excerpt("one  two\\nthree", 8), excerpt("[asy]dot((0,0));[/asy] is", 80)
+    ('one two…', '[figure: 11 characters of Asymptote] is')
     """
-    flat, cut = " ".join(text[: 4 * length].split()), length - 1
-    if len(flat) <= length:
-        return flat
-    for formula in MATH.finditer(flat):
-        if formula.start() < cut < formula.end():
-            cut = formula.end() if formula.end() <= 2 * length else formula.start()
-    return flat[:cut].rstrip() + ("…" if cut < len(flat) else "")
+    text = FIGURE.sub(lambda code: f"[figure: {len(code[1])} characters of Asymptote]", text)
+    flat = " ".join(text[: 4 * length].split())
+    return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
 
 
 def _templates() -> Environment:
@@ -411,38 +453,31 @@ def _templates() -> Environment:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value,
     )  # fmt: skip
-    found.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
     found.filters["excerpt"] = excerpt
     return found
 
 
-def _rows_page(arranged: Arranged, scores: pd.DataFrame) -> dict[str, list[Any]]:
-    """Columns of the rows, in the order of the source; the map's coordinates are whole numbers from 0 to 9999."""
-    points = arranged.points
+def _rows_page(arranged: Arranged, scores: pd.DataFrame, more: dict[str, Any]) -> Markup:
+    """JSON of columns of the rows, in the order of the source, and of `more`; the map's coordinates are whole numbers from 0 to
+    9999, a reason is numbers of `parts`, and `cut` are the rows whose question is not whole."""
+    points, samples = arranged.points, arranged.data.samples
     low, span = points.min(axis=0), np.ptp(points, axis=0)
     rank = arranged.scores["difficulty" if arranged.difficulty else "ranking"]
     numbers = {"rank": rank, **{name: scores[name] for name in ("label", "quality", "low", "high")}}
     x, y = np.rint((points - low) / np.where(span > 0, span, 1) * 9999).astype(int).T.tolist()
-    return {
-        "x": x, "y": y, "prompt": [excerpt(s.prompt, EXCERPT) for s in arranged.data.samples],
+    parts = dict[str, int]()
+    columns = more | {
+        "x": x, "y": y, "answer": [excerpt(s.answer or "", 200) for s in samples],
         **{name: [float(f"{v:.4g}") if np.isfinite(v) else None for v in column] for name, column in numbers.items()},
         "status": [STATUSES.index(s) for s in scores["status"]],
-        **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position", "reason")},
+        **{name: scores[name].tolist() for name in ("id", "where", "cluster", "step", "slot", "position")},
+        "reason": [[parts.setdefault(part, len(parts)) for part in reason.split("; ")] for reason in scores["reason"]],
+        "parts": list(parts),
     }  # fmt: skip
-
-
-def _cards(arranged: Arranged, scores: pd.DataFrame, clusters: pd.DataFrame) -> list[tuple[Any, list[str], list[str]]]:
-    """The row of each cluster, the prompts nearest to its centre, and the text features and SAE latents that set it apart."""
-    prompts = scores.assign(prompt=[s.prompt for s in arranged.data.samples]).sort_values(["distance", "id"])
-    nearest = prompts.groupby("cluster")["prompt"].apply(lambda inside: inside.head(TYPICAL).tolist())
-    table, latents = arranged.found.table, arranged.found.latents
-    text = [FEATURES[i].removeprefix("prompt_").replace("tex_ratio", "LaTeX_share").replace("_", " ") for i in PROMPT_COLUMNS]
-    apart: dict[int, list[str]] = {int(cluster): [] for cluster in clusters["cluster"]}
-    read = table.z[:, : len(latents)]
-    for names, values in ((text, table.metadata[:, PROMPT_COLUMNS]), ([f"latent {i}" for i in latents], read)):
-        spread = values.std(axis=0)
-        means = pd.DataFrame(values).groupby(scores["cluster"].to_numpy()).mean()
-        for cluster, row in ((means - values.mean(axis=0)) / np.where(spread > 0, spread, 1)).iterrows():
-            first = np.argsort(-row.abs().to_numpy(), kind="stable")[:TYPICAL]
-            apart[int(cluster)] += [f"{names[i]} {row.iloc[i]:+.1f} sd" for i in first]
-    return [(card, nearest[card.cluster], apart[card.cluster]) for card in clusters.itertuples()]
+    for most in CUTS:
+        cut = [i for i, s in enumerate(samples) if len(s.prompt) > most]
+        columns |= {"prompt": [excerpt(s.prompt, most) for s in samples], "cut": cut}
+        rows = htmlsafe_json_dumps(columns, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        if len(rows.encode()) <= ROOM[0] + ROOM[1] * max(0, len(samples) - 7_500):
+            break
+    return rows
