@@ -386,7 +386,7 @@ def chat(value: Any, name: str) -> Chat:
     inner = unfolded(value) if isinstance(value, str) else None
     if isinstance(inner, list) and isinstance(inner[0], Mapping) and {"role", "from"} & set(inner[0]):
         value = inner
-    value = _element(value, name) if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+    value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
     if not isinstance(value, list):
         return Chat(text(value, name))
     messages, gold = [], ""
@@ -410,15 +410,6 @@ def chat(value: Any, name: str) -> Chat:
     return Chat(messages[last]["content"], before, "" if reply.strip() == "<think>" else reply, gold)
 
 
-def _element(value: Any, name: str) -> Any:
-    """The one element of a list; other values as they are."""
-    if not isinstance(value, list):
-        return value
-    if len(value) > 1:
-        raise BadRow(f"field {name!r} is a list of {len(value)}, where one value is read; write one")
-    return value[0] if value else None
-
-
 def text(value: Any, name: str) -> str:
     """A text field; '' when missing."""
     if value is None:
@@ -439,8 +430,9 @@ def plain(value: Any, name: str) -> str:
     """A text, number, truth value or bytes, also as all elements of a list (as text too), as text; '' when missing."""
     listed = unfolded(value)
     if isinstance(listed, list) and (listed is value or "".join(map(str, listed)).isprintable()):  # LaTeX must be escaped
-        value = listed[:1] if len(set(map(str, listed))) == 1 else listed
-    value = _element(value, name)
+        if len(set(map(str, listed))) > 1:
+            raise BadRow(f"field {name!r} is a list of {len(listed)}, where one value is read; write one")
+        value = listed[0] if listed else None
     if isinstance(value, float | decimal.Decimal):
         if not math.isfinite(value):
             raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
