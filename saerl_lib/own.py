@@ -180,6 +180,8 @@ def plan_own_data(
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
+    if not any(sample.answer for sample in data.samples):
+        say("warning: no row has an answer, so no export for a trainer can be made; --answer-field names the field")
     given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped))
     key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
     if (out / RECORD).is_file() and not force:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from saerl_lib.data import answers
-from saerl_lib.data.answers import Checked, check_answers, read_final_answer, unreadable
+from saerl_lib.data.answers import Checked, bare_answer, check_answers, marked_answer, read_final_answer, unreadable, worked
 
 PAIRS = [
     (r"\text{(C)}", "C", True), ("C", r"\textbf{(C)}~12", True), ("C", "(D)", False), ("A", "A+1", False),
@@ -71,3 +71,23 @@ def test_a_dead_worker_is_replaced_and_one_that_is_held_up_is_waited_for(monkeyp
 )  # fmt: skip
 def test_final_answers_are_read(text: str, answer: str | None) -> None:
     assert read_final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\(7\)", "7"), (r"\[\frac{1}{2}\]", r"\frac{1}{2}"), (r"\[1\] and \[2\]", r"\[1\] and \[2\]"), ("$x$ or $y$",) * 2,
+        ("<think>Hm.</think><answer> $7$ </answer>", "7"), ("The answer is 3.5.", "3.5"),
+        ("We add.\nSo the answer is: (C)", "(C)"), ("The answer is clear.", "The answer is clear."), ("2 + 2 = 4 #### $4$", "4"),
+    ],
+)  # fmt: skip
+def test_marks_of_a_gold_answer_are_taken_off(text: str, answer: str) -> None:
+    assert bare_answer(text) == answer
+
+
+def test_a_worked_text_is_told_from_an_answer_and_its_last_mark_is_read() -> None:
+    long = "three hours and 15 minutes", r"\begin{pmatrix}1\n2\end{pmatrix}", "$it = 1 \\text{ if all of these are so, 0 else}$"
+    assert not any(map(worked, (*long, "x = 1\ny = 2", "none of these sets is both open and closed", r"\boxed{7}")))
+    assert worked("She buys 3 pens and then sells all of them.") and worked("We add.\nIt is 4.")
+    texts = "No, \\boxed{1}.\nIt is \\boxed{2}.", "So 3\n#### 3\nThe answer is: 3", "We add.\nThe result follows."
+    assert list(map(marked_answer, texts)) == ["2", "3", ""]

@@ -65,9 +65,9 @@ def fails(source: str | Source, **options: Any) -> str:
         ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")), ({"id": None}, ("'id' is missing",)),
         ({"id": "x" * 300}, ("longer than 200",)), ({"level": True}, ("a bool, not a number",)),
         ({"level": "hard"}, ("'level' is 'hard', a str, not a number", "leave it out when unknown")),
-        ({"level": 10**400}, ("not a finite number",)), ({"level": float("nan")}, ("'level' is nan, not a finite number",)),
+        ({"level": 10**400}, ("not a finite number",)),
         ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
-        ({"answer": float("nan")}, ("'answer' is nan",)), ({"solution": ["a", "b"]}, ("'solution' is a list",)),
+        ({"answer": float("nan")}, ("'answer' is nan",)), ({"solution": {"a": "b"}}, ("'solution' is a dict, not text",)),
     ],
 )  # fmt: skip
 def test_a_malformed_row_is_named_with_the_fix(tmp_path: Path, values: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -96,6 +96,7 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON (line 1", "one list of objects")),
         ("my.json", b'{"question": {"0": "a"}, "level": {"0": 1}}', ("one object of columns", "orient='records'")),
         ("my.jsonl.zst", b"{}", ("my.jsonl.zst", "only when the file is zstd")),
+        ("my.json", b'{"train": [{"question": "a"}], "test": [{"question": "b"}]}', ("the splits train, test; write each into",)),
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is an int, not an object")),
         ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
@@ -209,6 +210,15 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"Question": q, "Answer": f'["{i}"]'}, []),
         (lambda i, q: {"prompt": json.dumps([user(q)]), "reward_model": json.dumps({"ground_truth": str(i)})}, []),
         (lambda i, q: {"messages": str([SYSTEM, user(q)]), "reward_model": str({"ground_truth": i})}, [SYSTEM]),
+        (lambda i, q: {"prompt": f"[{SYSTEM}\n {user(q)}]", "ground_truth": f"['{i}']"}, [SYSTEM]),  # as NumPy prints
+        (lambda i, q: {"prompt": [user(q)], "label": str(i)}, []),
+        (lambda i, q: {"data": {"problem": q}, "info": {"answer": str(i)}}, []),
+        (lambda i, q: {"problem": q, "solutions": [f"We add.\nIt is \\boxed{{{i}}}.", "Or count."]}, []),
+        (lambda i, q: {"question": q, "answer": f"We add.\nIt is {i}, as 3 says.", "final_answer": [str(i), str(i)]}, []),
+        (lambda i, q: {"instruction": q, "input": None, "output": f"We add.\nNo, \\boxed{{9}}.\nIt is \\boxed{{{i}}}."}, []),
+        (lambda i, q: {"question" if i % 2 else "problem": q, "answer" if i % 2 else "gt_answer": str(i)}, []),
+        (lambda i, q: {"messages": [user(q), {"role": "assistant", "ground_truth": {"value": str(i)}}]}, []),
+        (lambda i, q: {"prompt": [user(q), {"role": "assistant", "content": "<think>\n"}], "answer": f"The answer is {i}."}, []),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -269,6 +279,59 @@ def test_folders_patterns_shards_arrow_and_zstd_are_read_in_name_order(tmp_path:
     assert "holds the splits test, train" in fails(Source.parse(str(folder), "dev"))
 
 
+def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path) -> None:
+    answers = [f"Answer: {i}" for i in range(12)]
+    chats = [[user(q), {"role": "assistant", "content": a}] for q, a in zip(ASKED, answers, strict=True)]
+    by_id = {f"q-{i}": {"problem": q, "answer": a} for i, (q, a) in enumerate(zip(ASKED, answers, strict=True))}
+    for value in (chats, {"problem": ASKED, "answer": answers}, by_id):
+        (tmp_path / "my.json").write_text(json.dumps(value))
+        assert [s.prompt for s in read([tmp_path / "my.json"]).samples] == ASKED
+    assert read([tmp_path / "my.json"]).ids[3] == "q-3"
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    assert [s.answer for s in read([tmp_path / "my.jsonl"]).samples] == [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        ({"instruction": "Simplify.", "input": "2/4", "output": "1/2"}, "Simplify.\n2/4"),
+        ({"Body": "I have 2 pens.", "Question": "How many?", "Answer": 2}, "I have 2 pens. How many?"),
+        ({"question": "1 + 1?", "choices": [2, 3], "answer": "A"}, "1 + 1?\nA. 2\nB. 3"),
+        ({"question": "1 + 1?", "options": ["A) 2", "B) 3"], "answer": "(A)"}, "1 + 1?\nA) 2\nB) 3"),
+        ({"question": "1 + 1? (A) 2 (B) 3", "options": {"A": 2, "B": 3}, "answer": "A"}, "1 + 1? (A) 2 (B) 3"),
+        ({"question": "1 + 1?", "options": {"A": 2, "B": 3}, "answer": "2"}, "1 + 1?"),
+    ],
+)
+def test_a_question_in_several_fields_is_read_whole_and_told(tmp_path: Path, row: dict[str, Any], question: str) -> None:
+    data = read([write_jsonl(tmp_path / "my.jsonl", [row])])
+    assert data.samples[0].prompt == question
+    assert any(note.startswith("1 row whose") for note in data.notes) == ("(B)" not in question)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        (["1", "2"], "unverifiable", "'answer' is a list of 2, where one value is read"), ({"a": 1}, "unverifiable", "is a dict"),
+        ("We add 1.\nThe rest follows.", "no answer", "'answer' is a worked text that marks no answer"),
+        ("proof", "no answer", "no reward could be computed"),
+    ],
+)  # fmt: skip
+def test_rows_whose_answer_is_none_are_set_aside(tmp_path: Path, answer: Any, status: str, reason: str) -> None:
+    data = read([write_jsonl(tmp_path / "my.jsonl", changed(answer=answer))])
+    assert [(row.id, row.status) for row in data.aside] == [("p-2", status)] and reason in data.aside[0].reason
+
+
+def test_ids_that_repeat_across_files_are_written_with_their_file_and_null_ones_are_row_numbers(tmp_path: Path) -> None:
+    for name in ("math_train", "gsm_train", "math_test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [row | {"id": float(i)} for i, row in enumerate(records(3))])
+    assert "holds the splits test, train" in fails(str(tmp_path))
+    data = read([Source.parse(str(tmp_path), "train")])
+    assert data.ids[:4] == [f"gsm_train.jsonl:{i}" for i in range(3)] + ["math_train.jsonl:0"]
+    assert any("ids repeat across files" in note for note in data.notes)
+    assert read([write_jsonl(tmp_path / "my.jsonl", [row | {"id": None} for row in records(3)])]).ids[0] == "row-000001"
+    assert Source.parse("https://huggingface.co/datasets/owner/name").place == "owner/name"
+
+
 def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
     answers = {"list": ["8"], "decimal": decimal.Decimal("8.00"), "bytes": b"8", "int": 8, "float": 8.0}
     for name, value in answers.items():
@@ -306,9 +369,12 @@ def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     assert read([path], LABELLED).labels.tolist() == [i % 5 for i in range(12)]
     made[2] |= {"level": [0, 1, 1.0, True]}
     made[3] |= {"level": "7/8"}
-    made[4] |= {"level": "Level ?"}
+    made[4] |= {"level": "Level six"}
+    made[5] |= {"level": "37.5%"}
+    for row, unknown in zip(made[6:], ("Level ?", "n/a", math.nan, "None"), strict=False):
+        row |= {"level": unknown}
     data = read([write_jsonl(tmp_path / "odd.jsonl", made)], LABELLED, skip_bad_rows=True)
-    np.testing.assert_array_equal(data.labels[:6], [0, 1, 0.75, 0.875, np.nan, 0])
+    np.testing.assert_array_equal(data.labels, [0, 1, 0.75, 0.875, np.nan, 0.375, *[np.nan] * 4, 0, 1])
     assert any(note.startswith("1 label not read because of --skip-bad-rows: ") and "line 5" in note for note in data.notes)
     data = read([path], Fields(labels="extra_info.hard"))
     assert data.labels[7] == 7 and data.ids[7] == "x7" and any("'problem' was taken" in note for note in data.notes)
@@ -348,7 +414,7 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     rows = records(3)
-    for row, level, subject, valid in zip(rows, (2, -1, 5), ("a", "", "b"), (False, True, True), strict=True):
+    for row, level, subject, valid in zip(rows, (2, -1, 5), ("a", "", "b"), ("No", "true", True), strict=True):
         row |= {"level": level, "subject": subject, "valid": valid, "solution": ""}
     rows[0] |= {"solution": "one\ntwo", "pass_rate": 0.25}
     data = load_labelled(Path(write_jsonl(tmp_path / "x.jsonl", rows)))
@@ -364,7 +430,7 @@ def test_labels_are_read_and_unknown_ones_counted(tmp_path: Path) -> None:
     [
         ({"question": "q"}, "line 3: field 'id' is missing"),
         ({"id": "b", "question": "q", "pass_rate": 40}, "line 3: field 'pass_rate' is 40, not a share"),
-        ({"id": "b", "question": "q", "valid": "yes"}, "line 3: field 'valid' is 'yes'; write true or false"),
+        ({"id": "b", "question": "q", "valid": "perhaps"}, "line 3: field 'valid' is 'perhaps'; write true or false"),
         ({"id": "b", "question": "q", "meta": 3}, "line 3: field 'meta' is no object"),
     ],
 )

@@ -33,6 +33,15 @@ CHOSEN = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(([A-E])\)|([A-E
 WORD = re.compile(r"(?:\\(?:text|mathrm|textbf)\{)?\s*([A-Za-z]{3,}(?:[ '-][A-Za-z]+)*|[Nn]o(?: [A-Za-z]+)*|NO)\s*\}?\.?")
 GSM8K = re.compile(r"####\s*(.+?)\s*$")
 """How GSM8K marks the answer at the end of a solution."""
+TAGGED = re.compile(r"<answer>\s*(.+?)\s*</answer>", re.DOTALL | re.IGNORECASE)
+SAID = re.compile(
+    r"(?:\A|[.\n]\s*)(?:\w+,? )?the (?:final )?answer is:?\s*(?=[^\n]*[\d$\\]|\W*\w\W*\Z)([^\n]{1,60}?)\.?\s*\Z", re.IGNORECASE
+)
+"""How a text says its answer at its end: an expression, or one letter."""
+DOLLARS = re.compile(r"(\${1,2})([^$]+)\1|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
+"""All of a text between dollars, or between LaTeX's own marks."""
+NO_PROSE = re.compile(r"\$[^$]*\$|\\[(\[].*?\\[)\]]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\[A-Za-z]+(?:\{[^{}]*\})?", re.DOTALL)
+"""Mathematics and commands of LaTeX in a text."""
 SIGNS = str.maketrans({"−": "-", "–": "-", "²": "^2", "³": "^3", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi "})
 NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 MONEY = re.compile(
@@ -91,19 +100,37 @@ def _balanced(text: str, start: int) -> str | None:
 
 
 def bare_answer(text: str) -> str:
-    r"""A gold answer alone: what stands behind the last `####` (GSM8K), in its one box, or between its dollars.
+    r"""A gold answer alone: behind the last `####` (GSM8K), in tags, said at the end, in its one box or between its dollars.
 
     >>> [bare_answer(t) for t in ("2 + 2 = 4\n#### 4", r"so $\boxed{\frac{1}{2}}$", "$x$", r"\boxed{1}, \boxed{2}")]
     ['4', '\\frac{1}{2}', 'x', '\\boxed{1}, \\boxed{2}']
     """
     text = text.strip()
-    if marked := GSM8K.search(text):
-        return marked.group(1)
+    for mark in (GSM8K, TAGGED, SAID):
+        text = next(reversed(mark.findall(text)), text).strip()
     boxes = [_balanced(text, box.end()) for box in BOX.finditer(text)]
     if len(boxes) == 1 and boxes[0]:
         return boxes[0].strip()
-    dollars = re.fullmatch(r"(\${1,2})([^$]+)\1", text)
-    return dollars.group(2).strip() if dollars else text
+    dollars = DOLLARS.fullmatch(text)
+    return (dollars.group(2) or dollars.group(3)).strip() if dollars else text
+
+
+def marked_answer(text: str) -> str:
+    """What a worked text marks as its answer, the last of several; '' without a mark."""
+    marked = any(mark.search(text) for mark in (GSM8K, TAGGED, SAID))
+    return bare_answer(text) if marked else read_final_answer(text) or ""
+
+
+def worked(text: str) -> bool:
+    r"""Whether a gold answer is a worked text: besides mathematics, lines with a word, or a sentence of eight words and a digit.
+
+    >>> [worked(t) for t in ("3 hours 15 minutes", "We add.\n4", "x=1\ny=2", "It sells 6 pens a day on each of the days.")]
+    [False, True, False, True]
+    """
+    prose = NO_PROSE.sub("", text.strip())
+    words = re.findall(r"[^\W\d_]+", prose)
+    several = "\n" in prose.strip() and any(len(word) > 2 for word in words)
+    return several or (len(words) >= 8 and bool(re.search(r"\d", prose)))
 
 
 def plain_form(text: str) -> str:

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saerl_lib.data.answers import GSM8K, bare_answer, read_final_answer
+from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
 from saerl_lib.data.rows import Row, Source, kind_named, rows
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines, number_of
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
@@ -28,12 +29,19 @@ from saerl_lib.settings import DEFAULTS, Fields, RowFields
 NAMES = {
     "id": ("id", "sample_id", "unique_id", "uuid", "extra_info.sample_id", "extra_info.id"),
     "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query",
-               "instruction"),
-    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "gold", "output"),
-    "solution": ("solution", "worked_solution", "extra_info.solution"),
+               "instruction", "context_messages", "problem_statement", "problem_text", "question_text", "user_prompt"),
+    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "reference_answer",
+               "gt_answer", "ground_truth_answer", "gold_answer", "correct_answer", "solution_answer", "gold", "gt", "target",
+               "targets", "answers", "reference", "output", "label"),
+    "solution": ("solution", "worked_solution", "extra_info.solution", "solutions", "gold_standard_solution",
+                 "generated_solution", "rationale", "response", "completion"),
     "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
 }
-"""What a field may be called where it is not named; the first that holds a value is taken. A dot leads into an object."""
+"""What a field may be called where it is not named (`resolve_fields`). A dot leads into an object."""
+LEADS = (("instruction", "input", "\n"), ("Body", "Question", " "))
+"""Fields that are read as one question where a row fills both, and what stands between."""
+OPTIONS = ("options", "choices")
+"""Fields of a list of options, which belong to the question where the answer is a letter."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
 MAX_CHARACTERS, MAX_ID = 200_000, 200
@@ -42,16 +50,13 @@ DEEP = 8
 """Objects inside objects in which a field is looked for (ours)."""
 SHORT = 60
 """A solution of one line and at most so many characters may be the answer itself (ours)."""
-LEVEL = re.compile(r"\s*(?:level\s*)?-?\d+(?:\.\d+)?\s*", re.IGNORECASE)
-"""A label as text, such as MATH's 'Level 3'."""
-ONE_IN_JSON = re.compile(r'\s*\[\s*(?:"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?)\s*\]\s*')
-"""A list of one text or number, written as JSON text."""
-FOLDED = re.compile(r"\s*(?:\[\s*)?\{\s*[\"']")
-"""How an object, or a list of objects, begins as text."""
-ABSENT = ("n/a", "null", "none", "nan", "-", "--")
-"""Answers that say that there is none."""
-FRACTION = re.compile(r"\s*(\d+)\s*/\s*0*([1-9]\d*)\s*")
-"""A pass rate as right answers of attempts."""
+FOLDED = re.compile(r"""\s*(?:\[\s*)?\{\s*["']|\s*\[\s*["']|\s*\[\s*-?\d+(?:\.\d+)?\s*\]\s*\Z""")
+"""How an object, a list of objects or texts, or a list of one number begins as text."""
+ABSENT = ("n/a", "null", "none", "nan", "-", "--", "?", "unknown", "proof", "notfound", "not found")
+"""Answers and labels that say that there is none, such as those of NuminaMath."""
+FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
+"""A pass rate as right answers of attempts, or in percent."""
+TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
 ROLES = {"human": "user", "gpt": "assistant"}
 """Other names of the roles in a chat."""
 
@@ -71,11 +76,19 @@ class Rules:
     from_solution: bool = False
     """Whether the answer stands in the solution: in its last box, or as all of one that is short or lies between dollars."""
     skip: bool = False
-    """Whether a row whose label cannot be read is kept without it, and told in `unlabelled`."""
-    unlabelled: list[str] = dataclasses.field(default_factory=list)
-    """Place and fault of each such row, filled by `judge`."""
+    """Whether a row whose label cannot be read is kept without it."""
+    usual: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    """Fields that the caller did not name -> their usual names, where a row of another set is read."""
+    by_file: bool = False
+    """Whether ids are written with their file, since those of several files are equal."""
+    guessed: dict[tuple[str, str], list[str]] = dataclasses.field(default_factory=dict)
+    """(what, how it was read) -> the places of such rows, filled by `judge`."""
     seen: dict[str, str] = dataclasses.field(default_factory=dict)
     """Id -> the place of its row, filled by `judge`."""
+
+    def guess(self, place: str, what: str, how: str) -> None:
+        """Remember what was assumed of a row."""
+        self.guessed.setdefault((what, how), []).append(place)
 
 
 class BadRow(Exception):
@@ -98,7 +111,11 @@ def read(
            for place in places for row in rows(place)]  # fmt: skip
     name = places[0].name + (f" and {len(places) - 1} more" if several else "")
     names, notes = resolve_fields(name, [row.record for row in raw if row.record is not None], fields or RowFields())
-    rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows)
+    usual = {part: known for part, known in NAMES.items() if getattr(fields or RowFields(), part) is None}
+    ids = [(_file_of(row), str(field_of(row.record or {}, names["id"]))) for row in raw if "id" in names]
+    by_file = len(set(ids)) == len(ids) > len({own for _, own in ids})
+    notes += ["ids repeat across files: each is written with its file"] * by_file
+    rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows, usual=usual, by_file=by_file)
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     if rules.from_solution:
         samples = [found.sample for found in outcomes if isinstance(found, Judged)]
@@ -107,11 +124,9 @@ def read(
             notes.append("answers were read from the solutions: the last box, or all of one that is short or between dollars")
         else:
             notes.append("there is no field of answers: whether a row can be rewarded was not checked")
-            rules = Rules(names, allowed, turned, need_answer=False, skip=skip_bad_rows)
+            rules = dataclasses.replace(rules, need_answer=False, from_solution=False, guessed={}, seen={})
             outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
-    if rules.unlabelled:
-        lost = f"{number_of(len(rules.unlabelled), 'label')} not read because of --skip-bad-rows"
-        notes.append(f"{lost}: the rows are kept without; first {rules.unlabelled[0]}")
+    notes += [f"{number_of(len(there), what)} {how}; first {there[0]}" for (what, how), there in rules.guessed.items()]
     dropped = tuple(found for found in outcomes if isinstance(found, Dropped))
     if dropped and not skip_bad_rows:
         listed = [f"  {name}, {row.where}: {row.reason}" for row in dropped[:5]]
@@ -146,7 +161,7 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
         shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
         return Dropped(row.where, shown, "malformed", str(problem))
     rules.seen[judged.sample.id] = row.where
-    if judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
+    if judged.aside or judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
         return judged
     flawed = "labelled flawed and without an answer: it trains the quality filter and is never planned"
     reason = flawed if judged.quality == 0 else "no answer, so no reward could be computed"
@@ -156,37 +171,111 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
 def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if row.record is None:
         raise BadRow(row.problem)
-    names = {field.name: rules.names.get(field.name, "") for field in dataclasses.fields(Fields)}
+    names = _names_of(row, rules)
     given = {field: field_of(row.record, name) for field, name in names.items() if name}
-    asked = chat(given.get("prompt"), names["prompt"])
-    solution = text(given.get("solution"), names["solution"]) or asked.reply
+    asked = chat(_asked(row, names["prompt"], rules), names["prompt"])
     if not asked.question.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
-    answer, topic = (plain(given.get(field), names[field]).strip() for field in ("answer", "topic"))
-    if rules.from_solution:
-        whole = solution.strip()
-        short = (len(solution) <= SHORT and "\n" not in whole) or (whole[:1] == "$" and bare_answer(whole) != whole)
-        answer = read_final_answer(solution) or (whole if short else "")
-    if rules.need_answer:
-        if (marked := GSM8K.search(answer)) and not solution:
-            solution = answer[: marked.start()]
-        alone = (answer, f"\\boxed{{{answer}}}", f"$\\boxed{{{answer}}}$")  # TRL calls the answer a solution
-        solution = "" if solution.strip() in alone else solution
-        answer = "" if answer.lower() in ABSENT else bare_answer(answer)
+    solution, topic = (plain(_first(row, given.get(field), names[field], rules), names[field]) for field in ("solution", "topic"))
+    answer, solution, fault = _answered(row, given.get("answer"), names["answer"], asked, solution or asked.reply, rules)
+    question = asked.question + (_options(row, answer, asked.question, rules) if rules.need_answer else "")
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
-    solved = bool(solution.strip())
-    sample = Sample(name, asked.question, lines(solution), answer, topic, solved=solved, before=asked.before)
-    quality = truth(given.get("quality"), names["quality"], row.text_only)
+    name = f"{_file_of(row)}:{name}" if rules.by_file else name
+    sample = Sample(name, question, lines(solution), answer, topic.strip(), solved=bool(solution.strip()), before=asked.before)
+    quality = truth(given.get("quality"), names["quality"])
     if name in rules.seen:
         raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
     try:
-        label = difficulty(given.get("labels"), names["labels"], rules, row.text_only)
+        label = difficulty(given.get("labels"), names["labels"], rules)
     except BadRow as problem:
         if not rules.skip:
             raise
-        rules.unlabelled.append(f"{row.where}: {problem}")
+        rules.guess(f"{row.where}: {problem}", "label", "not read because of --skip-bad-rows: the rows are kept without")
         label = math.nan
-    return Judged(sample, label, quality)
+    return Judged(sample, label, quality, Dropped(row.where, name, *fault) if fault else None)
+
+
+def _file_of(row: Row) -> str:
+    return row.where.rpartition(", ")[0]
+
+
+def _names_of(row: Row, rules: Rules) -> dict[str, str]:
+    """The names of the fields in this row: of one that lacks a field, as rows of another set do, another usual name."""
+    record, names = row.record or {}, {field.name: rules.names.get(field.name, "") for field in dataclasses.fields(Fields)}
+    strange = field_of(record, names["prompt"]) is None
+    for part in ("prompt", "answer", "solution"):
+        if names[part] and (strange or names[part].partition(".")[0] not in record) and field_of(record, names[part]) is None:
+            others = [name for name in rules.usual.get(part, ()) if name not in names.values()]
+            if other := next((name for name in others if field_of(record, name) not in (None, "")), ""):
+                rules.guess(row.where, "row", f"without {names[part]!r}: {part} is {other!r} there")
+                names[part] = other
+    return names
+
+
+def _asked(row: Row, name: str, rules: Rules) -> Any:
+    """The value of the prompt, with the field that leads to it (`LEADS`) where the caller names none."""
+    record = row.record or {}
+    for first, then, between in LEADS if "prompt" in rules.usual else ():
+        parts = [part for part in (record.get(first), record.get(then)) if isinstance(part, str) and part.strip()]
+        if name in (first, then) and len(parts) == 2:
+            rules.guess(row.where, "row", f"whose question is {first!r} and {then!r}")
+            return between.join(parts)
+    return field_of(record, name)
+
+
+def _options(row: Row, answer: str, question: str, rules: Rules) -> str:
+    """The options of a multiple choice as lines 'A. 6' below a question that does not hold them; '' for another answer."""
+    record = row.record or {}
+    name = next((name for name in OPTIONS if isinstance(unfolded(record.get(name)), list | Mapping)), "")
+    if not name or re.search(r"(?:^|\s)\(?A[.):]", question):
+        return ""
+    letter = re.fullmatch(r"\(?[A-J]\)?\.?", answer)
+    rules.guess(row.where, "row", f"whose {name!r} are {'below the question' if letter else 'not read: the answer is no letter'}")
+    options = unfolded(record[name]) if letter else []
+    pairs = options.items() if isinstance(options, Mapping) else zip("ABCDEFGHIJ", options, strict=False)
+    return "".join(f"\n{text}" if re.match(rf"\(?{letter}[.):]", str(text)) else f"\n{letter}. {text}" for letter, text in pairs)
+
+
+def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
+    """The first of several texts, or what a chat says last; other values as they are."""
+    inner = unfolded(value)
+    if not isinstance(inner, list) or not inner:
+        return value
+    if isinstance(inner[-1], Mapping):
+        return inner[-1].get("content", inner[-1].get("value"))
+    if len(inner) > 1:
+        rules.guess(row.where, "row", f"with several texts in {name!r}: the first is read")
+    return inner[0]
+
+
+def _answered(
+    row: Row, value: Any, name: str, asked: Chat, solution: str, rules: Rules
+) -> tuple[str, str, tuple[str, str] | None]:
+    """(answer alone, worked solution, None or status and reason of a row that is never planned) from the field of answers.
+
+    A worked text there is the solution, and what it marks the answer; where a row has no answer its solution may mark one.
+    """
+    try:
+        answer = plain(value, name).strip() or asked.gold
+    except BadRow as problem:
+        if not rules.need_answer or not isinstance(unfolded(value), list | Mapping):
+            raise
+        return "", solution, ("unverifiable", str(problem))
+    if not rules.need_answer:
+        return answer, solution, None
+    if worked(answer) or GSM8K.search(answer):
+        rules.guess(row.where, "worked text", f"in {name!r}: what it marks is the answer")
+        solution, answer = solution or GSM8K.sub("", answer), marked_answer(answer)
+        if not answer:
+            return "", solution, ("no answer", f"field {name!r} is a worked text that marks no answer, such as by a box")
+    whole = solution.strip()
+    if not answer and (rules.from_solution or value is None):
+        short = (len(solution) <= SHORT and "\n" not in whole) or (whole[:1] == "$" and bare_answer(whole) != whole)
+        answer = marked_answer(solution) or (whole if short and rules.from_solution else "")
+        if answer and not rules.from_solution:
+            rules.guess(row.where, "answer", "read from the solution: the row has none")
+    alone = (answer, f"\\boxed{{{answer}}}", f"$\\boxed{{{answer}}}$")  # TRL calls the answer a solution
+    return "" if answer.lower() in ABSENT else bare_answer(answer), "" if whole in alone else solution, None
 
 
 def field_of(record: Mapping[str, Any], name: str) -> Any:
@@ -203,19 +292,20 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
 
 
 def unfolded(value: Any) -> Any:
-    """The object or list of objects that a text is, in JSON or as pandas writes it into CSV; other values as they are."""
+    """The object or list (`FOLDED`) that a text is, in JSON or as pandas writes it into CSV; other values as they are."""
     if isinstance(value, str) and FOLDED.match(value):
-        for parse in (json.loads, ast.literal_eval):
+        printed = re.sub(r"\}\s*\n\s*\{(?=[\"'])", "}, {", value)  # by NumPy
+        for parse, written in ((json.loads, value), (ast.literal_eval, value), (ast.literal_eval, printed)):
             with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)
-                return parse(value)
+                return parse(written)
     return value
 
 
 def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """The fields of a row that hold something, those inside objects behind a dot."""
     for key, value in record.items():
-        if value is not None and not (isinstance(value, str) and not value):
+        if value is not None and not (isinstance(value, str) and value[:20].strip().lower() in ("", *ABSENT)):
             yield f"{above}{key}"
             if isinstance(inner := unfolded(value), Mapping) and above.count(".") < DEEP:
                 yield from _filled(inner, f"{above}{key}.")
@@ -229,13 +319,18 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
     present = dict.fromkeys(key for record in records for key in record)
     if not present:
         return {"prompt": DEFAULTS["prompt"]}, notes
-    filled = dict.fromkeys(key for record in records for key in _filled(record))
+    filled = Counter(key for record in records for key in _filled(record))
     spelled = {name.lower(): name for name in reversed((*filled, *present))}
     for entry in dataclasses.fields(fields):
         given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())
         option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
         likely = [wanted if wanted in filled else spelled.get(wanted.lower()) for wanted in ((given,) if given else known)]
-        found = [usual for usual in likely if usual and (given or usual in filled)] or [n for n in likely if n in present]
+        found = [usual for usual in likely if usual and (given or usual in filled)]
+        if not given:
+            left = [usual for usual in found if usual not in (getattr(fields, "labels", None), getattr(fields, "quality", None))]
+            if entry.name == "solution" and not left:  # a worked text beside the answer that was taken
+                left = [n for n in NAMES["answer"] if n in filled and n != names.get("answer") and _mostly_worked(records, n)][:1]
+            found = _fitting(entry.name, left, records, filled) or [n for n in likely if n in present and entry.name != "id"]
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
@@ -251,15 +346,39 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
     return names, notes
 
 
+def _fitting(part: str, likely: Sequence[str], records: Sequence[Mapping[str, Any]], filled: Counter[str]) -> list[str]:
+    """The usual names that fit a part, best first: of those that half as many rows fill as the fullest, an answer's short ones
+    before worked texts; where there is none, the only one inside an object."""
+    if part == "answer" and any(name in filled for name in NAMES["solution"]):
+        likely = [name for name in likely if name != "label"]  # then it is more likely a class
+    fullest = max((filled[name] for name in likely), default=0)
+    found = [name for name in likely if 2 * filled[name] >= fullest]
+    if part == "answer":
+        found = [name for name in found if not _mostly_worked(records, name)] or found
+    if not found and part in ("prompt", "answer"):
+        usual = {name.rpartition(".")[2] for name in NAMES[part]}
+        inside = [name for name in filled if "." in name and name.rpartition(".")[2].lower() in usual]
+        found = inside if len(inside) == 1 else []
+    return found
+
+
+def _mostly_worked(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether most texts of a field are worked, by the first 200 rows."""
+    values = (field_of(record, name) for record in records[:200])
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    return 2 * sum(map(worked, texts)) > len(texts)
+
+
 # One value.
 
 
 class Chat(NamedTuple):
-    """A prompt as it was written: question, `Sample.before`, and what the assistant says behind the question."""
+    """A prompt as it was written: question, `Sample.before`, what the assistant says behind the question, and the answer."""
 
     question: str
     before: str = ""
     reply: str = ""
+    gold: str = ""
 
 
 def chat(value: Any, name: str) -> Chat:
@@ -267,10 +386,10 @@ def chat(value: Any, name: str) -> Chat:
     inner = unfolded(value) if isinstance(value, str) else None
     if isinstance(inner, list) and isinstance(inner[0], Mapping) and {"role", "from"} & set(inner[0]):
         value = inner
-    value = _element(value, name) if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+    value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
     if not isinstance(value, list):
         return Chat(text(value, name))
-    messages = []
+    messages, gold = [], ""
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "from"} & set(message):
             raise BadRow(f"field {name!r} is a list, but not of chat messages; write objects with role and content")
@@ -280,22 +399,15 @@ def chat(value: Any, name: str) -> Chat:
             if any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in content):
                 raise BadRow(f"field {name!r} holds a message that is not text alone; a plan reads text")
             content = "".join(part["text"] for part in content)
+        right = message.get("ground_truth")
+        gold = plain(right.get("value") if isinstance(right, Mapping) else right, name).strip() or gold
         messages.append({"role": ROLES.get(role, role), "content": text(content, name)})
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         raise BadRow(f"field {name!r} holds no message of the user; write the question as one")
     before = json.dumps(messages[:last]) if last else ""
     reply = "\n".join(message["content"] for message in messages[last + 1 :] if message["role"] == "assistant")
-    return Chat(messages[last]["content"], before, reply)
-
-
-def _element(value: Any, name: str) -> Any:
-    """The one element of a list; other values as they are."""
-    if not isinstance(value, list):
-        return value
-    if len(value) > 1:
-        raise BadRow(f"field {name!r} is a list of {len(value)}, where one value is read; write one")
-    return value[0] if value else None
+    return Chat(messages[last]["content"], before, "" if reply.strip() == "<think>" else reply, gold)
 
 
 def text(value: Any, name: str) -> str:
@@ -315,12 +427,12 @@ def text(value: Any, name: str) -> str:
 
 
 def plain(value: Any, name: str) -> str:
-    """A text, number, truth value or bytes, also as the one element of a list (JSON text too), as text; '' when missing."""
-    value = _element(value, name)
-    if isinstance(value, str) and ONE_IN_JSON.fullmatch(value):
-        with contextlib.suppress(ValueError):
-            (inner,) = json.loads(value)
-            value = inner if str(inner).isprintable() else value  # LaTeX that was not escaped is no JSON
+    """A text, number, truth value or bytes, also as all elements of a list (as text too), as text; '' when missing."""
+    listed = unfolded(value)
+    if isinstance(listed, list) and (listed is value or "".join(map(str, listed)).isprintable()):  # LaTeX must be escaped
+        if len(set(map(str, listed))) > 1:
+            raise BadRow(f"field {name!r} is a list of {len(listed)}, where one value is read; write one")
+        value = listed[0] if listed else None
     if isinstance(value, float | decimal.Decimal):
         if not math.isfinite(value):
             raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
@@ -336,7 +448,8 @@ def plain(value: Any, name: str) -> str:
 
 
 def identifier(value: Any, name: str) -> str:
-    """An id as text."""
+    """An id as text; a whole float, as pandas makes them, as its number."""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, str | int):
         found = "missing" if value is None else kind_named(value)
         raise BadRow(f"field {name!r} is {found}; an id is text or a whole number")
@@ -347,17 +460,18 @@ def identifier(value: Any, name: str) -> str:
     return found
 
 
-def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
-    """A label, larger is harder; NaN when missing. Rewards of attempts, each 0 to 1, count as their mean, '7/8' as 0.875."""
+def difficulty(value: Any, name: str, rules: Rules) -> float:
+    """A label, larger is harder; NaN when missing. Rewards of attempts, each 0 to 1, count as their mean, '7/8' as 0.875,
+    '40%' as 0.4; NaN and `ABSENT` are missing."""
     if isinstance(value, list) and all(isinstance(one, int | float) and (0 <= one <= 1 or len(value) == 1) for one in value):
         value = sum(value) / len(value) if value else None
-    if value is None:
-        return math.nan
-    if isinstance(value, str) and (share := FRACTION.fullmatch(value)):
-        value = int(share[1]) / int(share[2])
-    if isinstance(value, str) and (text_only or LEVEL.fullmatch(value)):
+    if isinstance(value, str):
+        written = value.strip().lower().removeprefix("level").strip()  # MATH
+        share = FRACTION.fullmatch(written)
         with contextlib.suppress(ValueError):
-            value = float(re.sub(r"\A\s*level\s*", "", value, flags=re.IGNORECASE))
+            value = None if written in ABSENT else float(share[1]) / int(share[2] or 100) if share else float(written)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise BadRow(f"field {name!r} is {str(value)[:40]!r}, {kind_named(value)}, not a number; leave it out when unknown")
     if not abs(value) <= 1e12:
@@ -369,10 +483,10 @@ def difficulty(value: Any, name: str, rules: Rules, text_only: bool) -> float:
     return (sum(allowed) if allowed else 0.0) - label if rules.turned else label
 
 
-def truth(value: Any, name: str, text_only: bool) -> float:
-    """1 for true, 0 for false, NaN when missing."""
-    if text_only and isinstance(value, str):
-        value = {"true": 1, "false": 0, "1": 1, "0": 0}.get(value.strip().lower(), value)
+def truth(value: Any, name: str) -> float:
+    """1 for true, 0 for false, also as text ('yes'), NaN when missing."""
+    if isinstance(value, str):
+        value = TRUTHS.get(value.strip().lower(), value)
     if value is None:
         return math.nan
     if value not in (0, 1):  # True and False are

@@ -65,10 +65,10 @@ def load_labelled(path: Path) -> LabelledSet:
             metas.append(record.get("meta", {}))
             if not isinstance(metas[-1], dict):
                 raise BadRow("field 'meta' is no object; leave it out or write an object")
-            level, rate = (difficulty(record.get(name), name, rules, False) for name in ("level", "pass_rate"))
+            level, rate = (difficulty(record.get(name), name, rules) for name in ("level", "pass_rate"))
             if rate > 1:
                 raise BadRow(f"field 'pass_rate' is {rate:g}, not a share; divide by the number of attempts")
-            labels["valid"].append(truth(record.get("valid"), "valid", False))
+            labels["valid"].append(truth(record.get("valid"), "valid"))
         except BadRow as problem:
             raise DataError(f"{path.name}, {row.where}: {problem}") from problem
         labels["subject"].append(str(record.get("subject") or ""))

@@ -24,10 +24,12 @@ from saerl_lib.data.sample import DataError
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Endings that are read; those of text may be followed by .gz or .zst. A .json file may also hold one document."""
 PACKED = {".gz": "gzip", ".zst": "zstd"}
-HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?")
-"""[hub:]owner/name[@commit][:configuration][:split]."""
+HUB = re.compile(
+    r"(?:hub:|https://huggingface\.co/datasets/)?([\w.-]+/[\w.-]+)/?(?:@([0-9a-f]{40}))?(?::([\w.-]+))?(?::([\w.-]+))?"
+)
+"""[hub:]owner/name[@commit][:configuration][:split], or the address of its page."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-"""What the names of files begin with that belong to a split."""
+"""What the names of files begin or end with that belong to a split."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
 
 
@@ -41,8 +43,6 @@ class Row:
     """Field -> value; None when the row cannot be read."""
     problem: str = ""
     """Why it cannot be read, and the fix."""
-    text_only: bool = False
-    """True for CSV, where numbers come as text and an empty cell is a missing value."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,11 @@ def kind_of(path: Path) -> str:
 
 
 def split_of(path: Path) -> str:
-    """The split that a file's name, or else a folder above it, begins with: test of test-00000-of-00001.parquet; '' for none."""
-    begins = [re.split(r"[-_.]", part.lower())[0] for part in reversed(path.parts)]
-    return next((begin for begin in begins if begin in SPLITS), "")
+    """The split that a file's name begins or ends with (test-00000-of-00001.parquet, math_test.jsonl), or else a folder above it
+    begins with; '' for none."""
+    stem = re.sub(r"-\d{5}-of-\d{5}\Z", "", path.name.partition(kind_of(path) or " ")[0])
+    name, *above = (re.split(r"[-_.]", part.lower()) for part in (stem, *reversed(path.parts[:-1])))
+    return next((part for part in (name[0], name[-1], *(parts[0] for parts in above)) if part in SPLITS), "")
 
 
 def files_of(place: str, split: str | None = None) -> list[Path]:
@@ -231,32 +233,53 @@ def _document(path: Path) -> list[Row] | None:
             return None
         told = f"line {error.lineno}: {error.msg.removesuffix(' at')}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"{path.name}: not JSON ({told}); write one list of objects, or one object a line") from error
-    if isinstance(value, dict):
-        around = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-        if len(around) == 1 and "role" not in around[0][0]:
-            value = around[0]
-        elif value and all(isinstance(inner, dict) for inner in value.values()):
-            raise DataError(f"{path.name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
-    records = value if isinstance(value, list) else [value]
+    records = value if isinstance(value, list) else _listed(value, path.name) if isinstance(value, dict) else [value]
     return [
-        Row(f"row {number}", record) if isinstance(record, dict)
-        else Row(f"row {number}", None, f"is {kind_named(record)}, not an object; write every row as an object")
-        for number, record in enumerate(records, start=1)
+        Row(f"row {number}", record) if (record := _as_object(given)) is not None
+        else Row(f"row {number}", None, f"is {kind_named(given)}, not an object; write every row as an object")
+        for number, given in enumerate(records, start=1)
     ]  # fmt: skip
+
+
+def _listed(value: dict[str, Any], name: str) -> list[Any]:
+    """The rows of one object: those of the one list in it, by their ids, of its columns as lists, or itself as the one row.
+
+    Raises DataError for an object of several splits, or of columns as objects.
+    """
+    inside = list(value.values())
+    around = [inner for inner in inside if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+    if len(around) == 1 and "role" not in around[0][0]:
+        return around[0]
+    if len(around) > 1 and set(value) <= set(SPLITS):
+        raise DataError(f"{name}: one object of the splits {', '.join(value)}; write each into a file of its own")
+    if inside and all(isinstance(inner, dict) for inner in inside):
+        if len({tuple(inner) for inner in inside}) > 1 or all(key.isdigit() for key in inside[0]):
+            raise DataError(f"{name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
+        return [{"id": key, **inner} for key, inner in value.items()]
+    if inside and not around and all(isinstance(inner, list) and len(inner) == len(inside[0]) > 1 for inner in inside):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*inside, strict=True)]
+    return [value]
+
+
+def _as_object(value: Any) -> dict[str, Any] | None:
+    """A row as an object, also where it is a bare list of chat messages; None for what is neither."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
+        return {"messages": value}
+    return value if isinstance(value, dict) else None
 
 
 def _json_row(line: bytes, where: str) -> Row:
     """One line of JSON; a line that is no JSON object becomes a row with a problem."""
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+        given = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return Row(where, None, f"byte {error.start + 1} is no UTF-8; save the file as UTF-8")
     except json.JSONDecodeError as error:
         return Row(where, None, f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); write one object a line")
     except (ValueError, RecursionError) as error:
         return Row(where, None, f"not readable JSON ({error}); write one flat object a line")
-    if not isinstance(record, dict):
-        return Row(where, None, f"expected a JSON object, found {type(record).__name__}; write one object a line")
+    if (record := _as_object(given)) is None:
+        return Row(where, None, f"expected a JSON object, found {type(given).__name__}; write one object a line")
     return Row(where, record)
 
 
@@ -291,7 +314,7 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
         for cells in reader:
             where, start = f"line {start}", reader.line_num + 1
             if len(cells) == len(header):
-                found.append(Row(where, {key: cell or None for key, cell in zip(header, cells, strict=True)}, text_only=True))
+                found.append(Row(where, {key: cell or None for key, cell in zip(header, cells, strict=True)}))
             elif cells:
                 problem = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold {wanted}"
                 found.append(Row(where, None, problem))
