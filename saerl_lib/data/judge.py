@@ -52,7 +52,7 @@ SHORT = 60
 """A solution of one line and at most so many characters may be the answer itself (ours)."""
 FOLDED = re.compile(r"""\s*(?:\[\s*)?\{\s*["']|\s*\[\s*["']|\s*\[\s*-?\d+(?:\.\d+)?\s*\]\s*\Z""")
 """How an object, a list of objects or texts, or a list of one number begins as text."""
-ABSENT = ("n/a", "null", "none", "nan", "-", "--", "?", "unknown", "proof", "notfound", "not found")
+ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound", "not found")
 """Answers and labels that say that there is none, such as those of NuminaMath."""
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
 """A pass rate as right answers of attempts, or in percent."""
@@ -469,7 +469,7 @@ def difficulty(value: Any, name: str, rules: Rules) -> float:
         written = value.strip().lower().removeprefix("level").strip()  # MATH
         share = FRACTION.fullmatch(written)
         with contextlib.suppress(ValueError):
-            value = None if written in ABSENT else float(share[1]) / int(share[2] or 100) if share else float(written)
+            value = None if written in (*ABSENT, "?") else float(share[1]) / int(share[2] or 100) if share else float(written)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
