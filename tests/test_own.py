@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import saerl_lib
 from saerl_lib import cli, own
 from saerl_lib.data.sample import DataError
+from saerl_lib.encode import stages
 from saerl_lib.encode.store import load_features
 from saerl_lib.own import Arranged, OwnConfig, Planned, arrange, load_data, plan_own_data, represent_text
 from saerl_lib.paths import ROOT
@@ -430,8 +431,8 @@ def test_a_model_and_its_sae_give_the_features_and_a_killed_call_goes_on(
             make(tmp_path, records, config)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.store", "my.jsonl"]
     reused: list[int] = []
-    encode = own.encode
-    monkeypatch.setattr(own, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found.reused))[0])
+    encode = stages.encode
+    monkeypatch.setattr(stages, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found.reused))[0])
     folder = make(tmp_path, records, config)
     assert reused == [1] and sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
     told = {c["title"]: c["text"] for c in json.loads((folder / "run.json").read_text())["caveats"]}

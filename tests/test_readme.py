@@ -90,13 +90,14 @@ STATED = {
         "1.20": "bound of intervals", "1.25": "aim stated before the run", "4,608": "width of the SAE", "5.6 %": "32 of 576",
     },
     "docs/study.md": {
-        **dict.fromkeys(("0.47", "1.12", "3,200", "2 %", "0.45", "300,000", "95 %", "15 %", "0.9"), "protocol: settings of profile study"),
+        **dict.fromkeys(("0.47", "1.12", "3,200", "2 %", "0.45", "300,000", "95 %", "15 %", "0.9"), "settings of profile study"),
         **dict.fromkeys(("16 %", "38 %", "1.05", "2.6", "3,008", "3,072"), "means of study_runs.csv and study_budget.csv"),
         "0.43": "probe_ladder.csv, DeepScaleR", "38.7 %": "mean of two seeds of study_pilot.csv",
     },
     "docs/own_data.md": {
         "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/stages.py", "2.60": "Ray, tried by hand",
-        "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH", "0.4": "40 %", "100,000": "rows, a limit",
+        "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
+        "0.4": "40 %", "100,000": "rows, a limit",
         **dict.fromkeys(("7,488", "0.43", "3.3", "2.5", "0.642", "0.686", "0.536"), "measured once, as the text says"),
     },
 }  # fmt: skip

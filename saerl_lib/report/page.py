@@ -230,8 +230,10 @@ def _difficulty(arranged: Arranged) -> Told:
         yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier: turned; shown is {how}."
     else:
         text = f"A larger {config.fields.labels} means harder: not turned. --larger-is-easier turns it round."
-        doubtful = SHARE.search((config.fields.labels or "").rpartition(".")[2])
-        yield ("warning", "Is a larger label harder?", f"It is called like a share of right answers. {text}") if doubtful else (
+        named = SHARE.search((config.fields.labels or "").rpartition(".")[2])
+        doubtful = named or np.nanmax(np.abs(arranged.data.labels - 0.5)) <= 0.5
+        why = "It is called like a share of right answers." if named else "All lie from 0 to 1, as shares of right answers do."
+        yield ("warning", "Is a larger label harder?", f"{why} {text}") if doubtful else (
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     labelled = arranged.scores.assign(label=arranged.data.labels).dropna(subset="label").groupby("cluster")
