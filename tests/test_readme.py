@@ -94,6 +94,12 @@ STATED = {
         **dict.fromkeys(("16 %", "38 %", "1.05", "2.6", "3,008", "3,072"), "means of study_runs.csv and study_budget.csv"),
         "0.43": "probe_ladder.csv, DeepScaleR", "38.7 %": "mean of two seeds of study_pilot.csv",
     },
+    "docs/world.md": {
+        "1": "base of the difficulty label", "5,750": "samples of profile laptop", "0.48": "million tokens",
+        "0.04": "million tokens", "2 %": "bound of forgetting", "2.4": "means of world_controls.csv at step 112",
+        "36.0": "arXiv 2504.20571", "73.6": "arXiv 2504.20571", "0.45": "score_correlation of profile study",
+        "4,000": "steps, saerl_lib/world/pretrain.py", "0.10": "seconds, by hand",
+    },
     "docs/own_data.md": {
         "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/stages.py", "2.60": "Ray, tried by hand",
         "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
