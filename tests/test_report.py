@@ -96,7 +96,7 @@ def test_a_second_draw_gives_the_same_bytes_whatever_the_users_style(name: str, 
 def test_curves_of_one_seed_have_no_band_and_of_two_their_t_interval() -> None:
     rows = [("grpo", seed, step, 2.0 * seed + step) for seed in (0, 1) for step in (1, 2)]
     runs = pd.DataFrame(rows, columns=["arm", "seed", "step", "reward"])
-    (one, _), two = (figures.over_runs(part, {"reward": "R"}).itertuples() for part in (runs[runs["seed"] == 0], runs))
+    (one, _), two = (plots.over_runs(part, {"reward": "R"}).itertuples() for part in (runs[runs["seed"] == 0], runs))
     assert one.value == 1.0 and np.isnan(one.ci_low)
     first = next(two)  # 1 and 3: t of one degree of freedom times a standard error of 1
     assert (first.group, first.x, first.value) == ("grpo", 1, 2.0) and first.ci_high == pytest.approx(2 + 12.706, abs=1e-3)

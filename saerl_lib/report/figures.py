@@ -19,8 +19,7 @@ from scipy.stats import kendalltau
 
 from saerl_lib.report import plots
 from saerl_lib.report.claims import with_claims
-from saerl_lib.report.plots import BLACK, BLUE, GREY, LOOKS, ORANGE, Look, arm_looks, arm_name, forest, lines, ordered, span
-from saerl_lib.report.statistics import over_seeds
+from saerl_lib.report.plots import LOOKS, Look, arm_looks, arm_name, by_task, first_by, forest, lines, ordered, over_runs, span
 from saerl_lib.report.study import UPDATE, planned_seeds
 from saerl_lib.report.tables import LABELS, TOY, TableError, counted, estimate, main_claims, read_table
 
@@ -68,20 +67,6 @@ def draw_all(data_folder: Path, figure_folder: Path) -> list[Path]:
     return found
 
 
-def first_by(table: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
-    """The rows in the order of `order` in `column`, otherwise as they were."""
-    return table.sort_values(column, key=lambda values: values.map(list(order).index), kind="stable")
-
-
-def over_runs(runs: pd.DataFrame, panels: Mapping[str, str], group: str = "arm", x: str = "step") -> pd.DataFrame:
-    """Rows for `lines`: panel, group, x, value, ci_low, ci_high; the mean over runs with a 95 % t interval, a panel a column."""
-    rows = [
-        (title, *keys, *over_seeds(part[column]).interval())
-        for column, title in panels.items() for keys, part in runs.dropna(subset=[column]).groupby([group, x], sort=False)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
-
-
 # The method, and what of the paper holds here.
 
 DIRECTIONS = {"agrees": plots.GREEN, "opposite": plots.VERMILLION}
@@ -97,7 +82,7 @@ def method(claims: pd.DataFrame) -> Drawn:
     look = table["direction"] + np.where(table["scale"].astype(str).str.startswith(TOY), " toy", "")
     low, high = np.sort(parts[["ci_low", "ci_high"]]).T  # dividing by a negative value turns an interval round
     table = table.assign(value=parts["value"], ci_low=low, ci_high=high, look=look, paper=1.0)
-    looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), GREY), hollow=key.endswith(" toy")) for key in set(look)}
+    looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), plots.GREY), hollow=key.endswith(" toy")) for key in set(look)}
     figure = plots.empty(plots.FULL_WIDTH, 3.4)
     plots.flow(figure.add_axes((0.005, 0.515, 0.99, 0.38)))
     below = figure.add_axes((0.345, 0.205, 0.28, 0.29))
@@ -114,18 +99,6 @@ def method(claims: pd.DataFrame) -> Drawn:
 
 
 # The representation, and what is read from it.
-
-
-def _by_task(table: pd.DataFrame, looks: Mapping[str, Look], xlabel: str, chance: float | None = None) -> Figure:
-    """A row a task, a mark a feature set of `looks`, the legend above."""
-    table = table.assign(row=plots.task_names(table), panel="", xlabel=xlabel)
-    rows = list(dict.fromkeys(table["row"]))
-    height = min(0.4, 2.95 / len(rows))
-    figure = forest(table[table["look"].isin(looks)], looks, rows, shift=0.8 / len(looks), row_height=height, chance=chance)
-    for y in range(1, len(rows)):
-        figure.axes[0].axhline(y - 0.5, color=plots.LIGHT, linewidth=0.5)
-    plots.legend(figure)
-    return figure
 
 
 def _above(pairs: pd.DataFrame, names: Sequence[str]) -> str:
@@ -146,7 +119,7 @@ def ladder(table: pd.DataFrame, pairs: pd.DataFrame, world: bool) -> Drawn:
     table = table[table["metric"].isin(LABELS["metric"])]
     table, pairs = (own if len(own := part[(part["dataset"] == "world") == world]) else part for part in (table, pairs))
     table = plots.by_set(table)
-    figure = _by_task(table.assign(look=table["row"]), LOOKS["ladder"], "Accuracy, rho or ROC-AUC on test problems")
+    figure = by_task(table.assign(look=table["row"]), LOOKS["ladder"], "Accuracy, rho or ROC-AUC on test problems")
     return figure, _above(pairs, [name for name in ("tfidf", "dense") if name in set(pairs["against"])]), (
         f"Bars: 95 % bootstrap over test problems. Probes of n = {span(table['n_train'])} labels, the same splits and tuning "
         "budget for all sets. Majority / mean: a probe without features."
@@ -161,7 +134,7 @@ def ladder_pairs(table: pd.DataFrame) -> Drawn:
     table = table[(table["features"] == "sae_all") & table["against"].isin(against)]
     looks = {name: LOOKS["ladder"][name]._replace(label=f"minus {told}") for name, told in against.items()}
     table = table.assign(look=table["against"], value=table["difference"])
-    figure = _by_task(table, looks, "Metric of all SAE latents minus that of another set", chance=0.0)
+    figure = by_task(table, looks, "Metric of all SAE latents minus that of another set", chance=0.0)
     return figure, _above(table, ordered(table["against"], against)), (
         "Bars: paired 95 % bootstrap over test problems. Right of zero: all SAE latents are read better."
     )
@@ -180,7 +153,7 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
         axis.set_title(f"{name}, n = {span(own['n'])}", fontsize=7.5)
         axis.set_xlabel("Latents retained, k = 32" if quantity.endswith("retained") else "Active latents a token, k")
         for value in own.loc[own["features"] == "dense", "value"]:
-            axis.axhline(float(value), color=BLACK, linewidth=0.8, linestyle="--")
+            axis.axhline(float(value), color=plots.BLACK, linewidth=0.8, linestyle="--")
     at = table[table["quantity"].eq("explained_variance") & table["k"].eq(32)].set_index("features")["value"]
     names = {"sae": "trained SAE", "pca": "PCA", "sae_untrained": "untrained SAE"}
     kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items())
@@ -223,7 +196,7 @@ def replay(table: pd.DataFrame) -> Drawn:
 def representation(table: pd.DataFrame) -> Drawn:
     """What the rule of the retained set costs: a row a task, a mark a rule; what reading prompts alone costs, as text."""
     rules = table[table["choice"] == "retained set"]
-    figure = _by_task(rules.assign(look=rules["option"]), LOOKS["rule"], "Accuracy or correlation on test samples")
+    figure = by_task(rules.assign(look=rules["option"]), LOOKS["rule"], "Accuracy or correlation on test samples")
     best = rules.loc[rules.groupby(["dataset", "target"])["value"].idxmax(), "option"]
     spans = table[table["choice"] == "spans"].set_index("option")["value"]
     names = {"prompt and solution": "both spans", "prompt only": "the prompt alone"}
@@ -244,7 +217,7 @@ def calibration(bins: pd.DataFrame) -> Drawn:
                         group=bins["score"], panel="")  # fmt: skip
     figure = lines(table, LOOKS["score"], height=2.0, width=plots.COLUMN_WIDTH, band=False,
                    xlabel="Predicted difficulty (label units)", ylabel="Label minus prediction\n(label units)")  # fmt: skip
-    figure.axes[0].axhline(0, color=BLACK, linewidth=0.8, linestyle="--")
+    figure.axes[0].axhline(0, color=plots.BLACK, linewidth=0.8, linestyle="--")
     away = table["value"].abs().groupby(bins["score"]).mean()
     told = ", ".join(f"{away[score]:.3f} ({label})" for score, label in reversed(LABELS["score"].items()) if score in away)
     return figure, f"Mean label and mean prediction of a bin differ on average by {told}", (
@@ -310,7 +283,7 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
     table = frame[frame["metric"].eq("roc_auc") & frame["score"].ne("chance") & frame["flaw"].eq("any")]
     table = table.assign(row=table["score"], panel="", xlabel="ROC-AUC, ill-posed\nquestions of ValiMath",
                          look=table["score"].eq("source_probe"))  # fmt: skip
-    looks, rows = {False: Look(BLUE), True: Look(plots.VERMILLION)}, ordered(table["score"], LABELS["flaw score"])
+    looks, rows = {False: Look(plots.BLUE), True: Look(plots.VERMILLION)}, ordered(table["score"], LABELS["flaw score"])
     figure = forest(table, looks, rows, labels=LABELS["flaw score"], width=plots.COLUMN_WIDTH, chance=0.5, row_height=0.17)
     value, flawed, sound = table.set_index("score")["value"], *table.iloc[0][["n_flawed", "n_sound"]]
     title = f"Ill-posed questions: source probe {value['source_probe']:.2f}, best probe trained on flaws {value.max():.2f}"
@@ -323,20 +296,12 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
 # The batch plan.
 
 
-def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]:
-    """Rolling mean of `raw` along the steps of each of `groups`, over a fifth of the run, more than one
-    pass through the clusters, and how to say it."""
-    window = max(1, long["step"].nunique() // 5)
-    mean = long.groupby(list(groups))["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
-    return mean, f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
-
-
 @figure_of("batch_composition")
 def batch_composition(batches: pd.DataFrame) -> Drawn:
     """Three panels over training steps, a line an order: share of the largest cluster, clusters, mean ranking score."""
     names = LABELS["quantity"]
     long = batches.melt(["order", "step"], list(names), "panel", "raw").sort_values("step", kind="stable")
-    mean, smoothing = smoothed(long, ["panel", "order"])
+    mean, smoothing = plots.smoothed(long, ["panel", "order"])
     long = long.assign(value=mean, x=long["step"], group=long["order"], panel=long["panel"].map(names))
     figure = lines(long, arm_looks(batches["order"]), columns=1, height=1.0, every=max(1, batches["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True)  # fmt: skip
@@ -361,7 +326,7 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
     axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
-    axis.axvline(RANDOM_ORDERS, color=GREY, linewidth=0.8, linestyle=":")
+    axis.axvline(RANDOM_ORDERS, color=plots.GREY, linewidth=0.8, linestyle=":")
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
     most = changed.groupby(changed["varied"].eq("K"))["share_moved"].max()
     title = f"Another k-means seed moves {100 * noise.min():.0f} to {100 * noise.max():.0f} % of the samples, another K up to "
@@ -412,7 +377,7 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     """Reward and share of groups without variance by step."""
     titles = LABELS["training curve"]
     runs = curves.melt(["arm", "seed", "step"], list(titles), "panel", "raw").sort_values("step", kind="stable")
-    mean, smoothing = smoothed(runs, ["panel", "arm", "seed"])
+    mean, smoothing = plots.smoothed(runs, ["panel", "arm", "seed"])
     wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
     figure = lines(over_runs(wide, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
@@ -533,10 +498,10 @@ def study_mixing(mixing: pd.DataFrame) -> Drawn:
     here = mixing.assign(group="here", panel="", value=mixing["difference"], x=mixing["paper_swapped"] / 1.28)
     paper = here.assign(group="paper", value=mixing["paper_difference"], ci_low=np.nan, ci_high=np.nan)
     table, seeds = pd.concat([here, paper]), f"here (n = {span(mixing['n_seeds'])} seeds)"
-    looks = {"here": Look(BLUE, "o", seeds), "paper": Look(ORANGE, "s", "paper (one run)", hollow=True)}
+    looks = {"here": Look(plots.BLUE, "o", seeds), "paper": Look(plots.ORANGE, "s", "paper (one run)", hollow=True)}
     figure = lines(table, looks, width=plots.COLUMN_WIDTH, height=2.2, band=False, xlabel="Swapped share of a batch, h / b (%)",
                    ylabel="Accuracy minus h = 0 (points)")  # fmt: skip
-    figure.axes[0].axhline(0, color=BLACK, linewidth=0.8)
+    figure.axes[0].axhline(0, color=plots.BLACK, linewidth=0.8)
     clear = mixing[(mixing["ci_low"] > 0) | (mixing["ci_high"] < 0)]
     title = f"{len(clear)} of {int((mixing['swapped_per_batch'] > 0).sum())} amounts of mixing differ from none"
     return figure, title, (

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from saerl_lib.artifacts import write_atomic
+from saerl_lib.report.statistics import over_seeds
 from saerl_lib.report.tables import FOLDER, LABELS
 
 COLUMN_WIDTH, FULL_WIDTH = 3.3, 4.4
@@ -135,6 +136,28 @@ def task_names(table: pd.DataFrame) -> list[str]:
     sets, targets, metrics = (LABELS[group] for group in ("data set", "target", "metric"))
     return [f"{sets.get(r.dataset, readable(r.dataset))}: {targets.get(r.target, readable(r.target))}\n"
             f"{metrics.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
+
+
+def first_by(table: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
+    """The rows in the order of `order` in `column`, otherwise as they were."""
+    return table.sort_values(column, key=lambda values: values.map(list(order).index), kind="stable")
+
+
+def over_runs(runs: pd.DataFrame, panels: Mapping[str, str], group: str = "arm", x: str = "step") -> pd.DataFrame:
+    """Rows for `lines`: panel, group, x, value, ci_low, ci_high; the mean over runs with a 95 % t interval, a panel a column."""
+    rows = [
+        (title, *keys, *over_seeds(part[column]).interval())
+        for column, title in panels.items() for keys, part in runs.dropna(subset=[column]).groupby([group, x], sort=False)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
+
+
+def smoothed(long: pd.DataFrame, groups: Sequence[str]) -> tuple[pd.Series, str]:
+    """Rolling mean of `raw` along the steps of each of `groups`, over a fifth of the run, more than one
+    pass through the clusters, and how to say it."""
+    window = max(1, long["step"].nunique() // 5)
+    mean = long.groupby(list(groups))["raw"].transform(lambda v: v.rolling(window, center=True, min_periods=1).mean())
+    return mean, f"rolling mean over {window} steps" if window > 1 else "each step, not smoothed"
 
 
 # Panels.
@@ -252,6 +275,18 @@ def forest(
         forest_panel(axis, part, looks, own, labels=labels, shift=shift, chance=chance)
         axis.locator_params(axis="x", nbins=max(3, int(2 * width / min(columns, len(names)) - 1)))
         axis.set_title(str(name), fontsize=7.5)
+    return figure
+
+
+def by_task(table: pd.DataFrame, looks: Mapping[str, Look], xlabel: str, chance: float | None = None) -> Figure:
+    """A row a task, a mark a feature set of `looks`, the legend above."""
+    table = table.assign(row=task_names(table), panel="", xlabel=xlabel)
+    rows = list(dict.fromkeys(table["row"]))
+    height = min(0.4, 2.95 / len(rows))
+    figure = forest(table[table["look"].isin(looks)], looks, rows, shift=0.8 / len(looks), row_height=height, chance=chance)
+    for y in range(1, len(rows)):
+        figure.axes[0].axhline(y - 0.5, color=LIGHT, linewidth=0.5)
+    legend(figure)
     return figure
 
 
