@@ -13,7 +13,7 @@ from scipy import sparse
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from saerl_lib.config import LadderConfig, PropertyConfig
+from saerl_lib.config import LadderConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode.models import measure_surprise
@@ -21,7 +21,7 @@ from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.studies.ladder import balanced, feature_sets, ladder, predict
+from saerl_lib.studies.ladder import Group, balanced, feature_sets, ladder, predict
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
@@ -128,6 +128,12 @@ def task(kind: str = "rank", n: int = 80) -> Task:
     y = (y > 0.5).astype(float) if kind == "binary" else y
     half = n // 2
     return Task("d", "t", kind, samples[:half], samples[half:], y[:half], y[half:], True)
+
+
+def test_latents_are_chosen_on_labels_that_are_numbers_or_on_topics_as_numbers() -> None:
+    (_, rated), (_, numbered) = (Group("g", tasks).training(get_profile("smoke")) for tasks in (
+        (task("topic"), task("rank")), (task("topic"),)))  # fmt: skip
+    assert sorted(rated) == sorted(task("rank").y_train) and set(numbered) == {0, 1}
 
 
 def test_metrics_by_hand() -> None:

@@ -210,10 +210,12 @@ class Group:
         return list({s.id: s for task in self.tasks for s in (*task.train, *task.test)}.values())
 
     def training(self, profile: Profile) -> tuple[list[Sample], np.ndarray]:
-        """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels."""
-        task = next(task for task in self.tasks if task.kind != "topic")
+        """What latents are chosen on: `max_train` training samples by hash of the first task with numbers, and labels; where all
+        are topics, of the first task, the topics numbered."""
+        task = next((task for task in self.tasks if task.kind != "topic"), self.tasks[0])
         order = hash_order(task.train)[: profile.ladder.max_train]
-        return [task.train[i] for i in order], task.y_train[order]
+        labels = task.y_train if task.kind != "topic" else np.unique(task.y_train, return_inverse=True)[1]
+        return [task.train[i] for i in order], labels[order]
 
     def stage(self, profile: Profile) -> Stage:
         """shard-*.safetensors below `store`: the samples, read by `ladder_reader`."""
