@@ -302,7 +302,7 @@ def galleries() -> dict[Path, str]:
         shown = [(name, after.source) for cell, after in itertools.pairwise(cells) if cell.cell_type == "code"
                  for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
         picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
-        short = re.split(r"; (?![^(]*\))|[.] ", answer)[0].rstrip(".") or question or title
+        short = re.split(r"; |[.] ", re.sub(r" \([^()]*\)", "", answer))[0].rstrip(".") or question or title
         link = f"[{(number := path.name.partition('_')[0])}](notebooks/{path.name})"
         if number.isdigit():
             front.append([link, short])
