@@ -291,7 +291,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
     assert file_sha256(tmp_path / "two" / shard(0)) == file_sha256(tmp_path / "stored" / shard(0)), "files are one list"
     usual = ["plan", "--data", source, "--prompts-per-step", "16", "--out"]
     assert run(capsys, *usual, str(tmp_path / "direct"), *model)[0] == 0
-    monkeypatch.setattr("saerl_lib.own.open_reader", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr("saerl_lib.encode.models.open_reader", lambda *_: pytest.fail("a model was opened"))
     assert run(capsys, *usual, str(tmp_path / "plan"), "--features", folder)[0] == 0
     z = [load_features(tmp_path / name / "features.safetensors").z for name in ("direct", "plan")]
     np.testing.assert_array_equal(*z)

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imsave
 from scipy.special import rel_entr
@@ -459,7 +458,7 @@ def _templates() -> Environment:
     return found
 
 
-def _rows_page(arranged: Arranged, scores: pd.DataFrame, more: dict[str, Any]) -> Markup:
+def _rows_page(arranged: Arranged, scores: pd.DataFrame, more: dict[str, Any]) -> str:
     """JSON of columns of the rows, in the order of the source, and of `more`; the map's coordinates are whole numbers from 0 to
     9999, a reason is numbers of `parts`, and `cut` are the rows whose question is not whole."""
     points, samples = arranged.points, arranged.data.samples
