@@ -124,11 +124,13 @@ def marked_answer(text: str) -> str:
 def worked(text: str) -> bool:
     r"""Whether a gold answer is a worked text: besides mathematics, lines with a word, or a sentence of eight words and a digit.
 
-    >>> [worked(t) for t in ("3 hours 15 minutes", "We add.\n4", "x=1\ny=2", "It sells 6 pens a day on each of the days.")]
+    >>> [worked(t) for t in ("3 hours 15 minutes", "We add.\n4", "x=1\ny=2", "It sells 6 pens a day on each of the next days.")]
     [False, True, False, True]
+    >>> worked("(x^2 + x + 1)(x^8 - x^7 + x^5 - x^4 + x^3 - x + 1)")
+    False
     """
     prose = NO_PROSE.sub("", text.strip())
-    words = re.findall(r"[^\W\d_]+", prose)
+    words = re.findall(r"[^\W\d_]{2,}", prose)
     several = "\n" in prose.strip() and any(len(word) > 2 for word in words)
     return several or (len(words) >= 8 and bool(re.search(r"\d", prose)))
 
