@@ -250,6 +250,8 @@ def test_every_audit_adds_up_agrees_with_the_plan_and_says_why(evidence: Evidenc
         elif swap is None:
             quality = record["quality"]
             assert quality["score"] < quality["threshold"] and "dropped by the filter and is never trained on" in text
+            by_source = audit_text(audit(row.sample_id, replace(evidence, by_source=True)))
+            assert "3. Filter: not used by this plan" in by_source and "is not of the target source and is never" in by_source
         elif swap["swapped"]:
             assert swap["partner"] == batch["step"] and not swap["candidates"][0]["failed"]
             assert f"exchanged from step {swap['home_step']} to step {batch['step']}" in text

@@ -60,6 +60,8 @@ class Evidence:
     config: PlanConfig
     blurred: pd.DataFrame | None = None
     """ranking and raw that the plan was made of, where they are not those of `scores`."""
+    by_source: bool = False
+    """The target source is planned, whatever the filter says."""
 
     @cached_property
     def planned(self) -> pd.DataFrame:
@@ -93,8 +95,10 @@ def open_evidence(profile: Profile, audits: Stage) -> Evidence:
     labels = pd.read_parquet(audits.path("cluster_audit.parquet"))[["cluster", "label"]]
     clusters = pd.read_parquet(difficulty.path("clusters.parquet")).merge(labels, on="cluster").set_index("cluster")
     names = feature_names(retained_latents(features))
-    return Evidence(load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters,
-                    load_scorer(difficulty), load_plan(plans, "saerl"), profile.plan, blurred)  # fmt: skip
+    return Evidence(
+        load_split(world, "pool"), load_split_features(features, "pool"), names, scores, clusters, load_scorer(difficulty),
+        load_plan(plans, "saerl"), profile.plan, blurred, profile.planned == "target",
+    )  # fmt: skip
 
 
 # The record.
@@ -191,8 +195,10 @@ def _quality(i: int, evidence: Evidence) -> Record:
     parts = _parts("filter score", float(row["score"]), z, reader.scaler, weight, intercept, evidence.names[: len(z)], expit)
     equal = scores["score"] == row["score"]
     better = (scores["score"] > row["score"]) | (equal & (scores["sample_id"] < row["sample_id"]))
-    return {"score": float(row["score"]), "rank": int(better.sum()) + 1, "n_pool": len(scores), "n_kept": len(kept),
-            "threshold": float(kept.min()), "kept": bool(row["kept"]), "parts": parts}  # fmt: skip
+    return {
+        "score": float(row["score"]), "rank": int(better.sum()) + 1, "n_pool": len(scores), "n_kept": len(kept),
+        "threshold": float(kept.min()), "kept": bool(row["kept"]), "by_source": evidence.by_source, "parts": parts,
+    }  # fmt: skip
 
 
 def _parts(
