@@ -92,7 +92,7 @@ REGISTRY = """
 04_clusters_and_difficulty 00 02: difficulty; calibration cluster_topics cluster_summary cluster_agreement; calibration
 04a_clusters_in_detail 00 02 04: audit; cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
     real_feature_groups real_top_latents; real_clusters
-05_quality_filter 00 02 04: filter; filter filter_scores real_filter real_separation; real_filter
+05_quality_filter 00 02 04: filter; filter real_filter real_separation; real_filter
 05a_finding_errors 00 02 04: flaws*; filter_flaws* filter_selfreg* real_flaws real_selfreg; real_flaws
 06_batch_plans 00 02 04 04a 05: plans; batch_composition inbatch_diversity; batch_composition
 06a_gradients 00 02 04 05: gradients*; gradient_coherence* gradient_distance* mixing_theory*; gradient_coherence*

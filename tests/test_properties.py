@@ -186,12 +186,6 @@ def test_top_k_breaks_ties_by_id_in_any_input_order() -> None:
     assert sorted(ids[turn][quality.keep_top_k(scores[turn], ids[turn], 3)]) == ["a", "b", "c"]
 
 
-def test_score_histogram_by_hand() -> None:
-    rows = quality.score_histogram(np.array([0.1, 0.9, 1.0, 0.2]), np.array(["t", "t", "t", "p"]), bins=2)
-    assert rows.to_numpy().tolist() == [["p", 0.0, 0.5, 1.0, 1], ["p", 0.5, 1.0, 0.0, 0], ["t", 0.0, 0.5, 1 / 3, 1],
-                                        ["t", 0.5, 1.0, 2 / 3, 2]]  # fmt: skip
-
-
 # The scorer.
 
 

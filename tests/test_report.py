@@ -71,7 +71,7 @@ def test_the_method_picture_shows_claims_beside_the_papers() -> None:
     assert {"-1.0 (-3.0 to -0.5)", "paper"} <= texts and "against it" in figure.get_suptitle()
     assert figure.get_suptitle().split(": ")[1].replace("\n", " ") in finding_markdown(table), "one list of main claims"
     rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
-    point = (-0.5, float(rows.index("SAERL above GRPO, points")))  # half of the paper's, in the other direction
+    point = (-0.5, float(rows.index("SAERL vs random, points")))  # half of the paper's, in the other direction
     assert point in {tuple(xy) for line in figure.axes[1].lines for xy in line.get_xydata().tolist()}
     steps = table["claim"].str.startswith("SAERL on GRPO against GRPO: steps")  # more steps, where the paper has fewer
     assert table.loc[steps, "paper_value"].item() < 0 < table.loc[steps, "our_value"].item()
@@ -151,22 +151,22 @@ def test_write_csv_has_a_fixed_form(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda f: f.iloc[:0], "no rows"), (lambda f: f.assign(extra=1), "unknown column extra"),
-        (lambda f: f.assign(share=f["share"] * 100), "write fractions, not percent"),
-        (lambda f: f.assign(n=np.inf), "infinite"), (lambda f: f.assign(source=None), "column source is empty in row 0"),
+        (lambda f: f.assign(recall=f["recall"] * 100), "write fractions, not percent"),
+        (lambda f: f.assign(kept=np.inf), "infinite"), (lambda f: f.assign(rule=None), "column rule is empty in row 0"),
     ],
 )  # fmt: skip
 def test_write_csv_rejects_a_bad_table(change, message: str, tmp_path: Path) -> None:
     with pytest.raises(TableError, match=message):
-        write_csv(change(read_table("filter_scores", paths.PUBLISHED)), "filter_scores", tmp_path)
+        write_csv(change(read_table("real_filter", paths.PUBLISHED)), "real_filter", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_folder_and_unknown_table(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot write"):
-        write_csv(read_table("filter_scores", paths.PUBLISHED), "filter_scores", tmp_path / "file")
+        write_csv(read_table("real_filter", paths.PUBLISHED), "real_filter", tmp_path / "file")
     with pytest.raises(TableError, match="'filters' is not known"):
-        write_csv(read_table("filter_scores", paths.PUBLISHED), "filters", tmp_path)
+        write_csv(read_table("real_filter", paths.PUBLISHED), "filters", tmp_path)
 
 
 def test_every_table_has_a_schema_with_known_columns() -> None:
@@ -229,13 +229,14 @@ def test_claims_about_probes_by_hand() -> None:
 
 
 def test_claims_about_filter_and_mixing_by_hand() -> None:
-    rules = [("full", 100, 100, 50, 0.5, 1.0, 0.4905, 1.0), ("p95", 50, 100, 45, 0.9, 0.9, 0.9537, 0.9546)]
-    scores = [(s, i / 4, (i + 1) / 4, share, 50) for s, shares in (("target", (0, 0.1, 0.3, 0.6)), ("parent", (0.6, 0.3, 0.1, 0)))
-              for i, share in enumerate(shares)]  # fmt: skip
-    purity, auc = claims.filter_effects(frame("filter", rules), frame("filter_scores", scores))
-    assert purity.row()[0].endswith("(paper: 95.37 against 49.05, recall 95 %; recall here 90 %)")
+    rules = [("sae", "full", 100, 100, 50, 0.5, 1.0, 0.4905, 1.0), ("sae", "p95", 50, 100, 45, 0.9, 0.9, 0.9537, 0.9546),
+             ("tfidf", "p95", 50, 100, 50, 1.0, 1.0, 0.9537, 0.9546)]  # fmt: skip
+    parted = [("pair", "roc_auc", name, value, value - 0.01, value + 0.01, 0.9911, 50, 100)
+              for name, value in (("tfidf", 0.99), ("sae", 0.9))]  # fmt: skip
+    purity, auc = claims.filter_effects(frame("real_filter", rules), frame("real_separation", parted))
+    assert purity.row()[0].endswith("here DeepMath against DeepScaleR, questions alone, recall 90 %)")
     assert purity.interval.value == pytest.approx(40.0) and purity.row()[6] == "agrees"
-    assert auc.interval.value == pytest.approx(0.1 * 0.75 + 0.3 * 0.95 + 0.6 - 0.5)
+    assert auc.interval == pytest.approx((0.4, 0.39, 0.41))
     diversity = [("random", 0, "pca2", 1.4, 1.3, 1.5, 4), ("saerl_before_mixing", 0, "pca2", 1.0, 0.9, 1.1, 4),
                  ("saerl", 1, "pca2", 1.5, 1.4, 1.6, 4), ("saerl", 2, "pca2", 1.7, 1.6, 1.8, 4)]  # fmt: skip
     (swap,) = claims.diversity_effects(frame("inbatch_diversity", diversity))

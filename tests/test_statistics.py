@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from saerl_lib.report import statistics
-from saerl_lib.report.statistics import Estimate, Interval, auc_interval, bootstrap_interval, difference_interval, over_seeds
+from saerl_lib.report.statistics import Estimate, Interval, bootstrap_interval, difference_interval, over_seeds
 
 
 def test_difference_interval_adds_half_widths_in_squares() -> None:
@@ -24,9 +24,6 @@ def test_closed_form_intervals() -> None:
     assert statistics.wilson_interval(0, 10).low == pytest.approx(0.0, abs=1e-12)
     # z^2 / (n + z^2) with z^2 = 3.8415
     assert statistics.wilson_interval(0, 10).high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
-    assert auc_interval(1.0, 10, 10) == (1.0, 1.0, 1.0)
-    wide, narrow = auc_interval(0.8, 20, 20), auc_interval(0.8, 200, 200)
-    assert wide.low < narrow.low < 0.8 < narrow.high < wide.high
 
 
 def test_a_bootstrap_of_a_mean_has_its_standard_error() -> None:

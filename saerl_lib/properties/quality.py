@@ -131,12 +131,3 @@ def separation_table(scores: np.ndarray, is_target: np.ndarray, samples: int, se
     found = rank_metrics(scores, is_target, bootstrap_weights(len(scores), samples, seed))
     rows = [(metric, *interval, len(scores)) for metric, interval in found.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "ci_low", "ci_high", "n_test"])
-
-
-def score_histogram(scores: np.ndarray, sources: np.ndarray, bins: int = 20) -> pd.DataFrame:
-    """Rows of `filter_scores.csv`: source, bin_low, bin_high, share (of that source), n; bins of equal width on [0, 1]."""
-    rows: list[tuple] = []
-    for source in np.unique(sources):
-        counts, edges = np.histogram(scores[sources == source], bins=bins, range=(0.0, 1.0))
-        rows += [(str(source), edges[i], edges[i + 1], counts[i] / counts.sum(), int(counts[i])) for i in range(bins)]
-    return pd.DataFrame(rows, columns=["source", "bin_low", "bin_high", "share", "n"])

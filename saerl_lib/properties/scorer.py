@@ -46,7 +46,6 @@ from saerl_lib.properties.quality import (
     fit_source_classifier,
     keep_top_k,
     paper_share_k,
-    score_histogram,
     separation_table,
 )
 from saerl_lib.report.statistics import wilson_interval
@@ -412,7 +411,7 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
 
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The quality filter: table.parquet, histogram.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
+    """The quality filter: table.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
     which are kept."""
     fitted = difficulty_stage(profile, data, features)
@@ -432,7 +431,7 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
         reasons = np.where(candidate, f"fills no whole batch of {profile.plan.prompts_per_step}", "filtered")
         kept["reason"] = np.where(kept["kept"], "", reasons)
-        return {"table": table, "histogram": score_histogram(scores, sources), "separation": separation, "kept": kept}
+        return {"table": table, "separation": separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}

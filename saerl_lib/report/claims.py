@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from saerl_lib.report.statistics import Interval, auc_interval, difference_interval, over_seeds, weighted_roc_auc, wilson_interval
+from saerl_lib.report.statistics import Interval, difference_interval, over_seeds, wilson_interval
 from saerl_lib.report.study import COMPARISONS, NO_INTERVAL, UPDATE, planned_seeds
 from saerl_lib.report.tables import TOY, is_true, read_table, rows_of
 
@@ -134,18 +134,15 @@ def probe_effects(ladder: pd.DataFrame) -> list[Effect]:
     return effects
 
 
-def filter_effects(rules: pd.DataFrame, scores: pd.DataFrame) -> list[Effect]:
-    """Gain of purity at the p95 rule, and ROC-AUC above chance from the score histogram (Table 6)."""
-    kept, full, effects = rules.set_index("rule").loc["p95"], rules.set_index("rule").loc["full"], []
+def filter_effects(rules: pd.DataFrame, separation: pd.DataFrame) -> list[Effect]:
+    """Of the retained latents on real sources: gain of purity at the p95 rule, and ROC-AUC above chance (Table 6)."""
+    rules = rules[rules["features"] == "sae"].set_index("rule")
+    kept, full, effects = rules.loc["p95"], rules.loc["full"], []
     if kept["kept"] > 0:
         effect = _moved(wilson_interval(int(kept["target_kept"]), int(kept["kept"])), 100, -full["target_kept"] / full["kept"])
         effects.append(Effect(_told("filter purity", recall=100 * kept["target_kept"] / full["target_kept"]), effect))
-    wide = scores.pivot(index="bin_low", columns="source", values="share").sort_index()[["target", "parent"]]
-    shares, bins = (wide / wide.sum()).to_numpy(), np.arange(len(wide))
-    is_target = np.repeat([True, False], len(wide))
-    auc = float(weighted_roc_auc(np.tile(bins, 2), is_target, shares.T.reshape(1, -1))[0])
-    interval = auc_interval(auc, int(full["target_kept"]), int(full["kept"] - full["target_kept"]))
-    return [*effects, Effect(_told("filter auc"), _moved(interval, 1, -0.5))]
+    auc = separation.query("metric == 'roc_auc' and features == 'sae'").iloc[0]
+    return [*effects, Effect(_told("filter auc"), _moved(_interval(auc), 1, -0.5))]
 
 
 def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
@@ -176,7 +173,7 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
     effects = [
         *study_effects(read("study_comparisons"), decidable),
         *probe_effects(read("probe_ladder")),
-        *filter_effects(read("filter"), read("filter_scores")),
+        *filter_effects(read("real_filter"), read("real_separation")),
         *diversity_effects(read("inbatch_diversity")),
         Effect(_told("preparation"), saved, verdict="not comparable"),
     ]

@@ -93,8 +93,8 @@ def method(claims: pd.DataFrame) -> Drawn:
             below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7, va="center")
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, f"{len(table)} main effects: {counted(table)}", (
-        "Squares: the paper. Filled: real data; open: toy task. Green: the paper's direction; orange: against it. Bars: 95 %."
-        + (f" Training: n = {span(trained)} seeds." if len(trained) else "")
+        f"Squares: the paper. Filled: real data; open: toy task{f', n = {span(trained)} seeds' if len(trained) else ''}. Orange: "
+        "against the paper, as more steps are. Bars: 95 %."
     )  # fmt: skip
 
 
@@ -102,14 +102,14 @@ def method(claims: pd.DataFrame) -> Drawn:
 
 
 def _above(pairs: pd.DataFrame, names: Sequence[str]) -> str:
-    """On how many tasks of ladder_pairs.csv all SAE latents are above each of `names`, and above it by the whole interval."""
-    pairs, told, said = pairs[pairs["features"] == "sae_all"], [], (" of {} tasks", " beyond the paired interval")
+    """On how many tasks of ladder_pairs.csv all SAE latents are better than each of `names`, and by the whole paired interval."""
+    pairs, told, said = pairs[pairs["features"] == "sae_all"], [], (" of {} tasks", " significantly")
     for key in names:
         part, name = pairs[pairs["against"] == key], LABELS["against"][key]
         above, clear = (part["difference"] > 0).sum(), (part["ci_low"] > 0).sum()
-        told.append(f"above {name} on {above}{said[0].format(len(part))} ({clear}{said[1]})")
+        told.append(f"better than {name} on {above}{said[0].format(len(part))} ({clear}{said[1]})")
         said = ("", "")
-    return f"All SAE latents are {', '.join(told)}"
+    return f"All SAE latents: {', '.join(told)}"
 
 
 @figure_of("probe_ladder_world", "probe_ladder", "ladder_pairs", world=True)
@@ -119,8 +119,12 @@ def ladder(table: pd.DataFrame, pairs: pd.DataFrame, world: bool) -> Drawn:
     table = table[table["metric"].isin(LABELS["metric"])]
     table, pairs = (own if len(own := part[(part["dataset"] == "world") == world]) else part for part in (table, pairs))
     table = plots.by_set(table)
-    figure = by_task(table.assign(look=table["row"]), LOOKS["ladder"], "Accuracy, rho or ROC-AUC on test problems")
-    return figure, _above(pairs, [name for name in ("tfidf", "dense") if name in set(pairs["against"])]), (
+    kind = "Pearson r" if "pearson" in set(table["metric"]) else "ROC-AUC"
+    figure = by_task(table.assign(look=table["row"]), LOOKS["ladder"], f"Accuracy, rho or {kind} on test problems")
+    alone = table.pivot_table(index=["dataset", "target"], columns="features", values="value")
+    shorter = (alone["length"] > alone["sae_all"]).sum() if {"length", "sae_all"} <= set(alone) else 0
+    title = _above(pairs, [name for name in ("tfidf", "dense") if name in set(pairs["against"])])
+    return figure, title + f"; length alone is better than they on {shorter}" * bool(shorter), (
         f"Bars: 95 % bootstrap over test problems. Probes of n = {span(table['n_train'])} labels, the same splits and tuning "
         "budget for all sets. Majority / mean: a probe without features."
     )  # fmt: skip
@@ -182,9 +186,10 @@ def replay(table: pd.DataFrame) -> Drawn:
         axis.set_xlabel(label)
     if own := sorted(rollouts.unique()):
         figure.axes[-1].set_xticks(np.log2(np.where(np.array(own) == 0, 0.5, own)), [f"{k:g}" for k in own])
-    found = {"SAE latents avoid {:.0f} % on DeepScaleR": text[(text["form"] == "features") & (text["features"] == "sae_all")],
+    found = {"choosing by SAE latents avoids {:.0f} % of them on DeepScaleR":
+             text[(text["form"] == "features") & (text["features"] == "sae_all")],
              "{:.0f} % on DSR-sub": past[(past["features"] == "sae_all") & (rollouts == 0)],
-             "there one earlier epoch {:.0f} %": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
+             "by eight earlier rollouts of a prompt {:.0f} %": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
     told = [name.format(rows["value"].iloc[0]) for name, rows in found.items() if len(rows)]
     return figure, "Groups without a gradient: " + ", ".join(told), (
         f"A quarter of the prompts is taken. Left: n = {text['n'].max():,} prompts of DeepScaleR, each seen once; right: "
@@ -381,10 +386,12 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
     figure = lines(over_runs(wide, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
-    means = curves.groupby("arm")["zero_variance_share"].mean()
-    told = " and ".join(f"{100 * share:.0f} % of {arm_name(arm)}'s groups" for arm, share in means.items())
+    tenth = curves["step"].max() / 10
+    first, last = (curves[part].groupby("arm")["reward_mean"].mean()
+                   for part in (curves["step"] <= tenth, curves["step"] > 9 * tenth))  # fmt: skip
+    told = ", ".join(f"{arm_name(arm)} {first[arm]:.2f} to {last[arm]:.2f}" for arm in first.index)
     text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}."
-    return figure, f"Over the run {told} are silent: equal rewards, no gradient", text
+    return figure, f"Mean reward, first to last tenth of the run: {told}", text
 
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
@@ -404,9 +411,10 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     curves = long[long["panel"] == panels["mean_avg"]].sort_values("x")
     at = curves.groupby("group")["x"].max().min()
     values = {arm_name(arm): np.interp(at, part["x"], part["value"]) for arm, part in curves.groupby("group")}
-    told = ", ".join(f"{arm} {value:.1f} %" for arm, value in sorted(values.items(), key=lambda pair: -pair[1]))
+    order = sorted(values, key=values.__getitem__, reverse=True)
+    told = ", ".join(f"{arm} {values[arm]:.1f} %" for arm in order)
     figure.axes[0].set(ylim=(curves.loc[curves["x"] > at / 3, "value"].min(), None), xlim=(at / 3, None))  # where they part
-    return figure, f"Accuracy after {1000 * at:,.0f} rollouts: {told}", (
+    return figure, f"After {1000 * at:,.0f} rollouts {order[0]} is ahead: {told}", (
         f"n = {span(runs.groupby('arm')['seed'].nunique())} matched seeds, {runs['problems'].max()} problems. Lines: means; "
         "bands: 95 % t interval over seeds. The first third of the run is left out. DAPO draws more rollouts a step."
     )

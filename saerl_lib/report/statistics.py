@@ -181,20 +181,6 @@ def difference_interval(a: Interval, b: Interval) -> Interval:
     return Interval(value, low, value + math.hypot(a.high - a.value, b.value - b_low))
 
 
-def auc_interval(auc: float, n_positive: int, n_negative: int) -> Interval:
-    """95 % interval of a ROC-AUC by Hanley and McNeil (1982), cut to 0..1.
-
-    >>> [round(x, 3) for x in auc_interval(0.8, 50, 50)]
-    [0.8, 0.713, 0.887]
-    """
-    if not 0 <= auc <= 1 or n_positive < 1 or n_negative < 1:
-        raise ValueError(f"auc={auc} must lie in 0..1 with at least one sample a class")
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
-    half = float(stats.norm.ppf(1 - ALPHA / 2)) * math.sqrt(max(variance, 0.0) / (n_positive * n_negative))
-    return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))
-
-
 # Means over seeds.
 
 

@@ -217,11 +217,12 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     main = main_claims(frame)
     rows = [[row.row, row.paper_value, estimate(row), f"**{row.direction}**", row.scale] for row in main.itertuples()]
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
-    within = (frame["size"] == "yes").sum()
+    tested = frame[frame["paper_value"].notna()]
+    within = (tested["size"] == "yes").sum()
     return (
         f"{len(main)} main effects: {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
-        f"All {len(frame)} claims ([docs/claims.md](docs/claims.md)): {counted(frame)}; {within} intervals hold the paper's "
-        "value.\n\n"
+        f"All {len(tested)} numbers of the paper ([docs/claims.md](docs/claims.md)): {counted(tested)}; {within} intervals hold "
+        "the paper's value.\n\n"
         + markdown_table(header, rows)
     )
 
