@@ -18,7 +18,7 @@ import pandas as pd
 
 from saerl_lib.report.statistics import Interval, difference_interval, over_seeds, wilson_interval
 from saerl_lib.report.study import COMPARISONS, NO_INTERVAL, UPDATE, planned_seeds
-from saerl_lib.report.tables import TOY, is_true, read_table, rows_of
+from saerl_lib.report.tables import TOY, as_table, is_true, read_table
 
 ORDER_GATE = "positive control: nearest to one half now - random"
 """Claims on training are "undecided" where the world cannot show that a better choice of prompts helps."""
@@ -177,4 +177,4 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
         *diversity_effects(read("inbatch_diversity")),
         Effect(_told("preparation"), saved, verdict="not comparable"),
     ]
-    return rows_of("claims", [*(effect.row() for effect in effects), *not_run({effect.told.claim for effect in effects})])
+    return as_table("claims", [*(effect.row() for effect in effects), *not_run({effect.told.claim for effect in effects})])

@@ -19,7 +19,7 @@ import pandas as pd
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
-from saerl_lib.report.tables import SCHEMAS, TableError, rows_of
+from saerl_lib.report.tables import SCHEMAS, TableError, as_table
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -269,7 +269,7 @@ def comparison_rows(
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))
-    table = pd.concat(rows, ignore_index=True) if rows else rows_of("study_comparisons", [])
+    table = pd.concat(rows, ignore_index=True) if rows else as_table("study_comparisons", [])
     return table[list(SCHEMAS["study_comparisons"].columns)]
 
 
@@ -308,7 +308,7 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
         rows.append((row.table, row.arm, row.column, name, row.value, *found, len(own)))
-    return rows_of("study_paper_tables", rows)
+    return as_table("study_paper_tables", rows)
 
 
 def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -327,7 +327,7 @@ def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
     """
     first, present = "minus_mix", set(evaluations["arm"])
     if first not in present or len(present & set(MIXING)) < 2:
-        return rows_of("study_mixing", [])
+        return as_table("study_mixing", [])
     by_problem = outcome_values(evaluations[evaluations["arm"].isin(MIXING)].reset_index(drop=True))
     values, rows = outcomes(by_problem), []
     paper = paper_values().query("table == 'Figure 3' and column == 'mean'").set_index("arm")["value"]
@@ -337,7 +337,7 @@ def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
             none = Interval(0.0, math.nan, math.nan)
             found = none if name == first else paired_estimate(by_problem, name, first).interval()
             rows.append((name, h, paired.mean(), *found, len(paired), 4 * h, paper[name] - paper[first]))
-    return rows_of("study_mixing", rows)
+    return as_table("study_mixing", rows)
 
 
 # The laptop's own runs.
@@ -374,7 +374,7 @@ def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataF
             raise TableError(f"learning_curves: {name} {metric} at the last step lacks saerl or grpo for a seed")
         found = over_seeds((table["saerl"] - table["grpo"]).to_numpy())
         rows.append((name, metric, *found.interval(), found.n_seeds, int(part["n_problems"].max()), found.detectable()))
-    return rows_of("paired_difference", rows)
+    return as_table("paired_difference", rows)
 
 
 def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:

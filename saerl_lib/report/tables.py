@@ -72,7 +72,7 @@ def _schema(name: str) -> Schema:
     return SCHEMAS[name]
 
 
-def rows_of(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
+def as_table(name: str, rows: Sequence[Sequence[Any]]) -> pd.DataFrame:
     """Table `name` from its rows, cells in the order of its columns."""
     return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
 

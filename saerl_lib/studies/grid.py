@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
-from saerl_lib.config import PlanConfig, Profile, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import PlanConfig, Profile, StudyConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
@@ -364,8 +365,11 @@ def run_study(
             print(f"{arm.name:18s} {arm.group:9s} {'during training' if arm.policy else 'fixed order':16s} {arm.title}")
         return 0
     chosen, wanted = get_profile(profile), chosen_arms(arms or (), arms_from)
-    if chosen.study is None:
-        raise UserError(f"profile {profile!r} has no study; use --profile study")
+    if chosen.world is None:
+        raise UserError(f"profile {profile!r} has no toy task to train in; use --profile study, or smoke to try it in small")
+    if chosen.study is None:  # in small, beside the profile's own runs
+        count = chosen.train.seeds
+        chosen = replace(chosen, name=f"{chosen.name}-study", study=StudyConfig(seeds=count, other_seeds=count))
     if ray is not None:
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")

@@ -45,6 +45,8 @@ GREEDY = 1e-4
 """Temperature at which sampling is greedy but for exact ties."""
 OWN_TOKENS = 300_000
 """Vectors of L, in several passes, that the SAEs of this stage are trained on; their other settings are the shipped one's."""
+PASSES = 10
+"""Passes over L at most, which bounds them where a profile is small."""
 
 
 def model_features(
@@ -56,7 +58,7 @@ def model_features(
     vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
     saes = {name: folder / f"sae_{name}" for name in ("frozen", *DRAWN)}
     for name, place in saes.items():
-        config = replace(SHIPPED_SAE, tokens=OWN_TOKENS, seed=sub_seed(profile.seed, f"sae-{name}"))
+        config = replace(SHIPPED_SAE, tokens=min(OWN_TOKENS, PASSES * len(vectors)), seed=sub_seed(profile.seed, f"sae-{name}"))
         train_sae(vectors, config, place, "frozen_decoder" if name == "frozen" else "trained")
     others = tuple((name, str(saes[name])) for name in DRAWN)
     reader = replace(profile.reader, sae=str(saes["frozen"]), others=others, dense=True)

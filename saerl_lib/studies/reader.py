@@ -39,7 +39,7 @@ from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval
-from saerl_lib.report.tables import rows_of, write_csv
+from saerl_lib.report.tables import as_table, write_csv
 from saerl_lib.studies.ladder import VARIANTS, Group, ladder
 from saerl_lib.world.sources import corpus_texts, draw_world
 
@@ -187,7 +187,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
         rows += probe_rows(name, task, Store(folder).ids, blocks | projections(blocks[DENSE], mean, pca), profile)
         if task.kind == "rank":
             rows += probe_rows("difficulty_by_retained", task, Store(folder).ids, few_latents(folder, task), profile)
-    return rows_of("sae_curve", rows)
+    return as_table("sae_curve", rows)
 
 
 def explained_rows(saes: Mapping[str, SAE], vectors: Tensor, mean: Tensor, pca: Mapping[int, Tensor]) -> list[tuple]:
@@ -247,7 +247,7 @@ def compare_blocks(profile: Profile) -> None:
         for label, kind in (("level", "rank"), ("subject", "topic")):
             if data.has_label(label).all():
                 rows += _block_rows(name, label, kind, means, data.labels[label], profile)
-    write_csv(rows_of("reader_blocks", rows), "reader_blocks", paths.PUBLISHED)
+    write_csv(as_table("reader_blocks", rows), "reader_blocks", paths.PUBLISHED)
 
 
 def _block_rows(name: str, label: str, kind: str, means: dict[int, np.ndarray], y: np.ndarray, profile: Profile) -> list[tuple]:
