@@ -304,9 +304,11 @@ def test_what_to_expect_is_said_only_where_the_replay_curve_is(tmp_path: Path, m
     found = arranged(tmp_path, rows(120))
     monkeypatch.setattr("saerl_lib.report.page.REPLAY", tmp_path / "replay.csv")
     assert expectation(found) is None
-    curve = pd.DataFrame({"spearman": [1.0, -1.0, 1.0], "silent_groups_saved": [0.5, 0.0, 0.9], "share": [0.25, 0.25, 0.5]})
-    curve.assign(form="simulated").to_csv(tmp_path / "replay.csv", index=False)
-    assert expectation(found) == pytest.approx((1 + found.difficulty.skill) / 4)
+    rows_of_replay = [("simulated", "-", 1.0, 0.5, 0.25), ("simulated", "-", -1.0, 0.0, 0.25), ("simulated", "-", 1.0, 0.9, 0.5),
+                      ("features", "sae_all", 0.4, 0.1, 0.25)]  # fmt: skip
+    columns = ["form", "features", "spearman", "silent_groups_saved", "share"]
+    pd.DataFrame(rows_of_replay, columns=columns).to_csv(tmp_path / "replay.csv", index=False)
+    assert expectation(found) == pytest.approx(((1 + found.difficulty.skill) / 4, 0.4, 0.1))
     assert expectation(replace(found, difficulty=None)) is None
 
 

@@ -343,13 +343,15 @@ REPLAY = FIGURES / "data" / "replay.csv"
 """The replay study, whose simulated scores say what a correlation saves when a quarter of the prompts is taken."""
 
 
-def expectation(arranged: Arranged) -> float | None:
-    """Share of silent groups that choice by this score would save, read from the replay study; None without curve or score."""
+def expectation(arranged: Arranged) -> tuple[float, float, float] | None:
+    """Share of silent groups that choice by this score would save if labels were pass rates, read from the replay study; and what
+    SAE features reached there on real ones: correlation, share. None without table or score."""
     if arranged.difficulty is None or not REPLAY.is_file():
         return None
-    table = pd.read_csv(REPLAY)
-    curve = table[table["form"].eq("simulated") & table["share"].eq(0.25)].sort_values("spearman")
-    return float(np.interp(arranged.difficulty.skill, curve["spearman"], curve["silent_groups_saved"]))
+    table = pd.read_csv(REPLAY).query("share == 0.25")[["form", "features", "spearman", "silent_groups_saved"]]
+    curve = table[table["form"] == "simulated"].sort_values("spearman")
+    real = table.query("form == 'features' and features == 'sae_all'").iloc[0]
+    return float(np.interp(arranged.difficulty.skill, curve["spearman"], curve["silent_groups_saved"])), *map(float, real[2:])
 
 
 def largest_fall(plan: BatchPlan) -> pd.DataFrame:
