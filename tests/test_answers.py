@@ -17,7 +17,9 @@ PAIRS = [
     (r"\frac{14}{3}", "14/3", True), (r"\dfrac{5}{2}", "2.5", True), (r"\frac{14}{3}", "4.6667", False),
     (r"5.4 \text{ cents}", "5.4", True), (r"18\text{ hours}", "18", True), ("Yes", "yes", True), ("Yes", "No", False),
     ("x", "", False), ("７", "7", True), (r"\$18", "18", True), ("2,000 dollars", "2000", True), ("1 1/4", "5/4", True),
-    ("½", "0.5", True), ("a + b + c", "c+b+a", True), ("1e5", "100000", True), ("(3,4]", r"3<x\le 4", True),
+    ("½", "0.5", True), ("2√3", r"2\sqrt{3}", True), ("10⁵", "100000", True), (r"10\,000", "10000", True),
+    ("1 000", "1000", True), ("(−∞, 2)", r"(-\infty,2)", True), ("12 cm²", "12", True), ("60 km/h", "60", True),
+    ("a + b + c", "c+b+a", True), ("1e5", "100000", True), ("(3,4]", r"3<x\le 4", True),
     ("No solution", r"\text{no solution}", True), (r"-\frac{5}{3}.", "-5/3", True), (r"28\%", "28", True),
     (r"28\%", "0.28", True), ("28", r"28\%", True), ("(1,2)", "1,2", True), ("1/2004!", "1/2006!", True), ("x=5", "5", True),
     ("1011_2", "1011", True), ("1331 and 1728", "1728", False), ("28", "0.28", False), ("12,5", "12.5", False),
@@ -66,7 +68,7 @@ def test_a_dead_worker_is_replaced_and_one_that_is_held_up_is_waited_for(monkeyp
     [
         ("Thus $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"), ("\\boxed{1} no, \\boxed{2}", "2"), ("Answer: $7$", "7"),
         ("\\boxed{3}\nAnswer: 4", "4"), ("Answer: \\boxed{5}", "5"), ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"), ("\\boxed{6", None),
-        ("nothing", None), ("\\boxed{}", None),
+        ("nothing", None), ("\\boxed{}", None), ("**Answer:** 7", "7"),
     ],
 )  # fmt: skip
 def test_final_answers_are_read(text: str, answer: str | None) -> None:
@@ -78,7 +80,8 @@ def test_final_answers_are_read(text: str, answer: str | None) -> None:
     [
         (r"\(7\)", "7"), (r"\[\frac{1}{2}\]", r"\frac{1}{2}"), (r"\[1\] and \[2\]", r"\[1\] and \[2\]"), ("$x$ or $y$",) * 2,
         ("<think>Hm.</think><answer> $7$ </answer>", "7"), ("The answer is 3.5.", "3.5"),
-        ("We add.\nSo the answer is: (C)", "(C)"), ("The answer is clear.", "The answer is clear."), ("2 + 2 = 4 #### $4$", "4"),
+        ("We add.\nSo the answer is: (C)", "(C)"), ("Answer: 7", "7"),
+        ("We add.\n### Final Answer\n$7$", "7"), ("The answer is clear.", "The answer is clear."), ("2 + 2 = 4 #### $4$", "4"),
     ],
 )  # fmt: skip
 def test_marks_of_a_gold_answer_are_taken_off(text: str, answer: str) -> None:

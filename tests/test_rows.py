@@ -58,7 +58,7 @@ def fails(source: str | Source, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"question": 5}, ("'question' is an int, not text",)),
+        ({"question": 5}, ("'question' is an int, not text",)), ({"question": {"q": "a"}}, ("such as question.q",)),
         ({"question": None}, ("'question' is missing or empty", "remove the row")),
         ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
         ({"question": "half \ud800"}, ("half a character",)), ({"id": "a\0"}, ("control characters",)),
@@ -219,6 +219,11 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"question" if i % 2 else "problem": q, "answer" if i % 2 else "gt_answer": str(i)}, []),
         (lambda i, q: {"messages": [user(q), {"role": "assistant", "ground_truth": {"value": str(i)}}]}, []),
         (lambda i, q: {"prompt": [user(q), {"role": "assistant", "content": "<think>\n"}], "answer": f"The answer is {i}."}, []),
+        (lambda i, q: {"Problem Statement": q, "Final Answer": i}, []),
+        (lambda i, q: {"userPrompt": q, "ground-truth": str(i)}, []),
+        (lambda i, q: {"problem": q, "ground_truth_solution": f"We add 3.\nIt is \\boxed{{{i}}}."}, []),
+        (lambda i, q: {"input": q, "output": "We add 3.\nIt is \\boxed{9}.", "gts": str(i), "score": 0.0}, []),
+        (lambda i, q: {"question": q, "solution": f"We add 3.\nThen we look.\n**Final Answer**: ${i}$"}, []),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -298,6 +303,7 @@ def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path
         ({"Body": "I have 2 pens.", "Question": "How many?", "Answer": 2}, "I have 2 pens. How many?"),
         ({"question": "1 + 1?", "choices": [2, 3], "answer": "A"}, "1 + 1?\nA. 2\nB. 3"),
         ({"question": "1 + 1?", "options": ["A) 2", "B) 3"], "answer": "(A)"}, "1 + 1?\nA) 2\nB) 3"),
+        ({"question_stem": "1 + 1?", "choices": {"text": [2, 3], "label": ["A", "B"]}, "answerKey": "A"}, "1 + 1?\nA. 2\nB. 3"),
         ({"question": "1 + 1? (A) 2 (B) 3", "options": {"A": 2, "B": 3}, "answer": "A"}, "1 + 1? (A) 2 (B) 3"),
         ({"question": "1 + 1?", "options": {"A": 2, "B": 3}, "answer": "2"}, "1 + 1?"),
     ],
@@ -340,6 +346,11 @@ def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array(ASKED)] * 2, names=["question", "question"])
     pq.write_table(twice, tmp_path / "twice.parquet")
     assert "twice.parquet: the column 'question' occurs twice" in fails(str(tmp_path / "twice.parquet"))
+    pq.write_table(pa.table({"question": [question.encode() for question in ASKED]}), tmp_path / "coded.parquet")
+    assert [sample.prompt for sample in read([tmp_path / "coded.parquet"]).samples] == ASKED
+    pq.write_table(pa.table({"question": [b"caf\xe9"] * 12}), tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match="row 1: field 'question' holds half a character, or no UTF-8, at place 4"):
+        read([tmp_path / "latin.parquet"])
     sink, table = pa.BufferOutputStream(), pa.table({"question": ["a"] * 12})
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -371,10 +382,11 @@ def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     made[3] |= {"level": "7/8"}
     made[4] |= {"level": "Level six"}
     made[5] |= {"level": "37.5%"}
+    made[10] |= {"level": "[True, 0, 1.0, 0]"}
     for row, unknown in zip(made[6:], ("Level ?", "n/a", math.nan, "None"), strict=False):
         row |= {"level": unknown}
     data = read([write_jsonl(tmp_path / "odd.jsonl", made)], LABELLED, skip_bad_rows=True)
-    np.testing.assert_array_equal(data.labels, [0, 1, 0.75, 0.875, np.nan, 0.375, *[np.nan] * 4, 0, 1])
+    np.testing.assert_array_equal(data.labels, [0, 1, 0.75, 0.875, np.nan, 0.375, *[np.nan] * 4, 0.5, 1])
     assert any(note.startswith("1 label not read because of --skip-bad-rows: ") and "line 5" in note for note in data.notes)
     data = read([path], Fields(labels="extra_info.hard"))
     assert data.labels[7] == 7 and data.ids[7] == "x7" and any("'problem' was taken" in note for note in data.notes)

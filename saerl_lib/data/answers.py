@@ -35,18 +35,26 @@ GSM8K = re.compile(r"####\s*(.+?)\s*$")
 """How GSM8K marks the answer at the end of a solution."""
 TAGGED = re.compile(r"<answer>\s*(.+?)\s*</answer>", re.DOTALL | re.IGNORECASE)
 SAID = re.compile(
-    r"(?:\A|[.\n]\s*)(?:\w+,? )?the (?:final )?answer is:?\s*(?=[^\n]*[\d$\\]|\W*\w\W*\Z)([^\n]{1,60}?)\.?\s*\Z", re.IGNORECASE
+    r"(?:\A|[.\n]\s*)(?:(?:\w+,? )?the (?:final )?answer is:?|[#*]*\s*(?:final )?answer\**(?::|\s*\n)\**)\s*"
+    r"(?=[^\n]*[\d$\\]|\W*\w\W*\Z)([^\n]{1,60}?)[.*]*\s*\Z",
+    re.IGNORECASE,
 )
-"""How a text says its answer at its end: an expression, or one letter."""
+"""How a text says its answer at its end, in a sentence or behind 'Answer:': an expression, or one letter."""
 DOLLARS = re.compile(r"(\${1,2})([^$]+)\1|\\[(\[]((?:(?!\\[()\[\]]).)+)\\[)\]]", re.DOTALL)
 """All of a text between dollars, or between LaTeX's own marks."""
 NO_PROSE = re.compile(r"\$[^$]*\$|\\[(\[].*?\\[)\]]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\[A-Za-z]+(?:\{[^{}]*\})?", re.DOTALL)
 """Mathematics and commands of LaTeX in a text."""
-SIGNS = str.maketrans({"−": "-", "–": "-", "²": "^2", "³": "^3", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi "})
-NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+SIGNS = str.maketrans({"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty "})
+RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
+ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+THIN = re.compile(r"(?<=\d)\\[,; ](?=\d{3}(?!\d))")
+"""A space of LaTeX between thousands."""
+NUMBER = r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 MONEY = re.compile(
     rf"(-?)(?:\\?\$|[€£¥])?\s*({NUMBER})(?: (?!hundred|thousand|million|billion|trillion|dozen)[A-Za-z]{{3,}}){{0,2}}"
 )
+MEASURED = re.compile(rf"(-?)({NUMBER}) (?:[cdkm]?m|in|ft|kg)(?:\^\{{?[23]\}}?|/(?:h|min|s))")
+"""A number with a unit that would be read as letters."""
 MIXED = re.compile(r"(-?)(\d+)\s+(\d+/\d+)")
 POWER = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 INTERVAL = re.compile(r"\s*(?:\\left)?[\[(].*,.*[\])]\s*")
@@ -86,7 +94,7 @@ def read_final_answer(completion: str) -> str | None:
         return None
     inner = BOX.search(answers[-1])  # 'Answer: \boxed{7}' is found once as a line and once as a box
     boxed = _balanced(answers[-1], inner.end()) if inner else None
-    return boxed.strip() if boxed else answers[-1].strip("$ ")
+    return boxed.strip() if boxed else answers[-1].strip("$* ")
 
 
 def _balanced(text: str, start: int) -> str | None:
@@ -140,11 +148,15 @@ def plain_form(text: str) -> str:
 
     >>> [plain_form(t) for t in ("７", "\\$1,800", "18 apples", "1 1/4", "3½", "a + b", "1e5", "10 million", r"\sin^2 t")]
     ['7', '1800', '18', '(1+1/4)', '(3+1/2)', 'a+b', '1*10^{5}', '10 million', '\\sin^2(t)']
+    >>> [plain_form(t) for t in ("10⁻³", "2√(x+1)", r"10\,000", "1 000 000", "12 cm²")]
+    ['10^{-3}', '2\\sqrt{x+1}', '10000', '1000000', '12']
     """
-    text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text.translate(SIGNS))
+    text = RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text).translate(SIGNS)
+    text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text)
     text = unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/").replace(r"\!", "").strip().rstrip(".,; ")
-    if money := MONEY.fullmatch(text):
-        return money.group(1) + money.group(2).replace(",", "")
+    text = THIN.sub("", ROOT.sub(r"\\sqrt{\1\2}", text))
+    if money := MONEY.fullmatch(text) or MEASURED.fullmatch(text):
+        return money.group(1) + re.sub("[, ]", "", money.group(2))
     if mixed := MIXED.fullmatch(text):
         return f"{mixed.group(1)}({mixed.group(2)}+{mixed.group(3)})"
     if power := POWER.fullmatch(text):

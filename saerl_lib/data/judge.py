@@ -23,21 +23,22 @@ import numpy as np
 
 from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
 from saerl_lib.data.rows import Row, Source, kind_named, rows
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, lines, number_of
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, letters_of, lines, number_of
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
 NAMES = {
     "id": ("id", "sample_id", "unique_id", "uuid", "extra_info.sample_id", "extra_info.id"),
     "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query",
-               "instruction", "context_messages", "problem_statement", "problem_text", "question_text", "user_prompt"),
+               "instruction", "context_messages", "problem_statement", "problem_text", "question_text", "question_stem",
+               "user_prompt"),
     "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "reference_answer",
-               "gt_answer", "ground_truth_answer", "gold_answer", "correct_answer", "solution_answer", "gold", "gt", "target",
-               "targets", "answers", "reference", "output", "label"),
+               "gt_answer", "ground_truth_answer", "gold_answer", "correct_answer", "solution_answer", "answer_key", "gold", "gt",
+               "gts", "target", "targets", "answers", "reference", "output", "label"),
     "solution": ("solution", "worked_solution", "extra_info.solution", "solutions", "gold_standard_solution",
                  "generated_solution", "rationale", "response", "completion"),
     "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
 }
-"""What a field may be called where it is not named (`resolve_fields`). A dot leads into an object."""
+"""What a field may be called where it is not named (`resolve_fields`), however it is spelled. A dot leads into an object."""
 LEADS = (("instruction", "input", "\n"), ("Body", "Question", " "))
 """Fields that are read as one question where a row fills both, and what stands between."""
 OPTIONS = ("options", "choices")
@@ -232,6 +233,8 @@ def _options(row: Row, answer: str, question: str, rules: Rules) -> str:
     letter = re.fullmatch(r"\(?[A-J]\)?\.?", answer)
     rules.guess(row.where, "row", f"whose {name!r} are {'below the question' if letter else 'not read: the answer is no letter'}")
     options = unfolded(record[name]) if letter else []
+    if isinstance(options, Mapping) and {"label", "text"} <= set(options):
+        options = dict(zip(options["label"], options["text"], strict=False))
     pairs = options.items() if isinstance(options, Mapping) else zip("ABCDEFGHIJ", options, strict=False)
     return "".join(f"\n{text}" if re.match(rf"\(?{letter}[.):]", str(text)) else f"\n{letter}. {text}" for letter, text in pairs)
 
@@ -312,24 +315,26 @@ def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
-    """(our name -> the file's, what was assumed) for the rows `records`; where none has a name as it is, upper and lower case
-    are alike. Raises DataError for a field that no row has."""
+    """(our name -> the file's, what was assumed) for the rows `records`; where none has a name as it is, its `letters_of` count.
+    Raises DataError for a field that no row has."""
     names: dict[str, str] = {}
     notes: list[str] = []
     present = dict.fromkeys(key for record in records for key in record)
     if not present:
         return {"prompt": DEFAULTS["prompt"]}, notes
     filled = Counter(key for record in records for key in _filled(record))
-    spelled = {name.lower(): name for name in reversed((*filled, *present))}
+    spelled = {letters_of(name): name for name in reversed((*filled, *present))}
     for entry in dataclasses.fields(fields):
         given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())
         option = f"--{entry.name}" if entry.name in ("labels", "quality") else f"--{entry.name}-field"
-        likely = [wanted if wanted in filled else spelled.get(wanted.lower()) for wanted in ((given,) if given else known)]
+        likely = [wanted if wanted in filled else spelled.get(letters_of(wanted)) for wanted in ((given,) if given else known)]
         found = [usual for usual in likely if usual and (given or usual in filled)]
         if not given:
             left = [usual for usual in found if usual not in (getattr(fields, "labels", None), getattr(fields, "quality", None))]
             if entry.name == "solution" and not left:  # a worked text beside the answer that was taken
-                left = [n for n in NAMES["answer"] if n in filled and n != names.get("answer") and _mostly_worked(records, n)][:1]
+                others = [n for n in (*NAMES["answer"], *filled) if n in filled and n != names.get("answer")]
+                others = [n for n in others if n.rpartition(".")[2] in NAMES["answer"] or "solution" in n.lower()]
+                left = [n for n in others if _mostly_worked(records, n)][:1]
             found = _fitting(entry.name, left, records, filled) or [n for n in likely if n in present and entry.name != "id"]
         if found:
             names[entry.name] = found[0]
@@ -411,18 +416,21 @@ def chat(value: Any, name: str) -> Chat:
 
 
 def text(value: Any, name: str) -> str:
-    """A text field; '' when missing."""
+    """A text field, also as bytes; '' when missing."""
     if value is None:
         return ""
+    value = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     if not isinstance(value, str):
-        raise BadRow(f"field {name!r} is {kind_named(value)}, not text; write the text itself in quotes")
+        inside = isinstance(value, Mapping) and len(value) > 0
+        fix = f"name what is in it, such as {name}.{next(iter(value))}" if inside else "write the text itself in quotes"
+        raise BadRow(f"field {name!r} is {kind_named(value)}, not text; {fix}")
     if len(value) > MAX_CHARACTERS:
         limit = f"at most {MAX_CHARACTERS:,} are read; shorten it or remove the row"
         raise BadRow(f"field {name!r} has {len(value):,} characters, {limit}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f"field {name!r} holds half a character at place {error.start + 1}; write it as valid Unicode") from error
+        raise BadRow(f"field {name!r} holds half a character, or no UTF-8, at place {error.start + 1}; mend it") from error
     return value
 
 
@@ -439,11 +447,6 @@ def plain(value: Any, name: str) -> str:
         if value == int(value):
             return str(int(value))
         return str(value) if isinstance(value, float) else format(value.normalize(), "f")
-    if isinstance(value, bytes):
-        try:
-            return text(value.decode("utf-8"), name)
-        except UnicodeDecodeError as error:
-            raise BadRow(f"field {name!r} holds bytes that are no UTF-8; write it as text") from error
     return str(value) if isinstance(value, int) else text(value, name)
 
 
@@ -463,6 +466,9 @@ def identifier(value: Any, name: str) -> str:
 def difficulty(value: Any, name: str, rules: Rules) -> float:
     """A label, larger is harder; NaN when missing. Rewards of attempts, each 0 to 1, count as their mean, '7/8' as 0.875,
     '40%' as 0.4; NaN and `ABSENT` are missing."""
+    if isinstance(value, str) and value.strip()[:1] == "[":
+        with contextlib.suppress(ValueError):  # a list in CSV
+            value = [float(TRUTHS.get(one.lower(), one)) for one in re.findall(r"[^\s,\[\]]+", value)]
     if isinstance(value, list) and all(isinstance(one, int | float) and (0 <= one <= 1 or len(value) == 1) for one in value):
         value = sum(value) / len(value) if value else None
     if isinstance(value, str):

@@ -80,6 +80,11 @@ def normalise(text: str) -> str:
     return re.sub(r"[\s.,?!$;]+", "", text.lower())
 
 
+def letters_of(name: str) -> str:
+    """A field's name without case, spaces, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
 def number_of(n: int, what: str) -> str:
     """Such as '1 row' or '2,000 rows'."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
