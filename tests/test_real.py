@@ -9,6 +9,8 @@ from real_files import problems, write_jsonl, write_real_files
 
 from saerl_lib import paths
 from saerl_lib.config import get_profile
+from saerl_lib.data.answers import marked_answer
+from saerl_lib.data.judge import read
 from saerl_lib.data.published import evaluation_keys, held_out_keys, load_labelled, load_set
 from saerl_lib.data.sample import hash_order, split_by_hash, unique, without
 from saerl_lib.properties.probes import real_tasks
@@ -57,3 +59,13 @@ def test_every_shared_file_loads_and_its_counts_are_those_of_its_readme() -> Non
     deepmath = load_labelled(folder / "deepmath_18k.jsonl.gz")
     assert len(deepmath) == 18_329 and int(deepmath.has_label("level").sum()) == 4_997  # one row is -1
     assert len(evaluation_keys(folder)) == 5
+
+
+@REAL
+def test_the_answers_of_maths_training_set_are_judged_as_a_person_would() -> None:
+    data = read([paths.shared_data_dir() / "math_train.jsonl.gz"])
+    assert [row.reason for row in data.aside] == ["no answer, so no reward could be computed"] * 2, "none is a worked text"
+    assert data.read == 7_500 and 32 * (int(data.plannable.sum()) // 32) == 7_488
+    answered = [sample for sample in data.samples if sample.answer]
+    unlike = [sample.id for sample in answered if marked_answer("\n".join(sample.steps)) != sample.answer]
+    assert unlike == ["math-train-888", "math-train-1011"], "two boxes have no braces"

@@ -104,6 +104,8 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
+        ("my.json", b'[{"question": "caf\xe9"}]', ("not JSON (byte 19 is no UTF-8)",)),
+        ("my.csv", b'id,"question"s\n', ("line 1: not CSV", "quote cells")),
         ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
         ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
         ("my.jsonl", b'{"question": "a", "extra": {"level": 1}}', ("no row has a field 'level'; did you mean 'extra.level'?",)),
@@ -288,7 +290,8 @@ def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path
     answers = [f"Answer: {i}" for i in range(12)]
     chats = [[user(q), {"role": "assistant", "content": a}] for q, a in zip(ASKED, answers, strict=True)]
     by_id = {f"q-{i}": {"problem": q, "answer": a} for i, (q, a) in enumerate(zip(ASKED, answers, strict=True))}
-    for value in (chats, {"problem": ASKED, "answer": answers}, by_id):
+    told = [{"level": i} for i in range(12)]
+    for value in (chats, {"problem": ASKED, "answer": answers, "extra_info": told}, {"problem": ASKED, "answer": answers}, by_id):
         (tmp_path / "my.json").write_text(json.dumps(value))
         assert [s.prompt for s in read([tmp_path / "my.json"]).samples] == ASKED
     assert read([tmp_path / "my.json"]).ids[3] == "q-3"
@@ -335,6 +338,8 @@ def test_ids_that_repeat_across_files_are_written_with_their_file_and_null_ones_
     assert data.ids[:4] == [f"gsm_train.jsonl:{i}" for i in range(3)] + ["math_train.jsonl:0"]
     assert any("ids repeat across files" in note for note in data.notes)
     assert read([write_jsonl(tmp_path / "my.jsonl", [row | {"id": None} for row in records(3)])]).ids[0] == "row-000001"
+    few = [records(1)[0], *({"question": question} for question in ASKED)]
+    assert read([write_jsonl(tmp_path / "few.jsonl", few)]).ids[:2] == ["row-000001", "row-000002"]
     assert Source.parse("https://huggingface.co/datasets/owner/name").place == "owner/name"
 
 

@@ -232,6 +232,7 @@ def _document(path: Path) -> list[Row] | None:
         if kind_of(path) != ".json" and head.strip() not in (b"[", b"{"):
             return None
         told = f"line {error.lineno}: {error.msg.removesuffix(' at')}" if isinstance(error, json.JSONDecodeError) else error
+        told = f"byte {error.start + 1} is no UTF-8" if isinstance(error, UnicodeDecodeError) else told
         raise DataError(f"{path.name}: not JSON ({told}); write one list of objects, or one object a line") from error
     records = value if isinstance(value, list) else _listed(value, path.name) if isinstance(value, dict) else [value]
     return [
@@ -242,22 +243,23 @@ def _document(path: Path) -> list[Row] | None:
 
 
 def _listed(value: dict[str, Any], name: str) -> list[Any]:
-    """The rows of one object: those of the one list in it, by their ids, of its columns as lists, or itself as the one row.
+    """The rows of one object: of its columns as lists, those of the one list in it, by their ids, or itself as the one row.
 
     Raises DataError for an object of several splits, or of columns as objects.
     """
     inside = list(value.values())
     around = [inner for inner in inside if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-    if len(around) == 1 and "role" not in around[0][0]:
-        return around[0]
     if len(around) > 1 and set(value) <= set(SPLITS):
         raise DataError(f"{name}: one object of the splits {', '.join(value)}; write each into a file of its own")
+    columns = bool(inside) and all(isinstance(inner, list) and len(inner) == len(inside[0]) > 1 for inner in inside)
+    if columns and (len(inside) > 1 or not around):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*inside, strict=True)]
+    if len(around) == 1 and "role" not in around[0][0]:
+        return around[0]
     if inside and all(isinstance(inner, dict) for inner in inside):
         if len({tuple(inner) for inner in inside}) > 1 or all(key.isdigit() for key in inside[0]):
             raise DataError(f"{name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
         return [{"id": key, **inner} for key, inner in value.items()]
-    if inside and not around and all(isinstance(inner, list) and len(inner) == len(inside[0]) > 1 for inner in inside):
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*inside, strict=True)]
     return [value]
 
 
@@ -301,11 +303,11 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{name}, line {line}: a byte is no UTF-8; save the file as UTF-8") from error
-    found: list[Row] = []
+    found, wanted = list[Row](), {",": "commas", "\t": "tabs"}[separator]
     before = csv.field_size_limit(max(1, len(text)))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
-        header, wanted = next(reader, []), {",": "commas", "\t": "tabs"}[separator]
+        header = next(reader, [])
         if len(header) == 1 and (other := next((sign for sign in ",;\t|" if sign in header[0]), "")):
             raise DataError(f"{name}, line 1: one column {header[0][:60]!r}; separate the cells by {wanted} instead of {other!r}")
         if len(set(header)) < len(header):
@@ -346,8 +348,8 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if path.read_bytes()[:7] == b"version":
             raise DataError(f"{path.name}: is a pointer of Git LFS, not the data; `git lfs pull` in its repository") from error
-        kind = "Arrow" if arrow else "Parquet"
-        raise DataError(f"{path.name}: cannot be read as {kind} ({str(error)[:200]}); write it again, text as UTF-8") from error
+        kind, told = "Arrow" if arrow else "Parquet", re.sub(r"[^ -~]+", " ", str(error)).strip()[:200]
+        raise DataError(f"{path.name}: cannot be read as {kind} ({told}); write it again, text as UTF-8") from error
 
 
 def _hub(source: Source) -> Iterator[Row]:

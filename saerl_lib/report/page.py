@@ -236,7 +236,7 @@ def _difficulty(arranged: Arranged) -> Told:
             "note", "Labels as written", text)
     text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
     labelled = arranged.scores.assign(label=arranged.data.labels).dropna(subset="label").groupby("cluster")
-    inside = labelled.apply(lambda rows: rows["raw"].corr(rows["label"], "spearman")).median()
+    inside = labelled.apply(lambda rows: rows["raw"].rank().corr(rows["label"].rank())).median()
     own = f"{skill} " if low > 0 else ""
     own += f"Inside a cluster, where it orders rows, it is {inside:.3f} (median). " if np.isfinite(inside) else ""
     bare = ", ".join(arranged.data.ids[i] for i in np.flatnonzero(np.isnan(arranged.data.labels)))
