@@ -85,17 +85,18 @@ def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict
     if dropped:
         return f"{dropped.status}: {dropped.reason}"
     if row.swapped_with >= 0:
-        parts = [f"step {row.step}, slot {row.slot}: from step {row.swapped_with}, whose batch exchanged its tail with this one"]
+        why = f"from step {row.swapped_with}, whose batch exchanged its last rows with this one"
     elif row.step in own:
-        parts = [f"step {row.step}, slot {row.slot}: {own[row.step]} of its own cluster"]
+        why = f"{own[row.step]} of its own cluster"
     else:
-        company = f", with cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
-        parts = [f"step {row.step}, slot {row.slot}: among what filled no batch of its own cluster{company}"]
+        company = f", most of cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
+        why = f"in a mixed batch of rows that filled none of their own cluster{company}"
+    parts = [f"step {row.step}, slot {row.slot}: {why}"]
     _, _, more, least = RANKS[ranked_by]
     parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
     if row.alike > 1:
-        by = f"the uncalibrated score {row.raw_difficulty:.2f}" if ranked_by == "difficulty" else "id"
-        parts.append(f"place {row.place} of {row.alike} of equal rank there, by {by}")
+        by = f"the score before calibration, {row.raw_difficulty:.2f}" if ranked_by == "difficulty" else "id"
+        parts.append(f"{row.alike} rows of its cluster have this {ranked_by}: number {row.place} of them by {by}")
     if np.isfinite(row.difficulty):
         span = f" (95% interval {row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
         label = f", label {row.label:g}" if np.isfinite(row.label) else ""
@@ -175,7 +176,7 @@ STATUS_TEXT = {
     "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
     "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
     "filtered": "Below the share that --keep asks for.",
-    "left over": "Nothing is wrong with them; they fill no whole batch. Which ones is decided by the hash of the question.",
+    "left over": "Nothing is wrong with them; they fill no whole batch. A hash of the question chooses them, the same at every call.",
 }
 """What became of rows that are not planned."""
 STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
@@ -228,7 +229,7 @@ def _difficulty(arranged: Arranged) -> Told:
         how = "1 minus it" if config.allowed_labels == (0.0, 1.0) else "the range turned round, or its negative without one"
         yield "note", "Labels are turned round", f"A larger {config.fields.labels} means easier: turned; shown is {how}."
     else:
-        text = f"A larger {config.fields.labels} means harder: not turned. --larger-is-easier turns it round."
+        text = f"A larger {config.fields.labels} was read as harder. If it means easier, add --larger-is-easier."
         named = SHARE.search((config.fields.labels or "").rpartition(".")[2])
         doubtful = named or np.nanmax(np.abs(arranged.data.labels - 0.5)) <= 0.5
         why = "It is called like a share of right answers." if named else "All lie from 0 to 1, as shares of right answers do."
@@ -285,7 +286,7 @@ def _rows(arranged: Arranged) -> Told:
         asked.setdefault(normalise(sample.prompt), []).append(sample)
     if repeated := len(data.samples) - len(asked):
         pairs = "; ".join(" and ".join(s.id for s in same[:2]) for same in asked.values() if len(same) > 1)
-        text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. They count more than once."
+        text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. All copies are planned."
         yield "warning", number_of(repeated, "repeated question"), text
     golds = [list({normalise(s.answer): s for s in same if s.answer}.values()) for same in asked.values()]
     unlike = [(same[0], other) for same in golds for other in same[1:]]
@@ -354,6 +355,12 @@ def expectation(arranged: Arranged) -> tuple[float, float, float] | None:
     return float(np.interp(arranged.difficulty.skill, curve["spearman"], curve["silent_groups_saved"])), *map(float, real[2:])
 
 
+def _spans(scores: pd.DataFrame) -> str:
+    """How wide the intervals of difficulty are beside the range of the labels; '' without intervals."""
+    width, label = (scores["high"] - scores["low"]).replace(np.inf, np.nan).mean(), scores["label"]
+    return f", on average {width:.1f} wide where labels go from {label.min():g} to {label.max():g}" if np.isfinite(width) else ""
+
+
 def largest_fall(plan: BatchPlan) -> pd.DataFrame:
     """Two steps, one after the other among those of one cluster, of which the second is the easier one by the most: step,
     cluster, ranking_score (mean); no row in a plan that never falls."""
@@ -407,7 +414,7 @@ def page(
         falls=largest_fall(arranged.plan).to_dict("records"),
         shown=arranged.points.var(axis=0).sum() / max(1, np.count_nonzero(np.ptp(arranged.found.phi, axis=0))),
         counts=left_out["status"].value_counts().sort_index(), cards=list(clusters.itertuples()),
-        carpet=carpet(arranged.plan), saved=expectation(arranged), statuses=STATUSES,
+        carpet=carpet(arranged.plan), saved=expectation(arranged), spans=_spans(scores), statuses=STATUSES,
         mixed=arranged.plan.steps - len(own_batches(arranged.plan)), prompts={s.id: s.prompt for s in arranged.data.samples},
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores, {"statuses": STATUSES, "rankName": rank, "tints": tints}),
