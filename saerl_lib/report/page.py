@@ -176,7 +176,7 @@ STATUS_TEXT = {
     "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
     "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
     "filtered": "Below the share that --keep asks for.",
-    "left over": "Nothing is wrong with them; they fill no whole batch. A hash of the question chooses them, the same at every call.",
+    "left over": "Nothing is wrong with them; they fill no whole batch. A hash of the question chooses them.",
 }
 """What became of rows that are not planned."""
 STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
