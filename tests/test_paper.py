@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace as Space
+from typing import Any
 
 import huggingface_hub
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from nbformat import NotebookNode
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from saerl_lib import needs, paths
@@ -33,7 +38,7 @@ from saerl_lib.report.study import learning_curves, paired_differences, steps_to
 from saerl_lib.settings import Options
 from saerl_lib.train import stages as train_stages
 from saerl_lib.train.policy import angle_concentration, judged, open_sampler
-from saerl_lib.train.run import read_run, train, write_run
+from saerl_lib.train.run import Run, read_run, train, write_run
 from tests import stand_ins as build
 
 TARGET, PARENT, RATED = 122, 90, 90
@@ -105,17 +110,23 @@ def make(root: Path) -> Options:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
-    """The stages of the notebooks once, training in this process; arms of both kinds, beyond the plan's end."""
+    """The stages of the notebooks once; arms of both kinds, beyond the plan's end. All but the last run train in this process."""
     root = tmp_path_factory.mktemp("paper")
-    options = dataclasses.replace(make(root), arms=("grpo", "saerl", "gainrl", "adarft"), steps=9, export_to=("trl", "verl"))
-    profile = get_profile(options.text("paper_tiny"))
-    profile = dataclasses.replace(profile, train=dataclasses.replace(profile.train, keep_every_steps=6))
+    options = dataclasses.replace(make(root), arms=("grpo", "saerl", "gainrl", "adarft"), steps=8, export_to=("trl", "verl"))
+    profile, in_processes = get_profile(options.text("paper_tiny")), train_stages.run_all
+
+    def run_all(runs: list[Run], *words: Any, **more: Any) -> None:
+        for run in runs[:-1]:
+            write_run(run)
+            train(run)
+        in_processes(runs, *words, **more)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAERL_HOME", str(root / "home"))
         patch.setenv("HF_DATASETS_CACHE", str(root / "cache"))
-        patch.setattr(train_stages, "run_all", lambda runs, *_, **__: [(write_run(run), train(run)) for run in runs])
+        patch.setattr(train_stages, "run_all", run_all)
         stages = dict(zip(("data", "plans", "train", "evaluation"), path(profile), strict=True))
-        yield Space(options=options, profile=profile, **stages)
+        yield Space(home=root / "home", options=options, profile=profile, **stages)
 
 
 def path(profile: Profile) -> tuple[Stage, Stage, Stage, Stage]:
@@ -160,7 +171,7 @@ def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Space, ca
     home = train_stages.jobs_home(done.profile)
     for name in ("grpo", "saerl"):
         (run,) = home.glob(f"{name}-seed0-*")
-        words = ["--plan", read_run(run).plan, "--log", str(run / "rollouts.parquet"), "--steps", "9"]
+        words = ["--plan", read_run(run).plan, "--log", str(run / "rollouts.parquet"), "--steps", "8"]
         assert main(["verify", *words]) == 0
         assert "the plan was followed" in capsys.readouterr().out
     for trainer in ("trl", "verl"):
@@ -174,7 +185,7 @@ def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Space, ca
 def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Space) -> None:
     frame = pd.read_parquet(done.evaluation.path("evaluations.parquet"))
     assert list(frame)[:5] == ["eval_set", "sample_id", "attempts", "correct", "run"] and set(frame["attempts"]) == {2}
-    assert frame.groupby(["arm", "step"]).size().to_dict() == {(arm, s): 12 for arm in done.profile.arms for s in (0, 6, 9)}
+    assert frame.groupby(["arm", "step"]).size().to_dict() == {(arm, s): 12 for arm in done.profile.arms for s in (0, 2, 4, 6, 8)}
     first = frame[frame["step"] == 0].groupby("arm")["correct"].apply(list)
     assert first.map(tuple).nunique() == 1, "all arms start at the same evaluation"
     curves = learning_curves(frame)
@@ -182,7 +193,7 @@ def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Spa
     assert "pass_at_k" in set(paired_differences(curves, PAPER_TINY.pass_set)["metric"])
     assert len(steps_to_targets(frame, done.profile.curve_problems)) == 4 * 7
     answers = [pd.read_parquet(path) for path in done.evaluation.folder.parent.glob("evaluation-*/attempts.parquet")]
-    assert {len(part) for part in answers} == {24} and len(answers) == 1 + 4 * 2, "one for all arms at step 0"
+    assert {len(part) for part in answers} == {24} and len(answers) == 1 + 4 * 4, "one for all arms at step 0"
     assert set(pd.concat(answers)["outcome"]) <= {"same", "compared", "no answer"}
 
 
@@ -272,13 +283,32 @@ def test_draws_are_made_among_labelled_rows(monkeypatch: pytest.MonkeyPatch) -> 
     assert rows.counts["deepscaler", "no difficulty label"] == 20 and rows.counts["deepscaler", "beyond the number drawn"] == 8
 
 
+def in_this_process(source: str, copy: str, parameters: dict[str, Any], **_: Any) -> NotebookNode:
+    """What papermill does, without a kernel, so that everything is imported once."""
+    content, shell = nbformat.read(source, as_version=4), InteractiveShell(history_length=0)
+    for number, cell in enumerate(content.cells, start=1):
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()
+            shell.push(parameters if "parameters" in cell.metadata.get("tags", []) else {})
+            cell.execution_count = number
+    plt.close("all")
+    shell.atexit_operations()  # now, while its folder is there
+    atexit.unregister(shell.atexit_operations)
+    nbformat.write(content, copy)
+    return content
+
+
 @pytest.mark.slow
-def test_the_notebooks_run_on_published_sets(done: Space, tmp_path: Path) -> None:
-    """`run --profile paper_tiny`, as a user types it: every notebook, two arms, training in processes of their own."""
+def test_the_notebooks_run_on_published_sets(done: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run --profile paper_tiny`: every notebook, which finds the stages of these options. Real kernels are those of smoke."""
+    monkeypatch.setattr(papermill, "execute_notebook", in_this_process)
+    monkeypatch.chdir(paths.ROOT)
+    made = (done.train.path("manifest.json"), done.evaluation.path("manifest.json"))
+    before = [path.stat().st_mtime_ns for path in made]
     words = [word for name in ("data", "reader", "sae", "policy") for word in (f"--{name}", getattr(done.options, name))]
-    environment = {**os.environ, "SAERL_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "paper_tiny", *words]
-    found = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
-    tables = tmp_path / "paper_tiny" / "figures" / "data"
+    words += ["--arms", *done.options.arms, "--steps", "8", "--to", *done.options.export_to]
+    with pd.option_context("display.max_colwidth", None):
+        assert main(["run", "--profile", "paper_tiny", *words]) == 0
+    assert [path.stat().st_mtime_ns for path in made] == before, "nothing is trained or evaluated anew"
+    tables = done.home / "paper_tiny" / "figures" / "data"
     assert {"learning_curves.csv", "steps_to_target.csv", "filter.csv", "sae_quality.csv"} <= {p.name for p in tables.iterdir()}
