@@ -11,18 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from saerl_lib import paths
-from saerl_lib.artifacts import (
-    ArtifactError,
-    Stage,
-    code_hash,
-    file_sha256,
-    get_or_compute,
-    imported_names,
-    is_complete,
-    read_manifest,
-    write_json,
-)
+from saerl_lib import artifacts, paths
+from saerl_lib.artifacts import ArtifactError, Stage, get_or_compute, imported_names, read_manifest
 from saerl_lib.config import get_profile
 
 SMOKE = get_profile("smoke")
@@ -52,7 +42,7 @@ def test_second_call_computes_nothing_and_the_manifest_says_what_was_made(saerl_
     assert second.path("deep/value.txt").read_text() == "12" and first.folder == saerl_home / "smoke" / "thing"
     manifest = read_manifest(first.folder)
     assert manifest["config"] == {"size": 1}
-    assert manifest["outputs"] == {"deep/value.txt": file_sha256(first.path("deep/value.txt"))}
+    assert manifest["outputs"] == {"deep/value.txt": artifacts.file_sha256(first.path("deep/value.txt"))}
     made = manifest["provenance"]
     assert set(made) == {"commit", "versions", "processor", "threads"}
     assert made["processor"].endswith(torch.backends.cpu.get_cpu_capability()) and made["threads"] == torch.get_num_threads()
@@ -94,7 +84,7 @@ def test_a_failure_leaves_nothing_of_itself_and_keeps_the_finished_stage(saerl_h
     stage = compute(Counter())
     with pytest.raises(KeyboardInterrupt):
         compute(broken, {"size": 2})
-    assert is_complete(stage.folder, stage.key)
+    assert artifacts.is_complete(stage.folder, stage.key)
 
 
 def test_leftover_of_a_killed_stage_is_dropped_and_nothing_written_is_an_error(saerl_home: Path) -> None:
@@ -107,27 +97,27 @@ def test_leftover_of_a_killed_stage_is_dropped_and_nothing_written_is_an_error(s
 
 
 def test_write_json_is_atomic_and_names_an_unwritable_path(tmp_path: Path) -> None:
-    write_json(tmp_path / "new" / "a.json", {"b": 1, "a": 2})
+    artifacts.write_json(tmp_path / "new" / "a.json", {"b": 1, "a": 2})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"a": 2, "b": 1}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write .*file/a.json"):
-        write_json(tmp_path / "file" / "a.json", {})
+        artifacts.write_json(tmp_path / "file" / "a.json", {})
 
 
 def test_a_stage_follows_the_modules_that_it_really_imports(tmp_path: Path) -> None:
     """A copy of the sources in which a used module changes, or one that the stage never reaches."""
     shutil.copytree(paths.ROOT / "saerl_lib", tmp_path / "a" / "saerl_lib", ignore=shutil.ignore_patterns("__pycache__"))
     module = "saerl_lib.encode.pool"
-    before = code_hash(module, root=tmp_path / "a")
-    assert before == code_hash(module)
+    before = artifacts.code_hash(module, root=tmp_path / "a")
+    assert before == artifacts.code_hash(module)
     unused = ("report/figures.py", "report/claims.csv", "notebooks.py")
     for place, changes in (("encode/pool.py", True), *((place, False) for place in unused)):
         root = tmp_path / place.replace("/", "-")
         shutil.copytree(tmp_path / "a", root)
         with (root / "saerl_lib" / place).open("a", encoding="utf-8") as handle:
             handle.write("# changed\n")
-        assert (code_hash(module, root=root) != before) is changes
+        assert (artifacts.code_hash(module, root=root) != before) is changes
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -152,34 +142,36 @@ OUTSIDE = ("saerl_lib.studies", "saerl_lib.world")
 ENTRIES = ("saerl_lib.cli", "saerl_lib.notebooks", "saerl_lib.__main__")
 
 
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """Module of the library -> modules of the library that it imports."""
+    sources = {".".join(p.relative_to(paths.ROOT).with_suffix("").parts): p for p in (paths.ROOT / "saerl_lib").rglob("*.py")}
+    return {name: imported_names(path.read_text(encoding="utf-8")) & set(sources) for name, path in sources.items()}
+
+
 def room(module: str) -> str:
     return (module.split(".") + [""])[1]
 
 
-def test_the_core_imports_no_study_and_no_world_and_its_rooms_point_one_way() -> None:
-    sources = {".".join(p.relative_to(paths.ROOT).with_suffix("").parts): p for p in (paths.ROOT / "saerl_lib").rglob("*.py")}
-    wrong, seen = [], 0
-    for module, path in sorted(sources.items()):
-        if module.startswith(OUTSIDE) or module in ENTRIES:
-            continue
-        for name in sorted(imported_names(path.read_text(encoding="utf-8")) & set(sources)):
-            seen += 1
-            both = room(module) in ROOMS and room(name) in ROOMS
-            ahead = both and ROOMS.index(room(name)) > ROOMS.index(room(module)) and name != "saerl_lib.report.statistics"
-            if ahead or name.startswith(OUTSIDE):
-                wrong.append(f"{module} imports {name}")
-    assert wrong == [] and seen > 100
+def test_the_core_imports_no_study_and_no_world_and_its_rooms_point_one_way(imports: dict[str, set[str]]) -> None:
+    core = [module for module in imports if not module.startswith(OUTSIDE) and module not in ENTRIES]
+    pairs = [(module, name) for module in core for name in imports[module]]
+    wrong = [pair for pair in pairs if pair[1].startswith(OUTSIDE)]
+    for module, name in pairs:
+        both = room(module) in ROOMS and room(name) in ROOMS
+        if both and ROOMS.index(room(name)) > ROOMS.index(room(module)) and name != "saerl_lib.report.statistics":
+            wrong.append((module, name))
+    assert wrong == [] and len(pairs) > 100
 
 
-def test_no_stage_is_computed_anew_because_a_table_or_figure_looks_otherwise() -> None:
-    sources = {".".join(p.relative_to(paths.ROOT).with_suffix("").parts): p for p in (paths.ROOT / "saerl_lib").rglob("*.py")}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in sources.items()}
-    shown, stages = {f"saerl_lib.report.{name}" for name in ("tables", "reproduction", "plots", "figures", "page", "study")}, 0
-    for module in (name for name, text in texts.items() if "get_or_compute(" in text and name != "saerl_lib.artifacts"):
-        reached, waiting = set(), {module}
+def test_no_stage_is_computed_anew_because_a_table_or_figure_looks_otherwise(imports: dict[str, set[str]]) -> None:
+    shown = {f"saerl_lib.report.{name}" for name in ("tables", "reproduction", "plots", "figures", "page", "study")}
+    stages = [path for path in (paths.ROOT / "saerl_lib").rglob("*.py") if "get_or_compute(" in path.read_text(encoding="utf-8")]
+    for path in stages:
+        module = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts)
+        reached, waiting = set(), {module} - {"saerl_lib.artifacts"}
         while waiting:
             reached |= waiting
-            waiting = {name for m in waiting for name in imported_names(texts[m]) if name in texts} - reached
+            waiting = set().union(*(imports[name] for name in waiting)) - reached
         assert not reached & shown, module
-        stages += 1
-    assert stages > 10
+    assert len(stages) > 10
