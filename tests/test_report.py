@@ -1,4 +1,4 @@
-"""Tables, figures, claims and Markdown: figures from the committed tables, numbers from small ones that a hand can check."""
+"""Tables, figures and claims, from the committed tables and from small ones that a hand can check; a rerun beside them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ import pandas as pd
 import pytest
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError
-from saerl_lib.report import claims, figures, plots
+from saerl_lib.notebooks import UserError
+from saerl_lib.report import claims, figures, plots, reproduction
 from saerl_lib.report.figures import FIGURES
+from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
 from saerl_lib.report.tables import (
-    LABELS,
     SCHEMAS,
     TableError,
-    claims_markdown,
     finding_markdown,
-    gates_markdown,
     read_table,
-    study_markdown,
     write_csv,
 )
 
@@ -129,6 +126,8 @@ def test_missing_table_column_and_figure_are_named(tmp_path: Path) -> None:
     assert "old" not in read_table("calibration", tmp_path), "a column of an earlier version is left out"
     with pytest.raises(TableError, match="'pie' is not known"):
         figures.draw("pie", paths.PUBLISHED, tmp_path)
+    with pytest.raises(TableError, match="'filters' is not known"):
+        write_csv(frame, "filters", tmp_path)
     assert not (tmp_path / "calibration.png").exists()
 
 
@@ -161,39 +160,10 @@ def test_write_csv_rejects_a_bad_table(change, message: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_folder_and_unknown_table(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtifactError, match="cannot write"):
-        write_csv(read_table("real_filter", paths.PUBLISHED), "real_filter", tmp_path / "file")
-    with pytest.raises(TableError, match="'filters' is not known"):
-        write_csv(read_table("real_filter", paths.PUBLISHED), "filters", tmp_path)
-
-
 def test_every_table_has_a_schema_with_known_columns() -> None:
     for schema in SCHEMAS.values():
         assert set(schema.optional) | set(schema.fractions) <= set(schema.columns)
     assert {name for names, _ in FIGURES.values() for name in names} <= set(SCHEMAS) and len(FIGURES) <= 20
-
-
-def test_markdown_tables() -> None:
-    claim = ("a | b: points", 19.1, 30.0, 25.757, 34.243, 1, "agrees", "no", "toy task", "notebooks/a.ipynb", None, "x")
-    rows = [claim, ("c", *[np.nan] * 4, 0, "not run", *[None] * 5)]
-    text = claims_markdown(frame("claims", rows)).splitlines()
-    assert text[2] == (
-        "| a \\| b: points | 19.1 | 30 | 25.8 to 34.2 | 1 | **agrees** | no | toy task | [notebook](../notebooks/a.ipynb) | `x` |"
-    )
-    assert text[3] == "| c | - | - | - | - | **not run** | - | - | - | - |"
-    nan = float("nan")
-    gates = [("guess rate", 0.002, nan, nan, nan, 0.01, True, 400, "", ""), ("x", 0.9, 0.8, 1, nan, 0.6, False, 9, "rho", "")]
-    text = gates_markdown(frame("world_gates", gates)).splitlines()
-    assert text[2] == "| Answers that a guess gets right | 0.002 | at most 0.01 | yes | 400 |"
-    assert text[3] == "| x | 0.9 rho (0.8 to 1) | at most 0.6 | **no** | 9 |"
-    known = read_table("world_gates", paths.PUBLISHED)["gate"]
-    assert all(any(gate.startswith(start) for start in LABELS["check"]) for gate in known)
-    rows = [("paper", m, "a", "b", 3, *v, *v[1:], nan, nan, 1.0, "", 2.0) for m, v in
-            {"outcome": (1.0, 0.5, 1.5), "steps": (10.0, 5.0, 20.0), "caught": (0.0, 0.0, 0.0)}.items()]  # fmt: skip
-    text = study_markdown(frame("study_comparisons", rows)).splitlines()
-    assert text[4].startswith("| paper | `a` - `b` | 3 | +1.00 (0.50 to 1.50) | 1.00 | -10.00 (-20.00 to -5.00) | not reached |")
 
 
 def test_a_trend_over_settings_is_said_where_the_ranks_support_it() -> None:
@@ -206,42 +176,6 @@ def test_a_trend_over_settings_is_said_where_the_ranks_support_it() -> None:
 
 
 # Claims.
-
-
-def test_claims_about_probes_by_hand() -> None:
-    rows = [("math_test", "subject", "accuracy", "sae", 0.6, 0.58, 0.62, 700, 300),
-            ("math_test", "subject", "accuracy", "majority", 0.2, 0.18, 0.22, 700, 300),
-            ("deepmath_18k", "difficulty_level", "spearman", "sae", 0.5, 0.45, 0.55, 300, 100),
-            ("deepscaler_pass_rate", "difficulty_out_of_domain", "spearman", "sae", 0.2, 0.17, 0.23, 300, 100),
-            ("deepscaler_pass_rate", "difficulty_adapted", "spearman", "sae", 0.3, 0.26, 0.34, 380, 100)]  # fmt: skip
-    found = claims.probe_effects(frame("probe_ladder", rows))
-    assert [round(e.interval.value, 6) for e in found] == [40.0, 0.5, 0.3, 0.1]
-    assert found[3].interval.low == pytest.approx(0.1 - (0.04**2 + 0.03**2) ** 0.5)
-    assert claims.probe_effects(frame("probe_ladder", rows[:0])) == []
-    rows = [("world", "topic_leaf", "accuracy", f, v, v - 0.03, v + 0.03, 90, 40) for f, v in (("majority", 0.2), ("sae", 0.5))]
-    pearson = {"metadata": 0.35, "sae": 0.3}
-    rows += [("world", "solution_quality", "pearson", f, v, v - 0.01, v + 0.01, 90, 40) for f, v in pearson.items()]
-    topic, quality = (effect.row() for effect in claims.probe_effects(frame("probe_ladder", rows)))
-    assert topic[:3] == ("leaf topic from SAE features: accuracy above majority, points", 19.1, pytest.approx(30.0))
-    assert topic[3] == pytest.approx(30 - 3 * 2**0.5) and topic[6:8] == ("agrees", "no")
-    assert quality[0] == "Solution quality: Pearson of SAE above metadata (0.3715 against 0.2100)"
-    assert quality[2] == pytest.approx(-0.05) and quality[6] == "opposite"
-
-
-def test_claims_about_filter_and_mixing_by_hand() -> None:
-    rules = [("sae", "full", 100, 100, 50, 0.5, 1.0, 0.4905, 1.0), ("sae", "p95", 50, 100, 45, 0.9, 0.9, 0.9537, 0.9546),
-             ("tfidf", "p95", 50, 100, 50, 1.0, 1.0, 0.9537, 0.9546)]  # fmt: skip
-    parted = [("pair", "roc_auc", name, value, value - 0.01, value + 0.01, 0.9911, 50, 100)
-              for name, value in (("tfidf", 0.99), ("sae", 0.9))]  # fmt: skip
-    purity, auc = claims.filter_effects(frame("real_filter", rules), frame("real_separation", parted))
-    assert purity.row()[0].endswith("here DeepMath against DeepScaleR, questions alone, recall 90 %)")
-    assert purity.interval.value == pytest.approx(40.0) and purity.row()[6] == "agrees"
-    assert auc.interval == pytest.approx((0.4, 0.39, 0.41))
-    diversity = [("random", 0, "pca2", 1.4, 1.3, 1.5, 4), ("saerl_before_mixing", 0, "pca2", 1.0, 0.9, 1.1, 4),
-                 ("saerl", 1, "pca2", 1.5, 1.4, 1.6, 4), ("saerl", 2, "pca2", 1.7, 1.6, 1.8, 4)]  # fmt: skip
-    (swap,) = claims.diversity_effects(frame("inbatch_diversity", diversity))
-    assert (swap.row()[0], swap.row()[6]) == ("Tail swap raises in-batch diversity, percent (h = 1, 2-D projection)", "agrees")
-    assert swap.interval.value == pytest.approx(50.0)
 
 
 def test_without_the_order_gate_verdicts_on_order_are_undecided(tmp_path: Path) -> None:
@@ -265,3 +199,107 @@ def test_the_committed_claims_follow_from_the_committed_tables(tmp_path: Path) -
     assert (told["direction"] == "not comparable").sum() == 1, "preparation is timed on other models"
     assert set(told.index[told["scale"] == claims.BLURRED]) == {name for name in told.index if name.startswith("SAERL on ")
                                                                and told.loc[name, "direction"] != "not run"}  # fmt: skip
+
+
+# A rerun beside what is published.
+
+
+def outcomes(old: dict, new: dict, column: str) -> list[str]:
+    found = compare_table(pd.DataFrame(old), pd.DataFrame(new))
+    return found.loc[found["column"] == column, "outcome"].tolist()
+
+
+@pytest.mark.parametrize(("value", "bound"), [("value", "ci"), ("A", "A"), ("ari_mean", "ari")])
+def test_values_are_judged_by_the_published_interval_of_their_row(value: str, bound: str) -> None:
+    low, high = f"{bound}_low", f"{bound}_high"
+    old = {"name": list("abcd"), value: [1.0, 1.0, 1.0, 1.0], low: [0.5] * 4, high: [1.5] * 4}
+    new = {**old, value: [1.0, 1.0005, 1.4, 1.6], low: [0.5, 0.5, 0.9, 1.1]}
+    assert outcomes(old, new, value) == [SAME, TOLERANCE, INTERVAL, OUTSIDE]
+    assert outcomes(old, new, low) == [SAME, SAME, TOLERANCE, OUTSIDE]
+
+
+def test_rows_are_matched_by_their_text_whatever_their_order() -> None:
+    old = {"name": ["a", "b"], "value": [1.0, 2.0], "ci_low": [0.9, 1.9], "ci_high": [1.1, 2.1]}
+    new = {"name": ["c", "b", "a"], "value": [9.0, 2.0, 1.0], "ci_low": [8.0, 1.9, 0.9], "ci_high": [9.5, 2.1, 1.1]}
+    assert outcomes(old, new, "value") == [SAME, SAME]
+    lacking = {name: values[:2] for name, values in new.items()}
+    assert outcomes(old, lacking, "value") == [OUTSIDE, SAME]
+
+
+def test_other_columns_are_compared_by_their_mean_directions_as_words_and_a_missing_one_is_outside() -> None:
+    values = np.random.default_rng(0).normal(size=200)
+    for rerun, outcome in ((values, SAME), (values[::-1], TOLERANCE), (values + 1, OUTSIDE)):
+        assert outcomes({"x": values}, {"x": rerun}, "x") == [outcome]
+    assert outcomes({"direction": ["undecided"]}, {"direction": ["agrees"]}, "direction") == [OUTSIDE]
+    assert outcomes({"x": [1.0], "y": [2.0]}, {"x": [1.0]}, "y") == [OUTSIDE]
+
+
+@pytest.fixture
+def perturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of `laptop` in which every number came out differently, a little within its interval."""
+    monkeypatch.setenv("SAERL_HOME", str(tmp_path))
+    folder = paths.figure_data_dir("laptop")
+    folder.mkdir(parents=True)
+    for path in paths.PUBLISHED.glob("*.csv"):
+        frame = pd.read_csv(path)
+        for column in frame.select_dtypes("float"):
+            frame[column] *= 1 + 1e-5
+        frame.to_csv(folder / path.name, index=False)
+    return folder
+
+
+def test_a_perturbed_run_is_within_tolerance_and_leaves_the_published_files_alone(perturbed: Path) -> None:
+    before = {path: path.read_bytes() for path in paths.FIGURES.rglob("*") if path.is_file()}
+    text, outside = report("laptop")
+    assert outside == 0 and "0 outside" in text
+    numbers = compare("laptop")
+    assert set(numbers["outcome"]) <= {SAME, TOLERANCE, INTERVAL} and (numbers["outcome"] == TOLERANCE).sum() > 100
+    assert set(numbers["table"]) == set(reproduction.published_tables("laptop", paths.PUBLISHED))
+    assert len(pd.read_csv(paths.profile_dir("laptop") / "reproduction.csv")) == len(numbers)
+    assert "Reproduction, profile laptop" in (paths.profile_dir("laptop") / "reproduction.html").read_text(encoding="utf-8")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_changed_for_good_is_outside_and_named(perturbed: Path) -> None:
+    probes = pd.read_csv(perturbed / "label_curve.csv")
+    probes.loc[0, "value"] = probes["ci_high"].max() + 1
+    probes.to_csv(perturbed / "label_curve.csv", index=False)
+    (perturbed / "filter.csv").unlink()
+    text, outside = report("laptop")
+    assert outside == 2 and "outside: label_curve" in text and "outside: filter" in text
+
+
+def test_publishing_replaces_the_profile_s_tables_and_says_where_they_come_from(
+    perturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "clone"
+    shutil.copytree(paths.FIGURES, root / "figures")
+    shutil.copytree(paths.ROOT / "docs", root / "docs")
+    for name in ("README.md", "notebooks/README.md"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(paths.ROOT / name, root / name)
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(paths, "FIGURES", root / "figures")
+    monkeypatch.setattr(paths, "PUBLISHED", root / "figures" / "data")
+    monkeypatch.setattr(paths, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr("saerl_lib.report.reproduction.draw_all", lambda data, figures: [])
+    study = (paths.PUBLISHED / "study_runs.csv").read_bytes()
+    (perturbed / "runs").mkdir()
+    (perturbed / "runs" / "a-seed0.parquet").write_bytes(b"the record of a run")
+    changed = {path.name for path in publish("laptop")}
+    assert {"label_curve.csv", "learning_curves.csv"} <= changed and "study_runs.csv" not in changed
+    assert (paths.PUBLISHED / "study_runs.csv").read_bytes() == study
+    assert (paths.PUBLISHED / "runs" / "a-seed0.parquet").read_bytes() == b"the record of a run"
+    assert (paths.PUBLISHED / "label_curve.csv").read_bytes() == (perturbed / "label_curve.csv").read_bytes()
+    assert {"processor", "threads", "versions", "commit"} <= set(reproduction.published_records()["laptop"])
+    (root / "notebooks" / "00_data.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    with pytest.raises(UserError, match="no run of the present 00_data.ipynb"):
+        publish("laptop")
+    (perturbed / "filter.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks filter; run ./run_all.sh --profile laptop to its end first"):
+        publish("laptop")
+
+
+def test_a_profile_without_published_results_says_so() -> None:
+    with pytest.raises(TableError, match="profile smoke has no published results"):
+        compare("smoke")
