@@ -24,21 +24,10 @@ from hypothesis import strategies as st
 
 from saerl_lib.cli import main
 from saerl_lib.data.judge import read
-from saerl_lib.data.sample import Sample, write_samples
+from saerl_lib.data.rows import jsonl
+from saerl_lib.data.sample import DataError, Sample, write_samples
+from saerl_lib.plan import trainers
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_hash, plan_of, read_plan, write_plan
-from saerl_lib.plan.trainers import (
-    REFUSED,
-    TARGETS,
-    ConsumedLog,
-    Export,
-    ExportError,
-    LogError,
-    export_files,
-    export_plan,
-    follow,
-    open_export,
-    read_log,
-)
 
 STEPS, B, G = 5, 4, 3
 
@@ -68,8 +57,8 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def export(files: tuple[Path, Path]) -> Export:
-    return open_export(*files, rollouts_per_prompt=G)
+def export(files: tuple[Path, Path]) -> trainers.Export:
+    return trainers.open_export(*files, rollouts_per_prompt=G)
 
 
 @pytest.mark.parametrize(
@@ -82,39 +71,39 @@ def export(files: tuple[Path, Path]) -> Export:
 )
 def test_samples_that_do_not_fit_the_plan(files: tuple[Path, Path], change: Callable, message: str) -> None:
     write_samples(change(pool_samples()), files[1])
-    with pytest.raises(ExportError, match=message):
-        open_export(*files)
+    with pytest.raises(trainers.ExportError, match=message):
+        trainers.open_export(*files)
 
 
 # What is written.
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_export_is_deterministic_and_names_what_keeps_the_order(export: Export, target: str, tmp_path: Path) -> None:
-    first, second = export_files(export, target), export_files(export, target)
+@pytest.mark.parametrize("target", trainers.TARGETS)
+def test_export_is_deterministic_and_names_what_keeps_the_order(export: trainers.Export, target: str, tmp_path: Path) -> None:
+    first, second = trainers.export_files(export, target), trainers.export_files(export, target)
     assert first == second
-    names = export_plan(export, target, tmp_path / "out")
+    names = trainers.export_plan(export, target, tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == first
     text = first["README.md"].decode()
     assert plan_hash(export.plan) in text and "## Launch" in text and "verify --plan" in text
     assert "{{" not in text and str(tmp_path) not in "".join(c.decode("latin-1") for c in first.values())
 
 
-def test_refusals_say_why(export: Export, tmp_path: Path) -> None:
-    for target in REFUSED:
-        with pytest.raises(ExportError, match="cannot keep an order.*shuffle=True.*trl, verl, nemo-rl, prime-rl"):
-            export_plan(export, target, tmp_path / "out")
-    with pytest.raises(ExportError, match="choose one of trl"):
-        export_plan(export, "torch", tmp_path / "out")
+def test_refusals_say_why(export: trainers.Export, tmp_path: Path) -> None:
+    for target in trainers.REFUSED:
+        with pytest.raises(trainers.ExportError, match="cannot keep an order.*shuffle=True.*trl, verl, nemo-rl, prime-rl"):
+            trainers.export_plan(export, target, tmp_path / "out")
+    with pytest.raises(trainers.ExportError, match="choose one of trl"):
+        trainers.export_plan(export, "torch", tmp_path / "out")
     assert list(tmp_path.glob("out*")) == []
     (tmp_path / "out").touch()
-    with pytest.raises(ExportError, match="already exists"):
-        export_plan(export, "trl", tmp_path / "out")
+    with pytest.raises(trainers.ExportError, match="already exists"):
+        trainers.export_plan(export, "trl", tmp_path / "out")
 
 
-def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
+def test_verl_and_nemo_rl_schemas(export: trainers.Export, tmp_path: Path) -> None:
     for target in ("verl", "nemo-rl"):
-        export_plan(export, target, tmp_path / target)
+        trainers.export_plan(export, target, tmp_path / target)
     rows = pq.read_table(tmp_path / "verl" / "train.parquet").to_pylist()
     assert rows[5] == {
         "data_source": "math_dapo",
@@ -135,13 +124,13 @@ def test_verl_and_nemo_rl_schemas(export: Export, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trl_consumes_the_batches_of_the_plan(export: trainers.Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl import DatasetMixtureConfig, GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
     from trl.scripts.grpo import GRPOScriptArguments
 
     from saerl_lib.train.policy import load_policy
 
-    export_plan(export, "trl", tmp_path / "out")
+    trainers.export_plan(export, "trl", tmp_path / "out")
     monkeypatch.chdir(tmp_path / "out")
     parser = TrlParser((GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig))
     here = "--use_cpu true --bf16 false --report_to none --save_strategy no --max_completion_length 4 --disable_tqdm true".split()
@@ -161,7 +150,7 @@ def test_trl_consumes_the_batches_of_the_plan(export: Export, tmp_path: Path, mo
         assert [row["sample_id"] for row in batch] == [name for name in planned for _ in range(G)]
         assert {row["step"] for row in batch} == {step}
     trainer.train()
-    assert read_log(Path("consumed.jsonl")).steps == tuple(i // (B * G) for i in range(STEPS * B * G))
+    assert trainers.read_log(Path("consumed.jsonl")).steps == tuple(i // (B * G) for i in range(STEPS * B * G))
     assert main(["verify", "--plan", str(tmp_path / "plan.parquet"), "--log", "consumed.jsonl"]) == 0
 
 
@@ -177,15 +166,15 @@ ANSWERS = (("so\nAnswer: 4", "4", 1.0), ("so\nAnswer: 5", "4", 0.0), ("none", "4
 """Completion, gold answer, reward."""
 
 
-def test_the_reward_reads_the_last_answer(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_plan(export, "trl", tmp_path / "out")
+def test_the_reward_reads_the_last_answer(export: trainers.Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers.export_plan(export, "trl", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     said, gold, expected = ([row[i] for row in ANSWERS] for i in range(3))
     messages = [[{"role": "assistant", "content": text}] for text in said]
     names = [f"s{i}" for i in range(len(said))]
     correct = reward_of(tmp_path / "out", monkeypatch)["correct"]
     assert correct(messages, solution=gold, sample_id=names, trainer_state=SimpleNamespace(global_step=3)) == expected
-    assert read_log(tmp_path / "consumed.jsonl") == ConsumedLog(tuple(names), (3,) * len(names))
+    assert trainers.read_log(tmp_path / "consumed.jsonl") == trainers.ConsumedLog(tuple(names), (3,) * len(names))
 
 
 # What real packages read; each lives in an environment of its own, named by a variable.
@@ -238,8 +227,8 @@ print(json.dumps([batches, scores, config.data.shuffle]))
 """
 
 
-def test_verl_reads_the_batches_of_the_plan(export: Export, files: tuple[Path, Path], tmp_path: Path) -> None:
-    export_plan(export, "verl", tmp_path / "out")
+def test_verl_reads_the_batches_of_the_plan(export: trainers.Export, files: tuple[Path, Path], tmp_path: Path) -> None:
+    trainers.export_plan(export, "verl", tmp_path / "out")
     said = run_elsewhere("SAERL_VERL_PYTHON", "verl 0.9.1", VERL, tmp_path / "out")
     batches, scores, shuffle = json.loads(said)
     rows = [[s.id, s.prompt, s.answer] for s in export.samples]
@@ -266,10 +255,10 @@ print(json.dumps([[(t.key, t.data.prompt_text, t.data.answer) for t in tasks], r
 """
 
 
-def test_verifiers_reads_the_tasks_of_the_plan(export: Export, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_verifiers_reads_the_tasks_of_the_plan(export: trainers.Export, files: tuple[Path, Path], tmp_path: Path) -> None:
     import tomllib
 
-    export_plan(export, "prime-rl", tmp_path / "out")
+    trainers.export_plan(export, "prime-rl", tmp_path / "out")
     settings = tomllib.loads((tmp_path / "out" / "rl.toml").read_text())
     (source,) = settings["orchestrator"]["train"]["source"]
     assert settings["orchestrator"]["batch_size"] == B * G and source["group_size"] == G and settings["max_steps"] == STEPS
@@ -280,13 +269,13 @@ def test_verifiers_reads_the_tasks_of_the_plan(export: Export, files: tuple[Path
     assert main(["verify", "--plan", str(files[0]), "--log", str(tmp_path / "out" / "consumed.jsonl")]) == 0
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", trainers.TARGETS)
 def test_an_export_is_read_back_as_it_was(target: str, tmp_path: Path) -> None:
     system = json.dumps([{"role": "system", "content": "Be brief.\u2029"}])
     samples = [replace(s, before=system, answer=f"\\boxed{{{s.answer}}}") for s in pool_samples()[:-1]]
     by_id = {s.id: s for s in samples}
-    export = Export(small_plan(), tuple(by_id[i] for i in small_plan().ids), G)
-    files = export_plan(export, target, tmp_path / "out")
+    export = trainers.Export(small_plan(), tuple(by_id[i] for i in small_plan().ids), G)
+    files = trainers.export_plan(export, target, tmp_path / "out")
     data = read([tmp_path / "out"])
     assert [(s.id, s.prompt, s.answer) for s in data.samples] == [(s.id, s.prompt, s.answer[7:-1]) for s in export.samples]
     if target != "nemo-rl":  # whose lines hold the question alone
@@ -323,7 +312,7 @@ def own_log(kind: str, folder: Path, ids: list[str], samples: dict[str, Sample])
     return folder
 
 
-@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("kind", trainers.TARGETS)
 def test_the_frameworks_own_logs_are_verified(kind: str, files: tuple[Path, Path], tmp_path: Path) -> None:
     plan, samples = small_plan(), {s.id: s for s in pool_samples()}
     words = ["verify", "--plan", str(files[0]), "--samples", str(files[1]), "--any-slot", "--log"]
@@ -354,7 +343,7 @@ IDS = small_plan().ids
     ids=["swapped", "left out", "unknown", "repeated", "ends early"],
 )
 def test_departures_by_hand(ids: list[str], first: tuple, kept: int, lists: tuple) -> None:
-    report = follow(small_plan(), ConsumedLog(tuple(rollouts_of(ids))))
+    report = trainers.follow(small_plan(), trainers.ConsumedLog(tuple(rollouts_of(ids))))
     assert not report.followed and report.steps_kept == kept and report.log_ended == (first[3] is None)
     assert report.first == first and (report.dropped, report.repeated, report.unknown) == lists
 
@@ -362,24 +351,24 @@ def test_departures_by_hand(ids: list[str], first: tuple, kept: int, lists: tupl
 def test_a_missing_step_and_two_epochs() -> None:
     plan = small_plan()
     rows = [(i // B, name) for i, name in enumerate(plan.ids) if i // B != 2]
-    gap = follow(plan, ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows)))
+    gap = trainers.follow(plan, trainers.ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows)))
     assert gap.first.step == 2 and gap.first.consumed is None and not gap.log_ended and gap.steps_kept == STEPS - 1
-    twice = follow(plan, ConsumedLog(tuple(plan.ids * 2)))
+    twice = trainers.follow(plan, trainers.ConsumedLog(tuple(plan.ids * 2)))
     assert twice.followed and twice.epochs == 2 and twice.repeated == ()
-    assert not follow(plan, ConsumedLog(tuple(plan.ids + plan.ids[:4]))).followed
+    assert not trainers.follow(plan, trainers.ConsumedLog(tuple(plan.ids + plan.ids[:4]))).followed
 
 
 def test_order_inside_a_step_counts_unless_told_otherwise() -> None:
     plan = small_plan()
-    turned = ConsumedLog(tuple(name for i in range(0, STEPS * B, B) for name in rollouts_of(plan.ids[i : i + B])[::-1]))
+    turned = trainers.ConsumedLog(tuple(name for i in range(0, STEPS * B, B) for name in rollouts_of(plan.ids[i : i + B])[::-1]))
     mixed = tuple(name for i in range(0, STEPS * B, B) for _ in range(G) for name in plan.ids[i : i + B])
     steps = tuple(i // (B * G) for i in range(len(mixed)))
-    strict = follow(plan, turned)
+    strict = trainers.follow(plan, turned)
     assert not strict.followed and any("only the order inside steps differs" in line for line in strict.told())
-    for log, rollouts in ((turned, None), (ConsumedLog(mixed), G), (ConsumedLog(mixed, steps), None)):
-        assert follow(plan, log, rollouts, any_slot=True).followed
-    with pytest.raises(LogError, match="optimiser step"):
-        follow(plan, ConsumedLog(("s00",), (10**9,)))
+    for log, rollouts in ((turned, None), (trainers.ConsumedLog(mixed), G), (trainers.ConsumedLog(mixed, steps), None)):
+        assert trainers.follow(plan, log, rollouts, any_slot=True).followed
+    with pytest.raises(trainers.LogError, match="optimiser step"):
+        trainers.follow(plan, trainers.ConsumedLog(("s00",), (10**9,)))
 
 
 def test_a_prompt_consumed_twice_is_no_order_inside_a_step() -> None:
@@ -388,9 +377,9 @@ def test_a_prompt_consumed_twice_is_no_order_inside_a_step() -> None:
     step_again = sorted(whole + [row for row in whole if row[0] == 1])
     group_again = sorted(whole + [(2, plan.ids[8])] * G)
     for rows, at in ((step_again, 1), (group_again, 2)):
-        log = ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows))
+        log = trainers.ConsumedLog(tuple(name for _, name in rows), tuple(step for step, _ in rows))
         for rollouts in (None, G):
-            report = follow(plan, log, rollouts=rollouts, any_slot=True)
+            report = trainers.follow(plan, log, rollouts=rollouts, any_slot=True)
             assert not report.followed and report.first.step == at and report.first.planned is None
             assert report.first.consumed in plan.ids[at * B : (at + 1) * B] and not report.log_ended
 
@@ -430,11 +419,11 @@ def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path) -> None:
 def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None:
     plan = small_plan()
     ids = [plan.ids[i] for i in order]
-    report = follow(plan, ConsumedLog(tuple(rollouts_of(ids, g))))
+    report = trainers.follow(plan, trainers.ConsumedLog(tuple(rollouts_of(ids, g))))
     assert report.followed == (ids == plan.ids) and report.dropped == ()
     batches = [set(plan.ids[i : i + B]) == set(ids[i : i + B]) for i in range(0, len(ids), B)]
     assert report.steps_kept == sum(batches)
-    assert follow(plan, ConsumedLog(tuple(rollouts_of(ids, g))), any_slot=True).followed == all(batches)
+    assert trainers.follow(plan, trainers.ConsumedLog(tuple(rollouts_of(ids, g))), any_slot=True).followed == all(batches)
 
 
 @pytest.mark.parametrize(
@@ -451,5 +440,16 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
 def test_malformed_logs(tmp_path: Path, log: str | dict[str, list], message: str) -> None:
     path = tmp_path / ("log.jsonl" if isinstance(log, str) else "log.parquet")
     path.write_text(log) if isinstance(log, str) else pd.DataFrame(log).to_parquet(path)
-    with pytest.raises(LogError, match=message):
-        read_log(path)
+    with pytest.raises(trainers.LogError, match=message):
+        trainers.read_log(path)
+
+
+def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
+    assert list(jsonl(path, strict_end=False)) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(DataError, match="log.jsonl, line 4: not JSON"):
+        list(jsonl(path))
+    path.write_text('{"a"\n{"a": 2}')
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        list(jsonl(path, strict_end=False))

@@ -19,16 +19,14 @@ import pytest
 from saerl_lib.config import PAPER
 from saerl_lib.data.judge import read
 from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
-from saerl_lib.data.rows import Source, jsonl
+from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Sample
-from saerl_lib.encode.train_sae import documents
 from saerl_lib.needs import SETS
 from saerl_lib.settings import Fields
 from tests import stand_ins as build
 from tests.real_files import write_jsonl
 
 LABELLED = Fields(labels="level")
-TEXTS = [f"The sum of {i} and {i} is\n{2 * i}." for i in range(30)]
 
 
 def records(n: int = 60) -> list[dict[str, Any]]:
@@ -362,9 +360,6 @@ def test_odd_values_of_parquet_become_text_or_are_named(tmp_path: Path) -> None:
     whole, places = sink.getvalue().to_pybytes(), np.arange(13, dtype="<i4")
     (tmp_path / "far.arrow").write_bytes(whole.replace(places.tobytes(), (places * 10**8).tobytes()))
     assert "far.arrow: cannot be read as Arrow" in fails(str(tmp_path / "far.arrow"))
-    (tmp_path / "two.jsonl").write_text(json.dumps({"question": "a", "answer": ["1", "2"]}))
-    with pytest.raises(DataError, match="'answer' is a list of 2, where one value is read"):
-        read([tmp_path / "two.jsonl"])
 
 
 def test_a_worked_solution_is_told_from_an_answer_called_solution(tmp_path: Path) -> None:
@@ -399,31 +394,6 @@ def test_labels_as_text_and_fields_inside_objects(tmp_path: Path) -> None:
     pd.DataFrame(folded).to_csv(tmp_path / "folded.csv")
     data = read([tmp_path / "folded.csv"], Fields(labels="extra_info.hard", quality="extra_info.sound"))
     assert data.labels.tolist() == list(range(12)) and data.quality.tolist() == [0] * 4 + [1] * 8, "objects as JSON text"
-
-
-def test_a_log_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"a": 1}\n\n{"a": 2}\n{"a"')
-    assert list(jsonl(path, strict_end=False)) == [{"a": 1}, {"a": 2}]
-    with pytest.raises(DataError, match="log.jsonl, line 4: not JSON"):
-        list(jsonl(path))
-    path.write_text('{"a"\n{"a": 2}')
-    with pytest.raises(DataError, match="line 1: not JSON"):
-        list(jsonl(path, strict_end=False))
-
-
-def test_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "good.parquet")
-    assert list(documents([str(tmp_path / "good.parquet")])) == TEXTS
-    (tmp_path / "config.ini").write_text("x")
-    other = str(tmp_path / "config.ini")
-    for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
-        with pytest.raises(DataError, match=said):
-            next(documents([bad]))
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
-    for name, field, where in (("bad.jsonl", "text", "line 2"), ("good.parquet", "body", "row 1")):
-        with pytest.raises(DataError, match=f"{name}, {where}: field '{field}' is NoneType, not text; name the right one"):
-            list(documents([str(tmp_path / name)], field))
 
 
 # Files of labelled problems.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import stand_ins as build
 import torch
@@ -14,6 +15,7 @@ import torch
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
 from saerl_lib.config import ReaderConfig
+from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, open_decoder
 from saerl_lib.encode.sae import load_sae
 from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
@@ -119,9 +121,19 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
 
 
 def test_bad_text_and_too_little_of_it_are_named(model: Path, tmp_path: Path) -> None:
-    source = write_texts(tmp_path)
+    pd.DataFrame({"text": TEXTS}).to_parquet(tmp_path / "good.parquet")
+    assert list(documents([str(tmp_path / "good.parquet")])) == TEXTS
+    (tmp_path / "config.ini").write_text("x")
+    other = str(tmp_path / "config.ini")
+    for bad, said in (("none.jsonl", "no such file"), (other, "unknown ending"), ("owner/name", "40 digits")):
+        with pytest.raises(DataError, match=said):
+            next(documents([bad]))
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    for name, field, where in (("bad.jsonl", "text", "line 2"), ("good.parquet", "body", "row 1")):
+        with pytest.raises(DataError, match=f"{name}, {where}: field '{field}' is NoneType, not text; name the right one"):
+            list(documents([str(tmp_path / name)], field))
     with pytest.raises(ArtifactError, match="the text ends before 400 held-out and 900,000 training vectors"):
-        train(model, source, tmp_path / "long", config=SAEConfig(**{**vars(SMALL), "tokens": 900_000}))
+        train(model, write_texts(tmp_path), tmp_path / "long", config=SAEConfig(**{**vars(SMALL), "tokens": 900_000}))
 
 
 def test_the_curve_keeps_a_plane_whole_by_two_directions() -> None:
