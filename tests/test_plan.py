@@ -15,19 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saerl_lib.config import REST, UNEQUAL, PlanConfig
-from saerl_lib.plan import orders
-from saerl_lib.plan.batch_plan import (
-    COLUMNS,
-    Batches,
-    BatchPlan,
-    PlanError,
-    has_moved,
-    plan_diff,
-    plan_hash,
-    read_plan,
-    validate,
-    write_plan,
-)
+from saerl_lib.plan import batch_plan, orders
 from saerl_lib.plan.orders import ORDERS, build_plan, cluster_first, mix_tails
 
 
@@ -46,7 +34,7 @@ def dozen() -> dict[str, np.ndarray]:
     return {"ids": np.array([f"s{i:02d}" for i in range(12)]), "clusters": clusters, "ranking": ranking, "raw": ranking * 2}
 
 
-def steps_of(batches: Batches) -> list[tuple[int, list[int]]]:
+def steps_of(batches: batch_plan.Batches) -> list[tuple[int, list[int]]]:
     """(stage, rows) of each step."""
     return list(zip(batches.stage.tolist(), batches.rows.tolist(), strict=True))
 
@@ -77,7 +65,7 @@ def test_curriculum_of_a_dozen_by_hand() -> None:
     ],
 )  # fmt: skip
 def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int, int], swaps: bool) -> None:
-    batches = Batches(np.array(stages), np.arange(4).reshape(2, 2))
+    batches = batch_plan.Batches(np.array(stages), np.arange(4).reshape(2, 2))
     ranking, lengths = np.array([1.0, 1, 2, 2]), np.array([10.0, 10, 20, 20])
     mixed, partner = mix_tails(batches, np.array(clusters), ranking, lengths, config(2, **({"h": 1} | narrowed)))
     assert partner.tolist() == ([1, 0] if swaps else [-1, -1])
@@ -86,7 +74,7 @@ def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int,
 
 
 def test_who_has_fewest_choices_then_the_closest_partner_wins_and_each_batch_swaps_once() -> None:
-    batches = Batches(np.zeros(4, dtype=int), np.arange(8).reshape(4, 2))
+    batches = batch_plan.Batches(np.zeros(4, dtype=int), np.arange(8).reshape(4, 2))
     clusters, ranking = np.repeat([0, 1, 2, 3], 2), np.repeat([1.0, 3.0, 2.0, 0.0], 2)
     # all admissible: batch 0 finds 2 and 3 equally close, the earlier wins. Within 1.0: 0-2, 0-3 and 1-2, so 0 leaves 2 to 1
     for narrowed, expected in (({}, [2, 3, 0, 1]), ({"difficulty": 1.0}, [3, 2, 1, 0]), ({"window": 1}, [1, 0, 3, 2])):
@@ -96,7 +84,7 @@ def test_who_has_fewest_choices_then_the_closest_partner_wins_and_each_batch_swa
 def test_plan_table_records_the_path_of_a_sample() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
     assert plan.ids[:4] == ["s05", "s07", "s06", "s04"]
-    assert list(plan.table.columns) == list(COLUMNS)
+    assert list(plan.table.columns) == list(batch_plan.COLUMNS)
     assert plan.table["swapped_with"].tolist()[:4] == [-1, 1, -1, 0]
     assert plan.table.loc[1].to_dict() == {
         "position": 1, "step": 0, "slot": 1, "sample_id": "s07", "cluster": 1,
@@ -182,25 +170,25 @@ def test_every_plan_is_a_permutation_that_ignores_the_input_order(pool, order: s
     settings_ = config(b, h, window, 2.0, 0.5, rest, unequal)
     whole = sum(n // b * b for n in Counter(clusters.tolist()).values())
     if order.startswith("saerl") and rest == "drop" and not whole:
-        with pytest.raises(PlanError, match=f"no cluster holds {b} samples, a batch: lower prompts_per_step"):
+        with pytest.raises(batch_plan.PlanError, match=f"no cluster holds {b} samples, a batch: lower prompts_per_step"):
             build_plan(ids, clusters, ranking, ranking, lengths, settings_)
         return
 
-    def plan_of(rows: np.ndarray) -> BatchPlan:
+    def plan_of(rows: np.ndarray) -> batch_plan.BatchPlan:
         scores = {"ranking": ranking[rows], "raw": ranking[rows] % 3, "lengths": lengths[rows], "labels": ranking[rows]}
         return build_plan(ids=ids[rows], clusters=clusters[rows], config=settings_, order=order, seed=7, **scores)
 
     plan = plan_of(np.arange(len(ids)))
     drops = order.startswith("saerl") and rest == "drop"
     assert len(plan.ids) == (whole if drops else len(ids)) and set(plan.ids) <= set(ids)
-    validate(plan, plan.ids if drops else ids, b)
+    batch_plan.validate(plan, plan.ids if drops else ids, b)
     swapped = plan.table["swapped_with"].to_numpy().reshape(-1, b)
     for step, other in enumerate(swapped.max(axis=1).tolist()):
         assert swapped[step].tolist() == ([-1] * b if other < 0 else [-1] * (b - h) + [other] * h)
         assert step != other and (other < 0 or swapped[other].max() == step)
     rows = list(range(len(ids)))
     random.shuffle(rows)
-    assert plan_hash(plan) == plan_hash(plan_of(np.array(rows)))
+    assert batch_plan.plan_hash(plan) == batch_plan.plan_hash(plan_of(np.array(rows)))
     if order == "saerl":
         arrays = (list(map(str, ids)), clusters.tolist(), ranking.tolist(), (ranking % 3).tolist(), lengths.tolist())
         assert plan.ids == plain_order(*arrays, settings_), "the plan is that of lists and loops"
@@ -219,28 +207,28 @@ def test_baseline_orders() -> None:
 
 def test_parquet_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
-    write_plan(plan, tmp_path / "a.parquet")
-    write_plan(plan, tmp_path / "b.parquet")
+    batch_plan.write_plan(plan, tmp_path / "a.parquet")
+    batch_plan.write_plan(plan, tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    again = read_plan(tmp_path / "a.parquet")
+    again = batch_plan.read_plan(tmp_path / "a.parquet")
     pd.testing.assert_frame_equal(again.table, plan.table)
     assert (again.order, again.prompts_per_step, again.swapped_per_batch) == ("saerl", 2, 1)
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "c.parquet")
-    with pytest.raises(PlanError, match="is no batch plan"):
-        read_plan(tmp_path / "c.parquet")
+    with pytest.raises(batch_plan.PlanError, match="is no batch plan"):
+        batch_plan.read_plan(tmp_path / "c.parquet")
 
 
 def test_validate_names_missing_doubled_and_unknown_ids() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2))
     table = plan.table.copy()
     table.loc[0, "sample_id"] = "s07"
-    with pytest.raises(PlanError, match=r"1 missing ids, first \['s05'\]; 1 doubled ids, first \['s07'\]"):
-        validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
+    with pytest.raises(batch_plan.PlanError, match=r"1 missing ids, first \['s05'\]; 1 doubled ids, first \['s07'\]"):
+        batch_plan.validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
     table.loc[0, "sample_id"] = "stranger"
-    with pytest.raises(PlanError, match=r"1 unknown ids, first \['stranger'\]"):
-        validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
-    with pytest.raises(PlanError, match="column step"):
-        validate(plan, dozen()["ids"], 3)
+    with pytest.raises(batch_plan.PlanError, match=r"1 unknown ids, first \['stranger'\]"):
+        batch_plan.validate(dataclasses.replace(plan, table=table), dozen()["ids"], 2)
+    with pytest.raises(batch_plan.PlanError, match="column step"):
+        batch_plan.validate(plan, dozen()["ids"], 3)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +245,7 @@ def test_validate_names_missing_doubled_and_unknown_ids() -> None:
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(batch_plan.PlanError, match=message):
         build_plan(**({**dozen(), "lengths": np.ones(12), "config": config(2)} | change))
 
 
@@ -303,7 +291,7 @@ def test_the_batches_of_each_cluster_are_counted_and_few_of_them_warned_of() -> 
     assert "33% of the batches found no partner" in str(said[1].message)
 
 
-def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -> BatchPlan:
+def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -> batch_plan.BatchPlan:
     rng = np.random.default_rng(3)
     difficulty = rng.random(n)
     config = replace(PlanConfig(prompts_per_step=4, swapped_per_batch=1, rest="pool"), **changes)
@@ -313,10 +301,10 @@ def forty(order: str = "saerl", seed: int = 0, n: int = 40, **changes: object) -
 
 def test_a_plan_does_not_differ_from_itself_and_random_orders_do() -> None:
     plan = forty()
-    assert plan_diff(plan, plan) == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0,
+    assert batch_plan.plan_diff(plan, plan) == {"n": 40, "only_a": 0, "only_b": 0, "share_moved": 0, "mean_step_shift": 0,
                                      "spearman": pytest.approx(1.0), "same_batches": 1}  # fmt: skip
-    other = plan_diff(forty("random", seed=1), forty("random", seed=2))
+    other = batch_plan.plan_diff(forty("random", seed=1), forty("random", seed=2))
     assert other["share_moved"] > 0.5 and abs(other["spearman"]) < 0.5
-    found = plan_diff(forty(n=40), forty(n=32))
+    found = batch_plan.plan_diff(forty(n=40), forty(n=32))
     assert (found["n"], found["only_a"], found["only_b"]) == (32, 8, 0)
-    assert has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]
+    assert batch_plan.has_moved(np.array([0.1, 0.3 - 0.2, 0.11])).tolist() == [False, False, True]

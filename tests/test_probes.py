@@ -21,7 +21,7 @@ from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
 from saerl_lib.studies.flaws import FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
-from saerl_lib.studies.ladder import Group, balanced, feature_sets, ladder, predict
+from saerl_lib.studies.ladder import Group, balanced, feature_sets, ladder
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
 
@@ -150,18 +150,6 @@ def test_intervals_average_the_seeds_of_a_resample() -> None:
     assert row.value == pytest.approx(0.25)
     # a resample averages four draws of 0 or 1, so 1, which a single draw would give in a quarter of them, is out of reach
     assert 0 <= row.ci_low < row.value < row.ci_high <= 0.75
-
-
-@pytest.mark.parametrize("kind", ["topic", "rank", "binary", "quality"])
-def test_rows_of_a_task_hold_its_baseline_and_every_set(kind: str) -> None:
-    t = task(kind)
-    sets = [s for s in feature_sets(t, {}) if s.name != "tfidf"]
-    found = {(s.name, s.seed): predict(t, s, 0) for s in sets}
-    rows = task_rows(t, found, 30, 0)
-    assert {"length", "metadata", probes.baseline(t)[0]} <= {*rows["features"]}
-    assert {*rows["metric"]} == {probes.METRICS[kind], *(probes.ERRORS if kind == "quality" else ())}
-    rows = rows[rows["features"] != "length"]
-    assert (rows["ci_low"] <= rows["value"] + 1e-9).all() and (rows["value"] <= rows["ci_high"] + 1e-9).all()
 
 
 def test_prompt_tasks_read_no_solution() -> None:

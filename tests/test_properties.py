@@ -70,15 +70,6 @@ def test_agreement_and_entropy_by_hand() -> None:
     assert clusters.topic_entropy(["a", "a"]) == 0.0
 
 
-def test_tiny_clusters_are_merged() -> None:
-    rng = np.random.default_rng(0)
-    phi = np.concatenate([rng.normal(0, 0.1, (30, 2)), rng.normal(5, 0.1, (30, 2)), rng.normal(20, 0.1, (2, 2))])
-    kept = clusters.fit_clusters(phi, 3, 0)
-    merged = clusters.fit_clusters(phi, 3, 0, smallest=5)
-    assert kept.k == 3 and merged.k == 2
-    assert np.bincount(merged.assign(phi).label).min() >= 5
-
-
 def test_a_large_pool_is_fitted_on_a_seeded_subsample_and_may_be_a_memory_map(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     phi = (rng.normal(0, 0.2, (900, 4)) + 4 * (np.arange(900) % 3)[:, None]).astype(np.float32)
