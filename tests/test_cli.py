@@ -110,12 +110,6 @@ def test_options_reach_the_records_of_the_method() -> None:
 # Profiles.
 
 
-def test_profiles_have_their_own_name_and_make_the_papers_1_12_passes() -> None:
-    assert set(PROFILES) == {"smoke", "laptop", "study", "paper", "paper_tiny"}
-    assert all(name == profile.name for name, profile in PROFILES.items())
-    assert (LAPTOP.steps, round(LAPTOP.steps * 8 / LAPTOP.pool_samples, 2)) == (134, 1.12)
-
-
 def test_the_papers_values_are_the_profile() -> None:
     """The estimates of its cost are fixed numbers: what they were computed from must still be so."""
     train, found, properties = PAPER.train, PAPER.published, PAPER.properties

@@ -145,7 +145,7 @@ def test_stored_outputs_are_text_tables_and_pictures_and_belong_to_the_code(tmp_
 def test_the_notebooks_are_small_and_show_every_figure() -> None:
     assert sum(path.stat().st_size for path in paths.NOTEBOOKS.glob("*.ipynb")) <= MOST_BYTES
     shown = re.findall(r"!\[(\w+)\]", (paths.FIGURES / "README.md").read_text(encoding="utf-8"))
-    assert sorted(shown) == sorted(path.stem for path in paths.FIGURES.glob("*.png"))
+    assert sorted(shown) == sorted(path.stem for path in paths.FIGURES.glob("*.png")) and len(FIGURES) <= 20
 
 
 def test_a_notebook_opened_alone_finds_the_library_and_says_in_one_line_what_to_run(

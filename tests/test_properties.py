@@ -63,11 +63,9 @@ def test_a_rare_feature_takes_no_centroid_for_itself() -> None:
     assert np.abs(fitted.standardise(phi)).max() == clusters.CLIP
 
 
-def test_agreement_and_entropy_by_hand() -> None:
+def test_purity_by_hand() -> None:
     labels, topics = np.array([0, 0, 0, 1, 1]), np.array(["a", "a", "b", "b", "b"])
     assert clusters.agreement(labels, topics).purity == 0.8
-    assert clusters.topic_entropy(["a", "a", "b", "b"]) == 1.0
-    assert clusters.topic_entropy(["a", "a"]) == 0.0
 
 
 def test_a_large_pool_is_fitted_on_a_seeded_subsample_and_may_be_a_memory_map(tmp_path: Path) -> None:

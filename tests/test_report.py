@@ -160,12 +160,6 @@ def test_write_csv_rejects_a_bad_table(change, message: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_every_table_has_a_schema_with_known_columns() -> None:
-    for schema in SCHEMAS.values():
-        assert set(schema.optional) | set(schema.fractions) <= set(schema.columns)
-    assert {name for names, _ in FIGURES.values() for name in names} <= set(SCHEMAS) and len(FIGURES) <= 20
-
-
 def test_a_trend_over_settings_is_said_where_the_ranks_support_it() -> None:
     ends = [30.0, 32.0, 34.0, 36.0, 38.0, 40.0]
     said = {name: figures._trend(pd.DataFrame({"end": ends, "value": values})) for name, values in
