@@ -18,13 +18,7 @@ from saerl_lib.notebooks import UserError
 from saerl_lib.report import claims, figures, plots, reproduction
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
-from saerl_lib.report.tables import (
-    SCHEMAS,
-    TableError,
-    finding_markdown,
-    read_table,
-    write_csv,
-)
+from saerl_lib.report.tables import SCHEMAS, TableError, finding_markdown, read_table, write_csv
 
 
 def frame(name: str, rows: list[tuple]) -> pd.DataFrame:
