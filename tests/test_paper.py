@@ -261,6 +261,17 @@ def test_hub_models_are_fetched_at_their_revision_without_pickles(monkeypatch: p
         HubData("x", "a/b", "train", 1, 1, revision="main")
 
 
+def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, rows = list[dict[str, Any]](), build.numina_rows(1)
+    monkeypatch.setattr("datasets.load_dataset", lambda repository, **rest: asked.append(rest) or rows)
+    assert list(published.published_rows(SETS["numinamath"])) == rows
+    assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
+    assert "trust_remote_code" not in asked[0]
+    with pytest.raises(DataError, match="not pinned yet"):
+        list(published.published_rows(SETS["amc23"]))
+    assert len(asked) == 1
+
+
 def test_malformed_rows_stop_the_stage_or_are_listed(done: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAERL_HOME", str(tmp_path / "home"))
     shutil.copytree(done.options.data, tmp_path / "sets")

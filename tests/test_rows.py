@@ -18,7 +18,7 @@ import pytest
 
 from saerl_lib.config import PAPER
 from saerl_lib.data.judge import read
-from saerl_lib.data.published import SCHEMAS, load_labelled, published_rows, read_row
+from saerl_lib.data.published import SCHEMAS, load_labelled, read_row
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.needs import SETS
@@ -490,21 +490,3 @@ def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
     assert read_row("math500", {**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
     with pytest.raises(DataError, match="'difficulty' is 'True', a bool"):
         read_row("deepmath", {**ROWS["deepmath"], "difficulty": True}, 0)
-
-
-def test_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked: list[dict[str, object]] = []
-
-    def load_dataset(repository: str, **rest: object) -> list[dict[str, object]]:
-        asked.append(rest)
-        return [ROWS["numinamath"]]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(published_rows(SETS["numinamath"])) == [ROWS["numinamath"]]
-    assert asked[0]["revision"] == SETS["numinamath"].revision and asked[0]["streaming"] is True
-    assert "trust_remote_code" not in asked[0]
-    with pytest.raises(DataError, match="not pinned yet"):
-        list(published_rows(SETS["amc23"]))
-    assert len(asked) == 1
