@@ -18,6 +18,7 @@ from saerl_lib.notebooks import UserError
 from saerl_lib.report import claims, figures, plots, reproduction
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
+from saerl_lib.report.study import study_trend
 from saerl_lib.report.tables import SCHEMAS, TableError, finding_markdown, read_table, write_csv
 
 
@@ -156,7 +157,7 @@ def test_write_csv_rejects_a_bad_table(change, message: str, tmp_path: Path) -> 
 
 def test_a_trend_over_settings_is_said_where_the_ranks_support_it() -> None:
     ends = [30.0, 32.0, 34.0, 36.0, 38.0, 40.0]
-    said = {name: figures._trend(pd.DataFrame({"end": ends, "value": values})) for name, values in
+    said = {name: study_trend(pd.DataFrame({"end": ends, "value": values})) for name, values in
             {"falls": (3, 2, 1, 0.5, -1, -2), "below": (-1, -2, -3, -4, -5, -6),
              "mixed": (1, -1, 2, -2, 1, -3)}.items()}
     assert said["falls"].startswith("easy to hard loses where a random order gets far and gains where it does not (6 settings")

@@ -15,12 +15,11 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import kendalltau
 
 from saerl_lib.report import plots
 from saerl_lib.report.claims import with_claims
 from saerl_lib.report.plots import LOOKS, Look, arm_looks, arm_name, by_task, first_by, forest, lines, ordered, over_runs, span
-from saerl_lib.report.study import UPDATE, planned_seeds
+from saerl_lib.report.study import UPDATE, planned_seeds, study_trend
 from saerl_lib.report.tables import LABELS, TOY, TableError, counted, estimate, main_claims, read_table
 
 Drawn = tuple[Figure, str, str]
@@ -455,25 +454,6 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-TREND = 0.05
-"""Level at which `study_updates` speaks of a trend: exact two-sided Kendall test over the settings, without a correction."""
-
-
-def _trend(table: pd.DataFrame) -> str:
-    """What the effect of easy to hard does where a random order gets farther. A trend is said when Kendall's rank correlation of
-    the end of the random order and the effect is below zero at `TREND`, a change of sign when the effect is below zero at the
-    farthest setting and above at the nearest."""
-    table = table.sort_values("end")
-    tau, p = kendalltau(table["end"], table["value"])
-    seen = f"({len(table)} settings, rank correlation {tau:.2f}, seen afterwards)"
-    if not (tau < 0 and p < TREND):
-        low, high = table["value"].min(), table["value"].max()
-        return f"easy to hard ends {low:+.1f} to {high:+.1f} points from a random order, without a clear trend {seen}"
-    if table["value"].iloc[0] > 0 > table["value"].iloc[-1]:
-        return f"easy to hard loses where a random order gets far and gains where it does not {seen}"
-    return f"easy to hard does worse the farther a random order gets {seen}"
-
-
 @figure_of("study_updates", "study_comparisons", "study_summary")
 def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     """A panel an order, a row a setting of loss and optimizer: the order against the random order of its setting. Settings stand
@@ -491,7 +471,7 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     figure = forest(table, LOOKS["optimizer"], rows, columns=2, row_height=0.15, chance=0.0)
     plots.legend(figure)
     early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
-    said = _trend(table[table["panel"] == arm_name("diff")])
+    said = study_trend(table[table["panel"] == arm_name("diff")])
     return figure, f"So far {said}" if early else said[0].upper() + said[1:], (
         f"Each order minus the random order of its setting, whose end stands beside the name. DIFF: easy to hard. Mean of the "
         f"last three evaluations, n = {span(table['n_seeds'])} seeds. Each setting uses the rate whose random order ends highest "

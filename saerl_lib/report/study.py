@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
@@ -382,3 +383,22 @@ def steps_to_targets(evaluations: pd.DataFrame, problems: int) -> pd.DataFrame:
     found = target_steps(evaluations, list(evaluations["arm"].unique()), problems, math.nan, overall=True)
     found = found.assign(target=found["target"] / 100, steps=found["steps"].astype("Int64"))
     return found[list(SCHEMAS["steps_to_target"].columns)]
+
+
+TREND = 0.05
+"""Level at which `study_updates` speaks of a trend: exact two-sided Kendall test over the settings, uncorrected."""
+
+
+def study_trend(table: pd.DataFrame) -> str:
+    """What the effect of easy to hard does where a random order gets farther. A trend is said when Kendall's rank correlation of
+    the end of the random order and the effect is below zero at `TREND`, a change of sign when the effect is below zero at the
+    farthest setting and above at the nearest."""
+    table = table.sort_values("end")
+    tau, p = kendalltau(table["end"], table["value"])
+    seen = f"({len(table)} settings, rank correlation {tau:.2f}, seen afterwards)"
+    if not (tau < 0 and p < TREND):
+        low, high = table["value"].min(), table["value"].max()
+        return f"easy to hard ends {low:+.1f} to {high:+.1f} points from a random order, without a clear trend {seen}"
+    if table["value"].iloc[0] > 0 > table["value"].iloc[-1]:
+        return f"easy to hard loses where a random order gets far and gains where it does not {seen}"
+    return f"easy to hard does worse the farther a random order gets {seen}"
