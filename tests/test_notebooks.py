@@ -149,9 +149,10 @@ def test_the_notebooks_are_small_and_show_every_figure() -> None:
 
 
 def test_a_notebook_opened_alone_finds_the_library_and_says_in_one_line_what_to_run(
-    saerl_home: Path, capsys: pytest.CaptureFixture[str]
+    saerl_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (paths.NOTEBOOKS / "saerl_lib").resolve() == paths.ROOT / "saerl_lib", "a kernel starts in the folder of its notebook"
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell takes its place
     imports = "from saerl_lib.artifacts import load_stage\nfrom saerl_lib.config import get_profile"
     InteractiveShell(history_length=0).run_cell(f"{imports}\nload_stage(get_profile('laptop'), 'store')")
     told = "stage store is missing; run ./run_all.sh --profile laptop with the same options (--only 02: this stage alone)"

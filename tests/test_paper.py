@@ -313,6 +313,7 @@ def in_this_process(source: str, copy: str, parameters: dict[str, Any], **_: Any
 def test_the_notebooks_run_on_published_sets(done: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run --profile paper_tiny`: every notebook, which finds the stages of these options. Real kernels are those of smoke."""
     monkeypatch.setattr(papermill, "execute_notebook", in_this_process)
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # a shell takes its place and leaves it empty
     monkeypatch.chdir(paths.ROOT)
     made = (done.train.path("manifest.json"), done.evaluation.path("manifest.json"))
     before = [path.stat().st_mtime_ns for path in made]
