@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace as Space

@@ -196,6 +196,7 @@ def user(text: str) -> dict[str, str]:
                        "reward_model": {"style": "rule", "ground_truth": str(i)}}, [SYSTEM]),
         (lambda i, q: {"prompt": [user(q)], "solution": f"\\boxed{{{i}}}"}, []),
         (lambda i, q: {"prompt": q, "answer": i}, []),
+        (lambda i, q: {"system_prompt": "Be brief.", "prompt": q, "answer": i}, [SYSTEM]),
         (lambda i, q: {"prompt": q, "solution": str(i)}, []),
         (lambda i, q: {"messages": [SYSTEM, user("Hi"), {"role": "assistant", "content": "Yes?"}, user(q)], "answer": str(i)},
          [SYSTEM, user("Hi"), {"role": "assistant", "content": "Yes?"}]),
@@ -313,6 +314,20 @@ def test_a_question_in_several_fields_is_read_whole_and_told(tmp_path: Path, row
     data = read([write_jsonl(tmp_path / "my.jsonl", [row])])
     assert data.samples[0].prompt == question
     assert any(note.startswith("1 row whose") for note in data.notes) == ("(B)" not in question)
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "read_as"),
+    [((0, 1, 2), [1, "x", "y"], "ABC"), ((0, 1, 1), [0, 1, 2], "011"), ((1, 2, 3), [5, 6, 7], "123")],
+)
+def test_answers_that_are_places_of_options_are_read_as_letters(
+    tmp_path: Path, answers: tuple[int, ...], options: list[Any], read_as: str
+) -> None:
+    """Not where every answer is an option itself, nor where one lies outside the places from 0."""
+    rows = [{"question": f"Which, {i}?", "choices": options, "answer": i} for i in answers]
+    data = read([write_jsonl(tmp_path / "my.jsonl", rows)])
+    assert "".join(sample.answer for sample in data.samples) == read_as
+    assert ("C. y" in data.samples[0].prompt) == (read_as == "ABC") == any("place of an option" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

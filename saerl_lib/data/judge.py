@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import decimal
 import json
 import math
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
-from saerl_lib.data.rows import Row, Source, kind_named, rows
+from saerl_lib.data.rows import ABSENT, Row, Source, field_of, filled_fields, kind_named, rows, unfolded
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, letters_of, lines, number_of
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
@@ -43,18 +41,15 @@ LEADS = (("instruction", "input", "\n"), ("Body", "Question", " "))
 """Fields that are read as one question where a row fills both, and what stands between."""
 OPTIONS = ("options", "choices")
 """Fields of a list of options, which belong to the question where the answer is a letter."""
+LETTERS = "ABCDEFGHIJ"
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Fields of a system text beside the prompt."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
 MAX_CHARACTERS, MAX_ID = 200_000, 200
 """Longest prompt or solution, longer ones are broken exports rather than problems; longest id (ours)."""
-DEEP = 8
-"""Objects inside objects in which a field is looked for (ours)."""
 SHORT = 60
 """A solution of one line and at most so many characters may be the answer itself (ours)."""
-FOLDED = re.compile(r"""\s*(?:\[\s*)?\{\s*["']|\s*\[\s*["']|\s*\[\s*-?\d+(?:\.\d+)?\s*\]\s*\Z""")
-"""How an object, a list of objects or texts, or a list of one number begins as text."""
-ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound", "not found")
-"""Answers and labels that say that there is none, such as those of NuminaMath."""
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
 """A pass rate as right answers of attempts, or in percent."""
 TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
@@ -80,6 +75,8 @@ class Rules:
     """Whether a row whose label cannot be read is kept without it."""
     usual: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """Fields that the caller did not name -> their usual names, where a row of another set is read."""
+    indexed: bool = False
+    """Whether answers say which option is right by its place from 0 (`_indexed`)."""
     by_file: bool = False
     """Whether ids are written with their file, since those of several files are equal."""
     guessed: dict[tuple[str, str], list[str]] = dataclasses.field(default_factory=dict)
@@ -116,7 +113,9 @@ def read(
     ids = [(_file_of(row), str(field_of(row.record or {}, names["id"]))) for row in raw if "id" in names]
     by_file = len(set(ids)) == len(ids) > len({own for _, own in ids})
     notes += ["ids repeat across files: each is written with its file"] * by_file
-    rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows, usual=usual, by_file=by_file)
+    indexed = "answer" in names and _indexed([row.record for row in raw if row.record is not None], names["answer"])
+    rules = Rules(names, allowed, turned, from_solution="answer" not in names, skip=skip_bad_rows, usual=usual, indexed=indexed,
+                  by_file=by_file)  # fmt: skip
     outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     if rules.from_solution:
         samples = [found.sample for found in outcomes if isinstance(found, Judged)]
@@ -178,11 +177,15 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if not asked.question.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
     solution, topic = (plain(_first(row, given.get(field), names[field], rules), names[field]) for field in ("solution", "topic"))
+    if rules.indexed and (options := _listed(row.record)[1]) and isinstance(options, list):
+        given["answer"] = LETTERS[int(given["answer"])]
+        rules.guess(row.where, "answer", "that is the place of an option, from 0: its letter is taken")
     answer, solution, fault = _answered(row, given.get("answer"), names["answer"], asked, solution or asked.reply, rules)
     question = asked.question + (_options(row, answer, asked.question, rules) if rules.need_answer else "")
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
     name = f"{_file_of(row)}:{name}" if rules.by_file else name
-    sample = Sample(name, question, lines(solution), answer, topic.strip(), solved=bool(solution.strip()), before=asked.before)
+    before = asked.before or _system(row, rules)
+    sample = Sample(name, question, lines(solution), answer, topic.strip(), solved=bool(solution.strip()), before=before)
     quality = truth(given.get("quality"), names["quality"])
     if name in rules.seen:
         raise BadRow(f"id {name!r} was already used in {rules.seen[name]}; give every row its own id")
@@ -224,19 +227,42 @@ def _asked(row: Row, name: str, rules: Rules) -> Any:
     return field_of(record, name)
 
 
+def _system(row: Row, rules: Rules) -> str:
+    """`Sample.before` from a field of its own; '' without one."""
+    said = ((name, (row.record or {}).get(name)) for name in SYSTEM if name not in rules.names.values())
+    for name, words in said:
+        if isinstance(words, str) and words.strip():
+            rules.guess(row.where, "row", f"whose {name!r} is kept as the system's message")
+            return json.dumps([{"role": "system", "content": text(words, name)}])
+    return ""
+
+
 def _options(row: Row, answer: str, question: str, rules: Rules) -> str:
     """The options of a multiple choice as lines 'A. 6' below a question that does not hold them; '' for another answer."""
-    record = row.record or {}
-    name = next((name for name in OPTIONS if isinstance(unfolded(record.get(name)), list | Mapping)), "")
+    name, options = _listed(row.record or {})
     if not name or re.search(r"(?:^|\s)\(?A[.):]", question):
         return ""
-    letter = re.fullmatch(r"\(?[A-J]\)?\.?", answer)
+    letter = re.fullmatch(rf"\(?[{LETTERS}]\)?\.?", answer)
     rules.guess(row.where, "row", f"whose {name!r} are {'below the question' if letter else 'not read: the answer is no letter'}")
-    options = unfolded(record[name]) if letter else []
+    options = options if letter else []
     if isinstance(options, Mapping) and {"label", "text"} <= set(options):
         options = dict(zip(options["label"], options["text"], strict=False))
-    pairs = options.items() if isinstance(options, Mapping) else zip("ABCDEFGHIJ", options, strict=False)
+    pairs = options.items() if isinstance(options, Mapping) else zip(LETTERS, options, strict=False)
     return "".join(f"\n{text}" if re.match(rf"\(?{letter}[.):]", str(text)) else f"\n{letter}. {text}" for letter, text in pairs)
+
+
+def _listed(record: Mapping[str, Any]) -> tuple[str, list[Any] | Mapping[str, Any]]:
+    """The field of a row that lists options, and the options; ('', []) where there is none."""
+    found = ((name, unfolded(record.get(name))) for name in OPTIONS)
+    return next(((name, options) for name, options in found if isinstance(options, list | Mapping)), ("", []))
+
+
+def _indexed(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether every answer beside a list of options is a place in it, counted from 0, and one at least is no option itself."""
+    listed = ((str(field_of(record, name)), _listed(record)[1]) for record in records)
+    places = [(answer, options) for answer, options in listed if isinstance(options, list) and options]
+    fit = all(answer in map(str, range(min(len(options), len(LETTERS)))) for answer, options in places)
+    return bool(places) and fit and any(answer not in map(str, options) for answer, options in places)
 
 
 def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
@@ -281,39 +307,6 @@ def _answered(
     return "" if answer.lower() in ABSENT else bare_answer(answer), "" if whole in alone else solution, None
 
 
-def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value of a field; a dot leads into an object (`unfolded`) where no field has the whole name. None when it is absent.
-
-    >>> field_of({"a": {"b": 1}, "c.d": 2}, "a.b"), field_of({"c.d": 2}, "c.d"), field_of({"a": 3}, "a.b")
-    (1, 2, None)
-    """
-    if name in record or "." not in name:
-        return record.get(name)
-    first, _, rest = name.partition(".")
-    inner = unfolded(record.get(first))
-    return field_of(inner, rest) if isinstance(inner, Mapping) else None
-
-
-def unfolded(value: Any) -> Any:
-    """The object or list (`FOLDED`) that a text is, in JSON or as pandas writes it into CSV; other values as they are."""
-    if isinstance(value, str) and FOLDED.match(value):
-        printed = re.sub(r"\}\s*\n\s*\{(?=[\"'])", "}, {", value)  # by NumPy
-        for parse, written in ((json.loads, value), (ast.literal_eval, value), (ast.literal_eval, printed)):
-            with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)
-                return parse(written)
-    return value
-
-
-def _filled(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The fields of a row that hold something, those inside objects behind a dot."""
-    for key, value in record.items():
-        if value is not None and not (isinstance(value, str) and value[:20].strip().lower() in ("", *ABSENT)):
-            yield f"{above}{key}"
-            if isinstance(inner := unfolded(value), Mapping) and above.count(".") < DEEP:
-                yield from _filled(inner, f"{above}{key}.")
-
-
 def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowFields) -> tuple[dict[str, str], list[str]]:
     """(our name -> the file's, what was assumed) for the rows `records`; where none has a name as it is, its `letters_of` count.
     Raises DataError for a field that no row has."""
@@ -322,7 +315,7 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
     present = dict.fromkeys(key for record in records for key in record)
     if not present:
         return {"prompt": DEFAULTS["prompt"]}, notes
-    filled = Counter(key for record in records for key in _filled(record))
+    filled = Counter(key for record in records for key in filled_fields(record))
     spelled = {letters_of(name): name for name in reversed((*filled, *present))}
     for entry in dataclasses.fields(fields):
         given, known = getattr(fields, entry.name), NAMES.get(entry.name, ())

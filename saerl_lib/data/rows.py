@@ -6,6 +6,8 @@ such files, or a data set of the Hugging Face Hub. A row that cannot be read com
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -13,8 +15,9 @@ import io
 import itertools
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,12 @@ HUB = re.compile(
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 """What the names of files begin or end with that belong to a split."""
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\..*)")
+FOLDED = re.compile(r"""\s*(?:\[\s*)?\{\s*["']|\s*\[\s*["']|\s*\[\s*-?\d+(?:\.\d+)?\s*\]\s*\Z""")
+"""How an object, a list of objects or texts, or a list of one number begins as text."""
+ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound", "not found")
+"""Answers and labels that say that there is none, such as those of NuminaMath."""
+DEEP = 8
+"""Objects inside objects in which a field is looked for (ours)."""
 
 
 @dataclass(frozen=True)
@@ -369,3 +378,36 @@ def _hub(source: Source) -> Iterator[Row]:
                         f"({reason}); check the name, --split and the network") from error  # fmt: skip
     if not number:
         raise DataError(f"{source.place}: split {split!r} holds no row; name another with --split")
+
+
+def field_of(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a field; a dot leads into an object (`unfolded`) where no field has the whole name. None when it is absent.
+
+    >>> field_of({"a": {"b": 1}, "c.d": 2}, "a.b"), field_of({"c.d": 2}, "c.d"), field_of({"a": 3}, "a.b")
+    (1, 2, None)
+    """
+    if name in record or "." not in name:
+        return record.get(name)
+    first, _, rest = name.partition(".")
+    inner = unfolded(record.get(first))
+    return field_of(inner, rest) if isinstance(inner, Mapping) else None
+
+
+def unfolded(value: Any) -> Any:
+    """The object or list (`FOLDED`) that a text is, in JSON or as pandas writes it into CSV; other values as they are."""
+    if isinstance(value, str) and FOLDED.match(value):
+        printed = re.sub(r"\}\s*\n\s*\{(?=[\"'])", "}, {", value)  # by NumPy
+        for parse, written in ((json.loads, value), (ast.literal_eval, value), (ast.literal_eval, printed)):
+            with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)
+                return parse(written)
+    return value
+
+
+def filled_fields(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The fields of a row that hold something, those inside objects behind a dot."""
+    for key, value in record.items():
+        if value is not None and not (isinstance(value, str) and value[:20].strip().lower() in ("", *ABSENT)):
+            yield f"{above}{key}"
+            if isinstance(inner := unfolded(value), Mapping) and above.count(".") < DEEP:
+                yield from filled_fields(inner, f"{above}{key}.")

@@ -25,9 +25,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from saerl_lib.artifacts import whole_folder
 from saerl_lib.config import near
 from saerl_lib.data.answers import bare_answer
-from saerl_lib.data.judge import field_of
 from saerl_lib.data.published import load_labelled
-from saerl_lib.data.rows import Row, Source, json_rows, kind_of, rows
+from saerl_lib.data.rows import Row, Source, field_of, json_rows, kind_of, rows
 from saerl_lib.data.sample import SAMPLES, Sample, normalise, read_samples
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_whole_plan
 
