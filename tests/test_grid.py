@@ -213,6 +213,18 @@ def test_one_run_without_grpo_is_no_error(
     assert not paths.figure_data_dir(PROFILE.name).exists()
 
 
+def test_an_own_arm_is_tried_in_small_and_has_its_row_in_every_table(
+    stages: tuple[Stage, Stage], arms_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("get_profile", replace(PROFILE, study=None, eval_sets=SMOKE.eval_sets)), ("study_stages", stages)):
+        monkeypatch.setattr(grid, name, lambda *_, value=value: value)
+    assert grid.run_study(["grpo", "backwards"], [0], None, arms_file, PROFILE.name, list=False, ray=None) == 0
+    tables = {path.stem: pd.read_csv(path) for path in paths.figure_data_dir(f"{PROFILE.name}-study").glob("*.csv")}
+    assert set(tables["study_summary"]["arm"]) == {"grpo", "backwards"} == set(tables["study_runs"]["arm"])
+    rows = tables["study_comparisons"].query("family == 'user'")
+    assert set(rows["arm"]) == {"backwards"} and set(rows["baseline"]) == {"grpo"} and rows["difference"].notna().all()
+
+
 def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
     own = paths.figure_data_dir("study")
     own.mkdir(parents=True)

@@ -356,8 +356,8 @@ def run_study(
     """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms.
 
     The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
-    go to the profile's own folder; without a run of `grpo` there are none. With `again` runs that are committed are trained here
-    too, and it says how they differ. Raises ArtifactError when a run failed.
+    go to the profile's own folder, in small those of the chosen arms; without a run of `grpo` there are none. With `again` runs
+    that are committed are trained here too, and it says how they differ. Raises ArtifactError when a run failed.
     """
     everything = chosen_arms([], arms_from)
     if list:
@@ -370,6 +370,7 @@ def run_study(
     if chosen.study is None:  # in small, beside the profile's own runs
         count = chosen.train.seeds
         chosen = replace(chosen, name=f"{chosen.name}-study", study=StudyConfig(seeds=count, other_seeds=count))
+        everything = wanted  # four times the batch does not fit every small pool
     if ray is not None:
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
