@@ -147,7 +147,7 @@ def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Pa
     doubted = scores["reason"].str.contains(": outside it, check the label or the score")
     assert doubted.tolist() == ((scores["label"] < scores["low"]) | (scores["label"] > scores["high"])).tolist() and doubted.any()
     stays = scores[scores["step"].ge(0) & scores["swapped_with"].eq(-1)].sort_values("position")
-    alike = stays[stays["reason"].str.contains(r"\d+ rows of its cluster have this difficulty: number \d+ of them")]
+    alike = stays[stays["reason"].str.contains(r"\d+ rows of its cluster share this difficulty: number \d+ of them")]
     assert len(alike) and alike.groupby(["cluster", "percentile"])["raw_difficulty"].is_monotonic_increasing.all()
     assert not stays["reason"].str.contains(r"than (?:0|100)%").any()
     assert "60 of 120 rows have a label; without one are p-1, p-3, p-5" in told(found)["How difficulty was read"]
@@ -224,7 +224,7 @@ def test_rows_that_no_trainer_could_use_are_never_planned_and_each_has_a_reason(
     record = json.loads((done.folder / "run.json").read_text())
     told = {c["title"]: c["text"] for c in record["caveats"]}
     assert not any("different answers" in title for title in told), "they are written in two ways"
-    assert "first p-9 (\\$5 as 5)." in told["1 answer that our checker reads in a plainer form"]
+    assert "such as p-9 (\\$5 as 5)." in told["1 answer that our checker reads in a plainer form"]
     assert "p-7 and p-8" in told["1 repeated question"] and "first p-9" in told["1 row with NUL characters"]
     assert "52 labels" in told["How quality was read"], "flawed rows without an answer train the filter"
     planned = set(read_plan(done.folder / "plan.parquet").ids)

@@ -167,7 +167,7 @@ def test_every_row_is_counted_and_no_benchmark_question_is_trained_on(done: Spac
 def test_what_was_consumed_is_the_plan_and_what_a_selector_chose(done: Space, capsys: pytest.CaptureFixture[str]) -> None:
     left = pd.read_csv(done.plans.path("left_out.csv"))["reason"].value_counts().to_dict()
     saerl = read_plan(done.plans.path("saerl.parquet"))
-    assert left.pop("fills no batch of its cluster, saerl alone", 0) == (TARGET - 2) // 16 * 16 - len(saerl.ids)
+    assert left.pop("fills no batch of its cluster (left out by SAERL alone)", 0) == (TARGET - 2) // 16 * 16 - len(saerl.ids)
     assert left == {"fills no whole batch of 16": (TARGET - 2) % 16}, "the target alone is planned"
     home = train_stages.jobs_home(done.profile)
     for name in ("grpo", "saerl"):

@@ -389,7 +389,8 @@ def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stag
     def compute(folder: Path) -> None:
         pool, samples = kept_pool(difficulty, quality), {sample.id: sample for sample in load_split(data, "pool")}
         reason = left_out(profile, [samples[name] for name in pool["sample_id"]])
-        cut = pd.read_parquet(quality.path("kept.parquet")).query("reason.str.startswith('fills')")[["sample_id", "reason"]]
+        decided = pd.read_parquet(quality.path("kept.parquet"))
+        cut = decided[~decided["reason"].isin(["", "filtered"])][["sample_id", "reason"]]
         rest = pd.DataFrame({"sample_id": pool["sample_id"], "reason": reason})[reason != ""]
         pool = pool[reason == ""].reset_index(drop=True)
         planned = [samples[name] for name in pool["sample_id"]]
@@ -402,7 +403,7 @@ def plans_stage(profile: Profile, data: Stage, features: Stage, difficulty: Stag
             plans[f"random-{seed}"] = order_pool(pool, profile.plan, "random", shuffle)
         cluster_batches(plans["saerl"], pool).to_parquet(folder / "clusters.parquet", index=False)
         dropped = pool.loc[rows_of(pool["sample_id"], plans["saerl"].ids) < 0, ["sample_id"]]
-        left = [cut, rest, dropped.assign(reason="fills no batch of its cluster, saerl alone")]
+        left = [cut, rest, dropped.assign(reason="fills no batch of its cluster (left out by SAERL alone)")]
         pd.concat(left).to_csv(folder / "left_out.csv", index=False, lineterminator="\n")
         for name, plan in plans.items():
             write_plan(plan, folder / f"{name}.parquet")

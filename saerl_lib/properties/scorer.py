@@ -429,7 +429,10 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
-        reasons = np.where(candidate, f"fills no whole batch of {profile.plan.prompts_per_step}", "filtered")
+        over = candidate.sum() >= profile.pool_samples + profile.plan.prompts_per_step
+        spare = f"beyond the {profile.pool_samples:,} samples of the profile" if profile.world and over else (
+            f"fills no whole batch of {profile.plan.prompts_per_step}")  # fmt: skip
+        reasons = np.where(candidate, spare, "filtered")
         kept["reason"] = np.where(kept["kept"], "", reasons)
         return {"table": table, "separation": separation, "kept": kept}
 

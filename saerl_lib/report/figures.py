@@ -354,7 +354,7 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
              f"{apart['ci_high']:.3f}); same prompts, new rollouts: {ceiling:.2f}")  # fmt: skip
     return figure, title, (
-        f"n = {int(coherence['n'].max())} prompts that the filter kept, at the base policy; {int(coherence['n_zero'].max())} "
+        f"n = {int(coherence['n'].max())} planned prompts, at the base policy; {int(coherence['n_zero'].max())} "
         "have no gradient (all rewards equal). Bars: 95 % bootstrap over prompts."
     )
 
@@ -373,7 +373,7 @@ def world_controls(table: pd.DataFrame) -> Drawn:
     gains = runs[runs["arm"] == "nearest_half"].groupby("step")["gain"].mean().iloc[-2:]
     told = ", ".join(f"{gain:.1f} points after {step} steps" for step, gain in gains.items())
     text = f"n = {table['problems'].max()} held-out problems, seeds: {table['seed'].nunique()}. Bands: 95 % t interval."
-    return figure, f"Training on true pass rates nearest one half gains over a random order: {told}", text
+    return figure, f"Training on prompts whose true pass rate is nearest one half gains over a random order: {told}", text
 
 
 @figure_of("training_curves")
@@ -389,7 +389,8 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     first, last = (curves[part].groupby("arm")["reward_mean"].mean()
                    for part in (curves["step"] <= tenth, curves["step"] > 9 * tenth))  # fmt: skip
     told = ", ".join(f"{arm_name(arm)} {first[arm]:.2f} to {last[arm]:.2f}" for arm in first.index)
-    text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}."
+    text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}. "
+    text += "The reward is that of each order's own prompts: it does not compare the orders."
     return figure, f"Mean reward, first to last tenth of the run: {told}", text
 
 
@@ -426,7 +427,7 @@ EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")
 def _pair(row: Any, rollouts: Mapping[str, float]) -> str:
     """Name of a comparison; with how many times the rollouts, where the arms generate unequal ones."""
     times = rollouts[row.arm] / rollouts[row.baseline]
-    return f"{arm_name(row.arm)} - {arm_name(row.baseline)}" + (f" ({times:.2f}x rollouts)" if abs(times - 1) > 0.05 else "")
+    return f"{arm_name(row.arm)} vs {arm_name(row.baseline)}" + (f" ({times:.2f}x rollouts)" if abs(times - 1) > 0.05 else "")
 
 
 @figure_of("study_effects", "study_comparisons", "study_summary")

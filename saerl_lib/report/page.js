@@ -12,7 +12,7 @@ let chosenCluster = -1, pinned = -1, hovered = -1, page = 0, shown = [], queued 
 
 // Text and formulas.
 const DISPLAY = /\$\$([^$]+)\$\$|\\\[([^]+?)\\\]|(\\begin\{(align|gather|equation)(\*?)\}[^]+?\\end\{\4\5\})/;
-const INLINE = /(?<!\\)\$(?!\s)((?:\\.|[^$\\])+?)(?<!\s)\$(?:(?!\d)|(?<=\\\$\$))|(?<!\\)\$(?=[^$]*[\\^_])((?:\\.|[^$\\])+)\$(?!\d)|\\\(([^]+?)\\\)/;
+const INLINE = /(?<!\\)\$(?!\s)((?:\\.|[^$\\])+?)(?<!\s)\$(?:(?!\d)|(?<=\\\$\$))|(?<!\\)\$(?=[^$]*[\\^_])((?:\\.|[^$\\])+)\$(?!\d)|\\\(([^]+?)\\\)|(?<!\\)\$\s+([A-Za-z])\s*\$(?!\d)/;
 const MATH = new RegExp(DISPLAY.source + "|" + INLINE.source, "g");
 function add(parent, name, text) {
   const element = document.createElement(name);
@@ -26,12 +26,13 @@ function typeset(element, text = element.textContent) {
   for (const match of text.matchAll(MATH)) {
     const formula = document.createElement("span");
     try {
-      const shown = match[1] || match[2] || match[3], tex = shown || match[6] || match[7] || match[8];
-      katex.render(tex, formula, { displayMode: Boolean(shown), output: "mathml", strict: "ignore", maxExpand: 100, maxSize: 20 });
+      const shown = match[1] || match[2] || match[3], tex = shown || match[6] || match[7] || match[8] || match[9];
+      katex.render(tex, formula, { displayMode: Boolean(shown), output: "mathml", strict: "ignore", maxExpand: 100, maxSize: 20, macros: { "\\mbox": "\\text{#1}" } });
     } catch {
       continue; // what katex cannot read stays as it was written
     }
     element.append(text.slice(end, match.index), formula);
+    formula.classList.toggle("long", formula.offsetWidth > element.clientWidth && element.clientWidth > 0);
     end = match.index + match[0].length;
   }
   element.append(text.slice(end));
@@ -105,6 +106,7 @@ function move(dx, dy) {
   const within = (value, size) => Math.min(0, Math.max(size * (1 - view.zoom), value));
   view.x = within(view.x + dx, width);
   view.y = within(view.y + dy, height);
+  canvas.style.touchAction = view.zoom > 1 ? "none" : "pan-y"; // one finger scrolls the page until the map is zoomed
   redraw();
 }
 function zoomAt(px, py, factor) {
@@ -150,11 +152,11 @@ function pin(i) {
   panel.replaceChildren();
   if (i < 0) { add(panel, "p", "Choose a point or a row to read why it stands where it stands."); return; }
   add(panel, "b", data.id[i]);
-  add(panel, "p", data.where[i] + " of the source; cluster " + data.cluster[i] + "; " + data.statuses[data.status[i]] + (data.step[i] < 0 ? "" : " for step " + data.step[i] + " of 0 to " + (T - 1))).className = "soft";
+  add(panel, "p", data.where[i] + " of the source; cluster " + data.cluster[i] + "; " + data.statuses[data.status[i]] + (data.step[i] < 0 ? "" : " for step " + data.step[i] + " (0 to " + (T - 1) + ")")).className = "soft";
   typeset(add(panel, "p", data.prompt[i]));
   if (data.cut.includes(i)) add(panel, "p", "The question is cut here; samples.parquet holds all of it.").className = "soft";
   if (data.answer[i]) {
-    const answer = data.answer[i], bare = /[\\^_]/.test(answer) && !answer.includes("$");
+    const answer = data.answer[i], bare = /[\\^_]/.test(answer) && !/(?<!\\)\$/.test(answer);
     typeset(add(panel, "p", ""), "Answer: " + (bare ? "$" + answer + "$" : answer));
   }
   const list = add(panel, "ul", "");
@@ -176,7 +178,7 @@ on("carpet", "pointermove", (event) => {
   hover(i, x, y, woven, box.width, box.height + 200);
 });
 on("carpet", "pointerleave", () => hover(-1, 0, 0, woven));
-on("carpet", "click", (event) => show(threadAt(event)[0]));
+on("carpet", "click", (event) => show(threadAt(event)[0], carpet, "back to the plan"));
 
 // Pointer, wheel and keys.
 const pointers = new Map();
@@ -245,6 +247,8 @@ function chooseCluster(cluster) {
 for (const card of document.querySelectorAll(".card"))
   card.querySelector("button").addEventListener("click", () => {
     const cluster = Number(card.dataset.cluster);
+    byId("find").value = ""; // map, table and panel show the same rows
+    pin(-1);
     chooseCluster(cluster === chosenCluster ? -1 : cluster);
     if (chosenCluster >= 0) canvas.scrollIntoView({ block: "center" });
   });
@@ -270,14 +274,13 @@ on("sort", "change", (event) => {
   sorted.turned = event.target.value.endsWith("↓");
   refresh();
 });
-function show(i, from) {
+function show(i, from, words) {
   if (i < 0) return;
   const [px, py] = place(i);
   move(width / 2 - px, height / 2 - py);
   pin(i);
   panel.scrollIntoView({ block: "center" });
-  if (!from) return;
-  const back = add(panel, "button", "back to the row");
+  const back = add(panel, "button", words);
   panel.prepend(back);
   back.addEventListener("click", () => {
     (from.isConnected ? from : byId("rows")).scrollIntoView({ block: "center" });
@@ -308,8 +311,8 @@ function turn(to) {
     const texts = [data.id[i], short(data.prompt[i], 140), data.cluster[i], rankOf(i), number(data.label[i]), number(data.quality[i]), stepOf(i), company(i), data.reason[i]];
     texts.forEach((text, column) => { add(row, "td", text).dataset.name = heads[column].textContent; });
     typeset(row.cells[1]);
-    row.addEventListener("click", () => show(i, row));
-    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(i, row); });
+    row.addEventListener("click", () => show(i, row, "back to the row"));
+    row.addEventListener("keydown", (event) => { if (event.key === "Enter") show(i, row, "back to the row"); });
   }
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   byId("count").textContent = shown.length + " of " + N + " rows, page " + (page + 1) + " of " + pages;

@@ -29,7 +29,7 @@ from scipy.special import rel_entr
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from saerl_lib.artifacts import write_json
-from saerl_lib.config import to_dict
+from saerl_lib.config import PlanConfig, to_dict
 from saerl_lib.data.answers import check_answers
 from saerl_lib.data.sample import SAMPLES, Dropped, Sample, normalise, number_of, read_samples, write_samples
 from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
@@ -83,7 +83,7 @@ def own_batches(plan: BatchPlan) -> dict[int, str]:
 def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str) -> str:
     """Why a row stands where it stands, in words."""
     if dropped:
-        return f"{dropped.status}: {dropped.reason}"
+        return dropped.reason if dropped.reason.startswith(dropped.status) else f"{dropped.status}: {dropped.reason}"
     if row.swapped_with >= 0:
         why = f"from step {row.swapped_with}, whose batch exchanged its last rows with this one"
     elif row.step in own:
@@ -95,8 +95,8 @@ def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict
     _, _, more, least = RANKS[ranked_by]
     parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
     if row.alike > 1:
-        by = f"the score before calibration, {row.raw_difficulty:.2f}" if ranked_by == "difficulty" else "id"
-        parts.append(f"{row.alike} rows of its cluster have this {ranked_by}: number {row.place} of them by {by}")
+        by = f"its score of {row.raw_difficulty:.2f} before calibration" if ranked_by == "difficulty" else "id"
+        parts.append(f"{row.alike} rows of its cluster share this {ranked_by}: number {row.place} of them by {by}")
     if np.isfinite(row.difficulty):
         span = f" (95% interval {row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
         label = f", label {row.label:g}" if np.isfinite(row.label) else ""
@@ -172,7 +172,7 @@ FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
 STATUS_TEXT = {
     "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
-    "no answer": "No reward could be computed; their labels count.",
+    "no answer": "No reward could be computed; their labels were used in the fits.",
     "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
     "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
     "filtered": "Below the share that --keep asks for.",
@@ -235,11 +235,13 @@ def _difficulty(arranged: Arranged) -> Told:
         why = "It is called like a share of right answers." if named else "All lie from 0 to 1, as shares of right answers do."
         yield ("warning", "Is a larger label harder?", f"{why} {text}") if doubtful else (
             "note", "Labels as written", text)
-    text = "A labelled row's prediction comes from a fit that did not see its label; the calibration on top of it saw all labels."
-    labelled = arranged.scores.assign(label=arranged.data.labels).dropna(subset="label").groupby("cluster")
-    inside = labelled.apply(lambda rows: rows["raw"].rank().corr(rows["label"].rank())).median()
+    text = "The score orders rows even where a label is known: from a fit that did not see this label, calibrated on all labels."
+    labelled = arranged.scores.assign(label=arranged.data.labels, length=arranged.found.lengths).dropna(subset="label")
+    ranks = labelled.groupby("cluster")[["raw", "length", "label"]].rank().groupby(labelled["cluster"])
+    inside = ranks.corr()["label"].unstack()[["raw", "length"]].median()
     own = f"{skill} " if low > 0 else ""
-    own += f"Inside a cluster, where it orders rows, it is {inside:.3f} (median). " if np.isfinite(inside) else ""
+    within = f"Inside a cluster it is {inside['raw']:.3f} from the score, {inside['length']:.3f} from the length (medians). "
+    own += within if inside.notna().all() else ""
     bare = ", ".join(arranged.data.ids[i] for i in np.flatnonzero(np.isnan(arranged.data.labels)))
     without = f"; without one are {excerpt(bare, 100)}" if bare else ""
     yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.ids):,} rows have a label{without}. {own}{text}"
@@ -335,7 +337,7 @@ LISTED = 200
 TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
-    "difficulty": ("difficulty", "easy to hard by predicted difficulty", "harder", "easiest"),
+    "difficulty": ("difficulty", "easy to hard by predicted difficulty", "predicted harder", "easiest"),
     "length": ("length", "short to long, a stand-in for easy to hard", "longer", "shortest"),
     "random": ("random place", "in random order", "later in the random order", "first in the random order"),
 }
@@ -411,7 +413,7 @@ def page(
     return _templates().get_template("page.html.j2").render(
         arranged=arranged, plan=arranged.plan, data=arranged.data, found=arranged.found, caveats=caveats, k=k,
         rank=rank, order=order, dark=dark, tints=tints, labelled=bool(np.isfinite(arranged.data.labels).any()),
-        falls=largest_fall(arranged.plan).to_dict("records"),
+        falls=largest_fall(arranged.plan).to_dict("records"), window=PlanConfig.window_batches,
         shown=arranged.points.var(axis=0).sum() / max(1, np.count_nonzero(np.ptp(arranged.found.phi, axis=0))),
         counts=left_out["status"].value_counts().sort_index(), cards=list(clusters.itertuples()),
         carpet=carpet(arranged.plan), saved=expectation(arranged), spans=_spans(scores), statuses=STATUSES,

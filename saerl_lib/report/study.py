@@ -316,7 +316,8 @@ def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     """One table of study_paper_tables.csv to look at: a row an arm, under each benchmark the paper's value and ours."""
     part = frame[(frame["table"] == table) & (frame["n_seeds"] > 0)]
     wide = part.pivot(index="arm", columns="benchmark", values=["paper_value", "our_value"]).swaplevel(axis=1).round(1)
-    order = [(name, column) for name in BENCHMARKS for column in ("paper_value", "our_value") if (name, column) in wide.columns]
+    order = [(name, column) for name in reversed(BENCHMARKS) for column in ("paper_value", "our_value")]
+    order = [place for place in order if place in wide.columns]
     names = {"paper_value": "paper", "our_value": "toy set"}
     return wide.loc[part["arm"].unique(), order].rename(columns=names).rename_axis(columns=[None, None], index=None)
 
@@ -400,5 +401,5 @@ def study_trend(table: pd.DataFrame) -> str:
         low, high = table["value"].min(), table["value"].max()
         return f"easy to hard ends {low:+.1f} to {high:+.1f} points from a random order, without a clear trend {seen}"
     if table["value"].iloc[0] > 0 > table["value"].iloc[-1]:
-        return f"easy to hard loses where a random order gets far and gains where it does not {seen}"
+        return f"easy to hard loses where a random order gets farthest and gains where it gets least far {seen}"
     return f"easy to hard does worse the farther a random order gets {seen}"

@@ -221,7 +221,7 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     within = (tested["size"] == "yes").sum()
     return (
         f"{len(main)} main effects: {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
-        f"All {len(tested)} numbers of the paper ([docs/claims.md](docs/claims.md)): {counted(tested)}; {within} intervals hold "
+        f"The paper's {len(tested)} numbers in [docs/claims.md](docs/claims.md): {counted(tested)}; {within} intervals contain "
         "the paper's value.\n\n"
         + markdown_table(header, rows)
     )
