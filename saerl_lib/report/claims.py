@@ -32,8 +32,10 @@ def _claims() -> pd.DataFrame:
     pairs = COMPARISONS[COMPARISONS["family"] != UPDATE].rename(columns={"arm": "first", "baseline": "second"})
     scale = np.where(pairs["first"].str.contains("saerl"), BLURRED, TOY)
     told = pd.read_csv(Path(__file__).with_name("claims.csv"))
-    where = told.loc[told["source"] == "steps", ["notebook", "figure", "command"]].iloc[0]
-    claims = pd.concat([pairs.drop(columns="family").assign(source="outcome", scale=scale, **where), told], ignore_index=True)
+    where = told.loc[told["source"] == "steps", ["notebook", "command"]].iloc[0]
+    figure = np.where(pairs["family"] == "mixing", "figures/study_mixing.png", "figures/study_effects.png")
+    pairs = pairs.drop(columns="family").assign(source="outcome", scale=scale, figure=figure, **where)
+    claims = pd.concat([pairs, told], ignore_index=True)
     return claims.fillna(dict.fromkeys(claims.columns.drop("paper_value"), ""))
 
 

@@ -264,10 +264,9 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     """The source probe by features: ROC-AUC, and purity and recall at the threshold p95, with the paper's (Table 6)."""
     auc = separation[separation["metric"] == "roc_auc"]
     auc = auc.assign(panel="Separation", xlabel="ROC-AUC", paper=auc["paper_value"])
-    p95, says = rules[rules["rule"] == "p95"], {"purity": "Kept questions that\nare DeepMath's (%)",
-                                                "recall": "DeepMath's questions\nthat are kept (%)"}  # fmt: skip
-    parts = [p95.assign(panel=f"{name} at p95".capitalize(), value=100 * p95[name], paper=100 * p95[f"paper_{name}"], xlabel=said)
-             for name, said in says.items()]  # fmt: skip
+    p95 = rules[rules["rule"] == "p95"]
+    parts = [p95.assign(panel=f"{name} at p95".capitalize(), value=100 * p95[name], paper=100 * p95[f"paper_{name}"],
+                        xlabel=f"{name} (%)".capitalize()) for name in ("purity", "recall")]  # fmt: skip
     table = plots.by_set(pd.concat([auc, *parts]))
     table = table[table["row"].isin(SEPARATING)]
     rows = ordered(table["row"], SEPARATING)
@@ -276,8 +275,8 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
     return figure, f"The source of a question: ROC-AUC {sae:.3f} from SAE features, {tfidf:.3f} from TF-IDF", (
         f"DeepMath against DeepScaleR, n = {int(auc['n_test'].max()):,} questions. Open squares: paper, Table 6, for DeepMath "
-        "and NuminaMath-1.5, another pair. No $ signs: the two sources mark formulas differently. Bars: 95 % bootstrap. Length, "
-        "counts of $ signs and shuffled labels are in the table alone."
+        "and NuminaMath-1.5, another pair. No $ signs: the sources mark formulas differently. Purity: kept questions that are "
+        "DeepMath's; recall: DeepMath's that are kept. Bars of ROC-AUC: 95 % bootstrap."
     )  # fmt: skip
 
 
@@ -471,6 +470,8 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     rows = list(table.sort_values("end", ascending=False, kind="stable")["row"].unique())
     figure = forest(table, LOOKS["optimizer"], rows, columns=2, row_height=0.15, chance=0.0)
     plots.legend(figure)
+    for axis in figure.axes:
+        axis.set_xlim(table["ci_low"].min() - 0.2, table["ci_high"].max() + 0.2)  # one scale
     early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())
     said = study_trend(table[table["panel"] == arm_name("diff")])
     return figure, f"So far {said}" if early else said[0].upper() + said[1:], (

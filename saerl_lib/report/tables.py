@@ -209,22 +209,20 @@ def claims_markdown(frame: pd.DataFrame) -> str:
         judged = (f"**{row.direction}**", row.size, row.scale)
         rows.append([row.claim, row.paper_value, row.our_value, bounds, seeds, *judged, where, command])
     header = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Direction", "Size", "Measured on", "Where", "Command"]
-    return markdown_table(header, rows)
+    tested = frame[frame["paper_value"].notna()]
+    within = (tested["size"] == "yes").sum()
+    told = f"The paper's {len(tested)} numbers: {counted(tested)}; {within} intervals contain the paper's value."
+    return f"{told}\n\n{markdown_table(header, rows)}"
 
 
 def finding_markdown(frame: pd.DataFrame) -> str:
     """The main claims of `claims.csv` with their verdicts, and how many of all claims have which."""
     main = main_claims(frame)
-    rows = [[row.row, row.paper_value, estimate(row), f"**{row.direction}**", row.scale] for row in main.itertuples()]
+    rows = [[row.row, row.paper_value, estimate(row), f"**{row.direction}**", str(row.scale).partition(",")[0]]
+            for row in main.itertuples()]
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
-    tested = frame[frame["paper_value"].notna()]
-    within = (tested["size"] == "yes").sum()
-    return (
-        f"{len(main)} main effects: {counted(main)}. *Agrees* means only that the interval lies on the paper's side of zero. "
-        f"The paper's {len(tested)} numbers in [docs/claims.md](docs/claims.md): {counted(tested)}; {within} intervals contain "
-        "the paper's value.\n\n"
-        + markdown_table(header, rows)
-    )
+    told = f"{len(main)} main effects: {counted(main)} ([all claims](docs/claims.md))."
+    return f"{told} *Agrees*: the interval lies on the paper's side of zero.\n\n{markdown_table(header, rows)}"
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
