@@ -60,7 +60,8 @@ def test_sections_that_are_linked_exist() -> None:
 
 
 def test_the_readme_is_short_and_leads_to_every_document() -> None:
-    assert len(re.sub("<!--.*?-->", "", README).split()) <= 1400 and 1 <= README.count("![") <= 5
+    words = [word for word in re.sub("<!--.*?-->", "", README).split() if re.search(r"\w", word)]  # bars of tables are none
+    assert len(words) <= 1400 and 1 <= README.count("![") <= 5
     assert [p.name for p in DOCUMENTS if p.name != "README.md" and f"](docs/{p.name})" not in README] == []
 
 
