@@ -56,24 +56,29 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = ""
 
     `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct; or is `rated`. The
     set named `passed` counts by Pass@k (is one of the k attempts right), the others by Avg@k. Small evaluations use the first
-    problems, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id).
-    Raises ValueError when a run lacks one of the last evaluations or was evaluated on other problems.
+    problems, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id). Of a larger
+    batch the `last` evaluations lie at other steps. Raises ValueError when runs of an arm were evaluated at unequal steps, or
+    runs on other problems.
     """
-    steps = np.sort(evaluations["step"].unique())[-last:]
-    frame = evaluations[evaluations["step"].isin(steps)]
-    seen = frame.groupby([*RUN, "step"])["sample_id"].nunique().unstack("step")
-    if seen.isna().to_numpy().any() or (seen.nunique() > 1).any():
+    taken = evaluations[[*RUN, "step"]].drop_duplicates().sort_values("step").groupby(RUN).tail(last)
+    taken = taken.assign(place=taken.groupby(RUN).cumcount())
+    frame = evaluations.merge(taken, on=[*RUN, "step"])
+    seen = frame.groupby([*RUN, "place"])["sample_id"].nunique().unstack("place")
+    at = taken.groupby(["arm", "place"])["step"].agg(["nunique", "max"])
+    ends = at["max"].groupby("arm").max()
+    if seen.isna().to_numpy().any() or (seen.nunique() > 1).any() or (at["nunique"] > 1).any() or ends.nunique() > 1:
         raise ValueError(
-            f"not every run was evaluated at steps {steps.tolist()} on the same problems: finish or rerun those that were not"
+            f"not every run was evaluated up to step {ends.max()}, the runs of an arm at the same steps and all on the same "
+            "problems: finish or rerun those that were not"
         )
     frame = rated(frame)
     rate = frame["avg"].where(frame["eval_set"] != passed, frame["passed"])
     out = {}
-    for name, part in frame.assign(rate=100.0 * rate / len(steps)).groupby("eval_set"):
-        counts = part.groupby("step")["sample_id"].nunique()
-        scaled = part["rate"] * part["sample_id"].nunique() / part["step"].map(counts)
+    for name, part in frame.assign(rate=100.0 * rate / taken["place"].nunique()).groupby("eval_set"):
+        counts = part.groupby("place")["sample_id"].nunique()
+        scaled = part["rate"] * part["sample_id"].nunique() / part["place"].map(counts)
         table = part.assign(rate=scaled).groupby([*RUN, "sample_id"])["rate"].sum().unstack("sample_id").fillna(0.0)
-        number = part.groupby("sample_id")["step"].nunique()[table.columns]
+        number = part.groupby("sample_id")["place"].nunique()[table.columns]
         columns = pd.MultiIndex.from_arrays([number, table.columns], names=["evaluations", "sample_id"])
         out[str(name)] = table.set_axis(columns, axis=1)
     return out

@@ -288,15 +288,21 @@ def study_tables(
     }
 
 
-def collect_study(profile: Profile, runs: Sequence[Run], arms: Mapping[str, Arm]) -> None:
-    """Write the tables of all runs with a record into the profile's own folder, a table that waits for other arms without rows.
+def collect_study(profile: Profile, world: Stage, pools: Stage, arms: Mapping[str, Arm], chosen: Sequence[Arm] = (),
+                  arms_file: Path | None = None) -> None:  # fmt: skip
+    """Write the tables of all runs of the `chosen` arms (none: all) with a record into the profile's own folder, a table that
+    waits for other arms without rows.
 
-    None without a record of `grpo`. Says which runs have no record, and where the tables lie.
+    None without a record of `grpo`. Says which runs have no record, and where the tables lie. Only runs that were begun, here or
+    among the committed ones, are planned: a plan can take seconds.
     """
-    known, folder = records(profile, runs), paths.figure_data_dir(profile.name)
-    missing = [run.folder.name for run in runs if run.folder.name not in known]
+    folder, cells = paths.figure_data_dir(profile.name), cells_of(profile, chosen or list(arms.values()))
+    begun = [cell for cell in cells if (jobs_home(profile) / run_name(*cell)).is_dir()
+             or any((home / RUNS / f"{run_name(*cell)}.parquet").is_file() for home in (folder, paths.PUBLISHED))]  # fmt: skip
+    known = records(profile, planned_runs(profile, world, pools, begun, arms_file))
+    missing = [name for name in (run_name(*cell) for cell in cells) if name not in known]
     if missing:
-        print(f"{len(missing)} of {len(runs)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
+        print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
     if not any(name.startswith(f"{study.BASELINE}-seed") for name in known):
         print("no tables: they compare with grpo, of which no run is finished here")
         return
@@ -331,9 +337,9 @@ def train_study(profile: Profile) -> pd.DataFrame:
     Raises ArtifactError when runs failed; the others are kept.
     """
     if profile.study is not None:
-        runs = planned_runs(profile, *study_stages(profile), cells_of(profile, chosen_arms([])))
-        failed = run_grid(profile, runs)
-        collect_study(profile, runs, all_arms())
+        stages = study_stages(profile)
+        failed = run_grid(profile, planned_runs(profile, *stages, cells_of(profile, chosen_arms([]))))
+        collect_study(profile, *stages, all_arms())
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
     made = study_table(profile, "study_provenance").groupby("arm", sort=False)
@@ -388,7 +394,7 @@ def run_study(
         print(f"{name}: {difference(path, paths.PUBLISHED / RUNS / path.name)}")
     for name, log in failed.items():
         print(f"\n{name}\n{log}")
-    collect_study(chosen, planned_runs(chosen, *stages, cells_of(chosen, everything), arms_from), all_arms(arms_from))
+    collect_study(chosen, *stages, all_arms(arms_from), everything, arms_from)
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0
