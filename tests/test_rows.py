@@ -308,12 +308,31 @@ def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path
         ({"question_stem": "1 + 1?", "choices": {"text": [2, 3], "label": ["A", "B"]}, "answerKey": "A"}, "1 + 1?\nA. 2\nB. 3"),
         ({"question": "1 + 1? (A) 2 (B) 3", "options": {"A": 2, "B": 3}, "answer": "A"}, "1 + 1? (A) 2 (B) 3"),
         ({"question": "1 + 1?", "options": {"A": 2, "B": 3}, "answer": "2"}, "1 + 1?"),
+        ({"question": "1 + 1?", "choices": {"text": [2, 3], "label": ["1", "2"]}, "answerKey": "1"}, "1 + 1?\n1. 2\n2. 3"),
+        ({"question": "1 + 1?", "A": 2, "B": 3, "answer": "A"}, "1 + 1?\nA. 2\nB. 3"),
+        ({"question": "1 + 1?", "opa": 3, "opb": 2, "cop": 0}, "1 + 1?\nA. 3\nB. 2"),
+        ({"Problem": "1 + 1?", "options": "a ) 2 , b ) 3", "correct": "a"}, "1 + 1?\na ) 2 , b ) 3"),
+        ({"context": "I have 2 pens.", "query": "How many?", "options": [2, 3], "cop": 0}, "I have 2 pens.\nHow many?\nA. 2\nB. 3"),
+        ({"body": "I have 2 pens.", "question": "How many?", "answer": "2"}, "I have 2 pens. How many?"),
+        ({"Body": "I have.", "Question": "I have. How many?", "Answer": "2", "distractor1": "3"}, "I have. How many?"),
     ],
 )
 def test_a_question_in_several_fields_is_read_whole_and_told(tmp_path: Path, row: dict[str, Any], question: str) -> None:
     data = read([write_jsonl(tmp_path / "my.jsonl", [row])])
     assert data.samples[0].prompt == question
     assert any(note.startswith("1 row whose") for note in data.notes) == ("(B)" not in question)
+
+
+def test_what_a_row_has_beside_its_text_is_kept_or_told(tmp_path: Path) -> None:
+    row = {"instruction": "Again?", "output": "2", "system": "Be brief.", "history": [["Hi", "Yes?"]], "image": {"bytes": "x"}}
+    other = row | {"image": {"bytes": None}, "output": "It is clear, as we said."}
+    data = read([write_jsonl(tmp_path / "my.jsonl", [row, other])])
+    said = [message["content"] for message in json.loads(data.samples[0].before)]
+    assert said == ["Be brief.", "Hi", "Yes?"] and "1 picture in 'image': not read; first line 1" in data.notes
+    assert [sample.answer for sample in data.samples] == ["2", "It is clear, as we said."], "an answer in a field of answers"
+    proof = read([write_jsonl(tmp_path / "my.jsonl", [{"problem": f"Why, {i}?", "solution": text} for i, text in
+                                                      enumerate(("$2$", "3", "It is so by what we said."))])])  # fmt: skip
+    assert [sample.answer for sample in proof.samples] == ["2", "3", ""] and len(proof.aside) == 1, "a sentence is no answer"
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
 from saerl_lib.data.rows import ABSENT, Row, Source, field_of, filled_fields, kind_named, rows, unfolded
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, letters_of, lines, number_of
+from saerl_lib.data.values import MAX_ID, BadRow, Chat, chat, identifier, plain, text
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
 NAMES = {
@@ -29,34 +30,37 @@ NAMES = {
     "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query",
                "instruction", "context_messages", "problem_statement", "problem_text", "question_text", "question_stem",
                "user_prompt"),
-    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "reference_answer",
+    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "reward_spec.ground_truth",
+               "final_answer", "expected_answer", "reference_answer",
                "gt_answer", "ground_truth_answer", "gold_answer", "correct_answer", "solution_answer", "answer_key", "gold", "gt",
-               "gts", "target", "targets", "answers", "reference", "output", "label"),
+               "gts", "target", "targets", "answers", "reference", "output", "correct_option", "correct_choice", "cop", "correct",
+               "label"),
     "solution": ("solution", "worked_solution", "extra_info.solution", "solutions", "gold_standard_solution",
                  "generated_solution", "rationale", "response", "completion"),
     "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
 }
 """What a field may be called where it is not named (`resolve_fields`), however it is spelled. A dot leads into an object."""
-LEADS = (("instruction", "input", "\n"), ("Body", "Question", " "))
-"""Fields that are read as one question where a row fills both, and what stands between."""
-OPTIONS = ("options", "choices")
-"""Fields of a list of options, which belong to the question where the answer is a letter."""
+LEADS = ("context", "passage", "article", "story", "puzzle", "premise", "body")
+"""Fields whose text leads to the question of the row, however they are spelled."""
+OPTIONS = ("options", "choices", "answers", "endings")
+"""Fields of options, which belong to the question where the answer names one of them."""
+PLACES = ("correct_option", "correct_choice", "cop", "correct")
+"""Fields of answers that name an option, where rows have some."""
+COLUMNS = ("{}", "op{}", "option{}", "choice{}")
+"""Names, without signs between, of columns of which each holds the option of a letter."""
+WRONG = re.compile(r"(?:incorrect|wrong|distractor).*\d", re.I)
+"""Names of fields that hold a wrong option alone."""
+PICTURES = ("image", "images", "picture", "pictures")
 LETTERS = "ABCDEFGHIJ"
 SYSTEM = ("system", "system_prompt", "system_message")
 """Fields of a system text beside the prompt."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
-MAX_CHARACTERS, MAX_ID = 200_000, 200
-"""Longest prompt or solution, longer ones are broken exports rather than problems; longest id (ours)."""
-SHORT = 60
-"""A solution of one line and at most so many characters may be the answer itself (ours)."""
+SHORT, WORDS = 60, 4
+"""A solution of one line and at most so many characters and words may be the answer itself (ours)."""
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
 """A pass rate as right answers of attempts, or in percent."""
 TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Other names of the roles in a chat."""
-
-
 @dataclass(frozen=True)
 class Rules:
     """What the rows of one source are judged by."""
@@ -89,10 +93,6 @@ class Rules:
         self.guessed.setdefault((what, how), []).append(place)
 
 
-class BadRow(Exception):
-    """A row that cannot be used; the message names field and fix."""
-
-
 def read(
     sources: Sequence[Source | str | Path], fields: RowFields | None = None, *, allowed: tuple[float, float] | None = None,
     turned: bool = False, skip_bad_rows: bool = False,
@@ -123,7 +123,7 @@ def read(
         if 2 * sum(told) > len(told):
             notes.append("answers were read from the solutions: the last box, or all of one that is short or between dollars")
         else:
-            notes.append("there is no field of answers: whether a row can be rewarded was not checked")
+            notes.append("0 answers were found in a field or in solutions: whether a row can be rewarded was not checked")
             rules = dataclasses.replace(rules, need_answer=False, from_solution=False, guessed={}, seen={})
             outcomes = [judge(row, number, rules) for number, row in enumerate(raw, start=1)]
     notes += [f"{number_of(len(there), what)} {how}; first {there[0]}" for (what, how), there in rules.guessed.items()]
@@ -177,11 +177,12 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if not asked.question.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
     solution, topic = (plain(_first(row, given.get(field), names[field], rules), names[field]) for field in ("solution", "topic"))
-    if rules.indexed and (options := _listed(row.record)[1]) and isinstance(options, list):
-        given["answer"] = LETTERS[int(given["answer"])]
-        rules.guess(row.where, "answer", "that is the place of an option, from 0: its letter is taken")
+    if rules.indexed and (options := _listed(row.record, names["answer"])[1]):
+        given["answer"] = list(options)[int(given["answer"])]
+        rules.guess(row.where, "answer", "given as the place of an option, from 0: the letter is taken")
     answer, solution, fault = _answered(row, given.get("answer"), names["answer"], asked, solution or asked.reply, rules)
     question = asked.question + (_options(row, answer, asked.question, rules) if rules.need_answer else "")
+    _tell_unread(row, question, rules)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
     name = f"{_file_of(row)}:{name}" if rules.by_file else name
     before = asked.before or _system(row, rules)
@@ -217,52 +218,88 @@ def _names_of(row: Row, rules: Rules) -> dict[str, str]:
 
 
 def _asked(row: Row, name: str, rules: Rules) -> Any:
-    """The value of the prompt, with the field that leads to it (`LEADS`) where the caller names none."""
-    record = row.record or {}
-    for first, then, between in LEADS if "prompt" in rules.usual else ():
+    """The value of the prompt, with what leads to it (`LEADS`, or instruction and input) where the caller names none."""
+    record, value = row.record or {}, field_of(row.record or {}, name)
+    if "prompt" not in rules.usual or not isinstance(value, str):
+        return value
+    pairs = [("instruction", "input")] if name in ("instruction", "input") else []
+    pairs += [(key, name) for key in record if letters_of(key) in LEADS and key != name]
+    for first, then in pairs:
         parts = [part for part in (record.get(first), record.get(then)) if isinstance(part, str) and part.strip()]
-        if name in (first, then) and len(parts) == 2:
+        if len(parts) == 2 and parts[0].strip() not in parts[1] and parts[1].strip() not in parts[0]:
             rules.guess(row.where, "row", f"whose question is {first!r} and {then!r}")
-            return between.join(parts)
-    return field_of(record, name)
+            return (" " if letters_of(first) == "body" else "\n").join(parts)
+    return value
 
 
 def _system(row: Row, rules: Rules) -> str:
-    """`Sample.before` from a field of its own; '' without one."""
-    said = ((name, (row.record or {}).get(name)) for name in SYSTEM if name not in rules.names.values())
-    for name, words in said:
-        if isinstance(words, str) and words.strip():
+    """`Sample.before` from a system text and earlier turns in fields of their own; '' without them."""
+    record, before = row.record or {}, []
+    for name in SYSTEM:
+        if isinstance(words := record.get(name), str) and words.strip() and name not in rules.names.values():
+            before.append({"role": "system", "content": text(words, name)})
             rules.guess(row.where, "row", f"whose {name!r} is kept as the system's message")
-            return json.dumps([{"role": "system", "content": text(words, name)}])
-    return ""
+            break
+    for pair in record["history"] if isinstance(record.get("history"), list) else ():
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
+            before += [{"role": role, "content": part} for role, part in zip(("user", "assistant"), pair, strict=True)]
+    return json.dumps(before) if before else ""
+
+
+def _tell_unread(row: Row, question: str, rules: Rules) -> None:
+    """Remember what is not read: pictures, numbers that stand elsewhere, and wrong options in fields of their own."""
+    for name, value in (row.record or {}).items():
+        filled = any(value.values()) if isinstance(value, Mapping) else bool(value)
+        if filled and letters_of(name) in PICTURES:
+            rules.guess(row.where, "picture", f"in {name!r}: not read")
+    if re.search(r"\bN_\d\d\b", question):
+        rules.guess(row.where, "row", "whose question has signs such as N_00 in place of numbers: nothing fills them")
+    if wrong := [name for name, value in (row.record or {}).items() if value and WRONG.match(name)]:
+        rules.guess(row.where, "row", f"whose wrong options ({wrong[0]!r}, ...) are not read")
 
 
 def _options(row: Row, answer: str, question: str, rules: Rules) -> str:
-    """The options of a multiple choice as lines 'A. 6' below a question that does not hold them; '' for another answer."""
-    name, options = _listed(row.record or {})
+    """The options of a multiple choice as lines 'A. 6' below a question that does not hold them; '' where the answer is none."""
+    name, options = _listed(row.record or {}, rules.names.get("answer", ""))
     if not name or re.search(r"(?:^|\s)\(?A[.):]", question):
         return ""
-    letter = re.fullmatch(rf"\(?[{LETTERS}]\)?\.?", answer)
-    rules.guess(row.where, "row", f"whose {name!r} are {'below the question' if letter else 'not read: the answer is no letter'}")
-    options = options if letter else []
-    if isinstance(options, Mapping) and {"label", "text"} <= set(options):
-        options = dict(zip(options["label"], options["text"], strict=False))
-    pairs = options.items() if isinstance(options, Mapping) else zip(LETTERS, options, strict=False)
-    return "".join(f"\n{text}" if re.match(rf"\(?{letter}[.):]", str(text)) else f"\n{letter}. {text}" for letter, text in pairs)
+    named = answer.strip("(). ") in (options or LETTERS + LETTERS.lower())
+    how = "below the question" if named else "not read: the answer names none of them"
+    rules.guess(row.where, "row", f"whose {name!r} are {how}")
+    if not options:
+        return f"\n{(row.record or {})[name]}" if named else ""
+    pairs = options.items() if named else ()
+    return "".join(f"\n{text}" if re.match(rf"\(?{key}[.):]", str(text)) else f"\n{key}. {text}" for key, text in pairs)
 
 
-def _listed(record: Mapping[str, Any]) -> tuple[str, list[Any] | Mapping[str, Any]]:
-    """The field of a row that lists options, and the options; ('', []) where there is none."""
-    found = ((name, unfolded(record.get(name))) for name in OPTIONS)
-    return next(((name, options) for name, options in found if isinstance(options, list | Mapping)), ("", []))
+def _listed(record: Mapping[str, Any], answer: str = "") -> tuple[str, dict[str, Any]]:
+    """The field of a row that lists options, and key -> option, none where they are one text; ('', {}) without such a field.
+    A field named `answer` is the answer; columns A, B, ... are options where the row fills two of them."""
+    for name in OPTIONS:
+        found = unfolded(record.get(name)) if name != answer else None
+        if isinstance(found, Mapping) and {"label", "text"} <= set(found):
+            found = dict(zip(map(str, found["label"]), found["text"], strict=False))
+        if isinstance(found, list) and len(found) > 1:
+            return name, dict(zip(LETTERS, found, strict=False))
+        if isinstance(found, Mapping) and found:
+            return name, {str(key): option for key, option in found.items()}
+        if isinstance(found, str) and re.match(r"\s*\(?a\s*[).:].*\bb\s*[).:]", found, re.I | re.S):
+            return name, {}
+    keys = {letters_of(key): key for key, value in record.items() if value is not None and key != answer}
+    for form in COLUMNS:
+        found = [keys.get(form.format(letter.lower())) for letter in LETTERS]
+        if found[0] and found[1]:
+            options = {letter: record[key] for letter, key in zip(LETTERS, found, strict=True) if key}
+            return f"{found[0]}, {found[1]}, ...", options
+    return "", {}
 
 
 def _indexed(records: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether every answer beside a list of options is a place in it, counted from 0, and one at least is no option itself."""
-    listed = ((str(field_of(record, name)), _listed(record)[1]) for record in records)
-    places = [(answer, options) for answer, options in listed if isinstance(options, list) and options]
-    fit = all(answer in map(str, range(min(len(options), len(LETTERS)))) for answer, options in places)
-    return bool(places) and fit and any(answer not in map(str, options) for answer, options in places)
+    """Whether every answer beside options A, B, ... is a place among them, counted from 0, and one at least is no option."""
+    listed = ((str(field_of(record, name)), _listed(record, name)[1]) for record in records)
+    places = [(answer, options) for answer, options in listed if "A" in options]
+    fit = all(answer in map(str, range(len(options))) for answer, options in places)
+    return bool(places) and fit and any(answer not in map(str, options.values()) for answer, options in places)
 
 
 def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
@@ -272,9 +309,9 @@ def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
         return value
     if isinstance(inner[-1], Mapping):
         return inner[-1].get("content", inner[-1].get("value"))
-    if len(inner) > 1:
+    if len(inner) > 1 and isinstance(inner[0], str):
         rules.guess(row.where, "row", f"with several texts in {name!r}: the first is read")
-    return inner[0]
+    return inner[0] if isinstance(inner[0], str) else value
 
 
 def _answered(
@@ -300,6 +337,7 @@ def _answered(
     whole = solution.strip()
     if not answer and (rules.from_solution or value is None):
         short = (len(solution) <= SHORT and "\n" not in whole) or (whole[:1] == "$" and bare_answer(whole) != whole)
+        short = short and len(re.findall(r"[^\W\d_]{2,}", whole)) <= WORDS
         answer = marked_answer(solution) or (whole if short and rules.from_solution else "")
         if answer and not rules.from_solution:
             rules.guess(row.where, "answer", "read from the solution: the row has none")
@@ -349,6 +387,8 @@ def _fitting(part: str, likely: Sequence[str], records: Sequence[Mapping[str, An
     rows), an answer's short ones before worked texts; where there is none, the only one inside an object."""
     if part == "answer" and any(name in filled for name in NAMES["solution"]):
         likely = [name for name in likely if name != "label"]  # then it is more likely a class
+    if part == "answer" and not any(_listed(record)[0] for record in records[:200]):
+        likely = [name for name in likely if name not in PLACES]
     fullest = len(records) if part == "id" else max((filled[name] for name in likely), default=0)
     found = [name for name in likely if 2 * filled[name] >= fullest]
     if part == "answer":
@@ -367,93 +407,7 @@ def _mostly_worked(records: Sequence[Mapping[str, Any]], name: str) -> bool:
     return 2 * sum(map(worked, texts)) > len(texts)
 
 
-# One value.
-
-
-class Chat(NamedTuple):
-    """A prompt as it was written: question, `Sample.before`, what the assistant says behind the question, and the answer."""
-
-    question: str
-    before: str = ""
-    reply: str = ""
-    gold: str = ""
-
-
-def chat(value: Any, name: str) -> Chat:
-    """The question of a prompt: all of a text, or the last message of the user in a chat, which may be `unfolded`."""
-    inner = unfolded(value) if isinstance(value, str) else None
-    if isinstance(inner, list) and isinstance(inner[0], Mapping) and {"role", "from"} & set(inner[0]):
-        value = inner
-    value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-    if not isinstance(value, list):
-        return Chat(text(value, name))
-    messages, gold = [], ""
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "from"} & set(message):
-            raise BadRow(f"field {name!r} is a list, but not of chat messages; write objects with role and content")
-        role = str(message.get("role") or message.get("from"))
-        content = message.get("content", message.get("value"))
-        if isinstance(content, list):
-            if any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in content):
-                raise BadRow(f"field {name!r} holds a message that is not text alone; a plan reads text")
-            content = "".join(part["text"] for part in content)
-        right = message.get("ground_truth")
-        gold = plain(right.get("value") if isinstance(right, Mapping) else right, name).strip() or gold
-        messages.append({"role": ROLES.get(role, role), "content": text(content, name)})
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
-    if last is None:
-        raise BadRow(f"field {name!r} holds no message of the user; write the question as one")
-    before = json.dumps(messages[:last]) if last else ""
-    reply = "\n".join(message["content"] for message in messages[last + 1 :] if message["role"] == "assistant")
-    return Chat(messages[last]["content"], before, "" if reply.strip() == "<think>" else reply, gold)
-
-
-def text(value: Any, name: str) -> str:
-    """A text field, also as bytes; '' when missing."""
-    if value is None:
-        return ""
-    value = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
-    if not isinstance(value, str):
-        inside = isinstance(value, Mapping) and len(value) > 0
-        fix = f"name what is in it, such as {name}.{next(iter(value))}" if inside else "write the text itself in quotes"
-        raise BadRow(f"field {name!r} is {kind_named(value)}, not text; {fix}")
-    if len(value) > MAX_CHARACTERS:
-        limit = f"at most {MAX_CHARACTERS:,} are read; shorten it or remove the row"
-        raise BadRow(f"field {name!r} has {len(value):,} characters, {limit}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow(f"field {name!r} holds half a character, or no UTF-8, at place {error.start + 1}; mend it") from error
-    return value
-
-
-def plain(value: Any, name: str) -> str:
-    """A text, number, truth value or bytes, also as all elements of a list (as text too), as text; '' when missing."""
-    listed = unfolded(value)
-    if isinstance(listed, list) and (listed is value or "".join(map(str, listed)).isprintable()):  # LaTeX must be escaped
-        if len(set(map(str, listed))) > 1:
-            raise BadRow(f"field {name!r} is a list of {len(listed)}, where one value is read; write one")
-        value = listed[0] if listed else None
-    if isinstance(value, float | decimal.Decimal):
-        if not math.isfinite(value):
-            raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
-        if value == int(value):
-            return str(int(value))
-        return str(value) if isinstance(value, float) else format(value.normalize(), "f")
-    return str(value) if isinstance(value, int) else text(value, name)
-
-
-def identifier(value: Any, name: str) -> str:
-    """An id as text; a whole float, as pandas makes them, as its number."""
-    value = int(value) if isinstance(value, float) and value.is_integer() else value
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        found = "missing" if value is None else kind_named(value)
-        raise BadRow(f"field {name!r} is {found}; an id is text or a whole number")
-    found = text(str(value), name)
-    if not found.strip() or len(found) > MAX_ID or any(ord(letter) < 32 for letter in found):
-        fault = f"is empty, longer than {MAX_ID} characters or holds control characters"
-        raise BadRow(f"field {name!r} {fault}; give the row a short id")
-    return found
+# Labels.
 
 
 def difficulty(value: Any, name: str, rules: Rules) -> float:

@@ -306,7 +306,7 @@ def _rows(arranged: Arranged) -> Told:
         yield "warning", f"{number_of(truncated, 'row')} cut", text
     for note in data.notes:
         title, _, text = note.partition(": ")
-        yield ("warning", title, text) if re.match(r"[\d,]+ (answer|label)", title) else ("note", "Assumed", note)
+        yield ("warning", title, text) if re.match(r"[\d,]+ (answer|label|picture)", title) else ("note", "Assumed", note)
 
 
 def _features(arranged: Arranged) -> Told:
