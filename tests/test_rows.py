@@ -312,7 +312,7 @@ def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path
         ({"question": "1 + 1?", "A": 2, "B": 3, "answer": "A"}, "1 + 1?\nA. 2\nB. 3"),
         ({"question": "1 + 1?", "opa": 3, "opb": 2, "cop": 0}, "1 + 1?\nA. 3\nB. 2"),
         ({"Problem": "1 + 1?", "options": "a ) 2 , b ) 3", "correct": "a"}, "1 + 1?\na ) 2 , b ) 3"),
-        ({"context": "I have 2 pens.", "query": "How many?", "options": [2, 3], "cop": 0}, "I have 2 pens.\nHow many?\nA. 2\nB. 3"),
+        ({"context": "I have 2.", "query": "How many?", "options": [2, 3], "cop": 0}, "I have 2.\nHow many?\nA. 2\nB. 3"),
         ({"body": "I have 2 pens.", "question": "How many?", "answer": "2"}, "I have 2 pens. How many?"),
         ({"Body": "I have.", "Question": "I have. How many?", "Answer": "2", "distractor1": "3"}, "I have. How many?"),
     ],

@@ -151,7 +151,8 @@ def target_steps(
 
 def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
     """`target_steps` with the targets of the paper's arms, or of all where there are none."""
-    own = [name for name in arms if name in set(evaluations["arm"])]
+    seen = set(evaluations["arm"].unique())
+    own = [name for name in arms if name in seen]
     rated = [name for name in own if arms[name].group == PAPER] or own
     return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
 
@@ -203,7 +204,8 @@ def summary_table(
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, single = outcome_values(evaluations), run_values(evaluations, runs)
     runs = runs[runs["part"] == "run"]
-    present = [name for name in arms if name in set(evaluations["arm"])]
+    seen = set(evaluations["arm"].unique())
+    present = [name for name in arms if name in seen]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
     pairs = [(name, BASELINE) for name in present if name != BASELINE and BASELINE in present]
     against = compare(values, pairs).set_index("arm")
