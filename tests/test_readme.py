@@ -84,7 +84,7 @@ STATED = {
     "README.md": {
         "0.47": "million parameters of the shipped policy", "0.45": "score_correlation of profile study",
         "1.5": "billion parameters of the paper's policy", "3.11": "pyproject.toml", "4,608": "width of the SAE",
-        "1.67": "rollouts of dapo over those of grpo, study_budget.csv", "7,500": "MATH, docs/own_data.md",
+        "7,500": "MATH, docs/own_data.md",
         "6 %": "left out by SAERL, docs/study.md", "3.0": "paper, Table 4",
     },
     "docs/real_data.md": {
