@@ -177,7 +177,7 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if not asked.question.strip():
         raise BadRow(f"field {names['prompt']!r} is missing or empty; fill it in or remove the row")
     solution, topic = (plain(_first(row, given.get(field), names[field], rules), names[field]) for field in ("solution", "topic"))
-    if rules.indexed and (options := _listed(row.record, names["answer"])[1]):
+    if rules.indexed and "A" in (options := _listed(row.record, rules.names["answer"])[1]):
         given["answer"] = list(options)[int(given["answer"])]
         rules.guess(row.where, "answer", "given as the place of an option, from 0: the letter is taken")
     answer, solution, fault = _answered(row, given.get("answer"), names["answer"], asked, solution or asked.reply, rules)
@@ -277,7 +277,7 @@ def _listed(record: Mapping[str, Any], answer: str = "") -> tuple[str, dict[str,
     A field named `answer` is the answer; columns A, B, ... are options where the row fills two of them."""
     for name in OPTIONS:
         found = unfolded(record.get(name)) if name != answer else None
-        if isinstance(found, Mapping) and {"label", "text"} <= set(found):
+        if isinstance(found, Mapping) and isinstance(found.get("label"), list) and isinstance(found.get("text"), list):
             found = dict(zip(map(str, found["label"]), found["text"], strict=False))
         if isinstance(found, list) and len(found) > 1:
             return name, dict(zip(LETTERS, found, strict=False))
