@@ -25,7 +25,7 @@ from saerl_lib.report.reproduction import code_of, executed_source, publisher
 from saerl_lib.report.tables import SCHEMAS, SHOWS, WAITING
 
 MAX_CODE_LINES = 15
-MOST_BYTES = 4_000_000
+MOST_BYTES = 4_200_000
 """Of all notebooks together."""
 OTHER_CODE = "the outputs are of other code: run ./run_all.sh and ./run_all.sh publish, or clear them"
 KINDS = {"text", "text/plain", "text/html", "image/png"}

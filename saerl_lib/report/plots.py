@@ -95,7 +95,7 @@ def arm_name(name: str) -> str:
     """The one name of an arm or order in every figure.
 
     >>> arm_name("saerl_grpo"), arm_name("saerl_tfidf"), arm_name("hard_to_easy")
-    ('SAERL', 'SAERL TF-IDF', 'hard to easy')
+    ('SAERL', 'SAERL, TF-IDF', 'hard to easy')
     """
     return LABELS["arm"].get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
 
