@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from killing import below, processes
 
 from saerl_lib import cli
@@ -171,6 +172,7 @@ def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderConfig) -> None:
 
 @pytest.mark.slow
 def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderConfig, reference: Path) -> None:
+    get_reusable_executor().shutdown(kill_workers=True)  # an idle worker of another test, killed, would keep its queue locked
     killed: list[int] = []
 
     def kill() -> None:
