@@ -1,14 +1,19 @@
-"""Answers: how they are read, compared under a time limit, and which golds no answer could match."""
+"""Answers: how they are read from rows, compared under a time limit, and which golds no answer could match."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saerl_lib.data import answers
 from saerl_lib.data.answers import Checked, bare_answer, check_answers, marked_answer, read_final_answer, unreadable, worked
+from saerl_lib.data.judge import read
+from tests.real_files import write_jsonl
 
 PAIRS = [
     (r"\text{(C)}", "C", True), ("C", r"\textbf{(C)}~12", True), ("C", "(D)", False), ("A", "A+1", False),
@@ -94,3 +99,32 @@ def test_a_worked_text_is_told_from_an_answer_and_its_last_mark_is_read() -> Non
     assert worked("She buys 3 pens and then sells all of them.") and worked("We add.\nIt is 4.")
     texts = "No, \\boxed{1}.\nIt is \\boxed{2}.", "So 3\n#### 3\nThe answer is: 3", "We add.\nThe result follows."
     assert list(map(marked_answer, texts)) == ["2", "3", ""]
+
+
+# Answers as rows have them, beside options, pictures and proofs.
+
+
+def test_what_a_row_has_beside_its_text_is_kept_or_told(tmp_path: Path) -> None:
+    row = {"instruction": "Again?", "output": "2", "system": "Be brief.", "history": [["Hi", "Yes?"]], "image": {"bytes": "x"}}
+    other = row | {"image": {"bytes": None}, "output": "It is clear, as we said."}
+    data = read([write_jsonl(tmp_path / "my.jsonl", [row, other])])
+    said = [message["content"] for message in json.loads(data.samples[0].before)]
+    assert said == ["Be brief.", "Hi", "Yes?"] and "1 picture in 'image': not read; first line 1" in data.notes
+    assert [sample.answer for sample in data.samples] == ["2", "It is clear, as we said."], "an answer in a field of answers"
+    proof = read([write_jsonl(tmp_path / "my.jsonl", [{"problem": f"Why, {i}?", "solution": text} for i, text in
+                                                      enumerate(("$2$", "3", "It is so by what we said."))])])  # fmt: skip
+    assert [sample.answer for sample in proof.samples] == ["2", "3", ""] and len(proof.aside) == 1, "a sentence is no answer"
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "read_as"),
+    [((0, 1, 2), [1, "x", "y"], "ABC"), ((0, 1, 1), [0, 1, 2], "011"), ((1, 2, 3), [5, 6, 7], "123")],
+)
+def test_answers_that_are_places_of_options_are_read_as_letters(
+    tmp_path: Path, answers: tuple[int, ...], options: list[Any], read_as: str
+) -> None:
+    """Not where every answer is an option itself, nor where one lies outside the places from 0."""
+    rows = [{"question": f"Which, {i}?", "choices": options, "answer": i} for i in answers]
+    data = read([write_jsonl(tmp_path / "my.jsonl", rows)])
+    assert "".join(sample.answer for sample in data.samples) == read_as
+    assert ("C. y" in data.samples[0].prompt) == (read_as == "ABC") == any("place of an option" in note for note in data.notes)

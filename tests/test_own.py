@@ -209,7 +209,7 @@ def test_rows_that_no_trainer_could_use_are_never_planned_and_each_has_a_reason(
     for i, answer in ((7, r"\frac{1}{3}"), (8, r"\frac13"), (9, r"\$5")):
         records[i]["answer"] = answer
     records[9]["question"] += "\0"
-    records += [{"id": "broken", "question": 5}]
+    records += [{"id": "bro\rken", "question": 5}]
     for i in range(10, 60):
         records[i]["sound"] = i % 2 == 0
     config = replace(LABELLED, fields=Fields(labels="level", quality="sound"), policy=str(FOLDER), max_prompt_tokens=100,

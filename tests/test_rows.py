@@ -323,32 +323,6 @@ def test_a_question_in_several_fields_is_read_whole_and_told(tmp_path: Path, row
     assert any(note.startswith("1 row whose") for note in data.notes) == ("(B)" not in question)
 
 
-def test_what_a_row_has_beside_its_text_is_kept_or_told(tmp_path: Path) -> None:
-    row = {"instruction": "Again?", "output": "2", "system": "Be brief.", "history": [["Hi", "Yes?"]], "image": {"bytes": "x"}}
-    other = row | {"image": {"bytes": None}, "output": "It is clear, as we said."}
-    data = read([write_jsonl(tmp_path / "my.jsonl", [row, other])])
-    said = [message["content"] for message in json.loads(data.samples[0].before)]
-    assert said == ["Be brief.", "Hi", "Yes?"] and "1 picture in 'image': not read; first line 1" in data.notes
-    assert [sample.answer for sample in data.samples] == ["2", "It is clear, as we said."], "an answer in a field of answers"
-    proof = read([write_jsonl(tmp_path / "my.jsonl", [{"problem": f"Why, {i}?", "solution": text} for i, text in
-                                                      enumerate(("$2$", "3", "It is so by what we said."))])])  # fmt: skip
-    assert [sample.answer for sample in proof.samples] == ["2", "3", ""] and len(proof.aside) == 1, "a sentence is no answer"
-
-
-@pytest.mark.parametrize(
-    ("answers", "options", "read_as"),
-    [((0, 1, 2), [1, "x", "y"], "ABC"), ((0, 1, 1), [0, 1, 2], "011"), ((1, 2, 3), [5, 6, 7], "123")],
-)
-def test_answers_that_are_places_of_options_are_read_as_letters(
-    tmp_path: Path, answers: tuple[int, ...], options: list[Any], read_as: str
-) -> None:
-    """Not where every answer is an option itself, nor where one lies outside the places from 0."""
-    rows = [{"question": f"Which, {i}?", "choices": options, "answer": i} for i in answers]
-    data = read([write_jsonl(tmp_path / "my.jsonl", rows)])
-    assert "".join(sample.answer for sample in data.samples) == read_as
-    assert ("C. y" in data.samples[0].prompt) == (read_as == "ABC") == any("place of an option" in note for note in data.notes)
-
-
 @pytest.mark.parametrize(
     ("answer", "status", "reason"),
     [

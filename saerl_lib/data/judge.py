@@ -159,6 +159,7 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
     except BadRow as problem:
         value = field_of(row.record or {}, rules.names.get("id", ""))
         shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
+        shown = re.sub(r"[\x00-\x1f]", " ", shown)  # a bare carriage return would break a line of left_out.csv
         return Dropped(row.where, shown, "malformed", str(problem))
     rules.seen[judged.sample.id] = row.where
     if judged.aside or judged.sample.answer or not rules.need_answer or not (rules.from_solution or "answer" in rules.names):
@@ -263,7 +264,7 @@ def _options(row: Row, answer: str, question: str, rules: Rules) -> str:
     name, options = _listed(row.record or {}, rules.names.get("answer", ""))
     if not name or re.search(r"(?:^|\s)\(?A[.):]", question):
         return ""
-    named = answer.strip("(). ") in (options or LETTERS + LETTERS.lower())
+    named = answer.strip("(). ") in (options or tuple(LETTERS + LETTERS.lower()))
     how = "below the question" if named else "not read: the answer names none of them"
     rules.guess(row.where, "row", f"whose {name!r} are {how}")
     if not options:

@@ -438,7 +438,7 @@ def write(arranged: Arranged, folder: Path, out: Path, key: str) -> Planned:
     shutil.copymode(folder / SAMPLES, folder / "features.safetensors")  # which safetensors keeps to its owner
     scores.to_parquet(folder / "scores.parquet", index=False)
     for name, table in (("clusters", cards.assign(typical=cards["typical"].str.join(" "))), ("left_out", rest)):
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+        table.replace("\r", " ", regex=True).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     (folder / "report.html").write_text(page(arranged, listed, scores, cards, rest), encoding="utf-8")
     done = Planned(out, data.read, len(plan.ids), dict(sorted(Counter(rest["status"]).items())), plan.steps,
                    tuple(c.title for c in listed if c.kind == "warning"))  # fmt: skip
