@@ -103,7 +103,7 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
         ("my.json", b'[{"question": "caf\xe9"}]', ("not JSON (byte 19 is no UTF-8)",)),
-        ("my.csv", b'id,"question"s\n', ("line 1: not CSV", "quote cells")),
+        ("my.tsv", b'id\t"question"s\n', ("line 1: not CSV ('tab' expected", "quote cells")),
         ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
         ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
         ("my.jsonl", b'{"question": "a", "extra": {"level": 1}}', ("no row has a field 'level'; did you mean 'extra.level'?",)),

@@ -331,7 +331,8 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
                 found.append(Row(where, None, problem))
     except csv.Error as error:
         fix = f"quote cells that hold {wanted}, quotes or line ends"
-        raise DataError(f"{name}, line {reader.line_num}: not CSV ({error}); {fix}") from error
+        said = str(error).replace("\t", "tab")
+        raise DataError(f"{name}, line {reader.line_num}: not CSV ({said}); {fix}") from error
     finally:
         csv.field_size_limit(before)
     return found
