@@ -35,7 +35,7 @@ WRITES_WHOLE = ("plan", "export")
 """Commands whose folder appears whole or not at all."""
 
 _ROW = "id=id-field prompt=prompt-field answer=answer-field solution=solution-field topic=topic-field"
-_READING = "fields encoder layer sae max_tokens device bf16 skip_bad_rows"
+_READING = "fields reader layer sae max_tokens device bf16 skip_bad_rows"
 OPTIONS: dict[type, str] = {
     RunOptions: "profile start=from only force strict seeds seed",
     told.RowFields: _ROW,
@@ -162,7 +162,7 @@ class Sae(Command):
     """JSON lines or Parquet, or OWNER/NAME@COMMIT[:CONFIGURATION] on the hub; read one after another."""
     text_field: str = "text"
     """Field that holds the text."""
-    encoder: str
+    reader: str
     """Model in Hugging Face format: folder or hub name."""
     layer: int
     """Block whose residual stream is read, 1 is the first."""
@@ -200,7 +200,7 @@ class Encode(Command):
     """Processes; None: one a core, on Ray two parts a CPU of the cluster."""
     ray: str | None = None
     """HOST:PORT of a Ray cluster, or auto; needs pip install -e ".[ray]"."""
-    reading: told.Reading = told.Reading(encoder=config.SMOLLM2)
+    reading: told.Reading = told.Reading(reader=config.SMOLLM2)
 
 
 class Plan(Command):
@@ -213,8 +213,8 @@ class Plan(Command):
     force: bool = False
     """Replace an earlier plan there."""
     features: Path | None = None
-    """Folder that `encode` left of this file, in place of --encoder, --layer and --sae; no model is opened."""
-    settings: told.OwnConfig = told.OwnConfig(encoder=config.SMOLLM2)
+    """Folder that `encode` left of this file, in place of --reader, --layer and --sae; no model is opened."""
+    settings: told.OwnConfig = told.OwnConfig(reader=config.SMOLLM2)
 
 
 class PlanDiff(Command):

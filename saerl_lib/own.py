@@ -42,7 +42,7 @@ from saerl_lib.properties.probes import metric, tfidf_of
 from saerl_lib.properties.quality import keep_top_k
 from saerl_lib.properties.scorer import Columns, Rated, fit_rated, fit_scorer, whole_batches
 from saerl_lib.report.statistics import Interval, bootstrap_interval
-from saerl_lib.settings import NO_ENCODER, Fields, OwnConfig, Reading, RowFields
+from saerl_lib.settings import NO_READER, Fields, OwnConfig, Reading, RowFields
 
 if TYPE_CHECKING:
     from saerl_lib.encode.sae import SAEQuality  # `plan` without a model loads neither torch nor SAELens
@@ -118,7 +118,7 @@ def plan(
     what `plan_own_data` raises.
     """
     names = {f.name: settings.pop(f"{f.name}_field", None) for f in fields(RowFields)}
-    config = OwnConfig(fields=Fields(labels=labels, quality=quality, **names), encoder=reader or NO_ENCODER, **settings)
+    config = OwnConfig(fields=Fields(labels=labels, quality=quality, **names), reader=reader or NO_READER, **settings)
     name = re.sub(r"[^\w.-]+", "_", Path(str(data)).name.split(".")[0]).strip("_") or "data"
     place = Path(out or f"{name}_plan")
     return plan_own_data(str(data), place, config, force, lambda text: print(text, file=sys.stderr), replace_other=out is None)
@@ -195,7 +195,7 @@ def plan_own_data(
         with whole_folder(out) as folder:
             if features is not None:
                 found = represent_encoded(data, source, features, config)
-            elif config.encoder == NO_ENCODER:
+            elif config.reader == NO_READER:
                 found = represent_text(data.samples, config.seed)
             else:
                 found = represent_model(data.samples, config, store)
@@ -281,13 +281,13 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     from saerl_lib.encode.stages import encode
 
     try:
-        model_name(config.reader)
+        model_name(config.spec)
     except ArtifactError as error:
-        raise ArtifactError(f"{error}. `--encoder none` (Python: reader=None) takes a first look without a model") from error
+        raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
-    opened = cache(lambda: open_reader(config.reader, [s.prompt for s in samples]))
-    store = encode(samples, config.reader, work, opened=opened).store
-    origin = f"{Path(config.encoder).name}, layer {config.reader.layer}"
+    opened = cache(lambda: open_reader(config.spec, [s.prompt for s in samples]))
+    store = encode(samples, config.spec, work, opened=opened).store
+    origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)
     return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened()))
 
@@ -466,17 +466,17 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
     """
     from saerl_lib.encode.stages import encode, require_ray, require_shared
 
-    if reading.encoder == NO_ENCODER:
-        raise UserError("encode reads with a model: give --encoder MODEL, --layer N and --sae SAE")
+    if reading.reader == NO_READER:
+        raise UserError("encode reads with a model: give --reader MODEL, --layer N and --sae SAE")
     if ray is not None:
         require_ray(ray)
-        require_shared(reading.reader)
+        require_shared(reading.spec)
     started = time.monotonic()
     found, files = read(data, reading.fields, skip_bad_rows=reading.skip_bad_rows), [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
     about = {"source": source, **counts, "notes": list(found.notes)}
-    done = encode(found.samples, reading.reader, out, workers=workers, ray=ray, about=about)
+    done = encode(found.samples, reading.spec, out, workers=workers, ray=ray, about=about)
     table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / "not_encoded.csv", index=False, lineterminator="\n")
     seconds = round(time.monotonic() - started, 1)
@@ -487,8 +487,8 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 def run_plan(data: str, out: Path, force: bool, features: Path | None, settings: OwnConfig) -> int:
     """`plan`: plan, tell each step and the warnings; the last line is one JSON object. Raises what `plan_own_data` raises."""
     started = time.monotonic()
-    if features is not None and (settings.encoder not in (NO_ENCODER, SMOLLM2) or settings.layer or settings.sae):
-        raise UserError("--features takes the place of --encoder, --layer and --sae; leave them out")
+    if features is not None and (settings.reader not in (NO_READER, SMOLLM2) or settings.layer or settings.sae):
+        raise UserError("--features takes the place of --reader, --layer and --sae; leave them out")
     done = plan_own_data(data, out, settings, force, lambda text: print(text, flush=True), features)
     for title in done.warnings:
         print(f"warning: {title}")

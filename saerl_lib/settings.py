@@ -17,8 +17,8 @@ DEFAULTS = {"id": "id", "prompt": "question", "answer": "answer", "solution": "s
 """Names that are looked for when none is given; only the prompt must be there."""
 SHARE_FIELD = "pass_rate"
 """A label field of this name, also inside an object, is a share of correct attempts: it lies in 0..1 and larger is easier."""
-NO_ENCODER = "none"
-"""Value of `encoder` for metadata and TF-IDF features, without a model."""
+NO_READER = "none"
+"""Value of `reader` for metadata and TF-IDF features, without a model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Reading:
     """Which fields of the rows are read, and with which model and SAE."""
 
     fields: RowFields = field(default_factory=RowFields)
-    encoder: str = NO_ENCODER
+    reader: str = NO_READER
     """smollm2 (with its own layer and SAE), none (words and counts, a first look), or a model's folder or hub name."""
     layer: int | None = None
     """Block whose residual stream the SAE reads; 1 is the first."""
@@ -69,23 +69,23 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
-        bare, named = self.encoder == NO_ENCODER, f"--encoder {self.encoder}"
+        bare, named = self.reader == NO_READER, f"--reader {self.reader}"
         chosen = self.layer is not None, self.sae is not None
-        require(not (bare and any(chosen)), "--layer and --sae need a model: pass --encoder FOLDER or leave both out")
+        require(not (bare and any(chosen)), "--layer and --sae need a model: pass --reader FOLDER or leave both out")
         plain = self.device == "cpu" and not self.bf16
-        require(not bare or plain, "--device and --bf16 need a model: pass --encoder FOLDER or leave both out")
-        known = bare or self.encoder == SMOLLM2
+        require(not bare or plain, "--device and --bf16 need a model: pass --reader FOLDER or leave both out")
+        known = bare or self.reader == SMOLLM2
         require(known or all(chosen), f"{named} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE")
-        there = known or not Path(self.encoder).exists() or (Path(self.encoder) / "config.json").is_file()
+        there = known or not Path(self.reader).exists() or (Path(self.reader) / "config.json").is_file()
         require(there, f"{named}: no config.json there; name a folder in Hugging Face format")
         at_least(self, max_tokens=2)
 
     @property
-    def reader(self) -> ReaderConfig:
+    def spec(self) -> ReaderConfig:
         """The model and SAE that read the rows."""
-        own = ReaderConfig(self.encoder, max_tokens=self.max_tokens, device=self.device, bf16=self.bf16)
+        own = ReaderConfig(self.reader, max_tokens=self.max_tokens, device=self.device, bf16=self.bf16)
         own = replace(own, layer=self.layer or own.layer, sae=self.sae or own.sae)
-        return own if self.encoder == SMOLLM2 else replace(own, max_norm=None)
+        return own if self.reader == SMOLLM2 else replace(own, max_norm=None)
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,16 @@ def test_a_mistake_ends_with_one_message(
 
 
 def test_options_reach_the_records_of_the_method() -> None:
-    model = ["--encoder", "M", "--layer", "14", "--sae", "opensae:F", "--bf16"]
+    model = ["--reader", "M", "--layer", "14", "--sae", "opensae:F", "--bf16"]
     own = ["--labels", "level", "--prompt-field", "text", "--label-range", "-1", "5"]
     name, plan = cli.parse(["plan", "--data", "d", "--out", "o", *own, *model])
     fields = Fields(prompt="text", labels="level")
     assert (name, plan.settings) == (
-        "plan", OwnConfig(fields=fields, label_range=(-1.0, 5.0), encoder="M", layer=14, sae="opensae:F", bf16=True)
+        "plan", OwnConfig(fields=fields, label_range=(-1.0, 5.0), reader="M", layer=14, sae="opensae:F", bf16=True)
     )  # fmt: skip
     for words in (["plan", "--data", "d", "--out", "o"], ["encode", "--data", "d", "--out", "o"]):
         told = vars(cli.parse(words)[1])
-        assert (told.get("settings") or told["reading"]).encoder == inspect.signature(plan_call).parameters["reader"].default
+        assert (told.get("settings") or told["reading"]).reader == inspect.signature(plan_call).parameters["reader"].default
     name, run = cli.parse(["run", "--from", "06", "--seeds", "5"])
     assert (name, run.notebooks) == ("run", RunOptions(start="06", seeds=5))
     words = ["--profile", "paper", "--arms", "adarft", "--seeds", "2", "--revision", "amc23=01", "minerva=23", "--to", "trl"]

@@ -406,7 +406,7 @@ def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_parquet(tmp_path / "my.parquet")
     plan = tmp_path / "plan" / "plan.parquet"
     words = ["plan", "--data", str(tmp_path / "my.parquet"), "--labels", "level", "--prompt-field", "text", "--answer-field"]
-    assert main([*words, "result", "--encoder", "none", "--prompts-per-step", "8", "--out", str(plan.parent)]) == 0
+    assert main([*words, "result", "--reader", "none", "--prompts-per-step", "8", "--out", str(plan.parent)]) == 0
     assert main(["export", "--plan", str(plan), "--to", "trl", "--out", str(tmp_path / "out")]) == 0
     table = pq.read_table(tmp_path / "out" / "data" / "train.parquet").to_pylist()
     assert [row["sample_id"] for row in table] == read_plan(plan).ids and len(table) == 40

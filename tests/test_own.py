@@ -70,7 +70,7 @@ def told(found: Arranged) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"encoder": "model"}, "needs --layer and --sae"), ({"layer": 3}, "need a model"), ({"keep": 0.5}, "--quality"),
+        ({"reader": "model"}, "needs --layer and --sae"), ({"layer": 3}, "need a model"), ({"keep": 0.5}, "--quality"),
         ({"prompts_per_step": 1}, "at least 2"), ({"label_range": (5.0, 1.0)}, "--label-range"),
         ({"without_labels": "hash"}, "length or random"), ({"clusters": 0}, "clusters"),
     ],
@@ -306,7 +306,7 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(tmp_path: Path, ca
     for seed in range(40):
         out, path = tmp_path / f"out{seed}", fuzzed(seed, tmp_path)
         skip = ["--skip-bad-rows"] if seed % 3 else []
-        words = ["plan", "--data", str(path), "--encoder", "none", "--prompts-per-step", "4", "--clusters", "2"]
+        words = ["plan", "--data", str(path), "--reader", "none", "--prompts-per-step", "4", "--clusters", "2"]
         code = cli.main([*words, "--out", str(out), *skip])
         said, error = capsys.readouterr()
         assert code in (0, 1) and "Traceback" not in said + error, seed
@@ -327,7 +327,7 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(tmp_path: Path, ca
 
 def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(70))
-    common = ["plan", "--data", source, "--encoder", "none", "--prompts-per-step", "8", "--clusters", "2"]
+    common = ["plan", "--data", source, "--reader", "none", "--prompts-per-step", "8", "--clusters", "2"]
     assert cli.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) | {"seconds": 0} == {
@@ -343,7 +343,7 @@ def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytes
 
 def test_what_is_imported_waits_until_it_is_needed(tmp_path: Path) -> None:
     """The library alone, help, and a first look without a model."""
-    words = ["plan", "--data", write_jsonl(tmp_path / "my.jsonl", rows()), "--encoder", "none", "--out", str(tmp_path / "out")]
+    words = ["plan", "--data", write_jsonl(tmp_path / "my.jsonl", rows()), "--reader", "none", "--out", str(tmp_path / "out")]
     code = """import sys, saerl_lib
 def told(*names): print("loaded", [name for name in names if name in sys.modules])
 told("numpy", "pandas", "pyarrow", "torch"); assert callable(saerl_lib.plan)
@@ -395,7 +395,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_and_its_sae_give_the_features_and_a_killed_call_goes_on(
     tmp_path: Path, sae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(LABELLED, encoder=str(FOLDER), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
+    config = replace(LABELLED, reader=str(FOLDER), layer=3, sae=str(sae), retained_latents=12, max_tokens=60)
     records = rows(45)
     records[7]["solution"] = None
     records[8]["solution"] = "Very long. " * 80
@@ -421,13 +421,13 @@ def test_what_does_not_fit_is_named_and_leaves_nothing(
     tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(45))
-    for name, good in (("encoder", FOLDER), ("sae", sae)):
+    for name, good in (("reader", FOLDER), ("sae", sae)):
         bad = tmp_path / name
         shutil.copytree(good, bad)
         (weights,) = bad.glob("*.safetensors")
         weights.write_bytes(weights.read_bytes()[:200])
-        used = {"encoder": FOLDER, "sae": sae} | {name: bad}
-        options = ["--encoder", str(used["encoder"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
+        used = {"reader": FOLDER, "sae": sae} | {name: bad}
+        options = ["--reader", str(used["reader"]), "--layer", "3", "--sae", str(used["sae"]), "--out", str(tmp_path / "out")]
         assert cli.main(["plan", "--data", source, *options]) == 1
         assert f"{bad}: its weights cannot be read" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder", "my.jsonl", "sae"], "nothing half-written stays"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "reader", "sae"], "nothing half-written stays"

@@ -283,7 +283,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
     tmp_path: Path, spec: ReaderConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", records()[:40]), ("b", records()[40:]))]
-    source, model = write_jsonl(tmp_path / "my.jsonl", records()), ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]
+    source, model = write_jsonl(tmp_path / "my.jsonl", records()), ["--reader", spec.model, "--layer", "3", "--sae", spec.sae]
     folder = str(tmp_path / "stored")
     code, printed, error = run(capsys, "encode", "--data", source, "--out", folder, *model)
     assert code == 0 and "60/60" in error, "a bar counts the samples"
@@ -304,7 +304,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
         (changed, ["--features", folder], "`encode` read my.jsonl, not this changed.jsonl"),
         (source, ["--features", folder, "--id-field", "question"], "rows are not there"),
         (source, ["--features", str(tmp_path)], "has not finished there"),
-        (source, ["--features", folder, *model], "takes the place of --encoder"),
+        (source, ["--features", folder, *model], "takes the place of --reader"),
     ):
         code, _, error = run(capsys, "plan", "--data", data, "--out", str(tmp_path / "no"), *options)
         assert code == 1 and said in error and not (tmp_path / "no").exists()
@@ -313,7 +313,7 @@ def test_a_plan_from_stored_features_equals_one_that_encodes(
 def test_bad_rows_stop_or_are_listed(tmp_path: Path, spec: ReaderConfig, capsys: pytest.CaptureFixture[str]) -> None:
     bad = records(30)
     bad[7]["question"], bad[9]["answer"], bad[11]["id"] = 5, None, "p-1"
-    folder, model = tmp_path / "out", ["--encoder", spec.model, "--layer", "3", "--sae", spec.sae]
+    folder, model = tmp_path / "out", ["--reader", spec.model, "--layer", "3", "--sae", spec.sae]
     words = ["encode", "--data", write_jsonl(tmp_path / "my.jsonl", bad), "--out", str(folder), *model]
     code, _, error = run(capsys, *words)
     assert code == 1 and "of 30 rows, 2 cannot be used" in error and "line 8: field 'question'" in error and not folder.exists()

@@ -71,7 +71,7 @@ def train(model: Path, source: str, out: Path, device: str = "cpu", config: SAEC
 
 def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_texts(tmp_path), tmp_path / "sae"
-    options = ["--encoder", str(model), "--layer", "2", "--out", str(out), "--tokens", "12000", "--latents", "96", "--k", "8",
+    options = ["--reader", str(model), "--layer", "2", "--out", str(out), "--tokens", "12000", "--latents", "96", "--k", "8",
                "--learning-rate", "0.003", "--vectors-per-step", "200", "--context", "32", "--buffer", "800",
                "--heldout", "400"]  # fmt: skip
     assert main(["sae", "--text", source, source, *options]) == 0

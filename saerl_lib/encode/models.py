@@ -180,7 +180,7 @@ def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> tuple[
             name, dtype=precision, local_files_only=Path(name).is_dir(), revision=reader.revision or "main"
         ).eval()
     except SafetensorError as error:
-        raise ValueError(f"--encoder {name}: its weights cannot be read ({error}); fetch them again") from error
+        raise ValueError(f"--reader {name}: its weights cannot be read ({error}); fetch them again") from error
     decoder = truncate(model, reader.layer).to(device)
     for weight in decoder.parameters():  # not the buffers: rotary frequencies in bfloat16 would blur positions
         weight.data = weight.data.to(precision)
@@ -202,7 +202,7 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         what = "cannot be read" if local else "no such folder, and not readable from the Hugging Face Hub"
-        raise ValueError(f"--encoder {name}: {what} ({reason})") from error
+        raise ValueError(f"--reader {name}: {what} ({reason})") from error
 
 
 def open_tokenizer(name: str, texts: Sequence[str] = ASKED) -> Any:

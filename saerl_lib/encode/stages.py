@@ -96,7 +96,7 @@ def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reade
     if not found.explained_variance > 0:
         raise SAEGateError(
             f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
-            f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--encoder) is "
+            f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--reader) is "
             "probably not the one that this SAE was trained on"
         )
     rows, few = [], found.n_tokens < LEAST_TOKENS
@@ -442,7 +442,7 @@ def require_ray(address: str) -> None:
 
 def require_shared(spec: ReaderConfig) -> None:
     """Raise ValueError for a reader on the hub, which the machines of a cluster may not all reach."""
-    for option, folder in (("--encoder", Path(model_name(spec))), ("--sae", sae_folder(spec.sae))):
+    for option, folder in (("--reader", Path(model_name(spec))), ("--sae", sae_folder(spec.sae))):
         if folder is None or not folder.is_dir():
             raise ValueError(f"{option}: with --ray, name a folder that all machines share, so that all read the same")
 

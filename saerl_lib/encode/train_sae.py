@@ -230,15 +230,15 @@ def _go_on(trainer: SAETrainer, stream: VectorStream, checkpoint: Path) -> None:
 
 
 def run_sae(
-    text: Sequence[str], text_field: str, encoder: str, layer: int, out: Path, device: str, bf16: bool, settings: SAEConfig
+    text: Sequence[str], text_field: str, reader: str, layer: int, out: Path, device: str, bf16: bool, settings: SAEConfig
 ) -> int:
     """`sae`: train into `out` or go on; the last line is one JSON object. Raises as `open_decoder` and `train_text_sae`."""
     for source in text:  # bad ones are told before a model is opened
         next(documents([source], text_field), None)
-    started, reader = time.monotonic(), ReaderConfig(encoder, layer, device=device, bf16=bf16, max_norm=None, max_tokens=None)
-    decoder, tokenizer, shape = open_decoder(reader)
+    started, spec = time.monotonic(), ReaderConfig(reader, layer, device=device, bf16=bf16, max_norm=None, max_tokens=None)
+    decoder, tokenizer, shape = open_decoder(spec)
     config = replace(settings, latents=settings.latents or EXPANSION * shape.hidden_size)
-    told = json.dumps(identity(replace(reader, sae="none")), sort_keys=True)
+    told = json.dumps(identity(replace(spec, sae="none")), sort_keys=True)
     found = train_text_sae(text, text_field, decoder, tokenizer, config, told, out)
     print(f"{out}: explained variance {found.explained_variance:.3f}, L0 {found.l0:.1f}, dead share {found.dead_share:.3f} on "
           f"{found.n_tokens:,} held-out tokens; read it with --sae {out}")  # fmt: skip

@@ -322,7 +322,7 @@ def _features(arranged: Arranged) -> Told:
         if sae.explained_variance > 0:
             yield "note", "How well the SAE reads the model", text
         else:
-            fix = "Its features are noise: name the --layer (counted from 1) and --encoder that this SAE was trained on."
+            fix = "Its features are noise: name the --layer (counted from 1) and --reader that this SAE was trained on."
             yield "warning", "The SAE does not fit this layer", f"{text} The mean vector alone reaches 0. {fix}"
 
 
