@@ -154,7 +154,7 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
     forms = ((name, given, plain_form(given)) for name, given in answers.items())
     if mended := [f"{name} ({given} as {form})" for name, given, form in forms if UNREAD.sub("", form) != UNREAD.sub("", given)]:
-        told = f"such as {', '.join(mended[:5])}. A trainer that compares strings may score a right completion 0 there."
+        told = f"such as {', '.join(mended[:5])}. A trainer must compare values here, as exports for TRL, verl and prime-rl do."
         notes.append(f"{number_of(len(mended), 'answer')} that our checker reads in a plainer form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip

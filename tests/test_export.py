@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,6 +165,17 @@ def reward_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 ANSWERS = (("so\nAnswer: 4", "4", 1.0), ("so\nAnswer: 5", "4", 0.0), ("none", "4", 0.0), ("\\boxed{0.5}", "\\frac{1}{2}", 1.0))
 """Completion, gold answer, reward."""
+
+
+def test_verls_reward_reads_the_last_answer_in_a_thread(
+    export: trainers.Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers.export_plan(export, "verl", tmp_path / "out")
+    namespace = reward_of(tmp_path / "out", monkeypatch)
+    with namespace["CHECKERS"], ThreadPoolExecutor(2) as threads:  # as verl calls it
+        asked = [threads.submit(namespace["compute_score"], "math_dapo", *row[:2], {"sample_id": "a"}) for row in ANSWERS]
+        assert [item.result()["score"] for item in asked] == [reward for *_, reward in ANSWERS]
+    assert trainers.read_log(tmp_path / "out" / "consumed.jsonl").ids == ("a",) * len(ANSWERS)
 
 
 def test_the_reward_reads_the_last_answer(export: trainers.Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

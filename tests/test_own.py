@@ -140,11 +140,11 @@ def test_labelled_and_unlabelled_rows_get_a_difficulty_and_a_reason(tmp_path: Pa
     assert scores["low"].min() >= 1 and scores["high"].max() <= 5, "the labels' own scale"
     row = scores.loc[found.plan.ids[0]]
     parts = row["reason"].split("; ")
-    assert re.match(r"step 0, slot 0: (batch 1 of \d+ of its own cluster|among what filled no batch)", parts[0])
+    assert re.match(r"step 0, slot 0: (full batch 1 of \d+ of its own cluster|among what filled no batch)", parts[0])
     assert parts[1] == "among the easiest of its cluster" and row["percentile"] == 0
     assert parts[-2].startswith(f"difficulty {row['difficulty']:.2f} (95% interval {row['low']:.2f} to ")
     assert re.fullmatch(rf"in cluster {row['cluster']}, farther from its centre than \d\d?% of it", parts[-1])
-    doubted = scores["reason"].str.contains(": outside it, check the label or the score")
+    doubted = scores["reason"].str.contains(": outside it, as about one label in 20 is")
     assert doubted.tolist() == ((scores["label"] < scores["low"]) | (scores["label"] > scores["high"])).tolist() and doubted.any()
     stays = scores[scores["step"].ge(0) & scores["swapped_with"].eq(-1)].sort_values("position")
     alike = stays[stays["reason"].str.contains(r"own cluster;.* rows of its cluster share this difficulty: number \d+ of")]

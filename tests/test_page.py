@@ -139,6 +139,11 @@ outcome.found = [...body.rows].map((row) => row.cells[0].textContent);
 outcome.formulas = [...body.rows[0].cells[1].querySelectorAll("annotation")].map((item) => item.textContent);
 body.rows[0].click();
 outcome.reasons = [...panel.querySelectorAll("li")].map((item) => item.textContent);
+[...panel.querySelectorAll("button")].at(-1).click();
+outcome.step = shown.map((i) => data.id[i]);
+byId("find").value = data.prompt[30].split(" ").slice(0, 4).reverse().join(" ");
+byId("find").dispatchEvent(new Event("input"));
+outcome.words = shown.includes(30);
 byId("find").value = "";
 heads[3].querySelector("button").click();
 outcome.sorted = [...body.rows].slice(0, 5).map((row) => parseFloat(row.cells[3].textContent));
@@ -186,6 +191,8 @@ def test_in_a_browser_the_page_runs_and_hover_zoom_cards_and_search_work(folder:
     assert outcome["cluster"]["count"].startswith(f"{size} of 122 rows") and outcome["found"] == ["row-025"]
     assert outcome["formulas"] == ["x^{2}", "y_1"]  # and no formula between two prices
     assert outcome["reasons"] == scores.loc["row-025", "reason"].split("; ")
+    assert outcome["step"] == scores.query(f"step == {scores.loc['row-025', 'step']}").sort_values("slot").index.tolist()
+    assert outcome["words"], "words in any order"
     assert outcome["sorted"] == sorted(outcome["sorted"]) and outcome["back"]
     assert outcome["6 ↓"] == [scores["step"].max(), -1] and outcome["6 ↑"] == [0, -1], "rows without a step stay last"
     assert outcome["columns"] == ["id", "question", "cluster", "difficulty", "label", "step", "company", "why"]

@@ -85,7 +85,7 @@ STATED = {
         "0.47": "million parameters of the shipped policy", "0.45": "score_correlation of profile study",
         "1.5": "billion parameters of the paper's policy", "3.11": "pyproject.toml", "4,608": "width of the SAE",
         "7,500": "MATH, docs/own_data.md",
-        "6 %": "left out by SAERL, docs/study.md", "3.0": "paper, Table 4",
+        "6 %": "left out by SAERL, docs/study.md", "3.0": "paper, Table 4", "2.4": "means of world_controls.csv at step 112",
     },
     "docs/real_data.md": {
         "0.749": "paper, Table 2", "0.69": "aim stated before the run", "0.67": "cross-validation by a script of that time",

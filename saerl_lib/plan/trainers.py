@@ -91,7 +91,7 @@ TARGETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "verl": {
         "train.parquet": {
-            "data_source": "math_dapo",  # names verl's scorer for 'Answer: ...' lines and \boxed answers
+            "data_source": "math_dapo",  # a name that verl knows; reward.py scores
             "prompt": "$messages", "ability": "math", "reward_model": {"style": "rule", "ground_truth": "$answer"},
             "extra_info": {"index": "$position", "split": "train", "sample_id": "$id", "step": "$step"},
         },
@@ -109,7 +109,7 @@ TARGETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 """Framework -> path of the rows, whose suffix is their format -> a row in its schema, with `$name` for what `_filled` knows."""
-CHECKERS = {"trl": "answers.py", "prime-rl": "saerl_plan/answers.py"}
+CHECKERS = {"trl": "answers.py", "verl": "answers.py", "prime-rl": "saerl_plan/answers.py"}
 """Framework -> where the module lies that reads and checks answers; the others have their own."""
 REFUSED = {"openrlhf": "openrlhf/trainer/ppo_trainer.py of OpenRLHF 0.11.2",
            "skyrl": "skyrl/train/utils/trainer_utils.py of SkyRL 0.3.0"}  # fmt: skip

@@ -92,8 +92,8 @@ def method(claims: pd.DataFrame) -> Drawn:
             below.text(x, y, text, transform=below.get_yaxis_transform(), fontsize=7, va="center")
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, f"{len(table)} main effects: {counted(table)}", (
-        f"Squares: the paper. Filled: real data; open: toy task{f', n = {span(trained)} seeds' if len(trained) else ''}. Orange: "
-        "against the paper, as more steps are. Bars: 95 %."
+        f"Squares: the paper. Filled: real data; open: toy task{f', n = {span(trained)} seeds' if len(trained) else ''}. Green: "
+        "in the paper's direction; orange: against it, as more steps are; grey: undecided. Bars: 95 %."
     )  # fmt: skip
 
 
@@ -384,13 +384,11 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     wide = runs.assign(raw=mean).pivot(index=["arm", "seed", "step"], columns="panel", values="raw").reset_index()
     figure = lines(over_runs(wide, titles), arm_looks(curves["arm"]), columns=2, every=max(1, curves["step"].nunique() // 8),
                    xlabel="Optimiser step", sharex=True, subplot_kw={"ylim": (0, 1)})  # fmt: skip
-    tenth = curves["step"].max() / 10
-    first, last = (curves[part].groupby("arm")["reward_mean"].mean()
-                   for part in (curves["step"] <= tenth, curves["step"] > 9 * tenth))  # fmt: skip
-    told = ", ".join(f"{arm_name(arm)} {first[arm]:.2f} to {last[arm]:.2f}" for arm in first.index)
+    shown = wide.groupby(["arm", "step"])["reward_mean"].mean().groupby("arm")
+    told = ", ".join(f"{arm_name(arm)} {low:.2f} to {high:.2f}" for arm, low, high in shown.agg(["min", "max"]).itertuples())
     text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}. "
-    text += "The reward is that of each order's own prompts: it does not compare the orders."
-    return figure, f"Mean reward, first to last tenth of the run: {told}", text
+    text += "The reward is that of each order's own prompts: it compares neither the orders nor the ends of a run."
+    return figure, f"The reward follows the batches, lowest to highest: {told}", text
 
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")

@@ -161,7 +161,13 @@ function pin(i) {
   }
   const list = add(panel, "ul", "");
   for (const part of data.reason[i].split("; ")) add(list, "li", part);
-  if (data.step[i] >= 0) add(panel, "p", "In its step: " + company(i)).className = "soft";
+  if (data.step[i] < 0) return;
+  add(panel, "p", "In its step: " + company(i)).className = "soft";
+  add(panel, "button", "show the rows of its step").addEventListener("click", () => {
+    byId("find").value = "step " + data.step[i];
+    chooseCluster(-1);
+    byId("find").scrollIntoView({ block: "center" });
+  });
 }
 
 // The carpet: a column a step, a row a slot.
@@ -289,14 +295,17 @@ function show(i, from, words) {
 }
 function refresh() {
   const wanted = byId("find").value.trim().toLowerCase(), status = Number(byId("status").value);
+  const step = /^step (\d+)$/.exec(wanted), words = step ? [] : wanted.split(/\s+/).filter(Boolean);
+  const text = (i) => [data.id[i], data.prompt[i], data.answer[i], data.reason[i]].join("\n").toLowerCase();
+  const holds = (i) => { const all = words.length ? text(i) : ""; return words.every((word) => all.includes(word)); };
   shown = [...data.id.keys()].filter((i) =>
     (chosenCluster < 0 || data.cluster[i] === chosenCluster) && (status < 0 || data.status[i] === status) &&
-    (!wanted || data.id[i].toLowerCase().includes(wanted) || data.prompt[i].toLowerCase().includes(wanted) || data.answer[i].toLowerCase().includes(wanted) || data.reason[i].toLowerCase().includes(wanted)));
+    (!step || data.step[i] === Number(step[1])) && holds(i));
   const keys = new Map(shown.map((i) => [i, KEYS[sorted.by](i)]));
   const way = sorted.turned ? -1 : 1;
   shown.sort((a, b) => {
-    const one = keys.get(a), other = keys.get(b); // what is not known stays last
-    return (one === null) - (other === null) || (one < other ? -way : one > other ? way : a - b);
+    const one = keys.get(a), other = keys.get(b); // the id itself comes first, what is not known stays last
+    return (data.id[b].toLowerCase() === wanted) - (data.id[a].toLowerCase() === wanted) || (one === null) - (other === null) || (one < other ? -way : one > other ? way : a - b);
   });
   byId("sort").value = sorted.by + (sorted.turned ? " ↓" : " ↑");
   heads.forEach((head, column) => head.setAttribute("aria-sort", column !== sorted.by ? "none" : sorted.turned ? "descending" : "ascending"));

@@ -36,7 +36,6 @@ from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
-from saerl_lib.plan.orders import dominant_clusters
 
 TERMS = 6
 """Words of a cluster's card, each of three letters or more or a command of LaTeX."""
@@ -65,22 +64,21 @@ def score_table(arranged: Arranged) -> pd.DataFrame:
     })  # fmt: skip
     places = plan.set_index("sample_id")[["position", "step", "slot", "swapped_with"]]
     table = pd.concat([table, places.reindex(data.ids, fill_value=-1).reset_index(drop=True)], axis=1)
-    leading, own = dominant_clusters(plan["cluster"].to_numpy().reshape(arranged.plan.steps, -1)), own_batches(arranged.plan)
-    percent = (100 * below + 1e-9).astype(int)  # rounded down: what is not all is not 100
+    own, percent = own_batches(arranged.plan), (100 * below + 1e-9).astype(int)  # rounded down: what is not all is not 100
     more = {"lower": percent["ranking"], "farther": percent["distance"]}
     rows = table.assign(**more, place=alike.cumcount() + 1, alike=alike.transform("size")).itertuples()
-    return table.assign(reason=[_reason(r, out.get(r.id), leading, own, arranged.ranked_by) for r in rows])
+    return table.assign(reason=[_reason(r, out.get(r.id), own, arranged.ranked_by) for r in rows])
 
 
 def own_batches(plan: BatchPlan) -> dict[int, str]:
-    """Step -> such as 'batch 3 of 3', of the steps that are, tail aside, one cluster's; the others hold what filled no batch."""
+    """Step -> such as 'full batch 3 of 3', of the steps that are one cluster's, tail aside; others hold what filled no batch."""
     stays = plan.table[plan.table["swapped_with"] < 0].groupby("step")["cluster"]
     whole = stays.first()[stays.nunique() == 1]
     number, of = whole.groupby(whole).cumcount() + 1, whole.map(whole.value_counts())
-    return {int(step): f"batch {number[step]} of {of[step]}" for step in whole.index}
+    return {int(step): f"full batch {number[step]} of {of[step]}" for step in whole.index}
 
 
-def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict[int, str], ranked_by: str) -> str:
+def _reason(row: Any, dropped: Dropped | None, own: dict[int, str], ranked_by: str) -> str:
     """Why a row stands where it stands, in words."""
     if dropped:
         return dropped.reason if dropped.reason.startswith(dropped.status) else f"{dropped.status}: {dropped.reason}"
@@ -89,8 +87,7 @@ def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict
     elif row.step in own:
         why = f"{own[row.step]} of its own cluster"
     else:
-        company = f", most of cluster {leading[row.step]}" if leading[row.step] != row.cluster else ""
-        why = f"in a mixed batch of rows that filled none of their own cluster{company}"
+        why = "in a mixed batch of rows that filled none of their own cluster"
     parts = [f"step {row.step}, slot {row.slot}: {why}"]
     _, _, more, least = RANKS[ranked_by]
     parts.append(f"{more} than {row.lower}% of its cluster" if row.lower else f"among the {least} of its cluster")
@@ -100,7 +97,7 @@ def _reason(row: Any, dropped: Dropped | None, leading: Sequence[int], own: dict
     if np.isfinite(row.difficulty):
         span = f" (95% interval {row.low:.2f} to {row.high:.2f})" if np.isfinite(row.high - row.low) else ""
         label = f", label {row.label:g}" if np.isfinite(row.label) else ""
-        doubt = ": outside it, check the label or the score" if row.label < row.low or row.label > row.high else ""
+        doubt = ": outside it, as about one label in 20 is" if row.label < row.low or row.label > row.high else ""
         parts.append(f"difficulty {row.difficulty:.2f}{span}{label}{doubt}")
     centre = f"farther from its centre than {row.farther}% of it" if row.farther else "among the nearest to its centre"
     parts.append(f"in cluster {row.cluster}, {centre}")
@@ -235,7 +232,8 @@ def _difficulty(arranged: Arranged) -> Told:
         why = "It is called like a share of right answers." if named else "All lie from 0 to 1, as shares of right answers do."
         yield ("warning", "Is a larger label harder?", f"{why} {text}") if doubtful else (
             "note", "Labels as written", text)
-    text = "The score orders rows even where a label is known: from a fit that did not see this label, calibrated on all labels."
+    text = (f"A single difficulty has a 95% interval{_spans(arranged)}. It orders rows even where a label is known: from a fit "
+            "that did not see this label, calibrated on all labels.")  # fmt: skip
     labelled = arranged.scores.assign(label=arranged.data.labels, length=arranged.found.lengths).dropna(subset="label")
     ranks = labelled.groupby("cluster")[["raw", "length", "label"]].rank().groupby(labelled["cluster"])
     inside = ranks.corr()["label"].unstack()[["raw", "length"]].median()
@@ -288,7 +286,7 @@ def _rows(arranged: Arranged) -> Told:
         asked.setdefault(normalise(sample.prompt), []).append(sample)
     if repeated := len(data.samples) - len(asked):
         pairs = "; ".join(" and ".join(s.id for s in same[:2]) for same in asked.values() if len(same) > 1)
-        text = f"Equal to an earlier row but for case, space or punctuation: {excerpt(pairs, 200)}. All copies are planned."
+        text = f"Equal to an earlier row but for case, space or punctuation, at least: {excerpt(pairs, 200)}. All are planned."
         yield "warning", number_of(repeated, "repeated question"), text
     golds = [list({normalise(s.answer): s for s in same if s.answer}.values()) for same in asked.values()]
     unlike = [(same[0], other) for same in golds for other in same[1:]]
@@ -334,7 +332,7 @@ ROOM = 7_000_000, 350
 """Bytes of the rows, for 7,500 rows or fewer and for each further one."""
 LISTED = 200
 """Rows without a sample, or outside the plan, that the report lists; the file holds all."""
-TINTS = ("#4477aa", "#ee6677", "#228833", "#b59a00", "#3fa7c9", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
+TINTS = ("#2f5597", "#ee6677", "#228833", "#b59a00", "#35c8e0", "#aa3377", "#e07b00", "#777f8c", "#7a5ac9", "#8c5a2b")
 """Colours of the first ten clusters; others are spread over the hues."""
 RANKS = {
     "difficulty": ("difficulty", "easy to hard by predicted difficulty", "predicted harder", "easiest"),
@@ -357,10 +355,11 @@ def expectation(arranged: Arranged) -> tuple[float, float, float] | None:
     return float(np.interp(arranged.difficulty.skill, curve["spearman"], curve["silent_groups_saved"])), *map(float, real[2:])
 
 
-def _spans(scores: pd.DataFrame) -> str:
+def _spans(arranged: Arranged) -> str:
     """How wide the intervals of difficulty are beside the range of the labels; '' without intervals."""
-    width, label = (scores["high"] - scores["low"]).replace(np.inf, np.nan).mean(), scores["label"]
-    return f", on average {width:.1f} wide where labels go from {label.min():g} to {label.max():g}" if np.isfinite(width) else ""
+    width, label = (arranged.scores["high"] - arranged.scores["low"]).replace(np.inf, np.nan).mean(), arranged.data.labels
+    told = f" on average {width:.1f} wide where labels go from {np.nanmin(label):g} to {np.nanmax(label):g}"
+    return told if np.isfinite(width) else ""
 
 
 def largest_fall(plan: BatchPlan) -> pd.DataFrame:
@@ -416,8 +415,9 @@ def page(
         falls=largest_fall(arranged.plan).to_dict("records"), window=PlanConfig.window_batches,
         shown=arranged.points.var(axis=0).sum() / max(1, np.count_nonzero(np.ptp(arranged.found.phi, axis=0))),
         counts=left_out["status"].value_counts().sort_index(), cards=list(clusters.itertuples()),
-        carpet=carpet(arranged.plan), saved=expectation(arranged), spans=_spans(scores), statuses=STATUSES,
-        mixed=arranged.plan.steps - len(own_batches(arranged.plan)), prompts={s.id: s.prompt for s in arranged.data.samples},
+        carpet=carpet(arranged.plan), saved=expectation(arranged), spans=_spans(arranged), statuses=STATUSES,
+        mixed=sorted({*range(arranged.plan.steps)} - own_batches(arranged.plan).keys()),
+        prompts={s.id: s.prompt for s in arranged.data.samples},
         unread=left_out[left_out["status"] == "malformed"], listed=LISTED,
         rows=_rows_page(arranged, scores, {"statuses": STATUSES, "rankName": rank, "tints": tints}),
         style=(HERE / "page.css").read_text(encoding="utf-8"), scripts=scripts,

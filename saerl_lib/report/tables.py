@@ -217,12 +217,14 @@ def claims_markdown(frame: pd.DataFrame) -> str:
 
 def finding_markdown(frame: pd.DataFrame) -> str:
     """The main claims of `claims.csv` with their verdicts, and how many of all claims have which."""
-    main = main_claims(frame)
+    main, tested = main_claims(frame), frame[frame["paper_value"].notna()]
     rows = [[row.row, row.paper_value, estimate(row), f"**{row.direction}**", str(row.scale).partition(",")[0]]
             for row in main.itertuples()]
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
-    told = f"{len(main)} main effects: {counted(main)} ([all claims](docs/claims.md))."
-    return f"{told} *Agrees*: the interval lies on the paper's side of zero.\n\n{markdown_table(header, rows)}"
+    within = ", ".join(main.loc[main["size"] == "yes", "row"].str.partition(",")[0]) or "no row"
+    told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counted(tested)}. The main ones (*agrees*: our interval "
+            f"lies on the paper's side of zero; it holds the paper's value for {within}):")  # fmt: skip
+    return f"{told}\n\n{markdown_table(header, rows)}"
 
 
 def gates_markdown(frame: pd.DataFrame) -> str:
@@ -302,6 +304,7 @@ def galleries() -> dict[Path, str]:
                  for name in map("".join, SHOWS.findall(cell.source)) if (paths.FIGURES / f"{name}.png").is_file()]  # fmt: skip
         picture = f'<img src="../figures/{shown[0][0]}.png" width="160">' if shown else ""
         short = re.split(r"; |[.] ", re.sub(r" \([^()]*\)", "", answer))[0].rstrip(".") or question or title
+        short = re.sub(r"^(?:Yes|No)(.*?): (.)", lambda found: found[2].upper(), short)
         link = f"[{(number := path.name.partition('_')[0])}](notebooks/{path.name})"
         if number.isdigit():
             front.append([link, short])

@@ -173,18 +173,10 @@ def training_table(train: Stage) -> pd.DataFrame:
 
 
 def runs_table(train: Stage) -> pd.DataFrame:
-    """One row a run: optimiser steps, rollouts, generated tokens, mean reward of the first and last tenth."""
-    rollouts = pd.read_parquet(train.path("rollouts.parquet"), columns=["arm", "seed", "step", "reward", "completion_tokens"])
-    rows = []
-    for (arm, seed), run in rollouts.groupby(["arm", "seed"]):
-        last = run["step"].max()
-        tenth = max(1, last // 10)
-        rows.append({
-            "arm": arm, "seed": seed, "steps": last, "rollouts": len(run), "tokens": int(run["completion_tokens"].sum()),
-            "reward, first tenth": run.loc[run["step"] <= tenth, "reward"].mean(),
-            "reward, last tenth": run.loc[run["step"] > last - tenth, "reward"].mean(),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    """One row a run: optimiser steps, rollouts, generated tokens."""
+    rollouts = pd.read_parquet(train.path("rollouts.parquet"), columns=["arm", "seed", "step", "completion_tokens"])
+    runs = rollouts.groupby(["arm", "seed"])
+    return runs.agg(steps=("step", "max"), rollouts=("step", "size"), tokens=("completion_tokens", "sum")).reset_index()
 
 
 LIVE = TrainConfig(
