@@ -82,7 +82,7 @@ def method(claims: pd.DataFrame) -> Drawn:
     low, high = np.sort(parts[["ci_low", "ci_high"]]).T  # dividing by a negative value turns an interval round
     table = table.assign(value=parts["value"], ci_low=low, ci_high=high, look=look, paper=1.0)
     looks = {key: Look(DIRECTIONS.get(key.removesuffix(" toy"), plots.GREY), hollow=key.endswith("toy")) for key in ordered(look)}
-    figure = plots.empty(plots.FULL_WIDTH, 3.4)
+    figure = plots.empty(plots.FULL_WIDTH, 3.8)
     plots.flow(figure.add_axes((0.005, 0.515, 0.99, 0.38)))
     below = figure.add_axes((0.345, 0.205, 0.28, 0.29))
     plots.forest_panel(below, table, looks, list(table["row"]), chance=0.0)
