@@ -302,6 +302,7 @@ def fuzzed(seed: int, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_fuzzed_file_is_planned_or_refused_with_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(40):
         out, path = tmp_path / f"out{seed}", fuzzed(seed, tmp_path)

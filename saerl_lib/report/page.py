@@ -237,9 +237,8 @@ def _difficulty(arranged: Arranged) -> Told:
     labelled = arranged.scores.assign(label=arranged.data.labels, length=arranged.found.lengths).dropna(subset="label")
     ranks = labelled.groupby("cluster")[["raw", "length", "label"]].rank().groupby(labelled["cluster"])
     inside = ranks.corr()["label"].unstack()[["raw", "length"]].median()
-    own = f"{skill} " if low > 0 else ""
     within = f"Inside a cluster it is {inside['raw']:.3f} from the score, {inside['length']:.3f} from the length (medians). "
-    own += within if inside.notna().all() else ""
+    own = (f"{skill} " if low > 0 else "") + (within if inside.notna().all() else "")
     bare = ", ".join(arranged.data.ids[i] for i in np.flatnonzero(np.isnan(arranged.data.labels)))
     without = f"; without one are {excerpt(bare, 100)}" if bare else ""
     yield "note", "How difficulty was read", f"{known:,} of {len(arranged.data.ids):,} rows have a label{without}. {own}{text}"
@@ -357,8 +356,9 @@ def expectation(arranged: Arranged) -> tuple[float, float, float] | None:
 
 def _spans(arranged: Arranged) -> str:
     """How wide the intervals of difficulty are beside the range of the labels; '' without intervals."""
-    width, label = (arranged.scores["high"] - arranged.scores["low"]).replace(np.inf, np.nan).mean(), arranged.data.labels
-    told = f" on average {width:.1f} wide where labels go from {np.nanmin(label):g} to {np.nanmax(label):g}"
+    scores, label = arranged.scores, pd.Series(arranged.data.labels)
+    width = (scores["high"] - scores["low"]).replace(np.inf, np.nan).mean()
+    told = f" on average {width:.1f} wide where labels go from {label.min():g} to {label.max():g}"
     return told if np.isfinite(width) else ""
 
 
