@@ -105,7 +105,7 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.json", b'[{"question": "caf\xe9"}]', ("not JSON (byte 19 is no UTF-8)",)),
         ("my.tsv", b'id\t"question"s\n', ("line 1: not CSV ('tab' expected", "quote cells")),
         ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
-        ("my.jsonl", b'{"question": "a", "hard": 1}', ("no row has a field 'level'", "question, hard", "--labels")),
+        ("my.jsonl", b'{"question": 1, "h": 1, "%s": 2}' % (b"k" * 9999), ("no row has a field 'level'", "question, h, k", "--labels")),
         ("my.jsonl", b'{"question": "a", "extra": {"level": 1}}', ("no row has a field 'level'; did you mean 'extra.level'?",)),
         ("my.jsonl", '{"question": "a"}\n'.encode("utf-16") * 40, ("the text is UTF-16; save the file as UTF-8",)),
         ("my.parquet", b"version https://git-lfs.github.com/spec/v1", ("a pointer of Git LFS", "git lfs pull")),
@@ -114,8 +114,8 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
 def test_a_malformed_file_is_named_with_the_fix(tmp_path: Path, name: str, content: bytes, parts: tuple[str, ...]) -> None:
     (tmp_path / name).write_bytes(content)
     message = fails(str(tmp_path / name))
-    for part in (name, *parts):
-        assert part in message
+    missing = [part for part in (name, *parts) if part not in message]
+    assert missing == [] and len(message) < 1000
 
 
 # Formats and fields.

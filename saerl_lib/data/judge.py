@@ -371,7 +371,7 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
-            listed = ", ".join(list(present)[:20])
+            listed = ", ".join(key if len(key) <= 60 else f"{key[:59]}…" for key in list(present)[:20])
             missing = f"a field {given!r}" if given else f"a prompt under a usual name ({', '.join(known)})"
             inside = [key for key in filled if given and key.lower().endswith(f".{given.lower()}")]
             meant = f"; did you mean {inside[0]!r}?" if inside else ""

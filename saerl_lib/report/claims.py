@@ -156,7 +156,7 @@ def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
         return []
     before = _interval(unmixed.iloc[0])
     effect = _moved(difference_interval(_interval(mixed.iloc[0]), before), 100 / before.value)
-    return [Effect(_told("diversity", h=mixed["swapped_per_batch"].iloc[0]), effect)]
+    return [Effect(_told("diversity", h=mixed["swapped_per_batch"].iloc[0]), effect, verdict="not comparable")]
 
 
 def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
