@@ -302,3 +302,11 @@ def test_what_a_comparison_finds_hangs_on_its_place_in_the_family() -> None:
     # Holm's order is that of differences from 0: c 5 / 3 %, b 2.5 %, a none left
     assert found["detectable"][2] == pytest.approx((stats.norm.ppf(1 - 0.05 / 6) + stats.norm.ppf(0.8)) * 0.15)
     assert statistics.corrected([], []).empty
+
+
+def test_a_measure_that_one_arm_lacks_is_compared_for_the_other_pairs() -> None:
+    table, summary = (read_table(name, paths.PUBLISHED) for name in ("study_comparisons", "study_summary"))
+    known = set(summary.dropna(subset="tail")["arm"])
+    pairs = [table.loc[table["metric"] == metric, ["family", "arm", "baseline"]] for metric in ("outcome", "tail")]
+    both = pairs[0][pairs[0][["arm", "baseline"]].isin(known).all(axis=1)]
+    assert len(both) < len(pairs[0]) and set(both.itertuples(index=False)) == set(pairs[1].itertuples(index=False))

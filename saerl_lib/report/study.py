@@ -249,9 +249,10 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
     return corrected(pairs, found)
 
 
-def _known(values: pd.Series, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Whether all arms have the value: those at equal rollouts have no tail."""
-    return {name for pair in pairs for name in pair} <= set(values.dropna().index.get_level_values("arm"))
+def _known(values: pd.Series, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs of which both arms have the value: those at equal rollouts have no tail."""
+    arms = set(values.dropna().index.get_level_values("arm"))
+    return [pair for pair in pairs if arms.issuperset(pair)]
 
 
 def comparison_rows(
@@ -272,8 +273,8 @@ def comparison_rows(
             continue  # without another loss or optimizer they repeat the paper's family under another correction
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
-        found |= {metric: compare_runs(single[metric].dropna(), names, metric == "caught") for metric in single
-                  if _known(single[metric], names)}  # fmt: skip
+        found |= {metric: compare_runs(single[metric].dropna(), both, metric == "caught") for metric in single
+                  if (both := _known(single[metric], names))}  # fmt: skip
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))
