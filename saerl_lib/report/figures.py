@@ -388,7 +388,7 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     told = ", ".join(f"{arm_name(arm)} {low:.2f} to {high:.2f}" for arm, low, high in shown.agg(["min", "max"]).itertuples())
     text = f"n = {span(curves.groupby('arm')['seed'].nunique())} seeds; band: 95 % t interval over seeds; {smoothing}. "
     text += "The reward is that of each order's own prompts: it compares neither the orders nor the ends of a run."
-    return figure, f"The reward follows the batches, lowest to highest: {told}", text
+    return figure, f"Smoothed reward, lowest to highest: {told}", text
 
 
 PAPER_ARMS = ("grpo", "dapo", "diff", "adarft", "gainrl", "saerl_grpo", "saerl_dapo")
