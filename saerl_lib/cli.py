@@ -114,12 +114,16 @@ class World(Command):
 class Bench(Command):
     """Measure speed as ratios within one run."""
 
-    name: Positional[Literal["encode", "plan", "grpo", "preparation"]]
-    """encode, plan, grpo or preparation."""
+    name: Positional[Literal["encode", "plan", "grpo", "preparation", "command"]]
+    """encode, plan, grpo, preparation or command."""
     samples: int = 103_022
     """Pool size of `bench plan`, samples."""
     device: str | None = None
     """Of `bench encode`: cpu or cuda; None: cpu."""
+    line: str | None = None
+    """Of `bench command`: what a shell runs, timed."""
+    publish: bool = False
+    """Replace the benchmark's rows in figures/data."""
 
 
 class Publish(Command):

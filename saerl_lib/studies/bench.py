@@ -5,7 +5,11 @@ dense `encode`, then pooling; also the peak of memory against the obvious way, a
 `plan`: from stored features to a plan on disk by the pipeline's own scorer, above `FEATURES_UP_TO` samples from stored scores.
 `grpo`: a step of the artifact's trainer, its log included, against TRL's own with its own generation, on one thread.
 `preparation`: reading prompts by the SAE beside ADARFT's rollouts of the same prompts (paper, section 5: 0.5 against 17.33
-H100-hours). It writes the published table preparation_cost.
+H100-hours).
+`command`: wall clock and peak memory of any command, its child processes included.
+
+With `--publish` the numbers replace their rows in `figures/data/measurements.csv`, which the documents cite, and
+`preparation` its table preparation_cost.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -26,6 +31,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -36,7 +42,7 @@ from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage
+from saerl_lib.artifacts import Stage, provenance
 from saerl_lib.config import PlanConfig, Profile, PropertyConfig, get_profile, sub_seed
 from saerl_lib.data.answers import reward
 from saerl_lib.data.published import load_labelled
@@ -48,7 +54,7 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
-from saerl_lib.report.tables import write_csv
+from saerl_lib.report.tables import as_table, read_table, write_csv
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.selectors import InOrder
@@ -73,19 +79,25 @@ GRPO_STEPS, GRPO_REPEATS, GRPO_PROMPTS = 4, 3, 32
 """A step has as many prompts as in profile `study`."""
 
 
-def run_bench(name: str, samples: int, device: str | None = None) -> int:
-    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`.
+def run_bench(name: str, samples: int, device: str | None = None, line: str | None = None, publish: bool = False) -> int:
+    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`, `line` of `command`.
 
     Raises ValueError for an option that the benchmark does not have.
     """
-    if device is not None and name != "encode":
-        raise ValueError(f"bench {name} has no --device; `bench encode` has one")
+    for option, value, owner in (("device", device, "encode"), ("line", line, "command")):
+        if value is not None and name != owner:
+            raise ValueError(f"bench {name} has no --{option}; `bench {owner}` has one")
     if name == "plan":
-        return bench_plan(samples)
+        return report(name, str(samples), bench_plan(samples), publish)
+    if name == "command":
+        return report(name, line or "", bench_command(line), publish)
     profile = get_profile("laptop")
+    world = world_stage(profile)
     if name == "encode":
-        return bench_encode(profile, world_stage(profile), models.pick_device(device or "cpu"))
-    return {"grpo": bench_grpo, "preparation": bench_preparation}[name](profile, world_stage(profile))
+        return report(name, device or "cpu", bench_encode(profile, world, models.pick_device(device or "cpu")), publish)
+    if name == "grpo":
+        return report(name, "one thread", bench_grpo(profile, world), publish)
+    return report(name, f"{PARTS} x {PROMPTS} prompts", bench_preparation(profile, world, publish), publish)
 
 
 def seconds(work: Callable[[], Any], device: torch.device = CPU) -> float:
@@ -134,11 +146,42 @@ def in_fresh_process(work: Callable[..., Rows], *args: Any) -> Rows:
             return pool.submit(work, *args).result()
 
 
-def report(rows: Rows) -> int:
-    """Print a small table, and the JSON line."""
+def report(bench: str, of: str, rows: Rows, publish: bool) -> int:
+    """Print a small table, and the JSON line; `publish` replaces the rows of this benchmark `of` this size or command."""
     print(pd.Series(rows).round(3).to_string())
+    if publish:
+        known, made = (paths.PUBLISHED / "measurements.csv").is_file(), provenance()
+        old = read_table("measurements", paths.PUBLISHED) if known else as_table("measurements", [])
+        found = pd.DataFrame({"quantity": rows.keys(), "value": rows.values()})
+        found = found.assign(bench=bench, of=of, processor=made["processor"], commit=made["commit"])
+        kept = old[(old["bench"] != bench) | (old["of"] != of)]
+        table = pd.concat([kept, found]).sort_values(["bench", "of"], kind="stable")
+        print(f"written: {write_csv(table, 'measurements', paths.PUBLISHED)}")
     print(json.dumps({name: round(value, 5) for name, value in rows.items()}))
     return 0
+
+
+def bench_command(line: str | None) -> Rows:
+    """Seconds of a command of a shell and the peak of its processes' own memory, GB. Raises ValueError where it fails."""
+    if line is None:
+        raise ValueError("bench command needs --line, what a shell runs")
+    start, peak = time.perf_counter(), 0
+    with subprocess.Popen(line, shell=True, cwd=os.environ.get("SAERL_CALLED_FROM")) as process:
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            time.sleep(0.1)
+            peak = max(peak, sum(map(own_memory, [root, *root.children(recursive=True)])))
+    if process.returncode:
+        raise ValueError(f"{line} ended with code {process.returncode}: nothing is reported")
+    return {"seconds": time.perf_counter() - start, "peak_gb": peak / 1e9}
+
+
+def own_memory(process: psutil.Process) -> int:
+    """Bytes of one process, shared ones divided among those that share them; 0 once it has ended."""
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:
+        return 0
 
 
 # bench encode.
@@ -255,7 +298,7 @@ def encode_peaks(shape: Shape = replace(PAPER, latents=(131_072,), samples=32, t
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
 
 
-def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> int:
+def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> Rows:
     """Padding of MATH (without `SAERL_DATA_DIR`: of the world's pool) and the paper's shape; on a CPU also the peak of memory, on
     a GPU the shape in bfloat16 too."""
     on_cpu = device.type == "cpu"
@@ -268,16 +311,16 @@ def bench_encode(profile: Profile, world: Stage, device: torch.device = CPU) -> 
     largest = max(shape.latents)
     rows["paper_shape_tokens_per_s"] = shape.tokens / (rows[f"forward_s_{largest}"] * rows[f"all_to_forward_{largest}"])
     if on_cpu:
-        return report(rows | in_fresh_process(encode_peaks))
+        return rows | in_fresh_process(encode_peaks)
     print(f"device {torch.cuda.get_device_name(device)}")
     half = shape_ratios(REPEATS, shape, device, torch.bfloat16)
-    return report(rows | {f"bf16_{name}": value for name, value in half.items()})
+    return rows | {f"bf16_{name}": value for name, value in half.items()}
 
 
 # bench plan.
 
 
-def bench_plan(samples: int) -> int:
+def bench_plan(samples: int) -> Rows:
     """Draw `samples` prompts (not timed) and time the way to the plan. Raises ValueError for fewer samples than a batch."""
     if samples < PLAN.prompts_per_step:
         raise ValueError(f"samples={samples} fill no batch of {PLAN.prompts_per_step}: pass --samples with more")
@@ -287,7 +330,7 @@ def bench_plan(samples: int) -> int:
         draw(Path(name), samples)
         rows = in_fresh_process(work, Path(name))
     total = sum(value for key, value in rows.items() if key.endswith("_s") and key != "processor_s")
-    return report(rows | {"samples": samples, "total_s": total})
+    return rows | {"total_s": total}
 
 
 def plan_from_features(folder: Path) -> Rows:
@@ -353,10 +396,10 @@ def write_features(folder: Path, samples: int) -> None:
 # bench preparation.
 
 
-def bench_preparation(profile: Profile, world: Stage) -> int:
-    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out; print the means.
+def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
+    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out: the means.
 
-    Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
+    `publish` writes the table preparation_cost: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
     policy, rows = GroupSampler(*load_policy()), []
@@ -368,9 +411,10 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
             rolled = seconds(functools.partial(pass_rates, policy, chosen, profile.train, seed))
             rows.append((part, PROMPTS, PROMPTS * DIFFICULTY_ATTEMPTS, read, rolled, 100 * (1 - read / rolled)))
     table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
-    print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
+    if publish:
+        print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
     mean = table[["encode_s", "rollouts_s", "saved"]].mean()
-    return report({**mean.to_dict(), "ratio_rollouts_to_encoding": mean["rollouts_s"] / mean["encode_s"]})
+    return {**mean.to_dict(), "ratio_rollouts_to_encoding": mean["rollouts_s"] / mean["encode_s"]}
 
 
 # bench grpo.
@@ -391,7 +435,7 @@ def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bo
     return PlanTrainer(PackedFeed((model, tokenizer), samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0), **both)
 
 
-def bench_grpo(profile: Profile, world: Stage) -> int:
+def bench_grpo(profile: Profile, world: Stage) -> Rows:
     """Medians of alternating runs of `GRPO_STEPS` steps on one thread: a step, and of ours the rollouts, the loss, its gradient
     and the rest, which is the optimiser and bookkeeping."""
     torch.set_num_threads(1)
@@ -407,4 +451,4 @@ def bench_grpo(profile: Profile, world: Stage) -> int:
             runs.append(watch.times)
     rows = (pd.DataFrame(runs).drop(columns="processor_s").median() / GRPO_STEPS).to_dict()
     rows["other_s"] = rows["artifact_step_s"] - sum(rows[part] for part in ("rollouts_s", "loss_s", "backward_s"))
-    return report(rows | {"ratio_trl_to_artifact": rows["trl_step_s"] / rows["artifact_step_s"]})
+    return rows | {"ratio_trl_to_artifact": rows["trl_step_s"] / rows["artifact_step_s"]}
