@@ -67,7 +67,8 @@ class WorldConfig:
     seed: int = 2605
     """Base seed of every generated split."""
     problems: str = "chains"
-    """chains: word problems for the policy that the world ships; short: short-answer arithmetic for a real small model."""
+    """chains: word problems for the policy that the world ships; target: the same without another source in the pool; short:
+    short-answer arithmetic for a real small model."""
     labelled_samples: int = 900
     """Difficulty-labelled subset L (paper, section 4: 3,000), and as many parent samples; disjoint from the RL pool."""
     test_samples: int = 600
@@ -90,7 +91,7 @@ class WorldConfig:
     def __post_init__(self) -> None:
         small, full = self.eval_problems_small, self.eval_problems_full
         require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
-        _choose(self, problems=("chains", "short"))
+        _choose(self, problems=("chains", "target", "short"))
 
 
 SMOLLM2, SHIPPED = "smollm2", "shipped"

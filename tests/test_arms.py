@@ -207,7 +207,8 @@ def test_the_features_of_an_online_arm_come_with_the_table_of_its_run(tmp_path: 
     table.to_parquet(tmp_path / "table.parquet", index=False)
     own, read = (arms.online(ArmPool(t), SETTING).design for t in (table, pd.read_parquet(tmp_path / "table.parquet")))
     assert read.tobytes() == own.tobytes() and read.shape == (40, 5), "one, the difficulty and the features"
-    words, dealt = (find_arm(f"saerl_online_{name}").policy(ArmPool(table), SETTING).design for name in ("tfidf", "shuffled"))
+    twins = (find_arm(f"saerl_online_{name}_wide") for name in ("tfidf", "shuffled"))
+    words, dealt = (twin.policy(ArmPool(table), SETTING).design for twin in twins)
     assert np.corrcoef(words[:, 1], np.arange(40))[0, 1] > 0.99 and not np.allclose(words[:, 2:], own[:, 2:])
     same = np.lexsort(dealt.T), np.lexsort(own.T)
     assert not np.allclose(dealt, own) and np.allclose(dealt[same[0]], own[same[1]]), "whole rows go to other prompts"

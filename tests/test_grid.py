@@ -145,14 +145,15 @@ def test_a_committed_record_stands_for_its_run(
     kept: dict[str, Path], finished: Path, stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "PUBLISHED", home.parent / "published")
+    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
     (home.parent / "published" / grid.RUNS).mkdir(parents=True)
     committed = Path(shutil.copy(kept["grpo"], home.parent / "published" / grid.RUNS / "grpo-seed0.parquet"))
     cells = [(grid.find_arm("grpo"), 0)]
-    (run,) = grid.planned_runs(PROFILE, *stages, cells)
+    (run,) = grid.planned_runs(PROFILE, cells)
     assert not run.finished and grid.records(PROFILE, [run]) == {"grpo-seed0": committed}
     assert grid.run_grid(PROFILE, [run]) == {} and not run.folder.exists(), "it is not trained here"
     for other in (replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3)), replace(PROFILE, score_correlation=None)):
-        assert not grid.records(other, grid.planned_runs(other, *stages, cells)), "other settings, another way of planning"
+        assert not grid.records(other, grid.planned_runs(other, cells)), "other settings, another way of planning"
     shutil.copytree(finished / "grpo-seed0", run.folder)
     write_json(run.folder / DONE, {**json.loads((run.folder / DONE).read_text()), "key": run.key})
     write_run(run)
@@ -172,7 +173,8 @@ def test_kill_9_resume_and_a_failure_beside_it(
     kill_in_training(run, steps=3)
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
     train(run)
-    both = grid.planned_runs(PROFILE, *stages, [(arm, 0) for arm in arms], arms_file)
+    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
+    both = grid.planned_runs(PROFILE, [(arm, 0) for arm in arms], arms_file)
     failed = grid.run_grid(PROFILE, both)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
     assert list(grid.records(PROFILE, both)) == ["adarft_once-seed0"]
@@ -251,3 +253,19 @@ def test_the_order_of_cells_by_hand() -> None:
     ], "by question, then by seed"  # fmt: skip
     everything = grid.chosen_arms([])
     assert {arm.name for arm, _ in grid.cells_of(PROFILE, everything)} == {arm.name for arm in everything}
+
+
+def test_a_wide_arm_draws_from_a_larger_pool_of_the_wanted_source(
+    stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
+    arm, narrow = grid.find_arm("saerl_online_rate_wide"), grid.find_arm("saerl_online_rate")
+    wide = grid.profile_of(PROFILE, arm)
+    assert (wide.pool_samples, wide.steps) == (4 * PROFILE.pool_samples, PROFILE.steps)
+    assert grid.profile_of(PROFILE, narrow) is PROFILE
+    drawn, own = draw_world(wide.world), draw_world(PROFILE.world)
+    assert {s.source for s in drawn["pool"]} == {"target"} and len(drawn["pool"]) == wide.pool_samples
+    assert all(drawn[name] == own[name] for name in ("labelled", "eval_easy_a", "eval_hardest")), "judged and scored alike"
+    run, other = grid.planned_runs(PROFILE, [(arm, 0), (narrow, 0)])
+    assert run.folder.parent == other.folder.parent and run.steps == other.steps
+    assert grid.protocol(PROFILE, run) != grid.protocol(PROFILE, replace(run, arm="saerl_online_rate")), "the pool is part of it"

@@ -36,7 +36,9 @@ PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
 """The random order, and the group of the paper's own arms."""
-WHOLE = (PAPER, "online")
+WIDE = "wide"
+"""The family of the arms on a larger pool, and the end of their names."""
+WHOLE = (PAPER, "online", WIDE)
 """Groups, and families of comparisons, with all matched seeds of `StudyConfig`."""
 UPDATE = "update"
 """The family that compares orders under every loss and optimizer, each with the random order of its own."""
@@ -160,7 +162,7 @@ def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: 
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
     curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
-    value of the same seed's random order, `grpo` or that of the arm's own loss and optimizer; the run's length if never), tail
+    value of the same seed's random order, `grpo` or that of the arm's own loss, optimizer or pool; its length if never), tail
     (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
     `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
@@ -177,9 +179,10 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _random_orders() -> dict[str, str]:
-    """Arms of the family `UPDATE` -> the random order under the same loss and optimizer."""
-    pairs = COMPARISONS[COMPARISONS["family"] == UPDATE]
-    return {**dict(zip(pairs["arm"], pairs["baseline"], strict=True)), **{name: name for name in pairs["baseline"]}}
+    """Arms of the family `UPDATE` -> the random order under the same loss and optimizer; of `WIDE`, that of the same pool."""
+    pairs, larger = (COMPARISONS[COMPARISONS["family"] == family] for family in (UPDATE, WIDE))
+    own = dict.fromkeys((*larger["arm"], *larger["baseline"]), f"{BASELINE}_{WIDE}")
+    return own | dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
 
 
 def _reached(curve: pd.DataFrame, aim: float) -> float:

@@ -9,6 +9,7 @@ its tables; every other profile shows the committed ones of `figures/data`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,7 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
-from saerl_lib.train.arms import DRAWS, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
+from saerl_lib.train.arms import DRAWS, WIDE, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run, read_run
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
@@ -75,6 +76,17 @@ def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None 
     return cells
 
 
+def profile_of(profile: Profile, arm: Arm) -> Profile:
+    """The profile that an arm is trained in: the study's, or for a `wide` arm one of a larger pool and as many steps."""
+    if not arm.wide:
+        return profile
+    samples = WIDE * profile.pool_samples
+    return replace(
+        profile, name=f"{profile.name}-wide", study=None, pool_samples=samples, train_steps=profile.steps,
+        world=replace(profile.world, problems="target", noisy_pool_samples=samples), reader=replace(profile.reader, dense=True),
+    )  # fmt: skip
+
+
 def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int, draw: int = 0) -> BatchPlan:
     """The arm's order as a plan of its own batch size, whole batches alone.
 
@@ -109,11 +121,10 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
     )  # fmt: skip
 
 
-def planned_runs(
-    profile: Profile, world: Stage, pools: Stage, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None
-) -> list[Run]:
-    """`planned_run` of every cell."""
-    return [planned_run(profile, world, pools, arm, seed, jobs_home(profile), arms_file) for arm, seed in cells]
+def planned_runs(profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None) -> list[Run]:
+    """`planned_run` of every cell, what it needs computed where missing."""
+    stages, owned = functools.cache(study_stages), [(profile_of(profile, arm), arm, seed) for arm, seed in cells]
+    return [planned_run(own, *stages(own), arm, seed, jobs_home(profile), arms_file) for own, arm, seed in owned]
 
 
 def protocol(profile: Profile, run: Run) -> str:
@@ -121,6 +132,7 @@ def protocol(profile: Profile, run: Run) -> str:
 
     Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code.
     """
+    profile = profile_of(profile, find_arm(run.arm, Path(run.arms) if run.arms else None))
     settings = {name: value for name, value in to_dict(run.train).items() if name not in ("seeds", "checkpoint_every_steps")}
     files = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
     sizes = [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
@@ -288,8 +300,9 @@ def study_tables(
     }
 
 
-def collect_study(profile: Profile, world: Stage, pools: Stage, arms: Mapping[str, Arm], chosen: Sequence[Arm] = (),
-                  arms_file: Path | None = None) -> None:  # fmt: skip
+def collect_study(
+    profile: Profile, arms: Mapping[str, Arm], chosen: Sequence[Arm] = (), arms_file: Path | None = None
+) -> None:
     """Write the tables of all runs of the `chosen` arms (none: all) with a record into the profile's own folder, a table that
     waits for other arms without rows.
 
@@ -299,7 +312,7 @@ def collect_study(profile: Profile, world: Stage, pools: Stage, arms: Mapping[st
     folder, cells = paths.figure_data_dir(profile.name), cells_of(profile, chosen or list(arms.values()))
     begun = [cell for cell in cells if (jobs_home(profile) / run_name(*cell)).is_dir()
              or any((home / RUNS / f"{run_name(*cell)}.parquet").is_file() for home in (folder, paths.PUBLISHED))]  # fmt: skip
-    known = records(profile, planned_runs(profile, world, pools, begun, arms_file))
+    known = records(profile, planned_runs(profile, begun, arms_file))
     missing = [name for name in (run_name(*cell) for cell in cells) if name not in known]
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
@@ -337,9 +350,8 @@ def train_study(profile: Profile) -> pd.DataFrame:
     Raises ArtifactError when runs failed; the others are kept.
     """
     if profile.study is not None:
-        stages = study_stages(profile)
-        failed = run_grid(profile, planned_runs(profile, *stages, cells_of(profile, chosen_arms([]))))
-        collect_study(profile, *stages, all_arms())
+        failed = run_grid(profile, planned_runs(profile, cells_of(profile, chosen_arms([]))))
+        collect_study(profile, all_arms())
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
     made = study_table(profile, "study_provenance").groupby("arm", sort=False)
@@ -381,8 +393,7 @@ def run_study(
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
         require_ray(ray)
-    stages = study_stages(chosen)
-    runs = planned_runs(chosen, *stages, cells_of(chosen, wanted, seeds), arms_from)
+    runs = planned_runs(chosen, cells_of(chosen, wanted, seeds), arms_from)
     with ray_cluster(ray) if ray is not None else contextlib.nullcontext():
         if ray is not None:
             import_module("ray.util.joblib").register_ray()
@@ -394,7 +405,7 @@ def run_study(
         print(f"{name}: {difference(path, paths.PUBLISHED / RUNS / path.name)}")
     for name, log in failed.items():
         print(f"\n{name}\n{log}")
-    collect_study(chosen, *stages, all_arms(arms_from), everything, arms_from)
+    collect_study(chosen, all_arms(arms_from), everything, arms_from)
     if failed:
         raise ArtifactError(f"{len(failed)} runs failed; the same command runs them again")
     return 0

@@ -2,7 +2,8 @@
 
 Alternatives: the same pipeline with one ingredient changed. tfidf: TF-IDF of prompt and solution by truncated SVD, as many
 columns as z. dense: pooled activations of the SAE's layer. frozen: an SAE whose decoder is random and never learns (arXiv
-2602.14111). draw1 and further: SAE and k-means of another seed, crossed with the matched seeds.
+2602.14111). draw1 and further: SAE and k-means of another seed, crossed with the matched seeds. A wide pool, whose profile is no
+study itself, has the first two.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.models import Layout, open_decoder, token_vectors
-from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.stages import read, retained_of, store_stage
 from saerl_lib.encode.store import DENSE, Store, load_split_features
 from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
@@ -77,17 +78,22 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
 
     def compute(folder: Path) -> None:
         labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
+        names = NAMES if profile.study else NAMES[:2]
         own = [load_split_features(features, name) for name in ("labelled", "pool")]
         labels = np.array([s.difficulty for s in labelled])
         kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
-        found = model_features(profile, labelled, pool, folder)
+        if profile.study:
+            found = model_features(profile, labelled, pool, folder)
+        else:
+            read_once = store_stage(profile, world)  # its reader keeps the dense activations
+            found = {"dense": tuple(Store(read_once.path(name)).values(DENSE) for name in ("labelled", "pool"))}
         words = fit_tfidf(texts_of(labelled))  # vocabulary and SVD come from L alone
         texts = [words.transform(texts_of(part)) for part in (labelled, pool)]
         width = min(own[0].z.shape[1], texts[0].shape[0] - 1, texts[0].shape[1] - 1)
         svd = TruncatedSVD(width, random_state=sub_seed(profile.seed, "tfidf")).fit(texts[0])
         found["tfidf"] = (svd.transform(texts[0]), svd.transform(texts[1]))
         frame = pd.DataFrame({"sample_id": own[1].ids, "phi@sae": list(own[1].phi)})
-        for name in NAMES:
+        for name in names:
             seed = profile.seed + (DRAWN.index(name) + 1 if name in DRAWN else 0)
             phi = [np.concatenate([z, table.metadata], axis=1) for z, table in zip(found[name], own, strict=True)]
             alone, pooled = (Columns(table.ids, x, x) for table, x in zip(own, phi, strict=True))

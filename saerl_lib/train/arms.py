@@ -83,6 +83,8 @@ class ArmSetting:
 
 DRAWS = 3
 """SAE x k-means draws that are crossed with the matched seeds, so that intervals over seeds cover them (ours)."""
+WIDE = 4
+"""Times the pool of the arms that are `wide`: in one pass over a pool of their own size every prompt is used (ours)."""
 SHARP = "sharp"
 """Ending of the names of the SAEs' scores before they are blurred: cluster@sharp, ranking@draw1_sharp."""
 
@@ -117,6 +119,8 @@ class Arm:
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
+    wide: bool = False
+    """Trained on `WIDE` times as many prompts of the target source, of which a run takes a part."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
 
@@ -323,11 +327,14 @@ ARMS = (
     Arm("shift", "SHIFT, half the pool", "rival", order=partial(twice, select=shift_rows)),
     Arm("irds", "IRDS-style, half the pool", "rival", order=partial(twice, select=irds_rows)),
     Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae")),
-    *(Arm(f"saerl_online_{name}", f"current pass rate from {title}", "online", policy=partial(online, features=name),
-          needs=needs(name))
-      for name, title in (("tfidf", "TF-IDF features"), ("dense", "dense activations"), ("cluster", "the cluster alone"),
-                          ("shuffled", "other prompts' features"), (SHARP, "unblurred SAE features"),
-                          ("rate", "the base pass rate"))),
+    Arm("saerl_online_rate", "current pass rate from the base pass rate", "online", policy=partial(online, features="rate"),
+        needs=needs("rate")),
+    Arm("grpo_wide", "GRPO, random order of four times the pool", "online", order=shuffle, wide=True),
+    *(Arm(f"saerl_online{of}_wide", f"current pass rate from {title}, four times the pool", "online", wide=True,
+          policy=partial(online, features=of[1:] or "sae"), needs=needs(of[1:] or "sae"))
+      for of, title in (("", "SAE features"), ("_tfidf", "TF-IDF features"), ("_dense", "dense activations"),
+                        ("_cluster", "the cluster alone"), ("_shuffled", "other prompts' features"),
+                        (f"_{SHARP}", "unblurred SAE features"), ("_rate", "the base pass rate"))),
 )  # fmt: skip
 """The arms of the study. GAINRL reads the angle concentration that was measured, SEC draws from the pool's clusters."""
 

@@ -457,7 +457,7 @@ EVAL_SETS = {
 Pass@k, after the paper's six benchmarks (section C.3)."""
 SHORT = tuple(KINDS)
 SHORT_SETS = {name: Mix("target", (topic,)) for name, topic in zip(EVAL_SETS, SHORT, strict=True)}
-MIXES = {"chains": (TARGET, PARENT, CONTEST, EVAL_SETS),
+MIXES = {"chains": (TARGET, PARENT, CONTEST, EVAL_SETS), "target": (TARGET, TARGET, CONTEST, EVAL_SETS),
          "short": (Mix("target", SHORT), Mix("parent", SHORT), Mix("contest", SHORT[2:]), SHORT_SETS)}  # fmt: skip
 """`WorldConfig.problems` -> target, parent, contest and evaluation sets; those of short-answer arithmetic hold one kind each."""
 
