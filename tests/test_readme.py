@@ -95,7 +95,8 @@ STATED = {
         "1.20": "bound of intervals", "1.25": "aim stated before the run", "4,608": "width of the SAE", "5.6 %": "32 of 576",
     },
     "docs/study.md": {
-        **dict.fromkeys(("0.47", "1.12", "3,200", "12,800", "28 %", "2 %", "0.45", "300,000", "95 %", "15 %", "0.9"), "settings of profile study"),
+        **dict.fromkeys(("0.47", "1.12", "3,200", "12,800", "28 %", "2 %", "0.45", "300,000", "95 %", "15 %", "0.9"),
+                        "settings of profile study"),
         **dict.fromkeys(("16 %", "38 %", "1.05", "1.67", "2.6", "3,008", "3,072"), "means of study_runs and study_budget"),
         "0.43": "probe_ladder.csv, DeepScaleR", "38.7 %": "mean of two seeds of study_pilot.csv",
     },
