@@ -82,7 +82,6 @@ def test_generated_parts_are_up_to_date_and_stand_between_their_marks(tmp_path: 
 # Numbers in prose. A paragraph says where its numbers come from in a comment: `<!-- numbers: TABLE WORD WORD|OTHER; ... -->`
 # means the rows of TABLE.csv that hold each of these words (spaces written as _) as a whole cell.
 
-ONCE = "measured once, as the text says"
 STATED = {
     "README.md": {
         "0.47": "million parameters of the shipped policy", "0.45": "score_correlation of profile study",
@@ -104,13 +103,13 @@ STATED = {
         "1": "base of the difficulty label", "5,750": "samples of profile laptop", "0.48": "million tokens",
         "0.04": "million tokens", "2 %": "bound of forgetting", "2.4": "means of world_controls.csv at step 112",
         "36.0": "arXiv 2504.20571", "73.6": "arXiv 2504.20571", "0.45": "score_correlation of profile study",
-        "4,000": "steps, saerl_lib/world/pretrain.py", "0.10": "seconds, by hand",
+        "4,000": "steps, saerl_lib/world/pretrain.py",
     },
     "docs/own_data.md": {
         "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/stages.py", "2.60": "Ray, tried by hand",
         "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
         "0.4": "40 %", "100,000": "rows, a limit",
-        **dict.fromkeys(("7,488", "0.43", "3.8", "2.5", "0.642", "0.686", "0.536"), ONCE),
+        "7,488": "234 x 32",
     },
     "CONTRIBUTING.md": {"4.4": "inches, report/plots.py"},
     "docs/claims.md": {"95 %": "level of all intervals", "1.67": "means of study_budget"},
@@ -121,27 +120,24 @@ STATED = {
     "docs/paper_scale.md": {
         "107,021": "rows, saerl_lib/config.py", "6,000": "rows, saerl_lib/config.py", "40 %": "assumed, printed by --plan-only",
         "30 %": "assumed, printed by --plan-only", "32,768": "width of the public SAE",
-        **dict.fromkeys(("131,072", "7,100", "4,096"), ONCE),
     },
-    "docs/speed.md": dict.fromkeys(
-        ("3,000", "0.3", "0.1", "2,000", "1.5", "1.4", "5.9", "4.1", "0.69", "0.23", "0.40", "0.10", "0.50", "1.0", "2.0", "0.39",
-         "0.24", "0.33", "0.06", "28,672", "2,816", "1.92", "1.30"), ONCE),
+    "docs/speed.md": {"2,048": "width of Qwen3-1.7B", "2,816": "11 x 32 x 8"},
 }  # fmt: skip
 """Document -> numbers of its prose that no table holds, and where they come from."""
 VALUE = r"\d+(?:,\d{3})*(?:\.\d+)?"
-NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %)?)(?![\w/]|\.\d)(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")
+NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")
 """A number, with the interval behind it where there is one."""
 
 
 def numbers_of(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Each number with a decimal point, comma, percent sign or interval: as printed, with its interval, and its sources."""
+    """Each number with a decimal point, comma, unit or interval: as printed, with its interval, and its sources."""
     text = re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->|```.*?```", "", text, flags=re.S)
     for part in re.split(r"\n\s*\n(?!<!-- numbers)|\n(?=- )", re.sub(r"^(?:\||#).*$", "", text, flags=re.M)):
         told = [source.strip() for comment in re.findall("<!-- numbers: (.*?) -->", part) for source in comment.split(";")]
         plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|arXiv \S+", " ", part)
         for first, *interval in NUMBER.findall(" ".join(plain.split())):
-            if interval[0] or re.search("[.,%]", first):
-                yield first, [v for v in (first.removesuffix(" %"), *interval) if v], told
+            if interval[0] or re.search("[., ]", first):
+                yield first, [v for v in (first, *interval) if v], told
 
 
 def cells_of(source: str) -> np.ndarray:
@@ -159,8 +155,10 @@ def in_one_row(cells: np.ndarray, printed: list[str]) -> bool:
     """Whether some row holds every printed number, as it is or as a share of 100, at its rounding."""
     found = []
     for text in printed:
-        near = 0.5 * 10.0 ** -len(text.partition(".")[2]) + 1e-9
-        found.append(np.any([np.abs(scale * cells - float(text.replace(",", ""))) <= near for scale in (1, 100)], axis=(0, 2)))
+        value, _, unit = text.partition(" ")
+        near = 0.5 * 10.0 ** -len(value.partition(".")[2]) + 1e-9
+        scales = {"minutes": (1 / 60,), "s": (1,), "GB": (1,)}.get(unit, (1, 100))
+        found.append(np.any([np.abs(scale * cells - float(value.replace(",", ""))) <= near for scale in scales], axis=(0, 2)))
     return bool(np.all(found, axis=0).any())
 
 
@@ -168,7 +166,7 @@ def in_one_row(cells: np.ndarray, printed: list[str]) -> bool:
 def test_every_number_in_prose_is_that_of_its_table(document: str) -> None:
     found = list(numbers_of(DOCUMENTS[paths.ROOT / document]))
     wrong = [(shown, *interval) for shown, (_, *interval), told in found if shown not in STATED[document]
-             and not any(in_one_row(cells_of(source), [shown.removesuffix(" %"), *interval]) for source in told)]  # fmt: skip
+             and not any(in_one_row(cells_of(source), [shown, *interval]) for source in told)]  # fmt: skip
     assert wrong == [] and set(STATED[document]) <= {shown for shown, *_ in found}
 
 
@@ -180,7 +178,8 @@ def test_no_document_states_numbers_unseen() -> None:
 def test_a_wrong_number_is_noticed() -> None:
     table = np.array([[0.779, 0.768, 0.791], [0.634, 0.61, 0.65]])
     assert in_one_row(table, ["0.779", "0.768", "0.791"]) and in_one_row(table, ["63.4"]) and in_one_row(table, ["63"])
+    assert in_one_row(60 * table, ["0.78 minutes"]) and not in_one_row(table, ["77.9 s"])
     assert not any(in_one_row(table, wrong) for wrong in (["0.778"], ["0.779", "0.61", "0.65"], ["64"]))
     text = "It is 0.5 points below (0.4 to 0.6), 7 % of 1,206; `0.9` in 16 steps.\n<!-- numbers: a b; c -->\n\n| 0.3 |\n\nAt 2.5."
     found = [(printed, told) for _, printed, told in numbers_of(text)]
-    assert found == [(["0.5", "0.4", "0.6"], ["a b", "c"]), (["7"], ["a b", "c"]), (["1,206"], ["a b", "c"]), (["2.5"], [])]
+    assert found == [(["0.5", "0.4", "0.6"], ["a b", "c"]), (["7 %"], ["a b", "c"]), (["1,206"], ["a b", "c"]), (["2.5"], [])]

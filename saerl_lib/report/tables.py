@@ -123,7 +123,8 @@ def read_table(name: str, folder: Path) -> pd.DataFrame:
     """Read table `name` from `folder`; columns that only an earlier version had are left out. Raises TableError naming the file,
     the column and the notebook that writes it when it is missing, empty or incomplete."""
     schema, path = _schema(name), folder / f"{name}.csv"
-    remedy = f"run ./run_all.sh --only {schema.notebook}, the notebook that writes it"
+    made = f"./run_all.sh --only {schema.notebook}, the notebook" if schema.notebook[:1].isdigit() else "the command"
+    remedy = f"run {made} that writes it"
     if not path.is_file():
         raise TableError(f"{path} is missing; {remedy}")
     try:
@@ -240,6 +241,30 @@ def gates_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Check", "Value (95 %)", "Allowed", "Met", "n"], rows)
 
 
+def spent(seconds: float) -> str:
+    """Wall clock as it is said: seconds, from two minutes on minutes and seconds.
+
+    >>> spent(19.4), spent(1169.7)
+    ('19 s', '19 min 30 s')
+    """
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
+
+
+def times_markdown(frame: pd.DataFrame) -> str:
+    """What the commands of README.md took, by `measurements.csv`: command, what it does, wall clock."""
+    took = frame[(frame["bench"] == "command") & (frame["quantity"] == "seconds")].set_index("of")["value"]
+    rows = [[f"`{line}`", said, spent(took[line])] for line, said in LABELS["command"].items()]
+    return markdown_table(["Command", "What", "Time"], rows)
+
+
+def speed_markdown(frame: pd.DataFrame) -> str:
+    """The benchmarks of `measurements.csv` that docs/speed.md shows: bench, size, what was measured, value."""
+    known = frame.assign(said=(frame["bench"] + " " + frame["quantity"]).map(LABELS["measured"])).dropna(subset="said")
+    rows = [[f"`{row.bench}`", row.of, row.said, number(row.value)] for row in known.itertuples()]
+    return markdown_table(["Bench", "Of", "What", "Measured"], rows)
+
+
 CHANGED = ("steps", "caught")
 """Metrics that the table holds as percent saved, shown as change with the other sign."""
 
@@ -321,9 +346,12 @@ def galleries() -> dict[Path, str]:
 
 def generated() -> dict[tuple[Path, str], str]:
     """Every generated part of a document: (document, marker of its block) -> text, from `figures/data` and the notebooks."""
-    claims, gates, study = (read_table(name, paths.PUBLISHED) for name in ("claims", "world_gates", "study_comparisons"))
+    names = ("claims", "world_gates", "study_comparisons", "measurements")
+    claims, gates, study, measured = (read_table(name, paths.PUBLISHED) for name in names)
     return {
         (paths.ROOT / "README.md", "finding"): finding_markdown(claims),
+        (paths.ROOT / "README.md", "times"): times_markdown(measured),
+        (paths.ROOT / "docs" / "speed.md", "measured"): speed_markdown(measured),
         (paths.ROOT / "docs" / "claims.md", "claims"): claims_markdown(claims),
         (paths.ROOT / "docs" / "world.md", "gates"): gates_markdown(gates),
         (paths.ROOT / "docs" / "study.md", "study"): study_markdown(study),
