@@ -105,11 +105,11 @@ def test_a_worked_text_is_told_from_an_answer_and_its_last_mark_is_read() -> Non
 
 
 def test_what_a_row_has_beside_its_text_is_kept_or_told(tmp_path: Path) -> None:
-    row = {"instruction": "Again?", "output": "2", "system": "Be brief.", "history": [["Hi", "Yes?"]], "image": {"bytes": "x"}}
+    row = {"instruction": "Again?", "output": "2", "system": "Be brief.", "image": {"bytes": "x"}}
     other = row | {"image": {"bytes": None}, "output": "It is clear, as we said."}
     data = read([write_jsonl(tmp_path / "my.jsonl", [row, other])])
     said = [message["content"] for message in json.loads(data.samples[0].before)]
-    assert said == ["Be brief.", "Hi", "Yes?"] and "1 picture in 'image': not read; first line 1" in data.notes
+    assert said == ["Be brief."] and "1 picture in 'image': not read; first line 1" in data.notes
     assert [sample.answer for sample in data.samples] == ["2", "It is clear, as we said."], "an answer in a field of answers"
     proof = read([write_jsonl(tmp_path / "my.jsonl", [{"problem": f"Why, {i}?", "solution": text} for i, text in
                                                       enumerate(("$2$", "3", "It is so by what we said."))])])  # fmt: skip

@@ -61,8 +61,8 @@ def fails(source: str | Source, **options: Any) -> str:
         ({"question": "x" * 10_000_000}, ("10,000,000 characters", "at most 200,000", "shorten it")),
         ({"question": "half \ud800"}, ("half a character",)), ({"id": "a\0"}, ("control characters",)),
         ({"id": "p-0"}, ("id 'p-0' was already used in line 1", "its own id")), ({"id": None}, ("'id' is missing",)),
-        ({"id": "x" * 300}, ("longer than 200",)), ({"level": True}, ("a bool, not a number",)),
-        ({"level": "hard"}, ("'level' is 'hard', a str, not a number", "leave it out when unknown")),
+        ({"id": "x" * 300}, ("longer than 200",)), ({"level": True}, ("'True', not a number",)),
+        ({"level": "hard"}, ("'level' is 'hard', not a number", "leave it out when unknown")),
         ({"level": 10**400}, ("not a finite number",)),
         ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
         ({"answer": float("nan")}, ("'answer' is nan",)), ({"solution": {"a": "b"}}, ("'solution' is a dict, not text",)),
@@ -89,25 +89,20 @@ def test_of_many_malformed_rows_five_are_shown(tmp_path: Path) -> None:
         ("my.csv", b"id,question,level\n1,caf\xe9,3\n", ("my.csv, line 2", "UTF-8")),
         ("my.csv", b"id,id\n1,2\n", ("line 1", "occurs twice")),
         ("my.csv", b'id,question,level\n1,"open,3\n', ("my.csv, line", "not CSV")),
-        ("my.csv", b"id;question;level\n1;two;3\n", ("line 1", "separate the cells by commas instead of ';'")),
-        ("my.tsv", b"id,question\n1,two\n", ("line 1", "by tabs instead of ','")),
-        ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON (line 1", "one list of objects")),
-        ("my.json", b'{"question": {"0": "a"}, "level": {"0": 1}}', ("one object of columns", "orient='records'")),
+        ("my.csv", b"id;question;level\n1;two;3\n", ("its fields are: id;question;level",)),
+        ("my.json", b'[{"question": "a"}, ', ("my.json: not JSON (", "one list of objects")),
         ("my.jsonl.zst", b"{}", ("my.jsonl.zst", "only when the file is zstd")),
-        ("my.json", b'{"train": [{"question": "a"}], "test": [{"question": "b"}]}', ("the splits train, test; write each into",)),
         ("my.json", b'[{"question": "a", "level": 1}, 3]', ("row 2", "is an int, not an object")),
-        ("my.jsonl", b'{"question": "a", "level": 1, "level": 2}', ("line 1", "key 'level' occurs twice")),
         ("my.csv", b"id,question,level\n1,two,3,four\n", ("line 2", "4 cells where the header has 3")),
-        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', a str, not a number")),
+        ("my.csv", b"id,question,level\n1,two,hard\n", ("line 2", "'level' is 'hard', not a number")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question"', ("line 2", "not JSON", "one object a line")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n[1, 2]', ("line 2", "expected a JSON object, found list")),
         ("my.jsonl", b'{"question": "a", "level": 1}\n{"question": "caf\xe9"}', ("line 2", "byte 18 is no UTF-8")),
         ("my.json", b'[{"question": "caf\xe9"}]', ("not JSON (byte 19 is no UTF-8)",)),
         ("my.tsv", b'id\t"question"s\n', ("line 1: not CSV ('tab' expected", "quote cells")),
-        ("my.jsonl", b"[" * 100_000, ("line 1", "not readable JSON")),
+        ("my.jsonl", b"[" * 100_000, ("line 1", "not JSON")),
         ("my.jsonl", b'{"question": 1, "%s": 2}' % (b"k" * 9999), ("no row has a field 'level'", "question, kk", "--labels")),
         ("my.jsonl", b'{"question": "a", "extra": {"level": 1}}', ("no row has a field 'level'; did you mean 'extra.level'?",)),
-        ("my.jsonl", '{"question": "a"}\n'.encode("utf-16") * 40, ("the text is UTF-16; save the file as UTF-8",)),
         ("my.parquet", b"version https://git-lfs.github.com/spec/v1", ("a pointer of Git LFS", "git lfs pull")),
     ],
 )  # fmt: skip
@@ -218,7 +213,6 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"question": q, "answer": f"We add.\nIt is {i}, as 3 says.", "final_answer": [str(i), str(i)]}, []),
         (lambda i, q: {"instruction": q, "input": None, "output": f"We add.\nNo, \\boxed{{9}}.\nIt is \\boxed{{{i}}}."}, []),
         (lambda i, q: {"question" if i % 2 else "problem": q, "answer" if i % 2 else "gt_answer": str(i)}, []),
-        (lambda i, q: {"messages": [user(q), {"role": "assistant", "ground_truth": {"value": str(i)}}]}, []),
         (lambda i, q: {"prompt": [user(q), {"role": "assistant", "content": "<think>\n"}], "answer": f"The answer is {i}."}, []),
         (lambda i, q: {"Problem Statement": q, "Final Answer": i}, []),
         (lambda i, q: {"userPrompt": q, "ground-truth": str(i)}, []),
@@ -283,19 +277,6 @@ def test_folders_patterns_shards_arrow_and_zstd_are_read_in_name_order(tmp_path:
     assert "holds the splits test, train; name one with --split" in fails(str(folder))
     assert read([Source.parse(str(tmp_path / "set"), "train")]).ids == ids[:3]
     assert "holds the splits test, train" in fails(Source.parse(str(folder), "dev"))
-
-
-def test_documents_of_chats_of_columns_and_of_rows_by_id_are_read(tmp_path: Path) -> None:
-    answers = [f"Answer: {i}" for i in range(12)]
-    chats = [[user(q), {"role": "assistant", "content": a}] for q, a in zip(ASKED, answers, strict=True)]
-    by_id = {f"q-{i}": {"problem": q, "answer": a} for i, (q, a) in enumerate(zip(ASKED, answers, strict=True))}
-    told = [{"level": i} for i in range(12)]
-    for value in (chats, {"problem": ASKED, "answer": answers, "extra_info": told}, {"problem": ASKED, "answer": answers}, by_id):
-        (tmp_path / "my.json").write_text(json.dumps(value))
-        assert [s.prompt for s in read([tmp_path / "my.json"]).samples] == ASKED
-    assert read([tmp_path / "my.json"]).ids[3] == "q-3"
-    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, chats)))
-    assert [s.answer for s in read([tmp_path / "my.jsonl"]).samples] == [str(i) for i in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -496,5 +477,5 @@ def test_row_of_another_schema_is_named(name: str) -> None:
 def test_numbers_that_are_none_are_rejected_or_unknown() -> None:
     assert math.isnan(read_row("deepmath", {**ROWS["deepmath"], "difficulty": -1}, 0).difficulty)
     assert read_row("math500", {**ROWS["math500"], "level": "Level 3"}, 0).difficulty == 3.0
-    with pytest.raises(DataError, match="'difficulty' is 'True', a bool"):
+    with pytest.raises(DataError, match="'difficulty' is 'True', not a number"):
         read_row("deepmath", {**ROWS["deepmath"], "difficulty": True}, 0)

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
-from saerl_lib.data.rows import ABSENT, Row, Source, field_of, filled_fields, kind_named, rows, unfolded
+from saerl_lib.data.rows import ABSENT, BadRow, Row, Source, chat, field_of, filled_fields, identifier, plain, rows, unfolded
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, letters_of, lines, number_of
-from saerl_lib.data.values import MAX_ID, BadRow, Chat, chat, identifier, plain, text
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
 NAMES = {
@@ -36,7 +35,7 @@ NAMES = {
                "gts", "target", "targets", "answers", "reference", "output", "correct_option", "correct_choice", "cop", "correct",
                "label"),
     "solution": ("solution", "worked_solution", "extra_info.solution", "solutions", "gold_standard_solution",
-                 "generated_solution", "rationale", "response", "completion"),
+                 "generated_solution", "rationale", "response", "completion", "ground_truth_solution", "answer", "output"),
     "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
 }
 """What a field may be called where it is not named (`resolve_fields`), however it is spelled. A dot leads into an object."""
@@ -61,6 +60,8 @@ SHORT, WORDS = 60, 4
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
 """A pass rate as right answers of attempts, or in percent."""
 TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the rows of one source are judged by."""
@@ -158,7 +159,7 @@ def judge(row: Row, number: int, rules: Rules) -> Judged | Dropped:
         judged = _judged(row, number, rules)
     except BadRow as problem:
         value = field_of(row.record or {}, rules.names.get("id", ""))
-        shown = str(value)[:MAX_ID].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
+        shown = str(value)[:200].encode("utf-8", "replace").decode() if isinstance(value, str | int) else ""
         shown = re.sub(r"[\x00-\x1f]", " ", shown)  # a bare carriage return would break a line of left_out.csv
         return Dropped(row.where, shown, "malformed", str(problem))
     rules.seen[judged.sample.id] = row.where
@@ -181,7 +182,7 @@ def _judged(row: Row, number: int, rules: Rules) -> Judged:
     if rules.indexed and "A" in (options := _listed(row.record, rules.names["answer"])[1]):
         given["answer"] = list(options)[int(given["answer"])]
         rules.guess(row.where, "answer", "given as the place of an option, from 0: the letter is taken")
-    answer, solution, fault = _answered(row, given.get("answer"), names["answer"], asked, solution or asked.reply, rules)
+    answer, solution, fault = _answered(row, given.get("answer"), names["answer"], solution or asked.reply, rules)
     question = asked.question + (_options(row, answer, asked.question, rules) if rules.need_answer else "")
     _tell_unread(row, question, rules)
     name = identifier(given["id"], names["id"]) if "id" in given else f"row-{number:06d}"
@@ -234,17 +235,12 @@ def _asked(row: Row, name: str, rules: Rules) -> Any:
 
 
 def _system(row: Row, rules: Rules) -> str:
-    """`Sample.before` from a system text and earlier turns in fields of their own; '' without them."""
-    record, before = row.record or {}, []
+    """`Sample.before` from a system text in a field of its own; '' without one."""
     for name in SYSTEM:
-        if isinstance(words := record.get(name), str) and words.strip() and name not in rules.names.values():
-            before.append({"role": "system", "content": text(words, name)})
+        if isinstance(words := (row.record or {}).get(name), str) and words.strip() and name not in rules.names.values():
             rules.guess(row.where, "row", f"whose {name!r} is kept as the system's message")
-            break
-    for pair in record["history"] if isinstance(record.get("history"), list) else ():
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
-            before += [{"role": role, "content": part} for role, part in zip(("user", "assistant"), pair, strict=True)]
-    return json.dumps(before) if before else ""
+            return json.dumps([{"role": "system", "content": words}])
+    return ""
 
 
 def _tell_unread(row: Row, question: str, rules: Rules) -> None:
@@ -315,15 +311,13 @@ def _first(row: Row, value: Any, name: str, rules: Rules) -> Any:
     return inner[0] if isinstance(inner[0], str) else value
 
 
-def _answered(
-    row: Row, value: Any, name: str, asked: Chat, solution: str, rules: Rules
-) -> tuple[str, str, tuple[str, str] | None]:
+def _answered(row: Row, value: Any, name: str, solution: str, rules: Rules) -> tuple[str, str, tuple[str, str] | None]:
     """(answer alone, worked solution, None or status and reason of a row that is never planned) from the field of answers.
 
     A worked text there is the solution, and what it marks the answer; where a row has no answer its solution may mark one.
     """
     try:
-        answer = plain(value, name).strip() or asked.gold
+        answer = plain(value, name).strip()
     except BadRow as problem:
         if not rules.need_answer or not isinstance(unfolded(value), list | Mapping):
             raise
@@ -362,12 +356,10 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
         likely = [wanted if wanted in filled else spelled.get(letters_of(wanted)) for wanted in ((given,) if given else known)]
         found = [usual for usual in likely if usual and (given or usual in filled)]
         if not given:
-            left = [usual for usual in found if usual not in (getattr(fields, "labels", None), getattr(fields, "quality", None))]
-            if entry.name == "solution" and not left:  # a worked text beside the answer that was taken
-                others = [n for n in (*NAMES["answer"], *filled) if n in filled and n != names.get("answer")]
-                others = [n for n in others if n.rpartition(".")[2] in NAMES["answer"] or "solution" in n.lower()]
-                left = [n for n in others if _mostly_worked(records, n)][:1]
-            found = _fitting(entry.name, left, records, filled) or [n for n in likely if n in present and entry.name != "id"]
+            taken = {names.get("answer"), getattr(fields, "labels", None), getattr(fields, "quality", None)}
+            left = [usual for usual in found if usual not in taken]
+            empty = [usual for usual in likely if usual in present and usual not in taken and entry.name != "id"]
+            found = _fitting(entry.name, left, records, filled) or empty
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
@@ -427,7 +419,7 @@ def difficulty(value: Any, name: str, rules: Rules) -> float:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
-        raise BadRow(f"field {name!r} is {str(value)[:40]!r}, {kind_named(value)}, not a number; leave it out when unknown")
+        raise BadRow(f"field {name!r} is {str(value)[:40]!r}, not a number; leave it out when unknown")
     if not abs(value) <= 1e12:
         raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
     label, allowed = float(value), rules.allowed

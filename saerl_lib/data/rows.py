@@ -1,4 +1,4 @@
-"""One reader of rows for every source, as they stand there; what they hold is for `saerl_lib.data.judge` to say.
+"""One reader of rows for every source, as they stand there, and of one value as text; what rows hold is for `judge` to say.
 
 A source is a file (JSON lines, a JSON document, CSV, TSV, Parquet or Arrow; text may be gzip or zstd), a folder or a pattern of
 such files, or a data set of the Hugging Face Hub. A row that cannot be read comes with its problem.
@@ -10,17 +10,19 @@ import ast
 import contextlib
 import csv
 import dataclasses
+import decimal
 import glob
 import io
 import itertools
 import json
+import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saerl_lib.data.sample import DataError
 
@@ -40,6 +42,10 @@ ABSENT = ("n/a", "null", "none", "nan", "-", "--", "unknown", "proof", "notfound
 """Answers and labels that say that there is none, such as those of NuminaMath."""
 DEEP = 8
 """Objects inside objects in which a field is looked for (ours)."""
+MAX_CHARACTERS, MAX_ID = 200_000, 200
+"""Longest prompt or solution, longer ones are broken exports rather than problems; longest id (ours)."""
+ROLES = {"human": "user", "gpt": "assistant"}
+"""Other names of the roles in a chat."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,7 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
 
     try:
         with io.BufferedReader(pa.input_stream(str(path), compression=PACKED.get(path.suffix))) as handle:
-            for number, line in enumerate(handle):
-                if not number and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise DataError(f"{path.name}: the text is UTF-16; save the file as UTF-8")
-                yield line
+            yield from handle
     except OSError as error:
         packed = PACKED.get(path.suffix)
         fix = f"; the name may end in {path.suffix} only when the file is {packed}" if packed else ""
@@ -218,9 +221,9 @@ def json_rows(path: Path, strict_end: bool = True) -> Iterator[Row]:
                 yield row
 
 
-def jsonl(path: Path, strict_end: bool = True) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file. Raises DataError with file, line and fix; `strict_end` as in `json_rows`."""
-    for row in json_rows(path, strict_end):
+def jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file. Raises DataError with file, line and fix."""
+    for row in json_rows(path):
         if row.record is None:
             raise DataError(f"{path.name}, {row.where}: {row.problem}")
         yield row.record
@@ -236,71 +239,37 @@ def _document(path: Path) -> list[Row] | None:
     if head[:1] == b"{" and _json_row(head, "").record is not None and data.strip() != head.strip():
         return None  # more than one line, the first one whole
     try:
-        value = json.loads(data, object_pairs_hook=_object)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         if kind_of(path) != ".json" and head.strip() not in (b"[", b"{"):
             return None
-        told = f"line {error.lineno}: {error.msg.removesuffix(' at')}" if isinstance(error, json.JSONDecodeError) else error
-        told = f"byte {error.start + 1} is no UTF-8" if isinstance(error, UnicodeDecodeError) else told
-        raise DataError(f"{path.name}: not JSON ({told}); write one list of objects, or one object a line") from error
-    records = value if isinstance(value, list) else _listed(value, path.name) if isinstance(value, dict) else [value]
+        raise DataError(f"{path.name}: not JSON ({_fault(error)}); write one list of objects, or one object a line") from error
+    if isinstance(value, dict):
+        lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+        value = lists[0] if len(lists) == 1 and "role" not in lists[0][0] else [value]
     return [
-        Row(f"row {number}", record) if (record := _as_object(given)) is not None
+        Row(f"row {number}", given) if isinstance(given, dict)
         else Row(f"row {number}", None, f"is {kind_named(given)}, not an object; write every row as an object")
-        for number, given in enumerate(records, start=1)
+        for number, given in enumerate(value if isinstance(value, list) else [value], start=1)
     ]  # fmt: skip
-
-
-def _listed(value: dict[str, Any], name: str) -> list[Any]:
-    """The rows of one object: of its columns as lists, those of the one list in it, by their ids, or itself as the one row.
-
-    Raises DataError for an object of several splits, or of columns as objects.
-    """
-    inside = list(value.values())
-    around = [inner for inner in inside if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-    if len(around) > 1 and set(value) <= set(SPLITS):
-        raise DataError(f"{name}: one object of the splits {', '.join(value)}; write each into a file of its own")
-    columns = bool(inside) and all(isinstance(inner, list) and len(inner) == len(inside[0]) > 1 for inner in inside)
-    if columns and (len(inside) > 1 or not around):
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*inside, strict=True)]
-    if len(around) == 1 and "role" not in around[0][0]:
-        return around[0]
-    if inside and all(isinstance(inner, dict) for inner in inside):
-        if len({tuple(inner) for inner in inside}) > 1 or all(key.isdigit() for key in inside[0]):
-            raise DataError(f"{name}: one object of columns; write rows (pandas: to_json(orient='records', lines=True))")
-        return [{"id": key, **inner} for key, inner in value.items()]
-    return [value]
-
-
-def _as_object(value: Any) -> dict[str, Any] | None:
-    """A row as an object, also where it is a bare list of chat messages; None for what is neither."""
-    if isinstance(value, list) and value and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
-        return {"messages": value}
-    return value if isinstance(value, dict) else None
 
 
 def _json_row(line: bytes, where: str) -> Row:
     """One line of JSON; a line that is no JSON object becomes a row with a problem."""
     try:
-        given = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        return Row(where, None, f"byte {error.start + 1} is no UTF-8; save the file as UTF-8")
-    except json.JSONDecodeError as error:
-        return Row(where, None, f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); write one object a line")
+        given = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        return Row(where, None, f"not readable JSON ({error}); write one flat object a line")
-    if (record := _as_object(given)) is None:
+        return Row(where, None, f"not JSON ({_fault(error)}); write one object a line, as UTF-8")
+    if not isinstance(given, dict):
         return Row(where, None, f"expected a JSON object, found {type(given).__name__}; write one object a line")
-    return Row(where, record)
+    return Row(where, given)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError when a key occurs twice, since one of its values would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in (k for k, _ in pairs[:i]))
-        raise ValueError(f"key {twice[:40]!r} occurs twice")
-    return found
+def _fault(error: Exception) -> str:
+    """What is wrong with JSON, and where."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is no UTF-8"
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 # Tables.
@@ -313,12 +282,10 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{name}, line {line}: a byte is no UTF-8; save the file as UTF-8") from error
     found, wanted = list[Row](), {",": "commas", "\t": "tabs"}[separator]
-    before = csv.field_size_limit(max(1, len(text)))
+    csv.field_size_limit(max(1, len(text)))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         header = next(reader, [])
-        if len(header) == 1 and (other := next((sign for sign in ",;\t|" if sign in header[0]), "")):
-            raise DataError(f"{name}, line 1: one column {header[0][:60]!r}; separate the cells by {wanted} instead of {other!r}")
         if len(set(header)) < len(header):
             raise DataError(f"{name}, line 1: a column name occurs twice; give every column its own name")
         start = reader.line_num + 1
@@ -333,8 +300,6 @@ def _csv(data: bytes, name: str, separator: str) -> list[Row]:
         fix = f"quote cells that hold {wanted}, quotes or line ends"
         said = str(error).replace("\t", "tab")
         raise DataError(f"{name}, line {reader.line_num}: not CSV ({said}); {fix}") from error
-    finally:
-        csv.field_size_limit(before)
     return found
 
 
@@ -412,3 +377,93 @@ def filled_fields(record: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
             if isinstance(inner := unfolded(value), Mapping) and above.count(".") < DEEP:
                 yield from filled_fields(inner, f"{above}{key}.")
+
+
+# One value of a row as text.
+
+
+class BadRow(Exception):
+    """A row that cannot be used; the message names field and fix."""
+
+
+class Chat(NamedTuple):
+    """A prompt as it was written: question, `Sample.before`, and what the assistant says behind the question."""
+
+    question: str
+    before: str = ""
+    reply: str = ""
+
+
+def chat(value: Any, name: str) -> Chat:
+    """The question of a prompt: all of a text, or the last message of the user in a chat, which may be `unfolded`."""
+    inner = unfolded(value) if isinstance(value, str) else None
+    if isinstance(inner, list) and isinstance(inner[0], Mapping) and {"role", "from"} & set(inner[0]):
+        value = inner
+    value = value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+    if not isinstance(value, list):
+        return Chat(text(value, name))
+    messages = []
+    for message in value:
+        if not isinstance(message, Mapping) or not {"role", "from"} & set(message):
+            raise BadRow(f"field {name!r} is a list, but not of chat messages; write objects with role and content")
+        role = str(message.get("role") or message.get("from"))
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list):
+            if any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in content):
+                raise BadRow(f"field {name!r} holds a message that is not text alone; a plan reads text")
+            content = "".join(part["text"] for part in content)
+        messages.append({"role": ROLES.get(role, role), "content": text(content, name)})
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise BadRow(f"field {name!r} holds no message of the user; write the question as one")
+    before = json.dumps(messages[:last]) if last else ""
+    reply = "\n".join(message["content"] for message in messages[last + 1 :] if message["role"] == "assistant")
+    return Chat(messages[last]["content"], before, "" if reply.strip() == "<think>" else reply)
+
+
+def text(value: Any, name: str) -> str:
+    """A text field, also as bytes; '' when missing."""
+    if value is None:
+        return ""
+    value = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+    if not isinstance(value, str):
+        inside = isinstance(value, Mapping) and len(value) > 0
+        fix = f"name what is in it, such as {name}.{next(iter(value))}" if inside else "write the text itself in quotes"
+        raise BadRow(f"field {name!r} is {kind_named(value)}, not text; {fix}")
+    if len(value) > MAX_CHARACTERS:
+        limit = f"at most {MAX_CHARACTERS:,} are read; shorten it or remove the row"
+        raise BadRow(f"field {name!r} has {len(value):,} characters, {limit}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(f"field {name!r} holds half a character, or no UTF-8, at place {error.start + 1}; mend it") from error
+    return value
+
+
+def plain(value: Any, name: str) -> str:
+    """A text, number, truth value or bytes, also as all elements of a list (as text too), as text; '' when missing."""
+    listed = unfolded(value)
+    if isinstance(listed, list) and (listed is value or "".join(map(str, listed)).isprintable()):  # LaTeX must be escaped
+        if len(set(map(str, listed))) > 1:
+            raise BadRow(f"field {name!r} is a list of {len(listed)}, where one value is read; write one")
+        value = listed[0] if listed else None
+    if isinstance(value, float | decimal.Decimal):
+        if not math.isfinite(value):
+            raise BadRow(f"field {name!r} is {value}; write the value as text, or leave it out when unknown")
+        if value == int(value):
+            return str(int(value))
+        return str(value) if isinstance(value, float) else format(value.normalize(), "f")
+    return str(value) if isinstance(value, int) else text(value, name)
+
+
+def identifier(value: Any, name: str) -> str:
+    """An id as text; a whole float, as pandas makes them, as its number."""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        found = "missing" if value is None else kind_named(value)
+        raise BadRow(f"field {name!r} is {found}; an id is text or a whole number")
+    found = text(str(value), name)
+    if not found.strip() or len(found) > MAX_ID or any(ord(letter) < 32 for letter in found):
+        fault = f"is empty, longer than {MAX_ID} characters or holds control characters"
+        raise BadRow(f"field {name!r} {fault}; give the row a short id")
+    return found
