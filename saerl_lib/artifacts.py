@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
@@ -26,8 +25,6 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from saerl_lib import paths
 from saerl_lib.config import Profile, content_hash, to_dict
 
@@ -39,10 +36,6 @@ DATA_SUFFIXES = (".safetensors", ".json", ".csv")
 
 PACKAGES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "sae-lens", "scikit-learn", "numpy", "safetensors")
 """Packages whose versions decide results."""
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-"""System errors that mean the output folder is full or cannot be written."""
-FREE = "free space or set SAERL_HOME to a writable folder"
-"""What mends them."""
 
 
 class ToldError(Exception):
@@ -167,7 +160,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         if path.parent.is_dir():
             partial.unlink(missing_ok=True)
-        raise ArtifactError(f"cannot write {path}: {error.strerror}; {FREE}") from error
+        fix = "free space or set SAERL_HOME to a writable folder"
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; {fix}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,7 +173,6 @@ def write_json(path: Path, value: Any) -> None:
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, an earlier `out` going last; else no trace stays."""
     partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    missing = [folder for folder in out.parents if not folder.exists()]
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -187,17 +180,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
-        try:
-            partial.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+        partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                folder.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -269,8 +254,7 @@ def get_or_compute(
     """The stage `name` of `profile`, computed by `compute(folder)` into a fresh folder when its key changed.
 
     `compute(folder)` writes all outputs into `folder`, or returns tables, name -> frame, that become `<name>.parquet`; its module
-    and all that this imports are part of the key. Raises ArtifactError when the disk is full or not writable; an exception of
-    `compute` propagates and leaves no folder behind.
+    and all that this imports are part of the key. An exception of `compute` propagates and leaves no folder behind.
     """
     folder = paths.profile_dir(profile.name) / name
     settings, decides = settings_hash(profile), {"config": dict(config), "inputs": {s.name: s.key for s in inputs}}
@@ -294,10 +278,6 @@ def get_or_compute(
                 "stage": name, "key": key, "settings": settings, **decides, "provenance": provenance(),
                 "outputs": {str(p.relative_to(partial)): file_sha256(p) for p in files},
             })  # fmt: skip
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) not in UNWRITABLE and "os error" not in str(error):
-            raise
-        raise ArtifactError(f"stage {name} cannot write {folder}: {error}; {FREE}") from error
     finally:
         torch.set_num_threads(threads)  # it decides last digits: what a stage sets does not leak into the next
     return Stage(name, folder, key, computed=True)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -48,10 +46,6 @@ class HubData:
     """Commit hash of the repository; None: not pinned yet."""
     note: str | None = None
     """What differs from the paper or is not known."""
-
-    def __post_init__(self) -> None:
-        if self.revision is not None and len(self.revision) != 40:
-            raise ValueError(f"{self.repository}: revision {self.revision!r} is no 40-digit commit hash; write all of it or None")
 
 
 @dataclass(frozen=True)
@@ -121,19 +115,16 @@ def read_lock(path: Path = LOCK) -> dict[str, str]:
     """Locked version by name as indexes compare it (PEP 503). Raises ValueError for a line that does not read `name==version`."""
     locked: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        text = line.split("#")[0].strip()
-        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", text)
-        if text and match is None:
-            raise ValueError(f"{path.name} line {number}: {text!r} is not of the form name==version")
-        locked |= {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2]} if match else {}
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)", line)
+        if match is None:
+            raise ValueError(f"{path.name} line {number}: {line!r} is not of the form name==version")
+        locked[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
     return locked
 
 
 def package_faults(path: Path = LOCK) -> tuple[str, ...]:
-    """One sentence a locked package that is absent or has another version; a local suffix such as `+cpu` is ignored.
-
-    Of several installed versions the first on the import path counts, as for `import`. Raises what `read_lock` raises.
-    """
+    """One sentence a locked package that is absent or has another version; a local suffix such as `+cpu` is ignored. Raises what
+    `read_lock` raises."""
     wrong = []
     for name, version in read_lock(path).items():
         try:
@@ -162,14 +153,10 @@ def check_packages(path: Path = LOCK) -> int:
 
 # This machine.
 
-RUNS_OF_TABLE_4 = dict(zip(POLICIES, (7, 5), strict=True))
-"""Policy -> main runs of the paper, one seed each: the rows of Table 4."""
 SAE = ("Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50, layer27 alone", 537_010_176.0)
 """What SAELens' registry reads for the profile's SAE, and its bytes; not pinned, SAELens downloads the newest revision."""
 GPU_BYTES = 80e9
 """Memory of one H100 or A100; the paper does not say which size it used."""
-KEPT_BYTES = 2 * 14 + 46 * 4
-"""That a run leaves for each parameter: two checkpoints (bf16 and fp32 weights, Adam), and 46 fp32 weights to be evaluated."""
 
 
 def list_gpus() -> tuple[tuple[str, float], ...]:
@@ -183,16 +170,11 @@ def list_gpus() -> tuple[tuple[str, float], ...]:
     return tuple((name.strip(), float(mib) * 2**20) for name, mib in rows if mib.strip().isdigit())
 
 
-def free_bytes(folder: Path) -> int:
-    """Of the disk where a folder lies or will lie."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
-def downloads(profile: Profile, policies: Sequence[HubModel] = POLICIES) -> list[tuple[str, float, str | None]]:
+def downloads(profile: Profile) -> list[tuple[str, float, str | None]]:
     """(repository, bytes, revision) of everything that the plan would fetch; weights count two bytes a parameter."""
     config, reader = profile.published, profile.reader
     assert config is not None
-    pinned, models = dict(config.revisions), [*policies, *([MODELS[reader.model]] if reader.model in MODELS else [])]
+    pinned, models = dict(config.revisions), [*POLICIES, *([MODELS[reader.model]] if reader.model in MODELS else [])]
     found = [(model.repository, 2.0 * model.parameters, model.revision) for model in models]
     if reader.sae.startswith("saelens:"):
         found.append((*SAE, None))
@@ -201,23 +183,19 @@ def downloads(profile: Profile, policies: Sequence[HubModel] = POLICIES) -> list
     return found
 
 
-def missing(profile: Profile, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) -> list[str]:
-    """One sentence for each thing that this machine lacks for runs of policies on hub models and data; the network is not tried.
+def missing(profile: Profile, need: int = POLICIES[-1].gpus) -> list[str]:
+    """One sentence for each thing that this machine lacks for a run on `need` GPUs and data of the hub; no network is tried.
 
     Raises ValueError for a damaged requirements.lock.
     """
-    fetched, need, gpus, packages = downloads(profile, list(runs)), max(m.gpus for m in runs), list_gpus(), package_faults()
+    gpus, packages = list_gpus(), package_faults()
     here = ", ".join(f"{name} ({size(memory)})" for name, memory in gpus) or "none found"
-    weight, left = sum(row[1] for row in fetched), sum(n * model.parameters * KEPT_BYTES for model, n in runs.items())
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser().absolute()
-    cache, free = free_bytes(home), free_bytes(paths.artifacts_root())
-    bare = [data.name for data in SETS.values() if (data.repository, float(data.download_bytes), None) in fetched]
+    open_sets = {name for name, _, pin in downloads(profile) if pin is None}
+    bare = [data.name for data in SETS.values() if data.repository in open_sets]
     found = {
         f"GPU: {need} of {size(GPU_BYTES)} for the largest stage; here: {here}":
             sum(memory >= 0.95 * GPU_BYTES for _, memory in gpus) < need,
         f"packages: {'; '.join(packages[:3])}; {len(packages)} in all differ from requirements.lock": packages,
-        f"disk: {size(weight)} of downloads, {size(cache)} free in the cache": cache < weight,
-        f"disk: {size(left)} of results, {size(free)} free where outputs go (SAERL_HOME)": free < left,
         f"revisions: not pinned yet, pass --revision SET=HASH for {', '.join(bare)}": bare,
     }  # fmt: skip
     return [sentence for sentence, lacks in found.items() if lacks]
@@ -226,7 +204,7 @@ def missing(profile: Profile, runs: Mapping[HubModel, int] = RUNS_OF_TABLE_4) ->
 def require_machine(profile: Profile) -> None:
     """Raises ValueError that lists what is wrong with local stand-ins or, where some are not given, what the machine lacks."""
     config, reader = profile.published, profile.reader
-    if config is None or reader is None:
+    if config is None:
         return
     from saerl_lib.data.published import sets_to_read  # needs packages, the plan does not
 
@@ -250,8 +228,8 @@ def require_machine(profile: Profile) -> None:
             problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
-    absent, count = [option for option, (local, _) in checks.items() if not local], len(profile.arms) * profile.train.seeds
-    lacks = missing(profile, {MODELS.get(profile.policy, POLICIES[0]): count}) if absent else []
+    absent = [option for option, (local, _) in checks.items() if not local]
+    lacks = missing(profile, MODELS.get(profile.policy, POLICIES[0]).gpus) if absent else []
     if lacks:
         raise ValueError(
             f"profile {profile.name!r} takes models and data from the Hugging Face Hub and needs GPUs; this machine lacks\n"
