@@ -31,8 +31,6 @@ from saerl_lib.notebooks import RunOptions, UserError
 PROGRAM = "python -m saerl_lib"
 EXPECTED = (UserError, ArtifactError, ValueError, OSError, FloatingPointError)
 """Errors whose message is written for the caller; FileNotFoundError is an OSError."""
-WRITES_WHOLE = ("plan", "export")
-"""Commands whose folder appears whole or not at all."""
 
 _ROW = "id=id-field prompt=prompt-field answer=answer-field solution=solution-field topic=topic-field"
 _READING = "fields reader layer sae max_tokens device bf16 skip_bad_rows"
@@ -360,7 +358,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0 if words else 2
-    name = words[0]
     try:
         name, options = parse(words)
         module, function = COMMANDS[name][1].split(":")
@@ -373,6 +370,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        then = "nothing was written" if name in WRITES_WHOLE else "the same command continues where this one stopped"
-        print(f"interrupted; {then}", file=sys.stderr)
+        print("interrupted; the same command goes on with what is finished", file=sys.stderr)
         return 130

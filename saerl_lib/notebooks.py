@@ -35,6 +35,7 @@ from saerl_lib.artifacts import (
     imported_names,
     is_complete,
     locked,
+    read_json,
     write_atomic,
     write_json,
 )
@@ -166,20 +167,14 @@ def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str
     return tuple(name for n in registry if n.number in notebook.inputs for name in n.outputs if name.startswith(kinds))
 
 
-def notebook_hashes(path: Path) -> dict[str, str | None]:
-    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import.
-
-    A file that cannot be read as cells of Python is hashed whole.
-    """
+def notebook_hashes(path: Path) -> dict[str, str]:
+    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
     if not path.is_file():
-        return {"source": None}
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
-        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
-    except (ValueError, KeyError, SyntaxError):
-        return {"source": file_sha256(path)}
+        raise UserError(f"notebook {path} is missing; restore it or take it out of saerl_lib/notebooks.py")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
 
 
 Parts = dict[str, object]
@@ -187,7 +182,7 @@ Parts = dict[str, object]
 
 
 def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
-    """What decides the outputs of a notebook of `folder`, as everything lies on the disk now."""
+    """What decides the outputs of a notebook of `folder` now. Raises UserError when it is missing."""
     parts: Parts = {**notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16]}
     if not notebook.tables_only:
         shared = paths.shared_data_dir()
@@ -203,10 +198,7 @@ Record = dict[str, Any]
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
     """The record of a notebook, or None when there is none that can be read."""
-    try:
-        return json.loads((paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return read_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json")
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
@@ -316,37 +308,24 @@ def code_cells(executed: Any) -> list[tuple[int, Any]]:
     return [(number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()]
 
 
-def failed_place(executed: Any) -> str:
-    """The cell that failed, else the last that was started, with its first lines."""
-    started = [found for found in code_cells(executed) if found[1].metadata.get("papermill", {}).get("start_time")]
-    failed = [found for found in started if any(output.output_type == "error" for output in found[1].get("outputs", []))]
-    for number, cell in failed[:1] or started[-1:]:
-        return "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
-    return "before its first cell"
-
-
-def ended_early(executed: Any) -> str | None:
-    """The place after which code cells did not run (a `sys.exit` in a cell ends with exit code 0), or None."""
-    last = 0
-    for number, cell in code_cells(executed):
-        if cell.execution_count is None:
-            return f"after cell {last}"
-        last = number
-    return None
+def last_cell(executed: Any, done: bool) -> tuple[int, str]:
+    """Number and source of the last code cell that was started, or that is done; (0, '') when there is none."""
+    cells = [(n, c.source) for n, c in code_cells(executed)
+             if (c.execution_count is not None if done else c.metadata.get("papermill", {}).get("start_time"))]  # fmt: skip
+    return cells[-1] if cells else (0, "")
 
 
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
-    Raises UserError when the notebook is missing, does not know a parameter, fails, ends early or leaves a declared output out.
+    Raises UserError when the notebook does not know a parameter, fails, ends early (a `sys.exit` in a cell ends with exit code 0)
+    or leaves a declared output out.
     """
     import nbformat
     import papermill
     from papermill.exceptions import PapermillException
 
     profile, stem, source = options.name, notebook.stem, folder / f"{notebook.stem}.ipynb"
-    if not source.is_file():
-        raise UserError(f"notebook {source} is missing; restore it or take it out of saerl_lib/notebooks.py")
     known = papermill.inspect_notebook(str(source))  # papermill itself would only warn
     if unknown := [name for name in PARAMETERS if name not in known]:
         cell = f"its cell tagged 'parameters' defines {', '.join(known) or 'nothing'}"
@@ -361,14 +340,16 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
                 str(source), str(copy), parameters=options.parameters(), kernel_name="python3", progress_bar=False,
                 cwd=str(paths.ROOT), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=180,
             )  # fmt: skip
-        wrong = [f"it ended early, {place}"] if (place := ended_early(executed)) else []
+        last = last_cell(executed, done=True)[0]
+        wrong = [f"it ended early, after cell {last}"] if last < max(number for number, _ in code_cells(executed)) else []
         wrong += [f"declared output {name} is missing" for name in notebook.outputs if output_hash(name, profile) is None]
         if wrong:
             raise UserError(f"notebook {stem} failed: {'; '.join(wrong)}")
     except (UserError, PapermillException, RuntimeError, OSError) as error:
-        message, kept = str(error), "no executed copy was written"
+        message, place, kept = str(error), "before its first cell", "no executed copy was written"
         if copy.is_file():
-            place = failed_place(nbformat.read(copy, as_version=4))
+            number, cell = last_cell(nbformat.read(copy, as_version=4), done=False)
+            place = "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.splitlines()[:3])])
             kept = f"the executed copy with the full traceback: {copy.replace(copy.with_name(f'{stem}.failed.ipynb'))}"
         if not isinstance(error, UserError):
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
