@@ -8,7 +8,6 @@ and no row is scored by a model that saw its own label. Clusters are fitted on w
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, whole_folder
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, read_json, whole_folder
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
@@ -69,12 +68,11 @@ class Planned:
     @classmethod
     def open(cls, folder: str | Path) -> Planned:
         """The plan that an earlier call left. Raises DataError when the folder holds none."""
-        try:
-            record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
-            values = {name: record[name] for name in ("read", "planned", "left_out", "steps")}
-            return cls(Path(folder), **values, warnings=tuple(record["warnings"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: holds no finished plan ({RECORD}); plan again") from error
+        record = read_json(Path(folder) / RECORD)
+        if record is None:
+            raise DataError(f"{folder}: holds no finished plan ({RECORD}); plan again")
+        values = {name: record[name] for name in ("read", "planned", "left_out", "steps")}
+        return cls(Path(folder), **values, warnings=tuple(record["warnings"]))
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -87,11 +85,9 @@ class Planned:
         return pd.read_csv(self.folder / "left_out.csv", dtype=str, keep_default_na=False)
 
     def why(self, name: str) -> str:
-        """The decision path of one row, by its id or place ('line 7'), a line a decision; 'row-7' is also the seventh row of a
-        file without ids. Raises DataError for another name."""
-        padded = re.sub(r"\Arow-0*(\d{1,6})\Z", lambda number: f"row-{int(number[1]):06d}", name)
+        """The decision path of one row, by its id or place ('line 7'), a line a decision. Raises DataError for another name."""
         for table in (self.scores, self.rows_left_out):
-            found = table[table["id"].isin([name, padded]) | table["where"].isin([name, name.replace("line ", "row ")])]
+            found = table[(table["id"] == name) | (table["where"] == name)]
             if len(found):
                 row = found.iloc[0]
                 return "\n  ".join([f"{row['id'] or 'no id'} ({row['where']})", *row["reason"].split("; ")])
@@ -173,10 +169,8 @@ def plan_own_data(
     """
     from saerl_lib.report.page import write
 
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise DataError(f"--out {out}: {above} is no folder that can be written; name another place")
-    if out.exists() and any(out.iterdir()) and not (out / RECORD).is_file():
+    earlier = read_json(out / RECORD)
+    if out.exists() and any(out.iterdir()) and earlier is None:
         raise DataError(f"{out} holds no earlier plan ({RECORD} is missing) and is not replaced; name another folder")
     data = load_data(source, config)
     say(f"{data.name}: {data.read} rows read, {int(data.plannable.sum())} usable")
@@ -184,8 +178,8 @@ def plan_own_data(
         say("warning: no row has an answer, so no export for a trainer can be made; --answer-field names the field")
     given = repr((data.samples, data.labels.tolist(), data.quality.tolist(), data.dropped))
     key = content_hash([to_dict(config), given, code_hash("saerl_lib.own"), str(features)])
-    if (out / RECORD).is_file() and not force:
-        if json.loads((out / RECORD).read_text(encoding="utf-8")).get("key") == key:
+    if earlier is not None and not force:
+        if earlier["key"] == key:
             say(f"{out} holds this plan")
             return Planned.open(out)
         if not replace_other:

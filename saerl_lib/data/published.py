@@ -23,7 +23,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PublishedConfig, content_hash, to_dict
 from saerl_lib.data.judge import BadRow, Rules, difficulty, judge, truth
-from saerl_lib.data.rows import Row, Source, rows
+from saerl_lib.data.rows import ABSENT, Row, Source, rows
 from saerl_lib.data.sample import (
     DataError,
     Dropped,
@@ -172,8 +172,6 @@ def corpus_keys(config: LadderConfig) -> set[str]:
 
 # Sets of the hub.
 
-NO_ANSWER = frozenset({"proof", "notfound", "not found"})
-"""NuminaMath-1.5's words for a problem without a final answer that can be checked."""
 SOLUTION = "r1_solution_1"
 """Which of DeepMath's three R1 solutions is read (not stated in the paper; ours)."""
 UNJUDGED = ("bad_problem", "give_up")
@@ -215,7 +213,7 @@ def _without_thinking(row: Record) -> Record:
 def _not_valid(row: Record) -> Record:
     """An answer 'proof' or 'notfound' becomes ''; `flaw` is 'problem' or 'solution' where the set calls it not valid."""
     judged = [part for part in ("problem", "solution") if row.get(f"{part}_is_valid") == "No"]
-    answer = "" if str(row.get("answer")).strip().lower() in NO_ANSWER else row.get("answer")
+    answer = "" if str(row.get("answer")).strip().lower() in ABSENT else row.get("answer")
     return {**row, "answer": answer, "flaw": judged[0] if judged else ""}
 
 
