@@ -39,7 +39,7 @@ OPTIONS: dict[type, str] = {
     told.RowFields: _ROW,
     told.Fields: f"{_ROW} labels quality",
     told.Reading: _READING,
-    told.OwnConfig: f"{_READING} split label_range larger_is_easier clusters prompts_per_step without_labels keep "
+    told.OwnConfig: f"{_READING} split larger_is_easier clusters prompts_per_step without_labels keep "
     "policy max_prompt_tokens keep_unverifiable seed",
     told.SAEConfig: "tokens latents k learning_rate vectors_per_step context buffer_vectors=buffer heldout_tokens=heldout seed",
     config.TrainConfig: "rollouts_per_prompt=rollouts micro_batch learning_rate temperature max_completion_tokens=max-completion "

@@ -73,8 +73,6 @@ class Notebook:
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
-    tables_only: bool = False
-    """Reads CSV files alone: the configuration does not matter to it."""
     of_world: frozenset[str] = frozenset()
     """Those outputs that only a profile with a world leaves."""
 
@@ -118,7 +116,7 @@ def _registry(text: str) -> tuple[Notebook, ...]:
         only = frozenset(name.rstrip("*") for name in marked if name.endswith("*"))
         found.append(Notebook(stem, tuple(name.rstrip("*") for name in marked), tuple(inputs), of_world=only))
     drawn = tuple(name for notebook in found for name in notebook.outputs if name.startswith("figure:"))
-    redraw = {"outputs": drawn, "of_world": frozenset().union(*(n.of_world for n in found)), "tables_only": True}
+    redraw = {"outputs": drawn, "of_world": frozenset().union(*(n.of_world for n in found))}
     return tuple(replace(n, **redraw) if n.stem == "09_figures" else n for n in found)
 
 
@@ -163,8 +161,8 @@ def output_hash(name: str, profile: str) -> str | None:
 
 def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str, ...]:
     """Tables and stages that the notebook reads; figures are results and nobody's input."""
-    kinds = ("csv:",) if notebook.tables_only else ("csv:", "stage:")
-    return tuple(name for n in registry if n.number in notebook.inputs for name in n.outputs if name.startswith(kinds))
+    outputs = [name for other in registry if other.number in notebook.inputs for name in other.outputs]
+    return tuple(name for name in outputs if not name.startswith("figure:"))
 
 
 def notebook_hashes(path: Path) -> dict[str, str]:
@@ -183,13 +181,14 @@ Parts = dict[str, object]
 
 def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
     """What decides the outputs of a notebook of `folder` now. Raises UserError when it is missing."""
-    parts: Parts = {**notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16]}
-    if not notebook.tables_only:
-        shared = paths.shared_data_dir()
-        files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
-        data = content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files])
-        parts |= {"config": content_hash(to_dict(profile)), "data": data}
-    return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
+    shared = paths.shared_data_dir()
+    files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
+    return {
+        **notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16],
+        "config": content_hash(to_dict(profile)),
+        "data": content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files]),
+        "contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)},
+    }  # fmt: skip
 
 
 Record = dict[str, Any]

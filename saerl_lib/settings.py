@@ -97,8 +97,6 @@ class OwnConfig(Reading):
     """Split of a data set on the Hugging Face Hub, None: train; or of a folder that holds several."""
     retained_latents: int = 240
     """|F|; all latents when the SAE has fewer (paper, section B.1, inferred)."""
-    label_range: tuple[float, float] | None = None
-    """Smallest and largest allowed label, in label units; None: any finite number (0 to 1 for `pass_rate`)."""
     larger_is_easier: bool = False
     """Turn the labels round: a larger one means easier; `pass_rate` is always turned."""
     clusters: int | None = None
@@ -124,8 +122,6 @@ class OwnConfig(Reading):
         at_least(self, prompts_per_step=2, retained_latents=1, clusters=1, max_prompt_tokens=1)
         limits = "--policy and --max-prompt-tokens go together: the model whose tokenizer counts, and the trainer's limit"
         require((self.policy is None) == (self.max_prompt_tokens is None), limits)
-        low, high = self.label_range or (0.0, 1.0)
-        require(low < high, f"--label-range {low:g} {high:g}: the first number must be the smaller one")
         share, rated = self.keep is None or 0 < self.keep <= 1, self.keep is None or self.fields.quality is not None
         require(share, f"--keep {self.keep} must lie above 0 and at most at 1: it is the share of rows that is kept")
         require(rated, "--keep needs quality labels: name their field with --quality")
@@ -149,7 +145,7 @@ class OwnConfig(Reading):
     @property
     def allowed_labels(self) -> tuple[float, float] | None:
         """Range that labels must lie in, or None."""
-        return (0.0, 1.0) if self.label_range is None and self.shares else self.label_range
+        return (0.0, 1.0) if self.shares else None
 
 
 @dataclass(frozen=True)

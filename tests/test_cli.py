@@ -85,11 +85,11 @@ def test_a_mistake_ends_with_one_message(
 
 def test_options_reach_the_records_of_the_method() -> None:
     model = ["--reader", "M", "--layer", "14", "--sae", "opensae:F", "--bf16"]
-    own = ["--labels", "level", "--prompt-field", "text", "--label-range", "-1", "5"]
+    own = ["--labels", "level", "--prompt-field", "text"]
     name, plan = cli.parse(["plan", "--data", "d", "--out", "o", *own, *model])
     fields = Fields(prompt="text", labels="level")
     assert (name, plan.settings) == (
-        "plan", OwnConfig(fields=fields, label_range=(-1.0, 5.0), reader="M", layer=14, sae="opensae:F", bf16=True)
+        "plan", OwnConfig(fields=fields, reader="M", layer=14, sae="opensae:F", bf16=True)
     )  # fmt: skip
     for words in (["plan", "--data", "d", "--out", "o"], ["encode", "--data", "d", "--out", "o"]):
         told = vars(cli.parse(words)[1])

@@ -71,7 +71,7 @@ def told(found: Arranged) -> dict[str, str]:
     ("change", "part"),
     [
         ({"reader": "model"}, "needs --layer and --sae"), ({"layer": 3}, "need a model"), ({"keep": 0.5}, "--quality"),
-        ({"prompts_per_step": 1}, "at least 2"), ({"label_range": (5.0, 1.0)}, "--label-range"),
+        ({"prompts_per_step": 1}, "at least 2"),
         ({"without_labels": "hash"}, "length or random"), ({"clusters": 0}, "clusters"),
     ],
 )  # fmt: skip
@@ -327,14 +327,14 @@ def test_a_fuzzed_file_is_planned_or_refused_with_one_message(tmp_path: Path, ca
 def test_the_command_plans_and_diff_still_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "my.jsonl", rows(70))
     common = ["plan", "--data", source, "--reader", "none", "--prompts-per-step", "8", "--clusters", "2"]
-    assert cli.main([*common, "--labels", "level", "--label-range", "1", "5", "--out", str(tmp_path / "a")]) == 0
+    assert cli.main([*common, "--labels", "level", "--out", str(tmp_path / "a")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert json.loads(out[-1]) | {"seconds": 0} == {
         "read": 70, "planned": 64, "left_out": {"left over": 6}, "steps": 8, "seconds": 0
     }  # fmt: skip
     assert any(line.startswith("warning: Few labels") for line in out) and "not planned, left over: 6 (left_out.csv)" in out
     chosen = json.loads((tmp_path / "a" / "run.json").read_text())["settings"]
-    assert (chosen["clusters"], chosen["fields"]["labels"], chosen["label_range"]) == (2, "level", [1.0, 5.0])
+    assert (chosen["clusters"], chosen["fields"]["labels"]) == (2, "level")
     assert cli.main([*common, "--without-labels", "random", "--out", str(tmp_path / "b")]) == 0
     assert cli.main(["plan", "diff", str(tmp_path / "a" / "plan.parquet"), str(tmp_path / "b" / "plan.parquet")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 64

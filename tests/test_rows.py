@@ -64,7 +64,7 @@ def fails(source: str | Source, **options: Any) -> str:
         ({"id": "x" * 300}, ("longer than 200",)), ({"level": True}, ("'True', not a number",)),
         ({"level": "hard"}, ("'level' is 'hard', not a number", "leave it out when unknown")),
         ({"level": 10**400}, ("not a finite number",)),
-        ({"level": 6}, ("'level' is 6, outside 1 to 5", "--label-range")),
+        ({"level": 6}, ("'level' is 6, outside 1 to 5",)),
         ({"answer": float("nan")}, ("'answer' is nan",)), ({"solution": {"a": "b"}}, ("'solution' is a dict, not text",)),
     ],
 )  # fmt: skip
@@ -208,7 +208,6 @@ def user(text: str) -> dict[str, str]:
         (lambda i, q: {"messages": str([SYSTEM, user(q)]), "reward_model": str({"ground_truth": i})}, [SYSTEM]),
         (lambda i, q: {"prompt": f"[{SYSTEM}\n {user(q)}]", "ground_truth": f"['{i}']"}, [SYSTEM]),  # as NumPy prints
         (lambda i, q: {"prompt": [user(q)], "label": str(i)}, []),
-        (lambda i, q: {"data": {"problem": q}, "info": {"answer": str(i)}}, []),
         (lambda i, q: {"problem": q, "solutions": [f"We add.\nIt is \\boxed{{{i}}}.", "Or count."]}, []),
         (lambda i, q: {"question": q, "answer": f"We add.\nIt is {i}, as 3 says.", "final_answer": [str(i), str(i)]}, []),
         (lambda i, q: {"instruction": q, "input": None, "output": f"We add.\nNo, \\boxed{{9}}.\nIt is \\boxed{{{i}}}."}, []),

@@ -357,9 +357,7 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
         found = [usual for usual in likely if usual and (given or usual in filled)]
         if not given:
             taken = {names.get("answer"), getattr(fields, "labels", None), getattr(fields, "quality", None)}
-            left = [usual for usual in found if usual not in taken]
-            empty = [usual for usual in likely if usual in present and usual not in taken and entry.name != "id"]
-            found = _fitting(entry.name, left, records, filled) or empty
+            found = _fitting(entry.name, [usual for usual in found if usual not in taken], records, filled)
         if found:
             names[entry.name] = found[0]
         elif given or entry.name == "prompt":
@@ -377,7 +375,7 @@ def resolve_fields(name: str, records: Sequence[Mapping[str, Any]], fields: RowF
 
 def _fitting(part: str, likely: Sequence[str], records: Sequence[Mapping[str, Any]], filled: Counter[str]) -> list[str]:
     """The usual names that fit a part, best first: of those that half as many rows fill as the fullest (an id: half of all
-    rows), an answer's short ones before worked texts; where there is none, the only one inside an object."""
+    rows), an answer's short ones before worked texts."""
     if part == "answer" and any(name in filled for name in NAMES["solution"]):
         likely = [name for name in likely if name != "label"]  # then it is more likely a class
     if part == "answer" and not any(_listed(record)[0] for record in records[:200]):
@@ -386,10 +384,6 @@ def _fitting(part: str, likely: Sequence[str], records: Sequence[Mapping[str, An
     found = [name for name in likely if 2 * filled[name] >= fullest]
     if part == "answer":
         found = [name for name in found if not _mostly_worked(records, name)] or found
-    if not found and part in ("prompt", "answer"):
-        usual = {name.rpartition(".")[2] for name in NAMES[part]}
-        inside = [name for name in filled if "." in name and name.rpartition(".")[2].lower() in usual]
-        found = inside if len(inside) == 1 else []
     return found
 
 
@@ -424,8 +418,7 @@ def difficulty(value: Any, name: str, rules: Rules) -> float:
         raise BadRow(f"field {name!r} is {str(value)[:40]}, not a finite number of usual size; leave it out when unknown")
     label, allowed = float(value), rules.allowed
     if allowed is not None and not allowed[0] <= label <= allowed[1]:
-        fix = "mend it, leave it out when unknown, or set --label-range"
-        raise BadRow(f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; {fix}")
+        raise BadRow(f"field {name!r} is {label:g}, outside {allowed[0]:g} to {allowed[1]:g}; leave it out when unknown")
     return (sum(allowed) if allowed else 0.0) - label if rules.turned else label
 
 
