@@ -69,15 +69,10 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Raises ValueError with the option and the fix."""
-        bare, named = self.reader == NO_READER, f"--reader {self.reader}"
-        chosen = self.layer is not None, self.sae is not None
+        bare, chosen = self.reader == NO_READER, (self.layer is not None, self.sae is not None)
         require(not (bare and any(chosen)), "--layer and --sae need a model: pass --reader FOLDER or leave both out")
-        plain = self.device == "cpu" and not self.bf16
-        require(not bare or plain, "--device and --bf16 need a model: pass --reader FOLDER or leave both out")
-        known = bare or self.reader == SMOLLM2
-        require(known or all(chosen), f"{named} needs --layer and --sae: name the layer that the SAE was trained on, and the SAE")
-        there = known or not Path(self.reader).exists() or (Path(self.reader) / "config.json").is_file()
-        require(there, f"{named}: no config.json there; name a folder in Hugging Face format")
+        fix = "name the layer that the SAE was trained on, and the SAE"
+        require(bare or self.reader == SMOLLM2 or all(chosen), f"--reader {self.reader} needs --layer and --sae: {fix}")
         at_least(self, max_tokens=2)
 
     @property

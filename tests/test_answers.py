@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,14 @@ def test_answers_that_nothing_could_match_are_named_with_the_form_that_is_read()
 
 
 def test_a_dead_worker_is_replaced_and_one_that_is_held_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask, poison = answers._Worker.ask, "x^2+1"
+    ask, poison = answers._ask, "x^2+1"
 
-    def held_up_or_killed(self: answers._Worker, gold: str, answer: str | None, seconds: float) -> str | None:
-        self.process.send_signal(signal.SIGKILL if gold == poison else signal.SIGSTOP)
-        threading.Timer(2.5, self.process.send_signal, [signal.SIGCONT]).start()
-        return ask(self, gold, answer, seconds)
+    def held_up_or_killed(worker: subprocess.Popen[str], gold: str, answer: str | None, seconds: float) -> str:
+        worker.send_signal(signal.SIGKILL if gold == poison else signal.SIGSTOP)
+        threading.Timer(2.5, worker.send_signal, [signal.SIGCONT]).start()
+        return ask(worker, gold, answer, seconds)
 
-    monkeypatch.setattr(answers._Worker, "ask", held_up_or_killed)
+    monkeypatch.setattr(answers, "_ask", held_up_or_killed)
     found = check_answers([("1", "1"), (poison, "1"), ("2", "2")], seconds=2)
     assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
     assert unreadable([poison], seconds=2) == ({}, [poison]), "a crash says nothing about the gold"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -26,8 +25,6 @@ LINE = re.compile(r"Answer:[ ]*([^\n]*)")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 UNHEARD_SECONDS = 3600
 """math-verify's own limit, out of the way of the caller's."""
-PATIENCE = 3600.0
-"""Seconds that a worker may take to start or to reply on a busy machine; a guard, not the limit of an answer."""
 CHOICE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?([A-E])\)?\s*\}?\.?")
 CHOSEN = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(([A-E])\)|([A-E])[.:)]\s")
 WORD = re.compile(r"(?:\\(?:text|mathrm|textbf)\{)?\s*([A-Za-z]{3,}(?:[ '-][A-Za-z]+)*|[Nn]o(?: [A-Za-z]+)*|NO)\s*\}?\.?")
@@ -252,7 +249,7 @@ class Checked(NamedTuple):
 
     equal: bool
     outcome: str
-    """compared; overran: its CPU time was up; crashed: the worker died or never replied. The last two count as not equal."""
+    """compared; overran: its CPU time was up; crashed: the worker died. The last two count as not equal."""
 
 
 def same_label(gold: str, answer: str) -> bool:
@@ -273,34 +270,25 @@ def right(gold: str, answer: str, seconds: int = 3) -> bool:
     return gold == answer or same_label(gold, answer) or equivalent(gold, answer, seconds)
 
 
-class _Worker:
-    """One process that answers line by line."""
+def _start() -> subprocess.Popen[str]:
+    """A process that answers line by line."""
+    worker = subprocess.Popen(
+        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, encoding="utf-8",
+    )  # fmt: skip
+    if worker.stdout.readline() != "ready\n":  # it imports math-verify, which does not count against an answer
+        worker.communicate()
+        raise ChildProcessError("the checking process did not start; does `python -c 'import math_verify'` work?")
+    return worker
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, encoding="utf-8",
-        )  # fmt: skip
-        if self.receive() != "ready\n":  # it imports math-verify, which does not count against an answer
-            self.kill()
-            raise ChildProcessError("the checking process did not start; does `python -c 'import math_verify'` work?")
 
-    def receive(self) -> str | None:
-        """The next line, '' when the process has ended, None when it keeps silent for `PATIENCE`."""
-        replies = self.process.stdout
-        return replies.readline() if replies and select.select([replies], [], [], PATIENCE)[0] else None
-
-    def ask(self, gold: str, answer: str | None, seconds: float) -> str | None:
-        """The reply to one pair, as `receive`."""
-        try:
-            print(json.dumps([seconds, gold, answer]), file=self.process.stdin, flush=True)
-        except OSError:
-            return ""
-        return self.receive()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+def _ask(worker: subprocess.Popen[str], gold: str, answer: str | None, seconds: float) -> str:
+    """The reply to one pair, '' when the process has ended."""
+    try:
+        print(json.dumps([seconds, gold, answer]), file=worker.stdin, flush=True)
+    except OSError:
+        return ""
+    return worker.stdout.readline()
 
 
 def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> list[Checked]:
@@ -312,19 +300,20 @@ def check_answers(pairs: Iterable[tuple[str, str | None]], seconds: float) -> li
     if seconds <= 0:
         raise ValueError(f"seconds={seconds} must be positive")
     results: list[Checked] = []
-    worker: _Worker | None = None
+    worker: subprocess.Popen[str] | None = None
     try:
         for gold, answer in pairs:
-            worker = worker or _Worker()
-            reply = worker.ask(gold, answer, seconds)
-            if not reply:
-                worker.kill()
-            ended = "overran" if worker.process.returncode == -signal.SIGPROF else "crashed"
-            results.append(Checked(reply == "equal\n", "compared" if reply else ended))
-            worker = worker if reply else None
+            worker = worker or _start()
+            if reply := _ask(worker, gold, answer, seconds):
+                results.append(Checked(reply == "equal\n", "compared"))
+                continue
+            worker.communicate()
+            results.append(Checked(False, "overran" if worker.returncode == -signal.SIGPROF else "crashed"))
+            worker = None
     finally:
         if worker:
             worker.kill()
+            worker.communicate()
     return results
 
 
