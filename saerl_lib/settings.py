@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from saerl_lib.config import SMOLLM2, Profile, ReaderConfig, at_least, require
