@@ -367,6 +367,7 @@ class Profile:
     """The set that counts by Pass@k, the others by Avg@k (paper, section 4.1: AIME24)."""
 
     def __post_init__(self) -> None:
+        at_least(self, seed=0)
         n, b = self.pool_samples, self.plan.prompts_per_step
         if self.world is not None:
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")

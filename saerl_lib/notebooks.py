@@ -244,12 +244,6 @@ class RunOptions:
     strict: bool = False
     """Fail when a number of the run is outside what is published."""
 
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} must be 0 or more")
-        if self.seeds is not None and self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds} must be at least 1")
-
     @property
     def name(self) -> str:
         """The profile without options."""

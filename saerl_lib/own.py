@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import roc_auc_score
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, read_json, whole_folder
+from saerl_lib.artifacts import code_hash, file_sha256, read_json, whole_folder
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
-from saerl_lib.data.answers import plain_form, unreadable
+from saerl_lib.data.answers import unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
-UNREAD = re.compile(r"\\!|[\s.,;]")
-"""Signs of an answer that no checker minds."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +146,6 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
-    forms = ((name, given, plain_form(given)) for name, given in answers.items())
-    if mended := [f"{name} ({given} as {form})" for name, given, form in forms if UNREAD.sub("", form) != UNREAD.sub("", given)]:
-        told = f"such as {', '.join(mended[:5])}. A trainer must compare values here, as exports for TRL, verl and prime-rl do."
-        notes.append(f"{number_of(len(mended), 'answer')} that our checker reads in a plainer form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))
@@ -270,14 +264,10 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     a model that cannot be read, SAEGateError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
     from transformers.utils.logging import disable_progress_bar
 
-    from saerl_lib.encode.models import model_name, open_reader
+    from saerl_lib.encode.models import open_reader
     from saerl_lib.encode.sae import MEASURED_SAMPLES, measured
     from saerl_lib.encode.stages import encode
 
-    try:
-        model_name(config.spec)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
     opened = cache(lambda: open_reader(config.spec, [s.prompt for s in samples]))
     store = encode(samples, config.spec, work, opened=opened).store
