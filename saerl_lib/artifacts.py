@@ -234,10 +234,8 @@ def settings_hash(profile: Profile) -> str:
 
 
 def load_stage(profile: Profile, name: str) -> Stage:
-    """A finished stage by name, for a notebook that only reads it.
-
-    Raises ArtifactError when the stage is missing or was computed with another seed or other settings, with what to run.
-    """
+    """A finished stage by name, for a notebook that only reads it. Raises ArtifactError, with what to run, for one that is
+    missing or of another seed or other settings."""
     folder = paths.profile_dir(profile.name) / name
     manifest = read_manifest(folder)
     if manifest is None or manifest["settings"] != settings_hash(profile):

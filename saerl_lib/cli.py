@@ -338,10 +338,8 @@ def overview() -> str:
 
 
 def parse(words: Sequence[str]) -> tuple[str, Command]:
-    """Name and options of the command that the words of a command line ask for.
-
-    Raises UserError for an unknown command or a bad value, and SystemExit where tyro said what is wrong (2) or helped (0).
-    """
+    """Name and options of a command line. Raises UserError for an unknown command or a bad value, and SystemExit where tyro said
+    what is wrong (2) or helped (0)."""
     name, *rest = words
     if name == "plan" and rest[:1] == ["diff"]:
         name, rest = "plan diff", rest[1:]

@@ -184,10 +184,7 @@ def downloads(profile: Profile) -> list[tuple[str, float, str | None]]:
 
 
 def missing(profile: Profile, need: int = POLICIES[-1].gpus) -> list[str]:
-    """One sentence for each thing that this machine lacks for a run on `need` GPUs and data of the hub; no network is tried.
-
-    Raises ValueError for a damaged requirements.lock.
-    """
+    """One sentence for each thing that this machine lacks for a run on `need` GPUs and data of the hub; no network is tried."""
     gpus, packages = list_gpus(), package_faults()
     here = ", ".join(f"{name} ({size(memory)})" for name, memory in gpus) or "none found"
     open_sets = {name for name, _, pin in downloads(profile) if pin is None}
@@ -258,10 +255,7 @@ def _listed(sentences: Sequence[str]) -> str:
 
 
 def run_plan(profile: str, rest: Sequence[str] = ()) -> int:
-    """Print the plan of profile `paper`: downloads, costs by stage, the paper's own figures, assumptions, what is missing here.
-
-    Raises ValueError for another profile or a further option.
-    """
+    """Print the plan of profile `paper`, with what is missing here. Raises ValueError for another profile or a further option."""
     if profile != "paper":
         raise ValueError(f"--plan-only belongs to --profile paper; profile {profile!r} has no plan, run it without --plan-only")
     if rest:

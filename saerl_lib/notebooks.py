@@ -125,10 +125,8 @@ NOTEBOOKS = _registry(REGISTRY)
 
 
 def select(registry: tuple[Notebook, ...], start: str | None = None, only: str | None = None) -> tuple[Notebook, ...]:
-    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough.
-
-    Raises UserError for a number that is not in the registry or when both are given.
-    """
+    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough. Raises UserError
+    for an unknown number or when both are given."""
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other; give one of them")
     asked, numbers = only or start or registry[0].number, [notebook.number for notebook in registry]
@@ -263,10 +261,8 @@ def prepare_folders(profile: str) -> None:
 
 @contextlib.contextmanager
 def alone(profile: str) -> Iterator[None]:
-    """Hold the profile's folder for this run; the kernel lets go of it when the process ends, however it does.
-
-    Raises UserError while another run works in it: two would remove each other's half-made stages.
-    """
+    """Hold the profile's folder for this run. Raises UserError while another works in it: two would remove each other's half-made
+    stages."""
     folder = paths.profile_dir(profile)
     busy = UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder")
     with locked(folder / "runs" / "lock", busy):
@@ -374,10 +370,8 @@ def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path
 
 
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
-    """Run the notebooks of `registry` that `options` ask for; returns the number of those that were executed.
-
-    Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
-    """
+    """Run the notebooks of `registry` that `options` ask for, up to the first failure; returns the number of those that were
+    executed. Raises UserError or ValueError with a message for the caller."""
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
     left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
     registry = tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)

@@ -444,10 +444,8 @@ def _filtered(ids: Sequence[str], quality: np.ndarray, may: np.ndarray, config: 
 
 
 def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | None, reading: Reading) -> int:
-    """`encode`: the latents of data files in `out`, with a bar; the last line is one JSON object.
-
-    Raises UserError without a model, DataError for bad data, and what `encode` raises.
-    """
+    """`encode`: the latents of data files in `out`, with a bar; the last line is one JSON object. Raises UserError without a
+    model, DataError for bad data, and what `encode` raises."""
     from saerl_lib.encode.stages import encode, require_ray, require_shared
 
     if reading.reader == NO_READER:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from saerl_lib import cli, config, paths
-from saerl_lib.config import LAPTOP, PAPER, PROFILES, PlanConfig, Profile, TrainConfig, content_hash, get_profile, sub_seed
+from saerl_lib.config import LAPTOP, PAPER, PROFILES, PlanConfig, Profile, TrainConfig, content_hash, get_profile
 from saerl_lib.needs import SETS
 from saerl_lib.notebooks import RunOptions
 from saerl_lib.own import plan as plan_call
@@ -131,13 +128,6 @@ def test_options_travel_with_the_name_and_reach_their_records() -> None:
     assert get_profile("paper") == config.PAPER
 
 
-def test_seeds_and_seed_change_nothing_else() -> None:
-    changed = get_profile("smoke", seeds=5, seed=7)
-    assert (changed.train.seeds, changed.seed) == (5, 7)
-    back = dataclasses.replace(changed, seed=0, train=dataclasses.replace(changed.train, seeds=2))
-    assert back == get_profile("smoke")
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -162,14 +152,6 @@ def test_content_hash_ignores_key_order_and_sees_values() -> None:
     assert content_hash([]) == "4f53cda18c2baa0c"  # sha256 of "[]"
     with pytest.raises(ValueError):
         content_hash({"a": float("nan")})
-
-
-def test_profile_hash_is_the_same_in_another_process_with_another_hash_seed() -> None:
-    code = "from saerl_lib.config import *; print(content_hash(to_dict(get_profile('laptop'))), sub_seed(3, 'plan'))"
-    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(paths.ROOT)}
-    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert other.stdout.split() == [content_hash(config.to_dict(LAPTOP)), str(sub_seed(3, "plan"))]
-    assert len({sub_seed(base, label) for base in (0, 1, 2) for label in ("plan", "train", "evaluation")}) == 9
 
 
 def test_folders_follow_the_environment(saerl_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

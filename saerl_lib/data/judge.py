@@ -45,8 +45,6 @@ OPTIONS = ("options", "choices", "answers", "endings")
 """Fields of options, which belong to the question where the answer names one of them."""
 PLACES = ("correct_option", "correct_choice", "cop", "correct")
 """Fields of answers that name an option, where rows have some."""
-COLUMNS = ("{}", "op{}", "option{}", "choice{}")
-"""Names, without signs between, of columns of which each holds the option of a letter."""
 WRONG = re.compile(r"(?:incorrect|wrong|distractor).*\d", re.I)
 """Names of fields that hold a wrong option alone."""
 PICTURES = ("image", "images", "picture", "pictures")
@@ -274,21 +272,14 @@ def _listed(record: Mapping[str, Any], answer: str = "") -> tuple[str, dict[str,
     A field named `answer` is the answer; columns A, B, ... are options where the row fills two of them."""
     for name in OPTIONS:
         found = unfolded(record.get(name)) if name != answer else None
-        if isinstance(found, Mapping) and isinstance(found.get("label"), list) and isinstance(found.get("text"), list):
-            found = dict(zip(map(str, found["label"]), found["text"], strict=False))
         if isinstance(found, list) and len(found) > 1:
             return name, dict(zip(LETTERS, found, strict=False))
         if isinstance(found, Mapping) and found:
             return name, {str(key): option for key, option in found.items()}
         if isinstance(found, str) and re.match(r"\s*\(?a\s*[).:].*\bb\s*[).:]", found, re.I | re.S):
             return name, {}
-    keys = {letters_of(key): key for key, value in record.items() if value is not None and key != answer}
-    for form in COLUMNS:
-        found = [keys.get(form.format(letter.lower())) for letter in LETTERS]
-        if found[0] and found[1]:
-            options = {letter: record[key] for letter, key in zip(LETTERS, found, strict=True) if key}
-            return f"{found[0]}, {found[1]}, ...", options
-    return "", {}
+    columns = {letter: record[letter] for letter in LETTERS if record.get(letter) is not None}
+    return ("A, B, ...", columns) if {"A", "B"} <= set(columns) else ("", {})
 
 
 def _indexed(records: Sequence[Mapping[str, Any]], name: str) -> bool:

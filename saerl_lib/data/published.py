@@ -51,10 +51,8 @@ SPLIT_LABELS = {"deepmath_18k": "level", "deepscaler_pass_rate": "pass_rate", "q
 
 
 def load_labelled(path: Path) -> LabelledSet:
-    """Every row of a file with its labels; a level or pass rate below 0 counts as unknown, an answer may be absent.
-
-    Raises DataError with file, line, field and fix for the first malformed row.
-    """
+    """Every row of a file with its labels; a level or pass rate below 0 counts as unknown, an answer may be absent. Raises
+    DataError with file, line, field and fix for the first malformed row."""
     rules = Rules(DEFAULTS, need_answer=False)
     samples, metas, labels = list[Sample](), list[Record](), defaultdict[str, list](list)
     for number, row in enumerate(rows(Source(str(path))), start=1):
@@ -102,10 +100,8 @@ def evaluation_keys(folder: Path) -> dict[str, set[str]]:
 
 
 def probe_splits(load: Callable[[str], LabelledSet], config: LadderConfig, held_out: set[str]) -> dict[str, Split]:
-    """The split of every file of `SPLIT_LABELS`, of its labelled rows.
-
-    No training row has its question in `held_out`, and DeepScaleR gives up the questions that it shares with DeepMath.
-    """
+    """The split of every file of `SPLIT_LABELS`, of its labelled rows; no training question is in `held_out`, and DeepScaleR
+    gives up those that it shares with DeepMath."""
     found: dict[str, Split] = {}
     for name, label in SPLIT_LABELS.items():
         data = load(name).with_label(label)
@@ -179,10 +175,8 @@ UNJUDGED = ("bad_problem", "give_up")
 
 
 def published_rows(data: HubData) -> Iterator[Record]:
-    """Rows streamed from the hub at the pinned revision, without remote code; or of a folder in the same format.
-
-    Raises DataError when the revision of a set on the hub is not pinned, or when it cannot be read or is empty.
-    """
+    """Rows streamed from the hub at the pinned revision, or of a folder in the same format. Raises DataError for a set that is
+    not pinned, cannot be read or is empty."""
     if data.revision is None and not Path(data.repository).is_dir():
         raise DataError(f"{data.repository}: not pinned yet; look up the commit and pass --revision {data.name}=HASH")
     where = (data.repository, data.split, data.configuration, data.data_file, data.revision)
@@ -329,10 +323,8 @@ def data_set(config: PublishedConfig, name: str) -> HubData:
 
 
 def sets_to_read(profile: Profile) -> dict[str, str]:
-    """Name of every set that is read -> what decides its rows: its revision, or the hash of its folder's contents.
-
-    Raises DataError that lists every folder that is missing, or every set without a revision.
-    """
+    """Name of every set that is read -> what decides its rows: its revision, or the hash of its folder's contents. Raises
+    DataError that lists every folder that is missing, or every set without a revision."""
     config = profile.published
     assert config is not None
     if unknown := [name for name, _ in config.revisions if name not in SETS]:
@@ -449,9 +441,7 @@ def draw_published(profile: Profile, rows: PublishedRows) -> dict[str, list[Samp
 
 def published_stage(profile: Profile) -> Stage:
     """One `<split>.parquet` a split, counts.csv (source, what, n: every row is counted) and malformed.csv (source, problem).
-
-    Raises DataError for missing sets, malformed rows, and what `draw_published` raises.
-    """
+    Raises what `sets_to_read` and `draw_published` raise."""
     config = profile.published
     assert config is not None
     settings = {"config": {**to_dict(config), "folder": None}, "sets": sets_to_read(profile)}

@@ -153,9 +153,8 @@ def files_of(place: str, split: str | None = None) -> list[Path]:
 def rows(source: Source, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Every row of a source, streamed (CSV files and JSON documents are held whole); of Parquet only `columns`, where named.
 
-    Raises DataError with name and fix: what `files_of` raises, no such file, an unknown ending, not gzip, not Parquet, CSV that
-    is no UTF-8 or has no header, an empty file, or a hub data set that cannot be read. A row that cannot be read comes with its
-    problem.
+    Raises DataError with name and fix for files that are missing, empty or damaged, an unknown ending, and a hub data set that
+    cannot be read. A row that cannot be read comes with its problem.
     """
     if source.published:
         yield from _hub(source)
@@ -204,11 +203,8 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
 
 
 def json_rows(path: Path, strict_end: bool = True) -> Iterator[Row]:
-    """One row a line that holds something, or those of one JSON document (`_document`).
-
-    A file is a document when its first line is no object by itself. Without `strict_end` a last line that a kill cut short is
-    left out.
-    """
+    """One row a line that holds something, or those of one JSON document, where the first line is no object by itself. Without
+    `strict_end` a last line that a kill cut short is left out."""
     for number, line in enumerate(_byte_lines(path), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if number == 1 and (line.lstrip()[:1] == b"[" or line.strip() in (b"", b"{") or kind_of(path) == ".json"):
@@ -230,10 +226,8 @@ def jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _document(path: Path) -> list[Row] | None:
-    """The rows of a file that holds one list of objects, one object around such a list, or one object.
-
-    None for JSON lines. Raises DataError with file, line and fix for what is broken in it.
-    """
+    """The rows of a file that holds one list of objects, one object around such a list, or one object; None for JSON lines.
+    Raises DataError with file and fix."""
     data = b"".join(_byte_lines(path)).removeprefix(b"\xef\xbb\xbf")
     head = data.lstrip().partition(b"\n")[0]
     if head[:1] == b"{" and _json_row(head, "").record is not None and data.strip() != head.strip():
