@@ -87,11 +87,6 @@ class WorldConfig:
     eval_problems_full: int = 200
     """Problems of each evaluation set at the first and the last step."""
 
-    def __post_init__(self) -> None:
-        small, full = self.eval_problems_small, self.eval_problems_full
-        require(small <= full, f"eval_problems_small={small} exceeds eval_problems_full={full}, whose first problems it takes")
-        _choose(self, problems=("chains", "short"))
-
 
 SMOLLM2, SHIPPED = "smollm2", "shipped"
 """The default reader and its SAE, by the names that `ReaderConfig` takes."""
@@ -371,9 +366,6 @@ class Profile:
         n, b = self.pool_samples, self.plan.prompts_per_step
         if self.world is not None:
             require(n % b == 0, f"pool_samples={n} is no multiple of prompts_per_step={b}: the last step would be short")
-        rho = self.score_correlation
-        held = rho is None or (self.world is not None and 0 < rho < 1)
-        require(held, f"score_correlation={rho} must lie between 0 and 1, in a world alone")
         _choose(self, planned=PLANNED)
         rollouts, size = b * self.train.rollouts_per_prompt, self.train.micro_batch
         if self.train.engine == "trl":

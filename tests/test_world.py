@@ -173,8 +173,6 @@ def test_the_scores_of_plans_are_blurred_in_one_place_and_the_sharp_arm_plans_as
     assert sharp(ArmPool(found), setting).ids == sharp(ArmPool(plain), setting).ids == arm(ArmPool(plain), setting).ids
     assert arm(ArmPool(found), setting).ids != arm(ArmPool(plain), setting).ids
     assert pd.read_parquet(made.path("blur.parquet"))["encoder"].tolist() == ["sae", "tfidf"]
-    with pytest.raises(ValueError, match="score_correlation=0.45 must lie between 0 and 1, in a world alone"):
-        replace(get_profile("paper"), score_correlation=0.45)
 
 
 def reserved_rows(ends: dict[str, float], seeds: int = 3) -> pd.DataFrame:
