@@ -18,26 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from saerl_lib.data.answers import GSM8K, bare_answer, marked_answer, worked
 from saerl_lib.data.rows import ABSENT, BadRow, Row, Source, chat, field_of, filled_fields, identifier, plain, rows, unfolded
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Judged, Sample, letters_of, lines, number_of
 from saerl_lib.settings import DEFAULTS, Fields, RowFields
 
-NAMES = {
-    "id": ("id", "sample_id", "unique_id", "uuid", "extra_info.sample_id", "extra_info.id"),
-    "prompt": ("responses_create_params.input", "question", "problem", "prompt", "messages", "conversations", "input", "query",
-               "instruction", "context_messages", "problem_statement", "problem_text", "question_text", "question_stem",
-               "user_prompt"),
-    "answer": ("answer", "ground_truth", "reward_model.ground_truth", "reward_spec.ground_truth",
-               "final_answer", "expected_answer", "reference_answer",
-               "gt_answer", "ground_truth_answer", "gold_answer", "correct_answer", "solution_answer", "answer_key", "gold", "gt",
-               "gts", "target", "targets", "answers", "reference", "output", "correct_option", "correct_choice", "cop", "correct",
-               "label"),
-    "solution": ("solution", "worked_solution", "extra_info.solution", "solutions", "gold_standard_solution",
-                 "generated_solution", "rationale", "response", "completion", "ground_truth_solution", "answer", "output"),
-    "topic": ("subject", "topic", "problem_type", "type", "extra_info.subject"),
-}
+NAMES = dict(pd.read_csv(Path(__file__).with_name("fields.csv"), index_col="part")["names"].str.split())
 """What a field may be called where it is not named (`resolve_fields`), however it is spelled. A dot leads into an object."""
 LEADS = ("context", "passage", "article", "story", "puzzle", "premise", "body")
 """Fields whose text leads to the question of the row, however they are spelled."""
