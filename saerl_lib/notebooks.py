@@ -12,9 +12,9 @@ stores the outputs of a finished run in the notebooks themselves.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -82,45 +82,23 @@ class Notebook:
         return self.stem.partition("_")[0]
 
 
-REGISTRY = """
-00_data: world policy_rates*; world_gates* pass_rates*;
-01_policy_and_sae 00: reader; sae_quality;
-02_sae_representation 00: store features representation; representation; representation
-03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs replay real_overlap; probe_ladder_world* probe_ladder
-    ladder_pairs replay
-04_clusters_and_difficulty 00 02: difficulty; calibration cluster_topics cluster_summary cluster_agreement; calibration
-04a_clusters_in_detail 00 02 04: audit; cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
-    real_feature_groups real_top_latents; real_clusters
-05_quality_filter 00 02 04: filter; filter real_filter real_separation; real_filter
-05a_finding_errors 00 02 04: flaws*; filter_flaws* filter_selfreg* real_flaws real_selfreg; real_flaws
-06_batch_plans 00 02 04 04a 05: plans; batch_composition inbatch_diversity; batch_composition
-06a_gradients 00 02 04 05: gradients*; gradient_coherence* gradient_distance* mixing_theory*; gradient_coherence*
-06b_sensitivity 00 02 04 05: plan_study; label_curve cluster_stability plan_sensitivity; plan_sensitivity
-07_grpo_training 00 06: train; training_curves; training_curves
-08_evaluation 00 01 02 03 04 05 06 07: evaluation; learning_curves paired_difference steps_to_target world_controls study_pilot
-    study_runs study_summary study_comparisons study_targets study_provenance study_paper_tables study_mixing study_budget
-    preparation_cost claims*; world_controls study_curves study_effects study_updates method*
-09_figures 00 01 02 03 04 04a 05 05a 06 06a 06b 07 08:;;
-10_your_own_data 00:; own_clusters;
-"""
-"""A line a notebook: its stem, numbers of the notebooks it reads: stages; tables; figures; `*` marks what only a world gives.
-A letter marks an appendix of the notebook before it. Figures of tables that may have no rows are not declared."""
-
-
-def _registry(text: str) -> tuple[Notebook, ...]:
+def _registry() -> tuple[Notebook, ...]:
+    """One row of report/notebooks.csv a notebook: its stem, numbers of the notebooks that it reads, and what it leaves; `*` marks
+    what only a world gives. A letter marks an appendix. Figures of tables that may have no rows are not declared."""
+    with (paths.ROOT / "saerl_lib" / "report" / "notebooks.csv").open(encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
     found = []
-    for line in text.strip().replace("\n    ", " ").splitlines():
-        (stem, *inputs), *declared = (part.split() for part in re.split("[:;]", line))
-        kinds = zip(("stage", "csv", "figure"), declared, strict=True)
-        marked = [f"{kind}:{name}" for kind, names in kinds for name in names]
+    for row in rows:
+        marked = [f"{kind}:{name}" for kind in ("stage", "csv", "figure") for name in row[kind].split()]
         only = frozenset(name.rstrip("*") for name in marked if name.endswith("*"))
-        found.append(Notebook(stem, tuple(name.rstrip("*") for name in marked), tuple(inputs), of_world=only))
+        outputs = tuple(name.rstrip("*") for name in marked)
+        found.append(Notebook(row["notebook"], outputs, tuple(row["reads"].split()), of_world=only))
     drawn = tuple(name for notebook in found for name in notebook.outputs if name.startswith("figure:"))
-    redraw = {"outputs": drawn, "of_world": frozenset().union(*(n.of_world for n in found))}
-    return tuple(replace(n, **redraw) if n.stem == "09_figures" else n for n in found)
+    of_world = frozenset().union(*(notebook.of_world for notebook in found))
+    return tuple(replace(n, outputs=drawn, of_world=of_world) if n.number == "09" else n for n in found)
 
 
-NOTEBOOKS = _registry(REGISTRY)
+NOTEBOOKS = _registry()
 """All notebooks, in the order in which they run."""
 
 
@@ -166,7 +144,7 @@ def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str
 def notebook_hashes(path: Path) -> dict[str, str]:
     """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
     if not path.is_file():
-        raise UserError(f"notebook {path} is missing; restore it or take it out of saerl_lib/notebooks.py")
+        raise UserError(f"notebook {path} is missing; restore it or take it out of report/notebooks.csv")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
