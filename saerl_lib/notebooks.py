@@ -237,16 +237,6 @@ def prepare_folders(profile: str) -> None:
         (folder / "probe").unlink()
 
 
-@contextlib.contextmanager
-def alone(profile: str) -> Iterator[None]:
-    """Hold the profile's folder for this run. Raises UserError while another works in it: two would remove each other's half-made
-    stages."""
-    folder = paths.profile_dir(profile)
-    busy = UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder")
-    with locked(folder / "runs" / "lock", busy):
-        yield
-
-
 # One notebook.
 
 
@@ -333,30 +323,16 @@ def _took(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
-    profile = options.name
-    stages = [output_files(name, profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
-    for stage in stages if options.force else ():
-        shutil.rmtree(stage, ignore_errors=True)
-    started = time.monotonic()
-    execute(notebook, options, folder)
-    elapsed = time.monotonic() - started
-    write_record(notebook, profile, parts, elapsed)
-    places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
-    lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.ipynb"]]
-    print("\n".join([f"     done in {_took(elapsed)}; outputs:", *lines]), flush=True)
-
-
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
     """Run the notebooks of `registry` that `options` ask for, up to the first failure; returns the number of those that were
-    executed. Raises UserError or ValueError with a message for the caller."""
+    executed. Raises UserError for what failed, and while another run works in the profile's folder; ValueError for a profile."""
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
-    left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
-    registry = tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)
+    registry = tuple(replace(n, outputs=tuple(o for o in n.outputs if profile.world or o not in n.of_world)) for n in registry)
     chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
-    started, executed = time.monotonic(), 0
-    with alone(profile.name):
+    started, executed, home = time.monotonic(), 0, paths.profile_dir(profile.name)
+    busy = UserError(f"another run works in {home}; wait for it, or set SAERL_HOME to another folder")
+    with locked(home / "runs" / "lock", busy):  # two would remove each other's half-made stages
         for position, notebook in enumerate(chosen):
             record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
             later = {name for n in chosen[position + 1 :] for name in n.outputs}
@@ -367,7 +343,13 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
                 continue
             last = f"last time {_took(record['elapsed_seconds'])}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
-            _run_one(notebook, parts, options, folder)
+            for name in notebook.outputs if options.force else ():
+                if name.startswith("stage:"):
+                    shutil.rmtree(output_files(name, profile.name)[0].parent, ignore_errors=True)
+            begun = time.monotonic()
+            execute(notebook, options, folder)
+            write_record(notebook, profile.name, parts, time.monotonic() - begun)
+            print(f"     done in {_took(time.monotonic() - begun)}", flush=True)
             executed += 1
         print(f"All done in {_took(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
         print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks: {executed_dir(profile.name)}")

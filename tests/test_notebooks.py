@@ -19,6 +19,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from saerl_lib import notebooks, paths
+from saerl_lib.artifacts import locked
 from saerl_lib.notebooks import ENVIRONMENT, NOTEBOOKS, Notebook, RunOptions, UserError, output_files
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.reproduction import code_of, executed_source, publisher
@@ -351,8 +352,9 @@ def test_undeclared_parameter_and_missing_notebook_leave_what_is_there(lab: Lab,
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(lab: Lab, saerl_home: Path) -> None:
     add_chain(lab)
     lab.pretend()
-    with notebooks.alone("smoke"), pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
-        lab.run()
+    with locked(saerl_home / "smoke/runs/lock", OSError()):
+        with pytest.raises(UserError, match=f"another run works in {saerl_home / 'smoke'}; wait for it"):
+            lab.run()
     assert lab.run() == 0
 
 
