@@ -41,8 +41,8 @@ SYSTEM = ("system", "system_prompt", "system_message")
 """Fields of a system text beside the prompt."""
 MIN_ROWS = 10
 """Fewer usable rows give neither clusters nor a plan (ours)."""
-SHORT, WORDS = 60, 4
-"""A solution of one line and at most so many characters and words may be the answer itself (ours)."""
+WORDS = 4
+"""A solution that is no worked text and has at most so many words may be the answer itself (ours)."""
 FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*0*([1-9]\d*)|%)\s*")
 """A pass rate as right answers of attempts, or in percent."""
 TRUTHS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0}
@@ -310,8 +310,7 @@ def _answered(row: Row, value: Any, name: str, solution: str, rules: Rules) -> t
             return "", solution, ("no answer", f"field {name!r} is a worked text that marks no answer, such as by a box")
     whole = solution.strip()
     if not answer and (rules.from_solution or value is None):
-        short = (len(solution) <= SHORT and "\n" not in whole) or (whole[:1] == "$" and bare_answer(whole) != whole)
-        short = short and len(re.findall(r"[^\W\d_]{2,}", whole)) <= WORDS
+        short = not worked(whole) and len(re.findall(r"[^\W\d_]{2,}", whole)) <= WORDS
         answer = marked_answer(solution) or (whole if short and rules.from_solution else "")
         if answer and not rules.from_solution:
             rules.guess(row.where, "answer", "read from the solution: the row has none")
