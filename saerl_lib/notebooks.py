@@ -3,10 +3,10 @@
 A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when it ran to
-its last cell and every declared output is there; tables and figures are removed before. Only then the copy is moved into place
-and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish`
-stores the outputs of a finished run in the notebooks themselves.
+papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when no cell
+failed and every declared output is there; tables and figures are removed before. Only then the copy is moved into place and its
+record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish` stores the
+outputs of a finished run in the notebooks themselves.
 """
 
 from __future__ import annotations
@@ -265,18 +265,10 @@ def code_cells(executed: Any) -> list[tuple[int, Any]]:
     return [(number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()]
 
 
-def last_cell(executed: Any, done: bool) -> tuple[int, str]:
-    """Number and source of the last code cell that was started, or that is done; (0, '') when there is none."""
-    cells = [(n, c.source) for n, c in code_cells(executed)
-             if (c.execution_count is not None if done else c.metadata.get("papermill", {}).get("start_time"))]  # fmt: skip
-    return cells[-1] if cells else (0, "")
-
-
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
-    Raises UserError when the notebook does not know a parameter, fails, ends early (a `sys.exit` in a cell ends with exit code 0)
-    or leaves a declared output out.
+    Raises UserError when the notebook does not know a parameter, fails, or leaves a declared output out, as after a `sys.exit`.
     """
     import nbformat
     import papermill
@@ -293,20 +285,18 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     copy.unlink(missing_ok=True)
     try:
         with kernel_environment():
-            executed = papermill.execute_notebook(
+            papermill.execute_notebook(
                 str(source), str(copy), parameters=options.parameters(), kernel_name="python3", progress_bar=False,
                 cwd=str(paths.ROOT), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=180,
             )  # fmt: skip
-        last = last_cell(executed, done=True)[0]
-        wrong = [f"it ended early, after cell {last}"] if last < max(number for number, _ in code_cells(executed)) else []
-        wrong += [f"declared output {name} is missing" for name in notebook.outputs if output_hash(name, profile) is None]
-        if wrong:
-            raise UserError(f"notebook {stem} failed: {'; '.join(wrong)}")
+        if absent := [name for name in notebook.outputs if output_hash(name, profile) is None]:
+            raise UserError(f"notebook {stem} failed: declared outputs {', '.join(absent)} are missing")
     except (UserError, PapermillException, RuntimeError, OSError) as error:
         message, place, kept = str(error), "before its first cell", "no executed copy was written"
         if copy.is_file():
-            number, cell = last_cell(nbformat.read(copy, as_version=4), done=False)
-            place = "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.splitlines()[:3])])
+            for number, cell in code_cells(nbformat.read(copy, as_version=4)):
+                if cell.metadata.get("papermill", {}).get("start_time"):  # the last of these failed
+                    place = "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
             kept = f"the executed copy with the full traceback: {copy.replace(copy.with_name(f'{stem}.failed.ipynb'))}"
         if not isinstance(error, UserError):
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
