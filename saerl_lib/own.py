@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 from saerl_lib.artifacts import code_hash, file_sha256, read_json, whole_folder
 from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, near, sub_seed, to_dict
-from saerl_lib.data.answers import unreadable
+from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
 from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 """Written last; a folder that holds it is a finished plan."""
+UNREAD = re.compile(r"\\!|[\s.,;]")
+"""Signs of an answer that no checker minds."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,10 @@ def set_aside(data: Dataset, config: OwnConfig) -> Dataset:
         notes.append(f"{number_of(len(faulty), 'answer')} kept that the checker cannot read: first {told}")
     elif faulty:
         reasons |= {name: ("unverifiable", f"{fault}; --keep-unverifiable plans it") for name, fault in faulty.items()}
+    forms = ((name, given, plain_form(given)) for name, given in answers.items())
+    if mended := [f"{name} ({given} as {form})" for name, given, form in forms if UNREAD.sub("", form) != UNREAD.sub("", given)]:
+        told = f"such as {', '.join(mended[:5])}. A trainer must compare values here, as exports for TRL, verl and prime-rl do."
+        notes.append(f"{number_of(len(mended), 'answer')} that our checker reads in a plainer form: {told}")
     aside = tuple(Dropped(where, sample.id, *reasons[sample.id])
                   for where, sample in zip(data.where, data.samples, strict=True) if sample.id in reasons)  # fmt: skip
     return replace(data, aside=aside, notes=tuple(notes))

@@ -213,6 +213,7 @@ def test_rows_that_no_trainer_could_use_are_never_planned_and_each_has_a_reason(
     record = json.loads((done.folder / "run.json").read_text())
     told = {c["title"]: c["text"] for c in record["caveats"]}
     assert not any("different answers" in title for title in told), "they are written in two ways"
+    assert "such as p-9 (\\$5 as 5)." in told["1 answer that our checker reads in a plainer form"]
     assert "p-7 and p-8" in told["1 repeated question"] and "first p-9" in told["1 row with NUL characters"]
     assert "52 labels" in told["How quality was read"], "flawed rows without an answer train the filter"
     planned = set(read_plan(done.folder / "plan.parquet").ids)
