@@ -85,9 +85,11 @@ class Planned:
         return pd.read_csv(self.folder / "left_out.csv", dtype=str, keep_default_na=False)
 
     def why(self, name: str) -> str:
-        """The decision path of one row, by its id or place ('line 7'), a line a decision. Raises DataError for another name."""
+        """The decision path of one row, by its id or place ('line 7'), a line a decision; 'row-7' is also the seventh row of a
+        file without ids. Raises DataError for another name."""
+        padded = re.sub(r"\Arow-0*(\d{1,6})\Z", lambda number: f"row-{int(number[1]):06d}", name)
         for table in (self.scores, self.rows_left_out):
-            found = table[(table["id"] == name) | (table["where"] == name)]
+            found = table[table["id"].isin([name, padded]) | (table["where"] == name)]
             if len(found):
                 row = found.iloc[0]
                 return "\n  ".join([f"{row['id'] or 'no id'} ({row['where']})", *row["reason"].split("; ")])

@@ -239,7 +239,7 @@ def test_one_call_plans_shows_explains_and_exports(tmp_path: Path, monkeypatch: 
     assert "left over: 62 rows to plan are 15 batches of 4 and 2 more" in plan.why(plan.rows_left_out["id"][0])
     write_jsonl(tmp_path / "bare.jsonl", [{"question": r["question"], "answer": "1"} for r in rows(20)])
     bare = saerl_lib.plan("bare.jsonl", prompts_per_step=4, reader=None)
-    assert bare.why("row-000017") == bare.why("line 17") and bare.why("line 17").startswith("row-000017 (line 17)")
+    assert bare.why("row-17") == bare.why("line 17") and bare.why("row-17").startswith("row-000017 (line 17)")
     with pytest.raises(DataError, match="no row of my_plan; did you mean p-17"):
         plan.why("p-17x")
     assert "train.parquet" in plan.export("verl", "out") and Planned.open("my_plan") == plan
