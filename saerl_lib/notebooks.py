@@ -3,18 +3,18 @@
 A declared name carries its kind: `csv:NAME` is NAME.csv in `paths.figure_data_dir(profile)`, `figure:NAME` is NAME.png and
 NAME.pdf in `paths.figures_dir(profile)`, `stage:NAME` is the folder NAME with its manifest in `paths.profile_dir(profile)`.
 
-papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when it ran to
-its last cell and every declared output is there; tables and figures are removed before. Only then the copy is moved into place
-and its record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish`
-stores the outputs of a finished run in the notebooks themselves.
+papermill executes a notebook in this interpreter's environment, from the project's root, into a copy. It is done when no cell
+failed and every declared output is there; tables and figures are removed before. Only then the copy is moved into place and its
+record is written: `Parts`, what decides its outputs, and their hashes. The run stops at the first failure. `publish` stores the
+outputs of a finished run in the notebooks themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +35,7 @@ from saerl_lib.artifacts import (
     imported_names,
     is_complete,
     locked,
+    read_json,
     write_atomic,
     write_json,
 )
@@ -72,8 +73,6 @@ class Notebook:
     """Declared outputs: the run fails when one is missing afterwards."""
     inputs: tuple[str, ...] = ()
     """Numbers of the notebooks whose tables and stages it reads: when those change, it is no longer up to date."""
-    tables_only: bool = False
-    """Reads CSV files alone: the configuration does not matter to it."""
     of_world: frozenset[str] = frozenset()
     """Those outputs that only a profile with a world leaves."""
 
@@ -83,53 +82,29 @@ class Notebook:
         return self.stem.partition("_")[0]
 
 
-REGISTRY = """
-00_data: world policy_rates*; world_gates* pass_rates*;
-01_policy_and_sae 00: reader; sae_quality;
-02_sae_representation 00: store features representation; representation; representation
-03_data_properties 00 02: ladder_world; probe_ladder ladder_pairs replay real_overlap; probe_ladder_world* probe_ladder
-    ladder_pairs replay
-04_clusters_and_difficulty 00 02: difficulty; calibration cluster_topics cluster_summary cluster_agreement; calibration
-04a_clusters_in_detail 00 02 04: audit; cluster_audit feature_groups top_latents real_counts real_clusters real_cluster_audit
-    real_feature_groups real_top_latents; real_clusters
-05_quality_filter 00 02 04: filter; filter real_filter real_separation; real_filter
-05a_finding_errors 00 02 04: flaws*; filter_flaws* filter_selfreg* real_flaws real_selfreg; real_flaws
-06_batch_plans 00 02 04 04a 05: plans; batch_composition inbatch_diversity; batch_composition
-06a_gradients 00 02 04 05: gradients*; gradient_coherence* gradient_distance* mixing_theory*; gradient_coherence*
-06b_sensitivity 00 02 04 05: plan_study; label_curve cluster_stability plan_sensitivity; plan_sensitivity
-07_grpo_training 00 06: train; training_curves; training_curves
-08_evaluation 00 01 02 03 04 05 06 07: evaluation; learning_curves paired_difference steps_to_target world_controls study_pilot
-    study_runs study_summary study_comparisons study_targets study_provenance study_paper_tables study_mixing study_budget
-    preparation_cost claims*; world_controls study_curves study_effects study_updates method*
-09_figures 00 01 02 03 04 04a 05 05a 06 06a 06b 07 08:;;
-10_your_own_data 00:; own_clusters;
-"""
-"""A line a notebook: its stem, numbers of the notebooks it reads: stages; tables; figures; `*` marks what only a world gives.
-A letter marks an appendix of the notebook before it. Figures of tables that may have no rows are not declared."""
-
-
-def _registry(text: str) -> tuple[Notebook, ...]:
+def _registry() -> tuple[Notebook, ...]:
+    """One row of report/notebooks.csv a notebook: its stem, numbers of the notebooks that it reads, and what it leaves; `*` marks
+    what only a world gives. A letter marks an appendix. Figures of tables that may have no rows are not declared."""
+    with (paths.ROOT / "saerl_lib" / "report" / "notebooks.csv").open(encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
     found = []
-    for line in text.strip().replace("\n    ", " ").splitlines():
-        (stem, *inputs), *declared = (part.split() for part in re.split("[:;]", line))
-        kinds = zip(("stage", "csv", "figure"), declared, strict=True)
-        marked = [f"{kind}:{name}" for kind, names in kinds for name in names]
+    for row in rows:
+        marked = [f"{kind}:{name}" for kind in ("stage", "csv", "figure") for name in row[kind].split()]
         only = frozenset(name.rstrip("*") for name in marked if name.endswith("*"))
-        found.append(Notebook(stem, tuple(name.rstrip("*") for name in marked), tuple(inputs), of_world=only))
+        outputs = tuple(name.rstrip("*") for name in marked)
+        found.append(Notebook(row["notebook"], outputs, tuple(row["reads"].split()), of_world=only))
     drawn = tuple(name for notebook in found for name in notebook.outputs if name.startswith("figure:"))
-    redraw = {"outputs": drawn, "of_world": frozenset().union(*(n.of_world for n in found)), "tables_only": True}
-    return tuple(replace(n, **redraw) if n.stem == "09_figures" else n for n in found)
+    of_world = frozenset().union(*(notebook.of_world for notebook in found))
+    return tuple(replace(n, outputs=drawn, of_world=of_world) if n.number == "09" else n for n in found)
 
 
-NOTEBOOKS = _registry(REGISTRY)
+NOTEBOOKS = _registry()
 """All notebooks, in the order in which they run."""
 
 
 def select(registry: tuple[Notebook, ...], start: str | None = None, only: str | None = None) -> tuple[Notebook, ...]:
-    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough.
-
-    Raises UserError for a number that is not in the registry or when both are given.
-    """
+    """The notebooks to run: all, those from number `start` on, or the single number `only`; one digit is enough. Raises UserError
+    for an unknown number or when both are given."""
     if start is not None and only is not None:
         raise UserError("--from and --only exclude each other; give one of them")
     asked, numbers = only or start or registry[0].number, [notebook.number for notebook in registry]
@@ -162,24 +137,18 @@ def output_hash(name: str, profile: str) -> str | None:
 
 def input_names(notebook: Notebook, registry: tuple[Notebook, ...]) -> tuple[str, ...]:
     """Tables and stages that the notebook reads; figures are results and nobody's input."""
-    kinds = ("csv:",) if notebook.tables_only else ("csv:", "stage:")
-    return tuple(name for n in registry if n.number in notebook.inputs for name in n.outputs if name.startswith(kinds))
+    outputs = [name for other in registry if other.number in notebook.inputs for name in other.outputs]
+    return tuple(name for name in outputs if not name.startswith("figure:"))
 
 
-def notebook_hashes(path: Path) -> dict[str, str | None]:
-    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import.
-
-    A file that cannot be read as cells of Python is hashed whole.
-    """
+def notebook_hashes(path: Path) -> dict[str, str]:
+    """Hash of a notebook's cells (kind, text and tags: stored outputs do not matter) and of the library code that they import."""
     if not path.is_file():
-        return {"source": None}
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
-        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
-    except (ValueError, KeyError, SyntaxError):
-        return {"source": file_sha256(path)}
+        raise UserError(f"notebook {path} is missing; restore it or take it out of report/notebooks.csv")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    source = content_hash([[c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])] for c in cells])
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return {"source": source, "code": code_hash(*sorted(set().union(*map(imported_names, texts))))}
 
 
 Parts = dict[str, object]
@@ -187,14 +156,15 @@ Parts = dict[str, object]
 
 
 def current_parts(notebook: Notebook, registry: tuple[Notebook, ...], profile: Profile, folder: Path) -> Parts:
-    """What decides the outputs of a notebook of `folder`, as everything lies on the disk now."""
-    parts: Parts = {**notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16]}
-    if not notebook.tables_only:
-        shared = paths.shared_data_dir()
-        files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
-        data = content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files])
-        parts |= {"config": content_hash(to_dict(profile)), "data": data}
-    return parts | {"contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)}}
+    """What decides the outputs of a notebook of `folder` now. Raises UserError when it is missing."""
+    shared = paths.shared_data_dir()
+    files = sorted(p for p in shared.rglob("*") if p.is_file()) if shared else []
+    return {
+        **notebook_hashes(folder / f"{notebook.stem}.ipynb"), "packages": file_sha256(LOCK)[:16],
+        "config": content_hash(to_dict(profile)),
+        "data": content_hash([[str(path.relative_to(shared)), path.stat().st_size] for path in files]),
+        "contents": {name: output_hash(name, profile.name) for name in input_names(notebook, registry)},
+    }  # fmt: skip
 
 
 Record = dict[str, Any]
@@ -203,10 +173,7 @@ Record = dict[str, Any]
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
     """The record of a notebook, or None when there is none that can be read."""
-    try:
-        return json.loads((paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return read_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json")
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:
@@ -276,18 +243,6 @@ def prepare_folders(profile: str) -> None:
         (folder / "probe").unlink()
 
 
-@contextlib.contextmanager
-def alone(profile: str) -> Iterator[None]:
-    """Hold the profile's folder for this run; the kernel lets go of it when the process ends, however it does.
-
-    Raises UserError while another run works in it: two would remove each other's half-made stages.
-    """
-    folder = paths.profile_dir(profile)
-    busy = UserError(f"another run works in {folder}; wait for it, or set SAERL_HOME to another folder")
-    with locked(folder / "runs" / "lock", busy):
-        yield
-
-
 # One notebook.
 
 
@@ -316,37 +271,16 @@ def code_cells(executed: Any) -> list[tuple[int, Any]]:
     return [(number, cell) for number, cell in enumerate(own, start=1) if cell.cell_type == "code" and cell.source.strip()]
 
 
-def failed_place(executed: Any) -> str:
-    """The cell that failed, else the last that was started, with its first lines."""
-    started = [found for found in code_cells(executed) if found[1].metadata.get("papermill", {}).get("start_time")]
-    failed = [found for found in started if any(output.output_type == "error" for output in found[1].get("outputs", []))]
-    for number, cell in failed[:1] or started[-1:]:
-        return "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
-    return "before its first cell"
-
-
-def ended_early(executed: Any) -> str | None:
-    """The place after which code cells did not run (a `sys.exit` in a cell ends with exit code 0), or None."""
-    last = 0
-    for number, cell in code_cells(executed):
-        if cell.execution_count is None:
-            return f"after cell {last}"
-        last = number
-    return None
-
-
 def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     """Execute one notebook of `folder`; what its cells print goes to this process's stdout and stderr.
 
-    Raises UserError when the notebook is missing, does not know a parameter, fails, ends early or leaves a declared output out.
+    Raises UserError when the notebook does not know a parameter, fails, or leaves a declared output out, as after a `sys.exit`.
     """
     import nbformat
     import papermill
     from papermill.exceptions import PapermillException
 
     profile, stem, source = options.name, notebook.stem, folder / f"{notebook.stem}.ipynb"
-    if not source.is_file():
-        raise UserError(f"notebook {source} is missing; restore it or take it out of saerl_lib/notebooks.py")
     known = papermill.inspect_notebook(str(source))  # papermill itself would only warn
     if unknown := [name for name in PARAMETERS if name not in known]:
         cell = f"its cell tagged 'parameters' defines {', '.join(known) or 'nothing'}"
@@ -357,18 +291,18 @@ def execute(notebook: Notebook, options: RunOptions, folder: Path) -> None:
     copy.unlink(missing_ok=True)
     try:
         with kernel_environment():
-            executed = papermill.execute_notebook(
+            papermill.execute_notebook(
                 str(source), str(copy), parameters=options.parameters(), kernel_name="python3", progress_bar=False,
                 cwd=str(paths.ROOT), stdout_file=sys.stdout, stderr_file=sys.stderr, start_timeout=180,
             )  # fmt: skip
-        wrong = [f"it ended early, {place}"] if (place := ended_early(executed)) else []
-        wrong += [f"declared output {name} is missing" for name in notebook.outputs if output_hash(name, profile) is None]
-        if wrong:
-            raise UserError(f"notebook {stem} failed: {'; '.join(wrong)}")
+        if absent := [name for name in notebook.outputs if output_hash(name, profile) is None]:
+            raise UserError(f"notebook {stem} failed: declared outputs {', '.join(absent)} are missing")
     except (UserError, PapermillException, RuntimeError, OSError) as error:
-        message, kept = str(error), "no executed copy was written"
+        message, place, kept = str(error), "before its first cell", "no executed copy was written"
         if copy.is_file():
-            place = failed_place(nbformat.read(copy, as_version=4))
+            for number, cell in code_cells(nbformat.read(copy, as_version=4)):
+                if cell.metadata.get("papermill", {}).get("start_time"):  # the last of these failed
+                    place = "\n".join([f"in cell {number}:", *(f"    {line}" for line in cell.source.splitlines()[:3])])
             kept = f"the executed copy with the full traceback: {copy.replace(copy.with_name(f'{stem}.failed.ipynb'))}"
         if not isinstance(error, UserError):
             name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
@@ -385,32 +319,16 @@ def _took(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _run_one(notebook: Notebook, parts: Parts, options: RunOptions, folder: Path) -> None:
-    profile = options.name
-    stages = [output_files(name, profile)[0].parent for name in notebook.outputs if name.startswith("stage:")]
-    for stage in stages if options.force else ():
-        shutil.rmtree(stage, ignore_errors=True)
-    started = time.monotonic()
-    execute(notebook, options, folder)
-    elapsed = time.monotonic() - started
-    write_record(notebook, profile, parts, elapsed)
-    places = dict.fromkeys(path.parent for name in notebook.outputs for path in output_files(name, profile))
-    lines = [f"     {place}" for place in [*places, executed_dir(profile) / f"{notebook.stem}.ipynb"]]
-    print("\n".join([f"     done in {_took(elapsed)}; outputs:", *lines]), flush=True)
-
-
 def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder: Path = paths.NOTEBOOKS) -> int:
-    """Run the notebooks of `registry` that `options` ask for; returns the number of those that were executed.
-
-    Raises UserError or ValueError with a message for the caller; nothing after the first failure is run.
-    """
+    """Run the notebooks of `registry` that `options` ask for, up to the first failure; returns the number of those that were
+    executed. Raises UserError for what failed, and while another run works in the profile's folder; ValueError for a profile."""
     profile = get_profile(options.profile, seeds=options.seeds, seed=options.seed)
-    left = frozenset() if profile.world else frozenset().union(*(notebook.of_world for notebook in registry))
-    registry = tuple(replace(n, outputs=tuple(name for name in n.outputs if name not in left)) for n in registry)
+    registry = tuple(replace(n, outputs=tuple(o for o in n.outputs if profile.world or o not in n.of_world)) for n in registry)
     chosen = select(registry, options.start, options.only)
     prepare_folders(profile.name)
-    started, executed = time.monotonic(), 0
-    with alone(profile.name):
+    started, executed, home = time.monotonic(), 0, paths.profile_dir(profile.name)
+    busy = UserError(f"another run works in {home}; wait for it, or set SAERL_HOME to another folder")
+    with locked(home / "runs" / "lock", busy):  # two would remove each other's half-made stages
         for position, notebook in enumerate(chosen):
             record, parts = read_record(notebook, profile.name), current_parts(notebook, registry, profile, folder)
             later = {name for n in chosen[position + 1 :] for name in n.outputs}
@@ -421,7 +339,13 @@ def run(options: RunOptions, registry: tuple[Notebook, ...] = NOTEBOOKS, folder:
                 continue
             last = f"last time {_took(record['elapsed_seconds'])}" if record else "first time"
             print(f"{label} ({last}; runs because {', '.join(reasons[:3]) or 'of --force'}) ...", flush=True)
-            _run_one(notebook, parts, options, folder)
+            for name in notebook.outputs if options.force else ():
+                if name.startswith("stage:"):
+                    shutil.rmtree(output_files(name, profile.name)[0].parent, ignore_errors=True)
+            begun = time.monotonic()
+            execute(notebook, options, folder)
+            write_record(notebook, profile.name, parts, time.monotonic() - begun)
+            print(f"     done in {_took(time.monotonic() - begun)}", flush=True)
             executed += 1
         print(f"All done in {_took(time.monotonic() - started)}: {executed} run, {len(chosen) - executed} up to date.")
         print(f"Figures: {paths.figures_dir(profile.name)}\nExecuted notebooks: {executed_dir(profile.name)}")

@@ -48,10 +48,8 @@ def figure_data_dir(profile: str) -> Path:
 
 
 def shared_data_dir() -> Path | None:
-    """Folder of real labelled mathematics named by `SAERL_DATA_DIR`, or None when it is not set.
-
-    Raises FileNotFoundError when the variable names no folder.
-    """
+    """Folder of real labelled mathematics named by `SAERL_DATA_DIR`, or None when it is not set. Raises FileNotFoundError when it
+    is no folder."""
     value = os.environ.get("SAERL_DATA_DIR")
     if not value:
         return None

@@ -53,7 +53,7 @@ def test_this_environment_holds_the_lock(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_missing_and_other_versions_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = tmp_path / "lock"
-    lock.write_text("# comment\n\nNumPy==0.0.1\n" + "".join(f"saerl-absent-{i}==1.0\n" for i in range(7)))
+    lock.write_text("NumPy==0.0.1\n" + "".join(f"saerl-absent-{i}==1.0\n" for i in range(7)))
     assert needs.check_packages(lock) == 1
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"numpy is [\d.]+, locked is 0.0.1", lines[0])
