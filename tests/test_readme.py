@@ -125,7 +125,8 @@ STATED = {
 }  # fmt: skip
 """Document -> numbers of its prose that no table holds, and where they come from."""
 VALUE = r"\d+(?:,\d{3})*(?:\.\d+)?"
-NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")
+NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)"
+                    rf"(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")  # fmt: skip
 """A number, with the interval behind it where there is one."""
 
 
