@@ -246,7 +246,7 @@ def test_a_rebuild_begins_with_the_recorded_losses(
     """Tokenizer, data order, initialisation, optimiser and loss are those that made the shipped weights."""
     losses = []
     monkeypatch.setattr(world_check, "FOLDER", tmp_path)
-    monkeypatch.setattr(world_check, "rebuild_policy", lambda **given: losses.extend(rebuild_policy(tmp_path, 5, **given)))
+    monkeypatch.setattr(world_check, "rebuild_policy", lambda: losses.extend(rebuild_policy(tmp_path, 5)))
     assert world_check.run_world(check=False, rebuild=True, seeds=8) == 0
     assert losses[4] == pytest.approx(7.149, abs=0.005) and f"step 0: {losses[0]:.4f} nats a token" in capsys.readouterr().out
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
