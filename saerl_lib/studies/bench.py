@@ -50,7 +50,7 @@ from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
-from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
@@ -359,7 +359,7 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
     Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    policy, rows = GroupSampler(*load_policy()), []
+    policy, rows = Sampler(*load_policy()), []
     with tempfile.TemporaryDirectory() as folder:
         write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
         for part in range(PARTS):

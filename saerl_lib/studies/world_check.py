@@ -46,7 +46,7 @@ from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import PILOTED
 from saerl_lib.train.policy import FOLDER, attempted, load_policy
-from saerl_lib.train.sampler import GroupSampler, gold_probability
+from saerl_lib.train.sampler import Sampler, gold_probability
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
@@ -182,7 +182,7 @@ class Judge(TrainerCallback):
         frame.insert(0, "step", step)
         frame["exact"] = gold_probability(model, tokenizer, self.problems, 1.0)
         if step in (0, self.run.sizes.steps):
-            sampler, seeds = GroupSampler(model, tokenizer), {"": sub_seed(self.run.seed, f"sampled-{step}")}
+            sampler, seeds = Sampler(model, tokenizer), {"": sub_seed(self.run.seed, f"sampled-{step}")}
             found = attempted(sampler, {"": self.problems}, 1, self.run.train, seeds)
             frame["sampled"] = found["correct"].astype(float)
         model.train()

@@ -24,7 +24,7 @@ from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.encode.models import Layout, open_tokenizer, smollm2_folder, token_batches
 from saerl_lib.needs import model_folder
-from saerl_lib.train.sampler import READ, GenerateSampler, GroupSampler, Sampler, gold_probability
+from saerl_lib.train.sampler import READ, GenerateSampler, Sampler, gold_probability
 
 WORLD_POLICY = "world"
 """Name of the policy that the world ships."""
@@ -71,7 +71,7 @@ def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
     """What draws completions of the policy in `folder` for an engine, "trl" on the GPU where there is one."""
     model, tokenizer = open_policy(folder, train, torch.bfloat16 if train.bf16 else torch.float32)
     if train.engine == "packed":
-        return GroupSampler(model, tokenizer, train.chat)
+        return Sampler(model, tokenizer, train.chat)
     return GenerateSampler(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, train.chat)
 
 

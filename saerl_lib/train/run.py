@@ -37,7 +37,7 @@ from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.trainers import append_rows, cut_back, in_plan_order, open_export, read_rows, read_sample_file
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import evaluate, open_policy
-from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
     Feed,
@@ -287,7 +287,7 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
     dataset = Dataset.from_list([record(sample, run.train.chat) for sample in feed.samples])
     trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
-    watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
+    watch = Watch(run, trainer, Sampler(model, tokenizer, run.train.chat) if run.sets else None)
     trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
     trainer.add_callback(watch)
     return trainer, watch
@@ -299,7 +299,7 @@ class Watch(TrainerCallback):
     Evaluation step t stands for t * `rollouts_per_step` rollouts, whatever the arm's batch. All processes take part.
     """
 
-    def __init__(self, run: Run, trainer: PlanTrainer, sampler: GroupSampler | None) -> None:
+    def __init__(self, run: Run, trainer: PlanTrainer, sampler: Sampler | None) -> None:
         self.run, self.trainer, self.sampler = run, trainer, sampler
         self.sets = {Path(p).stem.removeprefix("eval_"): read_sample_file(Path(p)) for p in run.sets}
         self.seconds, self.done = 0.0, 0
