@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
@@ -97,11 +96,10 @@ def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean", "constant"])
 def test_loss_and_gradient_equal_those_of_trl_and_by_hand(tmp_path: Path, loss: str) -> None:
     train = replace(TRAIN, loss=loss, temperature=0.9, optimizer="sgd", learning_rate=0.5)
-    model, tokenizer = policy = load_policy()
+    model, _ = policy = load_policy()
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
     source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
-    data = Dataset.from_list([record(s) for s in SAMPLES])
-    trainer = PlanTrainer(source, model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+    trainer = PlanTrainer(source, policy, arguments)
     trainer.current_gradient_accumulation_steps = 1
     model.train()
     inputs = trainer._generate_and_score_completions([record(s) for s in SAMPLES for _ in range(4)])

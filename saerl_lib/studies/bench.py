@@ -382,13 +382,12 @@ def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bo
     def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
-    (model, tokenizer), data = load_policy(), Dataset.from_list([record(s) for s in samples])
-    arguments = grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
-    both: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": data, "processing_class": tokenizer}
-    if not own:
-        return GRPOTrainer(reward_funcs=exact_answer, **both)
-    order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
-    return PlanTrainer(PackedFeed((model, tokenizer), samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0), **both)
+    policy, arguments = load_policy(), grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
+    if own:
+        order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
+        return PlanTrainer(PackedFeed(policy, samples, order, profile.train, GRPO_PROMPTS, log, 10**9, 0), policy, arguments)
+    data = Dataset.from_list([record(s) for s in samples])
+    return GRPOTrainer(policy[0], exact_answer, arguments, train_dataset=data, processing_class=policy[1])
 
 
 def bench_grpo(profile: Profile, world: Stage) -> int:

@@ -29,13 +29,12 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from scipy.stats import norm, spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
@@ -49,7 +48,7 @@ from saerl_lib.train.policy import FOLDER, attempted, load_policy
 from saerl_lib.train.sampler import Sampler, gold_probability
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
-from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
+from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments
 from saerl_lib.world import gates
 from saerl_lib.world.gates import Measured
 from saerl_lib.world.pretrain import rebuild_policy
@@ -214,10 +213,8 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     feed = PackedFeed(policy, samples, run.selector(policy, samples), run.train, b, log, budget, run.seed)
     arguments = grpo_arguments(run.train, b, steps, run.seed, work)
     arguments.save_strategy = "no"
-    dataset = Dataset.from_list([record(sample) for sample in samples])
-    trainer = PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=dataset, processing_class=policy[1])
+    trainer = PlanTrainer(feed, policy, arguments)
     judge = Judge(run, policy, problems)
-    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(judge)
     judge.look(0)
     trainer.train()

@@ -27,8 +27,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, versions, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
@@ -44,7 +43,6 @@ from saerl_lib.train.trainer import (
     PackedFeed,
     PlanTrainer,
     grpo_arguments,
-    record,
     require_gathered,
     require_launcher,
     save_weights,
@@ -285,10 +283,8 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
             part.requires_grad_(True)
     feed = open_feed(run, run.folder / f"rollouts-{rank:03d}.jsonl", (model, tokenizer) if packed else None)
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
-    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in feed.samples])
-    trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
+    trainer = PlanTrainer(feed, (model, tokenizer), arguments)
     watch = Watch(run, trainer, Sampler(model, tokenizer, run.train.chat) if run.sets else None)
-    trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
     trainer.add_callback(watch)
     return trainer, watch
 

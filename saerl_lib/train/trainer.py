@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
@@ -242,8 +244,14 @@ def grpo_arguments(
 class PlanTrainer(GRPOTrainer):
     """GRPOTrainer on the prompts of a feed; the data set only says how many rollouts a step has."""
 
-    def __init__(self, feed: Feed, **arguments: Any) -> None:
-        super().__init__(reward_funcs=feed.reward, rollout_func=feed.completions if feed.packed else None, **arguments)
+    def __init__(self, feed: Feed, policy: tuple[Any, Any], arguments: GRPOConfig) -> None:
+        """`policy` is a model and its tokenizer."""
+        super().__init__(
+            model=policy[0], processing_class=policy[1], args=arguments, reward_funcs=feed.reward,
+            train_dataset=Dataset.from_list([record(sample, feed.train.chat) for sample in feed.samples]),
+            rollout_func=feed.completions if feed.packed else None,
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)  # its log holds what would be printed at every step
         self.feed = feed
         kind, settings, _ = OPTIMIZERS[feed.train.optimizer]
         self.optimizer_cls_and_kwargs = kind, {"lr": self.args.learning_rate, **settings}
