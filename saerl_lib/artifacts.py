@@ -219,12 +219,17 @@ def locked(path: Path, busy: Exception, seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, None where it is missing, unreadable or half written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a stage folder, or None when it is missing or unreadable."""
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
+    return read_json(folder / MANIFEST)
 
 
 def is_complete(folder: Path, key: str | None = None) -> bool:

@@ -35,6 +35,7 @@ from saerl_lib.artifacts import (
     imported_names,
     is_complete,
     locked,
+    read_json,
     write_atomic,
     write_json,
 )
@@ -203,10 +204,7 @@ Record = dict[str, Any]
 
 def read_record(notebook: Notebook, profile: str) -> Record | None:
     """The record of a notebook, or None when there is none that can be read."""
-    try:
-        return json.loads((paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return read_json(paths.profile_dir(profile) / "runs" / f"{notebook.stem}.json")
 
 
 def write_record(notebook: Notebook, profile: str, parts: Parts, elapsed_seconds: float) -> None:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import Layout, open_tokenizer, smollm2_folder, token_batches
+from saerl_lib.encode.models import Layout, open_causal, smollm2_folder, token_batches
 from saerl_lib.needs import model_folder
 from saerl_lib.train.sampler import READ, GenerateSampler, Sampler, gold_probability
 
@@ -60,11 +60,7 @@ def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Model and tokenizer of a folder for an engine; engine "trl" knows names of the hub too."""
-    if train.engine == "packed":
-        return load_model(Path(name))
-    local = Path(name).is_dir()
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=local)
-    return model, open_tokenizer(str(name))
+    return load_model(Path(name)) if train.engine == "packed" else open_causal(str(name), precision)
 
 
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:

@@ -9,7 +9,6 @@ The world shows its pass rates more clearly than real mathematics does, so score
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from saerl_lib import paths
-from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute, read_json
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.properties.probes import TOKEN_PATTERN
@@ -245,7 +244,7 @@ def settings_hash() -> str:
 def trained_gates() -> dict[str, Measured]:
     """The recorded gates, by name; empty, so that they count as not met, before the first `world --check` and for the record of
     another version of the world or of another policy."""
-    record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8")) if TRAINED_RECORD.exists() else {"gates": {}}
+    record = read_json(TRAINED_RECORD) or {}
     known = record["gates"] if record.get("settings") == settings_hash() else {}
     return {name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in known.items()}
 
