@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,23 +28,25 @@ LEARNING_RATE = 2e-3
 """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
 TOKENIZER_TEXTS = 20_000
 logging.disable_progress_bar()
-PAD, EOS = "<pad>", "<eos>"
 PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|, then |, |; | and |[.:?] ?|[^\d,;.:?\n=*/+-]+?(?= and |[\d,;.:?\n=*/+-]|$)"
 """What the tokenizer never merges across: signs, digits, joints, and the phrases between them."""
 
 
-def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a token for every digit and sign and, where they are frequent, for whole phrases."""
+def train_tokenizer(
+    texts: Iterable[str], pieces: str = PIECES, vocabulary: int = VOCABULARY, special: Sequence[str] = ("<pad>", "<eos>")
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that merges nothing across `pieces`; of the special tokens the first pads, the last ends. By
+    default it has a token for every digit and sign and, where they are frequent, for whole phrases."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pieces), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[PAD, EOS], initial_alphabet=alphabet, show_progress=False
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = {"vocab_size": vocabulary, "special_tokens": [*special], "initial_alphabet": letters, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**words))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[-1], padding_side="left"
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left")
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
