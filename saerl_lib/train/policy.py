@@ -179,26 +179,23 @@ def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> St
     """<column>.parquet (sample_id and the column) of every planned sample for some of `MEASURES`."""
     folder = policy_folder(profile.policy)
     samples = sorted(load_split(plans, "samples"), key=lambda sample: sample.id)
-    opened = cache(lambda: open_sampler(folder, profile.train))
+    opened, train = cache(lambda: open_sampler(folder, profile.train)), profile.train
     weights = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-    train = profile.train
     how = [train.max_completion_tokens, train.temperature, train.chat, train.bf16, profile.seed]
 
     def part(column: str, start: int) -> Stage:
-        def compute(out: Path) -> None:
+        def compute(out: Path) -> dict[str, pd.DataFrame]:
             chosen = samples[start : start + MEASURED_AT_ONCE]
             values = MEASURES[column](opened(), chosen, train, sub_seed(profile.seed, f"measure-{start}"))
-            pd.DataFrame({"sample_id": [s.id for s in chosen], column: values}).to_parquet(out / "part.parquet", index=False)
+            return {"part": pd.DataFrame({"sample_id": [s.id for s in chosen], column: values})}
 
         settings = {"policy": weights, "how": how}
         return get_or_compute(profile, f"measured-{column}-{start:06d}", settings, compute, (plans,))
 
     parts = {column: [part(column, start) for start in range(0, len(samples), MEASURED_AT_ONCE)] for column in columns}
 
-    def compute(out: Path) -> None:
-        for column, found in parts.items():
-            tables = [pd.read_parquet(stage.path("part.parquet")) for stage in found]
-            pd.concat(tables).to_parquet(out / f"{column}.parquet", index=False)
+    def compute(out: Path) -> dict[str, pd.DataFrame]:
+        return {column: pd.concat([pd.read_parquet(s.path("part.parquet")) for s in found]) for column, found in parts.items()}
 
     inputs = tuple(stage for own in parts.values() for stage in own)
     return get_or_compute(profile, "measured", {"columns": list(columns)}, compute, inputs)
