@@ -76,7 +76,7 @@ def attempted(
 ) -> pd.DataFrame:
     """One row an attempt at some sets, by name: eval_set, sample_id, attempt, answer ('' when there is none), gold, correct.
 
-    Under engine "packed" exact answers alone are right; else `judged` decides, and adds the outcome.
+    Under engine "packed" exact answers alone are right; else `judged` decides.
     """
     exact, rows = train.engine == "packed", []
     read = READ[train.answer_from] if exact else read_final_answer
@@ -93,12 +93,11 @@ def attempted(
 
 
 def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """With columns correct and outcome: same, no answer, compared, overran or crashed. Equal pairs are compared once."""
+    """With column correct; equal pairs are compared once, and one whose comparison overruns `seconds` or crashes is wrong."""
     asked = list(zip(frame["gold"], frame["answer"], strict=True))
     pairs = sorted({(gold, answer) for gold, answer in asked if answer not in ("", gold)})
-    known = {pair: (one.equal, one.outcome) for pair, one in zip(pairs, check_answers(pairs, seconds), strict=True)}
-    verdicts = [known.get(pair) or ((True, "same") if pair[1] else (False, "no answer")) for pair in asked]
-    return frame.assign(correct=[v for v, _ in verdicts], outcome=[o for _, o in verdicts])
+    equal = {pair: one.equal for pair, one in zip(pairs, check_answers(pairs, seconds), strict=True)}
+    return frame.assign(correct=[pair[1] != "" and equal.get(pair, True) for pair in asked])
 
 
 def counted(attempts: pd.DataFrame) -> pd.DataFrame:
