@@ -30,20 +30,19 @@ from saerl_lib.encode.models import open_reader, sample_spans
 from saerl_lib.encode.stages import LOCK, encode, open_encoded
 from saerl_lib.encode.store import load_features
 from saerl_lib.train.policy import FOLDER
-from tests.real_files import write_jsonl
+from tests.real_files import rows, write_jsonl
 from tests.stand_ins import untrained_sae
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""
-TEXTS = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
 
 
 def samples(n: int = 70) -> list[Sample]:
     """n problems of unequal length, every fifth without a solution."""
     return [
-        Sample(f"p-{i}", TEXTS[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), (f"Step one of {i}.", f"Then {'on ' * (i % 4)}so."),
-               str(i), topic=f"kind {i % 3}", solved=i % 5 > 0)
-        for i in range(n)
+        Sample(row["id"], row["question"], (f"Step one of {i}.", f"Then {'on ' * (i % 4)}so."), row["answer"],
+               topic=row["subject"], solved=i % 5 > 0)
+        for i, row in enumerate(rows(n))
     ]  # fmt: skip
 
 
