@@ -24,7 +24,7 @@ from saerl_lib.data.sample import DataError, write_samples
 from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
-from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
+from saerl_lib.train.policy import FOLDER, load_policy, policy_folder
 from saerl_lib.train.sampler import gold_probability, log_probabilities, sample_groups
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
@@ -145,7 +145,7 @@ def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monke
     run.train(job)
     rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
     assert rollouts["sample_id"].tolist() == [s.id for s in sums[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
-    before, after = (load_model(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
+    before, after = (load_policy(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("model.layers.3.", "model.norm.")) for name in moved)
 
@@ -253,7 +253,7 @@ def test_a_rebuild_begins_with_the_recorded_losses(
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
-    fresh, shipped = (load_model(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
+    fresh, shipped = (load_policy(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
     assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
     with pytest.raises(ValueError, match="--policy huge: no such folder"):
         policy_folder("huge")

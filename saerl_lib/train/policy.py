@@ -40,8 +40,8 @@ def policy_folder(name: str) -> Path:
     return FOLDER if name == WORLD_POLICY else model_folder(name, "--policy")
 
 
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A model in float32 and its tokenizer, from a local folder.
+def load_policy(folder: Path = FOLDER) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A policy in float32 and its tokenizer, from a local folder; by default the shipped one.
 
     The tokenizer is read as `PreTrainedTokenizerFast`: the automatic class may build another one from the
     configuration's model type and drop spaces.
@@ -53,14 +53,9 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
     return model.eval(), tokenizer
 
 
-def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The shipped base policy and its tokenizer."""
-    return load_model(FOLDER)
-
-
 def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Model and tokenizer of a folder for an engine; engine "trl" knows names of the hub too."""
-    return load_model(Path(name)) if train.engine == "packed" else open_causal(str(name), precision)
+    return load_policy(Path(name)) if train.engine == "packed" else open_causal(str(name), precision)
 
 
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
