@@ -126,8 +126,6 @@ def run_all(
                 if not run.finished:
                     tail = (run.folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
                     message = f"training run {run.folder.name} failed with exit code {process.returncode}:\n{tail}"
-                    if launch and process.returncode == 0:
-                        message += "it left no final weights; does --launch start the command that follows it?"
                     failed[run.folder.name] = message
                     if not keep_going:
                         raise ArtifactError(message)
