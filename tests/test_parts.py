@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from joblib.externals.loky import get_reusable_executor
-from killing import below, processes
+from killing import until
 
 from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
@@ -175,9 +176,8 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spe
     killed: list[int] = []
 
     def kill() -> None:
-        while not killed:
-            known = processes()
-            killed.extend([pid for pid in below(os.getpid()) if "popen_loky" in known.get(pid, (0, ""))[1]][:1])
+        until(multiprocessing.active_children)
+        killed.append(multiprocessing.active_children()[0].pid)
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
