@@ -219,8 +219,8 @@ def locked(path: Path, busy: Exception, seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
-def read_json(path: Path) -> Any:
-    """What a file of JSON holds, or None when it is missing or unreadable."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, None where it is missing, unreadable or half written."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -107,8 +107,6 @@ class World(Command):
     """Pre-train the policy that the world ships anew."""
     seeds: int = 8
     """Matched seeds of the controls that --check trains; finished runs are kept."""
-    device: str | None = None
-    """Where --rebuild trains weights: cpu or cuda; None: cpu."""
 
 
 class Bench(Command):

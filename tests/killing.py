@@ -1,13 +1,11 @@
-"""Find processes, and kill a training job in the middle, as the kernel would."""
+"""Kill a training job in the middle, as the kernel would."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from saerl_lib import paths
@@ -25,26 +23,6 @@ def kill_in_training(run: Run, steps: int) -> None:
     process.kill()
     process.wait()
     assert not run.finished
-
-
-def processes() -> dict[int, tuple[int, str]]:
-    """pid -> (parent, command line) of what runs, zombies left out."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            if state != "Z":
-                found[int(folder.name)] = (int(parent), line)
-    return found
-
-
-def below(parent: int) -> list[int]:
-    """All processes that descend from one."""
-    known, found = processes(), [parent]
-    for pid in found:
-        found += [child for child, (above, _) in known.items() if above == pid]
-    return found[1:]
 
 
 def until(happened: Callable[[], Any], seconds: float = 300) -> None:

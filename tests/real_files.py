@@ -28,6 +28,16 @@ def problems(n: int, **labels: Any) -> list[dict[str, Any]]:
     ]
 
 
+def rows(n: int = 60, **extra: Any) -> list[dict[str, Any]]:
+    """n problems of three kinds; the level grows with the numbers, not with the length."""
+    kinds = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
+    return [
+        {"id": f"p-{i}", "question": kinds[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), "answer": str(i),
+         "solution": f"Step one of {i}.\nStep two.", "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4, **extra}
+        for i in range(n)
+    ]  # fmt: skip
+
+
 def write_real_files(folder: Path) -> Path:
     """80 problems a set and 3 an evaluation set, all different but one: the first of eval_aime24 is the third of math_train.
 

@@ -13,7 +13,6 @@ import torch
 import transformers
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from saerl_lib.data.sample import Sample
@@ -116,15 +115,7 @@ def write_set(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def build_tokenizer(texts: list[str], folder: Path) -> int:
     """A byte-level BPE tokenizer with Qwen's splitting, special tokens and a chat template; returns its size."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  show_progress=False)  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    fast = pretrain.train_tokenizer(texts, QWEN_SPLIT, 400, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     return len(fast)

@@ -29,21 +29,11 @@ from saerl_lib.plan.batch_plan import BatchPlan, read_plan
 from saerl_lib.report.page import _terms, caveats, expectation, largest_fall, score_table
 from saerl_lib.settings import Fields
 from saerl_lib.train.policy import FOLDER
-from tests.real_files import write_jsonl
+from tests.real_files import rows, write_jsonl
 from tests.stand_ins import untrained_sae
 
 SMALL = OwnConfig(prompts_per_step=4, clusters=3)
 LABELLED = replace(SMALL, fields=Fields(labels="level"))
-
-
-def rows(n: int = 60, **extra: Any) -> list[dict[str, Any]]:
-    """n problems of three kinds; the level grows with the numbers, not with the length."""
-    kinds = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
-    return [
-        {"id": f"p-{i}", "question": kinds[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), "answer": str(i),
-         "solution": f"Step one of {i}.\nStep two.", "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4, **extra}
-        for i in range(n)
-    ]  # fmt: skip
 
 
 def make(

@@ -15,8 +15,7 @@ import pytest
 
 from saerl_lib.own import OwnConfig, plan_own_data
 from saerl_lib.settings import Fields
-from tests.real_files import write_jsonl
-from tests.test_own import rows
+from tests.real_files import rows, write_jsonl
 
 
 class Reader(HTMLParser):

@@ -195,7 +195,6 @@ def test_the_evaluations_are_one_long_table_of_all_runs_steps_and_sets(done: Spa
     assert len(steps_to_targets(frame, done.profile.curve_problems)) == 4 * 7
     answers = [pd.read_parquet(path) for path in done.evaluation.folder.parent.glob("evaluation-*/attempts.parquet")]
     assert {len(part) for part in answers} == {24} and len(answers) == 1 + 4 * 4, "one for all arms at step 0"
-    assert set(pd.concat(answers)["outcome"]) <= {"same", "compared", "no answer"}
 
 
 def test_a_second_run_computes_nothing_and_another_setting_keeps_the_runs(done: Space, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +226,6 @@ def test_attempts_are_judged_by_text_then_by_meaning() -> None:
     pairs = [("0.5", "\\frac{1}{2}"), ("0.5", "0.5"), ("0.5", ""), ("0.5", "3")]
     frame = judged(pd.DataFrame(pairs, columns=["gold", "answer"]), seconds=60)
     assert frame["correct"].tolist() == [True, True, False, False]
-    assert frame["outcome"].tolist() == ["compared", "same", "no answer", "compared"]
 
 
 # What is missing.

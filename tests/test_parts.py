@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from joblib.externals.loky import get_reusable_executor
-from killing import below, processes
+from killing import until
 
 from saerl_lib import cli
 from saerl_lib.artifacts import ArtifactError, file_sha256
@@ -30,20 +31,19 @@ from saerl_lib.encode.models import open_reader, sample_spans
 from saerl_lib.encode.stages import LOCK, encode, open_encoded
 from saerl_lib.encode.store import load_features
 from saerl_lib.train.policy import FOLDER
-from tests.real_files import write_jsonl
+from tests.real_files import rows, write_jsonl
 from tests.stand_ins import untrained_sae
 
 SIZE = 16
 """Samples of a part: 70 samples are four parts and a short one."""
-TEXTS = ("Add {} and {}.", "What is the area of a {} by {} rectangle?", "Find the remainder of {} divided by {}, a prime.")
 
 
 def samples(n: int = 70) -> list[Sample]:
     """n problems of unequal length, every fifth without a solution."""
     return [
-        Sample(f"p-{i}", TEXTS[i % 3].format(7 * i + 3, 11 + 13 * (i % 17)), (f"Step one of {i}.", f"Then {'on ' * (i % 4)}so."),
-               str(i), topic=f"kind {i % 3}", solved=i % 5 > 0)
-        for i in range(n)
+        Sample(row["id"], row["question"], (f"Step one of {i}.", f"Then {'on ' * (i % 4)}so."), row["answer"],
+               topic=row["subject"], solved=i % 5 > 0)
+        for i, row in enumerate(rows(n))
     ]  # fmt: skip
 
 
@@ -176,9 +176,8 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spe
     killed: list[int] = []
 
     def kill() -> None:
-        while not killed:
-            known = processes()
-            killed.extend([pid for pid in below(os.getpid()) if "popen_loky" in known.get(pid, (0, ""))[1]][:1])
+        until(multiprocessing.active_children)
+        killed.append(multiprocessing.active_children()[0].pid)
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOTrainer
 
@@ -25,7 +24,7 @@ from saerl_lib.data.sample import DataError, write_samples
 from saerl_lib.plan.trainers import read_rows
 from saerl_lib.studies import world_check
 from saerl_lib.train import run, sampler, trainer
-from saerl_lib.train.policy import FOLDER, load_model, load_policy, policy_folder
+from saerl_lib.train.policy import FOLDER, load_policy, policy_folder
 from saerl_lib.train.sampler import gold_probability, log_probabilities, sample_groups
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import Feed, PackedFeed, PlanTrainer, grpo_arguments, record
@@ -55,7 +54,9 @@ def fewer_key_heads() -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any], grouped: bool) -> None:
+def test_packed_log_probabilities_equal_separate_rows(
+    policy: tuple[Any, Any], grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = fewer_key_heads() if grouped else policy[0]
     prompts, completions = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7]], [[10, 11], [12, 13, 14], [15], [16, 17, 18, 1]]
     with torch.no_grad():
@@ -65,7 +66,8 @@ def test_packed_log_probabilities_equal_separate_rows(policy: tuple[Any, Any], g
             expected = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
             torch.testing.assert_close(found[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)
             assert (found[row, len(completion) :] == 0).all()
-        torch.testing.assert_close(log_probabilities(model, prompts, completions, 0.7, limit=1), found, atol=1e-4, rtol=1e-4)
+        monkeypatch.setattr(sampler, "TOKENS_PER_PIECE", 1)
+        torch.testing.assert_close(log_probabilities(model, prompts, completions, 0.7), found, atol=1e-4, rtol=1e-4)
 
 
 def test_the_exact_probability_of_a_solution_is_that_of_its_tokens(policy: tuple[Any, Any]) -> None:
@@ -94,11 +96,10 @@ def by_hand(model: Any, inputs: dict[str, Any], loss: str, temperature: float) -
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_mean", "constant"])
 def test_loss_and_gradient_equal_those_of_trl_and_by_hand(tmp_path: Path, loss: str) -> None:
     train = replace(TRAIN, loss=loss, temperature=0.9, optimizer="sgd", learning_rate=0.5)
-    model, tokenizer = policy = load_policy()
+    model, _ = policy = load_policy()
     arguments = grpo_arguments(train, len(SAMPLES), 1, 1, tmp_path / "c")
     source = feed(policy, tmp_path / "r.jsonl", train, prompts_per_step=len(SAMPLES))
-    data = Dataset.from_list([record(s) for s in SAMPLES])
-    trainer = PlanTrainer(source, model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
+    trainer = PlanTrainer(source, policy, arguments)
     trainer.current_gradient_accumulation_steps = 1
     model.train()
     inputs = trainer._generate_and_score_completions([record(s) for s in SAMPLES for _ in range(4)])
@@ -144,7 +145,7 @@ def test_a_run_without_a_plan_trains_the_last_blocks_alone(tmp_path: Path, monke
     run.train(job)
     rollouts = pd.read_parquet(job.folder / "rollouts.parquet")
     assert rollouts["sample_id"].tolist() == [s.id for s in sums[:4] for _ in range(4)] and rollouts["reward"].mean() == 0.5
-    before, after = (load_model(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
+    before, after = (load_policy(folder)[0].state_dict() for folder in (FOLDER, job.folder / "final"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("model.layers.3.", "model.norm.")) for name in moved)
 
@@ -215,7 +216,7 @@ def test_sampling_is_seeded_and_leaves_the_global_stream_alone(policy: tuple[Any
     assert torch.equal(before, torch.random.get_rng_state())
     assert first == sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=1).texts
     assert first != sample_groups(model, tokenizer, prompts, 1, 24, 2.0, seed=2).texts
-    assert sampler.GroupSampler(model, tokenizer).complete(prompts, 1, 24, 2.0, seed=1) == [[text] for text in first]
+    assert sampler.Sampler(model, tokenizer).complete(prompts, 1, 24, 2.0, seed=1) == [[text] for text in first]
 
 
 def test_near_greedy_sampling_equals_generate(policy: tuple[Any, Any]) -> None:
@@ -246,13 +247,13 @@ def test_a_rebuild_begins_with_the_recorded_losses(
     """Tokenizer, data order, initialisation, optimiser and loss are those that made the shipped weights."""
     losses = []
     monkeypatch.setattr(world_check, "FOLDER", tmp_path)
-    monkeypatch.setattr(world_check, "rebuild_policy", lambda **given: losses.extend(rebuild_policy(tmp_path, 5, **given)))
+    monkeypatch.setattr(world_check, "rebuild_policy", lambda: losses.extend(rebuild_policy(tmp_path, 5)))
     assert world_check.run_world(check=False, rebuild=True, seeds=8) == 0
     assert losses[4] == pytest.approx(7.149, abs=0.005) and f"step 0: {losses[0]:.4f} nats a token" in capsys.readouterr().out
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == "python -m saerl_lib world --rebuild"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in FOLDER.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
-    fresh, shipped = (load_model(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
+    fresh, shipped = (load_policy(folder)[0].state_dict() for folder in (tmp_path, FOLDER))
     assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
     with pytest.raises(ValueError, match="--policy huge: no such folder"):
         policy_folder("huge")

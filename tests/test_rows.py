@@ -24,17 +24,10 @@ from saerl_lib.data.sample import DataError, Sample
 from saerl_lib.needs import SETS
 from saerl_lib.settings import Fields
 from tests import stand_ins as build
+from tests.real_files import rows as records
 from tests.real_files import write_jsonl
 
 LABELLED = Fields(labels="level")
-
-
-def records(n: int = 60) -> list[dict[str, Any]]:
-    return [
-        {"id": f"p-{i}", "question": f"Add {i} and 3.", "answer": str(i), "solution": f"Step one of {i}.\nStep two.",
-         "subject": f"kind {i % 3}", "level": 1 + i % 17 // 4}
-        for i in range(n)
-    ]  # fmt: skip
 
 
 def changed(**values: Any) -> list[dict[str, Any]]:

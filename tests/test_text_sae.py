@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import stand_ins as build
 import torch
+from real_files import write_jsonl
 
 from saerl_lib.artifacts import ArtifactError
 from saerl_lib.cli import main
@@ -35,9 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_texts(folder: Path) -> str:
-    path = folder / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
-    return str(path)
+    return write_jsonl(folder / "text.jsonl", [{"text": text} for text in TEXTS])
 
 
 def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path) -> None:

@@ -188,10 +188,11 @@ def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> tuple[
     return decoder, tokenizer, settings
 
 
-def open_causal(reader: ReaderConfig) -> tuple[PreTrainedModel, Any]:
-    """The whole language model in float32 with its logits, and its tokenizer, on the CPU: for surprise and gradients."""
-    name = model_name(reader)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=Path(name).is_dir()).eval()
+def open_causal(name: str, precision: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """A whole language model with its logits, and its tokenizer, on the CPU: for surprise and gradients, and as a policy. `name`
+    as `ReaderConfig.model`."""
+    name = model_name(ReaderConfig(name))
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=Path(name).is_dir()).eval()
     return model, open_tokenizer(name)
 
 

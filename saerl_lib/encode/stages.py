@@ -167,7 +167,7 @@ def retained_of(
 
     def influence() -> np.ndarray:
         chosen, tokens = samples[: len(samples) // INFLUENCE_SHARE], reader.tokens_per_batch // 4
-        return gradient_influence(chosen, *open_causal(reader), reader.layer, open_reader(reader).sae, tokens)
+        return gradient_influence(chosen, *open_causal(reader.model), reader.layer, open_reader(reader).sae, tokens)
 
     return choose_retained(
         store, min(reader.retained_latents, store.width), rule=rule or reader.retained_rule, influence=influence,

@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from scipy import stats
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import ElasticNet, SGDClassifier
@@ -48,7 +47,7 @@ from saerl_lib.properties.quality import (
     paper_share_k,
     separation_table,
 )
-from saerl_lib.report.statistics import wilson_interval
+from saerl_lib.report.statistics import over_seeds, wilson_interval
 
 LINEAR = ("mean", "scale", "weight", "intercept")
 """Stored arrays of a scaler and of the linear model behind it."""
@@ -124,9 +123,8 @@ def reliability_table(score: str, predicted: np.ndarray, labels: np.ndarray, bin
     rows = []
     for number in np.unique(place):
         inside = labels[place == number]
-        n, mean = len(inside), float(inside.mean())
-        half = stats.t.ppf(0.975, n - 1) * inside.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        rows.append((score, int(number), n, float(predicted[place == number].mean()), mean, mean - half, mean + half))
+        found = over_seeds(inside).interval()
+        rows.append((score, int(number), len(inside), float(predicted[place == number].mean()), *found))
     return pd.DataFrame(rows, columns=["score", "bin", "n", "predicted_mean", "label_mean", "ci_low", "ci_high"])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import pandas as pd
 from nbformat.v4 import new_output
 
 from saerl_lib import paths
-from saerl_lib.artifacts import provenance, write_atomic, write_json
+from saerl_lib.artifacts import provenance, read_json, write_atomic, write_json
 from saerl_lib.config import content_hash, get_profile
 from saerl_lib.notebooks import RunOptions, UserError, code_cells, executed_dir
 from saerl_lib.report.claims import build_claims
@@ -152,8 +151,7 @@ def compare(profile: str) -> pd.DataFrame:
 
 def published_records() -> dict[str, dict[str, object]]:
     """Profile -> what `publish` wrote of the run that its published results come from."""
-    path = paths.PUBLISHED / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(paths.PUBLISHED / RECORD) or {}
 
 
 def _picture(path: Path) -> str:

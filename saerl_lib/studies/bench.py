@@ -56,7 +56,7 @@ from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
 from saerl_lib.report.tables import as_table, read_table, write_csv
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
-from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder
 from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
 from saerl_lib.world.sources import world_stage
@@ -402,7 +402,7 @@ def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
     `publish` writes the table preparation_cost: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
     """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
-    policy, rows = GroupSampler(*load_policy()), []
+    policy, rows = Sampler(*load_policy()), []
     with tempfile.TemporaryDirectory() as folder:
         write_shard(samples[-PROMPTS:], encoder, Path(folder) / "warm", {})
         for part in range(PARTS):
@@ -426,13 +426,12 @@ def bench_trainer(profile: Profile, samples: list[Sample], folder: Path, own: bo
     def exact_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [reward(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
-    (model, tokenizer), data = load_policy(), Dataset.from_list([record(s) for s in samples])
-    arguments = grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
-    both: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": data, "processing_class": tokenizer}
-    if not own:
-        return GRPOTrainer(reward_funcs=exact_answer, **both)
-    order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
-    return PlanTrainer(PackedFeed((model, tokenizer), samples, order, profile.train, GRPO_PROMPTS, log, 10**9, seed=0), **both)
+    policy, arguments = load_policy(), grpo_arguments(profile.train, GRPO_PROMPTS, GRPO_STEPS, sub_seed(0, "bench"), folder)
+    if own:
+        order, log = InOrder(range(len(samples))), folder / "rollouts-000.jsonl"
+        return PlanTrainer(PackedFeed(policy, samples, order, profile.train, GRPO_PROMPTS, log, 10**9, 0), policy, arguments)
+    data = Dataset.from_list([record(s) for s in samples])
+    return GRPOTrainer(policy[0], exact_answer, arguments, train_dataset=data, processing_class=policy[1])
 
 
 def bench_grpo(profile: Profile, world: Stage) -> Rows:

@@ -247,7 +247,7 @@ def pool_scores(
     `source_membership`, the true source, is what a perfect source probe would say: any excess over chance is no knowledge of
     flaws."""
     assert scorer.quality is not None  # the world's has one
-    surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader))
+    surprise = measure_surprise([s.prompt for s in samples], [s.solution for s in samples], *open_causal(profile.reader.model))
     return {
         "source_membership": np.array([s.source == "parent" for s in samples], dtype=float),
         "source_probe": 1.0 - scorer.quality.score(pool.z),

@@ -399,7 +399,7 @@ def real_study_stage(profile: Profile) -> Stage:
         of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
         scores = {  # of the paper's filter minus the log-odds of the target
             "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
-            "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader), profile.reader.max_tokens),
+            "perplexity_prompt": question_surprise(flawed.texts, *open_causal(profile.reader.model), profile.reader.max_tokens),
         }
         return {
             "real_counts": counts_table(parts),

@@ -29,28 +29,26 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from scipy.stats import norm, spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from saerl_lib import paths
 from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
-from saerl_lib.encode.models import pick_device
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import PILOTED
 from saerl_lib.train.policy import FOLDER, attempted, load_policy
-from saerl_lib.train.sampler import GroupSampler, gold_probability
+from saerl_lib.train.sampler import Sampler, gold_probability
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.stages import ONE_CORE
-from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments, record
+from saerl_lib.train.trainer import PackedFeed, PlanTrainer, grpo_arguments
 from saerl_lib.world import gates
 from saerl_lib.world.gates import Measured
 from saerl_lib.world.pretrain import rebuild_policy
@@ -183,7 +181,7 @@ class Judge(TrainerCallback):
         frame.insert(0, "step", step)
         frame["exact"] = gold_probability(model, tokenizer, self.problems, 1.0)
         if step in (0, self.run.sizes.steps):
-            sampler, seeds = GroupSampler(model, tokenizer), {"": sub_seed(self.run.seed, f"sampled-{step}")}
+            sampler, seeds = Sampler(model, tokenizer), {"": sub_seed(self.run.seed, f"sampled-{step}")}
             found = attempted(sampler, {"": self.problems}, 1, self.run.train, seeds)
             frame["sampled"] = found["correct"].astype(float)
         model.train()
@@ -215,10 +213,8 @@ def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
     feed = PackedFeed(policy, samples, run.selector(policy, samples), run.train, b, log, budget, run.seed)
     arguments = grpo_arguments(run.train, b, steps, run.seed, work)
     arguments.save_strategy = "no"
-    dataset = Dataset.from_list([record(sample) for sample in samples])
-    trainer = PlanTrainer(feed, model=policy[0], args=arguments, train_dataset=dataset, processing_class=policy[1])
+    trainer = PlanTrainer(feed, policy, arguments)
     judge = Judge(run, policy, problems)
-    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(judge)
     judge.look(0)
     trainer.train()
@@ -394,25 +390,12 @@ def store_gates(profile: Profile, sizes: Sizes, frame: pd.DataFrame, pilots: pd.
     return bool(table["met"].all())
 
 
-def run_world(check: bool, rebuild: bool, seeds: int, device: str | None = None) -> int:
-    """Entry of the command; exit code 1 when a gate is missed.
-
-    Raises ValueError for a device that is not there and for one given with `check`: gates are measured on the CPU.
-    """
+def run_world(check: bool, rebuild: bool, seeds: int) -> int:
+    """Entry of the command; exit code 1 when a gate is missed."""
     if check == rebuild:
         raise ValueError("world takes one of --check and --rebuild")
-    if check and device:
-        raise ValueError("world --check has no --device: gates are measured on the CPU")
-    where, profile = pick_device(device or "cpu"), get_profile("laptop")
     if check:
-        return 0 if check_world(profile, Sizes(seeds=seeds)) else 1
-
-    def report(step: int, loss: float, model: Any) -> None:
-        if step % 100 == 0:
-            print(f"step {step}: {loss:.4f} nats a token", flush=True)
-
-    rebuild_policy(report=report, device=where)
-    on = {} if where.type == "cpu" else {"device": torch.cuda.get_device_name(where)}
-    command = "python -m saerl_lib world --rebuild" + (f" --device {where.type}" if on else "")
-    write_json(FOLDER / "provenance.json", {**provenance(), **on, "command": command})
+        return 0 if check_world(get_profile("laptop"), Sizes(seeds=seeds)) else 1
+    rebuild_policy()
+    write_json(FOLDER / "provenance.json", {**provenance(), "command": "python -m saerl_lib world --rebuild"})
     return 0

@@ -48,19 +48,13 @@ class ArmPool:
     table: pd.DataFrame
     """Columns sample_id, cluster, ranking, raw, length, label, and what else was measured."""
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Matrices [N, ...] by name, for orders alone: a selector runs in the training process and sees the table only."""
+    """Matrices [N, ...] by name, of the kept pool and for orders alone: a selector runs in the training process."""
 
     def column(self, name: str) -> np.ndarray:
         """One column [N]. Raises ArmError when the pool does not have it."""
         if name not in self.table:
             raise ArmError(f"the pool has no column {name!r}: choose one of {list(self.table)}")
         return self.table[name].to_numpy()
-
-    def matrix(self, name: str) -> np.ndarray:
-        """One feature matrix [N, ...]. Raises ArmError when the pool does not have it."""
-        if name not in self.features:
-            raise ArmError(f"the pool has no features {name!r}: choose one of {list(self.features)}")
-        return self.features[name]
 
     @property
     def ids(self) -> list[str]:
@@ -225,7 +219,7 @@ def motif_weights(motifs: np.ndarray, pass_rate: np.ndarray) -> np.ndarray:
 
 def shift_rows(pool: ArmPool, count: int) -> np.ndarray:
     """SHIFT: quality log(1 + ||Delta||), distance between normalised [s ; Delta]."""
-    states = pool.matrix("solution_shift")
+    states = pool.features["solution_shift"]
     change = states[:, states.shape[1] // 2 :]
     points = states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
     return farthest_first(np.log1p(np.linalg.norm(change, axis=1)), points, count)
@@ -233,7 +227,7 @@ def shift_rows(pool: ArmPool, count: int) -> np.ndarray:
 
 def irds_rows(pool: ArmPool, count: int) -> np.ndarray:
     """IRDS-style: log-determinant coverage of SAE motifs, weighted by failure and by p (1 - p)."""
-    motifs = pool.matrix("motifs")
+    motifs = pool.features["motifs"]
     return greedy_log_det(motifs, motif_weights(motifs, pool.column("pass_rate")), count)
 
 

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import Layout, open_tokenizer, smollm2_folder, token_batches
+from saerl_lib.encode.models import Layout, open_causal, smollm2_folder, token_batches
 from saerl_lib.needs import model_folder
-from saerl_lib.train.sampler import READ, GenerateSampler, GroupSampler, Sampler, gold_probability
+from saerl_lib.train.sampler import READ, GenerateSampler, Sampler, gold_probability
 
 WORLD_POLICY = "world"
 """Name of the policy that the world ships."""
@@ -40,8 +40,8 @@ def policy_folder(name: str) -> Path:
     return FOLDER if name == WORLD_POLICY else model_folder(name, "--policy")
 
 
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A model in float32 and its tokenizer, from a local folder.
+def load_policy(folder: Path = FOLDER) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A policy in float32 and its tokenizer, from a local folder; by default the shipped one.
 
     The tokenizer is read as `PreTrainedTokenizerFast`: the automatic class may build another one from the
     configuration's model type and drop spaces.
@@ -53,25 +53,16 @@ def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
     return model.eval(), tokenizer
 
 
-def load_policy() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The shipped base policy and its tokenizer."""
-    return load_model(FOLDER)
-
-
 def open_policy(name: str | Path, train: TrainConfig, precision: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Model and tokenizer of a folder for an engine; engine "trl" knows names of the hub too."""
-    if train.engine == "packed":
-        return load_model(Path(name))
-    local = Path(name).is_dir()
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=precision, local_files_only=local)
-    return model, open_tokenizer(str(name))
+    return load_policy(Path(name)) if train.engine == "packed" else open_causal(str(name), precision)
 
 
 def open_sampler(folder: Path, train: TrainConfig) -> Sampler:
     """What draws completions of the policy in `folder` for an engine, "trl" on the GPU where there is one."""
     model, tokenizer = open_policy(folder, train, torch.bfloat16 if train.bf16 else torch.float32)
     if train.engine == "packed":
-        return GroupSampler(model, tokenizer, train.chat)
+        return Sampler(model, tokenizer, train.chat)
     return GenerateSampler(model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, train.chat)
 
 
@@ -80,7 +71,7 @@ def attempted(
 ) -> pd.DataFrame:
     """One row an attempt at some sets, by name: eval_set, sample_id, attempt, answer ('' when there is none), gold, correct.
 
-    Under engine "packed" exact answers alone are right; else `judged` decides, and adds the outcome.
+    Under engine "packed" exact answers alone are right; else `judged` decides.
     """
     exact, rows = train.engine == "packed", []
     read = READ[train.answer_from] if exact else read_final_answer
@@ -97,12 +88,11 @@ def attempted(
 
 
 def judged(frame: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """With columns correct and outcome: same, no answer, compared, overran or crashed. Equal pairs are compared once."""
+    """With column correct; equal pairs are compared once, and one whose comparison overruns `seconds` or crashes is wrong."""
     asked = list(zip(frame["gold"], frame["answer"], strict=True))
     pairs = sorted({(gold, answer) for gold, answer in asked if answer not in ("", gold)})
-    known = {pair: (one.equal, one.outcome) for pair, one in zip(pairs, check_answers(pairs, seconds), strict=True)}
-    verdicts = [known.get(pair) or ((True, "same") if pair[1] else (False, "no answer")) for pair in asked]
-    return frame.assign(correct=[v for v, _ in verdicts], outcome=[o for _, o in verdicts])
+    equal = {pair: one.equal for pair, one in zip(pairs, check_answers(pairs, seconds), strict=True)}
+    return frame.assign(correct=[pair[1] != "" and equal.get(pair, True) for pair in asked])
 
 
 def counted(attempts: pd.DataFrame) -> pd.DataFrame:
@@ -183,26 +173,23 @@ def measured_stage(profile: Profile, plans: Stage, columns: Sequence[str]) -> St
     """<column>.parquet (sample_id and the column) of every planned sample for some of `MEASURES`."""
     folder = policy_folder(profile.policy)
     samples = sorted(load_split(plans, "samples"), key=lambda sample: sample.id)
-    opened = cache(lambda: open_sampler(folder, profile.train))
+    opened, train = cache(lambda: open_sampler(folder, profile.train)), profile.train
     weights = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-    train = profile.train
     how = [train.max_completion_tokens, train.temperature, train.chat, train.bf16, profile.seed]
 
     def part(column: str, start: int) -> Stage:
-        def compute(out: Path) -> None:
+        def compute(out: Path) -> dict[str, pd.DataFrame]:
             chosen = samples[start : start + MEASURED_AT_ONCE]
             values = MEASURES[column](opened(), chosen, train, sub_seed(profile.seed, f"measure-{start}"))
-            pd.DataFrame({"sample_id": [s.id for s in chosen], column: values}).to_parquet(out / "part.parquet", index=False)
+            return {"part": pd.DataFrame({"sample_id": [s.id for s in chosen], column: values})}
 
         settings = {"policy": weights, "how": how}
         return get_or_compute(profile, f"measured-{column}-{start:06d}", settings, compute, (plans,))
 
     parts = {column: [part(column, start) for start in range(0, len(samples), MEASURED_AT_ONCE)] for column in columns}
 
-    def compute(out: Path) -> None:
-        for column, found in parts.items():
-            tables = [pd.read_parquet(stage.path("part.parquet")) for stage in found]
-            pd.concat(tables).to_parquet(out / f"{column}.parquet", index=False)
+    def compute(out: Path) -> dict[str, pd.DataFrame]:
+        return {column: pd.concat([pd.read_parquet(s.path("part.parquet")) for s in found]) for column, found in parts.items()}
 
     inputs = tuple(stage for own in parts.values() for stage in own)
     return get_or_compute(profile, "measured", {"columns": list(columns)}, compute, inputs)

@@ -27,30 +27,28 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
-from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, versions, write_atomic, write_json
+from saerl_lib.artifacts import ArtifactError, code_hash, file_sha256, locked, provenance, read_json, write_atomic, write_json
 from saerl_lib.config import PlanConfig, TrainConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import SAMPLES
 from saerl_lib.plan.batch_plan import plan_hash, read_plan
 from saerl_lib.plan.trainers import append_rows, cut_back, in_plan_order, open_export, read_rows, read_sample_file
 from saerl_lib.train.arms import ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import evaluate, open_policy
-from saerl_lib.train.sampler import GroupSampler
+from saerl_lib.train.sampler import Sampler
 from saerl_lib.train.selectors import InOrder, Selector
 from saerl_lib.train.trainer import (
     Feed,
     PackedFeed,
     PlanTrainer,
     grpo_arguments,
-    record,
     require_gathered,
     require_launcher,
     save_weights,
 )
 
-RECORD, DONE = "run.json", "done.json"
+RECORD, DONE, STATE = "run.json", "done.json", "trainer_state.json"
 PARENT = "SAERL_PARENT"
 """Environment variable with the process id of whoever started a run and stops it when it ends."""
 CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share", "entropy": "entropy", "grad_norm": "grad_norm",
@@ -59,14 +57,6 @@ CURVE = {"reward": "reward_mean", "frac_reward_zero_std": "zero_variance_share",
 ROLLOUTS = ["step", "round", "row", "sample_id", "used", "reward", "completion_tokens", "completion"]
 """`row` numbers the rollouts of a step's round over all processes; `used` is False for those that dynamic sampling dropped; only
 engine "packed" keeps the completions."""
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """What a file holds, None where it is missing or half written."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -126,12 +116,12 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether it was trained to its end under its present key and had followed its plan or selector."""
-        return (_json(self.folder / DONE) or {}).get("key") == self.key
+        return (read_json(self.folder / DONE) or {}).get("key") == self.key
 
     @property
     def step(self) -> int:
         """Evaluation steps that are done, as its process last told."""
-        return int((_json(self.folder / "progress.json") or {}).get("step", 0))
+        return int((read_json(self.folder / "progress.json") or {}).get("step", 0))
 
     def kept(self, step: int) -> Path:
         """The folder of a kept step's weights."""
@@ -145,7 +135,8 @@ def keyed(run: Run) -> Run:
     settings = {name: value for name, value in to_dict(run.train).items() if name != "seeds"}
     shared = {
         "seed": run.seed, "sets": [file_sha256(Path(p)) for p in run.sets], "small": run.small_problems,
-        "policy": [file_sha256(p) for p in files] or run.policy, "versions": versions(), "code": code_hash(__name__),
+        "policy": [file_sha256(p) for p in files] or run.policy, "code": code_hash(__name__),
+        "versions": provenance()["versions"],
     }  # fmt: skip
     own = {
         "arm": run.arm, "plan": plan_hash(read_plan(Path(run.plan))) if run.plan else "", "train": settings,
@@ -162,7 +153,7 @@ def write_run(run: Run, replace: bool = False) -> None:
 
     Raises ArtifactError when the folder holds a run with another key; with `replace` that one is removed.
     """
-    earlier = _json(run.folder / RECORD)
+    earlier = read_json(run.folder / RECORD)
     if earlier is not None and earlier["key"] != run.key:
         if not replace:
             raise ArtifactError(
@@ -176,7 +167,7 @@ def write_run(run: Run, replace: bool = False) -> None:
 
 def read_run(folder: Path) -> Run:
     """The record of a folder. Raises ArtifactError when there is none."""
-    found = _json(folder / RECORD)
+    found = read_json(folder / RECORD)
     if found is None:
         raise ArtifactError(f"{folder / RECORD} is missing: name a folder that `train`, `grid` or `run` has written")
     return Run(**{**found, "folder": folder, "train": TrainConfig(**found["train"]), "sets": tuple(found["sets"])})
@@ -285,10 +276,8 @@ def prepare(run: Run, rank: int = 0, processes: int = 1) -> tuple[PlanTrainer, W
             part.requires_grad_(True)
     feed = open_feed(run, run.folder / f"rollouts-{rank:03d}.jsonl", (model, tokenizer) if packed else None)
     arguments = grpo_arguments(run.train, run.prompts_per_step, run.last_update, run.seed, run.folder / "checkpoints", processes)
-    dataset = Dataset.from_list([record(sample, run.train.chat) for sample in feed.samples])
-    trainer = PlanTrainer(feed, model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer)
-    watch = Watch(run, trainer, GroupSampler(model, tokenizer, run.train.chat) if run.sets else None)
-    trainer.remove_callback(PrinterCallback)  # curve.parquet holds what it would print at every step
+    trainer = PlanTrainer(feed, (model, tokenizer), arguments)
+    watch = Watch(run, trainer, Sampler(model, tokenizer, run.train.chat) if run.sets else None)
     trainer.add_callback(watch)
     return trainer, watch
 
@@ -299,7 +288,7 @@ class Watch(TrainerCallback):
     Evaluation step t stands for t * `rollouts_per_step` rollouts, whatever the arm's batch. All processes take part.
     """
 
-    def __init__(self, run: Run, trainer: PlanTrainer, sampler: GroupSampler | None) -> None:
+    def __init__(self, run: Run, trainer: PlanTrainer, sampler: Sampler | None) -> None:
         self.run, self.trainer, self.sampler = run, trainer, sampler
         self.sets = {Path(p).stem.removeprefix("eval_"): read_sample_file(Path(p)) for p in run.sets}
         self.seconds, self.done = 0.0, 0
@@ -385,7 +374,7 @@ def conclude(run: Run) -> None:
     """Check the log, write the Parquet tables and, last, done.json; needs the final weights alone."""
     rows = logged(run.folder)
     check_followed(run, rows)
-    state = json.loads((run.folder / "checkpoints" / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((run.folder / "checkpoints" / STATE).read_text(encoding="utf-8"))
     curve = pd.DataFrame([row for row in state["log_history"] if "reward" in row]).rename(columns=CURVE)
     tables = {"curve": curve.reindex(columns=["step", *CURVE.values()]), "rollouts": pd.DataFrame(rows)}
     tables["rollouts"] = tables["rollouts"][[name for name in ROLLOUTS if name in tables["rollouts"]]]
@@ -408,7 +397,7 @@ def conclude(run: Run) -> None:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> its checkpoint in `folder`; one that a kill left half written is none: the trainer's state comes last."""
-    return {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*") if _json(p / "trainer_state.json") is not None}
+    return {int(p.name.rsplit("-", 1)[1]): p for p in folder.glob("checkpoint-*") if read_json(p / STATE) is not None}
 
 
 def resume_point(run: Run) -> tuple[int, Path | None]:

@@ -1,6 +1,6 @@
 """Completions of a policy: prompts as it gets them, and two samplers with one interface.
 
-`GroupSampler` is ours, for Llamas that fit a CPU core: one forward function over tokens of many texts at once, without padding,
+`Sampler` is ours, for Llamas that fit a CPU core: one forward function over tokens of many texts at once, without padding,
 serves sampling, the loss and exact likelihoods. A prompt is computed once for all its completions, its keys and values are held
 and read once, ended rows leave the batch, and the random stream is its own. `transformers.generate` computes every copy of a
 prompt, carries ended rows to the end and copies the cache at every token. `GenerateSampler` is Hugging Face's `generate`, for any
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,9 +162,9 @@ def pack(prompts: Sequence[list[int]], completions: Sequence[list[int]], owner: 
     )  # fmt: skip
 
 
-def pieces(prompts: list[list[int]], completions: list[list[int]], limit: int = TOKENS_PER_PIECE) -> list[list[int]]:
-    """Row numbers in pieces of whole groups (rows of one prompt), similar lengths together; at most `limit` tokens a piece
-    unless one group alone is longer.
+def pieces(prompts: list[list[int]], completions: list[list[int]]) -> list[list[int]]:
+    """Row numbers in pieces of whole groups (rows of one prompt), similar lengths together; at most `TOKENS_PER_PIECE` tokens
+    a piece unless one group alone is longer.
 
     >>> pieces([[1, 2], [3], [1, 2]], [[4], [5], [6]])
     [[1, 0, 2]]
@@ -174,9 +173,9 @@ def pieces(prompts: list[list[int]], completions: list[list[int]], limit: int = 
     for row, prompt in enumerate(prompts):
         groups.setdefault(tuple(prompt), []).append(row)
     length = {key: len(key) + sum(len(completions[r]) for r in rows) for key, rows in groups.items()}
-    out, size = list[list[int]](), limit
+    out, size = list[list[int]](), TOKENS_PER_PIECE
     for key in sorted(groups, key=lambda k: (length[k], groups[k])):
-        if not out or size + length[key] > limit:
+        if not out or size + length[key] > TOKENS_PER_PIECE:
             out.append([])
             size = 0
         out[-1] += groups[key]
@@ -184,18 +183,16 @@ def pieces(prompts: list[list[int]], completions: list[list[int]], limit: int = 
     return out
 
 
-def log_probabilities(
-    model: Any, prompts: list[list[int]], completions: list[list[int]], temperature: float, limit: int = TOKENS_PER_PIECE
-) -> torch.Tensor:
+def log_probabilities(model: Any, prompts: list[list[int]], completions: list[list[int]], temperature: float) -> torch.Tensor:
     """[B, longest completion] log-probability of every completion token, 0 behind its end."""
     out = torch.zeros(len(prompts), max(len(c) for c in completions))
     where, values = [], []
-    for rows in pieces(prompts, completions, limit):
+    for rows in pieces(prompts, completions):
         number = {key: p for p, key in enumerate(dict.fromkeys(tuple(prompts[r]) for r in rows))}
         owner = [number[tuple(prompts[r])] for r in rows]
         packed = pack([list(key) for key in number], [completions[r] for r in rows], owner)
         hidden = hidden_states(model, packed.ids, rotations(model, packed.positions), packed.attend)
-        logits = _cooled(model.lm_head(hidden[packed.sources]), temperature)
+        logits = model.lm_head(hidden[packed.sources]) / temperature
         values.append(-torch.nn.functional.cross_entropy(logits, packed.ids[int(packed.ends.max()) + 1 :], reduction="none"))
         row, column = (packed.rows >= 0).nonzero(as_tuple=True)
         where.append((torch.tensor(rows)[row], column))
@@ -276,13 +273,9 @@ class Decoder:
         return rows if len(self.live) == len(rows) else rows.index_select(0, self.places)
 
 
-def _cooled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    return logits if temperature == 1.0 else logits / temperature
-
-
 def draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token [B] from each row of `logits` [B, V] by inverting its cumulative distribution, and the entropies [B] in nats."""
-    logp = torch.log_softmax(_cooled(logits, temperature), dim=-1)
+    logp = torch.log_softmax(logits / temperature, dim=-1)
     odds = logp.exp()
     cumulative = odds.cumsum(dim=-1)
     place = torch.rand(len(logits), 1, generator=generator) * cumulative[:, -1:]
@@ -357,33 +350,22 @@ def sample_groups(
     return Completions(ids, tokenizer.batch_decode(ids, skip_special_tokens=True), entropy)
 
 
-class Sampler(ABC):
-    """Draws completions of one policy."""
+class Sampler:
+    """Draws completions of one policy, by the CPU engine."""
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model, self.tokenizer, self.chat, self.device = model, tokenizer, chat, model.device
 
-    @abstractmethod
     def complete(
         self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
     ) -> list[list[str]]:
         """`attempts` completions of each of N prompts, [N][attempts], without special tokens; the same for the same seed."""
-
-
-class GroupSampler(Sampler):
-    """The CPU engine."""
-
-    def complete(
-        self, prompts: Sequence[Asked], attempts: int, max_tokens: int, temperature: float, seed: int
-    ) -> list[list[str]]:
-        """See `Sampler`; the global random stream is left alone."""
-        found = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, chat=self.chat)
-        texts = found.texts
+        texts = sample_groups(self.model, self.tokenizer, prompts, attempts, max_tokens, temperature, seed, chat=self.chat).texts
         return [texts[i : i + attempts] for i in range(0, len(texts), attempts)]
 
 
 class GenerateSampler(Sampler):
-    """`generate` of any causal LM."""
+    """Draws them by `generate` of any causal LM."""
 
     @torch.inference_mode()
     def complete(

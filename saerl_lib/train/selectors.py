@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import pandas as pd
 import scipy.linalg
 
 from saerl_lib.config import sub_seed
@@ -217,10 +218,7 @@ class OnlineRates:
             self.unseen[:] = True
         rows = np.flatnonzero(self.unseen)
         rows = rows[np.argsort(np.abs(self.rates[rows] - 0.5), kind="stable")]
-        by_cluster = np.argsort(self.clusters[rows], kind="stable")
-        sizes = np.unique(self.clusters[rows], return_counts=True)[1]
-        place = np.empty(len(rows), dtype=np.int64)
-        place[by_cluster] = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        place = pd.Series(rows).groupby(self.clusters[rows]).cumcount().to_numpy()
         wanted = count - max(1, round(EXPLORED * count))
         chosen = rows[np.argsort(place >= np.ceil(MOST * count), kind="stable")][:wanted]
         self.unseen[chosen] = False

@@ -126,8 +126,6 @@ def run_all(
                 if not run.finished:
                     tail = (run.folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
                     message = f"training run {run.folder.name} failed with exit code {process.returncode}:\n{tail}"
-                    if launch and process.returncode == 0:
-                        message += "it left no final weights; does --launch start the command that follows it?"
                     failed[run.folder.name] = message
                     if not keep_going:
                         raise ArtifactError(message)
@@ -152,15 +150,13 @@ def train_stage(profile: Profile, data: Stage, plans: Stage) -> Stage:
     columns = [MEASURED[arm] for arm in profile.arms if arm in MEASURED]
     measured = measured_stage(profile, plans, columns) if columns else None
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         runs, packed = profile_runs(profile, data, plans, measured), profile.train.engine == "packed"
         run_all(runs, None if packed else 1, launch=profile.launch)
-        for name in ("rollouts", "curve", *(["evaluations"] if packed else [])):
-            pd.concat([pd.read_parquet(run.folder / f"{name}.parquet") for run in runs]).to_parquet(
-                folder / f"{name}.parquet", index=False, compression="zstd"
-            )
         if not packed:
             write_json(folder / "runs.json", [run.folder.name for run in runs])
+        names = ("rollouts", "curve", *(["evaluations"] if packed else []))
+        return {name: pd.concat([pd.read_parquet(run.folder / f"{name}.parquet") for run in runs]) for name in names}
 
     settings = {**to_dict(profile.train), "seed": profile.seed, "arms": list(profile.arms), "steps": profile.train_steps}
     settings["policy"] = profile.policy
@@ -195,7 +191,7 @@ def live_stage(profile: Profile, lesson: Sequence[Sample]) -> Stage:
     Raises ArtifactError when SmolLM2 has not been fetched.
     """
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         shown, base, size = lesson[:SHOWN], policy_folder(SMOLLM2), LIVE_PROMPTS * LIVE.rollouts_per_prompt
         write_samples(lesson[SHOWN:], folder / "lesson.parquet")
         run = keyed(Run(
@@ -209,33 +205,31 @@ def live_stage(profile: Profile, lesson: Sequence[Sample]) -> Stage:
         for name, weights in (("before", base), ("after", run.folder / "final")):
             sampler, most = open_sampler(weights, LIVE), LIVE.max_completion_tokens
             table[name] = [texts[0] for texts in sampler.complete(table["prompt"], 1, most, LIVE.temperature, profile.seed)]
-        pd.DataFrame(table).to_parquet(folder / "completions.parquet", index=False)
-        for name in ("curve", "rollouts"):
-            (run.folder / f"{name}.parquet").rename(folder / f"{name}.parquet")
+        found = {name: pd.read_parquet(run.folder / f"{name}.parquet") for name in ("curve", "rollouts")}
         shutil.rmtree(run.folder)  # half a gigabyte of weights
+        return {"completions": pd.DataFrame(table), **found}
 
     settings = {**to_dict(LIVE), "steps": profile.live_steps, "lesson": [s.prompt for s in lesson], "seed": profile.seed}
     return get_or_compute(profile, "live", settings, compute)
 
 
 def evaluation_stage(profile: Profile, data: Stage, train: Stage) -> Stage:
-    """The evaluations of all runs, checked to be complete: evaluations.parquet, one row a run, step and problem.
+    """The evaluations of all runs: evaluations.parquet, one row a run, step and problem.
 
     Columns: run, arm, seed, step, eval_set, sample_id, attempts, correct (sampled), gold_probability (exact; engine "packed"
     alone: see `policy.evaluate`), full. Engine "trl" evaluates the kept weights here, and the policy before training once a
-    seed, which stands in every arm. Raises ArtifactError when two runs were not evaluated at the same steps on the same problems.
+    seed, which stands in every arm.
     """
     parts = kept_evaluations(profile, data, train) if profile.train.engine == "trl" else []
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         if parts:
             answers = [(of, pd.read_parquet(stage.path("attempts.parquet"))) for of, stage in parts]
             frame = pd.concat([counted(part).assign(**of, full=True) for of, part in answers], ignore_index=True)
         else:
             frame = pd.read_parquet(train.path("evaluations.parquet"))
             frame.insert(0, "run", frame["arm"] + "-seed" + (frame["seed"] % SEEDS).astype(str))
-        require_same_problems(frame)
-        frame.to_parquet(folder / "evaluations.parquet", index=False, compression="zstd")
+        return {"evaluations": frame}
 
     return get_or_compute(profile, "evaluation", {}, compute, (train, *(stage for _, stage in parts)))
 
@@ -250,10 +244,10 @@ def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[
     def answers(name: str, folder: Path, policy: str, seed: int, step: int) -> Stage:
         base = sub_seed(profile.seed, f"evaluation-{seed}-{step}")
 
-        def compute(out: Path) -> None:
+        def compute(out: Path) -> dict[str, pd.DataFrame]:
             seeds = {key: sub_seed(base, key) for key in sets}
             found = attempted(open_sampler(folder, settings), sets, settings.eval_samples_full, settings, seeds)
-            found.drop(columns="gold").to_parquet(out / "attempts.parquet", index=False)
+            return {"attempts": found.drop(columns="gold")}
 
         config = {"policy": policy, "how": [*how, base], "sets": asked}
         return get_or_compute(profile, f"evaluation-{name}", config, compute)
@@ -267,14 +261,3 @@ def kept_evaluations(profile: Profile, data: Stage, train: Stage) -> list[tuple[
             name, policy = f"{run.folder.name}-{step:05d}", f"{run.key}@{step}"
             found.append(({**of, "step": step}, answers(name, run.kept(step), policy, seed, step)))
     return found
-
-
-def require_same_problems(frame: pd.DataFrame) -> None:
-    """Raise ArtifactError unless all runs were evaluated at the same steps on the same problems, each once."""
-    keys = ["step", "eval_set", "full", "sample_id", "attempts"]
-    seen = {run: set(part[keys].itertuples(index=False, name=None)) for run, part in frame.groupby(["arm", "seed"])}
-    first, problems = next(iter(seen.items()))
-    for run in (run for run, own in seen.items() if own != problems):
-        raise ArtifactError(f"runs {first} and {run} were evaluated on different problems; delete jobs/ and train again")
-    if frame.duplicated(["arm", "seed", *keys]).any():
-        raise ArtifactError("a problem was evaluated twice at one step; delete jobs/ and train again")

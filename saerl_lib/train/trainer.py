@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from saerl_lib.artifacts import ArtifactError
@@ -40,10 +42,6 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, float], float]] = {
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.0, "fused": True}, 1.0), "sgd": (torch.optim.SGD, {"momentum": 0.9}, 1e9),
 }  # fmt: skip
 """Class, settings, and the norm at which the gradient is clipped: SGD's step follows the gradient's length (ours)."""
-WHOLE_WEIGHTS = (
-    "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: FULL_STATE_DICT "
-    "(FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; zero3_save_16bit_model in accelerate's file)"
-)
 ROUND_PROMPTS = 8
 """Prompts that dynamic sampling draws at a time (not stated in the paper; ours: few, so that little is drawn in vain)."""
 
@@ -242,8 +240,14 @@ def grpo_arguments(
 class PlanTrainer(GRPOTrainer):
     """GRPOTrainer on the prompts of a feed; the data set only says how many rollouts a step has."""
 
-    def __init__(self, feed: Feed, **arguments: Any) -> None:
-        super().__init__(reward_funcs=feed.reward, rollout_func=feed.completions if feed.packed else None, **arguments)
+    def __init__(self, feed: Feed, policy: tuple[Any, Any], arguments: GRPOConfig) -> None:
+        """`policy` is a model and its tokenizer."""
+        super().__init__(
+            model=policy[0], processing_class=policy[1], args=arguments, reward_funcs=feed.reward,
+            train_dataset=Dataset.from_list([record(sample, feed.train.chat) for sample in feed.samples]),
+            rollout_func=feed.completions if feed.packed else None,
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)  # its log holds what would be printed at every step
         self.feed = feed
         kind, settings, _ = OPTIMIZERS[feed.train.optimizer]
         self.optimizer_cls_and_kwargs = kind, {"lr": self.args.learning_rate, **settings}
@@ -288,15 +292,11 @@ class PlanTrainer(GRPOTrainer):
 
 
 def save_weights(trainer: PlanTrainer, place: Path) -> None:
-    """Save the policy to `place`, whole or not at all; all processes take part. Raises ArtifactError when the launcher's settings
-    left no safetensors."""
+    """Save the policy to `place`, whole or not at all; all processes take part."""
     partial = place.with_name(f".{place.name}.partial")
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
-        if not any(partial.glob("*.safetensors")):
-            shutil.rmtree(partial)
-            raise ArtifactError(f"no *.safetensors were saved for {partial}; {WHOLE_WEIGHTS}")
         (partial / "training_args.bin").unlink(missing_ok=True)
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
@@ -322,4 +322,8 @@ def require_gathered(state: Any) -> None:
         zero = deepspeed.deepspeed_config.get("zero_optimization", {})
         sharded |= not zero.get("stage3_gather_16bit_weights_on_model_save")
     if sharded:
-        raise ArtifactError(WHOLE_WEIGHTS)
+        raise ArtifactError(
+            "the launcher's configuration shards the weights and does not gather them to save: set fsdp_state_dict_type: "
+            "FULL_STATE_DICT (FSDP), or stage3_gather_16bit_weights_on_model_save: true (DeepSpeed ZeRO-3; "
+            "zero3_save_16bit_model in accelerate's file)"
+        )

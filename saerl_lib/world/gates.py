@@ -9,7 +9,6 @@ The world shows its pass rates more clearly than real mathematics does, so score
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from saerl_lib import paths
-from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import TRAINED_GATES, Stage, file_sha256, get_or_compute, read_json
 from saerl_lib.config import WORLD_VERSION, Profile, content_hash, sub_seed
 from saerl_lib.data.sample import Sample, load_split
 from saerl_lib.properties.probes import TOKEN_PATTERN
@@ -134,23 +133,22 @@ def base_rates_stage(profile: Profile, world: Stage) -> Stage:
     """Pass rates of the base policy on the first target prompts of the pool (parents may hold planted wrong answers).
 
     Those of the shipped policy are exact, likelihoods of the gold solution at temperature 1: another way to the same answer is
-    rare in its world. Other policies answer. Columns of pass_rates.parquet: sample_id, domain, difficulty, pass_rate.
+    rare in its world. Other policies answer. Columns of pass_rates.parquet: sample_id, difficulty, pass_rate.
     """
     weights, train = policy_folder(profile.policy), profile.train
     wanted = {"prompts": profile.world.rated_prompts, "policy": file_sha256(weights / "model.safetensors")}
     if profile.policy != WORLD_POLICY:
         wanted |= {"answers": [train.max_completion_tokens, train.temperature, train.chat, train.answer_from, profile.seed]}
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         samples = [s for s in load_split(world, "pool") if s.source == "target"][: profile.world.rated_prompts]
-        frame = pd.DataFrame({"sample_id": [s.id for s in samples], "domain": [s.topic.split(" -> ")[0] for s in samples],
-                              "difficulty": [s.difficulty for s in samples]})  # fmt: skip
+        frame = pd.DataFrame({"sample_id": [s.id for s in samples], "difficulty": [s.difficulty for s in samples]})
         exact = profile.policy == WORLD_POLICY
         frame["pass_rate"] = (
             gold_probability(*load_policy(), samples, 1.0) if exact
             else pass_rates(open_sampler(weights, train), samples, train, sub_seed(profile.seed, "rated"))
         )  # fmt: skip
-        frame.to_parquet(folder / "pass_rates.parquet", index=False)
+        return {"pass_rates": frame}
 
     return get_or_compute(profile, "policy_rates", wanted, compute, (world,))
 
@@ -219,20 +217,19 @@ def scores_stage(profile: Profile, world: Stage, difficulty: Stage, *others: Sta
         return difficulty
     inputs = (difficulty, *others, *(() if rho is None else (base_rates_stage(profile, world),)))
 
-    def compute(folder: Path) -> None:
+    def compute(folder: Path) -> dict[str, pd.DataFrame]:
         table = pd.read_parquet(difficulty.path("scores.parquet"))
         for stage in others:
             table = table.merge(pd.read_parquet(stage.path("scores.parquet")), on="sample_id", validate="one_to_one")
-        own = {}
+        own, found = {}, {}
         for column in table:
             name, _, encoder = column.partition("@")
             if name in ("cluster", "ranking", "raw", "phi") and (encoder in ("", "sae") or encoder.startswith("draw")):
                 own[f"{name}@{f'{encoder}_' * encoder.startswith('draw')}{SHARP}"] = table[column]
         if rho is not None:
             rates = pd.read_parquet(inputs[-1].path("pass_rates.parquet"))
-            table, about = blurred(table, rates, rho, profile.seed)
-            about.to_parquet(folder / "blur.parquet", index=False)
-        table.assign(**own).to_parquet(folder / "scores.parquet", index=False)
+            table, found["blur"] = blurred(table, rates, rho, profile.seed)
+        return {"scores": table.assign(**own), **found}
 
     return get_or_compute(profile, "arm_scores" if others else "scores", {"rho": rho, "seed": profile.seed}, compute, inputs)
 
@@ -245,7 +242,7 @@ def settings_hash() -> str:
 def trained_gates() -> dict[str, Measured]:
     """The recorded gates, by name; empty, so that they count as not met, before the first `world --check` and for the record of
     another version of the world or of another policy."""
-    record = json.loads(TRAINED_RECORD.read_text(encoding="utf-8")) if TRAINED_RECORD.exists() else {"gates": {}}
+    record = read_json(TRAINED_RECORD) or {}
     known = record["gates"] if record.get("settings") == settings_hash() else {}
     return {name: Measured(**{k: math.nan if v is None else v for k, v in found.items()}) for name, found in known.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,24 +28,25 @@ LEARNING_RATE = 2e-3
 """Peak of a cosine schedule with 100 warm-up steps, AdamW."""
 TOKENIZER_TEXTS = 20_000
 logging.disable_progress_bar()
-CPU = torch.device("cpu")
-PAD, EOS = "<pad>", "<eos>"
 PIECES = r"\n?[-+*/]|\n?Answer: |\d|[=\n]|, then |, |; | and |[.:?] ?|[^\d,;.:?\n=*/+-]+?(?= and |[\d,;.:?\n=*/+-]|$)"
 """What the tokenizer never merges across: signs, digits, joints, and the phrases between them."""
 
 
-def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a token for every digit and sign and, where they are frequent, for whole phrases."""
+def train_tokenizer(
+    texts: Iterable[str], pieces: str = PIECES, vocabulary: int = VOCABULARY, special: Sequence[str] = ("<pad>", "<eos>")
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that merges nothing across `pieces`; of the special tokens the first pads, the last ends. By
+    default it has a token for every digit and sign and, where they are frequent, for whole phrases."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pieces), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[PAD, EOS], initial_alphabet=alphabet, show_progress=False
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = {"vocab_size": vocabulary, "special_tokens": [*special], "initial_alphabet": letters, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**words))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[-1], padding_side="left"
     )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, padding_side="left")
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -59,11 +60,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(architecture)
 
 
-def batches(rng: random.Random, buffered: int = 8) -> Iterator[list[Text]]:
-    """Endless batches of texts of similar length: `buffered` batches are drawn, sorted by length and shuffled as batches."""
+def batches(rng: random.Random) -> Iterator[list[Text]]:
+    """Endless batches of texts of similar length: eight batches are drawn, sorted by length and shuffled as batches."""
     size = TEXTS_PER_STEP
     while True:
-        texts = sorted((learner_text(rng) for _ in range(size * buffered)), key=lambda text: len(text[0]) + len(text[1]))
+        texts = sorted((learner_text(rng) for _ in range(8 * size)), key=lambda text: len(text[0]) + len(text[1]))
         groups = [texts[i : i + size] for i in range(0, len(texts), size)]
         rng.shuffle(groups)
         yield from groups
@@ -76,42 +77,30 @@ def solution_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
     return -log_probabilities(model, prompts, solutions, 1.0).sum() / sum(map(len, solutions))
 
 
-def pretrain(
-    tokenizer: PreTrainedTokenizerFast, report: Callable[[int, float, LlamaForCausalLM], None], steps: int = STEPS,
-    device: torch.device = CPU,
-) -> tuple[LlamaForCausalLM, list[float]]:  # fmt: skip
-    """Pre-train on an endless stream of texts; returns the model, on the CPU, and the loss of every step in nats a token.
+def rebuild_policy(folder: Path = FOLDER, steps: int = STEPS) -> list[float]:
+    """Train tokenizer and policy from scratch on an endless stream of texts, on the CPU, into `folder`, weights in bfloat16;
+    returns the loss of every step in nats a solution token.
 
-    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared. The first
-    weights are drawn on the CPU, whichever `device` trains them.
+    `steps` cuts the run short under the schedule of the full one, so that a short rebuild can be compared.
     """
-    model = build_model(tokenizer).to(device).train()
+    rng = random.Random(sub_seed(SEED, "tokenizer"))
+    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(TOKENIZER_TEXTS))
+    model = build_model(tokenizer).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     stream, losses = batches(random.Random(SEED)), list[float]()
     for step in range(steps):
         rate = LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with device:
-            loss = solution_loss(model, tokenizer, next(stream))
+        loss = solution_loss(model, tokenizer, next(stream))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         losses.append(loss.item())
-        report(step, losses[-1], model)
-    return model.cpu().eval(), losses
-
-
-def rebuild_policy(
-    folder: Path = FOLDER, steps: int = STEPS, report: Callable[[int, float, LlamaForCausalLM], None] = lambda *_: None,
-    device: torch.device = CPU,
-) -> list[float]:  # fmt: skip
-    """Train tokenizer and policy from scratch into `folder`, weights in bfloat16; returns the losses in nats a solution token."""
-    rng = random.Random(sub_seed(SEED, "tokenizer"))
-    tokenizer = train_tokenizer("\n".join(learner_text(rng)) for _ in range(TOKENIZER_TEXTS))
-    model, losses = pretrain(tokenizer, report, steps, device)
+        if step % 100 == 0:
+            print(f"step {step}: {losses[-1]:.4f} nats a token", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    model.eval().to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return losses

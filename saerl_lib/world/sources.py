@@ -43,20 +43,15 @@ SCHOOL = {"+": 0.4, "-": 0.45, "*": 0.6, "/": 0.75, "f": 1.0}
 """What an operation adds to the difficulty label: how late it is taught, which knows nothing of the learner's rates."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One operation."""
+class Step(NamedTuple):
+    """One of `OPERATIONS`, its operand (the denominator of a fraction) and the numerator of a fraction, else 0."""
 
     operation: str
-    """One of `OPERATIONS`."""
     amount: int
-    """Its operand; the denominator of a fraction."""
     part: int = 0
-    """Numerator of a fraction, else 0."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A start value and what happens to it."""
 
     start: int
