@@ -285,7 +285,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     except ArtifactError as error:
         raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
-    opened = cache(lambda: open_reader(config.spec, [s.prompt for s in samples]))
+    opened = cache(lambda: open_reader(config.spec))
     store = encode(samples, config.spec, work, opened=opened).store
     origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)

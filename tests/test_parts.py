@@ -183,7 +183,7 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spe
 
     killer = threading.Thread(target=kill)
     killer.start()
-    done = encode(iter(samples()), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
     killer.join()
     assert len(killed) == 1 and done.totals["samples"] == 70
     same(tmp_path / "out", reference)
@@ -242,7 +242,7 @@ def test_ray_tasks_write_the_same_bytes(
 
 
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderConfig) -> None:
-    reading = stages.Reading(spec, (), stages.environment() | {"torch": "1.0"})
+    reading = stages.Reading(spec, stages.environment() | {"torch": "1.0"})
     with pytest.raises(ArtifactError, match="torch is .* and 1.0 where the command runs"):
         stages._encode_part(stages.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
     assert list(tmp_path.iterdir()) == []

