@@ -270,11 +270,7 @@ def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sampl
     direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(step: float) -> float:
-        def shift(_m: object, _i: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-            moved = (output[0] if isinstance(output, tuple) else output) + step * direction
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-        handle = model.model.layers[1].register_forward_hook(shift)
+        handle = model.model.layers[1].register_forward_hook(lambda _module, _inputs, output: output + step * direction)
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits[0, :-1]
         handle.remove()

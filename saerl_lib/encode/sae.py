@@ -14,14 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -140,49 +139,37 @@ def fresh_sae(mean: Tensor, seed: int, k: int, latents: int, normalise: str = "n
     return sae
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as handle:
-                found |= {name: handle.get_tensor(name).float() for name in handle.keys() if name in TENSORS}
-        except SafetensorError as error:
-            raise SAEGateError(f"{path}: cannot be read ({error}); the file is damaged, fetch it again") from error
-    missing = [name for name in TENSORS if name not in found]
-    if missing:
-        raise SAEGateError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")
-    return found
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise SAEGateError(f"{path}: no such file; download the OpenSAE checkpoint with its configuration")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if int(config.get("num_experts") or 1) > 1:
-        raise SAEGateError(f"{path}: a mixture of experts cannot be converted; use a checkpoint with num_experts 1")
-    if config.get("input_normalize", True) and abs(float(config.get("input_normalize_eps", EPSILON)) - EPSILON) > 1e-12:
-        raise SAEGateError(f"{path}: input_normalize_eps {config['input_normalize_eps']} is not {EPSILON}, which SAELens adds")
-    return config
-
-
 def load_opensae(folder: Path) -> SAE:
     """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE. Raises SAEGateError for a missing
     file or tensor, an unknown activation or shapes that contradict the configuration."""
-    config, tensors = _read_config(folder), _read_tensors(folder)
-    latents, width = tensors["encoder.weight"].shape
-    if (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)):
-        raise SAEGateError(
-            f"{folder}: encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged"
-        )
-    if (activation := config.get("activation", "topk")) != "topk":
-        raise SAEGateError(f"{folder}: activation {activation!r} is not known; topk is")
-    normalise = "layer_norm" if config.get("input_normalize", True) else "none"
-    shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True, "normalize_activations": normalise}
-    sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, **shape))
+    path, tensors = folder / "config.json", dict[str, Tensor]()
+    if not path.is_file():
+        raise SAEGateError(f"{path}: no such file; download the OpenSAE checkpoint with its configuration")
+    try:
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors |= load_file(file)
+    except SafetensorError as error:
+        raise SAEGateError(f"{file}: cannot be read ({error}); the file is damaged, fetch it again") from error
+    if missing := [name for name in TENSORS if name not in tensors]:
+        raise SAEGateError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")
+    config, encoder = json.loads(path.read_text(encoding="utf-8")), tensors["encoder.weight"].float()
+    latents, width = encoder.shape
+    normalised, activation = config.get("input_normalize", True), config.get("activation", "topk")
+    epsilon = float(config.get("input_normalize_eps", EPSILON)) if normalised else EPSILON
+    refused = {
+        "a mixture of experts cannot be converted; use a checkpoint with num_experts 1": int(config.get("num_experts") or 1) > 1,
+        f"input_normalize_eps {epsilon} is not {EPSILON}, which SAELens adds": abs(epsilon - EPSILON) > 1e-12,
+        f"activation {activation!r} is not known; topk is": activation != "topk",
+        f"encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged":
+            (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)),
+    }  # fmt: skip
+    for reason in (reason for reason, found in refused.items() if found):
+        raise SAEGateError(f"{folder}: {reason}")
+    shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
+    normalise = "layer_norm" if normalised else "none"
+    sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, normalize_activations=normalise, **shape))
     sae.load_state_dict({
-        "W_enc": tensors["encoder.weight"].T.contiguous(), "b_enc": tensors["encoder.bias"],
-        "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"],
+        "W_enc": encoder.T.contiguous(), "b_enc": tensors["encoder.bias"], "W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"],
     })  # fmt: skip
     return sae.eval()
 
@@ -209,10 +196,9 @@ def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tu
     without a solution span has no loss and a gradient of 0."""
     kept: dict[str, Tensor] = {}
 
-    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        states = output[0] if isinstance(output, tuple) else output
-        kept["states"] = states.detach().requires_grad_(True)
-        return (kept["states"], *output[1:]) if isinstance(output, tuple) else kept["states"]
+    def keep(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        kept["states"] = output.detach().requires_grad_(True)
+        return kept["states"]
 
     handle = model.base_model.layers[layer - 1].register_forward_hook(keep)
     try:

@@ -18,12 +18,10 @@ from typing import Any
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import ReaderConfig, sub_seed, to_dict
@@ -107,13 +105,6 @@ class VectorStream:
         return torch.cat(parts)
 
 
-class BarTrainer(SAETrainer):
-    """SAELens's trainer with a bar that moves at every step; its own moves every 100 steps, which a short training never sees."""
-
-    def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 1) -> None:
-        pbar.update(self.cfg.train_batch_size_samples)
-
-
 KINDS = ("trained", "frozen_decoder")
 """The SAE, and the control of arXiv 2602.14111 whose decoder is never updated."""
 
@@ -127,7 +118,7 @@ def build_trainer(
     mean = start.float().mean(dim=0) * start.shape[1] ** 0.5 / start.float().norm(dim=1).mean()
     sae = fresh_sae(mean.cpu(), sub_seed(config.seed, "text-sae"), config.k, config.latents, "expected_average_only_in")
     sae.W_dec.requires_grad_(kind != "frozen_decoder")
-    return BarTrainer(
+    return SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * config.vectors_per_step, train_batch_size_samples=config.vectors_per_step,
             device=str(start.device), lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_decay_steps=steps // 5,
@@ -169,8 +160,14 @@ def train_text_sae(
     tells model and layer apart. After a stop the text goes on behind the last checkpoint, without the vectors that lay in the
     buffer; nothing is read twice. Raises DataError for bad text, ArtifactError for an `out` of other settings or text that ends
     too early, FloatingPointError for non-finite activations."""
-    settings = {**to_dict(config), "sources": list(sources), "field": field, "model": model}
-    _claim(out, settings)
+    settings, record = {**to_dict(config), "sources": list(sources), "field": field, "model": model}, out / SETTINGS
+    if not record.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ArtifactError(f"{out} holds something else; name a folder that does not exist yet")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(record, settings)
+    elif json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ArtifactError(f"{out} was begun with other settings, model or text; name another folder")
     if (out / DONE).is_file():
         return SAEQuality(**json.loads((out / DONE).read_text(encoding="utf-8")))
     stream = VectorStream(blocks(documents(sources, field), tokenizer, config.context), decoder, config.blocks_per_pass)
@@ -191,19 +188,6 @@ def train_text_sae(
     write_json(out / "provenance.json", {"settings": settings, **provenance()})
     write_json(out / DONE, asdict(quality))
     return quality
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or find that it is of the same settings. Raises ArtifactError otherwise."""
-    record = out / SETTINGS
-    if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) != settings:
-            raise ArtifactError(f"{out} was begun with other settings, model or text; name another folder")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} holds something else; name a folder that does not exist yet")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(record, settings)
 
 
 def _streaming(held_out: Tensor, config: SAEConfig, stream: VectorStream, out: Path) -> SAETrainer:
