@@ -347,30 +347,22 @@ class CutModel(nn.Module):
         return self.body(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
 
 
-def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the list of blocks, and the list's name."""
-    depth = body.config.num_hidden_layers
-    for owner in (body, getattr(body, "decoder", None)):
-        for name in ("layers", "h"):
-            blocks = getattr(owner, name, None)
-            if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
-                return owner, name
-    raise ValueError(f"{type(body).__name__}: no list of {depth} blocks was found; load a causal language model")
-
-
 def truncate(model: nn.Module, layer: int) -> CutModel:
     """The model up to and including block `layer` (1 is the first), without the final norm and without logits. Raises ValueError
     when the model has fewer blocks. The model itself is changed: load it for this purpose alone."""
     body = getattr(model, "base_model", model)
-    owner, name = _blocks(body)
+    owner = getattr(body, "decoder", body)
+    name = next((name for name in ("layers", "h") if isinstance(getattr(owner, name, None), nn.ModuleList)), None)
+    if name is None:
+        raise ValueError(f"{type(body).__name__}: no list of blocks was found; load a causal language model")
     blocks = getattr(owner, name)
     if not 1 <= layer <= len(blocks):
         raise ValueError(f"hook_layer={layer} does not fit a model of {len(blocks)} blocks; choose 1 to {len(blocks)}")
     setattr(owner, name, blocks[:layer])
     body.config.num_hidden_layers = layer
     for norm in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
-        if isinstance(getattr(body, norm, None), nn.Module):
-            setattr(body, norm, nn.Identity())
+        if isinstance(getattr(owner, norm, None), nn.Module):
+            setattr(owner, norm, nn.Identity())
     return CutModel(body).eval()
 
 
