@@ -240,8 +240,6 @@ class Layout:
     """The prompt alone, in the tokenizer's chat template."""
     max_tokens: int | None = None
     """Longer sequences are cut at the end; how many were is reported by `Spans.truncated`."""
-    prompt_only: bool = False
-    """Leave solutions out even where they exist."""
 
 
 @dataclass(frozen=True)
@@ -254,9 +252,9 @@ class Spans:
     truncated: bool
 
 
-def _plain(sample: Sample, tokenizer: Any, with_solution: bool) -> Spans:
+def _plain(sample: Sample, tokenizer: Any) -> Spans:
     prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
-    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if with_solution else []
+    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if sample.solved else []
     ids, special = prompt + solution, set(tokenizer.all_special_ids)
     inside = [position > 0 and token not in special for position, token in enumerate(ids)]
     return Spans(ids, inside[: len(prompt)] + [False] * len(solution), [False] * len(prompt) + inside[len(prompt) :], False)
@@ -268,9 +266,7 @@ def _chat(sample: Sample, tokenizer: Any) -> Spans:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     start = next((text.find(said) for said in (sample.prompt, sample.prompt.strip()) if said and said in text), None)
     if start is None:
-        raise DataError(
-            f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use the plain layout"
-        )
+        raise DataError(f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use plain text")
     end, special = start + len(sample.prompt), set(tokenizer.all_special_ids)
     # a token that only touches the border by one character of the content counts: no content is lost
     inside = [
@@ -282,15 +278,12 @@ def _chat(sample: Sample, tokenizer: Any) -> Spans:
 
 def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:
     """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
-    with_solution = sample.solved and not layout.prompt_only
-    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer, with_solution)
+    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer)
     if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
         cut = slice(0, layout.max_tokens)
         spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
     if not any(spans.prompt):
-        raise DataError(
-            f"sample {sample.id}: no prompt token is left to read; the prompt is one token or max_tokens is too small"
-        )
+        raise DataError(f"sample {sample.id}: no prompt token is left to read; it is one token or max_tokens is too small")
     return spans
 
 

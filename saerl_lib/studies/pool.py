@@ -32,7 +32,7 @@ from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.quality import keep_top_k
-from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
+from saerl_lib.properties.scorer import Columns, difficulty_stage, fit_scorer, kept_rows, load_scorer
 from saerl_lib.train.arms import DRAWS, ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups
@@ -79,7 +79,8 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         labelled, pool = load_split(world, "labelled"), load_split(world, "pool")
         own = [load_split_features(features, name) for name in ("labelled", "pool")]
         labels = np.array([s.difficulty for s in labelled])
-        kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
+        scorer = load_scorer(difficulty_stage(profile, world, features))
+        kept = kept_rows(profile, pool, scorer.quality.score(own[1].z))
         found = model_features(profile, labelled, pool, folder)
         words = fit_tfidf(texts_of(labelled))  # vocabulary and SVD come from L alone
         texts = [words.transform(texts_of(part)) for part in (labelled, pool)]
