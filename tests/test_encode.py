@@ -24,7 +24,17 @@ from saerl_lib.cli import main
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode import models, pool
-from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, hooked_gradient, load_opensae, load_sae, open_sae
+from saerl_lib.encode.sae import (
+    KINDS,
+    START,
+    SAEGateError,
+    fresh_sae,
+    hooked_gradient,
+    load_opensae,
+    load_sae,
+    open_sae,
+    train_sae,
+)
 from saerl_lib.encode.store import (
     FEATURES,
     RULES,
@@ -36,7 +46,6 @@ from saerl_lib.encode.store import (
     save_features,
     shard_path,
 )
-from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.world.pretrain import WIDTH

@@ -17,8 +17,7 @@ from saerl_lib.cli import main
 from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, open_decoder
-from saerl_lib.encode.sae import load_sae
-from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
+from saerl_lib.encode.sae import VectorStream, blocks, documents, load_sae, train_text_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.studies.reader import explained_rows, projections
 

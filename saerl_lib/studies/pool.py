@@ -26,9 +26,9 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.models import Layout, open_decoder, token_vectors
+from saerl_lib.encode.sae import SHIPPED_SAE, train_sae
 from saerl_lib.encode.stages import read, retained_of
 from saerl_lib.encode.store import DENSE, Store, load_split_features
-from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.quality import keep_top_k
