@@ -253,7 +253,7 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
 ) -> None:
     for ray, address, part in (
         (None, "auto", 'pip install -e ".\\[ray]"'), (StandIn(), "127.0.0.1:1", "--ray 127.0.0.1:1: nothing answers there"),
-        (StandIn(), "here", "--ray here: not an address"),
+        (StandIn(), "here", "--ray here: nothing answers there"),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "ray", ray)
         with pytest.raises(ArtifactError, match=part):

@@ -317,8 +317,6 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
                 "the same on all machines"
             )
     path = Path(part.path)
-    if not path.parent.is_dir():
-        raise ArtifactError(f"{path.parent} is not to be seen on {socket.gethostname()}; all machines must share it")
     encoder = (opened or functools.partial(_opened, reading.spec))()
     partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
     before = torch.get_num_threads()
@@ -402,16 +400,14 @@ def require_ray(address: str) -> None:
     """Raise ArtifactError when Ray is missing or nothing answers at `address`."""
     _import_ray()
     host, _, port = address.rpartition(":")
-    if address != "auto":
-        if "/" in address or not (host and port.isdigit()):
-            raise ArtifactError(f"--ray {address}: not an address; pass HOST:PORT of a cluster that this machine joined, or auto")
-        try:
+    try:
+        if address != "auto":
             socket.create_connection((host, int(port)), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise ArtifactError(
-                f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine "
-                "to it with `ray start --address HOST:PORT`, and pass HOST:PORT"
-            ) from error
+    except (OSError, OverflowError, ValueError) as error:
+        raise ArtifactError(
+            f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine to it "
+            "with `ray start --address HOST:PORT`, and pass HOST:PORT, or auto"
+        ) from error
 
 
 def require_shared(spec: ReaderConfig) -> None:
