@@ -413,9 +413,8 @@ class Surprise(NamedTuple):
 
 @torch.inference_mode()
 def measure_surprise(
-    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Surprise:  # fmt: skip
+    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Surprise:
     """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input. Prompt and separator are tokenised
     apart from the solution, as in pre-training. Raises DataError that names the row for an empty side or a text longer than the
     model's positions."""
@@ -432,7 +431,7 @@ def measure_surprise(
             raise DataError(f"row {i}: {len(row)} tokens exceed the model's {limit} positions; shorten or drop the row")
     # sorted by their tokens, so that a batch does not depend on the order of the input
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i], len(heads[i])))
-    budget = min(tokens_per_batch, max(1, LOGITS_PER_BATCH // model.config.vocab_size))
+    budget = min(TOKENS_PER_BATCH, max(1, LOGITS_PER_BATCH // model.config.vocab_size))
     found = np.empty((3, len(rows)))
     for places in pack([len(rows[i]) for i in order], budget):
         batch = [order[place] for place in places]

@@ -239,12 +239,11 @@ def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int,
 
 
 def top_latents_table(
-    gain: np.ndarray, names: Sequence[str], phi: np.ndarray, topics: np.ndarray, *, bootstrap_samples: int, seed: int,
-    shown: int = SHOWN_LATENTS,
-) -> pd.DataFrame:  # fmt: skip
+    gain: np.ndarray, names: Sequence[str], phi: np.ndarray, topics: np.ndarray, *, bootstrap_samples: int, seed: int
+) -> pd.DataFrame:
     """The pooled latents of largest gain with the topic that each stands for best: feature, block, latent, gain (share of all
     features' total), and the columns of `frc_table` over the samples with a topic, which are empty when no sample has one."""
-    columns = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 0 and is_latent(names[i])][:shown]
+    columns = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 0 and is_latent(names[i])][:SHOWN_LATENTS]
     topics = np.asarray(topics, dtype=str)
     known = topics != ""
     table = pd.DataFrame(
