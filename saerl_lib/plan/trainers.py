@@ -448,12 +448,8 @@ def _without_rollouts(ids: Iterable[str]) -> list[str]:
 def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) -> Departure | None:
     """The first difference of one step; with `any_slot` the first planned prompt that is missing and the first one too many."""
     if any_slot:
-        missing = [i for i, name in enumerate(planned) if name not in found]
-        strangers = list((Counter(found) - Counter(planned)).elements())
-        if not missing and not strangers:
-            return None
-        slot = missing[0] if missing else len(planned)
-        return Departure(step, slot, planned[slot] if missing else None, strangers[0] if strangers else None)
+        strangers = (Counter(found) - Counter(planned)).elements()
+        found = [name if name in found else next(strangers, None) for name in planned] + list(strangers)
     pairs = enumerate(zip_longest(planned, found))
     return next((Departure(step, slot, name, other) for slot, (name, other) in pairs if name != other), None)
 
