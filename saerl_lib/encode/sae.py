@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from sae_lens.training.mixing_buffer import mixing_buffer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
@@ -273,25 +274,21 @@ def documents(sources: Sequence[str], field: str = "text") -> Iterator[str]:
                 yield text
 
 
-def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[list[int]]:
+def blocks(texts: Iterator[str], tokenizer: Any, size: int) -> Iterator[Tensor]:
     """Documents joined by the end-of-text token and cut into blocks of `size` tokens; the last, short one is left out. Raises
     ValueError for a tokenizer without an end-of-text token."""
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("the tokenizer has no end-of-text token to put between documents; set eos_token in its configuration")
-    held: list[int] = []
-    for text in texts:
-        held += [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
-        while len(held) >= size:
-            yield held[:size]
-            held = held[size:]
+    tokens = (torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], end]) for text in texts)
+    return concat_and_batch_sequences(tokens, size)
 
 
 class VectorStream:
     """Activations [n, D] of the tokens of some blocks at a time but the first of each, float32 on the model's device. It knows
     how many blocks it has read, so that it can go on after a stop."""
 
-    def __init__(self, found: Iterator[list[int]], decoder: CutModel, rows: int) -> None:
+    def __init__(self, found: Iterator[Tensor], decoder: CutModel, rows: int) -> None:
         self.blocks, self.decoder, self.rows, self.read = found, decoder, rows, 0
 
     def skip_to(self, count: int) -> None:
@@ -308,7 +305,7 @@ class VectorStream:
         if not taken:
             raise StopIteration
         self.read += len(taken)
-        ids = torch.tensor(taken)
+        ids = torch.stack(taken)
         mask = torch.ones_like(ids, dtype=torch.bool)
         vectors = self.decoder(TokenBatch(tuple(range(len(ids))), ids, mask, ~mask, mask))[:, 1:].float().flatten(0, 1)
         if not torch.isfinite(vectors).all():

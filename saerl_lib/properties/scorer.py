@@ -410,9 +410,8 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         scorer, pool = load_scorer(fitted), load_split_features(features, "pool")
-        samples = load_split(data, "pool")
-        sources = np.array([s.source for s in samples])
-        is_target = sources == profile.target
+        samples, b = load_split(data, "pool"), profile.plan.prompts_per_step
+        is_target = np.array([s.source == profile.target for s in samples])
         count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
         found = scorer.score(pool, count)
         scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
@@ -421,11 +420,9 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
-        over = candidate.sum() >= profile.pool_samples + profile.plan.prompts_per_step
-        spare = f"beyond the {profile.pool_samples:,} samples of the profile" if profile.world and over else (
-            f"fills no whole batch of {profile.plan.prompts_per_step}")  # fmt: skip
-        reasons = np.where(candidate, spare, "filtered")
-        kept["reason"] = np.where(kept["kept"], "", reasons)
+        over = profile.world and candidate.sum() >= profile.pool_samples + b
+        spare = f"beyond the {profile.pool_samples:,} samples of the profile" if over else f"fills no whole batch of {b}"
+        kept["reason"] = np.where(kept["kept"], "", np.where(candidate, spare, "filtered"))
         return {"table": table, "separation": separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
