@@ -182,8 +182,8 @@ def load_opensae(folder: Path) -> SAE:
         f"encoder.weight is {latents} x {width}, config.json says otherwise; the download is damaged":
             (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)),
     }  # fmt: skip
-    for reason in (reason for reason, found in refused.items() if found):
-        raise SAEGateError(f"{folder}: {reason}")
+    if reasons := [reason for reason, applies in refused.items() if applies]:
+        raise SAEGateError(f"{folder}: {reasons[0]}")
     shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
     normalise = "layer_norm" if normalised else "none"
     sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, normalize_activations=normalise, **shape))
