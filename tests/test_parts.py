@@ -171,7 +171,7 @@ def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderConfig) -> None:
 
 
 @pytest.mark.slow
-def test_after_the_loss_of_one_of_two_workers_the_same_call_goes_on(tmp_path: Path, spec: ReaderConfig, reference: Path) -> None:
+def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spec: ReaderConfig, reference: Path) -> None:
     get_reusable_executor().shutdown(kill_workers=True)  # an idle worker of another test, killed, would keep its queue locked
     killed: list[int] = []
 
@@ -183,10 +183,8 @@ def test_after_the_loss_of_one_of_two_workers_the_same_call_goes_on(tmp_path: Pa
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ArtifactError, match="a worker process was killed"):
-        encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
-    killer.join()
     done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    killer.join()
     assert len(killed) == 1 and done.totals["samples"] == 70
     same(tmp_path / "out", reference)
     (tmp_path / "out" / "manifest.json").unlink()

@@ -186,7 +186,7 @@ def retained_latents(features: Stage) -> np.ndarray:
 SAMPLES_PER_PART = 512
 """Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
 LOSSES = 3
-"""Times that Ray repeats a part whose worker or machine was lost."""
+"""Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
 IDLE = 60
 """Seconds after which a process that has nothing to do ends and gives its memory back, also one whose parent was killed."""
 LOCK = "encode.lock"
@@ -360,14 +360,23 @@ def _work(
 
 
 def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
-    """joblib's processes with one thread each."""
-    try:
-        with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
-            pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-            yield from pool(delayed(_encode_part)(part, reading) for part in todo)
-    except BrokenProcessPool as error:
-        raise ArtifactError("a worker process was killed, for want of memory perhaps: lower --workers; finished parts are kept "
-                            "and the same command continues") from error  # fmt: skip
+    """joblib's processes with one thread each; the parts of a pool that lost a worker are done again by a new one."""
+    losses, waiting = 0, {part.number: part for part in todo}
+    while waiting:
+        try:
+            with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
+                pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+                for record in pool(delayed(_encode_part)(part, reading) for part in list(waiting.values())):
+                    del waiting[record["number"]]
+                    losses = 0
+                    yield record
+        except BrokenProcessPool as error:
+            losses += 1
+            if losses > LOSSES:
+                raise ArtifactError(
+                    f"worker processes were killed {losses} times in a row, for want of memory perhaps: lower --workers; "
+                    "finished parts are kept and the same command continues"
+                ) from error
 
 
 def _on_ray(todo: Sequence[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
