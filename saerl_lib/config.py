@@ -147,6 +147,8 @@ class ReaderConfig:
     """Run the model in bfloat16; the SAE stays in float32. For GPUs: on processors with AVX-512 BF16 it was a third slower."""
     retained_latents: int = 240
     """|F| retained: 960 = 4 x 240 pooled dimensions (paper, section B.1, inferred)."""
+    retained_rule: str = "variance"
+    """How they are chosen (not stated in the paper; ours), one of `saerl_lib.encode.store.RULES`."""
     others: tuple[tuple[str, str], ...] = ()
     """Further SAEs that read the same pass, as (name, source); `untrained@SEED` is the SAE with weights as drawn."""
     dense: bool = False

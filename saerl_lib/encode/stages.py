@@ -49,7 +49,6 @@ from saerl_lib.encode.models import absolute, identity, model_name, open_causal,
 from saerl_lib.encode.pool import Encoder, write_shard
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, gradient_influence, measured
 from saerl_lib.encode.store import (
-    RULES,
     FeatureTable,
     Store,
     choose_retained,
@@ -143,7 +142,7 @@ def read_stage(profile: Profile, name: str, samples: Sequence[Sample], reader: R
 
 def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
     """z and metadata of every split: retained.safetensors, then <split>.safetensors; nothing is read again. The retained set is
-    chosen on L without its labels."""
+    chosen on L by `ReaderConfig.retained_rule`, by default without its labels."""
 
     def compute(folder: Path) -> None:
         retained = retained_of(profile, Store(store.path("labelled")), load_split(data, "labelled"))
@@ -158,10 +157,10 @@ def features_stage(profile: Profile, data: Stage, store: Stage) -> Stage:
 
 
 def retained_of(
-    profile: Profile, store: Store, samples: Sequence[Sample], rule: str = RULES[0], labels: np.ndarray | None = None
+    profile: Profile, store: Store, samples: Sequence[Sample], rule: str | None = None, labels: np.ndarray | None = None
 ) -> np.ndarray:
-    """The latents that a rule (not stated in the paper; ours) retains from the rows of `samples` in a store; ascending indices.
-    Samples are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes."""
+    """The latents that a rule (default: the reader's) retains from the rows of `samples` in a store; ascending indices. Samples
+    are those whose `labels` (default: their difficulty) may be used: L, or the training side of probes."""
     label = dict(zip([s.id for s in samples], [s.difficulty for s in samples] if labels is None else labels, strict=True))
     ids, reader = store.ids, profile.reader
 
@@ -170,7 +169,7 @@ def retained_of(
         return gradient_influence(chosen, *open_causal(reader), reader.layer, open_reader(reader).sae, tokens)
 
     return choose_retained(
-        store, min(reader.retained_latents, store.width), rule=rule, influence=influence,
+        store, min(reader.retained_latents, store.width), rule=rule or reader.retained_rule, influence=influence,
         rows=np.array([name in label for name in ids]), labels=np.array([label[name] for name in ids if name in label]),
         seed=sub_seed(profile.seed, "retained"),
     )  # fmt: skip
