@@ -317,7 +317,7 @@ COMMANDS: dict[str, tuple[type[Command], str]] = {
     "plan diff": (PlanDiff, "plan.batch_plan:run_plan_diff"),
     "encode": (Encode, "own:run_encode"),
     "fetch": (Fetch, "encode.models:run_fetch"),
-    "sae": (Sae, "encode.train_sae:run_sae"),
+    "sae": (Sae, "encode.sae:run_sae"),
     "reader": (Reader, "studies.reader:run_reader"),
     "ladder": (Ladder, "studies.reader:run_ladder"),
     "audit": (Audit, "plan.audit:run_audit"),

@@ -285,7 +285,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     except ArtifactError as error:
         raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
-    opened = cache(lambda: open_reader(config.spec, [s.prompt for s in samples]))
+    opened = cache(lambda: open_reader(config.spec))
     store = encode(samples, config.spec, work, opened=opened).store
     origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)
@@ -464,13 +464,10 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
 
     Raises UserError without a model, DataError for bad data, and what `encode` raises.
     """
-    from saerl_lib.encode.stages import encode, require_ray, require_shared
+    from saerl_lib.encode.stages import encode
 
     if reading.reader == NO_READER:
         raise UserError("encode reads with a model: give --reader MODEL, --layer N and --sae SAE")
-    if ray is not None:
-        require_ray(ray)
-        require_shared(reading.spec)
     started = time.monotonic()
     found, files = read(data, reading.fields, skip_bad_rows=reading.skip_bad_rows), [Path(name) for name in data]
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}

@@ -23,7 +23,17 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode import models, pool
-from saerl_lib.encode.sae import START, SAEGateError, fresh_sae, hooked_gradient, load_opensae, load_sae, open_sae
+from saerl_lib.encode.sae import (
+    KINDS,
+    START,
+    SAEGateError,
+    fresh_sae,
+    hooked_gradient,
+    load_opensae,
+    load_sae,
+    open_sae,
+    train_sae,
+)
 from saerl_lib.encode.store import (
     FEATURES,
     RULES,
@@ -35,7 +45,6 @@ from saerl_lib.encode.store import (
     save_features,
     shard_path,
 )
-from saerl_lib.encode.train_sae import KINDS, train_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.world.pretrain import WIDTH
@@ -222,7 +231,7 @@ def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> N
     with pytest.raises(DataError, match="no prompt token is left"):
         models.sample_spans(sample, tokenizer, models.Layout(max_tokens=1))
     assert models.sample_spans(sample, tokenizer, models.Layout(max_tokens=8)).truncated
-    assert not any(models.sample_spans(sample, tokenizer, models.Layout(prompt_only=True)).solution)
+    assert not any(models.sample_spans(replace(sample, solved=False), tokenizer).solution)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
@@ -269,11 +278,7 @@ def test_the_gradient_at_the_hook_equals_a_finite_difference(samples: list[Sampl
     direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def loss(step: float) -> float:
-        def shift(_m: object, _i: object, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-            moved = (output[0] if isinstance(output, tuple) else output) + step * direction
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
-
-        handle = model.model.layers[1].register_forward_hook(shift)
+        handle = model.model.layers[1].register_forward_hook(lambda _module, _inputs, output: output + step * direction)
         with torch.no_grad():
             logits = model(input_ids=batch.ids).logits[0, :-1]
         handle.remove()

@@ -445,7 +445,6 @@ def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None
         ('{"sample_id": "a"}\n{"sample_id": 3}\n', "line 2: sample_id is 3"),
         ('{"sample_id": "a", "step": 1}\n{"sample_id": "b"}\n', "1 of 2 lines have a step"),
         ('{"sample_id": "a", "step": 1.5}\n', "line 1: step is 1.5"),
-        ({"seed": [0, 1], "step": [1, 1], "sample_id": ["a", "b"]}, "2 runs"),
         ({"step": [1]}, "row 1: field 'sample_id' is missing"),
     ],
 )  # fmt: skip

@@ -73,14 +73,6 @@ def test_swap_conditions(narrowed: dict, clusters: list[int], stages: tuple[int,
     assert batches.rows.tolist() == [[0, 1], [2, 3]], "the input is untouched"
 
 
-def test_who_has_fewest_choices_then_the_closest_partner_wins_and_each_batch_swaps_once() -> None:
-    batches = batch_plan.Batches(np.zeros(4, dtype=int), np.arange(8).reshape(4, 2))
-    clusters, ranking = np.repeat([0, 1, 2, 3], 2), np.repeat([1.0, 3.0, 2.0, 0.0], 2)
-    # all admissible: batch 0 finds 2 and 3 equally close, the earlier wins. Within 1.0: 0-2, 0-3 and 1-2, so 0 leaves 2 to 1
-    for narrowed, expected in (({}, [2, 3, 0, 1]), ({"difficulty": 1.0}, [3, 2, 1, 0]), ({"window": 1}, [1, 0, 3, 2])):
-        assert mix_tails(batches, clusters, ranking, np.ones(8), config(2, h=1, **narrowed))[1].tolist() == expected
-
-
 def test_plan_table_records_the_path_of_a_sample() -> None:
     plan = build_plan(**dozen(), lengths=np.ones(12), config=config(2, h=1))
     assert plan.ids[:4] == ["s05", "s07", "s06", "s04"]
@@ -268,18 +260,6 @@ def test_diversity_and_composition_by_hand() -> None:
 DOZEN = [f"s{i:02d}" for i in range(12)]
 CLUSTERS = np.array([0] * 7 + [1] * 5)
 DIFFICULTY = np.array([1.0, 2, 3, 4, 5, 6, 7, 1.5, 2.5, 3.5, 4.5, 5.5])
-
-
-def test_rests_and_clusters_of_unequal_size_by_hand() -> None:
-    # cluster 0 holds rows 0-6, cluster 1 rows 7-11, b = 3: rests are row 6 and rows 10, 11 (the hardest)
-    for rest, left in (("pool", [[10, 11, 6]]), ("drop", [])):
-        found = cluster_first(DOZEN, CLUSTERS, DIFFICULTY, DIFFICULTY, config(3, rest=rest)).rows.tolist()
-        assert found == [[0, 1, 2], [7, 8, 9], [3, 4, 5], *left]
-    clusters = np.array([0] * 9 + [1] * 3)
-    ranking = np.array([1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0, 3.1, 3.2, 0.1, 0.2, 0.3])
-    for name, place in (("front", 0), ("stretch", 1), ("back", 2)):
-        found = cluster_first(DOZEN, clusters, ranking, ranking, PlanConfig(3, 0, unequal=name)).rows.tolist()
-        assert found.index([9, 10, 11]) == place
 
 
 def test_the_batches_of_each_cluster_are_counted_and_few_of_them_warned_of() -> None:

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from saerl_lib.config import LadderConfig, PropertyConfig, get_profile
 from saerl_lib.data.published import load_labelled
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
+from saerl_lib.encode import models
 from saerl_lib.encode.models import measure_surprise
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
@@ -145,7 +146,7 @@ def test_metrics_by_hand() -> None:
 
 def test_intervals_average_the_seeds_of_a_resample() -> None:
     made = task("quality")
-    runs = {("sae", i): made.y_test + shift for i, shift in enumerate((0.0, 0.0, 0.0, 1.0))}
+    runs = {"sae": [made.y_test + shift for shift in (0.0, 0.0, 0.0, 1.0)]}
     (row,) = task_rows(made, runs, 400, 0).query("features == 'sae' and metric == 'mae'").itertuples()
     assert row.value == pytest.approx(0.25)
     # a resample averages four draws of 0 or 1, so 1, which a single draw would give in a quarter of them, is out of reach
@@ -287,7 +288,7 @@ def test_bad_input_names_the_place(call: Callable[[], object], message: str) -> 
         call()
 
 
-def test_surprise_equals_a_loop_and_does_not_depend_on_order() -> None:
+def test_surprise_equals_a_loop_and_does_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_policy()
     prompts, solutions = ["Add 3 and 4.", "What is 12 times 7, then?", "Sum 1 and 1."], ["3 + 4 = 7", "84", "1 + 1 = 2"]
     found = measure_surprise(prompts, solutions, model, tokenizer)
@@ -299,7 +300,8 @@ def test_surprise_equals_a_loop_and_does_not_depend_on_order() -> None:
         assert found.prompt[i] == pytest.approx(np.mean(nats[: len(head) - 1]), rel=1e-4)
         assert found.solution[i] == pytest.approx(np.mean(nats[len(head) - 1 :]), rel=1e-4)
         assert found.solution_peak[i] == pytest.approx(np.max(nats[len(head) - 1 :]), rel=1e-4)
-    again = measure_surprise(prompts[::-1], solutions[::-1], model, tokenizer, tokens_per_batch=20)
+    monkeypatch.setattr(models, "TOKENS_PER_BATCH", 20)
+    again = measure_surprise(prompts[::-1], solutions[::-1], model, tokenizer)
     np.testing.assert_allclose(again.solution[::-1], found.solution, rtol=1e-5)
     with pytest.raises(DataError, match="row 1: the solution has too few tokens"):
         measure_surprise(prompts[:2], ["1", ""], model, tokenizer)

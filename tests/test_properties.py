@@ -104,17 +104,6 @@ def test_equation_10_on_three_clusters_by_hand() -> None:
     assert scores[["raw", "calibrated"]].to_numpy().tolist() == [[9.0, 4.0], [8.0, 4.0], [7.0, 4.0]]
 
 
-def test_isotonic_map_is_monotone_and_clipped() -> None:
-    phi, labels, cluster = labelled()
-    model = difficulty.fit_difficulty(phi, labels, cluster, 3, CONFIG, seed=0)
-    grid = np.zeros((50, 6))
-    grid[:, 0] = np.linspace(-30, 30, 50)
-    scores = model.predict(grid, np.full(50, 2))
-    assert (np.diff(scores["calibrated"]) >= 0).all()
-    assert labels.min() <= scores["calibrated"].min() <= scores["calibrated"].max() <= labels.max()
-    np.testing.assert_array_equal(scores.ranking, scores["calibrated"])  # cluster 2 has no labels
-
-
 def test_reliability_table_by_hand() -> None:
     rows = difficulty.reliability_table("raw", np.array([4.0, 1.0, 3.0, 2.0]), np.array([8.0, 1.0, 6.0, 3.0]), bins=2)
     assert rows["n"].tolist() == [2, 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from saerl_lib.cli import main
 from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, open_decoder
-from saerl_lib.encode.sae import load_sae
-from saerl_lib.encode.train_sae import VectorStream, blocks, documents, train_text_sae
+from saerl_lib.encode.sae import VectorStream, blocks, documents, load_sae, train_text_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.studies.reader import explained_rows, projections
 
@@ -43,7 +41,7 @@ def test_blocks_hold_every_token_once_with_an_end_between_documents(model: Path)
     _, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2))
     whole = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     found = list(blocks(iter(TEXTS), tokenizer, 32))
-    assert list(itertools.chain(*found)) == whole[: 32 * len(found)] and 0 <= len(whole) - 32 * len(found) < 32
+    assert torch.cat(found).tolist() == whole[: 32 * len(found)] and 0 <= len(whole) - 32 * len(found) < 32
 
 
 def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model: Path) -> None:
@@ -56,7 +54,7 @@ def test_vectors_are_those_of_the_model_without_the_first_token_of_a_block(model
     assert stream.read == 5 and vectors.shape == (5 * 31, shape.hidden_size)
     whole = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
     with torch.no_grad():
-        states = whole(input_ids=torch.tensor(found), output_hidden_states=True).hidden_states[1]
+        states = whole(input_ids=torch.stack(found), output_hidden_states=True).hidden_states[1]
     torch.testing.assert_close(vectors, states[:, 1:].flatten(0, 1), atol=1e-5, rtol=1e-4)
     later = VectorStream(iter(found), decoder, rows=2)
     later.skip_to(4)
@@ -114,7 +112,7 @@ def test_a_stopped_training_goes_on_behind_its_checkpoint(
     held_out = -(-SMALL.heldout_tokens // (4 * 31))  # passes before training
     _, tokenizer, _ = open_decoder(ReaderConfig(str(model), 2))
     found = list(blocks(documents([source] * 3), tokenizer, 32))
-    assert again[held_out].tolist() == found[position : position + 4], "the text goes on, it does not begin again"
+    assert torch.equal(again[held_out], torch.stack(found[position : position + 4])), "the text goes on, it does not begin again"
     undisturbed = train(model, source, tmp_path / "other", device)
     assert quality.explained_variance == pytest.approx(undisturbed.explained_variance, abs=0.1)
 

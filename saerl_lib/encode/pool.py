@@ -54,11 +54,8 @@ def find_all(sae: SAE, vectors: Tensor) -> Triples:
     scale = sae.W_dec.norm(dim=-1) if rescales else None
 
     def entries(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if chunk.device.type == "cpu":  # keeps the order of its sums
-            hidden = sae.process_sae_in(chunk) @ sae.W_enc
-            hidden += sae.b_enc
-        else:  # one pass over the product fewer
-            hidden = torch.addmm(sae.b_enc, sae.process_sae_in(chunk), sae.W_enc)
+        hidden = sae.process_sae_in(chunk) @ sae.W_enc
+        hidden += sae.b_enc
         if scale is not None:
             hidden *= scale
         if kind == "topk":

@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module, metadata
 from pathlib import Path
@@ -46,7 +45,7 @@ from saerl_lib.artifacts import (
 )
 from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_seed, to_dict
 from saerl_lib.data.sample import DataError, Sample, load_split
-from saerl_lib.encode.models import PROBED, absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
+from saerl_lib.encode.models import absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder, write_shard
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, gradient_influence, measured
 from saerl_lib.encode.store import (
@@ -114,7 +113,7 @@ def store_stage(profile: Profile, data: Stage) -> Stage:
     stage until it is whole, so that a killed run goes on behind its last part."""
 
     def compute(folder: Path) -> None:
-        opened = functools.cache(lambda: open_reader(profile.reader, [s.prompt for s in load_split(data, "labelled")]))
+        opened = functools.cache(lambda: open_reader(profile.reader))
         for name in splits_of(data):
             read(load_split(data, name), profile.reader, folder / name, paths.profile_dir(profile.name) / "parts" / name, opened)
 
@@ -185,8 +184,6 @@ def retained_latents(features: Stage) -> np.ndarray:
 
 SAMPLES_PER_PART = 512
 """Samples that are batched together; bounds the memory of a worker and what its loss costs (ours)."""
-WAVE = 8
-"""Parts that a process is given at a time: the longest lets the other processes wait once in so many parts."""
 LOSSES = 3
 """Times that workers may be lost without finishing a part in between, and that Ray repeats a part."""
 IDLE = 60
@@ -216,86 +213,64 @@ class Part(NamedTuple):
     number: int
     path: str
     key: str
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
 
 
 class Reading(NamedTuple):
-    """What the parts of one call share and what travels to the workers: the reader with absolute folders, the prompts that its
-    tokenizer is tried on, and `environment()` of the process that called `encode`."""
+    """What travels to the workers beside a part: the reader with absolute folders, and `environment()` of the caller."""
 
     spec: ReaderConfig
-    prompts: tuple[str, ...]
     environment: dict[str, str]
 
 
 def encode(
-    samples: Iterable[Sample], spec: ReaderConfig, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
+    samples: Sequence[Sample], spec: ReaderConfig, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
     workers: int | None = None, ray: str | None = None, opened: Callable[[], Encoder] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Encoded:  # fmt: skip
-    """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last.
-    `samples` is read once, a few parts at a time. The parts are spread over `workers` processes of this machine (default: one a
-    core; one for a GPU), or over the Ray cluster at `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share
-    `folder`. Where this process encodes itself, `opened` gives the reader, by default opened from `spec`. Raises DataError for no
-    sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder in use, lost workers or no such
-    cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call that finishes none leaves an
-    earlier result as it was."""
-    for name, value in (("samples_per_part", samples_per_part), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last. The
+    parts are spread over `workers` processes of this machine (default: one a core; one for a GPU), or over the Ray cluster at
+    `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share `folder`. Where this process encodes itself,
+    `opened` gives the reader, by default opened from `spec`. Raises DataError for no sample or a folder of something else,
+    ValueError for bad settings, ArtifactError for a folder in use, lost workers or no such cluster, and what `open_reader` and
+    `write_shard` raise. Finished parts are kept, and a call that finishes none leaves an earlier result as it was."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
     if ray is not None:
         require_ray(ray)
         require_shared(spec)
-    spec, samples_left = absolute(spec), iter(samples)
-    first = tuple(itertools.islice(samples_left, samples_per_part))
-    if not first:
+    if not samples:
         raise DataError("no sample to encode")
-    reading = Reading(spec, tuple(s.prompt for s in first[:PROBED]), environment())
-    tokenizer = open_tokenizer(model_name(spec), reading.prompts)
-    decides = {**identity(spec), "tokenizer": type(tokenizer).__name__, "environment": reading.environment}
-    records: dict[int, dict[str, Any]] = {}
-    total = len(samples) if isinstance(samples, Sized) else None
-    with _locked(folder.absolute()) as folder, tqdm(total=total, desc="encoding", unit="sample") as bar:
-        todo = _unfinished(_parts(first, samples_left, samples_per_part, folder, decides), records, bar)
-        done = 0
-        for record in _work(todo, reading, workers, ray, opened):
-            (folder / MANIFEST).unlink(missing_ok=True)
-            records[record["number"]] = record
-            bar.update(record["samples"])
-            done += 1
-        return _finish(folder, [records[number] for number in sorted(records)], len(records) - done, decides, about or {})
+    spec, folder = absolute(spec), folder.absolute()
+    reading = Reading(spec, environment())
+    decides = {**identity(spec), "tokenizer": type(open_tokenizer(model_name(spec))).__name__, "environment": reading.environment}
+    parts, records = [], dict[int, dict[str, Any]]()
+    with _locked(folder):
+        for number, start in enumerate(range(0, len(samples), samples_per_part)):
+            own, path = samples[start : start + samples_per_part], shard_path(folder, number)
+            key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
+            parts.append(Part(number, str(path), key, own))
+            record = read_record(path)
+            if record is not None and (record.get("number"), record.get("key")) == (number, key):
+                records[number] = record
+        todo, reused = [part for part in parts if part.number not in records], len(records)
+        found = sum(record["samples"] for record in records.values())
+        with tqdm(total=len(samples), initial=found, desc="encoding", unit="sample") as bar:
+            for record in _work(todo, reading, workers, ray, opened):
+                (folder / MANIFEST).unlink(missing_ok=True)
+                records[record["number"]] = record
+                bar.update(record["samples"])
+        return _finish(folder, [records[part.number] for part in parts], reused, decides, about or {})
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
+def _locked(folder: Path) -> Iterator[None]:
     """The folder for this call alone."""
     if folder.exists() and not (folder / LOCK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds what `encode` did not write; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK, ArtifactError(f"{folder}: another command encodes into it; wait for it or stop it")):
-        yield folder
-
-
-def _parts(
-    first: tuple[Sample, ...], rest: Iterator[Sample], size: int, folder: Path, decides: Mapping[str, Any]
-) -> Iterator[Part]:
-    samples, number = first, 0
-    while samples:
-        key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in samples])})
-        yield Part(number, str(shard_path(folder, number)), key, samples)
-        samples, number = tuple(itertools.islice(rest, size)), number + 1
-
-
-def _unfinished(parts: Iterator[Part], records: dict[int, dict[str, Any]], bar: tqdm) -> Iterator[Part]:
-    """The parts whose shard is missing, damaged or of another key; the records of the others are noted."""
-    for part in parts:
-        record = read_record(Path(part.path))
-        if record is None or (record.get("number"), record.get("key")) != (part.number, part.key):
-            yield part
-            continue
-        records[part.number] = record
-        bar.initial += len(part.samples)  # the time left counts from what this call does
-        bar.update(len(part.samples))
+        yield
 
 
 def _finish(
@@ -342,9 +317,7 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
                 "the same on all machines"
             )
     path = Path(part.path)
-    if not path.parent.is_dir():
-        raise ArtifactError(f"{path.parent} is not to be seen on {socket.gethostname()}; all machines must share it")
-    encoder = opened() if opened else _opened(reading.spec, reading.prompts)
+    encoder = (opened or functools.partial(_opened, reading.spec))()
     partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
     before = torch.get_num_threads()
     try:
@@ -371,27 +344,24 @@ def environment() -> dict[str, str]:
 
 
 def _work(
-    todo: Iterator[Part], reading: Reading, workers: int | None, ray: str | None, opened: Callable[[], Encoder] | None
+    todo: Sequence[Part], reading: Reading, workers: int | None, ray: str | None, opened: Callable[[], Encoder] | None
 ) -> Iterator[dict[str, Any]]:
     """Records of the parts as they are done, in any order."""
     if ray is not None:
         yield from _on_ray(todo, reading, ray, workers)
         return
     workers = workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1)
-    head = list(itertools.islice(todo, 2))
-    todo = itertools.chain(head, todo)
-    if workers == 1 or len(head) < 2:
-        opened = opened or functools.cache(lambda: open_reader(reading.spec, reading.prompts))
+    if workers == 1 or len(todo) < 2:
+        opened = opened or functools.cache(lambda: open_reader(reading.spec))
         yield from (_encode_part(part, reading, opened) for part in todo)
     else:
         yield from _in_processes(todo, reading, workers)
 
 
-def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
-    """joblib's processes with one thread each, `WAVE` parts a process at a time; the parts of a pool that lost a worker are done
-    again by a new one."""
-    losses, waiting = 0, dict[int, Part]()
-    while waiting := waiting or {part.number: part for part in itertools.islice(todo, WAVE * workers)}:
+def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
+    """joblib's processes with one thread each; the parts of a pool that lost a worker are done again by a new one."""
+    losses, waiting = 0, {part.number: part for part in todo}
+    while waiting:
         try:
             with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
                 pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
@@ -408,36 +378,36 @@ def _in_processes(todo: Iterator[Part], reading: Reading, workers: int) -> Itera
                 ) from error
 
 
-def _on_ray(todo: Iterator[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
-    """Tasks of one CPU each; Ray gives a part whose worker or machine was lost to another."""
+def _on_ray(todo: Sequence[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
+    """Tasks of one CPU each, two a CPU at a time so that none waits for this loop; Ray gives a part whose worker or machine was
+    lost to another."""
+    if not todo:
+        return
     with ray_cluster(address) as ray:
         task = ray.remote(num_cpus=1, max_retries=LOSSES, scheduling_strategy="SPREAD")(_encode_part)
-        running: list[Any] = []
-        for part in itertools.chain(todo, itertools.repeat(None)):
-            if part is not None:
-                running.append(task.remote(part, reading))
-            if not running:
-                return
-            # two parts a CPU, so that none waits for this loop
-            if part is None or len(running) >= (workers or 2 * int(ray.cluster_resources().get("CPU", 1))):
+        most, running = workers or 2 * int(ray.cluster_resources().get("CPU", 1)), []
+        for part in todo:
+            running.append(task.remote(part, reading))
+            if len(running) >= most:
                 done, running = ray.wait(running)
                 yield from ray.get(done)
+        while running:
+            done, running = ray.wait(running)
+            yield from ray.get(done)
 
 
 def require_ray(address: str) -> None:
     """Raise ArtifactError when Ray is missing or nothing answers at `address`."""
     _import_ray()
     host, _, port = address.rpartition(":")
-    if address != "auto":
-        if "/" in address or not (host and port.isdigit()):
-            raise ArtifactError(f"--ray {address}: not an address; pass HOST:PORT of a cluster that this machine joined, or auto")
-        try:
+    try:
+        if address != "auto":
             socket.create_connection((host, int(port)), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise ArtifactError(
-                f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine "
-                "to it with `ray start --address HOST:PORT`, and pass HOST:PORT"
-            ) from error
+    except (OSError, OverflowError, ValueError) as error:
+        raise ArtifactError(
+            f"--ray {address}: nothing answers there ({error}); start a cluster with `ray start --head`, join this machine to it "
+            "with `ray start --address HOST:PORT`, and pass HOST:PORT, or auto"
+        ) from error
 
 
 def require_shared(spec: ReaderConfig) -> None:

@@ -349,7 +349,7 @@ def prompt_tokens(policy: str, samples: Sequence[Sample], chat: bool | None = No
     one."""
     from saerl_lib.encode.models import open_tokenizer  # loads transformers
 
-    tokenizer = open_tokenizer(policy, [sample.prompt for sample in samples[:20]])
+    tokenizer = open_tokenizer(policy)
     chat = bool(tokenizer.chat_template) if chat is None else chat
     prompts = [sample.asked if chat else sample.prompt for sample in samples]
     return np.array([len(ids) for ids in encode_prompts(tokenizer, prompts, chat)])

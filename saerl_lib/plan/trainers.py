@@ -247,11 +247,7 @@ def read_log(path: Path, samples: Sequence[Sample] = ()) -> ConsumedLog:
     ids: list[str] = []
     whose = _Whose(samples)
     for file in sorted(files, key=lambda p: (_step_of(p) or 0, str(p))):
-        found = _log_rows(file)
-        for name in ("arm", "seed"):
-            if len(runs := {str((row.record or {}).get(name)) for row in found}) > 1:
-                raise LogError(f"{file} holds {len(runs)} runs (column {name!r}): pass the log of one run")
-        for row in found:
+        for row in _log_rows(file):
             where, record = f"{file.name}, {row.where}", row.record or {}
             name, step = whose.of(record), record.get("step", _step_of(file))
             if not isinstance(name, str) or not name:
@@ -452,12 +448,8 @@ def _without_rollouts(ids: Iterable[str]) -> list[str]:
 def _departure(step: int, planned: list[str], found: list[str], any_slot: bool) -> Departure | None:
     """The first difference of one step; with `any_slot` the first planned prompt that is missing and the first one too many."""
     if any_slot:
-        missing = [i for i, name in enumerate(planned) if name not in found]
-        strangers = list((Counter(found) - Counter(planned)).elements())
-        if not missing and not strangers:
-            return None
-        slot = missing[0] if missing else len(planned)
-        return Departure(step, slot, planned[slot] if missing else None, strangers[0] if strangers else None)
+        strangers = (Counter(found) - Counter(planned)).elements()
+        found = [name if name in found else next(strangers, None) for name in planned] + list(strangers)
     pairs = enumerate(zip_longest(planned, found))
     return next((Departure(step, slot, name, other) for slot, (name, other) in pairs if name != other), None)
 

@@ -49,14 +49,9 @@ def feature_names(latents: Sequence[int] | np.ndarray, metadata: Sequence[str] =
     return (*pooled, *(f"{METADATA}/{name}" for name in metadata))
 
 
-def group_of(name: str) -> str:
-    """The feature group of a column name."""
-    return name.split("/", 1)[0]
-
-
 def is_latent(name: str) -> bool:
     """Whether a column pools a latent, so that its tokens can be shown."""
-    return group_of(name) != METADATA
+    return not name.startswith(METADATA)
 
 
 # Clusters.
@@ -185,7 +180,7 @@ def group_shares(gains: np.ndarray, names: Sequence[str]) -> np.ndarray:
     >>> group_shares(np.array([3.0, 0.0, 1.0]), ["sol_mean/1", "sol_max/1", "metadata/words"]).tolist()
     [0.0, 0.0, 0.75, 0.0, 0.25]
     """
-    of = np.array([GROUPS.index(group_of(name)) for name in names])
+    of = np.array([GROUPS.index(name.split("/")[0]) for name in names])
     sums = np.stack([gains[..., of == g].sum(axis=-1) for g in range(len(GROUPS))], axis=-1)
     total = sums.sum(axis=-1, keepdims=True)
     return np.divide(sums, total, out=np.full(sums.shape, np.nan), where=total > 0)
@@ -200,7 +195,7 @@ def feature_groups_table(gain: np.ndarray, resampled: np.ndarray, names: Sequenc
     half = np.full(len(GROUPS), np.nan)
     if len(usable) > 1:
         half = stats.t.ppf(0.975, len(usable) - 1) * usable.std(axis=0, ddof=1)
-    groups, order = np.array([group_of(name) for name in names]), np.argsort(-gain, kind="stable")
+    groups, order = np.array([name.split("/")[0] for name in names]), np.argsort(-gain, kind="stable")
     strongest = groups[order[gain[order] > 0]]
     table = pd.DataFrame({"group": GROUPS, "n_features": [int((groups == g).sum()) for g in GROUPS], "gain_share": shares,
                           "ci_low": np.clip(shares - half, 0, 1), "ci_high": np.clip(shares + half, 0, 1)})  # fmt: skip
@@ -244,16 +239,15 @@ def frc_table(active: np.ndarray, labels: np.ndarray, *, bootstrap_samples: int,
 
 
 def top_latents_table(
-    gain: np.ndarray, names: Sequence[str], phi: np.ndarray, topics: np.ndarray, *, bootstrap_samples: int, seed: int,
-    shown: int = SHOWN_LATENTS,
-) -> pd.DataFrame:  # fmt: skip
+    gain: np.ndarray, names: Sequence[str], phi: np.ndarray, topics: np.ndarray, *, bootstrap_samples: int, seed: int
+) -> pd.DataFrame:
     """The pooled latents of largest gain with the topic that each stands for best: feature, block, latent, gain (share of all
     features' total), and the columns of `frc_table` over the samples with a topic, which are empty when no sample has one."""
-    columns = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 0 and is_latent(names[i])][:shown]
+    columns = [int(i) for i in np.argsort(-gain, kind="stable") if gain[i] > 0 and is_latent(names[i])][:SHOWN_LATENTS]
     topics = np.asarray(topics, dtype=str)
     known = topics != ""
     table = pd.DataFrame(
-        [(names[i], group_of(names[i]), int(names[i].split("/")[1]), gain[i] / gain.sum()) for i in columns],
+        [(names[i], names[i].split("/")[0], int(names[i].split("/")[1]), gain[i] / gain.sum()) for i in columns],
         columns=["feature", "block", "latent", "gain"],
     )
     if known.any() and columns:

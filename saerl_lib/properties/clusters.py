@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.preprocessing import StandardScaler
@@ -47,8 +48,6 @@ RESTARTS = 10
 """Full fits, of which the one with the least inertia is kept: scikit-learn's n_init compares starts only (ours)."""
 SAMPLES_PER_STEP = 4096
 """Mini-batch of k-means (not stated in the paper; ours)."""
-TIE = 1e-9
-"""Relative gap of squared distances below which the nearest centroid is decided by the distances themselves."""
 
 
 class Assignment(NamedTuple):
@@ -91,21 +90,9 @@ class Clusters:
         label, distance = np.empty(len(phi), dtype=np.int64), np.empty(len(phi))
         for rows, chunk in float_chunks("phi", phi):
             points = self.standardise(chunk)
-            label[rows] = _nearest(points, self.centroids)
+            label[rows] = cdist(points, self.centroids).argmin(axis=1)
             distance[rows] = np.linalg.norm(points - self.centroids[label[rows]], axis=1)
         return Assignment(label, distance)
-
-
-def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Number of the nearest centroid [K, D] of each point [N, D], the lowest among equals."""
-    squares = np.square(centroids).sum(axis=1) - 2 * (points @ centroids.T)
-    label = squares.argmin(axis=1)
-    if len(centroids) > 1:
-        # the expanded square takes one matrix product but loses digits: near ties are decided by the distances
-        best = np.partition(squares, 1, axis=1)
-        close = np.flatnonzero(best[:, 1] - best[:, 0] <= TIE * CLIP**2 * points.shape[1])
-        label[close] = np.stack([np.linalg.norm(points[close] - c, axis=1) for c in centroids], axis=1).argmin(axis=1)
-    return label
 
 
 class Agreement(NamedTuple):
@@ -142,7 +129,8 @@ def fit_clusters(phi: np.ndarray, k: int, seed: int, fit_rows: int | None = None
         for start in np.random.default_rng(seed).integers(0, 2**31, RESTARTS).tolist()
     ]
     found = replace(space, centroids=min(fits, key=lambda fit: fit.inertia_).cluster_centers_.astype(np.float64))
-    found = replace(found, centroids=found.centroids[np.unique(_nearest(points, found.centroids))])  # none without samples
+    nearest = cdist(points, found.centroids).argmin(axis=1)
+    found = replace(found, centroids=found.centroids[np.unique(nearest)])  # none without samples
     found = merge_small(found, phi, smallest) if smallest > 1 else found
     label, first = found.assign(phi).label, np.full(found.k, len(phi))
     names, rows = np.unique(label, return_index=True)

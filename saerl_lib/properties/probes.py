@@ -376,7 +376,7 @@ def metric(kind: str, predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
-def interval(kind: str, runs: list[np.ndarray], task: Task, samples: int, seed: int) -> Interval:
+def interval(kind: str, runs: Sequence[np.ndarray], task: Task, samples: int, seed: int) -> Interval:
     """Mean metric over runs (seeds) and its 95 % bootstrap interval; each run is a vector of predictions [n]."""
     parts = None if task.groups is None else [np.flatnonzero(task.groups == group) for group in np.unique(task.groups)]
 
@@ -395,20 +395,14 @@ def baseline(task: Task) -> tuple[str, np.ndarray]:
     return ("majority" if task.kind == "binary" else "mean"), np.full(len(task.y_test), float(np.mean(task.y_train)))
 
 
-def by_features(predictions: Mapping[tuple[str, int], np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Feature set -> the predictions of its seeds."""
-    runs: dict[str, list[np.ndarray]] = {}
-    for (features, _), values in predictions.items():
-        runs.setdefault(features, []).append(values)
-    return runs
+Runs = Mapping[str, Sequence[np.ndarray]]
+"""Feature set -> the predictions [n] of its seeds."""
 
 
-def pair_rows(
-    task: Task, predictions: Mapping[tuple[str, int], np.ndarray], pairs: Sequence[tuple[str, str]], samples: int, seed: int
-) -> list[tuple[Any, ...]]:
+def pair_rows(task: Task, runs: Runs, pairs: Sequence[tuple[str, str]], samples: int, seed: int) -> list[tuple[Any, ...]]:
     """Differences of the metric between two feature sets on the same resampled test rows as rows of ladder_pairs.csv. A set
     of several seeds is the mean of their metrics."""
-    runs, rows = by_features(predictions), []
+    rows = []
 
     def value(name: str, drawn: np.ndarray) -> float:
         return float(np.mean([metric(task.kind, run[drawn], task.y_test[drawn]) for run in runs[name]]))
@@ -422,12 +416,10 @@ def pair_rows(
     return rows
 
 
-def task_rows(
-    task: Task, predictions: Mapping[tuple[str, int], np.ndarray], bootstrap_samples: int, seed: int, workers: int = 1
-) -> pd.DataFrame:
+def task_rows(task: Task, runs: Runs, bootstrap_samples: int, seed: int, workers: int = 1) -> pd.DataFrame:
     """Rows of one task: its metric for every feature set, and RMSE and MAE for a quality task; `workers` processes."""
     name, constant = baseline(task)
-    runs = {name: [constant], **by_features(predictions)}
+    runs = {name: [constant], **runs}
     quality = task.kind == "quality"
     measured = [
         (features, kind) for features in runs for kind in (task.kind, *(ERRORS if quality else ()))

@@ -49,8 +49,8 @@ from saerl_lib.properties.quality import (
 )
 from saerl_lib.report.statistics import over_seeds, wilson_interval
 
-LINEAR = ("mean", "scale", "weight", "intercept")
-"""Stored arrays of a scaler and of the linear model behind it."""
+FITTED = ("mean_", "scale_", "coef_", "intercept_", "classes_", "n_features_in_")
+"""What is stored of a scaler and of the linear model behind it, as scikit-learn calls it."""
 
 # Difficulty.
 
@@ -336,16 +336,15 @@ def save_scorer(scorer: Scorer, path: Path) -> None:
     c, m, q = scorer.clusters, scorer.difficulty, scorer.quality
     arrays = {
         "cluster.mean": c.mean, "cluster.scale": c.scale, "cluster.centroids": c.centroids, "g.x": m.calibration.X_thresholds_,
-        "g.y": m.calibration.y_thresholds_, "source.norm": np.array([q.norm]), "source.own": scorer.out_of_fold,
-        "source.negatives": scorer.negatives,
+        "g.y": m.calibration.y_thresholds_, "quality.norm": q.norm, "quality.own": scorer.out_of_fold,
+        "quality.negatives": scorer.negatives,
     }  # fmt: skip
-    for name, (scaler, model) in {"net": m.predictor.named_steps.values(), "source": (q.scaler, q.classifier)}.items():
-        parts = (scaler.mean_, scaler.scale_, np.ravel(model.coef_), np.ravel(model.intercept_))
-        arrays |= {f"{name}.{part}": values for part, values in zip(LINEAR, parts, strict=True)}
+    for name, model in {**m.predictor.named_steps, "source_scale": q.scaler, "source": q.classifier}.items():
+        arrays |= {f"{name}.{field}": getattr(model, field) for field in FITTED if hasattr(model, field)}
     for name, table in {"corrections": m.corrections, "own": m.out_of_fold, "widths": scorer.widths}.items():
         arrays |= {f"{name}.{column}": table[column].to_numpy() for column in table}
     header = {"ids": json.dumps({"labelled": scorer.labelled, "rated": scorer.rated})}
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path, metadata=header)
+    save_file({name: np.array(values, order="C") for name, values in arrays.items()}, path, metadata=header)
 
 
 def load_scorer(difficulty: Stage) -> Scorer:
@@ -357,29 +356,22 @@ def load_scorer(difficulty: Stage) -> Scorer:
     def table(name: str, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame({column: a[f"{name}.{column}"] for column in columns})
 
-    def linear(name: str, model: Any) -> tuple[StandardScaler, Any]:
-        scaler = StandardScaler()
-        scaler.mean_, scaler.scale_, model.coef_, model.intercept_ = (a[f"{name}.{part}"] for part in LINEAR)
-        scaler.var_, scaler.n_features_in_, model.n_features_in_ = scaler.scale_**2, len(scaler.mean_), len(scaler.mean_)
-        return scaler, model
+    def model(name: str, unfitted: Any) -> Any:
+        for field in FITTED:
+            if (values := a.get(f"{name}.{field}")) is not None:
+                setattr(unfitted, field, values[()])  # a scalar where it was one
+        return unfitted
 
-    scaler, net = linear("net", ElasticNet())
-    net.intercept_ = float(net.intercept_[0])
+    predictor = Pipeline([("scale", model("scale", StandardScaler())), ("probe", model("probe", ElasticNet()))])
     calibration = IsotonicRegression(out_of_bounds="clip").fit(a["g.x"][:, None], a["g.y"])
-    model = DifficultyModel(Pipeline([("scale", scaler), ("probe", net)]), calibration,
-                            table("corrections", ("n_labelled", "residual", "shrinkage")),
-                            table("own", ("raw", "calibrated", "ranking")))  # fmt: skip
-    scaler, classifier = linear("source", SGDClassifier(loss="log_loss"))
-    classifier.coef_, classifier.classes_ = classifier.coef_[None], np.array([False, True])
-    clusters = Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"])
-    quality = SourceClassifier(scaler, float(a["source.norm"][0]), classifier)
-    return Scorer(clusters, model, table("widths", ("width", "n", "own")), ids["labelled"], quality, ids["rated"],
-                  a["source.own"], a["source.negatives"])  # fmt: skip
-
-
-def pool_scorer(profile: Profile, data: Stage, features: Stage) -> Scorer:
-    """The same, from what the stage is computed of."""
-    return load_scorer(difficulty_stage(profile, data, features))
+    corrections = table("corrections", ("n_labelled", "residual", "shrinkage"))
+    classifier = model("source", SGDClassifier(loss="log_loss"))
+    quality = SourceClassifier(model("source_scale", StandardScaler()), float(a["quality.norm"]), classifier)
+    return Scorer(
+        Clusters(a["cluster.mean"], a["cluster.scale"], a["cluster.centroids"]),
+        DifficultyModel(predictor, calibration, corrections, table("own", ("raw", "calibrated", "ranking"))),
+        table("widths", ("width", "n", "own")), ids["labelled"], quality, ids["rated"], a["quality.own"], a["quality.negatives"],
+    )  # fmt: skip
 
 
 def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int, most: int | None = None) -> np.ndarray:
@@ -416,9 +408,8 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         scorer, pool = load_scorer(fitted), load_split_features(features, "pool")
-        samples = load_split(data, "pool")
-        sources = np.array([s.source for s in samples])
-        is_target = sources == profile.target
+        samples, b = load_split(data, "pool"), profile.plan.prompts_per_step
+        is_target = np.array([s.source == profile.target for s in samples])
         count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
         found = scorer.score(pool, count)
         scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
@@ -427,11 +418,9 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
-        over = candidate.sum() >= profile.pool_samples + profile.plan.prompts_per_step
-        spare = f"beyond the {profile.pool_samples:,} samples of the profile" if profile.world and over else (
-            f"fills no whole batch of {profile.plan.prompts_per_step}")  # fmt: skip
-        reasons = np.where(candidate, spare, "filtered")
-        kept["reason"] = np.where(kept["kept"], "", reasons)
+        over = profile.world and candidate.sum() >= profile.pool_samples + b
+        spare = f"beyond the {profile.pool_samples:,} samples of the profile" if over else f"fills no whole batch of {b}"
+        kept["reason"] = np.where(kept["kept"], "", np.where(candidate, spare, "filtered"))
         return {"table": table, "separation": separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]

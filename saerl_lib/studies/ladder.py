@@ -183,7 +183,9 @@ def ladder(
                 found[name] = tuple(values[rows] for rows in places)
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
-        done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
+        done: dict[str, list[np.ndarray]] = {}
+        for one, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True):
+            done.setdefault(one.name, []).append(values)
         rows.append(task_rows(task, done, config.bootstrap_samples, own, workers))
         pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
     return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=PAIR_COLUMNS)

@@ -27,13 +27,13 @@ from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
 from saerl_lib.encode.models import Layout, open_decoder, token_vectors
+from saerl_lib.encode.sae import SHIPPED_SAE, train_sae
 from saerl_lib.encode.stages import read, retained_of, store_stage
 from saerl_lib.encode.store import DENSE, Store, load_split_features
-from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.quality import keep_top_k
-from saerl_lib.properties.scorer import Columns, fit_scorer, kept_rows, pool_scorer
+from saerl_lib.properties.scorer import Columns, difficulty_stage, fit_scorer, kept_rows, load_scorer
 from saerl_lib.train.arms import DRAWS, ArmPool
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, angle_concentration, open_sampler, pass_rates, policy_folder
 from saerl_lib.train.sampler import encode_prompts, sample_groups
@@ -81,7 +81,8 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
         names = NAMES if profile.study else NAMES[:2]
         own = [load_split_features(features, name) for name in ("labelled", "pool")]
         labels = np.array([s.difficulty for s in labelled])
-        kept = kept_rows(profile, pool, pool_scorer(profile, world, features).quality.score(own[1].z))
+        scorer = load_scorer(difficulty_stage(profile, world, features))
+        kept = kept_rows(profile, pool, scorer.quality.score(own[1].z))
         if profile.study:
             found = model_features(profile, labelled, pool, folder)
         else:

@@ -32,10 +32,9 @@ from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, 
 from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
-from saerl_lib.encode.sae import MEASURED_SAMPLES, load_sae, measure_sae, measured, untrained_sae
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, load_sae, measure_sae, measured, train_sae, untrained_sae
 from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
-from saerl_lib.encode.train_sae import SHIPPED_SAE, train_sae
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
 from saerl_lib.report.figures import draw
 from saerl_lib.report.statistics import bootstrap_interval

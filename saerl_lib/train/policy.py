@@ -8,6 +8,7 @@ time limit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def angle_concentration(sampler: Sampler, samples: Sequence[Sample], train: Trai
     behind; nothing is drawn. Raises DataError when the template changes a question.
     """
     out = np.empty(len(samples))
-    for batch in token_batches(samples, sampler.tokenizer, TOKENS_AT_ONCE, Layout(chat=train.chat, prompt_only=True)):
+    prompts = [replace(sample, solved=False) for sample in samples]
+    for batch in token_batches(prompts, sampler.tokenizer, TOKENS_AT_ONCE, Layout(chat=train.chat)):
         inputs = {"input_ids": batch.ids.to(sampler.device), "attention_mask": batch.real.long().to(sampler.device)}
         states = sampler.model.base_model(**inputs, use_cache=False).last_hidden_state.double().cpu()
         directions = torch.nn.functional.normalize(states, dim=-1)
