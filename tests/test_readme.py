@@ -106,7 +106,7 @@ STATED = {
         "4,000": "steps, saerl_lib/world/pretrain.py",
     },
     "docs/own_data.md": {
-        "0.875": "7 / 8", "1,024": "rows of a shard, saerl_lib/encode/stages.py", "2.60": "Ray, tried by hand",
+        "0.875": "7 / 8", "2.60": "Ray, tried by hand",
         "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
         "0.4": "40 %", "100,000": "rows, a limit",
         "7,488": "234 x 32",
