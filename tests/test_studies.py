@@ -15,10 +15,12 @@ from scipy import sparse
 from scipy.stats import betabinom
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from saerl_lib import paths
 from saerl_lib.cli import main
 from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import MAIN
 from saerl_lib.report.statistics import bootstrap_weights
+from saerl_lib.report.tables import read_table
 from saerl_lib.studies import bench, gradients, replay
 from saerl_lib.studies.bench import SMALL, Stopwatch, peak_mib
 from saerl_lib.studies.ladder import ALL
@@ -272,3 +274,23 @@ def test_options_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str])
     ):  # fmt: skip
         assert main(["bench", "plan", *words]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_command_is_timed_and_published_rows_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(paths, "PUBLISHED", tmp_path)
+    for line in ("true", "sleep 0.3", "true"):
+        assert main(["bench", "command", "--line", line, "--publish"]) == 0
+    table = read_table("measurements", tmp_path)
+    assert list(table[["of", "quantity"]].itertuples(index=False, name=None)) == [
+        (line, quantity) for line in ("sleep 0.3", "true") for quantity in ("seconds", "peak_gb")
+    ]
+    assert 0.3 <= table["value"][0] < 30 and table["processor"].notna().all()
+    assert main(["bench", "command", "--line", "true"]) == 0 and len(read_table("measurements", tmp_path)) == 4
+    capsys.readouterr()
+    for words, told in (
+        (["command", "--line", "exit 3"], "exit 3 ended with code 3"), (["grpo", "--line", "true"], "bench grpo has no --line"),
+        (["command"], "needs --line"),
+    ):  # fmt: skip
+        assert main(["bench", *words]) == 1 and told in capsys.readouterr().err
