@@ -117,7 +117,7 @@ def test_every_pair_names_arms_of_the_grid() -> None:
     named = {*study.COMPARISONS["arm"], *study.COMPARISONS["baseline"]}
     waiting = {f"{arm}_{'_'.join(setting)}" for arm in ORDERS for setting in set(RATES) - set(PILOTED)}
     assert named == set(all_arms()) | waiting, "an arm that nothing is compared with is trained in vain"
-    assert {arm for arm in study.paper_values()["arm"] if not arm.endswith("_large")} <= named
+    assert {arm for arm in study.PAPER_VALUES["arm"] if not arm.endswith("_large")} <= named
 
 
 # Beside the paper.
@@ -134,7 +134,7 @@ def solved_evaluations(solved: dict[str, list[float]], seeds: int = 3) -> pd.Dat
 
 def test_the_papers_means_follow_from_its_cells() -> None:
     """Guards the transcription: Tables 4, 5 and 7 print a mean over six benchmarks, rounded or cut."""
-    paper = study.paper_values()
+    paper = study.PAPER_VALUES
     for table, slack in (("4", 0.1), ("5", 1.0), ("7", 0.1)):
         part = paper[paper["table"] == table].pivot(index="arm", columns="column", values="value")
         cells = part.drop(columns="mean")

@@ -273,9 +273,13 @@ def study_tables(
     known = dict(arms or all_arms())
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    trained = [name for name in known if name in present]
+    rated = [name for name in trained if known[name].group == study.PAPER] or trained  # their final accuracies are the targets
+    steps = study.target_steps(
+        evaluations[evaluations["arm"].isin(trained)], rated, profile.world.eval_problems_small, profile.steps
+    )
     runs = study.runs_table(evaluations, found["curve"], found["tail"])
-    own = [name for name, arm in known.items() if name in present and arm.group == "user"]
+    own = [name for name in trained if known[name].group == "user"]
     return {
         "study_runs": runs,
         "study_summary": study.summary_table(found, known, steps, runs),
