@@ -459,18 +459,14 @@ def excerpt(text: str, length: int) -> str:
     return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
 
 
-def _whole_options(escaped: str) -> str:
-    """A text of HTML in which no line breaks inside an option such as --larger-is-easier."""
-    return re.sub(r"--\w[\w-]*", r"<span class=option>\g<0></span>", str(escaped))
-
-
 def _templates() -> Environment:
     """Jinja with escaping on; a name that is not given is an error, and NUL, which HTML forbids, is shown as a sign."""
     found = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value,
     )  # fmt: skip
-    found.filters |= {"excerpt": excerpt, "whole_options": _whole_options}
+    whole = r"<span class=option>\g<0></span>"  # no line breaks inside an option such as --larger-is-easier
+    found.filters |= {"excerpt": excerpt, "whole_options": lambda escaped: re.sub(r"--\w[\w-]*", whole, str(escaped))}
     return found
 
 

@@ -1,4 +1,4 @@
-"""A rerun beside what is published: every number judged (`reproduction.csv`), figures old and new, and publishing the run.
+"""A rerun beside what is published: every number judged (`reproduction.csv`), and publishing the run.
 
 A run writes its tables and figures below `artifacts/PROFILE/figures`; the published ones lie in `figures/`. Rows are matched by
 their text columns, else by their position. Clusters and samples differ between processors: a column without an interval is
@@ -7,7 +7,6 @@ compared by its mean alone.
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import re
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import nbformat
 import numpy as np
 import pandas as pd
@@ -156,24 +154,9 @@ def published_records() -> dict[str, dict[str, object]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _picture(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else ""
-
-
-def write_page(profile: str, text: str) -> Path:
-    """`reproduction.html` beside the run's tables: the screen, and every figure as published and of this run."""
-    names = sorted({path.stem for folder in (paths.FIGURES, paths.figures_dir(profile)) for path in folder.glob("*.png")})
-    figures = [(n, _picture(paths.FIGURES / f"{n}.png"), _picture(paths.figures_dir(profile) / f"{n}.png")) for n in names]
-    template = Path(__file__).with_name("reproduction.html.j2").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True).from_string(template).render(profile=profile, text=text, figures=figures)
-    path = paths.profile_dir(profile) / "reproduction.html"
-    write_atomic(path, page.encode("utf-8"))
-    return path
-
-
 def report(profile: str) -> tuple[str, int]:
-    """Compare a finished run with what is published; writes `reproduction.csv` and `write_page`. Returns one screen (counts a
-    table, then the numbers outside) and the number outside."""
+    """Compare a finished run with what is published; writes `reproduction.csv`. Returns one screen (counts a table, then the
+    numbers outside) and the number outside."""
     numbers = compare(profile)
     table = paths.profile_dir(profile) / "reproduction.csv"
     write_atomic(table, numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))
@@ -191,8 +174,8 @@ def report(profile: str) -> tuple[str, int]:
         lines.append(f"  outside: {row.table}, {row.row[:70]}, {row.column}: published {row.published}, here {row.rerun}")
     if len(outside) > SCREEN_ROWS:
         lines.append(f"  and {len(outside) - SCREEN_ROWS} more")
-    page = write_page(profile, "\n".join(lines))
-    return "\n".join([*lines, f"Every number: {table}", f"Figures old and new: {page}"]), len(outside)
+    figures = f"Figures: published in {paths.FIGURES}, of this run in {paths.figures_dir(profile)}"
+    return "\n".join([*lines, f"Every number: {table}", figures]), len(outside)
 
 
 # Publishing.

@@ -48,7 +48,7 @@ from saerl_lib.plan.batch_plan import write_plan
 from saerl_lib.plan.orders import build_plan
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.scorer import Columns, fit_scorer, rated_sources
-from saerl_lib.report.tables import write_csv
+from saerl_lib.report.tables import as_table, write_csv
 from saerl_lib.train.policy import DIFFICULTY_ATTEMPTS, load_policy, pass_rates
 from saerl_lib.train.sampler import GroupSampler
 from saerl_lib.train.selectors import InOrder
@@ -367,7 +367,7 @@ def bench_preparation(profile: Profile, world: Stage) -> int:
             read = seconds(functools.partial(write_shard, chosen, encoder, Path(folder) / str(part), {}))
             rolled = seconds(functools.partial(pass_rates, policy, chosen, profile.train, seed))
             rows.append((part, PROMPTS, PROMPTS * DIFFICULTY_ATTEMPTS, read, rolled, 100 * (1 - read / rolled)))
-    table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
+    table = as_table("preparation_cost", rows)
     print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
     mean = table[["encode_s", "rollouts_s", "saved"]].mean()
     return report({**mean.to_dict(), "ratio_rollouts_to_encoding": mean["rollouts_s"] / mean["encode_s"]})

@@ -47,6 +47,7 @@ from saerl_lib.properties.probes import (
     task_rows,
     texts_of,
 )
+from saerl_lib.report.tables import SCHEMAS, as_table
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -75,9 +76,6 @@ GROUPS = {
 RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
 RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
 """Real tasks on which the rules of the retained set are compared."""
-REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
-                  "n_test", "shared_with_default"]  # fmt: skip
-"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
@@ -321,7 +319,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
         keys = load_set(name).keys
         rows += [(name, other, len(keys), sum(key in questions for key in keys))
                  for other, questions in evaluation.items() if other != name]  # fmt: skip
-    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
+    return as_table("real_overlap", rows)
 
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
@@ -376,7 +374,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
         read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
         found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
+    return pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)
 
 
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:

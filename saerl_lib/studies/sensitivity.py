@@ -26,8 +26,8 @@ from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, st
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
 from saerl_lib.properties.scorer import load_scorer, with_clusters
 from saerl_lib.report.statistics import Interval, percentile_interval
+from saerl_lib.report.tables import as_table
 
-COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
 """Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
 SEED = "k-means seed"
@@ -36,7 +36,6 @@ SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
-CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -79,7 +78,7 @@ def plan_sensitivity(
         shift = step_shift(default, changed)
         row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
         rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return as_table("plan_sensitivity", rows)
 
 
 def label_curve(
@@ -96,7 +95,7 @@ def label_curve(
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
             found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
             rows.append((name, size, *found, len(chosen), len(truth)))
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return as_table("label_curve", rows)
 
 
 def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
