@@ -278,8 +278,6 @@ FLAWS = planted_flaw(60, 0)
         (lambda: task(n=40), "too few; label at least 30 and 10"),
         (lambda: fit_tfidf(["", " "]), "train_texts"),
         (lambda: sgd_scores(FLAWS.z, np.ones(60, dtype=bool), FLAWS.z, 0), "single class"),
-        (lambda: flaw_table({}, [""] * 60, {"p": np.ones(60, bool)}, dataset="d", config=CONFIG, seed=0), "it needs both"),
-        (lambda: log_importance_weights([], ["a"]), "DSIR needs at least one text"),
     ],
 )  # fmt: skip
 def test_bad_input_names_the_place(call: Callable[[], object], message: str) -> None:

@@ -53,8 +53,6 @@ Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
 UNTRAINED_SAE, ALL = "sae_untrained", "_all"
 """The SAE with weights as drawn; ending of the name where all latents are read in place of the retained ones."""
-CONTROLS = ((UNTRAINED_SAE, "untrained@0"),)
-"""SAEs that read beside the reader's own."""
 VARIANTS = ("sae_short#0", "sae_short#1", "sae_short#2", "sae_frozen_decoder")
 """SAEs of a shorter training (`reader variants`): three seeds, and one whose decoder is never updated."""
 PAIRS = (
@@ -191,7 +189,7 @@ def ladder_reader(profile: Profile) -> ReaderConfig:
     """The profile's reader with an SAE as drawn, the variants that `reader variants` left, and the activations themselves."""
     folder = paths.sae_dir()
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
-    others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
+    others = ((UNTRAINED_SAE, "untrained@0"), *(trained if profile.reader.sae == SHIPPED else ()))
     return dataclasses.replace(profile.reader, others=others, dense=True)
 
 

@@ -169,13 +169,6 @@ def feature_table(part: RealPart, z: np.ndarray) -> FeatureTable:
     return FeatureTable(tuple(part.ids), z, metadata_features(samples))
 
 
-def plain_features(profile: Profile, part: RealPart, stage: Stage) -> FeatureTable:
-    """The features of `plain_part` in its store; retained latents are chosen on its own training rows."""
-    store, samples = Store(stage.path("store")), part.data.samples
-    training = [samples[i] for i in part.where("train")][: profile.ladder.max_train]
-    return feature_table(part, store.select(retained_of(profile, store, training)))
-
-
 SHUFFLES = 20
 """Shuffles of the labels behind the control (ours)."""
 EXCERPT = 100
@@ -294,15 +287,6 @@ SELFREG = "scaled"
 """Variant of SelfReg among the scores of real_flaws.csv; the others are in real_selfreg.csv (ours)."""
 
 
-def sign_counts(texts: Sequence[str]) -> np.ndarray:
-    """[N, 6] how often each of `SIGNS` occurs.
-
-    >>> sign_counts(["$x$ and \\\\( y \\\\)"]).tolist()
-    [[0.0, 2.0, 2.0, 0.0, 0.0, 0.0]]
-    """
-    return np.array([[len(re.findall(sign, text)) for sign in SIGNS] for text in texts], dtype=np.float64)
-
-
 def source_features(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, train: np.ndarray
 ) -> dict[str, Matrix]:
@@ -312,7 +296,7 @@ def source_features(
     found["metadata"] = tables[MAIN].metadata[:, PROMPT_COLUMNS]
     for name, texts in (("tfidf", part.texts), ("tfidf_plain", [plain_text(t) for t in part.texts])):
         found[name] = fit_tfidf([texts[i] for i in train]).transform(texts)
-    found["delimiters"] = sign_counts(part.texts)
+    found["delimiters"] = np.array([[len(re.findall(sign, text)) for sign in SIGNS] for text in part.texts], dtype=np.float64)
     found["length"] = np.array([[len(text)] for text in part.texts], dtype=np.float64)
     return found
 
@@ -392,6 +376,9 @@ def real_study_stage(profile: Profile) -> Stage:
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}
         retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
+        plain_store = Store(plain_stage.path("store"))
+        training = [plain.data.samples[i] for i in plain.where("train")][: profile.ladder.max_train]  # its own rows choose
+        without_signs = feature_table(plain, plain_store.select(retained_of(profile, plain_store, training)))
         flawed, store = parts["valimath"], groups["valimath"].store(profile)
         z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
         sources, train = parts["sources"], parts["sources"].where("train")
@@ -403,7 +390,7 @@ def real_study_stage(profile: Profile) -> Stage:
         return {
             "real_counts": counts_table(parts),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
-            **filter_study(parts["sources"], tables["sources"], plain_features(profile, plain, plain_stage), profile),
+            **filter_study(parts["sources"], tables["sources"], without_signs, profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
 

@@ -19,7 +19,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -280,8 +280,8 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
 
 def measured(estimate: Estimate, note: str) -> Measured:
     """A mean over seeds with its interval."""
-    value, low, high = estimate.interval()
-    return Measured(value, estimate.n_seeds, low, high, note)
+    value, *bounds = estimate.interval()
+    return Measured(value, estimate.n_seeds, *bounds, note)
 
 
 def trained_from(frame: pd.DataFrame, sizes: Sizes) -> dict[str, Measured]:
@@ -366,7 +366,7 @@ def chosen_rates(pilots: pd.DataFrame) -> dict[tuple[str, str], float | None]:
 
 
 def check_world(profile: Profile, sizes: Sizes) -> bool:
-    """Measure all gates and store them; True when every gate is met."""
+    """Measure all gates; write their record and the published tables. True when every gate is met."""
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
     home.mkdir(parents=True, exist_ok=True)
     pilots = run_pilot(train, sizes, home)
@@ -375,16 +375,10 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
-    return store_gates(
-        profile, sizes, frame, pilots, trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
-    )
-
-
-def store_gates(profile: Profile, sizes: Sizes, frame: pd.DataFrame, pilots: pd.DataFrame, found: Mapping[str, Measured]) -> bool:
-    """Write the record of what was measured and the published tables; True when every gate is met."""
+    found = trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
     kept = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in found.items()}
-    write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(profile.train),
-                                            "provenance": provenance(), "gates": kept})  # fmt: skip
+    write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(train),
+                                      "provenance": provenance(), "gates": kept})  # fmt: skip
     world = world_stage(profile)
     table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
     for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilots)):
