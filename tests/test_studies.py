@@ -20,7 +20,7 @@ from saerl_lib.encode.pool import pool_vectors
 from saerl_lib.encode.store import MAIN
 from saerl_lib.report.statistics import bootstrap_weights
 from saerl_lib.studies import bench, gradients, replay
-from saerl_lib.studies.bench import SMALL, Stopwatch, peak_mib
+from saerl_lib.studies.bench import Shape, Stopwatch, peak_mib
 from saerl_lib.studies.ladder import ALL
 from saerl_lib.studies.replay import NOTHING, ROLLOUTS, SHUFFLED, TRUE, history, mixed, screened, stream, whole_groups
 
@@ -207,6 +207,8 @@ def test_rank_correlation_equals_scipy_on_all_pairs() -> None:
 
 # Benchmarks: what is measured is what it says, and the JSON line is printed.
 
+SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 4, 128)
+
 
 def test_encoding_adds_to_the_forward_pass() -> None:
     rows = bench.shape_ratios(1, SMALL)
@@ -217,7 +219,7 @@ def test_encoding_adds_to_the_forward_pass() -> None:
 
 
 def test_the_obvious_way_pools_the_same_latents() -> None:
-    sae = bench.random_sae(512, "topk", SMALL)
+    sae = bench.random_sae(512, SMALL)
     with torch.inference_mode():
         vectors = bench.shape_activations(SMALL)().flatten(0, 1)
         mean = bench.dense_way(sae, vectors, 2 * SMALL.samples)[: 2 * SMALL.samples]
