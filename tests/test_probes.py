@@ -20,7 +20,7 @@ from saerl_lib.encode.models import measure_surprise
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Task, fit_tfidf, metric, split_tasks, task_rows, tasks_of_file
 from saerl_lib.report.statistics import bootstrap_weights, rank_metrics
-from saerl_lib.studies.flaws import FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
+from saerl_lib.studies.flaws import BUCKETS, FlawData, common_scores, flaw_table, log_importance_weights, sgd_scores
 from saerl_lib.studies.ladder import Group, balanced, feature_sets, ladder
 from saerl_lib.train.policy import load_policy
 from tests.real_files import problems, write_jsonl
@@ -224,8 +224,7 @@ def test_intervals_of_a_grouped_task_resample_groups() -> None:
 
 def test_dsir_by_hand() -> None:
     # target p = (1 + 1) / (size + 1), raw q = (1 + 1) / (size + 2) of two texts with a bucket each, smoothed by one
-    size = 1 << 16
-    weights = log_importance_weights(["find", "sum"], ["find"], buckets=size)
+    weights, size = log_importance_weights(["find", "sum"], ["find"]), BUCKETS
     q = 2 / (2 + size)
     assert weights.tolist() == pytest.approx([np.log(2 / (1 + size) / q), np.log(1 / (1 + size) / q)])
     # "a b a" has the n-grams a, b, a, "a b", "b a"; signs and digits are words

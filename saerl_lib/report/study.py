@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
-from saerl_lib.report.tables import SCHEMAS, TableError, as_table
+from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -256,10 +256,7 @@ def comparison_rows(
 
 # Beside the paper.
 
-BENCHMARKS = {
-    "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b",
-    "OlympiadBench": "hard", "mean": "mean",
-}  # fmt: skip
+BENCHMARKS = LABELS["benchmark"]
 """The paper's benchmark -> the set of the world that stands for it (ours: two easy, two middle, hard, small and hardest)."""
 MIXING = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
 """Arms of Figure 3 with their h of 32; the paper's are of 128."""

@@ -69,15 +69,13 @@ class FlawData(NamedTuple):
         return FlawData(self.z[index], self.metadata[index], tuple(self.texts[i] for i in index), self.flaw[index])
 
 
-def log_importance_weights(
-    pool_texts: Sequence[str], target_texts: Sequence[str], *, buckets: int = BUCKETS, per_ngram: bool = False
-) -> np.ndarray:
+def log_importance_weights(pool_texts: Sequence[str], target_texts: Sequence[str], per_ngram: bool = False) -> np.ndarray:
     """[N] log p(x) - log q(x) in nats of every pool text (DSIR, arXiv 2302.03169); p of the target's texts, q of the pool's. The
-    text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into `buckets`;
+    text-only way to make a pool look like a target. A text is a bag of lower-case unigrams and bigrams hashed into `BUCKETS`;
     target and pool are each one categorical distribution over buckets, one added to every count so that no weight is infinite
     (ours). `per_ngram` divides by the number of n-grams (ours): the sum grows with length. A text without words weighs 0."""
     hashed = HashingVectorizer(
-        n_features=buckets, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
+        n_features=BUCKETS, ngram_range=(1, 2), token_pattern=TOKEN_PATTERN, alternate_sign=False, norm=None
     )
     pool = hashed.transform(pool_texts)
     smoothed = [np.asarray(counts.sum(axis=0)).ravel() + 1.0 for counts in (hashed.transform(target_texts), pool)]

@@ -48,8 +48,6 @@ PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
 CLASSIFIER_SHARE = 0.15
 """Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
-PLAIN = "sources_plain"
-"""The part `sources` after `plain_text`, read by the reader's own SAE alone."""
 DELIMITERS = r"\\[()\[\]]|\$+"
 """Signs that open and close a formula: \\( \\) \\[ \\] $ $$."""
 DATASET = "quality_valimath"
@@ -141,13 +139,6 @@ def plain_part(part: RealPart) -> RealPart:
     """The same rows with `plain_text` questions."""
     samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
     return dataclasses.replace(part, data=dataclasses.replace(part.data, samples=samples))
-
-
-def flaw_kinds(part: RealPart) -> np.ndarray:
-    """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
-    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
-    valid = part.data.labels["valid"] > 0.5
-    return np.array(["" if ok else failed[name].removesuffix("_check") for name, ok in zip(part.ids, valid, strict=True)])
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
@@ -340,10 +331,14 @@ def flaw_study(
     part: RealPart, tables: Mapping[str, FeatureTable], extra: Mapping[str, np.ndarray], config: PropertyConfig, seed: int
 ) -> dict[str, pd.DataFrame]:
     """Tables real_flaws (columns of filter_flaws.csv) and real_selfreg (of filter_selfreg.csv) for ValiMath: probes are fitted on
-    its training rows, whose valid texts are DSIR's target. `extra` maps a name to suspicion [N]."""
+    its training rows, whose valid texts are DSIR's target. A flaw is the first check that failed, 'unnamed' where the file does
+    not say. `extra` maps a name to suspicion [N]."""
     rows, seed = [part.where("train"), part.where("test")], sub_seed(seed, "real-flaws")
     z, metadata = tables[MAIN].z, tables[MAIN].metadata[:, PROMPT_COLUMNS]
-    everything = flaws.FlawData(z, metadata, tuple(part.texts), flaw_kinds(part))
+    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
+    valid = zip(part.ids, part.data.labels["valid"] > 0.5, strict=True)
+    kinds = np.array(["" if ok else failed[name].removesuffix("_check") for name, ok in valid])
+    everything = flaws.FlawData(z, metadata, tuple(part.texts), kinds)
     train, test = (everything.rows(index) for index in rows)
     everyone, length = np.ones(len(rows[1]), dtype=bool), np.array([len(text) for text in test.texts], dtype=float)
     views = flaws.suppressed_views(train.z, train.metadata, test.z, test.metadata, seed)
@@ -371,7 +366,7 @@ def real_study_stage(profile: Profile) -> Stage:
     `SAERL_DATA_DIR`."""
     parts, found = real_parts(profile.ladder), real_groups(profile)
     groups, plain = {**found, "sources": found["deepmath"]}, plain_part(parts["sources"])
-    plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
+    plain_stage = read_stage(profile, "sources_plain", plain.data.samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}

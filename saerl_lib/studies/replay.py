@@ -242,12 +242,6 @@ def posterior_mean(prior: Floats, seen: np.ndarray, own: int) -> Floats:
     return (weight * prior + seen) / (weight + own)
 
 
-def record_of(name: str) -> dict[str, NDArray[np.int64]]:
-    """Sample id -> [epochs] successes in `ROLLOUTS` of a set's recorded training; a prompt without a record is left out."""
-    rows = {row["id"]: (row.get("meta") or {}).get("train_acc_history") for row in jsonl(data_file(name))}
-    return {key: np.rint(ROLLOUTS * np.array(values)).astype(np.int64) for key, values in rows.items() if values}
-
-
 # The table.
 
 
@@ -323,16 +317,14 @@ def _everyone(task: Task, count: int | None = None) -> Task:
 def replay_table(profile: Profile) -> pd.DataFrame:
     """replay.csv from the stores of the ladder. Raises ArtifactError without `SAERL_DATA_DIR`."""
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
-
     task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
     rates = -task.y_test
     rows = stream_rows(text_features(task, groups["deepmath"].blocks(profile), seed, profile), rates, seed)
-    record = record_of("dsr_sub_training_accuracy")
+    accuracy = {row["id"]: (row.get("meta") or {}).get("train_acc_history") for row in jsonl(data_file(*GROUPS["dsr"]))}
     task = _everyone(groups["dsr"].tasks[0])
-    kept = [i for i, s in enumerate(task.test) if s.id in record]
-    task = dataclasses.replace(task, test=tuple(task.test[i] for i in kept), y_test=task.y_test[kept])
-    epochs = min(len(record[s.id]) for s in task.test)
-    successes = np.stack([record[s.id][:epochs] for s in task.test])
+    task = dataclasses.replace(task, test=tuple(s for s in task.test if accuracy.get(s.id)))  # a prompt without a record goes
+    epochs = min(len(accuracy[s.id]) for s in task.test)
+    successes = np.rint(ROLLOUTS * np.array([accuracy[s.id][:epochs] for s in task.test])).astype(np.int64)
     features = text_features(task, groups["dsr"].blocks(profile), seed, profile)
     chosen = {k: x for k, x in features.items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
     rows |= history_rows(chosen, successes, seed)

@@ -240,10 +240,10 @@ def taken_prompts() -> frozenset[str]:
     return frozenset(normalise(s.prompt) for split in draw_world(get_profile("laptop").world).values() for s in split)
 
 
-def run_reserved(runs: Sequence[GateRun], home: Path, processes: int | None = None) -> pd.DataFrame:
+def run_reserved(runs: Sequence[GateRun], home: Path) -> pd.DataFrame:
     """All runs with their loss and optimizer, one process and one core each; finished ones are read."""
     os.environ.update(ONE_CORE)
-    jobs = joblib.Parallel(n_jobs=processes or len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
+    jobs = joblib.Parallel(n_jobs=len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
     frames = jobs(joblib.delayed(train_reserved)(run, home) for run in runs)
     told = [f.assign(loss=r.train.loss, optimizer=r.train.optimizer) for f, r in zip(frames, runs, strict=True)]
     return pd.concat(told, ignore_index=True)
