@@ -111,9 +111,12 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
         a, b = balanced(a, b, 4 if task.with_solution else 2) if sparse.issparse(a) else _filled(a, b)
         kind, _, number = name.partition("#")
         sets.append(FeatureSet(kind, a, b, int(number or 0)))
-        if kind == DENSE:
-            whole = min(x.shape[1] for x, _ in blocks.values())
-            sets.append(_projected(a, b, whole if task.with_solution else whole // 2))
+        if kind == DENSE:  # PCA ends at the width of the dense features when that is smaller
+            whole, scaler = min(x.shape[1] for x, _ in blocks.values()), StandardScaler().fit(a)
+            scaled = scaler.transform(a)
+            width = min(whole if task.with_solution else whole // 2, *a.shape)
+            pca = PCA(n_components=width, svd_solver="covariance_eigh").fit(scaled)
+            sets.append(FeatureSet("dense_pca", pca.transform(scaled), pca.transform(scaler.transform(b))))
         elif kind == MAIN:
             joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
             sets.append(FeatureSet("sae+metadata", *joined))
@@ -138,14 +141,6 @@ def _filled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return train, test
     mean = np.nanmean(train, axis=0)
     return np.where(np.isnan(train), mean, train), np.where(np.isnan(test), mean, test)
-
-
-def _projected(train: np.ndarray, test: np.ndarray, width: int) -> FeatureSet:
-    """Dense features brought to `width` columns by PCA, which ends at their own width when that is smaller."""
-    scaler = StandardScaler().fit(train)
-    a, b = scaler.transform(train), scaler.transform(test)
-    pca = PCA(n_components=min(width, *a.shape), svd_solver="covariance_eigh").fit(a)
-    return FeatureSet("dense_pca", pca.transform(a), pca.transform(b))
 
 
 def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
@@ -267,12 +262,11 @@ def _ladder_stage(
 
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
-    there = [name for name in splits_of(world) if name in WORLD_SPLITS]
-    splits = {name: load_split(world, name) for name in there}
+    splits = {name: load_split(world, name) for name in splits_of(world) if name in WORLD_SPLITS}
     tasks = split_tasks(splits, "world" if profile.world else "published")
 
     def blocks() -> Blocks:
-        stores = [Store(store.path(name)) for name in there]
+        stores = [Store(store.path(name)) for name in splits]
         return blocks_of(stores, profile.reader, lambda own: retained_of(profile, own, splits["labelled"]))
 
     return _ladder_stage(profile, "world", tasks, blocks, (world, store))
