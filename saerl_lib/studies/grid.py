@@ -239,8 +239,7 @@ def difference(path: Path, committed: Path) -> str:
 
 def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm]:
     """Arms by name; none named: all of them. Raises ArmError for an unknown one."""
-    known = all_arms(arms_file)
-    return [find_arm(name, arms_file) for name in names] if names else list(known.values())
+    return [find_arm(name, arms_file) for name in names] or list(all_arms(arms_file).values())
 
 
 # The tables.

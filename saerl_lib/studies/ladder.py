@@ -31,22 +31,8 @@ from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
-from saerl_lib.properties.probes import (
-    LEAST_TRAIN,
-    PAIR_COLUMNS,
-    Matrix,
-    Task,
-    fit_tfidf,
-    fit_topic_probe,
-    metric,
-    pair_rows,
-    real_tasks,
-    ridge_predictions,
-    shuffled,
-    split_tasks,
-    task_rows,
-    texts_of,
-)
+from saerl_lib.properties import probes
+from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, fit_topic_probe, metric, ridge_predictions, shuffled, texts_of
 from saerl_lib.report.tables import SCHEMAS, as_table
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
@@ -175,9 +161,9 @@ def ladder(
         sets = [s for s in feature_sets(task, found) if only is None or s.name in only]
         fits = (delayed(predict)(task, s, sub_seed(own, task.target)) for s in sets)
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
-        rows.append(task_rows(task, done, config.bootstrap_samples, own, workers))
-        pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+        rows.append(probes.task_rows(task, done, config.bootstrap_samples, own, workers))
+        pairs += probes.pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
+    return pd.concat(rows, ignore_index=True), as_table("ladder_pairs", pairs)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -228,7 +214,7 @@ class Group:
 
 def real_groups(profile: Profile) -> dict[str, Group]:
     """The real tasks by group. Raises ArtifactError without `SAERL_DATA_DIR`."""
-    tasks = real_tasks(load_set, profile.ladder, held_out_keys())
+    tasks = probes.real_tasks(load_set, profile.ladder, held_out_keys())
     return {name: Group(name, tuple(t for t in tasks if t.dataset in files)) for name, files in GROUPS.items()}
 
 
@@ -263,7 +249,7 @@ def _ladder_stage(
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
     splits = {name: load_split(world, name) for name in splits_of(world) if name in WORLD_SPLITS}
-    tasks = split_tasks(splits, "world" if profile.world else "published")
+    tasks = probes.split_tasks(splits, "world" if profile.world else "published")
 
     def blocks() -> Blocks:
         stores = [Store(store.path(name)) for name in splits]
@@ -334,7 +320,7 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
         for task in tasks:
             kept, predicted = np.flatnonzero([s.id in inside for s in task.train]), np.empty_like(task.y_train)
             folds = KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed)
-            enough = len(kept) >= RULE_FOLDS * LEAST_TRAIN // (RULE_FOLDS - 1)
+            enough = len(kept) >= RULE_FOLDS * probes.LEAST_TRAIN // (RULE_FOLDS - 1)
             for rows in folds.split(kept) if enough else ():
                 train, test = (kept[own] for own in rows)
                 sides = [[task.train[i] for i in own] for own in (train, test)]
@@ -352,7 +338,7 @@ def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.Dat
     prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of the world and, where they lie,
     of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
     splits = {name: load_split(world, name) for name in ("labelled", "test")}
-    tasks = {task.target: task for task in split_tasks(splits)}
+    tasks = {task.target: task for task in probes.split_tasks(splits)}
     topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
     stores = [Store(store.path(name)) for name in splits]
     found = rule_rows((topic, both), stores, splits["labelled"], profile)

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
@@ -133,12 +133,6 @@ def plain_text(text: str) -> str:
     'Let x be 2. Find it.'
     """
     return " ".join(re.sub(DELIMITERS, " ", text).replace(" .", ".").split())
-
-
-def plain_part(part: RealPart) -> RealPart:
-    """The same rows with `plain_text` questions."""
-    samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
-    return dataclasses.replace(part, data=dataclasses.replace(part.data, samples=samples))
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
@@ -361,22 +355,26 @@ TABLES = (
 """Tables of the study, by the names of their CSV files."""
 
 
-def real_study_stage(profile: Profile) -> Stage:
-    """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
-    `SAERL_DATA_DIR`."""
+def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
+    """Table name -> rows of the CSV table of that name: computed where the real data lie (stage `real_study`, from the stores of
+    the ladder), else as they were published."""
+    if not has_real_data(profile):
+        return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
     parts, found = real_parts(profile.ladder), real_groups(profile)
-    groups, plain = {**found, "sources": found["deepmath"]}, plain_part(parts["sources"])
-    plain_stage = read_stage(profile, "sources_plain", plain.data.samples, profile.reader)
+    groups, sources = {**found, "sources": found["deepmath"]}, parts["sources"]
+    samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in sources.data.samples)
+    plain = dataclasses.replace(sources, data=dataclasses.replace(sources.data, samples=samples))
+    plain_stage = read_stage(profile, "sources_plain", samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}
         retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
         plain_store = Store(plain_stage.path("store"))
-        training = [plain.data.samples[i] for i in plain.where("train")][: profile.ladder.max_train]  # its own rows choose
+        training = [samples[i] for i in plain.where("train")][: profile.ladder.max_train]  # its own rows choose
         without_signs = feature_table(plain, plain_store.select(retained_of(profile, plain_store, training)))
         flawed, store = parts["valimath"], groups["valimath"].store(profile)
         z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
-        sources, train = parts["sources"], parts["sources"].where("train")
+        train = sources.where("train")
         of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
         scores = {  # of the paper's filter minus the log-odds of the target
             "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
@@ -385,19 +383,12 @@ def real_study_stage(profile: Profile) -> Stage:
         return {
             "real_counts": counts_table(parts),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
-            **filter_study(parts["sources"], tables["sources"], without_signs, profile),
+            **filter_study(sources, tables["sources"], without_signs, profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
     stages = (*(groups[name].stage(profile) for name in parts), plain_stage)
-    return get_or_compute(profile, "real_study", settings, compute, stages)
-
-
-def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
-    """Table name -> rows of the CSV table of that name: computed where the real data lie, else as they were published."""
-    if not has_real_data(profile):
-        return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
-    stage = real_study_stage(profile)
+    stage = get_or_compute(profile, "real_study", settings, compute, stages)
     return {name: pd.read_parquet(stage.path(f"{name}.parquet")) for name in TABLES}

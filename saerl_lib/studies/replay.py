@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
@@ -331,17 +331,13 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     return table_of(rows, profile.properties.bootstrap_samples, seed)
 
 
-def replay_stage(profile: Profile) -> Stage:
-    """Stage `replay`: replay.parquet."""
+def replay(profile: Profile) -> pd.DataFrame:
+    """Rows of replay.csv: computed where the real data lie (stage `replay`), else as they were published."""
+    if not has_real_data(profile):
+        return pd.read_csv(paths.PUBLISHED / "replay.csv")
     groups = real_groups(profile)
     inputs = tuple(groups[name].stage(profile) for name in ("deepmath", "dsr"))
     files = {name: file_sha256(data_file(name))[:16] for name in (*GROUPS["deepmath"], *GROUPS["dsr"])}
     config = {"properties": to_dict(profile.properties), "ladder": to_dict(profile.ladder), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
-
-
-def replay(profile: Profile) -> pd.DataFrame:
-    """Rows of replay.csv: computed where the real data lie, else as they were published."""
-    if has_real_data(profile):
-        return pd.read_parquet(replay_stage(profile).path("replay.parquet"))
-    return pd.read_csv(paths.PUBLISHED / "replay.csv")
+    stage = get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
+    return pd.read_parquet(stage.path("replay.parquet"))
