@@ -333,31 +333,29 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
     return found
 
 
-def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
-    """Rows of representation.csv: what the open choices of the representation cost (ours). The paper keeps 240 latents and reads
-    prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of the world and, where they lie,
-    of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
-    splits = {name: load_split(world, name) for name in ("labelled", "test")}
-    tasks = {task.target: task for task in probes.split_tasks(splits)}
-    topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
-    stores = [Store(store.path(name)) for name in splits]
-    found = rule_rows((topic, both), stores, splits["labelled"], profile)
-    chosen = retained_of(profile, stores[0], splits["labelled"])
-    block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
-    prompt = dataclasses.replace(both, with_solution=False)
-    for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
-                                   ("phi, prompt and solution", both, "sae+metadata"),
-                                   ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip
-        found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
-    for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
-        read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
-        found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)
-
-
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
-    """Stage `representation`: representation.parquet."""
+    """representation.parquet, rows of representation.csv: what the open choices of the representation cost (ours). The paper
+    keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of
+    the world and, where they lie, of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
+
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
+        splits = {name: load_split(world, name) for name in ("labelled", "test")}
+        tasks = {task.target: task for task in probes.split_tasks(splits)}
+        topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
+        stores = [Store(store.path(name)) for name in splits]
+        found = rule_rows((topic, both), stores, splits["labelled"], profile)
+        chosen = retained_of(profile, stores[0], splits["labelled"])
+        block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
+        prompt = dataclasses.replace(both, with_solution=False)
+        for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
+                                       ("phi, prompt and solution", both, "sae+metadata"),
+                                       ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip
+            found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
+        for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
+            read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
+            found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
+        return {"representation": pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)}
+
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
-    tables = lambda _: {"representation": representation_table(profile, world, store)}  # noqa: E731
-    return get_or_compute(profile, "representation", config, tables, (world, store, *real))
+    return get_or_compute(profile, "representation", config, compute, (world, store, *real))

@@ -265,15 +265,6 @@ def run_pilot(train: TrainConfig, sizes: Sizes, home: Path) -> pd.DataFrame:
 # From runs to gates.
 
 
-def curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of world_controls.csv: arm, rate, seed, step, exact and sampled accuracy, silent share, problems; in shares."""
-    keys = ["arm", "rate", "seed", "step"]
-    found = frame.groupby(keys, as_index=False).agg(
-        exact=("exact", "mean"), sampled=("sampled", "mean"), silent=("silent", "mean"), problems=("exact", "size")
-    )
-    return found.rename(columns={"rate": "learning_rate"})
-
-
 def measured(estimate: Estimate, note: str) -> Measured:
     """A mean over seeds with its interval."""
     value, *bounds = estimate.interval()
@@ -375,9 +366,13 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     kept = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in found.items()}
     write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(train),
                                       "provenance": provenance(), "gates": kept})  # fmt: skip
+    by_run = frame.rename(columns={"rate": "learning_rate"}).groupby(["arm", "learning_rate", "seed", "step"], as_index=False)
+    controls = by_run.agg(
+        exact=("exact", "mean"), sampled=("sampled", "mean"), silent=("silent", "mean"), problems=("exact", "size")
+    )
     world = world_stage(profile)
     table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
-    for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilots)):
+    for name, rows in (("world_gates", table), ("world_controls", controls), ("study_pilot", pilots)):
         write_csv(rows, name, paths.PUBLISHED)
     print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
     print(f"tables: {paths.PUBLISHED}")
