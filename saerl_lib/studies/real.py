@@ -105,25 +105,22 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
     return as_table("real_counts", rows)
 
 
-def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
-    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
-    the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
-    target, other = (data.rows(hash_order(data.samples)) for data in (target, other))
-    train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
-    ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
-    size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
-    roles = {"train": train[1], "held_out": train[1], "pool": round(size * ratio)}
-    return part_of("sources", (target, {"train": train[0], "held_out": 0, "pool": size}), (other, roles))
-
-
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
-    """Every part of the study by name. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    """Every part of the study by name. `sources` holds DeepMath (target) and DeepScaleR questions: the source probe's training
+    rows, held-out negatives, and a pool in the paper's proportions; the first rows by hash train the probe, the next ones of the
+    other source place thresholds. Raises ArtifactError without `SAERL_DATA_DIR`."""
     held_out = held_out_keys()
     splits, fit = probe_splits(load_set, config, held_out), math_splits(load_set, config, held_out).train
-    sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
-    train, test = splits[DATASET]
+    whole = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
+    target, other = (data.rows(hash_order(data.samples)) for data in whole)
+    own, others = (int(CLASSIFIER_SHARE * len(data)) for data in whole)
+    ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
+    size = min(len(target) - own, int((len(other) - 2 * others) / ratio))
+    roles = {"train": others, "held_out": others, "pool": round(size * ratio)}
+    (train, test), math = splits[DATASET], part_of("math", (fit, {"fit": len(fit)}))
+    sources = part_of("sources", (target, {"train": own, "held_out": 0, "pool": size}), (other, roles))
     valid = part_of("valimath", (train, {"train": len(train)}), (test, {"test": len(test)}))
-    return {"math": part_of("math", (fit, {"fit": len(fit)})), "sources": source_part(*sources), "valimath": valid}
+    return {"math": math, "sources": sources, "valimath": valid}
 
 
 def plain_text(text: str) -> str:
@@ -173,13 +170,6 @@ def agreement_rows(
     return [(prefix + name, *percentile_interval(value, own)) for name, value, own in found]
 
 
-def shuffled_rows(label: np.ndarray, topics: np.ndarray, seed: int) -> list[tuple[str, float, float, float]]:
-    """(quantity, mean, least, largest) over shuffles of the topics: agreement without any relation."""
-    rng = np.random.default_rng(seed)
-    draws = zip(*(agreement(label, rng.permutation(topics)) for _ in range(SHUFFLES)), strict=True)
-    return [(name, float(np.mean(own)), min(own), max(own)) for name, own in zip(Agreement._fields, draws, strict=True)]
-
-
 def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
     """phi [N, D] cut to the `PROBE_SHARE` of its columns that a linear probe of y, fitted on `rows`, weighs most."""
     scaled = StandardScaler().fit(phi[rows]).transform(phi[rows])
@@ -220,8 +210,10 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
         found = pool_clusters(phi, config, seed).assign(phi)
         own = found.label
         rows += [(name, *row, len(measured)) for row in agreement_rows(own[measured], subject[measured], "", config, draw)]
-        chance = shuffled_rows(own[measured], subject[measured], draw)
-        rows += [(f"{name}, shuffled", *row, len(measured)) for row in chance]
+        rng = np.random.default_rng(draw)  # shuffled subjects: mean, least and largest agreement without any relation
+        chance = zip(*(agreement(own[measured], rng.permutation(subject[measured])) for _ in range(SHUFFLES)), strict=True)
+        rows += [(f"{name}, shuffled", quantity, float(np.mean(drawn)), min(drawn), max(drawn), len(measured))
+                 for quantity, drawn in zip(Agreement._fields, chance, strict=True)]  # fmt: skip
         pairs = measured[rated[measured]]
         rows += [(name, *row, len(pairs)) for row in agreement_rows(own[pairs], level[pairs].astype(str), "level_", config, draw)]
         shown += example_rows(name, found, part) if name.startswith(MAIN) and name != UNTRAINED_SAE else []

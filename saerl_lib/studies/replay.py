@@ -300,15 +300,6 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Row
                    for job, choice in (whole | chosen).items() for k in SCREENED}  # fmt: skip
 
 
-def history_rows(features: Mapping[str, Matrix], successes: NDArray[np.int64], seed: int) -> Rows:
-    """DSR-sub: what is saved by own rollouts, with and without a prior of features."""
-    kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items()}}
-    known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (successes.shape[1] - 1)]
-    jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
-    done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
-    return {("dsr_sub", "history", key, share, own): choice for (key, own, share), choice in zip(jobs, done, strict=True)}
-
-
 def _everyone(task: Task, count: int | None = None) -> Task:
     samples, y = (*task.train, *task.test)[:count], np.concatenate([task.y_train, task.y_test])[:count]
     return dataclasses.replace(task, test=samples, y_test=y)
@@ -326,8 +317,12 @@ def replay_table(profile: Profile) -> pd.DataFrame:
     epochs = min(len(accuracy[s.id]) for s in task.test)
     successes = np.rint(ROLLOUTS * np.array([accuracy[s.id][:epochs] for s in task.test])).astype(np.int64)
     features = text_features(task, groups["dsr"].blocks(profile), seed, profile)
-    chosen = {k: x for k, x in features.items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
-    rows |= history_rows(chosen, successes, seed)
+    priors = (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)  # what is saved by own rollouts, without and with a prior
+    kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items() if key in priors}}
+    known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (epochs - 1)]
+    jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
+    done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
+    rows |= {("dsr_sub", "history", key, share, own): choice for (key, own, share), choice in zip(jobs, done, strict=True)}
     return table_of(rows, profile.properties.bootstrap_samples, seed)
 
 
