@@ -311,10 +311,6 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
     return figure, title, f"n = {span(batches.groupby('order').size())} batches an order; {smoothing}."
 
 
-RANDOM_ORDERS = 0.81
-"""Share moved between two random orders: 1 - 2 * 0.1 + 0.1^2."""
-
-
 @figure_of("plan_sensitivity")
 def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     """Share of samples that move by more than a tenth of the run, a row a changed setting, beside other k-means seeds."""
@@ -327,7 +323,7 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
     axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
-    axis.axvline(RANDOM_ORDERS, color=plots.GREY, linewidth=0.8, linestyle=":")
+    axis.axvline(0.81, color=plots.GREY, linewidth=0.8, linestyle=":")  # of two random orders: 1 - 2 * 0.1 + 0.1^2
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
     most = changed.groupby(changed["varied"].eq("K"))["share_moved"].max()
     title = f"Another k-means seed moves {100 * noise.min():.0f} to {100 * noise.max():.0f} % of the samples, another K up to "

@@ -66,8 +66,6 @@ RATES = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("cons
 PILOT_SEEDS, FIRST_SEED = (200, 201), 100
 LOST = 0.2
 """Fall of a problem's pass rate that counts as forgetting."""
-FEATURE_FOLDS = 5
-ALPHAS = tuple(np.logspace(0, 5, 11))
 STUDY_SEEDS, LEVEL = 8, 0.05 / 5
 """Matched seeds of the study's main arms and the level of its main comparison, corrected for a family of five."""
 
@@ -325,8 +323,8 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
 
 def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
     """Spearman of a target [N] with its out-of-fold prediction from z [N, D]."""
-    folds = KFold(FEATURE_FOLDS, shuffle=True, random_state=GATE_SEED)
-    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(ALPHAS)), z, target, cv=folds)
+    folds = KFold(5, shuffle=True, random_state=GATE_SEED)
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11))), z, target, cv=folds)
     return float(spearmanr(predicted, target)[0])
 
 
