@@ -38,8 +38,9 @@ from saerl_lib.properties.probes import TOKEN_PATTERN, Matrix, fit_tfidf, shuffl
 from saerl_lib.properties.quality import PENALTY, fit_source_classifier
 from saerl_lib.properties.scorer import Scorer, difficulty_stage, load_scorer
 from saerl_lib.report.statistics import Interval, bootstrap_weights, rank_metrics, weighted_interval
-from saerl_lib.report.tables import as_table
 
+FLAW_COLUMNS = ["dataset", "pool", "flaw", "score", "metric", "value", "ci_low", "ci_high", "n_flawed", "n_sound"]
+SELFREG_COLUMNS = ["dataset", "target", "variant", "metric", "value", "ci_low", "ci_high", "n_test"]
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Grid of alpha for probes of flaws, whatever they read; one held-out fold chooses (ours)."""
 ANY = "any"
@@ -144,7 +145,7 @@ def flaw_table(
                 values = np.asarray(values, dtype=float)[mask]
                 found = rank_metrics(values[compared], positive[compared], weights[:, compared])
                 rows += [(*label, name, metric, *estimate, *counts) for metric, estimate in found.items()]
-    return as_table("filter_flaws", rows)
+    return pd.DataFrame(rows, columns=FLAW_COLUMNS)
 
 
 class Target(NamedTuple):
@@ -224,7 +225,7 @@ def selfreg_table(
             found = rank_metrics(inside, target.labels[target.mask], weights)
             found["spearman_length"] = _spearman(inside, length[target.mask], weights)
             rows += [(dataset, name, variant, metric, *estimate, n) for metric, estimate in found.items()]
-    return as_table("filter_selfreg", rows)
+    return pd.DataFrame(rows, columns=SELFREG_COLUMNS)
 
 
 def pool_scores(

@@ -40,7 +40,6 @@ from saerl_lib.properties.clusters import CLIP
 from saerl_lib.properties.probes import fit_tfidf, texts_of
 from saerl_lib.properties.scorer import topics_at
 from saerl_lib.report.statistics import bootstrap_weights, weighted_interval
-from saerl_lib.report.tables import as_table
 from saerl_lib.train.policy import load_policy
 from saerl_lib.train.sampler import encode_prompts, log_probabilities, sample_groups
 
@@ -50,6 +49,13 @@ DEVIATION_FLOOR = 1e-4
 """Added to a group's standard deviation, as TRL does."""
 GRAM_BLOCK = 65_536
 """Parameters of one product in float32; blocks are summed in float64."""
+COHERENCE_COLUMNS = ["grouping", "relation", "value", "ci_low", "ci_high", "n", "n_zero"]
+DISTANCE_COLUMNS = ["space", "measure", "spearman", "ci_low", "ci_high", "n_pairs", "n_prompts"]
+THEORY_COLUMNS = [
+    "cluster_c", "cluster_d", "n_c", "n_d", "bias2", "variance", "A", "A_low", "A_high", "C", "C_low", "C_high",
+    "rho_star", "ci_low", "ci_high", "rho_h", "mse_change_at_h", "change_low", "change_high",
+    "random_change", "random_low", "random_high",
+]  # fmt: skip
 MEAN = "mean"
 """A partner, or a cluster, drawn by its share of the pool."""
 
@@ -199,7 +205,7 @@ def coherence_table(
     found += [("random", "random", pool["within"]), ("random", "halves", pool["halves"])]
     zero = int(gram.zero.all(axis=1).sum())
     rows = [(*names, *weighted_interval(values), n, zero) for *names, values in found]
-    return as_table("gradient_coherence", rows)
+    return pd.DataFrame(rows, columns=COHERENCE_COLUMNS)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -241,7 +247,7 @@ def distance_table(gram: GradientGram, spaces: Mapping[str, np.ndarray], samples
         for name, one, other, mask in [*compared, ("gradient, other rollouts", first[measure], second[measure], sure)]:
             values, count = weighted_interval(rank_correlation(one, other, mask, weights)), int(mask.sum())
             rows.append((name, measure, *values, count * (count - 1) // 2, count))
-    return as_table("gradient_distance", rows)
+    return pd.DataFrame(rows, columns=DISTANCE_COLUMNS)
 
 
 class MixingTerms(NamedTuple):
@@ -310,7 +316,7 @@ def mixing_table(
         head = (str(one), str(other), int(n_one), int(n_other), float(bias[0]), float(spread[0]))
         rows.append((*head, *(v for x in parts for v in weighted_interval(x)), rho_h, *change,
                      *weighted_interval(random / start - 1)))  # fmt: skip
-    return as_table("mixing_theory", rows)
+    return pd.DataFrame(rows, columns=THEORY_COLUMNS)
 
 
 def zero_variance_table(clusters: np.ndarray, pass_rate: np.ndarray) -> pd.DataFrame:

@@ -33,7 +33,6 @@ from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUM
 from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties import probes
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, fit_topic_probe, metric, ridge_predictions, shuffled, texts_of
-from saerl_lib.report.tables import SCHEMAS, as_table
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
@@ -60,6 +59,9 @@ GROUPS = {
 RULE_GROUPS, RULE_FOLDS = ("math", "deepmath"), 3
 RULE_TASKS = (("math_test", "subject"), ("math_test", "difficulty_level"), ("deepmath_18k", "difficulty_level"))
 """Real tasks on which the rules of the retained set are compared."""
+REPRESENTATION = ["dataset", "choice", "option", "target", "metric", "value", "ci_low", "ci_high", "cross_validated", "n_train",
+                  "n_test", "shared_with_default"]  # fmt: skip
+"""Columns of representation.csv."""
 WORLD_SPLITS = ("labelled", "test", "contest_train", "contest_test", "step_labelled")
 WORLD_SETS = ("majority", "mean", "length", "metadata", "tfidf", "sae", "sae+metadata", "shuffled_labels")
 """Feature sets of world_probes.csv, which every profile computes."""
@@ -163,7 +165,7 @@ def ladder(
         done = {(s.name, s.seed): values for s, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True)}
         rows.append(probes.task_rows(task, done, config.bootstrap_samples, own, workers))
         pairs += probes.pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return pd.concat(rows, ignore_index=True), as_table("ladder_pairs", pairs)
+    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=probes.PAIR_COLUMNS)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
@@ -297,7 +299,7 @@ def overlap_table(profile: Profile) -> pd.DataFrame:
         keys = load_set(name).keys
         rows += [(name, other, len(keys), sum(key in questions for key in keys))
                  for other, questions in evaluation.items() if other != name]  # fmt: skip
-    return as_table("real_overlap", rows)
+    return pd.DataFrame(rows, columns=["dataset", "evaluation_set", "n", "n_overlap"])
 
 
 def read_by(task: Task, block: tuple[Sequence[str], np.ndarray], profile: Profile, features: str = MAIN) -> pd.DataFrame:
@@ -354,7 +356,7 @@ def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
         for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
             read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
             found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
-        return {"representation": pd.concat(found, ignore_index=True).reindex(columns=SCHEMAS["representation"].columns)}
+        return {"representation": pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)}
 
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}

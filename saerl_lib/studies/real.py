@@ -39,7 +39,6 @@ from saerl_lib.properties.probes import RIDGE_PENALTIES, Matrix, fit_tfidf, fit_
 from saerl_lib.properties.quality import filter_table, paper_share_k
 from saerl_lib.properties.scorer import PAPER_AGREEMENT
 from saerl_lib.report.statistics import bootstrap_weights, percentile_interval, rank_metrics
-from saerl_lib.report.tables import as_table
 from saerl_lib.studies import flaws
 from saerl_lib.studies.ladder import UNTRAINED_SAE, Group, has_real_data, real_groups
 
@@ -102,7 +101,7 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
             own, whole = part.role[part.source == file], len(load_set(file))
             rows += [(name, file, "in the file", whole), (name, file, f"left out: {LEFT_OUT}", whole - len(own))]
             rows += [(name, file, f"used: {role}", int((own == role).sum())) for role in dict.fromkeys(own)]
-    return as_table("real_counts", rows)
+    return pd.DataFrame(rows, columns=["part", "source", "what", "n"])
 
 
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
@@ -222,7 +221,8 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
     phi = tables[MAIN].complete().phi
     found = stability_row("k-means seed", [fit.assign(phi).label for fit in seed_fits(phi, config, seed)]).iloc[0]
     rows.append((MAIN, "ari_kmeans_seeds", found["ari_mean"], found["ari_low"], found["ari_high"], len(subject)))
-    frame = as_table("real_clusters", [(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows])
+    columns = ["dataset", "features", "quantity", "value", "ci_low", "ci_high", "paper_value", "n"]
+    frame = pd.DataFrame([(part.source[0], f, q, *found, np.nan, n) for f, q, *found, n in rows], columns=columns)
     frame["paper_value"] = frame["quantity"].map(paper).where(frame["features"].eq(MAIN))
     return {"real_clusters": frame, "real_cluster_examples": pd.DataFrame(shown)}
 
@@ -300,7 +300,8 @@ def filter_study(
             separation.append(("deepmath_18k + deepscaler_pass_rate", metric, name, *found, paper, len(train), len(pool)))
     table = pd.concat(rows, ignore_index=True)
     table.loc[table["features"] != "sae", ["paper_purity", "paper_recall"]] = np.nan
-    return {"real_filter": table, "real_separation": as_table("real_separation", separation)}
+    columns = ["dataset", "metric", "features", "value", "ci_low", "ci_high", "paper_value", "n_train", "n_test"]
+    return {"real_filter": table, "real_separation": pd.DataFrame(separation, columns=columns)}
 
 
 def question_surprise(

@@ -36,7 +36,6 @@ from saerl_lib.plan.batch_plan import rows_of
 from saerl_lib.properties.clusters import pool_clusters
 from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, texts_of
 from saerl_lib.report.statistics import bootstrap_runs
-from saerl_lib.report.tables import as_table
 from saerl_lib.studies.ladder import ALL, GROUPS, UNTRAINED_SAE, WORKERS, Blocks, balanced, has_real_data, real_groups
 
 ROLLOUTS = 8
@@ -61,6 +60,9 @@ CORRELATIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 """Of the simulated predictors."""
 FOLDS = 5
 NOTHING, SHUFFLED, TRUE = "none", "shuffled", "true rates"
+COLUMNS = ["record", "form", "features", "share", "own_rollouts", "spearman", "silent", "silent_groups_saved", "saved_low",
+           "saved_high", "lead", "lead_low", "lead_high", "teaching", "teaching_low", "teaching_high", "n", "runs"]  # fmt: skip
+"""Of replay.csv."""
 
 Floats = NDArray[np.float64]
 
@@ -279,7 +281,7 @@ def table_of(rows: Rows, samples: int, seed: int) -> pd.DataFrame:
         silent = float(1 - choice.taught[choice.taken].mean()) if whole else np.nan
         found.append((record, form, features, share, own, choice.spearman, silent, *(boot(choice.saved) if whole else nothing),
                       *lead, *boot(choice.teaching), *choice.taken.shape[::-1]))  # fmt: skip
-    return as_table("replay", found)
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Rows:

@@ -26,8 +26,8 @@ from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, st
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
 from saerl_lib.properties.scorer import load_scorer, with_clusters
 from saerl_lib.report.statistics import percentile_interval
-from saerl_lib.report.tables import as_table
 
+COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
 """Multiples of the profile's value that are tried; h goes over 0, 1, 2, a quarter and a half of a batch."""
 SEED = "k-means seed"
@@ -36,6 +36,7 @@ SIZES = (30, 100, 300, 1000, 3000)
 """Labels |L|."""
 SUBSETS = 5
 """Nested random subsets of each size; all of L is one."""
+CURVE_COLUMNS = ["features", "n_labels", "value", "ci_low", "ci_high", "n_subsets", "n_test"]
 
 
 def changed_values(default: float, factors: Sequence[float]) -> list[float]:
@@ -78,7 +79,7 @@ def plan_sensitivity(
         shift = step_shift(default, changed)
         row = (varied, f"{setting:g}" if isinstance(setting, float) else str(setting), str(usual))
         rows.append((*row, float(has_moved(shift).mean()), float(shift.mean() * changed.steps), len(shift)))
-    return as_table("plan_sensitivity", rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def label_curve(
@@ -100,7 +101,7 @@ def label_curve(
                 drawn.append(metric("rank", row[index], truth[index]))
             found = percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
             rows.append((name, size, *found, len(chosen), len(truth)))
-    return as_table("label_curve", rows)
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:
