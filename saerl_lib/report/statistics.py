@@ -89,8 +89,10 @@ def rank_metrics(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarra
     """
     is_positive, order = np.asarray(is_positive, dtype=bool), np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # of the distinct scores, which are falling
-    sides = (is_positive[order], ~is_positive[order])
-    positive, negative = (np.add.reduceat(weights[:, order] * side, starts, axis=1) for side in sides)
+    sides = [weights[:, order] * side for side in (is_positive[order], ~is_positive[order])]
+    if len(starts) < len(order):  # ties are summed
+        sides = [np.add.reduceat(side, starts, axis=1) for side in sides]
+    positive, negative = sides
     hits, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
     below = negative.sum(axis=1, keepdims=True) - false
     with np.errstate(invalid="ignore", divide="ignore"):
