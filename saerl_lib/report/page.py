@@ -48,9 +48,11 @@ TYPICAL = 3
 
 def score_table(arranged: Arranged) -> pd.DataFrame:
     """Rows of scores.parquet, one a row that was read, in the order of the source; unknown numbers are NaN, no step is -1.
-    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, raw_difficulty (before calibration, what orders
-    rows of equal score), difficulty, low, high, percentile (share of the cluster that is ranked lower), quality, position, step,
-    slot, swapped_with, reason."""
+
+    Columns: where, id, status (of `STATUSES`), cluster, distance, length, label, raw_difficulty (before calibration, what
+    orders rows of equal score), difficulty, low, high, percentile (share of the cluster that is ranked lower), quality, position,
+    step, slot, swapped_with, reason.
+    """
     data, plan, scores = arranged.data, arranged.plan.table, arranged.scores
     out, label = {d.id: d for d in arranged.dropped}, scores["cluster"].to_numpy()
     below = scores.groupby("cluster")[["ranking", "distance"]].rank(method="min").sub(1).div(np.bincount(label)[label], axis=0)
@@ -107,9 +109,11 @@ def _reason(row: Any, dropped: Dropped | None, own: dict[int, str], ranked_by: s
 
 def cluster_table(arranged: Arranged, scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of clusters.csv: cluster, n, share, planned, median_length, mean_difficulty, top_topic, topic_share, terms, apart,
-    typical. terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the cluster's rows
-    that hold it and, in brackets, of all others; apart are features in standard deviations; typical are the ids nearest to the
-    centre."""
+    typical.
+
+    terms are words of the prompts that are frequent here and rare elsewhere, each with the share of the cluster's rows that hold
+    it and, in brackets, of all others; apart are features in standard deviations; typical are the ids nearest to the centre.
+    """
     samples = arranged.data.samples
     terms, apart = _terms([s.prompt for s in samples], arranged.scores["cluster"].to_numpy()), _apart(arranged)
     topics, rows = pd.Series([s.topic or None for s in samples], dtype=object), []

@@ -204,7 +204,9 @@ def _kept(outputs: list[Any]) -> Iterator[Any]:
 
 def executed_source(source: Path, executed: Path) -> str:
     """The text of a notebook with the outputs of its executed copy and, in its metadata, the hash of the code they belong to.
-    Raises UserError when the copy is missing, or of other code or parameters than the notebook's own."""
+
+    Raises UserError when the copy is missing, or of other code or parameters than the notebook's own.
+    """
     content, run = (nbformat.read(path, as_version=4) if path.is_file() else None for path in (source, executed))
     if run is None or code_of(run) != code_of(content) or run.metadata.papermill.parameters != RunOptions().parameters():
         raise UserError(f"{executed}: no run of the present {source.name}; run ./run_all.sh to its end first")
@@ -215,10 +217,12 @@ def executed_source(source: Path, executed: Path) -> str:
 
 
 def publish(profile: str) -> list[Path]:
-    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed. Tables
-    that another profile publishes stay. Figures and claims are made again from the published tables. Of the profile `STORED` the
-    notebooks take over the outputs too. Raises TableError for a profile that publishes nothing, FileNotFoundError when a table of
-    the run is missing, UserError when a notebook changed since; then nothing is written."""
+    """Replace the published tables, figures and documents of `profile` by those of its finished run; returns what changed.
+
+    Tables that another profile publishes stay. Figures and claims are made again from the published tables. Of the profile
+    `STORED` the notebooks take over the outputs too. Raises TableError for a profile that publishes nothing, FileNotFoundError
+    when a table of the run is missing, UserError when a notebook changed since; then nothing is written.
+    """
     source = paths.figure_data_dir(profile)
     names = sorted({*published_tables(profile, paths.PUBLISHED), *published_tables(profile, source)})
     if not names:

@@ -45,9 +45,11 @@ def percentile_interval(value: float, draws: ArrayLike) -> Interval:
 
 
 def bootstrap_runs(statistic: Callable[[np.ndarray, int], float], n: int, runs: int, samples: int, seed: int) -> Interval:
-    """Mean over `runs` of `statistic(indices, run)` with a percentile interval over items and runs. Each of `samples` resamples
-    draws n items and as many runs as there are, both with replacement; the runs see the same items. Raises ValueError when no
-    resample has a defined value."""
+    """Mean over `runs` of `statistic(indices, run)` with a percentile interval over items and runs.
+
+    Each of `samples` resamples draws n items and as many runs as there are, both with replacement; the runs see the same items.
+    Raises ValueError when no resample has a defined value.
+    """
     rng, draws = np.random.default_rng(seed), []
     for _ in range(samples):
         rows, chosen = rng.integers(0, n, n), rng.integers(0, runs, runs)
@@ -203,11 +205,13 @@ def problem_variance(differences: pd.DataFrame) -> float:
 
 
 def paired_estimate(values: Mapping[str, pd.DataFrame], arm: str, baseline: str) -> Estimate:
-    """Arm minus baseline, mean over J sets, on the seeds that both have; `values` maps a set to [(arm, seed), problem]. Model D =
-    mean + seed + problem + rest. The error^2 of the mean has a part between seeds, var_s(mean_p D) / S, which holds the rest as
-    well, and one that all seeds share because they are evaluated on the same problems: `problem_variance` / J^2, cut at 0. A
-    bootstrap over seeds and problems at once counts the rest three times and is up to half too wide here; percentiles of it are
-    too narrow where seeds differ (ours)."""
+    """Arm minus baseline, mean over J sets, on the seeds that both have; `values` maps a set to [(arm, seed), problem].
+
+    Model D = mean + seed + problem + rest. The error^2 of the mean has a part between seeds, var_s(mean_p D) / S, which holds
+    the rest as well, and one that all seeds share because they are evaluated on the same problems: `problem_variance` / J^2,
+    cut at 0. A bootstrap over seeds and problems at once counts the rest three times and is up to half too wide here;
+    percentiles of it are too narrow where seeds differ (ours).
+    """
     tables = []
     for table in values.values():
         a, b = (table.loc[name] for name in (arm, baseline))

@@ -55,9 +55,11 @@ def rated(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 def outcome_values(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Set name -> values [(arm, seed) x problem] in percent (Avg@k) whose mean over problems is the run's outcome on that set.
+
     `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct; or is `rated`.
     Small evaluations use the first problems, the last one all: each carries its weight. Columns are (evaluations that hold the
-    problem, sample_id). Raises ValueError when runs of an arm were evaluated at unequal steps, or runs on other problems."""
+    problem, sample_id). Raises ValueError when runs of an arm were evaluated at unequal steps, or runs on other problems.
+    """
     taken = evaluations[[*RUN, "step"]].drop_duplicates().sort_values("step").groupby(RUN).tail(LAST)
     taken = taken.assign(place=taken.groupby(RUN).cumcount())
     frame = evaluations.merge(taken, on=[*RUN, "step"])
@@ -122,9 +124,12 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame, tail: pd.DataFram
 def target_steps(
     evaluations: pd.DataFrame, arms: Sequence[str], problems: int, budget: float, overall: bool = False
 ) -> pd.DataFrame:
-    """Steps to target of every run and set: arm, seed, eval_set, target, steps, reached. A set's target is the lowest final
-    accuracy among `arms`, the paper's, each averaged over its seeds (paper, section 5). All curves are of the first `problems` of
-    a set. A run that never reaches it counts with the budget. `overall` adds the mean over sets as the set "all"."""
+    """Steps to target of every run and set: arm, seed, eval_set, target, steps, reached.
+
+    A set's target is the lowest final accuracy among `arms`, the paper's, each averaged over its seeds (paper, section
+    5). All curves are of the first `problems` of a set. A run that never reaches it counts with the budget. `overall` adds the
+    mean over sets as the set "all".
+    """
     rates = set_rates(evaluations, problems)
     rates = _with_mean(rates, name="all") if overall else rates.rename(columns={"avg": "value"})
     final = rates[(rates["step"] == rates["step"].max()) & rates["arm"].isin(arms)]
@@ -168,8 +173,10 @@ def _reached(curve: pd.DataFrame, aim: float) -> float:
 def summary_table(
     results: Mapping[str, pd.DataFrame], arms: Mapping[str, Arm], steps: pd.DataFrame, runs: pd.DataFrame
 ) -> pd.DataFrame:
-    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms. `steps` is
-    `target_steps`, `runs` is `runs_table`."""
+    """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
+
+    `steps` is `target_steps`, `runs` is `runs_table`.
+    """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, single = outcome_values(evaluations), run_values(evaluations, runs)
     runs = runs[runs["part"] == "run"]
@@ -207,8 +214,10 @@ def planned_seeds(family: str) -> int:
 
 
 def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: bool = False) -> pd.DataFrame:
-    """Comparisons of one value a run, by arm and seed: t intervals over the seeds that both arms have, corrected by Holm. In the
-    value's unit; with `saved` in percent of the baseline that the arm saves, as for steps."""
+    """Comparisons of one value a run, by arm and seed: t intervals over the seeds that both arms have, corrected by Holm.
+
+    In the value's unit; with `saved` in percent of the baseline that the arm saves, as for steps.
+    """
     found = []
     for arm, baseline in pairs:
         first, second = values.loc[arm].align(values.loc[baseline], join="inner")
@@ -220,8 +229,10 @@ def comparison_rows(
     evaluations: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, extra: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
+
     Metrics: the outcome, percent of the steps saved to target and until `grpo` is caught, and points of what else `run_values`
-    has (means over sets). The claim and the paper's value stand with the outcome alone."""
+    has (means over sets). The claim and the paper's value stand with the outcome alone.
+    """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     single = run_values(evaluations, runs)
     mine = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
@@ -257,8 +268,10 @@ PAPER_VALUES = pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
 
 def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_paper_tables.csv: every cell of Tables 4, 5, 7 and 8 with the study's mean and its t-interval over seeds.
-    `steps` has arm, seed, eval_set, steps. Cells of arms that were not trained stay empty. Tables 4 and 7 count the hardest set
-    by Pass@k, as the paper does."""
+
+    `steps` has arm, seed, eval_set, steps. Cells of arms that were not trained stay empty. Tables 4 and 7 count the
+    hardest set by Pass@k, as the paper does.
+    """
     rates = set_rates(evaluations[evaluations["step"] == evaluations["step"].max()]).drop(columns="step")
     rates["scored"] = rates["avg"].where(rates["eval_set"] != PASS_SET, rates["passed"])
     scored = _with_mean(rates, "scored")
@@ -287,7 +300,9 @@ def table_view(frame: pd.DataFrame, table: str) -> pd.DataFrame:
 
 def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
     """Rows of study_mixing.csv: each h with its outcome, its difference to h = 0, paired by seed (t-interval), and the paper's.
-    The outcome is of the seeds that the arm shares with h = 0. Arms that were not trained are left out; empty without h = 0."""
+
+    The outcome is of the seeds that the arm shares with h = 0. Arms that were not trained are left out; empty without h = 0.
+    """
     first, present = "minus_mix", set(evaluations["arm"])
     if first not in present or len(present & set(MIXING)) < 2:
         return as_table("study_mixing", [])
@@ -319,9 +334,11 @@ def learning_curves(evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_differences(curves: pd.DataFrame, passed: str = PASS_SET) -> pd.DataFrame:
-    """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds. Of
-    several evaluations at the last step the one with most problems and completions counts. The set `passed` counts by Pass@k as
-    well. Raises TableError when the arms end at different steps or lack a seed of each other."""
+    """Rows of paired_difference.csv: saerl minus grpo at the last step in percent points, t-interval over matched seeds.
+
+    Of several evaluations at the last step the one with most problems and completions counts. The set `passed` counts by Pass@k
+    as well. Raises TableError when the arms end at different steps or lack a seed of each other.
+    """
     last = curves.groupby(RUN)["step"].max()
     if last.nunique() != 1:
         raise TableError("learning_curves: the runs end at different steps; finish the shorter ones")

@@ -72,8 +72,10 @@ GRPO_STEPS, GRPO_REPEATS, GRPO_PROMPTS = 4, 3, 32
 
 
 def run_bench(name: str, samples: int, device: str | None = None) -> int:
-    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`. Raises ValueError for an
-    option that the benchmark does not have."""
+    """Entry of the command; `samples` is the pool size of `bench plan`, `device` is for `bench encode`.
+
+    Raises ValueError for an option that the benchmark does not have.
+    """
     if device is not None and name != "encode":
         raise ValueError(f"bench {name} has no --device; `bench encode` has one")
     if name == "plan":
@@ -164,8 +166,10 @@ PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 def shape_activations(
     shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32
 ) -> Callable[[], torch.Tensor]:
-    """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block. The vocabulary is
-    small, as embeddings cost no product; the second half of a sample is its solution."""
+    """The forward pass to [B, T, D] of a batch of equal samples, by random weights cut at the last block.
+
+    The vocabulary is small, as embeddings cost no product; the second half of a sample is its solution.
+    """
     torch.manual_seed(0)
     with device:
         model = models.truncate(Qwen3Model(Qwen3Config(
@@ -316,8 +320,10 @@ def write_scores(folder: Path, samples: int) -> None:
 
 
 def write_features(folder: Path, samples: int) -> None:
-    """Write phi of pool, labelled and negatives, and the difficulty of the labelled, linear in z and noisy, into `folder`. Sparse
-    non-negative values with cluster structure: each of 12 groups fires some latents often and the rest seldom."""
+    """Write phi of pool, labelled and negatives, and the difficulty of the labelled, linear in z and noisy, into `folder`.
+
+    Sparse non-negative values with cluster structure: each of 12 groups fires some latents often and the rest seldom.
+    """
     rng = np.random.default_rng(0)
     often = np.where(rng.random((GROUPS, Z_COLUMNS)) < 0.2, 0.5, 0.05).astype(np.float32)
     weight = rng.normal(size=Z_COLUMNS) * (rng.random(Z_COLUMNS) < 0.05)
@@ -337,8 +343,10 @@ def write_features(folder: Path, samples: int) -> None:
 
 
 def bench_preparation(profile: Profile, world: Stage) -> int:
-    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out; print the means. Writes
-    figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s)."""
+    """Encode parts of the pool (prompt and solution, all pooled latents stored) and roll them out; print the means.
+
+    Writes figures/data/preparation_cost.csv: part, prompts, rollouts, encode_s, rollouts_s, saved (percent of rollouts_s).
+    """
     samples, encoder = load_split(world, "pool"), open_reader(profile.reader)
     policy, rows = GroupSampler(*load_policy()), []
     with tempfile.TemporaryDirectory() as folder:

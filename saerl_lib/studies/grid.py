@@ -76,8 +76,10 @@ def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None 
 
 
 def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int, draw: int = 0) -> BatchPlan:
-    """The arm's order as a plan of its own batch size, whole batches alone. Raises ArmError when the order names rows that the
-    pool does not have or is shorter than the budget."""
+    """The arm's order as a plan of its own batch size, whole batches alone.
+
+    Raises ArmError when the order names rows that the pool does not have or is shorter than the budget.
+    """
     sized = scaled(config, arm.batch_factor) if arm.batch_factor > 1 else config
     setting = ArmSetting(sized, steps // arm.batch_factor, seed, draw)
     found = arm.order(pool, setting)  # type: ignore[misc]
@@ -116,7 +118,9 @@ def planned_runs(
 
 def protocol(profile: Profile, run: Run) -> str:
     """Hash of what a record shares with the run that it stands for: arm, seed, settings, pool, evaluations, policy and engine.
-    Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code."""
+
+    Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code.
+    """
     settings = {name: value for name, value in to_dict(run.train).items() if name not in ("seeds", "checkpoint_every_steps")}
     files = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
     sizes = [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
@@ -126,8 +130,10 @@ def protocol(profile: Profile, run: Run) -> str:
 
 
 def keep_record(profile: Profile, run: Run, home: Path) -> Path:
-    """Write the record of a finished run into `home`, whole or not at all. The curve's share of groups without a gradient counts
-    every generated group, those that dynamic sampling dropped too."""
+    """Write the record of a finished run into `home`, whole or not at all.
+
+    The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
+    """
     path, done = home / f"{run.folder.name}.parquet", json.loads((run.folder / DONE).read_text(encoding="utf-8"))
     home.mkdir(parents=True, exist_ok=True)
     frame = pd.read_parquet(run.folder / "evaluations.parquet").sort_values(["step", "eval_set"], kind="stable")
@@ -167,9 +173,11 @@ def records(profile: Profile, runs: Sequence[Run], committed: bool = True) -> di
 def run_grid(
     profile: Profile, runs: Sequence[Run], seconds: float | None = None, backend: str | None = None, again: bool = False
 ) -> dict[str, str]:
-    """Run what has no record, with `again` no record of this machine; after `seconds` no further run is started. With a joblib
-    `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths. A run that was
-    lost with its machine is resumed by the next call. Returns failures, log by run."""
+    """Run what has no record, with `again` no record of this machine; after `seconds` no further run is started.
+
+    With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
+    A run that was lost with its machine is resumed by the next call. Returns failures, log by run.
+    """
     known = records(profile, runs, committed=not again)
     waiting = [run for run in runs if run.folder.name not in known]
     if backend is None:
@@ -180,9 +188,11 @@ def run_grid(
 
 
 def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """`evaluations`, those of the `tail`, `curve`, `budget` and `provenance` of records, merged. Evaluations have avg, the exact
-    chance of the gold solution, and passed, that of one in `PASS_AT` attempts. Raises ArtifactError when two runs were made with
-    different versions of the packages."""
+    """`evaluations`, those of the `tail`, `curve`, `budget` and `provenance` of records, merged.
+
+    Evaluations have avg, the exact chance of the gold solution, and passed, that of one in `PASS_AT` attempts.
+    Raises ArtifactError when two runs were made with different versions of the packages.
+    """
     about = [about_record(path) for path in files]
     made = pd.DataFrame([one["provenance"] for one in about])
     first = made.iloc[0]
@@ -274,8 +284,11 @@ def study_tables(
 def collect_study(profile: Profile, world: Stage, pools: Stage, arms: Mapping[str, Arm], chosen: Sequence[Arm] = (),
                   arms_file: Path | None = None) -> None:  # fmt: skip
     """Write the tables of all runs of the `chosen` arms (none: all) with a record into the profile's own folder, a table that
-    waits for other arms without rows. None without a record of `grpo`. Says which runs have no record, and where the tables lie.
-    Only runs that were begun, here or among the committed ones, are planned: a plan can take seconds."""
+    waits for other arms without rows.
+
+    None without a record of `grpo`. Says which runs have no record, and where the tables lie. Only runs that were begun, here or
+    among the committed ones, are planned: a plan can take seconds.
+    """
     folder, cells = paths.figure_data_dir(profile.name), cells_of(profile, chosen or list(arms.values()))
     begun = [cell for cell in cells if (jobs_home(profile) / run_name(*cell)).is_dir()
              or any((home / RUNS / f"{run_name(*cell)}.parquet").is_file() for home in (folder, paths.PUBLISHED))]  # fmt: skip
@@ -312,8 +325,10 @@ def study_table(profile: Profile, name: str) -> pd.DataFrame:
 
 
 def train_study(profile: Profile) -> pd.DataFrame:
-    """Runs by arm: finished runs, seconds and memory of each. A profile with a study first runs what is unfinished of it. Raises
-    ArtifactError when runs failed; the others are kept."""
+    """Runs by arm: finished runs, seconds and memory of each. A profile with a study first runs what is unfinished of it.
+
+    Raises ArtifactError when runs failed; the others are kept.
+    """
     if profile.study is not None:
         stages = study_stages(profile)
         failed = run_grid(profile, planned_runs(profile, *stages, cells_of(profile, chosen_arms([]))))
@@ -337,10 +352,12 @@ def run_study(
     arms: Sequence[str] | None, seeds: Sequence[int] | None, hours: float | None, arms_from: Path | None, profile: str,
     list: bool, ray: str | None, again: bool = False,
 ) -> int:  # fmt: skip
-    """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms. The runs are spread over this machine's
-    cores, or over the Ray cluster at the address `ray`. The tables of all finished runs go to the profile's own folder, in small
-    those of the chosen arms; without a run of `grpo` there are none. With `again` runs that are committed are trained here too,
-    and it says how they differ. Raises ArtifactError when a run failed."""
+    """`grid`: run what is unfinished of the chosen arms and seeds, or `list` the arms.
+
+    The runs are spread over this machine's cores, or over the Ray cluster at the address `ray`. The tables of all finished runs
+    go to the profile's own folder, in small those of the chosen arms; without a run of `grpo` there are none. With `again` runs
+    that are committed are trained here too, and it says how they differ. Raises ArtifactError when a run failed.
+    """
     everything = chosen_arms([], arms_from)
     if list:
         for arm in everything:

@@ -107,8 +107,10 @@ def alternatives_stage(profile: Profile, world: Stage, features: Stage) -> Stage
 def solution_shift(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], train: TrainConfig, seed: int
 ) -> np.ndarray:
-    """[s ; e - s] of one greedy rollout a sample, [N, 2 D], float32. s and e are the hidden states at its first and last token,
-    averaged over layers (SHIFT)."""
+    """[s ; e - s] of one greedy rollout a sample, [N, 2 D], float32.
+
+    s and e are the hidden states at its first and last token, averaged over layers (SHIFT).
+    """
     prompts = [s.prompt for s in samples]
     rollouts = sample_groups(model, tokenizer, prompts, 1, train.max_completion_tokens, GREEDY, seed, chat=train.chat)
     out = np.empty((len(samples), 2 * model.config.hidden_size), dtype=np.float32)
@@ -121,8 +123,10 @@ def solution_shift(
 
 
 def motif_activations(z: np.ndarray, motifs: int, seed: int) -> np.ndarray:
-    """[N, motifs] mean activation of groups of latents; latents that fire on the same samples share a group. z [N, 4 S] is
-    pooled; the four statistics of a latent are averaged, its profile over samples is scaled to norm 1."""
+    """[N, motifs] mean activation of groups of latents; latents that fire on the same samples share a group.
+
+    z [N, 4 S] is pooled; the four statistics of a latent are averaged, its profile over samples is scaled to norm 1.
+    """
     latents = z.reshape(len(z), 4, -1).mean(axis=1)
     profiles = latents.T / np.maximum(np.linalg.norm(latents, axis=0)[:, None], 1e-12)
     groups = KMeans(min(motifs, len(profiles)), n_init=4, random_state=seed).fit(profiles).labels_

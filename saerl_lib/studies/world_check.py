@@ -109,9 +109,11 @@ def held_out(sizes: Sizes, taken: set[str]) -> list[Sample]:
 
 
 class NearestHalf:
-    """The positive control: the prompts whose true pass rate under the policy in training is nearest to one half. Every
-    `looked_every` steps it measures `looked_at` random prompts of the pool, and hands out the nearest ones in a random order; a
-    prompt may come again later."""
+    """The positive control: the prompts whose true pass rate under the policy in training is nearest to one half.
+
+    Every `looked_every` steps it measures `looked_at` random prompts of the pool, and hands out the nearest ones in a random
+    order; a prompt may come again later.
+    """
 
     def __init__(self, policy: tuple[Any, Any], samples: Sequence[Sample], sizes: Sizes, seed: int) -> None:
         self.policy, self.samples, self.sizes = policy, samples, sizes
@@ -192,8 +194,10 @@ class Judge(TrainerCallback):
 
 
 def train_reserved(run: GateRun, home: Path) -> pd.DataFrame:
-    """Rows arm, rate, seed, step, sample_id, topic, exact, sampled, silent (share of silent groups since the last evaluation). A
-    run that was finished under the same settings and code is read."""
+    """Rows arm, rate, seed, step, sample_id, topic, exact, sampled, silent (share of silent groups since the last evaluation).
+
+    A run that was finished under the same settings and code is read.
+    """
     path = home / f"{run.name}.parquet"
     if path.exists():
         return pd.read_parquet(path)
@@ -378,8 +382,10 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
 
 
 def run_world(check: bool, rebuild: bool, seeds: int, device: str | None = None) -> int:
-    """Entry of the command; exit code 1 when a gate is missed. Raises ValueError for a device that is not there and for one given
-    with `check`: gates are measured on the CPU."""
+    """Entry of the command; exit code 1 when a gate is missed.
+
+    Raises ValueError for a device that is not there and for one given with `check`: gates are measured on the CPU.
+    """
     if check == rebuild:
         raise ValueError("world takes one of --check and --rebuild")
     if check and device:
