@@ -22,7 +22,7 @@ from saerl_lib.encode.store import MAIN
 from saerl_lib.report.statistics import bootstrap_weights
 from saerl_lib.report.tables import read_table
 from saerl_lib.studies import bench, gradients, replay
-from saerl_lib.studies.bench import SMALL, Stopwatch, peak_mib
+from saerl_lib.studies.bench import Shape, Stopwatch, peak_mib
 from saerl_lib.studies.ladder import ALL
 from saerl_lib.studies.replay import NOTHING, ROLLOUTS, SHUFFLED, TRUE, history, mixed, screened, stream, whole_groups
 
@@ -66,8 +66,7 @@ def test_fitted_is_ridge_regression() -> None:
 
 
 def test_rewards_teach_informative_features_alone_and_no_prompt_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"STEP": 8, "RUNS": 4, "SHARES": (0.25,), "CORRELATIONS": (0.2, 0.6, 0.95), "WORKERS": 1}
-    for name, value in small.items():
+    for name, value in {"STEP": 8, "RUNS": 4, "SHARES": (0.25,), "CORRELATIONS": (0.2, 0.6, 0.95), "WORKERS": 1}.items():
         monkeypatch.setattr(replay, name, value)
     x = {MAIN + ALL: SIGNAL, SHUFFLED: RNG.permutation(SIGNAL)}
     rows = replay.stream_rows(x, RATES, seed=3)
@@ -209,6 +208,8 @@ def test_rank_correlation_equals_scipy_on_all_pairs() -> None:
 
 # Benchmarks: what is measured is what it says, and the JSON line is printed.
 
+SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 4, 128)
+
 
 def test_encoding_adds_to_the_forward_pass() -> None:
     rows = bench.shape_ratios(1, SMALL)
@@ -219,7 +220,7 @@ def test_encoding_adds_to_the_forward_pass() -> None:
 
 
 def test_the_obvious_way_pools_the_same_latents() -> None:
-    sae = bench.random_sae(512, "topk", SMALL)
+    sae = bench.random_sae(512, SMALL)
     with torch.inference_mode():
         vectors = bench.shape_activations(SMALL)().flatten(0, 1)
         mean = bench.dense_way(sae, vectors, 2 * SMALL.samples)[: 2 * SMALL.samples]
@@ -229,7 +230,9 @@ def test_the_obvious_way_pools_the_same_latents() -> None:
     assert np.allclose(dense, mean, atol=1e-5) and (dense > 0).any()
 
 
-def test_the_obvious_way_takes_more_memory() -> None:
+def test_the_obvious_way_takes_more_memory_in_a_process_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert bench.in_fresh_process(os.getenv, "OMP_NUM_THREADS") == "1" and "OMP_NUM_THREADS" not in os.environ
     rows = bench.in_fresh_process(bench.encode_peaks, replace(SMALL, latents=(16_384,), tokens=2048))
     assert rows["obvious_peak_mib"] > 2048 * 16_384 * 4 / 2**20
     assert rows["obvious_to_chunked_peak"] > 2
@@ -249,23 +252,14 @@ def test_peaks_and_seconds_are_of_the_one_call() -> None:
 def test_a_plan_is_timed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "in_fresh_process", lambda work, folder: work(folder))
     monkeypatch.setattr(bench, "FEATURES_UP_TO", 10**6 if kind == "features" else 0)
-    small = {"Z_COLUMNS": 40, "LABELLED": 300, "NEGATIVES": 150}
-    for name, value in small.items():
+    for name, value in {"Z_COLUMNS": 40, "LABELLED": 300, "NEGATIVES": 150}.items():
         monkeypatch.setattr(bench, name, value)
     assert main(["bench", "plan", "--samples", "1300"]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
-    stages = {"clusters_s", "score_s"} if kind == "features" else {"read_s"}
-    stages |= {"plan_s", "write_s"}
+    stages = {"plan_s", "write_s"} | ({"clusters_s", "score_s"} if kind == "features" else {"read_s"})
     assert stages == {key for key in row if key.endswith("_s")} - {"total_s", "processor_s"}
     assert row["total_s"] == pytest.approx(sum(row[key] for key in stages), abs=1e-4)
     assert row["peak_gb"] > 0.1
-
-
-def test_a_fresh_process_runs_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert bench.in_fresh_process(os.getenv, "OMP_NUM_THREADS") == "1" and "OMP_NUM_THREADS" not in os.environ
-    with pytest.raises(ValueError, match="invalid literal"):
-        bench.in_fresh_process(int, "no number")
 
 
 def test_options_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_every_pair_names_arms_of_the_grid() -> None:
     named = {*study.COMPARISONS["arm"], *study.COMPARISONS["baseline"]}
     waiting = {f"{arm}_{'_'.join(setting)}" for arm in ORDERS for setting in set(RATES) - set(PILOTED)}
     assert named == set(all_arms()) | waiting, "an arm that nothing is compared with is trained in vain"
-    assert {arm for arm in study.paper_values()["arm"] if not arm.endswith("_large")} <= named
+    assert {arm for arm in study.PAPER_VALUES["arm"] if not arm.endswith("_large")} <= named
 
 
 # Beside the paper.
@@ -134,7 +134,7 @@ def solved_evaluations(solved: dict[str, list[float]], seeds: int = 3) -> pd.Dat
 
 def test_the_papers_means_follow_from_its_cells() -> None:
     """Guards the transcription: Tables 4, 5 and 7 print a mean over six benchmarks, rounded or cut."""
-    paper = study.paper_values()
+    paper = study.PAPER_VALUES
     for table, slack in (("4", 0.1), ("5", 1.0), ("7", 0.1)):
         part = paper[paper["table"] == table].pivot(index="arm", columns="column", values="value")
         cells = part.drop(columns="mean")
@@ -250,8 +250,6 @@ def test_undefined_resamples_are_left_out_or_named() -> None:
     scores, positive = np.array([1.0, 2.0]), np.array([True, False])
     with pytest.raises(ValueError, match="more samples of the rarer class"):
         statistics.rank_metrics(scores, positive, np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]))
-    with pytest.raises(ValueError, match="a single class"):
-        statistics.rank_metrics(scores, ~positive | True, statistics.bootstrap_weights(2, 3, 0))
 
 
 def test_one_value_a_seed_is_a_t_test() -> None:
@@ -261,7 +259,6 @@ def test_one_value_a_seed_is_a_t_test() -> None:
     assert found.interval()[1:] == pytest.approx(tuple(expected.confidence_interval(0.95)))
     # n = 4, standard error sqrt(8 / 3) / 2: (3.1824 + 0.9785) times it
     assert found.detectable() == pytest.approx((3.1824 + 0.9785) * math.sqrt(8 / 3) / 2, abs=1e-3)
-    assert found.detectable(power=0.9) > found.detectable()
     assert over_seeds([0.5, 0.5, 0.5]).detectable() == 0.0 and over_seeds([0.5, 0.5]).p_value() == 0.0
     single = over_seeds([1.5])
     assert single.interval().value == 1.5 and math.isnan(single.interval().low) and math.isnan(single.detectable())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,15 +158,9 @@ def diversity_effects(diversity: pd.DataFrame) -> list[Effect]:
     return [Effect(_told("diversity", h=mixed["swapped_per_batch"].iloc[0]), effect, verdict="not comparable")]
 
 
-def not_run(answered: Collection[str]) -> list[tuple[Any, ...]]:
-    """A row for each claim of the study, or that nothing here can answer, that is not among those `answered`."""
-    open_ = CLAIMS[CLAIMS["source"].isin(("outcome", "not run")) & ~CLAIMS["claim"].isin({"", *answered})]
-    return [(told.claim, told.paper_value, *NO_INTERVAL, 0, "not run", "", "", "", "", "") for told in open_.itertuples()]
-
-
 def build_claims(data_folder: Path) -> pd.DataFrame:
-    """All rows of `claims.csv` from the other tables in `data_folder`; a gate that is missing counts as not met. Raises
-    TableError for a missing table."""
+    """All rows of `claims.csv` from the other tables in `data_folder`, those of the study without an answer, or that nothing here
+    can answer, as "not run"; a gate that is missing counts as not met. Raises TableError for a missing table."""
     read = functools.partial(read_table, folder=data_folder)
     gates = read("world_gates")
     decidable = ORDER_GATE in set(gates.loc[is_true(gates["met"]), "gate"])
@@ -179,4 +172,7 @@ def build_claims(data_folder: Path) -> pd.DataFrame:
         *diversity_effects(read("inbatch_diversity")),
         Effect(_told("preparation"), saved, verdict="not comparable"),
     ]
-    return as_table("claims", [*(effect.row() for effect in effects), *not_run({effect.told.claim for effect in effects})])
+    answered = {"", *(effect.told.claim for effect in effects)}
+    rest = CLAIMS[CLAIMS["source"].isin(("outcome", "not run")) & ~CLAIMS["claim"].isin(answered)].itertuples()
+    waiting = [(told.claim, told.paper_value, *NO_INTERVAL, 0, "not run", "", "", "", "", "") for told in rest]
+    return as_table("claims", [*(effect.row() for effect in effects), *waiting])

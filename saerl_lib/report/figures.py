@@ -7,7 +7,7 @@ a title that says what they show, and the small print. At most twenty figures: w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,6 @@ def real_clusters(frame: pd.DataFrame) -> Drawn:
     table["row"] = table["row"].where(~stable, table["quantity"].str.removeprefix("ari_"))
     table = first_by(first_by(table, "row", ordered(table["row"], LABELS["set"])), "panel", list(panels.values()))
     figure = forest(table, LOOKS["rung"], columns=2, labels=LABELS["set"], row_height=0.145)
-    plots.legend(figure)
     for axis in figure.axes:
         axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
     purity = frame[frame["quantity"] == "purity"].set_index("features")["value"]
@@ -271,7 +270,6 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     table = table[table["row"].isin(SEPARATING)]
     rows = ordered(table["row"], SEPARATING)
     figure = forest(table, LOOKS["rung"], rows, labels=LABELS["set"], row_height=0.22)
-    plots.legend(figure)
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
     return figure, f"The source of a question: ROC-AUC {sae:.3f} from SAE features, {tfidf:.3f} from TF-IDF", (
         f"DeepMath against DeepScaleR, n = {int(auc['n_test'].max()):,} questions. Open squares: paper, Table 6, for DeepMath "
@@ -313,10 +311,6 @@ def batch_composition(batches: pd.DataFrame) -> Drawn:
     return figure, title, f"n = {span(batches.groupby('order').size())} batches an order; {smoothing}."
 
 
-RANDOM_ORDERS = 0.81
-"""Share moved between two random orders: 1 - 2 * 0.1 + 0.1^2."""
-
-
 @figure_of("plan_sensitivity")
 def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     """Share of samples that move by more than a tenth of the run, a row a changed setting, beside other k-means seeds."""
@@ -329,7 +323,7 @@ def plan_sensitivity(rows: pd.DataFrame) -> Drawn:
     figure = forest(table, None, names, width=plots.COLUMN_WIDTH, row_height=0.17)
     axis = figure.axes[0]
     axis.axvspan(noise.min(), noise.max(), color=plots.LIGHT, alpha=0.6, linewidth=0)
-    axis.axvline(RANDOM_ORDERS, color=plots.GREY, linewidth=0.8, linestyle=":")
+    axis.axvline(0.81, color=plots.GREY, linewidth=0.8, linestyle=":")  # of two random orders: 1 - 2 * 0.1 + 0.1^2
     axis.set(xlim=(0, 1), xlabel="Share of samples moved by more\nthan a tenth of the run")
     most = changed.groupby(changed["varied"].eq("K"))["share_moved"].max()
     title = f"Another k-means seed moves {100 * noise.min():.0f} to {100 * noise.max():.0f} % of the samples, another K up to "
@@ -347,7 +341,6 @@ def gradient_coherence(coherence: pd.DataFrame) -> Drawn:
     table = shown.assign(row=shown["grouping"], look=shown["relation"], panel="", xlabel="Cosine of the gradients of two batches")
     rows = list(shown["grouping"].unique())
     figure = forest(table, LOOKS["relation"], rows, shift=0.3, row_height=0.28, width=plots.COLUMN_WIDTH)
-    plots.legend(figure)
     of = coherence.set_index(["grouping", "relation"])
     apart, ceiling = of.loc[("cluster", "difference")], of.loc[("random", "halves"), "value"]
     title = (f"Gradients within a cluster: cosine higher by {apart['value']:.3f} ({apart['ci_low']:.3f} to "
@@ -421,26 +414,23 @@ EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")
 """Families of comparisons that are drawn; the others stand in the table alone."""
 
 
-def _pair(row: Any, rollouts: Mapping[str, float]) -> str:
-    """Name of a comparison; with how many times the rollouts, where the arms generate unequal ones."""
-    times = rollouts[row.arm] / rollouts[row.baseline]
-    return f"{arm_name(row.arm)} vs {arm_name(row.baseline)}" + (f" ({times:.2f}x rollouts)" if abs(times - 1) > 0.05 else "")
-
-
 @figure_of("study_effects", "study_comparisons", "study_summary")
 def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
-    """The main comparisons of the outcome in points, with Holm's interval within its family."""
+    """The main comparisons of the outcome in points, with Holm's interval within its family; a name says how many times the
+    rollouts, where the arms generate unequal ones."""
     own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(EFFECTS)
     table = with_claims(comparisons[own & ~comparisons["arm"].isin(("saerl_online_sharp", "saerl_online_rate"))])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
     rollouts = summary.set_index("arm")["rollouts"]
-    names = [_pair(row, rollouts) for row in table.itertuples()]
+    times = table["arm"].map(rollouts) / table["baseline"].map(rollouts)
+    names = [f"{arm_name(row.arm)} vs {arm_name(row.baseline)}" + (f" ({by:.2f}x rollouts)" if abs(by - 1) > 0.05 else "")
+             for row, by in zip(table.itertuples(), times, strict=True)]  # fmt: skip
     table = table.assign(row=names, look=look, panel="", value=table["difference"], ci_low=table["holm_low"],
                          ci_high=table["holm_high"], paper=table["paper_value"],
                          xlabel="Accuracy, first minus second (points)")  # fmt: skip
     figure = forest(first_by(table, "family", EFFECTS), LOOKS["verdict"], row_height=min(0.17, 3.0 / len(table)), chance=0.0)
-    plots.legend(figure)
+    plots.legend(figure)  # empty: it holds the title
     unsure = {"open": " (interval includes 0)", "early": " (so far)"}
     told = [f"{abs(row.value):.1f} points {'above' if row.value > 0 else 'below'} {name}{unsure.get(row.look, '')}"
             for baseline, name in (("grpo", "a random order"), ("diff", "easy to hard"))
@@ -467,7 +457,6 @@ def study_updates(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
                          xlabel="Difference (points)")  # fmt: skip
     rows = list(table.sort_values("end", ascending=False, kind="stable")["row"].unique())
     figure = forest(table, LOOKS["optimizer"], rows, columns=2, row_height=0.15, chance=0.0)
-    plots.legend(figure)
     for axis in figure.axes:
         axis.set_xlim(table["ci_low"].min() - 0.2, table["ci_high"].max() + 0.2)  # one scale
     early = bool((table["n_seeds"] < planned_seeds(UPDATE)).any())

@@ -36,6 +36,7 @@ from saerl_lib.encode.store import FEATURES, PROMPT_COLUMNS, save_features
 from saerl_lib.own import MIN_CLASS, MIN_LABELS, RECORD, Arranged, Planned
 from saerl_lib.paths import FIGURES
 from saerl_lib.plan.batch_plan import BatchPlan, plan_hash, read_plan, write_plan
+from saerl_lib.report.tables import LABELS
 
 TERMS = 6
 """Words of a cluster's card, each of three letters or more or a command of LaTeX."""
@@ -167,14 +168,7 @@ def _apart(arranged: Arranged) -> dict[int, list[str]]:
 
 FEW_LABELS = 200
 """Below this many labels the difficulty is called rough (ours)."""
-STATUS_TEXT = {
-    "malformed": "Left out because of --skip-bad-rows; each is named with its fault.",
-    "no answer": "No reward could be computed; their labels were used in the fits.",
-    "unverifiable": "The checker cannot read their answer, so every reward would be 0; each is named with the form it reads.",
-    "too long": "Their prompt is longer than the trainer takes; there the row would vanish and every later batch would shift.",
-    "filtered": "Below the share that --keep asks for.",
-    "left over": "Nothing is wrong with them; they fill no whole batch. A hash of the question chooses them.",
-}
+STATUS_TEXT = LABELS["left out"]
 """What became of rows that are not planned."""
 STATUSES = ("planned", *(status for status in STATUS_TEXT if status != "malformed"))
 """What became of a sample."""
@@ -459,18 +453,14 @@ def excerpt(text: str, length: int) -> str:
     return flat if len(flat) <= length else flat[: length - 1].rstrip() + "…"
 
 
-def _whole_options(escaped: str) -> str:
-    """A text of HTML in which no line breaks inside an option such as --larger-is-easier."""
-    return re.sub(r"--\w[\w-]*", r"<span class=option>\g<0></span>", str(escaped))
-
-
 def _templates() -> Environment:
     """Jinja with escaping on; a name that is not given is an error, and NUL, which HTML forbids, is shown as a sign."""
     found = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value,
     )  # fmt: skip
-    found.filters |= {"excerpt": excerpt, "whole_options": _whole_options}
+    whole = r"<span class=option>\g<0></span>"  # no line breaks inside an option such as --larger-is-easier
+    found.filters |= {"excerpt": excerpt, "whole_options": lambda escaped: re.sub(r"--\w[\w-]*", whole, str(escaped))}
     return found
 
 

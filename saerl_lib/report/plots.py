@@ -43,7 +43,7 @@ RC: dict[str, Any] = {
     "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "axes.axisbelow": True, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.3,
     "lines.markersize": 4, "errorbar.capsize": 2, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "saerl",
-    "path.simplify": True, "savefig.dpi": DPI, "figure.dpi": 100,
+    "savefig.dpi": DPI,
 }  # fmt: skip
 STYLE = ["default", RC]
 """The style whatever the user's own settings are."""
@@ -131,23 +131,16 @@ def by_set(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(row=row, look=row.map(KINDS))[row.isin(KINDS)]
 
 
-def task_names(table: pd.DataFrame) -> list[str]:
-    """Data set and target of each row, its metric and the number of test problems, as two lines."""
-    sets, targets, metrics = (LABELS[group] for group in ("data set", "target", "metric"))
-    return [f"{sets.get(r.dataset, readable(r.dataset))}: {targets.get(r.target, readable(r.target))}\n"
-            f"{metrics.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
-
-
 def first_by(table: pd.DataFrame, column: str, order: Sequence[str]) -> pd.DataFrame:
     """The rows in the order of `order` in `column`, otherwise as they were."""
     return table.sort_values(column, key=lambda values: values.map(list(order).index), kind="stable")
 
 
-def over_runs(runs: pd.DataFrame, panels: Mapping[str, str], group: str = "arm", x: str = "step") -> pd.DataFrame:
-    """Rows for `lines`: panel, group, x, value, ci_low, ci_high; the mean over runs with a 95 % t interval, a panel a column."""
+def over_runs(runs: pd.DataFrame, panels: Mapping[str, str]) -> pd.DataFrame:
+    """Rows for `lines`, a panel a column: panel, group (arm), x (step), value, ci_low, ci_high; means over runs, t interval."""
     rows = [
-        (title, *keys, *over_seeds(part[column]).interval())
-        for column, title in panels.items() for keys, part in runs.dropna(subset=[column]).groupby([group, x], sort=False)
+        (title, *keys, *over_seeds(part[column]).interval()) for column, title in panels.items()
+        for keys, part in runs.dropna(subset=[column]).groupby(["arm", "step"], sort=False)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["panel", "group", "x", "value", "ci_low", "ci_high"])
 
@@ -275,33 +268,22 @@ def forest(
         forest_panel(axis, part, looks, own, labels=labels, shift=shift, chance=chance)
         axis.locator_params(axis="x", nbins=max(3, int(2 * width / min(columns, len(names)) - 1)))
         axis.set_title(str(name), fontsize=7.5)
+    if any(look.label for look in looks.values()):
+        legend(figure)
     return figure
 
 
 def by_task(table: pd.DataFrame, looks: Mapping[str, Look], xlabel: str, chance: float | None = None) -> Figure:
-    """A row a task, a mark a feature set of `looks`, the legend above."""
-    table = table.assign(row=task_names(table), panel="", xlabel=xlabel)
-    rows = list(dict.fromkeys(table["row"]))
+    """A row a task, with its metric and number of test problems, a mark a feature set of `looks`, the legend above."""
+    sets, targets, metrics = (LABELS[group] for group in ("data set", "target", "metric"))
+    names = [f"{sets.get(r.dataset, readable(r.dataset))}: {targets.get(r.target, readable(r.target))}\n"
+             f"{metrics.get(r.metric, r.metric)}, n = {r.n_test:,}" for r in table.itertuples()]  # fmt: skip
+    table, rows = table.assign(row=names, panel="", xlabel=xlabel), list(dict.fromkeys(names))
     height = min(0.4, 2.95 / len(rows))
     figure = forest(table[table["look"].isin(looks)], looks, rows, shift=0.8 / len(looks), row_height=height, chance=chance)
     for y in range(1, len(rows)):
         figure.axes[0].axhline(y - 0.5, color=LIGHT, linewidth=0.5)
-    legend(figure)
     return figure
-
-
-def _line_panel(axis: Axes, part: pd.DataFrame, looks: Mapping[Any, Look], band: bool, every: int) -> None:
-    """One panel of `lines`."""
-    for key, look in looks.items():
-        own = part[part["group"] == key].sort_values("x", kind="stable")
-        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": look.label or None}
-        style["markerfacecolor"] = "white" if look.hollow else look.colour
-        if band:
-            axis.fill_between(own["x"], *_bounds(own), color=look.colour, alpha=0.15, linewidth=0)
-            axis.plot(own["x"], own["value"], markersize=3, markevery=every, **style)
-        else:
-            axis.errorbar(own["x"], own["value"], _bars(own), elinewidth=1, **style)
-    axis.grid(True, color=LIGHT, linewidth=0.5)
 
 
 def lines(
@@ -312,7 +294,17 @@ def lines(
     has panel, group (a key of `looks`), x and value; optionally ci_low and ci_high. `share` goes to `Figure.subplots`."""
     figure, axes = _grid(list(dict.fromkeys(table["panel"])), columns, width, height, **share)
     for index, (name, axis) in enumerate(axes):
-        _line_panel(axis, table[table["panel"] == name], looks, band, every)
+        part = table[table["panel"] == name].sort_values("x", kind="stable")
+        for key, look in looks.items():
+            own = part[part["group"] == key]
+            style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "label": look.label or None}
+            style["markerfacecolor"] = "white" if look.hollow else look.colour
+            if band:
+                axis.fill_between(own["x"], *_bounds(own), color=look.colour, alpha=0.15, linewidth=0)
+                axis.plot(own["x"], own["value"], markersize=3, markevery=every, **style)
+            else:
+                axis.errorbar(own["x"], own["value"], _bars(own), elinewidth=1, **style)
+        axis.grid(True, color=LIGHT, linewidth=0.5)
         axis.set_title(str(name), fontsize=7.5)
         if index + columns >= len(axes):
             axis.set_xlabel(xlabel)

@@ -27,13 +27,6 @@ class Interval(NamedTuple):
     high: float
 
 
-def _vector(values: ArrayLike, name: str) -> np.ndarray:
-    vector = np.asarray(values, dtype=float)
-    if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be a non-empty vector of finite numbers, got shape {vector.shape}")
-    return vector
-
-
 # Bootstraps over samples.
 
 
@@ -55,10 +48,8 @@ def bootstrap_runs(statistic: Callable[[np.ndarray, int], float], n: int, runs: 
     """Mean over `runs` of `statistic(indices, run)` with a percentile interval over items and runs.
 
     Each of `samples` resamples draws n items and as many runs as there are, both with replacement; the runs see the same items.
-    Raises ValueError for n = 0 or when no resample has a defined value.
+    Raises ValueError when no resample has a defined value.
     """
-    if n < 1:
-        raise ValueError("a bootstrap needs at least one item to resample; pass a non-empty test set")
     rng, draws = np.random.default_rng(seed), []
     for _ in range(samples):
         rows, chosen = rng.integers(0, n, n), rng.integers(0, runs, runs)
@@ -78,12 +69,7 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int, samples
 
 
 def bootstrap_weights(n: int, samples: int, seed: int) -> np.ndarray:
-    """[1 + samples, n] how often each of n items is drawn: row 0 is all ones (the data), then resamples of n items.
-
-    Raises ValueError for n = 0 or no resample.
-    """
-    if n < 1 or samples < 1:
-        raise ValueError(f"n={n} items and samples={samples} resamples: both must be at least 1")
+    """[1 + samples, n] how often each of n items is drawn: row 0 is all ones (the data), then resamples of n items."""
     drawn = np.random.default_rng(seed).integers(0, n, (samples, n)) + n * np.arange(samples)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n)
     return np.concatenate([np.ones((1, n)), counts])
@@ -94,58 +80,27 @@ def weighted_interval(values: np.ndarray) -> Interval:
     return percentile_interval(values[0], values[1:])
 
 
-def _ties_summed(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives and of negatives [R, distinct scores], scores falling."""
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
-    sorted_weights, positive = weights[:, order], is_positive[order]
-    if len(starts) == len(order):  # no ties: nothing to sum
-        return sorted_weights * positive, sorted_weights * ~positive
-    return (
-        np.add.reduceat(sorted_weights * positive, starts, axis=1),
-        np.add.reduceat(sorted_weights * ~positive, starts, axis=1),
-    )
-
-
-def weighted_roc_auc(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R] chance that a positive scores above a negative, ties half; NaN where a resample lacks a class.
-
-    >>> weighted_roc_auc(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]), np.ones((1, 4)))
-    array([0.75])
-    """
-    positive, negative = _ties_summed(scores, is_positive, weights)
-    below = negative.sum(axis=1, keepdims=True) - np.cumsum(negative, axis=1)
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (positive * (below + negative / 2)).sum(axis=1) / pairs
-
-
-def weighted_average_precision(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R] sum over distinct scores of precision times the recall gained there; NaN where a resample has no positive.
-
-    >>> weighted_average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), np.ones((1, 3))).round(3)
-    array([0.833])
-    """
-    positive, negative = _ties_summed(scores, is_positive, weights)
-    hits = np.cumsum(positive, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(hits / (hits + np.cumsum(negative, axis=1)))
-        return (precision * positive).sum(axis=1) / positive.sum(axis=1)
-
-
 def rank_metrics(scores: np.ndarray, is_positive: np.ndarray, weights: np.ndarray) -> dict[str, Interval]:
-    """roc_auc and average_precision of scores [N], larger for positives; `weights` from `bootstrap_weights(N, ...)`.
+    """Of scores [N], larger for positives: roc_auc, the chance that a positive scores above a negative, ties half; and
+    average_precision, the sum over distinct scores of precision times the recall gained there. `weights` are those of
+    `bootstrap_weights(N, ...)`; a resample that lacks a class is left out. Raises ValueError when all of them do.
 
-    Raises ValueError for unequal rows, non-finite scores or a single class.
+    >>> found = rank_metrics(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False]), np.ones((2, 4)))
+    >>> [round(interval.value, 3) for interval in found.values()]
+    [0.75, 0.833]
     """
-    scores, is_positive = _vector(scores, "scores"), np.asarray(is_positive, dtype=bool)
-    if not len(scores) == len(is_positive) == weights.shape[1]:
-        sizes = (len(scores), len(is_positive), weights.shape[1])
-        raise ValueError(f"scores, is_positive and weights have {sizes} items: pass those of the same samples")
-    if is_positive.all() or not is_positive.any():
-        raise ValueError("is_positive holds a single class: a ranking is undefined; pass samples of both classes")
-    metrics = {"roc_auc": weighted_roc_auc, "average_precision": weighted_average_precision}
-    found = {name: weighted_interval(metric(scores, is_positive, weights)) for name, metric in metrics.items()}
+    is_positive, order = np.asarray(is_positive, dtype=bool), np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # of the distinct scores, which are falling
+    sides = [weights[:, order] * side for side in (is_positive[order], ~is_positive[order])]
+    if len(starts) < len(order):  # ties are summed
+        sides = [np.add.reduceat(side, starts, axis=1) for side in sides]
+    positive, negative = sides
+    hits, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
+    below = negative.sum(axis=1, keepdims=True) - false
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = (positive * (below + negative / 2)).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+        precision = (np.nan_to_num(hits / (hits + false)) * positive).sum(axis=1) / positive.sum(axis=1)
+    found = {"roc_auc": weighted_interval(area), "average_precision": weighted_interval(precision)}
     if any(math.isnan(interval.low) for interval in found.values()):
         raise ValueError("the metric is undefined on every bootstrap resample: pass more samples of the rarer class")
     return found
@@ -160,8 +115,6 @@ def wilson_interval(successes: int, n: int) -> Interval:
     >>> [round(x, 3) for x in wilson_interval(8, 10)]
     [0.8, 0.49, 0.943]
     """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"successes={successes} must lie in 0..n={n} with n at least 1")
     found = stats.binomtest(successes, n).proportion_ci(1 - ALPHA, method="wilson")
     return Interval(successes / n, float(found.low), float(found.high))
 
@@ -200,16 +153,15 @@ class Estimate:
         half = float(stats.t.ppf(1 - level / 2, self.degrees)) * self.error
         return Interval(self.mean, self.mean - half, self.mean + half)
 
-    def p_value(self, null: float = 0.0) -> float:
-        """Two-sided p-value of a true mean of `null`; 1 for one seed."""
+    def p_value(self) -> float:
+        """Two-sided p-value of a true mean of 0; 1 for one seed."""
         if self.n_seeds < 2:
             return 1.0
-        away = abs(self.mean - null)
-        return float(2 * stats.t.sf(away / self.error, self.degrees)) if self.error > 0 else float(away == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees)) if self.error > 0 else float(self.mean == 0)
 
-    def detectable(self, level: float = ALPHA, power: float = POWER) -> float:
-        """Smallest true mean that a test at `level` finds with `power`: (t_{1-level/2} + t_power) * error; nan for one seed."""
-        return float(stats.t.ppf(1 - level / 2, self.degrees) + stats.t.ppf(power, self.degrees)) * self.error
+    def detectable(self, level: float = ALPHA) -> float:
+        """Smallest true mean that a test at `level` finds with `POWER`: (t_{1-level/2} + t_power) * error; nan for one seed."""
+        return float(stats.t.ppf(1 - level / 2, self.degrees) + stats.t.ppf(POWER, self.degrees)) * self.error
 
 
 def over_seeds(by_seed: ArrayLike, shared: float = 0.0) -> Estimate:
@@ -222,7 +174,9 @@ def over_seeds(by_seed: ArrayLike, shared: float = 0.0) -> Estimate:
     >>> [round(x, 3) for x in over_seeds([1.0, 2.0, 3.0]).interval()]
     [2.0, -0.484, 4.484]
     """
-    values = _vector(by_seed, "by_seed")
+    values = np.asarray(by_seed, dtype=float)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"by_seed must hold finite numbers, one a seed at least: got {values}")
     n = len(values)
     between = float(values.var(ddof=1)) / n if n > 1 else math.nan
     total = between + shared

@@ -20,17 +20,19 @@ from scipy.stats import kendalltau
 
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
-from saerl_lib.report.tables import SCHEMAS, TableError, as_table
+from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
 
 LAST = 3
-"""Evaluations that the outcome averages."""
+"""Evaluations that the outcome averages (of a larger batch they lie at other steps)."""
 PASS_AT = 8
 """k of the study's Pass@k, in expectation; its Avg@k is the mean chance."""
 RUN = ["arm", "seed"]
 SET = [*RUN, "step", "eval_set"]
+TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
+"""What a run's curve tells of training."""
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
@@ -53,16 +55,14 @@ def rated(evaluations: pd.DataFrame) -> pd.DataFrame:
     return evaluations.assign(avg=evaluations["correct"] / evaluations["attempts"], passed=(evaluations["correct"] > 0) * 1.0)
 
 
-def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = "") -> dict[str, pd.DataFrame]:
-    """Set name -> values [(arm, seed) x problem] in percent whose mean over problems is the run's outcome on that set.
+def outcome_values(evaluations: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Set name -> values [(arm, seed) x problem] in percent (Avg@k) whose mean over problems is the run's outcome on that set.
 
-    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct; or is `rated`. The
-    set named `passed` counts by Pass@k (is one of the k attempts right), the others by Avg@k. Small evaluations use the first
-    problems, the last one all: each carries its weight. Columns are (evaluations that hold the problem, sample_id). Of a larger
-    batch the `last` evaluations lie at other steps. Raises ValueError when runs of an arm were evaluated at unequal steps, or
-    runs on other problems.
+    `evaluations` has one row a run, step and problem: arm, seed, step, eval_set, sample_id, attempts, correct; or is `rated`.
+    Small evaluations use the first problems, the last one all: each carries its weight. Columns are (evaluations that hold the
+    problem, sample_id). Raises ValueError when runs of an arm were evaluated at unequal steps, or runs on other problems.
     """
-    taken = evaluations[[*RUN, "step"]].drop_duplicates().sort_values("step").groupby(RUN).tail(last)
+    taken = evaluations[[*RUN, "step"]].drop_duplicates().sort_values("step").groupby(RUN).tail(LAST)
     taken = taken.assign(place=taken.groupby(RUN).cumcount())
     frame = evaluations.merge(taken, on=[*RUN, "step"])
     seen = frame.groupby([*RUN, "place"])["sample_id"].nunique().unstack("place")
@@ -73,10 +73,8 @@ def outcome_values(evaluations: pd.DataFrame, last: int = LAST, passed: str = ""
             f"not every run was evaluated up to step {ends.max()}, the runs of an arm at the same steps and all on the same "
             "problems: finish or rerun those that were not"
         )
-    frame = rated(frame)
-    rate = frame["avg"].where(frame["eval_set"] != passed, frame["passed"])
-    out = {}
-    for name, part in frame.assign(rate=100.0 * rate / taken["place"].nunique()).groupby("eval_set"):
+    out, frame = {}, rated(frame)
+    for name, part in frame.assign(rate=100.0 * frame["avg"] / taken["place"].nunique()).groupby("eval_set"):
         counts = part.groupby("place")["sample_id"].nunique()
         scaled = part["rate"] * part["sample_id"].nunique() / part["place"].map(counts)
         table = part.assign(rate=scaled).groupby([*RUN, "sample_id"])["rate"].sum().unstack("sample_id").fillna(0.0)
@@ -109,7 +107,8 @@ def _with_mean(rates: pd.DataFrame, value: str = "avg", name: str = "mean") -> p
 
 
 def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame, tail: pd.DataFrame) -> pd.DataFrame:
-    """Rows of study_runs.csv: one an arm, seed and evaluation step; part says run, or tail behind the common random tail."""
+    """Rows of study_runs.csv: one an arm, seed and evaluation step; part says run, or tail behind the common random tail. Columns
+    of `curve` are means over the updates since the evaluation before."""
     last, evaluations, keys = evaluations["step"].max(), pd.concat([evaluations, tail]), [*RUN, "step"]
     wide = set_rates(evaluations).pivot(index=keys, columns="eval_set", values="avg")
     facts = evaluations.groupby(keys).agg(
@@ -117,19 +116,11 @@ def runs_table(evaluations: pd.DataFrame, curve: pd.DataFrame, tail: pd.DataFram
         completions=("attempts", "sum"),
     )  # fmt: skip
     table = wide.add_prefix("avg_").assign(mean_avg=wide.mean(axis=1))
-    found = facts.join(table).join(_training(facts, curve)).reset_index()
-    return found.assign(part=np.where(found["step"] > last, "tail", "run"))
-
-
-TRAINING = ["zero_variance_share", "entropy", "grad_norm"]
-
-
-def _training(facts: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
-    """Means over the updates since the evaluation before."""
     ends = facts["update"].reset_index().astype({"seed": int, "update": int}).sort_values("update")
     made = curve.rename(columns={"step": "made"}).astype({"seed": int, "made": int}).sort_values("made")
     told = pd.merge_asof(made, ends, left_on="made", right_on="update", by=RUN, direction="forward")
-    return told.groupby([*RUN, "step"])[TRAINING].mean()
+    found = facts.join(table).join(told.groupby(keys)[TRAINING].mean()).reset_index()
+    return found.assign(part=np.where(found["step"] > last, "tail", "run"))
 
 
 def target_steps(
@@ -151,14 +142,6 @@ def target_steps(
     return found.assign(reached=found["steps"].notna(), steps=found["steps"].fillna(budget))
 
 
-def study_targets(evaluations: pd.DataFrame, arms: Mapping[str, Arm], problems: int, budget: int) -> pd.DataFrame:
-    """`target_steps` with the targets of the paper's arms, or of all where there are none."""
-    seen = set(evaluations["arm"].unique())
-    own = [name for name in arms if name in seen]
-    rated = [name for name in own if arms[name].group == PAPER] or own
-    return target_steps(evaluations[evaluations["arm"].isin(own)], rated, problems, budget)
-
-
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
     curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
@@ -169,7 +152,9 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     last = evaluations["step"].max()
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
-    aims, against = curve[curve["step"] == last].set_index(RUN)["avg"], _random_orders()
+    aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"] == UPDATE]
+    against = dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
+    against |= {name: f"{BASELINE}_{WIDE}" for name in curve["arm"].unique() if name.endswith(WIDE)}
     caught = {run: _reached(part, aims.get((against.get(run[0], BASELINE), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({
         "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
@@ -178,23 +163,14 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def _random_orders() -> dict[str, str]:
-    """Arms of the family `UPDATE` -> the random order under the same loss and optimizer; of `WIDE`, that of the same pool."""
-    pairs, larger = (COMPARISONS[COMPARISONS["family"] == family] for family in (UPDATE, WIDE))
-    own = dict.fromkeys((*larger["arm"], *larger["baseline"]), f"{BASELINE}_{WIDE}")
-    return own | dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
-
-
 def _reached(curve: pd.DataFrame, aim: float) -> float:
     """The step at which a curve (step, avg) first reaches `aim`, linear between its points; its last step if never."""
     step, value = curve["step"].to_numpy(dtype=float), curve["avg"].to_numpy()
-    if math.isnan(aim):
-        return math.nan
     above = np.flatnonzero(value >= aim - 1e-9)
-    if len(above) == 0 or above[0] == 0:
-        return float(step[0] if len(above) else step[-1])
-    at = above[0]
-    return float(np.interp(aim, value[[at - 1, at]], step[[at - 1, at]]))
+    if math.isnan(aim) or not len(above):
+        return math.nan if math.isnan(aim) else float(step[-1])
+    at = [max(above[0] - 1, 0), above[0]]
+    return float(np.interp(aim, value[at], step[at]))
 
 
 def summary_table(
@@ -202,7 +178,7 @@ def summary_table(
 ) -> pd.DataFrame:
     """Rows of study_summary.csv: one an arm, in the order of `arms`; differences are corrected by Holm over all arms.
 
-    `steps` is `study_targets`, `runs` is `runs_table`.
+    `steps` is `target_steps`, `runs` is `runs_table`.
     """
     evaluations, steps = results["evaluations"], steps.groupby("arm")
     values, single = outcome_values(evaluations), run_values(evaluations, runs)
@@ -252,12 +228,6 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
     return corrected(pairs, found)
 
 
-def _known(values: pd.Series, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs of which both arms have the value: those at equal rollouts have no tail."""
-    arms = set(values.dropna().index.get_level_values("arm"))
-    return [pair for pair in pairs if arms.issuperset(pair)]
-
-
 def comparison_rows(
     evaluations: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, extra: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -268,16 +238,18 @@ def comparison_rows(
     """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     single = run_values(evaluations, runs)
-    own = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
-    known = pd.concat([COMPARISONS, own]) if extra else COMPARISONS
+    mine = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
+    known = pd.concat([COMPARISONS, mine]) if extra else COMPARISONS
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
     for family, pairs in known.groupby("family", sort=False):
         if family == UPDATE and set(pairs["baseline"]) == {BASELINE}:
             continue  # without another loss or optimizer they repeat the paper's family under another correction
         names = list(pairs[["arm", "baseline"]].itertuples(index=False, name=None))
         found = {"outcome": compare(values, names), "steps": compare_runs(steps_of_run, names, saved=True)}
-        found |= {metric: compare_runs(single[metric].dropna(), both, metric == "caught") for metric in single
-                  if (both := _known(single[metric], names))}  # fmt: skip
+        for metric, column in single.items():
+            own = column.dropna()  # arms at equal rollouts have no tail
+            if both := [pair for pair in names if set(own.index.get_level_values("arm")).issuperset(pair)]:
+                found[metric] = compare_runs(own, both, metric == "caught")
         for metric, compared in found.items():
             told = {} if metric == "outcome" else {"claim": "", "paper_value": math.nan}
             rows.append(pairs.assign(metric=metric, **told).merge(compared, on=["arm", "baseline"]))
@@ -287,18 +259,14 @@ def comparison_rows(
 
 # Beside the paper.
 
-BENCHMARKS = {
-    "AIME24": "hardest", "AMC23": "mid_a", "GSM8K": "easy_a", "MATH500": "easy_b", "MinervaMath": "mid_b",
-    "OlympiadBench": "hard", "mean": "mean",
-}  # fmt: skip
+BENCHMARKS = LABELS["benchmark"]
 """The paper's benchmark -> the set of the world that stands for it (ours: two easy, two middle, hard, small and hardest)."""
 MIXING = {"minus_mix": 0, "mix_1": 1, "saerl_grpo": 2, "mix_4": 4, "mix_8": 8}
 """Arms of Figure 3 with their h of 32; the paper's are of 128."""
 
 
-def paper_values() -> pd.DataFrame:
-    """The paper's numbers: table, model, arm, column, value."""
-    return pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
+PAPER_VALUES = pd.read_csv(Path(__file__).with_name("paper_tables.csv"))
+"""The paper's numbers: table, model, arm, column, value."""
 
 
 def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -315,7 +283,7 @@ def beside_paper(evaluations: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame
         "8 Avg@8": _with_mean(rates, "avg"), "8 Pass@8": _with_mean(rates, "passed"),
     }  # fmt: skip
     rows = []
-    for row in paper_values().query("table in @sources").itertuples():
+    for row in PAPER_VALUES.query("table in @sources").itertuples():
         source, name = sources[str(row.table)], BENCHMARKS[row.column]
         own = source[(source["arm"] == row.arm) & (source["eval_set"] == name)]["value"]
         found = over_seeds(own).interval() if len(own) else NO_INTERVAL
@@ -343,7 +311,7 @@ def mixing_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
         return as_table("study_mixing", [])
     by_problem = outcome_values(evaluations[evaluations["arm"].isin(MIXING)].reset_index(drop=True))
     values, rows = outcomes(by_problem), []
-    paper = paper_values().query("table == 'Figure 3' and column == 'mean'").set_index("arm")["value"]
+    paper = PAPER_VALUES.query("table == 'Figure 3' and column == 'mean'").set_index("arm")["value"]
     for name, h in MIXING.items():
         if name in present:
             paired = values.loc[name][values.loc[name].index.intersection(values.loc[first].index)]

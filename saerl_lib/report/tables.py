@@ -86,18 +86,6 @@ def _require_rows(frame: pd.DataFrame, name: str, where: str, remedy: str) -> No
         raise TableError(f"{where} has no rows; {remedy}")
 
 
-def _check_values(frame: pd.DataFrame, name: str, schema: Schema) -> None:
-    for column in schema.columns:
-        values = frame[column]
-        if column not in schema.optional and values.isna().any():
-            raise TableError(f"table {name}: column {column} is empty in row {int(np.flatnonzero(values.isna())[0])}; fill it")
-        numbers = pd.to_numeric(values, errors="coerce").astype(float)
-        if np.isinf(numbers).any():
-            raise TableError(f"table {name}: column {column} holds an infinite number; leave such cells empty")
-        if column in schema.fractions and not numbers.dropna().between(-1e-9, 1 + 1e-9).all():
-            raise TableError(f"table {name}: column {column} must lie in 0..1; write fractions, not percent")
-
-
 def _text(cell: Any) -> Any:
     if isinstance(cell, (bool, np.bool_)):
         return str(bool(cell)).lower()
@@ -112,7 +100,15 @@ def write_csv(frame: pd.DataFrame, name: str, folder: Path) -> Path:
     _require_rows(frame, name, f"table {name}", "nothing would be drawn from it")
     if unknown := [column for column in frame if column not in schema.columns]:
         raise TableError(f"table {name} has unknown column {', '.join(unknown)}; add it to saerl_lib/report/columns.txt")
-    _check_values(frame, name, schema)
+    for column in schema.columns:
+        values, told = frame[column], f"table {name}: column {column}"
+        if column not in schema.optional and values.isna().any():
+            raise TableError(f"{told} is empty in row {int(np.flatnonzero(values.isna())[0])}; fill it")
+        numbers = pd.to_numeric(values, errors="coerce").astype(float)
+        if np.isinf(numbers).any():
+            raise TableError(f"{told} holds an infinite number; leave such cells empty")
+        if column in schema.fractions and not numbers.dropna().between(-1e-9, 1 + 1e-9).all():
+            raise TableError(f"{told} must lie in 0..1; write fractions, not percent")
     ready = frame[list(schema.columns)].apply(lambda values: values.map(_text) if values.dtype in (bool, object) else values)
     path = folder / f"{name}.csv"
     write_atomic(path, ready.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8"))

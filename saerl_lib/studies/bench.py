@@ -35,8 +35,6 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from transformers import Qwen3Config, Qwen3Model
 from trl import GRPOTrainer
@@ -198,8 +196,7 @@ class Shape:
     key_value_heads: int = 8
     head_width: int = 128
     latents: tuple[int, ...] = (32_768, 131_072)  # F of the SAEs that are measured
-    k: int = 50  # active latents a token of the TopK SAE
-    threshold: float = 3.2  # of the JumpReLU SAE, in deviations of a pre-activation; about k latents of the paper's F pass
+    k: int = 50  # active latents a token
     samples: int = 4  # of the batch, half prompt and half solution
     tokens: int = 256  # of the batch
 
@@ -207,8 +204,6 @@ class Shape:
 PAPER = Shape()
 PAPER_GPU = replace(PAPER, samples=64, tokens=4096)
 """256 tokens would leave a GPU idle; at 4,096 the obvious way still fits into 24 GB beside model and SAEs."""
-SMALL = Shape(64, 128, 2, 4, 2, 16, (512, 2048), 4, 2.0, 4, 128)
-"""For a dry run."""
 
 
 def shape_activations(
@@ -234,16 +229,10 @@ def shape_activations(
     return torch.inference_mode()(functools.partial(model, batch))
 
 
-def random_sae(
-    latents: int, kind: str, shape: Shape = PAPER, device: torch.device = CPU, precision: torch.dtype = torch.float32
-) -> SAE:
-    """A SAELens SAE with random weights: TopK, or JumpReLU with a threshold."""
-    size = {"d_in": shape.width, "d_sae": latents, "device": str(device)}
-    sae = TopKSAE(TopKSAEConfig(k=shape.k, **size)) if kind == "topk" else JumpReLUSAE(JumpReLUSAEConfig(**size))
-    with torch.no_grad():
-        sae.W_enc.normal_(std=shape.width**-0.5)
-        if kind == "jumprelu":
-            sae.threshold.fill_(shape.threshold)
+def random_sae(latents: int, shape: Shape, device: torch.device = CPU, precision: torch.dtype = torch.float32) -> TopKSAE:
+    """A SAELens SAE with random weights."""
+    sae = TopKSAE(TopKSAEConfig(k=shape.k, d_in=shape.width, d_sae=latents, device=str(device)))
+    torch.nn.init.normal_(sae.W_enc, std=shape.width**-0.5)
     return sae.to(dtype=precision).eval()
 
 
@@ -253,7 +242,7 @@ def span_groups(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     return group, np.bincount(group)
 
 
-def dense_way(sae: SAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
+def dense_way(sae: TopKSAE, vectors: torch.Tensor, spans: int) -> torch.Tensor:
     """The obvious way: all latents of all tokens [T, F], then mean and maximum of each of `spans` equal spans."""
     found = sae.encode(vectors).view(spans, -1, sae.cfg.d_sae)
     return torch.cat([found.mean(dim=1), found.amax(dim=1)])
@@ -268,7 +257,7 @@ def shape_ratios(
     vectors = torch.nn.functional.normalize(forward_pass().flatten(0, 1)) * shape.width**0.5
     rows: Rows = {}
     for latents in shape.latents:
-        top = random_sae(latents, "topk", shape, device, precision)
+        top = random_sae(latents, shape, device, precision)
         works = {
             "forward": forward_pass,
             "product": lambda sae=top: sae.process_sae_in(vectors) @ sae.W_enc,
@@ -292,7 +281,7 @@ def shape_ratios(
 @torch.inference_mode()
 def encode_peaks(shape: Shape = replace(PAPER, latents=(131_072,), samples=32, tokens=8192)) -> Rows:  # noqa: B008
     """Peaks of resident memory above weights and activations of both ways of encoding, in this process."""
-    sae, vectors = random_sae(shape.latents[0], "topk", shape), torch.randn(shape.tokens, shape.width)
+    sae, vectors = random_sae(shape.latents[0], shape), torch.randn(shape.tokens, shape.width)
     chunked = peak_mib(lambda: pool_vectors(sae, vectors, *span_groups(shape)))
     obvious = peak_mib(lambda: dense_way(sae, vectors, 2 * shape.samples))
     return {"obvious_peak_mib": obvious, "chunked_peak_mib": chunked, "obvious_to_chunked_peak": obvious / max(chunked, 1.0)}
@@ -410,7 +399,7 @@ def bench_preparation(profile: Profile, world: Stage, publish: bool) -> Rows:
             read = seconds(functools.partial(write_shard, chosen, encoder, Path(folder) / str(part), {}))
             rolled = seconds(functools.partial(pass_rates, policy, chosen, profile.train, seed))
             rows.append((part, PROMPTS, PROMPTS * DIFFICULTY_ATTEMPTS, read, rolled, 100 * (1 - read / rolled)))
-    table = pd.DataFrame(rows, columns=["part", "prompts", "rollouts", "encode_s", "rollouts_s", "saved"])
+    table = as_table("preparation_cost", rows)
     if publish:
         print(f"written: {write_csv(table, 'preparation_cost', paths.PUBLISHED)}")
     mean = table[["encode_s", "rollouts_s", "saved"]].mean()

@@ -37,7 +37,7 @@ from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
 from saerl_lib.train.arms import DRAWS, WIDE, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import policy_folder
-from saerl_lib.train.run import DONE, Run, read_run
+from saerl_lib.train.run import DONE, Run
 from saerl_lib.train.stages import jobs_home, matched_run, run_all
 from saerl_lib.world.gates import scores_stage
 from saerl_lib.world.sources import world_stage
@@ -150,9 +150,11 @@ def keep_record(profile: Profile, run: Run, home: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     frame = pd.read_parquet(run.folder / "evaluations.parquet").sort_values(["step", "eval_set"], kind="stable")
     frame["gold_probability"] = frame["gold_probability"].round(4)
-    curve = _curve(run.folder)[CURVE].astype(float).round(4)
-    about = {"protocol": protocol(profile, run), "key": run.key, "provenance": _provenance(run.folder, done),
-             "budget": _budget(run.folder), "curve": curve.to_dict("list")}  # fmt: skip
+    rollouts, curve = (pd.read_parquet(run.folder / f"{name}.parquet") for name in ("rollouts", "curve"))
+    groups = rollouts.groupby(["step", "round", rollouts["row"] // run.train.rollouts_per_prompt])["reward"].nunique()
+    curve = curve.set_index("step").assign(zero_variance_share=(groups == 1).groupby("step").mean()).reset_index()
+    about = {"protocol": protocol(profile, run), "key": run.key, "provenance": _provenance(run, done),
+             "budget": _budget(run, rollouts), "curve": curve[CURVE].astype(float).round(4).to_dict("list")}  # fmt: skip
     table = pa.Table.from_pandas(frame[list(KINDS)].astype(KINDS), preserve_index=False)
     partial = path.with_suffix(".partial")
     with pq.ParquetWriter(partial, table.schema, compression="zstd", compression_level=19, store_schema=False) as writer:
@@ -223,20 +225,10 @@ def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
     return {**tables, "budget": pd.DataFrame([one["budget"] for one in about]), "provenance": made}
 
 
-def _curve(folder: Path) -> pd.DataFrame:
-    """A run's curve with the share of groups without a gradient among all that were generated."""
-    size = read_run(folder).train.rollouts_per_prompt
-    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=["step", "round", "row", "reward"])
-    groups = rollouts.groupby(["step", "round", rollouts["row"] // size])["reward"].nunique()
-    share = (groups == 1).groupby("step").mean().rename("zero_variance_share")
-    curve = pd.read_parquet(folder / "curve.parquet")
-    return curve.drop(columns="zero_variance_share").merge(share, left_on="step", right_index=True)[list(curve.columns)]
-
-
-def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    run, made = read_run(folder), record["environment"]
+def _provenance(run: Run, record: dict[str, Any]) -> dict[str, Any]:
+    made = record["environment"]
     return {
-        "run": folder.name, "arm": run.arm, "seed": run.seed, "config_hash": record["key"],
+        "run": run.folder.name, "arm": run.arm, "seed": run.seed, "config_hash": record["key"],
         "learning_rate": run.train.learning_rate, "commit": made["commit"], "cpu": made["processor"],
         "threads": made["threads"], "versions": " ".join(f"{k}={v}" for k, v in sorted(made["versions"].items())),
         "training_s": record["seconds"]["training"], "evaluation_s": record["seconds"]["evaluation"],
@@ -244,16 +236,14 @@ def _provenance(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _budget(folder: Path) -> dict[str, Any]:
+def _budget(run: Run, rollouts: pd.DataFrame) -> dict[str, Any]:
     """Prompts, rollouts and tokens that a run spent before its tail."""
-    run = read_run(folder)
-    columns = ["arm", "seed", "step", "sample_id", "used", "completion_tokens"]
-    rollouts = pd.read_parquet(folder / "rollouts.parquet", columns=columns, filters=[("step", "<=", run.updates)])
-    group = rollouts.drop_duplicates(["step", "sample_id"])
+    rollouts = rollouts[rollouts["step"] <= run.updates]
     return {
-        "arm": run.arm, "seed": run.seed, "steps": run.steps, "updates": int(rollouts["step"].max()), "prompts": len(group),
-        "distinct_prompts": rollouts["sample_id"].nunique(), "rollouts": len(rollouts),
-        "rollouts_used": int(rollouts["used"].sum()), "tokens": int(rollouts["completion_tokens"].sum()),
+        "arm": run.arm, "seed": run.seed, "steps": run.steps, "updates": int(rollouts["step"].max()),
+        "prompts": len(rollouts.drop_duplicates(["step", "sample_id"])), "distinct_prompts": rollouts["sample_id"].nunique(),
+        "rollouts": len(rollouts), "rollouts_used": int(rollouts["used"].sum()),
+        "tokens": int(rollouts["completion_tokens"].sum()),
     }  # fmt: skip
 
 
@@ -271,8 +261,7 @@ def difference(path: Path, committed: Path) -> str:
 
 def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm]:
     """Arms by name; none named: all of them. Raises ArmError for an unknown one."""
-    known = all_arms(arms_file)
-    return [find_arm(name, arms_file) for name in names] if names else list(known.values())
+    return [find_arm(name, arms_file) for name in names] or list(all_arms(arms_file).values())
 
 
 # The tables.
@@ -285,9 +274,13 @@ def study_tables(
     known = dict(arms or all_arms())
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
-    steps = study.study_targets(evaluations, known, profile.world.eval_problems_small, profile.steps)
+    trained = [name for name in known if name in present]
+    rated = [name for name in trained if known[name].group == study.PAPER] or trained  # their final accuracies are the targets
+    steps = study.target_steps(
+        evaluations[evaluations["arm"].isin(trained)], rated, profile.world.eval_problems_small, profile.steps
+    )
     runs = study.runs_table(evaluations, found["curve"], found["tail"])
-    own = [name for name, arm in known.items() if name in present and arm.group == "user"]
+    own = [name for name in trained if known[name].group == "user"]
     return {
         "study_runs": runs,
         "study_summary": study.summary_table(found, known, steps, runs),

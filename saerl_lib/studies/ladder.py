@@ -31,29 +31,13 @@ from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.stages import read_stage, retained_of, splits_of
 from saerl_lib.encode.store import DENSE, FEATURES, LABELLED, MAIN, PROMPT_COLUMNS, RULES, Store, metadata_features
 from saerl_lib.plan.batch_plan import rows_of
-from saerl_lib.properties.probes import (
-    LEAST_TRAIN,
-    PAIR_COLUMNS,
-    Matrix,
-    Task,
-    fit_tfidf,
-    fit_topic_probe,
-    metric,
-    pair_rows,
-    real_tasks,
-    ridge_predictions,
-    shuffled,
-    split_tasks,
-    task_rows,
-    texts_of,
-)
+from saerl_lib.properties import probes
+from saerl_lib.properties.probes import Matrix, Task, fit_tfidf, fit_topic_probe, metric, ridge_predictions, shuffled, texts_of
 
 Blocks = Mapping[str, tuple[Sequence[str], Matrix]]
 """Reader (kind, kind#seed or `dense`) -> sample ids [M] and features [M, 4 W]: mean and max of prompt, then of solution."""
 UNTRAINED_SAE, ALL = "sae_untrained", "_all"
 """The SAE with weights as drawn; ending of the name where all latents are read in place of the retained ones."""
-CONTROLS = ((UNTRAINED_SAE, "untrained@0"),)
-"""SAEs that read beside the reader's own."""
 VARIANTS = ("sae_short#0", "sae_short#1", "sae_short#2", "sae_frozen_decoder")
 """SAEs of a shorter training (`reader variants`): three seeds, and one whose decoder is never updated."""
 PAIRS = (
@@ -115,9 +99,12 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
         a, b = balanced(a, b, 4 if task.with_solution else 2) if sparse.issparse(a) else _filled(a, b)
         kind, _, number = name.partition("#")
         sets.append(FeatureSet(kind, a, b, int(number or 0)))
-        if kind == DENSE:
-            whole = min(x.shape[1] for x, _ in blocks.values())
-            sets.append(_projected(a, b, whole if task.with_solution else whole // 2))
+        if kind == DENSE:  # PCA ends at the width of the dense features when that is smaller
+            whole, scaler = min(x.shape[1] for x, _ in blocks.values()), StandardScaler().fit(a)
+            scaled = scaler.transform(a)
+            width = min(whole if task.with_solution else whole // 2, *a.shape)
+            pca = PCA(n_components=width, svd_solver="covariance_eigh").fit(scaled)
+            sets.append(FeatureSet("dense_pca", pca.transform(scaled), pca.transform(scaler.transform(b))))
         elif kind == MAIN:
             joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
             sets.append(FeatureSet("sae+metadata", *joined))
@@ -142,14 +129,6 @@ def _filled(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return train, test
     mean = np.nanmean(train, axis=0)
     return np.where(np.isnan(train), mean, train), np.where(np.isnan(test), mean, test)
-
-
-def _projected(train: np.ndarray, test: np.ndarray, width: int) -> FeatureSet:
-    """Dense features brought to `width` columns by PCA, which ends at their own width when that is smaller."""
-    scaler = StandardScaler().fit(train)
-    a, b = scaler.transform(train), scaler.transform(test)
-    pca = PCA(n_components=min(width, *a.shape), svd_solver="covariance_eigh").fit(a)
-    return FeatureSet("dense_pca", pca.transform(a), pca.transform(b))
 
 
 def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
@@ -186,16 +165,16 @@ def ladder(
         done: dict[str, list[np.ndarray]] = {}
         for one, values in zip(sets, Parallel(n_jobs=workers)(fits), strict=True):
             done.setdefault(one.name, []).append(values)
-        rows.append(task_rows(task, done, config.bootstrap_samples, own, workers))
-        pairs += pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
-    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+        rows.append(probes.task_rows(task, done, config.bootstrap_samples, own, workers))
+        pairs += probes.pair_rows(task, done, PAIRS, config.bootstrap_samples, own) if task.groups is None else []
+    return pd.concat(rows, ignore_index=True), pd.DataFrame(pairs, columns=probes.PAIR_COLUMNS)
 
 
 def ladder_reader(profile: Profile) -> ReaderConfig:
     """The profile's reader with an SAE as drawn, the variants that `reader variants` left, and the activations themselves."""
     folder = paths.sae_dir()
     trained = [(name, str(folder / name)) for name in VARIANTS if (folder / name / "cfg.json").is_file()]
-    others = (*CONTROLS, *(trained if profile.reader.sae == SHIPPED else ()))
+    others = ((UNTRAINED_SAE, "untrained@0"), *(trained if profile.reader.sae == SHIPPED else ()))
     return dataclasses.replace(profile.reader, others=others, dense=True)
 
 
@@ -239,7 +218,7 @@ class Group:
 
 def real_groups(profile: Profile) -> dict[str, Group]:
     """The real tasks by group. Raises ArtifactError without `SAERL_DATA_DIR`."""
-    tasks = real_tasks(load_set, profile.ladder, held_out_keys())
+    tasks = probes.real_tasks(load_set, profile.ladder, held_out_keys())
     return {name: Group(name, tuple(t for t in tasks if t.dataset in files)) for name, files in GROUPS.items()}
 
 
@@ -273,12 +252,11 @@ def _ladder_stage(
 
 def world_ladder_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
     """The ladder on the splits of the data stage, a world's or published ones; retained sets are chosen on L."""
-    there = [name for name in splits_of(world) if name in WORLD_SPLITS]
-    splits = {name: load_split(world, name) for name in there}
-    tasks = split_tasks(splits, "world" if profile.world else "published")
+    splits = {name: load_split(world, name) for name in splits_of(world) if name in WORLD_SPLITS}
+    tasks = probes.split_tasks(splits, "world" if profile.world else "published")
 
     def blocks() -> Blocks:
-        stores = [Store(store.path(name)) for name in there]
+        stores = [Store(store.path(name)) for name in splits]
         return blocks_of(stores, profile.reader, lambda own: retained_of(profile, own, splits["labelled"]))
 
     return _ladder_stage(profile, "world", tasks, blocks, (world, store))
@@ -346,7 +324,7 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
         for task in tasks:
             kept, predicted = np.flatnonzero([s.id in inside for s in task.train]), np.empty_like(task.y_train)
             folds = KFold(RULE_FOLDS, shuffle=True, random_state=profile.seed)
-            enough = len(kept) >= RULE_FOLDS * LEAST_TRAIN // (RULE_FOLDS - 1)
+            enough = len(kept) >= RULE_FOLDS * probes.LEAST_TRAIN // (RULE_FOLDS - 1)
             for rows in folds.split(kept) if enough else ():
                 train, test = (kept[own] for own in rows)
                 sides = [[task.train[i] for i in own] for own in (train, test)]
@@ -359,31 +337,29 @@ def rule_rows(tasks: Sequence[Task], stores: Sequence[Store], training: Sequence
     return found
 
 
-def representation_table(profile: Profile, world: Stage, store: Stage) -> pd.DataFrame:
-    """Rows of representation.csv: what the open choices of the representation cost (ours). The paper keeps 240 latents and reads
-    prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of the world and, where they lie,
-    of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
-    splits = {name: load_split(world, name) for name in ("labelled", "test")}
-    tasks = {task.target: task for task in split_tasks(splits)}
-    topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
-    stores = [Store(store.path(name)) for name in splits]
-    found = rule_rows((topic, both), stores, splits["labelled"], profile)
-    chosen = retained_of(profile, stores[0], splits["labelled"])
-    block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
-    prompt = dataclasses.replace(both, with_solution=False)
-    for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
-                                   ("phi, prompt and solution", both, "sae+metadata"),
-                                   ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip
-        found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
-    for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
-        read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
-        found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
-    return pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)
-
-
 def representation_stage(profile: Profile, world: Stage, store: Stage) -> Stage:
-    """Stage `representation`: representation.parquet."""
+    """representation.parquet, rows of representation.csv: what the open choices of the representation cost (ours). The paper
+    keeps 240 latents and reads prompt and solution. Here every rule of `saerl_lib.encode.store` chooses on training samples of
+    the world and, where they lie, of MATH and DeepMath; on the world the prompt alone is read beside both spans."""
+
+    def compute(_: Path) -> dict[str, pd.DataFrame]:
+        splits = {name: load_split(world, name) for name in ("labelled", "test")}
+        tasks = {task.target: task for task in probes.split_tasks(splits)}
+        topic, both = tasks["topic_leaf"], tasks["difficulty_in_domain"]
+        stores = [Store(store.path(name)) for name in splits]
+        found = rule_rows((topic, both), stores, splits["labelled"], profile)
+        chosen = retained_of(profile, stores[0], splits["labelled"])
+        block = [s.id for samples in splits.values() for s in samples], np.concatenate([part.select(chosen) for part in stores])
+        prompt = dataclasses.replace(both, with_solution=False)
+        for option, task, features in (("prompt and solution", both, MAIN), ("prompt only", prompt, MAIN),
+                                       ("phi, prompt and solution", both, "sae+metadata"),
+                                       ("phi, prompt only", prompt, "sae+metadata")):  # fmt: skip
+            found.append(read_by(task, block, profile, features).assign(choice="spans", option=option, shared_with_default=1.0))
+        for group in [g for name, g in real_groups(profile).items() if name in RULE_GROUPS] if has_real_data(profile) else ():
+            read = [task for task in group.tasks if (task.dataset, task.target) in RULE_TASKS]
+            found += rule_rows(read, [group.store(profile)], group.training(profile)[0], profile)
+        return {"representation": pd.concat(found, ignore_index=True).reindex(columns=REPRESENTATION)}
+
     real = [group.stage(profile) for group in real_groups(profile).values()] if has_real_data(profile) else []
     config = {**to_dict(profile.properties), "retained": profile.reader.retained_latents, "seed": profile.seed}
-    tables = lambda _: {"representation": representation_table(profile, world, store)}  # noqa: E731
-    return get_or_compute(profile, "representation", config, tables, (world, store, *real))
+    return get_or_compute(profile, "representation", config, compute, (world, store, *real))

@@ -144,11 +144,9 @@ def arm_pool_stage(profile: Profile, world: Stage, features: Stage, scores: Stag
     """<pool>.parquet (samples), <pool>_table.parquet and features.safetensors (kept pool). `scores` is that of `scores_stage`."""
 
     def compute(folder: Path) -> None:
-        samples, own = load_split(world, "pool"), load_split_features(features, "pool")
-        z = own.z
-        unused = ["distance", "calibrated", "half_width"]
+        samples, z = load_split(world, "pool"), load_split_features(features, "pool").z
         labels = pd.DataFrame({"sample_id": [s.id for s in samples], "label": [s.difficulty for s in samples]})
-        table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=unused)
+        table = pd.read_parquet(scores.path("scores.parquet")).drop(columns=["distance", "calibrated", "half_width"])
         table = table.merge(labels, on="sample_id", validate="one_to_one")
         judged = pd.read_parquet(quality.path("kept.parquet"))
         size, draw = int(judged["kept"].sum()), np.random.default_rng(sub_seed(profile.seed, "unfiltered"))

@@ -87,11 +87,6 @@ def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> li
     return [path for path, _ in parts]
 
 
-def load_vectors(files: Sequence[Path]) -> Tensor:
-    """[n, D] all collected activations in bfloat16."""
-    return torch.cat([load_file(path)["vectors"] for path in files])
-
-
 def run_reader(step: str) -> int:
     """`reader STEP`: collect the corpus once, then train the shipped SAE, or the variants, or compare blocks. Raises
     ArtifactError without `SAERL_DATA_DIR` or the model."""
@@ -100,19 +95,24 @@ def run_reader(step: str) -> int:
 
 
 def corpus_vectors(profile: Profile) -> tuple[int, Tensor]:
-    """Samples of the corpus, and the activations of all of it."""
+    """Samples of the corpus, and the activations [n, D] of all of it in bfloat16."""
     texts = corpus(profile.ladder)
     folder = paths.sae_dir() / "vectors"
     files = [path for kind, samples in texts.items() for path in collect(profile.reader, samples, folder / kind)]
-    return sum(map(len, texts.values())), load_vectors(files)
+    return sum(map(len, texts.values())), torch.cat([load_file(path)["vectors"] for path in files])
 
 
 def rebuild_sae(profile: Profile) -> None:
-    """Train the shipped SAE and replace it, with card.json: what it is made of and how good it is on MATH's test problems with
-    their solutions and on the world's test split, of which neither was trained on; printed too."""
+    """Train the shipped SAE and replace it, weights in bfloat16, with card.json: what it is made of and how good it is on MATH's
+    test problems with their solutions and on the world's test split, of which neither was trained on; printed too."""
     samples, vectors = corpus_vectors(profile)
-    train_sae(vectors, SHIPPED_SAE, paths.sae_dir() / "trained")
-    ship(paths.sae_dir() / "trained", paths.SAE)
+    train_sae(vectors, SHIPPED_SAE, trained := paths.sae_dir() / "trained")
+    weights = {name: value.bfloat16().contiguous() for name, value in load_file(trained / "sae_weights.safetensors").items()}
+    save_file(weights, paths.SAE / "sae_weights.safetensors")
+    settings = json.loads((trained / "cfg.json").read_text(encoding="utf-8"))
+    settings.pop("metadata", None)
+    write_json(paths.SAE / "cfg.json", settings)
+    shutil.copyfile(trained / "start.safetensors", paths.SAE / "start.safetensors")
     texts = {"real": load_set("math_test").samples, "world": draw_world(profile.world)["test"]}
     encoder = open_reader(profile.reader)
     card = {
@@ -134,17 +134,6 @@ def train_variants(profile: Profile) -> None:
         changes, kind = TRAININGS[name]
         train_sae(vectors, replace(SHORT, **changes), path, kind)
     write_csv(curve_table(profile), "sae_curve", paths.PUBLISHED)
-
-
-def ship(trained: Path, folder: Path) -> None:
-    """An SAE with its weights in bfloat16, as SAELens opens it; the configuration and the start come along."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.bfloat16().contiguous() for name, value in load_file(trained / "sae_weights.safetensors").items()}
-    save_file(weights, folder / "sae_weights.safetensors")
-    settings = json.loads((trained / "cfg.json").read_text(encoding="utf-8"))
-    settings.pop("metadata", None)
-    write_json(folder / "cfg.json", settings)
-    save_file(load_file(trained / "start.safetensors"), folder / "start.safetensors")
 
 
 FEW = (15, 30, 60, 120, 240, 480)
@@ -173,7 +162,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
     held = load_set("math_test").samples[:MEASURED_SAMPLES]
     vectors = torch.cat(list(token_vectors(held, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)))
-    part = load_vectors(sorted((paths.sae_dir() / "vectors" / "real").glob("*.safetensors"))[:1]).double()
+    part = load_file(min((paths.sae_dir() / "vectors" / "real").glob("*.safetensors")))["vectors"].double()
     mean, directions = part.mean(dim=0), torch.linalg.eigh(torch.cov(part.T)).eigenvectors.flip(1)
     pca = {k: directions[:, :k] for k in sorted(trained)}
     rows = explained_rows(saes, vectors, mean, pca)

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import file_sha256, get_or_compute
 from saerl_lib.config import LadderConfig, Profile, PropertyConfig, sub_seed, to_dict
 from saerl_lib.data.published import data_file, held_out_keys, load_set, math_splits, probe_splits
 from saerl_lib.data.rows import jsonl
@@ -47,8 +47,6 @@ PAPER_SOURCES = (103_022, 107_021)
 """Samples of the target and of the other source in the paper's pool (Table 6)."""
 CLASSIFIER_SHARE = 0.15
 """Largest share of a source that trains the source probe, and of the other source that places thresholds (ours)."""
-PLAIN = "sources_plain"
-"""The part `sources` after `plain_text`, read by the reader's own SAE alone."""
 DELIMITERS = r"\\[()\[\]]|\$+"
 """Signs that open and close a formula: \\( \\) \\[ \\] $ $$."""
 DATASET = "quality_valimath"
@@ -106,25 +104,22 @@ def counts_table(parts: Mapping[str, RealPart]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "source", "what", "n"])
 
 
-def source_part(target: LabelledSet, other: LabelledSet) -> RealPart:
-    """DeepMath (target) and DeepScaleR questions: the source probe's training rows, held-out negatives, and a pool. The pool has
-    the paper's proportions; the first rows by hash train the probe, the next ones of the other source place thresholds."""
-    target, other = (data.rows(hash_order(data.samples)) for data in (target, other))
-    train = [int(CLASSIFIER_SHARE * len(data)) for data in (target, other)]
-    ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
-    size = min(len(target) - train[0], int((len(other) - 2 * train[1]) / ratio))
-    roles = {"train": train[1], "held_out": train[1], "pool": round(size * ratio)}
-    return part_of("sources", (target, {"train": train[0], "held_out": 0, "pool": size}), (other, roles))
-
-
 def real_parts(config: LadderConfig) -> dict[str, RealPart]:
-    """Every part of the study by name. Raises ArtifactError without `SAERL_DATA_DIR`."""
+    """Every part of the study by name. `sources` holds DeepMath (target) and DeepScaleR questions: the source probe's training
+    rows, held-out negatives, and a pool in the paper's proportions; the first rows by hash train the probe, the next ones of the
+    other source place thresholds. Raises ArtifactError without `SAERL_DATA_DIR`."""
     held_out = held_out_keys()
     splits, fit = probe_splits(load_set, config, held_out), math_splits(load_set, config, held_out).train
-    sources = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
-    train, test = splits[DATASET]
+    whole = [joined(name, [splits[name].train, splits[name].test]) for name in FILES["sources"]]
+    target, other = (data.rows(hash_order(data.samples)) for data in whole)
+    own, others = (int(CLASSIFIER_SHARE * len(data)) for data in whole)
+    ratio = PAPER_SOURCES[1] / PAPER_SOURCES[0]
+    size = min(len(target) - own, int((len(other) - 2 * others) / ratio))
+    roles = {"train": others, "held_out": others, "pool": round(size * ratio)}
+    (train, test), math = splits[DATASET], part_of("math", (fit, {"fit": len(fit)}))
+    sources = part_of("sources", (target, {"train": own, "held_out": 0, "pool": size}), (other, roles))
     valid = part_of("valimath", (train, {"train": len(train)}), (test, {"test": len(test)}))
-    return {"math": part_of("math", (fit, {"fit": len(fit)})), "sources": source_part(*sources), "valimath": valid}
+    return {"math": math, "sources": sources, "valimath": valid}
 
 
 def plain_text(text: str) -> str:
@@ -134,19 +129,6 @@ def plain_text(text: str) -> str:
     'Let x be 2. Find it.'
     """
     return " ".join(re.sub(DELIMITERS, " ", text).replace(" .", ".").split())
-
-
-def plain_part(part: RealPart) -> RealPart:
-    """The same rows with `plain_text` questions."""
-    samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in part.data.samples)
-    return dataclasses.replace(part, data=dataclasses.replace(part.data, samples=samples))
-
-
-def flaw_kinds(part: RealPart) -> np.ndarray:
-    """[N] the first check that a ValiMath question failed, 'unnamed' where the file does not say, '' when it is valid."""
-    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
-    valid = part.data.labels["valid"] > 0.5
-    return np.array(["" if ok else failed[name].removesuffix("_check") for name, ok in zip(part.ids, valid, strict=True)])
 
 
 def part_tables(part: RealPart, group: Group, profile: Profile) -> dict[str, FeatureTable]:
@@ -168,13 +150,6 @@ def feature_table(part: RealPart, z: np.ndarray) -> FeatureTable:
     return FeatureTable(tuple(part.ids), z, metadata_features(samples))
 
 
-def plain_features(profile: Profile, part: RealPart, stage: Stage) -> FeatureTable:
-    """The features of `plain_part` in its store; retained latents are chosen on its own training rows."""
-    store, samples = Store(stage.path("store")), part.data.samples
-    training = [samples[i] for i in part.where("train")][: profile.ladder.max_train]
-    return feature_table(part, store.select(retained_of(profile, store, training)))
-
-
 SHUFFLES = 20
 """Shuffles of the labels behind the control (ours)."""
 EXCERPT = 100
@@ -192,13 +167,6 @@ def agreement_rows(
     draws = zip(*(agreement(label[rows], topics[rows]) for rows in drawn), strict=True)
     found = zip(Agreement._fields, agreement(label, topics), draws, strict=True)
     return [(prefix + name, *percentile_interval(value, own)) for name, value, own in found]
-
-
-def shuffled_rows(label: np.ndarray, topics: np.ndarray, seed: int) -> list[tuple[str, float, float, float]]:
-    """(quantity, mean, least, largest) over shuffles of the topics: agreement without any relation."""
-    rng = np.random.default_rng(seed)
-    draws = zip(*(agreement(label, rng.permutation(topics)) for _ in range(SHUFFLES)), strict=True)
-    return [(name, float(np.mean(own)), min(own), max(own)) for name, own in zip(Agreement._fields, draws, strict=True)]
 
 
 def probe_columns(phi: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -241,8 +209,10 @@ def clusters_table(tables: Mapping[str, FeatureTable], part: RealPart, profile: 
         found = pool_clusters(phi, config, seed).assign(phi)
         own = found.label
         rows += [(name, *row, len(measured)) for row in agreement_rows(own[measured], subject[measured], "", config, draw)]
-        chance = shuffled_rows(own[measured], subject[measured], draw)
-        rows += [(f"{name}, shuffled", *row, len(measured)) for row in chance]
+        rng = np.random.default_rng(draw)  # shuffled subjects: mean, least and largest agreement without any relation
+        chance = zip(*(agreement(own[measured], rng.permutation(subject[measured])) for _ in range(SHUFFLES)), strict=True)
+        rows += [(f"{name}, shuffled", quantity, float(np.mean(drawn)), min(drawn), max(drawn), len(measured))
+                 for quantity, drawn in zip(Agreement._fields, chance, strict=True)]  # fmt: skip
         pairs = measured[rated[measured]]
         rows += [(name, *row, len(pairs)) for row in agreement_rows(own[pairs], level[pairs].astype(str), "level_", config, draw)]
         shown += example_rows(name, found, part) if name.startswith(MAIN) and name != UNTRAINED_SAE else []
@@ -294,15 +264,6 @@ SELFREG = "scaled"
 """Variant of SelfReg among the scores of real_flaws.csv; the others are in real_selfreg.csv (ours)."""
 
 
-def sign_counts(texts: Sequence[str]) -> np.ndarray:
-    """[N, 6] how often each of `SIGNS` occurs.
-
-    >>> sign_counts(["$x$ and \\\\( y \\\\)"]).tolist()
-    [[0.0, 2.0, 2.0, 0.0, 0.0, 0.0]]
-    """
-    return np.array([[len(re.findall(sign, text)) for sign in SIGNS] for text in texts], dtype=np.float64)
-
-
 def source_features(
     part: RealPart, tables: Mapping[str, FeatureTable], plain: FeatureTable, train: np.ndarray
 ) -> dict[str, Matrix]:
@@ -312,7 +273,7 @@ def source_features(
     found["metadata"] = tables[MAIN].metadata[:, PROMPT_COLUMNS]
     for name, texts in (("tfidf", part.texts), ("tfidf_plain", [plain_text(t) for t in part.texts])):
         found[name] = fit_tfidf([texts[i] for i in train]).transform(texts)
-    found["delimiters"] = sign_counts(part.texts)
+    found["delimiters"] = np.array([[len(re.findall(sign, text)) for sign in SIGNS] for text in part.texts], dtype=np.float64)
     found["length"] = np.array([[len(text)] for text in part.texts], dtype=np.float64)
     return found
 
@@ -357,10 +318,14 @@ def flaw_study(
     part: RealPart, tables: Mapping[str, FeatureTable], extra: Mapping[str, np.ndarray], config: PropertyConfig, seed: int
 ) -> dict[str, pd.DataFrame]:
     """Tables real_flaws (columns of filter_flaws.csv) and real_selfreg (of filter_selfreg.csv) for ValiMath: probes are fitted on
-    its training rows, whose valid texts are DSIR's target. `extra` maps a name to suspicion [N]."""
+    its training rows, whose valid texts are DSIR's target. A flaw is the first check that failed, 'unnamed' where the file does
+    not say. `extra` maps a name to suspicion [N]."""
     rows, seed = [part.where("train"), part.where("test")], sub_seed(seed, "real-flaws")
     z, metadata = tables[MAIN].z, tables[MAIN].metadata[:, PROMPT_COLUMNS]
-    everything = flaws.FlawData(z, metadata, tuple(part.texts), flaw_kinds(part))
+    failed = {r["id"]: (r.get("meta") or {}).get("first_failed_check") or "unnamed" for r in jsonl(data_file(DATASET))}
+    valid = zip(part.ids, part.data.labels["valid"] > 0.5, strict=True)
+    kinds = np.array(["" if ok else failed[name].removesuffix("_check") for name, ok in valid])
+    everything = flaws.FlawData(z, metadata, tuple(part.texts), kinds)
     train, test = (everything.rows(index) for index in rows)
     everyone, length = np.ones(len(rows[1]), dtype=bool), np.array([len(text) for text in test.texts], dtype=float)
     views = flaws.suppressed_views(train.z, train.metadata, test.z, test.metadata, seed)
@@ -383,19 +348,26 @@ TABLES = (
 """Tables of the study, by the names of their CSV files."""
 
 
-def real_study_stage(profile: Profile) -> Stage:
-    """One Parquet file a name of `TABLES`; features come from the stores of the ladder. Raises ArtifactError without
-    `SAERL_DATA_DIR`."""
+def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
+    """Table name -> rows of the CSV table of that name: computed where the real data lie (stage `real_study`, from the stores of
+    the ladder), else as they were published."""
+    if not has_real_data(profile):
+        return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
     parts, found = real_parts(profile.ladder), real_groups(profile)
-    groups, plain = {**found, "sources": found["deepmath"]}, plain_part(parts["sources"])
-    plain_stage = read_stage(profile, PLAIN, plain.data.samples, profile.reader)
+    groups, sources = {**found, "sources": found["deepmath"]}, parts["sources"]
+    samples = tuple(dataclasses.replace(s, prompt=plain_text(s.prompt)) for s in sources.data.samples)
+    plain = dataclasses.replace(sources, data=dataclasses.replace(sources.data, samples=samples))
+    plain_stage = read_stage(profile, "sources_plain", samples, profile.reader)
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
         tables = {name: part_tables(part, groups[name], profile) for name, part in parts.items()}
         retained = {name: groups[name].retained(profile, groups[name].store(profile)) for name in ("math", "sources")}
+        plain_store = Store(plain_stage.path("store"))
+        training = [samples[i] for i in plain.where("train")][: profile.ladder.max_train]  # its own rows choose
+        without_signs = feature_table(plain, plain_store.select(retained_of(profile, plain_store, training)))
         flawed, store = parts["valimath"], groups["valimath"].store(profile)
         z = store.select(retained["sources"])[rows_of(flawed.ids, store.ids)]
-        sources, train = parts["sources"], parts["sources"].where("train")
+        train = sources.where("train")
         of_source = (tables["sources"][MAIN].z[train], sources.source[train] == FILES["sources"][0], z[:, : z.shape[1] // 2])
         scores = {  # of the paper's filter minus the log-odds of the target
             "source_probe": -flaws.sgd_scores(*of_source, sub_seed(profile.seed, "real-filter")),
@@ -404,19 +376,12 @@ def real_study_stage(profile: Profile) -> Stage:
         return {
             "real_counts": counts_table(parts),
             **cluster_study(tables["math"], retained["math"], parts["math"], open_reader(profile.reader), profile),
-            **filter_study(parts["sources"], tables["sources"], plain_features(profile, plain, plain_stage), profile),
+            **filter_study(sources, tables["sources"], without_signs, profile),
             **flaw_study(flawed, tables["valimath"], scores, profile.properties, profile.seed),
         }
 
     settings = {"ladder": to_dict(profile.ladder), "properties": to_dict(profile.properties), "seed": profile.seed,
                 "data": {name: file_sha256(data_file(name))[:16] for files in FILES.values() for name in files}}  # fmt: skip
     stages = (*(groups[name].stage(profile) for name in parts), plain_stage)
-    return get_or_compute(profile, "real_study", settings, compute, stages)
-
-
-def real_tables(profile: Profile) -> dict[str, pd.DataFrame]:
-    """Table name -> rows of the CSV table of that name: computed where the real data lie, else as they were published."""
-    if not has_real_data(profile):
-        return {name: pd.read_csv(file) for name in TABLES if (file := paths.PUBLISHED / f"{name}.csv").is_file()}
-    stage = real_study_stage(profile)
+    stage = get_or_compute(profile, "real_study", settings, compute, stages)
     return {name: pd.read_parquet(stage.path(f"{name}.parquet")) for name in TABLES}

@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
-from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
+from saerl_lib.artifacts import file_sha256, get_or_compute
 from saerl_lib.config import Profile, sub_seed, to_dict
 from saerl_lib.data.published import data_file
 from saerl_lib.data.rows import jsonl
@@ -244,12 +244,6 @@ def posterior_mean(prior: Floats, seen: np.ndarray, own: int) -> Floats:
     return (weight * prior + seen) / (weight + own)
 
 
-def record_of(name: str) -> dict[str, NDArray[np.int64]]:
-    """Sample id -> [epochs] successes in `ROLLOUTS` of a set's recorded training; a prompt without a record is left out."""
-    rows = {row["id"]: (row.get("meta") or {}).get("train_acc_history") for row in jsonl(data_file(name))}
-    return {key: np.rint(ROLLOUTS * np.array(values)).astype(np.int64) for key, values in rows.items() if values}
-
-
 # The table.
 
 
@@ -308,15 +302,6 @@ def stream_rows(features: Mapping[str, Matrix], rates: Floats, seed: int) -> Row
                    for job, choice in (whole | chosen).items() for k in SCREENED}  # fmt: skip
 
 
-def history_rows(features: Mapping[str, Matrix], successes: NDArray[np.int64], seed: int) -> Rows:
-    """DSR-sub: what is saved by own rollouts, with and without a prior of features."""
-    kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items()}}
-    known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (successes.shape[1] - 1)]
-    jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
-    done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
-    return {("dsr_sub", "history", key, share, own): choice for (key, own, share), choice in zip(jobs, done, strict=True)}
-
-
 def _everyone(task: Task, count: int | None = None) -> Task:
     samples, y = (*task.train, *task.test)[:count], np.concatenate([task.y_train, task.y_test])[:count]
     return dataclasses.replace(task, test=samples, y_test=y)
@@ -325,33 +310,31 @@ def _everyone(task: Task, count: int | None = None) -> Task:
 def replay_table(profile: Profile) -> pd.DataFrame:
     """replay.csv from the stores of the ladder. Raises ArtifactError without `SAERL_DATA_DIR`."""
     groups, seed = real_groups(profile), sub_seed(profile.seed, "replay")
-
     task = _everyone(next(t for t in groups["deepmath"].tasks if t.target == "difficulty_by_pass_rate"), STREAM_PROMPTS)
     rates = -task.y_test
     rows = stream_rows(text_features(task, groups["deepmath"].blocks(profile), seed, profile), rates, seed)
-    record = record_of("dsr_sub_training_accuracy")
+    accuracy = {row["id"]: (row.get("meta") or {}).get("train_acc_history") for row in jsonl(data_file(*GROUPS["dsr"]))}
     task = _everyone(groups["dsr"].tasks[0])
-    kept = [i for i, s in enumerate(task.test) if s.id in record]
-    task = dataclasses.replace(task, test=tuple(task.test[i] for i in kept), y_test=task.y_test[kept])
-    epochs = min(len(record[s.id]) for s in task.test)
-    successes = np.stack([record[s.id][:epochs] for s in task.test])
+    task = dataclasses.replace(task, test=tuple(s for s in task.test if accuracy.get(s.id)))  # a prompt without a record goes
+    epochs = min(len(accuracy[s.id]) for s in task.test)
+    successes = np.rint(ROLLOUTS * np.array([accuracy[s.id][:epochs] for s in task.test])).astype(np.int64)
     features = text_features(task, groups["dsr"].blocks(profile), seed, profile)
-    chosen = {k: x for k, x in features.items() if k in (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)}
-    rows |= history_rows(chosen, successes, seed)
+    priors = (MAIN + ALL, DENSE, "tfidf", "clusters", SHUFFLED)  # what is saved by own rollouts, without and with a prior
+    kernels = {NOTHING: None, **{key: kernel_of(x) for key, x in features.items() if key in priors}}
+    known = [own for own in OWN_ROLLOUTS if own <= ROLLOUTS * (epochs - 1)]
+    jobs = [(key, own, share) for key in kernels for own in known for share in SHARES[:2]]
+    done = Parallel(n_jobs=WORKERS)(delayed(history)(kernels[key], successes, own, share, seed) for key, own, share in jobs)
+    rows |= {("dsr_sub", "history", key, share, own): choice for (key, own, share), choice in zip(jobs, done, strict=True)}
     return table_of(rows, profile.properties.bootstrap_samples, seed)
 
 
-def replay_stage(profile: Profile) -> Stage:
-    """Stage `replay`: replay.parquet."""
+def replay(profile: Profile) -> pd.DataFrame:
+    """Rows of replay.csv: computed where the real data lie (stage `replay`), else as they were published."""
+    if not has_real_data(profile):
+        return pd.read_csv(paths.PUBLISHED / "replay.csv")
     groups = real_groups(profile)
     inputs = tuple(groups[name].stage(profile) for name in ("deepmath", "dsr"))
     files = {name: file_sha256(data_file(name))[:16] for name in (*GROUPS["deepmath"], *GROUPS["dsr"])}
     config = {"properties": to_dict(profile.properties), "ladder": to_dict(profile.ladder), "data": files, "seed": profile.seed}
-    return get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
-
-
-def replay(profile: Profile) -> pd.DataFrame:
-    """Rows of replay.csv: computed where the real data lie, else as they were published."""
-    if has_real_data(profile):
-        return pd.read_parquet(replay_stage(profile).path("replay.parquet"))
-    return pd.read_csv(paths.PUBLISHED / "replay.csv")
+    stage = get_or_compute(profile, "replay", config, lambda _: {"replay": replay_table(profile)}, inputs)
+    return pd.read_parquet(stage.path("replay.parquet"))

@@ -25,7 +25,7 @@ from saerl_lib.plan.orders import build_plan, kept_pool
 from saerl_lib.properties.clusters import Clusters, pool_clusters, seed_fits, stability_row
 from saerl_lib.properties.probes import Matrix, fit_elastic_net, fit_tfidf, metric, texts_of
 from saerl_lib.properties.scorer import load_scorer, with_clusters
-from saerl_lib.report.statistics import Interval, percentile_interval
+from saerl_lib.report.statistics import percentile_interval
 
 COLUMNS = ["varied", "setting", "default", "share_moved", "mean_step_shift", "n"]
 FACTORS = {"clusters": (0.5, 1.5, 2.0), "shrinkage_tau": (0.2, 0.5, 2.0, 5.0), "window_batches": (0.05, 0.25, 2.0, 4.0)}
@@ -85,8 +85,9 @@ def plan_sensitivity(
 def label_curve(
     train: Mapping[str, Matrix], y: np.ndarray, test: Mapping[str, Matrix], truth: np.ndarray, config: PropertyConfig, seed: int
 ) -> pd.DataFrame:
-    """Rows of `label_curve.csv`: Spearman of predicted with labelled difficulty on test samples, by features and |L|. train and
-    test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels."""
+    """Rows of `label_curve.csv`: mean Spearman over subsets of predicted with labelled difficulty on test samples, by features
+    and |L|. A resample draws one subset and M test samples, so the spread over subsets counts as that of a single subset. train
+    and test map a feature set to matrices [N, D] and [M, D]; y [N] and truth [M] are difficulty labels."""
     y, truth, rows = np.asarray(y, dtype=float), np.asarray(truth, dtype=float), []
     permutations = [np.random.default_rng(sub_seed(seed, f"label-subset-{i}")).permutation(len(y)) for i in range(SUBSETS)]
     for name, x in train.items():
@@ -94,20 +95,13 @@ def label_curve(
             chosen = [p[:size] for p in permutations] if size < len(y) else [np.arange(size)]
             fits = [fit_elastic_net(x[subset], y[subset], config, seed) for subset in chosen]
             predicted = np.stack([np.asarray(fit.predict(test[name]), dtype=float) for fit in fits])
-            found = spearman_interval(predicted, truth, config.bootstrap_samples, seed)
+            rng, drawn = np.random.default_rng(seed), []
+            for _ in range(config.bootstrap_samples):
+                row, index = predicted[rng.integers(len(predicted))], rng.integers(0, len(truth), len(truth))
+                drawn.append(metric("rank", row[index], truth[index]))
+            found = percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
             rows.append((name, size, *found, len(chosen), len(truth)))
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
-
-
-def spearman_interval(predicted: np.ndarray, truth: np.ndarray, samples: int, seed: int) -> Interval:
-    """Mean Spearman over S subsets, predicted [S, M] against truth [M], with its 95 % interval. A resample draws one subset and M
-    test samples, so the spread over subsets counts as that of a single subset."""
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(samples):
-        row, index = predicted[rng.integers(len(predicted))], rng.integers(0, len(truth), len(truth))
-        drawn.append(metric("rank", row[index], truth[index]))
-    return percentile_interval(np.mean([metric("rank", row, truth) for row in predicted]), drawn)
 
 
 def plan_study_stage(profile: Profile, world: Stage, features: Stage, difficulty: Stage, quality: Stage) -> Stage:

@@ -19,7 +19,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,8 +64,6 @@ RATES = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("cons
 PILOT_SEEDS, FIRST_SEED = (200, 201), 100
 LOST = 0.2
 """Fall of a problem's pass rate that counts as forgetting."""
-FEATURE_FOLDS = 5
-ALPHAS = tuple(np.logspace(0, 5, 11))
 STUDY_SEEDS, LEVEL = 8, 0.05 / 5
 """Matched seeds of the study's main arms and the level of its main comparison, corrected for a family of five."""
 
@@ -236,10 +234,10 @@ def taken_prompts() -> frozenset[str]:
     return frozenset(normalise(s.prompt) for split in draw_world(get_profile("laptop").world).values() for s in split)
 
 
-def run_reserved(runs: Sequence[GateRun], home: Path, processes: int | None = None) -> pd.DataFrame:
+def run_reserved(runs: Sequence[GateRun], home: Path) -> pd.DataFrame:
     """All runs with their loss and optimizer, one process and one core each; finished ones are read."""
     os.environ.update(ONE_CORE)
-    jobs = joblib.Parallel(n_jobs=processes or len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
+    jobs = joblib.Parallel(n_jobs=len(os.sched_getaffinity(0)), verbose=5, batch_size=1)
     frames = jobs(joblib.delayed(train_reserved)(run, home) for run in runs)
     told = [f.assign(loss=r.train.loss, optimizer=r.train.optimizer) for f, r in zip(frames, runs, strict=True)]
     return pd.concat(told, ignore_index=True)
@@ -265,19 +263,10 @@ def run_pilot(train: TrainConfig, sizes: Sizes, home: Path) -> pd.DataFrame:
 # From runs to gates.
 
 
-def curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of world_controls.csv: arm, rate, seed, step, exact and sampled accuracy, silent share, problems; in shares."""
-    keys = ["arm", "rate", "seed", "step"]
-    found = frame.groupby(keys, as_index=False).agg(
-        exact=("exact", "mean"), sampled=("sampled", "mean"), silent=("silent", "mean"), problems=("exact", "size")
-    )
-    return found.rename(columns={"rate": "learning_rate"})
-
-
 def measured(estimate: Estimate, note: str) -> Measured:
     """A mean over seeds with its interval."""
-    value, low, high = estimate.interval()
-    return Measured(value, estimate.n_seeds, low, high, note)
+    value, *bounds = estimate.interval()
+    return Measured(value, estimate.n_seeds, *bounds, note)
 
 
 def trained_from(frame: pd.DataFrame, sizes: Sizes) -> dict[str, Measured]:
@@ -334,8 +323,8 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
 
 def out_of_fold(z: np.ndarray, target: np.ndarray) -> float:
     """Spearman of a target [N] with its out-of-fold prediction from z [N, D]."""
-    folds = KFold(FEATURE_FOLDS, shuffle=True, random_state=GATE_SEED)
-    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(ALPHAS)), z, target, cv=folds)
+    folds = KFold(5, shuffle=True, random_state=GATE_SEED)
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11))), z, target, cv=folds)
     return float(spearmanr(predicted, target)[0])
 
 
@@ -362,7 +351,7 @@ def chosen_rates(pilots: pd.DataFrame) -> dict[tuple[str, str], float | None]:
 
 
 def check_world(profile: Profile, sizes: Sizes) -> bool:
-    """Measure all gates and store them; True when every gate is met."""
+    """Measure all gates; write their record and the published tables. True when every gate is met."""
     home, train = paths.profile_dir(profile.name) / "world_check", profile.train
     home.mkdir(parents=True, exist_ok=True)
     pilots = run_pilot(train, sizes, home)
@@ -371,19 +360,17 @@ def check_world(profile: Profile, sizes: Sizes) -> bool:
     seeds = range(FIRST_SEED, FIRST_SEED + sizes.seeds)
     arms = ("random", "nearest_half", "reshuffled", "alone")
     frame = run_reserved([GateRun(arm, seed, train, sizes) for seed in seeds for arm in arms], home)
-    return store_gates(
-        profile, sizes, frame, pilots, trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
-    )
-
-
-def store_gates(profile: Profile, sizes: Sizes, frame: pd.DataFrame, pilots: pd.DataFrame, found: Mapping[str, Measured]) -> bool:
-    """Write the record of what was measured and the published tables; True when every gate is met."""
+    found = trained_from(frame, sizes) | {gates.SEEN: seen_by_features(profile, sizes, home)}
     kept = {name: {k: None if v != v else v for k, v in one._asdict().items()} for name, one in found.items()}
-    write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(profile.train),
-                                            "provenance": provenance(), "gates": kept})  # fmt: skip
+    write_json(gates.TRAINED_RECORD, {"settings": gates.settings_hash(), "sizes": to_dict(sizes), "train": to_dict(train),
+                                      "provenance": provenance(), "gates": kept})  # fmt: skip
+    by_run = frame.rename(columns={"rate": "learning_rate"}).groupby(["arm", "learning_rate", "seed", "step"], as_index=False)
+    controls = by_run.agg(
+        exact=("exact", "mean"), sampled=("sampled", "mean"), silent=("silent", "mean"), problems=("exact", "size")
+    )
     world = world_stage(profile)
     table = gates.gate_table(world, gates.base_rates_stage(profile, world), found)
-    for name, rows in (("world_gates", table), ("world_controls", curves(frame)), ("study_pilot", pilots)):
+    for name, rows in (("world_gates", table), ("world_controls", controls), ("study_pilot", pilots)):
         write_csv(rows, name, paths.PUBLISHED)
     print(table[["gate", "value", "ci_low", "ci_high", "low", "high", "met", "n"]].to_string(index=False))
     print(f"tables: {paths.PUBLISHED}")
