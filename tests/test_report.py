@@ -19,12 +19,7 @@ from saerl_lib.report import claims, figures, plots, reproduction
 from saerl_lib.report.figures import FIGURES
 from saerl_lib.report.reproduction import INTERVAL, OUTSIDE, SAME, TOLERANCE, compare, compare_table, publish, report
 from saerl_lib.report.study import study_trend
-from saerl_lib.report.tables import SCHEMAS, TableError, finding_markdown, read_table, write_csv
-
-
-def frame(name: str, rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(SCHEMAS[name].columns))
-
+from saerl_lib.report.tables import TableError, as_table, finding_markdown, read_table, write_csv
 
 # Figures.
 
@@ -129,14 +124,14 @@ def test_missing_table_column_and_figure_are_named(tmp_path: Path) -> None:
 def test_write_csv_has_a_fixed_form(tmp_path: Path) -> None:
     none = (np.nan,) * 3
     rows = [("a", 1 / 3, *none, 12345678.0, True, 1000, "rho", None), ("b", 2, 1, 3, 0.1, 3, False, np.nan, "", "n")]
-    table = frame("world_gates", rows)
+    table = as_table("world_gates", rows)
     path = write_csv(table[list(reversed(table.columns))], "world_gates", tmp_path)
     assert path.read_bytes() == (
         b"gate,value,ci_low,ci_high,low,high,met,n,unit,note\na,0.333333,,,,1.23457e+07,true,1000,rho,\nb,2,1,3,0.1,3,false,,,n\n"
     )
     assert list(tmp_path.iterdir()) == [path]
     assert read_table("world_gates", tmp_path)["met"].tolist() == [True, False]
-    table = frame("sae_quality", [("e", "q", 1 / 3, None, None, None, 5), ("e", "r", 0.5, None, 2 / 3, True, 5)])
+    table = as_table("sae_quality", [("e", "q", 1 / 3, None, None, None, 5), ("e", "r", 0.5, None, 2 / 3, True, 5)])
     text = write_csv(table, "sae_quality", tmp_path).read_text()
     assert text.splitlines()[1:] == ["e,q,0.333333,,,,5", "e,r,0.5,,0.666667,true,5"], "mixed columns keep the form"
 
