@@ -401,7 +401,7 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
 
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The quality filter: table.parquet, separation.parquet and kept.parquet (sample_id, score, kept, reason).
+    """The quality filter: table.parquet, kept.parquet (sample_id, score, kept, reason) and, of several sources, separation.parquet.
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
     which are kept."""
     fitted = difficulty_stage(profile, data, features)
@@ -414,14 +414,16 @@ def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
         found = scorer.score(pool, count)
         scores, rules = found["quality"].to_numpy(), {**paper_share_k(len(pool.ids)), "top_k used": count}
         table = filter_table(scores, pool.ids, is_target, scorer.negatives, rules)
-        separation = separation_table(scores, is_target, profile.properties.bootstrap_samples, profile.seed)
+        separation = {} if is_target.all() else {
+            "separation": separation_table(scores, is_target, profile.properties.bootstrap_samples, profile.seed)
+        }  # fmt: skip
         kept = found[["sample_id", "quality"]].rename(columns={"quality": "score"})
         kept["kept"] = kept_rows(profile, samples, scores)
         candidate = is_target if profile.planned == "target" else found["kept"].to_numpy()
         over = profile.world and candidate.sum() >= profile.pool_samples + b
         spare = f"beyond the {profile.pool_samples:,} samples of the profile" if over else f"fills no whole batch of {b}"
         kept["reason"] = np.where(kept["kept"], "", np.where(candidate, spare, "filtered"))
-        return {"table": table, "separation": separation, "kept": kept}
+        return {"table": table, **separation, "kept": kept}
 
     chosen = [profile.pool_samples, profile.planned, profile.plan.prompts_per_step]
     config = {**to_dict(profile.properties), "kept": chosen, "seed": profile.seed}
