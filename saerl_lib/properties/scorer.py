@@ -401,7 +401,7 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
 
 
 def filter_stage(profile: Profile, data: Stage, features: Stage) -> Stage:
-    """The quality filter: table.parquet, kept.parquet (sample_id, score, kept, reason); of several sources separation.parquet too.
+    """The quality filter: table.parquet, kept.parquet (sample_id, score, kept, reason); separation.parquet where sources differ.
     The classifier is that of the stage `difficulty`; held-out parent samples place the percentile thresholds. `kept_rows` says
     which are kept."""
     fitted = difficulty_stage(profile, data, features)
