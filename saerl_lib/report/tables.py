@@ -250,13 +250,15 @@ def spent(seconds: float) -> str:
 def times_markdown(frame: pd.DataFrame) -> str:
     """What the commands of README.md took, by `measurements.csv`: command, what it does, wall clock."""
     took = frame[(frame["bench"] == "command") & (frame["quantity"] == "seconds")].set_index("of")["value"]
-    rows = [[f"`{line}`", said, spent(took[line])] for line, said in LABELS["command"].items()]
+    rows = [[f"`{line}`", said, spent(took[line]) if line in took else ""] for line, said in LABELS["command"].items()]
     return markdown_table(["Command", "What", "Time"], rows)
 
 
 def speed_markdown(frame: pd.DataFrame) -> str:
     """The benchmarks of `measurements.csv` that docs/speed.md shows: bench, size, what was measured, value."""
-    known = frame.assign(said=(frame["bench"] + " " + frame["quantity"]).map(LABELS["measured"])).dropna(subset="said")
+    keys, places = frame["bench"] + " " + frame["quantity"], {key: place for place, key in enumerate(LABELS["measured"])}
+    known = frame.assign(said=keys.map(LABELS["measured"]), place=keys.map(places), size=frame["of"].str.len()).dropna()
+    known = known.sort_values(["bench", "size", "place"])  # of two sizes the longer number is the larger one
     rows = [[f"`{row.bench}`", row.of, row.said, number(row.value)] for row in known.itertuples()]
     return markdown_table(["Bench", "Of", "What", "Measured"], rows)
 

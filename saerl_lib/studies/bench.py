@@ -86,7 +86,7 @@ def run_bench(name: str, samples: int, device: str | None = None, line: str | No
         if value is not None and name != owner:
             raise ValueError(f"bench {name} has no --{option}; `bench {owner}` has one")
     if name == "plan":
-        return report(name, str(samples), bench_plan(samples), publish)
+        return report(name, f"{samples:,} samples", bench_plan(samples), publish)
     if name == "command":
         return report(name, line or "", bench_command(line), publish)
     profile = get_profile("laptop")
@@ -167,7 +167,7 @@ def bench_command(line: str | None) -> Rows:
     with subprocess.Popen(line, shell=True, cwd=os.environ.get("SAERL_CALLED_FROM")) as process:
         root = psutil.Process(process.pid)
         while process.poll() is None:
-            time.sleep(0.1)
+            time.sleep(0.5)
             peak = max(peak, sum(map(own_memory, [root, *root.children(recursive=True)])))
     if process.returncode:
         raise ValueError(f"{line} ended with code {process.returncode}: nothing is reported")
