@@ -86,6 +86,7 @@ STATED = {
     "README.md": {
         "0.47": "million parameters of the shipped policy", "0.45": "score_correlation of profile study",
         "1.5": "billion parameters of the paper's policy", "3.11": "pyproject.toml", "4,608": "width of the SAE",
+        "24 GB": "the machine",
         "7,500": "MATH, docs/own_data.md",
         "6 %": "left out by SAERL, docs/study.md", "3.0": "paper, Table 4", "2.4": "means of world_controls.csv at step 112",
     },
@@ -106,7 +107,7 @@ STATED = {
         "4,000": "steps, saerl_lib/world/pretrain.py",
     },
     "docs/own_data.md": {
-        "0.875": "7 / 8", "2.60": "Ray, tried by hand",
+        "0.875": "7 / 8", "5 s": "saerl_lib/data/answers.py", "2.60": "Ray, tried by hand",
         "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
         "0.4": "40 %", "100,000": "rows, a limit",
         "7,488": "234 x 32",
