@@ -122,7 +122,7 @@ STATED = {
         "107,021": "rows, saerl_lib/config.py", "6,000": "rows, saerl_lib/config.py", "40 %": "assumed, printed by --plan-only",
         "30 %": "assumed, printed by --plan-only", "32,768": "width of the public SAE",
     },
-    "docs/speed.md": {"2,048": "width of Qwen3-1.7B", "2,816": "11 x 32 x 8"},
+    "docs/speed.md": {"2,048": "width of Qwen3-1.7B", "2,816": "11 x 32 x 8", "131,072": "latents", "32,768": "latents"},
 }  # fmt: skip
 """Document -> numbers of its prose that no table holds, and where they come from."""
 VALUE = r"\d+(?:,\d{3})*(?:\.\d+)?"
