@@ -220,7 +220,7 @@ def finding_markdown(frame: pd.DataFrame) -> str:
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
     within = ", ".join(main.loc[main["size"] == "yes", "row"].str.partition(",")[0]) or "no row"
     told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counted(tested)}. In the main ones *agrees* means that our "
-            f"interval lies on the paper's side of zero. The interval contains the paper's value for {within} alone.")  # fmt: skip
+            f"interval lies on the paper's side of zero. It contains the paper's value for {within} alone.")  # fmt: skip
     return f"{told}\n\n{markdown_table(header, rows)}"
 
 
