@@ -21,6 +21,7 @@ from scipy.stats import kendalltau
 from saerl_lib.config import StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
 from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
+from saerl_lib.train.arms import REAL, VARIANTS, WIDER
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -38,9 +39,7 @@ PASS_SET = "hardest"
 """The set that the paper's way of averaging scores by Pass@k, as AIME24."""
 BASELINE, PAPER = "grpo", "paper"
 """The random order, and the group of the paper's own arms."""
-WIDE = "wide"
-"""The family of the arms on a larger pool, and the end of their names."""
-WHOLE = (PAPER, "online", WIDE)
+WHOLE = (PAPER, "online", WIDER)
 """Groups, and families of comparisons, with all matched seeds of `StudyConfig`."""
 UPDATE = "update"
 """The family that compares orders under every loss and optimizer, each with the random order of its own."""
@@ -154,13 +153,22 @@ def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
     aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"] == UPDATE]
     against = dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
-    against |= {name: f"{BASELINE}_{WIDE}" for name in curve["arm"].unique() if name.endswith(WIDE)}
-    caught = {run: _reached(part, aims.get((against.get(run[0], BASELINE), run[1]), math.nan)) for run, part in areas}
+    caught = {run: _reached(part, aims.get((against.get(run[0], shuffled(run[0])), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({
         "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
         "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
         "silent": 100 * before["zero_variance_share"].mean(), "caught": pd.Series(caught).rename_axis(RUN),
     })  # fmt: skip
+
+
+def shuffled(arm: str) -> str:
+    """The random order of the same pool and policy.
+
+    >>> shuffled("diff"), shuffled("diff_real")
+    ('grpo', 'grpo_real')
+    """
+    end = arm.rpartition("_")[2]
+    return f"{BASELINE}_{end}" if end in VARIANTS else BASELINE
 
 
 def _reached(curve: pd.DataFrame, aim: float) -> float:
@@ -186,7 +194,8 @@ def summary_table(
     seen = set(evaluations["arm"].unique())
     present = [name for name in arms if name in seen]
     told = {name: {"title": arms[name].title, "group": arms[name].group} for name in present}
-    pairs = [(name, BASELINE) for name in present if name != BASELINE and BASELINE in present]
+    first = next((name for name in present if name in (BASELINE, f"{BASELINE}_{REAL}")), None)
+    pairs = [(name, first) for name in present if first not in (None, name)]
     against = compare(values, pairs).set_index("arm")
     by_arm, shown = outcomes(values).groupby("arm"), [c for c in runs if c.startswith(("avg_", "mean_"))]
     spent = ["updates", "prompts", "distinct_prompts", "rollouts", "rollouts_used", "tokens"]
@@ -231,14 +240,16 @@ def compare_runs(values: pd.Series, pairs: Sequence[tuple[str, str]], saved: boo
 def comparison_rows(
     evaluations: pd.DataFrame, steps: pd.DataFrame, runs: pd.DataFrame, extra: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against `grpo`.
+    """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against a
+    random order.
 
     Metrics: the outcome, percent of the steps saved to target and until `grpo` is caught, and points of what else `run_values`
     has (means over sets). The claim and the paper's value stand with the outcome alone.
     """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     single = run_values(evaluations, runs)
-    mine = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": BASELINE, "paper_value": math.nan, "claim": ""})
+    against = [shuffled(name) for name in extra]
+    mine = pd.DataFrame({"family": "user", "arm": list(extra), "baseline": against, "paper_value": math.nan, "claim": ""})
     known = pd.concat([COMPARISONS, mine]) if extra else COMPARISONS
     known = known[known[["arm", "baseline"]].isin(set(evaluations["arm"])).all(axis=1)]
     for family, pairs in known.groupby("family", sort=False):

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
-from saerl_lib.config import PlanConfig, Profile, StudyConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import SMOLLM2, PlanConfig, Profile, StudyConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
@@ -35,12 +35,12 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
-from saerl_lib.train.arms import DRAWS, WIDE, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
+from saerl_lib.train.arms import DRAWS, REAL, WIDE, WIDER, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run
-from saerl_lib.train.stages import jobs_home, matched_run, run_all
+from saerl_lib.train.stages import LIVE, LIVE_PROMPTS, SEEDS, jobs_home, matched_run, run_all
 from saerl_lib.world.gates import scores_stage
-from saerl_lib.world.sources import world_stage
+from saerl_lib.world.sources import SHORT, TARGET_SHARE, world_stage
 
 TABLES = ("study_runs", "study_summary", "study_comparisons", "study_targets", "study_paper_tables", "study_mixing",
           "study_budget", "study_provenance")  # fmt: skip
@@ -57,8 +57,13 @@ KINDS = {
 CURVE = ["step", *study.TRAINING]
 ENGINE = 1
 """Raised whenever training changes what a run gives: committed runs of another engine do not count."""
-QUESTIONS = (("paper",), ("online",), ("update",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"))
+QUESTIONS = (("paper",), ("online",), ("update",), ("ablation", "mixing", "batch", "filter"), ("control",), ("rival", "user"),
+             (REAL,))  # fmt: skip
 """Groups of arms in the order in which their questions are answered: the paper's method against a random order first."""
+REAL_PROMPTS = 324
+"""Prompts of the real model's pool: 60 steps of 6."""
+REAL_TRAIN = replace(LIVE, eval_every_steps=10, eval_samples_small=1, eval_samples_full=1, checkpoint_every_steps=20)
+"""As notebook 07 trains it; judged by one answer a problem, since a right answer of a chat model has many texts."""
 
 
 def run_name(arm: Arm, seed: int) -> str:
@@ -77,13 +82,24 @@ def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None 
 
 
 def profile_of(profile: Profile, arm: Arm) -> Profile:
-    """The profile that an arm is trained in: the study's, or for a `wide` arm one of a larger pool and as many steps."""
-    if not arm.wide:
+    """The profile that an arm is trained in: the study's, for a wide arm one of a larger pool and as many steps, for a real one
+    SmolLM2's: short-answer arithmetic of six kinds, as many clusters, 60 steps. The rules for scores are the study's."""
+    if not arm.variant:
         return profile
-    samples = WIDE * profile.pool_samples
+    own = replace(profile, name=f"{profile.name}-{arm.variant}", study=None, reader=replace(profile.reader, dense=True))
+    if arm.variant == WIDER:
+        samples = WIDE * profile.pool_samples
+        world = replace(profile.world, problems="target", noisy_pool_samples=samples)
+        return replace(own, pool_samples=samples, train_steps=profile.steps, world=world)
+    problems = profile.world.eval_problems_small
+    samples = min(REAL_PROMPTS, profile.pool_samples // LIVE_PROMPTS * LIVE_PROMPTS)
+    world = replace(
+        profile.world, problems="short", noisy_pool_samples=round(samples / TARGET_SHARE), test_samples=60, rated_prompts=160,
+        contest_train_samples=16, contest_test_samples=34, step_labelled_samples=64, eval_problems_full=problems,
+    )  # fmt: skip
     return replace(
-        profile, name=f"{profile.name}-wide", study=None, pool_samples=samples, train_steps=profile.steps,
-        world=replace(profile.world, problems="target", noisy_pool_samples=samples), reader=replace(profile.reader, dense=True),
+        own, pool_samples=samples, train_steps=None, world=world, plan=PlanConfig(prompts_per_step=LIVE_PROMPTS),
+        properties=replace(profile.properties, clusters=len(SHORT)), policy=SMOLLM2, train=REAL_TRAIN,
     )  # fmt: skip
 
 
@@ -113,7 +129,8 @@ def planned_run(profile: Profile, world: Stage, pools: Stage, arm: Arm, seed: in
         matched, pool = sub_seed(profile.seed, f"arm-order-{seed}"), load_arm_pool(pools, arm.pool)
         plan = home / "plans" / f"{run_name(arm, seed)}.parquet"
         plan.parent.mkdir(parents=True, exist_ok=True)
-        write_plan(arm_plan(arm, pool, profile.plan, profile.steps, matched, seed % DRAWS), plan)
+        draw = seed % DRAWS if profile.study else 0  # another profile has one SAE
+        write_plan(arm_plan(arm, pool, profile.plan, profile.steps, matched, draw), plan)
     return matched_run(
         profile, world.folder, home, arm.name, seed, plan, table, pools.path(f"{arm.pool}.parquet"),
         arm.batch_factor * profile.plan.prompts_per_step, arm.train, policy_folder(profile.policy),
@@ -127,18 +144,27 @@ def planned_runs(profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: 
     return [planned_run(own, *stages(own), arm, seed, jobs_home(profile), arms_file) for own, arm, seed in owned]
 
 
-def protocol(profile: Profile, run: Run) -> str:
-    """Hash of what a record shares with the run that it stands for: arm, seed, settings, pool, evaluations, policy and engine.
+@functools.cache
+def judged_by(profile: Profile) -> tuple[str, ...]:
+    """Hashes of the evaluation sets and of the policy before training."""
+    sets = [world_stage(profile).path(f"eval_{name}.parquet") for name in profile.eval_sets]
+    return tuple(file_sha256(path) for path in (*sets, policy_folder(profile.policy) / "model.safetensors"))
+
+
+def protocol(profile: Profile, arm: Arm, seed: int, arms_file: Path | None = None) -> str:
+    """Hash of what a record shares with the run that it stands for: arm, matched seed, settings, pool, evaluations, policy and
+    engine.
 
     Not the plan, which may differ in its last digits between processors, but all that it is made by; nor the code.
     """
-    profile = profile_of(profile, find_arm(run.arm, Path(run.arms) if run.arms else None))
-    settings = {name: value for name, value in to_dict(run.train).items() if name not in ("seeds", "checkpoint_every_steps")}
-    files = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
-    sizes = [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
-    made = (profile.world, profile.reader, profile.properties, profile.plan)
-    planned = [*map(to_dict, made), profile.seed, profile.pool_samples, profile.planned, profile.score_correlation]
-    return content_hash([run.arm, run.seed, settings, sizes, planned, [file_sha256(Path(p)) for p in files], ENGINE])
+    own = profile_of(profile, arm)
+    b, train = own.plan.prompts_per_step, to_dict(replace(own.train, **arm.train))
+    settings = {name: value for name, value in train.items() if name not in ("seeds", "checkpoint_every_steps")}
+    files = [*judged_by(own), *([file_sha256(arms_file)] if arms_file and arm.name not in all_arms() else [])]
+    sizes = [arm.batch_factor * b, own.steps, b * own.train.rollouts_per_prompt, own.curve_problems]
+    made = (own.world, own.reader, own.properties, own.plan)
+    planned = [*map(to_dict, made), own.seed, own.pool_samples, own.planned, own.score_correlation]
+    return content_hash([arm.name, SEEDS * own.seed + seed, settings, sizes, planned, files, ENGINE])
 
 
 def keep_record(profile: Profile, run: Run, home: Path) -> Path:
@@ -153,7 +179,9 @@ def keep_record(profile: Profile, run: Run, home: Path) -> Path:
     rollouts, curve = (pd.read_parquet(run.folder / f"{name}.parquet") for name in ("rollouts", "curve"))
     groups = rollouts.groupby(["step", "round", rollouts["row"] // run.train.rollouts_per_prompt])["reward"].nunique()
     curve = curve.set_index("step").assign(zero_variance_share=(groups == 1).groupby("step").mean()).reset_index()
-    about = {"protocol": protocol(profile, run), "key": run.key, "provenance": _provenance(run, done),
+    arms_file = Path(run.arms) if run.arms else None
+    made_by = protocol(profile, find_arm(run.arm, arms_file), run.seed % SEEDS, arms_file)
+    about = {"protocol": made_by, "key": run.key, "provenance": _provenance(run, done),
              "budget": _budget(run, rollouts), "curve": curve[CURVE].astype(float).round(4).to_dict("list")}  # fmt: skip
     table = pa.Table.from_pandas(frame[list(KINDS)].astype(KINDS), preserve_index=False)
     partial = path.with_suffix(".partial")
@@ -169,40 +197,48 @@ def about_record(path: Path) -> dict[str, Any]:
     return json.loads(pq.read_metadata(path).metadata[b"run"])
 
 
-def records(profile: Profile, runs: Sequence[Run], committed: bool = True) -> dict[str, Path]:
+def records(
+    profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None, committed: bool = True
+) -> dict[str, Path]:
     """Name of a run -> its record: one of this machine, or else (with `committed`) the committed one of the same protocol."""
-    found = {}
-    for run in runs:
-        own = paths.figure_data_dir(profile.name) / RUNS / f"{run.folder.name}.parquet"
-        if run.finished and not (own.is_file() and about_record(own)["key"] == run.key):
-            keep_record(profile, run, own.parent)
-        for path in (own, paths.PUBLISHED / RUNS / own.name) if committed else (own,):
-            if path.is_file() and about_record(path)["protocol"] == protocol(profile, run):
-                found.setdefault(run.folder.name, path)
+    found = dict[str, Path]()
+    for arm, seed in cells:
+        name = run_name(arm, seed)
+        for home in (paths.figure_data_dir(profile.name), *([paths.PUBLISHED] if committed else [])):
+            path = home / RUNS / f"{name}.parquet"
+            if path.is_file() and about_record(path)["protocol"] == protocol(profile, arm, seed, arms_file):
+                found.setdefault(name, path)
     return found
 
 
 def run_grid(
-    profile: Profile, runs: Sequence[Run], seconds: float | None = None, backend: str | None = None, again: bool = False
-) -> dict[str, str]:
-    """Run what has no record, with `again` no record of this machine; after `seconds` no further run is started.
+    profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None, seconds: float | None = None,
+    backend: str | None = None, again: bool = False,
+) -> dict[str, str]:  # fmt: skip
+    """Run and record what has no record, with `again` no record of this machine; after `seconds` no further run is started.
 
     With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
     A run that was lost with its machine is resumed by the next call. Returns failures, log by run.
     """
-    known = records(profile, runs, committed=not again)
-    waiting = [run for run in runs if run.folder.name not in known]
+    known = records(profile, cells, arms_file, committed=not again)
+    waiting = planned_runs(profile, [cell for cell in cells if run_name(*cell) not in known], arms_file)
     if backend is None:
-        return run_all(waiting, keep_going=True, seconds=seconds)
-    with joblib.parallel_config(backend, n_jobs=-1):
-        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
-    return {name: log for part in found for name, log in part.items()}
+        failed = run_all(waiting, keep_going=True, seconds=seconds)
+    else:
+        with joblib.parallel_config(backend, n_jobs=-1):
+            found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
+        failed = {name: log for part in found for name, log in part.items()}
+    for run in waiting:
+        if run.finished:
+            keep_record(profile, run, paths.figure_data_dir(profile.name) / RUNS)
+    return failed
 
 
 def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
     """`evaluations`, those of the `tail`, `curve`, `budget` and `provenance` of records, merged.
 
-    Evaluations have avg, the exact chance of the gold solution, and passed, that of one in `PASS_AT` attempts.
+    Evaluations have avg, the exact chance of the gold solution, or where there is none the share of right answers, and passed,
+    the chance of one gold solution in `PASS_AT` attempts.
     Raises ArtifactError when two runs were made with different versions of the packages.
     """
     about = [about_record(path) for path in files]
@@ -216,13 +252,17 @@ def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
         )
     frames = [pd.read_parquet(path).astype({name: str for name in ("arm", "eval_set", "sample_id")}) for path in files]
     evaluations = pd.concat([frame.assign(run=place) for place, frame in enumerate(frames)], ignore_index=True)
-    chance = evaluations["gold_probability"].astype(float)
-    evaluations = evaluations.assign(avg=chance, passed=1 - (1 - chance) ** study.PASS_AT)
+    evaluations = evaluations.assign(avg=chances(evaluations), passed=1 - (1 - evaluations["gold_probability"]) ** study.PASS_AT)
     curves = [pd.DataFrame(one["curve"]).assign(arm=one["budget"]["arm"], seed=one["budget"]["seed"]) for one in about]
     end = evaluations["run"].map({place: one["budget"]["steps"] for place, one in enumerate(about)})
     evaluations, behind = evaluations.drop(columns="run"), evaluations["step"] > end
     tables = {"evaluations": evaluations[~behind], "tail": evaluations[behind], "curve": pd.concat(curves, ignore_index=True)}
     return {**tables, "budget": pd.DataFrame([one["budget"] for one in about]), "provenance": made}
+
+
+def chances(evaluations: pd.DataFrame) -> pd.Series:
+    """Exact chance of the gold solution, or the share of right answers."""
+    return evaluations["gold_probability"].astype(float).fillna(evaluations["correct"] / evaluations["attempts"])
 
 
 def _provenance(run: Run, record: dict[str, Any]) -> dict[str, Any]:
@@ -254,7 +294,7 @@ def difference(path: Path, committed: Path) -> str:
     here, there = (pd.read_parquet(p) for p in (path, committed))
     if here.equals(there):
         return "every evaluation of every problem as committed"
-    ends = [frame[frame["step"] == frame["step"].max()]["gold_probability"].mean() for frame in (here, there)]
+    ends = [chances(frame[frame["step"] == frame["step"].max()]).mean() for frame in (here, there)]
     cpus = [about_record(p)["provenance"]["cpu"] for p in (path, committed)]
     return f"last evaluation {100 * ends[0]:.2f} %, committed {100 * ends[1]:.2f} % ({cpus[0]}; {cpus[1]})"
 
@@ -270,8 +310,21 @@ def chosen_arms(names: Sequence[str], arms_file: Path | None = None) -> list[Arm
 def study_tables(
     found: Mapping[str, pd.DataFrame], profile: Profile, arms: Mapping[str, Arm] | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Every table of `TABLES` from evaluations, curve, budget and provenance of the finished runs of `arms` (None: all)."""
-    known = dict(arms or all_arms())
+    """Every table of `TABLES` from evaluations, curve, budget and provenance of the finished runs of `arms` (None: all).
+
+    A real model's runs are judged by problems of their own, so their rows are made apart.
+    """
+    known, real = dict(arms or all_arms()), {name: table["arm"].str.endswith(f"_{REAL}") for name, table in found.items()}
+    tables = _tables({name: table[~real[name]] for name, table in found.items()}, profile, known)
+    if real["budget"].any():
+        own = profile_of(profile, find_arm(f"{study.BASELINE}_{REAL}"))
+        more = _tables({name: table[real[name]] for name, table in found.items()}, own, known)
+        for name in set(TABLES) - {"study_paper_tables", "study_mixing"}:
+            tables[name] = pd.concat([tables[name], more[name]], ignore_index=True)
+    return tables
+
+
+def _tables(found: Mapping[str, pd.DataFrame], profile: Profile, known: Mapping[str, Arm]) -> dict[str, pd.DataFrame]:
     evaluations = found["evaluations"].reset_index(drop=True)
     present = set(evaluations["arm"])
     trained = [name for name in known if name in present]
@@ -299,13 +352,10 @@ def collect_study(
     """Write the tables of all runs of the `chosen` arms (none: all) with a record into the profile's own folder, a table that
     waits for other arms without rows.
 
-    None without a record of `grpo`. Says which runs have no record, and where the tables lie. Only runs that were begun, here or
-    among the committed ones, are planned: a plan can take seconds.
+    None without a record of `grpo`. Says which runs have no record, and where the tables lie.
     """
     folder, cells = paths.figure_data_dir(profile.name), cells_of(profile, chosen or list(arms.values()))
-    begun = [cell for cell in cells if (jobs_home(profile) / run_name(*cell)).is_dir()
-             or any((home / RUNS / f"{run_name(*cell)}.parquet").is_file() for home in (folder, paths.PUBLISHED))]  # fmt: skip
-    known = records(profile, planned_runs(profile, begun, arms_file))
+    known = records(profile, cells, arms_file)
     missing = [name for name in (run_name(*cell) for cell in cells) if name not in known]
     if missing:
         print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
@@ -343,7 +393,7 @@ def train_study(profile: Profile) -> pd.DataFrame:
     Raises ArtifactError when runs failed; the others are kept.
     """
     if profile.study is not None:
-        failed = run_grid(profile, planned_runs(profile, cells_of(profile, chosen_arms([]))))
+        failed = run_grid(profile, cells_of(profile, chosen_arms([])))
         collect_study(profile, all_arms())
         if failed:
             raise ArtifactError(f"{len(failed)} runs of the study failed, first {next(iter(failed.values()))}")
@@ -386,14 +436,14 @@ def run_study(
         if hours is not None:
             raise UserError("--hours belongs to this machine's cores: leave it out with --ray")
         require_ray(ray)
-    runs = planned_runs(chosen, cells_of(chosen, wanted, seeds), arms_from)
+    cells = cells_of(chosen, wanted, seeds)
     with ray_cluster(ray) if ray is not None else contextlib.nullcontext():
         if ray is not None:
             import_module("ray.util.joblib").register_ray()
         seconds = hours * 3600 if hours is not None else None
-        failed = run_grid(chosen, runs, seconds, None if ray is None else "ray", again)
-    here = records(chosen, runs, committed=not again)
-    print(f"{len(here)} of {len(runs)} runs are finished, {len(failed)} failed")
+        failed = run_grid(chosen, cells, arms_from, seconds, None if ray is None else "ray", again)
+    here = records(chosen, cells, arms_from, committed=not again)
+    print(f"{len(here)} of {len(cells)} runs are finished, {len(failed)} failed")
     for name, path in here.items() if again else ():
         print(f"{name}: {difference(path, paths.PUBLISHED / RUNS / path.name)}")
     for name, log in failed.items():

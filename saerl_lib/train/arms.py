@@ -34,7 +34,11 @@ PILOTED = {("token_mean", "adamw"): 1e-4, ("sequence_mean", "adamw"): 1e-4, ("co
 """Loss and optimizer -> the rate that the pilot of `world --check` chose for a random order; the main one first."""
 ORDERS = ("grpo", "diff", "saerl_grpo", "hard_to_easy", "informative_half")
 """Arms that are trained under each of them: when does order matter?"""
-GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "update", "user")
+HELD = ("grpo", "saerl_grpo", "diff", "saerl_online")
+"""Arms that a real model is trained by as well: does the picture hold?"""
+VARIANTS = WIDER, REAL = ("wide", "real")
+"""Where an arm is trained, if elsewhere than the others, and the end of its name: each has a random order of its own."""
+GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "update", "user", REAL)
 
 
 class ArmError(ValueError):
@@ -113,8 +117,9 @@ class Arm:
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
-    wide: bool = False
-    """Trained on `WIDE` times as many prompts of the target source, of which a run takes a part."""
+    variant: str = ""
+    """wide: trained on `WIDE` times as many prompts of the target source, of which a run takes a part; real: SmolLM2, on
+    short-answer arithmetic."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
 
@@ -123,6 +128,10 @@ class Arm:
             raise ArmError(f"arm {self.name!r}: give exactly one of order and policy")
         if self.group not in GROUPS:
             raise ArmError(f"arm {self.name!r}: group={self.group!r} must be one of {', '.join(GROUPS)}")
+        if self.variant not in ("", *VARIANTS):
+            raise ArmError(f"arm {self.name!r}: variant={self.variant!r} must be empty or one of {', '.join(VARIANTS)}")
+        if self.variant and not self.name.endswith(f"_{self.variant}"):
+            raise ArmError(f"arm {self.name!r} is trained elsewhere than the others: end its name with _{self.variant}")
         if not self.name.isidentifier():
             raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
 
@@ -323,8 +332,8 @@ ARMS = (
     Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae")),
     Arm("saerl_online_rate", "current pass rate from the base pass rate", "online", policy=partial(online, features="rate"),
         needs=needs("rate")),
-    Arm("grpo_wide", "GRPO, random order of four times the pool", "online", order=shuffle, wide=True),
-    *(Arm(f"saerl_online{of}_wide", f"current pass rate from {title}, four times the pool", "online", wide=True,
+    Arm("grpo_wide", "GRPO, random order of four times the pool", "online", order=shuffle, variant=WIDER),
+    *(Arm(f"saerl_online{of}_wide", f"current pass rate from {title}, four times the pool", "online", variant=WIDER,
           policy=partial(online, features=of[1:] or "sae"), needs=needs(of[1:] or "sae"))
       for of, title in (("", "SAE features"), ("_tfidf", "TF-IDF features"), ("_dense", "dense activations"),
                         ("_cluster", "the cluster alone"), ("_shuffled", "other prompts' features"),
@@ -347,7 +356,11 @@ def all_arms(extra: Path | None = None) -> dict[str, Arm]:
     Raises ArmError for a doubled or malformed arm.
     """
     others = [under(arm, *setting) for setting in tuple(PILOTED)[1:] for arm in ARMS if arm.name in ORDERS]
-    found = {arm.name: arm for arm in (*ARMS, *others)}
+    real = [
+        dataclasses.replace(arm, name=f"{arm.name}_{REAL}", title=f"{arm.title}; SmolLM2", group=REAL, variant=REAL)
+        for arm in ARMS if arm.name in HELD
+    ]  # fmt: skip
+    found = {arm.name: arm for arm in (*ARMS, *others, *real)}
     for arm in () if extra is None else _load(extra):
         if not isinstance(arm, Arm):
             raise ArmError(f"{extra}: ARMS holds a {type(arm).__name__}, not an Arm")

@@ -108,7 +108,7 @@ def evaluate(
     """An evaluation during training, `counted`, with step and full; exact answers alone are right.
 
     Beside the sampled `correct` of `attempts` stands `gold_probability`, exact and without sampling noise: the chance of writing
-    the gold solution, NaN where the sample has none.
+    the gold solution, NaN where the sample has none or any text with the right last number counts.
 
     The evaluation's seed depends on the matched seed, the step and the set, not on the arm, so arms are compared on
     the same problems from the same seed (the streams part once completions differ), and training never notices.
@@ -118,8 +118,10 @@ def evaluate(
         found = counted(attempted(sampler, {name: samples}, attempts, train, seeds))
     else:
         found = pd.DataFrame({"eval_set": name, "sample_id": [s.id for s in samples], "attempts": 0, "correct": 0})
-    exact = gold_probability(sampler.model, sampler.tokenizer, samples, train.temperature, train.chat)
-    exact = np.where([sample.solved for sample in samples], exact, np.nan)
+    exact = np.full(len(samples), np.nan)
+    if train.answer_from == "answer":
+        told = gold_probability(sampler.model, sampler.tokenizer, samples, train.temperature, train.chat)
+        exact = np.where([sample.solved for sample in samples], told, np.nan)
     return found.assign(gold_probability=exact, step=step, full=full)
 
 
