@@ -16,8 +16,8 @@ from killing import kill_in_training
 from safetensors.numpy import save_file
 
 from saerl_lib import paths
-from saerl_lib.artifacts import ArtifactError, Stage, write_json
-from saerl_lib.config import PlanConfig, StudyConfig, get_profile
+from saerl_lib.artifacts import ArtifactError, Stage, file_sha256, write_json
+from saerl_lib.config import PlanConfig, StudyConfig, get_profile, to_dict
 from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.report.tables import TableError, write_csv
 from saerl_lib.studies import grid
@@ -98,7 +98,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The records of all runs."""
     home = tmp_path_factory.mktemp("records")
-    return {name: grid.keep_record(PROFILE, read_run(finished / f"{name}-seed0"), home) for name in NAMES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAERL_HOME", str(home))  # its evaluation sets are drawn there
+        return {name: grid.keep_record(PROFILE, read_run(finished / f"{name}-seed0"), home) for name in NAMES}
 
 
 def test_every_kind_of_arm_spends_the_same_rollouts(kept: dict[str, Path], finished: Path) -> None:
@@ -145,19 +147,21 @@ def test_a_committed_record_stands_for_its_run(
     kept: dict[str, Path], finished: Path, stages: tuple[Stage, Stage], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paths, "PUBLISHED", home.parent / "published")
-    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
+    monkeypatch.setattr(grid, "study_stages", lambda _: pytest.fail("a record is found without pool and plan"))
     (home.parent / "published" / grid.RUNS).mkdir(parents=True)
     committed = Path(shutil.copy(kept["grpo"], home.parent / "published" / grid.RUNS / "grpo-seed0.parquet"))
     cells = [(grid.find_arm("grpo"), 0)]
-    (run,) = grid.planned_runs(PROFILE, cells)
-    assert not run.finished and grid.records(PROFILE, [run]) == {"grpo-seed0": committed}
-    assert grid.run_grid(PROFILE, [run]) == {} and not run.folder.exists(), "it is not trained here"
+    assert grid.records(PROFILE, cells) == {"grpo-seed0": committed}
+    assert grid.run_grid(PROFILE, cells) == {} and not home.exists(), "it is not trained here"
     for other in (replace(PROFILE, train=replace(PROFILE.train, learning_rate=1e-3)), replace(PROFILE, score_correlation=None)):
-        assert not grid.records(other, grid.planned_runs(other, cells)), "other settings, another way of planning"
+        assert not grid.records(other, cells), "other settings, another way of planning"
+    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
+    (run,) = grid.planned_runs(PROFILE, cells)
     shutil.copytree(finished / "grpo-seed0", run.folder)
     write_json(run.folder / DONE, {**json.loads((run.folder / DONE).read_text()), "key": run.key})
     write_run(run)
-    own = grid.records(PROFILE, [run])["grpo-seed0"]
+    assert grid.run_grid(PROFILE, cells, again=True) == {}, "it is finished here, so it is kept"
+    own = grid.records(PROFILE, cells)["grpo-seed0"]
     assert own != committed and grid.difference(own, committed) == "every evaluation of every problem as committed"
     pd.read_parquet(own).assign(gold_probability=0.5).to_parquet(own)
     monkeypatch.setattr(grid, "about_record", lambda path: {"provenance": {"cpu": "a type"}})
@@ -174,17 +178,17 @@ def test_kill_9_resume_and_a_failure_beside_it(
     assert (run.folder / "checkpoints" / "checkpoint-1").exists()
     train(run)
     monkeypatch.setattr(grid, "study_stages", lambda _: stages)
-    both = grid.planned_runs(PROFILE, [(arm, 0) for arm in arms], arms_file)
-    failed = grid.run_grid(PROFILE, both)
+    both = [(arm, 0) for arm in arms]
+    failed = grid.run_grid(PROFILE, both, arms_file)
     assert list(failed) == ["broken-seed0"] and "no prompts for you" in failed["broken-seed0"]
-    assert list(grid.records(PROFILE, both)) == ["adarft_once-seed0"]
+    assert list(grid.records(PROFILE, both, arms_file)) == ["adarft_once-seed0"]
     for name in ("rollouts", "evaluations", "curve"):
         resumed, straight = (pd.read_parquet(f / f"{name}.parquet") for f in (run.folder, finished / "adarft_once-seed0"))
         pd.testing.assert_frame_equal(resumed, straight)
     before = (run.folder / "rollouts.parquet").stat().st_mtime_ns
-    assert grid.run_grid(PROFILE, both, seconds=0) == {}, "no run starts late"
+    assert grid.run_grid(PROFILE, both, arms_file, seconds=0) == {}, "no run starts late"
     monkeypatch.setattr(grid, "run_all", lambda runs, *_: {run.folder.name: f"{len(runs)} a worker" for run in runs})
-    again = grid.run_grid(PROFILE, both, backend="threading")
+    again = grid.run_grid(PROFILE, both, arms_file, backend="threading")
     assert again == {"broken-seed0": "1 a worker"}, "what is finished is not run again"
     assert (run.folder / "rollouts.parquet").stat().st_mtime_ns == before
     write_run(replace(run, key="other"), replace=True)
@@ -268,4 +272,25 @@ def test_a_wide_arm_draws_from_a_larger_pool_of_the_wanted_source(
     assert all(drawn[name] == own[name] for name in ("labelled", "eval_easy_a", "eval_hardest")), "judged and scored alike"
     run, other = grid.planned_runs(PROFILE, [(arm, 0), (narrow, 0)])
     assert run.folder.parent == other.folder.parent and run.steps == other.steps
-    assert grid.protocol(PROFILE, run) != grid.protocol(PROFILE, replace(run, arm="saerl_online_rate")), "the pool is part of it"
+    here = replace(arm, name="elsewhere_wide")
+    assert grid.protocol(PROFILE, here, 0) != grid.protocol(PROFILE, replace(here, variant=""), 0), "the pool is part of it"
+    with pytest.raises(ArmError, match="end its name with _wide"):
+        replace(narrow, variant="wide")
+
+
+def test_a_protocol_is_that_of_the_run_it_stands_for(
+    stages: tuple[Stage, Stage], arms_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of settings, sizes and files is what a planned run holds."""
+    monkeypatch.setattr(grid, "study_stages", lambda _: stages)
+    for arm in grid.chosen_arms(["dapo_rollouts", "grpo_4b", "backwards"], arms_file):
+        told: list[list] = []
+        monkeypatch.setattr(grid, "content_hash", lambda value, told=told: told.append(value) or "")
+        grid.protocol(PROFILE, arm, 1, arms_file)
+        (run,), ((name, seed, settings, sizes, _, files, _),) = grid.planned_runs(PROFILE, [(arm, 1)], arms_file), told
+        assert (name, seed, sizes) == (
+            run.arm, run.seed, [run.prompts_per_step, run.steps, run.rollouts_per_step, run.small_problems]
+        )  # fmt: skip
+        assert {**to_dict(run.train), **settings} == to_dict(run.train)
+        held = [*run.sets, str(Path(run.policy) / "model.safetensors"), *([run.arms] if run.arms else [])]
+        assert files == [file_sha256(Path(path)) for path in held]

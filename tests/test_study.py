@@ -113,6 +113,23 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
         assert function(*(read_table(name, tmp_path) for name in names)).axes
 
 
+def test_a_real_models_runs_have_rows_of_their_own() -> None:
+    """They are judged by other problems at other steps, by sampled answers, and held against their own random order."""
+    gains = {"grpo": 0.0, "diff": -0.05}
+    toy, real = results(gains), results({f"{name}_real": gain for name, gain in gains.items()})
+    answers = real["evaluations"]
+    real["evaluations"] = answers.assign(sample_id=answers["sample_id"] + "-other", step=answers["step"] // 2)
+    tables = study_tables({name: pd.concat([toy[name], real[name]]) for name in toy}, PROFILE, all_arms())
+    alone = study_tables(toy, PROFILE, all_arms())
+    for name, table in tables.items():
+        kept = table[~table["arm"].str.endswith("_real")].reset_index(drop=True)
+        pd.testing.assert_frame_equal(kept, alone[name], check_dtype=False, check_categorical=False)
+    pairs = tables["study_comparisons"].query("family == 'real'")
+    assert set(pairs["baseline"]) == {"grpo_real"} and set(pairs["arm"]) == {"diff_real"}
+    assert pairs.query("metric == 'outcome'")["difference"].item() < 0
+    assert set(tables["study_runs"].query("arm == 'diff_real' and part == 'run'")["step"]) == {step // 2 for step in STEPS}
+
+
 def test_every_pair_names_arms_of_the_grid() -> None:
     named = {*study.COMPARISONS["arm"], *study.COMPARISONS["baseline"]}
     waiting = {f"{arm}_{'_'.join(setting)}" for arm in ORDERS for setting in set(RATES) - set(PILOTED)}

@@ -21,13 +21,13 @@ from stand_ins import untrained_sae
 
 from saerl_lib import paths
 from saerl_lib.artifacts import Stage
-from saerl_lib.config import SMOLLM2, WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
+from saerl_lib.config import WORLD_VERSION, PlanConfig, ReaderConfig, get_profile
 from saerl_lib.data.answers import read_answer
 from saerl_lib.data.sample import Sample, normalise, read_samples, write_samples
 from saerl_lib.encode.stages import features_stage, store_stage
 from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.studies import world_check
-from saerl_lib.studies.grid import planned_run
+from saerl_lib.studies.grid import planned_run, profile_of
 from saerl_lib.studies.pool import arm_pool_stage
 from saerl_lib.studies.world_check import ALONE, GateRun, NearestHalf, Sizes, chosen_rates, pilot, run_pilot, train_reserved
 from saerl_lib.train import policy
@@ -35,7 +35,6 @@ from saerl_lib.train.arms import PILOTED, ArmPool, ArmSetting, find_arm
 from saerl_lib.train.policy import FOLDER, load_policy
 from saerl_lib.train.run import train, write_run
 from saerl_lib.train.sampler import gold_probability
-from saerl_lib.train.stages import LIVE
 from saerl_lib.world import gates, sources
 from saerl_lib.world.gates import Bounds, Measured, met
 from saerl_lib.world.sources import EVERY, PARENT, SHORT, TARGET, Problem, Step, draw_split, draw_world, even_rates, work_out
@@ -283,20 +282,24 @@ def test_a_real_policys_arithmetic_is_read_scored_planned_and_trained_like_the_r
     monkeypatch.setattr(policy, "smollm2_folder", lambda: FOLDER)
     smoke, small = get_profile("smoke"), {"eval_problems_small": 1, "eval_problems_full": 1, "rated_prompts": 4}
     sizes = {"labelled_samples": 40, "test_samples": 20, "noisy_pool_samples": 48, "step_labelled_samples": 12}
+    arm = find_arm("saerl_grpo_real")
+    own = profile_of(smoke, arm)
     profile = replace(
-        smoke, name="short", policy=SMOLLM2, world=replace(smoke.world, problems="short", **sizes, **small), pool_samples=12,
+        own, world=replace(own.world, **sizes, **small), pool_samples=12,
         reader=ReaderConfig(str(FOLDER), 2, str(untrained_sae(tmp_path / "sae")), max_norm=None, retained_latents=8),
-        train=replace(LIVE, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4, eval_samples_full=1),
+        train=replace(own.train, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4, eval_samples_full=1),
         plan=PlanConfig(prompts_per_step=2), properties=replace(smoke.properties, clusters=2), score_correlation=None,
     )  # fmt: skip
     world = sources.world_stage(profile)
     features = features_stage(profile, world, store_stage(profile, world))
     difficulty, quality = difficulty_stage(profile, world, features), filter_stage(profile, world, features)
     pools = arm_pool_stage(profile, world, features, gates.scores_stage(profile, world, difficulty), quality)
-    run = planned_run(profile, world, pools, find_arm("saerl_grpo"), 0, saerl_home / "jobs")
+    run = planned_run(profile, world, pools, arm, 1, saerl_home / "jobs")
     write_run(run)
     train(run)
     rollouts, table = (pd.read_parquet(path) for path in (run.folder / "rollouts.parquet", pools.path("kept_table.parquet")))
     assert rollouts["step"].max() == profile.steps == 7 and set(rollouts["sample_id"]) <= set(table["sample_id"])
+    asked = pd.read_parquet(run.folder / "evaluations.parquet")
+    assert set(asked["step"]) == {0, 7} and set(asked["attempts"]) == {1} and asked["gold_probability"].isna().all()
     rates = pd.read_parquet(gates.base_rates_stage(profile, world).path("pass_rates.parquet"))
     assert len(rates) == 4 and set(rates["pass_rate"] * 16 % 1) == {0}, "shares of sixteen answers, not likelihoods"

@@ -119,7 +119,7 @@ class Arm:
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
     variant: str = ""
     """wide: trained on `WIDE` times as many prompts of the target source, of which a run takes a part; real: SmolLM2, on
-    short-answer arithmetic."""
+    short-answer arithmetic. Its name ends with it."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
 
