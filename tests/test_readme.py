@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,11 +12,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
 
 from saerl_lib import paths
 from saerl_lib.cli import parse
+from saerl_lib.config import PASSES, PublishedConfig, get_profile
+from saerl_lib.data.answers import unreadable
+from saerl_lib.needs import MINIMUM_PYTHON, POLICIES, read_lock
 from saerl_lib.notebooks import UserError
+from saerl_lib.report.plots import FULL_WIDTH
+from saerl_lib.report.statistics import ALPHA, POWER
+from saerl_lib.report.study import COMPARISONS, PAPER_VALUES
 from saerl_lib.report.tables import generated, update_block
+from saerl_lib.studies.pool import OWN_TOKENS
+from saerl_lib.train.arms import WIDE
+from saerl_lib.train.policy import FOLDER
+from saerl_lib.train.selectors import DISCOUNT
+from saerl_lib.train.trainer import OPTIMIZERS
+from saerl_lib.world.gates import FORGETTING, GATES
+from saerl_lib.world.pretrain import STEPS as PRETRAIN_STEPS
+from saerl_lib.world.sources import SCHOOL
 
 TOP = [paths.ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 DOCUMENTS = {p: p.read_text(encoding="utf-8") for p in (*TOP, *sorted((paths.ROOT / "docs").glob("*.md")))}
@@ -82,49 +99,108 @@ def test_generated_parts_are_up_to_date_and_stand_between_their_marks(tmp_path: 
 # Numbers in prose. A paragraph says where its numbers come from in a comment: `<!-- numbers: TABLE WORD WORD|OTHER; ... -->`
 # means the rows of TABLE.csv that hold each of these words (spaces written as _) as a whole cell.
 
-STATED = {
+STUDY, LAPTOP = get_profile("study"), get_profile("laptop")
+SAE = json.loads((paths.ROOT / "saerl_lib" / "data" / "sae" / "cfg.json").read_text(encoding="utf-8"))
+LOCKED = read_lock()
+
+
+def million_weights() -> float:
+    """Of the shipped policy."""
+    with safe_open(FOLDER / "model.safetensors", "np") as weights:
+        return sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys()) / 1e6
+
+
+def version(text: str) -> float:
+    """Its first two parts, as a number is printed."""
+    return float(".".join(re.findall(r"\d+", text)[:2]))
+
+
+def paper_gain() -> float:
+    """Points that the paper's Table 4 gives for SAERL on GRPO."""
+    mean = PAPER_VALUES.query("table == '4' and model == '1.5B' and column == 'mean'").set_index("arm")["value"]
+    return mean["saerl_grpo"] - mean["grpo"]
+
+
+def study_facts() -> dict[str, list[float]]:
+    """What docs/study.md says of runs, beside the tables of comparisons."""
+    budget, runs, pilot = (pd.read_csv(paths.PUBLISHED / f"study_{name}.csv") for name in ("budget", "runs", "pilot"))
+    used = budget[budget["arm"] == "saerl_grpo"]["distinct_prompts"]
+    arms = runs[runs["part"] == "run"].groupby(["arm", "step"])[["mean_avg", "zero_variance_share"]].mean()
+    early = {arm: 100 * arms.loc[arm].query("0 < step <= 50")["zero_variance_share"].mean() for arm in ("grpo", "saerl_online_rate")}
+    lead = arms.loc["saerl_online_rate", "mean_avg"] - arms.loc["grpo", "mean_avg"]
+    slow = pilot.query("part == 'learning rate' and optimizer == 'sgd'").groupby(["loss", "learning_rate"])["outcome"].mean()
+    spent = budget.groupby("arm")["rollouts"].mean()
+    ends = pd.read_csv(paths.PUBLISHED / "study_summary.csv").set_index("arm")["outcome"]
+    return {
+        "2.6": [ends["grpo"] - ends["saerl_online_rate"]], "1.67": [spent["dapo"] / spent["grpo"]], "3,008": [used.min()], "3,072": [used.max()], "6 %": [1 - used.min() / 3200],
+        "38 %": [early["grpo"]], "16 %": [early["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max()],
+    }  # fmt: skip
+
+
+def control_gain() -> float:
+    """Points of the positive control at the study's last step."""
+    table = pd.read_csv(paths.PUBLISHED / "world_controls.csv").query(f"step == {STUDY.steps}")
+    means = table.groupby("arm")["exact"].mean()
+    return 100 * (means["nearest_half"] - means["random"])
+
+
+POLICY, FACTS, BLUR = [million_weights()], study_facts(), [STUDY.score_correlation]
+READ = pd.read_csv(paths.ROOT / "saerl_lib" / "report" / "claims.csv").query("source == 'probes'")
+COUNTS = pd.read_csv(paths.PUBLISHED / "real_counts.csv").query("what == 'in the file'").set_index("source")["n"]
+SPLITS = {"labelled": 2, "test": 1, "noisy_pool": 1, "contest_train": 1, "contest_test": 1, "step_labelled": 1}
+"""Splits of a world that are read; the parent's labels are as many as those of L."""
+HELD: dict[str, dict[str, list[float]]] = {
     "README.md": {
-        "0.47": "million parameters of the shipped policy", "0.45": "score_correlation of profile study",
-        "1.5": "billion parameters of the paper's policy", "3.11": "pyproject.toml", "4,608": "width of the SAE",
-        "24 GB": "the machine",
-        "7,500": "MATH, docs/own_data.md",
-        "6 %": "left out by SAERL, docs/study.md", "3.0": "paper, Table 4", "2.4": "means of world_controls.csv at step 112",
+        "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9], "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))],
+        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "3.0": [paper_gain()],
+        "2.4": [control_gain()],
     },
     "docs/real_data.md": {
-        "0.749": "paper, Table 2", "0.69": "aim stated before the run", "0.67": "cross-validation by a script of that time",
-        "1.20": "bound of intervals", "1.25": "aim stated before the run", "4,608": "width of the SAE", "5.6 %": "32 of 576",
+        "0.749": [READ.loc[READ["first"].str.startswith("deepmath_18k"), "paper_value"].iloc[0]],
+        "4,608": [SAE["d_sae"]], "5.6 %": [SAE["k"] / SAE["d_in"]], "7,500": [COUNTS["math_train"]],
+        "18,329": [COUNTS["deepmath_18k"]], "29,405": [COUNTS["deepscaler_pass_rate"]], "2,147": [COUNTS["quality_valimath"]],
+        "95 %": [1 - ALPHA],
     },
     "docs/study.md": {
-        **dict.fromkeys(("0.47", "1.12", "3,200", "12,800", "28 %", "2 %", "0.45", "300,000", "95 %", "15 %", "0.9"),
-                        "settings of profile study"),
-        **dict.fromkeys(("16 %", "38 %", "1.05", "1.67", "2.6", "3,008", "3,072"), "means of study_runs and study_budget"),
-        "0.43": "probe_ladder.csv, DeepScaleR", "38.7 %": "mean of two seeds of study_pilot.csv",
+        "0.47": POLICY, "1.12": [PASSES], "3,200": [STUDY.pool_samples], "12,800": [WIDE * STUDY.pool_samples],
+        "28 %": [STUDY.steps * STUDY.plan.prompts_per_step / (WIDE * STUDY.pool_samples)], "2 %": [GATES[FORGETTING].high],
+        "0.45": BLUR, "300,000": [OWN_TOKENS], "95 %": [1 - ALPHA], "0.9": [OPTIMIZERS["sgd"][1]["momentum"]],
+        "0.5": [DISCOUNT], "3.0": [paper_gain()], "1.4": COMPARISONS.query("family == 'paper'")["paper_value"].head(1).tolist(),
+        **{shown: value for shown, value in FACTS.items() if shown != "6 %"},
     },
     "docs/world.md": {
-        "1": "base of the difficulty label", "5,750": "samples of profile laptop", "0.48": "million tokens",
-        "0.04": "million tokens", "2 %": "bound of forgetting", "2.4": "means of world_controls.csv at step 112",
-        "36.0": "arXiv 2504.20571", "73.6": "arXiv 2504.20571", "0.45": "score_correlation of profile study",
-        "4,000": "steps, saerl_lib/world/pretrain.py",
+        "1": [1, min(SCHOOL.values()), max(SCHOOL.values())], "2 %": [GATES[FORGETTING].high], "2.4": [control_gain()],
+        "5,750": [sum(getattr(LAPTOP.world, f"{name}_samples") * times for name, times in SPLITS.items())], "0.45": BLUR,
+        "4,000": [PRETRAIN_STEPS],
     },
     "docs/own_data.md": {
-        "0.875": "7 / 8", "5 s": "saerl_lib/data/answers.py", "2.60": "Ray, tried by hand",
-        "2.11": "torch of the GPU tests", "2.13": "torch, requirements.lock", "7,500": "MATH",
-        "0.4": "40 %", "100,000": "rows, a limit",
-        "7,488": "234 x 32",
+        "0.875": [7 / 8], "0.4": [40 / 100], "5 s": [inspect.signature(unreadable).parameters["seconds"].default],
+        "2.13": [version(LOCKED["torch"])], "7,500": [COUNTS["math_train"]], "7,488": [(COUNTS["math_train"] - 2) // 32 * 32],
     },
-    "CONTRIBUTING.md": {"4.4": "inches, report/plots.py"},
-    "docs/claims.md": {"95 %": "level of all intervals", "1.67": "means of study_budget"},
-    "docs/deviations.md": {
-        "0.47": "million parameters of the shipped policy", "4,608": "width of the SAE", "1.0": "temperature",
-        "2.11": "torch of the GPU tests", "3.12": "Python of the GPU tests",
-    },
+    "CONTRIBUTING.md": {"4.4": [FULL_WIDTH]},
+    "docs/claims.md": {"95 %": [1 - ALPHA], "1.67": FACTS["1.67"]},
+    "docs/deviations.md": {"0.47": POLICY, "4,608": [SAE["d_sae"]], "1.0": [STUDY.train.temperature]},
     "docs/paper_scale.md": {
-        "107,021": "rows, saerl_lib/config.py", "6,000": "rows, saerl_lib/config.py", "40 %": "assumed, printed by --plan-only",
-        "30 %": "assumed, printed by --plan-only", "32,768": "width of the public SAE",
+        "107,021": [PublishedConfig().parent_samples], "6,000": [PublishedConfig().parent_labels],
     },
-    "docs/speed.md": {"2,048": "width of Qwen3-1.7B", "2,816": "11 x 32 x 8", "131,072": "latents", "32,768": "latents"},
+    "docs/glossary.md": {"0.8": [POWER], "5 %": [ALPHA], "3,000": [PublishedConfig().labelled_samples]},
+    "docs/speed.md": {"2,816": [STUDY.train.tail_steps * STUDY.plan.prompts_per_step * STUDY.train.rollouts_per_prompt]},
 }  # fmt: skip
-"""Document -> numbers of its prose that no table holds, and where they come from."""
+"""Document -> numbers of its prose that no table holds, and what the repository holds: settings, constants, other values."""
+OUTSIDE = {
+    "README.md": {"24 GB": "the machine"},
+    "docs/real_data.md": {"0.69": "an aim", "1.20": "a bound of intervals", "1.25": "an aim", "5,000": "MATH's test set",
+                          "7,473": "GSM8K", "1,319": "GSM8K", "4,998": "labels of deepmath_18k", "1,209": "DSR-sub"},
+    "docs/study.md": {"15 %": "an aim"},
+    "docs/world.md": {"36.0": "arXiv 2504.20571", "73.6": "arXiv 2504.20571"},
+    "docs/own_data.md": {"2.60": "Ray, tried by hand", "2.11": "torch of the GPU tests", "100,000": "rows, a limit"},
+    "docs/deviations.md": {"2.11": "torch of the GPU tests", "3.12": "Python of the GPU tests"},
+    "docs/paper_scale.md": {"40 %": "assumed, printed by --plan-only", "30 %": "assumed, printed by --plan-only",
+                            "32,768": "width of the public SAE"},
+    "docs/glossary.md": {"1,209": "DSR-sub"},
+    "docs/speed.md": {"2,048": "width of Qwen3-1.7B", "131,072": "latents", "32,768": "latents"},
+}  # fmt: skip
+"""Document -> numbers that stand nowhere else in the repository: other people's, aims, machines."""
 VALUE = r"\d+(?:,\d{3})*(?:\.\d+)?"
 NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)"
                     rf"(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")  # fmt: skip
@@ -134,7 +210,7 @@ NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w
 def numbers_of(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Each number with a decimal point, comma, unit or interval: as printed, with its interval, and its sources."""
     text = re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->|```.*?```", "", text, flags=re.S)
-    for part in re.split(r"\n\s*\n(?!<!-- numbers)|\n(?=- )", re.sub(r"^(?:\||#).*$", "", text, flags=re.M)):
+    for part in re.split(r"\n\s*\n(?!<!-- numbers)|\n(?=- |\|)", re.sub(r"^#.*$", "", text, flags=re.M)):
         told = [source.strip() for comment in re.findall("<!-- numbers: (.*?) -->", part) for source in comment.split(";")]
         plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|arXiv \S+", " ", part)
         for first, *interval in NUMBER.findall(" ".join(plain.split())):
@@ -164,16 +240,20 @@ def in_one_row(cells: np.ndarray, printed: list[str]) -> bool:
     return bool(np.all(found, axis=0).any())
 
 
-@pytest.mark.parametrize("document", STATED)
-def test_every_number_in_prose_is_that_of_its_table(document: str) -> None:
+@pytest.mark.parametrize("document", sorted({*HELD, *OUTSIDE}))
+def test_every_number_is_that_of_its_table_or_of_the_repository(document: str) -> None:
+    held, outside = HELD.get(document, {}), OUTSIDE.get(document, {})
     found = list(numbers_of(DOCUMENTS[paths.ROOT / document]))
-    wrong = [(shown, *interval) for shown, (_, *interval), told in found if shown not in STATED[document]
-             and not any(in_one_row(cells_of(source), [shown, *interval]) for source in told)]  # fmt: skip
-    assert wrong == [] and set(STATED[document]) <= {shown for shown, *_ in found}
+    wrong = [
+        (printed, held.get(shown)) for shown, printed, told in found
+        if shown not in outside and not in_one_row(np.abs([held.get(shown, [np.nan])]), printed)
+        and not any(in_one_row(cells_of(source), printed) for source in told)
+    ]  # fmt: skip
+    assert wrong == [] and {*held, *outside} <= {shown for shown, *_ in found}
 
 
 def test_no_document_states_numbers_unseen() -> None:
-    unseen = {path: content for path, content in DOCUMENTS.items() if path.relative_to(paths.ROOT).as_posix() not in STATED}
+    unseen = {path: content for path, content in DOCUMENTS.items() if path.relative_to(paths.ROOT).as_posix() not in {*HELD, *OUTSIDE}}
     assert [path.name for path, content in unseen.items() if list(numbers_of(content))] == []
 
 
@@ -184,4 +264,4 @@ def test_a_wrong_number_is_noticed() -> None:
     assert not any(in_one_row(table, wrong) for wrong in (["0.778"], ["0.779", "0.61", "0.65"], ["64"]))
     text = "It is 0.5 points below (0.4 to 0.6), 7 % of 1,206; `0.9` in 16 steps.\n<!-- numbers: a b; c -->\n\n| 0.3 |\n\nAt 2.5."
     found = [(printed, told) for _, printed, told in numbers_of(text)]
-    assert found == [(["0.5", "0.4", "0.6"], ["a b", "c"]), (["7 %"], ["a b", "c"]), (["1,206"], ["a b", "c"]), (["2.5"], [])]
+    assert found == [(["0.5", "0.4", "0.6"], ["a b", "c"]), (["7 %"], ["a b", "c"]), (["1,206"], ["a b", "c"]), (["0.3"], []), (["2.5"], [])]

@@ -342,6 +342,14 @@ def galleries() -> dict[Path, str]:
     }
 
 
+def plan_markdown() -> str:
+    """The paper's own figures beside those that `--plan-only` prints."""
+    text = (paths.ROOT / "saerl_lib" / "data" / "paper_plan.txt").read_text(encoding="utf-8")
+    figures, total = re.search("The paper's own figures:\n(.*?)\n\n", text, re.S), re.search("All of it: .*", text)
+    assert figures and total
+    return f"```text\n{figures[1]}\n\n  {total[0]}\n```"
+
+
 def generated() -> dict[tuple[Path, str], str]:
     """Every generated part of a document: (document, marker of its block) -> text, from `figures/data` and the notebooks."""
     names = ("claims", "world_gates", "study_comparisons", "measurements")
@@ -351,6 +359,7 @@ def generated() -> dict[tuple[Path, str], str]:
         (paths.ROOT / "README.md", "times"): times_markdown(measured),
         (paths.ROOT / "docs" / "speed.md", "measured"): speed_markdown(measured),
         (paths.ROOT / "docs" / "claims.md", "claims"): claims_markdown(claims),
+        (paths.ROOT / "docs" / "paper_scale.md", "plan"): plan_markdown(),
         (paths.ROOT / "docs" / "world.md", "gates"): gates_markdown(gates),
         (paths.ROOT / "docs" / "study.md", "study"): study_markdown(study),
         **{(path, "gallery"): text for path, text in galleries().items()},
