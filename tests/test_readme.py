@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_generated_parts_are_up_to_date_and_stand_between_their_marks(tmp_path: 
         update_block(page, "b", "new")
 
 
-# Numbers in prose. A paragraph says where its numbers come from in a comment: `<!-- numbers: TABLE WORD WORD|OTHER; ... -->`
+# Numbers in prose. A comment says where the numbers before it come from, back to the comment or the paragraph before: `<!-- numbers: TABLE WORD WORD|OTHER; ... -->`
 # means the rows of TABLE.csv that hold each of these words (spaces written as _) as a whole cell.
 
 STUDY, LAPTOP = get_profile("study"), get_profile("laptop")
@@ -126,14 +127,14 @@ def study_facts() -> dict[str, list[float]]:
     budget, runs, pilot = (pd.read_csv(paths.PUBLISHED / f"study_{name}.csv") for name in ("budget", "runs", "pilot"))
     used = budget[budget["arm"] == "saerl_grpo"]["distinct_prompts"]
     arms = runs[runs["part"] == "run"].groupby(["arm", "step"])[["mean_avg", "zero_variance_share"]].mean()
-    early = {arm: 100 * arms.loc[arm].query("0 < step <= 50")["zero_variance_share"].mean() for arm in ("grpo", "saerl_online_rate")}
+    early = {arm: arms.loc[arm].query("0 < step <= 50")["zero_variance_share"].mean() for arm in ("grpo", "saerl_online_rate")}
     lead = arms.loc["saerl_online_rate", "mean_avg"] - arms.loc["grpo", "mean_avg"]
     slow = pilot.query("part == 'learning rate' and optimizer == 'sgd'").groupby(["loss", "learning_rate"])["outcome"].mean()
     spent = budget.groupby("arm")["rollouts"].mean()
     ends = pd.read_csv(paths.PUBLISHED / "study_summary.csv").set_index("arm")["outcome"]
     return {
         "2.6": [ends["grpo"] - ends["saerl_online_rate"]], "1.67": [spent["dapo"] / spent["grpo"]], "3,008": [used.min()], "3,072": [used.max()], "6 %": [1 - used.min() / 3200],
-        "38 %": [early["grpo"]], "16 %": [early["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max()],
+        "38 %": [early["grpo"]], "16 %": [early["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max() / 100],
     }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ SPLITS = {"labelled": 2, "test": 1, "noisy_pool": 1, "contest_train": 1, "contes
 HELD: dict[str, dict[str, list[float]]] = {
     "README.md": {
         "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9], "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))],
-        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "3.0": [paper_gain()],
+        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "2.6": FACTS["2.6"], "3.0": [paper_gain()],
         "2.4": [control_gain()],
     },
     "docs/real_data.md": {
@@ -202,7 +203,7 @@ OUTSIDE = {
 }  # fmt: skip
 """Document -> numbers that stand nowhere else in the repository: other people's, aims, machines."""
 VALUE = r"\d+(?:,\d{3})*(?:\.\d+)?"
-NUMBER = re.compile(rf"(?<![\w.,/-])({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)"
+NUMBER = re.compile(rf"(?<![\w.,/])(?<!\w-)(?<!--)({VALUE}(?: %| GB\b| s\b| minutes\b)?)(?![\w/]|\.\d)"
                     rf"(?:[^\d()]{{0,40}}\([^\d()]*?({VALUE}) to -?({VALUE})\b)?")  # fmt: skip
 """A number, with the interval behind it where there is one."""
 
@@ -211,32 +212,37 @@ def numbers_of(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Each number with a decimal point, comma, unit or interval: as printed, with its interval, and its sources."""
     text = re.sub(r"<!-- begin (\w+) -->.*?<!-- end \1 -->|```.*?```", "", text, flags=re.S)
     for part in re.split(r"\n\s*\n(?!<!-- numbers)|\n(?=- |\|)", re.sub(r"^#.*$", "", text, flags=re.M)):
-        told = [source.strip() for comment in re.findall("<!-- numbers: (.*?) -->", part) for source in comment.split(";")]
-        plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|arXiv \S+", " ", part)
-        for first, *interval in NUMBER.findall(" ".join(plain.split())):
-            if interval[0] or re.search("[., ]", first):
-                yield first, [v for v in (first, *interval) if v], told
+        pieces = re.split("<!-- numbers: (.*?) -->", part)
+        for text, comment in zip_longest(pieces[::2], pieces[1::2], fillvalue=""):
+            plain = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|arXiv \S+", " ", text)
+            told = [source.strip() for source in comment.split(";") if source]
+            for first, *interval in NUMBER.findall(" ".join(plain.split())):
+                if interval[0] or re.search("[., ]", first):
+                    yield first, [v for v in (first, *interval) if v], told
 
 
 def cells_of(source: str) -> np.ndarray:
-    """The numbers [rows, columns], without their sign, of the rows that a source names."""
+    """The numbers [rows, columns], without their sign, of the rows that a source names; shares stand there in percent as well."""
     name, *words = source.split()
     texts = pd.read_csv(paths.PUBLISHED / f"{name}.csv", dtype=str).fillna("")
     kept = np.ones(len(texts), dtype=bool)
     for word in words:
         kept &= texts.replace(" ", "_", regex=True).isin(word.split("|")).any(axis=1)
     assert kept.any(), f"no row of {source}"
-    return texts[kept].apply(pd.to_numeric, errors="coerce").abs().to_numpy(dtype=float)
+    corrected = texts.columns[texts.columns.isin(["ci_low", "ci_high", "p_value", "p_holm"])] if "holm_low" in texts else []
+    numbers = texts.drop(columns=corrected).apply(pd.to_numeric, errors="coerce").abs()
+    shares = [100 * numbers.loc[:, numbers.max() <= 1]]
+    return pd.concat([numbers, *shares], axis=1)[kept].to_numpy(dtype=float)
 
 
 def in_one_row(cells: np.ndarray, printed: list[str]) -> bool:
-    """Whether some row holds every printed number, as it is or as a share of 100, at its rounding."""
+    """Whether some row holds every printed number at its rounding."""
     found = []
     for text in printed:
         value, _, unit = text.partition(" ")
         near = 0.5 * 10.0 ** -len(value.partition(".")[2]) + 1e-9
-        scales = {"minutes": (1 / 60,), "s": (1,), "GB": (1,)}.get(unit, (1, 100))
-        found.append(np.any([np.abs(scale * cells - float(value.replace(",", ""))) <= near for scale in scales], axis=(0, 2)))
+        scale = 1 / 60 if unit == "minutes" else 1
+        found.append((np.abs(scale * cells - float(value.replace(",", ""))) <= near).any(axis=1))
     return bool(np.all(found, axis=0).any())
 
 
@@ -246,7 +252,7 @@ def test_every_number_is_that_of_its_table_or_of_the_repository(document: str) -
     found = list(numbers_of(DOCUMENTS[paths.ROOT / document]))
     wrong = [
         (printed, held.get(shown)) for shown, printed, told in found
-        if shown not in outside and not in_one_row(np.abs([held.get(shown, [np.nan])]), printed)
+        if shown not in outside and not in_one_row(np.array([held.get(shown, [np.nan])]) * (100 if "%" in shown else 1), printed)
         and not any(in_one_row(cells_of(source), printed) for source in told)
     ]  # fmt: skip
     assert wrong == [] and {*held, *outside} <= {shown for shown, *_ in found}
@@ -259,7 +265,7 @@ def test_no_document_states_numbers_unseen() -> None:
 
 def test_a_wrong_number_is_noticed() -> None:
     table = np.array([[0.779, 0.768, 0.791], [0.634, 0.61, 0.65]])
-    assert in_one_row(table, ["0.779", "0.768", "0.791"]) and in_one_row(table, ["63.4"]) and in_one_row(table, ["63"])
+    assert in_one_row(table, ["0.779", "0.768", "0.791"]) and in_one_row(100 * table, ["63.4"]) and in_one_row(100 * table, ["63"])
     assert in_one_row(60 * table, ["0.78 minutes"]) and not in_one_row(table, ["77.9 s"])
     assert not any(in_one_row(table, wrong) for wrong in (["0.778"], ["0.779", "0.61", "0.65"], ["64"]))
     text = "It is 0.5 points below (0.4 to 0.6), 7 % of 1,206; `0.9` in 16 steps.\n<!-- numbers: a b; c -->\n\n| 0.3 |\n\nAt 2.5."
