@@ -285,10 +285,10 @@ def test_a_real_policys_arithmetic_is_read_scored_planned_and_trained_like_the_r
     arm = find_arm("saerl_grpo_real")
     own = profile_of(smoke, arm)
     profile = replace(
-        own, world=replace(own.world, **sizes, **small), pool_samples=12,
+        own, world=replace(own.world, **sizes, **small), pool_samples=12, score_correlation=None,
         reader=ReaderConfig(str(FOLDER), 2, str(untrained_sae(tmp_path / "sae")), max_norm=None, retained_latents=8),
-        train=replace(own.train, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4, eval_samples_full=1),
-        plan=PlanConfig(prompts_per_step=2), properties=replace(smoke.properties, clusters=2), score_correlation=None,
+        train=replace(own.train, chat=False, trained_blocks=1, rollouts_per_prompt=2, max_completion_tokens=4),
+        plan=PlanConfig(prompts_per_step=2), properties=replace(smoke.properties, clusters=2),
     )  # fmt: skip
     world = sources.world_stage(profile)
     features = features_stage(profile, world, store_stage(profile, world))

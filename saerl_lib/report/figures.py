@@ -410,7 +410,7 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
     )
 
 
-EFFECTS = ("paper", "ablation", "batch", "transfer", "features", "online")
+EFFECTS = ("paper", "ablation", "batch", "features", "wide", "real")
 """Families of comparisons that are drawn; the others stand in the table alone."""
 
 
@@ -419,7 +419,9 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     """The main comparisons of the outcome in points, with Holm's interval within its family; a name says how many times the
     rollouts, where the arms generate unequal ones."""
     own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(EFFECTS)
-    table = with_claims(comparisons[own & ~comparisons["arm"].isin(("saerl_online_sharp", "saerl_online_rate"))])
+    twins = comparisons["family"].eq("wide") & comparisons["baseline"].ne("grpo_wide")
+    twins |= comparisons["arm"].eq("saerl_online_sharp_wide")
+    table = with_claims(comparisons[own & ~twins])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
     rollouts = summary.set_index("arm")["rollouts"]
