@@ -277,7 +277,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     from transformers.utils.logging import disable_progress_bar
 
     from saerl_lib.encode.models import model_name, open_reader
-    from saerl_lib.encode.sae import MEASURED_SAMPLES, measured
+    from saerl_lib.encode.sae import measured
     from saerl_lib.encode.stages import encode
 
     try:
@@ -289,7 +289,7 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
     store = encode(samples, config.spec, work, opened=opened).store
     origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
     found = _of_store(samples, store, np.arange(len(samples)), config, origin)
-    return replace(found, sae=measured(samples[:MEASURED_SAMPLES], opened()))
+    return replace(found, sae=measured(samples, opened()))
 
 
 def represent_encoded(data: Dataset, source: str, folder: Path, config: OwnConfig) -> Representation:

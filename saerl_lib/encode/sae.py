@@ -42,7 +42,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, provenance, write_json
 from saerl_lib.config import ReaderConfig, sub_seed, to_dict
 from saerl_lib.data.rows import Source, rows
-from saerl_lib.data.sample import DataError, Sample
+from saerl_lib.data.sample import DataError, Sample, hash_order
 from saerl_lib.encode.models import (
     OPENSAE,
     SAELENS,
@@ -194,7 +194,7 @@ def load_opensae(folder: Path) -> SAE:
 
 
 MEASURED_SAMPLES = 256
-"""Samples that are read for it."""
+"""Samples that are read for it, at most."""
 MEASURED_TOKENS = 32_768
 """Of longer samples every n-th token is taken; bounds the memory to this times the model's width."""
 TOKENS_AT_ONCE = 1024
@@ -202,7 +202,9 @@ TOKENS_AT_ONCE = 1024
 
 
 def measured(samples: Sequence[Sample], encoder: Encoder) -> SAEQuality:
-    """Quality of the encoder's SAE on the samples' own tokens."""
+    """Quality of the encoder's SAE on the samples' own tokens, of `MEASURED_SAMPLES` by the hash of their question: files may be
+    sorted by subject."""
+    samples = [samples[i] for i in hash_order(samples)[:MEASURED_SAMPLES]]
     tokens = sum(len(sample_spans(sample, encoder.tokenizer, encoder.layout).ids) for sample in samples)
     stride = max(1, math.ceil(tokens / MEASURED_TOKENS))
     parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)

@@ -47,7 +47,7 @@ from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_s
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder, write_shard
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SAEGateError, gradient_influence, measured
+from saerl_lib.encode.sae import SAEGateError, gradient_influence, measured
 from saerl_lib.encode.store import (
     FeatureTable,
     Store,
@@ -76,7 +76,7 @@ def splits_of(data: Stage) -> list[str]:
 
 
 def reader_stage(profile: Profile, data: Stage) -> Stage:
-    """sae_quality.parquet: rows of sae_quality.csv, the SAE on the first samples of L and of the test split. Raises SAEGateError
+    """sae_quality.parquet: rows of sae_quality.csv, the SAE on samples of L and of the test split. Raises SAEGateError
     for an SAE that explains less of L than the mean vector does: it is of another model or block."""
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
@@ -91,7 +91,7 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
 
 def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
-    found = measured(samples[:MEASURED_SAMPLES], encoder)
+    found = measured(samples, encoder)
     if not found.explained_variance > 0:
         raise SAEGateError(
             f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "

@@ -160,7 +160,7 @@ def sae_curve(table: pd.DataFrame) -> Drawn:
     at = table[table["quantity"].eq("explained_variance") & table["k"].eq(32)].set_index("features")["value"]
     names = {"sae": "trained SAE", "pca": "PCA", "sae_untrained": "untrained SAE"}
     kept = ", ".join(f"{name} {100 * at[key]:.0f} %" for key, name in names.items())
-    return figure, f"Variance of MATH's texts kept by 32 numbers a token: {kept}", (
+    return figure, f"Variance of 256 problems of MATH kept by 32 numbers a token: {kept}", (
         "SAEs of a short training. n: tokens (variance) or test questions. "
         "Bands: 95 % bootstrap. Dashed: the dense activations. x axes are logarithmic."
     )
@@ -201,12 +201,16 @@ def representation(table: pd.DataFrame) -> Drawn:
     """What the rule of the retained set costs: a row a task, a mark a rule; what reading prompts alone costs, as text."""
     rules = table[table["choice"] == "retained set"]
     figure = by_task(rules.assign(look=rules["option"]), LOOKS["rule"], "Accuracy or correlation on test samples")
-    best = rules.loc[rules.groupby(["dataset", "target"])["value"].idxmax(), "option"]
+    best = rules.loc[rules.groupby(["dataset", "target"])["value"].idxmax()]
+    topics = best["metric"] == "accuracy"
+    read = {name: ", ".join(dict.fromkeys(best.loc[rows, "option"].map(lambda rule: LOOKS["rule"][rule].label)))
+            for name, rows in (("topics", topics), ("difficulty", ~topics))}  # fmt: skip
     spans = table[table["choice"] == "spans"].set_index("option")["value"]
     names = {"prompt and solution": "both spans", "prompt only": "the prompt alone"}
-    read = [f"{name} {spans[key]:.3f}" for key, name in names.items() if key in spans]
-    return figure, f"The default rule of the retained latents reads best on {(best == 'variance').sum()} of {len(best)} tasks", (
-        "Bars: 95 % bootstrap over test samples." + (f" Difficulty of the toy task (rho): {', '.join(read)}." if read else "")
+    told = [f"{name} {spans[key]:.3f}" for key, name in names.items() if key in spans]
+    return figure, f"Retained latents read topics best by {read['topics']}, difficulty by {read['difficulty']}", (
+        "ANOVA and elastic net choose by labels of difficulty, variance and gradient without labels. Bars: 95 % bootstrap over "
+        "test samples." + (f" Difficulty of the toy task (rho): {', '.join(told)}." if told else "")
     )
 
 
@@ -289,8 +293,8 @@ def real_flaws(frame: pd.DataFrame) -> Drawn:
     value, flawed, sound = table.set_index("score")["value"], *table.iloc[0][["n_flawed", "n_sound"]]
     title = f"Ill-posed questions: source probe {value['source_probe']:.2f}, best probe trained on flaws {value.max():.2f}"
     return figure, title, (
-        f"n = {flawed + sound:,} questions, {flawed:,} of them flawed. Below 0.5 a score points the wrong way. * trained on "
-        "other judged questions; SelfReg: SAE features without what metadata explain. Bars: 95 % bootstrap over questions."
+        f"n = {flawed + sound:,} questions, {flawed:,} of them flawed. Below 0.5 a score points the wrong way. * uses "
+        "other judged questions. SelfReg: SAE columns weigh less, the more metadata explain them. Bars: 95 % bootstrap."
     )
 
 

@@ -118,7 +118,7 @@ def rebuild_sae(profile: Profile) -> None:
     card = {
         "text": {"samples": samples, "tokens": len(vectors), "corpus": {**SHARES, "world": WORLD_SAMPLES}},
         "settings": to_dict(SHIPPED_SAE), "reader": identity(replace(profile.reader, sae="none")),
-        "quality": {name: asdict(measured(found[:MEASURED_SAMPLES], encoder)) for name, found in texts.items()},
+        "quality": {name: asdict(measured(found, encoder)) for name, found in texts.items()},
         "licence": "Apache-2.0", "command": "python -m saerl_lib reader sae", "provenance": provenance(),
     }  # fmt: skip
     write_json(paths.SAE / "card.json", card)
@@ -160,7 +160,8 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
     saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, encoder.sae.cfg.d_in) for k, name in sorted(trained.items())}
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
-    held = load_set("math_test").samples[:MEASURED_SAMPLES]
+    held = load_set("math_test").samples
+    held = [held[i] for i in hash_order(held)[:MEASURED_SAMPLES]]
     vectors = torch.cat(list(token_vectors(held, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)))
     part = load_file(min((paths.sae_dir() / "vectors" / "real").glob("*.safetensors")))["vectors"].double()
     mean, directions = part.mean(dim=0), torch.linalg.eigh(torch.cov(part.T)).eigenvectors.flip(1)
