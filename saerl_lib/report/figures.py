@@ -258,7 +258,7 @@ def real_clusters(frame: pd.DataFrame) -> Drawn:
     )  # fmt: skip
 
 
-SEPARATING = ("sae_all", "sae", "sae_plain", "sae_untrained", "dense", "tfidf", "metadata")
+SEPARATING = ("sae_all", "sae", "sae_plain", "sae_untrained", "dense", "tfidf", "tfidf_plain", "metadata")
 """Feature sets of the filter that are drawn; on the wide axis of the others these would lie on one another."""
 
 
@@ -277,7 +277,7 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
     return figure, f"The source of a question: ROC-AUC {sae:.3f} from SAE features, {tfidf:.3f} from TF-IDF", (
         f"DeepMath against DeepScaleR, n = {int(auc['n_test'].max()):,} questions. Open squares: paper, Table 6, for DeepMath "
-        "and NuminaMath-1.5, another pair. No $ signs: the sources mark formulas differently. Purity: kept questions that are "
+        "and NuminaMath-1.5, another pair. No formula delimiters: the sources mark formulas differently. Purity: kept questions that are "
         "DeepMath's; recall: DeepMath's that are kept. Bars of ROC-AUC: 95 % bootstrap."
     )  # fmt: skip
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -61,7 +63,7 @@ QUESTIONS = (("paper",), ("online",), ("update",), ("ablation", "mixing", "batch
              (REAL,))  # fmt: skip
 """Groups of arms in the order in which their questions are answered: the paper's method against a random order first."""
 REAL_PROMPTS = 324
-"""Prompts of the real model's pool: 60 steps of 6."""
+"""Prompts of the real model's pool: 1.12 passes are 60 steps of 6."""
 REAL_TRAIN = replace(LIVE, eval_every_steps=10, eval_samples_small=1, eval_samples_full=1, checkpoint_every_steps=20)
 """As notebook 07 trains it; judged by one answer a problem, since a right answer of a chat model has many texts."""
 
@@ -168,7 +170,7 @@ def protocol(profile: Profile, arm: Arm, seed: int, arms_file: Path | None = Non
 
 
 def keep_record(profile: Profile, run: Run, home: Path) -> Path:
-    """Write the record of a finished run into `home`, whole or not at all.
+    """Write the record of a finished run into `home`, whole or not at all. Weights of a large policy are removed then.
 
     The curve's share of groups without a gradient counts every generated group, those that dynamic sampling dropped too.
     """
@@ -189,6 +191,8 @@ def keep_record(profile: Profile, run: Run, home: Path) -> Path:
         writer.write_table(table)
         writer.add_key_value_metadata({"run": json.dumps(about)})  # not in the schema, which is stored twice
     partial.replace(path)
+    if run.train.trained_blocks:
+        shutil.rmtree(run.folder / "final", ignore_errors=True)
     return path
 
 
@@ -215,23 +219,20 @@ def run_grid(
     profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None, seconds: float | None = None,
     backend: str | None = None, again: bool = False,
 ) -> dict[str, str]:  # fmt: skip
-    """Run and record what has no record, with `again` no record of this machine; after `seconds` no further run is started.
+    """Run and record what has no record, with `again` no record of this machine; `seconds` after the call no run is started any more.
 
     With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
     A run that was lost with its machine is resumed by the next call. Returns failures, log by run.
     """
-    known = records(profile, cells, arms_file, committed=not again)
+    begun, known = time.monotonic(), records(profile, cells, arms_file, committed=not again)
     waiting = planned_runs(profile, [cell for cell in cells if run_name(*cell) not in known], arms_file)
+    keep = functools.partial(keep_record, profile, home=paths.figure_data_dir(profile.name) / RUNS)
     if backend is None:
-        failed = run_all(waiting, keep_going=True, seconds=seconds)
-    else:
-        with joblib.parallel_config(backend, n_jobs=-1):
-            found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True) for run in waiting)
-        failed = {name: log for part in found for name, log in part.items()}
-    for run in waiting:
-        if run.finished:
-            keep_record(profile, run, paths.figure_data_dir(profile.name) / RUNS)
-    return failed
+        left = None if seconds is None else seconds - (time.monotonic() - begun)
+        return run_all(waiting, keep_going=True, seconds=left, ended=keep)
+    with joblib.parallel_config(backend, n_jobs=-1):
+        found = joblib.Parallel()(joblib.delayed(run_all)([run], 1, True, ended=keep) for run in waiting)
+    return {name: log for part in found for name, log in part.items()}
 
 
 def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
@@ -252,7 +253,8 @@ def results(files: Sequence[Path]) -> dict[str, pd.DataFrame]:
         )
     frames = [pd.read_parquet(path).astype({name: str for name in ("arm", "eval_set", "sample_id")}) for path in files]
     evaluations = pd.concat([frame.assign(run=place) for place, frame in enumerate(frames)], ignore_index=True)
-    evaluations = evaluations.assign(avg=chances(evaluations), passed=1 - (1 - evaluations["gold_probability"]) ** study.PASS_AT)
+    gold = evaluations["gold_probability"].astype(float)
+    evaluations = evaluations.assign(avg=chances(evaluations), passed=1 - (1 - gold) ** study.PASS_AT)
     curves = [pd.DataFrame(one["curve"]).assign(arm=one["budget"]["arm"], seed=one["budget"]["seed"]) for one in about]
     end = evaluations["run"].map({place: one["budget"]["steps"] for place, one in enumerate(about)})
     evaluations, behind = evaluations.drop(columns="run"), evaluations["step"] > end

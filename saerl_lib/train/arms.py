@@ -130,8 +130,9 @@ class Arm:
             raise ArmError(f"arm {self.name!r}: group={self.group!r} must be one of {', '.join(GROUPS)}")
         if self.variant not in ("", *VARIANTS):
             raise ArmError(f"arm {self.name!r}: variant={self.variant!r} must be empty or one of {', '.join(VARIANTS)}")
-        if self.variant and not self.name.endswith(f"_{self.variant}"):
-            raise ArmError(f"arm {self.name!r} is trained elsewhere than the others: end its name with _{self.variant}")
+        end = self.name.rpartition("_")[2]
+        if self.variant != (end if end in VARIANTS else ""):
+            raise ArmError(f"arm {self.name!r}: a name ends with _{' or _'.join(VARIANTS)} where this is its variant, and only there")
         if not self.name.isidentifier():
             raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
 

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +100,22 @@ def _start(run: Run, launch: str = "") -> subprocess.Popen[bytes]:
 
 
 def run_all(
-    runs: Sequence[Run], processes: int | None = None, keep_going: bool = False, seconds: float | None = None, launch: str = ""
-) -> dict[str, str]:
+    runs: Sequence[Run], processes: int | None = None, keep_going: bool = False, seconds: float | None = None, launch: str = "",
+    ended: Callable[[Run], object] = id,
+) -> dict[str, str]:  # fmt: skip
     """Run what is unfinished, `processes` at a time (default: one a core), with one progress bar over all steps.
 
     Raises ArtifactError with the end of the log when a run fails; the other running ones are stopped and resume later.
     With `keep_going` the rest is run first and the failures are returned, message by name of the folder. After `seconds` no
-    further run is started. `launch` starts the processes of a run.
+    further run is started. `launch` starts the processes of a run. `ended` is told of each finished run, at once.
     """
     deadline = time.monotonic() + (float("inf") if seconds is None else seconds)
     failed: dict[str, str] = {}
     waiting = [run for run in runs if not run.finished]
     done = sum(run.steps for run in runs) - sum(run.steps for run in waiting)
+    for run in runs:
+        if run.finished:
+            ended(run)
     limit = processes or len(os.sched_getaffinity(0))
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     bar = tqdm(total=sum(r.steps for r in runs), desc="training", unit="step", initial=done, mininterval=10, file=sys.stdout)
@@ -122,8 +126,10 @@ def run_all(
             time.sleep(0.2)
             for run, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((run, process))
-                done += run.steps if run.finished else 0
-                if not run.finished:
+                if run.finished:
+                    done += run.steps
+                    ended(run)
+                else:
                     tail = (run.folder / "output.log").read_text(encoding="utf-8", errors="replace")[-2000:]
                     message = f"training run {run.folder.name} failed with exit code {process.returncode}:\n{tail}"
                     failed[run.folder.name] = message
