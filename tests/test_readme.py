@@ -155,8 +155,7 @@ SPLITS = {"labelled": 2, "test": 1, "noisy_pool": 1, "contest_train": 1, "contes
 HELD: dict[str, dict[str, list[float]]] = {
     "README.md": {
         "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9], "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))],
-        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "2.6": FACTS["2.6"], "3.0": [paper_gain()],
-        "2.4": [control_gain()],
+        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "3.0": [paper_gain()],
     },
     "docs/real_data.md": {
         "0.749": [READ.loc[READ["first"].str.startswith("deepmath_18k"), "paper_value"].iloc[0]],
