@@ -190,9 +190,13 @@ def replay(table: pd.DataFrame) -> Drawn:
              "{:.0f} % on DSR-sub": past[(past["features"] == "sae_all") & (rollouts == 0)],
              "by eight earlier rollouts of a prompt {:.0f} %": past[(past["features"] == "none") & (rollouts == 8)]}  # fmt: skip
     told = [name.format(rows["value"].iloc[0]) for name, rows in found.items() if len(rows)]
+    at = (text["form"] == "features", rollouts == 0)
+    dense = [part[rows & (part["features"] == "dense")]["value"] for part, rows in zip((text, past), at, strict=True)]
+    beside = " and ".join(f"{values.iloc[0]:.0f} %" for values in dense if len(values))
     return figure, "Groups without a gradient: " + ", ".join(told), (
         f"A quarter of the prompts is taken. Left: n = {text['n'].max():,} prompts of DeepScaleR, each seen once; right: "
-        f"n = {past['n'].max():,} prompts of DSR-sub. Bars: 95 % bootstrap over prompts and streams."
+        f"n = {past['n'].max():,} prompts of DSR-sub. Dense activations avoid {beside}. Bars: 95 % bootstrap over prompts and "
+        "streams."
     )  # fmt: skip
 
 
@@ -424,7 +428,6 @@ def study_effects(comparisons: pd.DataFrame, summary: pd.DataFrame) -> Drawn:
     rollouts, where the arms generate unequal ones."""
     own = comparisons["metric"].eq("outcome") & comparisons["family"].isin(EFFECTS)
     twins = comparisons["family"].eq("wide") & comparisons["baseline"].ne("grpo_wide")
-    twins |= comparisons["arm"].eq("saerl_online_sharp_wide")
     table = with_claims(comparisons[own & ~twins])
     early = table["n_seeds"] < table["family"].map(planned_seeds)
     look = np.select([early, table["holm_low"] > 0, table["holm_high"] < 0], ["early", "above", "below"], "open")
