@@ -212,7 +212,8 @@ def representation(table: pd.DataFrame) -> Drawn:
     spans = table[table["choice"] == "spans"].set_index("option")["value"]
     names = {"prompt and solution": "both spans", "prompt only": "the prompt alone"}
     told = [f"{name} {spans[key]:.3f}" for key, name in names.items() if key in spans]
-    return figure, f"Retained latents read topics best by {read['topics']}, difficulty by {read['difficulty']}", (
+    title = f"Of {len(best)} tasks retained latents read topics best by {read['topics']}, difficulty by {read['difficulty']}"
+    return figure, title, (
         "ANOVA and elastic net choose by labels of difficulty, variance and gradient without labels. Bars: 95 % bootstrap over "
         "test samples." + (f" Difficulty of the toy task (rho): {', '.join(told)}." if told else "")
     )

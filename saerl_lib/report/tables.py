@@ -344,7 +344,7 @@ def galleries() -> dict[Path, str]:
 
 def plan_markdown() -> str:
     """The paper's own figures beside those that `--plan-only` prints."""
-    text = (paths.ROOT / "saerl_lib" / "data" / "paper_plan.txt").read_text(encoding="utf-8")
+    text = (FOLDER.parent / "data" / "paper_plan.txt").read_text(encoding="utf-8")
     figures, total = re.search("The paper's own figures:\n(.*?)\n\n", text, re.S), re.search("All of it: .*", text)
     assert figures and total
     return f"```text\n{figures[1]}\n\n  {total[0]}\n```"
