@@ -282,8 +282,8 @@ def real_filter(rules: pd.DataFrame, separation: pd.DataFrame) -> Drawn:
     sae, tfidf = auc.set_index("features")["value"].reindex(["sae", "tfidf"])
     return figure, f"The source of a question: ROC-AUC {sae:.3f} from SAE features, {tfidf:.3f} from TF-IDF", (
         f"DeepMath against DeepScaleR, n = {int(auc['n_test'].max()):,} questions. Open squares: paper, Table 6, for DeepMath "
-        "and NuminaMath-1.5, another pair. No formula delimiters: the sources mark formulas differently. Purity: kept questions that are "
-        "DeepMath's; recall: DeepMath's that are kept. Bars of ROC-AUC: 95 % bootstrap."
+        "and NuminaMath-1.5, another pair. No formula delimiters: the sources mark formulas differently. Purity: kept questions "
+        "that are DeepMath's; recall: DeepMath's that are kept. Bars of ROC-AUC: 95 % bootstrap."
     )  # fmt: skip
 
 

@@ -144,8 +144,7 @@ def target_steps(
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
     curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
-    value of the same seed's random order, `grpo` or that of the arm's own loss, optimizer, pool or policy; its length if never), tail
-    (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
+    value of the same seed's random order, `grpo` or that of the arm's own setting; its length if never), tail (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
     `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
     last = evaluations["step"].max()
@@ -243,8 +242,8 @@ def comparison_rows(
     """Rows of study_comparisons.csv for all comparisons whose arms are there; arms of the user, `extra`, are held against a
     random order.
 
-    Metrics: the outcome, percent of the steps saved to target and until that order is caught, and points of what else `run_values`
-    has (means over sets). The claim and the paper's value stand with the outcome alone.
+    Metrics: the outcome, percent of the steps saved to target and until that order is caught, and points of what else
+    `run_values` has (means over sets). The claim and the paper's value stand with the outcome alone.
     """
     rows, values, steps_of_run = [], outcome_values(evaluations), steps.groupby(RUN)["steps"].mean()
     single = run_values(evaluations, runs)

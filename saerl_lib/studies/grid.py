@@ -219,7 +219,7 @@ def run_grid(
     profile: Profile, cells: Sequence[tuple[Arm, int]], arms_file: Path | None = None, seconds: float | None = None,
     backend: str | None = None, again: bool = False,
 ) -> dict[str, str]:  # fmt: skip
-    """Run and record what has no record, with `again` no record of this machine; `seconds` after the call no run is started any more.
+    """Run and record what has no record, with `again` no record of this machine; `seconds` after the call no further run starts.
 
     With a joblib `backend`, such as "ray", its workers take one run a CPU; the machines share the folders under the same paths.
     A run that was lost with its machine is resumed by the next call. Returns failures, log by run.

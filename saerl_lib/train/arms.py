@@ -132,7 +132,8 @@ class Arm:
             raise ArmError(f"arm {self.name!r}: variant={self.variant!r} must be empty or one of {', '.join(VARIANTS)}")
         end = self.name.rpartition("_")[2]
         if self.variant != (end if end in VARIANTS else ""):
-            raise ArmError(f"arm {self.name!r}: a name ends with _{' or _'.join(VARIANTS)} where this is its variant, and only there")
+            ends = " or _".join(VARIANTS)
+            raise ArmError(f"arm {self.name!r}: a name ends with _{ends} where this is its variant, and only there")
         if not self.name.isidentifier():
             raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
 
