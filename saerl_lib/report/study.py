@@ -144,7 +144,8 @@ def target_steps(
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
     curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
-    value of the same seed's random order, `grpo` or that of the arm's own setting; its length if never), tail (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
+    value of the same seed's random order, `grpo` or that of the arm's own setting; its length if never), tail (accuracy behind
+    the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
     `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
     last = evaluations["step"].max()
