@@ -263,6 +263,16 @@ def speed_markdown(frame: pd.DataFrame) -> str:
     return markdown_table(["Bench", "Of", "What", "Measured"], rows)
 
 
+def interval(value: float, low: float, high: float, form: str) -> str:
+    """A difference with its interval, bold where that excludes zero.
+
+    >>> interval(1.26, 0.1, 2.44, ".1f")
+    '**+1.3** (0.1 to 2.4)'
+    """
+    bold = "**" if low > 0 or high < 0 else ""
+    return f"{bold}{value:+{form}}{bold} ({low:{form}} to {high:{form}})"
+
+
 CHANGED = ("steps", "caught")
 """Metrics that the table holds as percent saved, shown as change with the other sign."""
 
@@ -274,26 +284,40 @@ def _studied(row: Any) -> str:
         if value == low == high == 0:
             return "not reached"
         value, low, high = -value, -high, -low
-    return f"{value:+.2f} ({low:.2f} to {high:.2f})"
+    return interval(value, low, high, ".2f" if row.metric in ("outcome", "tail") else ".1f")
 
 
-def study_markdown(frame: pd.DataFrame) -> str:
-    """`study_comparisons.csv` as the table of docs/study.md: a row a pair, differences with Holm's 95 % intervals."""
-    rows = []
-    for (family, arm, baseline), pair in frame.groupby(["family", "arm", "baseline"], sort=False):
+def study_markdown(frame: pd.DataFrame, question: str) -> str:
+    """Rows of `study_comparisons.csv` as a table of docs/study.md, for the families of one question: a row a pair, differences
+    with Holm's 95 % intervals, the paper's value where it has one."""
+    rows, families = [], LABELS["study question"][question].split()
+    own = frame[frame["family"].isin(families)]
+    for (family, arm, baseline), pair in own.groupby(["family", "arm", "baseline"], sort=False):
         shown = {row.metric: _studied(row) for row in pair.itertuples()}
         first = pair[pair["metric"] == "outcome"].iloc[0]
-        shown["detectable"] = f"{first['detectable']:.2f}"
-        names = (family, f"`{arm}` - `{baseline}`", first["n_seeds"])
-        rows.append([*names, *(shown.get(metric, "") for metric in LABELS["study column"]), first["paper_value"]])
-    if not rows:
-        return "No run is finished yet."
-    return (
-        "A pair can stand in two families: the interval of the larger one is wider, the verdict is the row of its own family. "
-        "A change in steps is negative where fewer are needed. A run that never gets there counts with all its steps; *not "
-        "reached* means that neither arm got there in any run before its last step.\n\n"
-        + markdown_table(["Family", "Pair", "Seeds", *LABELS["study column"].values(), "Paper, points"], rows)
-    )
+        shown |= {"detectable": f"{first['detectable']:.2f}", "paper": first["paper_value"]}
+        names = (*([family] if len(families) > 1 else ()), f"`{arm}` - `{baseline}`", first["n_seeds"])
+        rows.append([*names, *(shown.get(metric, "") for metric in LABELS["study column"])])
+    first = (*(["Family"] if len(families) > 1 else ()), "Pair", "Seeds")
+    return markdown_table([*first, *LABELS["study column"].values()], rows) if rows else "No run is finished yet."
+
+
+def ladder_markdown(values: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """`probe_ladder.csv` and `ladder_pairs.csv` as the tables of docs/real_data.md: a row a real task, values by feature set, then
+    all latents minus each other set on the same test problems."""
+    keys, names, against = ["dataset", "target", "metric"], LABELS["target"], LABELS["against"]
+    sets = {name: said for name, said in LABELS["ladder"].items() if name in set(values["features"])}
+    read, less = [], []
+    for (dataset, target, metric), own in values[values["dataset"] != "world"].groupby(keys, sort=False):
+        task = f"{LABELS['data set'][dataset]}, {names.get(target, target.replace('_', ' '))}"
+        mean, size = own.set_index("features")["value"].map("{:.3f}".format), own["n_test"].iloc[0]
+        read.append([task, LABELS["metric"][metric], f"{size:,}", *(mean.get(name, "") for name in sets)])
+        chosen = (pairs["dataset"] == dataset) & (pairs["target"] == target) & (pairs["features"] == "sae_all")
+        rows = {row.against: row for row in pairs[chosen].itertuples()}
+        less.append([task, *(interval(*(getattr(rows[name], end) for end in ("difference", "ci_low", "ci_high")), ".3f")
+                             for name in against)])  # fmt: skip
+    gain = [f"minus {name}" for name in against.values()]
+    return f"{markdown_table(['Task', 'Metric', 'n', *sets.values()], read)}\n\n{markdown_table(['All latents', *gain], less)}"
 
 
 def update_block(path: Path, marker: str, text: str) -> bool:
@@ -352,8 +376,8 @@ def plan_markdown() -> str:
 
 def generated() -> dict[tuple[Path, str], str]:
     """Every generated part of a document: (document, marker of its block) -> text, from `figures/data` and the notebooks."""
-    names = ("claims", "world_gates", "study_comparisons", "measurements")
-    claims, gates, study, measured = (read_table(name, paths.PUBLISHED) for name in names)
+    names = ("claims", "world_gates", "study_comparisons", "measurements", "probe_ladder", "ladder_pairs")
+    claims, gates, study, measured, *ladder = (read_table(name, paths.PUBLISHED) for name in names)
     return {
         (paths.ROOT / "README.md", "finding"): finding_markdown(claims),
         (paths.ROOT / "README.md", "times"): times_markdown(measured),
@@ -361,7 +385,8 @@ def generated() -> dict[tuple[Path, str], str]:
         (paths.ROOT / "docs" / "claims.md", "claims"): claims_markdown(claims),
         (paths.ROOT / "docs" / "paper_scale.md", "plan"): plan_markdown(),
         (paths.ROOT / "docs" / "world.md", "gates"): gates_markdown(gates),
-        (paths.ROOT / "docs" / "study.md", "study"): study_markdown(study),
+        (paths.ROOT / "docs" / "real_data.md", "ladder"): ladder_markdown(*ladder),
+        **{(paths.ROOT / "docs" / "study.md", name): study_markdown(study, name) for name in LABELS["study question"]},
         **{(path, "gallery"): text for path, text in galleries().items()},
     }
 
