@@ -25,8 +25,9 @@ from saerl_lib.report.plots import FULL_WIDTH
 from saerl_lib.report.statistics import ALPHA, POWER
 from saerl_lib.report.study import COMPARISONS, PAPER_VALUES
 from saerl_lib.report.tables import generated, update_block
+from saerl_lib.studies.grid import profile_of
 from saerl_lib.studies.pool import OWN_TOKENS
-from saerl_lib.train.arms import WIDE
+from saerl_lib.train.arms import PILOTED, WIDE, find_arm
 from saerl_lib.train.policy import FOLDER
 from saerl_lib.train.selectors import DISCOUNT
 from saerl_lib.train.trainer import OPTIMIZERS
@@ -103,6 +104,7 @@ def test_generated_parts_are_up_to_date_and_stand_between_their_marks(tmp_path: 
 # means that column alone.
 
 STUDY, LAPTOP = get_profile("study"), get_profile("laptop")
+REAL = profile_of(STUDY, find_arm("grpo_real"))
 SAE = json.loads((paths.ROOT / "saerl_lib" / "data" / "sae" / "cfg.json").read_text(encoding="utf-8"))
 LOCKED = read_lock()
 
@@ -131,13 +133,19 @@ def study_facts() -> dict[str, list[float]]:
     arms = runs[runs["part"] == "run"].groupby(["arm", "step"])[["mean_avg", "zero_variance_share"]].mean()
     silent = arms.query("0 < step <= 50").groupby("arm")["zero_variance_share"].mean()
     lead = arms.loc["saerl_online_rate", "mean_avg"] - arms.loc["grpo", "mean_avg"]
-    slow = pilot.query("part == 'learning rate' and optimizer == 'sgd'").groupby(["loss", "learning_rate"])["outcome"].mean()
+    behind = runs[runs["part"] == "run"].pivot(index=["step", "seed"], columns="arm", values="mean_avg")
+    behind = (behind["grpo"] - behind["minus_clus_mix"]).groupby("step").mean()
+    rates = pilot.groupby(["part", "optimizer", "loss", "learning_rate"])["outcome"].mean()
+    slow, mean = rates["learning rate", "sgd"], ("token_mean", 2 * PILOTED["token_mean", "sgd"])
     spent = budget.groupby("arm")["rollouts"].mean()
-    ends = pd.read_csv(paths.PUBLISHED / "study_summary.csv").set_index("arm")["outcome"]
+    ends = pd.read_csv(paths.PUBLISHED / "study_summary.csv").set_index("arm")
     return {
-        "2.6": [ends["grpo"] - ends["saerl_online_rate"]], "1.67": [spent["dapo"] / spent["grpo"]],
+        "2.6": [ends.loc["grpo", "outcome"] - ends.loc["saerl_online_rate", "outcome"]], "1.67": [spent["dapo"] / spent["grpo"]],
         "3,008": [used.min()], "3,072": [used.max()], "6 %": [1 - used.min() / STUDY.pool_samples],
         "38 %": [silent["grpo"]], "16 %": [silent["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max() / 100],
+        "0.3": [behind.loc[100]], "1.2": [behind.loc[112]], "111.7": [ends.loc["grpo", "caught"]], "38.5 %": [slow[mean] / 100],
+        "2.1 %": [rates["forgetting", "sgd"][mean] / 100],
+        "41.5 %": [rates["learning rate", "adamw", "token_mean", PILOTED["token_mean", "adamw"]] / 100],
     }  # fmt: skip
 
 
@@ -150,13 +158,15 @@ def control_gain() -> float:
 
 POLICY, FACTS, BLUR = [million_weights()], study_facts(), [STUDY.score_correlation]
 READ = pd.read_csv(paths.ROOT / "saerl_lib" / "report" / "claims.csv").query("source == 'probes'")
+PURITY = pd.read_csv(paths.PUBLISHED / "real_filter.csv").query("features == 'tfidf'").set_index("rule")["purity"]
 COUNTS = pd.read_csv(paths.PUBLISHED / "real_counts.csv").query("what == 'in the file'").set_index("source")["n"]
 SPLITS = {"labelled": 2, "test": 1, "noisy_pool": 1, "contest_train": 1, "contest_test": 1, "step_labelled": 1}
 """Splits of a world that are read; the parent's labels are as many as those of L."""
 HELD: dict[str, dict[str, list[float]]] = {
     "README.md": {
-        "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9], "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))],
-        "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]], "6 %": FACTS["6 %"], "3.0": [paper_gain()],
+        "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9],
+        "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))], "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]],
+        "6 %": FACTS["6 %"], "45.0": [100 * (PURITY["p95"] - PURITY["full"])],
     },
     "docs/real_data.md": {
         "0.749": [READ.loc[READ["first"].str.startswith("deepmath_18k"), "paper_value"].iloc[0]],
@@ -166,6 +176,7 @@ HELD: dict[str, dict[str, list[float]]] = {
     },
     "docs/study.md": {
         "0.47": POLICY, "1.12": [PASSES], "3,200": [STUDY.pool_samples], "12,800": [WIDE * STUDY.pool_samples],
+        "1.11": [REAL.steps * REAL.plan.prompts_per_step / REAL.pool_samples],
         "28 %": [STUDY.steps * STUDY.plan.prompts_per_step / (WIDE * STUDY.pool_samples)], "2 %": [GATES[FORGETTING].high],
         "0.45": BLUR, "300,000": [OWN_TOKENS], "95 %": [1 - ALPHA], "0.9": [OPTIMIZERS["sgd"][1]["momentum"]],
         "0.5": [DISCOUNT], "3.0": [paper_gain()], "1.4": COMPARISONS.query("family == 'paper'")["paper_value"].head(1).tolist(),

@@ -102,7 +102,7 @@ def test_tables_have_their_columns_and_every_arm(tmp_path) -> None:
     assert summary.loc["grpo", ["prompts", "rollouts", "tokens"]].tolist() == [960, 7680, 240_000]
     pairs = tables["study_comparisons"]
     assert set(pairs["family"]) == {"paper", "ablation", "batch", "post_hoc", "update"}
-    assert set(pairs["metric"]) == {"outcome", "steps", "caught", "area", "best", "tail", "silent"}
+    assert set(pairs["metric"]) == {"outcome", "steps", "caught", "area", "best", "once", "tail", "silent"}
     sooner = pairs.query("metric == 'caught' and arm == 'diff_constant_sgd'")["difference"].item()
     assert sooner > 10, "steps are counted to the random order under the same loss and optimizer, not to grpo"
     assert (summary["best"] > 0).all() and np.allclose(summary["silent"], 40), "40 % of the groups in every step"

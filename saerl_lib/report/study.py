@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from saerl_lib.config import StudyConfig
+from saerl_lib.config import PASSES, StudyConfig
 from saerl_lib.report.statistics import Interval, compare, corrected, over_seeds, paired_estimate
 from saerl_lib.report.tables import LABELS, SCHEMAS, TableError, as_table
-from saerl_lib.train.arms import REAL, VARIANTS, WIDER
+from saerl_lib.train.arms import REAL, WIDER, variant_of
 
 if TYPE_CHECKING:
     from saerl_lib.train.arms import Arm
@@ -142,20 +142,22 @@ def target_steps(
 
 
 def run_values(evaluations: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a run, by arm and seed: best (its best evaluation, on the problems that every evaluation holds), area (under that
-    curve over steps, divided by the run's length), caught (steps until that curve, linear between evaluations, reaches the last
-    value of the same seed's random order, `grpo` or that of the arm's own setting; its length if never), tail (accuracy behind
-    the common random tail, NaN without one) and silent (percent of its generated groups without a gradient).
-    `runs` is `runs_table`."""
+    """One row a run, by arm and seed. Of its curve, on the problems that every evaluation holds: best, once (the last value in
+    the first pass), area (under it over steps, divided by the run's length) and caught (steps until the curve, linear between
+    evaluations, reaches the last value of the same seed's random order, `grpo` or that of the arm's own setting; its length if
+    never). Beside it: tail (accuracy behind the common random tail, NaN without one) and silent (percent of its generated groups
+    without a gradient). `runs` is `runs_table`."""
     curve = set_rates(evaluations, int(evaluations.groupby(SET).size().min())).groupby([*RUN, "step"])["avg"].mean().reset_index()
     last = evaluations["step"].max()
+    first = curve[curve["step"] <= last / PASSES].sort_values("step").groupby(RUN)
     behind, before = runs[runs["part"] == "tail"].groupby(RUN), runs[(runs["part"] == "run") & (runs["step"] > 0)].groupby(RUN)
     areas = curve.sort_values("step").groupby(RUN)[["step", "avg"]]
     aims, pairs = curve[curve["step"] == last].set_index(RUN)["avg"], COMPARISONS[COMPARISONS["family"] == UPDATE]
     against = dict(zip(pairs["arm"], pairs["baseline"], strict=True)) | {name: name for name in pairs["baseline"]}
     caught = {run: _reached(part, aims.get((against.get(run[0], shuffled(run[0])), run[1]), math.nan)) for run, part in areas}
     return pd.DataFrame({
-        "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "tail": behind["mean_avg"].last(),
+        "best": curve[curve["step"] > 0].groupby(RUN)["avg"].max(), "once": first["avg"].last(),
+        "tail": behind["mean_avg"].last(),
         "area": areas.apply(lambda run: float(np.trapezoid(run["avg"], run["step"]) / np.ptp(run["step"]))),
         "silent": 100 * before["zero_variance_share"].mean(), "caught": pd.Series(caught).rename_axis(RUN),
     })  # fmt: skip
@@ -167,8 +169,7 @@ def shuffled(arm: str) -> str:
     >>> shuffled("diff"), shuffled("diff_real")
     ('grpo', 'grpo_real')
     """
-    end = arm.rpartition("_")[2]
-    return f"{BASELINE}_{end}" if end in VARIANTS else BASELINE
+    return f"{BASELINE}_{end}" if (end := variant_of(arm)) else BASELINE
 
 
 def _reached(curve: pd.DataFrame, aim: float) -> float:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
 
@@ -219,8 +218,8 @@ def finding_markdown(frame: pd.DataFrame) -> str:
             for row in main.itertuples()]
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
     within = ", ".join(main.loc[main["size"] == "yes", "row"].str.partition(",")[0]) or "no row"
-    told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counted(tested)}. In the main ones *agrees* means that our "
-            f"interval lies on the paper's side of zero. It contains the paper's value for {within} alone.")  # fmt: skip
+    told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counted(tested)}. *Agrees*: our interval lies on the "
+            f"paper's side of zero. In these rows it contains the paper's value for {within} alone.")  # fmt: skip
     return f"{told}\n\n{markdown_table(header, rows)}"
 
 
@@ -284,7 +283,8 @@ def _studied(row: Any) -> str:
         if value == low == high == 0:
             return "not reached"
         value, low, high = -value, -high, -low
-    return interval(value, low, high, ".2f" if row.metric in ("outcome", "tail") else ".1f")
+    form = ".2f" if row.metric in ("outcome", "once", "tail") else ".1f"
+    return f"{value:+{form}}" if math.isnan(low) else interval(value, low, high, form)
 
 
 def study_markdown(frame: pd.DataFrame, question: str) -> str:
@@ -295,15 +295,17 @@ def study_markdown(frame: pd.DataFrame, question: str) -> str:
     for (family, arm, baseline), pair in own.groupby(["family", "arm", "baseline"], sort=False):
         shown = {row.metric: _studied(row) for row in pair.itertuples()}
         first = pair[pair["metric"] == "outcome"].iloc[0]
-        shown |= {"detectable": f"{first['detectable']:.2f}", "paper": first["paper_value"]}
-        names = (*([family] if len(families) > 1 else ()), f"`{arm}` - `{baseline}`", first["n_seeds"])
-        rows.append([*names, *(shown.get(metric, "") for metric in LABELS["study column"])])
-    first = (*(["Family"] if len(families) > 1 else ()), "Pair", "Seeds")
-    return markdown_table([*first, *LABELS["study column"].values()], rows) if rows else "No run is finished yet."
+        told = {"family": family, "pair": f"`{arm}` - `{baseline}`", "seeds": first["n_seeds"], "paper": first["paper_value"]}
+        rows.append({**shown, **told, "detectable": None if math.isnan(first["detectable"]) else f"{first['detectable']:.2f}"})
+    if not rows:
+        return "No run is finished yet."
+    names = {name: said for name, said in LABELS["study column"].items() if name != "family" or len(families) > 1}
+    table = pd.DataFrame(rows).reindex(columns=list(names)).dropna(axis=1, how="all")
+    return markdown_table([names[name] for name in table], table.to_numpy(dtype=object).tolist())
 
 
 def ladder_markdown(values: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """`probe_ladder.csv` and `ladder_pairs.csv` as the tables of docs/real_data.md: a row a real task, values by feature set, then
+    """`probe_ladder.csv` and `ladder_pairs.csv` as the tables of docs/real_data.md, a row a real task: values by feature set, and
     all latents minus each other set on the same test problems."""
     keys, names, against = ["dataset", "target", "metric"], LABELS["target"], LABELS["against"]
     sets = {name: said for name, said in LABELS["ladder"].items() if name in set(values["features"])}
@@ -341,6 +343,8 @@ def galleries() -> dict[Path, str]:
     """Document -> its block `gallery`, told in the notebooks themselves: on the front page and in notebooks/ what each notebook
     answers, when its outputs are stored (on the front page an appendix is a link), in figures/ every published figure that one of
     them shows."""
+    import nbformat  # takes a second that every notebook would wait
+
     front, rows, figures = [], [], []
     for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells

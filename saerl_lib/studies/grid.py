@@ -37,7 +37,20 @@ from saerl_lib.properties.scorer import difficulty_stage, filter_stage
 from saerl_lib.report import study
 from saerl_lib.report.tables import read_table, write_csv
 from saerl_lib.studies.pool import alternatives_stage, arm_pool_stage, load_arm_pool
-from saerl_lib.train.arms import DRAWS, REAL, WIDE, WIDER, Arm, ArmError, ArmPool, ArmSetting, all_arms, find_arm, scaled
+from saerl_lib.train.arms import (
+    DRAWS,
+    REAL,
+    WIDE,
+    WIDER,
+    Arm,
+    ArmError,
+    ArmPool,
+    ArmSetting,
+    all_arms,
+    find_arm,
+    scaled,
+    variant_of,
+)  # fmt: skip
 from saerl_lib.train.policy import policy_folder
 from saerl_lib.train.run import DONE, Run
 from saerl_lib.train.stages import LIVE, LIVE_PROMPTS, SEEDS, jobs_home, matched_run, run_all
@@ -86,10 +99,10 @@ def cells_of(profile: Profile, arms: Sequence[Arm], seeds: Sequence[int] | None 
 def profile_of(profile: Profile, arm: Arm) -> Profile:
     """The profile that an arm is trained in: the study's, for a wide arm one of a larger pool and as many steps, for a real one
     SmolLM2's: short-answer arithmetic of six kinds, as many clusters, 60 steps. The rules for scores are the study's."""
-    if not arm.variant:
+    if not (variant := variant_of(arm.name)):
         return profile
-    own = replace(profile, name=f"{profile.name}-{arm.variant}", study=None, reader=replace(profile.reader, dense=True))
-    if arm.variant == WIDER:
+    own = replace(profile, name=f"{profile.name}-{variant}", study=None, reader=replace(profile.reader, dense=True))
+    if variant == WIDER:
         samples = WIDE * profile.pool_samples
         world = replace(profile.world, problems="target", noisy_pool_samples=samples)
         return replace(own, pool_samples=samples, train_steps=profile.steps, world=world)
@@ -316,7 +329,8 @@ def study_tables(
 
     A real model's runs are judged by problems of their own, so their rows are made apart.
     """
-    known, real = dict(arms or all_arms()), {name: table["arm"].str.endswith(f"_{REAL}") for name, table in found.items()}
+    known = dict(arms or all_arms())
+    real = {name: table["arm"].map(variant_of) == REAL for name, table in found.items()}
     tables = _tables({name: table[~real[name]] for name, table in found.items()}, profile, known)
     if real["budget"].any():
         own = profile_of(profile, find_arm(f"{study.BASELINE}_{REAL}"))

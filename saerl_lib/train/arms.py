@@ -36,7 +36,7 @@ ORDERS = ("grpo", "diff", "saerl_grpo", "hard_to_easy", "informative_half")
 """Arms that are trained under each of them: when does order matter?"""
 HELD = ("grpo", "saerl_grpo", "diff", "saerl_online")
 """Arms that a real model is trained by as well: does the picture hold?"""
-VARIANTS = WIDER, REAL = ("wide", "real")
+WIDER, REAL = ("wide", "real")
 """Where an arm is trained, if elsewhere than the others, and the end of its name: each has a random order of its own."""
 GROUPS = ("paper", "ablation", "filter", "mixing", "batch", "control", "rival", "online", "update", "user", REAL)
 
@@ -117,9 +117,6 @@ class Arm:
     """Prompts of a step as a multiple of the profile's."""
     pool: str = "kept"
     """kept: the target source; filtered: as many of the noisy pool, by the quality filter; unfiltered: as many at random."""
-    variant: str = ""
-    """wide: trained on `WIDE` times as many prompts of the target source, of which a run takes a part; real: SmolLM2, on
-    short-answer arithmetic. Its name ends with it."""
     needs: tuple[str, ...] = ()
     """Columns beyond the standard ones that a `policy` reads."""
 
@@ -128,14 +125,19 @@ class Arm:
             raise ArmError(f"arm {self.name!r}: give exactly one of order and policy")
         if self.group not in GROUPS:
             raise ArmError(f"arm {self.name!r}: group={self.group!r} must be one of {', '.join(GROUPS)}")
-        if self.variant not in ("", *VARIANTS):
-            raise ArmError(f"arm {self.name!r}: variant={self.variant!r} must be empty or one of {', '.join(VARIANTS)}")
-        end = self.name.rpartition("_")[2]
-        if self.variant != (end if end in VARIANTS else ""):
-            ends = " or _".join(VARIANTS)
-            raise ArmError(f"arm {self.name!r}: a name ends with _{ends} where this is its variant, and only there")
         if not self.name.isidentifier():
             raise ArmError(f"arm {self.name!r}: the name becomes a folder, use letters, digits and underscores")
+
+
+def variant_of(name: str) -> str:
+    """How an arm is trained by the end of its name. `_wide`: on `WIDE` times as many prompts of the target source, of which a run
+    takes a part; `_real`: SmolLM2, on short-answer arithmetic; else ''.
+
+    >>> variant_of("grpo_wide"), variant_of("grpo")
+    ('wide', '')
+    """
+    end = name.rpartition("_")[2]
+    return end if end in (WIDER, REAL) else ""
 
 
 def shuffle(pool: ArmPool, setting: ArmSetting, label: str = "shuffle") -> np.ndarray:
@@ -334,8 +336,8 @@ ARMS = (
     Arm("saerl_online", "current pass rate from SAE features", "online", policy=online, needs=needs("sae")),
     Arm("saerl_online_rate", "current pass rate from the base pass rate", "online", policy=partial(online, features="rate"),
         needs=needs("rate")),
-    Arm("grpo_wide", "GRPO, random order of four times the pool", "online", order=shuffle, variant=WIDER),
-    *(Arm(f"saerl_online{of}_wide", f"current pass rate from {title}, four times the pool", "online", variant=WIDER,
+    Arm("grpo_wide", "GRPO, random order of four times the pool", "online", order=shuffle),
+    *(Arm(f"saerl_online{of}_wide", f"current pass rate from {title}, four times the pool", "online",
           policy=partial(online, features=of[1:] or "sae"), needs=needs(of[1:] or "sae"))
       for of, title in (("", "SAE features"), ("_tfidf", "TF-IDF features"), ("_dense", "dense activations"),
                         ("_cluster", "the cluster alone"), ("_shuffled", "other prompts' features"),
@@ -359,7 +361,7 @@ def all_arms(extra: Path | None = None) -> dict[str, Arm]:
     """
     others = [under(arm, *setting) for setting in tuple(PILOTED)[1:] for arm in ARMS if arm.name in ORDERS]
     real = [
-        dataclasses.replace(arm, name=f"{arm.name}_{REAL}", title=f"{arm.title}; SmolLM2", group=REAL, variant=REAL)
+        dataclasses.replace(arm, name=f"{arm.name}_{REAL}", title=f"{arm.title}; SmolLM2", group=REAL)
         for arm in ARMS if arm.name in HELD
     ]  # fmt: skip
     found = {arm.name: arm for arm in (*ARMS, *others, *real)}
