@@ -166,7 +166,7 @@ HELD: dict[str, dict[str, list[float]]] = {
     "README.md": {
         "0.47": POLICY, "0.45": BLUR, "1.5": [POLICIES[0].parameters / 1e9],
         "3.11": [float(".".join(map(str, MINIMUM_PYTHON)))], "4,608": [SAE["d_sae"]], "7,500": [COUNTS["math_train"]],
-        "6 %": FACTS["6 %"], "45.0": [100 * (PURITY["p95"] - PURITY["full"])],
+        "6 %": FACTS["6 %"], "3.0": [paper_gain()], "45.0": [100 * (PURITY["p95"] - PURITY["full"])],
     },
     "docs/real_data.md": {
         "0.749": [READ.loc[READ["first"].str.startswith("deepmath_18k"), "paper_value"].iloc[0]],
