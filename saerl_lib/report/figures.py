@@ -420,7 +420,7 @@ def study_curves(runs: pd.DataFrame) -> Drawn:
 
 
 EFFECTS = ("paper", "ablation", "batch", "features", "wide")
-"""Families of comparisons that are drawn; the others stand in the table alone (those of a real model have far wider intervals)."""
+"""Families that are drawn; the others stand in the table alone (intervals of a real model are far wider)."""
 
 
 @figure_of("study_effects", "study_comparisons", "study_summary")
