@@ -286,9 +286,9 @@ def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) ->
         raise ArtifactError(f"{error}. `--reader none` (Python: reader=None) takes a first look without a model") from error
     disable_progress_bar()  # of loading weights; the rows have their own
     opened = cache(lambda: open_reader(config.spec))
-    store = encode(samples, config.spec, work, opened=opened).store
+    (done,) = encode({work: samples}, config.spec, opened=opened)
     origin = f"{Path(config.reader).name}, layer {config.spec.layer}"
-    found = _of_store(samples, store, np.arange(len(samples)), config, origin)
+    found = _of_store(samples, done.store, np.arange(len(samples)), config, origin)
     return replace(found, sae=measured(samples, opened()))
 
 
@@ -473,7 +473,7 @@ def run_encode(data: Sequence[str], out: Path, workers: int | None, ray: str | N
     counts = {"read": found.read, "left_out": dict(sorted(Counter(d.status for d in found.dropped).items()))}
     source = [{"name": f.name, "sha256": file_sha256(f) if f.is_file() else None} for f in files]
     about = {"source": source, **counts, "notes": list(found.notes)}
-    done = encode(found.samples, reading.spec, out, workers=workers, ray=ray, about=about)
+    (done,) = encode({out: found.samples}, reading.spec, workers=workers, ray=ray, about=about)
     table = pd.DataFrame(found.dropped, columns=["where", "id", "status", "reason"])
     table.to_csv(out / "not_encoded.csv", index=False, lineterminator="\n")
     seconds = round(time.monotonic() - started, 1)

@@ -397,7 +397,7 @@ def test_a_model_and_its_sae_give_the_features_and_a_killed_call_goes_on(
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.store", "my.jsonl"]
     reused: list[int] = []
     encode = stages.encode
-    monkeypatch.setattr(stages, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found.reused))[0])
+    monkeypatch.setattr(stages, "encode", lambda *a, **k: (found := encode(*a, **k), reused.append(found[0].reused))[0])
     folder = make(tmp_path, records, config)
     assert reused == [1] and sorted(p.name for p in tmp_path.iterdir()) == ["my.jsonl", "out"]
     told = {c["title"]: c["text"] for c in json.loads((folder / "run.json").read_text())["caveats"]}

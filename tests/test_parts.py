@@ -56,7 +56,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ReaderConfig:
 def reference(tmp_path_factory: pytest.TempPathFactory, spec: ReaderConfig) -> Path:
     """What an undisturbed call in this process leaves."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    done = encode(samples(), spec, out, samples_per_part=SIZE, workers=1)
+    (done,) = encode({out: samples()}, spec, samples_per_part=SIZE, workers=1)
     assert (done.parts, done.reused, done.totals["samples"], done.totals["solved"]) == (5, 0, 70, 56)
     return out
 
@@ -73,7 +73,7 @@ def shard(number: int) -> str:
 
 def again(out: Path, spec: ReaderConfig, rows: list[Sample] | None = None) -> int:
     """Encode once more in this process; returns the number of parts that were kept."""
-    return encode(rows or samples(), spec, out, samples_per_part=SIZE, workers=1).reused
+    return encode({out: rows or samples()}, spec, samples_per_part=SIZE, workers=1)[0].reused
 
 
 def same(folder: Path, reference: Path) -> None:
@@ -147,7 +147,7 @@ def test_other_settings_or_another_sae_make_every_part_stale(
         raise RuntimeError("the model is opened")
 
     with pytest.raises(RuntimeError, match="the model is opened"):
-        encode(samples(), replace(spec, **change), out, samples_per_part=SIZE, workers=1, opened=opened)
+        encode({out: samples()}, replace(spec, **change), samples_per_part=SIZE, workers=1, opened=opened)
     same(out, reference)
 
 
@@ -157,14 +157,14 @@ def test_bad_calls_are_refused(tmp_path: Path, spec: ReaderConfig) -> None:
         ([], {}, "no sample"), (samples(), {}, "did not write"), (samples(), {"workers": 0}, "workers=0 must be at least 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=part):
-            encode(given, spec, tmp_path, **more)
+            encode({tmp_path: given}, spec, **more)
     folder = tmp_path / "out"
     with pytest.raises(ValueError, match="choose 1 to 4"):
-        encode(samples(), replace(spec, layer=9), folder, workers=1)
+        encode({folder: samples()}, replace(spec, layer=9), workers=1)
     with (folder / LOCK).open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(ArtifactError, match="another command encodes into it"):
-            encode(samples(), spec, folder)
+            encode({folder: samples()}, spec)
 
 
 # Processes of this machine, and Ray.
@@ -182,13 +182,15 @@ def test_two_workers_one_of_them_killed_write_the_same_bytes(tmp_path: Path, spe
 
     killer = threading.Thread(target=kill)
     killer.start()
-    done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, workers=2)
+    two = {tmp_path / "out": samples(), tmp_path / "more": samples()[:20]}
+    done = encode(two, spec, samples_per_part=SIZE, workers=2)
     killer.join()
-    assert len(killed) == 1 and done.totals["samples"] == 70
+    assert len(killed) == 1 and [one.totals["samples"] for one in done] == [70, 20]
     same(tmp_path / "out", reference)
+    assert done[1].store.ids == done[0].store.ids[:20]
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(DataError, match="sample p-40: no prompt token is left"):
-        encode([*samples()[:40], replace(samples()[40], prompt="")], spec, tmp_path / "out", samples_per_part=SIZE, workers=1)
+        encode({tmp_path / "out": [*samples()[:40], replace(samples()[40], prompt="")]}, spec, samples_per_part=SIZE, workers=1)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -232,12 +234,12 @@ def test_ray_tasks_write_the_same_bytes(
 ) -> None:
     ray = StandIn()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    done = encode(samples(), spec, tmp_path / "out", samples_per_part=SIZE, ray="auto")
+    (done,) = encode({tmp_path / "out": samples()}, spec, samples_per_part=SIZE, ray="auto")
     assert (done.parts, ray.most, ray.calls) == (5, 2, ["auto", "shutdown"]), "two parts a CPU at a time"
     same(tmp_path / "out", reference)
-    monkeypatch.setattr(stages, "_encode_part", lambda part, reading: {"number": part.number, "samples": 1})
+    monkeypatch.setattr(stages, "_encode_part", lambda part, reading: (part.path, {"samples": 1}))
     with pytest.raises(ArtifactError, match="must be shared by all machines"):
-        encode(samples(), spec, tmp_path / "elsewhere", ray="auto")
+        encode({tmp_path / "elsewhere": samples()}, spec, ray="auto")
 
 
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderConfig) -> None:
@@ -256,9 +258,9 @@ def test_ray_that_is_missing_or_cannot_be_reached_is_named(
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "ray", ray)
         with pytest.raises(ArtifactError, match=part):
-            encode(samples(), spec, tmp_path / "out", ray=address)
+            encode({tmp_path / "out": samples()}, spec, ray=address)
     with pytest.raises(ValueError, match="--sae: with --ray, name a folder"):
-        encode(samples(), replace(spec, sae="saelens:release/id"), tmp_path / "out", ray="auto")
+        encode({tmp_path / "out": samples()}, replace(spec, sae="saelens:release/id"), ray="auto")
     assert not (tmp_path / "out").exists()
 
 

@@ -144,8 +144,8 @@ def study_facts() -> dict[str, list[float]]:
         "3,008": [used.min()], "3,072": [used.max()], "6 %": [1 - used.min() / STUDY.pool_samples],
         "38 %": [silent["grpo"]], "16 %": [silent["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max() / 100],
         "0.3": [behind.loc[100]], "1.2": [behind.loc[112]], "111.7": [ends.loc["grpo", "caught"]], "38.5 %": [slow[mean] / 100],
-        "41 %": [arms.loc[("grpo_real", 60), "mean_avg"] / 100], "21 %": [arms.loc[("grpo_real", 20), "mean_avg"] / 100],
-        "30 %": [arms.loc[("diff_real", 20), "mean_avg"] / 100],
+        "41 %": [arms.loc[("grpo_real", 60), "mean_avg"] / 100], "19 %": [arms.loc[("grpo_real", 20), "mean_avg"] / 100],
+        "31 %": [arms.loc[("diff_real", 20), "mean_avg"] / 100],
         "2.1 %": [rates["forgetting", "sgd"][mean] / 100],
         "41.5 %": [rates["learning rate", "adamw", "token_mean", PILOTED["token_mean", "adamw"]] / 100],
     }  # fmt: skip

@@ -403,6 +403,12 @@ LOGITS_PER_BATCH = 2**27
 """Padded tokens times vocabulary of one batch: half a gigabyte in float32; one text may exceed it."""
 
 
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Nats [B, T] of tokens [B, T] under logits [B, T, V]. One row a token: along another axis `cross_entropy` takes twice as
+    long."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
+
+
 class Surprise(NamedTuple):
     """Mean nats a token of N prompts (the first counts only where the tokenizer has a beginning-of-text token) and of solutions
     given them, and the nats of the most surprising solution token: one wrong digit hardly moves a mean. float64 [N] each."""
@@ -440,7 +446,7 @@ def measure_surprise(
         ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in batch], device=model.device)
         # padding on the right needs no mask under causal attention: no real token attends to it
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = token_losses(logits, ids[:, 1:])
         for nats, i in zip(losses.double().cpu().numpy(), batch, strict=True):
             head, tail = nats[: len(heads[i]) - 1], nats[len(heads[i]) - 1 : len(rows[i]) - 1]
             found[:, i] = head.mean(), tail.mean(), tail.max()

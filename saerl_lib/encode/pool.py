@@ -12,19 +12,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sae_lens import SAE
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
 from saerl_lib.encode.models import CutModel, Layout, TokenBatch, pack, pad, sample_spans, states_of, token_batches
 from saerl_lib.encode.store import DENSE, HEADER, values_hash
+
+if TYPE_CHECKING:
+    from sae_lens import SAE  # takes seconds
 
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 """Entries of the dense [tokens, F] array of one chunk; 8 MiB in float32 stay in a CPU's cache until they are read again."""

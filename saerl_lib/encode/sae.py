@@ -55,6 +55,7 @@ from saerl_lib.encode.models import (
     sae_folder,
     sample_spans,
     token_batches,
+    token_losses,
     token_vectors,
 )
 from saerl_lib.encode.pool import Encoder, find_all
@@ -227,7 +228,7 @@ def hooked_gradient(model: PreTrainedModel, layer: int, batch: TokenBatch) -> tu
     finally:
         handle.remove()
     counted = batch.solution[:, 1:]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
+    losses = token_losses(logits, batch.ids[:, 1:])
     loss = ((losses * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)).sum()
     loss.backward()
     return kept["states"].detach(), kept["states"].grad

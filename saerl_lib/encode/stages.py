@@ -47,7 +47,6 @@ from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_s
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder, write_shard
-from saerl_lib.encode.sae import SAEGateError, gradient_influence, measured
 from saerl_lib.encode.store import (
     FeatureTable,
     Store,
@@ -91,6 +90,8 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
 
 def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
+    from saerl_lib.encode.sae import SAEGateError, measured  # SAELens takes seconds
+
     found = measured(samples, encoder)
     if not found.explained_variance > 0:
         raise SAEGateError(
@@ -113,28 +114,30 @@ def store_stage(profile: Profile, data: Stage) -> Stage:
     stage until it is whole, so that a killed run goes on behind its last part."""
 
     def compute(folder: Path) -> None:
-        opened = functools.cache(lambda: open_reader(profile.reader))
-        for name in splits_of(data):
-            read(load_split(data, name), profile.reader, folder / name, paths.profile_dir(profile.name) / "parts" / name, opened)
+        splits = {name: load_split(data, name) for name in splits_of(data)}
+        read(splits, profile.reader, folder, paths.profile_dir(profile.name) / "parts")
 
     return get_or_compute(profile, "store", identity(profile.reader), compute, (data,))
 
 
-def read(
-    samples: Sequence[Sample], reader: ReaderConfig, folder: Path, parts: Path, opened: Callable[[], Encoder] | None = None
-) -> Store:
-    """The store of samples in `folder`, read in `parts`, where finished parts outlive a kill."""
-    encode(samples, reader, parts, opened=opened)
-    shutil.copytree(parts, folder, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
-    shutil.rmtree(parts)
-    return Store(folder)
+def read(sets: Mapping[str, Sequence[Sample]], reader: ReaderConfig, folder: Path, parts: Path) -> None:
+    """Stores of samples below `folder`, each under its name, read below `parts`, where finished parts outlive a kill."""
+    encode({parts / name: samples for name, samples in sets.items()}, reader)
+    for name in sets:
+        shutil.copytree(parts / name, folder / name, copy_function=os.link, ignore=shutil.ignore_patterns("*.lock"))
+    for name in sets:
+        for path in sorted((parts / name).iterdir(), key=lambda path: path.name == LOCK):
+            path.unlink()
+        (parts / name).rmdir()
+    with contextlib.suppress(OSError):  # others read below it
+        parts.rmdir()
 
 
 def read_stage(profile: Profile, name: str, samples: Sequence[Sample], reader: ReaderConfig) -> Stage:
     """Stage `read_<name>`: the store of any samples below `store`; only their texts, the reader and its code are in the key."""
 
     def compute(folder: Path) -> None:
-        read(samples, reader, folder / "store", paths.profile_dir(profile.name) / "parts" / name)
+        read({"store": samples}, reader, folder, paths.profile_dir(profile.name) / "parts" / name)
 
     texts = content_hash([[s.id, s.prompt, s.solution] for s in samples])
     return get_or_compute(profile, f"read_{name}", {"samples": texts, "reader": identity(reader)}, compute)
@@ -165,6 +168,8 @@ def retained_of(
     ids, reader = store.ids, profile.reader
 
     def influence() -> np.ndarray:
+        from saerl_lib.encode.sae import gradient_influence
+
         chosen, tokens = samples[: len(samples) // INFLUENCE_SHARE], reader.tokens_per_batch // 4
         return gradient_influence(chosen, *open_causal(reader.model), reader.layer, open_reader(reader).sae, tokens)
 
@@ -224,43 +229,62 @@ class Reading(NamedTuple):
 
 
 def encode(
-    samples: Sequence[Sample], spec: ReaderConfig, folder: Path, *, samples_per_part: int = SAMPLES_PER_PART,
+    sets: Mapping[Path, Sequence[Sample]], spec: ReaderConfig, *, samples_per_part: int = SAMPLES_PER_PART,
     workers: int | None = None, ray: str | None = None, opened: Callable[[], Encoder] | None = None,
     about: Mapping[str, Any] | None = None,
-) -> Encoded:  # fmt: skip
-    """Pooled latents of samples, in their order, as a store in `folder`; its manifest, which holds `about` too, comes last. The
-    parts are spread over `workers` processes of this machine (default: one a core; one for a GPU), or over the Ray cluster at
-    `ray` (HOST:PORT or auto), at most `workers` at a time; its machines share `folder`. Where this process encodes itself,
-    `opened` gives the reader, by default opened from `spec`. Raises DataError for no sample or a folder of something else,
-    ValueError for bad settings, ArtifactError for a folder in use, lost workers or no such cluster, and what `open_reader` and
-    `write_shard` raise. Finished parts are kept, and a call that finishes none leaves an earlier result as it was."""
+) -> list[Encoded]:  # fmt: skip
+    """Pooled latents of samples, in their order, as a store in each folder of `sets`; its manifest, which holds `about` too,
+    comes last, after the parts of all folders. They are spread over `workers` processes of this machine (default: one for a GPU
+    or for the samples of one part, else one a core), or over the Ray cluster at `ray` (HOST:PORT or auto), at most `workers` at
+    a time; its machines share the folders. Where this process encodes itself, `opened` gives the reader, by default opened from
+    `spec`. Raises DataError for no sample or a folder of something else, ValueError for bad settings, ArtifactError for a folder
+    in use, lost workers or no such cluster, and what `open_reader` and `write_shard` raise. Finished parts are kept, and a call
+    that finishes none leaves an earlier result as it was."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
     if ray is not None:
         require_ray(ray)
         require_shared(spec)
-    if not samples:
+    if not all(sets.values()):
         raise DataError("no sample to encode")
-    spec, folder = absolute(spec), folder.absolute()
+    spec = absolute(spec)
     reading = Reading(spec, environment())
     decides = {**identity(spec), "tokenizer": type(open_tokenizer(model_name(spec))).__name__, "environment": reading.environment}
-    parts, records = [], dict[int, dict[str, Any]]()
-    with _locked(folder):
-        for number, start in enumerate(range(0, len(samples), samples_per_part)):
-            own, path = samples[start : start + samples_per_part], shard_path(folder, number)
-            key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
-            parts.append(Part(number, str(path), key, own))
-            record = read_record(path)
-            if record is not None and (record.get("number"), record.get("key")) == (number, key):
-                records[number] = record
-        todo, reused = [part for part in parts if part.number not in records], len(records)
+    folders, parts = {folder.absolute(): samples for folder, samples in sets.items()}, dict[Path, list[Part]]()
+    with contextlib.ExitStack() as held:
+        for folder, samples in folders.items():
+            held.enter_context(_locked(folder))
+            parts[folder] = _cut(samples, folder, decides, samples_per_part)
+        every = [part for own in parts.values() for part in own]
+        records = {part.path: record for part in every if (record := _finished(part)) is not None}
+        reused = {folder: sum(part.path in records for part in own) for folder, own in parts.items()}
+        todo = [part for part in every if part.path not in records]
+        if workers is None and ray is None and sum(len(part.samples) for part in todo) <= samples_per_part:
+            workers = 1  # to start processes would take longer
         found = sum(record["samples"] for record in records.values())
-        with tqdm(total=len(samples), initial=found, desc="encoding", unit="sample") as bar:
-            for record in _work(todo, reading, workers, ray, opened):
-                (folder / MANIFEST).unlink(missing_ok=True)
-                records[record["number"]] = record
+        with tqdm(total=sum(map(len, folders.values())), initial=found, desc="encoding", unit="sample") as bar:
+            for path, record in _work(todo, reading, workers, ray, opened):
+                Path(path).with_name(MANIFEST).unlink(missing_ok=True)
+                records[path] = record
                 bar.update(record["samples"])
-        return _finish(folder, [records[part.number] for part in parts], reused, decides, about or {})
+        return [_finish(folder, [records[part.path] for part in own], reused[folder], decides, about or {})
+                for folder, own in parts.items()]  # fmt: skip
+
+
+def _cut(samples: Sequence[Sample], folder: Path, decides: Mapping[str, Any], size: int) -> list[Part]:
+    """The parts of one folder."""
+    parts = []
+    for number, start in enumerate(range(0, len(samples), size)):
+        own = samples[start : start + size]
+        key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
+        parts.append(Part(number, str(shard_path(folder, number)), key, own))
+    return parts
+
+
+def _finished(part: Part) -> dict[str, Any] | None:
+    """The record of a part that is there already."""
+    record = read_record(Path(part.path))
+    return record if record is not None and (record.get("number"), record.get("key")) == (part.number, part.key) else None
 
 
 @contextlib.contextmanager
@@ -308,8 +332,8 @@ def open_encoded(folder: Path) -> tuple[Store, dict[str, Any]]:
 # One part.
 
 
-def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | None = None) -> dict[str, Any]:
-    """Encode one part; returns its record. Safe to repeat and to run twice at once: the file appears by renaming."""
+def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | None = None) -> tuple[str, dict[str, Any]]:
+    """Encode one part; returns its path and record. Safe to repeat and to run twice at once: the file appears by renaming."""
     for name, wanted in environment().items():
         if reading.environment[name] != wanted:
             raise ArtifactError(
@@ -327,7 +351,7 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
     finally:
         torch.set_num_threads(before)
         partial.unlink(missing_ok=True)
-    return record
+    return part.path, record
 
 
 _opened = functools.lru_cache(maxsize=1)(open_reader)
@@ -345,30 +369,31 @@ def environment() -> dict[str, str]:
 
 def _work(
     todo: Sequence[Part], reading: Reading, workers: int | None, ray: str | None, opened: Callable[[], Encoder] | None
-) -> Iterator[dict[str, Any]]:
-    """Records of the parts as they are done, in any order."""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Paths and records of the parts as they are done, in any order; the largest are begun first."""
+    todo = sorted(todo, key=lambda part: len(part.samples), reverse=True)
     if ray is not None:
         yield from _on_ray(todo, reading, ray, workers)
         return
-    workers = workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1)
-    if workers == 1 or len(todo) < 2:
+    workers = min(len(todo), workers or (len(os.sched_getaffinity(0)) if reading.spec.device == "cpu" else 1))
+    if workers < 2:
         opened = opened or functools.cache(lambda: open_reader(reading.spec))
         yield from (_encode_part(part, reading, opened) for part in todo)
     else:
         yield from _in_processes(todo, reading, workers)
 
 
-def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Iterator[dict[str, Any]]:
+def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """joblib's processes with one thread each; the parts of a pool that lost a worker are done again by a new one."""
-    losses, waiting = 0, {part.number: part for part in todo}
+    losses, waiting = 0, {part.path: part for part in todo}
     while waiting:
         try:
             with parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE):
                 pool = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-                for record in pool(delayed(_encode_part)(part, reading) for part in list(waiting.values())):
-                    del waiting[record["number"]]
+                for path, record in pool(delayed(_encode_part)(part, reading) for part in list(waiting.values())):
+                    del waiting[path]
                     losses = 0
-                    yield record
+                    yield path, record
         except BrokenProcessPool as error:
             losses += 1
             if losses > LOSSES:
@@ -378,7 +403,9 @@ def _in_processes(todo: Sequence[Part], reading: Reading, workers: int) -> Itera
                 ) from error
 
 
-def _on_ray(todo: Sequence[Part], reading: Reading, address: str, workers: int | None) -> Iterator[dict[str, Any]]:
+def _on_ray(
+    todo: Sequence[Part], reading: Reading, address: str, workers: int | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks of one CPU each, two a CPU at a time so that none waits for this loop; Ray gives a part whose worker or machine was
     lost to another."""
     if not todo:

@@ -89,9 +89,8 @@ class Clusters:
             )
         label, distance = np.empty(len(phi), dtype=np.int64), np.empty(len(phi))
         for rows, chunk in float_chunks("phi", phi):
-            points = self.standardise(chunk)
-            label[rows] = cdist(points, self.centroids).argmin(axis=1)
-            distance[rows] = np.linalg.norm(points - self.centroids[label[rows]], axis=1)
+            apart = cdist(self.standardise(chunk), self.centroids)
+            label[rows], distance[rows] = apart.argmin(axis=1), apart.min(axis=1)
         return Assignment(label, distance)
 
 

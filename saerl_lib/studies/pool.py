@@ -63,7 +63,8 @@ def model_features(
         train_sae(vectors, config, place, "frozen_decoder" if name == "frozen" else "trained")
     others = tuple((name, str(saes[name])) for name in DRAWN)
     reader = replace(profile.reader, sae=str(saes["frozen"]), others=others, dense=True)
-    store = read([*labelled, *pool], reader, folder / "store", paths.profile_dir(profile.name) / "parts" / "alternatives")
+    read({"store": [*labelled, *pool]}, reader, folder, paths.profile_dir(profile.name) / "parts" / "alternatives")
+    store = Store(folder / "store")
     found = {"dense": store.values(DENSE)}
     for name in saes:
         own = store if name == "frozen" else Store(store.folder, name)

@@ -171,7 +171,7 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     for name, task in tasks.items():
         folder = paths.sae_dir() / "curve" / name
         shutil.rmtree(folder, ignore_errors=True)
-        encode([*task.train, *task.test], replace(profile.reader, dense=True), folder, workers=1, opened=lambda: everyone)
+        encode({folder: [*task.train, *task.test]}, replace(profile.reader, dense=True), workers=1, opened=lambda: everyone)
         blocks = {reader: Store(folder, reader).blocks() for reader in saes} | {DENSE: Store(folder).values(DENSE)}
         rows += probe_rows(name, task, Store(folder).ids, blocks | projections(blocks[DENSE], mean, pca), profile)
         if task.kind == "rank":

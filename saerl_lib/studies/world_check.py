@@ -18,6 +18,7 @@ import dataclasses
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from saerl_lib.artifacts import code_hash, provenance, write_atomic, write_json
 from saerl_lib.config import WORLD_VERSION, Profile, TrainConfig, content_hash, get_profile, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, normalise
 from saerl_lib.encode.stages import read, retained_of
+from saerl_lib.encode.store import Store
 from saerl_lib.report.statistics import Estimate, over_seeds
 from saerl_lib.report.tables import write_csv
 from saerl_lib.train.arms import PILOTED
@@ -311,7 +313,9 @@ def seen_by_features(profile: Profile, sizes: Sizes, home: Path) -> Measured:
     folder = home / f"read-{content_hash([to_dict(profile.reader), [s.id for s in samples], WORLD_VERSION])}"
     kept = folder / "features.npy"
     if not kept.exists():
-        store = read(samples, profile.reader, folder / "store", folder.with_name(f"{folder.name}-parts"))
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed call left
+        read({"store": samples}, profile.reader, folder, folder.with_name(f"{folder.name}-parts"))
+        store = Store(folder / "store")
         np.save(kept, store.select(retained_of(profile, store, samples)))
     z, rates = np.load(kept), gold_probability(*load_policy(), samples, 1.0)
     rho, question = (out_of_fold(part, rates) for part in (z, z[:, : z.shape[1] // 2]))
