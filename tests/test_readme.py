@@ -134,7 +134,7 @@ def study_facts() -> dict[str, list[float]]:
     silent = arms.query("0 < step <= 50").groupby("arm")["zero_variance_share"].mean()
     lead = arms.loc["saerl_online_rate", "mean_avg"] - arms.loc["grpo", "mean_avg"]
     behind = runs[runs["part"] == "run"].pivot(index=["step", "seed"], columns="arm", values="mean_avg")
-    behind = (behind["grpo"] - behind["minus_clus_mix"]).groupby("step").mean()
+    late, behind = ((behind["grpo"] - behind[arm]).groupby("step").mean() for arm in ("diff", "minus_clus_mix"))
     rates = pilot.groupby(["part", "optimizer", "loss", "learning_rate"])["outcome"].mean()
     slow, mean = rates["learning rate", "sgd"], ("token_mean", 2 * PILOTED["token_mean", "sgd"])
     spent = budget.groupby("arm")["rollouts"].mean()
@@ -143,7 +143,7 @@ def study_facts() -> dict[str, list[float]]:
         "2.6": [ends.loc["grpo", "outcome"] - ends.loc["saerl_online_rate", "outcome"]], "1.67": [spent["dapo"] / spent["grpo"]],
         "3,008": [used.min()], "3,072": [used.max()], "6 %": [1 - used.min() / STUDY.pool_samples],
         "38 %": [silent["grpo"]], "16 %": [silent["saerl_online_rate"]], "1.05": [lead.loc[50]], "38.7 %": [slow.max() / 100],
-        "0.3": [behind.loc[100]], "1.2": [behind.loc[112]], "111.7": [ends.loc["grpo", "caught"]], "38.5 %": [slow[mean] / 100],
+        "0.3": [behind.loc[100]], "1.2": [behind.loc[112]], "1.1": [-behind.loc[20]], "1.53": [late.loc[10]], "111.7": [ends.loc["grpo", "caught"]], "38.5 %": [slow[mean] / 100],
         "41 %": [arms.loc[("grpo_real", 60), "mean_avg"] / 100], "19 %": [arms.loc[("grpo_real", 20), "mean_avg"] / 100],
         "31 %": [arms.loc[("diff_real", 20), "mean_avg"] / 100],
         "2.1 %": [rates["forgetting", "sgd"][mean] / 100],
