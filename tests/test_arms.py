@@ -158,6 +158,9 @@ def test_malformed_arms(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("ARMS = ('grpo',)\n")
     with pytest.raises(ArmError, match="ARMS holds a str"):
         find_arm("grpo", tmp_path / "mine.py")
+    (tmp_path / "one.py").write_text("ARMS = 'mine'\n")
+    with pytest.raises(ArmError, match="define a tuple named ARMS"):
+        find_arm("grpo", tmp_path / "one.py")
     for change, message in (({"order": None}, "exactly one of order and policy"), ({"group": "best"}, "must be one of paper"),
                             ({"name": "a/b"}, "letters, digits")):  # fmt: skip
         with pytest.raises(ArmError, match=message):

@@ -243,11 +243,15 @@ def test_a_profile_with_a_study_shows_its_own_tables(saerl_home: Path) -> None:
 
 
 def test_an_order_that_is_too_short_or_wrong_is_refused(stages: tuple[Stage, Stage], tmp_path: Path) -> None:
-    file = tmp_path / "short.py"
-    file.write_text(MINE.replace("np.arange(len(pool.table))[::-1]", "np.arange(5)"))
-    (arm,) = grid.chosen_arms(["backwards"], file)
-    with pytest.raises(ArmError, match="must hold 8 row numbers in 0..7, got 5"):
-        grid.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
+    for rows, message in (
+        ("np.arange(5)", "must hold 8 row numbers in 0..7, got 5, from 0 to 4"), ("np.arange(8) > 2", "of a mask.*got bool"),
+        ("np.arange(1, 9)", "got 8, from 1 to 8"), ("pool.ids", "must be whole row numbers"),
+    ):  # fmt: skip
+        file = tmp_path / f"wrong{len(rows)}.py"
+        file.write_text(MINE.replace("np.arange(len(pool.table))[::-1]", rows))
+        (arm,) = grid.chosen_arms(["backwards"], file)
+        with pytest.raises(ArmError, match=message):
+            grid.planned_run(PROFILE, *stages, arm, 0, tmp_path, file)
 
 
 def test_the_order_of_cells_by_hand() -> None:

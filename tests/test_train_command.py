@@ -139,6 +139,14 @@ def test_a_departure_from_the_plan_or_the_selector_is_an_error(files: Path, tmp_
             check_followed(of, wrong)
 
 
+def test_a_selector_that_gives_other_rows_than_asked_for_is_named(files: Path, tmp_path: Path) -> None:
+    feed = open_feed(a_run(files, tmp_path), tmp_path)
+    for wrong in (np.arange(B - 1), np.full(B, -1), np.full(B, feed.choices), np.full(B, 0.5), None):
+        feed.selector.next = lambda _, wrong=wrong: wrong
+        with pytest.raises(ValueError, match=f"InOrder.next.{B}. must give {B} whole row numbers in 0..{feed.choices - 1}"):
+            feed.step(1, 0, B)
+
+
 def test_a_selector_needs_what_was_measured_of_every_sample(files: Path, tmp_path: Path) -> None:
     run = a_run(files, tmp_path, "adarft")
     ids = [s.id for s in open_feed(run, tmp_path).samples]

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from saerl_lib import paths
 from saerl_lib.artifacts import ArtifactError, Stage, file_sha256
-from saerl_lib.config import SMOLLM2, PlanConfig, Profile, StudyConfig, content_hash, get_profile, sub_seed, to_dict
+from saerl_lib.config import SMOLLM2, PlanConfig, Profile, StudyConfig, content_hash, get_profile, steps_of, sub_seed, to_dict
 from saerl_lib.encode.stages import features_stage, ray_cluster, require_ray, store_stage
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, make_pool, plan_of, write_plan
@@ -124,15 +124,18 @@ def arm_plan(arm: Arm, pool: ArmPool, config: PlanConfig, steps: int, seed: int,
     Raises ArmError when the order names rows that the pool does not have or is shorter than the budget.
     """
     sized = scaled(config, arm.batch_factor) if arm.batch_factor > 1 else config
+    steps = min(steps, steps_of(len(pool.table), config.prompts_per_step))  # in small a pool holds less than the profile's
     setting = ArmSetting(sized, steps // arm.batch_factor, seed, draw)
     found = arm.order(pool, setting)  # type: ignore[misc]
     if isinstance(found, BatchPlan):
         return found
-    rows = np.asarray(found)
-    b = sized.prompts_per_step
+    rows, b = np.asarray(found), sized.prompts_per_step
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ArmError(f"arm {arm.name!r}: the order must be whole row numbers (of a mask: np.flatnonzero), got {rows.dtype}")
     wanted = min(steps * config.prompts_per_step, max(len(rows), len(pool.table))) // b * b
     if len(rows) < wanted or rows.min() < 0 or rows.max() >= len(pool.table):
-        raise ArmError(f"arm {arm.name!r}: the order must hold {wanted} row numbers in 0..{len(pool.table) - 1}, got {len(rows)}")
+        got = f"{len(rows)}, from {min(rows, default=0)} to {max(rows, default=0)}"
+        raise ArmError(f"arm {arm.name!r}: the order must hold {wanted} row numbers in 0..{len(pool.table) - 1}, got {got}")
     columns = (pool.column(name) for name in ("cluster", "ranking", "raw", "length"))
     return plan_of(make_pool(pool.ids, *columns), rows[:wanted].astype(np.int64), np.full(wanted, -1), arm.name, b)
 
@@ -374,14 +377,15 @@ def collect_study(
     known = records(profile, cells, arms_file)
     missing = [name for name in (run_name(*cell) for cell in cells) if name not in known]
     if missing:
-        print(f"{len(missing)} of {len(cells)} runs are not finished and not in the tables: {', '.join(missing[:8])} ...")
+        more = " ..." * (len(missing) > 8)
+        print(f"{len(missing)} of {len(cells)} runs over all seeds are not made yet: {', '.join(missing[:8])}{more}")
     if not any(name.startswith(f"{study.BASELINE}-seed") for name in known):
-        print("no tables: they compare with grpo, of which no run is finished here")
+        print("no tables: they compare with grpo, of which no run is finished here; name it among the arms as well")
         return
     for name, table in study_tables(results(list(known.values())), profile, arms).items():
         write_csv(table, name, folder)
         if table.empty:
-            print(f"{name} waits for arms that are not finished")
+            print(f"{name} is empty: it needs other arms")
     print(f"tables of all finished runs: {folder}")
 
 

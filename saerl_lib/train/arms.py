@@ -57,7 +57,8 @@ class ArmPool:
     def column(self, name: str) -> np.ndarray:
         """One column [N]. Raises ArmError when the pool does not have it."""
         if name not in self.table:
-            raise ArmError(f"the pool has no column {name!r}: choose one of {list(self.table)}")
+            hint = f", or name it in the arm's `needs=({name!r},)`" if name.startswith("phi@") else ""
+            raise ArmError(f"the pool has no column {name!r}: choose one of {list(self.table)}{hint}")
         return self.table[name].to_numpy()
 
     @property
@@ -381,9 +382,9 @@ def _load(path: Path) -> tuple[Arm, ...]:
         raise ArmError(f"{path}: no Python file; name one that defines ARMS")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "ARMS"):
-        raise ArmError(f"{path}: define a tuple named ARMS")
-    return tuple(module.ARMS)
+    if not isinstance(getattr(module, "ARMS", None), tuple):
+        raise ArmError(f"{path}: define a tuple named ARMS, such as ARMS = (arm,)")
+    return module.ARMS
 
 
 def find_arm(name: str, extra: Path | None = None) -> Arm:

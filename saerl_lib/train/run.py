@@ -237,7 +237,7 @@ def open_feed(run: Run, log: Path, policy: tuple[Any, Any] | None = None) -> Fee
     by_steps = run.train.dynamic_sampling == "equal_steps"
     budget = float("inf") if by_steps else run.budget + steps * run.rollouts_per_step
     feed = Feed(*chosen) if policy is None else PackedFeed(policy, *chosen, budget, run.seed)
-    feed.tail = (run.updates, InOrder(len(samples) + np.arange(len(shuffled))))
+    feed.tail, feed.choices = (run.updates, InOrder(len(samples) + np.arange(len(shuffled)))), len(samples)
     return feed
 
 

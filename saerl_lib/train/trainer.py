@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -80,10 +81,22 @@ class Feed:
         self.rows, self.first = np.empty(0, dtype=np.int64), 0
         self.tail: tuple[int, Selector] = (sys.maxsize, selector)
         """The last optimiser step of `selector`, and what chooses behind it."""
+        self.choices = len(self.samples)
+        """Samples that `selector` chooses from, the first ones: those of the tail follow."""
 
     def chooser(self, step: int) -> Selector:
         """What chooses the prompts of an optimiser step."""
         return self.tail[1] if step > self.tail[0] else self.selector
+
+    def choose(self, chooser: Selector, count: int) -> NDArray[np.int64]:
+        """Row numbers [count]. Raises ValueError where the selector gives anything else."""
+        rows, most = np.atleast_1d(chooser.next(count)), self.choices if chooser is self.selector else len(self.samples)
+        if rows.shape != (count,) or rows.dtype.kind not in "iu" or ((rows < 0) | (rows >= most)).any():
+            raise ValueError(
+                f"{type(chooser).__name__}.next({count}) must give {count} whole row numbers in 0..{most - 1}, "
+                f"got {rows.dtype} of shape {rows.shape}: {rows[:5]} ..."
+            )
+        return rows
 
     def replay(self, rows: Sequence[dict[str, Any]]) -> None:
         """Bring selector and count to where the log of an interrupted run ends, its rows joined over the processes and in order.
@@ -93,18 +106,18 @@ class Feed:
         size = self.train.rollouts_per_prompt
         for (step, _), group in groupby(rows, key=itemgetter("step", "round")):
             part, chooser = list(group), self.chooser(step)
-            chosen = chooser.next(len(part) // size)
+            chosen = self.choose(chooser, len(part) // size)
             if [self.samples[i].id for i in chosen for _ in range(size)] != [row["sample_id"] for row in part]:
                 raise ArtifactError(
-                    f"{self.log.parent}: step {step} cannot be replayed, the run would choose other prompts than logged: "
-                    "delete the folder and run it again"
+                    f"{self.log.parent}: step {step} cannot be replayed, the run would choose other prompts than logged: seed "
+                    "the random numbers of an arm of your own by `setting.seed`, delete the folder and run it again"
                 )
             chooser.told(chosen, np.array([row["reward"] for row in part], dtype=float).reshape(-1, size))
             self.generated += len(part)
 
     def step(self, step: int, first: int, count: int) -> list[dict[str, Any]]:
         """Records for TRL of this process's share, rollouts `first` to `first + count`, of optimiser step `step`."""
-        self.rows, self.first = self.selector.next(self.prompts_per_step), first
+        self.rows, self.first = self.choose(self.selector, self.prompts_per_step), first
         places = np.repeat(self.rows, self.train.rollouts_per_prompt)[first : first + count]
         return [record(self.samples[i], self.train.chat) for i in places]
 
@@ -180,7 +193,7 @@ class PackedFeed(Feed):
     def _round(self, step: int, number: int, prompts: int) -> list[Group]:
         """Groups of so many prompts, or as many as the budget still pays for."""
         size, train, chooser = self.train.rollouts_per_prompt, self.train, self.chooser(step)
-        rows = chooser.next(max(1, int(min(prompts, (self.budget - self.generated) // size))))
+        rows = self.choose(chooser, max(1, int(min(prompts, (self.budget - self.generated) // size))))
         chosen, read = [self.samples[i] for i in rows], READ[train.answer_from]
         seed = sub_seed(self.seed, f"rollouts-{step}-{number}")
         found = sample_groups(
