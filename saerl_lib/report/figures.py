@@ -93,7 +93,7 @@ def method(claims: pd.DataFrame) -> Drawn:
     trained = table.loc[table["n_seeds"] > 1, "n_seeds"]
     return figure, f"{len(table)} main effects: {counted(table)}", (
         f"Squares: the paper. Filled: real data; open: toy task{f', n = {span(trained)} seeds' if len(trained) else ''}. Green: "
-        "in the paper's direction; orange: against it, as more steps are; grey: undecided. Bars: 95 %."
+        "in the paper's direction; orange: against it, or more steps; grey: undecided. Bars: 95 %."
     )  # fmt: skip
 
 

@@ -218,8 +218,10 @@ def finding_markdown(frame: pd.DataFrame) -> str:
             for row in main.itertuples()]
     header = ["Main effect", "Paper", "Here, 95 % interval", "Direction", "Measured on"]
     within = ", ".join(main.loc[main["size"] == "yes", "row"].str.partition(",")[0]) or "no row"
-    told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counted(tested)}. *Agrees*: our interval lies on the "
-            f"paper's side of zero. In these rows it contains the paper's value for {within} alone.")  # fmt: skip
+    places = tested.groupby(tested["scale"].str.partition(",")[0])
+    counts = "; ".join(f"on {'the ' * (place == 'toy task')}{place} {counted(part)}" for place, part in places)
+    told = (f"[The paper's {len(tested)} numbers](docs/claims.md): {counts}. *Agrees*: our interval lies on the paper's side of "
+            f"zero. In these rows it contains the paper's value for {within} alone.")  # fmt: skip
     return f"{told}\n\n{markdown_table(header, rows)}"
 
 
