@@ -490,7 +490,8 @@ def study_mixing(mixing: pd.DataFrame) -> Drawn:
                    ylabel="Accuracy minus h = 0 (points)")  # fmt: skip
     figure.axes[0].axhline(0, color=plots.BLACK, linewidth=0.8)
     clear = mixing[(mixing["ci_low"] > 0) | (mixing["ci_high"] < 0)]
-    title = f"{len(clear)} of {int((mixing['swapped_per_batch'] > 0).sum())} amounts of mixing differ from none"
+    tried = int((mixing["swapped_per_batch"] > 0).sum())
+    title = f"{tried - len(clear)} of {tried} amounts of mixing are undecided"
     return figure, title, (
         "Here: mean of the last three evaluations, paired by seed; bars: 95 % t interval, uncorrected; b = 32. Paper: its "
         "Figure 3, step 800, b = 128."
