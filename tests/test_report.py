@@ -188,7 +188,7 @@ def test_the_committed_claims_follow_from_the_committed_tables_whatever_the_orde
     assert path.read_bytes() == (paths.PUBLISHED / "claims.csv").read_bytes()
     told = read_table("claims", tmp_path).set_index("claim")
     assert (told["direction"] == "not comparable").sum() == 2, "preparation: other models; diversity: another share exchanged"
-    begin = ("SAERL on ", "Ablation", "Mixing study", "Four")
+    begin = ("SAERL on ", "SAERL at ", "Ablation", "Mixing study")
     assert set(told.index[told["scale"] == claims.BLURRED]) == {name for name in told.index
                                                                if name.startswith(begin)
                                                                and told.loc[name, "direction"] != "not run"}  # fmt: skip
