@@ -200,8 +200,19 @@ def test_dense_features_are_projected_to_the_width_that_the_task_reads() -> None
     made, x = task(n=120), np.random.default_rng(0).random((60, 40))
     for with_solution, width in ((True, 8), (False, 4)):
         own = replace(made, with_solution=with_solution)
-        sets = {s.name: s.train.shape[1] for s in feature_sets(own, {"sae": (x[:, :8], x[:, :8]), "dense": (x, x)})}
-        assert sets["sae"] == sets["dense_pca"] == width and sets["dense"] == 5 * width
+        sets = feature_sets(own, {"sae": (x[:, :8], x[:, :8]), "dense": (x, x)})
+        widths = {s.name: s.train.shape[1] for s in sets}
+        assert widths["sae"] == widths["dense_pca"] == width and widths["dense"] == 5 * width
+        assert [s.name for s in sets if not s.standardise] == ["dense_pca"], "small directions stay small"
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_a_column_keeps_its_scale_where_a_probe_is_told_so(standardise: bool) -> None:
+    x, y = np.random.default_rng(0).random((90, 2)) * [1.0, 1e-9], np.random.default_rng(0).random((90, 2))[:, 1]
+    predicted = probes.ridge_predictions(x[:60], y[:60], x[60:], 0, standardise)
+    topics = np.where(y > 0.5, "a", "b")
+    accuracy = probes.fit_topic_probe(x[:60], topics[:60], 0, standardise).score(x[60:], topics[60:])
+    assert (metric("rank", predicted, y[60:]) > 0.99) is standardise and (accuracy > 0.9) is standardise
 
 
 def test_blocks_of_all_latents_weigh_alike() -> None:

@@ -119,9 +119,9 @@ class Task:
             )
 
 
-def scaler_for(x: Matrix) -> StandardScaler | FunctionTransformer:
-    """A scaler for dense x, the identity for sparse x."""
-    return FunctionTransformer(accept_sparse=True) if sparse.issparse(x) else StandardScaler()
+def scaler_for(x: Matrix, standardise: bool = True) -> StandardScaler | FunctionTransformer:
+    """A scaler for dense x, the identity for sparse x or where `standardise` is off."""
+    return StandardScaler() if standardise and not sparse.issparse(x) else FunctionTransformer(accept_sparse=True)
 
 
 def mean_squared_row_norm(x: Matrix) -> float:
@@ -140,7 +140,7 @@ def _as_float(x: Matrix) -> Matrix:
     return x.tocsr().astype(np.float64) if sparse.issparse(x) else np.asarray(x, dtype=np.float64)
 
 
-def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
+def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int, standardise: bool = True) -> Pipeline:
     """L2 logistic regression on x [N, D], topics y [N]; C is chosen on one held-out fold, ties towards the stronger penalty.
     Raises ValueError for non-finite x, unequal rows or a single topic."""
     y = np.asarray(y)
@@ -149,11 +149,11 @@ def fit_topic_probe(x: Matrix, y: np.ndarray, seed: int) -> Pipeline:
     if len(np.unique(y)) < 2:
         raise ValueError(f"train_y holds the single topic {y[0]!r}: a topic probe needs at least two")
     x = _as_float(x)
-    norm = mean_squared_row_norm(scaler_for(x).fit_transform(x))
+    norm = mean_squared_row_norm(scaler_for(x, standardise).fit_transform(x))
 
     def fit(penalty: float, rows: np.ndarray) -> Pipeline:
         probe = LogisticRegression(C=penalty / norm, max_iter=300)
-        return Pipeline([("scale", scaler_for(x)), ("probe", probe)]).fit(x[rows], y[rows])
+        return Pipeline([("scale", scaler_for(x, standardise)), ("probe", probe)]).fit(x[rows], y[rows])
 
     everything = np.arange(len(y))
     kept, held_out = train_test_split(everything, test_size=1 / FOLDS, random_state=seed)
@@ -182,13 +182,13 @@ def fit_elastic_net(x: Matrix, y: np.ndarray, config: PropertyConfig, seed: int)
     return Pipeline([("scale", scaler), ("probe", net)])
 
 
-def ridge_predictions(x: Matrix, y: np.ndarray, test: Matrix, seed: int) -> np.ndarray:
+def ridge_predictions(x: Matrix, y: np.ndarray, test: Matrix, seed: int, standardise: bool = True) -> np.ndarray:
     """Ridge regression on x [N, D], y [N]: predictions for test rows [M]; alpha by threefold cross-validation. Dense columns are
-    standardised; sparse ones are read through their Gram matrix, so that D does not matter. Raises ValueError for non-finite
-    values, unequal rows or fewer samples than folds."""
+    standardised where `standardise` is on; sparse ones are read through their Gram matrix, so that D does not matter. Raises
+    ValueError for non-finite values, unequal rows or fewer samples than folds."""
     x, y = _checked(x, y)
     if not sparse.issparse(x):
-        scaler = StandardScaler().fit(x)
+        scaler = scaler_for(x, standardise).fit(x)
         scaled = scaler.transform(x)
         alphas = mean_squared_row_norm(scaled) * np.array(RIDGE_PENALTIES)
         return RidgeCV(alphas, cv=_folds(x, seed)).fit(scaled, y).predict(scaler.transform(_as_float(test)))

@@ -73,7 +73,7 @@ def fit_source_classifier(
     is_target = np.asarray(is_target, dtype=bool)
     if is_target.all() or not is_target.any():
         raise ValueError("is_target holds a single class: the source classifier needs target and parent samples")
-    scaler = scaler_for(z) if standardise else FunctionTransformer()
+    scaler = scaler_for(z, standardise)
     points = scaler.fit_transform(z.astype(np.float64))
     norm = mean_squared_row_norm(points) ** 0.5
     classifier = SGDClassifier(loss="log_loss", alpha=penalty, average=True, random_state=seed)

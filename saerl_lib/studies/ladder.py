@@ -78,6 +78,8 @@ class FeatureSet:
     """Seed of the SAE, or number of the permutation; 0 where there is one only."""
     shuffled: bool = False
     """Train on permuted labels."""
+    standardise: bool = True
+    """Off for principal directions, whose small ones would be brought to the size of the large ones."""
 
 
 def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> list[FeatureSet]:
@@ -104,7 +106,8 @@ def feature_sets(task: Task, blocks: Mapping[str, tuple[Matrix, Matrix]]) -> lis
             scaled = scaler.transform(a)
             width = min(whole if task.with_solution else whole // 2, *a.shape)
             pca = PCA(n_components=width, svd_solver="covariance_eigh").fit(scaled)
-            sets.append(FeatureSet("dense_pca", pca.transform(scaled), pca.transform(scaler.transform(b))))
+            projected = (pca.transform(scaled), pca.transform(scaler.transform(b)))
+            sets.append(FeatureSet("dense_pca", *projected, standardise=False))
         elif kind == MAIN:
             joined = [np.concatenate(pair, axis=1) for pair in zip((a, b), metadata, strict=True)]
             sets.append(FeatureSet("sae+metadata", *joined))
@@ -137,12 +140,12 @@ def predict(task: Task, features: FeatureSet, seed: int) -> np.ndarray:
     if features.shuffled:
         y = shuffled(y, sub_seed(seed, f"shuffle-{features.seed}"))
     with threadpool_limits(1):
-        if task.kind == "topic":
-            return fit_topic_probe(features.train, y, seed).predict(features.test)
-        if task.kind == "binary":
-            probe = fit_topic_probe(features.train, y, seed)
+        if task.kind in ("topic", "binary"):
+            probe = fit_topic_probe(features.train, y, seed, features.standardise)
+            if task.kind == "topic":
+                return probe.predict(features.test)
             return probe.predict_proba(features.test)[:, list(probe.classes_).index(1.0)]
-        return ridge_predictions(features.train, y, features.test, seed)
+        return ridge_predictions(features.train, y, features.test, seed, features.standardise)
 
 
 def ladder(
