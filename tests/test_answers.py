@@ -57,13 +57,13 @@ def test_a_dead_worker_is_replaced_and_one_that_is_held_up_is_waited_for(monkeyp
 
     def held_up_or_killed(self: answers._Worker, gold: str, answer: str | None, seconds: float) -> str | None:
         self.process.send_signal(signal.SIGKILL if gold == poison else signal.SIGSTOP)
-        threading.Timer(2.5, self.process.send_signal, [signal.SIGCONT]).start()
+        threading.Timer(1.3, self.process.send_signal, [signal.SIGCONT]).start()
         return ask(self, gold, answer, seconds)
 
     monkeypatch.setattr(answers._Worker, "ask", held_up_or_killed)
-    found = check_answers([("1", "1"), (poison, "1"), ("2", "2")], seconds=2)
+    found = check_answers([("1", "1"), (poison, "1"), ("2", "2")], seconds=1)
     assert [c.outcome for c in found] == ["compared", "crashed", "compared"] and found[2].equal
-    assert unreadable([poison], seconds=2) == ({}, [poison]), "a crash says nothing about the gold"
+    assert unreadable([poison], seconds=1) == ({}, [poison]), "a crash says nothing about the gold"
     with pytest.raises(ValueError, match="positive"):
         check_answers([("1", "1")], seconds=0)
 

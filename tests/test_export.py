@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saerl_lib.cli import main
 from saerl_lib.data.judge import read
@@ -425,17 +423,6 @@ def test_a_plan_of_ones_own_file_is_exported_as_it_is(tmp_path: Path) -> None:
     assert {(row["prompt"][0]["content"], row["solution"]) for row in table} == {(r["text"], str(r["result"])) for r in rows}
     (plan.parent / "samples.parquet").unlink()
     assert main(["export", "--plan", str(plan), "--to", "trl", "--out", str(tmp_path / "again")]) == 1
-
-
-@given(st.permutations(range(STEPS * B)), st.integers(1, 4))
-def test_only_the_plan_itself_follows_the_plan(order: list[int], g: int) -> None:
-    plan = small_plan()
-    ids = [plan.ids[i] for i in order]
-    report = trainers.follow(plan, trainers.ConsumedLog(tuple(rollouts_of(ids, g))))
-    assert report.followed == (ids == plan.ids) and report.dropped == ()
-    batches = [set(plan.ids[i : i + B]) == set(ids[i : i + B]) for i in range(0, len(ids), B)]
-    assert report.steps_kept == sum(batches)
-    assert trainers.follow(plan, trainers.ConsumedLog(tuple(rollouts_of(ids, g))), any_slot=True).followed == all(batches)
 
 
 @pytest.mark.parametrize(

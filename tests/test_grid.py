@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ from saerl_lib.data.sample import read_samples, write_samples
 from saerl_lib.report.tables import TableError, write_csv
 from saerl_lib.studies import grid
 from saerl_lib.train.arms import ArmError
-from saerl_lib.train.run import DONE, read_run, train, write_run
+from saerl_lib.train.run import DONE, Run, read_run, train, write_run
 from saerl_lib.train.stages import jobs_home
 from saerl_lib.world.sources import draw_world
 
@@ -219,11 +221,20 @@ def test_one_run_without_grpo_is_no_error(
     assert not paths.figure_data_dir(PROFILE.name).exists()
 
 
+def in_this_process(runs: list[Run], *_: Any, ended: Callable[[Run], Any], **__: Any) -> dict[str, str]:
+    for run in runs:
+        write_run(run)
+        train(run)
+        ended(run)
+    return {}
+
+
 def test_an_own_arm_is_tried_in_small_and_has_its_row_in_every_table(
     stages: tuple[Stage, Stage], arms_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("get_profile", replace(PROFILE, study=None, eval_sets=SMOKE.eval_sets)), ("study_stages", stages)):
         monkeypatch.setattr(grid, name, lambda *_, value=value: value)
+    monkeypatch.setattr(grid, "run_all", in_this_process)
     assert grid.run_study(["grpo", "backwards"], [0], None, arms_file, PROFILE.name, list=False, ray=None) == 0
     tables = {path.stem: pd.read_csv(path) for path in paths.figure_data_dir(f"{PROFILE.name}-study").glob("*.csv")}
     assert set(tables["study_summary"]["arm"]) == {"grpo", "backwards"} == set(tables["study_runs"]["arm"])

@@ -22,13 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 def run_smoke(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """One command in a clean artifacts folder, with as many threads as a user gets; small files stand in for the real sets."""
+    """One command in a clean artifacts folder, with one thread beside other tests; small files stand in for the real sets."""
     command = [sys.executable, "-m", "saerl_lib", "run", "--profile", "smoke", *options]
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     real = home / "real"
     if not real.is_dir():
         write_real_files(real)
-    environment |= {"SAERL_HOME": str(home), "SAERL_DATA_DIR": str(real), "PYTHONHASHSEED": "0"}
+    environment = os.environ | {"SAERL_HOME": str(home), "SAERL_DATA_DIR": str(real), "PYTHONHASHSEED": "0"}
     return subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True, timeout=2700)
 
 
