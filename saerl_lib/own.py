@@ -273,7 +273,7 @@ def _svd(texts: Sequence[str], seed: int) -> NDArray[np.float32]:
 
 def represent_model(samples: Sequence[Sample], config: OwnConfig, work: Path) -> Representation:
     """SAE features and metadata of N samples; `work` is a folder for the store of all latents. Raises OSError or ValueError for
-    a model that cannot be read, SAEGateError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
+    a model that cannot be read, ArtifactError for an SAE that does not fit it, FloatingPointError for non-finite activations."""
     from transformers.utils.logging import disable_progress_bar
 
     from saerl_lib.encode.models import model_name, open_reader

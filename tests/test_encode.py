@@ -23,17 +23,7 @@ from saerl_lib.artifacts import ArtifactError
 from saerl_lib.config import SHIPPED, ReaderConfig, sub_seed
 from saerl_lib.data.sample import SEPARATOR, DataError, Sample
 from saerl_lib.encode import models, pool
-from saerl_lib.encode.sae import (
-    KINDS,
-    START,
-    SAEGateError,
-    fresh_sae,
-    hooked_gradient,
-    load_opensae,
-    load_sae,
-    open_sae,
-    train_sae,
-)
+from saerl_lib.encode.sae import KINDS, START, fresh_sae, hooked_gradient, load_opensae, open_sae, train_sae
 from saerl_lib.encode.store import (
     FEATURES,
     RULES,
@@ -304,9 +294,9 @@ def test_opensae_checkpoints_give_the_latents_of_their_own_formula(tmp_path: Pat
 
 def test_a_source_that_does_not_exist_fit_or_convert_is_refused(tmp_path: Path) -> None:
     source = build.build_opensae(tmp_path / "o")
-    with pytest.raises(SAEGateError, match="width 32, the model's residual stream has width 96"):
+    with pytest.raises(ArtifactError, match="width 32, the model's residual stream has width 96"):
         open_sae(f"opensae:{source}", 96)
-    with pytest.raises(SAEGateError, match="no cfg.json"):
+    with pytest.raises(ArtifactError, match="no cfg.json"):
         open_sae(str(tmp_path), 16)
     config = json.loads((source / "config.json").read_text())
     for change, message in (
@@ -314,7 +304,7 @@ def test_a_source_that_does_not_exist_fit_or_convert_is_refused(tmp_path: Path) 
         ({"activation": "gelu"}, "activation 'gelu' is not known"), ({"feature_size": 65}, "the download is damaged"),
     ):  # fmt: skip
         (source / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(SAEGateError, match=message):
+        with pytest.raises(ArtifactError, match=message):
             load_opensae(source)
 
 
@@ -323,7 +313,7 @@ def test_controls_move_only_what_they_may(tmp_path: Path) -> None:
     saes, vectors = {}, torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
     for kind in KINDS:
         train_sae(vectors, config, tmp_path / kind, kind)
-        saes[kind] = load_sae(tmp_path / kind, 16)
+        saes[kind] = open_sae(str(tmp_path / kind), 16)
     start = fresh_sae(load_file(tmp_path / "trained" / START)["mean"], sub_seed(0, "text-sae"), 6, 64)
     cosine = {k: torch.cosine_similarity(sae.W_dec, start.W_dec, dim=1).min().item() for k, sae in saes.items()}
     assert cosine["frozen_decoder"] == pytest.approx(1.0, abs=1e-5)

@@ -17,7 +17,7 @@ from saerl_lib.cli import main
 from saerl_lib.config import ReaderConfig
 from saerl_lib.data.sample import DataError
 from saerl_lib.encode.models import CutModel, open_decoder
-from saerl_lib.encode.sae import VectorStream, blocks, documents, load_sae, train_text_sae
+from saerl_lib.encode.sae import VectorStream, blocks, documents, open_sae, train_text_sae
 from saerl_lib.settings import SAEConfig
 from saerl_lib.studies.reader import explained_rows, projections
 
@@ -74,7 +74,7 @@ def test_the_command_trains_an_sae_that_explains_it(model: Path, tmp_path: Path,
     assert main(["sae", "--text", source, source, *options]) == 0
     told = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert told["explained_variance"] > 0.5 and 0 < told["l0"] <= 8
-    assert load_sae(out, build.WIDTH).cfg.d_sae == 96 and not (out / "checkpoints").exists()
+    assert open_sae(str(out), build.WIDTH).cfg.d_sae == 96 and not (out / "checkpoints").exists()
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     assert main(["sae", "--text", source, source, *options]) == 0, "a finished SAE is found again"
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before

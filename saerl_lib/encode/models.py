@@ -157,7 +157,7 @@ def folder_sha256(folder: Path) -> str:
 
 def open_reader(reader: ReaderConfig) -> Encoder:
     """The model cut at its layer, its tokenizer and the SAEs, on their device. A folder is read without a network. Raises OSError
-    or ValueError for a model that cannot be read, and SAEGateError for an SAE that does not fit it."""
+    or ValueError for a model that cannot be read, and ArtifactError for an SAE that does not fit it."""
     from saerl_lib.encode.pool import Encoder
     from saerl_lib.encode.sae import open_sae
 

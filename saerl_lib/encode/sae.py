@@ -65,10 +65,6 @@ START = "start.safetensors"
 """Mean and mean norm of the vectors that the shipped SAE was trained on, from which an untrained one begins too."""
 
 
-class SAEGateError(ArtifactError):
-    """The SAE does not fit the model or misses a stated bound."""
-
-
 @dataclass(frozen=True)
 class SAEQuality:
     """Reconstruction quality on held-out tokens."""
@@ -80,24 +76,6 @@ class SAEQuality:
     dead_share: float
     """Share of latents that fire on no held-out token."""
     n_tokens: int
-
-
-def load_sae(folder: Path, width: int) -> SAE:
-    """An SAE from disk, in float32; raises SAEGateError when its input width is not the model's `width`."""
-    try:
-        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    except SafetensorError as error:
-        raise SAEGateError(f"{folder}: its weights cannot be read ({error}); the file is damaged, make it again") from error
-    return _fitting(sae, str(folder), width)
-
-
-def _fitting(sae: SAE, source: str, width: int) -> SAE:
-    if sae.cfg.d_in != width:
-        raise SAEGateError(
-            f"{source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "
-            "choose the SAE that was trained on this model and layer"
-        )
-    return sae.eval()
 
 
 @torch.inference_mode()
@@ -124,19 +102,29 @@ TENSORS = ("encoder.weight", "encoder.bias", "b_dec", "W_dec")
 
 def open_sae(source: str, width: int) -> SAE:
     """An SAE named by `source` as `ReaderConfig.sae` names it, for a model of `width`, in float32 on the CPU. One of SAELens'
-    registry is downloaded on first use. Raises SAEGateError when it does not exist or does not fit the model."""
-    if source.startswith(UNTRAINED):
-        sae = untrained_sae(int(source.removeprefix(UNTRAINED)))
-    elif source.startswith(OPENSAE):
-        sae = load_opensae(sae_folder(source))
-    elif source.startswith(SAELENS) and "/" in source:
-        release, _, name = source.removeprefix(SAELENS).partition("/")
-        sae = SAE.from_pretrained(release, name, device="cpu")
-    elif not (sae_folder(source) or Path()).joinpath("cfg.json").is_file():
-        raise SAEGateError(f"{source}: no cfg.json; name a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
-    else:
-        return load_sae(sae_folder(source), width)
-    return _fitting(sae, source, width)
+    registry is downloaded on first use. Raises ArtifactError when it does not exist, cannot be read or does not fit the model."""
+    folder = sae_folder(source)
+    try:
+        if source.startswith(UNTRAINED):
+            sae = untrained_sae(int(source.removeprefix(UNTRAINED)))
+        elif source.startswith(OPENSAE):
+            sae = load_opensae(folder)
+        elif source.startswith(SAELENS) and "/" in source:
+            release, _, name = source.removeprefix(SAELENS).partition("/")
+            sae = SAE.from_pretrained(release, name, device="cpu")
+        elif folder is None or not (folder / "cfg.json").is_file():
+            raise ArtifactError(f"{source}: no cfg.json; name a folder saved by SAELens, opensae:FOLDER or saelens:RELEASE/ID")
+        else:
+            sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    except SafetensorError as error:
+        said = f"its weights cannot be read ({error}); the file is damaged, fetch or make it again"
+        raise ArtifactError(f"{folder or source}: {said}") from error
+    if sae.cfg.d_in != width:
+        raise ArtifactError(
+            f"{folder or source}: the SAE reads vectors of width {sae.cfg.d_in}, the model's residual stream has width {width}; "
+            "choose the SAE that was trained on this model and layer"
+        )
+    return sae.eval()
 
 
 def untrained_sae(seed: int, k: int | None = None) -> SAE:
@@ -160,18 +148,18 @@ def fresh_sae(mean: Tensor, seed: int, k: int, latents: int, normalise: str = "n
 
 
 def load_opensae(folder: Path) -> SAE:
-    """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE. Raises SAEGateError for a missing
-    file or tensor, an unknown activation or shapes that contradict the configuration."""
+    """An OpenSAE checkpoint as a SAELens TopK SAE in float32; its latents are those of OpenSAE. Raises ArtifactError for a
+    missing file or tensor, an unknown activation or shapes that contradict the configuration."""
     path, tensors = folder / "config.json", dict[str, Tensor]()
     if not path.is_file():
-        raise SAEGateError(f"{path}: no such file; download the OpenSAE checkpoint with its configuration")
+        raise ArtifactError(f"{path}: no such file; download the OpenSAE checkpoint with its configuration")
     try:
         for file in sorted(folder.glob("*.safetensors")):
             tensors |= load_file(file)
     except SafetensorError as error:
-        raise SAEGateError(f"{file}: cannot be read ({error}); the file is damaged, fetch it again") from error
+        raise ArtifactError(f"{file}: cannot be read ({error}); the file is damaged, fetch it again") from error
     if missing := [name for name in TENSORS if name not in tensors]:
-        raise SAEGateError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")
+        raise ArtifactError(f"{folder}: tensor {missing[0]!r} is missing; an OpenSAE checkpoint holds {', '.join(TENSORS)}")
     config, encoder = json.loads(path.read_text(encoding="utf-8")), tensors["encoder.weight"].float()
     latents, width = encoder.shape
     normalised, activation = config.get("input_normalize", True), config.get("activation", "topk")
@@ -184,7 +172,7 @@ def load_opensae(folder: Path) -> SAE:
             (latents, width) != (config.get("feature_size", latents), config.get("hidden_size", width)),
     }  # fmt: skip
     if reasons := [reason for reason, applies in refused.items() if applies]:
-        raise SAEGateError(f"{folder}: {reasons[0]}")
+        raise ArtifactError(f"{folder}: {reasons[0]}")
     shape = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
     normalise = "layer_norm" if normalised else "none"
     sae = TopKSAE(TopKSAEConfig(k=int(config["k"]), rescale_acts_by_decoder_norm=False, normalize_activations=normalise, **shape))
@@ -400,7 +388,7 @@ def train_text_sae(
     except StopIteration as error:
         raise ArtifactError(f"the text ends before {config.heldout_tokens:,} held-out and {config.tokens:,} training vectors "
                             "were read; name more sources or lower --tokens") from error  # fmt: skip
-    sae, vectors = load_sae(out, held_out.shape[1]), held_out.cpu()
+    sae, vectors = open_sae(str(out.absolute()), held_out.shape[1]), held_out.cpu()
     quality = measure_sae(sae, vectors.split(TOKENS_AT_ONCE))
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     write_json(out / "provenance.json", {"settings": settings, **provenance()})

@@ -75,7 +75,7 @@ def splits_of(data: Stage) -> list[str]:
 
 
 def reader_stage(profile: Profile, data: Stage) -> Stage:
-    """sae_quality.parquet: rows of sae_quality.csv, the SAE on samples of L and of the test split. Raises SAEGateError
+    """sae_quality.parquet: rows of sae_quality.csv, the SAE on samples of L and of the test split. Raises ArtifactError
     for an SAE that explains less of L than the mean vector does: it is of another model or block."""
 
     def compute(_: Path) -> dict[str, pd.DataFrame]:
@@ -90,11 +90,11 @@ def reader_stage(profile: Profile, data: Stage) -> Stage:
 
 
 def _quality_rows(split: str, samples: Sequence[Sample], encoder: Encoder, reader: ReaderConfig) -> list[tuple]:
-    from saerl_lib.encode.sae import SAEGateError, measured  # SAELens takes seconds
+    from saerl_lib.encode.sae import measured  # SAELens takes seconds
 
     found = measured(samples, encoder)
     if not found.explained_variance > 0:
-        raise SAEGateError(
+        raise ArtifactError(
             f"--sae {reader.sae}: explained variance {found.explained_variance:.3f} on {found.n_tokens} tokens of {split} is not "
             f"above 0, which the mean vector alone would reach; block {reader.layer} (--layer) or the model (--reader) is "
             "probably not the one that this SAE was trained on"

@@ -32,7 +32,7 @@ from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, 
 from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
 from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
-from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, load_sae, measure_sae, measured, train_sae, untrained_sae
+from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, measure_sae, measured, open_sae, train_sae, untrained_sae
 from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
 from saerl_lib.properties.probes import METRICS, Matrix, Task, metric, real_tasks, tasks_of_file
@@ -158,7 +158,8 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     Explained variance on MATH's test problems with their solutions; PCA is fitted on a part of the corpus."""
     encoder, tasks = open_reader(profile.reader), curve_samples(profile.ladder)
     trained = {SHIPPED_SAE.k: SEEDS[0]} | {TRAININGS[name][0]["k"]: name for name in TRAININGS if name.startswith("sae_k")}
-    saes = {f"sae#{k}": load_sae(paths.sae_dir() / name, encoder.sae.cfg.d_in) for k, name in sorted(trained.items())}
+    width = encoder.sae.cfg.d_in
+    saes = {f"sae#{k}": open_sae(str((paths.sae_dir() / name).absolute()), width) for k, name in sorted(trained.items())}
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
     held = load_set("math_test").samples
     held = [held[i] for i in hash_order(held)[:MEASURED_SAMPLES]]
