@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_plan_holds_kept_samples_once_and_the_log_goes_through_it_and_on(home: Path) -> None:
     plan = read_plan(home / "smoke" / "plans" / "saerl.parquet")
     kept = pd.read_parquet(home / "smoke" / "filter" / "kept.parquet")
-    validate(plan, list(plan.ids), plan.prompts_per_step)
+    validate(plan)
     assert set(plan.ids) <= set(kept.loc[kept["kept"], "sample_id"])
     rollouts = pd.read_parquet(home / "smoke" / "train" / "rollouts.parquet")
     assert {"reward", "completion_tokens", "completion"} <= set(rollouts) and set(rollouts["arm"]) == {"grpo", "saerl"}

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
@@ -254,7 +253,7 @@ def build_plan(
         rows = batches.rows.ravel()
     partner = np.full(len(rows) // b, -1) if partner is None else partner
     plan = plan_of(pool, rows, np.where(np.arange(b) >= b - h, partner[:, None], -1).ravel(), order, b, h)
-    validate(plan, pool.ids.take(pa.array(np.sort(rows))), b)
+    validate(plan)
     return plan
 
 
