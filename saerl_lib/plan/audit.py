@@ -31,7 +31,7 @@ from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FeatureTable, load_split_features
 from saerl_lib.plan.batch_plan import BatchPlan
 from saerl_lib.plan.orders import batch_facts, candidates, cluster_first, dominant_clusters, load_plan
-from saerl_lib.properties.audit import Html, audit_stage, feature_names, is_latent, token_highlights
+from saerl_lib.properties.audit import audit_stage, feature_names, is_latent, token_highlights
 from saerl_lib.properties.scorer import LEVEL, Scorer, load_scorer
 
 LISTED = 5
@@ -253,14 +253,14 @@ def _swap(sample_id: str, evidence: Evidence) -> Record:
             "h": h, "candidates": shown, "n_candidates": len(found)}  # fmt: skip
 
 
-def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> Html:
-    """Where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once. Runs the
-    encoder on this one sample."""
+def highlighted(record: Record, evidence: Evidence, encoder: Encoder) -> str:
+    """HTML of where the latents that mattered fire in the sample itself: those of cluster, difficulty and quality, each once.
+    Runs the encoder on this one sample."""
     sample = evidence.samples[evidence.features.ids.index(record["sample_id"])]
     scores = (record["difficulty"]["parts"], record["quality"]["parts"])
     mattered = [*record["cluster"]["features"], *(part for parts in scores for part in parts["listed"])]
     names = dict.fromkeys(part["feature"] for part in mattered if part["value"] > 0 and is_latent(part["feature"]))
-    return Html("".join(item.html() for item in token_highlights([(name, sample) for name in names], encoder)))
+    return "".join(item.html() for item in token_highlights([(name, sample) for name in names], encoder))
 
 
 # As text.

@@ -266,13 +266,6 @@ FULL_SHADE = (86, 180, 233)
 """RGB of the strongest token: sky blue of Okabe and Ito; black text stays readable on it."""
 
 
-class Html(str):
-    """HTML that a notebook shows as such."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
-
-
 @dataclass(frozen=True)
 class TokenHighlights:
     """One span of one sample with the activations of one latent."""
@@ -305,8 +298,8 @@ class TokenHighlights:
             return found
         return self.text(context - 1, characters) if context else found[:characters]
 
-    def html(self) -> Html:
-        """All tokens, shaded by activation."""
+    def html(self) -> str:
+        """HTML of all tokens, shaded by activation."""
         peak, shown = max(self.activations, default=0.0), ""
         for place, (token, value) in enumerate(zip(self.tokens, self.activations, strict=True)):
             text = html.escape(token)
@@ -318,7 +311,7 @@ class TokenHighlights:
             shown += text
         feature, span, sample = (html.escape(name) for name in (self.feature, self.span, self.sample_id))
         head = f"<b>{feature}</b> in the {span} of {sample}, maximum {peak:.2f}"
-        return Html(f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>')
+        return f'<div style="margin:0 0 0.8em 0">{head}<div style="{BOX}">{shown}</div></div>'
 
 
 def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> list[TokenHighlights]:
@@ -338,11 +331,6 @@ def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> 
                     values = latents[b, mask, int(latent)].to(torch.float64)
                     found[place] = TokenHighlights(feature, sample.id, span, tokens, tuple(values.tolist()))
     return [found[place] for place in range(len(wanted))]
-
-
-def load_highlights(audit: Stage) -> Html:
-    """The tokens of the top latents' highest-activating samples."""
-    return Html(audit.path("highlights.html").read_text(encoding="utf-8"))
 
 
 # The stage.
