@@ -30,7 +30,7 @@ from saerl_lib.encode.models import open_reader, token_batches
 from saerl_lib.encode.pool import BLOCKS, Encoder, batch_latents
 from saerl_lib.encode.stages import retained_latents
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
-from saerl_lib.properties.clusters import Assignment, topic_entropy
+from saerl_lib.properties.clusters import Assignment
 from saerl_lib.properties.scorer import side_words
 from saerl_lib.report.statistics import percentile_interval
 
@@ -118,14 +118,14 @@ def cluster_audit_table(phi: np.ndarray, names: Sequence[str], assigned: Assignm
     rows = []
     for cluster, part in facts.assign(distance=assigned.distance).groupby(assigned.label):
         ranked = ranked_topics(part["topic"].to_numpy(dtype=str))
-        labels, topics = part["difficulty"].dropna().to_numpy(dtype=float), part.loc[part["topic"] != "", "topic"]
+        labels = part["difficulty"].dropna().to_numpy(dtype=float)
         quartiles = np.percentile(labels, [25, 50, 75]) if len(labels) else [np.nan] * 3
         shift = standardised_shift(values, assigned.label == cluster)
         top = [i for i in np.argsort(-shift, kind="stable")[:TOP_LATENTS] if shift[i] > 0]
         rows.append({
             "cluster": int(cluster), "n": len(part), "label": cluster_label(ranked),
             "top_topics": "; ".join(f"{topic} ({share:.0%})" for topic, share in ranked[:TOP_TOPICS]),
-            "topic_entropy_bits": topic_entropy(topics) if ranked else 0.0,
+            "topic_entropy_bits": float(stats.entropy([share for _, share in ranked], base=2)) if ranked else 0.0,
             "difficulty_mean": float(labels.mean()) if len(labels) else np.nan,
             **dict(zip(("difficulty_q25", "difficulty_median", "difficulty_q75"), map(float, quartiles), strict=True)),
             "n_difficulty": len(labels),

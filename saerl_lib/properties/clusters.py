@@ -162,16 +162,6 @@ def agreement(labels: np.ndarray, topics: np.ndarray) -> Agreement:
     return Agreement(*map(float, values))
 
 
-def topic_entropy(topics: np.ndarray) -> float:
-    """Shannon entropy of the topics [N] in bits.
-
-    >>> topic_entropy(["a", "a", "b", "c"])
-    1.5
-    """
-    shares = np.unique(np.asarray(topics), return_counts=True)[1] / len(topics)
-    return float(abs(np.sum(shares * np.log2(shares))))
-
-
 OTHER_SEEDS = 5
 """Fits beside the profile's own one: 15 pairs."""
 
