@@ -139,7 +139,7 @@ def test_token_highlights_take_the_right_span_and_latent(monkeypatch: pytest.Mon
     mask = torch.tensor([[True, True, False], [True, False, False]])
     batch = SimpleNamespace(rows=(1, 0), ids=torch.tensor([[5, 6, 7], [8, 9, 0]]), prompt=mask, solution=~mask)
     values = torch.arange(12.0).reshape(2, 3, 2)
-    encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9, layout=None)
+    encoder = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>"), tokens_per_batch=9, max_tokens=None)
     monkeypatch.setattr(audits, "token_batches", lambda *_: [batch])
     monkeypatch.setattr(audits, "batch_latents", lambda *_: values)
     first, second = audits.token_highlights([("sol_max/1", samples[0]), ("prompt_max/0", samples[1])], encoder)

@@ -211,16 +211,16 @@ def test_chat_spans_are_exact_and_long_texts_are_cut(samples: list[Sample]) -> N
     said = "{{ messages[0]['content'] }}"
     for template, leads in ((f"<|user|>\n{said}\n<|assistant|>\n", False), (said, True)):
         tokenizer.chat_template = template
-        spans = models.sample_spans(sample, tokenizer, models.Layout(chat=True))
+        spans = models.sample_spans(sample, tokenizer, chat=True)
         kept = [token for token, keep in zip(spans.ids, spans.prompt, strict=True) if keep]
         assert sample.prompt.endswith(tokenizer.decode(kept).strip()) and not spans.prompt[0] and not any(spans.solution)
         assert (tokenizer.decode(kept).strip() == sample.prompt) != leads, "the first token is an attention sink, content or not"
     tokenizer.chat_template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(DataError, match=f"sample {sample.id}: the chat template changes its text"):
-        models.sample_spans(sample, tokenizer, models.Layout(chat=True))
+        models.sample_spans(sample, tokenizer, chat=True)
     with pytest.raises(DataError, match="no prompt token is left"):
-        models.sample_spans(sample, tokenizer, models.Layout(max_tokens=1))
-    assert models.sample_spans(sample, tokenizer, models.Layout(max_tokens=8)).truncated
+        models.sample_spans(sample, tokenizer, max_tokens=1)
+    assert models.sample_spans(sample, tokenizer, max_tokens=8).truncated
     assert not any(models.sample_spans(replace(sample, solved=False), tokenizer).solution)
 
 

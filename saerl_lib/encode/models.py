@@ -164,8 +164,8 @@ def open_reader(reader: ReaderConfig) -> Encoder:
     decoder, tokenizer, settings = open_decoder(reader)
     width = settings.get_text_config().hidden_size
     saes = {name: open_sae(source, width).to(reader.device) for name, source in reader.sources.items()}
-    layout = Layout(max_tokens=reader.max_tokens or getattr(settings, "max_position_embeddings", None))
-    return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, layout, reader.dense)
+    max_tokens = reader.max_tokens or getattr(settings, "max_position_embeddings", None)
+    return Encoder(decoder, tokenizer, saes, reader.tokens_per_batch, max_tokens, reader.dense)
 
 
 def open_decoder(reader: ReaderConfig) -> tuple[CutModel, Any, PretrainedConfig]:
@@ -234,16 +234,6 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a sample becomes one token sequence."""
-
-    chat: bool = False
-    """The prompt alone, in the tokenizer's chat template."""
-    max_tokens: int | None = None
-    """Longer sequences are cut at the end; how many were is reported by `Spans.truncated`."""
-
-
-@dataclass(frozen=True)
 class Spans:
     """Token sequence of one sample with its two spans; plain lists, since most samples are short."""
 
@@ -251,6 +241,7 @@ class Spans:
     prompt: list[bool]
     solution: list[bool]
     truncated: bool
+    """Whether the sequence was longer and was cut at the end."""
 
 
 def _plain(sample: Sample, tokenizer: Any) -> Spans:
@@ -277,11 +268,12 @@ def _chat(sample: Sample, tokenizer: Any) -> Spans:
     return Spans(encoded["input_ids"], inside, [False] * len(inside), False)
 
 
-def sample_spans(sample: Sample, tokenizer: Any, layout: Layout = Layout()) -> Spans:
-    """Tokens of one sample with the masks of its spans. Raises DataError when nothing of the prompt is left to read."""
-    spans = _chat(sample, tokenizer) if layout.chat else _plain(sample, tokenizer)
-    if layout.max_tokens is not None and len(spans.ids) > layout.max_tokens:
-        cut = slice(0, layout.max_tokens)
+def sample_spans(sample: Sample, tokenizer: Any, max_tokens: int | None = None, chat: bool = False) -> Spans:
+    """Tokens of one sample, the first `max_tokens` of them, with the masks of its spans; `chat`: of the prompt alone, in the
+    tokenizer's chat template. Raises DataError when nothing of the prompt is left to read."""
+    spans = _chat(sample, tokenizer) if chat else _plain(sample, tokenizer)
+    if max_tokens is not None and len(spans.ids) > max_tokens:
+        cut = slice(0, max_tokens)
         spans = Spans(spans.ids[cut], spans.prompt[cut], spans.solution[cut], True)
     if not any(spans.prompt):
         raise DataError(f"sample {sample.id}: no prompt token is left to read; it is one token or max_tokens is too small")
@@ -306,10 +298,11 @@ def pack(lengths: Sequence[int], tokens_per_batch: int) -> list[tuple[int, ...]]
 
 
 def token_batches(
-    samples: Sequence[Sample], tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
+    samples: Sequence[Sample], tokenizer: Any, tokens_per_batch: int, max_tokens: int | None = None, chat: bool = False
 ) -> Iterator[TokenBatch]:
-    """Batches of samples of similar length with at most `tokens_per_batch` padded tokens, in a fixed order."""
-    spans = [sample_spans(s, tokenizer, layout) for s in samples]
+    """Batches of samples of similar length with at most `tokens_per_batch` padded tokens, in a fixed order; each sample as
+    `sample_spans` reads it."""
+    spans = [sample_spans(s, tokenizer, max_tokens, chat) for s in samples]
     for rows in pack([len(s.ids) for s in spans], tokens_per_batch):
         yield pad(rows, spans, tokenizer.pad_token_id or 0)
 
@@ -377,11 +370,11 @@ def states_of(decoder: CutModel, batch: TokenBatch, samples: Sequence[Sample]) -
 
 
 def token_vectors(
-    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, layout: Layout = Layout()
+    samples: Sequence[Sample], decoder: CutModel, tokenizer: Any, tokens_per_batch: int, max_tokens: int | None = None
 ) -> Iterator[Tensor]:
     """[n, D] activations of the unmasked tokens of one batch after another, in float32 on the CPU. Raises FloatingPointError with
     the sample id when a value is not finite."""
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, layout):
+    for batch in token_batches(samples, tokenizer, tokens_per_batch, max_tokens):
         values, keep = states_of(decoder, batch, samples)
         yield values[keep].float().cpu()
 

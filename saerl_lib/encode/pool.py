@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from saerl_lib.data.sample import Sample
-from saerl_lib.encode.models import CutModel, Layout, TokenBatch, pack, pad, sample_spans, states_of, token_batches
+from saerl_lib.encode.models import CutModel, TokenBatch, pack, pad, sample_spans, states_of, token_batches
 from saerl_lib.encode.store import DENSE, HEADER, values_hash
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class Encoder:
     saes: Mapping[str, SAE]
     """By name; the first is the reader's own, the others read the same vectors."""
     tokens_per_batch: int
-    layout: Layout = field(default_factory=Layout)
+    max_tokens: int | None = None
+    """Longer samples are cut at the end."""
     dense: bool = False
     """Pool the activations themselves too."""
 
@@ -201,7 +202,7 @@ def write_shard(samples: Sequence[Sample], encoder: Encoder, path: Path, made_fr
     """Encode n samples into the file `path`; returns its record: `made_from`, counts, and the hash of all values. Batches are
     formed inside the shard, so on one device with one number of threads equal samples give equal bytes. Raises FloatingPointError
     with the sample id when an activation is not finite."""
-    spans = [sample_spans(s, encoder.tokenizer, encoder.layout) for s in samples]
+    spans = [sample_spans(s, encoder.tokenizer, encoder.max_tokens) for s in samples]
     solved, dense = np.zeros(len(samples), dtype=bool), None
     found: dict[str, list[Pooled]] = {name: [] for name in encoder.saes}
     for batch_rows in pack([len(s.ids) for s in spans], encoder.tokens_per_batch):
@@ -255,7 +256,7 @@ def batch_latents(encoder: Encoder, batch: TokenBatch, samples: Sequence[Sample]
 
 def token_table(sample: Sample, encoder: Encoder, latents: int = 10) -> pd.DataFrame:
     """Tokens of one sample (rows) against the `latents` that fire most on it (columns, by falling maximum): activations."""
-    batch = next(iter(token_batches([sample], encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)))
+    batch = next(iter(token_batches([sample], encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens)))
     found = batch_latents(encoder, batch, [sample])[0]
     strongest = found.amax(dim=0).topk(latents).indices
     tokens = [str(encoder.tokenizer.decode([i])) for i in batch.ids[0].tolist()]
@@ -268,7 +269,7 @@ def latent_examples(
 ) -> pd.DataFrame:
     """The `texts` samples on which each latent fires most: activation, and the words around that token, which stands in [[ ]]."""
     peaks: dict[int, list[tuple[float, str]]] = {latent: [] for latent in latents}
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch // 4, encoder.layout):
+    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch // 4, encoder.max_tokens):
         found = batch_latents(encoder, batch, samples)[:, :, list(latents)]
         for row, values in enumerate(found):
             for column, latent in enumerate(latents):

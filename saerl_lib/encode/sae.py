@@ -48,7 +48,6 @@ from saerl_lib.encode.models import (
     SAELENS,
     UNTRAINED,
     CutModel,
-    Layout,
     TokenBatch,
     identity,
     open_decoder,
@@ -194,9 +193,9 @@ def measured(samples: Sequence[Sample], encoder: Encoder) -> SAEQuality:
     """Quality of the encoder's SAE on the samples' own tokens, of `MEASURED_SAMPLES` by the hash of their question: files may be
     sorted by subject."""
     samples = [samples[i] for i in hash_order(samples)[:MEASURED_SAMPLES]]
-    tokens = sum(len(sample_spans(sample, encoder.tokenizer, encoder.layout).ids) for sample in samples)
+    tokens = sum(len(sample_spans(sample, encoder.tokenizer, encoder.max_tokens).ids) for sample in samples)
     stride = max(1, math.ceil(tokens / MEASURED_TOKENS))
-    parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)
+    parts = token_vectors(samples, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens)
     vectors = torch.cat([part[::stride] for part in parts]).to(encoder.sae.W_enc.device)
     return measure_sae(encoder.sae, vectors.split(TOKENS_AT_ONCE))
 
@@ -228,7 +227,7 @@ def gradient_influence(
     """Influence of each latent, [F], over samples with a solution. `model` is the whole LM, not the one cut at the hook."""
     total, n = np.zeros(sae.cfg.d_sae), 0
     model.requires_grad_(False)
-    for batch in token_batches(samples, tokenizer, tokens_per_batch, Layout()):
+    for batch in token_batches(samples, tokenizer, tokens_per_batch):
         states, gradient = hooked_gradient(model, layer, batch)
         keep = batch.prompt | batch.solution
         vectors, slopes = states[keep], gradient[keep]

@@ -319,7 +319,7 @@ def token_highlights(wanted: Sequence[tuple[str, Sample]], encoder: Encoder) -> 
     the column's block. Every sample is encoded once, one batch at a time."""
     samples = list({sample.id: sample for _, sample in wanted}.values())
     found: dict[int, TokenHighlights] = {}
-    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout):
+    for batch in token_batches(samples, encoder.tokenizer, encoder.tokens_per_batch, encoder.max_tokens):
         latents = batch_latents(encoder, batch, samples)
         for b, row in enumerate(batch.rows):
             for place, (feature, sample) in enumerate(wanted):

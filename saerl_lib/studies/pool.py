@@ -26,7 +26,7 @@ from saerl_lib import paths
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, TrainConfig, sub_seed, to_dict
 from saerl_lib.data.sample import Sample, load_split, write_samples
-from saerl_lib.encode.models import Layout, open_decoder, token_vectors
+from saerl_lib.encode.models import open_decoder, token_vectors
 from saerl_lib.encode.sae import SHIPPED_SAE, train_sae
 from saerl_lib.encode.stages import read, retained_of, store_stage
 from saerl_lib.encode.store import DENSE, Store, load_split_features
@@ -55,8 +55,8 @@ def model_features(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Pooled features of a frozen-decoder SAE and the draws', trained on L's activations into `folder`, and dense activations."""
     decoder, tokenizer, _ = open_decoder(profile.reader)
-    layout, size = Layout(max_tokens=profile.reader.max_tokens), profile.reader.tokens_per_batch
-    vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, layout)))
+    size, longest = profile.reader.tokens_per_batch, profile.reader.max_tokens
+    vectors = torch.cat(list(token_vectors(labelled, decoder, tokenizer, size, longest)))
     saes = {name: folder / f"sae_{name}" for name in ("frozen", *DRAWN)}
     for name, place in saes.items():
         config = replace(SHIPPED_SAE, tokens=min(OWN_TOKENS, PASSES * len(vectors)), seed=sub_seed(profile.seed, f"sae-{name}"))

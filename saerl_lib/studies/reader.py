@@ -31,7 +31,7 @@ from saerl_lib.artifacts import provenance, write_json
 from saerl_lib.config import LadderConfig, Profile, ReaderConfig, content_hash, get_profile, to_dict
 from saerl_lib.data.published import corpus_keys, held_out_keys, load_labelled, load_set, math_splits, probe_splits, unread_keys
 from saerl_lib.data.sample import Sample, hash_order, normalise, without
-from saerl_lib.encode.models import Layout, identity, open_decoder, open_reader, token_batches, token_vectors
+from saerl_lib.encode.models import identity, open_decoder, open_reader, token_batches, token_vectors
 from saerl_lib.encode.sae import MEASURED_SAMPLES, SHIPPED_SAE, measure_sae, measured, open_sae, train_sae, untrained_sae
 from saerl_lib.encode.stages import encode
 from saerl_lib.encode.store import DENSE, Store, choose_retained
@@ -80,8 +80,7 @@ def collect(reader: ReaderConfig, samples: Sequence[Sample], folder: Path) -> li
     todo = [(path, chunk) for path, chunk in parts if not path.is_file()]
     decoder, tokenizer, _ = open_decoder(reader)
     for path, chunk in tqdm(todo, desc="activations", unit="part"):
-        layout = Layout(max_tokens=reader.max_tokens)
-        vectors = torch.cat(list(token_vectors(chunk, decoder, tokenizer, reader.tokens_per_batch, layout)))
+        vectors = torch.cat(list(token_vectors(chunk, decoder, tokenizer, reader.tokens_per_batch, reader.max_tokens)))
         save_file({"vectors": vectors.bfloat16()}, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
     return [path for path, _ in parts]
@@ -163,7 +162,8 @@ def curve_table(profile: Profile) -> pd.DataFrame:
     saes |= {f"sae_untrained#{k}": untrained_sae(0, k) for k in sorted(trained)}
     held = load_set("math_test").samples
     held = [held[i] for i in hash_order(held)[:MEASURED_SAMPLES]]
-    vectors = torch.cat(list(token_vectors(held, encoder.decoder, encoder.tokenizer, encoder.tokens_per_batch, encoder.layout)))
+    size, longest = encoder.tokens_per_batch, encoder.max_tokens
+    vectors = torch.cat(list(token_vectors(held, encoder.decoder, encoder.tokenizer, size, longest)))
     part = load_file(min((paths.sae_dir() / "vectors" / "real").glob("*.safetensors")))["vectors"].double()
     mean, directions = part.mean(dim=0), torch.linalg.eigh(torch.cov(part.T)).eigenvectors.flip(1)
     pca = {k: directions[:, :k] for k in sorted(trained)}
@@ -264,7 +264,7 @@ def block_means(samples: Sequence[Sample], reader: ReaderConfig) -> dict[int, np
     """Block of `BLOCKS` -> [N, D] mean state after it over a prompt's tokens but the first, from one pass."""
     decoder, tokenizer, shape = open_decoder(replace(reader, layer=max(BLOCKS)))
     found = {block: np.zeros((len(samples), shape.hidden_size), dtype=np.float32) for block in BLOCKS}
-    for batch in token_batches(samples, tokenizer, reader.tokens_per_batch, Layout(max_tokens=reader.max_tokens)):
+    for batch in token_batches(samples, tokenizer, reader.tokens_per_batch, reader.max_tokens):
         states = decoder.body(input_ids=batch.ids, use_cache=False, output_hidden_states=True).hidden_states
         for block in BLOCKS:
             kept = batch.prompt & (states[block].norm(dim=-1) <= (reader.max_norm or np.inf))

@@ -23,7 +23,7 @@ from saerl_lib.artifacts import Stage, file_sha256, get_or_compute
 from saerl_lib.config import SMOLLM2, Profile, TrainConfig, sub_seed
 from saerl_lib.data.answers import check_answers, read_final_answer
 from saerl_lib.data.sample import Sample, load_split
-from saerl_lib.encode.models import Layout, open_causal, smollm2_folder, token_batches
+from saerl_lib.encode.models import open_causal, smollm2_folder, token_batches
 from saerl_lib.needs import model_folder
 from saerl_lib.train.sampler import READ, GenerateSampler, Sampler, gold_probability
 
@@ -152,7 +152,7 @@ def angle_concentration(sampler: Sampler, samples: Sequence[Sample], train: Trai
     """
     out = np.empty(len(samples))
     prompts = [replace(sample, solved=False) for sample in samples]
-    for batch in token_batches(prompts, sampler.tokenizer, TOKENS_AT_ONCE, Layout(chat=train.chat)):
+    for batch in token_batches(prompts, sampler.tokenizer, TOKENS_AT_ONCE, chat=train.chat):
         inputs = {"input_ids": batch.ids.to(sampler.device), "attention_mask": batch.real.long().to(sampler.device)}
         states = sampler.model.base_model(**inputs, use_cache=False).last_hidden_state.double().cpu()
         directions = torch.nn.functional.normalize(states, dim=-1)
