@@ -19,7 +19,6 @@ SAE space" that is not named: here PCA, and beside it the full standardised spac
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,10 +59,6 @@ TAKEN = "already exchanged with another"
 """A batch exchanges its tail once at most (ours)."""
 NEIGHBOURS = 5
 """k of the k-NN distance (paper, Figure 3)."""
-FEWEST_BATCHES = 20
-"""Batches of a cluster below which its easy-to-hard order is hardly one (ours)."""
-MOST_ALONE = 0.1
-"""Share of batches without a partner up to which a plan is one of "each batch is paired" (paper, section 3.2; bound ours)."""
 
 
 def random_order(ids: Ids, seed: int) -> np.ndarray:
@@ -258,18 +253,12 @@ def build_plan(
 
 
 def cluster_batches(plan: BatchPlan, pool: pd.DataFrame) -> pd.DataFrame:
-    """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner. Warns
-    of clusters with fewer than `FEWEST_BATCHES` batches, and when more than `MOST_ALONE` of the batches have no partner."""
+    """One row a cluster of a curriculum: samples of the pool, left out of the plan, home batches, those without a partner."""
     b, swapped, home = plan.prompts_per_step, *(plan.table[name].to_numpy() for name in ("swapped_with", "cluster"))
     home, alone = home[::b], swapped.reshape(-1, b).max(axis=1) < 0  # the first of a batch is never exchanged
     counts = {"samples": pool["cluster"], "planned": plan.table["cluster"], "batches": home, "without_partner": home[alone]}
     found = pd.DataFrame({name: pd.Series(values).value_counts() for name, values in counts.items()}).fillna(0).astype(int)
     found["left_out"] = found["samples"] - found.pop("planned")
-    if len(thin := found.index[found["batches"] < FEWEST_BATCHES].tolist()):
-        warnings.warn(f"clusters {thin} hold fewer than {FEWEST_BATCHES} batches of {b}: plan more samples or fewer clusters",
-                      stacklevel=2)  # fmt: skip
-    if plan.swapped_per_batch and alone.mean() > MOST_ALONE:
-        warnings.warn(f"{alone.mean():.0%} of the batches found no partner: widen window_batches or a tolerance", stacklevel=2)
     return found.rename_axis("cluster").reset_index()
 
 
