@@ -31,7 +31,7 @@ from saerl_lib.config import SMOLLM2, PlanConfig, PropertyConfig, content_hash, 
 from saerl_lib.data.answers import plain_form, unreadable
 from saerl_lib.data.judge import MIN_ROWS, read, require
 from saerl_lib.data.rows import Source
-from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, normalise, number_of
+from saerl_lib.data.sample import DataError, Dataset, Dropped, Sample, number_of
 from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features
 from saerl_lib.notebooks import UserError
 from saerl_lib.plan.batch_plan import BatchPlan, rows_of
@@ -418,7 +418,7 @@ def arrange(data: Dataset, found: Representation, config: OwnConfig) -> Arranged
     quality, quality_fit = fit_quality(found, data.quality, seed)
     kept = may if config.keep is None else _filtered(ids, quality, may, config)
     rows = np.flatnonzero(kept)
-    full = whole_batches([ids[i] for i in rows], [normalise(data.samples[i].prompt) for i in rows], b)
+    full = whole_batches([data.samples[i] for i in rows], b)
     planned = rows[full]
     settings = properties_of(len(planned), config)
     clusters = pool_clusters(found.phi[planned], settings, seed)

@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import PLANS, PlanConfig, Profile, sub_seed, to_dict
-from saerl_lib.data.sample import SEPARATOR, DataError, Sample, load_split, normalise, write_samples
+from saerl_lib.data.sample import SEPARATOR, DataError, Sample, load_split, write_samples
 from saerl_lib.encode.store import load_split_features
 from saerl_lib.needs import model_folder
 from saerl_lib.plan.batch_plan import (
@@ -353,7 +353,7 @@ def left_out(profile: Profile, samples: Sequence[Sample]) -> np.ndarray:
     rows = np.flatnonzero(reason == "")
     if len(rows) < b:
         raise DataError(f"{len(rows)} samples are left to plan, less than a batch of {b}: lower prompts_per_step")
-    full = whole_batches([samples[i].id for i in rows], [normalise(samples[i].prompt) for i in rows], b)
+    full = whole_batches([samples[i] for i in rows], b)
     reason[rows[~full]] = f"fills no whole batch of {b}"
     return reason
 

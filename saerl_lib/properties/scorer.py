@@ -35,7 +35,7 @@ from sklearn.preprocessing import StandardScaler
 
 from saerl_lib.artifacts import Stage, get_or_compute
 from saerl_lib.config import Profile, PropertyConfig, sub_seed, to_dict
-from saerl_lib.data.sample import Sample, hash_share, load_split, normalise
+from saerl_lib.data.sample import Sample, hash_order, load_split
 from saerl_lib.encode.store import FEATURES, FeatureTable, load_split_features
 from saerl_lib.properties.clusters import Clusters, agreement, by_chunks, pool_clusters
 from saerl_lib.properties.probes import FOLDS, fit_elastic_net, require_rows
@@ -374,17 +374,16 @@ def load_scorer(difficulty: Stage) -> Scorer:
     )  # fmt: skip
 
 
-def whole_batches(ids: Sequence[str], keys: Sequence[str], prompts_per_step: int, most: int | None = None) -> np.ndarray:
-    """Mask bool [N] of the rows, `most` of them, that fill whole batches: by the hash of the question, so that neither easy nor
-    late rows are favoured.
+def whole_batches(samples: Sequence[Sample], prompts_per_step: int, most: int | None = None) -> np.ndarray:
+    """Mask bool [N] of the samples, `most` of them, that fill whole batches: by the hash of the question, so that neither easy
+    nor late ones are favoured.
 
-    >>> int(whole_batches(["a", "b", "c"], ["1", "2", "3"], 2).sum())
+    >>> int(whole_batches([Sample(name, name, (), "1") for name in "abc"], 2).sum())
     2
     """
-    order = np.lexsort((np.asarray(ids, dtype=str), np.array([hash_share(key) for key in keys])))
-    mask = np.zeros(len(ids), dtype=bool)
-    n = min(len(ids), len(ids) if most is None else most)
-    mask[order[: n - n % prompts_per_step]] = True
+    mask = np.zeros(len(samples), dtype=bool)
+    n = min(len(samples), len(samples) if most is None else most)
+    mask[hash_order(samples)[: n - n % prompts_per_step]] = True
     return mask
 
 
@@ -395,8 +394,7 @@ def kept_rows(profile: Profile, samples: Sequence[Sample], score: np.ndarray) ->
     count = profile.pool_samples if profile.world else min(profile.pool_samples, int(is_target.sum()))
     kept = is_target if profile.planned == "target" else keep_top_k(score, ids, count)
     rows = np.flatnonzero(kept)
-    keys = [normalise(samples[i].prompt) for i in rows]
-    kept[rows] = whole_batches([ids[i] for i in rows], keys, profile.plan.prompts_per_step, count if profile.world else None)
+    kept[rows] = whole_batches([samples[i] for i in rows], profile.plan.prompts_per_step, count if profile.world else None)
     return kept
 
 
