@@ -245,7 +245,7 @@ def test_ray_tasks_write_the_same_bytes(
 def test_a_worker_with_other_packages_is_refused(tmp_path: Path, spec: ReaderConfig) -> None:
     reading = stages.Reading(spec, stages.environment() | {"torch": "1.0"})
     with pytest.raises(ArtifactError, match="torch is .* and 1.0 where the command runs"):
-        stages._encode_part(stages.Part(0, str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
+        stages._encode_part(stages.Part(str(tmp_path / shard(0)), "key", tuple(samples(3))), reading)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,15 +47,7 @@ from saerl_lib.config import SHIPPED, Profile, ReaderConfig, content_hash, sub_s
 from saerl_lib.data.sample import DataError, Sample, load_split
 from saerl_lib.encode.models import absolute, identity, model_name, open_causal, open_reader, open_tokenizer, sae_folder
 from saerl_lib.encode.pool import Encoder, write_shard
-from saerl_lib.encode.store import (
-    FeatureTable,
-    Store,
-    choose_retained,
-    metadata_features,
-    read_record,
-    save_features,
-    shard_path,
-)
+from saerl_lib.encode.store import FeatureTable, Store, choose_retained, metadata_features, read_record, save_features, shard_path
 
 # Stages.
 
@@ -213,9 +205,8 @@ class Encoded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Consecutive samples, the shard that they become, and the content hash of all that decides it."""
+    """Consecutive samples, the shard that they become, and the content hash of all that decides it, its number included."""
 
-    number: int
     path: str
     key: str
     samples: Sequence[Sample]
@@ -256,7 +247,8 @@ def encode(
             held.enter_context(_locked(folder))
             parts[folder] = _cut(samples, folder, decides, samples_per_part)
         every = [part for own in parts.values() for part in own]
-        records = {part.path: record for part in every if (record := _finished(part)) is not None}
+        there = ((part, read_record(Path(part.path))) for part in every)
+        records = {part.path: record for part, record in there if record is not None and record.get("key") == part.key}
         reused = {folder: sum(part.path in records for part in own) for folder, own in parts.items()}
         todo = [part for part in every if part.path not in records]
         if workers is None and ray is None and sum(len(part.samples) for part in todo) <= samples_per_part:
@@ -276,15 +268,9 @@ def _cut(samples: Sequence[Sample], folder: Path, decides: Mapping[str, Any], si
     parts = []
     for number, start in enumerate(range(0, len(samples), size)):
         own = samples[start : start + size]
-        key = content_hash({**decides, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
-        parts.append(Part(number, str(shard_path(folder, number)), key, own))
+        key = content_hash({**decides, "number": number, "rows": json.dumps([dataclasses.asdict(sample) for sample in own])})
+        parts.append(Part(str(shard_path(folder, number)), key, own))
     return parts
-
-
-def _finished(part: Part) -> dict[str, Any] | None:
-    """The record of a part that is there already."""
-    record = read_record(Path(part.path))
-    return record if record is not None and (record.get("number"), record.get("key")) == (part.number, part.key) else None
 
 
 @contextlib.contextmanager
@@ -346,7 +332,7 @@ def _encode_part(part: Part, reading: Reading, opened: Callable[[], Encoder] | N
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if reading.spec.device == "cpu" else before)
-        record = write_shard(part.samples, encoder, partial, {"number": part.number, "key": part.key})
+        record = write_shard(part.samples, encoder, partial, {"key": part.key})
         partial.replace(path)
     finally:
         torch.set_num_threads(before)
