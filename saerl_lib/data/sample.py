@@ -17,9 +17,9 @@ from saerl_lib.artifacts import Stage
 
 COLUMNS = ("id", "prompt", "steps", "answer", "topic", "difficulty", "source", "flaw", "step_labels")
 SAMPLES = "samples.parquet"
+"""Name of the samples beside a plan of one's own data."""
 SEPARATOR = "\n"
 """Between prompt and solution, as a model reads them."""
-"""Name of the samples beside a plan of one's own data."""
 
 
 class DataError(ValueError):
